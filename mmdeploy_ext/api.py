@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.errors import LoadError, UsageError, after_weights
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
-from mmdeploy_ext.exporting.model import (
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
+from mmdeploy_ext.families.model import (
     Model,
     build,
     check_options,
@@ -27,10 +28,9 @@ from mmdeploy_ext.exporting.model import (
     prepare_fixed,
     read_config,
 )
-from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_images
-from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.tasks import task_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.proving.results import MetricRow, Pair
     from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.tasks.results import MetricRow, Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | Non
 def check_provable(family: Family) -> None:
     """Refuse a family that lacks what a proof needs; it is to be called before the weights load.
 
-    A family of detectors needs a task, the module that matches and draws its results (`proving.tasks`), and a
+    A family of detectors needs a task, the module that matches and draws its results (`tasks`), and a
     family of pictures a runtime, the module that finishes in numpy what its graphs compute
     (`runtime.detect`), unless its class has a method `detections` that does so.
 
@@ -127,7 +127,7 @@ def export_detector(
             exported by 'torchscript'; or a pattern of `keep_fp32` fits no node.
         ExportError: as `export`.
     """
-    from mmdeploy_ext.exporting.files import export_files
+    from mmdeploy_ext.families.files import export_files
     from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
 
     images = []
@@ -191,7 +191,7 @@ def export(
             that fits no node.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
-    from mmdeploy_ext.exporting.files import check_output
+    from mmdeploy_ext.families.files import check_output
 
     check_normalisation(mean, std)
     deployment = read_config(config, checkpoint, cfg_options, device)
@@ -391,7 +391,7 @@ def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
     The file of a sparse backbone has only a part of the metadata. Damaged files are refused here, before the
     weights are loaded.
     """
-    from mmdeploy_ext.exporting.files import read_files
+    from mmdeploy_ext.families.files import read_files
     from mmdeploy_ext.graph.io.files import load, read
     from mmdeploy_ext.proving.levels.sparse_file import file_options
 

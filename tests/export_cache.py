@@ -18,7 +18,7 @@ import onnx
 import torch
 
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.exporting import files
+from mmdeploy_ext.families import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -47,13 +47,13 @@ def main():
     compat.apply()
     torch.set_num_threads(1)
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.exporting import model as deploy
+    from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.families.base import DETECTOR, find_family, load_families
     from mmdeploy_ext.preprocess import DEFAULT_PICTURE
     from mmdeploy_ext.proving.inputs import pictures
     from mmdeploy_ext.proving.inputs.samples import read_images
-    from mmdeploy_ext.proving.tasks import task_module
     from mmdeploy_ext.synthetic.seeded import seeded_model
+    from mmdeploy_ext.tasks import task_module
     from mmdeploy_ext.zoo.configs import installed_folder
 
     load_families()

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.proving.references import ImageReference
-    from mmdeploy_ext.proving.results import Case, SequenceRow
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper
+    from mmdeploy_ext.tasks.results import Case, SequenceRow
 
 UTM_M = 7e5, 4e6, 500.0
 """x, y, z: metres as in UTM coordinates."""

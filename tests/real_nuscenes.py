@@ -16,7 +16,7 @@ import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.models.datasets.nuscenes_dataset import lidar_to_global
-from mmdeploy_ext.proving.inputs.synthetic_drive import Surroundings, rig
+from mmdeploy_ext.synthetic.drive import Surroundings, rig
 
 NUSCENES = Path(__file__).resolve().parents[2] / 'shared/data/nuscenes'
 SCENE_PAUSE_US = 5_000_000

@@ -12,7 +12,7 @@ from mmdeploy_ext.models.rtdetr.backbone import STAGE_BLOCKS
 from mmdeploy_ext.weights.convert import rtdetr_names as names
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
 ROW_MAJOR = {'model.encoder.position_layout': 'row_major'}
 """What transformers 5 has."""

@@ -12,13 +12,13 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import list_images, read_image
-from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.synthetic.seeded import fill_seeded
+from mmdeploy_ext.tasks.bbox2d import match_detections
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = str(REPO / 'configs/atss/atss.py')

@@ -183,9 +183,9 @@ def exported(kind='kitti'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.exporting import model as deploy
-    from mmdeploy_ext.exporting.files import export_files
+    from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.files import export_files
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     register()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 
 REPO = Path(__file__).resolve().parents[1]

@@ -5,9 +5,9 @@ import pprint
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.files import export_files
 from projects.configs.nuscenes_fusion import test_pipeline
 from toy_atss import REPO
 from toy_spread import spread_out
@@ -200,9 +200,7 @@ LIMITS = dict(
         object=dict(
             num_proposals=120,
             test_cfg=dict(nms_type='circle'),
-            bbox_coder=dict(
-                post_center_range=[-15.0, -17.0, -2.7, 17.0, 15.0, -0.6], score_threshold=0.05
-            ),
+            bbox_coder=dict(post_center_range=[-15.0, -17.0, -2.7, 17.0, 15.0, -0.6], score_threshold=0.05),
         )
     )
 )

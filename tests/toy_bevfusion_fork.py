@@ -71,7 +71,7 @@ import copy
 from unittest import mock
 
 from mmdet3d.models import builder
-from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
+from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.models.bevfusion import fusion
 from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone

@@ -13,7 +13,7 @@ if __name__ == '__main__':
 
 import onnx  # noqa: E402
 
-from mmdeploy_ext.exporting import model as deploy  # noqa: E402
+from mmdeploy_ext.families import model as deploy  # noqa: E402
 from mmdeploy_ext.graph.io.index import all_tensors  # noqa: E402
 
 IMAGES = {
@@ -50,7 +50,7 @@ def digest(name: str) -> str:
 def _export(name: str, folder: Path) -> list[str]:
     import mmdeploy_ext.families.mmdet3d_plugin
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.exporting.files import export_files
+    from mmdeploy_ext.families.files import export_files
     from mmdeploy_ext.preprocess.pictures import read_image
 
     toy = name.split()[0]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.synthetic.seeded import write_seeded
 from planting import replaced
 from proofs import refuted
@@ -78,9 +78,7 @@ class SeededToy:
 
         return deployment, paths
 
-    def verdict_with(
-        self, fault: Change, deployment: deploy.Model, folder: Path, **options: Any
-    ) -> Verdict:
+    def verdict_with(self, fault: Change, deployment: deploy.Model, folder: Path, **options: Any) -> Verdict:
         """Return the verdict on an export that a fault was planted into, over four frames."""
         with replaced(*fault):
             files = self.export(deployment, folder, **options)

@@ -4,9 +4,9 @@ import numpy as np
 
 from made_once import made_once
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.synthetic.scene import make_scene
 from mmdeploy_ext.synthetic.seeded import SCENE_SHAPES, seeded_model
 

@@ -76,9 +76,9 @@ def frames(deployment, count):
 def exported(**words):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.exporting import model as deploy
-    from mmdeploy_ext.exporting.files import export_files
+    from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.files import export_files
 
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_mvxnet_'))

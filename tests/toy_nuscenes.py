@@ -17,7 +17,7 @@ def write(folder: Path, **options: Any) -> Path:
     `options` are further ones of `SetOptions`.
     """
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+    from mmdeploy_ext.cli.nuscenes_infos import create_infos
     from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 
     root = folder / 'toy_nuscenes'

@@ -18,7 +18,7 @@ from toy_atss import REPO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
 TRAINED, PREFIX = REPO / 'demo/checkpoints/stream_petr_toy.pth', 'img_backbone.'
 STD = IMG_NORM['std']

@@ -9,9 +9,9 @@ import torch
 from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.synthetic.seeded_by_name import rtdetr_weights
 

@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
 FAR_M = 62.0
 """Metres; anchors that are no object stand here, beyond the ranges of the evaluation."""

@@ -22,10 +22,9 @@ import toy_solo
 import toy_two_stage
 import toy_yolact
 from mmdeploy_ext.cli import export_app, export_scn_app
-from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.config import load_config, mmdet_config, without_augmentation
 from mmdeploy_ext.families.base import load_families
 from mmdeploy_ext.synthetic.seeded import write_seeded
-from mmdeploy_ext.zoo.configs import without_augmentation
 from toy_atss import REPO
 
 if TYPE_CHECKING:

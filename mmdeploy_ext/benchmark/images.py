@@ -21,8 +21,8 @@ from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting.copy import fused
-from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.exporting.model import build, load_weights, prepare_fixed, read_config, resolve
+from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.families.model import build, load_weights, prepare_fixed, read_config, resolve
 from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import PreparedImage, list_images, read_image

@@ -95,7 +95,7 @@ class Source:
         `change` takes the model and returns the one that is run; None changes nothing.
         """
         self.prepare()
-        from mmdeploy_ext.exporting.model import build, load_weights, read_config
+        from mmdeploy_ext.families.model import build, load_weights, read_config
 
         deployment = read_config(self.config, self.checkpoint, self.cfg_options)
         build(deployment)

@@ -25,8 +25,8 @@ from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
-from mmdeploy_ext.exporting import model as models
-from mmdeploy_ext.exporting import sparse_backbone as deploy
+from mmdeploy_ext.families import backbone_files as deploy
+from mmdeploy_ext.families import model as models
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.graph.io.files import read as load_model
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.benchmark.base import Runs
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
 """Numbers of voxels of the generated scenes."""

@@ -15,16 +15,16 @@ import numpy as np
 
 from mmdeploy_ext.benchmark.base import bar_rows
 from mmdeploy_ext.benchmark.measure import MIN_ROUNDS, repeated
+from mmdeploy_ext.contract.comparison import ArrayDistance
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.preprocess.points import voxelise
-from mmdeploy_ext.proving.tensors import ArrayDistance
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.preprocess.points import VoxelRule
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ir import SparseGraph, Triple

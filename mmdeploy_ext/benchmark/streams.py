@@ -32,11 +32,11 @@ from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES
-from mmdeploy_ext.exporting.files import export_files, read_files
-from mmdeploy_ext.exporting.model import build, load_weights, read_config, resolve_opset
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.families.files import export_files, read_files
+from mmdeploy_ext.families.model import build, load_weights, read_config, resolve_opset
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.synthetic.drive import synthetic_drive
 
 if TYPE_CHECKING:
     import contextlib

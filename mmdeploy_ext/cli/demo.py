@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.tasks.results import Pair
 
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
 """Value of --engine, but for 'both' -> title of the engine."""
@@ -62,8 +62,8 @@ def draw_boxes(
         classes: names, by label.
         score_thr: boxes of a smaller score are not drawn.
     """
-    from mmdeploy_ext.proving.tasks import bbox3d
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
+    from mmdeploy_ext.tasks import bbox3d
 
     if len(detections) == 2:
         return bbox3d.draw_pair(pair, classes, score_thr)

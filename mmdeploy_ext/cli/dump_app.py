@@ -124,9 +124,9 @@ def _pairs(args: argparse.Namespace) -> list[tuple[str, Path, Path]]:
 def _compare(args: argparse.Namespace) -> int:
     from rich.table import Table
 
+    from mmdeploy_ext.contract.comparison import compare_tensors
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
     from mmdeploy_ext.graph.output_comparison import without_equal_gaps
-    from mmdeploy_ext.proving.tensors import compare_tensors
 
     for name in ('rtol', 'atol'):
         if not 0 <= getattr(args, name) < float('inf'):

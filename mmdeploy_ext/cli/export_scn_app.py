@@ -14,8 +14,8 @@ from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights, shape_text
 from mmdeploy_ext.core.files import will_write
-from mmdeploy_ext.exporting.model import Model, build, check_options, load_weights, read_config
 from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.families.model import Model, build, check_options, load_weights, read_config
 from mmdeploy_ext.proving.inputs.samples import Samples
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
     Returns 0 exported or proven, 1 not proven.
     """
-    from mmdeploy_ext.exporting.files import check_output
-    from mmdeploy_ext.exporting.sparse_backbone import export_file
+    from mmdeploy_ext.families.backbone_files import export_file
+    from mmdeploy_ext.families.files import check_output
     from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
     cli.wait_passively()
@@ -184,7 +184,7 @@ def find_ranges(args: argparse.Namespace, deployment: Model, options: Options) -
     None: the options name no precision, or one without int8 and there are no ranges. UsageError: a layer is
     int8, and there are none.
     """
-    from mmdeploy_ext.exporting.sparse_backbone import has_int8, has_precision
+    from mmdeploy_ext.families.backbone_files import has_int8, has_precision
 
     int8_ranges = None
     if has_precision(options):

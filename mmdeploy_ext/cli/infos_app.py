@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     `args` are those of `build_parser`; for what is raised see `nuscenes_infos.create_infos`.
     """
     compat.apply()
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+    from mmdeploy_ext.cli.nuscenes_infos import create_infos
 
     counts = create_infos(
         args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.max_sweeps

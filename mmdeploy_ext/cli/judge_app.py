@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from mmdeploy_ext.proving.results import SequenceRow
+    from mmdeploy_ext.tasks.results import SequenceRow
 
 MAX_FAILURES = 8
 """Failures that are printed; --json has all."""

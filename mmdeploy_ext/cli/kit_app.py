@@ -140,7 +140,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     those of `build_parser`, with `onnx_file`, `config`, `checkpoint` and `out`. UsageError: --frames of a
     model of pictures, or --mean or --std of any other.
     """
-    from mmdeploy_ext.exporting.model import build, load_weights, read_config
+    from mmdeploy_ext.families.model import build, load_weights, read_config
     from mmdeploy_ext.kit.writer import write_detector_kit
     from mmdeploy_ext.proving.inputs.samples import Samples
 

@@ -100,7 +100,7 @@ def load(args: argparse.Namespace) -> Any:
     ConfigError: the model needs pictures. It is raised before the checkpoint is read.
     """
     compat.apply()
-    from mmdeploy_ext.exporting.model import build, load_weights, read_config
+    from mmdeploy_ext.families.model import build, load_weights, read_config
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     deployment = read_config(args.config, args.checkpoint, overrides)
@@ -127,8 +127,8 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
     folder = args.onnx
     if not folder:
-        from mmdeploy_ext.exporting.files import export_files
-        from mmdeploy_ext.exporting.model import resolve_opset
+        from mmdeploy_ext.families.files import export_files
+        from mmdeploy_ext.families.model import resolve_opset
 
         folder = str(EXPORT_FOLDER)
         options = resolve_opset(deployment.family.choose(opset=0), deployment.model)
@@ -168,9 +168,9 @@ def show(
         detections: key of `demo.ENGINES` -> boxes.
         classes: name of each label.
     """
-    from mmdeploy_ext.proving.results import Pair
-    from mmdeploy_ext.proving.tasks import bbox3d
     from mmdeploy_ext.runtime.draw import write_picture
+    from mmdeploy_ext.tasks import bbox3d
+    from mmdeploy_ext.tasks.results import Pair
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     pair = Pair(title, points, detections.get('torch'), detections.get('onnx'))

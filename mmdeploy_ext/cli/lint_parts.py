@@ -10,7 +10,7 @@ import torch
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.exporting.model import prepare_fixed, resolve
+from mmdeploy_ext.families.model import prepare_fixed, resolve
 from mmdeploy_ext.lint.nested import without_sizes
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import other_view
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
 Feeds = dict[str, torch.Tensor]
 """Name of a tensor -> its values: the inputs of a graph, and the outputs of the stages that have run."""

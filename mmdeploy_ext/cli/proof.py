@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import check_writable, write_json
-from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.tasks import task_module
 
 if TYPE_CHECKING:
     import argparse
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.exporting.model import Model
-    from mmdeploy_ext.proving.results import Pair
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.tasks.results import Pair
 
 PICTURE_WIDTH = 1100
 """Width of the picture of `draw_pairs`, pixels."""

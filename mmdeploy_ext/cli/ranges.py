@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize import METHODS
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.sparse.ranges import Ranges
 
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
@@ -58,7 +58,7 @@ def check(args: argparse.Namespace) -> None:
     UsageError or DataError: --calibrate beside --ranges or without sweeps, --batches below 0, or a file of
     ranges that cannot be read.
     """
-    from mmdeploy_ext.quantize.sweeps import sweep_items
+    from mmdeploy_ext.runtime.sweeps import sweep_items
     from mmdeploy_ext.sparse.ranges import Ranges
 
     if args.calibrate and args.ranges:

@@ -17,7 +17,7 @@ from mmdeploy_ext.quantize import METHODS, PERCENTILE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DEFAULT_OUTPUT = 'ranges.json'
@@ -80,7 +80,7 @@ def check(args: argparse.Namespace) -> None:
     --ranges are read to `args.loaded_ranges`, which is None without them. UsageError or DataError.
     """
     from mmdeploy_ext.quantize.calibrators import make_calibrator
-    from mmdeploy_ext.quantize.sweeps import sweep_items
+    from mmdeploy_ext.runtime.sweeps import sweep_items
 
     if args.output and args.ranges:
         raise UsageError('--output writes what --calibrate finds; --ranges are written already')
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.exporting.model import load
+    from mmdeploy_ext.families.model import load
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     deployment = load(
@@ -143,7 +143,7 @@ def _ranges(args: argparse.Namespace, deployment: Model) -> Ranges:
 
 def _compare(args: argparse.Namespace, deployment: Model, int8_ranges: Ranges) -> None:
     """Compare int8 and fp16 with fp32 on the sweeps of --fidelity, and show what is found."""
-    from mmdeploy_ext.exporting import sparse_backbone as deploy
+    from mmdeploy_ext.families import backbone_files as deploy
     from mmdeploy_ext.quantize import views
     from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
     from mmdeploy_ext.quantize.sparse_calibration import config_sweeps

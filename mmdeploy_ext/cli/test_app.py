@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.exporting.files import ExportedFiles
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.files import ExportedFiles
+    from mmdeploy_ext.families.model import Model
 
 SEEN_FILES = 'exported_files.json'
 """File of the work directory: path of an ONNX file that is what an export makes -> its hash."""
@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     """Evaluate on the processes of the run, which end with one exit status."""
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import run_dataset
-    from mmdeploy_ext.exporting.model import build, load_weights, read_config
+    from mmdeploy_ext.families.model import build, load_weights, read_config
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
@@ -205,7 +205,7 @@ def export_if_stale(deployment: Model, tested: TestedModel) -> None:
         ModelFileError: they cannot be read, are stale and one is quantised, so that an export would put a
             float32 file in its place, or were edited after their export.
     """
-    from mmdeploy_ext.exporting.files import read_files
+    from mmdeploy_ext.families.files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
     from mmdeploy_ext.proving.file_checks import Export
@@ -73,7 +73,7 @@ class TestedModel(abc.ABC):
             self.settings['precision'] = self.options.get('precision', 'fp32')
 
     def _options_of_file(self, family: Family) -> Options:
-        from mmdeploy_ext.exporting.files import read_files
+        from mmdeploy_ext.families.files import read_files
         from mmdeploy_ext.proving.file_checks import option_errors
 
         metadata = read_files(self.target).metadata
@@ -88,8 +88,8 @@ class TestedModel(abc.ABC):
 
         ConfigError: the options do not go with the model, or the file or folder cannot be written.
         """
-        from mmdeploy_ext.exporting.files import check_output
-        from mmdeploy_ext.exporting.model import check_options
+        from mmdeploy_ext.families.files import check_output
+        from mmdeploy_ext.families.model import check_options
 
         cfg, family = deployment.unbuilt_cfg, deployment.family
         try:
@@ -119,14 +119,14 @@ class TestedModel(abc.ABC):
 
         An export that is there already is stale if it has others.
         """
-        from mmdeploy_ext.exporting.files import make_metadata
+        from mmdeploy_ext.families.files import make_metadata
 
         graphs = deployment.family.graphs(deployment.model, self.options)
         return [make_metadata(deployment, self.options, graph) for graph in graphs]
 
     def export(self, deployment: Model) -> float:
         """Export the model of `deployment` to `target`; return the seconds that it took."""
-        from mmdeploy_ext.exporting.files import export_files
+        from mmdeploy_ext.families.files import export_files
 
         return export_files(deployment, self.options, self.target, self.example_images(deployment))[1]
 
@@ -170,7 +170,7 @@ class ImageModel(TestedModel):
         """
         from mmdeploy_ext.evaluate.detector import TorchDetector
         from mmdeploy_ext.exporting.copy import fused
-        from mmdeploy_ext.exporting.files import make_metadata
+        from mmdeploy_ext.families.files import make_metadata
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
         metadata = make_metadata(deployment, options)
@@ -195,7 +195,7 @@ class ImageModel(TestedModel):
 
     def example_images(self, deployment: Model) -> list[PreparedImage]:
         """Return the demo's picture, prepared by the rule of `deployment` in the size of the options."""
-        from mmdeploy_ext.exporting.model import prepare_fixed
+        from mmdeploy_ext.families.model import prepare_fixed
         from mmdeploy_ext.preprocess.pictures import read_image
 
         picture = read_image(DEFAULT_PICTURE)
@@ -267,7 +267,7 @@ class FrameModel(TestedModel):
 
         `deployment` is the PyTorch model; `engine` are options of the backend.
         """
-        from mmdeploy_ext.exporting.files import read_files
+        from mmdeploy_ext.families.files import read_files
         from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 
         files = read_files(self.target)

@@ -156,13 +156,13 @@ def load_steppers(
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
-        from mmdeploy_ext.exporting.model import load
+        from mmdeploy_ext.families.model import load
 
         overrides = shared.parse_cfg_options(args.cfg_options)
         deployment = load(args.config, args.checkpoint, overrides, args.device)
         steppers['torch'], classes = family.reference(deployment.model), deployment.classes
     if 'onnx' in engines:
-        from mmdeploy_ext.exporting.files import read_files
+        from mmdeploy_ext.families.files import read_files
 
         files = read_files(args.onnx)
         unnamed = tuple(f'class {label}' for label in range(len(classes)))  # of a checkpoint without names
@@ -196,7 +196,7 @@ def draw_scene(
         steppers: key of `demo.ENGINES` -> model, for the engines that run.
         classes: name of each label.
     """
-    from mmdeploy_ext.proving.tasks import bbox3d
+    from mmdeploy_ext.tasks import bbox3d
 
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     with demo.open_writer(args.out, args.fps) as write:

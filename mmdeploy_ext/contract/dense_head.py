@@ -2,7 +2,7 @@
 
 Glossary: a level is the feature map of one stride, with the same priors in each of its cells; a prior is an
 anchor (x1, y1, x2, y2) or a point (x, y), in pixels. A coder makes a box of a prior and the head's outputs
-for it; `families/parts/runtime/box_coders.py` has all of them. A score factor is a second score of each
+for it; `runtime/box_coders.py` has all of them. A score factor is a second score of each
 prior, such as centerness, that class scores are multiplied with. A candidate is a box with a class, before
 boxes that overlap a better one are suppressed.
 """
@@ -135,7 +135,7 @@ CODERS: dict[str, dict[str, Check]] = dict(
     centre=dict(strides=STRIDES),
     bucket=dict(buckets=COUNT, num_buckets=COUNT, scale_factor=POSITIVE),
 )
-"""Coder of `families/parts/runtime/box_coders.py` -> checks of the settings that it reads.
+"""Coder of `runtime/box_coders.py` -> checks of the settings that it reads.
 
 `bins` is the number of entries of a side's distribution. An anchor, enlarged by `scale_factor`, is cut into
 `num_buckets` along an axis, of which a side may be in the `buckets` of its half.

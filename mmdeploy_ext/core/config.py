@@ -477,3 +477,37 @@ def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
     elif isinstance(part, list | tuple):
         for index, value in enumerate(part):
             yield from types_of(value, f'{start}{index}')
+
+
+AUGMENTATIONS = ('MultiScaleFlipAug', 'MultiScaleFlipAug3D')
+"""Steps of test pipelines that may hold test-time augmentation."""
+
+SCALES = dict(img_scale='scales', pts_scale_ratio='scales of points')
+"""Key of such a step that may list several scales -> its name in the record."""
+
+
+def without_augmentation(cfg: Any) -> tuple[str, ...]:
+    """Remove test-time augmentation from a config in place; return notes about what was removed.
+
+    It is that of `data.test`, and of the data set that this wraps; nothing is removed from a list of data
+    sets. Of several scales 1.0 stays, or else the first one. The keys of directions, such as
+    `pcd_horizontal_flip`, stay: without `flip` they have no effect.
+    """
+    removed = []
+    dataset = (cfg.get('data') or {}).get('test') or {}
+    while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`
+        for step in dataset.get('pipeline') or ():
+            if step.get('type') not in AUGMENTATIONS:
+                continue
+            if step.get('flip'):
+                step['flip'] = False
+                removed.append('flip')
+            for key, name in SCALES.items():
+                scales = step.get(key)
+                if isinstance(scales, list) and len(scales) > 1:
+                    step[key] = 1.0 if 1.0 in scales else scales[0]
+                    removed.append(name)
+        dataset = dataset.get('dataset')
+    if not removed:
+        return ()
+    return (f'test-time augmentation left out: {", ".join(dict.fromkeys(removed))}',)

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, RankError, UsageError, one_line
@@ -193,3 +193,22 @@ def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks
             f'--launcher {launcher}: the processes did not find each other at {place} within '
             f'{timeout.total_seconds():.0f} s: {one_line(error)}'
         ) from error
+
+
+def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
+    """Return the sample indices of process `rank` of `world_size`, scene after scene by their first samples.
+
+    `scene_tokens` has the scene of every sample; the frames of a scene stay in the order of the data set.
+    Scenes are not divided, because a memory runs from frame to frame. They go, longest first, to the process
+    that has the fewest frames; every process computes the same plan. Some processes may have no scene.
+    """
+    scenes: dict[Hashable, list[int]] = {}
+    for index, token in enumerate(scene_tokens):
+        scenes.setdefault(token, []).append(index)
+    shards: list[list[list[int]]] = [[] for _ in range(world_size)]
+    sizes = [0] * world_size
+    for frames in sorted(scenes.values(), key=lambda frames: (-len(frames), frames[0])):
+        smallest = sizes.index(min(sizes))
+        shards[smallest].append(frames)
+        sizes[smallest] += len(frames)
+    return [index for frames in sorted(shards[rank]) for index in frames]

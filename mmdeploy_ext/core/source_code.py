@@ -21,7 +21,7 @@ import mmdeploy_ext
 from mmdeploy_ext.core.files import JsonDataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
 
 DISTRIBUTIONS = {
@@ -413,3 +413,8 @@ def _possible_folders(distribution: importlib.metadata.Distribution, module: str
         checkout = Path(urllib.parse.unquote(urllib.parse.urlparse(origin['url']).path))
         folders += [checkout / module, checkout / 'src' / module]
     return [folder.resolve() for folder in folders]
+
+
+def nearest_base(kind: type, names: Container[str]) -> str | None:
+    """Return the name of a class or of its nearest base that is one of `names`; None if there is none."""
+    return next((base.__name__ for base in kind.__mro__ if base.__name__ in names), None)

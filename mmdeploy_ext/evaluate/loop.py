@@ -14,12 +14,12 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.distributed import Ranks
+from mmdeploy_ext.core.distributed import Ranks, shard_scenes
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch.utils.data import Dataset
 
@@ -96,25 +96,6 @@ class DatasetFrames:
         with loader_errors():
             for data in build_loader(self.dataset, self.indices, workers_per_gpu=self.workers):
                 yield self.family.frame(data)
-
-
-def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
-    """Return the sample indices of process `rank` of `world_size`, scene after scene by their first samples.
-
-    `scene_tokens` has the scene of every sample; the frames of a scene stay in the order of the data set.
-    Scenes are not divided, because a memory runs from frame to frame. They go, longest first, to the process
-    that has the fewest frames; every process computes the same plan. Some processes may have no scene.
-    """
-    scenes: dict[Hashable, list[int]] = {}
-    for index, token in enumerate(scene_tokens):
-        scenes.setdefault(token, []).append(index)
-    shards: list[list[list[int]]] = [[] for _ in range(world_size)]
-    sizes = [0] * world_size
-    for frames in sorted(scenes.values(), key=lambda frames: (-len(frames), frames[0])):
-        smallest = sizes.index(min(sizes))
-        shards[smallest].append(frames)
-        sizes[smallest] += len(frames)
-    return [index for frames in sorted(shards[rank]) for index in frames]
 
 
 def run_dataset(

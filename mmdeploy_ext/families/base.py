@@ -21,9 +21,9 @@ from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.source_code import ModelClass, model_classes
 from mmdeploy_ext.core.user_modules import import_failure
-from mmdeploy_ext.families.building import has_head, head_of, names_of_class
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.nearest import refusal
+from mmdeploy_ext.models.building import has_head, head_of, names_of_class
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
     import numpy as np
@@ -54,7 +54,7 @@ class Family(abc.ABC):
 
     Attributes:
         name: name of the family, as the metadata keeps it.
-        task: module that matches and draws its results: a key of `proving.tasks.TASKS`, or the dotted name of
+        task: module that matches and draws its results: a key of `tasks.TASKS`, or the dotted name of
             a module that has the same functions; of a backbone 'bev', whose maps are drawn and not matched.
         product: part of a model that its files hold: 'detector', or 'backbone' of one.
         samples: kind of its samples: 'images', 'frames' of cameras on a drive, 'sweeps' of a LiDAR, or

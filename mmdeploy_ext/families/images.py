@@ -27,7 +27,7 @@ from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec, with
 from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Family
-from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.detect import results_of
@@ -50,7 +50,7 @@ class ImageFamily(Family):
     Attributes:
         forms: how much of the post-processing its graphs may contain.
         max_alone_share: largest share of the results of a proof that may lack a partner end to end, if the
-            file's own tensors give the file's results one to one, see `proving/tasks/matching.py`.
+            file's own tensors give the file's results one to one, see `tasks/matching.py`.
     """
 
     samples = 'images'

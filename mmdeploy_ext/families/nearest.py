@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, did_you_mean
-from mmdeploy_ext.families.unregistered import missing_types, registered_names, unregistered
+from mmdeploy_ext.core.unregistered import missing_types, registered_names, unregistered
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 """What the keys of parts end in that decide a family; backbones and necks do not."""

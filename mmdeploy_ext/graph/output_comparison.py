@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.contract.comparison import TensorRow, compare_named, without_sequences
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec, as_float16
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.feeds import common_feeds, random_feeds
@@ -15,7 +16,6 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.tensors import TensorRow, compare_named, without_sequences
 
 ROUNDING = 1e-5
 """Tolerance of cut, renamed and merged graphs, relative to an output's largest value: a kernel may sum in

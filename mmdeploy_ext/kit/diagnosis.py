@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.comparison import ArrayDistance
 from mmdeploy_ext.core.errors import shape_text
-from mmdeploy_ext.proving.tensors import ArrayDistance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.proving.results import DetectionRow
+    from mmdeploy_ext.tasks.results import DetectionRow
 
 RTOL = 1e-3
 """Largest difference of values that count as the same in another order, relative to the largest value."""
@@ -151,7 +151,7 @@ def with_mixed_up_images(
         references: PyTorch's results of each image.
         candidates: the engine's.
         match: takes the title of an image, its reference and a candidate, and returns their row: that is
-            `match_detections` of the task with its keywords, see `proving/tasks`.
+            `match_detections` of the task with its keywords, see `tasks`.
     """
     named = []
     for index, row in enumerate(rows):

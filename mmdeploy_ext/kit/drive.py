@@ -19,16 +19,16 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, default_bars
-from mmdeploy_ext.proving.results import MODE_TITLES
-from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.tasks.results import MODE_TITLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph
-    from mmdeploy_ext.proving.results import SequenceRow
+    from mmdeploy_ext.tasks.results import SequenceRow
 
 NOTHING = np.zeros(0, np.float32)
 LARGEST_DRIFT = 100.0

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.proving.frames import Sides
     from mmdeploy_ext.proving.proof import ExportedFile
     from mmdeploy_ext.runtime.frames import Frame, Sweep
@@ -111,9 +111,7 @@ class _FramesWriter:
             of its further cases end with a number; a single file that keeps no memory has no frames.
     """
 
-    def __init__(
-        self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path
-    ) -> None:
+    def __init__(self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path) -> None:
         self.sides, self.folder = sides, ArrayFolder(folder)
         graphs = sides.deployment.family.graphs(sides.deployment.model, options)
         self._modules = {graph.name: graph.module for graph in graphs}

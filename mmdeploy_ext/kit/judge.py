@@ -1,7 +1,7 @@
 """Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy alone.
 
 The bars of a precision are the limits that outputs in less than float32 have to keep, see
-`proving/half_bars.py`.
+`tasks/half_bars.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract import comparison as tensors
+from mmdeploy_ext.contract.comparison import compare_tensors, failed_row
 from mmdeploy_ext.core.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
@@ -24,18 +26,17 @@ from mmdeploy_ext.kit.diagnosis import (
 )
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
-from mmdeploy_ext.proving import half_bars, results, tensors
+from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.modules.row_order import in_order_of
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tasks.matching import lone_low_results
-from mmdeploy_ext.proving.tensors import compare_tensors, failed_row
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
+from mmdeploy_ext.tasks import half_bars, results, task_module
+from mmdeploy_ext.tasks.matching import lone_low_results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.proving.tensors import TensorRow
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
 """Precisions by whose bars outputs are judged."""
@@ -77,7 +78,7 @@ class Judgement:
         """Whether all tensors and results of all cases keep the bars of `precision`, and there were some.
 
         Those of float32 are the tolerances of the files and, for results, of a proof. In float16 and INT8 a
-        share of the results may lack a partner, see `half_bars.accept_rate`.
+        share of the results may lack a partner, see `half_precision.accept_rate`.
         """
         matched = sum(row.matched for case in self.cases for row in case.detections)
         compared = matched or any(row.tensors for row in (*self.cases, *self.sequences))
@@ -220,7 +221,7 @@ class _Judge:
             for frame in frames:
                 judgement.cases.append(self._judge(self.cases[frame.last_case], frame.outputs))
         if self.bars:
-            judgement.cases, reason = half_bars.accept_rate(judgement.cases, self.bars)
+            judgement.cases, reason = half_precision.accept_rate(judgement.cases, self.bars)
             judgement.reasons += [reason] if reason else []
         else:
             rows = [row for case in judgement.cases for row in case.detections]

@@ -16,7 +16,7 @@ from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph, read_manifest
 from mmdeploy_ext.kit.engine_files import is_dynamic, shape_ranges
 from mmdeploy_ext.kit.runners import run_onnxruntime
-from mmdeploy_ext.proving.half_bars import CPU
+from mmdeploy_ext.proving.half_precision import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

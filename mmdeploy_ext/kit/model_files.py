@@ -14,7 +14,7 @@ from mmdeploy_ext.proving.provenance import facts_checks
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.kit.contents import KitGraph
 
 

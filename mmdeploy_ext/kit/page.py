@@ -20,7 +20,7 @@ from mmdeploy_ext.core.files import atomic_path, external_locations
 from mmdeploy_ext.core.folders import replaced_folder
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import MANIFEST, read_manifest
-from mmdeploy_ext.proving.tasks import bbox2d, boxed_mask, mask, matching, task_module
+from mmdeploy_ext.tasks import bbox2d, boxed_mask, mask, matching, task_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting.model import rule_of
+from mmdeploy_ext.families.model import rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.kit.page import write_page
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
 
-def write_pictures(
-    deployment: Model, path: str, samples: Collection[Any], folder: Path
-) -> dict[str, Any]:
+def write_pictures(deployment: Model, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
     They are `file`, `graphs`, `cases`, `frames`, an empty list, and `bars`, those of the page, see

@@ -25,7 +25,7 @@ from mmdeploy_ext.kit.voxels import open_interpreted, write_voxels
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.kit.local_run import Run
 
 
@@ -52,7 +52,7 @@ def write_detector_kit(
             `voxels.write_voxels`.
         ModelFileError: see `ladder.prove`.
     """
-    from mmdeploy_ext.exporting.files import read_files
+    from mmdeploy_ext.families.files import read_files
 
     family, opens = deployment.family, run_onnxruntime.open_file
     if family.product == BACKBONE:

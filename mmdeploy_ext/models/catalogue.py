@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from unittest import mock
 
 from mmdeploy_ext.core.config import types_of
-from mmdeploy_ext.families.building import nearest_base
-from mmdeploy_ext.families.unregistered import registries
+from mmdeploy_ext.core.source_code import nearest_base
+from mmdeploy_ext.core.unregistered import registries
 
 Class = TypeVar('Class', bound=type)
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mmdeploy_ext.contract.comparison import TensorRow, compare_tensors
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.pictures import compare_outputs
-from mmdeploy_ext.proving.results import Case
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tensors import TensorRow, compare_tensors
+from mmdeploy_ext.tasks import half_bars, task_module
+from mmdeploy_ext.tasks.results import Case
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.runtime.frames import Stepper
 
 FAR = 1e-5
@@ -118,7 +118,7 @@ class ImageDumpComparer:
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """Compare the tensors, and results of a `full` graph.
 
-        In less than float32 a share of the results has to match, see `half_bars.accept_rate`.
+        In less than float32 a share of the results has to match, see `half_precision.accept_rate`.
 
         `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
         of its manifest.json. DataError: the dump lacks a tensor.
@@ -138,7 +138,7 @@ class ImageDumpComparer:
         detections = tuple(match(name, *pair, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
         case = Case(name, shape, False, self._compare_tensors(dumped, outputs, bars), detections)
-        return half_bars.accept_rate([case], bars)[0][0] if bars else case
+        return half_precision.accept_rate([case], bars)[0][0] if bars else case
 
     def _compare_tensors(
         self,

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import LoadError
-from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.frames import (
     MAX_DRAWN,
     check_frames,
@@ -29,21 +29,21 @@ from mmdeploy_ext.proving.frames import (
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Modes, default_bars
 from mmdeploy_ext.proving.open_points import unreached
 from mmdeploy_ext.proving.proof import finish, not_loaded
-from mmdeploy_ext.proving.results import Case, DetectionRow
-from mmdeploy_ext.proving.tasks import bbox3d
-from mmdeploy_ext.proving.tasks.matching import too_few
 from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.tasks import bbox3d, half_bars
+from mmdeploy_ext.tasks.matching import too_few
+from mmdeploy_ext.tasks.results import Case, DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.contract.memory import MemorySpec
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.proving.levels.drive_run import DriveBars
     from mmdeploy_ext.proving.proof import Claims, Proof
-    from mmdeploy_ext.proving.results import Pair, SequenceRow
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+    from mmdeploy_ext.tasks.results import Pair, SequenceRow
 
 ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
 """What the user can do if too few results of a drive were matched."""
@@ -176,7 +176,7 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
         if memory.confidence:
             notes.append('which instances are handed on, and the ids of their tracks, were not compared')
         if proof.engine.get('round_fp16'):
-            notes.append(half_bars.ROUNDED)
+            notes.append(half_precision.ROUNDED)
     if count := modes.substituted:
         notes.append(f"the user's head gives {count} results of the file's own outputs, one to one")
     return notes

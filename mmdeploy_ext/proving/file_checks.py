@@ -18,15 +18,15 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
-from mmdeploy_ext.exporting import files
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
-from mmdeploy_ext.exporting.model import prepare_fixed
+from mmdeploy_ext.families import files
+from mmdeploy_ext.families.model import prepare_fixed
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads
 from mmdeploy_ext.graph.signature import GraphDifference
-from mmdeploy_ext.proving.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphResult
 from mmdeploy_ext.quantize.dense import QUANTISE
+from mmdeploy_ext.tasks.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
     Export = Callable[[], onnx.ModelProto]
 

@@ -11,6 +11,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.cli import tracked
@@ -18,7 +19,8 @@ from mmdeploy_ext.core.errors import LoadError, ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.engines.base import Clock, attempt
-from mmdeploy_ext.proving import file_checks, half_bars
+from mmdeploy_ext.exporting.substitution import choices_among, without_limits
+from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.open_points import count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
@@ -38,11 +40,9 @@ from mmdeploy_ext.proving.proof import (
     start,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
-from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair, failed_detections
-from mmdeploy_ext.proving.substitution import choices_among, without_limits
-from mmdeploy_ext.proving.tasks import bbox3d, task_module
-from mmdeploy_ext.proving.tasks.matching import total_reasons
-from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.tasks import bbox3d, half_bars, task_module
+from mmdeploy_ext.tasks.matching import total_reasons
+from mmdeploy_ext.tasks.results import Case, Check, DetectionRow, Pair, failed_detections
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
-    from mmdeploy_ext.proving.results import PreprocessingResult
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
+    from mmdeploy_ext.tasks.results import PreprocessingResult
 
 ADVICE = 'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
 """What the user can do if too few results of sweeps were matched."""

@@ -30,7 +30,7 @@ from mmdeploy_ext.proving.proof import Claims
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.proving.verdict import Verdict
 
 PROOFS = dict(

@@ -21,7 +21,7 @@ import numpy as np
 from mmdeploy_ext.core.config import test_datasets, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import copied_libraries, is_users_file, parts_of, users_class, users_method
-from mmdeploy_ext.families.building import data_class, makes_samples
+from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.runtime.panoptic import Segments
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.export import CodeWarning
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.points import VoxelRule
-    from mmdeploy_ext.proving.results import Case
+    from mmdeploy_ext.tasks.results import Case
 
 
 SWITCHES = ('is_in_onnx_export', 'is_tracing')

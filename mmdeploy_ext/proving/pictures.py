@@ -13,6 +13,13 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.contract.comparison import (
+    compare_named,
+    compare_tensors,
+    count_rows,
+    order_rows,
+    shape_rows,
+)
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.cli import tracked
@@ -20,9 +27,10 @@ from mmdeploy_ext.core.errors import LoadError, ModelFileError, ShapeError, one_
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
-from mmdeploy_ext.exporting.files import make_metadata
-from mmdeploy_ext.exporting.model import check_options, rule_of
-from mmdeploy_ext.proving import file_checks, half_bars
+from mmdeploy_ext.exporting.substitution import border_names, choices_among, substituted, without_limits
+from mmdeploy_ext.families.files import make_metadata
+from mmdeploy_ext.families.model import check_options, rule_of
+from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.open_points import counts_of_images, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
@@ -50,17 +58,9 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
     zoomed_on_object,
 )
-from mmdeploy_ext.proving.results import Case, DetectionRow, Pair, failed_detections
-from mmdeploy_ext.proving.substitution import border_names, choices_among, substituted, without_limits
-from mmdeploy_ext.proving.tasks import bbox2d, task_module
-from mmdeploy_ext.proving.tasks.matching import total_reasons
-from mmdeploy_ext.proving.tensors import (
-    compare_named,
-    compare_tensors,
-    count_rows,
-    order_rows,
-    shape_rows,
-)
+from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
+from mmdeploy_ext.tasks.matching import total_reasons
+from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,18 +69,18 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.families.images import ImageFamily
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.preprocess.pictures import PreparedImage
-    from mmdeploy_ext.proving.half_bars import HalfBars
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
-    from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.tasks.half_bars import HalfBars
 
 MAX_DRAWN = 8
 """Largest number of pictures in the report."""
@@ -205,7 +205,8 @@ def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
     ONNX Runtime on the CPU gives the file's own tensors at the borders of its stages, too, in float32.
     """
     kind, options = engine_class(engine), {key: value for key, value in engine.items() if key != 'engine'}
-    on_cpu = options.get('providers') in (None, half_bars.CPU, [half_bars.CPU], (half_bars.CPU,))
+    cpu = half_precision.CPU
+    on_cpu = options.get('providers') in (None, cpu, [cpu], (cpu,))
     if kind == 'OnnxRuntimeBackend' and on_cpu and file.metadata.precision == 'fp32':
         options['inner_tensors'] = border_names(file.model)
     return build_backend(kind, file.path, **options)

@@ -21,7 +21,7 @@ from mmdeploy_ext.core.user_modules import libraries_not_run
 from mmdeploy_ext.graph.io import files as graph_files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
-from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.open_points import export_switches, untraced_methods, warning_lines
@@ -33,8 +33,8 @@ from mmdeploy_ext.proving.provenance import (
     provenance,
     weights_checks,
 )
-from mmdeploy_ext.proving.tasks.matching import MAX_ALONE_SHARE, accept_few_alone
 from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
+from mmdeploy_ext.tasks.matching import MAX_ALONE_SHARE, accept_few_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.core.source_code import ModelClass
-    from mmdeploy_ext.exporting.model import Model
-    from mmdeploy_ext.proving.results import Case, Check, GraphResult
+    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.tasks.results import Case, Check, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
 """Reason why a proof fails whose first input does not give the same at the end."""
@@ -168,14 +168,14 @@ def engine_class(engine: Mapping[str, Any]) -> str:
 def engine_options(
     exported_files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options of an engine for files: those of `half_bars.proof_engine` if one has float16.
+    """Return the options of an engine for files: those of `half_precision.proof_engine` if one has float16.
 
     A file counts that was exported in float16 or converted to it, also if it was quantised afterwards: what
     is not in INT8 is float16 then. `kind` is the registered name of the engine, `engine` are the options that
     were given.
     """
     is_half = any(file.options.get('precision') == 'fp16' for file in exported_files)
-    return half_bars.proof_engine(kind, engine) if is_half else dict(engine)
+    return half_precision.proof_engine(kind, engine) if is_half else dict(engine)
 
 
 def start(
@@ -293,7 +293,7 @@ def judge_results(proof: Proof) -> None:
     """Judge the results of all inputs together: a few may have no partner; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
     if verdict.precision != 'fp32':
-        half_bars.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
+        half_precision.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
         return
     share = getattr(proof.deployment.family, 'max_alone_share', MAX_ALONE_SHARE)
     results.cases, alone = accept_few_alone(results.cases, share)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.config import cfg_options, config_sha256, test_dataset
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.proving.results import Check
+from mmdeploy_ext.tasks.results import Check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,12 +23,10 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
 
-def provenance(
-    deployment: Model, metadata: Metadata, rule: Any, contract: GraphSpec | None
-) -> list[Check]:
+def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
     """Check that the metadata of a file agree with this config and checkpoint, but for their hashes.
 
     Those are compared by `hash_checks`. Runners read from the file how pictures are prepared, class names and

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.substitution import observed
 from mmdeploy_ext.proving.inputs.inputs import (
     BATCHES,
     plain_inputs,
@@ -21,7 +22,6 @@ from mmdeploy_ext.proving.inputs.inputs import (
     with_plain_picture,
     zoomed_input,
 )
-from mmdeploy_ext.proving.substitution import observed
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import numpy_helper
 
+from mmdeploy_ext.contract.comparison import compare_named
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_onnx
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
@@ -17,16 +18,15 @@ from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.half_bars import BARS
-from mmdeploy_ext.proving.tensors import compare_named
+from mmdeploy_ext.tasks.half_bars import BARS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import onnx
 
+    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.engines.tensorrt.record import Record
-    from mmdeploy_ext.proving.tensors import TensorRow
 
 LARGEST_DIFFERENCE = 1e-3
 """Tolerance of float32, relative to an output's largest value in ONNX Runtime: GPUs sum in other orders."""

@@ -16,10 +16,11 @@ from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError, Usag
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
-from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps, evenly
+from mmdeploy_ext.preprocess.point_files import PointRule
 from mmdeploy_ext.runtime.detect import BESIDE, has_runtime, make_feeds, prepare, runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_frames, read_infos
+from mmdeploy_ext.runtime.sweeps import Sweeps, evenly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.quantize import PERCENTILE, tracked
 from mmdeploy_ext.quantize.calibrators import make_calibrator, method_title, weight_amax
-from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
+from mmdeploy_ext.runtime.sweeps import Sweeps
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.quantize.calibrators import Calibrator
     from mmdeploy_ext.sparse.ir import SparseGraph
@@ -80,7 +81,7 @@ def calibrate(deployment: Model, source: str | Path, options: Calibration) -> Ra
     `Sweeps` tells what these hold; `deployment` is that of the backbone. For the errors see
     `calibrate_sweeps`, `Sweeps` and `kernels_before_folding`.
     """
-    from mmdeploy_ext.exporting.sparse_backbone import trace  # imports torch
+    from mmdeploy_ext.families.backbone_files import trace  # imports torch
 
     options, traced = options.resolved(deployment.family), trace(deployment)
     graph = fold(traced, 'fp32')
@@ -125,7 +126,7 @@ def checkpoint_ranges(deployment: Model, half: bool | None = None) -> Ranges | N
     `half` is that of `Calibration`. UsageError: some ranges are missing; ExportError, ShapeError: the model
     cannot be traced or folded.
     """
-    from mmdeploy_ext.exporting.sparse_backbone import trace
+    from mmdeploy_ext.families.backbone_files import trace
 
     if not deployment.report.ranges:
         return None

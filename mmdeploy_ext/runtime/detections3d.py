@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -106,3 +107,15 @@ def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
     """
     low, high = np.float32(limits[:3]), np.float32(limits[3:])
     return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)
+
+
+def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (n, 7 or 9) as mmdet3d 1.0 has them, from the columns and headings of mmdet3d 0.x.
+
+    BEVFusion was trained with x, y, z, w, l, h, yaw from -y clockwise, and velocity; `Detections3D` has x, y,
+    z, l, w, h, yaw from x counter-clockwise. The function is its own inverse, and takes tensors of PyTorch,
+    too.
+    """
+    converted = boxes[:, [0, 1, 2, 4, 3, 5, *range(6, boxes.shape[1])]]
+    converted[:, 6] = -boxes[:, 6] - math.pi / 2
+    return converted

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.synthetic.seeded_layers import (
     Numbers,
     Target,

@@ -18,14 +18,14 @@ import onnx
 
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
 from mmdeploy_ext.contract.registry import registered
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.source_code import versions
-from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.exporting.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.families.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.zoo.configs import Config, library_of, without_augmentation
+from mmdeploy_ext.zoo.configs import Config, library_of
 from mmdeploy_ext.zoo.digests import export_digest, files_digest, proof_rules
 from mmdeploy_ext.zoo.records import (
     EXPORT_KINDS,
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.tasks.results import Pair
 
 WEIGHTS = 'seeded weights'
 """Stands in the metadata for the path of a checkpoint."""
@@ -203,9 +203,7 @@ def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Opti
     return check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
 
 
-def _prove_export(
-    deployment: Model, settings: Settings, dynamic: bool, earlier: Outcome | None
-) -> Outcome:
+def _prove_export(deployment: Model, settings: Settings, dynamic: bool, earlier: Outcome | None) -> Outcome:
     """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal."""
     start = time.process_time()
     family, rule = deployment.family, deployment.rule

@@ -29,10 +29,6 @@ MMDET = 'mmdet'
 """The library whose configs are named by their path alone; those of others begin with the library's name."""
 INSTALLED = '.mim', 'configs'
 """Folders below the package of a library that its configs are installed in."""
-AUGMENTATIONS = ('MultiScaleFlipAug', 'MultiScaleFlipAug3D')
-"""Steps of test pipelines that may hold test-time augmentation."""
-SCALES = dict(img_scale='scales', pts_scale_ratio='scales of points')
-"""Key of such a step that may list several scales -> its name in the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,30 +243,3 @@ def _types(part: Any) -> str:
     if isinstance(part, list | tuple):
         return '+'.join(_types(entry) for entry in part)
     return str(part.get('type', '')) if isinstance(part, dict) else ''
-
-
-def without_augmentation(cfg: Any) -> tuple[str, ...]:
-    """Remove test-time augmentation from a config in place; return notes about what was removed.
-
-    It is that of `data.test`, and of the data set that this wraps; nothing is removed from a list of data
-    sets. Of several scales 1.0 stays, or else the first one. The keys of directions, such as
-    `pcd_horizontal_flip`, stay: without `flip` they have no effect.
-    """
-    removed = []
-    dataset = (cfg.get('data') or {}).get('test') or {}
-    while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`
-        for step in dataset.get('pipeline') or ():
-            if step.get('type') not in AUGMENTATIONS:
-                continue
-            if step.get('flip'):
-                step['flip'] = False
-                removed.append('flip')
-            for key, name in SCALES.items():
-                scales = step.get(key)
-                if isinstance(scales, list) and len(scales) > 1:
-                    step[key] = 1.0 if 1.0 in scales else scales[0]
-                    removed.append(name)
-        dataset = dataset.get('dataset')
-    if not removed:
-        return ()
-    return (f'test-time augmentation left out: {", ".join(dict.fromkeys(removed))}',)

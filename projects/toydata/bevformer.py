@@ -27,7 +27,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevformer.runtime import frame_with_record
-from mmdeploy_ext.families.parts.runtime.bev_motion import motion_since
+from mmdeploy_ext.runtime.bev_motion import motion_since
 from mmdeploy_ext.runtime.infos import read_frames, read_infos
 
 CONFIG = 'projects/configs/BEVFormer/bevformer_toy.py'

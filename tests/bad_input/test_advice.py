@@ -19,13 +19,13 @@ from mmdeploy_ext.compat import doctor
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config, read_config, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError
+from mmdeploy_ext.core.unregistered import unregistered
 from mmdeploy_ext.exporting.postprocess.suppression import Suppression, nms_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.corner.graphs import suppression as corner_suppression
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of as settings_of
 from mmdeploy_ext.families.query import supported_parts
 from mmdeploy_ext.families.query.postprocess import suppression_of as query_suppression
-from mmdeploy_ext.families.unregistered import unregistered
 from mmdeploy_ext.proving.provenance import refuse_other_settings
 from mmdeploy_ext.synthetic import seeded
 from mmdeploy_ext.weights.convert.conversion import model_tensors

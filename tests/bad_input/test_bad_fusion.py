@@ -14,7 +14,8 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, check_calibration, checked_inputs
+from mmdeploy_ext.families.bevfusion.runtime.frames import checked_inputs
+from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import metadata_fuzz as fuzz
 from mmdeploy_ext.cli import graph_app, info_app, run_app
 from mmdeploy_ext.core.errors import UNPRINTABLE, UsageError, escape, printable, shortened
-from mmdeploy_ext.exporting.model import class_names
+from mmdeploy_ext.families.model import class_names
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.draw import draw_detections

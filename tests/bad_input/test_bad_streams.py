@@ -129,7 +129,7 @@ def test_a_config_without_an_image_size_is_refused(key, tmp_path, checkpoint, ca
 
 
 def test_without_a_data_set_a_proof_takes_a_synthetic_drive(tmp_path, checkpoint, capfd):
-    from mmdeploy_ext.exporting import model as deploy
+    from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.proving.inputs.samples import proof_samples
 
     deployment = deploy.load(files.write_config(tmp_path, tail='del data["test"]'), checkpoint)
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_another_model_is_refused(spoil, words, config, tmp_path
     'prefix', ['img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs']
 )
 def test_keys_of_the_training_alone_may_be_missing(prefix, config, tmp_path):
-    from mmdeploy_ext.exporting import model as deploy
+    from mmdeploy_ext.families import model as deploy
 
     weights = files.write_checkpoint(tmp_path / 'stripped.pth', drop=prefix)
     assert deploy.load(config, weights).family.name == 'streampetr'

@@ -9,7 +9,7 @@ import torch
 import bevfusion_golden
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting import model as deploy
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
 from mmdeploy_ext.preprocess.pictures import read_image

@@ -10,8 +10,8 @@ import pytest
 import toy_nuscenes
 from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.proving.half_bars import BARS, METRIC
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.tasks.half_bars import BARS, METRIC
 from verdicts import cases_of, sequence_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

@@ -7,8 +7,8 @@ import pytest
 
 from mmdeploy_ext.cli import quantize_app, test_app
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 from mmdeploy_ext.synthetic.seeded import write_seeded

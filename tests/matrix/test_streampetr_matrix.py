@@ -11,14 +11,14 @@ import streampetr_seeded as seeded
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving import ladder
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.inputs.samples import proof_samples
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, SHORT_DRIVE
+from mmdeploy_ext.synthetic.drive import synthetic_drive
 from proofs import run_far
 from verdicts import sequence_of
 

@@ -8,9 +8,9 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.synthetic import coco
 from toy_engines import package
 

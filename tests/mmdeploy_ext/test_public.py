@@ -14,8 +14,8 @@ import pytest
 import mmdeploy_ext
 from mmdeploy_ext import api
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.exporting.model import Model, build
 from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.families.model import Model, build
 
 PUBLIC = {'Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family'}
 OPTIONAL = {

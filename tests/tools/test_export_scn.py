@@ -16,9 +16,9 @@ from mmdeploy_ext.cli import info_app
 from mmdeploy_ext.cli.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.exporting import sparse_backbone as deploy
-from mmdeploy_ext.exporting.model import load
+from mmdeploy_ext.families import backbone_files as deploy
 from mmdeploy_ext.families.base import BACKBONE, find_family
+from mmdeploy_ext.families.model import load
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.sparse_file import compare_node_lists
 from mmdeploy_ext.sparse import libspconv

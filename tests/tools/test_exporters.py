@@ -17,8 +17,8 @@ from docs._pages.exporters import tool as exporters_tool
 from docs._pages.exporters.rows import MODELS, Row
 from marking import in_suite
 from mmdeploy_ext.exporting import dynamo, export
-from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.preprocess.pictures import read_image
 from proofs import prove_samples

@@ -16,16 +16,16 @@ import torch
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families import mmdet_plugin  # noqa: F401  (registers the families)
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.synthetic.seeded import fill_seeded
+from mmdeploy_ext.tasks.bbox2d import match_detections
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')

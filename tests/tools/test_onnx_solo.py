@@ -12,11 +12,11 @@ import pytest
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from instances_json import decoded
 from marking import in_suite
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.tasks.mask import match_detections
 from mmdeploy_ext.synthetic import coco
+from mmdeploy_ext.tasks.mask import match_detections
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / 'tools/onnx/onnx_solo.py'

@@ -129,7 +129,7 @@ def test_dumping_keeps_no_tensor_of_frames_that_are_done(folder, tmp_path):
     from mmdeploy_ext.evaluate.detector import FrameDetector
     from mmdeploy_ext.evaluate.evaluation import build_dataset
     from mmdeploy_ext.evaluate.loop import run_dataset
-    from mmdeploy_ext.exporting import model as deploy
+    from mmdeploy_ext.families import model as deploy
 
     deployment = deploy.load(str(folder / 'toy_stream.py'), str(folder / 'toy.pth'))
     family = deployment.family

@@ -15,9 +15,9 @@ import toy_streampetr_deploy as toy
 from marking import in_suite
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.evaluate.loop import DatasetFrames
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.cameras import multiview_rule
-from mmdeploy_ext.proving.tasks.bbox3d import match_detections
+from mmdeploy_ext.tasks.bbox3d import match_detections
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/streaming.md'

@@ -162,12 +162,17 @@ def test_a_file_in_the_place_of_the_folder_is_refused(place, tmp_path, capsys, n
 
 def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):
     """Boxes of both engines are drawn with one list of names."""
-    from mmdeploy_ext.exporting import files
-    from mmdeploy_ext.exporting import model as models
+    from mmdeploy_ext.families import files
+    from mmdeploy_ext.families import model as models
 
     args = SimpleNamespace(
-        config='c.py', checkpoint='c.pth', onnx='folder', cfg_options=None,
-        device='cpu', threads=0, providers=None,
+        config='c.py',
+        checkpoint='c.pth',
+        onnx='folder',
+        cfg_options=None,
+        device='cpu',
+        threads=0,
+        providers=None,
     )
     model = SimpleNamespace(model=None, classes=('car', 'bus'))
     exported = SimpleNamespace(paths=[], metadata=SimpleNamespace(classes=('bus', 'car')))

@@ -507,7 +507,7 @@ def test_the_weights_of_a_streaming_model_are_freed_before_its_files_run(monkeyp
     import torch
 
     from mmdeploy_ext.cli.tested_models import FrameModel
-    from mmdeploy_ext.exporting import files
+    from mmdeploy_ext.families import files
     from mmdeploy_ext.proving import against_dump
 
     monkeypatch.setattr(files, 'read_files', lambda target: SimpleNamespace(paths=[], all_metadata=[]))

@@ -6,7 +6,7 @@ import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+from mmdeploy_ext.cli.nuscenes_infos import create_infos
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from train_tool import REPOSITORY, train
 

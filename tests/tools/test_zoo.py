@@ -20,7 +20,7 @@ import pytest
 from docs._pages.zoo import page, readme, rotated
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.contract.registry import Registration, registered
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.base import DETECTOR, find_family
@@ -150,10 +150,13 @@ def test_configs_that_differ_in_anything_else_are_not(other):
     assert configs.test_digest(cfg) != before
 
 
-@pytest.mark.parametrize(('key', 'one', 'other'), [
-    ('custom_imports', dict(imports=['one.heads']), dict(imports=['other.heads'])),
-    ('plugin_dir', 'one/plugin/', 'other/plugin/'),
-])
+@pytest.mark.parametrize(
+    ('key', 'one', 'other'),
+    [
+        ('custom_imports', dict(imports=['one.heads']), dict(imports=['other.heads'])),
+        ('plugin_dir', 'one/plugin/', 'other/plugin/'),
+    ],
+)
 def test_configs_of_other_code_of_the_user_are_not_the_same_model(key, one, other):
     cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
     digests = [configs.test_digest(cfg)]
@@ -495,7 +498,7 @@ def test_augmentation_of_points_is_left_out_and_said():
         type='MultiScaleFlipAug3D', flip=True, img_scale=(1333, 800), pts_scale_ratio=[0.95, 1.0, 1.05]
     )
     cfg = mmcv.Config(dict(data=dict(test=dict(pipeline=[steps]))))
-    notes = configs.without_augmentation(cfg)
+    notes = without_augmentation(cfg)
     assert notes == ('test-time augmentation left out: flip, scales of points',)
     step = cfg.data.test.pipeline[0]
     assert (step.flip, step.pts_scale_ratio) == (False, 1.0)

@@ -96,9 +96,9 @@ class Export:
             root: of the repository.
             picture: what models of single images are traced and run with.
         """
-        from mmdeploy_ext.exporting.model import load
+        from mmdeploy_ext.families.model import load
         from mmdeploy_ext.preprocess.pictures import read_image
-        from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+        from mmdeploy_ext.synthetic.drive import synthetic_drive
 
         self.deployment = load(str(root / model.config), str(root / model.checkpoint))
         self.of_images = self.deployment.family.samples == 'images'
@@ -109,8 +109,8 @@ class Export:
 
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """Export, with dynamic axes where the family has them; return the files."""
-        from mmdeploy_ext.exporting.files import export_files
-        from mmdeploy_ext.exporting.model import resolve
+        from mmdeploy_ext.families.files import export_files
+        from mmdeploy_ext.families.model import resolve
 
         deployment, name = self.deployment, f'{form}-{exporter}-{opset}'
         choose = functools.partial(deployment.family.choose, exporter=exporter, opset=opset)
@@ -127,7 +127,7 @@ class Export:
 
     def _prepared(self, options: Options) -> PreparedImage:
         """Return the picture in the size of an export."""
-        from mmdeploy_ext.exporting.model import prepare_fixed
+        from mmdeploy_ext.families.model import prepare_fixed
 
         return prepare_fixed(self.deployment.rule, self.samples[0][1], options.height, options.width)
 

@@ -170,8 +170,8 @@ def compare(
     folder: Path, mmdet2_file: str = 'results2.npz', mmdet3_file: str = 'results.npz'
 ) -> dict[str, Any]:
     """Return the figures of a job: matched one to one by class, IoU 0.999 (masks 0.995), scores 1e-4."""
-    from mmdeploy_ext.proving.tasks import bbox2d, mask
     from mmdeploy_ext.runtime.detections import Detections, Instances
+    from mmdeploy_ext.tasks import bbox2d, mask
 
     mmdet2, mmdet3 = (dict(np.load(folder / name)) for name in (mmdet2_file, mmdet3_file))
     rows = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.proving.tensors import TensorRow
+    from mmdeploy_ext.contract.comparison import TensorRow
 
 
 COMMANDS = Commands()
@@ -61,10 +61,10 @@ def _write(
     **facts: str,
 ) -> int:
     """Write the file and print the changes; `rows` is None without a comparison of the outputs."""
+    from mmdeploy_ext.contract.comparison import is_equal
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import ROUNDING
     from mmdeploy_ext.graph.show.summary import describe_edit, edit_lines
-    from mmdeploy_ext.proving.tensors import is_equal
 
     paths = files.save(after, args.output, inputs=sources)
     content = describe_edit(before, after)
@@ -86,7 +86,7 @@ def _write(
 
 def _comparison_text(rows: Sequence[TensorRow]) -> str:
     """Return a line about the outputs, which were compared on one set of random inputs."""
-    from mmdeploy_ext.proving.tensors import equality_claim, is_equal, is_exact
+    from mmdeploy_ext.contract.comparison import equality_claim, is_equal, is_exact
 
     claim, count = equality_claim(rows, 1), len(rows)
     if is_exact(rows):

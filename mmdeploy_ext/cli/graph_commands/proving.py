@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.cli.graph_commands.command import AddArgument
-    from mmdeploy_ext.proving.tensors import TensorRow
+    from mmdeploy_ext.contract.comparison import TensorRow
 
 SEEDS = 2
 """Sets of random inputs that a comparison runs on."""
@@ -132,9 +132,9 @@ def finish(
         ShapeError: --inputs that a model does not take.
         UsageError, DataError: see `read_feeds`.
     """
+    from mmdeploy_ext.contract.comparison import equality_claim, is_equal, is_exact
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import compare_models
-    from mmdeploy_ext.proving.tensors import equality_claim, is_equal, is_exact
 
     console, rows, feeds = cli.stdout(), [], []
     if not args.no_proof:
@@ -181,7 +181,7 @@ def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
     They are `equal` (all rows passed, and there is one), `exact` (no value differs; 0.0 and -0.0 do not),
     `tolerance`, which the rows were judged by, and `outputs`, a dict of `JSON_FIELDS` for each of `rows`.
     """
-    from mmdeploy_ext.proving.tensors import is_equal, is_exact
+    from mmdeploy_ext.contract.comparison import is_equal, is_exact
 
     outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]
     return dict(equal=is_equal(rows), exact=is_exact(rows), tolerance=tolerance, outputs=outputs)

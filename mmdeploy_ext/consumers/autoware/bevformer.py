@@ -29,7 +29,7 @@ import math
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
+from mmdeploy_ext.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 
 POSITION, ROTATION, VELOCITY, RATES, ACCELERATION = (
     slice(0, 3),

@@ -20,10 +20,12 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevfusion.runtime import geometry
-from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, in_lidar_columns, suppress
-from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, FusionRuntime, checked_inputs
+from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, suppress
+from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.families.bevfusion.runtime.pooling import pooled, tables_of
 from mmdeploy_ext.preprocess.points import voxelise
+from mmdeploy_ext.runtime.calibration import MATRICES
+from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.sparse import engine as sparse_engine

@@ -19,7 +19,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     gather_rows,
     limit,
 )
-from mmdeploy_ext.families.parts.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
+from mmdeploy_ext.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
 
 Candidates = tuple[Tensor | None, ...]
 """Boxes, scores, factors and labels of the candidates of a level, see `DenseBoxPostprocess._choose`."""

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.suppression import length
-from mmdeploy_ext.families.parts.runtime.grid_lines import lines
+from mmdeploy_ext.runtime.grid_lines import lines
 
 PIECES = 8
 """Parts of the map that are computed one after the other: as few as let a part fit into the caches."""

@@ -17,7 +17,6 @@ from mmdeploy_ext.families.anchor3d.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import anchor_heads, lidar_models
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
 from mmdeploy_ext.families.parts.detector_parts import part_cfg, test_cfg_of
@@ -26,6 +25,7 @@ from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.proof_samples import crowded
 from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 

@@ -29,7 +29,6 @@ from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
@@ -39,6 +38,7 @@ from mmdeploy_ext.models.bevformer.head import BEVFormerHead
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 

@@ -18,11 +18,11 @@ from mmdeploy_ext.families.parts.bev_grid import rotate_view
 from mmdeploy_ext.families.parts.bev_plugin_operators import rotation_in_graph, turn_view
 from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
 from mmdeploy_ext.families.parts.camera_graphs import feature_maps
-from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
-from mmdeploy_ext.proving.half_bars import widened
+from mmdeploy_ext.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
+from mmdeploy_ext.tasks.half_bars import widened
 
 FORM = 'bevformer'
 """Name of the graph, and of its file."""

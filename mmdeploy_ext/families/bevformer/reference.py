@@ -12,7 +12,7 @@ from mmdeploy_ext.families.bevformer.runtime import record_of
 from mmdeploy_ext.families.bevformer.samples import given_record
 from mmdeploy_ext.families.parts.camera_reference import CameraReference
 from mmdeploy_ext.families.parts.lidar_parts import watching
-from mmdeploy_ext.families.parts.runtime.bev_motion import TIE_CELLS, YAW_DEG, rotation_ties
+from mmdeploy_ext.runtime.bev_motion import TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 NODE_STEPS = 4

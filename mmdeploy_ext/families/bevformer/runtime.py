@@ -25,7 +25,9 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.bevformer.options import PORTABLE, TRT_PLUGIN
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.parts.runtime.bev_motion import (
+from mmdeploy_ext.families.parts.runtime.query_boxes import decode
+from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, frame_of_rig, scene_of
+from mmdeploy_ext.runtime.bev_motion import (
     CAN_BUS,
     ORIENTATIONS,
     YAW_DEG,
@@ -36,8 +38,6 @@ from mmdeploy_ext.families.parts.runtime.bev_motion import (
     orientation_of,
     record_of_pose,
 )
-from mmdeploy_ext.families.parts.runtime.query_boxes import decode
-from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, frame_of_rig, scene_of
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import export_files, names_in
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState

@@ -8,8 +8,8 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevformer.runtime import place_of
-from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD, orientation_of
 from mmdeploy_ext.families.parts.samples import camera_frame, check_given, dumped_cameras, only
+from mmdeploy_ext.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD, orientation_of
 from mmdeploy_ext.runtime.frames import Frame
 
 KEYS = ('img', 'img_metas')

@@ -36,15 +36,15 @@ from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, CudaReference
 from mmdeploy_ext.families.bevfusion.runtime.model import is_cuda, opened
 from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, generated, moments
-from mmdeploy_ext.families.building import build_without_weights
-from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_rigs, crowded, plain_moment
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevfusion.fusion import SENSORS, check_parts
+from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
+from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6

@@ -36,8 +36,8 @@ from mmdeploy_ext.core.user_modules import user_folders
 from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
 from mmdeploy_ext.families.bevfusion.graphs import TABLES
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.models import catalogue
+from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels

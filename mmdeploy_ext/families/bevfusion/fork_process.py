@@ -32,7 +32,7 @@ import numpy as np
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat.vendored_mmdet3d import executed_operators, stand_in_for_operators
 from mmdeploy_ext.core.source_code import model_classes
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
+from mmdeploy_ext.runtime.calibration import MATRICES
 
 compat.apply()
 stand_in_for_operators()

@@ -22,7 +22,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.vendored_mmdet3d import stand_in_for_operators
 from mmdeploy_ext.core.errors import ConfigError, one_line
-from mmdeploy_ext.families.unregistered import registries
+from mmdeploy_ext.core.unregistered import registries
 
 PACKAGE = 'mmdet3d'
 """Name of the copy in a repository, and of the installed library."""

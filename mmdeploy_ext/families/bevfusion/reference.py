@@ -15,10 +15,11 @@ from mmdeploy_ext.consumers.cuda_bevfusion.cuda import DEPTH, OTHER_ORDER, POOLE
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.bevfusion.cuda_graphs import HEAD
 from mmdeploy_ext.families.bevfusion.graphs import TABLES, transform_of
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, check_calibration, check_images
+from mmdeploy_ext.families.bevfusion.runtime.frames import check_images
 from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, half_encoder
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
+from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points

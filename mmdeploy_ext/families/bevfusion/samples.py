@@ -12,16 +12,17 @@ import numpy as np
 
 from mmdeploy_ext.core.config import refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, NO_POINTS, frame_of_rig
+from mmdeploy_ext.families.bevfusion.runtime.frames import NO_POINTS, frame_of_rig
 from mmdeploy_ext.families.parts import proof_samples
 from mmdeploy_ext.families.parts.samples import check_dumped, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.quantize.sweeps import point_rule
+from mmdeploy_ext.preprocess.point_files import point_rule
+from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
 from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
+from mmdeploy_ext.synthetic.drive import synthetic_drive
 
 SOURCE = 900, 1600
 """Height and width of nuScenes' pictures, pixels: the `source` of an ImageAug3D that states none."""

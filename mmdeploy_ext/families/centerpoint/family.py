@@ -18,7 +18,6 @@ from mmdeploy_ext.contract.spec import Graph, TensorSpec
 from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.centerpoint import autoware
 from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference, NodeReference
@@ -30,6 +29,7 @@ from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import crowded, in_order_of_columns
 from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 

@@ -31,7 +31,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
 from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, optional_inputs
-from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
+from mmdeploy_ext.runtime.box_coders import peaks_of
 
 STRIDE = 4
 """Stride of the maps of an hourglass, pixels."""

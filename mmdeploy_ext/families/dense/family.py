@@ -17,9 +17,9 @@ from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import nearest_base, registered_class
 from mmdeploy_ext.families.dense import graphs, reference
 from mmdeploy_ext.families.dense.graphs import raw_names
 from mmdeploy_ext.families.dense.heads import (
@@ -35,6 +35,7 @@ from mmdeploy_ext.families.dense.heads import (
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
+from mmdeploy_ext.models.building import registered_class
 
 
 class DenseFamily(ImageFamily):

@@ -33,7 +33,7 @@ from mmdeploy_ext.families.parts.image_graphs import (
     optional_inputs,
     results_and_candidates,
 )
-from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
+from mmdeploy_ext.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
 
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 """Columns of boxes, and their unit."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.families.parts.runtime.box_coders import (
+from mmdeploy_ext.runtime.box_coders import (
     VOTE_SPREAD,
     VOTES_ABOVE,
     boxes_of,

@@ -1,7 +1,7 @@
 """Level 3 of a proof of ImVoxelNet: match boxes in 3D, draw both engines into the picture.
 
 Matching is that of `bbox3d`, with the score bar of boxes in pictures. Functions and names are those of every
-task, see `proving/tasks/__init__.py`.
+task, see `tasks/__init__.py`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.families.imvoxelnet.runtime import draw
-from mmdeploy_ext.proving.tasks import bbox2d, bbox3d
+from mmdeploy_ext.tasks import bbox2d, bbox3d
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
 
-    from mmdeploy_ext.proving.results import DetectionRow, Pair
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.tasks.results import DetectionRow, Pair
 
 RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""

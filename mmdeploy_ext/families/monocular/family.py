@@ -16,11 +16,11 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights, registered_class
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
 from mmdeploy_ext.families.monocular.seeded import seeded_detector
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.runtime.detections import rows_with_scores
 

@@ -12,13 +12,13 @@ from mmdet3d.core.bbox import Box3DMode, CameraInstance3DBoxes
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.exporting.substitution import PerCall
 from mmdeploy_ext.families.monocular import cameras
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.monocular.smoke_graphs import STRIDE
 from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.proving.substitution import PerCall
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
@@ -201,9 +201,7 @@ def substitutes(model: nn.Module, given: Mapping[str, np.ndarray]) -> dict[str, 
         return {}
     count = len(next(level for levels in outputs for level in levels if level is not None))
     calls = (
-        tuple(
-            [None if level is None else level[index : index + 1] for level in levels] for levels in outputs
-        )
+        tuple([None if level is None else level[index : index + 1] for level in levels] for levels in outputs)
         for index in range(count)
     )
     return {'extract_feat': None, 'bbox_head.forward': PerCall(calls)}

@@ -22,7 +22,7 @@ from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.image_graphs import image_input
-from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
+from mmdeploy_ext.runtime.box_coders import peaks_of
 
 FULL_NAMES = ('boxes', 'scores', 'labels')
 """Outputs of the form 'full'."""

@@ -1,6 +1,6 @@
 """Level 3 of a proof for boxes in 3D of one picture: match by class and place, draw both engines.
 
-Functions and names are those of every task, see `proving/tasks/__init__.py`. A proof compares graphs (level
+Functions and names are those of every task, see `tasks/__init__.py`. A proof compares graphs (level
 1), tensors (level 2) and results (level 3).
 
 Boxes (n, 9) are in the frame of the camera (x right, y down, z ahead): x, y, z of the middle of the bottom,
@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.families.monocular.runtime.results import draw
-from mmdeploy_ext.proving.tasks import bbox2d, bbox3d, matching
+from mmdeploy_ext.tasks import bbox2d, bbox3d, matching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
-    from mmdeploy_ext.proving.half_bars import HalfBars
-    from mmdeploy_ext.proving.results import DetectionRow, Pair
-    from mmdeploy_ext.proving.tasks.matching import Pairing
+    from mmdeploy_ext.tasks.half_bars import HalfBars
+    from mmdeploy_ext.tasks.matching import Pairing
+    from mmdeploy_ext.tasks.results import DetectionRow, Pair
 
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""

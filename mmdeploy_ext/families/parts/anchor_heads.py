@@ -10,8 +10,9 @@ from mmdet3d.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.building import names_of_class, nearest_base
+from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
+from mmdeploy_ext.models.building import names_of_class
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """Anchor generator of heads in which classes have maps of their own."""

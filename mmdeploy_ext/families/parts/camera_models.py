@@ -16,11 +16,12 @@ from torch import nn
 
 from mmdeploy_ext.core.config import refused_by_name, refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights, nearest_base
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.samples import result
+from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.models.catalogue import MODULES, register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 

@@ -220,7 +220,7 @@ class HeadKind:
         return dataclasses.replace(description, **_scores_and_sizes(head, head.prior_generator))
 
     def coder(self, head: nn.Module) -> dict[str, Any]:
-        """Return the coder's settings, as `families/parts/runtime/box_coders.py` reads them.
+        """Return the coder's settings, as `runtime/box_coders.py` reads them.
 
         ConfigError: it is no coder that heads of this kind are exported with.
         """

@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_datasets
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
-from mmdeploy_ext.families.building import registered_class
+from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.weights.checkpoint import undrawn_weights
 
 SIZED_ATTENTION = dict(

@@ -17,7 +17,6 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, find_family
-from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.pillars import (
     DYNAMIC_ENCODER,
@@ -29,6 +28,7 @@ from mmdeploy_ext.families.parts.pillars import (
 )
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
+from mmdeploy_ext.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 

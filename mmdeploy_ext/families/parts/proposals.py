@@ -38,7 +38,7 @@ from mmdeploy_ext.families.parts.dense_heads import (
     plain_head,
     rows_of,
 )
-from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, boxes_of, scores_of
+from mmdeploy_ext.runtime.box_coders import CODERS, boxes_of, scores_of
 
 heads = mmdet_module('mmdet.models.dense_heads')
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
@@ -137,7 +137,7 @@ def smallest_side(head: nn.Module) -> float:
 def facts_of(head: nn.Module) -> dict[str, Any]:
     """Return how the outputs become boxes: `coder`, `head` and `clip`, whether boxes are clipped.
 
-    `coder` are the settings that `parts/runtime/box_coders.py` reads, `head` the fields of
+    `coder` are the settings that `runtime/box_coders.py` reads, `head` the fields of
     `contract.dense_head.Head`.
     """
     if is_guided(head):

@@ -25,7 +25,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
 from mmdeploy_ext.exporting.postprocess.suppression import clip_to, hw
 from mmdeploy_ext.families.parts.dense_heads import border_inset, bucket_settings, chosen_coder, clips
-from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, bucket_choice
+from mmdeploy_ext.runtime.box_coders import CODERS, bucket_choice
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 """Extractors that are exported."""
@@ -397,7 +397,7 @@ def flat(outputs: Any) -> Iterator[torch.Tensor]:
 
 
 def coder_of(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder of a box head, as `parts/runtime/box_coders.py` reads them.
+    """Return the settings of the coder of a box head, as `runtime/box_coders.py` reads them.
 
     They are `type`, its name in `box_coders.CODERS`, and what that coder reads, such as `means` and `stds`.
     ConfigError: the coder is none that is exported.

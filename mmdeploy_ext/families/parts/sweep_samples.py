@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.families.parts import info_files, lidar_models, proof_samples
+from mmdeploy_ext.families.parts import lidar_models, proof_samples
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, result
+from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.runtime.sweeps import Sweeps
+from mmdeploy_ext.synthetic import info_files
 
 
 def frame(data: Mapping[str, Any]) -> Sweep:

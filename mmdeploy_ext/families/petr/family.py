@@ -19,7 +19,6 @@ from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
-from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
@@ -51,6 +50,7 @@ from mmdeploy_ext.families.petr.seeded import petr_weights
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)

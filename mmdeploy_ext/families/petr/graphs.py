@@ -36,7 +36,7 @@ from mmdeploy_ext.models.petr.steps import (
     predict,
     query_positions,
 )
-from mmdeploy_ext.proving.half_bars import widened
+from mmdeploy_ext.tasks.half_bars import widened
 
 FEATURES = ColumnGroup(rtol=0.0, atol=1e-4)
 POSITIONS = ColumnGroup(rtol=0.0, atol=5e-3)

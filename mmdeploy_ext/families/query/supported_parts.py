@@ -14,7 +14,7 @@ from torch import nn
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.building import nearest_base
+from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.parts.regions import (

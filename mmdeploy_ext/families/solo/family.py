@@ -16,11 +16,11 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.solo import graphs, reference
 from mmdeploy_ext.families.solo.networks import LEVELS
+from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids

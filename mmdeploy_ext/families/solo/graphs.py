@@ -11,10 +11,10 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
 from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
-from mmdeploy_ext.families.building import nearest_base
 from mmdeploy_ext.families.parts.image_graphs import (
     Axis,
     image_input,

@@ -26,7 +26,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, is_one_of
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.info_files import write_infos
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import dumped_cameras
@@ -53,6 +52,7 @@ from mmdeploy_ext.families.sparse4d.samples import (
 from mmdeploy_ext.families.sparse4d.seeded import for_width, sparse4d_weights
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.synthetic.info_files import write_infos
 
 SETTINGS = {
     'use_deformable_func': (True, False),

@@ -22,7 +22,7 @@ from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.sparse4d.network import Pictures, Remembered, feature_rows, map_sizes, run_head
 from mmdeploy_ext.families.sparse4d.options import DEPLOY
 from mmdeploy_ext.families.sparse4d.runtime.model import BACKBONE, FIRST, NEXT, PORTABLE
-from mmdeploy_ext.proving.half_bars import widened
+from mmdeploy_ext.tasks.half_bars import widened
 
 FEATURES = ColumnGroup(rtol=0.0, atol=1e-3)
 LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3)

@@ -14,10 +14,10 @@ from torch import nn
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.lidar_parts import encode
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
 from mmdeploy_ext.families.sparse_backbone import graphs
+from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 

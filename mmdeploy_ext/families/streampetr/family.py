@@ -18,7 +18,6 @@ from mmdeploy_ext.contract.spec import ColumnGroup, Graph, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
@@ -39,6 +38,7 @@ from mmdeploy_ext.families.streampetr.samples import (
 from mmdeploy_ext.families.streampetr.spec import sizes
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.synthetic.info_files import generated_dataset
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),

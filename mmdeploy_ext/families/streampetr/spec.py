@@ -11,7 +11,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.families.streampetr.runtime.fork import FORK_NAMES
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS
-from mmdeploy_ext.proving.half_bars import widened
+from mmdeploy_ext.tasks.half_bars import widened
 
 STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
 """Pairs: output of a frame, and the input of the next frame that it becomes; one per field of the memory."""

@@ -18,9 +18,9 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.two_stage.family import TwoStageFamily
 from mmdeploy_ext.families.two_stage.models import TwoStageModels
+from mmdeploy_ext.models.building import build_without_weights, names_of_class
 
 PREFIX = 'img_'
 """What the keys of the parts, and of their settings in `test_cfg`, begin with."""

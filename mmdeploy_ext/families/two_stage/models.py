@@ -10,7 +10,6 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts import detector_parts, mask_heads, pasting, proposals
 from mmdeploy_ext.families.two_stage import candidate_limits, split_graphs
 from mmdeploy_ext.families.two_stage.supported_parts import (
@@ -19,6 +18,7 @@ from mmdeploy_ext.families.two_stage.supported_parts import (
     check_roi_head,
     result_key,
 )
+from mmdeploy_ext.models.building import build_without_weights
 
 
 def heads_of(cfg: Any) -> dict[str, nn.Module]:

@@ -23,7 +23,6 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
 from mmdeploy_ext.exporting.postprocess.suppression import number
-from mmdeploy_ext.families.building import registered_class
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_graphs import (
     PROPOSALS,
@@ -41,6 +40,7 @@ from mmdeploy_ext.families.parts.proposals import smallest_input
 from mmdeploy_ext.families.parts.regions import stages_of
 from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
+from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 seg_heads = mmdet_module('mmdet.models.seg_heads')

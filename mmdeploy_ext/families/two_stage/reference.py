@@ -15,6 +15,7 @@ from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
+from mmdeploy_ext.exporting.substitution import PerCall, substituted
 from mmdeploy_ext.families.parts.mmdet_reference import (
     RegionInputs,
     boxes_of_classes,
@@ -28,7 +29,6 @@ from mmdeploy_ext.families.two_stage.graphs import proposal_names, proposes
 from mmdeploy_ext.families.two_stage.panoptic import SEMANTIC
 from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.proving.substitution import PerCall, substituted
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 

@@ -43,7 +43,7 @@ from mmdeploy_ext.families.parts.image_graphs import (
     mask_inputs,
     optional_inputs,
 )
-from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
+from mmdeploy_ext.runtime.box_coders import boxes_of, scores_of
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
 """Outputs of the head, each of every level: logits (of softmax with the background), deltas, coefficients."""

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.contract.comparison import ArrayDistance
 from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
@@ -19,7 +20,6 @@ from mmdeploy_ext.graph.io.index import (
     operator_name,
     opsets_of,
 )
-from mmdeploy_ext.proving.tensors import ArrayDistance
 
 LONGEST_VALUE = 60
 """Characters of a value in a text."""

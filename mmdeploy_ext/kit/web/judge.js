@@ -78,7 +78,7 @@ function constant(outputs) {
 /**
  * Return failing rows of what `full` files promise of order and padding, on which no matching depends.
  *
- * The rules are those of `order_rows` in mmdeploy_ext/proving/tensors.py.
+ * The rules are those of `order_rows` in mmdeploy_ext/contract/comparison.py.
  */
 function brokenPromises({ dets, scores, labels }, { postprocess, classes }) {
   const [name, array] = dets ? ['dets', dets] : ['scores', scores];

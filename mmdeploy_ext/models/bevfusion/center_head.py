@@ -18,9 +18,9 @@ from mmdet3d.models.dense_heads.centerpoint_head import CenterHead
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.models.bevfusion.coder import boxes_of_cells
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 
 KINDS = ('circle', 'rotate')
 """Values of `nms_type`: NMS by the distance of centres, and by the overlap of rotated boxes."""

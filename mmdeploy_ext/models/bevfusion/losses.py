@@ -17,7 +17,7 @@ from mmdet3d.models.builder import build_loss
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
+from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 """Predictions of a query that make up its box."""

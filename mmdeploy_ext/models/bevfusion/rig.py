@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.cells import LastInCell
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, check_calibration
+from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 
 NEAREST, FARTHEST = 1e-5, 1e5
 """Limits of depths in metres; a point behind a camera gets the first."""

@@ -15,7 +15,7 @@ from mmdet.datasets.builder import worker_init_fn
 from mmdet.datasets.samplers import DistributedGroupSampler
 from torch.utils.data import DataLoader, Sampler
 
-from mmdeploy_ext.evaluate.loop import shard_scenes
+from mmdeploy_ext.core.distributed import shard_scenes
 
 SAMPLER = Registry('sampler')
 """Samplers for `data.shuffler_sampler` and `data.nonshuffler_sampler` of a config."""

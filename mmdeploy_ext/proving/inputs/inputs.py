@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.exporting.model import prepare_fixed, rule_of
+from mmdeploy_ext.families.model import prepare_fixed, rule_of
 from mmdeploy_ext.proving.inputs.pictures import (
     bright,
     cut,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 Picture = tuple[str, np.ndarray]
@@ -112,9 +112,7 @@ def plain_inputs(deployment: Model, options: Options) -> list[ProofInput]:
     return inputs
 
 
-def zoomed_input(
-    deployment: Model, options: Options, picture: Picture, box_xyxy: np.ndarray
-) -> ProofInput:
+def zoomed_input(deployment: Model, options: Options, picture: Picture, box_xyxy: np.ndarray) -> ProofInput:
     """Return the part of a picture in a box as an input of the traced size, which the box fills.
 
     `box_xyxy` (4,) is in pixels of the picture. In a batch the images behind the first are cut or reduced,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.exporting.model import Model
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.model import Model
 
 MAX_IMAGES = 8
 """Largest number of pictures of the user in a proof, which adds changed ones."""
@@ -176,9 +176,9 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
     from mmdeploy_ext.families.base import BACKBONE
-    from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
     from mmdeploy_ext.proving.inputs.voxel_sets import points_of, sweep_sets
     from mmdeploy_ext.runtime.frames import Sweep
+    from mmdeploy_ext.synthetic.drive import synthetic_drive
 
     family, cfg, rule = deployment.family, deployment.cfg, deployment.rule
     names = ', '.join(Path(path).name for path in paths)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
 
 STRIDE = 32
 """Pixels. The pipelines of most configs pad to it; an odd multiple of it is no multiple of 64 or 128."""

@@ -18,24 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.comparison import compare_tensors, same_bits
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.engines.base import Clock, attempt
-from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.instance_rows import InstancePairing
 from mmdeploy_ext.proving.levels.memory_rows import Followed, Moment, RowPairing
-from mmdeploy_ext.proving.results import SequenceRow
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tasks.matching import lone_low_results
-from mmdeploy_ext.proving.tensors import compare_tensors, same_bits
+from mmdeploy_ext.tasks import half_bars, task_module
+from mmdeploy_ext.tasks.matching import lone_low_results
+from mmdeploy_ext.tasks.results import SequenceRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.memory import MemorySpec
-    from mmdeploy_ext.proving.results import DetectionRow
-    from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+    from mmdeploy_ext.tasks.results import DetectionRow
 
 MODES = ('teacher', 'free')
 """Modes of a candidate: teacher-forced and free-running."""

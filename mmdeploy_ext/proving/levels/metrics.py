@@ -18,8 +18,8 @@ from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
 from mmdeploy_ext.evaluate.loop import run_dataset
-from mmdeploy_ext.proving.half_bars import bars_of
-from mmdeploy_ext.proving.results import MetricRow
+from mmdeploy_ext.tasks.half_bars import bars_of
+from mmdeploy_ext.tasks.results import MetricRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -22,14 +22,13 @@ from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.violations import WARNING, errors
-from mmdeploy_ext.exporting import sparse_backbone as deploy
+from mmdeploy_ext.families import backbone_files as deploy
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.file_checks import check_inference, check_not_random, check_written, differing_facts
-from mmdeploy_ext.proving.results import SHOWN, Check, GraphResult, first_lines
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
 from mmdeploy_ext.sparse import libspconv, libspconv_contract, portable
@@ -37,6 +36,7 @@ from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import Ranges
+from mmdeploy_ext.tasks.results import SHOWN, Check, GraphResult, first_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 UNCOMPARED = ('about', 'ir_version', 'onnx_package')

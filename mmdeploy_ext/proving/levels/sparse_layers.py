@@ -9,7 +9,6 @@ Glossary: N voxels, M active sites of a layer, C channels.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -21,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from mmdeploy_ext.contract.comparison import compare_named, failed_row
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order
-from mmdeploy_ext.proving.tensors import compare_named, failed_row
 from mmdeploy_ext.sparse import engine
-from mmdeploy_ext.sparse.ir import BatchNorm, Relu
+from mmdeploy_ext.sparse.layer_sources import LayerSource, layer_sources
 from mmdeploy_ext.sparse.libspconv import read
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
@@ -35,10 +34,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
-    from mmdeploy_ext.proving.tensors import TensorRow
-    from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 EXACT_RTOL = 1e-4
 """Tolerance of float32 against float32, relative to the largest reference value."""
@@ -47,19 +45,6 @@ HALF_RTOL = 5e-3
 Layer = tuple[str, str, np.ndarray, np.ndarray | None]
 """Name of a convolution in the file, its path in the module, sites (M, 4) with axes in the file's order, that
 of the module or its reverse, and values (M, C), None if the file has no such layer."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerSource:
-    """The modules that give the output of a folded convolution.
-
-    Attributes:
-        norm: path of the BatchNorm behind the convolution, whose values the output has; '' if there is none.
-        relu: whether a ReLU alone follows.
-    """
-
-    norm: str = ''
-    relu: bool = False
 
 
 @dataclasses.dataclass
@@ -74,21 +59,6 @@ class LayerOutput:
 
     coordinates: np.ndarray
     features: np.ndarray
-
-
-def layer_sources(traced: SparseGraph) -> dict[str, LayerSource]:
-    """Return module path of a convolution -> source of its folded output, of a graph before folding."""
-    users: dict[str, list[Node]] = collections.defaultdict(list)
-    for node in traced.nodes:
-        for name in node.inputs:
-            users[name].append(node)
-    sources = {}
-    for node in traced.convolutions():
-        norm, behind = '', users[node.output]
-        while len(behind) == 1 and isinstance(behind[0], BatchNorm):
-            norm, behind = behind[0].module, users[behind[0].output]
-        sources[node.module] = LayerSource(norm, len(behind) == 1 and isinstance(behind[0], Relu))
-    return sources
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.contract.comparison import ArrayDistance, compare_named, failed_row, same_bits
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
@@ -45,9 +46,8 @@ from mmdeploy_ext.proving.modules.generated import (
 from mmdeploy_ext.proving.modules.location import locate
 from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.open_points import export_switches, warning_lines
-from mmdeploy_ext.proving.results import Case, Check
-from mmdeploy_ext.proving.tensors import ArrayDistance, compare_named, failed_row, same_bits
 from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
+from mmdeploy_ext.tasks.results import Case, Check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.proving.tensors import TensorRow
+    from mmdeploy_ext.contract.comparison import TensorRow
 
 ACROSS_SAMPLES = 0.1
 """Part of the tolerance that holds for the largest value of an output on any sample.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.proving.tasks.matching import maximum_matching
+from mmdeploy_ext.tasks.matching import maximum_matching
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

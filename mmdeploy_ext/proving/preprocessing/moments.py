@@ -23,13 +23,13 @@ from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, one_line, root_cau
 from mmdeploy_ext.core.source_code import is_users_class
 from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
 from mmdeploy_ext.evaluate.loop import DatasetFrames
-from mmdeploy_ext.families.building import data_class
-from mmdeploy_ext.proving.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.models.building import data_class
+from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 

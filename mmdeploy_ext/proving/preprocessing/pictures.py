@@ -25,13 +25,13 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_dataset
 from mmdeploy_ext.core.errors import one_line
-from mmdeploy_ext.families.building import data_class, makes_samples
+from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess import pictures
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.inputs.pictures import sample_files
 from mmdeploy_ext.proving.inputs.users_dataset import UsersDataset
-from mmdeploy_ext.proving.results import PreprocessingDifference, PreprocessingResult
 from mmdeploy_ext.runtime import detect
+from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.preprocess import points
-from mmdeploy_ext.proving.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

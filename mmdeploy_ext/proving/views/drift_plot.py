@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.proving.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, svg, text
+from mmdeploy_ext.core.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, svg, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

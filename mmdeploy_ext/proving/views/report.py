@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tasks.bev import draw_bev
 from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_strip
 from mmdeploy_ext.proving.views.table import (
     cosine_text,
@@ -21,12 +19,14 @@ from mmdeploy_ext.proving.views.table import (
     told_below,
 )
 from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
+from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.tasks.bev import draw_bev
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.proving.verdict import Finding, Verdict
+    from mmdeploy_ext.tasks.results import Pair
 
 TEMPLATE = 'report.html.j2'
 SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1

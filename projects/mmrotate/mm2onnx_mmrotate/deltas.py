@@ -13,7 +13,7 @@ import numpy as np
 
 from mm2onnx_mmrotate.angles import VERSION, norm_angle
 from mmdeploy_ext.contract.schema import FLAG, POSITIVE, exactly, number
-from mmdeploy_ext.families.parts.runtime.box_coders import constant, sigmoid
+from mmdeploy_ext.runtime.box_coders import constant, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

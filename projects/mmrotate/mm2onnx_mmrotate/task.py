@@ -18,15 +18,15 @@ import numpy as np
 from mm2onnx_mmrotate import readings
 from mm2onnx_mmrotate.detections import corners_of
 from mm2onnx_mmrotate.draw import draw
-from mmdeploy_ext.proving.tasks import bbox2d, matching
 from mmdeploy_ext.runtime import bev_nms
+from mmdeploy_ext.tasks import bbox2d, matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mm2onnx_mmrotate.detections import RotatedDetections
-    from mmdeploy_ext.proving.half_bars import HalfBars
-    from mmdeploy_ext.proving.tasks.matching import Pairing
+    from mmdeploy_ext.tasks.half_bars import HalfBars
+    from mmdeploy_ext.tasks.matching import Pairing
 
 RESULTS, PLACE = 'rotated boxes', 'worst IoU'
 fit_pair = bbox2d.fit_pair

@@ -13,7 +13,7 @@ import torch
 from mm2onnx_mmrotate import task
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.export import export_stages
-from mmdeploy_ext.exporting.model import check_options, resolve_opset
+from mmdeploy_ext.families.model import check_options, resolve_opset
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 TRACED, OTHER = (160, 192), (192, 256)

@@ -9,10 +9,10 @@ import pytest
 from mm2onnx_mmrotate import readings, task
 from mm2onnx_mmrotate.detections import RotatedDetections, corners_of
 from mm2onnx_mmrotate.draw import draw
-from mmdeploy_ext.proving.half_bars import BARS
-from mmdeploy_ext.proving.results import Pair
-from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.runtime.draw import class_colour
+from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.tasks.half_bars import BARS
+from mmdeploy_ext.tasks.results import Pair
 
 HALF = np.pi / 2
 GREY = np.full((200, 300, 3), 127, np.uint8)

@@ -18,9 +18,9 @@ from mmdeploy_ext.core.config import load_config  # noqa: E402 - the patches fir
 FRAMES = 3
 CFG = load_config(sys.argv[1])
 
-from mmdeploy_ext.exporting import model as deploy  # noqa: E402
-from mmdeploy_ext.exporting.files import export_files  # noqa: E402
+from mmdeploy_ext.families import model as deploy  # noqa: E402
 from mmdeploy_ext.families.base import FAMILIES, find_family  # noqa: E402
+from mmdeploy_ext.families.files import export_files  # noqa: E402
 from mmdeploy_ext.proving import ladder  # noqa: E402
 from mmdeploy_ext.proving.inputs.samples import proof_samples  # noqa: E402
 from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE  # noqa: E402

@@ -20,7 +20,7 @@ from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.files import export_files
 from rank_processes import run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -171,7 +171,7 @@ def toy(tmp_path_factory):
     import torch
 
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.exporting import model as deploy
+    from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.families.base import find_family
     from mmdeploy_ext.synthetic.seeded import fill_seeded
 

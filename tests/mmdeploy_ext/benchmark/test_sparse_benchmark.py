@@ -209,9 +209,9 @@ def test_what_cannot_be_meant_is_refused(model, case, capsys):
 
 
 def test_a_given_file_is_measured_and_another_is_refused(model, tmp_path, capsys):
-    from mmdeploy_ext.exporting import sparse_backbone as deploy
-    from mmdeploy_ext.exporting.model import load
+    from mmdeploy_ext.families import backbone_files as deploy
     from mmdeploy_ext.families.base import BACKBONE
+    from mmdeploy_ext.families.model import load
 
     path, dialect = str(tmp_path / 'p.onnx'), str(tmp_path / 'l.onnx')
     deployment = load(*model, product=BACKBONE)

@@ -18,9 +18,9 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_graphs
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.files import export_graphs
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import in_precision
 from mmdeploy_ext.preprocess.pictures import read_image

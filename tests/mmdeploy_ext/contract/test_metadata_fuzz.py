@@ -14,8 +14,8 @@ import metadata_fuzz as fuzz
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import make_metadata
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import make_metadata
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detect import runner_of
 

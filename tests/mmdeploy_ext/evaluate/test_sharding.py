@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdeploy_ext.core.distributed import shard_scenes
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.evaluate import loop
-from mmdeploy_ext.evaluate.loop import shard_scenes
 
 
 @given(

@@ -8,8 +8,8 @@ import pytest
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_centerpoint
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.exporting.files import check_output, read_files
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.files import check_output, read_files
 from mmdeploy_ext.proving import ladder
 
 

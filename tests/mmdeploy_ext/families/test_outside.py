@@ -22,11 +22,11 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.half_bars import HalfBars
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tasks.check import check_task
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
+from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.tasks.check import check_task
+from mmdeploy_ext.tasks.half_bars import HalfBars
 from verdicts import cases_of
 
 OUTSIDE = Path(__file__).resolve().parents[2] / 'outside_package'

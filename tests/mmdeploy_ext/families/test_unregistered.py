@@ -12,10 +12,10 @@ from torch import nn
 
 from mmdeploy_ext.contract.registry import Registration, registered
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.unregistered import files_of_types, module_to_import, unregistered
 from mmdeploy_ext.families import base
 from mmdeploy_ext.families.base import find_family, load_families
-from mmdeploy_ext.families.building import build_without_weights, names_of_class
-from mmdeploy_ext.families.unregistered import files_of_types, module_to_import, unregistered
+from mmdeploy_ext.models.building import build_without_weights, names_of_class
 
 BACKBONE = """
 from mmdet.models import builder

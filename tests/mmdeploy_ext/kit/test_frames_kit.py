@@ -26,9 +26,9 @@ from mmdeploy_ext.kit.local_run import run_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.proving.inputs.samples import proof_samples
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, PairRun
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.synthetic.drive import synthetic_drive
 from numpy_alone import run_command
 from toy_stepper import MEMORY as TOY_MEMORY
 from toy_stepper import SPEC

@@ -31,9 +31,9 @@ from mmdeploy_ext.kit.modules import write_module_kit
 from mmdeploy_ext.kit.page import LIBRARY, add_library, write_single_file
 from mmdeploy_ext.kit.server import serving
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.tasks import bbox2d
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.tasks import bbox2d
 
 CASES = 3
 """Of the kit that most tests use."""

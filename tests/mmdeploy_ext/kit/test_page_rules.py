@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from browser_pages import COUNTS, address_of, counts, in_page, opened_browser, write_empty_kit
+from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
 from mmdeploy_ext.kit.contents import result_arrays
 from mmdeploy_ext.kit.page import bars_of
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tensors import compare_tensors
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.tasks import task_module
 
 
 @pytest.fixture(scope='module')

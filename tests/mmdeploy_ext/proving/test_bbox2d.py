@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdeploy_ext.proving.results import Pair
-from mmdeploy_ext.proving.tasks.bbox2d import class_iou, draw_pair, fit_pair, match_detections
 from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.tasks.bbox2d import class_iou, draw_pair, fit_pair, match_detections
+from mmdeploy_ext.tasks.results import Pair
 
 
 def detections(boxes, scores, labels) -> Detections:

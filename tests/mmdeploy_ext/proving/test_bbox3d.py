@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.results import Pair
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tasks.bbox3d import draw_pair, match_detections
-from mmdeploy_ext.proving.tasks.matching import maximum_matching
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.tasks.bbox3d import draw_pair, match_detections
+from mmdeploy_ext.tasks.matching import maximum_matching
+from mmdeploy_ext.tasks.results import Pair
 
 
 def make(count=12, seed=0):

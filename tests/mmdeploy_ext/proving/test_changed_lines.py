@@ -13,9 +13,9 @@ from mmdet.datasets import PIPELINES
 
 from marking import in_suite
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import load_families
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from toy_atss import CHECKPOINT, CONFIG, PICTURE

@@ -8,12 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.evaluate.evaluation import settings_text
-from mmdeploy_ext.proving.levels import metrics as dataset
-from mmdeploy_ext.proving.results import Case
-from mmdeploy_ext.proving.tensors import (
+from mmdeploy_ext.contract.comparison import (
     ArrayDistance,
     compare_named,
     compare_tensors,
@@ -21,7 +16,12 @@ from mmdeploy_ext.proving.tensors import (
     is_equal,
     is_exact,
 )
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.evaluate.evaluation import settings_text
+from mmdeploy_ext.proving.levels import metrics as dataset
 from mmdeploy_ext.proving.verdict import Verdict, case_findings
+from mmdeploy_ext.tasks.results import Case
 
 SPEC = GraphSpec(
     'toy/raw',

@@ -20,9 +20,9 @@ import toy_centerpoint
 import toy_streampetr_deploy
 from marking import in_suite
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import load_families
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
@@ -96,7 +96,7 @@ def of_frames(folder):
 
 
 def of_sweeps(folder):
-    from mmdeploy_ext.exporting.files import read_files
+    from mmdeploy_ext.families.files import read_files
 
     deployment, files, *_ = toy_centerpoint.exported('pillars')
     sweeps = [Sweep(toy_centerpoint.sweep(0, 400), 'sweep')]

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 
 import toy_faults
 from marking import in_suite
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_graphs, make_metadata
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_graphs, make_metadata
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.program import Program
 from mmdeploy_ext.graph.diff.report import headline

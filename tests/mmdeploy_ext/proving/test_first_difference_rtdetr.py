@@ -5,8 +5,8 @@ import pytest
 import toy_faults
 import toy_rtdetr
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_graphs
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_graphs
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import print_comparison
 from mmdeploy_ext.preprocess.pictures import read_image

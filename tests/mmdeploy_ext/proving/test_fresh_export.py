@@ -14,8 +14,8 @@ from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.exporting import files as deployed_files
-from mmdeploy_ext.exporting import model as deploy
+from mmdeploy_ext.families import files as deployed_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
 from mmdeploy_ext.runtime.detect import make_feeds, prepare

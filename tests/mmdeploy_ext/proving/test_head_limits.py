@@ -22,20 +22,19 @@ import toy_query
 import toy_two_stage
 import toy_yolact
 from mmdeploy_ext.cli import export_app
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.config import replaced_entry, without_augmentation
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family, load_families
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.references import references
-from mmdeploy_ext.proving.tasks import bbox3d
-from mmdeploy_ext.proving.tasks.matching import lone_low_results
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.synthetic.seeded import seeded_model
-from mmdeploy_ext.zoo.configs import without_augmentation
+from mmdeploy_ext.tasks import bbox3d
+from mmdeploy_ext.tasks.matching import lone_low_results
 from proofs import run_once
 from toy_atss import PICTURE, REPO
 

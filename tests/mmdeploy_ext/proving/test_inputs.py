@@ -9,7 +9,7 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
 import toy_rtdetr
 import toy_solo
-from mmdeploy_ext.exporting import model as deploy
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs
 from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling, part_of, zoomed

@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.results import Pair
-from mmdeploy_ext.proving.tasks import boxed_mask, panoptic
-from mmdeploy_ext.proving.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.draw import draw_instances
 from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.tasks import boxed_mask, panoptic
+from mmdeploy_ext.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
+from mmdeploy_ext.tasks.results import Pair
 
 SIZE = (80, 100)
 

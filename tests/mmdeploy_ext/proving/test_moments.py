@@ -19,7 +19,6 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.evaluate.evaluation import build_dataset
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.parts.info_files import POINTS, POINTS_CLOSE, RANGE, write_infos
 from mmdeploy_ext.families.parts.runtime import rig_frames
 from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
@@ -27,6 +26,7 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.runtime import infos
 from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.synthetic.info_files import POINTS, POINTS_CLOSE, RANGE, write_infos
 from planting import altered, arguments, replaced, result
 from projects.configs import nuscenes_fusion
 from toy_atss import REPO
@@ -178,7 +178,7 @@ def test_a_fault_of_the_runtimes_reading_is_named(config, value, plant, monkeypa
     assert not found.passed and value in {one.name for one in found.differences}, found.text
 
 
-RECORD = 'mmdeploy_ext.families.parts.runtime.bev_motion:can_bus_record'
+RECORD = 'mmdeploy_ext.runtime.bev_motion:can_bus_record'
 CAMERA = 'mmdeploy_ext.families.anchor3d.mvxnet.runtime:camera_matrices'
 VELOCITY_FIRST = [*range(7), 13, 14, 15, 10, 11, 12, 7, 8, 9, 16, 17]
 WRONG_BY_ITSELF = {

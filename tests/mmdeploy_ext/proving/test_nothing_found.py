@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
 from mmdeploy_ext.proving.references import empty_reference

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from mmdeploy_ext.proving.results import Pair
-from mmdeploy_ext.proving.tasks import bbox3d
 from mmdeploy_ext.runtime.bird_eye import DARK, bird_eye
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw3d import SWEEP_SIDE
+from mmdeploy_ext.tasks import bbox3d
+from mmdeploy_ext.tasks.results import Pair
 
 CLASSES = ('car', 'bus')
 

@@ -14,7 +14,7 @@ from mmdet.datasets import CocoDataset
 
 import toy_atss
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.config import load_config, mmdet_config, without_augmentation
 from mmdeploy_ext.core.config import test_pipeline as steps_of_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess import pictures, pipeline_rule
@@ -64,7 +64,7 @@ def with_steps(**changes):
 UNSET = object()
 TOY = load_config(toy_atss.CONFIG)
 CORNER = load_config(mmdet_config('cornernet/cornernet_hourglass104_mstest_10x5_210e_coco.py'))
-configs.without_augmentation(CORNER)
+without_augmentation(CORNER)
 OTHERS = dict(
     ssd=load_config(mmdet_config('ssd/ssd300_coco.py')),
     corner=CORNER,
@@ -146,7 +146,7 @@ def test_every_config_of_mmdet_whose_rule_is_taken_equals_its_pipeline():
             continue
         if not cfg.get('model'):
             continue
-        configs.without_augmentation(cfg)
+        without_augmentation(cfg)
         steps = steps_of_config(cfg)
         if repr(steps) not in results:
             results[repr(steps)] = [

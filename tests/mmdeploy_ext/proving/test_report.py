@@ -14,8 +14,15 @@ import pytest
 from rich.console import Console
 
 from mmdeploy_ext.cli import command
+from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.results import (
+from mmdeploy_ext.proving.verdict import Results, Verdict, library_findings, metric_finding
+from mmdeploy_ext.proving.views import report
+from mmdeploy_ext.proving.views.table import next_command, print_verdict
+from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.tasks.bbox2d import match_detections
+from mmdeploy_ext.tasks.bev import draw_bev
+from mmdeploy_ext.tasks.results import (
     Case,
     Check,
     GraphResult,
@@ -24,13 +31,6 @@ from mmdeploy_ext.proving.results import (
     PreprocessingDifference,
     PreprocessingResult,
 )
-from mmdeploy_ext.proving.tasks.bbox2d import match_detections
-from mmdeploy_ext.proving.tasks.bev import draw_bev
-from mmdeploy_ext.proving.tensors import compare_tensors
-from mmdeploy_ext.proving.verdict import Results, Verdict, library_findings, metric_finding
-from mmdeploy_ext.proving.views import report
-from mmdeploy_ext.proving.views.table import next_command, print_verdict
-from mmdeploy_ext.runtime.detections import Detections
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'
 NAMES = [f'{kind}_{level}' for kind in ('cls_score', 'bbox_pred', 'centerness') for level in range(5)]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
-from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from proofs import run_modes, run_pair
 from toy_stepper import GROUPS, MEMORY, SPEC, TOPK, Altered, ToyStepper
 

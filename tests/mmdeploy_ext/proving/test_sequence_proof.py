@@ -19,7 +19,7 @@ import toy_streampetr
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.evaluate.loop import DatasetFrames
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.streampetr.runtime import model
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.proving.drive import SPECIAL, NearOrigin

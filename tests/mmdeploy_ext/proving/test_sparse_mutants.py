@@ -7,8 +7,8 @@ from onnx import external_data_helper, helper, numpy_helper
 
 import toy_scn_family
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.sparse_backbone import export_file
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.backbone_files import export_file
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proving.levels.sparse_file import compare_graph, read_sparse_file
 

@@ -10,21 +10,21 @@ import torch
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.results import Case, DetectionRow
-from mmdeploy_ext.proving.substitution import (
+from mmdeploy_ext.exporting.substitution import (
     PerCall,
     choices_among,
     observed,
     substituted,
     without_limits,
 )
-from mmdeploy_ext.proving.tasks.bbox2d import ONE_TO_ONE, match_detections
-from mmdeploy_ext.proving.tasks.matching import accept_few_alone
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.tasks.bbox2d import ONE_TO_ONE, match_detections
+from mmdeploy_ext.tasks.matching import accept_few_alone
+from mmdeploy_ext.tasks.results import Case, DetectionRow
 from toy_atss import PICTURE, REPO
 from verdicts import cases_of
 

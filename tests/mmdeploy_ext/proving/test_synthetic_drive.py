@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, rig
 from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.synthetic.drive import SyntheticDrive, rig
 
 DRIVE = SyntheticDrive(frames=30, size=(32, 88))
 

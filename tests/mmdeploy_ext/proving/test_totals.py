@@ -5,11 +5,12 @@ import types
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.half_bars import CPU, bars_of, proof_engine
+from mmdeploy_ext.contract.comparison import compare_named
+from mmdeploy_ext.proving.half_precision import CPU, proof_engine
 from mmdeploy_ext.proving.proof import ExportedFile, engine_options
-from mmdeploy_ext.proving.results import Case, DetectionRow
-from mmdeploy_ext.proving.tasks.matching import MIN_INPUTS, MIN_MATCHED, too_few, total_reasons
-from mmdeploy_ext.proving.tensors import compare_named
+from mmdeploy_ext.tasks.half_bars import bars_of
+from mmdeploy_ext.tasks.matching import MIN_INPUTS, MIN_MATCHED, too_few, total_reasons
+from mmdeploy_ext.tasks.results import Case, DetectionRow
 
 
 def case(matched, name='other image', passed=True, low=0, alone=0):

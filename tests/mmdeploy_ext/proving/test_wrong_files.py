@@ -11,7 +11,7 @@ import toy_atss
 import toy_rtdetr
 import toy_solo
 from marking import in_suite
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from proofs import prove_samples

@@ -17,8 +17,8 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
 from mmdeploy_ext.core.files import read_json, sha256_file
-from mmdeploy_ext.exporting.files import read_files
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.files import read_files
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.quantize import calibration_sets
 from mmdeploy_ext.quantize.calibration_sets import calibration_frames, camera_frames

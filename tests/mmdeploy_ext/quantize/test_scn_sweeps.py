@@ -9,8 +9,9 @@ import pytest
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.preprocess.fusion import PastSweeps
-from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
+from mmdeploy_ext.preprocess.point_files import PointRule
 from mmdeploy_ext.runtime.infos import read_infos
+from mmdeploy_ext.runtime.sweeps import Sweeps
 
 RULE = PointRule(5, (0, 1, 2, 3, 4))
 
@@ -248,9 +249,7 @@ def test_arrays_of_another_form_are_refused_by_name(tmp_path):
 def test_infos_whose_sweeps_are_elsewhere_name_the_option(tmp_path):
     infos = infos_of(tmp_path / 'data' if (tmp_path / 'data').mkdir() is None else tmp_path, 1)
     path = dump(tmp_path, dict(infos=infos))
-    with pytest.raises(
-        DataError, match=r'\./elsewhere/samples/sweep0\.bin.*--data-root'
-    ):
+    with pytest.raises(DataError, match=r'\./elsewhere/samples/sweep0\.bin.*--data-root'):
         list(Sweeps(path, keep, RULE))
     assert len(list(Sweeps(path, keep, RULE, root=tmp_path / 'data'))) == 1
 

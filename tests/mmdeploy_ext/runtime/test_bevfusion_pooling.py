@@ -8,8 +8,8 @@ import pytest
 
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.families.bevfusion.runtime import geometry, pooling
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.pooling import pooled, read_calibration, tables_of, write_tables
+from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame
 
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion'

@@ -19,8 +19,8 @@ from mmdeploy_ext.core.errors import InferenceError, ShapeError
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.graphs import Decode, raw_names
-from mmdeploy_ext.families.parts.runtime import box_coders
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import Detections, check_ranges, results_from_padded, sigmoid
 

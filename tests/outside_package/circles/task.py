@@ -3,7 +3,7 @@ import functools
 import numpy as np
 
 from circles.runtime import draw
-from mmdeploy_ext.proving.tasks import bbox2d, matching
+from mmdeploy_ext.tasks import bbox2d, matching
 
 RESULTS, PLACE = 'circles', 'worst Δpx'
 fit_pair = bbox2d.fit_pair

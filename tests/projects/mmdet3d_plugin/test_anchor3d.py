@@ -14,12 +14,12 @@ from marking import in_suite
 from mmdeploy_ext.benchmark import memory
 from mmdeploy_ext.benchmark.streams import run_files
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.parts.pillars import DynamicPillars
 from mmdeploy_ext.families.parts.runtime import anchors3d as runtime
 from mmdeploy_ext.families.parts.runtime import lidar
@@ -273,7 +273,7 @@ def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
             family = find_family(cfg, 'detector')
             family.check(cfg, family.choose(opset=0))
             assert family.name == ('centerpoint' if folder == 'centerpoint' else 'anchor3d')
-            augmented += [path.stem] if configs.without_augmentation(cfg) else []
+            augmented += [path.stem] if without_augmentation(cfg) else []
     assert len(augmented) == 3 and all('tta' in name for name in augmented)
 
 

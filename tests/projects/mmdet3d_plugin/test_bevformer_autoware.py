@@ -9,8 +9,8 @@ from pyquaternion import Quaternion
 from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH, MANIFEST, read_entries
-from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.runtime.bev_motion import can_bus_record
+from mmdeploy_ext.synthetic.drive import synthetic_drive
 from planting import arguments, result
 from proofs import OF_OTHER_CONTRACTS
 from toy_frames import BEVFORMER as toy

@@ -11,18 +11,18 @@ from mmdet.models.utils.transformer import DetrTransformerDecoderLayer
 
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.exporting import model as deploy
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.bevformer import family, graphs, runtime
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.parts import bev_attention, bev_grid, bev_queries
-from mmdeploy_ext.families.parts.runtime import bev_motion
-from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
-from mmdeploy_ext.proving.inputs.synthetic_drive import rig, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import unequal_entries
+from mmdeploy_ext.runtime import bev_motion
+from mmdeploy_ext.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.runtime.frames import StreamState
+from mmdeploy_ext.synthetic.drive import rig, synthetic_drive
 from mmdeploy_ext.synthetic.seeded import write_seeded
 from proofs import prove_samples, refuted
 from toy_frames import BEVFORMER as toy

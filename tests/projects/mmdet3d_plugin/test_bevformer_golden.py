@@ -25,10 +25,10 @@ from mmdeploy_ext.families.parts.bev_grid import (
     rotated_cells,
 )
 from mmdeploy_ext.families.parts.bev_queries import LastView, encode_view
-from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
 from mmdeploy_ext.models.bevformer.view import run_encoder
 from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import motion_of_car
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
+from mmdeploy_ext.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
 
 MODELS = 'projects/configs/_base_/models/bevformer_{}.py'
 SHAPE = [(480, 800, 3)] * 6

@@ -11,8 +11,8 @@ from marking import in_suite
 from mmdeploy_ext.consumers import bev_plugins
 from mmdeploy_ext.core.errors import EngineError, InferenceError
 from mmdeploy_ext.families.parts import bev_plugin_operators as operators
-from mmdeploy_ext.families.parts.runtime.bev_motion import rotation_ties
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.runtime.bev_motion import rotation_ties
+from mmdeploy_ext.synthetic.drive import synthetic_drive
 from planting import arguments, result
 from proofs import OF_OTHER_CONTRACTS
 from toy_frames import BEVFORMER as toy

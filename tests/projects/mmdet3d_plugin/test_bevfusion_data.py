@@ -8,16 +8,16 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.cli import export_app, test_app
+from mmdeploy_ext.cli.nuscenes_infos import create_infos
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.families.bevfusion.samples import frame
-from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
+from mmdeploy_ext.runtime.calibration import MATRICES
+from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from toy_atss import REPO
 
@@ -234,8 +234,7 @@ def checkpoint():
 def evaluate(config, checkpoint, work_dir, options):
     words = [f'{key}={value}' for key, value in options.items()]
     target = ['--eval=bbox', '--work-dir', str(work_dir)]
-    return test_app.main([config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0']
-    )
+    return test_app.main([config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0'])
 
 
 @pytest.fixture(scope='module')
@@ -388,9 +387,7 @@ def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, optio
 
     words = [f'{key}={value}' for key, value in options.items()]
     files = str(runs / 'bevfusion_toy_portable')
-    assert (
-        verify_app.main([CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
-    )
+    assert verify_app.main([CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
     said = capsys.readouterr().out
     assert 'PROVEN' in said and f'python -m mmdeploy_ext run {files} INFOS.pkl' in said.replace('\n', '')
 

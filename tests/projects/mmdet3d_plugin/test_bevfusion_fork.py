@@ -17,7 +17,7 @@ import toy_bevfusion
 import toy_bevfusion_fork
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
-from mmdeploy_ext.exporting import model as deploy
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion import fork, live
 from mmdeploy_ext.families.bevfusion.fork import Fork, weights_of_repository

@@ -125,8 +125,8 @@ def sine_first(original):
 @pytest.mark.suite('sine_first')
 @pytest.mark.parametrize('fault', [unswapped, turned, sine_first])
 def test_boxes_of_another_convention_in_the_graph_are_refused(toy, tmp_path, fault):
-    from mmdeploy_ext.exporting import model as deploy
-    from mmdeploy_ext.exporting.files import export_files
+    from mmdeploy_ext.families import model as deploy
+    from mmdeploy_ext.families.files import export_files
 
     deployment = deploy.load(*toy[2:])
     options = deployment.family.choose(**AUTOWARE, opset=17)

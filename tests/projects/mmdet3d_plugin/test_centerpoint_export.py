@@ -18,14 +18,14 @@ from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.exporting.model import check_options
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.families.model import check_options
 from mmdeploy_ext.proving.frames import judge_sweep, open_sides, read_files
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.tasks import matching
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.tasks import matching
 from proofs import OF_OTHER_CONTRACTS, prove_samples
 from toy_atss import REPO
 from toy_engines import package

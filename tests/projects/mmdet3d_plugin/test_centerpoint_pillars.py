@@ -133,8 +133,8 @@ def corner(original):
 
 @pytest.mark.parametrize('fault', in_suite([transposed, without_mask, corner], corner))
 def test_a_fault_in_our_own_part_is_not_proven_by_inputs(toy, tmp_path, monkeypatch, fault):
-    from mmdeploy_ext.exporting import model as deploy
-    from mmdeploy_ext.exporting.files import export_files
+    from mmdeploy_ext.families import model as deploy
+    from mmdeploy_ext.families.files import export_files
 
     _, _, config, checkpoint = toy
     monkeypatch.setattr(pillars.Pillars, 'forward', fault(pillars.Pillars.forward))

@@ -15,7 +15,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector
-from mmdeploy_ext.exporting import model as deploy
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
 from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
 from mmdeploy_ext.preprocess.cam2img import check_projection

@@ -17,11 +17,11 @@ from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, MvxNetOnnx, sort_voxels
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.parts.pillars import has_dynamic_pillars
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import assigned

@@ -11,8 +11,8 @@ import pytest
 from pyquaternion import Quaternion
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.cli import nuscenes_infos
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.families.parts import nuscenes_infos
 from mmdeploy_ext.synthetic import nuscenes as toy
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -19,15 +19,15 @@ from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.config import test_pipeline as pipeline_of
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ShapeError
-from mmdeploy_ext.exporting import model as deploy
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import Claim, find_family
 from mmdeploy_ext.families.parts import box_conventions
 from mmdeploy_ext.families.petr import runtime
 from mmdeploy_ext.families.petr.family import PETR, PETRV2
 from mmdeploy_ext.families.petr.reference import PetrReference
 from mmdeploy_ext.families.petr.runtime import PetrOnnx
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.synthetic.drive import synthetic_drive
 from verdicts import checks_of
 
 TOYS = dict(petr=toy_frames.PETR, petrv2=toy_frames.PETRV2)

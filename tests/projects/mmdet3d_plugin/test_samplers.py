@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.evaluate.loop import shard_scenes
+from mmdeploy_ext.core.distributed import shard_scenes
 from mmdeploy_ext.models.datasets.loaders import (
     SAMPLER,
     InfiniteGroupEachSampleInBatchSampler,
@@ -47,7 +47,7 @@ def test_every_position_streams_through_whole_sequences_in_order():
         runs = [list(run) for _, run in itertools.groupby(stream, key=lambda i: flags[i])]
         assert len(runs) > 10
         for run in runs[:-1]:  # the last one was cut off by the test
-            assert np.array_equal(run, np.tile(np.flatnonzero(flags == flags[run[0]]), 2)[:len(run)])
+            assert np.array_equal(run, np.tile(np.flatnonzero(flags == flags[run[0]]), 2)[: len(run)])
 
 
 def test_positions_of_all_ranks_take_turns_in_one_permutation():

@@ -14,9 +14,9 @@ from mmdeploy_ext.exporting.ops import deformable_aggregation
 from mmdeploy_ext.families.sparse4d import graphs, network
 from mmdeploy_ext.families.sparse4d.family import MODELS
 from mmdeploy_ext.families.sparse4d.runtime import bank, model
-from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.open_points import untraced_methods
+from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
 from proofs import OF_OTHER_CONTRACTS, prove_samples, refuted
 from toy_frames import SPARSE4D as toy
 from verdicts import checks_of

@@ -11,18 +11,19 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.families.bevformer import samples as bevformer_samples
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
-from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime, check_calibration
+from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
 from mmdeploy_ext.families.parts.proof_samples import changed_drive, changed_rigs, plain_sweep
 from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, record_of_pose
 from mmdeploy_ext.families.sparse4d import samples as sparse4d_samples
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
 from mmdeploy_ext.proving.frames import best_scores_row
-from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
+from mmdeploy_ext.runtime.bev_motion import YAW_DEG, record_of_pose
+from mmdeploy_ext.runtime.calibration import check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
+from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from toy_stepper import MEMORY, SPEC, ToyStepper
 from toy_streampetr_deploy import drive
 

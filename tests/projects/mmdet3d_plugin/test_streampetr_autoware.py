@@ -14,7 +14,7 @@ from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.consumers.autoware.streampetr import NodeContract, StreamSettings, objects_of
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, NORMS, from_node
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.parts.runtime.query_boxes import boxes_of_predictions
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 from mmdeploy_ext.proving.ladder import prove

@@ -14,8 +14,8 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 from mmdeploy_ext.families.streampetr.runtime.state import to_local

@@ -15,8 +15,8 @@ import toy_streampetr_export as exported
 from mmdeploy_ext.core.dump import load_dump, save_dump
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
 from mmdeploy_ext.core.taps import collect_taps
-from mmdeploy_ext.exporting.model import check_options
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.model import check_options
 from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from projects.configs.nuscenes_stream import image_augmentation

@@ -14,8 +14,8 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting.files import export_graph
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.files import export_graph
 from mmdeploy_ext.families.streampetr import spec
 
 VERSIONS = ('1.0', '1.1')

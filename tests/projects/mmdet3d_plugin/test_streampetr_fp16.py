@@ -11,8 +11,8 @@ import streampetr_seeded as seeded
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.exporting.files import export_graph
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.files import export_graph
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_local
 from mmdeploy_ext.families.streampetr.spec import FEATURES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16

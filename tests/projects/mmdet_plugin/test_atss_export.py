@@ -17,15 +17,15 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, ShapeError, UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files, export_graphs
 from mmdeploy_ext.exporting.ops.deform_conv import MIN_OPSET
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.files import export_files, export_graphs
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.synthetic.seeded import fill_seeded
+from mmdeploy_ext.tasks.bbox2d import match_detections
 from proofs import prove_samples
 
 PUBLISHED = mmdet_config('atss/atss_r50_fpn_1x_coco.py')

@@ -15,15 +15,15 @@ from mmdet.models.dense_heads import GFLHead
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
+from mmdeploy_ext.contract import comparison as tensors
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.model import check_options
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
 from mmdeploy_ext.families.dense.graphs import DecodeForm, DenseFullForm, decode_names, raw_names
-from mmdeploy_ext.proving import tensors
+from mmdeploy_ext.families.model import check_options
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)

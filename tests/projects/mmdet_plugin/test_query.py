@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
-from mmdeploy_ext.proving.tasks.bbox2d import match_detections
+from mmdeploy_ext.tasks.bbox2d import match_detections
 from toy_query import KINDS, exported, images, options_of, run_stages, seeded, toy
 
 FULL = types.SimpleNamespace(form='full', options={})

@@ -9,12 +9,12 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_query
 import toy_two_stage
 from marking import in_suite
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.core.config import without_augmentation
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.synthetic.seeded import write_seeded
-from mmdeploy_ext.zoo.configs import without_augmentation
 from toy_atss import PICTURE
 
 SIZE = (192, 256)

@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.families.query.family import check_instances
-from mmdeploy_ext.proving.tasks.mask import match_detections
+from mmdeploy_ext.tasks.mask import match_detections
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
 FULL = types.SimpleNamespace(form='full', options={})

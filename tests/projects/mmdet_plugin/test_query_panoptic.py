@@ -12,8 +12,8 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.query.family import check_panoptic
 from mmdeploy_ext.families.query.runtime import detections
-from mmdeploy_ext.proving.tasks.panoptic import match_detections
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
+from mmdeploy_ext.tasks.panoptic import match_detections
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
 FAMILY, CLASSES = FAMILIES['query_panoptic'], 6

@@ -8,7 +8,7 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.tasks import task_module
 from toy_query import REGIONS, exported, images, options_of, run_stages, seeded, toy
 
 FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))

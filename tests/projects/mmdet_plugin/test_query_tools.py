@@ -11,14 +11,14 @@ import toy_query
 from instances_json import decoded
 from mmdeploy_ext.cli import graph_app
 from mmdeploy_ext.core.errors import EngineError
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.graph.tensorrt_limits import check_limits, find_refusals
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.synthetic.seeded import write_seeded
+from mmdeploy_ext.tasks.mask import match_detections
 from toy_atss import PICTURE, REPO
 from toy_two_stage import write_config
 from verdicts import cases_of, graphs_of

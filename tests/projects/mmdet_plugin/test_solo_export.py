@@ -8,10 +8,10 @@ import pytest
 
 from marking import in_suite
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.tasks.mask import match_detections
+from mmdeploy_ext.tasks.mask import match_detections
 from proofs import check_files
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 from verdicts import graphs_of, matched_of

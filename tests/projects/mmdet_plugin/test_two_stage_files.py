@@ -9,8 +9,8 @@ import pytest
 from marking import in_suite
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.engines.openvino import OpenVinoBackend
-from mmdeploy_ext.exporting import model as deploy
-from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.difference.locate import subject_of
 from mmdeploy_ext.proving.proof import open_file

@@ -16,8 +16,8 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.postprocess import panoptic
 from mmdeploy_ext.families.two_stage.runtime.panoptic import detections
-from mmdeploy_ext.proving.tasks.panoptic import match_detections
 from mmdeploy_ext.runtime.panoptic import fuse_instances
+from mmdeploy_ext.tasks.panoptic import match_detections
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
 from two_stage_parts import cascade, staged
 

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
-from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.tasks import task_module
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
 
 METADATA = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))

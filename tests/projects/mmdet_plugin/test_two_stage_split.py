@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from marking import in_suite
+from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.parts import proposals
-from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.tasks import task_module
 from toy_two_stage import (
     KINDS,
     TIES,

@@ -29,7 +29,6 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
     one_point_frame,
 )
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import anchor_heads, lidar_models
 from mmdeploy_ext.families.parts.lidar_models import (
     LidarModels,
@@ -41,6 +40,7 @@ from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.proof_samples import crowded
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 

@@ -16,20 +16,19 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline
+from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline, without_augmentation
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
 from mmdeploy_ext.families.parts import proof_samples
-from mmdeploy_ext.families.parts.info_files import dataset_of_files
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.quantize.sweeps import point_rule
+from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import read_frames
+from mmdeploy_ext.synthetic.info_files import dataset_of_files
 from mmdeploy_ext.synthetic.scene import make_scene
-from mmdeploy_ext.zoo.configs import without_augmentation
 
 OF_POINTS = ('LoadPointsFromFile', 'GlobalRotScaleTrans', 'PointsRangeFilter')
 """Steps of a test pipeline that do nothing to the picture."""

@@ -5,7 +5,6 @@ Glossary: Q queries, n boxes.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,18 +14,6 @@ from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-
-def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes (n, 7 or 9) as mmdet3d 1.0 has them, from the columns and headings of mmdet3d 0.x.
-
-    BEVFusion was trained with x, y, z, w, l, h, yaw from -y clockwise, and velocity; `Detections3D` has x, y,
-    z, l, w, h, yaw from x counter-clockwise. The function is its own inverse, and takes tensors of PyTorch,
-    too.
-    """
-    converted = boxes[:, [0, 1, 2, 4, 3, 5, *range(6, boxes.shape[1])]]
-    converted[:, 6] = -boxes[:, 6] - math.pi / 2
-    return converted
 
 
 def filter_boxes(

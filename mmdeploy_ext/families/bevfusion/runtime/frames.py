@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.runtime.calibration import check_calibration
 from mmdeploy_ext.runtime.exported import Runtime
-from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix, invert_pose
+from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
 from mmdeploy_ext.runtime.infos import find_file, past_sweeps
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
 
 FAMILY = 'bevfusion_det'
 """Name of the family in the metadata."""
-MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
-"""Names of the matrices of a calibration.
-
-They are from the cameras to the pictures as taken, from the cameras to the LiDAR, from the LiDAR to the
-pictures as taken, from these to the pictures of the network, and from the LiDAR to the frame of the points.
-"""
-INVERTED = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
-"""Matrices that need an inverse."""
-LIDAR2IMAGE_RTOL = 1e-3
-"""Largest difference of the two ways to compute `lidar2image`, relative to its largest number."""
 NO_POINTS = np.zeros((0, 5), np.float32)
 """Points of frames for a model without LiDAR."""
 
@@ -176,37 +167,3 @@ def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> 
         shape = 'there are none' if images is None else f'of shape {images.shape}'
         raise ShapeError(f'{frame.name or "frame"}: pictures of the cameras: {shape}; expected {expected}')
     return np.ascontiguousarray(images, np.float32)
-
-
-def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
-    """Refuse an invalid calibration for a number of cameras; `matrices` are those of `MATRICES` by name.
-
-    The matrices are (N, 4, 4), one per camera, that of the augmentation of points (4, 4). Their last rows are
-    taken for 0, 0, 0, 1. `name` is that of the frame, for messages.
-
-    Raises:
-        DataError: a matrix is missing, holds NaN or infinity, lacks a needed inverse, or disagrees with
-            others.
-        ShapeError: a matrix has another shape.
-    """
-    name = name or 'frame'
-    for key in MATRICES:
-        shape = (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)
-        check_matrix(matrices, key, shape, name)
-        square = matrices[key].reshape(-1, 4, 4)[:, :3, :3].astype(np.float64)
-        singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
-        if key in INVERTED and len(singular):
-            raise DataError(f'{name}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
-    # both ways from the LiDAR to a picture have to be the same; the network reads no last row
-    cameras_matrices = (
-        matrices[key].astype(np.float64) for key in ('camera_intrinsics', 'camera2lidar', 'lidar2image')
-    )
-    last_row = np.array([[0.0, 0.0, 0.0, 1.0]])
-    for index, (intrinsics, camera2lidar, lidar2image) in enumerate(zip(*cameras_matrices, strict=True)):
-        lidar2camera = np.linalg.inv(np.concatenate([camera2lidar[:3], last_row]))
-        gap = np.abs(intrinsics[:3] @ lidar2camera - lidar2image[:3]).max()
-        if not gap <= LIDAR2IMAGE_RTOL * np.abs(lidar2image[:3]).max():
-            raise DataError(
-                f'{name}: matrices of camera {index} disagree: lidar2image is not camera_intrinsics times '
-                f'the inverse of camera2lidar (largest difference {gap:.3g}); put all in one order'
-            )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.box_coders import constant, sigmoid, softmax
+from mmdeploy_ext.runtime.box_coders import constant, sigmoid, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,8 +20,8 @@ from mmdeploy_ext.families.monocular.runtime.results import (
     in_original_pixels,
     rows_of_camera,
 )
-from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
+from mmdeploy_ext.runtime.box_coders import peaks_of
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata

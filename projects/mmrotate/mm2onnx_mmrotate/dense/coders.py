@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mm2onnx_mmrotate.angles import norm_angle
 from mm2onnx_mmrotate.deltas import angle_of_class, boxes_of_deltas
 from mm2onnx_mmrotate.dense.smallest_rectangle import smallest_rectangle
-from mmdeploy_ext.families.parts.runtime.box_coders import sigmoid, softmax
+from mmdeploy_ext.runtime.box_coders import sigmoid, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

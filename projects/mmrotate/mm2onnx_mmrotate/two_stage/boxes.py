@@ -16,7 +16,7 @@ from mm2onnx_mmrotate.two_stage.coders import CODERS
 from mm2onnx_mmrotate.two_stage.heads import coder_of, output_columns
 from mmdeploy_ext.exporting.ops.roi_align_rotated import pool_rotated
 from mmdeploy_ext.families.parts.regions import Pool, part_of, stages_of
-from mmdeploy_ext.families.parts.runtime.box_coders import softmax
+from mmdeploy_ext.runtime.box_coders import softmax
 
 
 class UprightPool(Pool):

@@ -22,8 +22,8 @@ import numpy as np
 
 from mm2onnx_mmrotate.deltas import boxes_of_deltas
 from mm2onnx_mmrotate.polygons import box_of_polygon, box_of_upright
-from mmdeploy_ext.families.parts.runtime.box_coders import CODERS as UPRIGHT_CODERS
-from mmdeploy_ext.families.parts.runtime.box_coders import constant
+from mmdeploy_ext.runtime.box_coders import CODERS as UPRIGHT_CODERS
+from mmdeploy_ext.runtime.box_coders import constant
 
 Rows = Mapping[str, Any]
 Settings = Mapping[str, Any]

@@ -20,8 +20,8 @@ from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.solo import family, reference, runtime
 from mmdeploy_ext.families.solo.graphs import SoloFullForm
-from mmdeploy_ext.proving.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.tasks.mask import match_detections
 
 GRIDS, STRIDES, CLASSES, CHANNELS = [10, 8, 6, 4, 3], [8, 8, 16, 32, 32], 4, 12
 QUARTER = (24, 32)

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.contract.comparison import is_equal, is_exact
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.part import drop_functions
 from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import matching_nodes, select_nodes
-from mmdeploy_ext.proving.tensors import is_equal, is_exact
 from scn_files import golden_model
 from toy_graphs import conv_net, model_of, random_graph, steps
 

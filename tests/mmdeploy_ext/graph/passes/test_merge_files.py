@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.contract.comparison import is_exact
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_merged
 from mmdeploy_ext.graph.passes.extract import cut
 from mmdeploy_ext.graph.passes.merge import merge
 from mmdeploy_ext.graph.passes.rename import rename
-from mmdeploy_ext.proving.tensors import is_exact
 from toy_graphs import conv_net, model_of, random_graph, same, steps
 
 

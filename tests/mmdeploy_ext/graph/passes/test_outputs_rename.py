@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmdeploy_ext.contract.comparison import is_exact
 from mmdeploy_ext.core.errors import ShapeError, UsageError
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.passes.extract import insert_outputs
 from mmdeploy_ext.graph.passes.rename import rename
 from mmdeploy_ext.graph.passes.shapes import set_by_text
-from mmdeploy_ext.proving.tensors import is_exact
 from toy_graphs import conv_net, random_graph, steps
 
 

@@ -5,13 +5,13 @@ import onnx
 import onnx.parser
 import pytest
 
+from mmdeploy_ext.contract.comparison import is_exact
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.output_comparison import compare_models
 from mmdeploy_ext.graph.passes.named_rules import NAMED, named_rule
 from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
 from mmdeploy_ext.graph.passes.replace import replace
-from mmdeploy_ext.proving.tensors import is_exact
 
 
 def model_of(body, opset=20, constants='<float one = {1}>', inputs='float[N,4] x', outputs='float[N,4] y'):

@@ -9,6 +9,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
+from mmdeploy_ext.contract.comparison import is_equal, is_exact
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph import run
@@ -19,7 +20,6 @@ from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_h
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.opset import convert_opset
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
-from mmdeploy_ext.proving.tensors import is_equal, is_exact
 
 WEIGHTS = Path(__file__).resolve().parents[5] / 'shared' / 'data' / 'weights'
 FOREIGN = 'yunet_mmdet/yunet_n_dynamic.onnx'

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from mmdeploy_ext.contract.comparison import is_exact
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.graph.batch_trial import try_sizes
 from mmdeploy_ext.graph.feeds import random_feeds
@@ -14,7 +15,6 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.passes.shapes import parse, set_by_text, set_shapes
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.tensors import is_exact
 from toy_graphs import conv_net, model_of
 
 

@@ -1,6 +1,6 @@
 """The task of boxes in images in a proof: match by class and IoU, draw both engines side by side.
 
-Functions and names are those of every task, see `proving/tasks/__init__.py`. A proof compares graphs (level
+Functions and names are those of every task, see `tasks/__init__.py`. A proof compares graphs (level
 1), tensors (level 2) and results (level 3); this is for results. The reference is PyTorch, the candidate an
 engine; boxes are xyxy in pixels of the same image; bars are the limits that a matched pair keeps. Glossary: R
 results of the reference, C of the candidate, P pairs of boxes, h, w size of a picture.
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.tasks import matching
+from mmdeploy_ext.tasks import matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.proving.results import Pair
-    from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.tasks.matching import Pairing
+    from mmdeploy_ext.tasks.results import Pair
 
 RESULTS, PLACE = 'boxes', 'worst IoU'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.proving.tasks import bbox2d, mask, matching
+from mmdeploy_ext.tasks import bbox2d, mask, matching
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.detections import Instances
+    from mmdeploy_ext.tasks.matching import Pairing
 
 RESULTS, PLACE = 'masks', 'worst IoU'
 """Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""

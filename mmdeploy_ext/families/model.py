@@ -318,7 +318,7 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     """
     from mmcv import list_from_file
 
-    from mmdeploy_ext.families.building import data_class
+    from mmdeploy_ext.models.building import data_class
 
     dataset = test_dataset(cfg)
     dataset_class = data_class(dataset.get('type'), 'DATASETS')

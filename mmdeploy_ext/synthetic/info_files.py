@@ -15,12 +15,11 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.config import test_dataset, test_pipeline
+from mmdeploy_ext.core.config import test_dataset, test_pipeline, without_augmentation
 from mmdeploy_ext.core.source_code import is_users_class
-from mmdeploy_ext.families.building import data_class
 from mmdeploy_ext.models import catalogue
+from mmdeploy_ext.models.building import data_class
 from mmdeploy_ext.preprocess.cameras import CAMERAS
-from mmdeploy_ext.zoo.configs import without_augmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -19,8 +19,8 @@ from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
-from mmdeploy_ext.exporting.model import Model, rule_of
 from mmdeploy_ext.families.base import FAMILIES, Family
+from mmdeploy_ext.families.model import Model, rule_of
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files

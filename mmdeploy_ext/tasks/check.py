@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.tasks import task_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,17 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.engines import BACKENDS
-from mmdeploy_ext.proving.tasks import NEEDED_BY_HALF, task_module
-from mmdeploy_ext.proving.tensors import compare_named
+from mmdeploy_ext.contract.comparison import compare_named
+from mmdeploy_ext.tasks import NEEDED_BY_HALF, task_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.spec import ColumnGroup
-    from mmdeploy_ext.proving.results import Case, DetectionRow
-    from mmdeploy_ext.proving.tensors import TensorRow
-    from mmdeploy_ext.proving.verdict import Results, Verdict
 
 COSINE = 0.999
 """Smallest cosine of every output with PyTorch's; `norm_bar` follows from it."""
@@ -145,12 +142,6 @@ def tensor_text(cosine: float) -> str:
 BARS = HalfBars()
 INT8_BARS = HalfBars(cosine=0.98, iou=0.5, distance_m=1.0, score=0.15, match_rate=0.9, metric=1e-2)
 """Bars of INT8 files: their metric is promised (docs/int8-images.md), the rest catches broken files."""
-CPU = 'CPUExecutionProvider'
-"""ONNX Runtime's name of the execution provider that is taken by default."""
-ROUNDED = (
-    "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "
-    'rounded, as a GPU does'
-)
 
 
 def bars_of(precision: str) -> HalfBars | None:
@@ -169,59 +160,3 @@ def widened(groups: Sequence[ColumnGroup], precision: str) -> tuple[ColumnGroup,
     if precision == 'fp32':
         return tuple(groups)
     return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)
-
-
-def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an engine with which a float16 file is proven.
-
-    ONNX Runtime on the CPU, which computes float16 in float32, gets `round_fp16`, unless the user set it;
-    other engines get no more.
-
-    Args:
-        kind: registered name of the engine's class, a key of `BACKENDS`.
-        engine: options of the user.
-    """
-    providers = engine.get('providers') or CPU
-    on_cpu = providers == CPU or tuple(providers) == (CPU,)
-    computes_in_float32 = 'round_fp16' in BACKENDS[kind].keys and on_cpu
-    return {'round_fp16': True, **engine} if computes_in_float32 else dict(engine)
-
-
-def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]:
-    """Judge the results of all cases together.
-
-    Returns:
-        The cases, in which single results without a partner within the bars no longer fail, and ''; or the
-        unchanged cases and the reason why all of them fail together. Results that could not be compared fail
-        as before.
-    """
-    rows = [row for case in cases for row in case.detections if not row.broken]
-    counted = sum(max(row.reference, row.matched + row.outside + row.extra) for row in rows)
-    matched = sum(row.matched for row in rows)
-    if counted and matched / counted < bars.match_rate:
-        return list(cases), (
-            f'{matched} of {counted} results matched ({100 * matched / counted:.1f} %, wanted '
-            f'{100 * bars.match_rate:g} %)'
-        )
-
-    def accepted(row: DetectionRow) -> DetectionRow:
-        return row if row.broken else dataclasses.replace(row, passed=True)
-
-    return [dataclasses.replace(case, detections=tuple(map(accepted, case.detections))) for case in cases], ''
-
-
-def judge_match_rate(results: Results, verdict: Verdict, rounded: bool) -> None:
-    """Judge the results of all inputs of a proof together; change its cases, add reasons and notes.
-
-    `rounded` is whether `proof_engine` rounded the values of float16, which is a note, too.
-    """
-    bars = bars_of(verdict.precision) or BARS
-    results.cases, reason = accept_rate(results.cases, bars)
-    if reason:
-        results.reasons.append(reason)
-    verdict.notes.append(
-        f'{verdict.precision}: judged by bars of its own, which are not those of float32: '
-        f'{bars.text(str(verdict.subject.get("task")))}'
-    )
-    if rounded:
-        verdict.notes.append(ROUNDED)

@@ -1,6 +1,6 @@
 """The task of instance masks in a proof: match by class and mask IoU, draw both engines side by side.
 
-Functions and names are those of every task, see `proving/tasks/__init__.py`. A proof compares graphs (level
+Functions and names are those of every task, see `tasks/__init__.py`. A proof compares graphs (level
 1), tensors (level 2) and results (level 3); this is for results. The reference is PyTorch, the candidate an
 engine; bars are the limits that a matched pair keeps. Masks are bool, in pixels of the original image; of
 other dtypes every value but 0 is a pixel of the mask.
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.tasks import bbox2d, matching
+from mmdeploy_ext.tasks import bbox2d, matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.proving.results import Pair
-    from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.detections import Instances
+    from mmdeploy_ext.tasks.matching import Pairing
+    from mmdeploy_ext.tasks.results import Pair
 
 RESULTS, PLACE = 'masks', 'worst IoU'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.results import DetectionRow
+from mmdeploy_ext.tasks.results import DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.proving.half_bars import HalfBars
-    from mmdeploy_ext.proving.results import Case, Pair
+    from mmdeploy_ext.tasks.half_bars import HalfBars
+    from mmdeploy_ext.tasks.results import Case, Pair
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The task of boxes in 3D in a proof: match by class and place, draw both engines.
 
-Functions and names are those of every task, see `proving/tasks/__init__.py`. A proof compares graphs (level
+Functions and names are those of every task, see `tasks/__init__.py`. A proof compares graphs (level
 1), tensors (level 2) and results (level 3); this is for results.
 
 Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height in metres, yaw in radians, and velocity
@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.results import Pair
-from mmdeploy_ext.proving.tasks import matching
+from mmdeploy_ext.tasks import matching
+from mmdeploy_ext.tasks.results import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.proving.half_bars import HalfBars
-    from mmdeploy_ext.proving.results import DetectionRow
-    from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Sweep
+    from mmdeploy_ext.tasks.half_bars import HalfBars
+    from mmdeploy_ext.tasks.matching import Pairing
+    from mmdeploy_ext.tasks.results import DetectionRow
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
 """Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""

@@ -1,6 +1,6 @@
 """The task of panoptic maps in a proof: segments are matched one to one, by class, number and IoU.
 
-Functions and names are those of every task, see `proving/tasks/__init__.py`. The reference is PyTorch, the
+Functions and names are those of every task, see `tasks/__init__.py`. The reference is PyTorch, the
 candidate an engine; bars are the limits that a matched pair keeps. `fit_pair` is that of `mask`: it scales
 the image and leaves the segments, which `draw_pair` resizes.
 """
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.proving.tasks import mask, matching
-from mmdeploy_ext.proving.tasks.mask import fit_pair
 from mmdeploy_ext.runtime.panoptic import OFFSET
+from mmdeploy_ext.tasks import mask, matching
+from mmdeploy_ext.tasks.mask import fit_pair
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.panoptic import Segments
+    from mmdeploy_ext.tasks.matching import Pairing
 
 __all__ = [
     'ONE_TO_ONE',

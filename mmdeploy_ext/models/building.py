@@ -6,14 +6,14 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import users_method
+from mmdeploy_ext.core.unregistered import unregistered
 from mmdeploy_ext.core.user_modules import users_line
-from mmdeploy_ext.families.unregistered import unregistered
 
 if TYPE_CHECKING:
     import torch
@@ -91,11 +91,6 @@ def registered_class(registry: Any, name: Any) -> type | None:
     models = getattr(builder, 'MODELS', None)
     registered = registry.get(str(name)) or (models and models.get(str(name)))
     return registered if isinstance(registered, type) else None
-
-
-def nearest_base(kind: type, names: Container[str]) -> str | None:
-    """Return the name of a class or of its nearest base that is one of `names`; None if there is none."""
-    return next((base.__name__ for base in kind.__mro__ if base.__name__ in names), None)
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Module:

@@ -15,8 +15,8 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.source_code import versions
-from mmdeploy_ext.exporting.files import plain_options
-from mmdeploy_ext.exporting.model import Model
+from mmdeploy_ext.families.files import plain_options
+from mmdeploy_ext.families.model import Model
 from mmdeploy_ext.families.sparse import SparseFamily
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.graph.signature import GraphDifference
-    from mmdeploy_ext.proving.tensors import TensorRow
 
 
 AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
@@ -188,7 +188,7 @@ class DetectionRow:
         worst_score: largest score difference of a pair that counts; 0.0 when there is none.
         passed: whether the results could be compared, nothing is missing, nothing extra, and all pairs are
             within the bars. Below float32 it is True of all that could be compared if the share of matched
-            results of all cases passes, see `half_bars.accept_rate`.
+            results of all cases passes, see `half_precision.accept_rate`.
         reason: what is missing, extra or outside, or why it failed otherwise; '' if nothing is wrong.
         outside: number of pairs of one class whose IoU, distance or score difference is outside the bars, of
             those whose reference is counted in `reference`, or whose candidate is as high as `extra` asks.

@@ -1,0 +1,85 @@
+"""From files of points to the points that a model takes. Needs numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.preprocess.fusion import AGE, PastSweeps
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class PointRule:
+    """The rule by which files become the points that a model takes.
+
+    Attributes:
+        load_dim: number of values per point in a file.
+        use_dim: columns that the model takes, in order.
+        past: rule by which sweeps of the past are merged into each sweep of infos; None merges none.
+        past_dim: columns of a sweep of infos after merging; None keeps all. A file alone keeps `use_dim`.
+    """
+
+    load_dim: int
+    use_dim: tuple[int, ...]
+    past: PastSweeps | None = None
+    past_dim: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for columns that a file does not have."""
+        for columns, width, step in (
+            (self.use_dim, self.load_dim, 'LoadPointsFromFile'),
+            (self.past_dim or (), len(self.use_dim), 'LoadPointsFromMultiSweeps'),
+        ):
+            if columns and not 0 <= min(columns) <= max(columns) < width:
+                raise ConfigError(f'{step}: use_dim={list(columns)}; expected columns of {width} values')
+
+    @classmethod
+    def from_pipeline(cls, steps: list[Mapping[str, Any]], in_channels: int) -> PointRule:
+        """Return the rule of mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps, steps of a pipeline.
+
+        Without the first files have the `in_channels` values of the model, and the second is not looked for.
+        ConfigError: a `time_dim` other than `AGE`, past files of another `load_dim`, or columns that a file
+        does not have.
+        """
+        step_of = {step.get('type'): step for step in steps}
+        file_step = step_of.get('LoadPointsFromFile')
+        if file_step is None:
+            return cls(in_channels, tuple(range(in_channels)))
+        load_dim, use_dim = int(file_step.get('load_dim', 6)), _columns(file_step.get('use_dim', [0, 1, 2]))
+        past_step = step_of.get('LoadPointsFromMultiSweeps')
+        if past_step is None:
+            return cls(load_dim, use_dim)
+        if (column := past_step.get('time_dim', AGE)) != AGE:
+            raise ConfigError(f'LoadPointsFromMultiSweeps: time_dim={column}; expected {AGE}')
+        if (past_dim := int(past_step.get('load_dim', 5))) != load_dim:
+            raise ConfigError(
+                f'LoadPointsFromMultiSweeps: load_dim={past_dim}; expected {load_dim}, that of '
+                f'LoadPointsFromFile, since all files are read alike'
+            )
+        past = PastSweeps(
+            max_sweeps=int(past_step.get('sweeps_num', 10)),
+            pad_empty=bool(past_step.get('pad_empty_sweeps', False)),
+            remove_close=bool(past_step.get('remove_close', False)),
+        )
+        return cls(load_dim, use_dim, past, _columns(past_step.get('use_dim', [0, 1, 2, 4])))
+
+
+def point_rule(cfg: Any, in_channels: int) -> PointRule:
+    """Return the rule of the config's test pipeline; without a pipeline files have `in_channels` values.
+
+    ConfigError: see `PointRule`.
+    """
+    try:
+        steps = test_pipeline(cfg)
+    except ConfigError:
+        steps = []
+    return PointRule.from_pipeline(steps, in_channels)
+
+
+def _columns(value: int | list[int]) -> tuple[int, ...]:
+    return tuple(range(value)) if isinstance(value, int) else tuple(value)

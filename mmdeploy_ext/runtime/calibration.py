@@ -1,0 +1,60 @@
+"""The calibration of a rig of cameras and a LiDAR, `FusedFrame.calibration`. Needs numpy only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.runtime.frames import check_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
+"""Names of the matrices of a calibration.
+
+They are from the cameras to the pictures as taken, from the cameras to the LiDAR, from the LiDAR to the
+pictures as taken, from these to the pictures of the network, and from the LiDAR to the frame of the points.
+"""
+
+INVERTED = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
+"""Matrices that need an inverse."""
+
+LIDAR2IMAGE_RTOL = 1e-3
+"""Largest difference of the two ways to compute `lidar2image`, relative to its largest number."""
+
+
+def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
+    """Refuse an invalid calibration for a number of cameras; `matrices` are those of `MATRICES` by name.
+
+    The matrices are (N, 4, 4), one per camera, that of the augmentation of points (4, 4). Their last rows are
+    taken for 0, 0, 0, 1. `name` is that of the frame, for messages.
+
+    Raises:
+        DataError: a matrix is missing, holds NaN or infinity, lacks a needed inverse, or disagrees with
+            others.
+        ShapeError: a matrix has another shape.
+    """
+    name = name or 'frame'
+    for key in MATRICES:
+        shape = (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)
+        check_matrix(matrices, key, shape, name)
+        square = matrices[key].reshape(-1, 4, 4)[:, :3, :3].astype(np.float64)
+        singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
+        if key in INVERTED and len(singular):
+            raise DataError(f'{name}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
+    # both ways from the LiDAR to a picture have to be the same; the network reads no last row
+    cameras_matrices = (
+        matrices[key].astype(np.float64) for key in ('camera_intrinsics', 'camera2lidar', 'lidar2image')
+    )
+    last_row = np.array([[0.0, 0.0, 0.0, 1.0]])
+    for index, (intrinsics, camera2lidar, lidar2image) in enumerate(zip(*cameras_matrices, strict=True)):
+        lidar2camera = np.linalg.inv(np.concatenate([camera2lidar[:3], last_row]))
+        gap = np.abs(intrinsics[:3] @ lidar2camera - lidar2image[:3]).max()
+        if not gap <= LIDAR2IMAGE_RTOL * np.abs(lidar2image[:3]).max():
+            raise DataError(
+                f'{name}: matrices of camera {index} disagree: lidar2image is not camera_intrinsics times '
+                f'the inverse of camera2lidar (largest difference {gap:.3g}); put all in one order'
+            )
