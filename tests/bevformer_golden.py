@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.families.bevformer.seeded import bevformer_weights
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng
+from mmdeploy_ext.seeded.bevformer import bevformer_weights
+from mmdeploy_ext.seeded.by_name import name_rng
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

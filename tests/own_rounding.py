@@ -52,7 +52,7 @@ def main():
     from mmdeploy_ext.preprocess import DEFAULT_PICTURE
     from mmdeploy_ext.proving.inputs import pictures
     from mmdeploy_ext.proving.inputs.samples import read_images
-    from mmdeploy_ext.synthetic.seeded import seeded_model
+    from mmdeploy_ext.seeded.weights import seeded_model
     from mmdeploy_ext.tasks import task_module
     from mmdeploy_ext.zoo.configs import installed_folder
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.families.petr.seeded import petr_weights
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng
+from mmdeploy_ext.seeded.by_name import name_rng
+from mmdeploy_ext.seeded.petr import petr_weights
 from projects.configs.petr_model import VOVNET_99, petr
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng, rtdetr_weights
+from mmdeploy_ext.seeded.by_name import name_rng, rtdetr_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/rtdetr'
 REPOSITORY = Path(__file__).resolve().parents[1]

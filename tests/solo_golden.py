@@ -18,7 +18,7 @@ from mmdet.models import build_detector
 from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.synthetic.seeded_by_name import solo_image, solo_weights
+from mmdeploy_ext.seeded.by_name import solo_image, solo_weights
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import original_name

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng
+from mmdeploy_ext.seeded.by_name import name_rng
 
 SHIPPED = Path(__file__).resolve().parents[2] / 'shared/golden/sparse4d'
 GOLDEN, PREFIX = Path(os.environ.get('GOLDEN_SPARSE4D', SHIPPED)), os.environ.get('GOLDEN_PREFIX', '')

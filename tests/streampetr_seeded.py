@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng, streampetr_weights
+from mmdeploy_ext.seeded.by_name import name_rng, streampetr_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/streampetr'
 NUM_FRAMES = 6

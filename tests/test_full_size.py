@@ -16,8 +16,8 @@ from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import list_images, read_image
+from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.synthetic.seeded import fill_seeded
 from mmdeploy_ext.tasks.bbox2d import match_detections
 
 REPO = Path(__file__).resolve().parents[1]

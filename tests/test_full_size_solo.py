@@ -11,7 +11,7 @@ from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.synthetic.seeded_by_name import solo_image, solo_weights
+from mmdeploy_ext.seeded.by_name import solo_image, solo_weights
 from mmdeploy_ext.tasks.mask import match_detections
 
 CONFIG = 'configs/solov2/solov2_light_r34.py'

@@ -12,8 +12,8 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.drive import synthetic_drive
-from mmdeploy_ext.synthetic.seeded import write_seeded
 from planting import replaced
 from proofs import refuted
 

@@ -6,7 +6,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 
 CONFIG, SIZE = 'projects/configs/ImVoxelNet/imvoxelnet_toy.py', (96, 320)
 

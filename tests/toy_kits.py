@@ -36,7 +36,7 @@ import toy_two_stage  # noqa: E402
 from mmdeploy_ext.cli import graph_app, kit_app  # noqa: E402
 from mmdeploy_ext.core.config import load_config, mmdet_config  # noqa: E402
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError  # noqa: E402
-from mmdeploy_ext.synthetic.seeded import write_seeded  # noqa: E402
+from mmdeploy_ext.seeded.weights import write_seeded  # noqa: E402
 from toys import MORE_TOYS, PROJECTS, TOYS, Toy, in_folder, seeded, wide_sweeps  # noqa: E402
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.seeded.weights import SCENE_SHAPES, seeded_model
 from mmdeploy_ext.synthetic.scene import make_scene
-from mmdeploy_ext.synthetic.seeded import SCENE_SHAPES, seeded_model
 
 SIZE = (96, 320)
 

@@ -12,7 +12,7 @@ from made_once import made_once
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 from toy_two_stage import CONFIG, run_stages
 from toy_two_stage import images as less_padded
 

@@ -13,7 +13,7 @@ from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.synthetic.seeded_by_name import rtdetr_weights
+from mmdeploy_ext.seeded.by_name import rtdetr_weights
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = str(REPO / 'configs/demo/rtdetr_toy.py')

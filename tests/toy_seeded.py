@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 
+from mmdeploy_ext.seeded.by_name import COUNTER, fill_sparse_module, sparse_weights
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
-from mmdeploy_ext.synthetic.seeded_by_name import COUNTER, fill_sparse_module, sparse_weights
 
 __all__ = [
     'amax', 'centerpoint_ptq_path', 'digest', 'fill_sparse_module', 'input_range', 'sparse_weights', 'voxels',

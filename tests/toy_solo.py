@@ -11,8 +11,8 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.seeded.by_name import solo_weights
 from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.synthetic.seeded_by_name import solo_weights
 
 TRACED = (128, 160)
 GRIDS = [14, 12, 8, 6, 4]

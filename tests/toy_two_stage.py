@@ -10,7 +10,7 @@ from made_once import made_once
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.synthetic.seeded import seeded_model, seeded_scene
+from mmdeploy_ext.seeded.weights import seeded_model, seeded_scene
 from mmdeploy_ext.tasks import task_module
 from toy_atss import REPO
 from two_stage_parts import FUSED, PARTS, REFUSED, cascade

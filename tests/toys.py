@@ -24,7 +24,7 @@ import toy_yolact
 from mmdeploy_ext.cli import export_app, export_scn_app
 from mmdeploy_ext.core.config import load_config, mmdet_config, without_augmentation
 from mmdeploy_ext.families.base import load_families
-from mmdeploy_ext.synthetic.seeded import write_seeded
+from mmdeploy_ext.seeded.weights import write_seeded
 from toy_atss import REPO
 
 if TYPE_CHECKING:

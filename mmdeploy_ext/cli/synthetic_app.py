@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.synthetic import coco, monocular, nuscenes, panoptic, seeded_image, staging
+from mmdeploy_ext.seeded import image as seeded_image
+from mmdeploy_ext.synthetic import coco, monocular, nuscenes, panoptic, staging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
 
 def run_seeded(args: argparse.Namespace) -> int:
     """Write a checkpoint of seeded weights, and return 0; `args` are those of `add_seeded`."""
-    from mmdeploy_ext.synthetic import seeded
+    from mmdeploy_ext.seeded import weights as seeded
 
     return seeded.run(args, parse_cfg_options(args.cfg_options))
 

@@ -77,7 +77,7 @@ def seeded(cfg: Any, family: Family) -> torch.nn.Module:
 
     ConfigError: it cannot be built, or there is no rule for the weights of its head.
     """
-    from mmdeploy_ext.synthetic.seeded import seeded_model
+    from mmdeploy_ext.seeded.weights import seeded_model
 
     return seeded_model(cfg, family)
 

@@ -186,14 +186,6 @@ class Family(abc.ABC):
         """
         return None
 
-    def seeded(self, cfg: Any, seed: int) -> torch.nn.Module | None:
-        """Return the model of a config with weights by a seeded rule of the family; None if it has no rule.
-
-        Then the rules of `synthetic/seeded.py` are tried, which know heads and layers of mmdet by their
-        names. `mm2onnx synthetic seeded` and the zoo take these weights.
-        """
-        return None
-
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
         """Read a checkpoint into the model; return the `Checkpoint`, whose `meta` is {} if the file has none.
 

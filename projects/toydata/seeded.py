@@ -1,6 +1,6 @@
-"""`python -m projects.toydata.seeded`: what is in `mmdeploy_ext/synthetic/seeded.py`."""
+"""`python -m projects.toydata.seeded`: what is in `mmdeploy_ext/seeded/weights.py`."""
 
-from mmdeploy_ext.synthetic.seeded import main
+from mmdeploy_ext.seeded.weights import main
 
 if __name__ == '__main__':
     raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""`python -m projects.toydata.seeded_solo`: what is in `mmdeploy_ext/synthetic/seeded_image.py`."""
+"""`python -m projects.toydata.seeded_solo`: what is in `mmdeploy_ext/seeded/image.py`."""
 
-from mmdeploy_ext.synthetic.seeded_image import main
+from mmdeploy_ext.seeded.image import main
 
 if __name__ == '__main__':
     raise SystemExit(main())

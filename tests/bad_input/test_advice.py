@@ -27,7 +27,7 @@ from mmdeploy_ext.families.parts.detector_parts import test_cfg_of as settings_o
 from mmdeploy_ext.families.query import supported_parts
 from mmdeploy_ext.families.query.postprocess import suppression_of as query_suppression
 from mmdeploy_ext.proving.provenance import refuse_other_settings
-from mmdeploy_ext.synthetic import seeded
+from mmdeploy_ext.seeded import weights as seeded
 from mmdeploy_ext.weights.convert.conversion import model_tensors
 from mmdeploy_ext.weights.convert.rtdetr import Source, convert
 

@@ -11,7 +11,7 @@ import torch
 from mmdeploy_ext.cli import publish_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.synthetic import seeded_by_name
+from mmdeploy_ext.seeded import by_name as seeded_by_name
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert.rtdetr import DENOISING, read_safetensors
 from mmdeploy_ext.weights.convert.solo_names import original_name

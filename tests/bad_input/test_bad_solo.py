@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.synthetic import seeded_by_name
+from mmdeploy_ext.seeded import by_name as seeded_by_name
 from mmdeploy_ext.weights.convert.solo_names import original_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import list_images, read_image
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.seeded.weights import fill_seeded, normalised_deviation
 from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.synthetic.seeded import fill_seeded, normalised_deviation
 from verdicts import matched_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]

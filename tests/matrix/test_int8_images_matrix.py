@@ -10,8 +10,8 @@ from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
-from mmdeploy_ext.synthetic.seeded import write_seeded
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 REPO = Path(__file__).resolve().parents[2]

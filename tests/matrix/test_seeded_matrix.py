@@ -10,8 +10,8 @@ import mmdet
 import pytest
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.synthetic.seeded import fill_seeded, normalised_photograph
-from mmdeploy_ext.synthetic.seeded_dense import build_student, calibration_of, is_supported
+from mmdeploy_ext.seeded.dense import build_student, calibration_of, is_supported
+from mmdeploy_ext.seeded.weights import fill_seeded, normalised_photograph
 from mmdeploy_ext.zoo import configs
 from seeded_results import CALM, amplified, find
 

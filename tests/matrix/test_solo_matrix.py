@@ -17,8 +17,8 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import list_images, read_image
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.seeded.by_name import solo_image, solo_weights
 from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.synthetic.seeded_by_name import solo_image, solo_weights
 from verdicts import matched_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]

@@ -102,7 +102,7 @@ def test_a_checkpoint_of_mmdet_3_ends_in_a_proven_file(tmp_path, capsys):
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.cli.export_app import main as export
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.synthetic.seeded import seeded_model
+    from mmdeploy_ext.seeded.weights import seeded_model
 
     config3, config2 = tmp_path / 'detr3.py', tmp_path / 'detr2.py'
     source, target = tmp_path / 'epoch_12.pth', tmp_path / 'detr2.pth'
@@ -140,8 +140,7 @@ def test_what_cannot_be_written_or_used_is_refused(config3, tmp_path, capsys):
         (('--config', config3, tmp_path / 'detr2.pth'), 'detr2.pth: is not the name of a config'),
         (('--config', config3, config3), 'detr3.py'),
         (('--config', config, tmp_path / 'other.py'), 'is no config of mmdet 3'),
-        ((source, tmp_path / 'out.pth', '--config', config),
-         'epoch_12.pth: does not fit the model of'),
+        ((source, tmp_path / 'out.pth', '--config', config), 'epoch_12.pth: does not fit the model of'),
         ((source, source, '--config', config), 'epoch_12.pth'),
     ):
         capsys.readouterr()

@@ -8,9 +8,9 @@ import pytest
 from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.compat.kitti_overlaps import OF_FIRST, OF_SECOND, OF_UNION, overlaps
 from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.monocular import write_annotations
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-from mmdeploy_ext.synthetic.seeded import write_seeded
 from toy_atss import REPO
 
 KINDS = dict(fcos3d='nuscenes', pgd='kitti', smoke='kitti', imvoxelnet='')

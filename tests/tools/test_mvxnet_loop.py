@@ -7,9 +7,9 @@ import pytest
 
 from mmdeploy_ext.cli import export_app, run_app, test_app
 from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.monocular import write_annotations
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-from mmdeploy_ext.synthetic.seeded import write_seeded
 from toy_atss import REPO
 
 DUMPED = 4

@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = {
-    'seeded': 'mmdeploy_ext.synthetic.seeded',
+    'seeded': 'mmdeploy_ext.seeded.weights',
     'dump': 'mmdeploy_ext.cli.dump_app',
 }
 SCRIPTS = {

@@ -23,8 +23,8 @@ from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.synthetic.seeded import fill_seeded
 from mmdeploy_ext.tasks.bbox2d import match_detections
 
 REPOSITORY = Path(__file__).resolve().parents[2]

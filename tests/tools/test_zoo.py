@@ -45,7 +45,7 @@ def register():
 
 def seeded(cfg, family):
     """Return a model with seeded weights; configs whose name says so end badly."""
-    from mmdeploy_ext.synthetic.seeded import seeded_model
+    from mmdeploy_ext.seeded.weights import seeded_model
 
     name = Path(cfg.filename).stem
     if name == 'killed':
@@ -465,7 +465,7 @@ def test_the_readme_counts_the_models_of_the_page_of_parity():
 
 def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path, monkeypatch):
     import toy_anchor3d
-    from mmdeploy_ext.synthetic.seeded import seeded_model
+    from mmdeploy_ext.seeded.weights import seeded_model
 
     toy_anchor3d.register()
     path = toy_anchor3d.write_config(tmp_path, 'kitti')

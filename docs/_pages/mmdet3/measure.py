@@ -56,7 +56,7 @@ def configs3() -> Path:
 
 def batch_of(cfg: Any) -> np.ndarray:
     """Return a generated picture as the detector takes it: (1, 3, *SIZE) float32, padded with 0."""
-    from mmdeploy_ext.synthetic.seeded import normalised_photograph, seeded_scene
+    from mmdeploy_ext.seeded.weights import normalised_photograph, seeded_scene
 
     deviation, offset = normalised_photograph(cfg)
     drawn = seeded_scene(11, *PICTURE).numpy() * deviation + offset
@@ -125,7 +125,7 @@ def prepare(name: str, folder: Path) -> str:
     import torch
 
     from mmdeploy_ext.families.base import FAMILIES, find_family, load_families
-    from mmdeploy_ext.synthetic.seeded import seeded_model
+    from mmdeploy_ext.seeded.weights import seeded_model
     from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
     from mmdeploy_ext.zoo.configs import part_types
 

@@ -25,7 +25,6 @@ from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx, frame_with_record
 from mmdeploy_ext.families.bevformer.samples import can_bus_entry, driven, dumped_frame, frame
-from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
 from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
@@ -195,14 +194,6 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         super().load_weights(model, checkpoint)
         note_convention(model, checkpoint)
-
-    def seeded(self, cfg: Any, seed: int) -> nn.Module:
-        model = self.build(cfg)
-        shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        weights = bevformer_weights(shapes, f'{seed}:' if seed else '')
-        head = model.pts_bbox_head
-        model.load_state_dict(for_view(weights, max(head.bev_h, head.bev_w)))
-        return model
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         return generated_dataset(

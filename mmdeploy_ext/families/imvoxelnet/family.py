@@ -20,7 +20,6 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
 from mmdeploy_ext.families.imvoxelnet.runtime import COLUMNS
-from mmdeploy_ext.families.imvoxelnet.seeded import seeded_detector
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
@@ -84,9 +83,6 @@ class ImVoxelNetFamily(ImageFamily):
     def build(self, cfg: Any) -> nn.Module:
         self.check_parts(cfg.filename, cfg.model)
         return build_without_weights(cfg, builder.build_detector, 'backbone')
-
-    def seeded(self, cfg: Any, seed: int) -> nn.Module:
-        return seeded_detector(self.build(cfg), cfg, seed)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return graphs.postprocess_facts(model)

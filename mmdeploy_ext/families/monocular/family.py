@@ -18,7 +18,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
-from mmdeploy_ext.families.monocular.seeded import seeded_detector
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
@@ -44,11 +43,6 @@ def build(cfg: Any) -> nn.Module:
     without them. ConfigError: it cannot be built.
     """
     return build_without_weights(cfg, builder.build_detector, 'backbone')
-
-
-def seeded(cfg: Any, seed: int) -> nn.Module:
-    """Return the detector of a config with weights that a seed decides."""
-    return seeded_detector(build(cfg), cfg, seed)
 
 
 def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Module], None]) -> None:
@@ -126,7 +120,7 @@ class MonocularMethods:
     reference_detections = staticmethod(reference.detections)
     substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
     expected_tensors = staticmethod(reference.expected_tensors)
-    build, seeded, check_dataset = staticmethod(build), staticmethod(seeded), staticmethod(check_dataset)
+    build, check_dataset = staticmethod(build), staticmethod(check_dataset)
 
 
 class PointsFamily(MonocularMethods, ImageFamily):

@@ -46,7 +46,6 @@ from mmdeploy_ext.families.petr.samples import (
     frame,
     start_gap_s,
 )
-from mmdeploy_ext.families.petr.seeded import petr_weights
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
@@ -136,11 +135,6 @@ class PetrFamily(QueryBoxes, SequenceFamily):
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         super().load_weights(model, checkpoint)
         note_convention(model, checkpoint)
-
-    def seeded(self, cfg: Any, seed: int) -> nn.Module:
-        model = self.build(cfg)
-        model.load_state_dict(petr_weights(model.state_dict(), f'{seed}:' if seed else ''))
-        return model
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         ours = dict(collect_keys=[]) if 'collect_keys' in test_dataset(cfg) else {}

@@ -49,7 +49,6 @@ from mmdeploy_ext.families.sparse4d.samples import (
     frame,
     result,
 )
-from mmdeploy_ext.families.sparse4d.seeded import for_width, sparse4d_weights
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 from mmdeploy_ext.synthetic.info_files import write_infos
@@ -188,12 +187,6 @@ class Sparse4DFamily(SequenceFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.head.layers[-1].cls_layers[-1].out_features)
-
-    def seeded(self, cfg: Any, seed: int) -> nn.Module:
-        model = self.build(cfg)
-        weights = sparse4d_weights(model.state_dict(), f'{seed}:' if seed else '')
-        model.load_state_dict(for_width(weights, model.input_sizes[-1]))
-        return model
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         infos = write_infos(folder, test_pipeline(cfg), views=rule)

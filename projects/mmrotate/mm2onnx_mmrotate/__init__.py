@@ -6,6 +6,7 @@ Importing it registers the families, without PyTorch, mmcv or mmrotate.
 from mm2onnx_mmrotate.dense.options import OPTIONS, POSTPROCESS
 from mm2onnx_mmrotate.two_stage.options import POSTPROCESS as TWO_STAGE_POSTPROCESS
 from mmdeploy_ext import register_family
+from mmdeploy_ext.seeded.rules import RULES
 
 TRAINING_KEYS = (
     'assign_by_circumhbbox',
@@ -34,4 +35,8 @@ register_family(
     postprocess=TWO_STAGE_POSTPROCESS,
     runtime='mm2onnx_mmrotate.two_stage.runtime',
     library='mmrotate',
+)
+RULES.update(
+    rotated_dense='mm2onnx_mmrotate.dense.seeded:fill',
+    rotated_two_stage='mm2onnx_mmrotate.two_stage.seeded:fill',
 )

@@ -10,6 +10,7 @@ import torch
 from mmcv import Config
 
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.seeded.weights import seeded_model
 
 STRIDES = [8, 16, 32, 64]
 CHANNELS, CLASSES = 16, 3
@@ -184,7 +185,7 @@ def seeded(name, seed=0):
     """Return config, family and model with seeded weights."""
     cfg = config(name)
     family = find_family(cfg)
-    return cfg, family, family.seeded(cfg, seed)
+    return cfg, family, seeded_model(cfg, family, seed)
 
 
 def pictures(count, height=160, width=192, seed=0):

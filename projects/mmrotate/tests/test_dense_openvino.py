@@ -5,7 +5,7 @@ import small_models
 
 from mmdeploy_ext.engines.registry import BACKENDS
 from mmdeploy_ext.proving.inputs.samples import read_images
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 from mmdeploy_ext.zoo.config_proof import Settings, prove_config
 from mmdeploy_ext.zoo.configs import Config
 

@@ -15,7 +15,7 @@ from mm2onnx_mmrotate.two_stage.heads import midpoint_settings
 from mm2onnx_mmrotate.two_stage.runtime import detections
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.synthetic.seeded import seeded_model, seeded_picture
+from mmdeploy_ext.seeded.weights import seeded_model, seeded_picture
 
 VERSIONS = ('le90', 'le135', 'oc')
 SIZE = (120, 150)

@@ -17,7 +17,7 @@ from two_stage_toys import CONFIG, KINDS, toy
 import mmdeploy_ext
 from mmdeploy_ext.engines.registry import DEFAULT
 from mmdeploy_ext.proving.inputs.samples import read_images
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 from mmdeploy_ext.zoo.config_proof import Settings, prove_config
 from mmdeploy_ext.zoo.configs import Config
 

@@ -173,7 +173,7 @@ def toy(tmp_path_factory):
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.synthetic.seeded import fill_seeded
+    from mmdeploy_ext.seeded.weights import fill_seeded
 
     register()
     folder = tmp_path_factory.mktemp('benchmark')

@@ -32,7 +32,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 from mmdeploy_ext.tasks import bbox3d
 from mmdeploy_ext.tasks.matching import lone_low_results
 from proofs import run_once

@@ -22,8 +22,8 @@ from mmdeploy_ext.proving.provenance import unequal_entries
 from mmdeploy_ext.runtime import bev_motion
 from mmdeploy_ext.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.runtime.frames import StreamState
+from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.drive import rig, synthetic_drive
-from mmdeploy_ext.synthetic.seeded import write_seeded
 from proofs import prove_samples, refuted
 from toy_frames import BEVFORMER as toy
 from verdicts import checks_of

@@ -8,7 +8,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.two_stage.family import TWO_STAGE
 from mmdeploy_ext.proving.open_points import untraced_methods
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 from toy_two_stage import SIZE, image_branch, images, run_stages, toy
 
 

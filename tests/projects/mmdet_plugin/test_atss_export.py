@@ -23,8 +23,8 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files, export_graphs
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.synthetic.seeded import fill_seeded
 from mmdeploy_ext.tasks.bbox2d import match_detections
 from proofs import prove_samples
 

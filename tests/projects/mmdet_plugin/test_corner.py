@@ -17,7 +17,7 @@ from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.exporting.export import default_opset
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 from mmdeploy_ext.tasks.bbox2d import match_detections
 from toy_corner import KINDS, toy
 from toy_query import exported, images, options_of, run_stages

@@ -14,7 +14,7 @@ from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.synthetic.seeded import write_seeded
+from mmdeploy_ext.seeded.weights import write_seeded
 from toy_atss import PICTURE
 
 SIZE = (192, 256)

@@ -17,7 +17,7 @@ from mmdeploy_ext.graph.tensorrt_limits import check_limits, find_refusals
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detections import Instances
-from mmdeploy_ext.synthetic.seeded import write_seeded
+from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.tasks.mask import match_detections
 from toy_atss import PICTURE, REPO
 from toy_two_stage import write_config

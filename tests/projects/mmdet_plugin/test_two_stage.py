@@ -17,7 +17,7 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from mmdeploy_ext.proving.open_points import untraced_methods
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 from toy_two_stage import (
     KINDS,
     SIZE,

@@ -15,7 +15,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.difference.locate import subject_of
 from mmdeploy_ext.proving.proof import open_file
 from mmdeploy_ext.proving.references import references
-from mmdeploy_ext.synthetic.seeded import write_seeded
+from mmdeploy_ext.seeded.weights import write_seeded
 from proofs import check_files, run_once
 from toy_atss import REPO
 from toy_two_stage import toy, write_config

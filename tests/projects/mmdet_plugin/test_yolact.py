@@ -12,7 +12,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.yolact.runtime import detections
-from mmdeploy_ext.synthetic.seeded import seeded_model
+from mmdeploy_ext.seeded.weights import seeded_model
 from mmdeploy_ext.tasks.boxed_mask import match_detections
 from toy_query import exported, images, options_of, run_stages
 from toy_yolact import toy

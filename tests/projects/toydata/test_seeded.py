@@ -12,10 +12,11 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.detector_parts import without_teacher
-from mmdeploy_ext.synthetic import seeded
-from mmdeploy_ext.synthetic.seeded import fill_seeded, normalised_photograph, write_seeded
-from mmdeploy_ext.synthetic.seeded_dense import build_student, check_supported
-from mmdeploy_ext.synthetic.seeded_layers import fill_network
+from mmdeploy_ext.seeded import weights as seeded
+from mmdeploy_ext.seeded.dense import build_student, check_supported
+from mmdeploy_ext.seeded.layers import fill_network
+from mmdeploy_ext.seeded.rules import RULES
+from mmdeploy_ext.seeded.weights import fill_seeded, normalised_photograph, write_seeded
 from seeded_results import CALM, amplified, find
 
 PIPELINE = [
@@ -123,9 +124,7 @@ def filled(name, stray=0):
 
 
 @pytest.mark.suite('points and distances', 'objectness, pixels as they are', 'peaks')
-@pytest.mark.parametrize(
-    'name', in_suite(MODELS, *DISTINCT)
-)
+@pytest.mark.parametrize('name', in_suite(MODELS, *DISTINCT))
 def test_every_kind_of_head_finds_things_of_many_classes_and_scores(name):
     model = filled(name)
     for found in find(model, config(name)):
@@ -207,9 +206,14 @@ def test_seeds_that_pytorch_refuses_are_refused_before_anything_is_built(tmp_pat
     assert f'error: --seed {seed}: expected' in capsys.readouterr().err
 
 
-def test_a_family_with_a_rule_of_its_own_gives_its_model():
-    family = types.SimpleNamespace(name='outside', seeded=lambda cfg, seed: (cfg, seed))
-    assert seeded.seeded_model('config', family, 3) == ('config', 3)
+def test_a_family_with_a_rule_of_its_own_fills_its_model(monkeypatch):
+    monkeypatch.setitem(RULES, 'outside', f'{__name__}:own_rule')
+    family = types.SimpleNamespace(name='outside', build=lambda cfg: 'model')
+    assert seeded.seeded_model('config', family, 3) == ('model', 'config', 3)
+
+
+def own_rule(model, cfg, family, seed):
+    return model, cfg, seed
 
 
 def test_layers_of_offsets_are_drawn_smaller_those_of_dcnv4_too():

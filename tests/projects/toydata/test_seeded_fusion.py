@@ -7,7 +7,7 @@ import torch
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from mmdeploy_ext.synthetic.seeded import main, seeded_model
+from mmdeploy_ext.seeded.weights import main, seeded_model
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.runtime.detections import sigmoid
-from mmdeploy_ext.synthetic.seeded import seeded_model, write_seeded
-from mmdeploy_ext.synthetic.seeded_lidar import EMPTY_LOGIT, SWEEPS, head_outputs
+from mmdeploy_ext.seeded.lidar import EMPTY_LOGIT, SWEEPS, head_outputs
+from mmdeploy_ext.seeded.weights import seeded_model, write_seeded
 
 KINDS = [
     *(('anchor3d', kind) for kind in toy_anchor3d.KINDS),

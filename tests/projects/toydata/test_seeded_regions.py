@@ -3,7 +3,7 @@
 import pytest
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.synthetic.seeded import fill_seeded
+from mmdeploy_ext.seeded.weights import fill_seeded
 from seeded_results import find
 from toy_atss import REPO
 

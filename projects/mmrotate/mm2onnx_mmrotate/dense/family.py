@@ -16,7 +16,6 @@ from torch import nn
 from mm2onnx_mmrotate.dense import graphs, reference
 from mm2onnx_mmrotate.dense.kinds import KINDS
 from mm2onnx_mmrotate.dense.networks import last_head
-from mm2onnx_mmrotate.dense.seeded import seeded_detector
 from mm2onnx_mmrotate.dense.settings import facts_of, thresholds
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mmdeploy_ext.contract.options import Options
@@ -83,9 +82,6 @@ class RotatedDenseFamily(ImageFamily):
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         return preprocess_rule(cfg)
-
-    def seeded(self, cfg: Any, seed: int) -> nn.Module:
-        return seeded_detector(self.build(cfg), cfg, seed)
 
     def build(self, cfg: Any) -> nn.Module:
         """Build mmrotate's detector; its last head shares the `test_cfg` that the detector reads."""

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from mm2onnx_mmrotate.dense.networks import head_outputs
-from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalised_photograph
-from mmdeploy_ext.synthetic.seeded_dense import MAX_LOGIT
-from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale
+from mmdeploy_ext.seeded.dense import MAX_LOGIT
+from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale
+from mmdeploy_ext.seeded.weights import HeadStep, fill_seeded, normalised_photograph
 
 PLACING, REFINING = Target(0.0, 0.1), Target(0.0, 0.2)
 """Deltas of boxes that place samples of features, and of the head behind them. With 0.4 in both, rounding of
@@ -37,7 +37,7 @@ ANGLE_CLASSES = Target(-4.6, 1.3)
 """Target of the logits of classes of angles."""
 
 
-def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
+def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
     """Fill a newly built detector in place with seeded weights, set it to evaluation mode and return it.
 
     Its layers are scaled on generated pictures, which have the mean and deviation of a photograph after the

@@ -71,11 +71,6 @@ class RotatedTwoStageFamily(ImageFamily):
         strides = generator_of(rpn_head).strides
         detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
 
-    def seeded(self, cfg: Any, seed: int) -> nn.Module:
-        from mm2onnx_mmrotate.two_stage.seeded import seeded_detector
-
-        return seeded_detector(self.build(cfg), cfg, seed)
-
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         return preprocess_rule(cfg)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mm2onnx_mmrotate.two_stage.boxes import Boxes, RotatedPool
 from mm2onnx_mmrotate.two_stage.heads import is_oriented
-from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalised_photograph
-from mmdeploy_ext.synthetic.seeded_layers import Target
-from mmdeploy_ext.synthetic.seeded_regions import TARGETS, RegionRule, run_heads, scale_heads
+from mmdeploy_ext.seeded.layers import Target
+from mmdeploy_ext.seeded.regions import TARGETS, RegionRule, run_heads, scale_heads
+from mmdeploy_ext.seeded.weights import HeadStep, fill_seeded, normalised_photograph
 
 GLIDING_TARGETS = dict(fc_fix=Target(0.0, 1.0), fc_ratio=Target(1.0, 1.0))
 """Last layer of a `GVBBoxHead` -> target of its logits."""
@@ -23,7 +23,7 @@ TURN = 0.25 * torch.pi
 """Radians. Regions are turned by up to so much."""
 
 
-def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
+def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
     """Give a newly built detector random weights of a seed, in place, and return it in evaluation mode.
 
     They are fitted to generated pictures, which have the spread of values of a photograph after the test

@@ -19,9 +19,9 @@ from torch import nn
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.synthetic.seeded_by_name import fill_sparse_module
-from mmdeploy_ext.synthetic.seeded_dense import DELTA_TARGET
-from mmdeploy_ext.synthetic.seeded_layers import (
+from mmdeploy_ext.seeded.by_name import fill_sparse_module
+from mmdeploy_ext.seeded.dense import DELTA_TARGET
+from mmdeploy_ext.seeded.layers import (
     Target,
     calibrate_norms,
     fill_network,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SWEEPS = 3
 """Number of generated sweeps for statistics."""
 RESIDUAL = 0.1
-"""Scale of the last normalisation of residual blocks; see `seeded_dense.NetworkCalibration`."""
+"""Scale of the last normalisation of residual blocks; see `dense.NetworkCalibration`."""
 EMPTY_LOGIT, BEST_LOGIT = -5.0, 0.0
 """Highest logit of an empty map, and the logit that `BEST_ANCHORS` of each sweep exceed, in all channels
 together."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.building import build_without_weights
-from mmdeploy_ext.synthetic.seeded_layers import (
+from mmdeploy_ext.seeded.layers import (
     Numbers,
     Target,
     outputs_of,
@@ -346,7 +346,7 @@ def check_supported(model: nn.Module, filename: str) -> None:
     """
     head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if head is None and getattr(model, 'roi_head', None) is not None:
-        return  # `seeded_regions.py` has the names of its layers
+        return  # `regions.py` has the names of its layers
     if head is None or not is_supported(head):
         raise ConfigError(
             f'{filename}: the seeded rule knows no layer of {type(head).__name__} that gives class scores; '

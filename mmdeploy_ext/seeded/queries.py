@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.synthetic.seeded_dense import BACKGROUND, CLASS_TARGET
-from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale, targets_of
+from mmdeploy_ext.seeded.dense import BACKGROUND, CLASS_TARGET
+from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale, targets_of
 
 SCALES = (
     (r'level_embed\.weight', 0.3, False),
@@ -287,7 +287,7 @@ def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Seq
         features: what the detector's `extract_feat` returns of the pictures, (B, C, h, w) of each level.
     """
     from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet
-    from mmdeploy_ext.synthetic.seeded_regions import STEP, TARGETS
+    from mmdeploy_ext.seeded.regions import STEP, TARGETS
 
     generator, learned = torch.Generator().manual_seed(1), model.rpn_head
     low, high = map(math.log, REGION_SIDES)

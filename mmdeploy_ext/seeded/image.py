@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: a size that is no multiple of 32, a side below 1, or a file that is no .npz.
     """
-    from mmdeploy_ext.synthetic.seeded_by_name import solo_image
+    from mmdeploy_ext.seeded.by_name import solo_image
 
     height, width = args.size
     if height % 32 or width % 32 or min(args.size) < 1:

@@ -8,11 +8,13 @@ data of PETR, which were made with these weights; `tests/petr_golden.py` reads t
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from mmdeploy_ext.synthetic import seeded_by_name as by_name
+from mmdeploy_ext.seeded import by_name
 
 CODE_WEIGHTS = 'pts_bbox_head.code_weights'
 """Key of the factors of box columns in the loss."""
@@ -77,3 +79,9 @@ def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
         of_values = SELF_VALUE_GAIN if '.attentions.0.' in key else CROSS_VALUE_GAIN
         gain = by_name.projection_gain(len(normal), QUERY_KEY_GAIN, of_values)
     return by_name.centred(normal, gain, axes)
+
+
+def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
+    """Load the seeded weights into a PETR or PETRv2 and return it."""
+    model.load_state_dict(petr_weights(model.state_dict(), f'{seed}:' if seed else ''))
+    return model

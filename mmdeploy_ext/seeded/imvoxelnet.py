@@ -10,17 +10,17 @@ from mmdeploy_ext.families.imvoxelnet.graphs import Network
 from mmdeploy_ext.families.imvoxelnet.samples import generated_camera
 from mmdeploy_ext.families.parts.lidar_parts import Parts
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.synthetic.seeded import normalised_photograph, seeded_scene
-from mmdeploy_ext.synthetic.seeded_layers import calibrate_norms, fill_network, norms_of
-from mmdeploy_ext.synthetic.seeded_lidar import scale_last_layers
+from mmdeploy_ext.seeded.layers import calibrate_norms, fill_network, norms_of
+from mmdeploy_ext.seeded.lidar import scale_last_layers
+from mmdeploy_ext.seeded.weights import normalised_photograph, seeded_scene
 
 PICTURES, SIZE = 2, (192, 640)
 """Number of pictures that a network is calibrated on, and their height and width."""
 RESIDUAL = 0.25
-"""Scale of the last normalisation of residual blocks, see `seeded_dense.NetworkCalibration`."""
+"""Scale of the last normalisation of residual blocks, see `dense.NetworkCalibration`."""
 
 
-def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
+def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
     """Give a newly built detector random weights of a seed, in place, and return it in evaluation mode.
 
     They are fitted to generated pictures, whose mean and deviation are those of a photograph after the test

@@ -9,11 +9,13 @@ data.
 import math
 import re
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from mmdeploy_ext.synthetic import seeded_by_name as by_name
+from mmdeploy_ext.seeded import by_name
 
 SCALED = (
     (r'level_embeds|cams_embeds', 0.2),
@@ -137,3 +139,12 @@ def for_view(weights: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.
     """
     factor = min(1.0, LARGEST_UNSCALED_VIEW / side)
     return {key: tensor * factor if DECODER_VALUES.search(key) else tensor for key, tensor in weights.items()}
+
+
+def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
+    """Load the seeded weights into a BEVFormer and return it."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    weights = bevformer_weights(shapes, f'{seed}:' if seed else '')
+    head = model.pts_bbox_head
+    model.load_state_dict(for_view(weights, max(head.bev_h, head.bev_w)))
+    return model

@@ -9,11 +9,13 @@ with these weights; `tests/sparse4d_golden.py` reads them.
 import math
 import re
 from collections.abc import Container, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from mmdeploy_ext.synthetic import seeded_by_name as by_name
+from mmdeploy_ext.seeded import by_name
 
 INPUT_BIASES = dict(pos_fc=15.0, size_fc=1.0, yaw_fc=0.5, vel_fc=2.0)
 """Network of the anchors' embedding -> deviation of the biases of its first layer."""
@@ -55,7 +57,7 @@ def anchors_of(generator: np.random.Generator, count: int) -> np.ndarray:
 def bias_of(key: str, numbers: np.ndarray, norms: Container[str]) -> np.ndarray:
     """Return the values of the vector at `key` of the state dict, from as many normal `numbers`.
 
-    `norms` are the names of normalisations, which are modules: those of `seeded_by_name.norms_of`.
+    `norms` are the names of normalisations, which are modules: those of `by_name.norms_of`.
     """
     network = re.search(r'anchor_encoder\.(\w+)\.0\.bias', key)
     if network:
@@ -120,3 +122,10 @@ def for_width(weights: Mapping[str, torch.Tensor], width: int) -> dict[str, torc
     """
     factor = min(1.0, GOLDEN_WIDTH / width)
     return {key: tensor * factor if key.endswith(GATHERED) else tensor for key, tensor in weights.items()}
+
+
+def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
+    """Load the seeded weights into a Sparse4D and return it."""
+    weights = sparse4d_weights(model.state_dict(), f'{seed}:' if seed else '')
+    model.load_state_dict(for_width(weights, model.input_sizes[-1]))
+    return model

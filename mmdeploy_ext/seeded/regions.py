@@ -26,9 +26,9 @@ from mmdeploy_ext.families.parts.regions import RegionBranch, grid_of, region_ma
 from mmdeploy_ext.families.two_stage.boxes import Grid, last_head
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
-from mmdeploy_ext.synthetic.seeded_dense import BACKGROUND, for_head, scale_outputs
-from mmdeploy_ext.synthetic.seeded_dense import stages_of as stages_of_proposals
-from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of_all, rescale
+from mmdeploy_ext.seeded.dense import BACKGROUND, for_head, scale_outputs
+from mmdeploy_ext.seeded.dense import stages_of as stages_of_proposals
+from mmdeploy_ext.seeded.layers import Target, outputs_of_all, rescale
 
 REGIONS = 96
 """Regions of each calibration picture."""
@@ -174,7 +174,7 @@ def scale_heads(
 ) -> None:
     """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
 
-    Those of the head of proposals have the targets of `seeded_dense.py`, others those of the rule. Heads that
+    Those of the head of proposals have the targets of `dense.py`, others those of the rule. Heads that
     the detector does not have are left out. Layers that norm their weights get new ones before, see
     `draw_normed_weights`. Class logits of regions have more deviation if the threshold of the results is
     above `HIGH_THRESHOLD`.

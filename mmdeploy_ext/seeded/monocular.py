@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalised_photograph
-from mmdeploy_ext.synthetic.seeded_dense import MAX_LOGIT
-from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale
+from mmdeploy_ext.seeded.dense import MAX_LOGIT
+from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale
+from mmdeploy_ext.seeded.weights import HeadStep, fill_seeded, normalised_photograph
 
 LOGITS = {True: Target(-2.6, 0.9), False: Target(-4.2, 1.3)}
 """Target of class logits, by whether the head is SMOKE's: some of a hundred scores pass the threshold."""
@@ -34,7 +34,7 @@ YAW, REST, SMOKE_VALUES = Target(0.5, 1.5), Target(0.5, 1.0), Target(0.0, 0.7)
 """Targets of yaws, of the other columns of boxes of FCOS3D and PGD, and of all columns of SMOKE."""
 
 
-def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
+def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
     """Fill a detector with seeded weights in place, set it to evaluation mode and return it.
 
     The outputs of its last layers get their targets on drawn pictures, with the mean and deviation that a
@@ -44,6 +44,7 @@ def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
         model: FCOS3D, PGD or SMOKE of mmdet3d, newly built, on the CPU, where the pictures are; factors and
             offsets that normalisations and `Scale` learn stay, see `fill_seeded`.
         cfg: its mmcv `Config`.
+        family: not read.
         seed: seed of weights and pictures, 0 or more; equal seeds give equal weights.
 
     Raises:

@@ -3,9 +3,9 @@
 The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norms get
 the statistics of seeded pictures, layer by layer; the last layers of the head are rescaled so that class
 logits spread around -4.6, box deltas around 0 and centerness around 0.5. So scores are spread, boxes differ
-between anchors, and a few per cent of the anchors pass the threshold. `seeded_dense.py` has the targets of
-one-stage detectors, `seeded_regions.py`, `seeded_queries.py` and `seeded_lidar.py` those of others. Weights
-of some families depend on names alone: `seeded_by_name.py`.
+between anchors, and a few per cent of the anchors pass the threshold. `dense.py` has the targets of one-stage
+detectors, `regions.py` of two-stage detectors, `queries.py` of DETRs. Families with rules of their own are in
+`rules.py`.
 """
 
 import argparse
@@ -23,15 +23,10 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
-from mmdeploy_ext.synthetic import staging
-from mmdeploy_ext.synthetic.scene import make_scene
-from mmdeploy_ext.synthetic.seeded_by_name import (
+from mmdeploy_ext.seeded.by_name import (
     fill_sparse_module,
-    rtdetr_weights,
-    solo_weights,
-    streampetr_weights,
 )
-from mmdeploy_ext.synthetic.seeded_dense import (
+from mmdeploy_ext.seeded.dense import (
     build_student,
     calibration_of,
     check_supported,
@@ -41,26 +36,16 @@ from mmdeploy_ext.synthetic.seeded_dense import (
     scale_outputs,
     scale_prototypes,
 )
-from mmdeploy_ext.synthetic.seeded_layers import calibrate_norms, fill_network, norms_of
-from mmdeploy_ext.synthetic.seeded_lidar import fill_fusion, fill_lidar, fill_point_fusion
-from mmdeploy_ext.synthetic.seeded_queries import (
+from mmdeploy_ext.seeded.layers import calibrate_norms, fill_network, norms_of
+from mmdeploy_ext.seeded.queries import (
     is_query,
     is_regional,
     scale_queries,
     scale_region_queries,
 )
-
-RULES_BY_NAME = dict(rtdetr=rtdetr_weights, streampetr=streampetr_weights, solo=solo_weights)
-"""Family -> function that takes key -> shape and returns key -> tensor; they do not depend on a seed."""
-
-LIDAR_RULES = dict(
-    anchor3d=fill_lidar,
-    centerpoint=fill_lidar,
-    mvxnet=fill_point_fusion,
-    bevfusion_det=fill_fusion,
-)
-"""Family of detectors with a LiDAR -> function of (detector, config, family, seed) that fills and returns
-the first."""
+from mmdeploy_ext.seeded.rules import RULES, rule_of
+from mmdeploy_ext.synthetic import staging
+from mmdeploy_ext.synthetic.scene import make_scene
 
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
 """Family that exports a sparse backbone alone -> prefix of the backbone's keys in published checkpoints.
@@ -154,7 +139,7 @@ def _head_steps(
     if is_regional(model):
         return functools.partial(scale_region_queries, model, pictures), lambda maps: None
     if head is None:
-        from mmdeploy_ext.synthetic.seeded_regions import run_heads, scale_heads  # imports mmdet
+        from mmdeploy_ext.seeded.regions import run_heads, scale_heads  # imports mmdet
 
         return functools.partial(run_heads, model, pictures), functools.partial(scale_heads, model, pictures)
 
@@ -266,21 +251,15 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     Args:
         cfg: the config.
         family: the family that exports the detector; None if no family does.
-        seed: seed of the weights; families in `RULES_BY_NAME` have the same weights with every seed.
+        seed: seed of the weights; the rules of `by_name.py` give the same weights with every seed.
 
     Raises:
         ConfigError: the head is not supported.
     """
-    if family is not None and family.name in LIDAR_RULES:
-        return LIDAR_RULES[family.name](family.build(cfg), cfg, family, seed)
-    if family is not None and (model := family.seeded(cfg, seed)) is not None:
-        return model
     model = build_student(cfg) if family is None else family.build(cfg)
-    if family is not None and family.name in RULES_BY_NAME:
-        weights = model.state_dict()  # with the versions of its modules: heads rename keys of older ones
-        weights.update(RULES_BY_NAME[family.name]({key: tensor.shape for key, tensor in weights.items()}))
-        model.load_state_dict(weights)
-        return model
+    rule = rule_of(family.name) if family is not None else None
+    if rule is not None:
+        return rule(model, cfg, family, seed)
     if not (is_query(model) or is_regional(model) or is_cornered(model)):
         check_supported(model, cfg.filename)
     return fill_seeded(model, seed, *normalised_photograph(cfg))
@@ -340,7 +319,7 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
     cfg = load_config(config, cfg_options)
     load_families()
     names = [family.name for family in FAMILIES.values() if family.claims(cfg)]
-    weights = None if LIDAR_RULES.keys() & names else backbone_weights(cfg, seed)
+    weights = None if RULES.keys() & names else backbone_weights(cfg, seed)
     if weights is None:
         family = find_family(cfg, DETECTOR) if names or 'bbox_head' not in cfg.get('model', ()) else None
         model = seeded_model(cfg, family, seed)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.weights.convert.solo_names import original_name
 
@@ -312,3 +313,22 @@ def solo_image(height: int, width: int) -> torch.Tensor:
     blocks = rng.standard_normal((1, 3, math.ceil(height / 64), math.ceil(width / 64)))
     coarse = blocks.repeat(64, 2).repeat(64, 3)[:, :, :height, :width]
     return torch.from_numpy((coarse + 0.25 * noise).astype(np.float32))
+
+
+def _fill_by(
+    weights_of: Callable[[Shapes], dict[str, torch.Tensor]],
+    model: nn.Module,
+    cfg: Any,
+    family: object,
+    seed: int = 0,
+) -> nn.Module:
+    """Load the weights of a rule into a new detector and return it; every seed gives the same weights."""
+    weights = model.state_dict()  # with the versions of its modules: heads rename keys of older ones
+    weights.update(weights_of({key: tensor.shape for key, tensor in weights.items()}))
+    model.load_state_dict(weights)
+    return model
+
+
+fill_rtdetr = functools.partial(_fill_by, rtdetr_weights)
+fill_solo = functools.partial(_fill_by, solo_weights)
+fill_streampetr = functools.partial(_fill_by, streampetr_weights)

@@ -1,0 +1,1 @@
+"""Weights by seeded rules, for proofs and measurements without a trained checkpoint."""
