@@ -309,7 +309,7 @@ NAMED = re.compile(
     r'retina|repvgg|swin)(?![a-z0-9])', re.IGNORECASE)
 OF_FAMILIES = (
     *('families/__init__', 'families/catalogue', 'families/mmdet', 'models/', 'consumers/'),
-    *('synthetic/', 'runtime/'),
+    *('seeded/', 'runtime/'),
     *('weights/', 'compat/patches', 'exporting/postprocess/'),  # names of others, of upstream modules
     'core/commands', 'cli/command', 'cli/convert_',  # names of converters and of scripts
     'cli/lidar_demo_app', 'cli/ranges', 'cli/scn_ptq_app')  # tools of one family

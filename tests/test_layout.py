@@ -1,7 +1,6 @@
 """The order of the packages: each imports from those before it alone, and no two files import in a ring."""
 
 import ast
-import fnmatch
 import functools
 import re
 from collections.abc import Iterable
@@ -13,34 +12,37 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = 'mmdeploy_ext'
 pytestmark = pytest.mark.usefixtures('without_garbage')
-LAYERS = (
-    ('core',),
-    ('preprocess',),
-    ('contract', 'families.*.options*'),
-    ('proving.axes', 'proving.tensors'),
-    ('graph',),
-    ('engines',),
-    ('sparse',),
-    ('runtime', 'families.*.runtime', 'consumers'),
-    ('compat',),
-    ('weights',),
-    ('exporting',),
-    ('families',),
-    ('exporting.model', 'exporting.files', 'exporting.sparse_backbone'),
-    ('evaluate',),
-    ('quantize',),
-    ('lint',),
-    ('proving',),
-    ('kit',),
-    ('benchmark',),
-    ('zoo',),
-    ('families.*.*', 'families.mmdet_plugin', 'families.mmdet3d_plugin', 'models', 'synthetic'),
-    ('api',),
-    ('cli',),
-    ('__main__',),
+ORDER = (
+    'core',
+    'preprocess',
+    'contract',
+    'graph',
+    'engines',
+    'sparse',
+    'runtime',
+    'compat',
+    'weights',
+    'tasks',
+    'exporting',
+    'models',
+    'synthetic',
+    'families',
+    'consumers',
+    'evaluate',
+    'quantize',
+    'lint',
+    'proving',
+    'kit',
+    'benchmark',
+    'seeded',
+    'zoo',
+    'api',
+    'cli',
+    '__main__',
 )
-"""Packages and modules, the lowest layer first; the longest pattern that fits a module says where it
-belongs."""
+"""Packages; each imports from those before it alone."""
+UP = {('families', 'consumers')}
+"""(package, package) that imports up."""
 REGISTRY = 'mmdeploy_ext.families'
 """It imports nothing, and holds the names of modules as texts."""
 PARTS = 'parts'
@@ -49,7 +51,7 @@ KNOW_FAMILIES = (
     f'{REGISTRY}.catalogue',
     f'{REGISTRY}.mmdet_plugin',
     f'{REGISTRY}.mmdet3d_plugin',
-    *(f'{PACKAGE}.{name}.' for name in ('consumers', 'models', 'synthetic')),
+    *(f'{PACKAGE}.{name}.' for name in ('consumers', 'seeded')),
 )
 """What registers families, and what is made for some of them."""
 WRITTEN = {'mmdeploy_ext.weights.convert.mmdet3_model': {'mmdeploy_ext.models.mmdet'}}
@@ -117,31 +119,23 @@ def package_of(module: str) -> str:
     return module.split('.')[1] if '.' in module else ''
 
 
-@functools.lru_cache
-def layer_of(module: str) -> int:
-    """Return the number of the layer of a module."""
-    name = module.partition('.')[2]
-    ranks = {pattern: rank for rank, patterns in enumerate(LAYERS) for pattern in patterns}
-    fitting = [pattern for pattern in ranks if fnmatch.fnmatch(f'{name}.', f'{pattern}.*')]
-    return ranks[max(fitting, key=len)]
-
-
 def test_every_package_has_its_place_in_the_order():
-    packages = {package_of(name) for name in modules()} - {''}
-    assert packages == {pattern.split('.')[0] for patterns in LAYERS for pattern in patterns}
+    assert {package_of(name) for name in modules()} - {''} == {*ORDER}
     loose = [name for name, path in modules().items() if name.count('.') == 1 and path.name != '__init__.py']
     assert loose == [f'{PACKAGE}.__main__', f'{PACKAGE}.api']
 
 
 def test_packages_import_only_from_those_before_them():
-    wrong = [
-        f'{name} imports {target}'
+    found = [
+        (package_of(name), package_of(target), f'{name} imports {target}')
         for name, targets in imports().items()
         for target in sorted(targets)
         if package_of(name) and package_of(target) and target != REGISTRY
-        if layer_of(target) > layer_of(name)
+        if ORDER.index(package_of(target)) > ORDER.index(package_of(name))
     ]
+    wrong = [text for *packages, text in found if tuple(packages) not in UP]
     assert not wrong, '\n'.join(wrong)
+    assert {tuple(packages) for *packages, _ in found} == UP
 
 
 def family_of(module: str) -> str:
