@@ -29,7 +29,7 @@ from mmdeploy_ext.proving.frames import (
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Modes, default_bars
 from mmdeploy_ext.proving.open_points import unreached
 from mmdeploy_ext.proving.proof import finish, not_loaded
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.tasks import bbox3d, half_bars
 from mmdeploy_ext.tasks.matching import too_few
 from mmdeploy_ext.tasks.results import Case, DetectionRow

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.runtime.geometry import sigmoid, softmax
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
@@ -35,14 +37,6 @@ VOTES_ABOVE, VOTE_SPREAD = 0.01, 0.025
 def constant(values: Any, like: Any) -> Any:
     """Return numbers as an array or tensor of the type of `like`."""
     return like.new_tensor(values) if hasattr(like, 'new_tensor') else np.asarray(values, like.dtype)
-
-
-def softmax(values: Any) -> Any:
-    """Return the softmax over the last axis."""
-    if hasattr(values, 'softmax'):
-        return values.softmax(-1)
-    raised = np.exp(values - values.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
 
 
 def centres(priors: Any) -> Any:
@@ -135,7 +129,7 @@ def yolo(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], leve
     They are columns 0 to 3 of `pred_map`; objectness and classes follow.
     """
     pred = rows['pred_map']
-    place = sigmoid(xp, pred[..., :2])
+    place = sigmoid(pred[..., :2])
     centre = (priors[:, :2] + priors[:, 2:]) * 0.5 + (place - 0.5) * coder['strides'][level]
     half = (priors[:, 2:] - priors[:, :2]) * 0.5 * xp.exp(pred[..., 2:4])
     return xp.concatenate([centre - half, centre + half], -1)
@@ -231,14 +225,6 @@ CODERS: dict[str, Callable[..., Any]] = {
 """Name in a file's metadata -> coder."""
 
 
-def sigmoid(xp: ModuleType, logits: Any) -> Any:
-    """Return the sigmoid in the type of the logits."""
-    if hasattr(logits, 'sigmoid'):
-        return logits.sigmoid()
-    with np.errstate(over='ignore'):
-        return (1 / (1 + np.exp(-logits))).astype(logits.dtype)
-
-
 def boxes_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows, priors: Any, level: int) -> Any:
     """Return the boxes (B, A, 4) of one level, xyxy in pixels, not clipped, by the coder of the facts."""
     return CODERS[facts['coder']['type']](xp, priors, rows, facts['coder'], level)
@@ -255,7 +241,7 @@ def scores_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
         logits = logits[..., head['first_class'] :]
     scores = SCORES[head['activation']](xp, logits)
     if head['visible']:
-        visible = sigmoid(xp, rows[head['visible']]) >= head['visible_thr']
+        visible = sigmoid(rows[head['visible']]) >= head['visible_thr']
         scores = xp.where(visible, scores, constant(-1.0, scores))
     return scores
 
@@ -268,7 +254,7 @@ def factors_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
     if facts['coder']['type'] == 'bucket':
         return bucket_choice(xp, rows, facts['coder'])[1]
     name, column = head['factor_from']
-    return sigmoid(xp, rows[name][..., column])
+    return sigmoid(rows[name][..., column])
 
 
 SCORES: dict[str, Callable[..., Any]] = dict(

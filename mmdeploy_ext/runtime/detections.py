@@ -291,12 +291,6 @@ def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np
     return np.asarray(indices, np.int64)
 
 
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return 1 / (1 + exp(-logits)), of any shape, as float32, without overflow warnings."""
-    with np.errstate(over='ignore'):
-        return (1 / (1 + np.exp(-logits))).astype(np.float32)
-
-
 def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the least and the largest number of scores (B, ...) of each image that may exceed a threshold.
 

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
-RIGID_TOLERANCE = 1e-3
-"""Largest entry of R^T R - I; float32 poses and rounded calibrations stay below 1e-5."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Frame:
     """One frame of all cameras, prepared for the network.
@@ -194,42 +190,3 @@ def check_matrix(calibration: Arrays, key: str, shape: tuple[int, ...], name: st
         raise ShapeError(f'{name}: {key} is of shape {matrix.shape}, expected {shape}')
     if not np.isfinite(matrix).all():
         raise DataError(f'{name}: {key} holds NaN or infinity; mend the calibration')
-
-
-def invert_pose(pose: np.ndarray) -> np.ndarray:
-    """Return the inverse (..., 4, 4) float64 of rigid transforms; that they are rigid is not checked."""
-    pose = np.asarray(pose, np.float64)
-    inverse = np.zeros_like(pose)
-    rotation = np.swapaxes(pose[..., :3, :3], -1, -2)
-    inverse[..., :3, :3] = rotation
-    inverse[..., :3, 3] = -(rotation @ pose[..., :3, 3:])[..., 0]
-    inverse[..., 3, 3] = 1.0
-    return inverse
-
-
-def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Return the (4, 4) float64 transform from the last LiDAR frame to the current one.
-
-    Both poses are (4, 4), LiDAR to global, and rigid, which is not checked.
-
-    The positions are subtracted before they are turned, so that a rotation that is orthonormal to float32
-    only costs nothing 700 km away from the origin of the map.
-    """
-    last_pose, pose = np.asarray(last_pose, np.float64), np.asarray(pose, np.float64)
-    rotation = pose[:3, :3].T
-    motion = np.eye(4)
-    motion[:3, :3] = rotation @ last_pose[:3, :3]
-    motion[:3, 3] = rotation @ (last_pose[:3, 3] - pose[:3, 3])
-    return motion
-
-
-def not_rigid(matrix: np.ndarray) -> str:
-    """Return why a finite (4, 4) matrix is no rotation and translation, '' if it is one."""
-    if not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
-        return f'its last row is {matrix[3].tolist()}, expected [0, 0, 0, 1]'
-    rotation = matrix[:3, :3]
-    with np.errstate(all='ignore'):
-        error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
-    if not error <= RIGID_TOLERANCE:
-        return f'its rotation R has R^T R - I of up to {error:.3g}, expected at most {RIGID_TOLERANCE}'
-    return 'its rotation mirrors (determinant -1)' if np.linalg.det(rotation) < 0 else ''

@@ -16,7 +16,7 @@ import numpy as np
 from mmdeploy_ext.core import plain_pickle
 from mmdeploy_ext.core.errors import LONGEST, DataError, printable, shortened
 from mmdeploy_ext.core.files import check_regular
-from mmdeploy_ext.runtime.frames import invert_pose, not_rigid
+from mmdeploy_ext.runtime.geometry import invert_pose, not_rigid, rotation_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -351,9 +351,7 @@ def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
         squared = rotation @ rotation
         if not 0 < squared < np.inf:
             raise DataError(f'{place}: {key} is {shortened(values[key])}; expected a quaternion, w x y z')
-        w, (x, y, z) = rotation[0], rotation[1:]
-        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-        rotation = np.eye(3) + 2 * (w * cross + cross @ cross) / squared
+        rotation = rotation_of(rotation)
     pose[:3, :3], pose[:3, 3] = rotation, numbers_of(values, place, f'{name}_translation', (3,))
     if problem := not_rigid(pose):
         raise DataError(f'{place}: {key} is no rotation: {problem}')

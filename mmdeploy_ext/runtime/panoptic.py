@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.runtime.box_coders import softmax
 from mmdeploy_ext.runtime.detections import Scored, mask_place
+from mmdeploy_ext.runtime.geometry import softmax
 from mmdeploy_ext.runtime.mask_resize import resizing
 
 if TYPE_CHECKING:

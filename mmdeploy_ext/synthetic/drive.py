@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from mmdeploy_ext.runtime.frames import Frame, invert_pose
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.geometry import invert_pose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,6 +26,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.preprocess.cam2img import square_matrix
+from mmdeploy_ext.runtime.geometry import rotation_of
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.synthetic import staging
 
@@ -83,25 +84,13 @@ NEAR_M, SMALLEST_PX = 0.5, 2.0
 """Nearest depth of the middle of an object, twice that of its corners; shortest side of its box."""
 
 
-def rotation(quaternion: Sequence[float]) -> np.ndarray:
-    """Return the rotation matrix (3, 3) of a quaternion w x y z, of any length above 0."""
-    w, x, y, z = np.asarray(quaternion) / np.linalg.norm(quaternion)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-
-
 def to_parent(record: dict[str, Any]) -> np.ndarray:
     """Return the matrix (4, 4) from a frame to the one that the record of a table gives its pose in.
 
     The record has `rotation`, a quaternion w x y z, and `translation`, metres.
     """
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = rotation(record['rotation']), record['translation']
+    matrix[:3, :3], matrix[:3, 3] = rotation_of(np.asarray(record['rotation'])), record['translation']
     return matrix
 
 

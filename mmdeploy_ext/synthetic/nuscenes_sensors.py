@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.synthetic.nuscenes_world import Thing, World
 
 _CAMERAS = {

@@ -14,7 +14,8 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
+from mmdeploy_ext.runtime.frames import FusedFrame
+from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.infos import RigFrame
 from real_nuscenes import NUSCENES
 from verdicts import cases_of, graphs_of

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid
 from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, intersection_area
 from mmdeploy_ext.runtime.detections import Rows
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 if TYPE_CHECKING:
     from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
@@ -71,7 +71,7 @@ def decode(outputs: Arrays, settings: CenterPointSettings) -> NodeObjects:
     seen from above, (1, 2, H, W) velocity along x and y in m/s. With has_variance, all but the heat map have
     twice the channels; the second half are logarithms of variances.
     """
-    heat = sigmoid(outputs['heatmap'][0].astype(np.float32))
+    heat = exact_sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
     values = {name: outputs[name][0].reshape(outputs[name].shape[1], -1) for name in OUTPUTS[1:]}
     step = np.float32(settings.voxel[:2]) * np.float32(settings.stride)

@@ -25,10 +25,9 @@ import numpy as np
 from mmdeploy_ext.consumers.autoware.boxes import NodeObjects, suppressed
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, from_node
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global, to_local
 from mmdeploy_ext.runtime.detections3d import in_range
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.runtime.geometry import exact_sigmoid, invert_pose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -229,7 +228,7 @@ def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) 
         settings: thresholds and class names of the node.
     """
     logits, codes = scores[0].astype(np.float32), boxes[0].astype(np.float32)
-    scores_by_class = sigmoid(logits)
+    scores_by_class = exact_sigmoid(logits)
     scores_by_class[logits > CERTAIN_LOGIT] = 1
     scores_by_class[logits < -CERTAIN_LOGIT] = 0
     labels, best = scores_by_class.argmax(0), scores_by_class.max(0)

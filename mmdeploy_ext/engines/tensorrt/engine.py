@@ -18,6 +18,7 @@ from mmdeploy_ext.engines.tensorrt import shapes as tensorrt_shapes
 from mmdeploy_ext.engines.tensorrt.binding import Port
 from mmdeploy_ext.engines.tensorrt.build import Built, build
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+from mmdeploy_ext.engines.tensorrt.limits import check_limits, check_turing
 from mmdeploy_ext.engines.tensorrt.record import (
     AS_GIVEN,
     RTX_ARCHITECTURES,
@@ -32,7 +33,6 @@ from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import fp32_patterns
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
 from mmdeploy_ext.graph.passes.select import matching_nodes
-from mmdeploy_ext.graph.tensorrt_limits import check_limits, check_turing
 
 if TYPE_CHECKING:
     import os

@@ -20,6 +20,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     limit,
 )
 from mmdeploy_ext.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
+from mmdeploy_ext.runtime.geometry import ious
 
 Candidates = tuple[Tensor | None, ...]
 """Boxes, scores, factors and labels of the candidates of a level, see `DenseBoxPostprocess._choose`."""
@@ -163,7 +164,7 @@ class DenseBoxPostprocess(nn.Module):
         A box without an area overlaps none, not even itself: mmdet divides zero by zero there, these rows
         become padding, and go behind the others.
         """
-        overlap = _ious(dets[..., :4], bboxes)
+        overlap = ious(torch, dets[..., :4], bboxes)
         rows = labels.clamp(min=0)[:, None].expand(-1, ranks.shape[1], -1)
         ranks = ranks.gather(2, rows).transpose(1, 2)
         weights = torch.exp(-((1 - overlap) ** 2) / VOTE_SPREAD) * ranks
@@ -176,12 +177,3 @@ class DenseBoxPostprocess(nn.Module):
         labels = torch.where(present[..., 0], labels, torch.full_like(labels, -1))
         _, order = voted[..., 4].topk(voted.shape[1], dim=1)
         return gather_rows(voted, order), labels.gather(1, order)
-
-
-def _ious(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the IoU (B, n, m) of boxes (B, n, 4) and (B, m, 4); unions of at least 1e-6, as mmdet."""
-    rows, columns = rows[:, :, None], columns[:, None]
-    sides = torch.minimum(rows[..., 2:], columns[..., 2:]) - torch.maximum(rows[..., :2], columns[..., :2])
-    overlap = sides.clamp(min=0)[..., 0] * sides.clamp(min=0)[..., 1]
-    first, second = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (rows, columns))
-    return overlap / (first + second - overlap).clamp(min=1e-6)

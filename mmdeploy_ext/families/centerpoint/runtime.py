@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.families.parts.runtime.lidar import LidarOnnx
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule, in_range
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +125,7 @@ def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
     head without one is 0. Labels begin with 0 in every task. `maps` are the outputs of the task, see
     `decode`, by their names without the number of the task.
     """
-    heat = sigmoid(maps['heatmap'][0])
+    heat = exact_sigmoid(maps['heatmap'][0])
     _, height, width = heat.shape
     scores = heat.reshape(-1)
     peaks = top_rows(scores, rule.max_num)

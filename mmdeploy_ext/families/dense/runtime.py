@@ -2,6 +2,7 @@
 
 A graph of the form 'full' ends with the results, one of the form 'decode' with boxes and scores of all priors
 before their suppression, one of the form 'raw' with the outputs of the head. A prior is a point or an anchor
+from mmdeploy_ext.runtime.geometry import ious
 from which a box is decoded. `facts` are the entry `postprocess` of the file's metadata, with the settings of
 the head under `head`; `options.POSTPROCESS` of this family lists them.
 
@@ -29,6 +30,7 @@ from mmdeploy_ext.runtime.box_coders import (
     scores_of,
 )
 from mmdeploy_ext.runtime.detections import Detections, Rows, check_cap, nms, results_from_padded
+from mmdeploy_ext.runtime.geometry import ious
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -315,7 +317,7 @@ def _voted(results: Detections, levels: Sequence[DecodedPriors], facts: Mapping[
     """
     boxes = np.concatenate([level.boxes for level in levels])
     ranks = np.concatenate([level.ranks(facts) for level in levels])[:, results.labels].T
-    overlap = ious(results.bboxes_xyxy, boxes)
+    overlap = ious(np, results.bboxes_xyxy, boxes)
     weights = np.exp(-((1 - overlap) ** 2) / np.float32(VOTE_SPREAD)) * ranks
     weights = np.where((overlap > VOTES_ABOVE) & (ranks > facts['score_thr']), weights, 0)
     total = weights.sum(1)
@@ -323,13 +325,3 @@ def _voted(results: Detections, levels: Sequence[DecodedPriors], facts: Mapping[
     return dataclasses.replace(results, bboxes_xyxy=(weights @ boxes / total[:, None]).astype(np.float32))
 
 
-def ious(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the IoU (n, m) float32 of boxes `rows` (n, 4) and `columns` (m, 4) xyxy.
-
-    Unions count as at least 1e-6.
-    """
-    low = np.maximum(rows[:, None, :2], columns[:, :2])
-    high = np.minimum(rows[:, None, 2:], columns[:, 2:])
-    overlap = np.prod(np.maximum(high - low, 0), -1)
-    row_areas, column_areas = (np.prod(boxes[:, 2:] - boxes[:, :2], -1) for boxes in (rows, columns))
-    return overlap / np.maximum(row_areas[:, None] + column_areas - overlap, np.float32(1e-6))

@@ -23,7 +23,8 @@ from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS, above, 
 from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, scene_of
 from mmdeploy_ext.families.petr.options import PORTABLE
 from mmdeploy_ext.runtime.exported import check_same_export, export_files, names_in
-from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, relative_motion
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.runtime.geometry import relative_motion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

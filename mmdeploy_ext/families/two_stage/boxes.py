@@ -33,7 +33,7 @@ from mmdeploy_ext.families.parts.regions import (
     part_of,
     stages_of,
 )
-from mmdeploy_ext.runtime.box_coders import softmax
+from mmdeploy_ext.runtime.geometry import softmax
 
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
 """Box heads that export."""

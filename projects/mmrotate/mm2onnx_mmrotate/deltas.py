@@ -13,7 +13,8 @@ import numpy as np
 
 from mm2onnx_mmrotate.angles import VERSION, norm_angle
 from mmdeploy_ext.contract.schema import FLAG, POSITIVE, exactly, number
-from mmdeploy_ext.runtime.box_coders import constant, sigmoid
+from mmdeploy_ext.runtime.box_coders import constant
+from mmdeploy_ext.runtime.geometry import sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +112,7 @@ def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
     `range` of all, and `offset`, which is subtracted, in degrees, and `sigmoid`, whether classes are compared
     by scores and not by logits.
     """
-    scores = sigmoid(xp, logits) if angles['sigmoid'] else logits
+    scores = sigmoid(logits) if angles['sigmoid'] else logits
     classes = scores.argmax(-1)
     number = classes.astype(np.float32) if isinstance(classes, np.ndarray) else classes.to(logits.dtype)
     degrees = xp.fmod((number + 0.5) * angles['width'], angles['range']) - angles['offset']

@@ -43,6 +43,7 @@ OTHERS = {
     'in_lidar_columns': 'of our own models; runners are compared with `reference.detections`, without it',
     'original': 'the camera that a runner is fed; PyTorch gets `camera_on_disk`',
     'place_of': 'a pose for frames with a record of the motion, which neither side reads',
+    'point_rule': 'the rule of a config, whose points are compared with those of its pipeline',
     'rule_from_pipeline': 'the rule of a config, whose pictures are compared with those of its pipeline',
 }
 

@@ -7,10 +7,11 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevformer.runtime import record_of
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.query_boxes import above, at_least, passing
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.families.petr.runtime import camera_times
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 
 def test_what_is_kept_of_a_frame_does_not_change_with_the_arrays_of_the_caller():
@@ -52,7 +53,7 @@ def test_what_is_no_array_of_numbers_is_refused_by_its_name(values):
 
 def test_small_scores_keep_their_order_and_pass_without_a_threshold():
     logits = np.float32([-30, -18, -200, -25, -17.9])
-    scores = sigmoid(logits)
+    scores = exact_sigmoid(logits)
     assert scores.dtype == np.float32 and top_rows(scores, 9).tolist() == [4, 1, 3, 0, 2]
     for accepts in (above, at_least, passing):
         assert accepts(scores, None).all() and accepts(scores, 0).all()

@@ -22,7 +22,8 @@ from mmdeploy_ext.families.sparse4d.runtime.bank import (
 )
 from mmdeploy_ext.families.sparse4d.runtime.boxes import boxes_of_anchors, decode
 from mmdeploy_ext.families.sparse4d.runtime.model import PREDICTIONS, Sparse4DOnnx
-from mmdeploy_ext.runtime.frames import Frame, relative_motion
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.geometry import relative_motion
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHIPPED = REPOSITORY.parent / 'shared/golden/sparse4d'

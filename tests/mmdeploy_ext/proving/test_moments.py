@@ -25,7 +25,7 @@ from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.runtime import infos
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.synthetic.info_files import POINTS, POINTS_CLOSE, RANGE, write_infos
 from planting import altered, arguments, replaced, result
 from projects.configs import nuscenes_fusion

@@ -27,7 +27,7 @@ from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.drive_run import DriveBars, default_bars
 from mmdeploy_ext.proving.views.table import last_line, print_verdict
-from mmdeploy_ext.runtime.frames import relative_motion
+from mmdeploy_ext.runtime.geometry import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 from proofs import check_files, prove_samples, run_far
 from verdicts import cases_of, checks_of, sequence_of

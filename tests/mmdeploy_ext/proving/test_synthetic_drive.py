@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.synthetic.drive import SyntheticDrive, rig
 
 DRIVE = SyntheticDrive(frames=30, size=(32, 88))

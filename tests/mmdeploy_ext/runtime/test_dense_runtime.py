@@ -22,7 +22,8 @@ from mmdeploy_ext.families.dense.graphs import Decode, raw_names
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect
-from mmdeploy_ext.runtime.detections import Detections, check_ranges, results_from_padded, sigmoid
+from mmdeploy_ext.runtime.detections import Detections, check_ranges, results_from_padded
+from mmdeploy_ext.runtime.geometry import sigmoid
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, Mod
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx, decode
 from mmdeploy_ext.families.streampetr.runtime.state import to_global, to_local
 from mmdeploy_ext.preprocess.cameras import Calibration
-from mmdeploy_ext.runtime.frames import invert_pose, relative_motion
+from mmdeploy_ext.runtime.geometry import invert_pose, relative_motion
 from toy_streampetr import HEIGHT, NUM_CAMS, WIDTH
 from toy_streampetr_deploy import export
 

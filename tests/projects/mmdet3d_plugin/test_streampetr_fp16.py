@@ -16,7 +16,7 @@ from mmdeploy_ext.families.files import export_graph
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_local
 from mmdeploy_ext.families.streampetr.spec import FEATURES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.runtime.frames import relative_motion
+from mmdeploy_ext.runtime.geometry import relative_motion
 
 COSINE = 0.999
 

@@ -11,9 +11,9 @@ import toy_query
 from instances_json import decoded
 from mmdeploy_ext.cli import graph_app
 from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.engines.tensorrt.limits import check_limits, find_refusals
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.graph.tensorrt_limits import check_limits, find_refusals
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detections import Instances

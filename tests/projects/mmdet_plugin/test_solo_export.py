@@ -8,8 +8,8 @@ import pytest
 
 from marking import in_suite
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.tasks.mask import match_detections
 from proofs import check_files

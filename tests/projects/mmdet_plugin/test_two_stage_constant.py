@@ -14,9 +14,9 @@ import torch
 from marking import in_suite
 from mmdeploy_ext.contract.comparison import count_rows
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
-from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.runtime.detections import candidates_needed
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import SIZE, family_of, images, options_of, seeded, toy

@@ -11,7 +11,7 @@ import toy_centerpoint
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from mmdeploy_ext.runtime.detections import sigmoid
+from mmdeploy_ext.runtime.geometry import sigmoid
 from mmdeploy_ext.seeded.lidar import EMPTY_LOGIT, SWEEPS, head_outputs
 from mmdeploy_ext.seeded.weights import seeded_model, write_seeded
 

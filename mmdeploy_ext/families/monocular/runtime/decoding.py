@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.runtime.box_coders import constant, sigmoid, softmax
+from mmdeploy_ext.runtime.box_coders import constant
+from mmdeploy_ext.runtime.geometry import sigmoid, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +85,7 @@ def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: Mapping[str, Any])
     the depth: the mean of the two likeliest bins, and of some models a factor of the uncertainty, without
     which they are in 0..1. `rows` are as for `boxes_of`.
     """
-    scores = sigmoid(xp, rows['cls_score']) * sigmoid(xp, rows['centerness'])
+    scores = sigmoid(rows['cls_score']) * sigmoid(rows['centerness'])
     if facts['depth']:
         shares = softmax(rows['depth_cls_pred'])
         best = shares.topk(2, -1)[0] if hasattr(shares, 'topk') else np.sort(shares, -1)[..., -2:]

@@ -20,8 +20,9 @@ import numpy as np
 
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
-from mmdeploy_ext.runtime.detections import nms, sigmoid
+from mmdeploy_ext.runtime.detections import nms
 from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule
+from mmdeploy_ext.runtime.geometry import sigmoid
 
 if TYPE_CHECKING:
     from types import ModuleType

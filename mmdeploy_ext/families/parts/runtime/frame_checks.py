@@ -9,7 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.preprocess.cameras import Calibration
-from mmdeploy_ext.runtime.frames import not_rigid
+from mmdeploy_ext.runtime.geometry import not_rigid
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +113,7 @@ def decode(
     Source: fundamentalvision/BEVFormer 66b65f3, megvii-research/PETR f7525f9 and exiawsh/StreamPETR 95f6470,
     `get_bboxes` of the heads, core/bbox/coders/nms_free_coder.py.
     """
-    scores = sigmoid(cls_scores[-1, 0]).reshape(-1)
+    scores = exact_sigmoid(cls_scores[-1, 0]).reshape(-1)
     best = top_rows(scores, int(facts['max_num']))
     query, labels = np.divmod(best, cls_scores.shape[-1])
     scores, codes = scores[best], bbox_preds[-1, 0].astype(np.float32)[query][:, columns]

@@ -1,18 +1,8 @@
-"""Scores of logits, and the rows with the best of them."""
+"""Rows with the best scores."""
 
 from __future__ import annotations
 
 import numpy as np
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return the sigmoid of logits of any shape, computed in float64 and rounded once to float32.
-
-    So the score of a logit below -88, at which exp of float32 overflows, is not 0 at once.
-    """
-    logits = np.asarray(logits, np.float64)
-    with np.errstate(over='ignore'):
-        return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
 
 
 def top_rows(values: np.ndarray, count: int) -> np.ndarray:

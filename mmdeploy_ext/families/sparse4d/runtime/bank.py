@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
-from mmdeploy_ext.runtime.frames import relative_motion
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
+from mmdeploy_ext.runtime.geometry import exact_sigmoid, relative_motion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -278,7 +278,7 @@ class InstanceBank:
                 reference, in which equal confidences have another order.
         """
         rule = self.rule
-        raw = sigmoid(np.asarray(logits).max(-1))
+        raw = exact_sigmoid(np.asarray(logits).max(-1))
         confidence = raw.copy()
         if inputs.exists:
             # where the mask is 0, too, though these rows are other instances then

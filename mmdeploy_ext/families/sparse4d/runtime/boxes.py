@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.families.sparse4d.runtime.bank import CENTRE, COSINE, LOG_SIZE, SINE, VELOCITY
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,11 +61,11 @@ def decode(
         ids: (1, A) int64 track ids, -1 for none.
         repairs: see `bank.REPAIRS`.
     """
-    scores = sigmoid(logits[0])
+    scores = exact_sigmoid(logits[0])
     labels, scores = scores.argmax(1), scores.max(1)
     rows = top_rows(scores, int(facts['max_num']))
     class_scores = scores[rows]
-    scores = class_scores * sigmoid(quality[0, rows, CENTERNESS])
+    scores = class_scores * exact_sigmoid(quality[0, rows, CENTERNESS])
     order = top_rows(scores, len(scores))
     rows, scores, passes = rows[order], scores[order], np.ones(len(rows), bool)
     if facts.get('score_threshold') is not None:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.runtime.geometry import exact_sigmoid, invert_pose
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
@@ -177,7 +177,7 @@ def post_update(outputs: Arrays, memory: Arrays, num_new: int) -> dict[str, np.n
         memory: field of `FIELDS` -> the memory that the frame used (1, rows, ...), the `mem_` outputs.
         num_new: number of rows of the frame, those of its queries with the best scores.
     """
-    best = top_rows(sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
+    best = top_rows(exact_sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
     boxes = outputs['all_bbox_preds'][-1, 0][best]
     new = dict(
         embedding=outputs['outs_dec'][0][best],

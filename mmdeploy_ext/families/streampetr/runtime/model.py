@@ -29,7 +29,8 @@ from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion, check_te
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import check_same_export, export_files, names_in
-from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, relative_motion
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.runtime.geometry import relative_motion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

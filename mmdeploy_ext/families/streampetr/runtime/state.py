@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.runtime.geometry import invert_pose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mm2onnx_mmrotate.angles import norm_angle
 from mm2onnx_mmrotate.deltas import angle_of_class, boxes_of_deltas
 from mm2onnx_mmrotate.dense.smallest_rectangle import smallest_rectangle
-from mmdeploy_ext.runtime.box_coders import sigmoid, softmax
+from mmdeploy_ext.runtime.geometry import sigmoid, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,10 +79,10 @@ def scores_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
     logits = rows['cls_score']
     if facts['head']['activation'] == 'softmax':
         return softmax(logits)[..., :-1]
-    return sigmoid(xp, logits)
+    return sigmoid(logits)
 
 
 def factors_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
     """Return the score factors (B, A) of one level, or None."""
     factor = facts['head']['factor']
-    return sigmoid(xp, rows[factor][..., 0]) if factor else None
+    return sigmoid(rows[factor][..., 0]) if factor else None

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from mm2onnx_mmrotate.two_stage.coders import CODERS
 from mm2onnx_mmrotate.two_stage.heads import coder_of, output_columns
-from mmdeploy_ext.exporting.ops.roi_align_rotated import pool_rotated
+from mm2onnx_mmrotate.two_stage.roi_align_rotated import pool_rotated
 from mmdeploy_ext.families.parts.regions import Pool, part_of, stages_of
-from mmdeploy_ext.runtime.box_coders import softmax
+from mmdeploy_ext.runtime.geometry import softmax
 
 
 class UprightPool(Pool):

@@ -15,8 +15,8 @@ from mmrotate.models.roi_heads.roi_extractors import RotatedSingleRoIExtractor
 from torch import nn
 
 from mm2onnx_mmrotate.deltas import WH_RATIO_CLIP, settings_of
+from mm2onnx_mmrotate.two_stage.roi_align_rotated import check_rotated_layer
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.ops.roi_align_rotated import check_rotated_layer
 from mmdeploy_ext.families.parts.dense_heads import delta as upright_settings
 from mmdeploy_ext.families.parts.regions import check_extractor, part_of, stages_of
 

@@ -13,7 +13,7 @@ from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.draw import draw
 from mm2onnx_mmrotate.runtime import from_padded, sizes_of, suppressed
 from mm2onnx_mmrotate.two_stage.coders import CODERS
-from mmdeploy_ext.runtime.box_coders import softmax
+from mmdeploy_ext.runtime.geometry import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

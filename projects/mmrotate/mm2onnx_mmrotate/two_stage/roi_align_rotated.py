@@ -40,7 +40,7 @@ PLACES = ('begin', 'map_height', 'map_width')
 
 
 def _eager(table: Tensor, geometry: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-    from mmdeploy_ext.exporting.ops import rotated_region_loops
+    from mm2onnx_mmrotate.two_stage import rotated_region_loops
 
     arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in (table, geometry, places))
     return torch.from_numpy(rotated_region_loops.pooled_regions(*arrays, height, width)).to(table)

@@ -6,7 +6,7 @@ import pytest
 
 from mmdeploy_ext.core.errors import EngineError, ExportError, ModelFileError
 from mmdeploy_ext.engines.tensorrt.build import build
-from mmdeploy_ext.graph.tensorrt_limits import UNSUPPORTED, check_limits, check_turing, find_refusals
+from mmdeploy_ext.engines.tensorrt.limits import UNSUPPORTED, check_limits, check_turing, find_refusals
 from scn_files import golden_model
 from toy_engines import package, parse, two_outputs
 

@@ -1,0 +1,95 @@
+"""Poses, quaternions, overlaps of boxes, and scores of logits. Needs numpy only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+RIGID_TOLERANCE = 1e-3
+"""Largest entry of R^T R - I; float32 poses and rounded calibrations stay below 1e-5."""
+
+
+def invert_pose(pose: np.ndarray) -> np.ndarray:
+    """Return the inverse (..., 4, 4) float64 of rigid transforms; that they are rigid is not checked."""
+    pose = np.asarray(pose, np.float64)
+    inverse = np.zeros_like(pose)
+    rotation = np.swapaxes(pose[..., :3, :3], -1, -2)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3] = -(rotation @ pose[..., :3, 3:])[..., 0]
+    inverse[..., 3, 3] = 1.0
+    return inverse
+
+
+def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Return the (4, 4) float64 transform from the last LiDAR frame to the current one.
+
+    Both poses are (4, 4), LiDAR to global, and rigid, which is not checked.
+
+    The positions are subtracted before they are turned, so that a rotation that is orthonormal to float32
+    only costs nothing 700 km away from the origin of the map.
+    """
+    last_pose, pose = np.asarray(last_pose, np.float64), np.asarray(pose, np.float64)
+    rotation = pose[:3, :3].T
+    motion = np.eye(4)
+    motion[:3, :3] = rotation @ last_pose[:3, :3]
+    motion[:3, 3] = rotation @ (last_pose[:3, 3] - pose[:3, 3])
+    return motion
+
+
+def not_rigid(matrix: np.ndarray) -> str:
+    """Return why a finite (4, 4) matrix is no rotation and translation, '' if it is one."""
+    if not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
+        return f'its last row is {matrix[3].tolist()}, expected [0, 0, 0, 1]'
+    rotation = matrix[:3, :3]
+    with np.errstate(all='ignore'):
+        error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    if not error <= RIGID_TOLERANCE:
+        return f'its rotation R has R^T R - I of up to {error:.3g}, expected at most {RIGID_TOLERANCE}'
+    return 'its rotation mirrors (determinant -1)' if np.linalg.det(rotation) < 0 else ''
+
+
+def softmax(values: Any) -> Any:
+    """Return the softmax of an array or a tensor over its last axis."""
+    if hasattr(values, 'softmax'):
+        return values.softmax(-1)
+    raised = np.exp(values - values.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def sigmoid(logits: Any) -> Any:
+    """Return the sigmoid of an array or a tensor, computed in its type."""
+    if hasattr(logits, 'sigmoid'):
+        return logits.sigmoid()
+    with np.errstate(over='ignore'):
+        return (1 / (1 + np.exp(-logits))).astype(logits.dtype)
+
+
+def exact_sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the sigmoid, computed in float64 and rounded once to float32.
+
+    So the score of a logit below -88, at which exp of float32 overflows, is not 0 at once.
+    """
+    return sigmoid(np.asarray(logits, np.float64)).astype(np.float32)
+
+
+def ious(xp: ModuleType, rows: Any, columns: Any) -> Any:
+    """Return the IoU (..., n, m) of boxes `rows` (..., n, 4) and `columns` (..., m, 4) xyxy.
+
+    They are arrays or tensors, of the module `xp`. Unions count as at least 1e-6.
+    """
+    rows, columns = rows[..., :, None, :], columns[..., None, :, :]
+    sides = xp.minimum(rows[..., 2:], columns[..., 2:]) - xp.maximum(rows[..., :2], columns[..., :2])
+    overlap = sides.clip(min=0)[..., 0] * sides.clip(min=0)[..., 1]
+    first, second = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (rows, columns))
+    return overlap / (first + second - overlap).clip(min=1e-6)
+
+
+def rotation_of(quaternion: np.ndarray) -> np.ndarray:
+    """Return the rotation (3, 3) of a quaternion w x y z of any length above 0."""
+    w, (x, y, z) = quaternion[0], quaternion[1:]
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * (w * cross + cross @ cross) / (quaternion @ quaternion)
