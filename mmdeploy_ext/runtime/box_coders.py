@@ -239,7 +239,7 @@ def scores_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
     logits = rows[head['scores']]
     if head['first_class']:
         logits = logits[..., head['first_class'] :]
-    scores = SCORES[head['activation']](xp, logits)
+    scores = SCORES[head['activation']](logits)
     if head['visible']:
         visible = sigmoid(rows[head['visible']]) >= head['visible_thr']
         scores = xp.where(visible, scores, constant(-1.0, scores))
@@ -258,6 +258,6 @@ def factors_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
 
 
 SCORES: dict[str, Callable[..., Any]] = dict(
-    sigmoid=sigmoid, softmax=lambda xp, logits: softmax(logits)[..., :-1], none=lambda xp, scores: scores
+    sigmoid=sigmoid, softmax=lambda logits: softmax(logits)[..., :-1], none=lambda scores: scores
 )
 """Activation -> class scores of the outputs; a softmax's last column, the background, is left out."""

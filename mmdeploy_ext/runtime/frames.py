@@ -33,7 +33,7 @@ class Frame:
         name: name of the frame, for display and for file names.
         image_files: one path per camera, to draw into, '' if its file is missing; empty when none are known.
         ego_pose_inv: (4, 4) float64, the inverse as the data set has it; None: it is computed.
-        can_bus: (18,) float64, a record of the car's motion as `families.parts.runtime.bev_motion` describes
+        can_bus: (18,) float64, a record of the car's motion as `runtime.bev_motion` describes
             it; None: there is none, and models that need one derive it from the pose.
         camera_times_s: (N,) float64, absolute seconds at which each camera took its picture; None: all at
             `timestamp_s`.

@@ -6,18 +6,38 @@ cell, and those for `scatter_reduce` have shapes that ONNX Runtime refuses.
 Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of the first, second and third table, W
 width of the third table.
 """
+# ruff: noqa: ANN001, ANN202, RUF005 - onnxscript reads the bodies
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
+from mmdeploy_ext.graph.script import ZERO, part
 
 
 def _eager(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
     order = torch.arange(1, cells.shape[1] + 1, device=cells.device).expand_as(cells)
     last = cells.new_zeros((len(cells), count + 1)).scatter_reduce(1, cells, order, 'amax')[:, :-1]
     return torch.cat([values.new_zeros((len(values), 1)), values], 1).gather(1, last)
+
+
+def _last_in_cell(op: Any) -> Callable[..., Any]:
+    def body(cells, values, count: int):
+        size = op.Reshape(op.Constant(value_int=count), [1])
+        images = op.Shape(cells, start=0, end=1)
+        points = op.Shape(cells, start=1, end=2)
+        numbers = op.Range(1, op.Squeeze(points, [0]) + 1, 1)
+        order = op.Expand(numbers, op.Concat(images, points, axis=0))
+        table = op.ConstantOfShape(op.Concat(images, size + [1], axis=0), value=ZERO)
+        last = op.ScatterElements(table, cells, order, axis=1, reduction='max')
+        column = op.Expand([0.0], op.Concat(images, [1], axis=0))
+        every = op.GatherElements(op.Concat(column, values, axis=1), last, axis=1)
+        found = op.Slice(every, [0], size, [1])
+        return found
+
+    return body
 
 
 LAST_IN_CELL = register(
@@ -28,31 +48,7 @@ LAST_IN_CELL = register(
         outputs=('found',),
         example=lambda: (torch.tensor([[0, 2, 2, 4]]), torch.rand(1, 4)),
         shapes=lambda cells, values, count: values.new_empty((cells.shape[0], count)),
-        body="""
-        LastInCell <count> (cells, values) => (found) {
-            zero = Constant <value = int64[1] {0}> ()
-            one = Constant <value = int64[1] {1}> ()
-            start = Constant <value = int64 {1}> ()
-            none = Constant <value = float[1] {0}> ()
-            single = Constant <value_int: int = @count> ()
-            size = Reshape (single, one)
-            more = Add (size, one)
-            images = Shape <start = 0, end = 1> (cells)
-            points = Shape <start = 1, end = 2> (cells)
-            shape = Concat <axis = 0> (images, points)
-            many = Squeeze (points, zero)
-            stop = Add (many, start)
-            numbers = Range (start, stop, start)
-            order = Expand (numbers, shape)
-            table_shape = Concat <axis = 0> (images, more)
-            table = ConstantOfShape <value = int64[1] {0}> (table_shape)
-            last = ScatterElements <axis = 1, reduction = "max"> (table, cells, order)
-            column_shape = Concat <axis = 0> (images, one)
-            column = Expand (none, column_shape)
-            padded = Concat <axis = 1> (column, values)
-            every = GatherElements <axis = 1> (padded, last)
-            found = Slice (every, zero, size, one)
-        }""",
+        body=_last_in_cell,
     )
 )
 """The operator of `LastInCell`: cells and values (N, P), and the number of cells K -> (N, K)."""
@@ -80,49 +76,57 @@ def _tables(
     return tables[0], tables[1], tables[2], slots
 
 
-def _level(i: int, last: str, width: str) -> str:
-    """Return the ONNX text that makes table `i`, 0 to 2.
-
-    `last` and `width` are names of values in that text: the slots after the table before, and the width of
-    this table.
-    """
-    after = i + 1
-    return f"""
-            less{i} = Sub ({width}, one)
-            wide{i} = Add (counts{i}, less{i})
-            all{i} = Div (wide{i}, {width})
-            many{i} = Greater (counts{i}, {'one' if i else 'zero'})
-            counts{after} = Where (many{i}, all{i}, zero)
-            before{i} = CumSum <exclusive = 1> (counts{after}, start)
-            at{i} = Add (before{i}, one)
-            total{i} = ReduceSum (counts{after})
-            lines{i} = Add (total{i}, one)
-            area{i} = Mul (lines{i}, {width})
-            rank{after} = Div (rank{i}, {width})
-            column{i} = Mod (rank{i}, {width})
-            from{i} = Gather (at{i}, found)
-            values{after} = Add (from{i}, rank{after})
-            corner{i} = Mul (values{after}, {width})
-            flat{i} = Add (corner{i}, column{i})
-            rows{i} = Gather (counts{after}, found)
-            in{i} = Greater (rows{i}, zero)
-            place{i} = Where (in{i}, flat{i}, area{i})
-            room{i} = Add (area{i}, one)
-            blank{i} = Expand (zero, room{i})
-            full{i} = ScatterElements <axis = 0, reduction = "max"> (blank{i}, place{i}, values{i})
-            cut{i} = Slice (full{i}, zero, area{i})
-            shape{i} = Concat <axis = 0> (lines{i}, {width})
-            table{i} = Reshape (cut{i}, shape{i})
-            base{after} = Add (base{i}, lines{i})
-            own{i} = Add (at{i}, base{i})
-            ends{i} = Greater (counts{after}, zero)
-            slots{i} = Where (ends{i}, own{i}, {last})"""
-
-
 def _table_shapes(cells: torch.Tensor, count: int, first: int, second: int) -> tuple[torch.Tensor, ...]:
     lines = [torch.library.get_ctx().new_dynamic_size() for _ in range(4)]
     shapes = (lines[0], first), (lines[1], second), (lines[2], lines[3]), (count,)
     return tuple(cells.new_empty(shape) for shape in shapes)
+
+
+def _cell_tables(op: Any) -> Callable[..., Any]:
+    @part(op)
+    def level(counts, found, rank, values, width, least, base, last):
+        """Return a table, and what the next level begins with: counts, rank, values, base and slots."""
+        rows = op.Where(counts > least, (counts + (width - 1)) / width, [0])
+        first_rows = op.CumSum(rows, 0, exclusive=1) + [1]
+        lines = op.ReduceSum(rows) + [1]
+        area = lines * width
+        next_rank = rank / width
+        row = op.Gather(first_rows, found) + next_rank
+        cell = row * width + op.Mod(rank, width)
+        place = op.Where(op.Gather(rows, found) > [0], cell, area)
+        full = op.ScatterElements(op.Expand([0], area + [1]), place, values, axis=0, reduction='max')
+        table = op.Reshape(op.Slice(full, [0], area), op.Concat(lines, width, axis=0))
+        slots = op.Where(rows > [0], first_rows + base, last)
+        return table, rows, next_rank, row, base + lines, slots
+
+    def body(cells, count: int, first: int, second: int):
+        size = op.Reshape(op.Constant(value_int=count), [1])
+        width0 = op.Reshape(op.Constant(value_int=first), [1])
+        width1 = op.Reshape(op.Constant(value_int=second), [1])
+        points = op.Shape(cells)
+        ones = op.Expand([1], points)
+        all_counts = op.ScatterElements(op.Expand([0], size + [1]), cells, ones, axis=0, reduction='add')
+        counts = op.Slice(all_counts, [0], size)
+        inside = op.ReduceSum(counts)
+        ordered, order = op.TopK(cells, points, axis=0, largest=0, sorted=1)
+        found = op.Slice(ordered, [0], inside)
+        values = op.Slice(order, [0], inside) + [1]
+        begins = op.Gather(op.CumSum(counts, 0, exclusive=1), found)
+        rank = op.Range(0, op.Squeeze(inside, [0]), 1) - begins
+        empty = op.Expand([0], size)
+        table0, counts1, rank1, values1, base1, slots0 = level(
+            counts, found, rank, values, width0, [0], [0], empty
+        )
+        table1, counts2, rank2, values2, base2, slots1 = level(
+            counts1, found, rank1, values1, width1, [1], base1, slots0
+        )
+        width2 = op.Max(op.ReduceMax(counts2), [1])
+        table2, _counts3, _rank3, _values3, _base3, slots2 = level(
+            counts2, found, rank2, values2, width2, [1], base2, slots1
+        )
+        return table0, table1, table2, slots2
+
+    return body
 
 
 CELL_TABLES = register(
@@ -133,39 +137,7 @@ CELL_TABLES = register(
         outputs=('table0', 'table1', 'table2', 'slots2'),
         example=lambda: (torch.tensor([0, 2, 2, 4, 2, 2, 2, 2]),),
         shapes=_table_shapes,
-        body=f"""
-        CellTables <count, first, second> (cells) => (table0, table1, table2, slots2) {{
-            start = Constant <value = int64 {{0}}> ()
-            step = Constant <value = int64 {{1}}> ()
-            zero = Constant <value = int64[1] {{0}}> ()
-            one = Constant <value = int64[1] {{1}}> ()
-            counted = Constant <value_int: int = @count> ()
-            size = Reshape (counted, one)
-            first_width = Constant <value_int: int = @first> ()
-            width0 = Reshape (first_width, one)
-            second_width = Constant <value_int: int = @second> ()
-            width1 = Reshape (second_width, one)
-            more = Add (size, one)
-            points = Shape (cells)
-            ones = Expand (one, points)
-            none = Expand (zero, more)
-            all_counts = ScatterElements <axis = 0, reduction = "add"> (none, cells, ones)
-            counts0 = Slice (all_counts, zero, size)
-            inside = ReduceSum (counts0)
-            sorted, order = TopK <axis = 0, largest = 0, sorted = 1> (cells, points)
-            found = Slice (sorted, zero, inside)
-            chosen = Slice (order, zero, inside)
-            values0 = Add (chosen, one)
-            before = CumSum <exclusive = 1> (counts0, start)
-            begins = Gather (before, found)
-            stop = Squeeze (inside, zero)
-            numbers = Range (start, stop, step)
-            rank0 = Sub (numbers, begins)
-            base0 = Identity (zero)
-            empty = Expand (zero, size){_level(0, 'empty', 'width0')}{_level(1, 'slots0', 'width1')}
-            most = ReduceMax (counts2)
-            width2 = Max (most, one){_level(2, 'slots1', 'width2')}
-        }}""",
+        body=_cell_tables,
     )
 )
 """The operator of `CellTables`: cells (P,), K, and the widths of the first two tables -> tables and slots."""

@@ -21,6 +21,7 @@ from mmdeploy_ext.exporting.ops.operator import (
 from mmdeploy_ext.exporting.ops.python_nodes import python_body
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, node_attributes, refill
+from mmdeploy_ext.graph.script import function_of
 
 Body = Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
 """(operator, name of the function, attributes) -> the function, which its caller may change."""
@@ -47,7 +48,7 @@ def finish(
         `model`; in the forms 'standard' and 'plugin' a new one if it has local functions to inline.
 
     Raises:
-        ExportError: an operator is not registered, its ONNX text cannot be read, or its traceable form cannot
+        ExportError: an operator is not registered, its body cannot be read, or its traceable form cannot
             be exported at this opset.
     """
     nodes = list(operator_nodes(model))
@@ -188,33 +189,31 @@ def function_body(
 ) -> onnx.FunctionProto:
     """Return the local function `mm2onnx.<name>` that does what the operator does.
 
-    It is read from the operator's ONNX text, which refers to attributes as `@attribute`, or exported from its
-    traceable form, in which the values of the attributes are constants.
+    It is the operator's body, or exported from its traceable form, in which the values of the attributes are
+    constants.
 
     Args:
-        operator: with a text (`body`) or a traceable form.
+        operator: with a body or a traceable form.
         name: name of the function.
         attributes: attribute -> value, of the node that calls it.
         opset: opset of the model.
         export: `export.export_module` with exporter and opset, for the traceable form.
 
     Raises:
-        ExportError: the text cannot be parsed, or defines another operator; or the traceable form cannot be
-            exported.
+        ExportError: onnxscript cannot read the body, or it gives other outputs; or the traceable form cannot
+            be exported.
     """
     if operator.body is None:
         return _exported(operator, name, attributes, export)
-    text = f'<opset_import: ["": {opset}], domain: "{DOMAIN}">\n{operator.body}'
     try:
-        function = onnx.parser.parse_function(text)
-    except onnx.parser.ParseError as error:
-        raise ExportError(f'operator {operator.name}: its ONNX text cannot be read: {error}') from error
-    if function.name != operator.name or tuple(function.output) != operator.outputs:
+        function = function_of(operator.body, DOMAIN, name, opset)
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ExportError(f'operator {operator.name}: onnxscript cannot read its body: {error}') from error
+    if tuple(function.output) != operator.outputs:
         raise ExportError(
-            f'operator {operator.name}: its ONNX text defines {function.name} with outputs '
-            f'{list(function.output)}; expected {operator.name} with {list(operator.outputs)}'
+            f'operator {operator.name}: its body returns {list(function.output)}; '
+            f'expected {list(operator.outputs)}'
         )
-    function.name = name
     return function
 
 

@@ -8,6 +8,10 @@ a loop, so the bodies are written in ONNX.
 Glossary: B batch, N boxes, G groups of boxes, K boxes if their number is constant (it has to be small: some
 tensors (B, K, K) are in memory), n selected boxes.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +57,16 @@ def _eager(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: Tensor, max_outpu
     return torch.cat(selected) if selected else bboxes_xyxy.new_zeros((0, 3), dtype=torch.int64)
 
 
+def _batched_nms(op: Any) -> Callable[..., Any]:
+    least = [NMS_SCORE_THRESHOLD]
+
+    def body(bboxes_xyxy, scores, iou_threshold, max_output):
+        selected = op.NonMaxSuppression(bboxes_xyxy, scores, max_output, iou_threshold, least)
+        return selected
+
+    return body
+
+
 BATCHED_NMS = register(
     Operator(
         'BatchedNms',
@@ -68,11 +82,7 @@ BATCHED_NMS = register(
         shapes=lambda bboxes_xyxy, *_: bboxes_xyxy.new_empty(
             (torch.library.get_ctx().new_dynamic_size(), 3), dtype=torch.int64
         ),
-        body=f"""
-        BatchedNms (bboxes_xyxy, scores, iou_threshold, max_output) => (selected) {{
-            least = Constant <value = float[1] {{{NMS_SCORE_THRESHOLD}}}> ()
-            selected = NonMaxSuppression (bboxes_xyxy, scores, max_output, iou_threshold, least)
-        }}""",
+        body=_batched_nms,
     )
 )
 """IoU does not care which axis is called x, so `xyxy` needs no reordering. The settings are tensors, because
@@ -155,6 +165,23 @@ def _greedy_keep(suppresses: torch.Tensor) -> torch.Tensor:
     return keep
 
 
+def _greedy_keep_body(op: Any) -> Callable[..., Any]:
+    from onnxscript import graph
+
+    def body(suppresses):
+        rows = op.Shape(suppresses, start=0, end=1)
+
+        @graph()
+        def step(row, go, kept):
+            hit = op.And(op.Gather(suppresses, row, axis=0), op.Gather(kept, row, axis=0))
+            return op.Identity(go), op.And(kept, op.Not(hit))
+
+        keep = op.Loop(op.Squeeze(rows, [0]), None, op.Expand([True], rows), body=step)
+        return keep
+
+    return body
+
+
 greedy_keep = register(
     Operator(
         'GreedyKeep',
@@ -163,23 +190,7 @@ greedy_keep = register(
         outputs=('keep',),
         example=lambda: (torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]], dtype=torch.bool),),
         shapes=lambda suppresses: suppresses.new_empty((suppresses.shape[0],)),
-        body="""
-        GreedyKeep (suppresses) => (keep) {
-            rows = Shape <start = 0, end = 1> (suppresses)
-            yes = Constant <value = bool[1] {1}> ()
-            everything = Expand (yes, rows)
-            first = Constant <value = int64[1] {0}> ()
-            count = Squeeze (rows, first)
-            keep = Loop (count, , everything) <body = step (int64 row, bool go, bool[N] kept)
-                => (bool go_on, bool[N] left) {
-                    go_on = Identity (go)
-                    targets = Gather <axis = 0> (suppresses, row)
-                    alive = Gather <axis = 0> (kept, row)
-                    hit = And (targets, alive)
-                    spared = Not (hit)
-                    left = And (kept, spared)
-                }>
-        }""",
+        body=_greedy_keep_body,
     )
 )
 """(N, N) bool -> (N,) bool: the rows that survive when each surviving row removes its targets, from the first
@@ -196,6 +207,24 @@ def _greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
         keep = next_keep
 
 
+def _greedy_keep_batch_body(op: Any) -> Callable[..., Any]:
+    from onnxscript import graph
+
+    def body(suppressed_by):
+        first = 1.0 - op.Transpose(op.GlobalMaxPool(suppressed_by), perm=[0, 2, 1])
+
+        @graph()
+        def turn(number, go, kept):
+            left = 1.0 - op.Transpose(op.GlobalMaxPool(suppressed_by * kept), perm=[0, 2, 1])
+            largest = op.ReduceMax(op.Abs(left - kept), keepdims=0)
+            return largest > 0.0, left
+
+        keep = op.Loop(None, True, first, body=turn)
+        return keep
+
+    return body
+
+
 GREEDY_KEEP_BATCH = register(
     Operator(
         'GreedyKeepBatch',
@@ -204,26 +233,7 @@ GREEDY_KEEP_BATCH = register(
         outputs=('keep',),
         example=lambda: (torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]]),),
         shapes=lambda suppressed_by: torch.empty_like(suppressed_by[:, :1]),
-        body="""
-        GreedyKeepBatch (suppressed_by) => (keep) {
-            one = Constant <value = float {1}> ()
-            none = Constant <value = float {0}> ()
-            yes = Constant <value = bool {1}> ()
-            targets = GlobalMaxPool (suppressed_by)
-            targets_row = Transpose <perm = [0, 2, 1]> (targets)
-            first = Sub (one, targets_row)
-            keep = Loop (, yes, first) <body = turn (int64 number, bool go, float[B,1,K] kept)
-                => (bool go_on, float[B,1,K] left) {
-                    hits = Mul (suppressed_by, kept)
-                    hit = GlobalMaxPool (hits)
-                    hit_row = Transpose <perm = [0, 2, 1]> (hit)
-                    left = Sub (one, hit_row)
-                    change = Sub (left, kept)
-                    size = Abs (change)
-                    largest = ReduceMax <keepdims = 0> (size)
-                    go_on = Greater (largest, none)
-                }>
-        }""",
+        body=_greedy_keep_batch_body,
     )
 )
 """(B, K, K) float32, 0 or 1, as `greedy_keep_batch` has them -> (B, 1, K) float32, 1 for a row that is kept.

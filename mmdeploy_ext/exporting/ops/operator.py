@@ -19,6 +19,7 @@ import onnx
 import torch
 
 from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, UsageError
+from mmdeploy_ext.graph.script import Body
 
 DOMAIN = 'mm2onnx'
 """Domain of the nodes that stand for operators, and namespace of the operators in PyTorch."""
@@ -71,7 +72,7 @@ class Operator:
         outputs: names.
         example: gives one set of input tensors that the forms can be traced with.
         traceable: the same in operators that both exporters know; None where `body` says it in ONNX.
-        body: ONNX text of the operator as a local function (`onnx.parser`), which is called `name`, too.
+        body: the operator in ONNX, as `graph.script.Body` says; it returns variables named as `outputs`.
         shapes: takes the arguments of `eager`, attributes too, and gives empty outputs; by default the
             traceable form does. Needed with `body`, and where a size of an output depends on values.
         reference: numpy form, for `python` nodes and tests, with the attributes by name; by default the eager
@@ -90,7 +91,7 @@ class Operator:
     outputs: tuple[str, ...]
     example: Callable[[], tuple[torch.Tensor, ...]]
     traceable: Callable[..., Any] | None = None
-    body: str | None = None
+    body: Body | None = None
     shapes: Callable[..., Any] | None = None
     reference: Callable[..., Any] | None = None
     plugin: Plugin | None = None
@@ -251,10 +252,15 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {operator.overload: _translation(operator) for operator in OPERATORS.values()}
 
 
-def _translation(operator: Operator) -> Callable[..., Any]:
+def node_of(operator: Operator) -> Any:
+    """Return what writes a node of the operator where onnxscript calls it."""
     from onnxscript import values
 
-    node = values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
+    return values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
+
+
+def _translation(operator: Operator) -> Callable[..., Any]:
+    node = node_of(operator)
     attribute_types = {name: TYPES[letter][0] for name, letter in attribute_letters(operator).items()}
     defaults = _default_values(operator)  # torch.export leaves out what equals them
     count = len(operator.inputs)

@@ -9,12 +9,17 @@ CPU to the bit, with sampling ratios of 0 (adaptive) and 2.
 
 Glossary: B batch, C channels, H, W size of a level's map, R regions, h, w size of a pooled region.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from mmcv.ops import RoIAlign, roi_align
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
+from mmdeploy_ext.graph.script import Body
 
 
 def _eager(
@@ -38,47 +43,52 @@ def _eager(
     return pooled.index_copy(0, rows, values)
 
 
-TEXT = """
-        {name} <level, scale, height, width, sampling_ratio, mode>
-            (pooled, maps, boxes, images, levels) => (filled) {{
-            own = Constant <value_int: int = @level> ()
-            here = Equal (levels, own)
-            {choose}
-            values = RoiAlign <mode = "avg", coordinate_transformation_mode: string = @mode,
-                output_height: int = @height, output_width: int = @width,
-                sampling_ratio: int = @sampling_ratio, spatial_scale: float = @scale>
-                (maps, own_boxes, own_images)
-            {put}
-        }}"""
-TEXTS = dict(
-    LevelRegions=dict(
-        choose="""found = NonZero (here)
-            first = Constant <value = int64[1] {0}> ()
-            last = Constant <value = int64[1] {-1}> ()
-            rows = Squeeze (found, first)
-            picked = Gather <axis = 0> (boxes, rows)
-            four = Constant <value = int64[2] {-1, 4}> ()
-            own_boxes = Reshape (picked, four)
-            own_images = Gather <axis = 0> (images, rows)""",
-        put="""places = Unsqueeze (rows, last)
-            filled = ScatterND (pooled, places, values)""",
-    ),
-    ConstantLevelRegions=dict(
-        choose="""point = Constant <value = float {0}> ()
-            one = Constant <value = int64[1] {1}> ()
-            many = Constant <value = int64[3] {1, 2, 3}> ()
-            here_boxes = Unsqueeze (here, one)
-            own_boxes = Where (here_boxes, boxes, point)
-            own_images = Identity (images)""",
-        put="""here_values = Unsqueeze (here, many)
-            filled = Where (here_values, values, pooled)""",
-    ),
-)
-"""Operator -> the ONNX text that chooses the regions of a level, and that puts pooled values into place.
+def _body(constant: bool) -> Body:
+    def level_regions(op: Any) -> Callable[..., Any]:
+        def body(
+            pooled,
+            maps,
+            boxes,
+            images,
+            levels,
+            level: int,
+            scale: float,
+            height: int,
+            width: int,
+            sampling_ratio: int,
+            mode: str,
+        ):
+            here = levels == op.Constant(value_int=level)
+            if constant:
+                own_boxes = op.Where(op.Unsqueeze(here, [1]), boxes, 0.0)
+                own_images = op.Identity(images)
+            else:
+                rows = op.Squeeze(op.NonZero(here), [0])
+                # OpenVINO needs the four columns when it compiles, and cannot infer them behind the Gather
+                own_boxes = op.Reshape(op.Gather(boxes, rows, axis=0), [-1, 4])
+                own_images = op.Gather(images, rows, axis=0)
+            values = op.RoiAlign(
+                maps,
+                own_boxes,
+                own_images,
+                mode='avg',
+                coordinate_transformation_mode=mode,
+                output_height=height,
+                output_width=width,
+                sampling_ratio=sampling_ratio,
+                spatial_scale=scale,
+            )
+            if constant:
+                filled = op.Where(op.Unsqueeze(here, [1, 2, 3]), values, pooled)
+            else:
+                filled = op.ScatterND(pooled, op.Unsqueeze(rows, [-1]), values)
+            return filled
 
-OpenVINO needs the four columns of boxes when it compiles, and cannot infer them behind a Gather of computed
-boxes: hence the Reshape.
-"""
+        return body
+
+    return level_regions
+
+
 LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
     register(
         Operator(
@@ -94,10 +104,10 @@ LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
                 torch.tensor([0, 1]),
             ),
             shapes=lambda pooled, *_: torch.empty_like(pooled),
-            body=TEXT.format(name=name, **parts),
+            body=_body(constant),
         )
     )
-    for name, parts in TEXTS.items()
+    for name, constant in (('LevelRegions', False), ('ConstantLevelRegions', True))
 )
 """The operators of `pool_level`; the second keeps all shapes constant. They take its tensors, then the level,
 scale, height and width of a pooled region, the sampling ratio (0: adaptive), and ONNX's name of the

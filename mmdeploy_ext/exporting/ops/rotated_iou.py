@@ -14,11 +14,17 @@ another IoU than mmcv's.
 
 Glossary: P pairs of boxes, 24 points of a pair.
 """
+# ruff: noqa: ANN001, ANN202, RUF005 - onnxscript reads the bodies
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.graph.script import part
 
 POINTS = 24
 """Points of a pair: 16 crossings of edges, and the 4 corners of each box."""
@@ -44,6 +50,85 @@ def _convex_hull(x: Tensor, y: Tensor, count: Tensor) -> tuple[Tensor, Tensor, T
     return hulls[..., 0], hulls[..., 1], torch.from_numpy(sizes).to(count)[:, None]
 
 
+def _convex_hull_body(op: Any) -> Callable[..., Any]:
+    from onnxscript import graph
+
+    @part(op)
+    def any_of(rows):
+        """Return whether a row of (P, 1) bool is True; a row is added since CUDA sums over no rows not."""
+        numbers = op.Concat(op.Cast(rows, to=TensorProto.INT64), [[0]], axis=0)
+        return op.ReduceSum(numbers, keepdims=0) > 0
+
+    def body(x, y, count):
+        same_angle = op.Constant(value_float=SAME_ANGLE)
+        last = op.Constant(value_int=POINTS - 1)
+        columns = op.Range(0, POINTS, 1)
+        counted = columns < count
+        inner = columns >= 1
+        before = op.Max(columns - 1, 0)
+
+        @graph()
+        def insert(turn, go, old_x, old_y):
+            row = turn + 2
+            point_x = op.Gather(old_x, turn + [2], axis=1)
+            point_y = op.Gather(old_y, turn + [2], axis=1)
+            cross = point_x * old_y - old_x * point_y
+            tie = op.Abs(cross) <= same_angle
+            nearer = point_x * point_x + point_y * point_y < old_x * old_x + old_y * old_y
+            precedes = op.Or(op.And(tie, nearer), op.And(op.Not(tie), cross > 0.0))
+            stays = op.And(op.Not(precedes), op.And(inner, columns < row))
+            ranks = op.Cast(op.Where(stays, columns, -1), to=TensorProto.FLOAT)
+            after_last = op.ArgMax(ranks, axis=1, keepdims=1) + 1
+            wanted = op.Where(op.Gather(precedes, [1], axis=1), 1, after_last)
+            place = op.Where(row < count, wanted, row)
+            moves = op.And(columns > place, columns <= row)
+            here = columns == place
+            moved_x = op.Where(moves, op.Gather(old_x, before, axis=1), old_x)
+            moved_y = op.Where(moves, op.Gather(old_y, before, axis=1), old_y)
+            go_on = any_of(row + 1 < count)
+            return go_on, op.Where(here, point_x, moved_x), op.Where(here, point_y, moved_y)
+
+        sorted_x, sorted_y = op.Loop(POINTS - 2, True, x, y, body=insert)
+        long = sorted_x * sorted_x + sorted_y * sorted_y > SAME_POINT
+        far = op.And(long, op.And(inner, counted))
+        second = op.ArgMax(op.Cast(far, to=TensorProto.FLOAT), axis=1, keepdims=1)
+        has_second = op.GatherElements(far, second, axis=1)
+        size_of_line = op.Where(has_second, 2, 1)
+        begin = op.Where(has_second, second + 1, count)
+        is_first = columns == 1
+        line_x = op.Where(is_first, op.GatherElements(sorted_x, second, axis=1), sorted_x)
+        line_y = op.Where(is_first, op.GatherElements(sorted_y, second, axis=1), sorted_y)
+
+        @graph()
+        def scan(step, going, scan_x, scan_y, scan_size, scan_next):
+            is_open = scan_next < count
+            place1 = op.Max(scan_size - 2, 0)
+            place2 = op.Max(scan_size - 1, 0)
+            place3 = op.Min(scan_next, last)
+            x1 = op.GatherElements(scan_x, place1, axis=1)
+            y1 = op.GatherElements(scan_y, place1, axis=1)
+            x3 = op.GatherElements(scan_x, place3, axis=1)
+            y3 = op.GatherElements(scan_y, place3, axis=1)
+            x21 = op.GatherElements(scan_x, place2, axis=1) - x1
+            y21 = op.GatherElements(scan_y, place2, axis=1) - y1
+            turns = (x3 - x1) * y21 - x21 * (y3 - y1)
+            drops = op.And(op.And(is_open, scan_size > 1), turns >= 0.0)
+            adds = op.And(is_open, op.Not(drops))
+            put = op.And(adds, columns == scan_size)
+            added = op.Cast(adds, to=TensorProto.INT64)
+            next_size = scan_size + added - op.Cast(drops, to=TensorProto.INT64)
+            next_next = scan_next + added
+            goes_on = any_of(next_next < count)
+            next_x = op.Where(put, x3, scan_x)
+            next_y = op.Where(put, y3, scan_y)
+            return goes_on, next_x, next_y, next_size, next_next
+
+        hull_x, hull_y, size, _scanned = op.Loop(None, True, line_x, line_y, size_of_line, begin, body=scan)
+        return hull_x, hull_y, size
+
+    return body
+
+
 CONVEX_HULL = register(
     Operator(
         'ConvexHull',
@@ -56,143 +141,7 @@ CONVEX_HULL = register(
             torch.tensor([[4]]),
         ),
         shapes=lambda x, y, count: (torch.empty_like(x), torch.empty_like(y), torch.empty_like(count)),
-        body=f"""
-        ConvexHull (x, y, count) => (hull_x, hull_y, size) {{
-            yes = Constant <value = bool {{1}}> ()
-            zero = Constant <value = int64 {{0}}> ()
-            first = Constant <value = int64[1] {{1}}> ()
-            unit = Constant <value = int64 {{1}}> ()
-            two = Constant <value = int64 {{2}}> ()
-            two_place = Constant <value = int64[1] {{2}}> ()
-            none = Constant <value = int64 {{-1}}> ()
-            width = Constant <value = int64 {{{POINTS}}}> ()
-            end = Constant <value = int64 {{{POINTS - 1}}}> ()
-            no_pair = Constant <value = int64[1,1] {{0}}> ()
-            flat = Constant <value = float {{0}}> ()
-            same_angle = Constant <value = float {{{SAME_ANGLE}}}> ()
-            same_point = Constant <value = float {{{SAME_POINT}}}> ()
-            columns = Range (zero, width, unit)
-            counted = Less (columns, count)
-            inner = GreaterOrEqual (columns, unit)
-            turned = Sub (columns, unit)
-            before = Max (turned, zero)
-            most = Sub (width, two)
-            sorted_x, sorted_y = Loop (most, yes, x, y) <body = insert
-                (int64 turn, bool go, float[P,{POINTS}] old_x, float[P,{POINTS}] old_y)
-                => (bool go_on, float[P,{POINTS}] new_x, float[P,{POINTS}] new_y) {{
-                    row = Add (turn, two)
-                    row_place = Add (turn, two_place)
-                    point_x = Gather <axis = 1> (old_x, row_place)
-                    point_y = Gather <axis = 1> (old_y, row_place)
-                    forth = Mul (point_x, old_y)
-                    back = Mul (old_x, point_y)
-                    cross = Sub (forth, back)
-                    size_of_cross = Abs (cross)
-                    tie = LessOrEqual (size_of_cross, same_angle)
-                    point_xx = Mul (point_x, point_x)
-                    point_yy = Mul (point_y, point_y)
-                    point_length = Add (point_xx, point_yy)
-                    xx = Mul (old_x, old_x)
-                    yy = Mul (old_y, old_y)
-                    length = Add (xx, yy)
-                    nearer = Less (point_length, length)
-                    positive = Greater (cross, flat)
-                    tie_precedes = And (tie, nearer)
-                    no_tie = Not (tie)
-                    turn_precedes = And (no_tie, positive)
-                    precedes = Or (tie_precedes, turn_precedes)
-                    follows = Not (precedes)
-                    before_row = Less (columns, row)
-                    sorted = And (inner, before_row)
-                    stays = And (follows, sorted)
-                    ranks = Where (stays, columns, none)
-                    ranked = Cast <to = 1> (ranks)
-                    last = ArgMax <axis = 1, keepdims = 1> (ranked)
-                    after_last = Add (last, unit)
-                    precedes_first = Gather <axis = 1> (precedes, first)
-                    wanted_place = Where (precedes_first, unit, after_last)
-                    is_point = Less (row, count)
-                    place = Where (is_point, wanted_place, row)
-                    behind_place = Greater (columns, place)
-                    up_to_row = LessOrEqual (columns, row)
-                    moves = And (behind_place, up_to_row)
-                    here = Equal (columns, place)
-                    shifted_x = Gather <axis = 1> (old_x, before)
-                    shifted_y = Gather <axis = 1> (old_y, before)
-                    moved_x = Where (moves, shifted_x, old_x)
-                    moved_y = Where (moves, shifted_y, old_y)
-                    new_x = Where (here, point_x, moved_x)
-                    new_y = Where (here, point_y, moved_y)
-                    next_row = Add (row, unit)
-                    has_next = Less (next_row, count)
-                    has_next_number = Cast <to = 7> (has_next)
-                    with_none = Concat <axis = 0> (has_next_number, no_pair)
-                    pairs_with_next = ReduceSum <keepdims = 0> (with_none)
-                    go_on = Greater (pairs_with_next, zero)
-                }}>
-            sorted_xx = Mul (sorted_x, sorted_x)
-            sorted_yy = Mul (sorted_y, sorted_y)
-            lengths = Add (sorted_xx, sorted_yy)
-            long = Greater (lengths, same_point)
-            others = And (inner, counted)
-            far = And (long, others)
-            far_number = Cast <to = 1> (far)
-            second = ArgMax <axis = 1, keepdims = 1> (far_number)
-            has_second = GatherElements <axis = 1> (far, second)
-            size_of_line = Where (has_second, two, unit)
-            after_second = Add (second, unit)
-            begin = Where (has_second, after_second, count)
-            second_x = GatherElements <axis = 1> (sorted_x, second)
-            second_y = GatherElements <axis = 1> (sorted_y, second)
-            is_first = Equal (columns, unit)
-            line_x = Where (is_first, second_x, sorted_x)
-            line_y = Where (is_first, second_y, sorted_y)
-            hull_x, hull_y, size, scanned = Loop (, yes, line_x, line_y, size_of_line, begin) <body = scan
-                (int64 step, bool going, float[P,{POINTS}] scan_x, float[P,{POINTS}] scan_y,
-                 int64[P,1] scan_size, int64[P,1] scan_next)
-                => (bool goes_on, float[P,{POINTS}] next_x, float[P,{POINTS}] next_y,
-                    int64[P,1] next_size, int64[P,1] next_next) {{
-                    open = Less (scan_next, count)
-                    size_less_two = Sub (scan_size, two)
-                    place1 = Max (size_less_two, zero)
-                    size_less_one = Sub (scan_size, unit)
-                    place2 = Max (size_less_one, zero)
-                    place3 = Min (scan_next, end)
-                    x1 = GatherElements <axis = 1> (scan_x, place1)
-                    y1 = GatherElements <axis = 1> (scan_y, place1)
-                    x2 = GatherElements <axis = 1> (scan_x, place2)
-                    y2 = GatherElements <axis = 1> (scan_y, place2)
-                    x3 = GatherElements <axis = 1> (scan_x, place3)
-                    y3 = GatherElements <axis = 1> (scan_y, place3)
-                    x31 = Sub (x3, x1)
-                    y31 = Sub (y3, y1)
-                    x21 = Sub (x2, x1)
-                    y21 = Sub (y2, y1)
-                    forth3 = Mul (x31, y21)
-                    back3 = Mul (x21, y31)
-                    turns = Sub (forth3, back3)
-                    concave = GreaterOrEqual (turns, flat)
-                    has_two = Greater (scan_size, unit)
-                    may_drop = And (open, has_two)
-                    drops = And (may_drop, concave)
-                    stays3 = Not (drops)
-                    adds = And (open, stays3)
-                    at_size = Equal (columns, scan_size)
-                    put = And (adds, at_size)
-                    next_x = Where (put, x3, scan_x)
-                    next_y = Where (put, y3, scan_y)
-                    added = Cast <to = 7> (adds)
-                    dropped = Cast <to = 7> (drops)
-                    grown = Add (scan_size, added)
-                    next_size = Sub (grown, dropped)
-                    next_next = Add (scan_next, added)
-                    is_open = Less (next_next, count)
-                    open_number = Cast <to = 7> (is_open)
-                    open_with_none = Concat <axis = 0> (open_number, no_pair)
-                    open_pairs = ReduceSum <keepdims = 0> (open_with_none)
-                    goes_on = Greater (open_pairs, zero)
-                }}>
-        }}""",
+        body=_convex_hull_body,
     )
 )
 """(x, y, count) -> points hull_x, hull_y (P, 24) float32 of the convex hull, and their number (P, 1) int64.

@@ -5,12 +5,18 @@ upright bounds touch get an intersection over union, so that memory and time gro
 
 Glossary: B batch, N boxes of an image, n kept boxes.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, Operator, register
+from mmdeploy_ext.exporting.ops.operator import Operator, node_of, register
 from mmdeploy_ext.exporting.ops.rotated_iou import PAIR_IOU
+from mmdeploy_ext.graph.script import part
 from mmdeploy_ext.runtime import bev_nms
 
 ROWS = 16
@@ -28,7 +34,7 @@ def _eager(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return order[torch.from_numpy(keep).to(order)]
 
 
-def _numpy(boxes, scores, iou_threshold):  # noqa: ANN001, ANN202
+def _numpy(boxes, scores, iou_threshold):
     import numpy as np
 
     order = np.argsort(-scores, kind='stable')
@@ -77,6 +83,64 @@ def _keep_of_images(boxes: Tensor, bounds: Tensor, valid: Tensor, iou_threshold:
     return keep
 
 
+def _rotated_keep_body(op: Any) -> Callable[..., Any]:
+    from onnxscript import graph
+
+    pair_iou = node_of(PAIR_IOU)
+
+    @part(op)
+    def suppressed(alive, hits, begin, count):
+        """Return which rows stay alive if each living row of a block, in turn, removes what it hits."""
+
+        @graph()
+        def remove(row, go, kept):
+            row_kept = op.Gather(kept, op.Unsqueeze(row, [0]) + begin, axis=1)
+            hit = op.And(op.Gather(hits, row, axis=1), row_kept)
+            return op.Identity(go), op.And(kept, op.Not(hit))
+
+        return op.Loop(count, None, alive, body=remove)
+
+    def body(boxes, bounds, valid, iou_threshold: float):
+        threshold = op.Constant(value_float=iou_threshold)
+        rows = op.Constant(value_ints=[ROWS])
+        left = op.Gather(bounds, [0], axis=1)
+        top = op.Gather(bounds, [1], axis=1)
+        right = op.Gather(bounds, [2], axis=1)
+        bottom = op.Gather(bounds, [3], axis=1)
+        count = op.Shape(valid, start=1, end=2)
+        images = op.Shape(valid, start=0, end=1)
+        ranks = op.Range(0, op.Squeeze(count, [0]), 1)
+        blocks = op.Squeeze((count + (rows - 1)) / rows, [0])
+
+        @graph()
+        def block(number, go, alive):
+            begin = number * rows
+            end = op.Min(begin + rows, count)
+            row_left = op.Transpose(op.Slice(left, begin, end, [2]), perm=[0, 2, 1])
+            row_top = op.Transpose(op.Slice(top, begin, end, [2]), perm=[0, 2, 1])
+            row_right = op.Transpose(op.Slice(right, begin, end, [2]), perm=[0, 2, 1])
+            row_bottom = op.Transpose(op.Slice(bottom, begin, end, [2]), perm=[0, 2, 1])
+            in_columns = op.And(row_left <= right, row_right >= left)
+            in_rows = op.And(row_top <= bottom, row_bottom >= top)
+            row_ranks = op.Range(op.Squeeze(begin, [0]), op.Squeeze(end, [0]), 1)
+            is_behind = ranks > op.Unsqueeze(row_ranks, [1])
+            alive_down = op.Unsqueeze(op.Slice(alive, begin, end, [1]), [2])
+            candidates = op.And(op.And(alive_down, op.Unsqueeze(alive, [1])), is_behind)
+            pairs = op.Transpose(op.NonZero(op.And(candidates, op.And(in_columns, in_rows))), perm=[1, 0])
+            first = op.GatherND(op.Slice(boxes, begin, end, [1]), op.Gather(pairs, [0, 1], axis=1))
+            second = op.GatherND(boxes, op.Gather(pairs, [0, 2], axis=1))
+            overlaps = op.Cast(pair_iou(first, second) >= threshold, to=TensorProto.FLOAT)
+            block_rows = end - begin
+            nothing = op.ConstantOfShape(op.Concat(images, block_rows, count, axis=0))
+            hits = op.Cast(op.ScatterND(nothing, pairs, overlaps), to=TensorProto.BOOL)
+            return op.Identity(go), suppressed(alive, hits, begin, op.Squeeze(block_rows, [0]))
+
+        keep = op.Loop(blocks, None, valid, body=block)
+        return keep
+
+    return body
+
+
 ROTATED_KEEP = register(
     Operator(
         'RotatedKeep',
@@ -89,94 +153,7 @@ ROTATED_KEEP = register(
             torch.tensor([[True, True, True]]),
         ),
         shapes=lambda boxes, bounds, valid, iou_threshold: torch.empty_like(valid),
-        body=f"""
-        RotatedKeep <iou_threshold> (boxes, bounds, valid) => (keep) {{
-            zero = Constant <value = int64 {{0}}> ()
-            unit = Constant <value = int64 {{1}}> ()
-            first_axis = Constant <value = int64[1] {{0}}> ()
-            row_axis = Constant <value = int64[1] {{1}}> ()
-            column_axis = Constant <value = int64[1] {{2}}> ()
-            row_place = Constant <value = int64[2] {{0, 1}}> ()
-            column_place = Constant <value = int64[2] {{0, 2}}> ()
-            rows_of_block = Constant <value = int64[1] {{{ROWS}}}> ()
-            rows_less_one = Constant <value = int64[1] {{{ROWS - 1}}}> ()
-            threshold = Constant <value_float: float = @iou_threshold> ()
-            left_place = Constant <value = int64[1] {{0}}> ()
-            top_place = Constant <value = int64[1] {{1}}> ()
-            right_place = Constant <value = int64[1] {{2}}> ()
-            bottom_place = Constant <value = int64[1] {{3}}> ()
-            left = Gather <axis = 1> (bounds, left_place)
-            top = Gather <axis = 1> (bounds, top_place)
-            right = Gather <axis = 1> (bounds, right_place)
-            bottom = Gather <axis = 1> (bounds, bottom_place)
-            count = Shape <start = 1, end = 2> (valid)
-            images = Shape <start = 0, end = 1> (valid)
-            count_number = Squeeze (count, first_axis)
-            ranks = Range (zero, count_number, unit)
-            rounded_up = Add (count, rows_less_one)
-            block_counts = Div (rounded_up, rows_of_block)
-            blocks = Squeeze (block_counts, first_axis)
-            keep = Loop (blocks, , valid) <body = block
-                (int64 number, bool go, bool[B,N] alive) => (bool go_on, bool[B,N] alive_after) {{
-                    go_on = Identity (go)
-                    begin = Mul (rows_of_block, number)
-                    full_end = Add (begin, rows_of_block)
-                    end = Min (full_end, count)
-                    begin_number = Squeeze (begin, first_axis)
-                    end_number = Squeeze (end, first_axis)
-                    block_rows = Sub (end, begin)
-                    block_boxes = Slice (boxes, begin, end, row_axis)
-                    flat_left = Slice (left, begin, end, column_axis)
-                    flat_top = Slice (top, begin, end, column_axis)
-                    flat_right = Slice (right, begin, end, column_axis)
-                    flat_bottom = Slice (bottom, begin, end, column_axis)
-                    row_left = Transpose <perm = [0, 2, 1]> (flat_left)
-                    row_top = Transpose <perm = [0, 2, 1]> (flat_top)
-                    row_right = Transpose <perm = [0, 2, 1]> (flat_right)
-                    row_bottom = Transpose <perm = [0, 2, 1]> (flat_bottom)
-                    begins_left = LessOrEqual (row_left, right)
-                    ends_right = GreaterOrEqual (row_right, left)
-                    begins_above = LessOrEqual (row_top, bottom)
-                    ends_below = GreaterOrEqual (row_bottom, top)
-                    in_columns = And (begins_left, ends_right)
-                    in_rows = And (begins_above, ends_below)
-                    touch = And (in_columns, in_rows)
-                    row_ranks = Range (begin_number, end_number, unit)
-                    row_ranks_down = Unsqueeze (row_ranks, row_axis)
-                    is_behind = Greater (ranks, row_ranks_down)
-                    alive_rows = Slice (alive, begin, end, row_axis)
-                    alive_down = Unsqueeze (alive_rows, column_axis)
-                    alive_across = Unsqueeze (alive, row_axis)
-                    both_alive = And (alive_down, alive_across)
-                    candidates = And (both_alive, is_behind)
-                    near = And (candidates, touch)
-                    places = NonZero (near)
-                    pairs = Transpose <perm = [1, 0]> (places)
-                    row_pairs = Gather <axis = 1> (pairs, row_place)
-                    column_pairs = Gather <axis = 1> (pairs, column_place)
-                    first = GatherND (block_boxes, row_pairs)
-                    second = GatherND (boxes, column_pairs)
-                    iou = {DOMAIN}.{PAIR_IOU.name} (first, second)
-                    overlaps = GreaterOrEqual (iou, threshold)
-                    overlap_numbers = Cast <to = 1> (overlaps)
-                    table_size = Concat <axis = 0> (images, block_rows, count)
-                    nothing = ConstantOfShape (table_size)
-                    hit_numbers = ScatterND (nothing, pairs, overlap_numbers)
-                    hits = Cast <to = 9> (hit_numbers)
-                    rows_number = Squeeze (block_rows, first_axis)
-                    alive_after = Loop (rows_number, , alive) <body = suppress
-                        (int64 row, bool going, bool[B,N] kept) => (bool goes_on, bool[B,N] spared) {{
-                            goes_on = Identity (going)
-                            row_at = Unsqueeze (row, first_axis)
-                            rank_at = Add (row_at, begin)
-                            targets = Gather <axis = 1> (hits, row)
-                            row_kept = Gather <axis = 1> (kept, rank_at)
-                            hit = And (targets, row_kept)
-                            missed = Not (hit)
-                            spared = And (kept, missed)
-                        }}>
-                }}>
-        }}""",
+        body=_rotated_keep_body,
     )
 )
 """(boxes, bounds, valid, iou_threshold) -> (B, N) bool: the boxes of each image that are kept.

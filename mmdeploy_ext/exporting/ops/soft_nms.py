@@ -3,80 +3,71 @@
 Source: mmcv 1.7.2 `ops/csrc/pytorch/cpu/nms.cpp` (Bodla et al., ICCV 2017). Results are chosen by descending
 score, so that the Loop makes as many turns as there may be results. Glossary: B batch, N boxes.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.graph.script import Body
 
 NO_CANDIDATE = -1.0
 """Score of a row that is no candidate, was chosen before, or fell below `min_score`."""
-WEIGHTS = dict(
-    naive='weight = Where (reaches, none, unit)',
-    linear='rest = Sub (unit, iou)\nweight = Where (reaches, rest, unit)',
-    gaussian='square = Mul (iou, iou)\npart = Div (square, sigma)\npower = Neg (part)\nweight = Exp (power)',
-)
-"""Method of mmcv -> the ONNX text of the factor of a score, from the overlap with the chosen box."""
-BODY = """
-NAME <most, iou_threshold, sigma, min_score> (bboxes_xyxy, scores) => (rows, best) {
-    turns = Constant <value_int: int = @most> ()
-    threshold = Constant <value_float: float = @iou_threshold> ()
-    sigma = Constant <value_float: float = @sigma> ()
-    least = Constant <value_float: float = @min_score> ()
-    none = Constant <value = float {0}> ()
-    unit = Constant <value = float {1}> ()
-    gone = Constant <value = float {-1}> ()
-    single = Constant <value = int64[1] {1}> ()
-    last = Constant <value = int64[1] {2}> ()
-    go = Constant <value = bool {1}> ()
-    four = Constant <value = int64[4] {1, 1, 1, 1}> ()
-    left, top, right, bottom = Split <axis = 2> (bboxes_xyxy, four)
-    x1 = Squeeze (left, last)
-    y1 = Squeeze (top, last)
-    x2 = Squeeze (right, last)
-    y2 = Squeeze (bottom, last)
-    width = Sub (x2, x1)
-    height = Sub (y2, y1)
-    area = Mul (width, height)
-    end, all_rows, all_best = Loop (turns, go, scores) <body =
-        turn (int64 number, bool again, float[B,N] s) =>
-        (bool go_on, float[B,N] decayed, int64[B] chosen, float[B] value) {
-            go_on = Identity (again)
-            top_score, row = TopK (s, single)
-            ax1 = GatherElements <axis = 1> (x1, row)
-            ay1 = GatherElements <axis = 1> (y1, row)
-            ax2 = GatherElements <axis = 1> (x2, row)
-            ay2 = GatherElements <axis = 1> (y2, row)
-            own = GatherElements <axis = 1> (area, row)
-            low_x = Max (ax1, x1)
-            low_y = Max (ay1, y1)
-            high_x = Min (ax2, x2)
-            high_y = Min (ay2, y2)
-            raw_w = Sub (high_x, low_x)
-            raw_h = Sub (high_y, low_y)
-            w = Max (raw_w, none)
-            h = Max (raw_h, none)
-            shared = Mul (w, h)
-            both = Add (own, area)
-            joined = Sub (both, shared)
-            iou = Div (shared, joined)
-            reaches = GreaterOrEqual (iou, threshold)
-            WEIGHT
-            lower = Mul (s, weight)
-            enough = GreaterOrEqual (lower, least)
-            present = Greater (s, gone)
-            stays = And (enough, present)
-            left_over = Where (stays, lower, gone)
-            minus = Mul (top_score, none)
-            mark = Add (minus, gone)
-            decayed = ScatterElements <axis = 1> (left_over, row, mark)
-            chosen = Squeeze (row, single)
-            value = Squeeze (top_score, single)
-        }>
-    rows = Transpose <perm = [1, 0]> (all_rows)
-    best = Transpose <perm = [1, 0]> (all_best)
-}"""
-"""The ONNX text; NAME and WEIGHT stand for those of a method."""
+METHODS = 'naive', 'linear', 'gaussian'
+"""Methods of mmcv."""
+
+
+def _body(method: str) -> Body:
+    is_naive, is_linear = method == 'naive', method == 'linear'
+
+    def soft_nms(op: Any) -> Callable[..., Any]:
+        from onnxscript import graph
+
+        def body(bboxes_xyxy, scores, most: int, iou_threshold: float, sigma: float, min_score: float):
+            threshold = op.Constant(value_float=iou_threshold)
+            spread = op.Constant(value_float=sigma)
+            least = op.Constant(value_float=min_score)
+            left, top, right, bottom = op.Split(bboxes_xyxy, [1, 1, 1, 1], axis=2)
+            x1 = op.Squeeze(left, [2])
+            y1 = op.Squeeze(top, [2])
+            x2 = op.Squeeze(right, [2])
+            y2 = op.Squeeze(bottom, [2])
+            area = (x2 - x1) * (y2 - y1)
+
+            @graph()
+            def turn(number, again, s):
+                score, row = op.TopK(s, [1])
+                width = op.Min(op.GatherElements(x2, row, axis=1), x2) - op.Max(
+                    op.GatherElements(x1, row, axis=1), x1
+                )
+                height = op.Min(op.GatherElements(y2, row, axis=1), y2) - op.Max(
+                    op.GatherElements(y1, row, axis=1), y1
+                )
+                shared = op.Max(width, 0.0) * op.Max(height, 0.0)
+                iou = shared / (op.GatherElements(area, row, axis=1) + area - shared)
+                if is_naive:
+                    weight = op.Where(iou >= threshold, 0.0, 1.0)
+                elif is_linear:
+                    weight = op.Where(iou >= threshold, 1.0 - iou, 1.0)
+                else:
+                    weight = op.Exp(op.Neg(iou * iou / spread))
+                lower = s * weight
+                stays = op.And(lower >= least, s > -1.0)
+                left_over = op.Where(stays, lower, -1.0)
+                decayed = op.ScatterElements(left_over, row, score * 0.0 + -1.0, axis=1)
+                return op.Identity(again), decayed, op.Squeeze(row, [1]), op.Squeeze(score, [1])
+
+            _end, all_rows, all_best = op.Loop(op.Constant(value_int=most), True, scores, body=turn)
+            rows = op.Transpose(all_rows, perm=[1, 0])
+            best = op.Transpose(all_best, perm=[1, 0])
+            return rows, best
+
+        return body
+
+    return soft_nms
 
 
 def _operator(method: str) -> Operator:
@@ -108,11 +99,11 @@ def _operator(method: str) -> Operator:
             scores.new_empty((scores.shape[0], most), dtype=torch.int64),
             scores.new_empty((scores.shape[0], most)),
         ),
-        body=BODY.replace('NAME', name).replace('WEIGHT', WEIGHTS[method]),
+        body=_body(method),
     )
 
 
-SOFT_NMS = {method: register(_operator(method)) for method in WEIGHTS}
+SOFT_NMS = {method: register(_operator(method)) for method in METHODS}
 """Method of mmcv ('naive', 'linear', 'gaussian') -> operator. It takes boxes (B, N, 4) xyxy float32, scores
 (B, N) float32, `most`, the number of results per image, and mmcv's `iou_threshold`, `sigma` and `min_score`;
 N is at least 1. It returns the chosen rows (B, most) int64 and their decayed scores (B, most), which descend;

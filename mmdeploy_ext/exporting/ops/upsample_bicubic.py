@@ -5,6 +5,10 @@ torch.export refuses it. ONNX's Resize takes a tensor, so the body is written in
 
 Glossary: B batch, C channels, H, W size before, h, w after.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +18,22 @@ from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 def _eager(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=float(scale), mode='bicubic', align_corners=False)
+
+
+def _body(op: Any) -> Callable[..., Any]:
+    def body(x, scale):
+        scales = op.Concat([1.0], [1.0], scale, scale, axis=0)
+        resized = op.Resize(
+            x,
+            None,
+            scales,
+            mode='cubic',
+            coordinate_transformation_mode='half_pixel',
+            cubic_coeff_a=-0.75,
+        )
+        return resized
+
+    return body
 
 
 upsample_bicubic = register(
@@ -26,13 +46,7 @@ upsample_bicubic = register(
         shapes=lambda x, scale: x.new_empty(
             (*x.shape[:2], *(torch.library.get_ctx().new_dynamic_size() for _ in ('h', 'w')))
         ),
-        body="""
-        UpsampleBicubic (x, scale) => (resized) {
-            one = Constant <value_floats = [1.0]> ()
-            scales = Concat <axis = 0> (one, one, scale, scale)
-            resized = Resize <mode = "cubic", coordinate_transformation_mode = "half_pixel",
-                              cubic_coeff_a = -0.75> (x, , scales)
-        }""",
+        body=_body,
     )
 )
 """Images (B, C, H, W) float32, resized as PyTorch's `interpolate` does it, align_corners=False, by scale (1,)

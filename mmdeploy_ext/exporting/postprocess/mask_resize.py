@@ -7,31 +7,42 @@ size; one direct resize would not (IoU down to 0.83 on small masks).
 Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the results. Along the axis of one
 resize: s, c lines of the map (c may go beyond its end), t lines of the result, p lines of the other axis.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.exporting.postprocess.suppression import hw
+from mmdeploy_ext.graph.script import Body
 
 PIECES = 8
 """Bands of rows that are resized one after the other: only the boolean result is ever whole."""
 COLUMN_PIECES = 4
 """Bands of columns: a band needs few columns of the soft masks, so most of the product is left out."""
-BAND = """
-    {name} (weights, maps, start, stop, low, high) => (band) {{
-        axis_of_lines = Constant <value = int64[1] {{2}}> ()
-        axis_of_weights = Constant <value = int64[1] {{3}}> ()
-        lines = Slice (weights, start, stop, axis_of_lines)
-        used = Slice (lines, low, high, axis_of_weights)
-        {product}
-    }}"""
-"""ONNX text of a band; `product` gives `band` from `used`, the weights of the band, and the maps."""
 
 
-def _band(name: str, maps: str, axis: int, product: str) -> Operator:
+def _band_body(axis: int) -> Body:
+    is_rows = axis == 2
+
+    def band_of(op: Any) -> Callable[..., Any]:
+        def body(weights, maps, start, stop, low, high):
+            used = op.Slice(op.Slice(weights, start, stop, [2]), low, high, [3])
+            if is_rows:
+                band = op.MatMul(used, op.Slice(maps, low, high, [2]))
+            else:
+                band = op.MatMul(op.Slice(maps, low, high, [3]), op.Transpose(used, perm=[0, 1, 3, 2]))
+            return band
+
+        return body
+
+    return band_of
+
+
+def _band(name: str, maps: str, axis: int) -> Operator:
     """Return the operator of one band of a resize that is a matrix product along an axis of the maps.
 
     It is one node for torch.export, which is slow with sizes that depend on values.
@@ -55,31 +66,14 @@ def _band(name: str, maps: str, axis: int, product: str) -> Operator:
         outputs=('band',),
         example=lambda: (torch.rand(2, 1, 5, 6), torch.rand(2, 3, 6, 6), *torch.tensor([[1], [3], [2], [5]])),
         shapes=shapes,
-        body=BAND.format(name=name, product=product),
+        body=_band_body(axis),
     )
 
 
-row_band = register(
-    _band(
-        'RowBand',
-        'B n s p',
-        2,
-        """part = Slice (maps, low, high, axis_of_lines)
-        band = MatMul (used, part)""",
-    )
-)
+row_band = register(_band('RowBand', 'B n s p', 2))
 """weights (B, 1, t, s), maps (B, n, s, p), start, stop, low, high (1,) int64 -> (B, n, stop - start, p):
 rows start..stop of the result, which need rows low..high of the maps."""
-column_band = register(
-    _band(
-        'ColumnBand',
-        'B n p s',
-        3,
-        """part = Slice (maps, low, high, axis_of_weights)
-        turned = Transpose <perm = [0, 1, 3, 2]> (used)
-        band = MatMul (part, turned)""",
-    )
-)
+column_band = register(_band('ColumnBand', 'B n p s', 3))
 """The same along the last axis: maps (B, n, p, s) -> (B, n, p, stop - start)."""
 
 

@@ -6,16 +6,19 @@ stuff; a pixel without a segment is the number of classes. Labels of things come
 
 Glossary: B batch, Q queries, C classes, S classes of stuff, n instances, h, w size of the map.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import nn
 
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.graph.script import ZERO
 
 OFFSET = 1000
 """What the number of a thing is multiplied by in a map."""
@@ -36,6 +39,38 @@ def _laid(masks: torch.Tensor, labels: torch.Tensor, overlap: float) -> torch.Te
     return laid
 
 
+def _lay_masks(op: Any) -> Callable[..., Any]:
+    from onnxscript import graph
+
+    def body(masks, labels, overlap: float):
+        most = op.Constant(value_float=overlap)
+        images = op.Shape(masks, start=0, end=1)
+        size = op.Gather(op.Shape(masks), [0, 2, 3], axis=0)
+        empty = op.ConstantOfShape(size, value=ZERO)
+        zeros = op.ConstantOfShape(images, value=ZERO)
+
+        @graph()
+        def lay(row, again, under, number):
+            mask = op.Gather(masks, row, axis=1)
+            label = op.Gather(labels, row, axis=1)
+            free = under == 0
+            common = op.And(mask, op.Not(free))
+            area = op.ReduceSum(op.Cast(mask, to=TensorProto.FLOAT), [1, 2], keepdims=0)
+            shared = op.ReduceSum(op.Cast(common, to=TensorProto.FLOAT), [1, 2], keepdims=0)
+            fits = op.And(area > 0.0, op.Not(shared / (area + 1e-5) > most))
+            added = op.Cast(fits, to=TensorProto.INT64)
+            next_number = number + added
+            segment = op.Unsqueeze(label + next_number * 1000, [1, 2])
+            shown = op.And(op.And(mask, free), op.Unsqueeze(fits, [1, 2]))
+            return op.Identity(again), op.Where(shown, segment, under), next_number
+
+        count = op.Squeeze(op.Shape(masks, start=1, end=2), [0])
+        laid, _last = op.Loop(count, True, empty, zeros, body=lay)
+        return laid
+
+    return body
+
+
 LAY_MASKS = register(
     Operator(
         'LayMasks',
@@ -44,54 +79,7 @@ LAY_MASKS = register(
         outputs=('laid',),
         example=lambda: (torch.rand(2, 3, 4, 5) > 0.6, torch.tensor([[1, 0, 2], [3, 1, -1]])),
         shapes=lambda masks, labels, overlap: torch.empty_like(masks[:, 0], dtype=labels.dtype),
-        body="""
-        LayMasks <overlap> (masks, labels) => (laid) {
-            go = Constant <value = bool {1}> ()
-            least = Constant <value = float {1e-5}> ()
-            nothing = Constant <value = float {0}> ()
-            none = Constant <value = int64 {0}> ()
-            step = Constant <value = int64 {1000}> ()
-            most = Constant <value_float: float = @overlap> ()
-            first = Constant <value = int64[1] {0}> ()
-            sides = Constant <value = int64[2] {1, 2}> ()
-            kept = Constant <value = int64[3] {0, 2, 3}> ()
-            rows = Shape <start = 1, end = 2> (masks)
-            count = Squeeze (rows, first)
-            whole = Shape (masks)
-            size = Gather <axis = 0> (whole, kept)
-            empty = ConstantOfShape <value = int64[1] {0}> (size)
-            images = Shape <start = 0, end = 1> (masks)
-            zeros = ConstantOfShape <value = int64[1] {0}> (images)
-            laid, last = Loop (count, go, empty, zeros) <body = one
-                (int64 row, bool again, int64[B,h,w] under, int64[B] number)
-                => (bool go_on, int64[B,h,w] above, int64[B] next) {
-                    go_on = Identity (again)
-                    mask = Gather <axis = 1> (masks, row)
-                    label = Gather <axis = 1> (labels, row)
-                    free = Equal (under, none)
-                    taken = Not (free)
-                    common = And (mask, taken)
-                    own_pixels = Cast <to = 1> (mask)
-                    common_pixels = Cast <to = 1> (common)
-                    area = ReduceSum <keepdims = 0> (own_pixels, sides)
-                    shared = ReduceSum <keepdims = 0> (common_pixels, sides)
-                    bounded = Add (area, least)
-                    part = Div (shared, bounded)
-                    too_much = Greater (part, most)
-                    little = Not (too_much)
-                    some = Greater (area, nothing)
-                    fits = And (some, little)
-                    added = Cast <to = 7> (fits)
-                    next = Add (number, added)
-                    numbered = Mul (next, step)
-                    id = Add (label, numbered)
-                    id_map = Unsqueeze (id, sides)
-                    fits_map = Unsqueeze (fits, sides)
-                    seen = And (mask, free)
-                    shown = And (seen, fits_map)
-                    above = Where (shown, id_map, under)
-                }>
-        }""",
+        body=_lay_masks,
     )
 )
 """Masks laid over each other, the first on top: a Loop in ONNX, since each depends on those before it.

@@ -6,9 +6,10 @@ least one), H4, W4 size of the masks, about a quarter of the input, p pixels of 
 be none, 2h, 2w size of a level's masks: twice that of its feature map. Cells are those of level after level,
 pixels those of row after row. All values are finite.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,14 @@ def _count_by_floats(hard: torch.Tensor) -> torch.Tensor:
     return hard @ hard.transpose(1, 2)
 
 
+def _keep_above_body(op: Any) -> Callable[..., Any]:
+    def body(values, threshold: float):
+        kept = op.ThresholdedRelu(values, alpha=threshold)
+        return kept
+
+    return body
+
+
 KEEP_ABOVE = register(
     Operator(
         'KeepAbove',
@@ -49,13 +58,22 @@ KEEP_ABOVE = register(
         outputs=('kept',),
         example=lambda: (torch.tensor([0.1, 0.5, 0.9]),),
         shapes=lambda values, threshold: torch.empty_like(values),
-        body="""
-        KeepAbove <threshold> (values) => (kept) {
-            kept = ThresholdedRelu <alpha: float = @threshold> (values)
-        }""",
+        body=_keep_above_body,
     )
 )
 """x where x > threshold, else 0; any shape, float32: one operator in ONNX, one pass over memory."""
+
+
+def _count_shared_body(op: Any) -> Callable[..., Any]:
+    def body(hard):
+        values = op.Cast(hard, to=TensorProto.UINT8)
+        turned = op.Transpose(op.Cast(hard, to=TensorProto.INT8), perm=[0, 2, 1])
+        shared = op.MatMulInteger(values, turned)
+        return shared
+
+    return body
+
+
 COUNT_SHARED = register(
     Operator(
         'CountShared',
@@ -64,13 +82,7 @@ COUNT_SHARED = register(
         outputs=('shared',),
         example=lambda: (torch.tensor([[[True, False, True], [False, False, True]]]),),
         shapes=lambda hard: hard.new_empty((hard.shape[0], hard.shape[1], hard.shape[1]), dtype=torch.int32),
-        body=f"""
-        CountShared (hard) => (shared) {{
-            values = Cast <to = {TensorProto.UINT8}> (hard)
-            bytes = Cast <to = {TensorProto.INT8}> (hard)
-            turned = Transpose <perm = [0, 2, 1]> (bytes)
-            shared = MatMulInteger (values, turned)
-        }}""",
+        body=_count_shared_body,
     )
 )
 """(B, m, p) bool -> (B, m, m) int32: how many elements are True in both of two rows, for all pairs; exact for

@@ -7,10 +7,14 @@ Source of the algorithm: see `parts/runtime/pasted_masks.py`. Glossary: B batch,
 the image that has most, or a constant of the file, R masks, m their side, s pixels along an axis, h, w size
 of the result.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
@@ -87,6 +91,24 @@ def pasting_weights(
     return torch.where(inside[..., None] & ~hat.isnan(), hat, torch.zeros_like(hat))
 
 
+def _paste_weights(op: Any) -> Callable[..., Any]:
+    def body(low, high, size, cells):
+        pixels = op.Cast(op.Range(0, op.Squeeze(size, [0]), 1), to=TensorProto.FLOAT)
+        starts = op.Unsqueeze(low, [1])
+        ends = op.Unsqueeze(high, [1])
+        place = (pixels + 0.5 - starts) / (ends - starts) * 2.0 - 1.0
+        bounded = op.Where(op.IsInf(place), 0.0, place)
+        side = op.Cast(op.Shape(cells), to=TensorProto.FLOAT)
+        cell = ((bounded + 1.0) * side - 1.0) / 2.0
+        hat = op.Max(1.0 - op.Abs(op.Unsqueeze(cell, [2]) - cells), 0.0)
+        inside = op.And(op.Not(pixels < op.Floor(starts) - 1.0), pixels < op.Ceil(ends) + 1.0)
+        counts = op.And(op.Unsqueeze(inside, [2]), op.Not(op.IsNaN(hat)))
+        weights = op.Where(counts, hat, 0.0)
+        return weights
+
+    return body
+
+
 PASTE_WEIGHTS = register(
     Operator(
         'PasteWeights',
@@ -102,55 +124,7 @@ PASTE_WEIGHTS = register(
         shapes=lambda low, high, size, cells: low.new_empty(
             (low.shape[0], torch.library.get_ctx().new_dynamic_size(), cells.shape[0])
         ),
-        body="""
-        PasteWeights (low, high, size, cells) => (weights) {
-            zero = Constant <value = int64 {0}> ()
-            one = Constant <value = int64 {1}> ()
-            first = Constant <value = int64[1] {0}> ()
-            second = Constant <value = int64[1] {1}> ()
-            third = Constant <value = int64[1] {2}> ()
-            none = Constant <value = float {0}> ()
-            half = Constant <value = float {0.5}> ()
-            unit = Constant <value = float {1}> ()
-            two = Constant <value = float {2}> ()
-            count = Squeeze (size, first)
-            index = Range (zero, count, one)
-            pixels = Cast <to = 1> (index)
-            starts = Unsqueeze (low, second)
-            ends = Unsqueeze (high, second)
-            centres = Add (pixels, half)
-            behind = Sub (centres, starts)
-            extent = Sub (ends, starts)
-            share = Div (behind, extent)
-            doubled = Mul (share, two)
-            signed = Sub (doubled, unit)
-            endless = IsInf (signed)
-            bounded = Where (endless, none, signed)
-            side_shape = Shape (cells)
-            side = Cast <to = 1> (side_shape)
-            positive = Add (bounded, unit)
-            grown = Mul (positive, side)
-            moved = Sub (grown, unit)
-            place = Div (moved, two)
-            places = Unsqueeze (place, third)
-            apart = Sub (places, cells)
-            far = Abs (apart)
-            near = Sub (unit, far)
-            hat = Max (near, none)
-            low_line = Floor (starts)
-            begin = Sub (low_line, unit)
-            high_line = Ceil (ends)
-            end = Add (high_line, unit)
-            before = Less (pixels, begin)
-            reached = Not (before)
-            left = Less (pixels, end)
-            inside = And (reached, left)
-            inside_cells = Unsqueeze (inside, third)
-            unknown = IsNaN (hat)
-            known = Not (unknown)
-            counts = And (inside_cells, known)
-            weights = Where (counts, hat, none)
-        }""",
+        body=_paste_weights,
     )
 )
 """low, high (R,) ends of boxes along an axis, size (1,) int64, cells (m,) 0.0 .. m - 1 -> (R, s, m): weights
@@ -165,6 +139,28 @@ def pasted_masks(
     return torch.stack([line @ mask @ column.T >= threshold for line, mask, column in boxes])
 
 
+def _paste_masks(op: Any) -> Callable[..., Any]:
+    from onnxscript import graph
+
+    def body(rows, masks, columns, threshold: float):
+        least = op.Constant(value_float=threshold)
+        turned = op.Transpose(columns, perm=[0, 2, 1])
+
+        @graph()
+        def paste(row, again):
+            line = op.Gather(rows, row, axis=0)
+            mask = op.Gather(masks, row, axis=0)
+            column = op.Gather(turned, row, axis=0)
+            image = op.MatMul(op.MatMul(line, mask), column) >= least
+            return op.Identity(again), image
+
+        count = op.Squeeze(op.Shape(masks, start=0, end=1), [0])
+        pasted = op.Loop(count, True, body=paste)
+        return pasted
+
+    return body
+
+
 PASTE_MASKS = register(
     Operator(
         'PasteMasks',
@@ -175,25 +171,7 @@ PASTE_MASKS = register(
         shapes=lambda rows, masks, columns, threshold: rows.new_empty(
             (rows.shape[0], rows.shape[1], columns.shape[1]), dtype=torch.bool
         ),
-        body="""
-        PasteMasks <threshold> (rows, masks, columns) => (pasted) {
-            first = Constant <value = int64[1] {0}> ()
-            go = Constant <value = bool {1}> ()
-            least = Constant <value_float: float = @threshold> ()
-            shape = Shape <start = 0, end = 1> (masks)
-            count = Squeeze (shape, first)
-            turned = Transpose <perm = [0, 2, 1]> (columns)
-            pasted = Loop (count, go) <body = one (int64 row, bool again)
-                => (bool go_on, bool[h,w] image) {
-                    go_on = Identity (again)
-                    line = Gather <axis = 0> (rows, row)
-                    mask = Gather <axis = 0> (masks, row)
-                    column = Gather <axis = 0> (turned, row)
-                    part = MatMul (line, mask)
-                    values = MatMul (part, column)
-                    image = GreaterOrEqual (values, least)
-                }>
-        }""",
+        body=_paste_masks,
     )
 )
 """rows (R, h, m), masks (R, m, m), columns (R, w, m) -> (R, h, w) bool: pixels that reach a threshold."""

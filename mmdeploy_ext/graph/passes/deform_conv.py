@@ -7,15 +7,19 @@ so that a place at -1 or before, or at H or behind, is 0. In GridSample that is 
 Glossary: B batch, C, D channels of input and output, G groups of channels with offsets of their own, K taps
 of the kernel, row by row, H, W of the map, h, w of the output.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import node_attributes, operator_name, opsets_of
 from mmdeploy_ext.graph.passes.functions import replace_by_functions
+from mmdeploy_ext.graph.script import function_of, part
 
 DOMAIN = 'mm2onnx.deform_conv'
 """Domain of the functions that are inlined at the end."""
@@ -24,79 +28,6 @@ LINEAR_SINCE = 20
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16))
 """Element types of the nodes that are replaced; ONNX Runtime has no GridSample of float64, which engines
 without DeformConv do not have either."""
-# TEXT is a function in ONNX's text syntax, with fields for `str.format`; what is written once for y and once
-# for x is in AXIS. Places are pixels of the map, in float32 whatever the type of the node: float16 ends at an
-# eighth of a pixel. They are cut off two pixels outside, where all samples are 0, since engines make integers
-# of them.
-TEXT = """
-<opset_import: ["": {opset}], domain: "{domain}">
-{name} ({inputs}) => (output) {{
-    one = Constant <value = float {{1}}> ()
-    two = Constant <value = float {{2}}> ()
-    before = Constant <value = float {{-2}}> ()
-    number_0 = Constant <value = int64 {{0}}> ()
-    number_1 = Constant <value = int64 {{1}}> ()
-    sizes_1 = Constant <value = int64[1] {{1}}> ()
-    sizes_2 = Constant <value = int64[1] {{2}}> ()
-    others = Constant <value = int64[1] {{-1}}> ()
-    taps = Constant <value = int64[1] {{{taps}}}> ()
-    sizes = Shape <start = 2> (offset)
-    sides = Shape <start = 2> (input)
-    of_pairs = Constant <value = int64[3] {{-1, {taps}, 2}}> ()
-    shape_of_pairs = Concat <axis = 0> (of_pairs, sizes)
-    given_pairs = Reshape (offset, shape_of_pairs)
-    pairs = Cast <to = 1> (given_pairs)
-{axes}
-    grid_of_taps = Concat <axis = -1> (relative_x, relative_y)
-    rows = Mul (taps, length_y)
-    shape_of_grid = Concat <axis = 0> (others, rows, length_x, sizes_2)
-    grid = Reshape (grid_of_taps, shape_of_grid)
-    of_maps = Constant <value = int64[2] {{-1, {channels_of_offsets}}}> ()
-    shape_of_maps = Concat <axis = 0> (of_maps, sides)
-    given_maps = Reshape (input, shape_of_maps)
-    maps = Cast <to = 1> (given_maps)
-    single = GridSample <mode = "{mode}", padding_mode = "zeros", align_corners = 0> (maps, grid)
-    samples = CastLike (single, input)
-{masked}
-    of_columns = Constant <value = int64[2] {{-1, {columns}}}> ()
-    shape_of_columns = Concat <axis = 0> (of_columns, sizes)
-    columns = Reshape (counted, shape_of_columns)
-    shape_of_weight = Constant <value = int64[4] {{0, -1, 1, 1}}> ()
-    matrix = Reshape (weight, shape_of_weight)
-    output = Conv <group = {group}, kernel_shape = [1, 1]> (columns, matrix{bias})
-}}
-"""
-AXIS = """
-    number_{a} = Constant <value = int64 {{{place}}}> ()
-    moved_{a} = Gather <axis = 2> (pairs, number_{a})
-    place_{a} = Constant <value = int64[1] {{{place}}}> ()
-    length_{a} = Gather <axis = 0> (sizes, place_{a})
-    end_{a} = Gather <axis = 0> (sizes, number_{a})
-    cells_{a} = Range (number_0, end_{a}, number_1)
-    stride_{a} = Constant <value = int64 {{{stride}}}> ()
-    first_{a} = Mul (cells_{a}, stride_{a})
-    shape_of_first_{a} = Constant <value = int64[2] {{{spread}}}> ()
-    spread_{a} = Reshape (first_{a}, shape_of_first_{a})
-    steps_{a} = Constant <value = int64[{taps}, 1, 1] {{{steps}}}> ()
-    regular_{a} = Add (spread_{a}, steps_{a})
-    regular_float_{a} = Cast <to = 1> (regular_{a})
-    at_{a} = Add (regular_float_{a}, moved_{a})
-    given_side_{a} = Gather <axis = 0> (sides, place_{a})
-    side_{a} = Cast <to = 1> (given_side_{a})
-    behind_{a} = Add (side_{a}, one)
-    not_before_{a} = Max (at_{a}, before)
-    near_{a} = Min (not_before_{a}, behind_{a})
-    doubled_{a} = Mul (near_{a}, two)
-    to_centre_{a} = Sub (one, side_{a})
-    from_centre_{a} = Add (doubled_{a}, to_centre_{a})
-    flat_{a} = Div (from_centre_{a}, side_{a})
-    relative_{a} = Unsqueeze (flat_{a}, others)
-"""
-MASKED = """
-    shape_of_mask = Concat <axis = 0> (others, sizes_1, rows, length_x)
-    shares = Reshape (mask, shape_of_mask)
-    counted = Mul (samples, shares)
-"""
 
 
 def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
@@ -138,37 +69,84 @@ def is_replaced(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProto]
 def _function(
     node: onnx.NodeProto, name: str, tensor_types: Mapping[str, onnx.TypeProto], opset: int
 ) -> onnx.FunctionProto:
-    values = node_attributes(node)
+    given = node_attributes(node)
     channels, height, width = types.shape(tensor_types[node.input[1]])[1:]
-    taps, group, offset_group = height * width, values.get('group', 1), values.get('offset_group', 1)
-    strides, dilations = values.get('strides', (1, 1)), values.get('dilations', (1, 1))
-    pads = values.get('pads', (0, 0))  # in front of y and x; those behind show in the size of the offsets
-    rows, columns = [tap // width for tap in range(taps)], [tap % width for tap in range(taps)]
-    axes = [
-        AXIS.format(
-            a=axis,
-            place=place,
-            stride=strides[place],
-            spread=spread,
-            taps=taps,
-            steps=', '.join(str(step * dilations[place] - pads[place]) for step in steps),
-        )
-        for place, (axis, spread, steps) in enumerate((('y', '-1, 1', rows), ('x', '1, -1', columns)))
-    ]
-    has_bias, has_mask = any(node.input[3:4]), any(node.input[4:5])
-    names = ['input', 'weight', 'offset', *['bias'] * has_bias, *['mask'] * has_mask]
-    text = TEXT.format(
-        opset=opset,
-        domain=DOMAIN,
-        name=name,
-        inputs=', '.join(names),
-        taps=taps,
-        axes=''.join(axes),
-        channels_of_offsets=channels * group // offset_group,
-        mode='linear' if opset >= LINEAR_SINCE else 'bilinear',
-        masked=MASKED if has_mask else '    counted = Identity (samples)',
-        columns=channels * group * taps,
-        group=group,
-        bias=', bias' if has_bias else '',
+    taps, group, offset_group = height * width, given.get('group', 1), given.get('offset_group', 1)
+    stride_y, stride_x = given.get('strides', (1, 1))
+    # in front of y and x; pads behind show in the size of the offsets
+    pads, dilations = given.get('pads', (0, 0)), given.get('dilations', (1, 1))
+    taps_y, taps_x = np.divmod(np.arange(taps).reshape(-1, 1, 1), width)
+    steps_y, steps_x = taps_y * dilations[0] - pads[0], taps_x * dilations[1] - pads[1]
+    of_pairs, of_maps, of_columns = (
+        [-1, taps, 2],
+        [-1, channels * group // offset_group],
+        [-1, channels * group * taps],
     )
-    return onnx.parser.parse_function(text)
+    has_bias, has_mask = any(node.input[3:4]), any(node.input[4:5])
+    mode = 'linear' if opset >= LINEAR_SINCE else 'bilinear'
+
+    def deform_conv(op: Any) -> Callable[..., Any]:
+        @part(op)
+        def axis(moved, length, side, stride, shape, steps):
+            """Return the places of all taps along an axis as shares of a side, -1..1.
+
+            They are pixels in float32 until then, whatever the type of the node: float16 ends at an eighth of
+            a pixel. They are cut off two pixels outside, where all samples are 0, since engines make integers
+            of them.
+            """
+            regular = op.Reshape(op.Range(0, length, 1) * stride, shape) + steps
+            at = op.Cast(regular, to=TensorProto.FLOAT) + moved
+            float_side = op.Cast(side, to=TensorProto.FLOAT)
+            near = op.Min(op.Max(at, -2.0), float_side + 1.0)
+            flat = (near * 2.0 + (1.0 - float_side)) / float_side
+            return op.Unsqueeze(flat, [-1])
+
+        def body(x, weight, offset, bias, mask):
+            sizes = op.Shape(offset, start=2)
+            sides = op.Shape(x, start=2)
+            pairs = op.Reshape(offset, op.Concat(of_pairs, sizes, axis=0))
+            shifts = op.Cast(pairs, to=TensorProto.FLOAT)
+            relative_y = axis(
+                op.Gather(shifts, 0, axis=2),
+                op.Gather(sizes, 0, axis=0),
+                op.Gather(sides, [0], axis=0),
+                stride_y,
+                [-1, 1],
+                steps_y,
+            )
+            relative_x = axis(
+                op.Gather(shifts, 1, axis=2),
+                op.Gather(sizes, 1, axis=0),
+                op.Gather(sides, [1], axis=0),
+                stride_x,
+                [1, -1],
+                steps_x,
+            )
+            rows = op.Gather(sizes, [0], axis=0) * taps
+            width_of_map = op.Gather(sizes, [1], axis=0)
+            places = op.Concat(relative_x, relative_y, axis=-1)
+            grid = op.Reshape(places, op.Concat([-1], rows, width_of_map, [2], axis=0))
+            maps = op.Reshape(x, op.Concat(of_maps, sides, axis=0))
+            single = op.GridSample(
+                op.Cast(maps, to=TensorProto.FLOAT), grid, mode=mode, padding_mode='zeros', align_corners=0
+            )
+            samples = op.CastLike(single, x)
+            if has_mask:
+                shares = op.Reshape(mask, op.Concat([-1], [1], rows, width_of_map, axis=0))
+                counted = samples * shares
+            else:
+                counted = op.Identity(samples)
+            columns = op.Reshape(counted, op.Concat(of_columns, sizes, axis=0))
+            matrix = op.Reshape(weight, [0, -1, 1, 1])
+            if has_bias:
+                output = op.Conv(columns, matrix, bias, group=group, kernel_shape=[1, 1])
+            else:
+                output = op.Conv(columns, matrix, group=group, kernel_shape=[1, 1])
+            return output
+
+        return body
+
+    function = function_of(deform_conv, DOMAIN, name, opset)
+    absent = [key for key, is_there in (('bias', has_bias), ('mask', has_mask)) if not is_there]
+    function.input[:] = [key for key in function.input if key not in absent]
+    return function

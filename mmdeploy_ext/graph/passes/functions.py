@@ -1,4 +1,4 @@
-"""Replace nodes by what functions in ONNX's text syntax compute; the functions are inlined at the end."""
+"""Replace nodes by functions of `graph.script`, which are inlined at the end."""
 
 import copy
 from collections.abc import Callable

@@ -5,14 +5,18 @@ on the region, so that a Loop takes them one after the other, and no shape depen
 
 Glossary: B batch, C channels, H, W of the map, R regions, h, w cells of a region.
 """
+# ruff: noqa: ANN001, ANN202, SIM108 - onnxscript reads the bodies
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from mmdeploy_ext.graph.io.index import operator_name, opsets_of
 from mmdeploy_ext.graph.passes.functions import replace_by_functions
+from mmdeploy_ext.graph.script import function_of, part
 
 DOMAIN = 'mm2onnx.roi_align'
 """Domain of the functions that are inlined at the end."""
@@ -21,127 +25,6 @@ DEFAULTS = dict(mode='avg', coordinate_transformation_mode='half_pixel', **_SIZE
 """Attribute of RoiAlign -> its default in opset 16."""
 FIRST_OPSET = 16
 """Before it RoiAlign has no alignment of half a pixel, and another default."""
-# TEXT is a function in ONNX's text syntax, with fields for `str.format`. What is written once for y and once
-# for x, or for the low and high neighbour of each, is in the texts below it.
-TEXT = """
-<opset_import: ["": {opset}], domain: "{domain}">
-{name} (maps, boxes, images) => (pooled) {{
-    zero = Constant <value = float {{0}}> ()
-    half = Constant <value = float {{0.5}}> ()
-    one = Constant <value = float {{1}}> ()
-    below = Constant <value = float {{-1}}> ()
-    place1 = Constant <value = int64[1] {{1}}> ()
-    place2 = Constant <value = int64[1] {{2}}> ()
-    place3 = Constant <value = int64[1] {{3}}> ()
-    last = Constant <value = int64[1] {{-1}}> ()
-    many = Constant <value = int64[2] {{2, 3}}> ()
-    behind = Constant <value = int64[2] {{1, 2}}> ()
-    size = Shape (maps)
-    single_maps = Cast <to = 1> (maps)
-    single_boxes = Cast <to = 1> (boxes)
-    channels = Gather <axis = 0> (size, place1)
-    rows = Gather <axis = 0> (size, place2)
-    columns = Gather <axis = 0> (size, place3)
-    moved = Transpose <perm = [0, 2, 3, 1]> (single_maps)
-    of_cells = Concat <axis = 0> (last, channels)
-    cells = Reshape (moved, of_cells)
-    per_image = Mul (rows, columns)
-    first = Mul (images, per_image)
-    first_of_region = Unsqueeze (first, behind)
-    scale = Constant <value = float {{{scale!r}}}> ()
-    shift = Constant <value = float {{{shift}}}> ()
-    scaled = Mul (single_boxes, scale)
-    placed = Sub (scaled, shift)
-{axes}
-    samples = Mul (samples_y, samples_x)
-    tries = Mul (tries_y, tries_x)
-    always = Constant <value = bool {{1}}> ()
-    count = Shape (images)
-    height = Constant <value = int64[1] {{{height}}}> ()
-    width = Constant <value = int64[1] {{{width}}}> ()
-    shape = Concat <axis = 0> (count, height, width, channels)
-    nothing = Expand (zero, shape)
-    total = Loop (tries, always, nothing) <body = each (int64 step, bool go, float[r, h, w, c] before)
-        => (bool going, float[r, h, w, c] after) {{
-        going = Identity (go)
-        turn_y = Div (step, tries_x)
-        turn_x = Mod (step, tries_x)
-{positions}
-        flat_low = Mul (low_y, columns)
-        flat_high = Mul (high_y, columns)
-{corners}
-        top = Add (value_low_low, value_low_high)
-        both = Add (top, value_high_low)
-        found = Add (both, value_high_high)
-        after = Add (before, found)
-    }}>
-    at_least = Max (samples, one)
-    divisor = Unsqueeze (at_least, many)
-    mean = Div (total, divisor)
-    in_order = Transpose <perm = [0, 3, 1, 2]> (mean)
-    pooled = CastLike (in_order, maps)
-}}
-"""
-AXIS = """
-    begin_place_{a} = Constant <value = int64[1] {{{begin}}}> ()
-    end_place_{a} = Constant <value = int64[1] {{{end}}}> ()
-    begin_{a} = Gather <axis = 1> (placed, begin_place_{a})
-    end_{a} = Gather <axis = 1> (placed, end_place_{a})
-    given_{a} = Sub (end_{a}, begin_{a})
-    long_{a} = {long} (given_{a}{least})
-    parts_{a} = Constant <value = float {{{cells}}}> ()
-    cell_{a} = Div (long_{a}, parts_{a})
-{samples}
-    spread_{a} = Max (samples_{a}, one)
-    number_{a} = Constant <value = float[1, {cells}] {{{numbers}}}> ()
-    from_begin_{a} = Mul (number_{a}, cell_{a})
-    of_cell_{a} = Add (from_begin_{a}, begin_{a})
-    most_{a} = ReduceMax <keepdims = 0> (spread_{a})
-    tries_{a} = Cast <to = 7> (most_{a})
-    side_{a} = Cast <to = 1> ({side})
-    end_of_map_{a} = Sub (side_{a}, one)
-    outside_{a} = Add (end_of_map_{a}, one)
-"""
-SAMPLES = """
-    ratio_{a} = Constant <value = float {{{ratio}}}> ()
-    regions_{a} = Shape (cell_{a})
-    samples_{a} = Expand (ratio_{a}, regions_{a})"""
-POSITION = """
-        turn_float_{a} = Cast <to = 1> (turn_{a})
-        middle_{a} = Add (turn_float_{a}, half)
-        of_all_{a} = Mul (middle_{a}, cell_{a})
-        within_{a} = Div (of_all_{a}, spread_{a})
-        at_{a} = Add (of_cell_{a}, within_{a})
-        taken_{a} = Less (turn_float_{a}, samples_{a})
-        not_before_{a} = GreaterOrEqual (at_{a}, below)
-        not_behind_{a} = LessOrEqual (at_{a}, outside_{a})
-        inside_{a} = And (not_before_{a}, not_behind_{a})
-        there_{a} = And (inside_{a}, taken_{a})
-        counts_{a} = Cast <to = 1> (there_{a})
-        from_zero_{a} = Max (at_{a}, zero)
-        on_map_{a} = Min (from_zero_{a}, end_of_map_{a})
-        low_float_{a} = Floor (on_map_{a})
-        behind_{a} = Add (low_float_{a}, one)
-        high_float_{a} = Min (behind_{a}, end_of_map_{a})
-        share_high_{a} = Sub (on_map_{a}, low_float_{a})
-        share_low_{a} = Sub (one, share_high_{a})
-        low_{a} = Cast <to = 7> (low_float_{a})
-        high_{a} = Cast <to = 7> (high_float_{a})
-        weight_low_{a} = Mul (share_low_{a}, counts_{a})
-        weight_high_{a} = Mul (share_high_{a}, counts_{a})
-"""
-CORNER = """
-        row_{y}_{x} = Unsqueeze (flat_{y}, last)
-        column_{y}_{x} = Unsqueeze ({x}_x, place1)
-        own_{y}_{x} = Add (row_{y}_{x}, column_{y}_{x})
-        index_{y}_{x} = Add (own_{y}_{x}, first_of_region)
-        picked_{y}_{x} = Gather <axis = 0> (cells, index_{y}_{x})
-        in_y_{y}_{x} = Unsqueeze (weight_{y}_y, many)
-        in_x_between_{y}_{x} = Unsqueeze (weight_{x}_x, place1)
-        in_x_{y}_{x} = Unsqueeze (in_x_between_{y}_{x}, last)
-        weight_{y}_{x} = Mul (in_y_{y}_{x}, in_x_{y}_{x})
-        value_{y}_{x} = Mul (picked_{y}_{x}, weight_{y}_{x})
-"""
 
 
 def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
@@ -182,35 +65,100 @@ def _settings(node: onnx.NodeProto) -> dict[str, object]:
 
 
 def _function(name: str, settings: Mapping[str, object], opset: int) -> onnx.FunctionProto:
-    aligned, ratio = settings['coordinate_transformation_mode'] == 'half_pixel', settings['sampling_ratio']
-
-    def axis_text(axis: str, begin: int, cells: int, side: str) -> str:
-        samples = f'    samples_{axis} = Ceil (cell_{axis})'
-        if ratio:
-            samples = SAMPLES.format(a=axis, ratio=ratio)
-        return AXIS.format(
-            a=axis,
-            begin=begin,
-            end=begin + 2,
-            cells=cells,
-            side=side,
-            long='Identity' if aligned else 'Max',
-            least='' if aligned else ', one',
-            samples=samples,
-            numbers=', '.join(map(str, range(cells))),
-        )
-
+    aligned = settings['coordinate_transformation_mode'] == 'half_pixel'
     height, width = settings['output_height'], settings['output_width']
-    text = TEXT.format(
-        opset=opset,
-        domain=DOMAIN,
-        name=name,
-        height=height,
-        width=width,
-        scale=settings['spatial_scale'],
-        shift=0.5 if aligned else 0,
-        axes=axis_text('y', 1, height, 'rows') + axis_text('x', 0, width, 'columns'),
-        positions=POSITION.format(a='y') + POSITION.format(a='x'),
-        corners=''.join(CORNER.format(y=y, x=x) for y in ('low', 'high') for x in ('low', 'high')),
-    )
-    return onnx.parser.parse_function(text)
+    scale, shift = float(settings['spatial_scale']), 0.5 if aligned else 0.0
+    ratio, is_adaptive = float(settings['sampling_ratio']), not settings['sampling_ratio']
+    count_y, numbers_y = float(height), np.arange(height, dtype=np.float32)[None]
+    count_x, numbers_x = float(width), np.arange(width, dtype=np.float32)[None]
+    size_of_region = [height, width]
+
+    def roi_align(op: Any) -> Callable[..., Any]:
+        from onnxscript import graph
+
+        @part(op)
+        def axis(begin, end, count, numbers, side):
+            """Return sizes and begins of cells along an axis, samples, most samples, and end of the map."""
+            if aligned:
+                long = op.Identity(end - begin)
+            else:
+                long = op.Max(end - begin, 1.0)
+            cell = long / count
+            if is_adaptive:
+                samples = op.Ceil(cell)
+            else:
+                samples = op.Expand(ratio, op.Shape(cell))
+            most = op.Cast(op.ReduceMax(op.Max(samples, 1.0), keepdims=0), to=TensorProto.INT64)
+            return cell, numbers * cell + begin, samples, most, op.Cast(side, to=TensorProto.FLOAT) - 1.0
+
+        @part(op)
+        def position(turn, cell, begins, samples, end_of_map):
+            """Return the neighbours below and above of a sample along an axis, and their weights."""
+            step = op.Cast(turn, to=TensorProto.FLOAT)
+            at = begins + (step + 0.5) * cell / op.Max(samples, 1.0)
+            inside = op.And(at >= -1.0, at <= end_of_map + 1.0)
+            counts = op.Cast(op.And(inside, step < samples), to=TensorProto.FLOAT)
+            on_map = op.Min(op.Max(at, 0.0), end_of_map)
+            low = op.Floor(on_map)
+            high = op.Min(low + 1.0, end_of_map)
+            share = on_map - low
+            low_index = op.Cast(low, to=TensorProto.INT64)
+            high_index = op.Cast(high, to=TensorProto.INT64)
+            return low_index, high_index, (1.0 - share) * counts, share * counts
+
+        @part(op)
+        def corner(cells, first, row, column, row_weight, column_weight):
+            """Return the values (R, h, w, C) of one neighbour of all samples, times its weight."""
+            places = op.Unsqueeze(row, [-1]) + op.Unsqueeze(column, [1]) + first
+            column_weights = op.Unsqueeze(op.Unsqueeze(column_weight, [1]), [-1])
+            return op.Gather(cells, places, axis=0) * op.Unsqueeze(row_weight, [2, 3]) * column_weights
+
+        def body(maps, boxes, images):
+            size = op.Shape(maps)
+            channels = op.Gather(size, [1], axis=0)
+            rows = op.Gather(size, [2], axis=0)
+            columns = op.Gather(size, [3], axis=0)
+            moved = op.Transpose(op.Cast(maps, to=TensorProto.FLOAT), perm=[0, 2, 3, 1])
+            cells = op.Reshape(moved, op.Concat([-1], channels, axis=0))
+            first = op.Unsqueeze(images * (rows * columns), [1, 2])
+            placed = op.Cast(boxes, to=TensorProto.FLOAT) * scale - shift
+            cell_y, begins_y, samples_y, tries_y, end_y = axis(
+                op.Gather(placed, [1], axis=1),
+                op.Gather(placed, [3], axis=1),
+                count_y,
+                numbers_y,
+                rows,
+            )
+            cell_x, begins_x, samples_x, tries_x, end_x = axis(
+                op.Gather(placed, [0], axis=1),
+                op.Gather(placed, [2], axis=1),
+                count_x,
+                numbers_x,
+                columns,
+            )
+            shape = op.Concat(op.Shape(images), size_of_region, channels, axis=0)
+
+            @graph()
+            def sample(step, go, total):
+                low_y, high_y, weight_low_y, weight_high_y = position(
+                    step / tries_x, cell_y, begins_y, samples_y, end_y
+                )
+                low_x, high_x, weight_low_x, weight_high_x = position(
+                    op.Mod(step, tries_x), cell_x, begins_x, samples_x, end_x
+                )
+                above = low_y * columns
+                below = high_y * columns
+                found = corner(cells, first, above, low_x, weight_low_y, weight_low_x)
+                found = found + corner(cells, first, above, high_x, weight_low_y, weight_high_x)
+                found = found + corner(cells, first, below, low_x, weight_high_y, weight_low_x)
+                found = found + corner(cells, first, below, high_x, weight_high_y, weight_high_x)
+                return op.Identity(go), total + found
+
+            total = op.Loop(tries_y * tries_x, True, op.Expand(0.0, shape), body=sample)
+            divisor = op.Unsqueeze(op.Max(samples_y * samples_x, 1.0), [2, 3])
+            pooled = op.CastLike(op.Transpose(total / divisor, perm=[0, 3, 1, 2]), maps)
+            return pooled
+
+        return body
+
+    return function_of(roi_align, DOMAIN, name, opset)

@@ -10,15 +10,19 @@ Source: mmcv 1.7.2 `ops/csrc/pytorch/cpu/roi_align_rotated.cpp`.
 Glossary: B batch, C channels, H, W size of a level's map, R regions, h, w size of a pooled region, P = h * w
 cells, T rows of the table.
 """
+# ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from mmcv.ops import RoIAlignRotated
+from onnx import TensorProto
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
+from mmdeploy_ext.graph.script import part
 
 GEOMETRY = (
     'centre_x',
@@ -46,43 +50,81 @@ def _eager(table: Tensor, geometry: Tensor, places: Tensor, height: int, width: 
     return torch.from_numpy(rotated_region_loops.pooled_regions(*arrays, height, width)).to(table)
 
 
-def _corner(number: int, row: str, column: str, weight: tuple[str, str]) -> str:
-    """Return the text that reads the cells of one corner of all samples, times their weights."""
-    return f"""
-                    index_rows{number} = Mul ({row}, map_width)
-                    index_cells{number} = Add (index_rows{number}, {column})
-                    places{number} = Cast <to = 7> (index_cells{number})
-                    shifted{number} = Add (places{number}, begin)
-                    rows{number} = Where (used, shifted{number}, zero)
-                    full_weights{number} = Mul ({weight[0]}, {weight[1]})
-                    flat_weights{number} = Where (used, full_weights{number}, flat)
-                    weights{number} = Unsqueeze (flat_weights{number}, last)
-                    cells{number} = Gather <axis = 0> (table, rows{number})
-                    values{number} = Mul (weights{number}, cells{number})"""
+def _rotated_regions(op: Any) -> Callable[..., Any]:
+    from onnxscript import graph
 
+    @part(op)
+    def axis(place, size):
+        """Return the cells before and behind places on an axis, and the shares of both."""
+        clamped = op.Max(place, 0.0)
+        end = size - 1.0
+        low = op.Floor(clamped)
+        at_end = low >= end
+        cell = op.Where(at_end, end, low)
+        behind = op.Where(at_end, end, cell + 1.0)
+        share = op.Where(at_end, end, clamped) - cell
+        return cell, behind, 1.0 - share, share
 
-def _axis(name: str, size: str) -> str:
-    """Return the text of the cells around a place: {name}0, {name}1, {name}_part and {name}_rest."""
-    return f"""
-                    {name}_clamped = Max ({name}, flat)
-                    {name}_end = Sub ({size}, whole)
-                    {name}_floor = Floor ({name}_clamped)
-                    {name}_at_end = GreaterOrEqual ({name}_floor, {name}_end)
-                    {name}0 = Where ({name}_at_end, {name}_end, {name}_floor)
-                    {name}_place = Where ({name}_at_end, {name}_end, {name}_clamped)
-                    {name}_next = Add ({name}0, whole)
-                    {name}1 = Where ({name}_at_end, {name}_end, {name}_next)
-                    {name}_part = Sub ({name}_place, {name}0)
-                    {name}_rest = Sub (whole, {name}_part)"""
+    @part(op)
+    def corner(table, begin, map_width, used, row, column, row_weight, column_weight):
+        """Return the cells of one corner of all samples, times their weights."""
+        places = op.Cast(row * map_width + column, to=TensorProto.INT64) + begin
+        weights = op.Unsqueeze(op.Where(used, row_weight * column_weight, 0.0), [-1])
+        return weights * op.Gather(table, op.Where(used, places, 0), axis=0)
 
+    def body(table, geometry, places, height: int, width: int):
+        h = op.Constant(value_int=height)
+        w = op.Constant(value_int=width)
+        centre_x = op.Gather(geometry, [0], axis=1)
+        centre_y = op.Gather(geometry, [1], axis=1)
+        cos = op.Gather(geometry, [2], axis=1)
+        sin = op.Gather(geometry, [3], axis=1)
+        start_x = op.Gather(geometry, [4], axis=1)
+        start_y = op.Gather(geometry, [5], axis=1)
+        side_x = op.Gather(geometry, [6], axis=1)
+        side_y = op.Gather(geometry, [7], axis=1)
+        samples_x = op.Gather(geometry, [8], axis=1)
+        samples_y = op.Gather(geometry, [9], axis=1)
+        begin = op.Gather(places, [0], axis=1)
+        map_height = op.Cast(op.Gather(places, [1], axis=1), to=TensorProto.FLOAT)
+        map_width = op.Cast(op.Gather(places, [2], axis=1), to=TensorProto.FLOAT)
+        count = h * w
+        cells = op.Range(0, count, 1)
+        base_y = start_y + op.Cast(cells / w, to=TensorProto.FLOAT) * side_y
+        base_x = start_x + op.Cast(op.Mod(cells, w), to=TensorProto.FLOAT) * side_x
+        most_y = op.ReduceMax(op.Concat(op.Reshape(samples_y, [-1]), [0.0], axis=0), keepdims=0)
+        most_x = op.ReduceMax(op.Concat(op.Reshape(samples_x, [-1]), [0.0], axis=0), keepdims=0)
+        turns = op.Cast(most_y * most_x, to=TensorProto.INT64)
+        turns_x = op.Cast(most_x, to=TensorProto.INT64)
+        regions = op.Shape(places, start=0, end=1)
+        channels = op.Shape(table, start=1, end=2)
+        size = op.Concat(regions, op.Reshape(count, [-1]), channels, axis=0)
 
-def _columns(source: str, names: Sequence[str]) -> str:
-    return ''.join(
-        f"""
-            {name}_column = Constant <value = int64[1] {{{index}}}> ()
-            {name} = Gather <axis = 1> ({source}, {name}_column)"""
-        for index, name in enumerate(names)
-    )
+        @graph()
+        def sample(number, go, total):
+            step_y = op.Cast(number / turns_x, to=TensorProto.FLOAT)
+            step_x = op.Cast(op.Mod(number, turns_x), to=TensorProto.FLOAT)
+            has_sample = op.And(step_y < samples_y, step_x < samples_x)
+            yy = base_y + (step_y + 0.5) * side_y / samples_y
+            xx = base_x + (step_x + 0.5) * side_x / samples_x
+            y = yy * cos - xx * sin + centre_y
+            x = yy * sin + xx * cos + centre_x
+            in_rows = op.And(y >= -1.0, y <= map_height)
+            in_columns = op.And(x >= -1.0, x <= map_width)
+            used = op.And(op.And(in_rows, in_columns), has_sample)
+            y0, y1, y_rest, y_part = axis(y, map_height)
+            x0, x1, x_rest, x_part = axis(x, map_width)
+            value1 = corner(table, begin, map_width, used, y0, x0, y_rest, x_rest)
+            value2 = corner(table, begin, map_width, used, y0, x1, y_rest, x_part)
+            value3 = corner(table, begin, map_width, used, y1, x0, y_part, x_rest)
+            value4 = corner(table, begin, map_width, used, y1, x1, y_part, x_part)
+            return op.Identity(go), total + (value1 + value2 + value3 + value4)
+
+        total = op.Loop(turns, None, op.ConstantOfShape(size), body=sample)
+        pooled = total / op.Unsqueeze(op.Max(samples_y * samples_x, 1.0), [-1])
+        return pooled
+
+    return body
 
 
 ROTATED_REGIONS = register(
@@ -99,93 +141,7 @@ ROTATED_REGIONS = register(
         shapes=lambda table, geometry, places, height, width: table.new_empty(
             (geometry.shape[0], height * width, table.shape[1])
         ),
-        body=f"""
-        RotatedRegions <height, width> (table, geometry, places) => (pooled) {{
-            zero = Constant <value = int64 {{0}}> ()
-            unit = Constant <value = int64 {{1}}> ()
-            nothing = Constant <value = float[1] {{0}}> ()
-            last = Constant <value = int64[1] {{-1}}> ()
-            flat = Constant <value = float {{0}}> ()
-            whole = Constant <value = float {{1}}> ()
-            half = Constant <value = float {{0.5}}> ()
-            minus = Constant <value = float {{-1}}> ()
-            h = Constant <value_int: int = @height> ()
-            w = Constant <value_int: int = @width> (){_columns('geometry', GEOMETRY)}
-            {_columns('places', ('begin', 'whole_height', 'whole_width'))}
-            map_height = Cast <to = 1> (whole_height)
-            map_width = Cast <to = 1> (whole_width)
-            count_cells = Mul (h, w)
-            cells = Range (zero, count_cells, unit)
-            cell_rows = Div (cells, w)
-            cell_columns = Mod (cells, w)
-            cell_y = Cast <to = 1> (cell_rows)
-            cell_x = Cast <to = 1> (cell_columns)
-            offset_y = Mul (cell_y, side_y)
-            offset_x = Mul (cell_x, side_x)
-            base_y = Add (start_y, offset_y)
-            base_x = Add (start_x, offset_x)
-            all_y = Reshape (samples_y, last)
-            all_x = Reshape (samples_x, last)
-            any_y = Concat <axis = 0> (all_y, nothing)
-            any_x = Concat <axis = 0> (all_x, nothing)
-            largest_y = ReduceMax <keepdims = 0> (any_y)
-            largest_x = ReduceMax <keepdims = 0> (any_x)
-            all_turns = Mul (largest_y, largest_x)
-            turns = Cast <to = 7> (all_turns)
-            most_x = Cast <to = 7> (largest_x)
-            regions = Shape <start = 0, end = 1> (places)
-            channels = Shape <start = 1, end = 2> (table)
-            cells_size = Reshape (count_cells, last)
-            size = Concat <axis = 0> (regions, cells_size, channels)
-            begin_sum = ConstantOfShape (size)
-            total = Loop (turns, , begin_sum) <body = sample
-                (int64 number, bool go, float[R,P,C] sum) => (bool go_on, float[R,P,C] new_sum) {{
-                    go_on = Identity (go)
-                    step_y = Div (number, most_x)
-                    step_x = Mod (number, most_x)
-                    step_y_number = Cast <to = 1> (step_y)
-                    step_x_number = Cast <to = 1> (step_x)
-                    has_y = Less (step_y_number, samples_y)
-                    has_x = Less (step_x_number, samples_x)
-                    has_sample = And (has_y, has_x)
-                    middle_y = Add (step_y_number, half)
-                    middle_x = Add (step_x_number, half)
-                    scaled_y = Mul (middle_y, side_y)
-                    scaled_x = Mul (middle_x, side_x)
-                    shift_y = Div (scaled_y, samples_y)
-                    shift_x = Div (scaled_x, samples_x)
-                    yy = Add (base_y, shift_y)
-                    xx = Add (base_x, shift_x)
-                    yy_cos = Mul (yy, cos)
-                    xx_sin = Mul (xx, sin)
-                    yy_sin = Mul (yy, sin)
-                    xx_cos = Mul (xx, cos)
-                    turned_y = Sub (yy_cos, xx_sin)
-                    turned_x = Add (yy_sin, xx_cos)
-                    y = Add (turned_y, centre_y)
-                    x = Add (turned_x, centre_x)
-                    above = GreaterOrEqual (y, minus)
-                    below = LessOrEqual (y, map_height)
-                    behind = GreaterOrEqual (x, minus)
-                    before = LessOrEqual (x, map_width)
-                    in_rows = And (above, below)
-                    in_columns = And (behind, before)
-                    inside = And (in_rows, in_columns)
-                    used = And (inside, has_sample){_axis('y', 'map_height')}{_axis('x', 'map_width')}
-                    {_corner(1, 'y0', 'x0', ('y_rest', 'x_rest'))}
-                    {_corner(2, 'y0', 'x1', ('y_rest', 'x_part'))}
-                    {_corner(3, 'y1', 'x0', ('y_part', 'x_rest'))}
-                    {_corner(4, 'y1', 'x1', ('y_part', 'x_part'))}
-                    values12 = Add (values1, values2)
-                    values123 = Add (values12, values3)
-                    values = Add (values123, values4)
-                    new_sum = Add (sum, values)
-                }}>
-            sample_counts = Mul (samples_y, samples_x)
-            divisors = Max (sample_counts, whole)
-            divisor = Unsqueeze (divisors, last)
-            pooled = Div (total, divisor)
-        }}""",
+        body=_rotated_regions,
     )
 )
 """(table, geometry, places, height, width) -> pooled (R, P, C); for the columns see `GEOMETRY`, `PLACES`."""

@@ -13,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.engines.openvino import compiled, readable
 from mmdeploy_ext.engines.tensorrt import engine
 from mmdeploy_ext.engines.tensorrt.build import build
+from mmdeploy_ext.graph.io.index import refill
 from mmdeploy_ext.graph.passes import deform_conv
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.graph.passes.named_rules import replace_all
+from mmdeploy_ext.graph.script import function_of
 from mmdeploy_ext.kit.local_run import OPENERS
 from toy_engines import package, parse
 
@@ -222,28 +224,78 @@ def test_float64_a_weight_of_unknown_shape_and_a_node_in_a_body_stay():
         assert report.count == 0 and len(report.reasons) == count and 'dcn' in report.reasons[0]
 
 
+def of_type(function, op_type):
+    return [node for node in function.node if node.op_type == op_type]
+
+
+def exchange(nodes):
+    """Exchange the second inputs of two nodes."""
+    first, second = nodes
+    first.input[1], second.input[1] = second.input[1], first.input[1]
+
+
+def transpose_taps(function):
+    function.node.insert(0, helper.make_node('Transpose', ['weight'], ['turned'], perm=[0, 1, 3, 2]))
+    (matrix,) = [node for node in of_type(function, 'Reshape') if node.input[0] == 'weight']
+    matrix.input[0] = 'turned'
+
+
+def ignore_mask(function):
+    (shares,) = [node for node in of_type(function, 'Reshape') if node.input[0] == 'mask']
+    (product,) = [node for node in of_type(function, 'Mul') if shares.output[0] in node.input]
+    product.CopyFrom(helper.make_node('Identity', product.input[:1], product.output))
+
+
+def exchange_places(function):
+    exchange([node for node in of_type(function, 'Gather') if node.attribute[0].i == 2])
+
+
+def move_border(function):
+    (two,) = [
+        node.output[0]
+        for node in of_type(function, 'Constant')
+        if node.attribute[0].t.data_type == TensorProto.FLOAT
+        if numpy_helper.to_array(node.attribute[0].t).tolist() == 2.0
+    ]
+    for node in of_type(function, 'Sub'):
+        node.input[0] = two
+
+
+def exchange_strides(function):
+    ranges = [node.output[0] for node in of_type(function, 'Range')]
+    exchange([node for node in of_type(function, 'Mul') if node.input[0] in ranges])
+
+
+def with_setting(name, value):
+    def change(function):
+        (sampled,) = of_type(function, 'GridSample')
+        kept = [attribute for attribute in sampled.attribute if attribute.name != name]
+        del sampled.attribute[:]
+        sampled.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return change
+
+
 FAULTS = {
-    'taps transposed': ('TEXT', '(weight, shape_of_weight)', '(turned, shape_of_weight)'),
-    'mask ignored': ('MASKED', 'Mul (samples, shares)', 'Identity (samples)'),
-    'y and x exchanged': ('AXIS', '(pairs, number_{a})', '(pairs, other_{a})'),
-    'border off by half': ('AXIS', 'Sub (one, side_{a})', 'Sub (two, side_{a})'),
-    'corners aligned': ('TEXT', 'align_corners = 0', 'align_corners = 1'),
-    'values of the border outside': ('TEXT', '"zeros"', '"border"'),
-    'stride of the other axis': ('AXIS', '{{{stride}}}', '{{{taps}}}'),
+    'taps transposed': transpose_taps,
+    'mask ignored': ignore_mask,
+    'y and x exchanged': exchange_places,
+    'border off by half': move_border,
+    'corners aligned': with_setting('align_corners', 1),
+    'values of the border outside': with_setting('padding_mode', 'border'),
+    'stride of the other axis': exchange_strides,
 }
 
 
 @pytest.mark.parametrize('name', FAULTS)
 def test_a_planted_fault_is_seen(name, monkeypatch):
-    text, right, wrong = FAULTS[name]
-    assert right in getattr(deform_conv, text)
-    monkeypatch.setattr(deform_conv, text, getattr(deform_conv, text).replace(right, wrong))
-    if name == 'taps transposed':
-        turn = 'turned = Transpose <perm = [0, 1, 3, 2]> (weight)\n    matrix ='
-        monkeypatch.setattr(deform_conv, 'TEXT', deform_conv.TEXT.replace('matrix =', turn))
-    if name == 'y and x exchanged':
-        other = 'other_{a} = Sub (number_1, number_{a})\n    moved_{a} ='
-        monkeypatch.setattr(deform_conv, 'AXIS', deform_conv.AXIS.replace('moved_{a} =', other))
+    def wrong(*args):
+        function = function_of(*args)
+        refill(function, node=sorted(function.node, key=lambda node: node.op_type != 'Constant'))
+        FAULTS[name](function)
+        return function
+
+    monkeypatch.setattr(deform_conv, 'function_of', wrong)
     assert EVERYTHING.difference(replace_deform_conv(EVERYTHING.model)[0], SIZES[0]) > 1e-2
 
 
