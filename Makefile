@@ -317,7 +317,7 @@ test: $(ENV)
 	$(RUN) -m pytest tests $(PARALLEL) --durations=20 -ra $(PYTEST_ARGS)
 
 # What needs neither a trained model nor long set-ups, for who is at work on something.
-FAST := {layout,guards,near_copies,docs,families_page}.py
+FAST := {layout,guards,docs}.py
 FAST_FOLDERS := {contract,engines,evaluate,families,graph,lint,preprocess,weights}
 test-fast: $(ENV)
 	$(RUN) -m pytest tests/test_$(FAST) tests/mmdeploy_ext/$(FAST_FOLDERS) $(PARALLEL) --durations=5 $(PYTEST_ARGS)
