@@ -21,7 +21,7 @@ LAYERS = (
     ('graph',),
     ('engines',),
     ('sparse',),
-    ('runtime', 'families.*.runtime', 'consumers'),
+    ('runtime', 'families.*.runtime', 'families.*.facts', 'consumers'),
     ('compat',),
     ('weights',),
     ('exporting',),
