@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
 LARGEST = 1e30
 """Largest number that is read: float32 has room for it times pixels."""
@@ -21,7 +21,7 @@ LEFT_OUT = 'left_out'
 """Key in a field's `metadata`, see `optional`."""
 
 
-class Mismatch(ConfigError):
+class Mismatch(UsageError):
     """A value that its annotation, or `check`, does not allow: `KEY is GOT, expected WHAT`."""
 
 

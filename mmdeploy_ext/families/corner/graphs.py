@@ -20,7 +20,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
-    SoftNmsConfig,
     Suppression,
     gather_rows,
     hw,
@@ -133,7 +132,7 @@ def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
         config.max_per_img,
         config.class_agnostic,
         trimmed=False,
-        soft=config if isinstance(config, SoftNmsConfig) else None,
+        soft=config if config.method else None,
     )
 
 
