@@ -153,8 +153,6 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
     """
     opset = metadata.options['opset']
     opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
-    if 'convert-opset' in metadata.edits:
-        opset = opsets[0]
     # a file that holds float16 and does not say so would be judged by the bars of float32
     claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
     return [
