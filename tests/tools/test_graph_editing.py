@@ -66,7 +66,7 @@ def test_unequal_numbers_are_exit_status_one(net, tmp_path, capsys, monkeypatch)
 def test_a_model_over_the_limit_is_written_with_its_weights_beside_it(net, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 400)
     monkeypatch.setattr(files, 'SMALLEST_EXTERNAL', 100)
-    argv = ['set-shape', net, 'images=2x3x8x8', '--output', str(tmp_path / 'y.onnx'), '--prove']
+    argv = ['set-shape', net, 'images=b,3,8,8', '--output', str(tmp_path / 'y.onnx'), '--prove']
     assert main(argv) == 0
     assert 'weights beside it' in capsys.readouterr().out and (tmp_path / 'y.onnx.data').is_file()
     monkeypatch.undo()
@@ -145,7 +145,7 @@ def test_an_input_without_a_shape_is_refused_by_name(tmp_path, capsys):
     onnx.save_model(model, tmp_path / 'x.onnx')
     target = tmp_path / 'y.onnx'
     assert main(['extract', str(tmp_path / 'x.onnx'), '--tensors', 'b', '--output', str(target)]) == 2
-    assert 'of images; graph.py set-shape' in capsys.readouterr().err and not target.exists()
+    assert 'graph.py set-shape states those of inputs' in capsys.readouterr().err and not target.exists()
     words = ['set-shape', str(tmp_path / 'x.onnx'), 'images=1x3x8x8', '--output', str(target)]
     assert main(words) == 0 and target.exists()
 

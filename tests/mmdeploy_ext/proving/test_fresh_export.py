@@ -183,7 +183,7 @@ def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(deployment, raw_path,
     assert fields.options['dynamic'] is False and fields.preprocess.size == (128, 160)
 
 
-@pytest.mark.parametrize('words', [['set-shape', 'B=1'], ['extract', '--tensors', 'dets']])
+@pytest.mark.parametrize('words', [['set-shape', 'B=1'], ['extract', '--tensors', 'cls_score_0']])
 def test_a_graph_that_no_export_gives_has_no_metadata_of_ours(raw_path, tmp_path, words, capsys):
     target = str(tmp_path / 'other.onnx')
     name, *options = words
