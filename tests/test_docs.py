@@ -41,7 +41,6 @@ PARSERS = {
     'tools/slurm_test.sh': 'mmdeploy_ext.cli.test_app',
     'tools/onnx/onnx_with_postprocess.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_no_topk_nms.py': 'mmdeploy_ext.runtime.run_images',
-    'tools/train.py': 'mmdeploy_ext.cli.train_app',
     'tools/create_data.py': 'mmdeploy_ext.cli.infos_app',
     'tools/demo/lidar_demo.py': 'mmdeploy_ext.cli.lidar_demo_app',
     'tools/demo/fusion_video.py': 'mmdeploy_ext.cli.video_app',

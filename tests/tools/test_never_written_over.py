@@ -32,11 +32,9 @@ SCRIPTS = {
         'benchmark': 'analysis_tools/benchmark.py',
         'lidar': 'demo/lidar_demo.py',
         'video': 'demo/streampetr_video.py',
-        'publish': 'model_converters/publish_model.py',
         'rtdetr': 'convert/rtdetr.py',
         'wxinlong': 'convert/solo_wxinlong.py',
         'test': 'test.py',
-        'train': 'train.py',
     }.items()
 }
 CASES = {
@@ -90,18 +88,15 @@ CASES = {
     'solo runner': ('run_solo m.onnx a.jpg --json {}', 'a.jpg'),
     'rtdetr runner': ('run_rtdetr m.onnx pictures --json {}', 'pictures/c.jpg'),
     'graph edit': ('graph set-shape m.onnx x=1x3 --output {}', 'm.onnx'),
-    'graph merge': ('graph merge m.onnx graphs/head.onnx --output {}', 'graphs/head.onnx'),
     'graph show': ('graph show m.onnx --json {}', 'm.onnx'),
     'graph diff': ('graph diff cfg.py k.pth m.onnx --json {}', 'base.py'),
     'lint': ('lint cfg.py k.pth --json {}', 'base.py'),
     'benchmark': ('benchmark cfg.py k.pth --onnx m.onnx --json {}', 'm.onnx'),
     'lidar': ('lidar sweep.bin --config cfg.py --checkpoint k.pth --out {}', 'k.pth'),
     'video': ('video cfg.py k.pth --out {}', 'k.pth'),
-    'publish': ('publish k.pth {}', 'k.pth'),
     'rtdetr config': ('rtdetr k.pth {} --config cfg.py', 'cfg.py'),
     'wxinlong': ('wxinlong k.pth {} --config cfg.py', 'k.pth'),
     'test': ('test cfg.py k.pth --eval bbox --out {}', 'k.pth'),
-    'train': ('train cfg.py --work-dir .', 'cfg.py'),
     'seeded config': ('seeded cfg.py {}', 'cfg.py'),
     'seeded anything': ('seeded cfg.py {}', 'k.pth'),
     'dump': ('dump compare dumped dumped --json {}', 'dumped/manifest.json'),
@@ -211,7 +206,6 @@ def test_two_outputs_of_one_run_are_two_files(command, said, folder, monkeypatch
         'quantize m.onnx --calibrate pictures --output',
         'tensorrt m.onnx --output',
         'graph show m.onnx --json',
-        'publish k.pth',
         'test cfg.py k.pth --eval bbox --work-dir',
     ],
 )
