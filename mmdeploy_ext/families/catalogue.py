@@ -9,8 +9,6 @@ from mmdeploy_ext.families.bevformer import options as bevformer
 from mmdeploy_ext.families.bevfusion import options as bevfusion_det
 from mmdeploy_ext.families.centerpoint import options as centerpoint
 from mmdeploy_ext.families.dense import options as dense
-from mmdeploy_ext.families.imvoxelnet import options as imvoxelnet
-from mmdeploy_ext.families.monocular import options as monocular
 from mmdeploy_ext.families.petr import options as petr
 from mmdeploy_ext.families.query import options as query
 from mmdeploy_ext.families.rtdetr import options as rtdetr
@@ -27,7 +25,7 @@ register_family(
     'anchor3d',
     'mmdeploy_ext.families.anchor3d.family:AnchorFamily',
     options=anchor3d.OPTIONS,
-    postprocess=anchor3d.POSTPROCESS,
+    facts='mmdeploy_ext.families.anchor3d.facts:AnchorFacts',
     runtime='mmdeploy_ext.families.anchor3d.runtime',
     library=MMDET3D,
     claims=('VoxelNet', 'MVXFasterRCNN', 'SASSD', 'DynamicVoxelNet'),
@@ -55,7 +53,7 @@ register_family(
     'centerpoint',
     'mmdeploy_ext.families.centerpoint.family:CenterPointFamily',
     options=centerpoint.OPTIONS,
-    postprocess=centerpoint.POSTPROCESS,
+    facts='mmdeploy_ext.families.centerpoint.facts:CenterPointFacts',
     runtime='mmdeploy_ext.families.centerpoint.runtime',
     library=MMDET3D,
     claims=('CenterPoint',),
@@ -83,7 +81,7 @@ register_family(
 register_family(
     'imvoxelnet',
     'mmdeploy_ext.families.imvoxelnet.family:ImVoxelNetFamily',
-    postprocess=imvoxelnet.POSTPROCESS,
+    facts='mmdeploy_ext.families.imvoxelnet.facts:ImVoxelNetFacts',
     runtime='mmdeploy_ext.families.imvoxelnet.runtime',
     library=MMDET3D,
     claims=('ImVoxelNet',),
@@ -91,7 +89,7 @@ register_family(
 register_family(
     'monocular',
     'mmdeploy_ext.families.monocular.family:PointsFamily',
-    postprocess=monocular.POSTPROCESS,
+    facts='mmdeploy_ext.families.monocular.facts:PointsFacts',
     runtime='mmdeploy_ext.families.monocular.runtime.fcos3d',
     library=MMDET3D,
     claims=('FCOSMono3DHead',),
@@ -100,7 +98,7 @@ register_family(
     'mvxnet',
     'mmdeploy_ext.families.anchor3d.mvxnet.family:MvxNetFamily',
     options=anchor3d.OPTIONS,
-    postprocess=anchor3d.POSTPROCESS,
+    facts='mmdeploy_ext.families.anchor3d.facts:AnchorFacts',
     runtime='mmdeploy_ext.families.anchor3d.mvxnet.runtime',
     library=MMDET3D,
     claims=('DynamicMVXFasterRCNN',),
@@ -177,7 +175,7 @@ register_family(
 register_family(
     'smoke',
     'mmdeploy_ext.families.monocular.family:SmokeFamily',
-    postprocess=monocular.SMOKE_POSTPROCESS,
+    facts='mmdeploy_ext.families.monocular.facts:SmokeFacts',
     runtime='mmdeploy_ext.families.monocular.runtime.smoke',
     library=MMDET3D,
     claims=('SMOKEMono3DHead',),
