@@ -65,6 +65,7 @@ def optional(default: Any = None) -> Any:
     return dataclasses.field(default=default, metadata={LEFT_OUT: True})
 
 
+@dataclasses.dataclass(frozen=True)
 class Facts:
     """Base class of the frozen dataclass of a family's facts: thresholds, coders, strides, sizes.
 

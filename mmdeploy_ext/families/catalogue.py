@@ -16,7 +16,6 @@ from mmdeploy_ext.families.solo import options as solo
 from mmdeploy_ext.families.sparse4d import options as sparse4d
 from mmdeploy_ext.families.streampetr import options as streampetr
 from mmdeploy_ext.families.two_stage import options as two_stage
-from mmdeploy_ext.families.yolact import options as yolact
 
 MMDET3D = 'mmdet3d'
 """Library whose import the LiDAR and multi-camera families need."""
@@ -44,7 +43,7 @@ register_family(
     'bevfusion_det',
     'mmdeploy_ext.families.bevfusion.family:BEVFusionFamily',
     options=bevfusion_det.OPTIONS,
-    postprocess=bevfusion_det.POSTPROCESS,
+    facts='mmdeploy_ext.families.bevfusion.facts:BEVFusionFacts',
     runtime='mmdeploy_ext.families.bevfusion.runtime.model',
     library=MMDET3D,
     claims=('BEVFusion',),
@@ -66,7 +65,7 @@ register_family(
 register_family(
     'corner',
     'mmdeploy_ext.families.corner.family:CornerFamily',
-    postprocess=query.POSTPROCESS,
+    facts='mmdeploy_ext.families.corner.facts:CornerFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('CornerNet',),
 )
@@ -125,7 +124,7 @@ register_family(
     'query',
     'mmdeploy_ext.families.query.family:QueryFamily',
     options=query.OPTIONS,
-    postprocess=query.POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('DETR', 'DeformableDETR', 'DINO', 'CoDETR'),
 )
@@ -133,7 +132,7 @@ register_family(
     'query_masks',
     'mmdeploy_ext.families.query.family:QueryMasksFamily',
     options=query.OPTIONS,
-    postprocess=query.POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('MaskFormer',),
 )
@@ -141,7 +140,7 @@ register_family(
     'query_panoptic',
     'mmdeploy_ext.families.query.family:QueryPanopticFamily',
     options=query.OPTIONS,
-    postprocess=query.PANOPTIC_POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryPanopticFacts',
     runtime='mmdeploy_ext.families.query.runtime',
     keep_fp32=query.PANOPTIC_KEEP_FP32,
     claims=('MaskFormer',),
@@ -149,7 +148,7 @@ register_family(
 register_family(
     'query_regions',
     'mmdeploy_ext.families.query.family:QUERY_REGIONS',
-    postprocess=query.POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=query.REGION_KEEP_FP32,
     claims=('SparseRCNN', 'QueryInst'),
@@ -158,7 +157,7 @@ register_family(
     'query_regions_masks',
     'mmdeploy_ext.families.query.family:QUERY_REGIONS_MASKS',
     options=query.REGION_MASK_OPTIONS,
-    postprocess=query.REGION_MASK_POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
     keep_fp32=query.REGION_KEEP_FP32,
     claims=('SparseRCNN', 'QueryInst'),
@@ -167,7 +166,7 @@ register_family(
     'rtdetr',
     'mmdeploy_ext.families.rtdetr.family:RtDetrFamily',
     options=rtdetr.OPTIONS,
-    postprocess=rtdetr.POSTPROCESS,
+    facts='mmdeploy_ext.families.rtdetr.facts:RtDetrFacts',
     runtime='mmdeploy_ext.families.rtdetr.runtime',
     keep_fp32=rtdetr.KEEP_FP32,
     claims=('RTDETR',),
@@ -184,7 +183,7 @@ register_family(
     'solo',
     'mmdeploy_ext.families.solo.family:SoloFamily',
     options=solo.OPTIONS,
-    postprocess=solo.POSTPROCESS,
+    facts='mmdeploy_ext.families.solo.facts:SoloFacts',
     runtime='mmdeploy_ext.families.solo.runtime',
     claims=('SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head'),
 )
@@ -213,7 +212,7 @@ register_family(
     'two_stage',
     'mmdeploy_ext.families.two_stage.family:TWO_STAGE',
     options=two_stage.OPTIONS,
-    postprocess=two_stage.POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=two_stage.KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
@@ -222,7 +221,7 @@ register_family(
     'two_stage_image_branch',
     'mmdeploy_ext.families.two_stage.image_branch:IMAGE_BRANCH',
     options=two_stage.OPTIONS,
-    postprocess=two_stage.POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=two_stage.KEEP_FP32,
     library=MMDET3D,
@@ -232,7 +231,7 @@ register_family(
     'two_stage_masks',
     'mmdeploy_ext.families.two_stage.family:TWO_STAGE_MASKS',
     options=two_stage.MASK_OPTIONS,
-    postprocess=two_stage.MASK_POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
     keep_fp32=two_stage.KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
@@ -240,7 +239,7 @@ register_family(
 register_family(
     'two_stage_panoptic',
     'mmdeploy_ext.families.two_stage.family:TwoStagePanopticFamily',
-    postprocess=two_stage.PANOPTIC_POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.two_stage.runtime.panoptic',
     keep_fp32=two_stage.PANOPTIC_KEEP_FP32,
     claims=('TwoStagePanopticSegmentor',),
@@ -248,7 +247,7 @@ register_family(
 register_family(
     'two_stage_regions',
     'mmdeploy_ext.families.two_stage.family:TWO_STAGE_REGIONS',
-    postprocess=two_stage.POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.two_stage.runtime.regions',
     keep_fp32=two_stage.KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
@@ -256,7 +255,7 @@ register_family(
 register_family(
     'yolact',
     'mmdeploy_ext.families.yolact.family:YolactFamily',
-    postprocess=yolact.POSTPROCESS,
+    facts='mmdeploy_ext.families.yolact.facts:YolactFacts',
     runtime='mmdeploy_ext.families.yolact.runtime',
     claims=('YOLACT',),
 )
