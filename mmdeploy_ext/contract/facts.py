@@ -54,7 +54,10 @@ Stride = Annotated[int, Bounds(1, 4096)]
 Pixels = Annotated[int, Bounds(1, 16_384)]
 """Side of a picture."""
 Positive = Annotated[float, Bounds(above=0)]
+NotNegative = Annotated[float, Bounds(0)]
 Fraction = Annotated[float, Bounds(0, 1)]
+Range = tuple[float, float, float, float, float, float]
+"""Least x, y, z of a range, then the greatest."""
 
 
 def optional(default: Any = None) -> Any:
@@ -62,6 +65,7 @@ def optional(default: Any = None) -> Any:
     return dataclasses.field(default=default, metadata={LEFT_OUT: True})
 
 
+@dataclasses.dataclass(frozen=True)
 class Facts:
     """Base class of the frozen dataclass of a family's facts: thresholds, coders, strides, sizes.
 

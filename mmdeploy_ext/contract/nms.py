@@ -1,9 +1,9 @@
 """Settings of a `test_cfg` by which boxes become results, or proposals. Needs only the standard library."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
-from mmdeploy_ext.contract.facts import Facts, Fraction, Limit, optional
+from mmdeploy_ext.contract.facts import Facts, Fraction, Limit, Positive, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,3 +34,31 @@ class NmsConfig(Facts):
     method: Literal['naive', 'linear', 'gaussian'] | None = optional()
     sigma: float | None = optional()
     min_score: float | None = optional()
+
+
+Kernel = Literal['gaussian', 'linear']
+KERNELS = get_args(Kernel)
+"""Kernels of the matrix NMS."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskConfig(Facts):
+    """The settings of a `test_cfg` that decide about instance masks, by matrix NMS.
+
+    Attributes:
+        score_thr: threshold that class scores must exceed, from 0 to below 1.
+        mask_thr: probability that a pixel of a mask must exceed, from 0 to below 1.
+        filter_thr: scores after the matrix NMS must reach this; at 0 or below only those are filtered that
+            mmdet makes NaN, see `matrix_decay`.
+        nms_pre: candidates that enter the matrix NMS; -1 lets all in.
+        max_per_img: results per image; -1 keeps all.
+        sigma: factor in the gaussian kernel exp(-sigma * iou^2).
+    """
+
+    score_thr: float
+    mask_thr: Fraction
+    filter_thr: float
+    nms_pre: Limit
+    max_per_img: Limit
+    kernel: Kernel
+    sigma: Positive

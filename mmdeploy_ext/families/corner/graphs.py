@@ -27,6 +27,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     number,
     positive,
 )
+from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
 from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, optional_inputs
@@ -102,14 +103,9 @@ def borders(model: nn.Module) -> dict[str, Any]:
     return {'bbox_head.forward': last}
 
 
-def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return `corner_topk`, `max_per_img`, `local_maximum_kernel` and `distance_threshold` of `test_cfg`.
-
-    These are the number of corners of a kind, that of the results, the side in cells of the square of which a
-    corner is the highest, and the largest difference of the embeddings of a pair: of a CentripetalNet the
-    largest share of the central region that lies between the two centres. All but the last are whole numbers.
-    ConfigError names an entry that is missing or not reproduced.
-    """
+def facts_of(head: nn.Module) -> CornerFacts:
+    """Return the facts of a head; ConfigError names an entry of `test_cfg` that is not reproduced."""
+    test_cfg = head.test_cfg
     config = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
     config['local_maximum_kernel'] = peak_window(test_cfg)
     if config['corner_topk'] < FEWEST_CORNERS:
@@ -117,7 +113,7 @@ def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
     if config['max_per_img'] > PAIRS:
         raise ConfigError(f'test_cfg.max_per_img={config["max_per_img"]}: expected 1 to {PAIRS}')
     config['distance_threshold'] = number('distance_threshold', test_cfg.get('distance_threshold'), float)
-    return config
+    return CornerFacts(**config, num_classes=int(head.num_classes))
 
 
 def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
@@ -179,14 +175,14 @@ def best_corners(
 class CornerFullForm(nn.Module):
     """What the `full` form adds to the network.
 
-    `config` and `suppress` are those of `thresholds` and `suppression`; `embedded` is whether corners are
+    `suppress` is that of `suppression`; `embedded` is whether corners are
     paired by embeddings, not by the centres that they point at.
     """
 
     def __init__(self, head: nn.Module) -> None:
-        """Read the settings of mmdet's head; ConfigError: see `thresholds` and `suppression`."""
+        """Read the settings of mmdet's head; ConfigError: see `facts_of` and `suppression`."""
         super().__init__()
-        self.config, self.suppress = thresholds(head.test_cfg), suppression(head.test_cfg)
+        self.facts, self.suppress = facts_of(head), suppression(head.test_cfg)
         self.embedded = bool(head.with_corner_emb)
 
     def forward(
@@ -206,8 +202,8 @@ class CornerFullForm(nn.Module):
             maps: heat, offsets, and embeddings or shifts, of the top left corners and then of the bottom
                 right ones; for their shapes see `best_corners`.
         """
-        window, count = self.config['local_maximum_kernel'], self.config['corner_topk']
-        threshold = self.config['distance_threshold']
+        window, count = self.facts.local_maximum_kernel, self.facts.corner_topk
+        threshold = self.facts.distance_threshold
         size = hw(maps[0])
         first, last = best_corners(*maps[:3], window, count), best_corners(*maps[3:], window, count)
         stride = (hw(image).to(border) / size.to(border)).flip(0)
@@ -262,7 +258,7 @@ def smallest(model: nn.Module) -> int:
 
     A square of it has at least as many cells of all classes as `best_corners` takes.
     """
-    cells = -(-int(thresholds(model.bbox_head.test_cfg)['corner_topk']) // int(model.bbox_head.num_classes))
+    cells = -(-facts_of(model.bbox_head).corner_topk // int(model.bbox_head.num_classes))
     side = next(side for side in range(1, cells + 1) if side * side >= cells)
     return max(detector_parts.smallest(model.bbox_head, STRIDE), (side - 1) * STRIDE + 1)
 
@@ -271,7 +267,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph."""
     multiple = detector_parts.multiple(model)
     image = image_input(options, smallest(model), multiple, padded='all around')
-    batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
+    batch, rows = image.axes[0], facts_of(model.bbox_head).max_per_img
     inputs = (image, *optional_inputs(batch, clips=False, bordered=True))
     return GraphSpec('corner/full', inputs, box_outputs(batch, rows))
 

@@ -48,6 +48,7 @@ class ImVoxelNetFamily(ImageFamily):
     untraced = ('.forward', 'forward_test', 'simple_test', '.extract_feat', *UNTRACED)
     expected_tensors = staticmethod(reference.expected_tensors)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    facts = staticmethod(graphs.facts_of)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     feeds = staticmethod(samples.feeds)
@@ -87,9 +88,6 @@ class ImVoxelNetFamily(ImageFamily):
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         return seeded_detector(self.build(cfg), cfg, seed)
-
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return graphs.postprocess_facts(model)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.bbox_head.num_classes)

@@ -29,6 +29,7 @@ from mmdeploy_ext.families.query import (
     reference,
     supported_parts,
 )
+from mmdeploy_ext.families.query.facts import QueryFacts, QueryPanopticFacts
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
@@ -97,9 +98,9 @@ class QueryFamily(ImageFamily):
         outputs = ([logits], [boxes]) if plain else (logits, boxes, None, None)
         return {'extract_feat': None, 'bbox_head.forward': outputs}
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+    def facts(self, model: nn.Module) -> QueryFacts:
         head = query_head(model)
-        return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
+        return QueryFacts(postprocess.max_per_img(head), int(head.num_classes))
 
 
 def _head_name(model: nn.Module) -> str:
@@ -220,9 +221,8 @@ class QueryMasksFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(model.panoptic_head.num_things_classes)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        limit = masks.max_per_image(model.panoptic_fusion_head)
-        return dict(max_per_img=limit, num_classes=self.num_classes(model))
+    def facts(self, model: nn.Module) -> QueryFacts:
+        return QueryFacts(masks.max_per_image(model.panoptic_fusion_head), self.num_classes(model))
 
 
 class QueryPanopticFamily(ImageFamily):
@@ -250,7 +250,7 @@ class QueryPanopticFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(model.panoptic_fusion_head.num_classes)  # things and stuff
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+    def facts(self, model: nn.Module) -> QueryPanopticFacts:
         return masks.facts_of(model.panoptic_fusion_head)
 
 
@@ -305,10 +305,10 @@ class QueryRegionsFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(model.roi_head.bbox_head[-1].num_classes)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+    def facts(self, model: nn.Module) -> QueryFacts:
         test_cfg = model.roi_head.test_cfg
-        facts = dict(max_per_img=int(test_cfg.max_per_img), num_classes=self.num_classes(model))
-        return dict(facts, mask_thr=threshold(test_cfg)) if self.with_masks else facts
+        mask_thr = threshold(test_cfg) if self.with_masks else None
+        return QueryFacts(int(test_cfg.max_per_img), self.num_classes(model), mask_thr)
 
 
 QUERY_REGIONS = QueryRegionsFamily(

@@ -69,7 +69,7 @@ class QueryFullForm(nn.Module):
                 class_agnostic=bool(config and config.class_agnostic),
                 suppresses=config is not None,
                 trimmed=False,
-                soft=config if config.method else None,
+                soft=config if config and config.method else None,
             )
             if config:
                 self.count = int(head.num_query)
