@@ -23,6 +23,7 @@ from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.graph.signature import differences
+from mmdeploy_ext.proving.difference.locate import locate
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.modules.calls import (
     FileTensor,
@@ -42,10 +43,9 @@ from mmdeploy_ext.proving.modules.generated import (
     other_values,
     resized,
 )
-from mmdeploy_ext.proving.modules.location import locate
-from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.open_points import export_switches, warning_lines
 from mmdeploy_ext.proving.results import Case, Check
+from mmdeploy_ext.proving.tasks.matching import in_order_of
 from mmdeploy_ext.proving.tensors import ArrayDistance, compare_named, failed_row, same_bits
 from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
 
@@ -153,12 +153,12 @@ class ModuleProof:
         calls: the calls that the samples stand for, in their order.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
+        comparisons: module and file on each input so far.
         cases: one for each comparison, with a row per output, but none for outputs that are empty on both
             sides.
-        failed: the first comparison that failed; None: none so far.
         smallest: output of floats -> difference that is allowed at least, see `ACROSS_SAMPLES`; {} before the
             samples.
-        verdict: what is claimed; `judge` adds the inputs.
+        verdict: what is claimed; `conclude` adds the inputs.
     """
 
     def __init__(
@@ -218,11 +218,9 @@ class ModuleProof:
             f'the results of {module_title(module)}',
         )
         self._check_names()
+        self.comparisons: list[CallComparison] = []
         self.cases: list[Case] = []
-        self.failed: CallComparison | None = None
         self.smallest: dict[str, float] = {}
-        self._first: Arrays = {}
-        self._results_differ = False
         self.verdict = Verdict(self._subject())
         for name in results:
             if name not in self.outputs.values():
@@ -395,26 +393,12 @@ class ModuleProof:
                 'the file has no dynamic axis: it is proven at the sizes of the samples'
             )
 
-    def _dynamic_axes(self) -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
-        tensors = {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}
-        return dynamic_axes(tensors, self.calls[0])
-
-    def _resized_everywhere(self) -> ModuleCall | None:
-        """Return the first sample with another size of every dynamic axis of which the module takes one.
-
-        None if there is no such axis.
-        """
-        call = first = self.calls[0]
-        places, sizes = self._dynamic_axes()
-        for letter, axes in places.items():
-            larger = [resized(call, 'other sizes', axes, sizes[letter] + step) for step in (1, STEP)]
-            call = next((resized_call for resized_call in larger if not self._refusal(resized_call)), call)
-        return None if call is first else call
-
     def _resized(self) -> Iterator[ModuleCall]:
         """Yield the first sample at other sizes of each dynamic axis."""
         first = self.calls[0]
-        places, sizes = self._dynamic_axes()
+        places, sizes = dynamic_axes(
+            {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}, first
+        )
         for letter, axes in places.items():
             next_size = sizes[letter] + 1
             for size in other_sizes(sizes[letter], axes[0][1]):
@@ -496,15 +480,10 @@ class ModuleProof:
             return CallComparison(call, feeds, reference, {}, one_line(error)[:300])
 
     def add(self, comparison: CallComparison) -> None:
-        """Judge a comparison, and keep what `judge` has to know of it."""
-        rows = tuple(self._rows(comparison))
+        """Judge a comparison."""
         shapes = ', '.join(shape_text(array.shape) for array in comparison.feeds.values())
-        self.cases.append(Case(comparison.call.title, shapes, False, rows))
-        if self.failed is None and not self.cases[-1].passed:
-            self.failed = comparison
-        if comparison.outputs:
-            self._results_differ |= bool(self._first) and not same_bits(self._first, comparison.reference)
-            self._first = self._first or comparison.reference
+        self.comparisons.append(comparison)
+        self.cases.append(Case(comparison.call.title, shapes, False, tuple(self._rows(comparison))))
 
     def _rows(self, comparison: CallComparison) -> list[TensorRow]:
         """Compare the outputs of both sides, but for those that are empty on both, which are equal."""
@@ -534,36 +513,33 @@ class ModuleProof:
             rows.append(row)
         return rows
 
-    def judge(self) -> Verdict:
-        """Judge all cases together, and return the verdict without the place of a difference.
+    def conclude(self) -> Verdict:
+        """Judge all cases together, locate the difference in the first that fails, and return the verdict.
 
         To be called once, after all comparisons.
         """
+        verdict, references = self.verdict, [one.reference for one in self.comparisons if one.outputs]
         seen = {row.tensor for case in self.cases for row in case.tensors if row.max_abs is not None}
-        if unseen := [name for name in self.outputs if self._first and name not in seen]:
+        if unseen := [name for name in self.outputs if references and name not in seen]:
             self.fail(f'{", ".join(unseen)}: empty on every input, nothing of it was compared')
-        if len(self.cases) > 1 and not self._results_differ:
+        if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
             self.fail(
                 'the module gives the same results for all inputs: nothing shows that inputs are used; '
                 'give samples that differ'
             )
         if self.cases and self.cases[0].passed:
             again = self._compare(self.calls[0])
-            repeated = compare_named(self._first, again.reference, self.rtol)
+            repeated = compare_named(references[0], again.reference, self.rtol)
             if not all(
-                row.passed or not self._first[row.tensor].size for row in (*self._rows(again), *repeated)
+                row.passed or not references[0][row.tensor].size for row in (*self._rows(again), *repeated)
             ):
                 self.fail('the first sample gives other results when it is run again at the end')
-        self.verdict.findings += case_findings(self.cases)
-        return self.verdict
-
-    def conclude(self) -> Verdict:
-        """Judge all cases together, locate the difference in the first that fails, and return the verdict."""
-        verdict = self.judge()
-        if self.failed:
-            flat = FlatModule(self.module, self.failed.call, self.inputs, self.outputs).eval()
+        verdict.findings += case_findings(self.cases)
+        failed = (one for one, case in zip(self.comparisons, self.cases, strict=True) if not case.passed)
+        if first := next(failed, None):
+            flat = FlatModule(self.module, first.call, self.inputs, self.outputs).eval()
             try:
-                place = locate(flat, self.model, self.failed.feeds)
+                place = locate(flat, self.model, first.feeds)
             except Exception as error:
                 place = f'could not be located: {one_line(error)[:200]}'
             if place:

@@ -164,7 +164,7 @@ def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
     model, search, example = subjects('atss')
     broken, node = toy_faults.plant(model, 'atss', fault, example)
     subject = dataclasses.replace(search.subject, fresh_export=lambda: broken)
-    again = Search(subject, findings.Bars(), search.records)
+    again = Search(subject, findings.Bars())
     found = again.compare(broken)
     assert found.first.node == node
     assert 'a fresh export has it, too' in ' '.join(found.first.evidence)
