@@ -13,6 +13,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph.diff.program import SHAPE_READERS
 from mmdeploy_ext.graph.feeds import random_feeds, sizes_of
@@ -21,7 +22,6 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import ROUNDING
 from mmdeploy_ext.graph.passes.shapes import UNKNOWN, set_shapes
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.tensors import ArrayDistance
 
 FOLDING = ('Reshape', 'Flatten')
 """Operators that can fold the batch into another axis."""

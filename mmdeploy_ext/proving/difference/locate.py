@@ -1,7 +1,7 @@
 """The first tensor in which an ONNX file differs from the PyTorch model that it was exported from.
 
 What the PyTorch modules that the graph was exported from compute is recorded (`record.py`), the graph is run
-node by node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by place
+node by node (`walk.py`), and tensors are paired by name, by values and by place
 (`pair.py`). If values cannot tell which tensor is which, a fresh export of the same modules does.
 """
 
@@ -18,17 +18,17 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.compare import engine_notes
-from mmdeploy_ext.graph.diff.findings import regions
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving.difference import findings
+from mmdeploy_ext.proving.difference.findings import regions
 from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import record_stages
+from mmdeploy_ext.proving.difference.two_files import engine_notes
+from mmdeploy_ext.proving.difference.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.references import options_besides_form
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.exporting.model import Model
-    from mmdeploy_ext.graph.diff.walk import Walk
+    from mmdeploy_ext.proving.difference.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
 """How often a graph is walked at most, to pair tensors behind an error by their module or place."""

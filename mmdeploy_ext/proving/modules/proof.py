@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.core.arrays import ArrayDistance, to_array
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.core.files import sha256_file
@@ -46,7 +46,7 @@ from mmdeploy_ext.proving.modules.generated import (
 from mmdeploy_ext.proving.open_points import export_switches, warning_lines
 from mmdeploy_ext.proving.results import Case, Check
 from mmdeploy_ext.proving.tasks.matching import in_order_of
-from mmdeploy_ext.proving.tensors import ArrayDistance, compare_named, failed_row, same_bits
+from mmdeploy_ext.proving.tensors import compare_named, failed_row, same_bits
 from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import toy_faults
 from marking import in_suite
 from mmdeploy_ext.exporting import model as deploy
 from mmdeploy_ext.exporting.files import export_graphs, make_metadata
-from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.program import Program
-from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.difference import findings
 from mmdeploy_ext.proving.difference.locate import Search, subject_of
+from mmdeploy_ext.proving.difference.report import headline
 
 FAMILIES = tuple(toy_faults.NODES)
 
