@@ -15,7 +15,7 @@ import mmdeploy_ext
 from mmdeploy_ext.cli import prove_module_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.difference import record
-from mmdeploy_ext.proving.modules.calls import ModuleCall, read_call
+from mmdeploy_ext.proving.modules.calls import FlatModule, ModuleCall, read_call
 from mmdeploy_ext.proving.modules.generated import other_sizes, other_values
 from mmdeploy_ext.proving.modules.loading import call_function, read_samples
 from mmdeploy_ext.proving.tasks import matching
@@ -623,12 +623,13 @@ def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
         assert word in capsys.readouterr().err
 
 
-def test_a_call_is_copied_without_the_warning_of_torch_about_copied_trees():
+def test_a_module_is_copied_without_the_warning_of_torch_about_copied_trees():
     call = ModuleCall('sample', (torch.ones(1),), ('x',), tree_structure(((0,), {})))
+    flat = FlatModule(torch.nn.Identity(), call, {'x': 'x'}, {'y': 'result'})
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        copied = copy.deepcopy(call)
-    assert copied.tree is call.tree and copied.values[0] is not call.values[0]
+        copied = copy.deepcopy(flat)
+    assert copied.module is not flat.module and torch.equal(copied(torch.ones(1))[0], torch.ones(1))
 
 
 def test_a_folder_whose_name_begins_as_a_librarys_is_the_users():
