@@ -17,7 +17,7 @@ LAYERS = (
     ('core',),
     ('preprocess',),
     ('contract', 'families.*.options*'),
-    ('proving.axes', 'proving.tensors'),
+    ('proving.tensors',),
     ('graph',),
     ('engines',),
     ('sparse',),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import shape_text
-from mmdeploy_ext.proving.tensors import ArrayDistance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -31,6 +31,7 @@ from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
 from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 
 STRIDE = 4
@@ -81,11 +82,11 @@ def last_level(head: nn.Module, outputs: Sequence[Sequence[torch.Tensor]]) -> li
 
 def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what the head's `forward` returns by the maps of a file, see `ImageFamily.substitutes`."""
-    if any(name not in tensors for name in MAP_NAMES):
+    maps = given_to(model, tensors, MAP_NAMES)
+    if not maps:
         return {}
-    like = next(model.parameters())
     first_heat, first_offset, first_pairing, last_heat, last_offset, last_pairing = (
-        [torch.from_numpy(np.array(tensors[name])).to(like)] for name in MAP_NAMES
+        [level] for level in maps.values()
     )
     outputs = first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset
     if not model.bbox_head.with_corner_emb:

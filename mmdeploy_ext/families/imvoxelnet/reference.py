@@ -17,6 +17,7 @@ from mmdet3d.models.fusion_layers import point_fusion
 from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.imvoxelnet.graphs import facts_of
 from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
@@ -25,7 +26,6 @@ from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
 from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.families.parts.samples import detections as detections_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.proving.tensors import ArrayDistance
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:

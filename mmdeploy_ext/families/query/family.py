@@ -20,7 +20,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.parts.mask_heads import threshold
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
 from mmdeploy_ext.families.parts.query_networks import NAMES, query_head
 from mmdeploy_ext.families.query import (
     graphs,
@@ -90,10 +90,10 @@ class QueryFamily(ImageFamily):
         return {f'{_head_name(model)}.forward': last}
 
     def substitutes(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        if any(name not in tensors for name in NAMES) or not hasattr(model, 'bbox_head'):
+        given = given_to(model, tensors, NAMES)
+        if not given or not hasattr(model, 'bbox_head'):
             return {}
-        like = next(model.parameters())
-        logits, boxes = (torch.from_numpy(np.array(tensors[name])).to(like)[None] for name in NAMES)
+        logits, boxes = (rows[None] for rows in given.values())
         plain = supported_parts.kind_of(query_head(model)) == 'DETRHead'
         outputs = ([logits], [boxes]) if plain else (logits, boxes, None, None)
         return {'extract_feat': None, 'bbox_head.forward': outputs}
@@ -110,11 +110,8 @@ def _head_name(model: nn.Module) -> str:
 
 def substitutes_of_masks(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what the head of masks returns by the tensors of a file, see `ImageFamily.substitutes`."""
-    if any(name not in tensors for name in masks.NAMES):
-        return {}
-    like = next(model.parameters())
-    outputs = tuple([torch.from_numpy(np.array(tensors[name])).to(like)] for name in masks.NAMES)
-    return {'extract_feat': None, 'panoptic_head.forward': outputs}
+    outputs = tuple([queries] for queries in given_to(model, tensors, masks.NAMES).values())
+    return {'extract_feat': None, 'panoptic_head.forward': outputs} if outputs else {}
 
 
 def borders_of_masks(model: nn.Module) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from mmdeploy_ext.families.parts.image_graphs import (
     mask_inputs,
     optional_inputs,
 )
+from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
 from mmdeploy_ext.families.yolact.facts import YolactFacts
 
@@ -78,11 +79,10 @@ class YolactNetwork(nn.Module):
 
 def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what head and prototypes return by the tensors of a file, see `ImageFamily.substitutes`."""
-    names = YolactNetwork(model).names
-    if any(name not in tensors for name in names):
+    given = given_to(model, tensors, YolactNetwork(model).names)
+    if not given:
         return {}
-    like = next(model.parameters())
-    prototypes, *maps = (torch.from_numpy(np.array(tensors[name])).to(like) for name in names)
+    prototypes, *maps = given.values()
     levels = len(maps) // len(HEAD_OUTPUTS)
     outputs = tuple(maps[index * levels : (index + 1) * levels] for index in range(len(HEAD_OUTPUTS)))
     return {

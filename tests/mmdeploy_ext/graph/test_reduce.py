@@ -12,6 +12,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
@@ -34,7 +35,6 @@ from mmdeploy_ext.graph.reduce.checks import (
 from mmdeploy_ext.graph.reduce.folder import save_folder
 from mmdeploy_ext.graph.reduce.run import difference, not_finite
 from mmdeploy_ext.graph.reduce.search import reduce
-from mmdeploy_ext.proving.tensors import ArrayDistance
 from toy_chain import chain
 
 WEIGHTS = Path(__file__).resolve().parents[4] / 'shared' / 'data' / 'weights'

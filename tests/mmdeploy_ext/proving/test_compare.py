@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.evaluate.evaluation import settings_text
 from mmdeploy_ext.proving.levels import metrics as dataset
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tensors import (
-    ArrayDistance,
     compare_named,
     compare_tensors,
     equality_claim,

@@ -13,7 +13,7 @@ from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
 from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.proving.views import report
-from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_shares, match_strip
+from mmdeploy_ext.proving.views.charts import drift_plot, match_shares, match_strip
 from proofs import run_modes
 from toy_stepper import MEMORY, SPEC, Altered, ToyStepper
 

@@ -21,7 +21,7 @@ from mmdeploy_ext.families.sparse4d.seeded import for_width, sparse4d_weights
 from mmdeploy_ext.models.sparse4d import bank
 from mmdeploy_ext.models.sparse4d.aggregation import Features, flatten_maps
 from mmdeploy_ext.models.sparse4d.blocks import CENTRE
-from mmdeploy_ext.proving.levels.instance_rows import pair_rows
+from mmdeploy_ext.proving.levels.memory_rows import pair_rows
 from sparse4d_border_points import nearest_decision
 
 MODEL = 'projects/configs/_base_/models/sparse4dv3_r50.py'

@@ -13,15 +13,15 @@ import onnx
 
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError, shape_text
 from mmdeploy_ext.graph import run, signature
-from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.findings import Bars, Comparison, Entry, finite
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import Change, changes
-from mmdeploy_ext.graph.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import join_names, random_nodes
+from mmdeploy_ext.proving.difference import findings
+from mmdeploy_ext.proving.difference.findings import Bars, Comparison, Entry, finite
+from mmdeploy_ext.proving.difference.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 
 
 def engine_notes(

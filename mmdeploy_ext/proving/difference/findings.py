@@ -19,7 +19,8 @@ import numpy as np
 from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import SHAPE_READERS, Program
 from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
-from mmdeploy_ext.graph.diff.walk import (
+from mmdeploy_ext.graph.io.modules import module_path
+from mmdeploy_ext.proving.difference.walk import (
     BORN,
     BORN_RTOL,
     FREE_RTOL,
@@ -30,7 +31,6 @@ from mmdeploy_ext.graph.diff.walk import (
     Walk,
     is_informative,
 )
-from mmdeploy_ext.graph.io.modules import module_path
 
 MAX_EVIDENCE = 6
 """Largest number of observations about a difference that `differences_of` lists."""
