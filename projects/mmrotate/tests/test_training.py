@@ -3,8 +3,6 @@
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmcv.utils import Config
 
 from mm2onnx_mmrotate import synthetic
 from mm2onnx_mmrotate.detections import corners_of

@@ -19,7 +19,7 @@ from mmdeploy_ext.graph.io import types
 
 MATRIX = pytest.mark.matrix
 EXPORTERS = ('torchscript', 'dynamo')
-EXTENSIONS = 'optional: pip install onnxruntime-extensions -c requirements-lock.txt'
+EXTENSIONS = 'optional: pip install onnxruntime-extensions -c requirements/lock.txt'
 UNSEEN = range(1, 4)
 SOME = [
     *(pytest.param(net, 'torchscript') for net in toys.NETS),
