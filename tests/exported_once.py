@@ -7,12 +7,10 @@ import pytest
 FOLDERS = (
     'tests/tools',
     'tests/demo',
-    'tests/test_documented.py',
     *(f'tests/mmdeploy_ext/{name}' for name in ('benchmark', 'contract', 'proving', 'quantize', 'runtime')),
 )
 """Their tests are about files,"""
 ABOUT_EXPORTS = (
-    'tests/tools/test_exporters.py',
     'tests/mmdeploy_ext/proving/test_ladder.py',
     'tests/mmdeploy_ext/proving/test_nothing_found.py',
     'tests/mmdeploy_ext/proving/test_head_limits.py',

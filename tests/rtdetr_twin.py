@@ -20,7 +20,7 @@ ROW_MAJOR = {'model.encoder.position_layout': 'row_major'}
 
 def require_transformers() -> Any:
     """Return the package; skip the test where it is not installed."""
-    reason = 'skipped: transformers is not installed (pip install transformers -c requirements-lock.txt)'
+    reason = 'skipped: transformers is not installed (pip install transformers -c requirements/lock.txt)'
     return pytest.importorskip('transformers', reason=reason)
 
 

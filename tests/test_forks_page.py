@@ -21,21 +21,6 @@ def forks():
     return module
 
 
-def test_the_pages_have_the_figures_that_are_kept(forks, monkeypatch):
-    rows = json.loads(forks.ROWS.read_text(encoding='utf-8'))
-    results = json.loads(forks.RESULTS.read_text(encoding='utf-8'))
-    assert results.keys() <= {row['name'] for row in rows}
-    before = {page: page.read_text(encoding='utf-8') for page in forks.PAGES}
-    after = {}
-    monkeypatch.setattr(Path, 'write_text', lambda page, text, **_: after.update({page: text}))
-    forks.write_pages()
-    assert after == before
-    for row in rows:
-        assert len(row['commit']) == 40 and (
-            row['name'] not in results or Path(row['config']).name in str(after)
-        )
-
-
 def test_a_row_says_once_what_both_modes_gave_and_names_the_mode_otherwise(forks):
     proven = dict(FIGURES, verdict='PROVEN /tmp/m.onnx equals the PyTorch model: 5 inputs')
     refused = dict(imports='yes', patches=[], seconds=3, error='error: no')

@@ -17,9 +17,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = (
-    'core', 'preprocess', 'contract', 'proving.axes', 'proving.tensors',
+    'core', 'preprocess', 'contract', 'proving.tensors',
     'engines.onnxruntime', 'runtime', 'consumers', 'families.*.options*', 'families.*.runtime')
-TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options', 'proving.provenance')
+TORCH_FREE = (
+    *RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options', 'proving.provenance',
+    'proving.difference.two_files', 'proving.difference.report', 'proving.views.charts')
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
 DISTRIBUTIONS = ('projects/mmrotate/',)
 """Packages that are installed by themselves, with tests of their own."""

@@ -200,7 +200,9 @@ LIMITS = dict(
         object=dict(
             num_proposals=120,
             test_cfg=dict(nms_type='circle'),
-            bbox_coder=dict(post_center_range=[-15.0, -17.0, -2.7, 17.0, 15.0, -0.6], score_threshold=0.05),
+            bbox_coder=dict(
+                post_center_range=[-15.0, -17.0, -2.7, 17.0, 15.0, -0.6], score_threshold=0.05
+            ),
         )
     )
 )

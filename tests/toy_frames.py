@@ -78,7 +78,9 @@ class SeededToy:
 
         return deployment, paths
 
-    def verdict_with(self, fault: Change, deployment: deploy.Model, folder: Path, **options: Any) -> Verdict:
+    def verdict_with(
+        self, fault: Change, deployment: deploy.Model, folder: Path, **options: Any
+    ) -> Verdict:
         """Return the verdict on an export that a fault was planted into, over four frames."""
         with replaced(*fault):
             files = self.export(deployment, folder, **options)

@@ -2,7 +2,7 @@
 
 `python tests/toy_kits.py FOLDER [NAME...]` writes `FOLDER/NAME/kit` for each name, or for all that are not
 there; `mm2onnx judge FOLDER/NAME/kit OUTPUTS --run ENGINE` judges an engine of this machine by one of them.
-The kits that `make tensorrt-judged` makes are not among them.
+The kits that `tools/analysis_tools/judge_engines.sh` makes are not among them.
 """
 
 from __future__ import annotations

@@ -37,15 +37,6 @@ PAGES = {
         'CPU s',
         'patched for it',
     ),
-    ROOT / 'docs/zh-CN/forks.md': (
-        '仓库、提交、配置',
-        '可导入',
-        '已导出',
-        '结论',
-        '最差 IoU 或距离、分数',
-        'CPU 秒',
-        '所需补丁',
-    ),
 }
 """Page -> the headings of its table."""
 BEGIN, END = '<!-- forks -->', '<!-- end of forks -->'

@@ -1,6 +1,7 @@
 """Writes the table of kits that were judged on this machine: python docs/_pages/judged_kits.py FOLDER PAGE.
 
-FOLDER is what `make tensorrt-judged` writes: per model a folder with `kit`, and for each precision a verdict,
+FOLDER is what `tools/analysis_tools/judge_engines.sh` writes: per
+model a folder with `kit`, and for each precision a verdict,
 `fp32.json`, or what `mm2onnx judge` printed in place of one, `fp32.log`. The table goes between the marks
 `<!-- judged -->` of PAGE.
 """

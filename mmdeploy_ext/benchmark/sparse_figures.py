@@ -15,7 +15,7 @@ import numpy as np
 
 from mmdeploy_ext.benchmark.base import bar_rows
 from mmdeploy_ext.benchmark.measure import MIN_ROUNDS, repeated
-from mmdeploy_ext.contract.comparison import ArrayDistance
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.sparse.plan import plan_of

@@ -98,7 +98,6 @@ TOOLS = {
         'mmdeploy_ext.cli.test_app', 'Evaluate a detector with PyTorch or an ONNX engine', needs=STACK
     ),
     'zoo': Tool('mmdeploy_ext.cli.zoo_app', 'Export and prove many configs with seeded weights', needs=STACK),
-    'train': Tool('mmdeploy_ext.cli.train_app', "Train a detector with mmdet's loop", needs=STACK),
     'infos': Tool('mmdeploy_ext.cli.infos_app', 'Make the info files of a data set', needs=STACK),
     'convert-mmdet3': Tool(
         'mmdeploy_ext.cli.convert_mmdet3_app', 'Convert a checkpoint or config of mmdet 3', needs=STACK
@@ -107,7 +106,6 @@ TOOLS = {
         'mmdeploy_ext.cli.convert_rtdetr_app', 'Convert a checkpoint of RT-DETR', needs=STACK
     ),
     'convert-solo': Tool('mmdeploy_ext.cli.convert_solo_app', 'Convert a checkpoint of SOLO', needs=STACK),
-    'publish': Tool('mmdeploy_ext.cli.publish_app', 'Prepare a checkpoint for release', needs=STACK),
     'sweep': Tool(
         'mmdeploy_ext.cli.lidar_demo_app', 'Draw the boxes of a LiDAR sweep from above', needs=STACK
     ),

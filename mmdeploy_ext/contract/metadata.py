@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
+from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.metadata_schema import BACKBONE_ENTRIES, FIELDS, FILE_ENTRIES, options_of_backbone
 from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.contract.schema import Check, Mismatch
@@ -40,8 +41,7 @@ class Metadata:
         spec: names, shapes and tolerances of its tensors.
         preprocess: how samples become its input.
         classes: class names, by label.
-        postprocess: settings of the post-processing outside of the graph, such as `score_thr`; each family
-            has its own keys (`Family.postprocess_facts`).
+        postprocess: facts of the model, such as thresholds and strides, see `Family.facts`.
         options: name of an option of the export (opset, exporter, dynamic, batch ...) -> value.
         config: file name of the config.
         config_sha256: hash of the model and test pipeline of the config.
@@ -59,7 +59,7 @@ class Metadata:
     spec: GraphSpec
     preprocess: Rule
     classes: tuple[str, ...]
-    postprocess: dict[str, Any]
+    postprocess: Any
     options: dict[str, Any]
     config: str
     config_sha256: str
@@ -96,6 +96,7 @@ class Metadata:
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values.update(spec=self.spec.to_json(), preprocess=self.preprocess.to_json())
+        values.update(postprocess=facts_json(self.postprocess))
         try:
             return {PREFIX + name: json.dumps(value) for name, value in values.items()}
         except TypeError as error:
@@ -108,7 +109,7 @@ class Metadata:
     def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:
         """Rebuild from `metadata_props`, key -> JSON; `path` is that of the file, for messages.
 
-        `postprocess` and `options` are `Facts`, and lists in them stay lists.
+        `options` are `Entries`, and lists in them stay lists.
 
         Raises:
             ModelFileError: not written by mm2onnx, written by other graph rules, or damaged metadata.
@@ -126,7 +127,7 @@ class Metadata:
             classes=tuple(values['classes']),
             preprocess=rule,
             postprocess=checked_facts(values['postprocess'], values['family'], path),
-            options=Facts(values['options'], f'{path}: {PREFIX}options'),
+            options=Entries(values['options'], f'{path}: {PREFIX}options'),
         )
         return cls(**values)
 
@@ -158,7 +159,7 @@ def rule_from_json(content: Mapping[str, Any]) -> Rule:
     return PreprocessRule.from_json(content)
 
 
-class Facts(dict):
+class Entries(dict):
     """A dict of entries of a file, in which a missing key is an error of the file.
 
     Attributes:
@@ -174,7 +175,7 @@ class Facts(dict):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let other processes have it."""
-        return Facts, (dict(self), self.name)
+        return Entries, (dict(self), self.name)
 
 
 def damaged(path: object, name: str, error: object) -> ModelFileError:
@@ -291,8 +292,13 @@ def _checked(value: Any, name: str, path: object, check: Check) -> Any:
     return value
 
 
-def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
-    """Return the `postprocess` entry of a file as `Facts`, dicts in it too, after the check of its family.
+def facts_json(facts: Any) -> dict[str, Any]:
+    """Return the JSON form of the facts of a file."""
+    return facts.to_json() if isinstance(facts, Facts) else dict(facts)
+
+
+def checked_facts(facts: dict[str, Any], family: str, path: object) -> Any:
+    """Return the `postprocess` entry of a file as `Entries`, dicts in it too, after the check of its family.
 
     Dicts in lists stay plain ones: the check of the family has to refuse those that lack a key.
 
@@ -305,14 +311,16 @@ def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
         ModelFileError: it does not pass; the message names the key.
     """
     registration = registered().get(family)
+    if registration is not None and (facts_class := registration.load_facts()) is not None:
+        return facts_class.from_json(facts, path)
     if registration is not None and registration.postprocess is not None:
         _checked(facts, 'postprocess', path, registration.postprocess)
     return _nested_facts(facts, f'{path}: mm2onnx.postprocess')
 
 
-def _nested_facts(values: dict[str, Any], name: str) -> Facts:
-    """Return a dict and the dicts in it as `Facts`."""
-    return Facts(
+def _nested_facts(values: dict[str, Any], name: str) -> Entries:
+    """Return a dict and the dicts in it as `Entries`."""
+    return Entries(
         {
             key: _nested_facts(value, f'{name}.{key}') if isinstance(value, dict) else value
             for key, value in values.items()

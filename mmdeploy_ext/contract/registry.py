@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
+    from mmdeploy_ext.contract.facts import Facts
     from mmdeploy_ext.contract.options import Option
     from mmdeploy_ext.contract.schema import Check
 
@@ -38,6 +39,7 @@ class Registration:
     family: str
     options: tuple[Option, ...] = ()
     postprocess: Check | None = None
+    facts: str = ''
     runtime: str = ''
     library: str = ''
     training_keys: tuple[str, ...] = ()
@@ -68,6 +70,13 @@ class Registration:
             )
         return family
 
+    def load_facts(self) -> type[Facts] | None:
+        """Import the class of the facts in its files; None if it names none."""
+        if not self.facts:
+            return None
+        module, _, cls = self.facts.partition(':')
+        return getattr(importlib.import_module(module), cls)
+
     def load_runtime(self) -> ModuleType:
         """Import what makes results of the outputs of its files.
 
@@ -97,6 +106,7 @@ def register_family(
     *,
     options: tuple[Option, ...] = (),
     postprocess: Check | None = None,
+    facts: str = '',
     runtime: str = '',
     library: str = '',
     training_keys: tuple[str, ...] = (),
@@ -119,6 +129,8 @@ def register_family(
             `backend_config` and entries of the metadata.
         postprocess: check of `postprocess` in the metadata of its files, which is what
             `Family.postprocess_facts` returned, see `mmdeploy_ext.contract.schema`; None: anything passes.
+        facts: `'module:Class'` of the dataclass of `postprocess` in the metadata, a subclass of
+            `mmdeploy_ext.contract.facts.Facts`, in a module without PyTorch.
         runtime: module, without PyTorch, that turns the outputs of its files into results, see
             `mmdeploy_ext.runtime.detect`; '' if the family overrides `detections`.
         library: import name of a library that the family needs and that takes long to import, such as
@@ -142,6 +154,7 @@ def register_family(
         family,
         tuple(options),
         postprocess,
+        facts,
         runtime,
         library,
         tuple(training_keys),

@@ -38,7 +38,7 @@ CLOSED_PIPE = 141
 """Exit status when stdout is closed: what a shell reports for a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
 """Arguments that name a file; a folder of that name is not what they read."""
-EXTRAS = dict(pygraphviz='draw', matplotlib='draw', openvino='openvino', nncf='nncf')
+EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package that few tools need -> the extra of this project that installs it."""
 
 

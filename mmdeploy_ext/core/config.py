@@ -50,7 +50,7 @@ def mmdet_config(relative: str, library: str = 'mmdet') -> str:
     package = importlib.util.find_spec(library)
     if package is None or package.origin is None:
         raise ConfigError(
-            f'{library} is not installed: run `make env`, or install requirements-openmmlab.txt'
+            f'{library} is not installed: run `make env`, or install requirements/openmmlab.txt'
         )
     root = Path(package.origin).parent
     for folder in (root / '.mim' / 'configs', root.parent / 'configs'):

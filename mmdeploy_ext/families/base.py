@@ -267,6 +267,10 @@ class Family(abc.ABC):
         """Return the classes of a model that no installed library defines: the user's, and ours."""
         return model_classes(model)
 
+    def facts(self, model: torch.nn.Module) -> Any:
+        """Return the facts of the model: an object of the class that the family was registered with."""
+        return self.postprocess_facts(model)
+
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return the metadata's entry `postprocess`, name -> value: decoding of the outputs, memory."""
         return {}

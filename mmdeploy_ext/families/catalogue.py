@@ -9,8 +9,6 @@ from mmdeploy_ext.families.bevformer import options as bevformer
 from mmdeploy_ext.families.bevfusion import options as bevfusion_det
 from mmdeploy_ext.families.centerpoint import options as centerpoint
 from mmdeploy_ext.families.dense import options as dense
-from mmdeploy_ext.families.imvoxelnet import options as imvoxelnet
-from mmdeploy_ext.families.monocular import options as monocular
 from mmdeploy_ext.families.petr import options as petr
 from mmdeploy_ext.families.query import options as query
 from mmdeploy_ext.families.rtdetr import options as rtdetr
@@ -18,7 +16,6 @@ from mmdeploy_ext.families.solo import options as solo
 from mmdeploy_ext.families.sparse4d import options as sparse4d
 from mmdeploy_ext.families.streampetr import options as streampetr
 from mmdeploy_ext.families.two_stage import options as two_stage
-from mmdeploy_ext.families.yolact import options as yolact
 
 MMDET3D = 'mmdet3d'
 """Library whose import the LiDAR and multi-camera families need."""
@@ -27,7 +24,7 @@ register_family(
     'anchor3d',
     'mmdeploy_ext.families.anchor3d.family:AnchorFamily',
     options=anchor3d.OPTIONS,
-    postprocess=anchor3d.POSTPROCESS,
+    facts='mmdeploy_ext.families.anchor3d.facts:AnchorFacts',
     runtime='mmdeploy_ext.families.anchor3d.runtime',
     library=MMDET3D,
     claims=('VoxelNet', 'MVXFasterRCNN', 'SASSD', 'DynamicVoxelNet'),
@@ -46,7 +43,7 @@ register_family(
     'bevfusion_det',
     'mmdeploy_ext.families.bevfusion.family:BEVFusionFamily',
     options=bevfusion_det.OPTIONS,
-    postprocess=bevfusion_det.POSTPROCESS,
+    facts='mmdeploy_ext.families.bevfusion.facts:BEVFusionFacts',
     runtime='mmdeploy_ext.families.bevfusion.runtime.model',
     library=MMDET3D,
     claims=('BEVFusion',),
@@ -55,7 +52,7 @@ register_family(
     'centerpoint',
     'mmdeploy_ext.families.centerpoint.family:CenterPointFamily',
     options=centerpoint.OPTIONS,
-    postprocess=centerpoint.POSTPROCESS,
+    facts='mmdeploy_ext.families.centerpoint.facts:CenterPointFacts',
     runtime='mmdeploy_ext.families.centerpoint.runtime',
     library=MMDET3D,
     claims=('CenterPoint',),
@@ -68,7 +65,7 @@ register_family(
 register_family(
     'corner',
     'mmdeploy_ext.families.corner.family:CornerFamily',
-    postprocess=query.POSTPROCESS,
+    facts='mmdeploy_ext.families.corner.facts:CornerFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('CornerNet',),
 )
@@ -83,7 +80,7 @@ register_family(
 register_family(
     'imvoxelnet',
     'mmdeploy_ext.families.imvoxelnet.family:ImVoxelNetFamily',
-    postprocess=imvoxelnet.POSTPROCESS,
+    facts='mmdeploy_ext.families.imvoxelnet.facts:ImVoxelNetFacts',
     runtime='mmdeploy_ext.families.imvoxelnet.runtime',
     library=MMDET3D,
     claims=('ImVoxelNet',),
@@ -91,7 +88,7 @@ register_family(
 register_family(
     'monocular',
     'mmdeploy_ext.families.monocular.family:PointsFamily',
-    postprocess=monocular.POSTPROCESS,
+    facts='mmdeploy_ext.families.monocular.facts:PointsFacts',
     runtime='mmdeploy_ext.families.monocular.runtime.fcos3d',
     library=MMDET3D,
     claims=('FCOSMono3DHead',),
@@ -100,7 +97,7 @@ register_family(
     'mvxnet',
     'mmdeploy_ext.families.anchor3d.mvxnet.family:MvxNetFamily',
     options=anchor3d.OPTIONS,
-    postprocess=anchor3d.POSTPROCESS,
+    facts='mmdeploy_ext.families.anchor3d.facts:AnchorFacts',
     runtime='mmdeploy_ext.families.anchor3d.mvxnet.runtime',
     library=MMDET3D,
     claims=('DynamicMVXFasterRCNN',),
@@ -127,7 +124,7 @@ register_family(
     'query',
     'mmdeploy_ext.families.query.family:QueryFamily',
     options=query.OPTIONS,
-    postprocess=query.POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('DETR', 'DeformableDETR', 'DINO', 'CoDETR'),
 )
@@ -135,7 +132,7 @@ register_family(
     'query_masks',
     'mmdeploy_ext.families.query.family:QueryMasksFamily',
     options=query.OPTIONS,
-    postprocess=query.POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('MaskFormer',),
 )
@@ -143,7 +140,7 @@ register_family(
     'query_panoptic',
     'mmdeploy_ext.families.query.family:QueryPanopticFamily',
     options=query.OPTIONS,
-    postprocess=query.PANOPTIC_POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryPanopticFacts',
     runtime='mmdeploy_ext.families.query.runtime',
     keep_fp32=query.PANOPTIC_KEEP_FP32,
     claims=('MaskFormer',),
@@ -151,7 +148,7 @@ register_family(
 register_family(
     'query_regions',
     'mmdeploy_ext.families.query.family:QUERY_REGIONS',
-    postprocess=query.POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=query.REGION_KEEP_FP32,
     claims=('SparseRCNN', 'QueryInst'),
@@ -160,7 +157,7 @@ register_family(
     'query_regions_masks',
     'mmdeploy_ext.families.query.family:QUERY_REGIONS_MASKS',
     options=query.REGION_MASK_OPTIONS,
-    postprocess=query.REGION_MASK_POSTPROCESS,
+    facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
     keep_fp32=query.REGION_KEEP_FP32,
     claims=('SparseRCNN', 'QueryInst'),
@@ -169,7 +166,7 @@ register_family(
     'rtdetr',
     'mmdeploy_ext.families.rtdetr.family:RtDetrFamily',
     options=rtdetr.OPTIONS,
-    postprocess=rtdetr.POSTPROCESS,
+    facts='mmdeploy_ext.families.rtdetr.facts:RtDetrFacts',
     runtime='mmdeploy_ext.families.rtdetr.runtime',
     keep_fp32=rtdetr.KEEP_FP32,
     claims=('RTDETR',),
@@ -177,7 +174,7 @@ register_family(
 register_family(
     'smoke',
     'mmdeploy_ext.families.monocular.family:SmokeFamily',
-    postprocess=monocular.SMOKE_POSTPROCESS,
+    facts='mmdeploy_ext.families.monocular.facts:SmokeFacts',
     runtime='mmdeploy_ext.families.monocular.runtime.smoke',
     library=MMDET3D,
     claims=('SMOKEMono3DHead',),
@@ -186,7 +183,7 @@ register_family(
     'solo',
     'mmdeploy_ext.families.solo.family:SoloFamily',
     options=solo.OPTIONS,
-    postprocess=solo.POSTPROCESS,
+    facts='mmdeploy_ext.families.solo.facts:SoloFacts',
     runtime='mmdeploy_ext.families.solo.runtime',
     claims=('SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head'),
 )
@@ -215,7 +212,7 @@ register_family(
     'two_stage',
     'mmdeploy_ext.families.two_stage.family:TWO_STAGE',
     options=two_stage.OPTIONS,
-    postprocess=two_stage.POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=two_stage.KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
@@ -224,7 +221,7 @@ register_family(
     'two_stage_image_branch',
     'mmdeploy_ext.families.two_stage.image_branch:IMAGE_BRANCH',
     options=two_stage.OPTIONS,
-    postprocess=two_stage.POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=two_stage.KEEP_FP32,
     library=MMDET3D,
@@ -234,7 +231,7 @@ register_family(
     'two_stage_masks',
     'mmdeploy_ext.families.two_stage.family:TWO_STAGE_MASKS',
     options=two_stage.MASK_OPTIONS,
-    postprocess=two_stage.MASK_POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
     keep_fp32=two_stage.KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
@@ -242,7 +239,7 @@ register_family(
 register_family(
     'two_stage_panoptic',
     'mmdeploy_ext.families.two_stage.family:TwoStagePanopticFamily',
-    postprocess=two_stage.PANOPTIC_POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.two_stage.runtime.panoptic',
     keep_fp32=two_stage.PANOPTIC_KEEP_FP32,
     claims=('TwoStagePanopticSegmentor',),
@@ -250,7 +247,7 @@ register_family(
 register_family(
     'two_stage_regions',
     'mmdeploy_ext.families.two_stage.family:TWO_STAGE_REGIONS',
-    postprocess=two_stage.POSTPROCESS,
+    facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.two_stage.runtime.regions',
     keep_fp32=two_stage.KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
@@ -258,7 +255,7 @@ register_family(
 register_family(
     'yolact',
     'mmdeploy_ext.families.yolact.family:YolactFamily',
-    postprocess=yolact.POSTPROCESS,
+    facts='mmdeploy_ext.families.yolact.facts:YolactFacts',
     runtime='mmdeploy_ext.families.yolact.runtime',
     claims=('YOLACT',),
 )

@@ -71,7 +71,7 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
         spec=graph.spec,
         preprocess=rule_of(deployment, options),
         classes=deployment.classes,
-        postprocess=family.postprocess_facts(deployment.model),
+        postprocess=family.facts(deployment.model),
         options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from mmdeploy_ext.contract.comparison import TensorRow, compare_named, without_sequences
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec, as_float16
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.feeds import common_feeds, random_feeds
+from mmdeploy_ext.graph.feeds import common_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.round_half import round_half
@@ -131,52 +131,6 @@ def compare_edited(
     candidate = Runner(after).run({name: tensors[sources[name]] for name in edited.inputs})
     reference = {name: tensors[sources[name]] for name in edited.outputs}
     return _compare_outputs(reference, candidate, ROUNDING)
-
-
-def compare_merged(
-    models: Sequence[onnx.ModelProto],
-    merged: onnx.ModelProto,
-    connections: Mapping[str, str],
-    *,
-    seed: int = 0,
-) -> list[TensorRow]:
-    """Run models one after the other, and compare the outputs of the model that was merged from them.
-
-    An input with a default is fed if an earlier model gives the tensor, else it has its default.
-
-    Args:
-        models: models in the order of execution.
-        merged: the model that `merge` made of them.
-        connections: output of a model -> input of a later one that it feeds, if the names differ.
-        seed: seed of the random inputs.
-
-    Returns:
-        A row for each output of `merged`, which fails as in `compare_models`; the tolerance is `ROUNDING`.
-
-    Raises:
-        ShapeError: a model does not take what an earlier one gives, or a random input.
-        InferenceError: ONNX Runtime failed on one of them.
-        ModelFileError: it cannot load one of them.
-        UsageError: an input is no tensor.
-    """
-    feeds, defaults = random_feeds(merged, seed), Index(merged).constants
-    tensors: dict[str, Any] = dict(feeds)
-    for value in merged.graph.input:  # a default that one model states is that of all
-        if value.name in defaults:
-            tensors[value.name] = numpy_helper.to_array(defaults[value.name])
-    produced: set[str] = set()
-    for model in models:
-        index, arrays = Index(model), {}
-        sources = {entry: output for output, entry in connections.items() if output in produced}
-        for value in model.graph.input:
-            source = sources.get(value.name, value.name)
-            if value.name in index.inputs or source in produced:
-                arrays[value.name] = tensors[source]
-        outputs = Runner(model).run(arrays)
-        tensors.update(outputs)
-        produced.update(outputs)
-    candidate = Runner(merged).run(feeds)
-    return _compare_outputs({name: tensors[name] for name in candidate}, candidate, ROUNDING)
 
 
 def _compare_outputs(

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from mmdeploy_ext.contract.comparison import ArrayDistance
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import attributes, changes, constant_change, exact_text

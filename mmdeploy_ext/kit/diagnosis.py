@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import ArrayDistance
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import shape_text
 
 if TYPE_CHECKING:

@@ -111,7 +111,9 @@ class _FramesWriter:
             of its further cases end with a number; a single file that keeps no memory has no frames.
     """
 
-    def __init__(self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path) -> None:
+    def __init__(
+        self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path
+    ) -> None:
         self.sides, self.folder = sides, ArrayFolder(folder)
         graphs = sides.deployment.family.graphs(sides.deployment.model, options)
         self._modules = {graph.name: graph.module for graph in graphs}

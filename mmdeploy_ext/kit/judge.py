@@ -27,10 +27,9 @@ from mmdeploy_ext.kit.diagnosis import (
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.proving import half_precision
-from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
 from mmdeploy_ext.tasks import half_bars, results, task_module
-from mmdeploy_ext.tasks.matching import lone_low_results
+from mmdeploy_ext.tasks.matching import in_order_of, lone_low_results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,40 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.proving.modules.proof import CallComparison
 
+def _graph_spec(proof: ModuleProof) -> GraphSpec:
+    """Return names, dtypes and axes of the file of a proof, with its tolerances."""
+    first, graph = proof.comparisons[0], proof.model.graph
 
-class _RecordingProof(ModuleProof):
-    """A proof that keeps its comparisons, which have the inputs of the file and the results of the module."""
+    def tensor(value: Any, array: Any) -> TensorSpec:
+        of_file = FileTensor.of(value, proof.path)
+        axes = of_file.axes if of_file.axes is not None else ('',) * array.ndim
+        named = tuple(size or f'{value.name}[{axis}]' for axis, size in enumerate(axes))
+        rtol = proof.rtol if array.dtype.kind in 'fc' else 0.0
+        group = ColumnGroup(rtol=rtol, atol=proof.smallest.get(value.name, 0.0))
+        return TensorSpec(value.name, of_file.dtype, named, groups=(group,))
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.comparisons: list[CallComparison] = []
-
-    def add(self, comparison: CallComparison) -> None:
-        self.comparisons.append(comparison)
-        super().add(comparison)
-
-    @property
-    def graph_spec(self) -> GraphSpec:
-        """Names, dtypes and axes of the file, with the tolerances of the proof."""
-        first, smallest = self.comparisons[0], self.smallest
-
-        def tensor(value: Any, array: Any) -> TensorSpec:
-            of_file = FileTensor.of(value, self.path)
-            axes = of_file.axes if of_file.axes is not None else ('',) * array.ndim
-            named = tuple(size or f'{value.name}[{axis}]' for axis, size in enumerate(axes))
-            rtol = self.rtol if array.dtype.kind in 'fc' else 0.0
-            group = ColumnGroup(rtol=rtol, atol=smallest.get(value.name, 0.0))
-            return TensorSpec(value.name, of_file.dtype, named, groups=(group,))
-
-        graph = self.model.graph
-        inputs = [
-            tensor(value, first.feeds[value.name]) for value in graph.input if value.name in self.inputs
-        ]
-        outputs = [tensor(value, first.reference[value.name]) for value in graph.output]
-        state = tuple((output, name) for name, output in self.state.items())
-        return GraphSpec('module', tuple(inputs), tuple(outputs), state)
+    inputs = [tensor(value, first.feeds[value.name]) for value in graph.input if value.name in proof.inputs]
+    outputs = [tensor(value, first.reference[value.name]) for value in graph.output]
+    state = tuple((output, name) for name, output in proof.state.items())
+    return GraphSpec('module', tuple(inputs), tuple(outputs), state)
 
 
 def write_module_kit(
@@ -91,7 +74,7 @@ def write_module_kit(
             `prove_module`.
         ModelFileError: see `prove_module`.
     """
-    proof = _RecordingProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
+    proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_samples()
     if generate and not state:
         proof.compare_generated()
@@ -102,11 +85,9 @@ def write_module_kit(
     return write_kit(out, str(path), functools.partial(_write_contents, proof, pictures))
 
 
-def _write_contents(
-    proof: _RecordingProof, pictures: Sequence[dict[str, str]], folder: Path
-) -> dict[str, Any]:
+def _write_contents(proof: ModuleProof, pictures: Sequence[dict[str, str]], folder: Path) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest."""
-    graph = KitGraph('model', MODEL, None, proof.graph_spec)
+    graph = KitGraph('model', MODEL, None, _graph_spec(proof))
     entry = graph.to_json() | copy_model(proof.path, folder, graph)
     arrays, subject = ArrayFolder(folder), proof.verdict.subject
     teacher_forced = proof.comparisons[: len(proof.calls)] if proof.state else proof.comparisons

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.model import Model
 
 
-def write_pictures(deployment: Model, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
+def write_pictures(
+    deployment: Model, path: str, samples: Collection[Any], folder: Path
+) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
     They are `file`, `graphs`, `cases`, `frames`, an empty list, and `bars`, those of the page, see

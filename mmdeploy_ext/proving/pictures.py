@@ -20,6 +20,7 @@ from mmdeploy_ext.contract.comparison import (
     order_rows,
     shape_rows,
 )
+from mmdeploy_ext.contract.metadata import facts_json
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.cli import tracked
@@ -137,7 +138,8 @@ def prove_pictures(
         verdict.notes += substitution_notes(deployment, results.cases)
     if left_out := deployment.family.results_left_out(file.options):
         verdict.notes.append(left_out)
-    verdict.unreached = unreached({**file.metadata.postprocess, **file.options}, results.cases, '--images')
+    limits = {**facts_json(file.metadata.postprocess), **file.options}
+    verdict.unreached = unreached(limits, results.cases, '--images')
     return finish(proof), proof.pairs[:MAX_DRAWN]
 
 

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.metadata import facts_json
 from mmdeploy_ext.core.config import cfg_options, config_sha256, test_dataset
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.tasks.results import Check
@@ -53,9 +54,9 @@ def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check
 
     The arguments are those of `provenance`.
     """
-    facts = deployment.family.postprocess_facts(deployment.model)
+    facts = facts_json(deployment.family.facts(deployment.model))
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
-    postprocessing = unequal_entries(metadata.postprocess, facts)
+    postprocessing = unequal_entries(facts_json(metadata.postprocess), facts)
     return [
         Check('preprocessing as in the config', not preprocessing, preprocessing),
         class_names_check(deployment, metadata.classes),

@@ -195,7 +195,7 @@ def empty_reference(deployment: Model, options: Options) -> tuple[ImageReference
     A plain picture with results is not used: all its cells have equal scores, so that rounding decides which
     of them are the best. One that is full of results ends the search: the model has the best of any picture.
     """
-    counts, limit = {}, deployment.family.postprocess_facts(deployment.model).get('max_per_img')
+    counts, limit = {}, deployment.family.facts(deployment.model).get('max_per_img')
     inputs = plain_inputs(deployment, options)
     for plain in inputs:
         reference, (title, _) = ImageReference(deployment, plain), plain.sources[0]

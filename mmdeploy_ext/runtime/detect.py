@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Facts
+from mmdeploy_ext.contract.metadata import Entries
 from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.preprocess.cam2img import (
@@ -84,7 +84,7 @@ def detect(
     problem = f'{backend.path}: the network gave NaN, of which no result means anything'
     if any(np.isnan(computed[name]).any() for name in compared):
         raise InferenceError(problem)
-    outputs = Facts(computed, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
+    outputs = Entries(computed, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
     results = results_of(metadata.family, metadata, outputs, feeds)[0]
     if np.isnan(results.scores).any():
         raise InferenceError(problem)

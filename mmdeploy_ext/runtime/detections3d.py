@@ -5,73 +5,51 @@ Glossary: n boxes.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import damaged
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.runtime.detections import Scored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.contract.spec import GraphSpec
 
 
-class HeadRule(JsonDataclass, abc.ABC):
-    """The base class of dataclasses that turn a head's outputs into boxes."""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> Self:
-        """Rebuild from `to_json`; entries that are no fields are ignored. `path` is for messages.
-
-        Raises:
-            ModelFileError: names the entries that are missing.
-        """
-        fields = dataclasses.fields(cls)
-        required = [field.name for field in fields if field.default is dataclasses.MISSING]
-        if missing := [name for name in required if name not in content]:
-            raise ModelFileError(
-                f'{path}: its post-processing has no {", ".join(missing)}; export it again with '
-                f'{tool("export")}'
-            )
-        names = [field.name for field in fields if field.name in content]
-        return super().from_json({name: content[name] for name in names})
+class HeadRule(Protocol):
+    """Facts of a head whose outputs become boxes."""
 
     @property
-    @abc.abstractmethod
     def output_axes(self) -> dict[str, tuple[int | None, ...]]:
         """The outputs of the head that are decoded: name -> axes, None for one of any size, as the batch."""
 
-    def check_outputs(self, spec: GraphSpec, path: object) -> None:
-        """Refuse a rule that does not fit the head's graph; ModelFileError names the first wrong output.
 
-        An axis of any size in the graph fits. `spec` is its contract, `path` that of its file, for the
-        message. Without the check a rule of 5,000 rotations makes anchors of 16 GB before they fail to fit
-        the outputs.
-        """
-        tensors = {tensor.name: tensor for tensor in spec.outputs}
-        if ignored := [name for name in tensors if name not in self.output_axes]:
-            raise damaged(path, 'postprocess', f'does not decode the output {ignored[0]!r} of the graph')
-        for name, expected in self.output_axes.items():
-            if name not in tensors:
-                problem = f'needs the output {name!r}, the graph has {", ".join(tensors)}'
-                raise damaged(path, 'postprocess', problem)
-            axes = tensors[name].axes
-            fits = len(axes) == len(expected) and all(
-                size is None or axis == size or isinstance(axis, str)
-                for axis, size in zip(axes, expected, strict=True)
-            )
-            if not fits:
-                shape = 'x'.join('?' if size is None else str(size) for size in expected)
-                problem = f'needs the output {name!r} as {shape}, the graph has {tensors[name].shape_text()}'
-                raise damaged(path, 'postprocess', problem)
+def check_outputs(rule: HeadRule, spec: GraphSpec, path: object) -> None:
+    """Refuse a rule that does not fit the head's graph; ModelFileError names the first wrong output.
+
+    An axis of any size in the graph fits. `spec` is its contract, `path` that of its file, for the message.
+    Without the check a rule of 5,000 rotations makes anchors of 16 GB before they fail to fit the outputs.
+    """
+    tensors = {tensor.name: tensor for tensor in spec.outputs}
+    if ignored := [name for name in tensors if name not in rule.output_axes]:
+        raise damaged(path, 'postprocess', f'does not decode the output {ignored[0]!r} of the graph')
+    for name, expected in rule.output_axes.items():
+        if name not in tensors:
+            problem = f'needs the output {name!r}, the graph has {", ".join(tensors)}'
+            raise damaged(path, 'postprocess', problem)
+        axes = tensors[name].axes
+        fits = len(axes) == len(expected) and all(
+            size is None or axis == size or isinstance(axis, str)
+            for axis, size in zip(axes, expected, strict=True)
+        )
+        if not fits:
+            shape = 'x'.join('?' if size is None else str(size) for size in expected)
+            problem = f'needs the output {name!r} as {shape}, the graph has {tensors[name].shape_text()}'
+            raise damaged(path, 'postprocess', problem)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,7 @@ def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[
     return rows @ (logits @ columns.T)
 
 
-def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Any) -> np.ndarray:
     """Return a map (h, w) int32 in which every pixel belongs to the query that is surest of it.
 
     That is the one, of those above `object_mask_thr` whose best class is not "no class", with the largest
@@ -116,14 +116,14 @@ def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any
     Args:
         logits: (Q, C + 1) of the classes; the last column is no class.
         values: (Q, h, w) logits of the masks.
-        facts: post-processing of the model: `num_classes` C, `num_things` (the first classes are things),
+        facts: facts of the model: `num_classes` C, `num_things` (the first classes are things),
             `object_mask_thr` (score that a query has to exceed), `iou_thr` (least ratio of the pixels that
             belong to a query to those of its mask), `filter_low_score` (whether it gets only pixels that are
             in its mask, too).
     """
-    classes, chances = facts['num_classes'], softmax(logits)
+    classes, chances = facts.num_classes, softmax(logits)
     scores, labels = chances.max(1), chances.argmax(1)
-    accepted = (labels != classes) & (scores > np.float32(facts['object_mask_thr']))
+    accepted = (labels != classes) & (scores > np.float32(facts.object_mask_thr))
     panoptic = np.full(values.shape[1:], classes, np.int32)
     if not accepted.any():
         return panoptic
@@ -133,41 +133,39 @@ def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any
     for index, label in enumerate(labels[accepted]):
         owned, inside = owner == index, values[index] >= 0
         area, original = int(owned.sum()), int(inside.sum())
-        if not area or not original or area / original < facts['iou_thr']:
+        if not area or not original or area / original < facts.iou_thr:
             continue
         value = label
-        if label < facts['num_things']:
+        if label < facts.num_things:
             number += 1
             value = label + OFFSET * number
-        panoptic[owned & inside if facts['filter_low_score'] else owned] = value
+        panoptic[owned & inside if facts.filter_low_score else owned] = value
     return panoptic
 
 
-def fuse_instances(
-    masks: np.ndarray, labels: np.ndarray, semantic: np.ndarray, facts: Mapping[str, Any]
-) -> np.ndarray:
+def fuse_instances(masks: np.ndarray, labels: np.ndarray, semantic: np.ndarray, facts: Any) -> np.ndarray:
     """Return a map (h, w) int32 of instances, the best first, over a semantic map.
 
     Args:
         masks: (n, h, w) bool.
         labels: (n,) classes of the instances.
         semantic: (S + 1, h, w) logits of stuff; the last class is no stuff.
-        facts: post-processing of the model: `num_classes` C, `num_things` (the first classes are things),
+        facts: facts of the model: `num_classes` C, `num_things` (the first classes are things),
             `mask_overlap` (largest share of an instance that better ones may cover, without those that are
             left out for it), `stuff_area_limit` (least pixels of a class of stuff).
     """
-    classes, things = facts['num_classes'], facts['num_things']
+    classes, things = facts.num_classes, facts.num_things
     panoptic = (semantic.argmax(0) + things).astype(np.int32)
     occupied, number = np.zeros(panoptic.shape, bool), 0
     for mask, label in zip(masks, labels, strict=True):
         area, overlap = np.float32(mask.sum()), np.float32((mask & occupied).sum())
-        if not area or overlap / (area + np.float32(1e-5)) > np.float32(facts['mask_overlap']):
+        if not area or overlap / (area + np.float32(1e-5)) > np.float32(facts.mask_overlap):
             continue
         number += 1
         panoptic[mask & ~occupied] = label + OFFSET * number
         occupied |= mask
     for label in range(things, classes):
         segment = panoptic == label
-        if segment.sum() < facts['stuff_area_limit']:
+        if segment.sum() < facts.stuff_area_limit:
             panoptic[segment] = classes
     return panoptic

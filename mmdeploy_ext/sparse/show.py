@@ -1,41 +1,25 @@
-"""The nodes of a sparse graph as the engine reads them: as plain data, as lines, and as a picture."""
+"""The nodes of a sparse graph as the engine reads them: as plain data and as lines."""
 
 from __future__ import annotations
 
 import collections
-import itertools
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.graph.show.draw import check_suffix, label, new_picture, save_picture
 from mmdeploy_ext.sparse.libspconv_contract import TensorWalk
 from mmdeploy_ext.sparse.libspconv_parser import EngineParser
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
 
     import onnx
-    from pygraphviz import AGraph
 
 
 TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
 """Operator -> its name in the trace; others keep theirs."""
-FACES = {
-    'subm': ('#dbe9f7', 'submanifold convolution'),
-    'conv': ('#3b73c5', 'strided convolution'),
-    'Add': ('#fbe3c8', 'Add'),
-    'Relu': ('#e9eef3', 'Relu'),
-    'dense': ('#d9f0e2', 'dense'),
-}
-"""Kind of node -> colour, and its name in the legend; 'dense' is that of all other operators."""
-INT8_EDGE = '#b3541e'
-"""Colour of the border of a node that computes in or stores int8."""
 GEOMETRY = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
 """Attributes of a convolution that decide its sites, and its activation."""
 ATTRIBUTES = (*GEOMETRY, 'output_bound', 'precision', 'output_precision', 'format', 'dims')
 """Attributes of nodes that are shown."""
-HEAVY = 20
-"""Weight of the edges that Graphviz draws straight."""
 
 
 def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
@@ -126,88 +110,3 @@ def precision_text(row: dict[str, Any], arrow: str = '→') -> str:
 def by(sizes: list[int]) -> str:
     """Return sizes as text, e.g. '3x3x3'; '?' if there are none."""
     return 'x'.join(map(str, sizes)) or '?'
-
-
-def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: str = '') -> None:
-    """Draw a sparse graph into an SVG, PNG or PDF file, with the columns of `columns`.
-
-    Args:
-        model: content of a libspconv file.
-        target: file to write; its suffix decides the format.
-        title: text above the picture; '' for none.
-
-    Raises:
-        UsageError: another suffix, or pygraphviz is there and cannot be imported.
-        ModuleNotFoundError: pygraphviz is not installed.
-        Mm2OnnxError: the file cannot be written.
-    """
-    check_suffix(target)
-    picture, layers = new_picture(title), sparse_layers(model)
-    legend = ''.join(f'<td bgcolor="{face}">    </td><td>{name}  </td>' for face, name in FACES.values())
-    legend += f'<td border="1" color="{INT8_EDGE}">    </td><td>int8</td>'
-    above = f'<tr><td colspan="{2 * len(FACES) + 2}" align="left">{label([title])[1:-1]}</td></tr>'
-    table = f'<<table border="0" cellborder="0">{above}<tr>{legend}</tr></table>>'
-    picture.graph_attr.update(label=table, rankdir='LR', nodesep='0.4', ranksep='0.6')
-    column_of = columns(layers)
-    for index, row in enumerate(layers):
-        kind = row['op_type'].removeprefix('Quant')
-        if kind == 'SparseConvolution':
-            kind = 'subm' if row['subm'] else 'conv'
-        quantised = 'int8' in (row.get('precision'), row.get('output_precision'))
-        style = dict(color=INT8_EDGE, penwidth=1.6) if quantised else {}
-        fill, _ = FACES.get(kind, FACES['dense'])
-        ink = 'white' if kind == 'conv' else '#1b2330'
-        picture.add_node(index, label=label(_texts(row)), fillcolor=fill, fontcolor=ink, **style)
-    for column in dict.fromkeys(column_of):
-        members = [index for index, node_column in enumerate(column_of) if node_column == column]
-        head = f'column {column}'
-        edge_style = dict(style='invis') if column else dict(label=next(iter(layers[0]['inputs']), ''))
-        picture.add_node(head, label=by(layers[members[0]].get('grid') or []), shape='plaintext', style='')
-        picture.add_edge(head, members[0], weight=HEAVY, **edge_style)
-        picture.add_subgraph([head, *members], rank='same')
-        if column:
-            picture.add_edge(f'column {column - 1}', head, style='invis', weight=HEAVY)
-    _add_edges(picture, layers, column_of)
-    save_picture(picture, target)
-
-
-def columns(layers: list[dict[str, Any]]) -> list[int]:
-    """Return the column of every entry of `sparse_layers`, from 0 on.
-
-    A new column begins where the set of active sites changes, also where it changes back.
-    """
-    pairs = itertools.pairwise(layers)
-    changes = [below.get('sites') != above.get('sites') for above, below in pairs]
-    return list(itertools.accumulate(changes, initial=0))[: len(layers)]
-
-
-def _texts(row: dict[str, Any]) -> list[str]:
-    """Return the lines of a box."""
-    words = [precision_text(row)]
-    title = row['name']
-    if row['op_type'] == 'SparseConvolution':
-        title += f'   {row.get("in_channels", "?")} → {row.get("out_channels", "?")}'
-        stride = '' if row['subm'] else f'stride {by(row["stride"])}'
-        activation = '' if row['activation'] in ('', 'None') else row['activation']
-        words = [by(row['kernel_size']), stride, *words, activation]
-    if row.get('dense'):
-        words = [row.get('format', ''), by(row.get('shape') or row.get('dims') or [])]
-    facts = ' · '.join(filter(None, words))
-    return [title, facts] if facts else [title]
-
-
-def _add_edges(picture: AGraph, layers: list[dict[str, Any]], column_of: list[int]) -> None:
-    """Join the nodes; tensors are named on edges to the next node or column, and at the graph's outputs."""
-    producers = {row['output']: index for index, row in enumerate(layers)}
-    used = {tensor for row in layers for tensor in row['inputs']}
-    for index, row in enumerate(layers):
-        for tensor in filter(producers.__contains__, row['inputs']):
-            source = producers[tensor]
-            across, follows = column_of[source] != column_of[index], index == source + 1
-            name = f'  {tensor}  ' if across or follows else ''
-            weight = HEAVY if follows and not across else 0
-            picture.add_edge(source, index, label=name, weight=weight)
-        if row['output'] not in used:
-            picture.add_node(f'end {index}', label=row['output'], shape='plaintext', style='')
-            picture.add_edge(index, f'end {index}', weight=HEAVY)
-            picture.add_subgraph([index, f'end {index}'], rank='same')

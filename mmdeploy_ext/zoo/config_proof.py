@@ -203,7 +203,9 @@ def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Opti
     return check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
 
 
-def _prove_export(deployment: Model, settings: Settings, dynamic: bool, earlier: Outcome | None) -> Outcome:
+def _prove_export(
+    deployment: Model, settings: Settings, dynamic: bool, earlier: Outcome | None
+) -> Outcome:
     """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal."""
     start = time.process_time()
     family, rule = deployment.family, deployment.rule

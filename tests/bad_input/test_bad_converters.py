@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdeploy_ext.cli import publish_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.seeded import by_name as seeded_by_name
@@ -151,24 +150,6 @@ def test_a_full_disk_leaves_the_earlier_pair_as_it_was(inputs, refuses, limited_
     assert target.exists() and target.with_suffix('.py').exists()
     with limited_files(200_000):
         refuses('solo', *inputs['solo'], status=1)
-
-
-def test_weights_beyond_float16_are_not_published_in_it(tmp_path, capsys):
-    torch.save(dict(state_dict=dict(small=torch.ones(2), var=torch.tensor([7e4]))), tmp_path / 'in.pth')
-    words = [str(tmp_path / 'in.pth'), str(tmp_path / 'out.pth'), '--half']
-    assert publish_app.main(words) == 2
-    assert capsys.readouterr().err.startswith('error: --half: var has values beyond 65504')
-    assert not (tmp_path / 'out.pth').exists()
-
-
-def test_publishing_onto_a_full_disk_or_onto_the_checkpoint_itself_is_one_line(
-    inputs, refuses, limited_files
-):
-    tool, source = 'tools/model_converters/publish_model.py', inputs['solo'][0]
-    with limited_files(200_000):
-        said = refuses(tool, source, source.with_name('out.pth'), status=1)
-    assert 'out.pth: could not be written (File too large)' in said
-    assert 'is the input; it is never overwritten' in refuses(tool, source, source)
 
 
 @pytest.mark.parametrize('tool', CONVERTERS)

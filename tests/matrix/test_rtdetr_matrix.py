@@ -80,16 +80,12 @@ def test_r101_differs_from_itself_by_more_than_the_bar_and_the_file_is_as_near_t
                 logits_of(deployment.model.float(), images, found['tokens'], threads) for threads in (1, 2)
             )
             scale = np.abs(exact).max()
-            itself, file = (
-                np.abs(first - second).max() / scale for first, second in ((one, two), (found['logits'], two))
-            )
+            itself, file = (np.abs(first - second).max() / scale for first, second in (
+                (one, two), (found['logits'], two)))
             torch_error, file_error = (
-                np.abs(array - exact).max() / scale for array in (one, found['logits'])
-            )
-            print(
-                f'one thread and two {itself:.1e}, file {file:.1e}; '
-                f'from float64: PyTorch {torch_error:.1e}, file {file_error:.1e}'
-            )
+                np.abs(array - exact).max() / scale for array in (one, found['logits']))
+            print(f'one thread and two {itself:.1e}, file {file:.1e}; '
+                  f'from float64: PyTorch {torch_error:.1e}, file {file_error:.1e}')
             assert itself > DEFAULT_RTOL
             assert file_error < 4 * torch_error
 

@@ -23,7 +23,6 @@ OPTIONAL = {
     'tensorrt',
     'openvino',
     'nncf',
-    'pygraphviz',
     'matplotlib',
     'onnxruntime_extensions',
 }

@@ -140,7 +140,7 @@ def test_usage_names_the_command_that_was_typed(capsys, words):
         ((), 'the following arguments are required: COMMAND (see mm2onnx --help)'),
         (('rum',), '; did you mean run? (see mm2onnx --help)'),
         (('graph', 'shwo', MODEL), 'did you mean show'),
-        (('graph', 'fold', MODEL, '--output', 'x', '--no-prof'), '--no-prof; did you mean --no-proof'),
+        (('graph', 'simplify', MODEL, '--output', 'x', '--no-prof'), '--no-prof; did you mean --no-proof'),
         (('run', MODEL), 'the following arguments are required: images (see mm2onnx run --help)'),
         (('run', MODEL, 'a.bin'), 'atss_toy.onnx takes pictures, or folders of them'),
         (('run', MODEL, 'a.pkl'), 'a.pkl: '),

@@ -140,7 +140,8 @@ def test_what_cannot_be_written_or_used_is_refused(config3, tmp_path, capsys):
         (('--config', config3, tmp_path / 'detr2.pth'), 'detr2.pth: is not the name of a config'),
         (('--config', config3, config3), 'detr3.py'),
         (('--config', config, tmp_path / 'other.py'), 'is no config of mmdet 3'),
-        ((source, tmp_path / 'out.pth', '--config', config), 'epoch_12.pth: does not fit the model of'),
+        ((source, tmp_path / 'out.pth', '--config', config),
+         'epoch_12.pth: does not fit the model of'),
         ((source, source, '--config', config), 'epoch_12.pth'),
     ):
         capsys.readouterr()

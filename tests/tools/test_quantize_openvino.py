@@ -20,7 +20,7 @@ from toy_atss import PICTURE, REPO
 DEMO = REPO / 'demo/atss_toy.onnx'
 SURE = 0.6
 """The float file's scores on the picture are 0.74, 0.69, then 0.47: this is in the gap."""
-HOW = 'needs NNCF and OpenVINO: pip install openvino nncf -c requirements-lock.txt -c requirements-torch.txt'
+HOW = 'needs NNCF and OpenVINO: pip install openvino nncf -c requirements/lock.txt -c requirements/torch.txt'
 
 
 @pytest.fixture(scope='module')

@@ -166,13 +166,8 @@ def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):
     from mmdeploy_ext.families import model as models
 
     args = SimpleNamespace(
-        config='c.py',
-        checkpoint='c.pth',
-        onnx='folder',
-        cfg_options=None,
-        device='cpu',
-        threads=0,
-        providers=None,
+        config='c.py', checkpoint='c.pth', onnx='folder', cfg_options=None,
+        device='cpu', threads=0, providers=None,
     )
     model = SimpleNamespace(model=None, classes=('car', 'bus'))
     exported = SimpleNamespace(paths=[], metadata=SimpleNamespace(classes=('bus', 'car')))

@@ -17,7 +17,7 @@ import mmdet
 import numpy as np
 import pytest
 
-from docs._pages.zoo import page, readme, rotated
+from docs._pages.zoo import page, readme
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.contract.registry import Registration, registered
 from mmdeploy_ext.core.config import load_config, without_augmentation
@@ -573,19 +573,6 @@ def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monke
     assert page.main([str(tmp_path)]) == 0
     assert read_json(page.DATA) == content
     assert [one['config'] for one in read_json(page.MMDET3D_DATA)['configs']] == [lidar.config]
-
-
-def test_the_pages_are_those_of_the_measured_zoo():
-    content = page.whole()
-    texts = page.pages(content)
-    assert {*page.KIND_PAGES.glob('*.md')} <= {*texts}
-    for path, text in texts.items():
-        assert text == path.read_text(encoding='utf-8'), 'python -m docs._pages.zoo.page'
-    for name in readme.TEMPLATES:
-        text = (REPOSITORY / name).read_text(encoding='utf-8')
-        assert readme.readme(name, text, *page.split(content)) == text, 'python -m docs._pages.zoo.page'
-    text = rotated.README.read_text(encoding='utf-8')
-    assert rotated.text_with(read_json(rotated.DATA)) == text, 'python -m docs._pages.zoo.rotated'
 
 
 def test_records_of_several_runs_are_merged_by_config_and_export():

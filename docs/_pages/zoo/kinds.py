@@ -19,7 +19,6 @@ class Kind:
         page: stem of its page below docs/zoo/.
         families: families whose configs belong to it; '' is that of configs that no family takes.
         title: English name.
-        title_zh: Chinese name.
         any_input: whether there is one file that takes any input, and none of a fixed size.
         in_3d: whether results are boxes in 3D, which differ by metres and not by IoU.
     """
@@ -27,7 +26,6 @@ class Kind:
     page: str
     families: tuple[str, ...]
     title: str
-    title_zh: str
     any_input: bool = False
     in_3d: bool = False
 
@@ -39,19 +37,19 @@ ANCHORS = 'anchor3d', 'mvxnet'
 CAMERAS = 'bevformer', 'petr', 'petrv2', 'streampetr', 'sparse4d', 'bevfusion_det'
 PICTURES_3D = 'monocular', 'smoke', 'imvoxelnet'
 KINDS = (
-    Kind('one-stage', ('dense',), 'One-stage detectors', '单阶段检测器'),
-    Kind('two-stage', TWO_STAGES, 'Two-stage detectors: boxes', '两阶段检测器：检测框'),
-    Kind('two-stage-masks', ('two_stage_masks',), 'Two-stage detectors: masks', '两阶段检测器：掩码'),
-    Kind('queries', QUERIES, 'Detectors of queries: boxes and masks', '查询式检测器：检测框与掩码'),
-    Kind('panoptic', PANOPTIC, 'Panoptic segmentation', '全景分割'),
-    Kind('solo', ('solo',), 'SOLO, SOLOv2, Decoupled SOLO', 'SOLO、SOLOv2、Decoupled SOLO'),
-    Kind('yolact', ('yolact',), 'YOLACT', 'YOLACT'),
-    Kind('corner', ('corner',), 'CornerNet, CentripetalNet', 'CornerNet、CentripetalNet'),
-    Kind('lidar-anchors', ANCHORS, 'LiDAR: anchors', 'LiDAR：锚框', any_input=True, in_3d=True),
-    Kind('lidar-centres', ('centerpoint',), 'LiDAR: centres', 'LiDAR：中心点', any_input=True, in_3d=True),
-    Kind('one-camera', PICTURES_3D, 'One camera: boxes in 3D', '单相机三维框', in_3d=True),
-    Kind('many-cameras', CAMERAS, 'Several cameras: boxes in 3D', '多相机三维框', any_input=True, in_3d=True),
-    Kind('no-family', ('',), 'Cannot be built, or of no family', '无法构建或不属于任何族'),
+    Kind('one-stage', ('dense',), 'One-stage detectors'),
+    Kind('two-stage', TWO_STAGES, 'Two-stage detectors: boxes'),
+    Kind('two-stage-masks', ('two_stage_masks',), 'Two-stage detectors: masks'),
+    Kind('queries', QUERIES, 'Detectors of queries: boxes and masks'),
+    Kind('panoptic', PANOPTIC, 'Panoptic segmentation'),
+    Kind('solo', ('solo',), 'SOLO, SOLOv2, Decoupled SOLO'),
+    Kind('yolact', ('yolact',), 'YOLACT'),
+    Kind('corner', ('corner',), 'CornerNet, CentripetalNet'),
+    Kind('lidar-anchors', ANCHORS, 'LiDAR: anchors', any_input=True, in_3d=True),
+    Kind('lidar-centres', ('centerpoint',), 'LiDAR: centres', any_input=True, in_3d=True),
+    Kind('one-camera', PICTURES_3D, 'One camera: boxes in 3D', in_3d=True),
+    Kind('many-cameras', CAMERAS, 'Several cameras: boxes in 3D', any_input=True, in_3d=True),
+    Kind('no-family', ('',), 'Cannot be built, or of no family'),
 )
 
 

@@ -41,10 +41,8 @@ DATA = ROOT / 'docs/zoo.json'
 MMDET3D_DATA = ROOT / 'docs/zoo_mmdet3d.json'
 """Records of configs whose names begin with `OF_MMDET3D`."""
 OF_MMDET3D = 'mmdet3d/'
-PAGES = {'page.md.j2': ROOT / 'docs/zoo.md', 'page_zh.md.j2': ROOT / 'docs/zh-CN/zoo.md'}
+PAGES = {'page.md.j2': ROOT / 'docs/zoo.md'}
 """Template -> page with the table of kinds."""
-LINKS = {'page.md.j2': 'zoo', 'page_zh.md.j2': '../zoo'}
-"""Template -> folder of the pages of kinds, from its page."""
 KIND_PAGES = ROOT / 'docs/zoo'
 COLUMNS = """\
 | config | one size | any size | matched | fewest | worst IoU | worst score difference | CPU s |
@@ -84,7 +82,7 @@ def page(name: str, content: Mapping[str, Any]) -> str:
         mmdet3d=count_records(mmdet3d),
         costs=pass_costs(records),
         kinds=[
-            kind_row(kind, of_kind, chinese='_zh' in name, link=f'{LINKS[name]}/{kind.page}.md')
+            kind_row(kind, of_kind, link=f'zoo/{kind.page}.md')
             for kind in kinds.KINDS
             if (of_kind := kinds.records_of(kind, [*records, *mmdet3d]))
         ],
@@ -110,18 +108,18 @@ def pass_costs(records: Sequence[Record]) -> dict[str, int]:
     )
 
 
-def kind_row(kind: kinds.Kind, records: Sequence[Record], chinese: bool, link: str) -> str:
-    """Return the row of a kind in one of the two languages; `link` leads to its page."""
+def kind_row(kind: kinds.Kind, records: Sequence[Record], link: str) -> str:
+    """Return the row of a kind; `link` leads to its page."""
     count = count_records(records)
     fixed_only = [record for record in records if record.proven and record.dynamic is None]
     untried = [record for record in fixed_only if not record.own_kernels and not kind.any_input]
     cells = [
-        f'[{kind.title_zh if chinese else kind.title}]({link})',
+        f'[{kind.title}]({link})',
         count.configs,
         count.fixed,
         count.fixed if kind.any_input else count.dynamic,
         len(untried) or '',
-        readme.of_records(records).errors(*(('得分', '张量') if chinese else ('score', 'tensor'))),
+        readme.of_records(records).errors('score', 'tensor'),
     ]
     return f'| {" | ".join(map(str, cells))} |'
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PARITY = Path(__file__).resolve().parents[2] / 'parity.md'
 BEGIN, END = '<!-- zoo -->', '<!-- end of the zoo -->'
-TEMPLATES = {'README.md': 'readme.j2', 'README_zh-CN.md': 'readme_zh.j2'}
+TEMPLATES = {'README.md': 'readme.j2'}
 """README -> template of what stands between its marks."""
 
 

@@ -1,8 +1,7 @@
-"""`graph.py extract, cut, insert-outputs, rename, set-shape, merge`: other inputs, outputs or shapes."""
+"""`graph.py extract, set-shape`: a part of a graph, or other shapes."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
@@ -35,41 +34,18 @@ def _load(args: argparse.Namespace) -> onnx.ModelProto:
     return files.load(args.file)
 
 
-def _finish(
-    args: argparse.Namespace,
-    before: onnx.ModelProto,
-    after: onnx.ModelProto,
-    renamed: dict[str, str] | None = None,
-    **facts: str,
-) -> int:
-    """Compare both graphs with --prove, write the file and print changes.
-
-    `renamed` is old -> new name of the tensors that have another one; `facts` go to --json.
-    """
-    from mmdeploy_ext.graph.output_comparison import compare_edited
-
-    rows = compare_edited(before, after, seed=args.seed, renamed=renamed) if args.prove else None
-    return _write(args, [args.file], [before], after, rows, **facts)
-
-
-def _write(
-    args: argparse.Namespace,
-    sources: list[str],
-    before: list[onnx.ModelProto],
-    after: onnx.ModelProto,
-    rows: Sequence[TensorRow] | None,
-    **facts: str,
-) -> int:
-    """Write the file and print the changes; `rows` is None without a comparison of the outputs."""
+def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.ModelProto) -> int:
+    """Compare both graphs with --prove, write the file and print changes."""
     from mmdeploy_ext.contract.comparison import is_equal
     from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.output_comparison import ROUNDING
+    from mmdeploy_ext.graph.output_comparison import ROUNDING, compare_edited
     from mmdeploy_ext.graph.show.summary import describe_edit, edit_lines
 
-    paths = files.save(after, args.output, inputs=sources)
+    rows = compare_edited(before, after, seed=args.seed) if args.prove else None
+    paths = files.save(after, args.output, inputs=[args.file])
     content = describe_edit(before, after)
     report: dict[str, Any] = dict(
-        files=sources, output=args.output, written=[str(path) for path in paths], **facts
+        file=args.file, output=args.output, written=[str(path) for path in paths]
     )
     if rows is not None:
         report['proof'] = rows_json(rows, ROUNDING)
@@ -128,149 +104,25 @@ def run_extract(args: argparse.Namespace) -> int:
 
 
 @COMMANDS.add(
-    'cut',
-    'Write what lies between tensors',
-    argument('--inputs TENSOR...', 'tensors that become inputs (default: the inputs that are needed)'),
-    argument('--outputs TENSOR...', "tensors that become outputs (default: the graph's outputs)"),
-    *OUTPUT,
-)
-def run_cut(args: argparse.Namespace) -> int:
-    """Write the part of a graph between the tensors of --inputs and those of --outputs.
-
-    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: neither option is given, the tensors do not bound a part, or the
-    output cannot be written.
-    """
-    from mmdeploy_ext.graph.passes.extract import cut
-
-    if not args.inputs and not args.outputs:
-        raise UsageError('cut: say where, by --inputs or --outputs')
-    model = _load(args)
-    return _finish(args, model, cut(model, args.inputs, args.outputs))
-
-
-@COMMANDS.add(
-    'insert-outputs',
-    'Make inner tensors outputs',
-    argument('tensors TENSOR...', "names or patterns ('/head/*') of inner tensors"),
-    *OUTPUT,
-)
-def run_insert_outputs(args: argparse.Namespace) -> int:
-    """Write a file whose outputs are also the inner tensors that `tensors` names.
-
-    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way; outputs that are there already stay. UsageError: a name fits no tensor that
-    a node makes, or the output cannot be written.
-    """
-    from mmdeploy_ext.graph.passes.extract import insert_outputs
-
-    model = _load(args)
-    return _finish(args, model, insert_outputs(model, args.tensors))
-
-
-@COMMANDS.add(
-    'rename',
-    'Give tensors and nodes other names',
-    argument('--tensor OLD NEW', 'another name for a tensor; can be given again', [], action='append'),
-    argument('--node OLD NEW', 'another name for a node; can be given again', [], action='append'),
-    argument('--prefix P', 'before the names of all nodes and inner tensors, e.g. net/', ''),
-    argument('--name-nodes', 'name the nodes without a name, e.g. Conv_12'),
-    *OUTPUT,
-)
-def run_rename(args: argparse.Namespace) -> int:
-    """Write the graph with other names of tensors and nodes.
-
-    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: no option is given, one name is given two new ones, an old name
-    is unknown or a new one taken, or the output cannot be written.
-    """
-    from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.rename import rename
-
-    if not (args.tensor or args.node or args.prefix or args.name_nodes):
-        raise UsageError('rename: say what, by --tensor, --node, --prefix or --name-nodes')
-    for option, pairs in (('--tensor', args.tensor), ('--node', args.node)):
-        if len({old for old, _ in pairs}) < len(pairs):
-            raise UsageError(f'{option}: one name is given two new ones')
-    tensors, nodes = dict(args.tensor), dict(args.node)
-    model = _load(args)
-    after = rename(model, tensors, nodes, prefix=args.prefix, fill=args.name_nodes)
-    edits.record(after, 'rename')
-    return _finish(args, model, after, renamed=tensors)
-
-
-@COMMANDS.add(
     'set-shape',
     'Fix or open the shapes of inputs',
     argument(
         'shapes NAME=SIZES...',
         'images=1x3x640x640 (fix), images=batch,3,h,w (open by name; ? without one), batch=1 (an axis)',
     ),
-    argument('--no-trial', 'do not run the result once at a size that the file did not have before'),
     *OUTPUT,
 )
 def run_set_shape(args: argparse.Namespace) -> int:
-    """Write the graph with other input shapes, after a run at sizes that it did not take before.
+    """Write the graph with other input shapes.
 
-    There is no such run with --no-trial, or if there are no such sizes. `args` are the parsed arguments of
-    this command. Return 0, or 1 if --prove finds that outputs differ; the file is written either way.
-    UsageError: a shape cannot be read or does not fit the graph, or the output cannot be written.
-    InferenceError: the run fails, or mixes the images of a batch; no file is written.
+    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
+    file is written either way. UsageError: a shape cannot be read or does not fit the graph, or the output
+    cannot be written.
     """
-    from mmdeploy_ext.graph import batch_trial, edits
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
     after = shapes.with_fixed_metadata(shapes.set_by_text(model, args.shapes))
     edits.record(after, 'set-shape')
-    facts = {}
-    if not args.no_trial:
-        sizes = batch_trial.try_sizes(model, after, seed=args.seed)
-        note = batch_trial.check_batch(model, after, seed=args.seed)
-        if sizes:
-            print(f'runs at {sizes}')
-        if note:
-            print(f'note: {note}')
-            facts['note'] = note
-    return _finish(args, model, after, **facts)
-
-
-@COMMANDS.add(
-    'merge',
-    'Write several files as one: outputs feed inputs',
-    argument('files FILE...', 'ONNX files, in the order of execution'),
-    argument(
-        '--connect OUT IN',
-        'an output of an earlier file feeds this input of a later one; equal names need none',
-        action='append',
-        default=[],
-    ),
-    argument('--names NAME...', "one per file, before its names (default: the files' names)"),
-    argument('--outputs TENSOR...', 'outputs to keep (default: those that no later file takes)'),
-    *OUTPUT,
-    takes_file=False,
-)
-def run_merge(args: argparse.Namespace) -> int:
-    """Write several files as one, in which outputs of earlier files feed inputs of later ones.
-
-    `args` are the parsed arguments of this command. Return 0, or 1 if --prove finds that outputs differ; the
-    file is written either way. UsageError: fewer than two files, another number of names, one output
-    connected twice, names or tensors that do not go together, or the output cannot be written.
-    """
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.output_comparison import compare_merged
-    from mmdeploy_ext.graph.passes.merge import merge
-
-    if len(args.files) < 2:
-        raise UsageError(f'merge: expected at least two files, got {args.files[0]}')
-    names = args.names or [Path(file).stem for file in args.files]
-    if len(names) != len(args.files):
-        raise UsageError(f'--names: got {len(names)} names for {len(args.files)} files')
-    connections = dict(args.connect)
-    if len(connections) < len(args.connect):
-        raise UsageError('--connect: one output is given two inputs; give these one name by rename first')
-    files.check_targets([args.output], args.files)
-    models = [files.load(file) for file in args.files]
-    after = merge(models, names, connections=connections, outputs=args.outputs)
-    rows = compare_merged(models, after, connections, seed=args.seed) if args.prove else None
-    return _write(args, args.files, models, after, rows)
+    return _finish(args, model, after)

@@ -1,4 +1,4 @@
-"""`graph.py replace, fold, simplify, convert-opset, fp16`: the same graph in other operators."""
+"""`graph.py replace, simplify, fp16`: the same graph in other operators."""
 
 import argparse
 
@@ -24,16 +24,10 @@ output, relative to its largest value."""
         metavar="'PATTERN -> NODES'",
     ),
     argument('--rules FILE', 'file of rules, one per line, # begins a comment'),
-    argument(
-        '--named NAME',
-        'a rule that is there already (grid-sample, group-norm, ...); a wrong name lists them all',
-        [],
-        action='append',
-    ),
     *proving.proof(TOLERANCE),
 )
 def run_replace(args: argparse.Namespace) -> int:
-    """Replace the patterns of --rule, --rules and --named, and save the graph.
+    """Replace the patterns of --rule and --rules, and save the graph.
 
     `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
     differs, see `proving.finish`. UsageError: no rule, or one that is unknown or cannot be read.
@@ -41,8 +35,8 @@ def run_replace(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.named_rules import PASSES, named_rule, replace_all
     from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
+    from mmdeploy_ext.graph.passes.replace import replace
 
     texts = list(args.rule)
     if args.rules:
@@ -53,12 +47,13 @@ def run_replace(args: argparse.Namespace) -> int:
         except UnicodeDecodeError as error:
             raise UsageError(f'--rules {args.rules}: is no text in UTF-8 ({error})') from error
     rules = [parse_rule(text) for text in texts]
-    rules += [name for name in args.named if name in PASSES or named_rule(name)]
     if not rules:
-        raise UsageError('nothing to replace: give --rule, --rules or --named')
+        raise UsageError('nothing to replace: give --rule or --rules')
     before = proving.begin(args)
-    model, reports = replace_all(before, texts, args.named)
-    for report in reports:
+    model, reports = before, []
+    for rule in rules:
+        model, report = replace(model, rule)
+        reports.append(report)
         print(f'{report.count} places replaced by {report.rule}')
         for reason in report.reasons:
             print(printable(f'  {reason}'))
@@ -66,20 +61,6 @@ def run_replace(args: argparse.Namespace) -> int:
     if any(report.count for report in reports):
         edits.record(model, 'replace')
     return proving.finish(args, before, model, dict(rules=content))
-
-
-@COMMANDS.add('fold', 'Compute what depends on constants alone', *proving.proof(TOLERANCE))
-def run_fold(args: argparse.Namespace) -> int:
-    """Compute what depends on constants alone, and save the graph.
-
-    Random operators and large tensors stay, and what depends on inputs with a default; see `simplify.fold`.
-
-    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
-    differs, see `proving.finish`.
-    """
-    from mmdeploy_ext.graph.passes.simplify import fold
-
-    return _shrink(args, 'fold', fold)
 
 
 @COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
@@ -111,31 +92,6 @@ def _shrink(args: argparse.Namespace, command: str, change: object) -> int:
         print(f'local functions written out in place of the nodes that called them: {", ".join(inlined)}')
     content = dict(nodes_before=sizes[0], nodes_after=sizes[1], functions_written_out=inlined)
     return proving.finish(args, model, result, content)
-
-
-@COMMANDS.add(
-    'convert-opset',
-    'Write a graph in another opset',
-    argument('--opset N', 'opset to write', type=int, required=True),
-    *proving.proof(TOLERANCE),
-)
-def run_opset(args: argparse.Namespace) -> int:
-    """Convert a graph to the opset --opset, and save it.
-
-    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
-    differs, see `proving.finish`. For what is raised if the opset is unknown or an operator has no form in it
-    see `graph.passes.opset.convert_opset`.
-    """
-    from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.io.index import opsets_of
-    from mmdeploy_ext.graph.passes.opset import convert_opset
-
-    model = proving.begin(args)
-    result, before = convert_opset(model, args.opset), opsets_of(model)['']
-    edits.record(result, 'convert-opset')
-    sizes = f'{len(model.graph.node)} nodes to {len(result.graph.node)}'
-    print(f'{args.file}: opset {before} to {args.opset}, {sizes}')
-    return proving.finish(args, model, result, dict(opset_before=before, opset_after=args.opset))
 
 
 @COMMANDS.add(

@@ -78,7 +78,7 @@ def python_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     except ImportError as error:
         raise EngineError(
             'Python operators need onnxruntime-extensions, which is not installed; '
-            'pip install onnxruntime-extensions -c requirements-lock.txt'
+            'pip install onnxruntime-extensions -c requirements/lock.txt'
         ) from error
     for node, operator in _python_calls(model):
         _register(operator, node, extensions)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES, Head
+from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
-    NmsConfig,
     Suppression,
     clip_to,
     gather_rows,

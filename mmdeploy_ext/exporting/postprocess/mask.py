@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.contract.nms import KERNELS, MaskConfig
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
@@ -35,34 +35,8 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped, limit, number
 
 ROUNDING = 1e-5
 """By how much float32 sums may push a maskness over 1."""
-KERNELS = ('gaussian', 'linear')
-"""Kernels of the matrix NMS."""
 LIMITS = ('nms_pre', 'max_per_img')
 """Settings that limit nothing at 0 and below, as in mmdet; `MaskConfig` has -1 then."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskConfig(JsonDataclass):
-    """The settings of a head's `test_cfg` that decide about instance masks.
-
-    Attributes:
-        score_thr: threshold that class scores must exceed, from 0 to below 1.
-        mask_thr: probability that a pixel of a mask must exceed, from 0 to below 1.
-        filter_thr: scores after the matrix NMS must reach this; at 0 or below only those are filtered that
-            mmdet makes NaN, see `matrix_decay`.
-        nms_pre: candidates that enter the matrix NMS; -1 lets all in.
-        max_per_img: results per image; -1 keeps all.
-        kernel: kernel of the matrix NMS, 'gaussian' or 'linear'.
-        sigma: factor in the gaussian kernel exp(-sigma * iou^2).
-    """
-
-    score_thr: float
-    mask_thr: float
-    filter_thr: float
-    nms_pre: int
-    max_per_img: int
-    kernel: str
-    sigma: float
 
 
 def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
@@ -70,22 +44,21 @@ def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
 
     Raises:
         ConfigError: one is missing or None, is no finite number (a whole one for `LIMITS`), or is a threshold
-            or a kernel that `MaskConfig` does not allow. The sign of `sigma` is not checked.
+            or a kernel that `MaskConfig` does not allow.
     """
-    names = [*MaskConfig.__annotations__]
+    names = [field.name for field in dataclasses.fields(MaskConfig)]
     missing = [name for name in names if test_cfg.get(name) is None]
     if missing:
         raise ConfigError(f'test_cfg: {", ".join(missing)} missing; expected {", ".join(names)}')
     values = {name: number(name, test_cfg[name], float) for name in names if name not in (*LIMITS, 'kernel')}
     limits = {name: number(name, test_cfg[name], int) for name in LIMITS}
     limits = {name: value if value > 0 else -1 for name, value in limits.items()}
-    config = MaskConfig(kernel=str(test_cfg['kernel']), **values, **limits)
-    if config.kernel not in KERNELS:
-        raise ConfigError(f'test_cfg.kernel={config.kernel!r}: expected one of {", ".join(KERNELS)}')
+    if test_cfg['kernel'] not in KERNELS:
+        raise ConfigError(f'test_cfg.kernel={test_cfg["kernel"]!r}: expected one of {", ".join(KERNELS)}')
     for name in ('score_thr', 'mask_thr'):
-        if not 0 <= getattr(config, name) < 1:
-            raise ConfigError(f'test_cfg.{name}={getattr(config, name)}: expected 0 or more, below 1')
-    return config
+        if not 0 <= values[name] < 1:
+            raise ConfigError(f'test_cfg.{name}={values[name]}: expected 0 or more, below 1')
+    return MaskConfig(kernel=test_cfg['kernel'], **values, **limits)
 
 
 class MaskPostprocess(nn.Module):

@@ -8,7 +8,7 @@ Glossary: B batch, Q queries, C classes, S classes of stuff, n instances, h, w s
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -126,14 +126,14 @@ def pixels(inside: torch.Tensor) -> torch.Tensor:
     return inside.to(torch.float32).sum((2, 3))
 
 
-def _classes_of(facts: Mapping[str, Any]) -> tuple[int, int]:
+def _classes_of(facts: Any) -> tuple[int, int]:
     """Return the numbers of all classes and of things; ConfigError if a map cannot tell so many apart."""
-    if facts['num_classes'] >= OFFSET:
+    if facts.num_classes >= OFFSET:
         raise ConfigError(
-            f'num_classes={facts["num_classes"]}: a panoptic map holds class + number * {OFFSET}, so that '
+            f'num_classes={facts.num_classes}: a panoptic map holds class + number * {OFFSET}, so that '
             f'fewer than {OFFSET} classes fit'
         )
-    return facts['num_classes'], facts['num_things']
+    return facts.num_classes, facts.num_things
 
 
 class QueryFusion(nn.Module):
@@ -147,10 +147,10 @@ class QueryFusion(nn.Module):
     (measured on a toy of MaskFormer: segments with an IoU of 0.964).
     """
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
-        """Read the settings from `facts`, the metadata's entry `postprocess`.
+    def __init__(self, facts: Any) -> None:
+        """Read the settings from the facts of a model.
 
-        Its keys are `num_classes` (of things and of stuff), `num_things`, and mmdet's `object_mask_thr`
+        These are `num_classes` (of things and of stuff), `num_things`, and mmdet's `object_mask_thr`
         (scores must exceed it), `iou_thr` (least ratio of the pixels that belong to a query to those of its
         mask) and `filter_low_score` (whether pixels outside of the mask of their query get no segment).
 
@@ -158,8 +158,8 @@ class QueryFusion(nn.Module):
         """
         super().__init__()
         self.classes, self.things = _classes_of(facts)
-        self.least, self.share = facts['object_mask_thr'], facts['iou_thr']
-        self.filters = facts['filter_low_score']
+        self.least, self.share = facts.object_mask_thr, facts.iou_thr
+        self.filters = facts.filter_low_score
 
     def forward(self, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Return maps (B, h, w) int32; of equal scores the first query has the pixel.
@@ -191,10 +191,10 @@ class QueryFusion(nn.Module):
 class InstanceFusion(nn.Module):
     """Instances, the best first, over a semantic map."""
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
-        """Read the settings from `facts`, the metadata's entry `postprocess`.
+    def __init__(self, facts: Any) -> None:
+        """Read the settings from the facts of a model.
 
-        Its keys are `num_classes` (of things and of stuff), `num_things`, and mmdet's `mask_overlap` (the
+        These are `num_classes` (of things and of stuff), `num_things`, and mmdet's `mask_overlap` (the
         largest share of a mask that better ones may cover, without those left out for it) and
         `stuff_area_limit` (the least pixels of a class of stuff).
 
@@ -202,7 +202,7 @@ class InstanceFusion(nn.Module):
         """
         super().__init__()
         self.classes, self.things = _classes_of(facts)
-        self.overlap, self.least = facts['mask_overlap'], facts['stuff_area_limit']
+        self.overlap, self.least = facts.mask_overlap, facts.stuff_area_limit
 
     def forward(self, masks: torch.Tensor, labels: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
         """Return maps (B, h, w) int32.

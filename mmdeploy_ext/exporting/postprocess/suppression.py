@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets, nms_of_sorted
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 
@@ -28,46 +28,8 @@ SOFT_NMS_IOU = 0.3
 """The `iou_threshold` of mmcv's `soft_nms` where a config has none."""
 
 
-@dataclasses.dataclass(frozen=True)
-class NmsConfig(JsonDataclass):
-    """The settings of a `test_cfg` by which boxes become results, or proposals.
-
-    Attributes:
-        score_thr: threshold that class scores (before the score factor) must exceed, unless the head's
-            variant of `get_bboxes` compares otherwise.
-        nms_pre: largest number of candidates of a level: (prior, class) pairs by class score, or priors with
-            all their classes, as `Head.choose` states; -1 is no limit.
-        iou_threshold: IoU above which the NMS within classes drops the worse of two boxes.
-        max_per_img: largest number of detections of an image; -1 is no limit.
-        class_agnostic: whether boxes suppress those of other classes.
-    """
-
-    score_thr: float
-    nms_pre: int
-    iou_threshold: float
-    max_per_img: int
-    class_agnostic: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class SoftNmsConfig(NmsConfig):
-    """The settings of `soft_nms`, by which boxes that overlap a better one lose score.
-
-    They do from an IoU of `iou_threshold` on; in the method 'gaussian' at every overlap.
-
-    Attributes:
-        method: method of mmcv's `soft_nms`, a name of `ops/soft_nms.py`.
-        sigma: divisor of the squared IoU in the method 'gaussian'.
-        min_score: boxes whose score falls below it are removed.
-    """
-
-    method: str = 'linear'
-    sigma: float = 0.5
-    min_score: float = 1e-3
-
-
 def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'model.test_cfg.nms') -> NmsConfig:
-    """Read an mmdet `test_cfg`; with `soft` the type `soft_nms` is read, too, as a `SoftNmsConfig`.
+    """Read an mmdet `test_cfg`; with `soft` the type `soft_nms` is read, too.
 
     `nms.iou_threshold` is required; `score_thr` is 0 by default, `nms_pre` and `max_per_img` are -1, which is
     no limit. `deploy_nms_pre` in `test_cfg` replaces `nms_pre`. `nms.split_thr` is allowed and not read.
@@ -118,7 +80,7 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
     if decay is None:
         return NmsConfig(**settings)
     positive('max_per_img (with soft_nms)', limits['max_per_img'])
-    return SoftNmsConfig(**settings, **decay)
+    return NmsConfig(**settings, **decay)
 
 
 def nms_arguments(nms: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,13 +108,13 @@ def _advice(key: str, given: Mapping[str, Any], nms_type: str, names: Sequence[s
 
 def _decay(nms: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that only `soft_nms` has."""
-    decay = dict(method=nms.get('method', SoftNmsConfig.method))
+    decay = dict(method=nms.get('method', 'linear'))
     if decay['method'] not in list(SOFT_NMS):
         raise ConfigError(
             f'test_cfg.nms.method={decay["method"]!r}: expected one of {", ".join(sorted(SOFT_NMS))}'
         )
-    for key in ('sigma', 'min_score'):
-        decay[key] = number(f'nms.{key}', nms.get(key, getattr(SoftNmsConfig, key)), float)
+    for key, default in (('sigma', 0.5), ('min_score', 1e-3)):
+        decay[key] = number(f'nms.{key}', nms.get(key, default), float)
     if decay['sigma'] <= 0 or decay['min_score'] < 0:
         raise ConfigError(f'test_cfg.nms: got {decay}; expected a positive sigma, min_score of 0 or more')
     return decay
@@ -233,7 +195,7 @@ class Suppression:
     inverted: bool = False
     cap: int = 0
     trimmed: bool = True
-    soft: SoftNmsConfig | None = None
+    soft: NmsConfig | None = None
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.anchor3d.graphs import graphs, postprocess_facts
+from mmdeploy_ext.families.anchor3d.graphs import facts_of, graphs
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import Claim
@@ -87,7 +87,7 @@ class AnchorFamily(SweepMethods, SequenceFamily):
     untraced = (*lidar_models.UNTRACED, *anchor_heads.UNTRACED)
     build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
     graphs, reference = staticmethod(graphs), staticmethod(AnchorReference)
-    postprocess_facts = staticmethod(postprocess_facts)
+    facts = staticmethod(facts_of)
 
     def claims(self, cfg: Any) -> Claim:
         if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):

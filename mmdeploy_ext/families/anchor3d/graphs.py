@@ -3,17 +3,17 @@
 Glossary: C channels, H, W bird's-eye view.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph
-from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
+from mmdeploy_ext.families.anchor3d.facts import AnchorFacts
+from mmdeploy_ext.families.parts.anchor_heads import anchor_settings, flat_outputs
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, points_and_head
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
-from mmdeploy_ext.families.parts.pillars import points_facts
+from mmdeploy_ext.families.parts.pillars import has_pillars
+from mmdeploy_ext.families.parts.runtime.lidar import PILLARS
 
 MEANINGS = dict(
     cls_score='scores of each anchor and class',
@@ -35,20 +35,22 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
     """Return the name of each output of the head, as `AnchorRule.output_names` -> its meaning and unit."""
-    names = {name: name.rsplit('_', 1) for name in anchor_rule(parts_of(model).head).output_names}
+    names = {name: name.rsplit('_', 1) for name in facts_of(model).output_names}
     return {
         name: (f'{MEANINGS[output]}, level {level}', '' if output == 'bbox_pred' else 'logit')
         for name, (output, level) in names.items()
     }
 
 
-def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry `postprocess`: the attributes of an `AnchorRule`, and `points_facts`.
-
-    Empty `cells` are left out.
-    """
-    facts = anchor_rule(parts_of(model).head, cells_of(model)).to_json() | points_facts(model)
-    return {key: value for key, value in facts.items() if key != 'cells' or value}
+def facts_of(model: nn.Module) -> AnchorFacts:
+    """Return the facts of a detector with an `Anchor3DHead`."""
+    head = parts_of(model).head
+    return AnchorFacts(
+        **anchor_settings(head),
+        max_num=int(head.test_cfg['max_num']),
+        cells=cells_of(model),
+        points=PILLARS if has_pillars(model) else None,
+    )
 
 
 def cells_of(model: nn.Module) -> tuple[int, ...]:

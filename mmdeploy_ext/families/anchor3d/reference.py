@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
+from mmdeploy_ext.families.anchor3d.graphs import facts_of
+from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
 from mmdeploy_ext.families.parts.lidar_reference import LidarReference
 from mmdeploy_ext.families.parts.runtime.anchors3d import OUTPUTS
 
@@ -14,7 +15,7 @@ class AnchorReference(LidarReference):
     """The unpatched detector with the outputs of `Anchor3DHead`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__(model, anchor_rule, flat_outputs)
+        super().__init__(model, facts_of(model).output_names, flat_outputs)
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
         """Return the first three arguments of `Anchor3DHead.get_bboxes`, each a list of a tensor per level.

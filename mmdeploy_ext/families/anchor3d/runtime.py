@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, decode
+from mmdeploy_ext.families.parts.runtime.anchors3d import decode
 from mmdeploy_ext.families.parts.runtime.lidar import LidarOnnx
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ class AnchorOnnx(LidarOnnx):
     """An exported detector with `Anchor3DHead`; `LidarOnnx` has the methods: `detect`, `step` and others."""
 
     family = 'anchor3d'
-    rules = AnchorRule
     decode = staticmethod(decode)
 
 
@@ -36,7 +35,7 @@ def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     `metadata` and `outputs` are those of that file: per level logits of classes, deltas, and logits of
     directions, see `anchors3d.decode`.
     """
-    return decode(outputs, AnchorRule.from_json(metadata.postprocess))
+    return decode(outputs, metadata.postprocess)
 
 
 OPENS, QUANTISED = AnchorOnnx, 'head'

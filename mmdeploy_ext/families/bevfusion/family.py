@@ -30,7 +30,7 @@ from mmdeploy_ext.families.bevfusion.fork import (
     adapt,
     with_truth,
 )
-from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts, transform_of
+from mmdeploy_ext.families.bevfusion.graphs import facts_of, graphs, transform_of
 from mmdeploy_ext.families.bevfusion.live import DEPTH_KERNEL, take_layers
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, CudaReference
@@ -66,7 +66,7 @@ class BEVFusionFamily(SequenceFamily):
     }
     files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
-    postprocess_facts = staticmethod(postprocess_facts)
+    facts = staticmethod(facts_of)
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(generated)
     untraced = (

@@ -6,13 +6,13 @@ these).
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.families.bevfusion.facts import BEVFusionFacts, Coder, ViewFacts
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 from mmdeploy_ext.models.bevfusion.rig import Rig
@@ -219,36 +219,37 @@ def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
     }
 
 
-def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry `postprocess`, name -> fact about the model.
-
-    These are its `sensors`, number of `queries`, `uses_points` (whether it takes depth maps), the settings of
-    the suppression `nms` (a mapping, a list of one per group of classes, or None), the head's `coder`, and
-    with cameras the `view`. The view has the `image_size`, height and width, the pixels (`columns`, `rows`)
-    and metres (`depths`) of the frustum's points, and of each axis of the bird's-eye view, x, y and z, the
-    `centre` of the first cell, the `step` and the `count`.
-    """
-    coder = model.heads['object'].bbox_coder
-    facts = dict(
+def facts_of(model: nn.Module) -> BEVFusionFacts:
+    """Return the facts of a detector."""
+    head = model.heads['object']
+    coder = head.bbox_coder
+    has_cameras = 'camera' in model.sensors
+    return BEVFusionFacts(
         sensors=list(model.sensors),
-        queries=int(model.heads['object'].num_proposals),
-        uses_points=False,
-        nms=model.heads['object'].nms,
-        coder=dict(
+        queries=int(head.num_proposals),
+        uses_points=has_cameras and bool(transform_of(model).uses_points),
+        nms=head.nms,
+        coder=Coder(
             pc_range=list(coder.pc_range),
             voxel_size=list(coder.voxel_size),
             out_size_factor=int(coder.out_size_factor),
             post_center_range=coder.post_center_range and list(coder.post_center_range),
             score_threshold=coder.score_threshold,
         ),
+        view=view_of(model) if has_cameras else None,
     )
-    if 'camera' in model.sensors:
-        transform = transform_of(model)
-        grid = transform.frustum.detach().cpu()
-        view = dict(columns=grid[0, 0, :, 0], rows=grid[0, :, 0, 1], depths=grid[:, 0, 0, 2])
-        view |= dict(centre=transform.bx, step=transform.dx, count=transform.nx)
-        view = {name: tensor.detach().cpu().tolist() for name, tensor in view.items()}
-        facts.update(
-            uses_points=bool(transform.uses_points), view=dict(view, image_size=list(transform.image_size))
-        )
-    return facts
+
+
+def view_of(model: nn.Module) -> ViewFacts:
+    """Return the frustum and the grid of a detector with cameras."""
+    transform = transform_of(model)
+    grid = transform.frustum.detach().cpu()
+    return ViewFacts(
+        image_size=list(transform.image_size),
+        columns=grid[0, 0, :, 0].tolist(),
+        rows=grid[0, :, 0, 1].tolist(),
+        depths=grid[:, 0, 0, 2].tolist(),
+        centre=transform.bx.detach().cpu().tolist(),
+        step=transform.dx.detach().cpu().tolist(),
+        count=transform.nx.detach().cpu().tolist(),
+    )

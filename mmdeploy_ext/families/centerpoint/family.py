@@ -19,9 +19,10 @@ from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.centerpoint import autoware
-from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
+from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
+from mmdeploy_ext.families.centerpoint.graphs import facts_of, graphs
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference, NodeReference
-from mmdeploy_ext.families.centerpoint.runtime import NMS_TYPES, CenterPointOnnx
+from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.parts import lidar_models
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.parts.lidar_models import LidarModels, check_points_side
@@ -58,7 +59,7 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
     )  # fmt: skip
     build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
     reference = staticmethod(CenterPointReference)
-    postprocess_facts = staticmethod(postprocess_facts)
+    facts = staticmethod(facts_of)
 
     def claims(self, cfg: Any) -> Claim:
         is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))

@@ -3,7 +3,6 @@
 Glossary: C channels, H, W bird's-eye view.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,16 +10,17 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph
-from mmdeploy_ext.families.centerpoint.runtime import VALUES, BoxRule
+from mmdeploy_ext.families.centerpoint.facts import VALUES, CenterPointFacts
 from mmdeploy_ext.families.parts.lidar_graphs import points_and_head
-from mmdeploy_ext.families.parts.pillars import points_facts
+from mmdeploy_ext.families.parts.pillars import has_pillars
+from mmdeploy_ext.families.parts.runtime.lidar import PILLARS
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 """Output of a task of `CenterHead` -> unit, see `runtime.decode`; `reg` is an offset from a cell's corner."""
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
-    """Return the outputs of `CenterHead.forward` as one tuple, in the order of `BoxRule.output_names`.
+    """Return the outputs of `CenterHead.forward` as one tuple, in the order of the facts' `output_names`.
 
     For each task these are reg, height, dim, rot, vel if the head has it, and heatmap.
     `task_outputs` has for each task a list of levels, here of one, with the outputs (1, C, H, W) by name.
@@ -39,36 +39,33 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Return the name of each output of the head, as `BoxRule.output_names` -> its meaning and unit.
+    """Return the name of each output of the head, as `CenterPointFacts.output_names` -> its meaning and unit.
 
     The sizes `dim` are in metres, not their logarithms, if the head does not have `norm_bbox`.
     """
-    rule = box_rule(model.pts_bbox_head)
+    rule = facts_of(model)
     units = UNITS if rule.norm_bbox else UNITS | dict(dim='m')
     names = {name: name.rsplit('_', 1) for name in rule.output_names}
     return {name: (f'{output} of task {task}', units[output]) for name, (output, task) in names.items()}
 
 
-def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry `postprocess`: the attributes of a `BoxRule`, and `points_facts`."""
-    return box_rule(model.pts_bbox_head).to_json() | points_facts(model)
+def facts_of(model: nn.Module) -> CenterPointFacts:
+    """Return the facts of a detector with a `CenterHead`."""
+    points = PILLARS if has_pillars(model) else None
+    return CenterPointFacts(**head_settings(model.pts_bbox_head), points=points)
 
 
-def box_rule(head: nn.Module) -> BoxRule:
-    """Return the settings by which a `CenterHead` decodes; its `test_cfg` is `test_cfg.pts` of the config."""
-
-    def floats(values: Iterable[Any]) -> tuple[float, ...]:
-        return tuple(float(value) for value in values)
-
+def head_settings(head: nn.Module) -> dict[str, Any]:
+    """Return the fields of `CenterPointFacts` but `points`; `test_cfg` is `test_cfg.pts` of the config."""
     coder, test = head.bbox_coder, head.test_cfg
-    return BoxRule(
-        num_classes=tuple(int(count) for count in head.num_classes),
-        voxel_size=floats(coder.voxel_size[:2]),
-        pc_origin=floats(coder.pc_range[:2]),
+    return dict(
+        num_classes=[int(count) for count in head.num_classes],
+        voxel_size=[float(size) for size in coder.voxel_size[:2]],
+        pc_origin=[float(value) for value in coder.pc_range[:2]],
         out_size_factor=int(coder.out_size_factor),
         max_num=int(coder.max_num),
         score_threshold=coder.score_threshold,
-        post_center_range=floats(coder.post_center_range),
+        post_center_range=[float(value) for value in coder.post_center_range],
         norm_bbox=bool(head.norm_bbox),
         with_velocity=bool(head.with_velocity),
         nms_type=str(test['nms_type']),
@@ -76,6 +73,6 @@ def box_rule(head: nn.Module) -> BoxRule:
         nms_score_threshold=float(test.get('score_threshold') or 0.0),
         pre_max_size=test.get('pre_max_size'),
         post_max_size=test.get('post_max_size'),
-        min_radius=floats(test.get('min_radius') or ()),
-        post_center_limit_range=floats(test.get('post_center_limit_range') or ()),
+        min_radius=[float(radius) for radius in test.get('min_radius') or ()],
+        post_center_limit_range=[float(value) for value in test.get('post_center_limit_range') or ()],
     )

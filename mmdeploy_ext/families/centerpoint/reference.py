@@ -14,7 +14,7 @@ from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCode
 
 from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS
 from mmdeploy_ext.consumers.autoware.centerpoint import PILLARS, SPATIAL
-from mmdeploy_ext.families.centerpoint.graphs import box_rule, flat_outputs
+from mmdeploy_ext.families.centerpoint.graphs import facts_of, flat_outputs
 from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.families.parts.lidar_reference import LidarReference
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -34,7 +34,7 @@ class CenterPointReference(LidarReference):
     """The unpatched detector with the outputs of `CenterHead`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__(model, box_rule, flat_outputs)
+        super().__init__(model, facts_of(model).output_names, flat_outputs)
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
         """Return the outputs of `CenterHead` as the arguments of its `get_bboxes` before the metas.

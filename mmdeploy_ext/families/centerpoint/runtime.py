@@ -11,89 +11,25 @@ Glossary: K classes of a task, H, W heat map, n boxes.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.families.centerpoint.facts import VALUES
 from mmdeploy_ext.families.parts.runtime.lidar import LidarOnnx
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
-from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule, in_range
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.contract.metadata import Metadata
-
-NMS_TYPES = ('rotate', 'circle')
-"""Supported values of `nms_type` of mmdet3d's `test_cfg`."""
-VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
-"""Outputs of a task besides its `heatmap` -> channels, in the order of a box's columns before decoding."""
+    from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
 
 
-@dataclasses.dataclass(frozen=True)
-class BoxRule(HeadRule):
-    """The settings that turn the head's outputs into boxes; for `output_axes` see `HeadRule`.
-
-    Attributes:
-        num_classes: number of classes of each task; labels are numbered through all tasks.
-        voxel_size: (x, y) metres.
-        pc_origin: (x, y) metres of the first cell's corner.
-        out_size_factor: voxels per cell of the heat map.
-        max_num: (class, cell) pairs with the best scores that are decoded per task; neighbours count, too.
-        score_threshold: threshold that the score of such a pair has to exceed; None or 0 keeps all.
-        post_center_range: lowest x, y, z, then highest, of the boxes' middles in metres, ends included.
-        norm_bbox: whether `dim` holds logarithms of the sizes.
-        with_velocity: whether the head has an output `vel`.
-        nms_type: 'rotate' or 'circle'.
-        nms_thr: IoU in the bird's-eye view from which on the worse of two boxes is dropped ('rotate').
-        nms_score_threshold: a second threshold before NMS, inclusive ('rotate').
-        pre_max_size: boxes per task that go into NMS ('rotate'); None takes all.
-        post_max_size: boxes per task that come out of NMS; None takes all.
-        min_radius: per task the squared distance of centres, m2, up to which the worse of two boxes is
-            dropped ('circle'); empty for 'rotate' if the config has none.
-        post_center_limit_range: as `post_center_range`, for the boxes that NMS keeps ('rotate'); an empty one
-            keeps all.
-    """
-
-    num_classes: tuple[int, ...]
-    voxel_size: tuple[float, float]
-    pc_origin: tuple[float, float]
-    out_size_factor: int
-    max_num: int
-    score_threshold: float | None
-    post_center_range: tuple[float, ...]
-    norm_bbox: bool
-    with_velocity: bool
-    nms_type: str
-    nms_thr: float
-    nms_score_threshold: float
-    pre_max_size: int | None
-    post_max_size: int | None
-    min_radius: tuple[float, ...]
-    post_center_limit_range: tuple[float, ...]
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the head's outputs: `reg_0`, ..., `heatmap_0`, `reg_1`, ..."""
-        values = [name for name in VALUES if name != 'vel' or self.with_velocity]
-        return tuple(
-            f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
-        )
-
-    @property
-    def output_axes(self) -> dict[str, tuple[int | None, ...]]:
-        channels = {
-            f'{name}_{task}': VALUES.get(name, classes)
-            for task, classes in enumerate(self.num_classes)
-            for name in (*VALUES, 'heatmap')
-        }
-        return {name: (None, channels[name], None, None) for name in self.output_names}
-
-
-def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
+def decode(outputs: Mapping[str, np.ndarray], rule: CenterPointFacts) -> Detections3D:
     """Decode the head's outputs of one sweep, best first; of equal scores the earlier task comes first.
 
     The outputs of task t are `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t`
@@ -118,7 +54,7 @@ def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
     return Detections3D(boxes, scores, labels).best_first()
 
 
-def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
+def task_boxes(maps: Mapping[str, np.ndarray], rule: CenterPointFacts) -> Detections3D:
     """Return the boxes of one task before NMS, best first, with z in the middle.
 
     They are at most `max_num`, those above `score_threshold` and in `post_center_range`; the velocity of a
@@ -148,7 +84,7 @@ def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
     return detections[valid]
 
 
-def suppress(detections: Detections3D, task: int, rule: BoxRule) -> Detections3D:
+def suppress(detections: Detections3D, task: int, rule: CenterPointFacts) -> Detections3D:
     """Return the boxes of one task that NMS keeps, best first, regardless of their classes.
 
     Args:
@@ -172,7 +108,6 @@ class CenterPointOnnx(LidarOnnx):
     """An exported CenterPoint; `LidarOnnx` has the methods: `detect`, `step` and others."""
 
     family = 'centerpoint'
-    rules = BoxRule
     decode = staticmethod(decode)
 
 
@@ -181,7 +116,7 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> D
 
     `metadata` and `outputs` (see `decode`) are those of that file.
     """
-    return decode(outputs, BoxRule.from_json(metadata.postprocess))
+    return decode(outputs, metadata.postprocess)
 
 
 OPENS, QUANTISED = CenterPointOnnx, 'head'

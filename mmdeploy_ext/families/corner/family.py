@@ -14,7 +14,8 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.corner import graphs
-from mmdeploy_ext.families.corner.graphs import suppression, thresholds
+from mmdeploy_ext.families.corner.facts import CornerFacts
+from mmdeploy_ext.families.corner.graphs import facts_of, suppression
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs, mmdet_reference
 
@@ -48,9 +49,9 @@ class CornerFamily(ImageFamily):
                 raise ConfigError(
                     f'model.bbox_head.type={type(head).__name__}: expected CornerHead or CentripetalHead'
                 )
-            thresholds(test_cfg)
+            facts_of(head)
             suppression(test_cfg)
         detector_parts.check(cfg.model, options)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return dict(thresholds(model.bbox_head.test_cfg), num_classes=self.num_classes(model))
+    def facts(self, model: nn.Module) -> CornerFacts:
+        return facts_of(model.bbox_head)

@@ -20,7 +20,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
-    SoftNmsConfig,
     Suppression,
     gather_rows,
     hw,
@@ -28,9 +27,11 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     number,
     positive,
 )
+from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
 from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.runtime.box_coders import peaks_of
 
 STRIDE = 4
@@ -81,11 +82,11 @@ def last_level(head: nn.Module, outputs: Sequence[Sequence[torch.Tensor]]) -> li
 
 def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what the head's `forward` returns by the maps of a file, see `ImageFamily.substitutes`."""
-    if any(name not in tensors for name in MAP_NAMES):
+    maps = given_to(model, tensors, MAP_NAMES)
+    if not maps:
         return {}
-    like = next(model.parameters())
     first_heat, first_offset, first_pairing, last_heat, last_offset, last_pairing = (
-        [torch.from_numpy(np.array(tensors[name])).to(like)] for name in MAP_NAMES
+        [level] for level in maps.values()
     )
     outputs = first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset
     if not model.bbox_head.with_corner_emb:
@@ -103,14 +104,9 @@ def borders(model: nn.Module) -> dict[str, Any]:
     return {'bbox_head.forward': last}
 
 
-def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return `corner_topk`, `max_per_img`, `local_maximum_kernel` and `distance_threshold` of `test_cfg`.
-
-    These are the number of corners of a kind, that of the results, the side in cells of the square of which a
-    corner is the highest, and the largest difference of the embeddings of a pair: of a CentripetalNet the
-    largest share of the central region that lies between the two centres. All but the last are whole numbers.
-    ConfigError names an entry that is missing or not reproduced.
-    """
+def facts_of(head: nn.Module) -> CornerFacts:
+    """Return the facts of a head; ConfigError names an entry of `test_cfg` that is not reproduced."""
+    test_cfg = head.test_cfg
     config = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
     config['local_maximum_kernel'] = peak_window(test_cfg)
     if config['corner_topk'] < FEWEST_CORNERS:
@@ -118,7 +114,7 @@ def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
     if config['max_per_img'] > PAIRS:
         raise ConfigError(f'test_cfg.max_per_img={config["max_per_img"]}: expected 1 to {PAIRS}')
     config['distance_threshold'] = number('distance_threshold', test_cfg.get('distance_threshold'), float)
-    return config
+    return CornerFacts(**config, num_classes=int(head.num_classes))
 
 
 def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
@@ -133,7 +129,7 @@ def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
         config.max_per_img,
         config.class_agnostic,
         trimmed=False,
-        soft=config if isinstance(config, SoftNmsConfig) else None,
+        soft=config if config.method else None,
     )
 
 
@@ -180,14 +176,14 @@ def best_corners(
 class CornerFullForm(nn.Module):
     """What the `full` form adds to the network.
 
-    `config` and `suppress` are those of `thresholds` and `suppression`; `embedded` is whether corners are
+    `suppress` is that of `suppression`; `embedded` is whether corners are
     paired by embeddings, not by the centres that they point at.
     """
 
     def __init__(self, head: nn.Module) -> None:
-        """Read the settings of mmdet's head; ConfigError: see `thresholds` and `suppression`."""
+        """Read the settings of mmdet's head; ConfigError: see `facts_of` and `suppression`."""
         super().__init__()
-        self.config, self.suppress = thresholds(head.test_cfg), suppression(head.test_cfg)
+        self.facts, self.suppress = facts_of(head), suppression(head.test_cfg)
         self.embedded = bool(head.with_corner_emb)
 
     def forward(
@@ -207,8 +203,8 @@ class CornerFullForm(nn.Module):
             maps: heat, offsets, and embeddings or shifts, of the top left corners and then of the bottom
                 right ones; for their shapes see `best_corners`.
         """
-        window, count = self.config['local_maximum_kernel'], self.config['corner_topk']
-        threshold = self.config['distance_threshold']
+        window, count = self.facts.local_maximum_kernel, self.facts.corner_topk
+        threshold = self.facts.distance_threshold
         size = hw(maps[0])
         first, last = best_corners(*maps[:3], window, count), best_corners(*maps[3:], window, count)
         stride = (hw(image).to(border) / size.to(border)).flip(0)
@@ -263,7 +259,7 @@ def smallest(model: nn.Module) -> int:
 
     A square of it has at least as many cells of all classes as `best_corners` takes.
     """
-    cells = -(-int(thresholds(model.bbox_head.test_cfg)['corner_topk']) // int(model.bbox_head.num_classes))
+    cells = -(-facts_of(model.bbox_head).corner_topk // int(model.bbox_head.num_classes))
     side = next(side for side in range(1, cells + 1) if side * side >= cells)
     return max(detector_parts.smallest(model.bbox_head, STRIDE), (side - 1) * STRIDE + 1)
 
@@ -272,7 +268,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph."""
     multiple = detector_parts.multiple(model)
     image = image_input(options, smallest(model), multiple, padded='all around')
-    batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
+    batch, rows = image.axes[0], facts_of(model.bbox_head).max_per_img
     inputs = (image, *optional_inputs(batch, clips=False, bordered=True))
     return GraphSpec('corner/full', inputs, box_outputs(batch, rows))
 

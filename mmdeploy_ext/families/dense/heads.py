@@ -13,9 +13,10 @@ from torch import nn
 from mmdeploy_ext.compat.older_priors import LevelPoints
 from mmdeploy_ext.compat.patches_vendored import mmdet_module, mmdet_release
 from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import is_in_library, nearest_base, users_method
-from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
+from mmdeploy_ext.exporting.postprocess.suppression import nms_config, positive
 from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind, compares_products
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 

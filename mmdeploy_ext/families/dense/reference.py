@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.dense.graphs import described, flat_outputs, raw_names
 from mmdeploy_ext.families.dense.heads import generator_of, kind_of, thresholds
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
 
@@ -189,8 +189,4 @@ def expected_tensors(
 
 def raw_maps(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """Return the maps of a head among the tensors of a file by name, in the order of `raw_names`; or {}."""
-    names = raw_names(model)
-    if any(name not in tensors for name in names):
-        return {}
-    device = next(model.parameters()).device
-    return {name: torch.from_numpy(np.array(tensors[name])).to(device) for name in names}
+    return given_to(model, tensors, raw_names(model))

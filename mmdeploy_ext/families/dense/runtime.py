@@ -323,5 +323,3 @@ def _voted(results: Detections, levels: Sequence[DecodedPriors], facts: Mapping[
     total = weights.sum(1)
     results, weights, total = results[total > 0], weights[total > 0], total[total > 0]
     return dataclasses.replace(results, bboxes_xyxy=(weights @ boxes / total[:, None]).astype(np.float32))
-
-

@@ -47,6 +47,7 @@ class ImVoxelNetFamily(ImageFamily):
     untraced = ('.forward', 'forward_test', 'simple_test', '.extract_feat', *UNTRACED)
     expected_tensors = staticmethod(reference.expected_tensors)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    facts = staticmethod(graphs.facts_of)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     feeds = staticmethod(samples.feeds)
@@ -83,9 +84,6 @@ class ImVoxelNetFamily(ImageFamily):
     def build(self, cfg: Any) -> nn.Module:
         self.check_parts(cfg.filename, cfg.model)
         return build_without_weights(cfg, builder.build_detector, 'backbone')
-
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return graphs.postprocess_facts(model)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.bbox_head.num_classes)

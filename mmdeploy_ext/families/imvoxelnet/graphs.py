@@ -10,8 +10,6 @@ Glossary: B batch, N voxels, X, Y, Z voxels along each axis, C channels, H, W ne
 maps of the picture, A anchors of a level, n results of the picture that has most, K classes.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -19,14 +17,14 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw
+from mmdeploy_ext.families.imvoxelnet.facts import ImVoxelNetFacts
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
+from mmdeploy_ext.families.parts.anchor_heads import anchor_settings, flat_outputs
 from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.image_graphs import image_input
 from mmdeploy_ext.families.parts.runtime.anchors3d import (
     OUTPUTS,
-    AnchorRule,
     anchors_of,
     decode_deltas,
     turned_yaw,
@@ -54,19 +52,10 @@ def voxel_points(model: nn.Module) -> torch.Tensor:
     return anchors[:, :3]
 
 
-def rule_of(model: nn.Module) -> AnchorRule:
-    """Return the settings by which the head decodes."""
-    return anchor_rule(model.bbox_head)
-
-
-def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry `postprocess`: the attributes of an `AnchorRule` but `cells`.
-
-    Its `max_num` is called `max_per_img`.
-    """
-    facts = rule_of(model).to_json()
-    facts.pop('cells')
-    return dict(max_per_img=facts.pop('max_num'), **facts)
+def facts_of(model: nn.Module) -> ImVoxelNetFacts:
+    """Return the facts of the detector."""
+    head = model.bbox_head
+    return ImVoxelNetFacts(**anchor_settings(head), max_per_img=int(head.test_cfg['max_num']))
 
 
 def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
@@ -89,7 +78,7 @@ def raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     """Return the contracts of the network's outputs; `batch` is a number, or 'B' if it is dynamic."""
     columns, rows = model.n_voxels[:2]
     outputs = []
-    for name, axes in rule_of(model).output_axes.items():
+    for name, axes in facts_of(model).output_axes.items():
         meaning, unit = MEANINGS[name.rsplit('_', 1)[0]]
         outputs.append(TensorSpec(name, 'float32', (batch, axes[1], rows, columns), meaning, unit))
     return tuple(outputs)
@@ -118,7 +107,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
-    raw = rule_of(model).output_names
+    raw = facts_of(model).output_names
     inputs = ('input', PROJECTION, 'scale_factor')
     chain = [Stage('network', Network(model), inputs, raw)]
     if options.form == 'full':
@@ -177,7 +166,7 @@ class Network(nn.Module):
         maps = model.neck(model.backbone(image))[0]
         volume = tap('volume', self.volume(maps, image, cameras, scale_factor))
         outputs = flat_outputs(model.bbox_head(model.neck_3d(volume)))
-        names = rule_of(model).output_names
+        names = facts_of(model).output_names
         return tuple(tap(name, tensor) for name, tensor in zip(names, outputs, strict=True))
 
     def volume(
@@ -208,10 +197,10 @@ class FullForm(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.rule = rule_of(model)
+        self.facts = facts_of(model)
         columns, rows = model.n_voxels[:2]
-        for level in range(self.rule.levels):
-            anchors = torch.from_numpy(anchors_of(self.rule, level, rows, columns))
+        for level in range(self.facts.levels):
+            anchors = torch.from_numpy(anchors_of(self.facts, level, rows, columns))
             self.register_buffer(f'anchors_{level}', anchors, persistent=False)
 
     def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -221,15 +210,15 @@ class FullForm(nn.Module):
         """
         count = len(OUTPUTS)  # of a level
         levels = [
-            best_rows(self.decoded(level, *maps[level * count : (level + 1) * count]), self.rule.nms_pre)
-            for level in range(self.rule.levels)
+            best_rows(self.decoded(level, *maps[level * count : (level + 1) * count]), self.facts.nms_pre)
+            for level in range(self.facts.levels)
         ]
         rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
         above = rows['boxes'][..., [0, 1, 3, 4, 6]]
-        limits = self.rule.score_thr, self.rule.nms_thr, self.rule.max_num
+        limits = self.facts.score_thr, self.facts.nms_thr, self.facts.max_num
         best, indices, labels = suppressed(above, rows['scores'], *limits)
         boxes, turned = (gather_rows(rows[name], indices) for name in ('boxes', 'turned'))
-        yaw = turned_yaw(torch, boxes[..., 6:7], turned, self.rule)
+        yaw = turned_yaw(torch, boxes[..., 6:7], turned, self.facts)
         boxes = torch.cat([boxes[..., :6], yaw, boxes[..., 7:]], 2)
         return padded(dict(zip(FULL_NAMES, (boxes, best, labels), strict=True)))
 
@@ -241,10 +230,10 @@ class FullForm(nn.Module):
         These are 1.0 or 0.0; boxes have the yaw before that turn. Scores are in 0..1. `logits`, `deltas`
         and `directions` are the outputs of the head at `level`, maps (B, columns, Y, X).
         """
-        rule = self.rule
+        facts = self.facts
         logits, deltas, directions = (
             rows_of(maps, columns)
-            for maps, columns in ((logits, rule.num_classes), (deltas, rule.code_size), (directions, 2))
+            for maps, columns in ((logits, facts.num_classes), (deltas, facts.code_size), (directions, 2))
         )
         turned = (directions[..., 1:] > directions[..., :1]).to(deltas)
         boxes = decode_deltas(torch, getattr(self, f'anchors_{level}'), deltas)

@@ -16,10 +16,10 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 from mmdet3d.models.fusion_layers import point_fusion
 from torch import nn
 
-from mmdeploy_ext.contract.comparison import ArrayDistance
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.imvoxelnet.graphs import rule_of
+from mmdeploy_ext.families.imvoxelnet.graphs import facts_of
 from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
 from mmdeploy_ext.families.imvoxelnet.samples import feeds
 from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
@@ -92,7 +92,7 @@ def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: A
     ]
     with torch.no_grad():
         outputs, _ = model.extract_feat(image.to(device), batch)
-    names = rule_of(model).output_names
+    names = facts_of(model).output_names
     return {name: maps.cpu().numpy() for name, maps in zip(names, flat_outputs(outputs), strict=True)}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, decode
+from mmdeploy_ext.families.parts.runtime.anchors3d import decode
 from mmdeploy_ext.runtime.bird_eye import BoxLayer
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw3d import draw_camera
@@ -87,9 +87,7 @@ def decoded(metadata: Metadata, outputs: Arrays) -> list[tuple[np.ndarray, np.nd
 
     `metadata` are those of the file.
     """
-    facts = metadata.postprocess
-    rule = AnchorRule.from_json(dict(facts, max_num=facts['max_per_img']))
-    images = []
+    rule, images = metadata.postprocess, []
     for index in range(len(outputs[rule.output_names[0]])):
         boxes = decode({name: outputs[name][index : index + 1] for name in rule.output_names}, rule)
         images.append((boxes.boxes, boxes.scores, boxes.labels))

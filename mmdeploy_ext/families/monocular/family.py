@@ -130,7 +130,7 @@ class PointsFamily(MonocularMethods, ImageFamily):
     exports = 'FCOS3D and PGD (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'decode', 'raw')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    postprocess_facts = staticmethod(graphs.postprocess_facts)
+    facts = staticmethod(graphs.facts_of)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_head(cfg, dense_heads.FCOSMono3DHead)
@@ -158,7 +158,7 @@ class SmokeFamily(MonocularMethods, ImageFamily):
     exports = 'SMOKE (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'raw')
     spec, stages = staticmethod(smoke_graphs.spec), staticmethod(smoke_graphs.stages)
-    postprocess_facts = staticmethod(smoke_graphs.postprocess_facts)
+    facts = staticmethod(smoke_graphs.facts_of)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_head(cfg, dense_heads.SMOKEMono3DHead)

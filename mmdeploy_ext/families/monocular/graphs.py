@@ -7,8 +7,6 @@ Glossary: B batch, A cells, of a level or of all, C classes, D values of a box, 
 picture that has most, H, W network input in pixels, h, w size of a level's maps.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -17,6 +15,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.families.monocular.facts import Depth, PointsFacts
 from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import detector_parts
@@ -57,13 +56,8 @@ def code_size(head: nn.Module) -> int:
     return int(head.bbox_coder.bbox_code_size)
 
 
-def depth_facts(head: nn.Module) -> dict[str, Any] | None:
-    """Return how a PGD head mixes depths; None for a head of direct depths alone.
-
-    `bins` are the depths of the bins, metres, or the logarithms of these if `logarithms`; `direct` is the
-    share of the direct depth, 0..1, and `uncertain` whether the head has an output of weights, see
-    `decoding`.
-    """
+def depth_facts(head: nn.Module) -> Depth | None:
+    """Return how a PGD head mixes depths; None for a head of direct depths alone."""
     if not getattr(head, 'use_depth_classifier', False):
         return None
     (low, high), count, division = head.depth_range, int(head.num_depth_cls), head.division
@@ -75,7 +69,7 @@ def depth_facts(head: nn.Module) -> dict[str, Any] | None:
     else:
         bins = np.log(first) + steps * np.log(high / first) / (count - 1)
         bins = np.exp(bins) if division == 'log' else bins
-    return dict(
+    return Depth(
         bins=[float(value) for value in bins],
         logarithms=division == 'loguniform',
         direct=float(torch.sigmoid(head.fuse_lambda.detach())),
@@ -83,15 +77,10 @@ def depth_facts(head: nn.Module) -> dict[str, Any] | None:
     )
 
 
-def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry `postprocess`: all numbers by which outputs become results.
-
-    `depth` is that of `depth_facts`, `attributes` the number of attributes, 0 of a model without such, and
-    `sides` whether the model has boxes in the picture; `dir_offset` is in radians, strides are in pixels. The
-    limits and thresholds are those of `test_cfg`; an `nms_pre` of 0 or less limits nothing.
-    """
+def facts_of(model: nn.Module) -> PointsFacts:
+    """Return the facts of a detector of FCOS3D or PGD."""
     head, test = model.bbox_head, model.bbox_head.test_cfg
-    return dict(
+    return PointsFacts(
         num_classes=int(head.num_classes),
         code_size=code_size(head),
         strides=[int(stride) for stride in head.strides],
@@ -184,7 +173,8 @@ def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tupl
     head = model.bbox_head
     cells = 'A' if options.dynamic else sum(height * width for height, width in map_sizes(model, options))
     scores = 'class scores times centerness (and confidence of the depth)'
-    if not (depth_facts(head) or {}).get('uncertain'):  # the factor of an uncertainty may exceed 1
+    depth = depth_facts(head)
+    if depth is None or not depth.uncertain:  # the factor of an uncertainty may exceed 1
         scores += ', 0..1'
     tensors = dict(
         boxes=TensorSpec('boxes', 'float32', (batch, cells, code_size(head)), BOX, groups=box_groups(head)),
@@ -247,7 +237,7 @@ class Decode(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.facts, self.names = postprocess_facts(model), output_names(model.bbox_head)
+        self.facts, self.names = facts_of(model), output_names(model.bbox_head)
 
     def forward(
         self, cam2img: torch.Tensor, clip_hw: torch.Tensor | None, maps: tuple[torch.Tensor, ...]
@@ -259,8 +249,8 @@ class Decode(nn.Module):
             clip_hw: (B, 2) height and width to which boxes in the picture are clipped; None without such.
             maps: outputs of the network, in the order of `raw_names`.
         """
-        levels, count = [], len(self.facts['strides'])
-        for level, stride in enumerate(self.facts['strides']):
+        levels, count = [], len(self.facts.strides)
+        for level, stride in enumerate(self.facts.strides):
             level_maps = dict(zip(self.names, maps[level::count], strict=True))
             rows = {name: rows_of(tensor, tensor.shape[1]) for name, tensor in level_maps.items()}
             points = cell_points(level_maps['cls_score'], stride)
@@ -268,9 +258,9 @@ class Decode(nn.Module):
                 boxes=decoding.boxes_of(torch, rows, points, cam2img, self.facts),
                 scores=decoding.scores_of(torch, rows, self.facts),
             )
-            if self.facts['attributes']:
+            if self.facts.attributes:
                 decoded['attr_pred'] = rows['attr_pred']
-            if self.facts['sides']:
+            if self.facts.sides:
                 sides = rows['bbox_pred'][..., -4:]
                 decoded['bboxes'] = decoding.corners_of(torch, sides, points, clip_hw)
             levels.append(decoded)
@@ -297,14 +287,14 @@ class DecodeForm(nn.Module):
 
 
 def clip_and_maps(
-    facts: dict[str, Any], sizes_and_maps: tuple[torch.Tensor, ...]
+    facts: PointsFacts, sizes_and_maps: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
     """Return the sizes (B, 2) that boxes in the picture are clipped to, and the maps of the network.
 
-    `facts` are those of `postprocess_facts`, `sizes_and_maps` those of `DecodeForm.forward`; the sizes are
+    `sizes_and_maps` those of `DecodeForm.forward`; the sizes are
     None for models without such boxes.
     """
-    if not facts['sides']:
+    if not facts.sides:
         return None, sizes_and_maps
     image, img_shape, *maps = sizes_and_maps
     return clip_size(image, img_shape), tuple(maps)
@@ -324,14 +314,14 @@ class FullForm(nn.Module):
         """
         facts = self.decode.facts
         clip_hw, maps = clip_and_maps(facts, sizes_and_maps)
-        levels = [best_rows(level, facts['nms_pre']) for level in self.decode(cam2img, clip_hw, maps)]
+        levels = [best_rows(level, facts.nms_pre) for level in self.decode(cam2img, clip_hw, maps)]
         rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
         above = decoding.seen_from_above(torch, rows['boxes'])
-        limits = facts['score_thr'], facts['nms_thr'], facts['max_per_img']
+        limits = facts.score_thr, facts.nms_thr, facts.max_per_img
         best, cells, labels = suppressed(above, rows['scores'], *limits)
         results = dict(boxes=gather_rows(rows['boxes'], cells), scores=best, labels=labels)
-        if facts['attributes']:
+        if facts.attributes:
             results['attributes'] = gather_rows(rows['attr_pred'], cells).max(2)[1]
-        if facts['sides']:
+        if facts.sides:
             results['bboxes'] = gather_rows(rows['bboxes'], cells)
         return padded({name: results[name] for name in self.names})

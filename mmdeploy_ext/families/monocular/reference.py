@@ -17,7 +17,7 @@ from mmdeploy_ext.families.monocular import cameras
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.monocular.smoke_graphs import STRIDE
-from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
+from mmdeploy_ext.families.parts.mmdet_reference import given_to, metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
@@ -177,21 +177,13 @@ def outputs_of(model: nn.Module, given: Mapping[str, np.ndarray]) -> tuple[Any, 
 
     An output that the head does not have is None at each level, as there.
     """
-    head, like = model.bbox_head, next(model.parameters())
+    head = model.bbox_head
     is_smoke = not hasattr(head, 'scales')
-    if any(name not in given for name in (SMOKE_NAMES if is_smoke else raw_names(head))):
-        return ()
-
-    def level(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.array(given[name])).to(like)
-
-    if is_smoke:
-        return tuple([level(name)] for name in SMOKE_NAMES)
+    maps = given_to(model, given, SMOKE_NAMES if is_smoke else raw_names(head))
+    if is_smoke or not maps:
+        return tuple([level] for level in maps.values())
     levels = range(len(head.strides))
-    return tuple(
-        [level(f'{name}_{index}') if name in output_names(head) else None for index in levels]
-        for name in outputs_in_order(head)
-    )
+    return tuple([maps.get(f'{name}_{index}') for index in levels] for name in outputs_in_order(head))
 
 
 def substitutes(model: nn.Module, given: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -7,8 +7,6 @@ Glossary: B batch, C classes, K peaks, n results of the picture that has most, H
 pixels, h, w size of the maps.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -16,6 +14,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw
+from mmdeploy_ext.families.monocular.facts import SmokeFacts
 from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, PeaksNetwork
 from mmdeploy_ext.families.monocular.runtime import decoding
@@ -36,15 +35,10 @@ STRIDE = 4
 """Pixels of a cell of the maps of DLA's neck, the `down_ratio` of the test pipeline."""
 
 
-def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry `postprocess`: all numbers by which outputs become results.
-
-    `base_depth` has the mean and the deviation of depths, metres, `base_dims` length, height and width of
-    each class, metres; `code_size` is the number of values of a box, `window` is `WINDOW`, and `max_per_img`
-    the number of `PEAKS`.
-    """
+def facts_of(model: nn.Module) -> SmokeFacts:
+    """Return the facts of a detector of SMOKE."""
     head, coder = model.bbox_head, model.bbox_head.bbox_coder
-    return dict(
+    return SmokeFacts(
         num_classes=int(head.num_classes),
         code_size=int(head.bbox_code_size),
         base_depth=[float(value) for value in coder.base_depth],
@@ -116,7 +110,7 @@ class SmokeFullForm(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.facts = postprocess_facts(model)
+        self.facts = facts_of(model)
 
     def forward(
         self, image: torch.Tensor, cam2img: torch.Tensor, heat: torch.Tensor, values: torch.Tensor
@@ -133,8 +127,8 @@ class SmokeFullForm(nn.Module):
             values: (B, 8, h, w) of boxes, see `decoding.smoke_boxes`: offset of the depth, offsets of the
                 centre, three logarithms of sizes over those of the class, sine and cosine.
         """
-        peaks = peaks_of(torch, heat, self.facts['window'])
-        scores, indices = peaks.flatten(1).topk(self.facts['max_per_img'], 1)
+        peaks = peaks_of(torch, heat, self.facts.window)
+        scores, indices = peaks.flatten(1).topk(self.facts.max_per_img, 1)
         size = hw(heat)
         height, width = size.unbind()
         cells = height * width
@@ -143,7 +137,7 @@ class SmokeFullForm(nn.Module):
         stride = (hw(image).to(values) / size.to(values)).flip(0)
         rows = gather_rows(rows_of(values, values.shape[1]), cell)
         boxes = decoding.smoke_boxes(torch, rows, places, labels, cam2img, stride, self.facts)
-        present = scores > self.facts['score_thr']
+        present = scores > self.facts.score_thr
         count = present.sum(1).max()
         boxes, scores, labels, present = (part[:, :count] for part in (boxes, scores, labels, present))
         results = (

@@ -11,7 +11,6 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import nearest_base
-from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
 from mmdeploy_ext.models.building import names_of_class
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
@@ -69,28 +68,19 @@ def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor,
     return tuple(tensor for level in zip(*outputs, strict=True) for tensor in level)
 
 
-def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
-    """Return the settings by which an `Anchor3DHead` decodes.
-
-    `cells` are rows and columns of the map of each range of anchors, one after the other, for a head whose
-    ranges have maps of their own; () for others. `test_cfg` of the head has `nms_thr`, `use_rotate_nms` and
-    `max_num`.
-    """
-
-    def flat(rows: Any) -> tuple[float, ...]:
-        return tuple(float(value) for row in rows for value in row)
-
+def anchor_settings(head: nn.Module) -> dict[str, Any]:
+    """Return the fields of an `AnchorRule` of an `Anchor3DHead`, but for its limit of results and `cells`."""
     generator, test = head.anchor_generator, head.test_cfg
-    return AnchorRule(
+    return dict(
         num_classes=int(head.num_classes),
         code_size=int(head.box_code_size),
         levels=int(generator.num_levels),
         aligned=GENERATORS[nearest_base(type(generator), GENERATORS)],
         align_corner=bool(getattr(generator, 'align_corner', False)),
-        ranges=flat(generator.ranges),
-        sizes=flat(generator.sizes),
-        rotations=tuple(map(float, generator.rotations)),
-        scales=tuple(map(float, generator.scales)),
+        ranges=[float(value) for row in generator.ranges for value in row],
+        sizes=[float(value) for row in generator.sizes for value in row],
+        rotations=[float(value) for value in generator.rotations],
+        scales=[float(value) for value in generator.scales],
         size_per_range=bool(generator.size_per_range),
         dir_offset=float(head.dir_offset),
         dir_limit_offset=float(head.dir_limit_offset),
@@ -98,6 +88,4 @@ def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
         score_thr=float(test.get('score_thr', 0)),
         nms_thr=float(test['nms_thr']),
         rotated=bool(test['use_rotate_nms']),
-        max_num=int(test['max_num']),
-        cells=cells,
     )

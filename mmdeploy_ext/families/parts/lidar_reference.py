@@ -27,18 +27,17 @@ class LidarReference(abc.ABC):
     def __init__(
         self,
         model: torch.nn.Module,
-        rule: Callable[[torch.nn.Module], Any],
+        output_names: tuple[str, ...],
         flatten: Callable[[Any], tuple[torch.Tensor, ...]],
     ) -> None:
         """Keep a detector in evaluation mode.
 
-        `rule` takes its head and returns how it decodes, with `output_names`; `flatten` makes one tuple of
-        the head's outputs, in the order of these names. `width` is then the number of values of a point, and
-        `device` that of the weights.
+        `flatten` makes one tuple of the head's outputs, in the order of `output_names`. `width` is then the
+        number of values of a point, and `device` that of the weights.
         """
         self.model = model
         self.parts = parts_of(model)
-        self.output_names = rule(self.parts.head).output_names
+        self.output_names = output_names
         self.flatten = flatten
         self.width = width_of_points(self.parts)
         self.device = next(model.parameters()).device

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,16 @@ def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:
     """Return prepared images of one size (B, 3, H, W), on the device of the model."""
     batch = torch.from_numpy(np.stack([image.tensor for image in images]))
     return batch.to(next(model.parameters()).device)
+
+
+def given_to(
+    model: nn.Module, tensors: Mapping[str, np.ndarray], names: Iterable[str]
+) -> dict[str, torch.Tensor]:
+    """Return name -> tensor of a file, as the model takes it; {} if the file lacks one of the names."""
+    names, like = list(names), next(model.parameters())
+    if any(name not in tensors for name in names):
+        return {}
+    return {name: torch.from_numpy(np.array(tensors[name])).to(like) for name in names}
 
 
 def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:

@@ -2,12 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, Mismatch, items, maybe, number
+from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, maybe, number
 
 # --- graphs of images -----------------------------------------------------------------------------------
 
@@ -105,52 +103,3 @@ LIDAR_OPTIONS = (
     dataclasses.replace(options.SPARSE_FORM, only_with=('contract', 'deploy')),
 )
 """Options of LiDAR detectors: those of streams, with the choices of LiDAR models, and of sparse backbones."""
-
-# --- heads with anchors in 3D ---------------------------------------------------------------------------
-
-METRES, SIZES = number(-1e6, 1e6), number(above=0, maximum=1e6)
-"""Schemas of coordinates and of sizes of anchors: float32 has room for the squares of such numbers."""
-NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
-"""List of numbers -> how many of them make up one entry."""
-
-
-def check_anchors(facts: Mapping[str, Any], key: str) -> None:
-    """Refuse (Mismatch) incomplete entries, and ranges, sizes, maps and levels that do not fit together.
-
-    `facts` is the entry of the metadata, with the attributes of an `AnchorRule`, of which some may be
-    missing; `key`, its place, is not used.
-    """
-    counts = {}
-    for name, entry_length in NUMBERS_PER_ENTRY.items():
-        counts[name], rest = divmod(len(facts.get(name, ())), entry_length)
-        if rest:
-            raise Mismatch(f'{name} has {len(facts[name])} numbers, expected {entry_length} for each entry')
-    for name in ('sizes', 'cells'):
-        needed = facts.get('size_per_range') if name == 'sizes' else facts.get('cells')
-        if needed and counts[name] != counts['ranges']:
-            raise Mismatch(f'{name} has {counts[name]} entries, ranges has {counts["ranges"]}')
-    if {'scales', 'levels'} <= facts.keys() and len(facts['scales']) != facts['levels']:
-        raise Mismatch(f'scales has {len(facts["scales"])} entries, levels is {facts["levels"]}')
-
-
-ANCHOR_FACTS = dict(
-    num_classes=COUNT,
-    code_size=number(7, 9, integer=True),
-    levels=COUNT,
-    aligned=FLAG,
-    align_corner=FLAG,
-    ranges=items(METRES, 6),
-    sizes=items(SIZES, 3),
-    rotations=items(number(), 1),
-    scales=items(SIZES, 1),
-    size_per_range=FLAG,
-    dir_offset=number(),
-    dir_limit_offset=number(),
-    nms_pre=number(integer=True),
-    score_thr=number(),
-    nms_thr=number(0),
-    rotated=FLAG,
-    max_num=COUNT,
-    cells=items(COUNT, 2),
-)
-"""Schemas of the attributes of an `AnchorRule`; `check_anchors` checks them together."""

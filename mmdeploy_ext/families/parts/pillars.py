@@ -18,7 +18,7 @@ from torch import nn
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.families.parts.lidar_parts import Parts, parts_of
-from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, INPUTS, PILLARS
+from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, INPUTS
 
 EXAMPLE = 3
 """Number of pillars of the traced input."""
@@ -170,11 +170,6 @@ class DynamicPillars(PillarsOnMap):
 def has_pillars(model: nn.Module) -> bool:
     """Return whether a detector's points become pillars, by the class of its middle encoder."""
     return type(parts_of(model).middle_encoder).__name__ == SCATTER
-
-
-def points_facts(model: nn.Module) -> dict[str, str]:
-    """Return the entry `points` of the metadata's `postprocess` for detectors with pillars; {} for others."""
-    return dict(points=PILLARS) if has_pillars(model) else {}
 
 
 def pillars_graph(parts: Parts, family: str) -> Graph:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module, mmdet_release
+from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import is_in_library
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
-    NmsConfig,
     Suppression,
     clip_to,
     gather_rows,

@@ -20,7 +20,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.parts.mask_heads import threshold
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
 from mmdeploy_ext.families.parts.query_networks import NAMES, query_head
 from mmdeploy_ext.families.query import (
     graphs,
@@ -29,6 +29,7 @@ from mmdeploy_ext.families.query import (
     reference,
     supported_parts,
 )
+from mmdeploy_ext.families.query.facts import QueryFacts, QueryPanopticFacts
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
@@ -89,17 +90,17 @@ class QueryFamily(ImageFamily):
         return {f'{_head_name(model)}.forward': last}
 
     def substitutes(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        if any(name not in tensors for name in NAMES) or not hasattr(model, 'bbox_head'):
+        given = given_to(model, tensors, NAMES)
+        if not given or not hasattr(model, 'bbox_head'):
             return {}
-        like = next(model.parameters())
-        logits, boxes = (torch.from_numpy(np.array(tensors[name])).to(like)[None] for name in NAMES)
+        logits, boxes = (rows[None] for rows in given.values())
         plain = supported_parts.kind_of(query_head(model)) == 'DETRHead'
         outputs = ([logits], [boxes]) if plain else (logits, boxes, None, None)
         return {'extract_feat': None, 'bbox_head.forward': outputs}
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+    def facts(self, model: nn.Module) -> QueryFacts:
         head = query_head(model)
-        return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
+        return QueryFacts(postprocess.max_per_img(head), int(head.num_classes))
 
 
 def _head_name(model: nn.Module) -> str:
@@ -109,11 +110,8 @@ def _head_name(model: nn.Module) -> str:
 
 def substitutes_of_masks(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what the head of masks returns by the tensors of a file, see `ImageFamily.substitutes`."""
-    if any(name not in tensors for name in masks.NAMES):
-        return {}
-    like = next(model.parameters())
-    outputs = tuple([torch.from_numpy(np.array(tensors[name])).to(like)] for name in masks.NAMES)
-    return {'extract_feat': None, 'panoptic_head.forward': outputs}
+    outputs = tuple([queries] for queries in given_to(model, tensors, masks.NAMES).values())
+    return {'extract_feat': None, 'panoptic_head.forward': outputs} if outputs else {}
 
 
 def borders_of_masks(model: nn.Module) -> dict[str, Any]:
@@ -220,9 +218,8 @@ class QueryMasksFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(model.panoptic_head.num_things_classes)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        limit = masks.max_per_image(model.panoptic_fusion_head)
-        return dict(max_per_img=limit, num_classes=self.num_classes(model))
+    def facts(self, model: nn.Module) -> QueryFacts:
+        return QueryFacts(masks.max_per_image(model.panoptic_fusion_head), self.num_classes(model))
 
 
 class QueryPanopticFamily(ImageFamily):
@@ -250,7 +247,7 @@ class QueryPanopticFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(model.panoptic_fusion_head.num_classes)  # things and stuff
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+    def facts(self, model: nn.Module) -> QueryPanopticFacts:
         return masks.facts_of(model.panoptic_fusion_head)
 
 
@@ -305,10 +302,10 @@ class QueryRegionsFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(model.roi_head.bbox_head[-1].num_classes)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+    def facts(self, model: nn.Module) -> QueryFacts:
         test_cfg = model.roi_head.test_cfg
-        facts = dict(max_per_img=int(test_cfg.max_per_img), num_classes=self.num_classes(model))
-        return dict(facts, mask_thr=threshold(test_cfg)) if self.with_masks else facts
+        mask_thr = threshold(test_cfg) if self.with_masks else None
+        return QueryFacts(int(test_cfg.max_per_img), self.num_classes(model), mask_thr)
 
 
 QUERY_REGIONS = QueryRegionsFamily(

@@ -14,7 +14,6 @@ quarter of it, h, w size of a map or of the results.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +37,7 @@ from mmdeploy_ext.families.parts.query_networks import (
     run_layer,
     tokens_inside,
 )
+from mmdeploy_ext.families.query.facts import QueryPanopticFacts
 from mmdeploy_ext.families.query.postprocess import best_pairs
 
 NAMES = ('logits', 'mask_logits')
@@ -138,9 +138,7 @@ class Mask2FormerPixels(nn.Module):
         ratios = torch.stack([level.ratios() for level in levels], 1)
         look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
         embeds = decoder.level_encoding.weight
-        position = torch.cat(
-            [embeds[index] + self.encoding(level) for index, level in enumerate(levels)], 1
-        )
+        position = torch.cat([embeds[index] + self.encoding(level) for index, level in enumerate(levels)], 1)
         reference = reference_points(levels, ratios)
         memory = encode_points(decoder.encoder, tokens_of(projected), position, reference, look)
         pyramid, begin = [], 0
@@ -276,14 +274,10 @@ class QueryMapFullForm(nn.Module):
         return (tap('panoptic', self.fusion(logits, values)),)
 
 
-def facts_of(fusion: nn.Module) -> dict[str, Any]:
-    """Return name -> setting of mmdet's fusion head, as files tell them to `families/query/runtime.py`.
-
-    The names are `num_classes`, `num_things`, `object_mask_thr`, `iou_thr` and `filter_low_score`.
-    ConfigError: a threshold is no number.
-    """
+def facts_of(fusion: nn.Module) -> QueryPanopticFacts:
+    """Return the settings of mmdet's fusion head; ConfigError: a threshold is no number."""
     test_cfg = fusion.test_cfg
-    return dict(
+    return QueryPanopticFacts(
         num_classes=int(fusion.num_classes),
         num_things=int(fusion.num_things_classes),
         object_mask_thr=number('object_mask_thr', test_cfg.get('object_mask_thr', 0.8), float),

@@ -11,14 +11,9 @@ import functools
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.suppression import (
-    NO_CANDIDATE,
-    NmsConfig,
-    SoftNmsConfig,
-    Suppression,
-    nms_config,
-)
+from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
 from mmdeploy_ext.families.parts.query_networks import content_size, query_head
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 
@@ -70,7 +65,7 @@ class QueryFullForm(nn.Module):
                 class_agnostic=bool(config and config.class_agnostic),
                 suppresses=config is not None,
                 trimmed=False,
-                soft=config if isinstance(config, SoftNmsConfig) else None,
+                soft=config if config and config.method else None,
             )
             if config:
                 self.count = int(head.num_query)

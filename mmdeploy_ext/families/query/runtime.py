@@ -38,12 +38,12 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
-        return segments_of(outputs, facts['num_classes'])
+        return segments_of(outputs, facts.num_classes)
     batch = len(outputs['logits'])
     shapes = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
     original = feeds.get('ori_shape', np.zeros(2, np.int64))
     segments = []
     for logits, masks, shape in zip(outputs['logits'], outputs['mask_logits'], shapes, strict=True):
         panoptic = fuse_queries(logits, resized(masks, shape, original), facts)
-        segments.append(Segments.of_map(panoptic, facts['num_classes']))
+        segments.append(Segments.of_map(panoptic, facts.num_classes))
     return segments

@@ -17,6 +17,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.rtdetr import graphs, reference, runtime
+from mmdeploy_ext.families.rtdetr.facts import RtDetrFacts
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -83,12 +84,11 @@ class RtDetrFamily(ImageFamily):
             return False
         return super().takes(model, options, height, width)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return dict(
+    def facts(self, model: nn.Module) -> RtDetrFacts:
+        return RtDetrFacts(
             max_per_img=model.postprocess.max_per_img,
             num_queries=int(model.decoder.num_queries),
             num_classes=int(model.decoder.num_classes),
-            orig_target_sizes='width, height',
             position_layout=model.encoder.position.layout,
         )
 

@@ -1,7 +1,7 @@
-"""RT-DETR: its options, and what its files tell `families/rtdetr/runtime`."""
+"""Options of RT-DETR."""
 
 from mmdeploy_ext.contract.options import OF_SOME, Option
-from mmdeploy_ext.contract.schema import COUNT, FLAG, open_record, text
+from mmdeploy_ext.contract.schema import FLAG
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 FUSE = Option(
@@ -18,7 +18,3 @@ OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
 """Options of the family."""
 KEEP_FP32 = ('*.backbone.conv1*', '*.decoder*')
 """Nodes that stay float32 in float16 files, measured in docs/half-precision.md."""
-POSTPROCESS = open_record(
-    max_per_img=COUNT, num_queries=COUNT, num_classes=COUNT, orig_target_sizes=text(), position_layout=text()
-)
-"""The entry `postprocess` of the metadata."""

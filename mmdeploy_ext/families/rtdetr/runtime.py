@@ -87,7 +87,7 @@ def check_feeds(metadata: Metadata, feeds: Arrays) -> None:
 
     `metadata` are those of the file, `feeds` its inputs by name. ShapeError: see `check_tokens`.
     """
-    check_tokens(feeds['images'].shape, metadata.postprocess.get('num_queries', 0))
+    check_tokens(feeds['images'].shape, metadata.postprocess.num_queries)
 
 
 FEED_CHECKS['rtdetr'] = check_feeds  # engines call it before they run a file of this family
@@ -139,11 +139,11 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
     if metadata.form == 'full':
         return results_from_padded(outputs)
     facts = metadata.postprocess
-    for name, columns in (('logits', facts['num_classes']), ('boxes', 4)):
-        got, expected = outputs[name].shape[1:], (facts['num_queries'], columns)
+    for name, columns in (('logits', facts.num_classes), ('boxes', 4)):
+        got, expected = outputs[name].shape[1:], (facts.num_queries, columns)
         if got != expected:
             raise ShapeError(f'{name}: got {got}, expected {expected}')
     return [
-        postprocess_image(*image, facts['max_per_img'])
+        postprocess_image(*image, facts.max_per_img)
         for image in zip(outputs['logits'], outputs['boxes'], sizes, strict=True)
     ]

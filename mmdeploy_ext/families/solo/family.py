@@ -19,6 +19,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.solo import graphs, reference
+from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -51,6 +52,9 @@ class SoloFamily(ImageFamily):
     substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
     expected_tensors = staticmethod(reference.expected_tensors)
 
+    def facts(self, model: nn.Module) -> SoloFacts:
+        return graphs.facts_of(model.mask_head)
+
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
         """Return height and width, pixels: those of the input, rounded up to multiples of 8.
 
@@ -78,18 +82,6 @@ class SoloFamily(ImageFamily):
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         check_grids(model.mask_head, checkpoint)
         super().load_weights(model, checkpoint)
-
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        head = model.mask_head
-        return dict(
-            mask_config(head.test_cfg).to_json(),
-            head=graphs.kind(head),
-            num_classes=int(head.cls_out_channels),
-            num_grids=[int(grid) for grid in head.num_grids],
-            strides=[int(stride) for stride in head.strides],
-            mask_stride=graphs.mask_stride(head),
-            cells='level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j',
-        )
 
 
 def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ kernel, D channels of a level, H4, W4 a quarter of the network input, n instance
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.facts import plain
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.source_code import nearest_base
@@ -22,6 +23,7 @@ from mmdeploy_ext.families.parts.image_graphs import (
     mask_outputs,
     results_and_candidates,
 )
+from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
 
 SIZE_MULTIPLE = 32
@@ -86,17 +88,26 @@ def mask_stride(head: nn.Module) -> int:
     return int(getattr(head, 'mask_stride', 4))
 
 
+def facts_of(head: nn.Module) -> SoloFacts:
+    """Return the facts of a head; ConfigError names an entry of `test_cfg` that is not reproduced."""
+    return SoloFacts(
+        **plain(mask_config(head.test_cfg)),
+        head=kind(head),
+        num_classes=int(head.cls_out_channels),
+        num_grids=[int(grid) for grid in head.num_grids],
+        strides=[int(stride) for stride in head.strides],
+        mask_stride=mask_stride(head),
+    )
+
+
 class SoloFullForm(nn.Module):
     """The part of a `full` graph behind the network: instances from its outputs."""
 
     def __init__(self, head: nn.Module, cap: int) -> None:
         """Keep what the outputs are decoded by; `cap` is the limit of candidates, 0 for none."""
         super().__init__()
-        self.kind, self.num_grids = kind(head), [int(grid) for grid in head.num_grids]
-        strides = [int(stride) for stride in head.strides]
-        self.postprocess = MaskPostprocess(
-            mask_config(head.test_cfg), self.num_grids, strides, mask_stride(head), cap
-        )
+        self.facts = facts = facts_of(head)
+        self.postprocess = MaskPostprocess(facts, facts.num_grids, facts.strides, facts.mask_stride, cap)
         self.convs = getattr(head, 'conv_mask_list', None)
 
     def forward(
@@ -120,10 +131,10 @@ class SoloFullForm(nn.Module):
         the height and width of the level; of `SOLOV2Head` kernels (B, S, E) and mask features (B, E, H4, W4);
         of decoupled heads x masks and y masks (B, G, H4, W4).
         """
-        if self.kind == 'SOLOV2Head':
+        if self.facts.head == 'SOLOV2Head':
             return DynamicMasks(*maps)
-        if self.kind != 'SOLOHead':
-            return ProductMasks(*maps, self.num_grids)
+        if self.facts.head != 'SOLOHead':
+            return ProductMasks(*maps, self.facts.num_grids)
         weights = [conv.weight.flatten(1) for conv in self.convs]  # a row for each cell
         return LevelMasks(maps, weights, [conv.bias for conv in self.convs], fixed=self.postprocess.cap > 0)
 
@@ -138,8 +149,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     image = image_input(options, max(head.num_grids), SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1)
     batch = image.axes[0]
     if options.form == 'full':
-        config = mask_config(head.test_cfg)
-        limits = config.nms_pre, config.max_per_img
+        facts = facts_of(head)
+        limits = facts.nms_pre, facts.max_per_img
         outputs = results_and_candidates(mask_outputs, options, *limits, pairs='cell')
         return GraphSpec('solo/full', (image, *mask_inputs(batch)), outputs)
     if options.layout == 'fork':

@@ -1,19 +1,6 @@
-"""SOLO, SOLOv2 and Decoupled SOLO: their options, and what their files tell `families/solo/runtime`."""
+"""Options of SOLO, SOLOv2 and Decoupled SOLO."""
 
 from mmdeploy_ext.contract.options import MAX_CANDIDATES, OF_SOME, Option
-from mmdeploy_ext.contract.schema import (
-    COUNT,
-    FRACTION,
-    LIMIT,
-    POSITIVE,
-    STRIDES,
-    equal_lengths,
-    items,
-    number,
-    one_of,
-    open_record,
-    text,
-)
 
 LAYOUT = Option(
     'layout',
@@ -26,20 +13,3 @@ LAYOUT = Option(
 )
 OPTIONS = (LAYOUT, MAX_CANDIDATES)
 """Options of the family."""
-POSTPROCESS = open_record(
-    score_thr=number(),
-    mask_thr=FRACTION,
-    filter_thr=number(),
-    nms_pre=LIMIT,
-    max_per_img=LIMIT,
-    kernel=one_of('gaussian', 'linear'),
-    sigma=POSITIVE,
-    head=text(r'\w*SOLO\w*', 'a SOLO head'),
-    num_classes=COUNT,
-    num_grids=items(number(1, 1024, integer=True), 1, 64),
-    strides=STRIDES,
-    mask_stride=number(1, 64, integer=True),
-    cells=text(),
-    also=equal_lengths('num_grids', 'strides'),
-)
-"""The entry `postprocess` of the metadata."""

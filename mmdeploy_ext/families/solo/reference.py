@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
+from mmdeploy_ext.families.parts.mmdet_reference import given_to, instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.solo.graphs import RAW_NAMES, fork_is_flat, fork_names, kind, logit_names
 from mmdeploy_ext.families.solo.networks import flat_cells, points_nms, resize
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -117,8 +117,7 @@ def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str
     Scores of SOLO and Decoupled SOLO are those of the file's logits by mmdet's own sigmoid and points NMS,
     which are in `forward` there; of SOLO the last convolution of masks is PyTorch's.
     """
-    head, like = model.mask_head, next(model.parameters())
-    given = {name: torch.from_numpy(np.array(array)).to(like) for name, array in tensors.items()}
+    head, given = model.mask_head, given_to(model, tensors, tensors)
     if any(name not in given for name in logit_names(head)):
         return {}
     logits = [given[name] for name in logit_names(head)]
@@ -140,8 +139,7 @@ def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str
         return {}
     size = tuple(features[0].shape[2:])
     masks = [
-        resize(conv(level).sigmoid(), size)
-        for conv, level in zip(head.conv_mask_list, features, strict=True)
+        resize(conv(level).sigmoid(), size) for conv, level in zip(head.conv_mask_list, features, strict=True)
     ]
     return {'extract_feat': None, 'mask_head.forward': (masks, scores)}
 

@@ -2,10 +2,7 @@
 
 A graph of the form 'full' ends with the results of pictures, one of the form 'raw' with the outputs of the
 head. Soft masks, maskness, candidates and points NMS are as in `exporting/postprocess/mask.py`, which does
-the same inside a graph. `facts` are the entry `postprocess` of the file's metadata
-(`family.postprocess_facts`): `head`, the class of mmdet's head, `num_classes`, `num_grids`, `strides`,
-`mask_stride`, and the settings of `MaskConfig`.
-
+the same inside a graph.
 Glossary: B batch, C classes, S grid cells of all levels, level after level and each row by row, g cells along
 a side of a level, G grid lines of all levels (the sum of g), E channels of a SOLOv2 kernel, m chosen cells, N
 candidates, n results, H4, W4 size of the soft masks, h, w size of the results.
@@ -13,7 +10,7 @@ candidates, n results, H4, W4 size of the soft masks, h, w size of the results.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +21,10 @@ from mmdeploy_ext.runtime.grid_lines import lines
 from mmdeploy_ext.runtime.mask_resize import resizing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.families.solo.facts import SoloFacts
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'solo')
@@ -88,7 +86,7 @@ def postprocess_image(
     soft_masks: Callable[[np.ndarray], np.ndarray],
     img_shape: Sequence[int],
     ori_shape: Sequence[int],
-    facts: Mapping[str, Any],
+    facts: SoloFacts,
 ) -> Instances:
     """Return the instances of one image, as the `full` graph and mmdet's `get_results` give them.
 
@@ -97,31 +95,29 @@ def postprocess_image(
         soft_masks: takes indices of cells (m,) int64, m may be 0, and returns their soft masks (m, H4, W4).
         img_shape: height and width before padding, pixels; see `resize_and_threshold`.
         ori_shape: height and width of the results.
-        facts: entry `postprocess` of the metadata.
+        facts: those of the file.
 
     Returns:
         Masks (n, h, w) bool, scores (n,) float32 and labels (n,) int64, in descending order of scores.
     """
-    grids, mask_thr = facts['num_grids'], np.float32(facts['mask_thr'])
-    strides = np.repeat(facts['strides'], [grid**2 for grid in grids])
-    cells, labels = np.nonzero(scores > np.float32(facts['score_thr']))
+    grids, mask_thr = facts.num_grids, np.float32(facts.mask_thr)
+    strides = np.repeat(facts.strides, [grid**2 for grid in grids])
+    cells, labels = np.nonzero(scores > np.float32(facts.score_thr))
     unique_cells, inverse = np.unique(cells, return_inverse=True)
     areas, totals = (sums[inverse] for sums in _sums(unique_cells, soft_masks, mask_thr))
     keep = areas > strides[cells]
     cells, labels, areas = cells[keep], labels[keep], areas[keep]
     rescored = (scores[cells, labels] * (totals[keep] / areas)).astype(np.float32)
     order = np.argsort(-rescored, kind='stable')
-    order = order[: facts['nms_pre']] if facts['nms_pre'] > 0 else order
+    order = order[: facts.nms_pre] if facts.nms_pre > 0 else order
     cells, labels, areas, rescored = cells[order], labels[order], areas[order], rescored[order]
     if len(cells):
         overlaps = _overlaps(cells, soft_masks, mask_thr)
-        rescored = rescored * matrix_decay(labels, areas, overlaps, facts['kernel'], facts['sigma'])
-    rows = np.flatnonzero(rescored >= (facts['filter_thr'] if facts['filter_thr'] > 0 else -1))
+        rescored = rescored * matrix_decay(labels, areas, overlaps, facts.kernel, facts.sigma)
+    rows = np.flatnonzero(rescored >= (facts.filter_thr if facts.filter_thr > 0 else -1))
     rows = rows[np.argsort(-rescored[rows], kind='stable')]
-    rows = rows[: facts['max_per_img']] if facts['max_per_img'] > 0 else rows
-    masks = resize_and_threshold(
-        soft_masks(cells[rows]), img_shape, ori_shape, facts['mask_stride'], mask_thr
-    )
+    rows = rows[: facts.max_per_img] if facts.max_per_img > 0 else rows
+    masks = resize_and_threshold(soft_masks(cells[rows]), img_shape, ori_shape, facts.mask_stride, mask_thr)
     return Instances(masks, rescored[rows].astype(np.float32), labels[rows].astype(np.int64))
 
 
@@ -147,9 +143,7 @@ def _overlaps(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> 
     return overlaps
 
 
-def soft_masks_of(
-    outputs: Arrays, image: int, facts: Mapping[str, Any]
-) -> Callable[[np.ndarray], np.ndarray]:
+def soft_masks_of(outputs: Arrays, image: int, facts: SoloFacts) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that makes the soft masks of cells, from the `raw` outputs of one image of a batch.
 
     It takes indices of cells (m,) int64 and returns probabilities (m, H4, W4).
@@ -160,21 +154,21 @@ def soft_masks_of(
             product for the column and the row of a cell is its mask; of SOLOv2 `kernel_pred` (B, S, E), 1 x 1
             kernels, and `seg_pred` (B, E, H4, W4), features: a mask is the sigmoid of their product.
         image: index of the image in the batch.
-        facts: entry `postprocess` of the metadata; a `head` that is neither SOLO's nor SOLOv2's is a
+        facts: those of the file; a `head` that is neither SOLO's nor SOLOv2's is a
             decoupled one.
     """
-    if facts['head'] == 'SOLOHead':
+    if facts.head == 'SOLOHead':
         return lambda cells: outputs['seg_pred'][image][cells]
-    if facts['head'] == 'SOLOV2Head':
+    if facts.head == 'SOLOV2Head':
         kernels, features = outputs['kernel_pred'][image], outputs['seg_pred'][image]
         flat = features.reshape(len(features), -1)
         return lambda cells: sigmoid(kernels[cells] @ flat).reshape(len(cells), *features.shape[1:])
-    column, row = lines(facts['num_grids'])
+    column, row = lines(facts.num_grids)
     x, y = outputs['seg_pred_x'][image], outputs['seg_pred_y'][image]
     return lambda cells: x[column[cells]] * y[row[cells]]
 
 
-def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def batched(outputs: Arrays, facts: SoloFacts) -> dict[str, np.ndarray]:
     """Return the outputs of a graph of the form 'raw' in the layout 'batched', whatever the file's layout is.
 
     The layout is an option of the export: 'batched' has the outputs of `soft_masks_of` and `cate_pred` (B, S,
@@ -187,12 +181,12 @@ def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
       it, `cate_pred_{level}` (B, g, g, C) and `kernel_pred_{level}` (B, E, g, g); and of both `seg_pred`
       (B, E, H4, W4).
 
-    `facts` are the entry `postprocess` of the metadata.
+    `facts` are those of the file.
     """
     if 'cate_pred' in outputs and outputs['cate_pred'].ndim == 3:
         return dict(outputs)
-    levels = range(len(facts['num_grids']))
-    if facts['head'] != 'SOLOV2Head':
+    levels = range(len(facts.num_grids))
+    if facts.head != 'SOLOV2Head':
         stems = dict(seg_preds='seg_pred', seg_preds_x='seg_pred_x', seg_preds_y='seg_pred_y')
         result = {
             name: np.concatenate([outputs[f'{stem}_{level}'] for level in levels], axis=1)
@@ -237,22 +231,22 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
         check_all_seen(metadata, outputs, 'max_candidates', 'candidates')
         return results_from_padded(outputs)
     outputs = batched(outputs, facts)
-    cells = sum(grid**2 for grid in facts['num_grids'])
-    if outputs['cate_pred'].shape[1:] != (cells, facts['num_classes']):
+    cells = sum(grid**2 for grid in facts.num_grids)
+    if outputs['cate_pred'].shape[1:] != (cells, facts.num_classes):
         raise ShapeError(
-            f'cate_pred: got {outputs["cate_pred"].shape[1:]}, expected ({cells}, {facts["num_classes"]}) '
-            f'for grids {facts["num_grids"]} and {facts["num_classes"]} classes'
+            f'cate_pred: got {outputs["cate_pred"].shape[1:]}, expected ({cells}, {facts.num_classes}) '
+            f'for grids {facts.num_grids} and {facts.num_classes} classes'
         )
-    if facts['head'] == 'SOLOHead':
+    if facts.head == 'SOLOHead':
         counts = dict(seg_pred=cells)
-    elif facts['head'] == 'SOLOV2Head':
+    elif facts.head == 'SOLOV2Head':
         counts = dict(kernel_pred=cells)
     else:
-        counts = dict.fromkeys(('seg_pred_x', 'seg_pred_y'), sum(facts['num_grids']))
+        counts = dict.fromkeys(('seg_pred_x', 'seg_pred_y'), sum(facts.num_grids))
     for name, count in counts.items():
         if outputs[name].shape[1] != count:
             raise ShapeError(
-                f'{name}: got {outputs[name].shape[1]} entries, expected {count} of a {facts["head"]} (head)'
+                f'{name}: got {outputs[name].shape[1]} entries, expected {count} of a {facts.head} (head)'
             )
     batch = len(outputs['cate_pred'])
     img_shape = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))

@@ -15,14 +15,9 @@ from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_release
+from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.suppression import (
-    NO_CANDIDATE,
-    NmsConfig,
-    SoftNmsConfig,
-    Suppression,
-    nms_config,
-)
+from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
 from mmdeploy_ext.families.parts.dense_heads import compares_products
 from mmdeploy_ext.families.parts.regions import (
     Pool,
@@ -71,7 +66,7 @@ def check_head(head: nn.Module) -> None:
 
 
 def thresholds(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> NmsConfig:
-    """Return the thresholds of results in `test_cfg`, a `SoftNmsConfig` if its suppression is `soft_nms`.
+    """Return the thresholds of results in `test_cfg`.
 
     `test_cfg` is that of a head of regions, the entry `key` of the config's: 'rcnn', or 'panoptic' of
     Panoptic FPN.
@@ -181,7 +176,7 @@ class Boxes(nn.Module):
             config.class_agnostic,
             cap=self.cap,
             inverted=self.inverted,
-            soft=config if isinstance(config, SoftNmsConfig) else None,
+            soft=config if config.method else None,
         )
         return suppress(*(tensor.flatten(1, 2) for tensor in (boxes, scores, labels, candidates)))
 

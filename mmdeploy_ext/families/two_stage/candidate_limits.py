@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import LIMITS, Options
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.exporting.postprocess.suppression import SoftNmsConfig, capped, nms_config
+from mmdeploy_ext.exporting.postprocess.suppression import capped, nms_config
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.proposals import (
     HEADS,
@@ -49,7 +49,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     if 'roi_head' not in heads:
         if 'max_candidates' in limits:
             raise UsageError(f'{first}: proposals are the results of this model; use --max-proposals')
-    elif isinstance(boxes.thresholds(heads['roi_head'].test_cfg), SoftNmsConfig):
+    elif boxes.thresholds(heads['roi_head'].test_cfg).method:
         raise UsageError(f'{first}: soft_nms takes turns in a Loop; export it without limits of candidates')
     elif len(limits) < len(LIMITS):
         raise UsageError(

@@ -18,20 +18,18 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs, mask_heads, mmdet_reference, proposals
-from mmdeploy_ext.families.parts.regions import has_masks, roi_head_of
+from mmdeploy_ext.families.parts import detector_parts, image_graphs, mmdet_reference
 from mmdeploy_ext.families.two_stage import (
-    boxes,
     graphs,
     panoptic,
     reference,
+    settings,
     split_graphs,
 )
 from mmdeploy_ext.families.two_stage.models import TwoStageModels, check_two_stage, heads_of
 from mmdeploy_ext.families.two_stage.supported_parts import (
     PANOPTIC,
     UNTRACED,
-    result_cfg,
 )
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
@@ -49,21 +47,6 @@ def check_given_proposals(cfg: Any, dataset: Any) -> None:
             f'{cfg.filename}: data.test.pipeline collects no proposals; expected LoadProposals, and '
             f'proposals in the keys of ToTensor, ToDataContainer and Collect'
         )
-
-
-def facts_of(model: nn.Module, num_classes: int) -> dict[str, Any]:
-    """Return name -> setting of the results that files tell, with those of proposals as `proposals`.
-
-    `num_classes` is the number of classes of the results of the live detector `model`.
-    """
-    first = proposals.thresholds(model.rpn_head) if graphs.proposes(model) else None
-    last = first if roi_head_of(model) is None else boxes.thresholds(result_cfg(model))
-    facts = dict(last.to_json(), num_classes=num_classes)
-    if first is not None:
-        facts['proposals'] = first.to_json()
-    if has_masks(model):
-        facts['mask_thr'] = mask_heads.threshold(result_cfg(model))
-    return facts
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -94,6 +77,7 @@ class TwoStageFamily(ImageFamily):
     substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
     inner_results = staticmethod(reference.inner_results)
     max_alone_share = 0.01
+    num_classes, facts = staticmethod(settings.num_classes), staticmethod(settings.facts_of)
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
         """Return the contract of the form of the options: of one graph, or of one of two."""
@@ -147,12 +131,6 @@ class TwoStageFamily(ImageFamily):
             feeds['proposals'] = reference.stacked([image_graphs.proposals_of(image) for image in images])
         return feeds
 
-    def num_classes(self, model: nn.Module) -> int:
-        """Return the number of classes of the results; proposals alone are of one."""
-        roi_head = roi_head_of(model)
-        head = proposals.last_stage(model.rpn_head) if roi_head is None else boxes.last_head(roi_head)
-        return int(head.num_classes)
-
     def results(
         self,
         model: nn.Module,
@@ -179,9 +157,6 @@ class TwoStageFamily(ImageFamily):
             return super().results(model, metadata, outputs, feeds, images, rescale)
         maps_and_proposals = reference.outputs_of_first(model, outputs)
         return mmdet_reference.detections(model, images, rescale, maps_and_proposals)
-
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return facts_of(model, self.num_classes(model))
 
 
 TWO_STAGE = TwoStageFamily(
@@ -223,6 +198,7 @@ class TwoStagePanopticFamily(ImageFamily):
     substitutes, borders = staticmethod(reference.panoptic_substitutes), staticmethod(reference.borders)
     inner_results = staticmethod(reference.inner_results)
     max_alone_share = 0.01
+    num_classes, facts = staticmethod(settings.num_classes), staticmethod(settings.facts_of)
 
     def claims(self, cfg: Any) -> Claim:
         """Return `DETECTOR` for panoptic two-stage detectors of mmdet, else `NO`."""
@@ -233,11 +209,3 @@ class TwoStagePanopticFamily(ImageFamily):
         check_two_stage(cfg, options)
         with refused_by_name(cfg):
             panoptic.check_heads(cfg, heads_of(cfg)['roi_head'])
-
-    def num_classes(self, model: nn.Module) -> int:
-        """Return the number of classes of things and stuff together."""
-        return int(model.panoptic_fusion_head.num_classes)
-
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return name -> setting of the instances, the proposals and the fusion that files tell."""
-        return facts_of(model, self.num_classes(model)) | panoptic.facts_of(model)

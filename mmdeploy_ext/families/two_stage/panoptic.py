@@ -34,12 +34,12 @@ from mmdeploy_ext.families.parts.image_graphs import (
     optional_inputs,
     pasted_size,
 )
-from mmdeploy_ext.families.parts.mask_heads import side_of, threshold
+from mmdeploy_ext.families.parts.mask_heads import side_of
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.parts.proposals import smallest_input
 from mmdeploy_ext.families.parts.regions import stages_of
 from mmdeploy_ext.families.two_stage import graphs
-from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
+from mmdeploy_ext.families.two_stage.settings import facts_of
 from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
@@ -92,22 +92,6 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
         )
 
 
-def facts_of(model: nn.Module) -> dict[str, Any]:
-    """Return name -> setting of mmdet's fusion head, as files tell them to `families/two_stage/runtime`.
-
-    The names are `num_classes`, of things and stuff together, `num_things`, and of `test_cfg.panoptic`
-    `mask_thr` (there `mask_thr_binary`), `mask_overlap` and `stuff_area_limit`.
-    """
-    fusion = model.panoptic_fusion_head
-    return dict(
-        num_classes=int(fusion.num_classes),
-        num_things=int(fusion.num_things_classes),
-        mask_thr=threshold(result_cfg(model), 'panoptic'),
-        mask_overlap=float(fusion.test_cfg.mask_overlap),
-        stuff_area_limit=int(fusion.test_cfg.stuff_area_limit),
-    )
-
-
 class PanopticNetwork(graphs.TwoStageNetwork):
     """Backbone, neck, the head of proposals and the head of stuff behind flat tensors.
 
@@ -136,10 +120,10 @@ class RegionMapFullForm(nn.Module):
     """The end of a `full` graph: instances and stuff at the size of the original, fused into a map."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Read the settings of the detector's fusion, see `facts_of`."""
+        """Read the settings of the detector's fusion."""
         super().__init__()
         facts = facts_of(model)
-        self.paste, self.fusion = Paste(facts['mask_thr']), InstanceFusion(facts)
+        self.paste, self.fusion = Paste(facts.mask_thr), InstanceFusion(facts)
 
     def forward(
         self,

@@ -20,7 +20,8 @@ from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.yolact import graphs
-from mmdeploy_ext.families.yolact.graphs import MASK_THR, thresholds
+from mmdeploy_ext.families.yolact.facts import YolactFacts
+from mmdeploy_ext.families.yolact.graphs import facts_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances
 
@@ -56,20 +57,18 @@ class YolactFamily(ImageFamily):
                     f'model.bbox_head.bbox_coder.type={type(head.bbox_coder).__name__}: its boxes may end '
                     f'before they begin, for which the graph does not compute what mmdet does'
                 )
-            config = thresholds(test_cfg)
+            facts = facts_of(head)
             # the smallest input has one cell a level, of which `nms_pre` leaves the best priors
-            priors, nms_pre = head.prior_generator.num_base_priors, int(config['nms_pre'])
+            priors, nms_pre = head.prior_generator.num_base_priors, facts.nms_pre
             candidates = sum(min(count, nms_pre) if nms_pre > 0 else count for count in priors)
-            results_per_class = min(int(config['top_k']), candidates)
-            most_results = int(head.num_classes) * results_per_class
-            detector_parts.check_limit('max_per_img', config['max_per_img'], most_results)
+            most_results = facts.num_classes * min(facts.top_k, candidates)
+            detector_parts.check_limit('max_per_img', facts.max_per_img, most_results)
             mask_head = detector_parts.built_head(cfg.model.get('mask_head') or {}, 'model.mask_head')
             _check_type('mask_head', mask_head, dense_heads.YOLACTProtonet)
         detector_parts.check(cfg.model, options)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        config = thresholds(model.bbox_head.test_cfg)
-        return dict(config, num_classes=self.num_classes(model), mask_thr=MASK_THR)
+    def facts(self, model: nn.Module) -> YolactFacts:
+        return facts_of(model.bbox_head)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Return the inputs of `image_graphs.feeds`, and `ori_shape` (2,) int64, height and width of masks.

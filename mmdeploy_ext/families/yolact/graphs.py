@@ -43,6 +43,8 @@ from mmdeploy_ext.families.parts.image_graphs import (
     mask_inputs,
     optional_inputs,
 )
+from mmdeploy_ext.families.parts.mmdet_reference import given_to
+from mmdeploy_ext.families.yolact.facts import YolactFacts
 from mmdeploy_ext.runtime.box_coders import boxes_of, scores_of
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
@@ -77,11 +79,10 @@ class YolactNetwork(nn.Module):
 
 def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what head and prototypes return by the tensors of a file, see `ImageFamily.substitutes`."""
-    names = YolactNetwork(model).names
-    if any(name not in tensors for name in names):
+    given = given_to(model, tensors, YolactNetwork(model).names)
+    if not given:
         return {}
-    like = next(model.parameters())
-    prototypes, *maps = (torch.from_numpy(np.array(tensors[name])).to(like) for name in names)
+    prototypes, *maps = given.values()
     levels = len(maps) // len(HEAD_OUTPUTS)
     outputs = tuple(maps[index * levels : (index + 1) * levels] for index in range(len(HEAD_OUTPUTS)))
     return {
@@ -102,43 +103,45 @@ def borders(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return `score_thr`, `iou_thr`, `top_k`, `max_per_img` and `nms_pre` of `test_cfg`.
+def facts_of(head: nn.Module) -> YolactFacts:
+    """Return the facts of a head; without `nms_pre` in `test_cfg` it is -1, no limit.
 
-    Without `nms_pre` it is -1, no limit. ConfigError names an entry that is missing or no number, and a
-    `top_k` or `max_per_img` below 1.
+    ConfigError names an entry that is missing or no number, and a `top_k` or `max_per_img` below 1.
     """
-    return dict(
+    test_cfg = head.test_cfg
+    return YolactFacts(
         score_thr=number('score_thr', test_cfg.get('score_thr'), float),
         iou_thr=number('iou_thr', test_cfg.get('iou_thr'), float),
+        mask_thr=MASK_THR,
+        nms_pre=number('nms_pre', test_cfg.get('nms_pre', -1), int),
         top_k=positive('top_k', test_cfg.get('top_k')),
         max_per_img=positive('max_per_img', test_cfg.get('max_per_img')),
-        nms_pre=number('nms_pre', test_cfg.get('nms_pre', -1), int),
+        num_classes=int(head.num_classes),
     )
 
 
 def fast_suppression(
-    boxes: torch.Tensor, scores: torch.Tensor, config: Mapping[str, float]
+    boxes: torch.Tensor, scores: torch.Tensor, facts: YolactFacts
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Suppress, in every class, boxes by all better ones, also by those that are suppressed.
 
     Args:
         boxes: (B, A, 4) xyxy.
         scores: (B, A, C) in 0..1, without the background.
-        config: see `thresholds`.
+        facts: those of the detector.
 
     Returns:
         Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; rows behind the results
         have the score `NO_CANDIDATE`. n is `max_per_img`; the family's `check` refuses more than there are.
     """
-    best, rows = scores.transpose(1, 2).topk(limit(config['top_k'], scores.shape[1]), 2)
+    best, rows = scores.transpose(1, 2).topk(limit(facts.top_k, scores.shape[1]), 2)
     best_boxes = gather_rows(boxes, rows.flatten(1)).reshape(*rows.shape, 4)
     ranks = torch.arange(rows.shape[2], device=rows.device)
-    overlaps = (pairwise_iou(best_boxes.flatten(0, 1)) > config['iou_thr']) & (ranks[:, None] < ranks)
+    overlaps = (pairwise_iou(best_boxes.flatten(0, 1)) > facts.iou_thr) & (ranks[:, None] < ranks)
     suppressed = overlaps.to(best.dtype).amax(1).reshape(best.shape)
-    passes = (suppressed < 0.5) & (best > config['score_thr'])
+    passes = (suppressed < 0.5) & (best > facts.score_thr)
     best = torch.where(passes, best, torch.full_like(best, NO_CANDIDATE)).flatten(1)
-    result_scores, order = best.topk(config['max_per_img'], 1)
+    result_scores, order = best.topk(facts.max_per_img, 1)
     labels = torch.arange(rows.shape[1], device=rows.device)[None, :, None].expand_as(rows)
     return result_scores, labels.flatten(1).gather(1, order), rows.flatten(1).gather(1, order)
 
@@ -148,9 +151,9 @@ class YolactFullForm(nn.Module):
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.priors, self.config = head.prior_generator, thresholds(head.test_cfg)
+        self.priors, self.facts = head.prior_generator, facts_of(head)
         description = plain_head(head)
-        self.facts = dict(coder=chosen_coder(head), head=description.to_json())
+        self.decoding = dict(coder=chosen_coder(head), head=description.to_json())
         columns = [columns for _, columns in description.outputs]
         self.columns = dict(cls_score=columns[0], bbox_pred=columns[1], coefficients=int(head.num_protos))
         self.clips, self.inset = clips(head), border_inset(head)
@@ -179,7 +182,7 @@ class YolactFullForm(nn.Module):
         clip_hw, scale = clip_size(image, img_shape), scale_factor[:, None]
         boxes, scores, weights = (torch.cat(levels, 1) for levels in zip(*self._levels(maps), strict=True))
         boxes = (clip_to(boxes, clip_hw, self.inset) if self.clips else boxes) / scale
-        best, labels, rows = fast_suppression(boxes, scores, self.config)
+        best, labels, rows = fast_suppression(boxes, scores, self.facts)
         present, boxes = best > NO_CANDIDATE, gather_rows(boxes, rows)
         dets = torch.cat([boxes, best[..., None]], 2)
         relative = boxes * scale / clip_hw.flip(1).repeat(1, 2)[:, None]
@@ -198,14 +201,14 @@ class YolactFullForm(nn.Module):
         for level in range(num_levels):
             level_maps = zip(self.columns.items(), maps[level::num_levels], strict=True)
             rows = {name: rows_of(tensor, columns) for (name, columns), tensor in level_maps}
-            scores, (height, width) = scores_of(torch, self.facts, rows), maps[level].shape[2:]
+            scores, (height, width) = scores_of(torch, self.decoding, rows), maps[level].shape[2:]
             priors = self.priors.single_level_grid_priors((height, width), level, device=scores.device)
-            if self.config['nms_pre'] > 0:
-                count = limit(self.config['nms_pre'], scores.shape[1])
+            if self.facts.nms_pre > 0:
+                count = limit(self.facts.nms_pre, scores.shape[1])
                 best = scores.amax(2).topk(count, 1)[1]
                 rows = {name: gather_rows(tensor, best) for name, tensor in rows.items()}
                 scores, priors = gather_rows(scores, best), priors[best]
-            yield boxes_of(torch, self.facts, rows, priors, level), scores, rows['coefficients']
+            yield boxes_of(torch, self.decoding, rows, priors, level), scores, rows['coefficients']
 
 
 def masks_of(
@@ -240,7 +243,7 @@ def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph: `input`, `img_shape`, `scale_factor`, `ori_shape` to `FULL_NAMES`."""
     image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
-    batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
+    batch, rows = image.axes[0], facts_of(model.bbox_head).max_per_img
     meaning = 'pixels of the instances at ori_shape'
     masks = TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), meaning, compare='detections')
     _, ori_shape = mask_inputs(batch, '0 means those of the input')

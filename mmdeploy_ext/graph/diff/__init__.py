@@ -1,1 +1,1 @@
-"""The comparison of two ONNX files: structure, and the nodes where errors are born."""
+"""Two graphs side by side: which nodes belong together, and what differs. Numbers: `proving/difference`."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.contract.comparison import ArrayDistance
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
@@ -33,7 +33,7 @@ class Change:
 
     Attributes:
         kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
-            'function' or 'domain'; 'inside' for one that `compare.diff_files` adds: of a body or function, a
+            'function' or 'domain'; 'inside' for one that `diff_files` adds: of a body or function, a
             default of an input, or the order of inputs or outputs.
         where: node (of an initializer or a wiring the one that reads it), tensor or key, by the left graph's
             name when it has one.

@@ -13,7 +13,6 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.files import check_ordinary
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import drop_metadata, part
-from mmdeploy_ext.graph.passes.select import match_tensors
 from mmdeploy_ext.graph.run import typed_values
 
 
@@ -144,24 +143,3 @@ def _rebuild(
     return result
 
 
-def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """Return a model with inner tensors as further outputs, after those that it has.
-
-    `names` are of tensors that nodes make, or patterns such as '/head/*'. Does not fire on tensors that are
-    outputs already. The outputs that were there keep their values; metadata of this project, which describes
-    the whole graph with its outputs, is dropped.
-
-    Raises:
-        UsageError: an unknown tensor, a pattern that no tensor fits, an input or a constant, or a type that
-            cannot be inferred.
-        ModelFileError: a graph of the libspconv dialect.
-    """
-    check_ordinary(model)
-    index = Index(model)
-    tensors = dict.fromkeys(name for pattern in names for name in match_tensors(index, pattern))
-    result = copy.deepcopy(model)
-    new_outputs = [name for name in tensors if name not in index.outputs]
-    if new_outputs:
-        result.graph.output.extend(typed_values(index, new_outputs))
-        drop_metadata(result)
-    return result

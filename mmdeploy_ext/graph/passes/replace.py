@@ -272,7 +272,7 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
             continue
         version = opsets.get('', 1)
         operators = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
-        hint = '; convert the model with convert-opset'
+        hint = '; convert the model with onnx.version_converter'
         if node.op_type not in operators:
             hint = did_you_mean(node.op_type, operators)
         raise UsageError(f'rule {rule}: opset {version} of the model has no operator {node.op_type!r}{hint}')
@@ -282,7 +282,7 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
             raise UsageError(
                 f'rule {rule}: {node.op_type} of opset {opsets.get("", 1)} of the model takes '
                 f'{schema.max_input} inputs, the replacement gives it {len(node.input)}; convert the model '
-                f'with convert-opset'
+                f'with onnx.version_converter'
             )
     commutative = sum(len(node.input) == 2 for node in rule.pattern.nodes)
     if commutative > LARGEST_PATTERN:

@@ -13,7 +13,6 @@ from typing import Any
 import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import all_graphs, join_names, operator_name
@@ -41,8 +40,6 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         - `nodes` (number, bodies included, functions not) and `operators` (name -> number, most first);
         - `parameters` and `bytes`: elements and size of the weights, see `parameters`; `dtypes`: name ->
           number of tensors; dtypes are ONNX's names in small letters, 'float' for float32;
-        - if `kind` is 'onnx', `flops`, the sum of those that `flops.count` knows, of the main graph, two for
-          a multiply-add, and `flops_unknown`: number of nodes of which it has None.
     """
     graph = model.graph
     weights = list(parameters(graph))
@@ -53,7 +50,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         with contextlib.suppress(KeyError, ValueError):  # the size of a type is unknown
             total_bytes += types.byte_size(data_type, count)
     nodes = [node for body in all_graphs(graph) for node in body.node]
-    content = dict(
+    return dict(
         kind='sparse' if is_sparse(model) else 'onnx',
         producer=f'{model.producer_name} {model.producer_version}'.strip(),
         ir_version=model.ir_version,
@@ -69,10 +66,6 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         dtypes=dict(collections.Counter(types.dtype(data_type) for _, data_type in sizes)),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
-    if content['kind'] == 'onnx':
-        costs = list(flops.count(model).values())
-        content.update(flops=sum(filter(None, costs)), flops_unknown=costs.count(None))
-    return content
 
 
 def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
@@ -117,11 +110,10 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
 
     Returns:
         Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (types of the outputs, as
-        text), `parameters` (elements of the weights that it reads) and `flops` (None when not known, 0 when
-        not counted).
+        text) and `parameters` (elements of the weights that it reads).
     """
     tensor_types = types.infer(model)
-    node_flops, sizes = flops.count(model, tensor_types), parameter_sizes(model.graph)
+    sizes = parameter_sizes(model.graph)
     return [
         dict(
             position=position,
@@ -131,7 +123,6 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
             outputs=list(node.output),
             shapes=[types.text(tensor_types.get(name)) for name in node.output],
             parameters=sum(sizes.get(name, 0) for name in set(node.input)),
-            flops=node_flops.get(position, 0),
         )
         for position, node in enumerate(model.graph.node)
         if any(fnmatch.fnmatchcase(word, pattern) for word in (node.name, node.op_type, *node.output))
@@ -139,13 +130,12 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
 
 
 def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a line per row of `node_rows`: position, operator, name, tensors read and written, costs."""
+    """Yield a line per row of `node_rows`: position, operator, name, tensors read and written, parameters."""
     cells = []
     for row in rows:
         outputs = map(' '.join, zip(row['outputs'], row['shapes'], strict=True))
-        costs = [f'{row["parameters"]:,} par'] if row['parameters'] else []
-        costs += [flops.text(row['flops'])] if row['flops'] != 0 else []
-        text = f'{", ".join(row["inputs"])} -> {", ".join(outputs)}  {", ".join(costs)}'.rstrip()
+        cost = f'  {row["parameters"]:,} par' if row['parameters'] else ''
+        text = f'{", ".join(row["inputs"])} -> {", ".join(outputs)}{cost}'
         cells.append((f'#{row["position"]}', row['operator'], row['name'] or '-', text))
     widths = [max((len(row[column]) for row in cells), default=0) for column in range(3)]
     for position, operator, name, text in cells:
@@ -172,10 +162,6 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
     yield f'operators: {content["nodes"]}: {operators}'
     if functions := content['functions']:
         yield f'functions: {len(functions)}: {", ".join(functions)}'
-    if 'flops' in content:
-        unknown = content['flops_unknown']
-        hint = f'; {unknown} nodes more with open shapes (give sizes with --shape)' if unknown else ''
-        yield f'convolutions and matrix products: {flops.text(content["flops"])}{hint}'
     for key, value in content['metadata'].items():
         if not key.startswith(PREFIX) or key.removeprefix(PREFIX) in SHOWN_METADATA:
             text = ' '.join(value.split())
@@ -186,35 +172,33 @@ def _join_values(values: list[dict[str, Any]]) -> str:
     return ', '.join(f'{value["name"]} {value["type"]}' for value in values) or 'none'
 
 
-def describe_edit(before: Sequence[onnx.ModelProto], after: onnx.ModelProto) -> dict[str, Any]:
-    """Return what an edit of one or several models changed, as plain JSON types.
-
-    `before` are the models that `after` was made from, several if they were merged.
+def describe_edit(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, Any]:
+    """Return what an edit of a model changed, as plain JSON types.
 
     Returns:
-        A dict of `nodes` (numbers before and after, of main graphs), `operators` (op_type -> number after
+        A dict of `nodes` (numbers before and after, of the main graph), `operators` (op_type -> number after
         minus number before, if it is not 0), `inputs` and `outputs` (dicts of `added`, `removed` and
         `changed`, each name -> type as text, of `changed` the new one), `metadata_removed` (keys) and
-        `changed` (whether the edit changed anything; True of several models).
+        `changed` (whether the edit changed anything).
     """
-    old_operators = [node.op_type for model in before for node in model.graph.node]
+    old_operators = [node.op_type for node in before.graph.node]
     counts = collections.Counter(node.op_type for node in after.graph.node)
     counts.subtract(old_operators)
-    keys = {entry.key for model in before for entry in model.metadata_props}
+    keys = {entry.key for entry in before.metadata_props}
     return dict(
         nodes=[len(old_operators), len(after.graph.node)],
         operators={name: count for name, count in sorted(counts.items()) if count},
-        inputs=_changed_ends([model.graph.input for model in before], after.graph.input),
-        outputs=_changed_ends([model.graph.output for model in before], after.graph.output),
+        inputs=_changed_ends(before.graph.input, after.graph.input),
+        outputs=_changed_ends(before.graph.output, after.graph.output),
         metadata_removed=sorted(keys.difference(entry.key for entry in after.metadata_props)),
-        changed=len(before) != 1 or before[0] != after,
+        changed=before != after,
     )
 
 
 def _changed_ends(
-    before: Sequence[Sequence[onnx.ValueInfoProto]], after: Sequence[onnx.ValueInfoProto]
+    before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto]
 ) -> dict[str, dict[str, str]]:
-    old = {value.name: types.text(value.type) for values in before for value in values}
+    old = {value.name: types.text(value.type) for value in before}
     new = {value.name: types.text(value.type) for value in after}
     return dict(
         added={name: text for name, text in new.items() if name not in old},

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmdet3d.core import LiDARInstance3DBoxes, circle_nms, xywhr2xyxyr
+from mmdet3d.core import circle_nms, xywhr2xyxyr
 from mmdet3d.core.post_processing import nms_bev
 from mmdet3d.models.builder import HEADS
 from mmdet3d.models.dense_heads.centerpoint_head import CenterHead
@@ -198,17 +198,6 @@ class BEVFusionCenterHead(CenterHead):
             rows_of_tasks.append(rows[rows_after_nms(boxes, scores, labels - group['classes'][0], group)])
         remaining = torch.cat(rows_of_tasks)
         return {name: value[remaining] for name, value in sample.items()}
-
-    def loss(
-        self, tasks: Sequence[Mapping[str, Tensor]], boxes: Sequence[Tensor], labels: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        """Return mmdet3d's losses of each task, by name.
-
-        Per sample there are boxes (G, 9) of the ground truth, in the columns of the module, and labels (G,),
-        which are numbered through all tasks.
-        """
-        boxes_3d = [LiDARInstance3DBoxes(rows, box_dim=rows.shape[1]) for rows in boxes]
-        return super().loss(boxes_3d, list(labels), tuple([x_last(maps)] for maps in tasks))
 
 
 def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from mmcv.runner import BaseModule
-from mmdet.models.detectors.base import BaseDetector
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.builder import (
     DETECTORS,
@@ -181,39 +180,10 @@ class BEVFusion(BaseModule):
         return self.heads['object'](self.joined(maps))
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
-        """Return losses, see `forward_train`, or results, see `simple_test`.
-
-        With `return_loss` the arguments are those of `forward_train`, otherwise of `forward_test`.
-        """
-        return self.forward_train(**data) if return_loss else self.forward_test(**data)
-
-    def forward_train(
-        self,
-        img_metas: Sequence[Mapping[str, Any]],
-        gt_bboxes_3d: Sequence[Any],
-        gt_labels_3d: Sequence[Tensor],
-        points: Sequence[Tensor] | None = None,
-        img: Tensor | None = None,
-        **ignored: Any,
-    ) -> dict[str, Tensor]:
-        """Return the losses of a batch by name, see the head's `loss`.
-
-        `gt_bboxes_3d` are boxes of mmdet3d per sample, `gt_labels_3d` their classes (n,); the other arguments
-        are those of `predictions`.
-        """
-        head = self.heads['object']
-        predictions, parameter = self.predictions(img, points, img_metas), next(head.parameters())
-        boxes = [in_lidar_columns(boxes_3d.tensor.to(parameter)) for boxes_3d in gt_bboxes_3d]
-        labels = [labels_3d.to(parameter.device) for labels_3d in gt_labels_3d]
-        return head.loss(predictions, boxes, labels)
-
-    def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-        """Return `loss`, the sum of all losses, `log_vars`, figures for the log, and `num_samples`.
-
-        mmcv's runners call it; `data` are the arguments of `forward`, `optimizer` is not used.
-        """
-        loss, figures = BaseDetector._parse_losses(self, self(**data))
-        return dict(loss=loss, log_vars=figures, num_samples=len(data['img_metas']))
+        """Return results, see `simple_test`; NotImplementedError with `return_loss`: it has no losses."""
+        if return_loss:
+            raise NotImplementedError('BEVFusion has no losses here; train it with its own repository')
+        return self.forward_test(**data)
 
     def forward_test(
         self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any

@@ -15,15 +15,18 @@ from mmdet3d.models.builder import HEADS
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.bevfusion.losses import VALUES, HeadLosses
 from mmdeploy_ext.models.catalogue import registered_if_named
 
+VALUES = ('center', 'height', 'dim', 'rot', 'vel')
+"""Predictions of a query that make up its box."""
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of small objects, of which every cell may be a query, not peaks alone."""
 FIRST_LOGIT = -2.19
 """Bias of the class logits before training: one of ten cells has an object."""
 CIRCLES = dict(nuScenes=(8, 9), Waymo=(0, 1, 2))
 """Data set -> classes to which circle NMS applies, each on its own."""
+UNUSED = {'conv_cfg', 'norm_cfg', 'bias', 'train_cfg', 'loss_cls', 'loss_heatmap', 'loss_bbox', 'loss_iou'}
+"""Keys of the head that decide nothing at test time."""
 RADII_M2, MAX_BOXES = dict(nuScenes=0.175, Waymo=0.7), 83
 """Circle NMS: data set -> squared distance in m2; largest number of boxes of a class."""
 
@@ -139,13 +142,10 @@ class TransFusionHead(nn.Module):
         activation: has to be 'relu'.
         common_heads: kind of value of a box, such as 'center' -> (channels, layers) of its network.
         num_heatmap_convs: layers of the network of the classes.
-        train_cfg: settings of the losses, see `HeadLosses`; None for a model that is not trained.
         test_cfg: `dataset`, 'nuScenes' or 'Waymo', and `nms_type`, 'circle' or None; ConfigError: no
             `dataset`, or another value.
         bbox_coder: config of the box coder; not None.
-        loss_cls, loss_heatmap, loss_bbox: configs of the losses of classes, heat map and boxes; None for a
-            model that is not trained.
-        unused: upstream's keys `conv_cfg`, `norm_cfg`, `bias` and `loss_iou`; ConfigError: another key.
+        unused: upstream's keys `UNUSED`; ConfigError: another key.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py.
     """
@@ -166,12 +166,8 @@ class TransFusionHead(nn.Module):
         activation: str = 'relu',
         common_heads: Mapping[str, Sequence[int]] | None = None,
         num_heatmap_convs: int = 2,
-        train_cfg: Mapping[str, Any] | None = None,
         test_cfg: Mapping[str, Any] | None = None,
         bbox_coder: Mapping[str, Any] | None = None,
-        loss_cls: Mapping[str, Any] | None = None,
-        loss_heatmap: Mapping[str, Any] | None = None,
-        loss_bbox: Mapping[str, Any] | None = None,
         **unused: Any,
     ) -> None:
         super().__init__()
@@ -180,12 +176,12 @@ class TransFusionHead(nn.Module):
                 f'TransFusionHead: num_decoder_layers={num_decoder_layers}, activation={activation!r}; '
                 f"expected 1 and 'relu'"
             )
-        unknown = set(unused) - {'conv_cfg', 'norm_cfg', 'bias', 'loss_iou'}
+        unknown = set(unused) - UNUSED
         if unknown:
             raise ConfigError(f'TransFusionHead: unknown keys {", ".join(sorted(unknown))}')
         self.num_proposals, self.num_classes = num_proposals, num_classes
         self.nms_kernel_size = nms_kernel_size
-        self.train_cfg, self.test_cfg = dict(train_cfg or {}), dict(test_cfg or {})
+        self.test_cfg = dict(test_cfg or {})
         nms_type, dataset = self.test_cfg.get('nms_type'), self.test_cfg.get('dataset')
         if nms_type not in (None, 'circle'):
             raise ConfigError(f"TransFusionHead: test_cfg.nms_type={nms_type!r}, expected None or 'circle'")
@@ -216,7 +212,6 @@ class TransFusionHead(nn.Module):
         unlimited = torch.zeros(num_classes, 1, 1, dtype=torch.bool)
         unlimited[list(UNLIMITED[dataset])] = True
         self.unlimited = unlimited  # no buffer: mmcv writes those into checkpoints, persistent or not
-        self.loss_cfg = dict(cls=loss_cls, heatmap=loss_heatmap, bbox=loss_bbox)
 
     def init_weights(self) -> None:
         """Initialise the decoder as transformers do, and the class logits for small probabilities."""
@@ -287,18 +282,6 @@ class TransFusionHead(nn.Module):
         scores = self.scores(predictions).amax(1)
         valid = self.bbox_coder.within_limits(boxes, scores)
         return boxes, scores, torch.where(valid, predictions['query_labels'], -1)
-
-    def loss(
-        self, predictions: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        """Return `loss_heatmap`, `layer_0_loss_cls` and `layer_0_loss_bbox` of predictions of `forward`.
-
-        Per sample there are boxes (n, 9) with the columns of `get_bboxes`, and labels (n,).
-        """
-        losses = HeadLosses(
-            **self.loss_cfg, train_cfg=self.train_cfg, coder=self.bbox_coder, classes=self.num_classes
-        )
-        return losses(predictions, boxes, labels)
 
     @torch.no_grad()
     def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

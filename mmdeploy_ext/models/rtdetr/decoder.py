@@ -10,6 +10,7 @@ row), Q queries, n detections.
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from mmdet.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.attention import DecoderLayer
@@ -36,6 +37,8 @@ MARGINS = 100
 The original holds width and height to the same limits, 0.01 and 0.99; theirs, 0.05 * 2**level, keep them up
 to level 4.
 """
+TRAINING = {'num_denoising', 'label_noise', 'box_noise'}
+"""Keys of the config that decide nothing at test time."""
 PRIOR_PROBABILITY = 0.01
 """Class probability to which the biases of the score layers are initialised."""
 
@@ -106,22 +109,19 @@ class RTDETRDecoder(BaseModule):
         num_points: int = 4,
         feedforward: int = 1024,
         dropout: float = 0.0,
-        num_denoising: int = 100,
-        label_noise: float = 0.5,
-        box_noise: float = 1.0,
         init_cfg: dict | None = None,
+        **training: Any,
     ) -> None:
         """Make the decoder: C classes, D `hidden_dim`, Q queries, of the encoder's maps.
 
         `in_channels` are those of the maps, `num_layers`, `num_heads` and `dropout` of the decoder's layers
-        of attention; `num_points` are per head and map, `feedforward` a width; in training there are at most
-        twice `num_denoising` denoising queries, but no fewer than 2 for each object of an image; with 0 there
-        are none. `label_noise` is twice the share of their labels that are drawn anew, `box_noise` the size
-        of the noise in half box sizes.
+        of attention; `num_points` are per head and map, `feedforward` a width; `training` are the keys
+        `TRAINING`, which decide nothing at test time. ConfigError: another key.
         """
+        if unknown := sorted(training.keys() - TRAINING):
+            raise ConfigError(f'model.decoder has {", ".join(unknown)}; expected none beside its own keys')
         super().__init__(init_cfg)
         self.num_classes, self.num_queries, self.num_layers = num_classes, num_queries, num_layers
-        self.num_denoising, self.label_noise, self.box_noise = num_denoising, label_noise, box_noise
         dim = hidden_dim
         self.input_proj = nn.ModuleList(
             nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, dim, 1, bias=False), norm=nn.BatchNorm2d(dim)))

@@ -17,9 +17,7 @@ from mmdet.models.detectors.base import BaseDetector
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.rtdetr.boxes import xyxy_to_cxcywh
 from mmdeploy_ext.models.rtdetr.decoder import Postprocess
-from mmdeploy_ext.models.rtdetr.training import Objects, SetLoss, training_losses
 
 STRIDE = 32
 """Stride of the coarsest map, pixels: the sides of images are multiples of it."""
@@ -46,9 +44,8 @@ class RTDETR(BaseDetector):
     ) -> None:
         """Build the parts, of a backbone with maps of strides 8, 16, 32.
 
-        `train_cfg` has weights of costs and losses, see `SetLoss`, `test_cfg` `max_per_img`, detections per
-        image; with None both have their defaults. `pretrained` is deprecated by mmdet; use
-        `backbone.init_cfg`.
+        `test_cfg` has `max_per_img`, detections per image; `train_cfg` is not used. `pretrained` is
+        deprecated by mmdet; use `backbone.init_cfg`.
         """
         super().__init__(init_cfg)
         if pretrained:
@@ -56,9 +53,8 @@ class RTDETR(BaseDetector):
         self.backbone = build_backbone(backbone)
         self.encoder = build_neck(encoder)
         self.decoder = build_head(decoder)
-        self.train_cfg, self.test_cfg = dict(train_cfg or {}), dict(test_cfg or {})
+        self.test_cfg = dict(test_cfg or {})
         self.max_per_img = int(self.test_cfg.get('max_per_img', MAX_PER_IMG))
-        self.loss = SetLoss(self.train_cfg)
         self.postprocess = Postprocess(self.decoder.num_classes, self.max_per_img)
 
     def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -72,23 +68,6 @@ class RTDETR(BaseDetector):
                 f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
             )
         return self.encoder(self.backbone(img))
-
-    def forward_train(
-        self,
-        img: torch.Tensor,
-        img_metas: Sequence[dict[str, Any]],
-        gt_bboxes: Sequence[torch.Tensor],
-        gt_labels: Sequence[torch.Tensor],
-        gt_bboxes_ignore: Any = None,
-    ) -> dict[str, torch.Tensor]:
-        """Return mmdet's dict of losses for images (B, 3, H, W).
-
-        Per image boxes are (n, 4) xyxy, pixels of the network input, and labels (n,); `gt_bboxes_ignore` is
-        not used, as in the original.
-        """
-        scale = img.new_tensor([img.shape[3], img.shape[2]] * 2)
-        objects = Objects([xyxy_to_cxcywh(boxes / scale) for boxes in gt_bboxes], gt_labels)
-        return training_losses(self.decoder, self.extract_feat(img), objects, self.loss)
 
     def forward_dummy(self, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (B, Q, C) and boxes (B, Q, 4), cxcywh in 0..1, for images (B, 3, H, W)."""

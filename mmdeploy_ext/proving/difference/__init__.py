@@ -1,1 +1,1 @@
-"""Search for the first tensor in which ONNX differs from PyTorch."""
+"""The first tensor in which a file differs from PyTorch, or from another file."""

@@ -1,7 +1,7 @@
 """The first tensor in which an ONNX file differs from the PyTorch model that it was exported from.
 
 What the PyTorch modules that the graph was exported from compute is recorded (`record.py`), the graph is run
-node by node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by place
+node by node (`walk.py`), and tensors are paired by name, by values and by place
 (`pair.py`). If values cannot tell which tensor is which, a fresh export of the same modules does.
 """
 
@@ -18,17 +18,17 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.compare import engine_notes
-from mmdeploy_ext.graph.diff.findings import regions
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving.difference import findings
+from mmdeploy_ext.proving.difference.findings import regions
 from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import record_stages
+from mmdeploy_ext.proving.difference.two_files import engine_notes
+from mmdeploy_ext.proving.difference.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.references import options_besides_form
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.families.model import Model
-    from mmdeploy_ext.graph.diff.walk import Walk
+    from mmdeploy_ext.proving.difference.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
 """How often a graph is walked at most, to pair tensors behind an error by their module or place."""
@@ -215,16 +215,15 @@ class Search:
     Attributes:
         subject: the modules that run, and their inputs.
         bars: largest errors that are no difference.
-        records: the records of PyTorch. If they are passed, from a search with the same modules and feeds,
-            the modules do not run again.
+        records: the records of PyTorch.
         constants, runner: what the walks through several graphs share: equal constants, and results of nodes.
         named: name of a tensor of the graph -> its reference, of the stages' outputs and the taps.
     """
 
-    def __init__(self, subject: Subject, bars: findings.Bars, records: RecordIndex | None = None) -> None:
+    def __init__(self, subject: Subject, bars: findings.Bars) -> None:
         self.subject, self.bars = subject, bars
         self.constants, self.runner = Constants(), NodeRunner()
-        self.records = records or _record(subject, bars)
+        self.records = _record(subject, bars)
         self.named = self.records.named()
 
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
@@ -286,6 +285,33 @@ class Search:
                 break
             references.update(paired)
         return result
+
+
+def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> str:
+    """Return where a file first differs from a module: node, part of the module, and line of its code.
+
+    '' if each node gives what its part of the module gives from the same inputs.
+
+    Args:
+        module: takes and returns the tensors of the file, in its order, on the CPU.
+        model: the file.
+        feeds: input of the file -> array, on which the two differ, in the order of the module.
+    """
+    stage = Stage('', module, tuple(feeds), tuple(value.name for value in model.graph.output))
+    search = Search(Subject([stage], dict(feeds), None, ''), findings.Bars())
+    first = search.compare(model, fresh=False).first
+    if first is None:
+        return ''
+    parts = [f'node {first.node} ({first.op_type}), tensor {first.tensor}']
+    if part := first.module.removeprefix('module').removeprefix('.'):
+        parts.append(f'module {part}')
+    records = search.records.records
+    if 0 <= first.record < len(records) and (line := records[first.record].line):
+        parts.append(line)
+    error = first.born if first.born is not None else first.error
+    if error is not None:
+        parts.append(f'relative error {error:.2e}')
+    return ', '.join([*parts, *first.evidence[:1]])
 
 
 def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:

@@ -1,7 +1,7 @@
 """Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place.
 
 A record is a tensor that PyTorch computed, see `record.py`. The place of a tensor is its operator, its module
-and the records that come before it. A walk (`graph/diff/walk.py`) has run the graph; a reference is the
+and the records that come before it. A walk (`walk.py`) has run the graph; a reference is the
 record with which a tensor is paired, and `walk.good` has for each tensor the values of its reference, or, if
 it has none, what its node computes from the references of its inputs.
 """
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.graph.diff.walk import BORN_RTOL, ReferenceTensor, compare, is_informative
 from mmdeploy_ext.graph.io.modules import module_path, plain_path
+from mmdeploy_ext.proving.difference.walk import BORN_RTOL, ReferenceTensor, compare, is_informative
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.graph.diff.program import Program
-    from mmdeploy_ext.graph.diff.walk import Walk
     from mmdeploy_ext.proving.difference.record import TensorRecorder
+    from mmdeploy_ext.proving.difference.walk import Walk
 
 SAMPLES = 48
 """Number of values of a tensor that are compared before all of them are."""
@@ -93,7 +93,7 @@ class RecordIndex:
     Attributes:
         recorder: the recorder of the run.
         records: its records, in the order of execution.
-        rtol: largest error of equal values, see `compare` of `graph/diff/walk.py`.
+        rtol: largest error of equal values, see `compare` of `walk.py`.
         modules: paths of all modules that ran.
     """
 

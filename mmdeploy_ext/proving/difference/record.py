@@ -9,6 +9,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +44,12 @@ NOT_COPIED = (
 expansions, which may be far larger than their inputs and which ONNX broadcasts, or turn weights (`t`)."""
 
 
+PACKAGES = Path(torch.__file__).parent, Path(__file__).parents[2]
+"""Folders of PyTorch and of this package."""
+LIBRARIES = tuple(os.path.join(folder, '') for package in PACKAGES for folder in (package, package.resolve()))
+"""The same, also without symbolic links, as texts that end in a separator."""
+
+
 @dataclasses.dataclass
 class TensorRecord:
     """One tensor that PyTorch made.
@@ -51,6 +60,7 @@ class TensorRecord:
             of a tensor inside it, see `PARTS`; 'view' of one that no recorded operator made.
         module: path of the innermost module that ran, below the exported wrapper; '' of the detector itself,
             and outside of all.
+        line: 'file:line' of the user's code that made it, see `line_of_user`.
         names: its names as a tap and as a tensor of the graph.
         outputs_of: modules whose output it is, in the order in which their calls ended (inner ones before
             outer ones), and the number of the call, from 1, e.g. 'bbox_head.atss_cls (call 2)', of the
@@ -60,6 +70,7 @@ class TensorRecord:
     value: np.ndarray
     operator: str
     module: str
+    line: str = ''
     names: list[str] = dataclasses.field(default_factory=list)
     outputs_of: list[str] = dataclasses.field(default_factory=list)
 
@@ -105,7 +116,8 @@ class TensorRecorder(TorchDispatchMode):
 
     def keep(self, tensor: torch.Tensor, operator: str) -> int:
         """Copy a tensor that `operator` made (see `TensorRecord`); return the index of its record."""
-        self.records.append(TensorRecord(self._copy(tensor), operator, self.stack[-1] if self.stack else ''))
+        module = self.stack[-1] if self.stack else ''
+        self.records.append(TensorRecord(self._copy(tensor), operator, module, line_of_user()))
         self._at[tensor.data_ptr()].append(len(self.records) - 1)
         return len(self.records) - 1
 
@@ -158,6 +170,17 @@ class TensorRecorder(TorchDispatchMode):
         return self.keep(tensor, 'view')
 
 
+def line_of_user() -> str:
+    """Return the innermost 'file:line' on the stack that is in no folder of `LIBRARIES`, or ''."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((*LIBRARIES, '<')):
+            return f'{file}:{frame.f_lineno}'
+        frame = frame.f_back
+    return ''
+
+
 def _tensors(values: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor) and leaf.numel()]
 
@@ -182,9 +205,7 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
 """Operator -> returns the tensors inside it, by its arguments."""
 
 
-def record_stages(
-    stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor], recorder: TensorRecorder | None = None
-) -> TensorRecorder:
+def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -> TensorRecorder:
     """Run the modules that a graph was exported from, in order, and record what they compute.
 
     A tap is a tensor inside a module that the module gave a name, see `core/taps.py`.
@@ -192,13 +213,12 @@ def record_stages(
     Args:
         stages: the modules.
         inputs: name -> input of the graph; a module that writes into one changes it.
-        recorder: the recorder that records, after what it has recorded before; None: a new one.
 
     Returns:
         The recorder, in whose records outputs of the stages and taps have their names, but for taps without
         values or with the name of an input or output.
     """
-    recorder, tensors = recorder or TensorRecorder(), dict(inputs)
+    recorder, tensors = TensorRecorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:
         for stage in stages:
             with _watched(stage.module, recorder), recorder:

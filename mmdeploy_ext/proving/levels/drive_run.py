@@ -22,8 +22,7 @@ from mmdeploy_ext.contract.comparison import compare_tensors, same_bits
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.engines.base import Clock, attempt
-from mmdeploy_ext.proving.levels.instance_rows import InstancePairing
-from mmdeploy_ext.proving.levels.memory_rows import Followed, Moment, RowPairing
+from mmdeploy_ext.proving.levels.memory_rows import Followed, InstancePairing, Moment, RowPairing
 from mmdeploy_ext.tasks import half_bars, task_module
 from mmdeploy_ext.tasks.matching import lone_low_results
 from mmdeploy_ext.tasks.results import SequenceRow
@@ -46,7 +45,7 @@ NOTHING_FOUND = 'no detection was matched: use a drive with objects that the mod
 """Reason why a drive fails in which neither side found anything that counts (`DriveBars.score_thr`); other
 reasons may be beside it."""
 FRAMES_PER_TAKEOVER = 20
-"""Number of frames for each of which a memory may be taken over once, see `PairRun.can_take_over`."""
+"""Number of frames for each of which a memory may be taken over once, see `PairRun.takes_over`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,28 +307,16 @@ class PairRun:
     def takes_over(self) -> bool:
         """Return whether a free candidate goes on with the reference's memory after the frame that was added.
 
-        It does if only a tie decided which rows are kept, and all results of the frame are equal, as often as
-        `can_take_over` allows in a drive of `bars.frames`: with the other row PyTorch itself might give other
-        results from then on. A call that returns True is counted in `tied`. Teacher-forced it is False.
+        It does if only a tie decided which rows are kept, and all results of the frame are equal: with the
+        other row PyTorch itself might give other results from then on. A drive of `bars.frames` allows it
+        once, a longer one once for `FRAMES_PER_TAKEOVER` frames: more would hide an error that grows.
         """
-        if self.mode != 'free' or not self.parted or not self.can_take_over(self.bars.frames):
+        allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
+        if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
             return False
-        self.take_over()
-        return True
-
-    def can_take_over(self, frames: int) -> bool:
-        """Return whether a drive of so many frames allows another takeover.
-
-        It allows one, and in longer drives one for `FRAMES_PER_TAKEOVER` frames: more would hide an error
-        that grows along the drive. Of a teacher-forced run none is counted.
-        """
-        return self.tied['taken_over'] < max(frames // FRAMES_PER_TAKEOVER, 1)
-
-    def take_over(self) -> None:
-        """Note that the candidate goes on with the reference's memory; teacher-forced it does so anyway."""
-        if self.mode == 'free':
-            self.tied['taken_over'] += 1
+        self.tied['taken_over'] += 1
         self.pairing.forget()
+        return True
 
     def reordered(self, state: StreamState | None) -> StreamState | None:
         """Return a free candidate's memory in the reference's order if it has the same instances in another.

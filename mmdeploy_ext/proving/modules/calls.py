@@ -1,14 +1,13 @@
 """Calls of a module: its arguments and results as named tensors, bound to the inputs and outputs of a file.
 
-Arguments and results may be nested lists, tuples and dicts, as `torch.onnx.export` takes them; each tensor in
-them has a name: that of the argument, with index, key or attribute inside it (`images.0`). Those of `*args`
-are `args.0`, `args.1` and so on, those of `**kwargs` have their own names.
+Arguments and results may be nested lists, tuples and dicts, as `torch.onnx.export` takes them. A tensor has
+the name of its argument, with index, key or attribute inside it (`images.0`); tensors of `*args` are `args.0`
+and so on, tensors of `**kwargs` have their own names.
 """
 
 from __future__ import annotations
 
 import collections
-import copy
 import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -34,11 +33,8 @@ RESULT = 'result'
 class FileTensor:
     """An input or output of an ONNX file.
 
-    Attributes:
-        name: name in the graph.
-        dtype: numpy's name of the element type, such as 'float32'.
-        axes: an int for a fixed axis, the name of a dynamic one, '' for one without a name; None: the file
-            states no shape.
+    `axes` has an int for a fixed axis, the name of a dynamic one, '' for one without a name; it is None if
+    the file states no shape.
     """
 
     name: str
@@ -47,11 +43,7 @@ class FileTensor:
 
     @classmethod
     def of(cls, value: onnx.ValueInfoProto, path: str) -> FileTensor:
-        """Return what a file states of one of its tensors; `path` is that of the file, for messages.
-
-        Raises:
-            UsageError: it is a sequence, a map or an optional, or holds texts.
-        """
+        """Read a tensor of the file at `path`; UsageError: a sequence, a map or an optional, or texts."""
         tensor_type = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
             raise UsageError(f'{path}: {value.name!r} is no tensor; expected inputs and outputs of tensors')
@@ -67,7 +59,6 @@ class FileTensor:
 
     @property
     def text(self) -> str:
-        """Name, dtype and axes, for messages."""
         axes = 'of any shape' if self.axes is None else 'x'.join(str(axis or '?') for axis in self.axes)
         return f'{self.name} ({self.dtype} {axes or "scalar"})'
 
@@ -77,9 +68,9 @@ class ModuleCall:
     """The arguments of one call.
 
     Attributes:
-        title: title of the sample, frame or generated input, for messages and cases.
+        title: for messages and cases.
         values: all leaves of the arguments in order: tensors, and numbers or texts that stay as they are.
-        names: name of each leaf, see above; '' for one that is no tensor.
+        names: name of each leaf; '' for one that is no tensor.
         tree: how the leaves are nested in (args, kwargs).
     """
 
@@ -88,20 +79,13 @@ class ModuleCall:
     names: tuple[str, ...]
     tree: pytree.TreeSpec
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleCall:
-        """Return a copy with the same tree: torch copies a module to export it, and warns of copied trees."""
-        return dataclasses.replace(self, values=copy.deepcopy(self.values, memo))
-
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Name -> tensor, in the order of the arguments in the module's signature."""
         return {name: value for name, value in zip(self.names, self.values, strict=True) if name}
 
     def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> ModuleCall:
-        """Return the call with another title and other values of the tensors in `tensors`, by name.
-
-        Names that the call does not have are ignored.
-        """
+        """Return the call with another title and other values of `tensors`, by name."""
         values = tuple(
             tensors.get(name, value) if name else value
             for name, value in zip(self.names, self.values, strict=True)
@@ -109,7 +93,7 @@ class ModuleCall:
         return dataclasses.replace(self, title=title, values=values)
 
     def run(self, module: Callable[..., Any]) -> dict[str, np.ndarray]:
-        """Call a module with copies of the tensors; return its results by the names of `named_results`."""
+        """Call a module with copies of the tensors; return its `named_results`."""
         values = [value.clone() if isinstance(value, torch.Tensor) else value for value in self.values]
         args, kwargs = pytree.tree_unflatten(values, self.tree)
         with torch.no_grad():
@@ -117,17 +101,17 @@ class ModuleCall:
 
 
 def forward_of(module: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `forward` of a PyTorch module, whose signature has its arguments, or a function itself."""
+    """Return `forward` of a PyTorch module, or a function itself."""
     return module.forward if isinstance(module, torch.nn.Module) else module
 
 
 def module_title(module: Callable[..., Any]) -> str:
-    """Return what messages call a module: its class, or the name of the function, 'it' if that has none."""
+    """Return what messages call a module: its class, or the name of the function."""
     return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, '__name__', 'it')
 
 
 def signature_of(module: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a module or function; of a built-in one that has none, any by position."""
+    """Return the signature of a module or function; built-in functions take any arguments by position."""
     try:
         return inspect.signature(forward_of(module))
     except ValueError:
@@ -139,18 +123,8 @@ def read_call(
 ) -> ModuleCall:
     """Return the call that a sample stands for.
 
-    Args:
-        module: the module that is called.
-        sample: one argument, a tuple or list of arguments, or a dict of arguments by name; arguments are
-            tensors or arrays of numpy, or hold them, or stay as they are. A dict whose keys are the names of
-            all inputs of the file and no others, of which one is no argument of the module, is taken by
-            position, in the order of the file.
-        title: title of the sample, for messages.
-        file_inputs: names of the file's inputs.
-
-    Raises:
-        UsageError: a name that is no argument of the module, unless the keys are the file's inputs; arguments
-            that do not fit; no tensor, or two of one name.
+    A sample is one argument, a tuple or list of arguments, or a dict of arguments by name; or a dict by the
+    names of all inputs of the file, which is taken by position. UsageError: it does not fit the module.
     """
     signature = signature_of(module)
     args, kwargs = _arguments(signature, module, sample, title, file_inputs)
@@ -185,7 +159,6 @@ def _arguments(
     title: str,
     file_inputs: Sequence[str],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments of a sample, arrays as tensors."""
     if isinstance(sample, dict):
         takes_any = any(entry.kind is entry.VAR_KEYWORD for entry in signature.parameters.values())
         unknown = [name for name in sample if name not in signature.parameters and not takes_any]
@@ -202,7 +175,6 @@ def _arguments(
 
 
 def _with_tensors(arguments: Any) -> Any:
-    """Return nested arguments in which arrays of numpy are tensors."""
     return pytree.tree_map(
         lambda leaf: torch.from_numpy(np.array(leaf)) if isinstance(leaf, np.ndarray) else leaf, arguments
     )
@@ -215,7 +187,6 @@ def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _key_text(key: Any) -> str:
-    """Return a step into a container as text: index, key or name of the attribute."""
     for attribute in ('idx', 'key', 'name'):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
@@ -223,10 +194,9 @@ def _key_text(key: Any) -> str:
 
 
 def named_results(result: Any) -> dict[str, torch.Tensor]:
-    """Return name -> tensor of what a module returned; what is neither a tensor nor an array is left out.
+    """Return name -> tensor of what a module returned: `RESULT`, or index or key, such as '0' or 'boxes.0'.
 
-    One that is returned by itself is `RESULT`; one in a tuple, list or dict has its index or key, '0' or
-    'boxes.0', also if it is the only one. UsageError: two have one name, as by the keys 0 and '0'.
+    UsageError: two tensors have one name, as by the keys 0 and '0'.
     """
     tensors = [(name or RESULT, leaf) for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)]
     _refuse_equal([name for name, _ in tensors], 'of the results')
@@ -234,7 +204,6 @@ def named_results(result: Any) -> dict[str, torch.Tensor]:
 
 
 def _refuse_equal(names: Sequence[str], place: str) -> None:
-    """Raise UsageError if two tensors have one name; '' stands for what is no tensor."""
     counts = collections.Counter(filter(None, names))
     if equal := [name for name, count in counts.items() if count > 1]:
         raise UsageError(
@@ -248,15 +217,8 @@ def pair_names(
 ) -> dict[str, str]:
     """Return name in the file -> name in the module: by name if the module has all, else by position.
 
-    Args:
-        file_names: names of the file's inputs, or of its outputs, in order.
-        module_names: names of the module's arguments or results; if they are paired by name, there may be
-            more, which have no partner.
-        place: the file and what of it is paired, for messages.
-        module: what of the module it is paired with, for messages.
-
-    Raises:
-        UsageError: the module lacks a name, and the counts differ.
+    `place` and `module` say what is paired, in messages. UsageError: a name is missing, and the counts
+    differ.
     """
     if set(file_names) <= set(module_names):
         return {name: name for name in file_names}
@@ -269,19 +231,9 @@ def pair_names(
 
 
 def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
-    """Return an array in the dtype that a file takes.
+    """Return an array in the dtype that a file takes: rounded floats, integers of another width.
 
-    Floats are rounded to the file's float type; integers only change their width. An array that has the dtype
-    is returned itself.
-
-    Args:
-        array: the value of that input in a sample.
-        tensor: input of the file.
-        title: title of the sample, for messages.
-
-    Raises:
-        UsageError: the file takes another kind of numbers (bfloat16, signed and unsigned integers are kinds
-            of their own), or integers that do not hold the values.
+    UsageError: the file takes another kind of numbers, or integers that do not hold the values.
     """
     dtype = np.dtype(tensor.dtype)
     if array.dtype == dtype:
@@ -295,11 +247,7 @@ def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
 
 
 class FlatModule(torch.nn.Module):
-    """A module that takes and returns the tensors of a file in the file's order.
-
-    Attributes:
-        module: the user's.
-    """
+    """A module that takes and returns the tensors of a file in the file's order; it may write into them."""
 
     def __init__(
         self,
@@ -313,20 +261,19 @@ class FlatModule(torch.nn.Module):
         Args:
             module: the user's.
             call: gives the values of arguments for which the file has no input.
-            inputs: name of the file's input -> name of the module's tensor, see `ModuleCall.names`.
-            outputs: name of the file's output -> name of the module's result, see `named_results`.
+            inputs: name of the file's input -> name of the module's tensor.
+            outputs: name of the file's output -> name of the module's result.
         """
         super().__init__()
         self.module = module
-        self._call, self._inputs, self._outputs = call, dict(inputs), dict(outputs)
+
+        def run(module: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            given = dict(zip(inputs.values(), tensors, strict=True))
+            args, kwargs = pytree.tree_unflatten(list(call.replace('', given).values), call.tree)
+            results = named_results(module(*args, **kwargs))
+            return tuple(results[name] for name in outputs.values())
+
+        self._run = run  # a function: torch copies modules to export them, and warns of copied trees
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Call the module with tensors in the order of the file's inputs, into which it may write.
-
-        Its results are returned in the order of the file's outputs.
-        """
-        by_name = dict(zip(self._inputs.values(), tensors, strict=True))
-        values = self._call.replace('', by_name).values
-        args, kwargs = pytree.tree_unflatten(list(values), self._call.tree)
-        results = named_results(self.module(*args, **kwargs))
-        return tuple(results[name] for name in self._outputs.values())
+        return self._run(self.module, tensors)

@@ -22,15 +22,9 @@ five times."""
 def dynamic_axes(
     inputs: Mapping[FileTensor, str], call: ModuleCall
 ) -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
-    """Return where the dynamic axes of a file are in the arguments of a call, and their sizes there.
+    """Return axis name -> (tensor, axis) of all axes with this name in a call, and axis name -> size.
 
-    Args:
-        inputs: input of the file -> name of the module's tensor.
-        call: the first sample.
-
-    Returns:
-        Axis name -> (tensor, axis) of all axes with this name, which change together; one without a name is
-        called after its input. Axis name -> size.
+    Axes of one name change together; one without a name is called after its input.
     """
     places: dict[str, list[tuple[str, int]]] = {}
     sizes: dict[str, int] = {}
@@ -44,16 +38,7 @@ def dynamic_axes(
 
 
 def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], size: int) -> ModuleCall:
-    """Return a call in which axes have another size: their entries are repeated in order, or cut off.
-
-    What has no entry is filled with zeros.
-
-    Args:
-        call: is not changed.
-        title: title of the new call.
-        places: (tensor, axis) of each axis, as `dynamic_axes` returns them; tensors are on the CPU.
-        size: number of entries that the axes get.
-    """
+    """Return a call in which axes have another size: entries are repeated or cut off, or zeros."""
     tensors = {}
     for name, axis in places:
         tensor = tensors.get(name, call.tensors[name])
@@ -65,27 +50,18 @@ def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], siz
 
 
 def other_sizes(size: int, axis: int) -> tuple[int, ...]:
-    """Return the sizes to try in place of `size`: of axis 0, the batch, 1 and 2 more; else 1 more, half.
-
-    Half of 0 or 1 is left out.
-    """
+    """Return the sizes to try in place of `size`: of axis 0, the batch, 1 and 2 more; else 1 more, half."""
     if axis == 0:
         return size + 1, size + 2
     return (size + 1, size // 2) if size > 1 else (size + 1,)
 
 
 def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -> Iterator[ModuleCall]:
-    """Yield calls like the first one with generated values.
+    """Yield calls like the first one with generated values of the tensors `names`.
 
-    One call for each tensor that alone is random, if there are several; then all of them are random; each
-    value is the smallest or the largest; and floats are 0, if there are floats. The values before the zeros
-    stay between the smallest and the largest that a tensor has in any sample (0 and 1 of one without finite
-    values); zeros may be outside.
-
-    Args:
-        calls: the samples, whose tensors are on the CPU.
-        names: names of the module's tensors that the file takes.
-        seed: seed of the random numbers.
+    Each tensor alone is random, all are, each value is the smallest or the largest, floats are 0. Random
+    numbers are between the smallest and the largest value that a tensor has in any sample (0 and 1 without
+    finite ones).
     """
     first, ranges = calls[0], {}
     for name in names:
@@ -122,12 +98,10 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
 
 
 def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Iterator[ModuleCall]:
-    """Yield the first call with other values of one tensor alone.
+    """Yield the first call with other values of one tensor alone: do the results depend on it?
 
-    By them a proof asks whether the module's results depend on a tensor that the file ignores. The values are
-    those of the other samples, those of `other_values`, and its own values plus 1, since all samples may have
-    the same whole number; of booleans the opposite. What equals the tensor of the first call is left out,
-    unless that has no values. `name` is the tensor's; `calls` and `seed` are those of `other_values`.
+    The values are those of the other samples, of `other_values`, and its own plus 1 (not, of booleans), since
+    all samples may have the same whole number.
     """
     first, tensor = calls[0], calls[0].tensors[name]
     following = ~tensor if tensor.dtype == torch.bool else tensor + 1

@@ -19,15 +19,9 @@ if TYPE_CHECKING:
 
 
 def load_function(target: str) -> Callable[..., Any]:
-    """Return a function of a Python file; the file is run in any case, and its folder stays on the path.
+    """Return the function 'FILE.py:function'; its folder stays on the path.
 
-    The file becomes the module of its name without `.py` in `sys.modules`, unless that has one of this name.
-
-    Args:
-        target: 'FILE.py:function'.
-
-    Raises:
-        UsageError: no such file or function, or an error or an exit while the file runs.
+    UsageError: no such file or function, or an error or an exit while the file runs.
     """
     file, _, name = target.rpartition(':')
     path = Path(file)
@@ -52,10 +46,7 @@ def load_function(target: str) -> Callable[..., Any]:
 
 
 def call_function(target: str) -> Any:
-    """Return the result of the function `FILE.py:function`, called without arguments; of a generator a list.
-
-    An exception that it raises, or its exit, becomes a UsageError; for other errors see `load_function`.
-    """
+    """Return the result of the function `FILE.py:function`, of a generator a list; UsageError: it raises."""
     function = load_function(target)
     try:
         result = function()
@@ -65,10 +56,7 @@ def call_function(target: str) -> Any:
 
 
 def make_module(target: str) -> Callable[..., Any]:
-    """Return the module that the function `FILE.py:function` returns; for errors see `call_function`, too.
-
-    UsageError: it returns nothing that can be called.
-    """
+    """Return the module that the function `FILE.py:function` returns; UsageError: it is none."""
     module = call_function(target)
     if not callable(module):
         kind = type(module).__name__
@@ -77,11 +65,7 @@ def make_module(target: str) -> Callable[..., Any]:
 
 
 def make_samples(target: str) -> list[Any]:
-    """Return the samples that `FILE.py:function` yields or returns; for errors see `call_function`, too.
-
-    A sample holds the arguments of one call of the module, see `calls.read_call`; it is not checked here.
-    UsageError: the function returns nothing that can be walked through.
-    """
+    """Return the samples, see `calls.read_call`, that `FILE.py:function` yields or returns."""
     samples = call_function(target)
     if not isinstance(samples, Iterable):
         raise UsageError(f'--samples {target}: gives {samples!r}; expected samples, one by one')
@@ -89,14 +73,7 @@ def make_samples(target: str) -> list[Any]:
 
 
 def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Return a sample per .npz file, in the order of `files`: name -> array.
-
-    Names are those in the file, which `calls.read_call` takes for arguments of the module or, if all are, for
-    inputs of the ONNX file.
-
-    Raises:
-        UsageError: a file that is missing, damaged, no .npz file, without an array, or holds pickled objects.
-    """
+    """Return a sample, name -> array, per .npz file; UsageError: a file cannot be read, or has no array."""
     samples = []
     for file in files:
         try:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract.comparison import ArrayDistance, compare_named, failed_row, same_bits
+from mmdeploy_ext.contract.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.core.arrays import ArrayDistance, to_array
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.core.files import sha256_file
@@ -24,6 +24,7 @@ from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.graph.signature import differences
+from mmdeploy_ext.proving.difference.locate import locate
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.modules.calls import (
     FileTensor,
@@ -43,10 +44,9 @@ from mmdeploy_ext.proving.modules.generated import (
     other_values,
     resized,
 )
-from mmdeploy_ext.proving.modules.location import locate
-from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.open_points import export_switches, warning_lines
 from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
+from mmdeploy_ext.tasks.matching import in_order_of
 from mmdeploy_ext.tasks.results import Case, Check
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ ACROSS_SAMPLES = 0.1
 """Part of the tolerance that holds for the largest value of an output on any sample.
 
 An engine's error does not shrink with the values of an output: ONNX Runtime's Sigmoid differs from PyTorch's
-by up to 1.8e-7 between -30 and 30, by 1.3e-7 also where its value is below 1e-5. Generated inputs do not
-count: where extremes of all values meet an output may be larger by any factor.
+by 1.3e-7 also where its value is below 1e-5. Generated inputs do not count: outputs may be larger by any
+factor.
 """
 Arrays = dict[str, np.ndarray]
 """Name of an input or output of the file -> array."""
@@ -84,8 +84,7 @@ def prove_module(
 
     Both run on every sample, and on generated inputs: other sizes of the file's dynamic axes, zeros, the
     extremes and random numbers within the range of the samples, and each input alone replaced by another. At
-    the end the first sample runs once more, and has to give the same. The file needs no metadata; it runs on
-    the CPU in ONNX Runtime.
+    the end the first sample runs once more. The file runs on the CPU in ONNX Runtime.
 
     Args:
         module: an `nn.Module` in evaluation mode, or any function of tensors, on the CPU. Results may be
@@ -133,8 +132,7 @@ class CallComparison:
         call: the arguments of the module.
         feeds: the inputs of the file.
         reference: output of the file -> the result of the module for it.
-        outputs: the outputs of the file; {} if it could not run.
-        error: why it could not.
+        outputs: the outputs of the file; {} if it could not run, for the reason in `error`.
     """
 
     call: ModuleCall
@@ -149,16 +147,12 @@ class ModuleProof:
 
     Attributes:
         file_inputs: input of the file without a default -> what the file states of it.
-        model, runner: the ONNX model, and what runs it.
-        calls: the calls that the samples stand for, in their order.
+        calls: the samples.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
-        cases: one for each comparison, with a row per output, but none for outputs that are empty on both
-            sides.
-        failed: the first comparison that failed; None: none so far.
-        smallest: output of floats -> difference that is allowed at least, see `ACROSS_SAMPLES`; {} before the
-            samples.
-        verdict: what is claimed; `judge` adds the inputs.
+        comparisons: module and file on each input so far.
+        cases: one for each comparison, with a row per output that has values.
+        smallest: output of floats -> difference that is allowed at least, see `ACROSS_SAMPLES`.
     """
 
     def __init__(
@@ -171,10 +165,7 @@ class ModuleProof:
         rows: Sequence[str],
         seed: int,
     ) -> None:
-        """Open the file and pair its tensors with those of the module, see `pair_names`.
-
-        Arguments and errors are those of `prove_module`; `samples` are its `inputs`.
-        """
+        """Open the file and pair its tensors with those of the module; for errors see `prove_module`."""
         self.module, self.path, self.rtol, self.seed = module, path, rtol, seed
         self.state, self.rows = state, rows
         if not 0 <= rtol < 1:
@@ -218,22 +209,18 @@ class ModuleProof:
             f'the results of {module_title(module)}',
         )
         self._check_names()
+        self.comparisons: list[CallComparison] = []
         self.cases: list[Case] = []
-        self.failed: CallComparison | None = None
         self.smallest: dict[str, float] = {}
-        self._first: Arrays = {}
-        self._results_differ = False
         self.verdict = Verdict(self._subject())
         for name in results:
             if name not in self.outputs.values():
                 self.not_compared(f'result {name} of the module: is no output of the file')
 
     def not_compared(self, what: str) -> None:
-        """Note what was not compared, and why."""
         self.verdict.notes.append(f'not compared: {what}')
 
     def fail(self, reason: str) -> None:
-        """Add a reason why the proof as a whole fails."""
         self.verdict.findings.append(Finding('outputs', '', False, reason))
 
     def _subject(self) -> dict[str, Any]:
@@ -258,7 +245,6 @@ class ModuleProof:
         )
 
     def _check_names(self) -> None:
-        """Refuse names of outputs and of a state that the file does not have."""
         for name in (*self.rows, *self.state.values()):
             if name not in self.outputs:
                 raise UsageError(
@@ -298,10 +284,9 @@ class ModuleProof:
 
         They are equal, or not compared: the same function may have many graphs.
         """
-        equal, text = False, self._difference(fresh)
-        if not text:
-            equal, text = True, f'equal to a fresh export ({count_nodes(self.model):,} nodes)'
-        figures = dict(nodes=count_nodes(self.model), equal=equal, left_out='' if equal else text)
+        nodes, left_out = count_nodes(self.model), self._difference(fresh)
+        figures = dict(nodes=nodes, equal=not left_out, left_out=left_out)
+        text = left_out or f'equal to a fresh export ({nodes:,} nodes)'
         self.verdict.findings.append(Finding('file', 'graph', True, text, figures))
 
     def _difference(self, fresh: bool) -> str:
@@ -331,7 +316,6 @@ class ModuleProof:
         )
 
     def _is_by_dynamo(self) -> bool:
-        """Return whether PyTorch's dynamo exporter wrote the file."""
         nodes = self.model.graph.node[:1]
         return any(entry.key.startswith('pkg.torch') for node in nodes for entry in node.metadata_props)
 
@@ -340,13 +324,11 @@ class ModuleProof:
 
         call, is_dynamo = self.calls[0], self._is_by_dynamo()
         dynamic: dict[str, dict[int, str]] = {}
-        values = (*self.model.graph.input, *self.model.graph.output)
-        for tensor in (FileTensor.of(value, self.path) for value in values):
-            axes = {
-                axis: size for axis, size in enumerate(tensor.axes or ()) if isinstance(size, str) and size
-            }
-            if axes and (not is_dynamo or tensor.name in self.inputs):
-                dynamic[tensor.name] = axes
+        for value in (*self.model.graph.input, *self.model.graph.output):
+            axes = enumerate(FileTensor.of(value, self.path).axes or ())
+            names = {axis: size for axis, size in axes if isinstance(size, str) and size}
+            if names and (not is_dynamo or value.name in self.inputs):
+                dynamic[value.name] = names
         return export_module(
             FlatModule(self.module, call, self.inputs, self.outputs).eval(),
             [call.tensors[name].clone() for name in self.inputs.values()],
@@ -358,11 +340,7 @@ class ModuleProof:
         )
 
     def compare_samples(self) -> None:
-        """Compare on the samples: one by one, or as the frames of a sequence.
-
-        UsageError: the module raises, or returns no tensor or not all of the state, for one of them, or an
-        input has another kind of dtype than the file takes.
-        """
+        """Compare on the samples: one by one, or as the frames of a sequence."""
         if self.state:
             comparisons = list(self._run_sequence())
         else:
@@ -376,11 +354,7 @@ class ModuleProof:
             self.add(comparison)
 
     def compare_generated(self) -> None:
-        """Compare on generated inputs.
-
-        One for which the module raises, or gives no tensor, NaN or infinity, is only noted. Inputs of a state
-        are generated like others.
-        """
+        """Compare on generated inputs; what the module refuses, or answers with NaN, is only noted."""
         calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
         for call in tracked(calls, len(calls), 'generated inputs'):
             refusal = self._refusal(call)
@@ -395,26 +369,11 @@ class ModuleProof:
                 'the file has no dynamic axis: it is proven at the sizes of the samples'
             )
 
-    def _dynamic_axes(self) -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
-        tensors = {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}
-        return dynamic_axes(tensors, self.calls[0])
-
-    def _resized_everywhere(self) -> ModuleCall | None:
-        """Return the first sample with another size of every dynamic axis of which the module takes one.
-
-        None if there is no such axis.
-        """
-        call = first = self.calls[0]
-        places, sizes = self._dynamic_axes()
-        for letter, axes in places.items():
-            larger = [resized(call, 'other sizes', axes, sizes[letter] + step) for step in (1, STEP)]
-            call = next((resized_call for resized_call in larger if not self._refusal(resized_call)), call)
-        return None if call is first else call
-
     def _resized(self) -> Iterator[ModuleCall]:
-        """Yield the first sample at other sizes of each dynamic axis."""
         first = self.calls[0]
-        places, sizes = self._dynamic_axes()
+        places, sizes = dynamic_axes(
+            {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}, first
+        )
         for letter, axes in places.items():
             next_size = sizes[letter] + 1
             for size in other_sizes(sizes[letter], axes[0][1]):
@@ -440,11 +399,7 @@ class ModuleProof:
         return f'NaN or infinity in {", ".join(odd)}' if odd else ''
 
     def _run_sequence(self) -> Iterator[CallComparison]:
-        """Yield the samples as frames, run three times.
-
-        First the file gets the module's state before each frame, then each side keeps its own, and then once
-        more from the beginning.
-        """
+        """Yield the samples as frames: with the module's state, with each side's own, and that once more."""
         if len(self.calls) == 1:
             self.not_compared('the state: a single sample has no next frame; give two or more')
         runs = (('teacher-forced', True), ('free-running', False), ('free-running after a reset', False))
@@ -471,7 +426,6 @@ class ModuleProof:
                 yield comparison
 
     def _reference(self, call: ModuleCall) -> Arrays:
-        """Return the results of the module for a call; UsageError if it raises, or returns no tensor."""
         try:
             results = call.run(self.module)
         except UsageError as error:
@@ -496,15 +450,9 @@ class ModuleProof:
             return CallComparison(call, feeds, reference, {}, one_line(error)[:300])
 
     def add(self, comparison: CallComparison) -> None:
-        """Judge a comparison, and keep what `judge` has to know of it."""
-        rows = tuple(self._rows(comparison))
         shapes = ', '.join(shape_text(array.shape) for array in comparison.feeds.values())
-        self.cases.append(Case(comparison.call.title, shapes, False, rows))
-        if self.failed is None and not self.cases[-1].passed:
-            self.failed = comparison
-        if comparison.outputs:
-            self._results_differ |= bool(self._first) and not same_bits(self._first, comparison.reference)
-            self._first = self._first or comparison.reference
+        self.comparisons.append(comparison)
+        self.cases.append(Case(comparison.call.title, shapes, False, tuple(self._rows(comparison))))
 
     def _rows(self, comparison: CallComparison) -> list[TensorRow]:
         """Compare the outputs of both sides, but for those that are empty on both, which are equal."""
@@ -516,54 +464,42 @@ class ModuleProof:
         empty = {
             name
             for name, array in reference.items()
-            if not array.size
-            and name in outputs
-            and (outputs[name].shape, outputs[name].dtype) == (array.shape, array.dtype)
+            if not array.size and name in outputs and same_bits({'': array}, {'': outputs[name]})
         }
-        sides = (
-            {name: array for name, array in side.items() if name not in empty}
-            for side in (reference, outputs)
-        )
+        sides = ({name: side[name] for name in side if name not in empty} for side in (reference, outputs))
         rows = []
         for row in compare_named(*sides, self.rtol, self.path, self.smallest):
             smallest = self.smallest.get(row.tensor)
-            if (
-                smallest and row.passed and row.tolerance == smallest
-            ):  # relative to the largest of all samples
+            if smallest and row.passed and row.tolerance == smallest:
+                # relative to the largest value of all samples
                 row = dataclasses.replace(row, max_rel=row.max_abs / smallest * ACROSS_SAMPLES * self.rtol)
             rows.append(row)
         return rows
 
-    def judge(self) -> Verdict:
-        """Judge all cases together, and return the verdict without the place of a difference.
-
-        To be called once, after all comparisons.
-        """
+    def conclude(self) -> Verdict:
+        """Judge all cases together, locate the difference in the first that fails; to be called once."""
+        verdict, references = self.verdict, [one.reference for one in self.comparisons if one.outputs]
         seen = {row.tensor for case in self.cases for row in case.tensors if row.max_abs is not None}
-        if unseen := [name for name in self.outputs if self._first and name not in seen]:
+        if unseen := [name for name in self.outputs if references and name not in seen]:
             self.fail(f'{", ".join(unseen)}: empty on every input, nothing of it was compared')
-        if len(self.cases) > 1 and not self._results_differ:
+        if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
             self.fail(
                 'the module gives the same results for all inputs: nothing shows that inputs are used; '
                 'give samples that differ'
             )
         if self.cases and self.cases[0].passed:
             again = self._compare(self.calls[0])
-            repeated = compare_named(self._first, again.reference, self.rtol)
+            repeated = compare_named(references[0], again.reference, self.rtol)
             if not all(
-                row.passed or not self._first[row.tensor].size for row in (*self._rows(again), *repeated)
+                row.passed or not references[0][row.tensor].size for row in (*self._rows(again), *repeated)
             ):
                 self.fail('the first sample gives other results when it is run again at the end')
-        self.verdict.findings += case_findings(self.cases)
-        return self.verdict
-
-    def conclude(self) -> Verdict:
-        """Judge all cases together, locate the difference in the first that fails, and return the verdict."""
-        verdict = self.judge()
-        if self.failed:
-            flat = FlatModule(self.module, self.failed.call, self.inputs, self.outputs).eval()
+        verdict.findings += case_findings(self.cases)
+        failed = (one for one, case in zip(self.comparisons, self.cases, strict=True) if not case.passed)
+        if first := next(failed, None):
+            flat = FlatModule(self.module, first.call, self.inputs, self.outputs).eval()
             try:
-                place = locate(flat, self.model, self.failed.feeds)
+                place = locate(flat, self.model, first.feeds)
             except Exception as error:
                 place = f'could not be located: {one_line(error)[:200]}'
             if place:

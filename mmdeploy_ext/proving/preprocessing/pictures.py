@@ -21,15 +21,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
-from mmdeploy_ext.core.config import test_dataset
+from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess import pictures
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.inputs.pictures import sample_files
-from mmdeploy_ext.proving.inputs.users_dataset import UsersDataset
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
 
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.proving.inputs.users_dataset import Composer
 
+    Composer = Callable[[Sequence[Any]], Callable[[dict[str, Any]], Any]]
+    """Takes the steps of a pipeline and returns the function of one sample that they make."""
     Step = Any
     """The dict of a step, or a callable that mmdet's `Compose` takes as one."""
     Feeds = Callable[[PreparedImage, int], Mapping[str, np.ndarray]]
@@ -186,6 +187,8 @@ BOXES = np.array([[1.0, 1.0, 9.0, 9.0]], np.float32)
 """Proposals (1, 4) for `LoadProposals`, which a data set would give; they change no picture."""
 INTRINSICS = [[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]]
 """Camera for mmdet3d's `LoadImageFromFileMono3D`, which a data set would give; it changes no picture."""
+OF_LOADERS = ('type', 'samples_per_gpu', 'pipeline', 'test_mode')
+"""Keys of `data.test` that are no arguments of its class, and those that `UsersDataset` gives itself."""
 IMAGE_STEPS = ('Resize', 'AffineResize', 'RandomFlip', 'RandomCenterCropPad', 'Normalize', 'Pad')
 """Steps that change a picture; a new step is inserted behind them, before the picture becomes a tensor."""
 
@@ -231,10 +234,10 @@ class ConfigPipeline:
                 order; None or {} keeps those of the config.
 
         Raises:
-            KeyError: the config has no test pipeline.
+            ConfigError: the config has no test pipeline.
             Exception: whatever mmdet raises about a step.
         """
-        steps = test_steps(cfg)
+        steps = test_pipeline(cfg)
         self.edges = size
         scales = (step['img_scale'] for step in _all_dicts(steps) if step.get('img_scale'))
         if size is None and (scale := next(scales, None)):
@@ -275,6 +278,66 @@ class ConfigPipeline:
         return PipelinePicture(np.asarray(values[0], np.float32), values[1])
 
 
+class UsersDataset:
+    """A data set of the user's that makes a picture as its class does, with a pipeline that fits an input.
+
+    Its class is built as a config builds it, by its own `__init__`; only its annotations and
+    proposals are not read.
+
+    Attributes:
+        dataset: the data set, an object of a class derived from the user's.
+        info: what its annotations say of the picture that is prepared; {} before the first.
+    """
+
+    def __init__(
+        self, kind: type, settings: Mapping[str, Any], composer: Composer, boxes: np.ndarray
+    ) -> None:
+        """Build the class `kind` by the settings of `data.test`.
+
+        `composer` gets the steps that the class hands on, in the place of mmdet's `Compose`; `boxes` (n, 4)
+        are the proposals of each picture.
+
+        Raises:
+            Exception: whatever the class raises.
+        """
+        without_files = type(
+            kind.__name__,
+            (kind,),
+            dict(load_annotations=lambda *_: [self.info], load_proposals=lambda *_: [boxes.copy()]),
+        )
+        self.info: dict[str, Any] = {}
+        arguments = {key: value for key, value in settings.items() if key not in OF_LOADERS}
+        with _composed_by(kind, composer):
+            self.dataset: Any = without_files(**arguments, pipeline=settings['pipeline'], test_mode=True)
+        self.dataset.proposals = [boxes.copy()]
+
+    def sample(self, info: Mapping[str, Any]) -> Any:
+        """Return the sample of the picture that `info` names by `filename`, as its test loop gets it.
+
+        Raises:
+            Exception: whatever the class or a step raises.
+        """
+        height, width = cv2.imread(str(info['filename'])).shape[:2]
+        file_name = Path(info['filename']).name
+        self.info = dict(info, id=0, file_name=file_name, height=height, width=width)
+        self.dataset.data_infos = [self.info]
+        return self.dataset[0]
+
+
+@contextlib.contextmanager
+def _composed_by(kind: type, composer: Composer) -> Iterator[None]:
+    """Put `composer` in the place of `Compose` in the modules of a data set's classes, and restore them."""
+    modules = [sys.modules[base.__module__] for base in kind.__mro__]
+    originals = {module: vars(module)['Compose'] for module in modules if 'Compose' in vars(module)}
+    try:
+        for module in originals:
+            module.Compose = composer
+        yield
+    finally:
+        for module, original in originals.items():
+            module.Compose = original
+
+
 def _users_dataset(cfg: Any, composer: Composer) -> tuple[UsersDataset | None, str]:
     """Return the data set of `data.test` if its class is the user's and makes pictures, and a note on it."""
     settings = test_dataset(cfg)
@@ -308,26 +371,6 @@ def _composed(
     if size is not None:
         _fit(steps, size)
     return _composer(steps)(steps)
-
-
-def test_steps(cfg: Any) -> Sequence[Any]:
-    """Return the steps of `data.test`, or of the data set that it wraps; else of `data.val`, `test_pipeline`.
-
-    Of a list of data sets, or of several that are wrapped as `datasets`, the first counts.
-
-    Raises:
-        KeyError: the config has none.
-    """
-    for section in ('test', 'val'):
-        dataset = (cfg.get('data') or {}).get(section)
-        while dataset is not None and not (hasattr(dataset, 'get') and dataset.get('pipeline')):
-            wrapped = dataset[0] if isinstance(dataset, list | tuple) and dataset else None
-            if hasattr(dataset, 'get'):
-                wrapped = dataset.get('dataset') or dataset.get('datasets')
-            dataset = wrapped
-        if dataset is not None:
-            return dataset['pipeline']
-    return cfg['test_pipeline']
 
 
 def kind_of(step: Step) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
-from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_strip
+from mmdeploy_ext.proving.views.charts import drift_plot, match_strip
 from mmdeploy_ext.proving.views.table import (
     cosine_text,
     figure,

@@ -66,8 +66,13 @@ def test_exported_rotated_regions_are_mmcvs_to_the_bit(ratio, aligned, clockwise
     module = Pooled(ratio, aligned, clockwise).eval()
     with operators_as('standard'):
         model = export_module(
-            module, regions(6, 64, 96, 2, 0), exporter=exporter, opset=18, input_names=tuple(REGION_AXES),
-            output_names=('pooled',), dynamic=REGION_AXES,
+            module,
+            regions(6, 64, 96, 2, 0),
+            exporter=exporter,
+            opset=18,
+            input_names=tuple(REGION_AXES),
+            output_names=('pooled',),
+            dynamic=REGION_AXES,
         )
     for count, height, width, batch in ((50, 64, 96, 2), (0, 32, 32, 1), (200, 128, 64, 3)):
         tensors = regions(count, height, width, batch, count)

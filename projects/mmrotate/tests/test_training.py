@@ -3,8 +3,6 @@
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmcv.utils import Config
 
 from mm2onnx_mmrotate import synthetic
 from mm2onnx_mmrotate.detections import corners_of
@@ -57,21 +55,3 @@ def test_objects_do_not_touch_and_some_pictures_are_empty():
             count += cv2.fillPoly(np.zeros_like(count), [np.rint(corners).astype(np.int32)], 1)
         assert count.max(initial=0) <= 1
         assert (len(aerial.labels) == 0) == (index == synthetic.EMPTY_EVERY - 1)
-
-
-def test_anchors_of_training_are_made_on_the_device_of_the_model():
-    from mmrotate.models.dense_heads import RotatedRetinaHead
-
-    head = RotatedRetinaHead(
-        5,
-        8,
-        feat_channels=8,
-        anchor_generator=dict(
-            type='RotatedAnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[1.0], strides=[8]
-        ),
-        bbox_coder=dict(type='DeltaXYWHAOBBoxCoder', angle_range='le90'),
-        train_cfg=Config(dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4))),
-    )
-    anchors, flags = head.get_anchors([(4, 4)], [dict(pad_shape=(32, 32, 3))] * 2, device='cpu')
-    assert (len(anchors), len(flags)) == (2, 2)
-    assert (anchors[0][0].device.type, anchors[0][0].dtype) == ('cpu', torch.float32)

@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parents[3]
 
 
 def pins():
-    text = '\n'.join(path.read_text() for path in REPO.glob('requirements-*.txt'))
+    text = '\n'.join(path.read_text() for path in REPO.glob('requirements/*.txt'))
     return {name.lower().replace('_', '-'): version
             for name, version in re.findall(r'^([\w-]+)==(\S+)$', text, re.MULTILINE)}
 

@@ -81,7 +81,7 @@ def raw_props(model):
         for value in model.graph.output
     ]
     changed = {'spec': dict(spec, name='dense/raw', inputs=[image], outputs=outputs), 'form': 'raw'}
-    changed['edits'] = ['fold']
+    changed['edits'] = ['simplify']
     return props | {f'mm2onnx.{key}': json.dumps(value) for key, value in changed.items()}
 
 

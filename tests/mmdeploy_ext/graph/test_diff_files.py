@@ -13,14 +13,14 @@ import toy_faults
 from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import output_comparison
-from mmdeploy_ext.graph.diff import compare as diff
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
-from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import compare
 from mmdeploy_ext.graph.io.modules import module_path
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.proving.difference import two_files as diff
+from mmdeploy_ext.proving.difference.report import headline
+from mmdeploy_ext.proving.difference.walk import compare
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WEIGHTS = REPOSITORY.parent / 'shared/data/weights'

@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.contract.comparison import ArrayDistance
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -13,13 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from docs._pages.export_pitfalls import CHINESE, DOCS, LANGUAGES, main, page
 from docs._pages.lint.example import OUTCOMES
 from docs._pages.lint.examples import EXAMPLES
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import RULES, check, sites
 from mmdeploy_ext.lint.report import print_report, summary
-from mmdeploy_ext.lint.rules import EXPORTERS, SEVERITIES, THEMES
+from mmdeploy_ext.lint.rules import EXPORTERS, SEVERITIES
 from mmdeploy_ext.lint.sites import TORCH
 from mmdeploy_ext.lint.trial import _last_site, unknown_to_torchscript
 
@@ -504,29 +502,6 @@ def test_rules_are_whole():
     for rule in RULES.values():
         assert set(rule.outcomes) == set(EXPORTERS) and set(rule.outcomes.values()) <= set(OUTCOMES)
         assert rule.otherwise in SEVERITIES and rule.why.endswith('.') and rule.fix.endswith(('.', ')'))
-
-
-@pytest.mark.parametrize('words', LANGUAGES, ids=lambda words: words.page)
-def test_the_page_is_up_to_date(words):
-    text = (DOCS / words.page).read_text(encoding='utf-8')
-    assert text == page(words), 'run python -m docs._pages.export_pitfalls'
-
-
-def test_check_says_that_both_pages_are_up_to_date(capsys):
-    assert main(['--check']) == 0
-    assert capsys.readouterr().out.count('up to date') == len(LANGUAGES) == 2
-
-
-def test_every_rule_theme_and_outcome_is_in_chinese_with_the_same_code():
-    assert set(CHINESE.rules) == set(RULES) and list(CHINESE.themes) == list(THEMES)
-    assert list(CHINESE.outcomes) == list(OUTCOMES)
-    for rule in RULES.values():
-        words = CHINESE.rules[rule.id]
-        for english, chinese in ((rule.title, words.title), (rule.why, words.why), (rule.fix, words.fix)):
-            assert sorted(re.findall('`[^`]+`', english)) == sorted(re.findall('`[^`]+`', chinese)), rule.id
-            prose = re.sub('`[^`]+`', '', chinese)
-            assert re.search('[\u4e00-\u9fff]', prose) or english.startswith('`'), rule.id
-        assert words.why.endswith('。') and words.fix.endswith(('。', '）'))
 
 
 def test_any_module_is_checked_in_a_script_that_imports_nothing_else(tmp_path):

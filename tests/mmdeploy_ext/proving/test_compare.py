@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmdeploy_ext.contract.comparison import (
-    ArrayDistance,
     compare_named,
     compare_tensors,
     equality_claim,
@@ -17,6 +16,7 @@ from mmdeploy_ext.contract.comparison import (
     is_exact,
 )
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.evaluate.evaluation import settings_text
 from mmdeploy_ext.proving.levels import metrics as dataset

@@ -13,11 +13,11 @@ import toy_faults
 from marking import in_suite
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_graphs, make_metadata
-from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.program import Program
-from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.difference import findings
 from mmdeploy_ext.proving.difference.locate import Search, subject_of
+from mmdeploy_ext.proving.difference.report import headline
 
 FAMILIES = tuple(toy_faults.NODES)
 
@@ -164,7 +164,7 @@ def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
     model, search, example = subjects('atss')
     broken, node = toy_faults.plant(model, 'atss', fault, example)
     subject = dataclasses.replace(search.subject, fresh_export=lambda: broken)
-    again = Search(subject, findings.Bars(), search.records)
+    again = Search(subject, findings.Bars())
     found = again.compare(broken)
     assert found.first.node == node
     assert 'a fresh export has it, too' in ' '.join(found.first.evidence)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.proving.levels.instance_rows import InstancePairing, pair_absent, pair_rows
-from mmdeploy_ext.proving.levels.memory_rows import Moment
+from mmdeploy_ext.proving.levels.memory_rows import InstancePairing, Moment, pair_absent, pair_rows
 from mmdeploy_ext.runtime.frames import StepResult, StreamState
 
 INSTANCES, KEPT, TIE = 8, 5, 2e-5

@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_structure
 import mmdeploy_ext
 from mmdeploy_ext.cli import prove_module_app
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.proving.modules import location, row_order
-from mmdeploy_ext.proving.modules.calls import ModuleCall, read_call
+from mmdeploy_ext.proving.difference import record
+from mmdeploy_ext.proving.modules.calls import FlatModule, ModuleCall, read_call
 from mmdeploy_ext.proving.modules.generated import other_sizes, other_values
 from mmdeploy_ext.proving.modules.loading import call_function, read_samples
+from mmdeploy_ext.tasks import matching
 from verdicts import cases_of
 
 MODULE = """
@@ -339,13 +340,13 @@ def test_rows_may_come_in_another_order_only_where_that_is_said(detections):
     assert not mmdeploy_ext.prove_module(net, detections, samples, rows=names[:2], **options).proven
 
 
-@pytest.mark.parametrize('width', [4, row_order.MAX_WIDTH + 1])
+@pytest.mark.parametrize('width', [4, matching.MAX_WIDTH + 1])
 def test_rows_that_are_in_order_stay_so(width):
     rows = np.zeros((1500, width))
     rows[:3] = np.arange(3)[:, None]  # the others are equal, as padding is
-    masks = np.random.default_rng(0).random((1500, row_order.MAX_WIDTH + 1))
+    masks = np.random.default_rng(0).random((1500, matching.MAX_WIDTH + 1))
     outputs = dict(rows=rows, masks=masks)
-    ordered = row_order.in_order_of(outputs, outputs, ('rows', 'masks'), 1e-4)
+    ordered = matching.in_order_of(outputs, outputs, ('rows', 'masks'), 1e-4)
     assert all(np.array_equal(ordered[name], outputs[name]) for name in outputs)
 
 
@@ -353,13 +354,13 @@ def test_rows_are_ordered_beside_a_thousand_equal_ones():
     rows = np.zeros((1500, 4))
     rows[:3] = np.arange(3)[:, None] + 1  # the others are padding
     outputs = dict(rows=rows[[2, 0, 1, *range(3, 1500)]])
-    ordered = row_order.in_order_of(dict(rows=rows), outputs, ('rows',), 1e-4)
+    ordered = matching.in_order_of(dict(rows=rows), outputs, ('rows',), 1e-4)
     assert np.array_equal(ordered['rows'], rows)
 
 
 def test_outputs_without_rows_stay_so():
     outputs = dict(boxes=np.zeros((0, 4)), scores=np.zeros(0))
-    assert row_order.in_order_of(outputs, outputs, ('boxes', 'scores'), 1e-4).keys() == outputs.keys()
+    assert matching.in_order_of(outputs, outputs, ('boxes', 'scores'), 1e-4).keys() == outputs.keys()
 
 
 class Constant(torch.nn.Module):
@@ -622,17 +623,18 @@ def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
         assert word in capsys.readouterr().err
 
 
-def test_a_call_is_copied_without_the_warning_of_torch_about_copied_trees():
+def test_a_module_is_copied_without_the_warning_of_torch_about_copied_trees():
     call = ModuleCall('sample', (torch.ones(1),), ('x',), tree_structure(((0,), {})))
+    flat = FlatModule(torch.nn.Identity(), call, {'x': 'x'}, {'y': 'result'})
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        copied = copy.deepcopy(call)
-    assert copied.tree is call.tree and copied.values[0] is not call.values[0]
+        copied = copy.deepcopy(flat)
+    assert copied.module is not flat.module and torch.equal(copied(torch.ones(1))[0], torch.ones(1))
 
 
 def test_a_folder_whose_name_begins_as_a_librarys_is_the_users():
-    code = compile('line = location._line_of_user()', mmdeploy_ext.__path__[0] + '_models/net.py', 'exec')
-    exec(code, names := dict(location=location))
+    code = compile('line = record.line_of_user()', mmdeploy_ext.__path__[0] + '_models/net.py', 'exec')
+    exec(code, names := dict(record=record))
     assert names['line'].endswith('_models/net.py:1')
 
 

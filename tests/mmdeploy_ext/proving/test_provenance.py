@@ -95,7 +95,7 @@ def test_a_record_that_is_no_list_is_refused(content):
     model = onnx.ModelProto()
     onnx.helper.set_model_props(model, {'mm2onnx.family': '"atss"', 'mm2onnx.edits': content})
     with pytest.raises(ModelFileError, match=r'damaged mm2onnx\.edits'):
-        record(model, 'fold')
+        record(model, 'simplify')
 
 
 def test_a_text_beside_the_graphs_that_is_no_utf8_is_told_so(tmp_path):

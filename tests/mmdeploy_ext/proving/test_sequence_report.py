@@ -11,7 +11,7 @@ from test_report import EVIL, Page
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.proving.views import report
-from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_shares, match_strip
+from mmdeploy_ext.proving.views.charts import drift_plot, match_shares, match_strip
 from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.tasks.results import Case, Check, GraphResult, Pair, PreprocessingResult
 from proofs import run_modes

@@ -249,7 +249,9 @@ def test_arrays_of_another_form_are_refused_by_name(tmp_path):
 def test_infos_whose_sweeps_are_elsewhere_name_the_option(tmp_path):
     infos = infos_of(tmp_path / 'data' if (tmp_path / 'data').mkdir() is None else tmp_path, 1)
     path = dump(tmp_path, dict(infos=infos))
-    with pytest.raises(DataError, match=r'\./elsewhere/samples/sweep0\.bin.*--data-root'):
+    with pytest.raises(
+        DataError, match=r'\./elsewhere/samples/sweep0\.bin.*--data-root'
+    ):
         list(Sweeps(path, keep, RULE))
     assert len(list(Sweeps(path, keep, RULE, root=tmp_path / 'data'))) == 1
 

@@ -144,7 +144,7 @@ def test_files_without_cameras_and_calibrations_that_were_cut_off_are_refused_by
     rig.write_bytes(damaged)
     with pytest.raises(DataError, match=r'rig\.npz: cannot be read'):
         read_calibration(rig)
-    lidar = SimpleNamespace(postprocess={}, require=lambda path, family: None)
+    lidar = SimpleNamespace(postprocess=SimpleNamespace(view=None), require=lambda path, family: None)
     monkeypatch.setattr(pooling, 'model_files', lambda folder: ['frame.onnx'])
     monkeypatch.setattr(pooling, 'read_metadata', lambda path: lidar)
     with pytest.raises(ModelFileError, match=r'frame\.onnx: is of LiDAR alone'):

@@ -12,11 +12,10 @@ from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.contract.schema import Mismatch
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.families.centerpoint.graphs import box_rule, head_outputs
-from mmdeploy_ext.families.centerpoint.options import POSTPROCESS
-from mmdeploy_ext.families.centerpoint.runtime import BoxRule, decode
+from mmdeploy_ext.contract.facts import Mismatch
+from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
+from mmdeploy_ext.families.centerpoint.graphs import head_outputs, head_settings
+from mmdeploy_ext.families.centerpoint.runtime import decode
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 
 SIDE = 24
@@ -53,6 +52,10 @@ def make_head(with_velocity=True, norm_bbox=True, **test_cfg):
             },
         )
     )
+
+
+def box_rule(head):
+    return CenterPointFacts(**head_settings(head))
 
 
 def random_outputs(head, seed, heat=-2.0):
@@ -117,17 +120,12 @@ def test_nothing_found_is_an_empty_result():
     assert len(found) == 0
 
 
-def test_rule_survives_its_json_and_names_what_is_missing():
+def test_rule_survives_its_json():
     for head in (make_head(), make_head(pre_max_size=None, post_max_size=None)):
         rule = box_rule(head)
-        POSTPROCESS(rule.to_json(), 'postprocess')
-        assert BoxRule.from_json(rule.to_json()) == rule
+        assert CenterPointFacts.from_json(rule.to_json()) == rule
     with pytest.raises(Mismatch, match='post_max_size is None'):
-        POSTPROCESS(dataclasses.replace(rule, nms_type='circle').to_json(), 'postprocess')
-    content = dict(rule.to_json())
-    del content['nms_thr']
-    with pytest.raises(ModelFileError, match=r'm\.onnx: .*nms_thr'):
-        BoxRule.from_json(content, 'm.onnx')
+        dataclasses.replace(rule, nms_type='circle')
 
 
 def test_output_names_are_by_task():

@@ -88,9 +88,8 @@ def test_a_gpu_that_is_not_there_is_refused_by_its_number(count, is_there, monke
             check_device('cuda:7')
 
 
-@pytest.mark.parametrize(
-    'meta', [{}, *({'dataset_meta': named} for named in ({}, None, {'x': 1}, {'classes': torch.ones(2)}))]
-)
+@pytest.mark.parametrize('meta', [
+    {}, *({'dataset_meta': named} for named in ({}, None, {'x': 1}, {'classes': torch.ones(2)}))])
 def test_meta_without_class_names_stays_as_it_is(meta):
     assert with_class_names(meta) == meta
     assert with_class_names({**meta, 'CLASSES': ('a',)})['CLASSES'] == ('a',)

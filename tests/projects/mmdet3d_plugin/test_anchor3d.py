@@ -63,11 +63,11 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
 @pytest.mark.parametrize('kind', [kind for kind in toy_anchor3d.KINDS if kind not in ('shapes', 'sassd')])
 def test_anchors_equal_mmdet3ds(kind):
     deployment, *_ = toy_anchor3d.exported(kind)
-    from mmdeploy_ext.families.parts.anchor_heads import anchor_rule
+    from mmdeploy_ext.families.anchor3d.graphs import facts_of
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     head = parts_of(deployment.model).head
-    rule, sizes = anchor_rule(head), [(16, 12), (8, 6)][: head.anchor_generator.num_levels]
+    rule, sizes = facts_of(deployment.model), [(16, 12), (8, 6)][: head.anchor_generator.num_levels]
     expected = head.anchor_generator.grid_anchors(sizes, device='cpu')
     for level, (height, width) in enumerate(sizes):
         wanted = expected[level].reshape(-1, head.box_code_size).numpy()
@@ -76,7 +76,7 @@ def test_anchors_equal_mmdet3ds(kind):
 
 def test_anchors_of_classes_with_maps_of_their_own_equal_mmdet3ds():
     deployment, folder, *_ = toy_anchor3d.exported('shapes')
-    rule = runtime.AnchorRule.from_json(read_metadata(paths_of(folder)[-1]).postprocess)
+    rule = read_metadata(paths_of(folder)[-1]).postprocess
     assert rule.cells == (16, 16, 16, 16, 8, 8)
     generator = deployment.model.pts_bbox_head.anchor_generator
     other = dataclasses.replace(rule, cells=(6, 4, 6, 4, 3, 2))

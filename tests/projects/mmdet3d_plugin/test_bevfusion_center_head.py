@@ -1,5 +1,7 @@
 """CenterPoint's head on BEVFusion's map: boxes there and back, the published names, what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.bevfusion.facts import Circle, Rotated
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.models.bevfusion.fusion import HEADS
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -91,14 +94,14 @@ def test_groups_of_classes_are_thinned_out_by_their_own_rule():
     boxes = np.float32([[0, 0, 0, 2, 1, 1, 0, 0, 0], [1.9, 0, 0, 2, 1, 1, 0, 0, 0]] * 2)
     scores, labels = np.float32([0.9, 0.8, 0.7, 0.6]), np.array([0, 0, 1, 2])
     given = Detections3D(boxes, scores, labels)
-    circle = dict(classes=[0], most=9, radius=4.0)
-    rotated = dict(classes=[1, 2], most=9, overlap=0.1, first=9, scales=[1.0, 1.0])
+    circle = Circle(classes=[0], most=9, radius=4.0)
+    rotated = Rotated(classes=[1, 2], most=9, overlap=0.1, first=9, scales=[1.0, 1.0])
     assert suppress(given, [circle]).scores.tolist() == scores[[0, 2, 3]].tolist()
     assert len(suppress(given, [rotated])) == 4
-    wide = dict(rotated, scales=[1.0, 2.0])
+    wide = dataclasses.replace(rotated, scales=(1.0, 2.0))
     assert suppress(given, [circle, wide]).scores.tolist() == scores[[0, 2]].tolist()
-    assert suppress(given, [dict(wide, first=1)]).scores.tolist() == scores[:3].tolist()
-    one_for_each = dict(classes=[1, 2], most=9, radius=9.0)  # as files of TransFusion's head have it
+    assert suppress(given, [dataclasses.replace(wide, first=1)]).scores.tolist() == scores[:3].tolist()
+    one_for_each = Circle(classes=[1, 2], most=9, radius=9.0)  # as files of TransFusion's head have it
     assert len(suppress(given, one_for_each)) == 4
     assert len(suppress(given, [one_for_each])) == 3
 

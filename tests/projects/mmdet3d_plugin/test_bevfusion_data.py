@@ -9,10 +9,9 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.cli.nuscenes_infos import create_infos
-from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
-from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.bevfusion.samples import frame
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
@@ -164,65 +163,6 @@ def batch(dataset, count):
     return scatter(collate([dataset[index] for index in range(count)], count), [-1])[0]
 
 
-def test_every_parameter_learns_and_the_losses_fall(cfg, dataset):
-    from mmdet3d.models import build_model
-
-    torch.manual_seed(0)
-    model = build_model(cfg.model).train()
-    model.init_weights()
-    assert model.heads['object'].heatmap_head[1].bias.unique().item() == pytest.approx(-2.19)
-    data, optimizer, seen = batch(dataset, 2), torch.optim.AdamW(model.parameters(), lr=2e-3), []
-    points = [one.clone() for one in data['points']]
-    with single_thread():
-        for _ in range(4):
-            out = model.train_step(data, optimizer)
-            optimizer.zero_grad()
-            out['loss'].backward()
-            optimizer.step()
-            seen.append(out['log_vars'])
-    lacking = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
-    assert not lacking and set(seen[0]) == {
-        'loss_heatmap', 'layer_0_loss_cls', 'layer_0_loss_bbox', 'loss',
-    }  # fmt: skip
-    assert seen[-1]['loss'] < 0.7 * seen[0]['loss']
-    assert all(map(torch.equal, points, data['points'])), 'the points were changed in place'
-
-
-def test_each_box_has_one_query_and_one_peak(cfg, dataset):
-    from mmdeploy_ext.models.bevfusion.losses import HeadLosses
-
-    data, head = batch(dataset, 1), cfg.model.heads.object
-    coder = TransFusionBBoxCoder(**{key: value for key, value in head.bbox_coder.items() if key != 'type'})
-    losses = HeadLosses(head.loss_cls, head.loss_heatmap, head.loss_bbox, head.train_cfg, coder, 10)
-    boxes, labels = in_lidar_columns(data['gt_bboxes_3d'][0].tensor), data['gt_labels_3d'][0]
-    code = coder.encode(boxes).T[None]
-    count, queries = len(boxes), 60
-    sizes = dict(center=2, height=1, dim=3, rot=2, vel=2)
-    found = {name: torch.zeros(1, size, queries) for name, size in sizes.items()}
-    for name, part in zip(sizes, code.split([2, 1, 3, 2, 2], 1), strict=True):
-        found[name][:, :, 10 : 10 + count] = part
-    found['heatmap'] = torch.full((1, 10, queries), -6.0)
-    found['heatmap'][0, labels, 10 + torch.arange(count)] = 6.0
-    queries, own = losses.match(found, 0, boxes, labels)
-    assert (queries == 10 + own).all() and len(own) == count
-    heat = torch.zeros(10, 56, 56)
-    losses.draw_centres(heat, boxes, labels)
-    cells = coder.encode(boxes)[:, :2].long()
-    assert (heat[labels, cells[:, 0], cells[:, 1]] == 1).all()
-
-
-@pytest.mark.parametrize('name', ['cls_cost', 'pos_weight'])
-def test_costs_and_weights_that_training_would_leave_out_are_refused(name):
-    from mmdeploy_ext.models.bevfusion.losses import COSTS, HeadLosses
-
-    costs = {cost: dict(type=kind, weight=1.0) for cost, kind in COSTS.items()}
-    train_cfg = dict(assigner=dict(costs, cls_cost=dict(type='ClassificationCost', weight=1.0)))
-    if name == 'pos_weight':
-        train_cfg = dict(assigner=costs, pos_weight=2.0)
-    with pytest.raises(ConfigError, match=f'train_cfg has.*{name}'):
-        HeadLosses({}, {}, {}, train_cfg, None, 10)
-
-
 # ---- the test loop
 
 
@@ -234,7 +174,8 @@ def checkpoint():
 def evaluate(config, checkpoint, work_dir, options):
     words = [f'{key}={value}' for key, value in options.items()]
     target = ['--eval=bbox', '--work-dir', str(work_dir)]
-    return test_app.main([config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0'])
+    return test_app.main([config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0']
+    )
 
 
 @pytest.fixture(scope='module')
@@ -387,7 +328,9 @@ def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, optio
 
     words = [f'{key}={value}' for key, value in options.items()]
     files = str(runs / 'bevfusion_toy_portable')
-    assert verify_app.main([CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
+    assert (
+        verify_app.main([CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
+    )
     said = capsys.readouterr().out
     assert 'PROVEN' in said and f'python -m mmdeploy_ext run {files} INFOS.pkl' in said.replace('\n', '')
 

@@ -99,12 +99,13 @@ FAULTS = {
     'sizes as they are when boxes are compared': (
         'centers', SEEN,
         arguments(lambda boxes, labels, group: (
-            boxes, labels, dict(group, scales=[1.0] * len(group['classes'])))),
+            boxes, labels, dataclasses.replace(group, scales=(1.0,) * len(group.classes)))),
     ),
     'a distance instead of its square': (
         'centers', SEEN,
         arguments(lambda boxes, labels, group: (
-            boxes, labels, dict(group, radius=group['radius'] ** 2) if 'radius' in group else group)),
+            boxes, labels,
+            dataclasses.replace(group, radius=group.radius ** 2) if hasattr(group, 'radius') else group)),
     ),
 }  # fmt: skip
 
@@ -163,9 +164,7 @@ def test_a_neck_enlarges_maps_as_the_original_does_if_its_config_does_not_say():
 
 def test_the_form_of_a_sparse_backbone_is_refused_without_lidar_and_with_files_of_another_engine(toys):
     camera, lidar = (toys[sensor].family for sensor in ('camera', 'lidar'))
-    with pytest.raises(
-        UsageError, match=r'--sparse-form.*m\.py'
-    ):
+    with pytest.raises(UsageError, match=r'--sparse-form.*m\.py'):
         camera.check(toys['camera'].cfg, camera.choose(sparse_form='tables'))
     with pytest.raises(UsageError, match=r'--sparse-form.*--contract'):
         lidar.choose(sparse_form='tables', contract='autoware').check()

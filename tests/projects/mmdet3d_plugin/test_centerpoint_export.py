@@ -226,7 +226,7 @@ def test_metadata_says_what_is_needed_to_use_the_files(toy):
     assert head.classes == ('car', 'bus', 'truck')
     assert head.preprocess == backbone.preprocess == deployment.rule
     assert head.preprocess.voxel_size == (0.4, 0.4, 0.4)
-    assert head.postprocess['num_classes'] == [1, 2]
+    assert head.postprocess.num_classes == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,8 @@ def test_a_test_sample_is_wrapped_for_its_one_augmentation(root):
 
 def test_the_loader_batches_sequences_side_by_side(root):
     config = data(root, filter_empty_gt=False, seq_split_num=1)
-    loader = build_dataloader(
-        build_dataset(config['train']), 2, 0, dist=False, seed=0, shuffler_sampler=config['shuffler_sampler']
-    )
+    loader = build_dataloader(build_dataset(config['train']), 2, 0, dist=False, seed=0,
+                              shuffler_sampler=config['shuffler_sampler'])
     for step, batch in zip(range(2 * FRAMES), loader, strict=False):
         assert batch['img'].data[0].shape == (2, 1, 6, 3, 32, 96)
         assert batch['prev_exists'].data[0].tolist() == [[float(step % FRAMES > 0)]] * 2
@@ -153,9 +152,8 @@ def test_the_loader_batches_sequences_side_by_side(root):
 def test_the_test_loader_gives_every_frame_in_order(root):
     config = data(root)
     dataset = build_dataset(config['val'])
-    loader = build_dataloader(
-        dataset, 1, 0, dist=False, shuffle=False, nonshuffler_sampler=config['nonshuffler_sampler']
-    )
+    loader = build_dataloader(dataset, 1, 0, dist=False, shuffle=False,
+                              nonshuffler_sampler=config['nonshuffler_sampler'])
     tokens = [batch['img_metas'][0].data[0][0]['sample_idx'] for batch in loader]
     assert tokens == [info['token'] for info in dataset.data_infos]
 
@@ -174,43 +172,19 @@ def test_ground_truth_as_predictions_scores_one(root, capsys):
     assert sum(metrics[f'{prefix}/{name}_AP_dist_0.5'] > 0.98 for name in CLASS_NAMES) >= 5
 
 
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda info: info.update(ego2global_translation=[float('nan'), 0, 0]), r'_translation: got \[nan'),
-        (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: has no cam_intrinsic'),
-        (
-            lambda info: info['cams']['CAM_BACK'].update(cam_intrinsic=np.zeros((3, 3))),
-            'intrinsic is singular',
-        ),
-        (
-            lambda info: info['cams']['CAM_BACK'].pop('sensor2lidar_rotation'),
-            'CAM_BACK: has no sensor2lidar_rot',
-        ),
-        (
-            lambda info: info['cams']['CAM_BACK'].update(sensor2lidar_rotation=np.zeros((3, 3))),
-            'CAM_BACK.*sensor2lidar_rotation is singular',
-        ),
-        (
-            lambda info: info['cams']['CAM_BACK'].update(sensor2lidar_translation=[1.0]),
-            'got .*, expected 3 fin',
-        ),
-        (lambda info: info.update(lidar2ego_rotation=[0.0] * 4), 'lidar2ego_rotation is singular'),
-        (lambda info: info['cams'].clear(), 'got no camera'),
-        (lambda info: info.pop('cams'), 'got no camera'),
-    ],
-    ids=[
-        'NaN pose',
-        'no intrinsics',
-        'singular',
-        'no extrinsics',
-        'singular extrinsics',
-        'shape',
-        'zero quaternion',
-        'no camera',
-        'no cams',
-    ],
-)
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda info: info.update(ego2global_translation=[float('nan'), 0, 0]), r'_translation: got \[nan'),
+    (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: has no cam_intrinsic'),
+    (lambda info: info['cams']['CAM_BACK'].update(cam_intrinsic=np.zeros((3, 3))), 'intrinsic is singular'),
+    (lambda info: info['cams']['CAM_BACK'].pop('sensor2lidar_rotation'), 'CAM_BACK: has no sensor2lidar_rot'),
+    (lambda info: info['cams']['CAM_BACK'].update(sensor2lidar_rotation=np.zeros((3, 3))),
+     'CAM_BACK.*sensor2lidar_rotation is singular'),
+    (lambda info: info['cams']['CAM_BACK'].update(sensor2lidar_translation=[1.0]), 'got .*, expected 3 fin'),
+    (lambda info: info.update(lidar2ego_rotation=[0.0] * 4), 'lidar2ego_rotation is singular'),
+    (lambda info: info['cams'].clear(), 'got no camera'),
+    (lambda info: info.pop('cams'), 'got no camera'),
+], ids=['NaN pose', 'no intrinsics', 'singular', 'no extrinsics', 'singular extrinsics', 'shape',
+        'zero quaternion', 'no camera', 'no cams'])
 def test_a_broken_calibration_is_refused_by_sample_and_camera(root, change, message):
     dataset = val_set(root)
     info = dataset.data_infos[0] = copy.deepcopy(dataset.data_infos[0])
@@ -229,16 +203,9 @@ def test_matrices_are_computed_in_the_precision_of_the_golden_ones():
         intrinsics, extrinsics = (golden[f'f{i}_{name}'] for name in ('intrinsics', 'extrinsics'))
         inverse = rigid_inverse(golden[f'f{i}_ego_pose'])
         assert np.abs(inverse - golden[f'f{i}_ego_pose_inv']).max() < 1e-3
-        camera = {
-            str(n): dict(
-                sensor2lidar_rotation=extrinsics[n, :3, :3].T,
-                timestamp=0,
-                data_path='',
-                sensor2lidar_translation=-extrinsics[n, :3, :3].T @ extrinsics[n, :3, 3],
-                cam_intrinsic=intrinsics[n, :3, :3],
-            )
-            for n in range(6)
-        }
+        camera = {str(n): dict(sensor2lidar_rotation=extrinsics[n, :3, :3].T, timestamp=0, data_path='',
+                               sensor2lidar_translation=-extrinsics[n, :3, :3].T @ extrinsics[n, :3, 3],
+                               cam_intrinsic=intrinsics[n, :3, :3]) for n in range(6)}
         result = np.array(camera_inputs(camera, 'golden')['lidar2img'])
         assert np.abs(result - golden[f'f{i}_lidar2img']).max() < 2e-3
 

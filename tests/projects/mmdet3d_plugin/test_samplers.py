@@ -47,7 +47,7 @@ def test_every_position_streams_through_whole_sequences_in_order():
         runs = [list(run) for _, run in itertools.groupby(stream, key=lambda i: flags[i])]
         assert len(runs) > 10
         for run in runs[:-1]:  # the last one was cut off by the test
-            assert np.array_equal(run, np.tile(np.flatnonzero(flags == flags[run[0]]), 2)[: len(run)])
+            assert np.array_equal(run, np.tile(np.flatnonzero(flags == flags[run[0]]), 2)[:len(run)])
 
 
 def test_positions_of_all_ranks_take_turns_in_one_permutation():

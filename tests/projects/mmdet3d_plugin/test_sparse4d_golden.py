@@ -20,7 +20,7 @@ from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.models.sparse4d import bank
 from mmdeploy_ext.models.sparse4d.aggregation import Features, flatten_maps
 from mmdeploy_ext.models.sparse4d.blocks import CENTRE
-from mmdeploy_ext.proving.levels.instance_rows import pair_rows
+from mmdeploy_ext.proving.levels.memory_rows import pair_rows
 from mmdeploy_ext.seeded.sparse4d import for_width, sparse4d_weights
 from sparse4d_border_points import nearest_decision
 

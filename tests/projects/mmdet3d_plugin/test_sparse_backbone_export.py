@@ -111,10 +111,14 @@ def test_grids_that_disagree_are_refused_with_their_keys(name, overrides, messag
 
 def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
     cfg = load(CENTERPOINT, model__pts_voxel_encoder=dict(type='HardVFE', _delete_=True))
-    with pytest.raises(ConfigError, match=r'pts_voxel_encoder.type.*HardVFE.*HardSimpleVFE'):
+    with pytest.raises(
+        ConfigError, match=r'pts_voxel_encoder.type.*HardVFE.*HardSimpleVFE'
+    ):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(CENTERPOINT, model__pts_voxel_encoder__num_features=4)
-    with pytest.raises(ConfigError, match=r'num_features.*4.*model.pts_middle_encoder.in_channels.*5'):
+    with pytest.raises(
+        ConfigError, match=r'num_features.*4.*model.pts_middle_encoder.in_channels.*5'
+    ):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(CENTERPOINT)
     del cfg.model.pts_voxel_encoder['type']

@@ -28,7 +28,7 @@ def pictures(*chosen):
 
 def file_of(kind, form):
     """Return what the runtime reads of a file."""
-    return types.SimpleNamespace(form=form, postprocess=FAMILY.postprocess_facts(seeded(kind)))
+    return types.SimpleNamespace(form=form, postprocess=FAMILY.facts(seeded(kind)))
 
 
 def rows(kind, form, outputs, prepared, wanted):

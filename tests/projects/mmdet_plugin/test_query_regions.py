@@ -11,7 +11,7 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.tasks import task_module
 from toy_query import REGIONS, exported, images, options_of, run_stages, seeded, toy
 
-FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
+FULL = types.SimpleNamespace(form='full', options={}, postprocess=types.SimpleNamespace(mask_thr=0.5))
 
 
 def family_of(kind):

@@ -185,7 +185,7 @@ def test_a_head_that_a_user_derives_is_exported_as_the_nearest_head_of_mmdet(nam
     REGISTRY.register_module(module=derived, force=True)
     mine = load_toy(name, tmp_path, {'model.mask_head.type': derived.__name__})
     assert isinstance(mine.model.mask_head, derived) and mine.family.name == 'solo'
-    assert mine.family.postprocess_facts(mine.model) == base.family.postprocess_facts(base.model)
+    assert mine.family.facts(mine.model) == base.family.facts(base.model)
     paths = []
     for deployment in (base, mine):
         paths.append(str(tmp_path / f'{len(paths)}.onnx'))

@@ -45,7 +45,7 @@ LIKE = (
 """Kinds whose parts other kinds have, or other files of tests look at: `test_two_stage_{faults,split}.py`."""
 ALONE = ('rpn', 'guided_alone', 'staged_alone')
 """Kinds whose results are proposals."""
-FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
+FULL = types.SimpleNamespace(form='full', options={}, postprocess=types.SimpleNamespace(mask_thr=0.5))
 
 
 def same(kind, model, outputs, prepared, least=1, ties=0):

@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.comparison import count_rows
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.two_stage import settings
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
 from mmdeploy_ext.runtime.detections import candidates_needed
 from mmdeploy_ext.tasks import task_module
@@ -49,10 +50,7 @@ def exported(kind, model=None, exporter='torchscript', batch=2, **caps):
 
 def found_by(kind, model, outputs, prepared, **caps):
     """Return what the runtime makes of outputs; raises where some may be missing."""
-    roi_head = getattr(model, 'roi_head', None)
-    most = (model.rpn_head if roi_head is None else roi_head).test_cfg.max_per_img
-    facts = dict(mask_thr=0.5, max_per_img=most)
-    metadata = types.SimpleNamespace(form='full', options=caps, postprocess=facts)
+    metadata = types.SimpleNamespace(form='full', options=caps, postprocess=settings.facts_of(model))
     family = family_of(kind)
     return family.detections(metadata, outputs, family.feeds(prepared, True))
 

@@ -35,7 +35,7 @@ def pictures(count, size=(192, 256), seed=5):
 
 
 def rows(form, outputs, prepared, wanted):
-    file = types.SimpleNamespace(form=form, postprocess=FAMILY.postprocess_facts(seeded('panoptic')))
+    file = types.SimpleNamespace(form=form, postprocess=FAMILY.facts(seeded('panoptic')))
     arrays = {name: np.asarray(one) for name, one in outputs.items()}
     found = detections(file, arrays, FAMILY.feeds(prepared, True))
     return [match_detections('image', one, other) for one, other in zip(wanted, found, strict=True)]
@@ -111,7 +111,7 @@ def test_masks_are_laid_as_set_by_set_in_pytorch_in_numpy_and_in_a_graph():
 
     example = tuple(torch.from_numpy(one) for one in next(cases()))
     axes = dict(masks={0: 'B', 1: 'n'}, labels={0: 'B', 1: 'n'})
-    facts = dict(num_classes=6, num_things=6, mask_overlap=0.5, stuff_area_limit=0)
+    facts = types.SimpleNamespace(num_classes=6, num_things=6, mask_overlap=0.5, stuff_area_limit=0)
     for form in ('standard', 'function'):
         with operators_as(form):
             names = dict(input_names=('masks', 'labels'), output_names=('laid',))

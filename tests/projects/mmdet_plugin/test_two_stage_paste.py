@@ -16,7 +16,7 @@ from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
 
-METADATA = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
+METADATA = types.SimpleNamespace(form='full', options={}, postprocess=types.SimpleNamespace(mask_thr=0.5))
 BOXES = [
     [0, 0, 80, 60],
     [79.9, 10, 80, 40],

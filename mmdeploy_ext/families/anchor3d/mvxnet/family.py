@@ -14,7 +14,7 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import check_head, check_limits
-from mmdeploy_ext.families.anchor3d.graphs import postprocess_facts
+from mmdeploy_ext.families.anchor3d.graphs import facts_of
 from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
@@ -122,7 +122,7 @@ class MvxNetFamily(SequenceFamily):
         'obtain_mlvl_feats', 'sample_single', '*fusion_layer.forward',
     )  # fmt: skip
     graphs, reference = staticmethod(graphs), staticmethod(MvxNetReference)
-    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
+    result, facts = staticmethod(result), staticmethod(facts_of)
     build = MODELS.build
     load_weights, voxel_layer = staticmethod(load_weights), staticmethod(voxel_layer)
     frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
-from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, decode
+from mmdeploy_ext.families.parts.runtime.anchors3d import decode
 from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, GRAPHS, LidarOnnx
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms
@@ -54,7 +54,6 @@ class MvxNetOnnx(LidarOnnx):
 
     family = FAMILY
     graphs = ('voxels', *GRAPHS)
-    rules = AnchorRule
     decode = staticmethod(decode)
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
@@ -186,7 +185,7 @@ def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     `metadata` and `outputs` are those of that file: per level logits of classes, deltas, and logits of
     directions, see `anchors3d.decode`.
     """
-    return decode(outputs, AnchorRule.from_json(metadata.postprocess))
+    return decode(outputs, metadata.postprocess)
 
 
 OPENS, QUANTISED = MvxNetOnnx, 'head'

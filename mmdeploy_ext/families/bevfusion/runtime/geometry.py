@@ -14,12 +14,14 @@ the bird's-eye view, P points.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from mmdeploy_ext.families.bevfusion.facts import ViewFacts
 
 NEAREST, FARTHEST = 1e-5, 1e5
 """Limits of depths in metres; a point behind a camera gets the first."""
@@ -47,11 +49,17 @@ class View:
     count: tuple[int, int, int]
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> View:
-        """Return the view of `facts`, the metadata's entry `view`, whose keys are names of the attributes."""
-        sizes = {name: tuple(facts[name]) for name in ('image_size', 'count')}
-        arrays = {name: np.float32(value) for name, value in facts.items() if name not in sizes}
-        return cls(**sizes, **arrays)
+    def of(cls, facts: ViewFacts) -> View:
+        """Return the view of a file's facts."""
+        return cls(
+            facts.image_size,
+            np.float32(facts.columns),
+            np.float32(facts.rows),
+            np.float32(facts.depths),
+            np.float32(facts.centre),
+            np.float32(facts.step),
+            facts.count,
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -94,8 +94,8 @@ class BEVFusionOnnx(FusionRuntime):
         metadata = read_metadata(last)
         metadata.require(last, FAMILY, GRAPHS[-1:])
         facts = metadata.postprocess
-        needed = dict(rig='camera' in facts['sensors'], depth='depth' in metadata.spec.input_names)
-        needed |= dict(lidar='lidar' in facts['sensors'], frame=True)
+        needed = dict(rig='camera' in facts.sensors, depth='depth' in metadata.spec.input_names)
+        needed |= dict(lidar='lidar' in facts.sensors, frame=True)
         names = [name for name in GRAPHS if needed[name]]
         if isinstance(paths, str | Path) and Path(paths).is_dir():
             files = export_files(paths, names)
@@ -163,7 +163,7 @@ def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
 
     `metadata` and `outputs` (see `detections`) are those of the file `frame`.
     """
-    return suppress(detections(outputs), metadata.postprocess['nms'])
+    return suppress(detections(outputs), metadata.postprocess.nms)
 
 
 def is_cuda(paths: Paths) -> bool:

@@ -134,11 +134,11 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
     path = model_files(folder)[0]
     metadata = read_metadata(path)
     metadata.require(path, FAMILY)
-    if 'view' not in metadata.postprocess:
+    if metadata.postprocess.view is None:
         raise ModelFileError(f'{path}: is of LiDAR alone; expected an export with cameras, which are pooled')
     rig = read_calibration(calibration)
     check_calibration(rig, metadata.preprocess.views.num_cameras, calibration)
-    view = View.of(metadata.postprocess['view'])
+    view = View.of(metadata.postprocess.view)
     point_cells = cells(rig, view)
     tables = tables_of(point_cells, view.shape)
     tables.save(output)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
+    from mmdeploy_ext.families.monocular.facts import Depth, PointsFacts, SmokeFacts
+
 PI = float(np.float32(np.pi))
 NO_ZERO = 1e-7
 """Number that SMOKE adds to what it divides by."""
@@ -66,19 +68,19 @@ def seen_from_above(xp: ModuleType, boxes: Any) -> Any:
     return xp.stack(parts, -1)
 
 
-def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Mapping[str, Any]) -> Any:
+def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Depth) -> Any:
     """Return depths (B, A) of PGD, of direct ones (B, A) and the logits (B, A, bins) of bins of depth.
 
     `depth` has the depths of the `bins` (their logarithms if `logarithms`), and the share of the `direct`
     depth.
     """
-    expected = (softmax(logits) * constant(depth['bins'], logits)).sum(-1)
-    if depth['logarithms']:
+    expected = (softmax(logits) * constant(depth.bins, logits)).sum(-1)
+    if depth.logarithms:
         expected = xp.exp(expected)
-    return direct * depth['direct'] + expected * (1 - depth['direct'])
+    return direct * depth.direct + expected * (1 - depth.direct)
 
 
-def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
+def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: PointsFacts) -> Any:
     """Return the scores (B, A, C) that FCOS3D and PGD compare with thresholds and with each other.
 
     They are those of the class times the centerness, and of a PGD with bins of depth times the confidence of
@@ -86,18 +88,16 @@ def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: Mapping[str, Any])
     which they are in 0..1. `rows` are as for `boxes_of`.
     """
     scores = sigmoid(rows['cls_score']) * sigmoid(rows['centerness'])
-    if facts['depth']:
+    if facts.depth:
         shares = softmax(rows['depth_cls_pred'])
         best = shares.topk(2, -1)[0] if hasattr(shares, 'topk') else np.sort(shares, -1)[..., -2:]
         scores = scores * best.mean(-1)[..., None]
-        if facts['depth']['uncertain']:
+        if facts.depth.uncertain:
             scores = scores * xp.exp(-rows['weight'][..., -1:])
     return scores
 
 
-def boxes_of(
-    xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any, facts: Mapping[str, Any]
-) -> Any:
+def boxes_of(xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any, facts: PointsFacts) -> Any:
     """Return the boxes (B, A, D) of a level of FCOS3D or PGD; the yaw may be outside of -pi..pi.
 
     Args:
@@ -108,14 +108,14 @@ def boxes_of(
             behind them is not read.
         points: (A, 2) x and y of the middle of each cell, pixels of the network input.
         cam2img: (B, 4, 4) cameras.
-        facts: entry `postprocess` of the metadata.
+        facts: those of the file.
     """
-    boxes = rows['bbox_pred'][..., : facts['code_size']]
+    boxes = rows['bbox_pred'][..., : facts.code_size]
     centres, depths = points - boxes[..., :2], boxes[..., 2]
-    if facts['depth']:
-        depths = mixed_depth(xp, depths, rows['depth_cls_pred'], facts['depth'])
+    if facts.depth:
+        depths = mixed_depth(xp, depths, rows['depth_cls_pred'], facts.depth)
     places = located(xp, centres, depths, cam2img)
-    yaw, offset = boxes[..., 6], facts['dir_offset']
+    yaw, offset = boxes[..., 6], facts.dir_offset
     if 'dir_cls_pred' in rows:
         directions = rows['dir_cls_pred']
         turns = xp.where(directions[..., 1] > directions[..., 0], constant(PI, yaw), constant(0.0, yaw))
@@ -143,7 +143,7 @@ def corners_of(xp: ModuleType, sides: Any, points: Any, clip_hw: Any) -> Any:
 
 
 def smoke_boxes(
-    xp: ModuleType, values: Any, cells: Any, labels: Any, cam2img: Any, stride: Any, facts: Mapping[str, Any]
+    xp: ModuleType, values: Any, cells: Any, labels: Any, cam2img: Any, stride: Any, facts: SmokeFacts
 ) -> Any:
     """Return the boxes (B, K, D) of SMOKE's peaks.
 
@@ -156,12 +156,12 @@ def smoke_boxes(
         labels: (B, K) int64 classes of the peaks.
         cam2img: (B, 4, 4) cameras.
         stride: pixels of a cell, x and y (2,).
-        facts: entry `postprocess` of the metadata.
+        facts: those of the file.
     """
-    mean, spread = facts['base_depth']
+    mean, spread = facts.base_depth
     depths = values[..., 0] * spread + mean
     places = located(xp, (cells + values[..., 1:3]) * stride, depths, cam2img)
-    sizes = xp.exp(values[..., 3:6]) * constant(facts['base_dims'], values)[labels]
+    sizes = xp.exp(values[..., 3:6]) * constant(facts.base_dims, values)[labels]
     sine, cosine = values[..., 6], values[..., 7]
     ray = xp.arctan(places[..., 0] / (places[..., 2] + NO_ZERO))
     quarter = xp.where(cosine >= 0, constant(-PI / 2, sine), constant(PI / 2, sine))

@@ -10,7 +10,7 @@ h, w size of a level's maps, n results.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,9 +26,8 @@ from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.families.monocular.facts import PointsFacts
     from mmdeploy_ext.runtime.detections import Arrays
 
 __all__ = ['detections', 'draw']
@@ -59,7 +58,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
         return from_padded(outputs, feeds)
     facts = metadata.postprocess
     _, _, height, width = feeds['input'].shape
-    sizes = [(-(-height // stride), -(-width // stride)) for stride in facts['strides']]
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in facts.strides]
     if metadata.form == 'raw':
         outputs = decoded(outputs, feeds, sizes, facts)
     counts = [rows * columns for rows, columns in sizes]
@@ -68,14 +67,14 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
         for index in range(len(outputs['boxes']))
     ]
     images = [
-        MonocularDetections(*columns, camera=rows_of_camera(feeds, index), code_size=facts['code_size'])
+        MonocularDetections(*columns, camera=rows_of_camera(feeds, index), code_size=facts.code_size)
         for index, columns in enumerate(images)
     ]
     return in_original_pixels(images, feeds)
 
 
 def decoded(
-    outputs: Arrays, feeds: Arrays, sizes: list[tuple[int, int]], facts: Mapping[str, Any]
+    outputs: Arrays, feeds: Arrays, sizes: list[tuple[int, int]], facts: PointsFacts
 ) -> dict[str, np.ndarray]:
     """Return the outputs of the form 'decode', which are decoded from those of the form 'raw'.
 
@@ -83,13 +82,13 @@ def decoded(
         outputs: name of an output of the head and level, such as `cls_score_0` -> map (B, columns, h, w).
         feeds: see `detections`.
         sizes: h, w of each level.
-        facts: entry `postprocess` of the metadata.
+        facts: those of the file.
     """
     levels: list[dict[str, np.ndarray]] = []
     clip_hw = np.full((len(feeds['input']), 2), feeds['input'].shape[2:], np.float32)
     if 'img_shape' in feeds:  # 0 means the size of the input, as in the graphs
         clip_hw = np.where(feeds['img_shape'] > 0, feeds['img_shape'], clip_hw)
-    for level, (stride, (height, width)) in enumerate(zip(facts['strides'], sizes, strict=True)):
+    for level, (stride, (height, width)) in enumerate(zip(facts.strides, sizes, strict=True)):
         rows = {
             name.rpartition('_')[0]: maps.transpose(0, 2, 3, 1).reshape(len(maps), -1, maps.shape[1])
             for name, maps in outputs.items()
@@ -101,16 +100,16 @@ def decoded(
             boxes=decoding.boxes_of(np, rows, points, feeds['cam2img'], facts),
             scores=decoding.scores_of(np, rows, facts),
         )
-        if facts['attributes']:
+        if facts.attributes:
             values['attr_pred'] = rows['attr_pred']
-        if facts['sides']:
+        if facts.sides:
             values['bboxes'] = decoding.corners_of(np, rows['bbox_pred'][..., -4:], points, clip_hw)
         levels.append(values)
     return {name: np.concatenate([values[name] for values in levels], 1) for name in levels[0]}
 
 
 def best_boxes(
-    decoded: Arrays, counts: list[int], facts: Mapping[str, Any]
+    decoded: Arrays, counts: list[int], facts: PointsFacts
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return the results of one picture, best first.
 
@@ -118,7 +117,7 @@ def best_boxes(
         decoded: its outputs of the form 'decode': `boxes` (A, D), `scores` (A, C), and, if the model has
             them, `attr_pred` (A, attributes) and `bboxes` (A, 4).
         counts: number of cells of each level.
-        facts: entry `postprocess` of the metadata.
+        facts: those of the file.
 
     Returns:
         Boxes (n, 9) float32, scores (n,), labels (n,) int64, attributes (n,) int64 and boxes in the picture
@@ -128,7 +127,7 @@ def best_boxes(
     for count in counts:
         ranks = decoded['scores'][start : start + count].max(1)
         order = np.argsort(-ranks, kind='stable')
-        best = order[: facts['nms_pre']] if facts['nms_pre'] > 0 else np.arange(count)
+        best = order[: facts.nms_pre] if facts.nms_pre > 0 else np.arange(count)
         cells_of_levels.append(start + best)
         start += count
     cells = np.concatenate(cells_of_levels)
@@ -136,14 +135,14 @@ def best_boxes(
     above = decoding.seen_from_above(np, boxes)
     rows, labels = [], []
     for label in range(scores.shape[1]):
-        candidates = np.flatnonzero(scores[:, label] > np.float32(facts['score_thr']))
+        candidates = np.flatnonzero(scores[:, label] > np.float32(facts.score_thr))
         candidates = candidates[np.argsort(-scores[candidates, label], kind='stable')]
-        rows_of_class = candidates[rotated_nms(above[candidates], facts['nms_thr'])]
+        rows_of_class = candidates[rotated_nms(above[candidates], facts.nms_thr)]
         rows.append(rows_of_class)
         labels.append(np.full_like(rows_of_class, label))
     row, label = np.concatenate(rows), np.concatenate(labels)
-    order = top_rows(scores[row, label], facts['max_per_img'])
+    order = top_rows(scores[row, label], facts.max_per_img)
     row, label = row[order], label[order]
-    attributes = decoded['attr_pred'][cells[row]].argmax(1) if facts['attributes'] else None
-    corners = decoded['bboxes'][cells[row]] if facts['sides'] else None
+    attributes = decoded['attr_pred'][cells[row]].argmax(1) if facts.attributes else None
+    corners = decoded['bboxes'][cells[row]] if facts.sides else None
     return padded_boxes(boxes[row]), scores[row, label], label, attributes, corners

@@ -57,14 +57,14 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
     if metadata.form == 'full':
         return from_padded(outputs, feeds)
     facts, images = metadata.postprocess, []
-    peaks = peaks_of(np, outputs['heat'], facts['window'])
+    peaks = peaks_of(np, outputs['heat'], facts.window)
     height, width = peaks.shape[2:]
     sides = feeds['input'].shape[2:]
     stride = np.float32([sides[1] / width, sides[0] / height])
     for index, scores in enumerate(peaks):
         flat = scores.ravel()
-        best = top_rows(flat, facts['max_per_img'])
-        best = best[flat[best] > np.float32(facts['score_thr'])]
+        best = top_rows(flat, facts.max_per_img)
+        best = best[flat[best] > np.float32(facts.score_thr)]
         labels, y, x = np.unravel_index(best, scores.shape)
         values = outputs['bbox_pred'][index][:, y, x].T
         cells = np.stack([x, y], -1).astype(np.float32)

@@ -14,14 +14,15 @@ level, n anchors or boxes.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.facts import Bounds, Count, Facts, Mismatch, NotNegative, Positive, optional
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 from mmdeploy_ext.runtime.detections import nms
-from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.geometry import sigmoid
 
 if TYPE_CHECKING:
@@ -31,13 +32,17 @@ if TYPE_CHECKING:
 
 OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
 """Kinds of outputs; a level has one of each: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, ..."""
+NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
+"""List of numbers -> how many of them make up one entry."""
 PI = float(np.float32(np.pi))
 """Pi as float32 has it, with which yaws are turned."""
 
 
-@dataclasses.dataclass(frozen=True)
-class AnchorRule(HeadRule):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnchorRule(Facts):
     """The settings that turn the head's outputs into boxes; `num_classes` is C, `code_size` D, `levels` L.
+
+    Subclasses have `max_num`, the largest number of results, too.
 
     Attributes:
         aligned: whether anchors lie in the middle of cells; otherwise the first and the last of a row are at
@@ -58,30 +63,42 @@ class AnchorRule(HeadRule):
             which on.
         rotated: whether the IoU is that of rotated boxes; otherwise their yaw is left out, so that their
             sizes lie along the axes.
-        max_num: largest number of results, at least 1.
         cells: rows and columns of the map of each range, one after the other, for heads whose ranges have
             maps of their own (SSN's head, whose outputs hold all anchors, range by range); empty for heads
             whose ranges share the map of their level.
     """
 
-    num_classes: int
-    code_size: int
-    levels: int
+    num_classes: Count
+    code_size: Annotated[int, Bounds(7, 9)]
+    levels: Count
     aligned: bool
     align_corner: bool
     ranges: tuple[float, ...]
-    sizes: tuple[float, ...]
+    sizes: tuple[Positive, ...]
     rotations: tuple[float, ...]
-    scales: tuple[float, ...]
+    scales: tuple[Positive, ...]
     size_per_range: bool
     dir_offset: float
     dir_limit_offset: float
     nms_pre: int
     score_thr: float
-    nms_thr: float
+    nms_thr: NotNegative
     rotated: bool
-    max_num: int
-    cells: tuple[int, ...] = ()
+    cells: tuple[Count, ...] = optional(())
+
+    def check(self) -> None:
+        counts = {}
+        for name, entry_length in NUMBERS_PER_ENTRY.items():
+            counts[name], rest = divmod(len(getattr(self, name)), entry_length)
+            if rest:
+                raise Mismatch(
+                    f'{name} has {len(getattr(self, name))} numbers, expected {entry_length} for each'
+                )
+        for name, is_per_range in (('sizes', self.size_per_range), ('cells', bool(self.cells))):
+            if is_per_range and counts[name] != counts['ranges']:
+                raise Mismatch(f'{name} has {counts[name]} entries, ranges has {counts["ranges"]}')
+        if len(self.scales) != self.levels:
+            raise Mismatch(f'scales has {len(self.scales)} entries, levels is {self.levels}')
 
     @property
     def output_names(self) -> tuple[str, ...]:

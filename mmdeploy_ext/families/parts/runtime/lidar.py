@@ -13,6 +13,7 @@ from mmdeploy_ext.contract.metadata import Metadata, damaged
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.preprocess.points import assigned, pillars
+from mmdeploy_ext.runtime.detections3d import check_outputs
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
@@ -79,19 +80,16 @@ class LidarOnnx(Runtime):
     Attributes:
         family: registered name, which files have to be of.
         graphs: names of the files of one export.
-        rules: class that reads how outputs become boxes, `box_rule`, from the metadata.
-        decode: (outputs of the head by name, such a rule) -> boxes, best first.
+        decode: (outputs of the head by name, the facts of its file) -> boxes, best first.
         backbone: from points to the bird's-eye view, a `ScnOnnx` or a `PillarsOnnx`.
         head: the engine from this view to the raw outputs.
         files: name of a graph -> path of its file.
-        box_rule: how these become boxes, of the class `rules`.
         seconds: spent so far by part: each of `graphs`, such as `backbone` (voxels, rulebook or pillars, and
             network) and `head`, and `boxes`.
     """
 
     family: ClassVar[str]
     graphs: ClassVar[tuple[str, ...]] = GRAPHS
-    rules: ClassVar[Any]
     decode: ClassVar[Callable[[Mapping[str, np.ndarray], Any], Detections3D]]
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
@@ -121,12 +119,11 @@ class LidarOnnx(Runtime):
             )
         self.head = self.opened(engine, files['head'], options)
         self.metadata = self.head.metadata
-        opens = PillarsOnnx if self.metadata.postprocess.get('points') == PILLARS else ScnOnnx
+        opens = PillarsOnnx if getattr(self.metadata.postprocess, 'points', None) == PILLARS else ScnOnnx
         self.backbone = self.enter_context(opens(files['backbone'], engine=engine, **options))
         props = Metadata.from_props(self.backbone.props, files['backbone'])
         check_forms(files, dict(backbone=props, head=self.metadata), self.family)
-        self.box_rule = self.rules.from_json(self.metadata.postprocess, files['head'])
-        self.box_rule.check_outputs(self.metadata.spec, files['head'])
+        check_outputs(self.metadata.postprocess, self.metadata.spec, files['head'])
         self.seconds = dict.fromkeys((*self.graphs, 'boxes'), 0.0)
 
     @property
@@ -162,7 +159,7 @@ class LidarOnnx(Runtime):
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the head's outputs, best first."""
-        return self.decode(outputs, self.box_rule)
+        return self.decode(outputs, self.metadata.postprocess)
 
     def feeds(self, sweep: Sweep) -> dict[str, np.ndarray]:
         """Return the head's input of a sweep, `bev` (1, C, H, W), for its calibration.

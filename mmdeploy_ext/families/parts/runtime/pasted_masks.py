@@ -56,7 +56,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
             masks = masks[:, :height, :width]
         else:
             boxes = dets[:, :4] * scales[image] / scales[image]  # as mmdet does, which rounds
-            masks = paste(masks, boxes, height, width, metadata.postprocess['mask_thr'])
+            masks = paste(masks, boxes, height, width, metadata.postprocess.mask_thr)
         labels, mask_scores = outputs['labels'][image][present], None
         if 'mask_scores' in outputs:
             mask_scores = outputs['mask_scores'][image][present]

@@ -46,7 +46,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
-        return segments_of(outputs, facts['num_classes'])
+        return segments_of(outputs, facts.num_classes)
     batch, (height, width) = len(outputs['labels']), map(int, feeds['ori_shape'])
     shapes = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
     scales = np.broadcast_to(feeds.get('scale_factor', np.ones(4, np.float32)), (batch, 4))
@@ -57,8 +57,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
     ):
         present = labels >= 0
         boxes = dets[present, :4] * scale / scale  # as the graph does, which rounds
-        pasted = paste(masks[present], boxes, height, width, facts['mask_thr'])
+        pasted = paste(masks[present], boxes, height, width, facts.mask_thr)
         stuff = resized(semantic, shape, (height, width))
         panoptic = fuse_instances(pasted, labels[present], stuff, facts)
-        segments.append(Segments.of_map(panoptic, facts['num_classes']))
+        segments.append(Segments.of_map(panoptic, facts.num_classes))
     return segments

@@ -19,7 +19,7 @@ from mmdeploy_ext.graph.io import types
 
 MATRIX = pytest.mark.matrix
 EXPORTERS = ('torchscript', 'dynamo')
-EXTENSIONS = 'optional: pip install onnxruntime-extensions -c requirements-lock.txt'
+EXTENSIONS = 'optional: pip install onnxruntime-extensions -c requirements/lock.txt'
 UNSEEN = range(1, 4)
 SOME = [
     *(pytest.param(net, 'torchscript') for net in toys.NETS),
@@ -101,11 +101,17 @@ def soft_limit(x: torch.Tensor, limit: float, steps: int) -> torch.Tensor:
 @functools.cache
 def soft_limit_operator():
     """Register the operator once: PyTorch takes a name only once."""
-    return register(Operator(
-        'SoftLimit', soft_limit, inputs=dict(x='N 4'), outputs=('y',),
-        example=lambda: (torch.rand(3, 4),), traceable=soft_limit,
-        plugin=Plugin('SoftLimit', '2', 'mine', dict(limit='max_value'), dict(type_id=1)),
-    ))
+    return register(
+        Operator(
+            'SoftLimit',
+            soft_limit,
+            inputs=dict(x='N 4'),
+            outputs=('y',),
+            example=lambda: (torch.rand(3, 4),),
+            traceable=soft_limit,
+            plugin=Plugin('SoftLimit', '2', 'mine', dict(limit='max_value'), dict(type_id=1)),
+        )
+    )
 
 
 @pytest.fixture
@@ -128,8 +134,13 @@ class Limits(torch.nn.Module):
 def export_limits(operator, form, exporter='torchscript'):
     with operators_as(form):
         return export_module(
-            Limits(operator).eval(), (torch.rand(3, 4),), exporter=exporter, opset=18, input_names=('x',),
-            output_names=('y',), dynamic=dict(x={0: 'N'}),
+            Limits(operator).eval(),
+            (torch.rand(3, 4),),
+            exporter=exporter,
+            opset=18,
+            input_names=('x',),
+            output_names=('y',),
+            dynamic=dict(x={0: 'N'}),
         )
 
 
@@ -191,10 +202,16 @@ class Buckets(torch.nn.Module):
 
 @functools.cache
 def bucket_operator():
-    return register(Operator(
-        'Bucket', bucket, inputs=dict(x='N', edges='3'), outputs=('y',),
-        example=lambda: (torch.rand(5), torch.tensor([0.2, 0.4, 0.6])), traceable=strict_bucket,
-    ))
+    return register(
+        Operator(
+            'Bucket',
+            bucket,
+            inputs=dict(x='N', edges='3'),
+            outputs=('y',),
+            example=lambda: (torch.rand(5), torch.tensor([0.2, 0.4, 0.6])),
+            traceable=strict_bucket,
+        )
+    )
 
 
 @pytest.fixture
@@ -301,20 +318,27 @@ def of_another_output(op):
     return body
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (dict(traceable=None), 'either a traceable form or an ONNX body'),
-    (dict(body=identity), 'either a traceable form or an ONNX body'),
-    (dict(traceable=None, body=identity), 'needs `shapes`'),
-], ids=['neither', 'both', 'no shapes'])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(traceable=None), 'either a traceable form or an ONNX body'),
+        (dict(body=identity), 'either a traceable form or an ONNX body'),
+        (dict(traceable=None, body=identity), 'needs `shapes`'),
+    ],
+    ids=['neither', 'both', 'no shapes'],
+)
 def test_an_incomplete_operator_is_refused(own, change, message):
     with pytest.raises(ExportError, match=message):
         dataclasses.replace(own, **change)
 
 
-@pytest.mark.parametrize(('body', 'message'), [
-    (of_another_input, 'other'),
-    (of_another_output, r"returns \['z'\].*\['y'\]"),
-])
+@pytest.mark.parametrize(
+    ('body', 'message'),
+    [
+        (of_another_input, 'other'),
+        (of_another_output, r"returns \['z'\].*\['y'\]"),
+    ],
+)
 def test_a_body_that_is_not_the_operator_is_refused(own, body, message):
     wrong = dataclasses.replace(own, traceable=None, body=body, shapes=lambda x, limit, steps: x)
     with pytest.raises(ExportError, match=message):

@@ -71,7 +71,12 @@ class Keep(torch.nn.Module):
 def exported(module, args, names, axes, exporter='torchscript', opset=17):
     with operators_as('standard'):
         return export_module(
-            module.eval(), args, exporter=exporter, opset=opset, input_names=names, output_names=('result',),
+            module.eval(),
+            args,
+            exporter=exporter,
+            opset=opset,
+            input_names=names,
+            output_names=('result',),
             dynamic={name: dict(enumerate(axes)) for name in names},
         )
 

@@ -25,10 +25,11 @@ from mmdet.core.utils import filter_scores_and_topk
 
 from marking import in_suite
 from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import export as exporter
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
-from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config
+from mmdeploy_ext.exporting.postprocess.suppression import nms_config
 from mmdeploy_ext.families.dense import runtime
 
 OPSETS = (11, 17, 20)

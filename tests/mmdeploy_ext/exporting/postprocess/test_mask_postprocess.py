@@ -19,6 +19,7 @@ from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.solo import family, reference, runtime
+from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.graphs import SoloFullForm
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.tasks.mask import match_detections
@@ -96,8 +97,8 @@ def by_mmdet(kind, mmdet, img_shapes, ori_shape, **changes):
 
 
 def facts_of(kind, **changes):
-    return dict(
-        mask_config(dict(SETTINGS, **changes)).to_json(),
+    return SoloFacts(
+        **mask_config(dict(SETTINGS, **changes)).to_json(),
         head=kind.__name__,
         num_grids=GRIDS,
         strides=STRIDES,
@@ -329,7 +330,7 @@ def test_a_setting_that_is_no_number_is_refused_by_name(key, value, wanted):
 @pytest.mark.parametrize('fusion', [panoptic.QueryFusion, panoptic.InstanceFusion])
 def test_more_classes_than_a_panoptic_map_tells_apart_are_refused(fusion):
     with pytest.raises(ConfigError, match='fewer than 1000 classes fit'):
-        fusion(dict(num_classes=1203, num_things=1203))
+        fusion(types.SimpleNamespace(num_classes=1203, num_things=1203))
 
 
 @pytest.mark.parametrize(

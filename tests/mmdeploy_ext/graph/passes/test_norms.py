@@ -8,7 +8,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.io.index import all_nodes
-from mmdeploy_ext.graph.passes.named_rules import replace_all
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.run import Runner
 
@@ -105,8 +104,3 @@ def test_two_of_them_share_constants_and_no_name():
     np.testing.assert_allclose(Runner(result).run(dict(x=x))['y'], expected(x), atol=1e-5)
 
 
-def test_by_name_it_is_counted_and_what_stays_is_named():
-    model, (report,) = replace_all(make(), [], ['group-norm'])
-    assert report.count == 1 and not report.reasons and 'InstanceNormalization' not in operators(model)
-    model, (report,) = replace_all(make(bias=0.5), [], ['group-norm'])
-    assert report.count == 0 and "InstanceNormalization 'norm' is kept" in report.reasons[0]

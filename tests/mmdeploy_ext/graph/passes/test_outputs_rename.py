@@ -6,36 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdeploy_ext.contract.comparison import is_exact
-from mmdeploy_ext.core.errors import ShapeError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_edited
-from mmdeploy_ext.graph.passes.extract import insert_outputs
 from mmdeploy_ext.graph.passes.rename import rename
-from mmdeploy_ext.graph.passes.shapes import set_by_text
 from toy_graphs import conv_net, random_graph, steps
-
-
-@settings(max_examples=10, deadline=None)
-@given(steps)
-def test_inserted_outputs_are_the_inner_tensors(chosen):
-    model = random_graph(chosen)
-    more = insert_outputs(model, ['t*'])
-    onnx.checker.check_model(more, full_check=True)
-    index = Index(model)
-    assert set(Index(more).outputs) == {name for name in index.tensors if index.producer(name) is not None}
-    assert is_exact(compare_edited(model, more))
-    assert insert_outputs(more, ['t*']) == more
-
-
-def test_outputs_that_are_not_there_are_refused():
-    assert insert_outputs(conv_net(), ['scores']) == conv_net()
-    for name, words in (
-        ('scors', 'did you mean scores'),
-        ('z*', "no tensor fits 'z[*]'"),
-        ('images', 'no node makes it'),
-    ):
-        with pytest.raises(UsageError, match=words):
-            insert_outputs(conv_net(), [name])
 
 
 @settings(max_examples=15, deadline=None)
@@ -55,13 +30,6 @@ def test_renamed_graphs_compute_the_same(chosen, prefixed, filled, pick):
     assert 'image' in new.inputs and tensor not in new.tensors
     assert all(node.name for node in new.nodes) or not filled
     assert model.SerializeToString() == before
-
-
-def test_graphs_that_fix_an_axis_at_two_sizes_take_no_inputs_in_common():
-    model = conv_net()
-    fixed = [set_by_text(model, [f'images=1x3x{side}x{side}']) for side in (8, 16)]
-    with pytest.raises(ShapeError, match="'images' is 1x3x8x8 and 1x3x16x16"):
-        compare_edited(*fixed)
 
 
 def test_names_can_swap():

@@ -18,7 +18,6 @@ from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import all_nodes
 from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.opset import convert_opset
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
 
 WEIGHTS = Path(__file__).resolve().parents[5] / 'shared' / 'data' / 'weights'
@@ -123,7 +122,7 @@ def test_an_input_that_nothing_uses_stays(change):
     holds(change, parse('y = Relu(x)', inputs='float[2,4] x, float[3] unused'))
 
 
-@pytest.mark.parametrize('change', [fold, simplify, lambda model: convert_opset(model, 12)])
+@pytest.mark.parametrize('change', [fold, simplify])
 def test_a_file_that_others_wrote_keeps_its_numbers(change):
     if not (WEIGHTS / FOREIGN).is_file():
         pytest.skip(f'skipped: ../shared/data/weights/{FOREIGN} not found')
@@ -137,49 +136,6 @@ def test_a_model_that_onnxscript_cannot_write_is_refused_in_words():
         fold(model)
 
 
-def test_an_opset_is_written_that_was_asked_for_and_metadata_stays():
-    result = holds(
-        lambda model: convert_opset(model, 18), parse('m = ReduceMean<axes = [1]>(x) \n y = Sub(x, m)')
-    )
-    assert result.opset_import[0].version == 18
-    assert len(result.graph.node[-2].input) == 2
-
-
-def test_the_same_opset_changes_nothing():
-    model = parse('y = Relu(x)')
-    assert convert_opset(model, 17).SerializeToString() == model.SerializeToString()
-
-
-def test_other_domains_stay_as_they_are():
-    model = parse('a = Relu(x) \n y = com.mine.Foo(a)', **{'com.mine': 1})
-    result = convert_opset(model, 20)
-    assert {entry.domain: entry.version for entry in result.opset_import} == {'': 20, 'com.mine': 1}
-
-
-def test_the_node_that_cannot_be_converted_is_named():
-    model = parse('[first] a = Relu(x) \n [norm] y = LayerNormalization(a, w)',
-                  inputs='float[2,4] x, float[4] w')  # fmt: skip
-    with pytest.raises(ExportError, match=r'LayerNormalization'):
-        convert_opset(model, 16)
-
-
-def test_operators_in_branches_are_not_passed_over():
-    branch = 'float[2] {0}) {{ {0} = ReduceSum<axes = [1], keepdims = 0>(x) }}'
-    branches = [f'{side}_branch = {side} () => ({branch.format(side[0])}' for side in ('then', 'else')]
-    model = parse(f'y = If(c) <{", ".join(branches)}>', 11, 'float[2,4] x, bool c', 'float[2] y')
-    with pytest.raises(ExportError, match=r'ReduceSum.*sub-graph'):
-        convert_opset(model, 13)
-
-
-@pytest.mark.parametrize(('operator', 'opset', 'target'), [('Softmax', 13, 11), ('Hardmax', 11, 13)])
-def test_an_axis_of_another_meaning_is_refused(operator, opset, target):
-    """Before opset 13 all axes from it on count; the converter keeps it."""
-    with pytest.raises(ExportError, match=f'{operator}.*works along axis 0'):
-        convert_opset(parse(f'y = {operator}<axis = 0>(x)', opset), target)
-    for axis in (1, -1):
-        holds(lambda model: convert_opset(model, target), parse(f'y = {operator}<axis = {axis}>(x)', opset))
-
-
 def resized(operator, mode, scale, opset, *, fed=False):
     size = int(5 * scale)
     inputs = 'float[1,1,5,5] x' + (', float[4] s' if fed else '')
@@ -187,32 +143,6 @@ def resized(operator, mode, scale, opset, *, fed=False):
     return parse(
         f'y = {operator}<mode = "{mode}">(x, s)', opset, inputs, f'float[1,1,{size},{size}] y', constants
     )
-
-
-@pytest.mark.parametrize('target', [11, 13, 17, 20])
-@pytest.mark.parametrize(
-    ('operator', 'mode', 'scale', 'opset'),
-    [
-        *(('Upsample', mode, scale, 9) for mode in ('nearest', 'linear') for scale in (1.5, 2, 2.7)),
-        *(('Resize', mode, scale, 10) for mode in ('nearest', 'linear') for scale in (1.5, 2, 2.7)),
-        ('Resize', 'linear', 0.5, 10),
-    ],
-)
-def test_a_resize_of_an_old_opset_takes_its_samples_at_the_same_places(operator, mode, scale, opset, target):
-    model = resized(operator, mode, scale, opset)
-    holds(lambda model: convert_opset(model, target), model, exact=False)
-
-
-@pytest.mark.parametrize(('scale', 'fed'), [(0.5, False), (2, True)])
-def test_a_resize_to_the_nearest_that_shrinks_or_may_shrink_an_axis_is_refused(scale, fed):
-    with pytest.raises(ExportError, match=r'the Resize #0 .* makes an axis smaller in mode nearest, or its'):
-        convert_opset(resized('Resize', 'nearest', scale, 10, fed=fed), 11)
-
-
-@pytest.mark.parametrize('opset', [0, 6, 9999])
-def test_opsets_that_onnx_does_not_know_are_refused(opset):
-    with pytest.raises(UsageError, match='converts to opsets 7 to'):
-        convert_opset(parse('y = Relu(x)'), opset)
 
 
 LAYERS = '["a/mm"] a = MatMul(x, w) \n ["b/act"] b = Tanh(a) \n ["c/mm"] c = MatMul(b, w) \n y = Relu(c)'

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from mmdeploy_ext.contract.comparison import is_exact
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
-from mmdeploy_ext.graph.batch_trial import try_sizes
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.output_comparison import compare_edited
@@ -67,34 +66,6 @@ def test_some_axes_can_stay_open_and_keep_their_names():
     assert types.text(fixed.graph.output[0].type) == 'float[2,n,3]'
     renamed = set_by_text(shape_arithmetic(17), ['batch=images'])
     assert types.shape(renamed.graph.output[0].type)[0] == 'images'
-
-
-def test_an_axis_that_is_opened_is_tried_at_twice_its_size():
-    model = conv_net()
-    opened = set_by_text(model, ['images=batch,3,h,?'])
-    assert types.text(opened.graph.input[0].type) == 'float[batch,3,h,?]'
-    assert types.text(opened.graph.output[0].type) == 'float[batch,5]'
-    assert try_sizes(model, opened) == 'images=2x3x16x16' and is_exact(compare_edited(model, opened))
-    again = set_by_text(opened, ['images=1x3x8x8'])
-    assert again.graph.input == model.graph.input and again.graph.output == model.graph.output
-    assert try_sizes(opened, again) == ''
-
-
-def test_a_size_that_is_baked_in_is_found_by_the_trial():
-    model = conv_net(baked=True)
-    opened = set_shapes(model, {'images': ['batch', 3, 8, 8]})
-    with pytest.raises(InferenceError, match='images=2x3x8x8'):
-        try_sizes(model, opened)
-    fixed = set_shapes(model, {'images': [2, 3, 8, 8]})
-    with pytest.raises(InferenceError, match='images=2x3x8x8'):
-        try_sizes(model, fixed)
-
-
-def test_an_axis_with_the_name_of_an_opened_one_has_its_size_in_the_trial():
-    concat = helper.make_node('Concat', ['x', 'sizes'], ['y'], axis=1)
-    model = model_of([concat], [('x', ['batch', 3]), ('sizes', [1, 2])], [('y', ['batch', 5])])
-    opened = set_by_text(model, ['sizes=batch,2'])
-    assert try_sizes(model, opened) == 'x=2x3, sizes=2x2'
 
 
 def test_stated_types_of_bodies_inside_of_bodies_are_inferred_anew():

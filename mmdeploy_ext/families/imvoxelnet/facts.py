@@ -1,0 +1,17 @@
+"""Facts of ImVoxelNet."""
+
+import dataclasses
+
+from mmdeploy_ext.contract.facts import Count
+from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImVoxelNetFacts(AnchorRule):
+    """The anchors of the head; `max_per_img` is the largest number of results."""
+
+    max_per_img: Count
+
+    @property
+    def max_num(self) -> int:
+        return self.max_per_img

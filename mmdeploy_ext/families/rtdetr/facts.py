@@ -1,0 +1,21 @@
+"""Facts of RT-DETR."""
+
+import dataclasses
+
+from mmdeploy_ext.contract.facts import Count, Facts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RtDetrFacts(Facts):
+    """Numbers of results, queries and classes.
+
+    Attributes:
+        orig_target_sizes: order of the columns of this input, in words.
+        position_layout: order of the columns of the position embedding, in words.
+    """
+
+    max_per_img: Count
+    num_queries: Count
+    num_classes: Count
+    orig_target_sizes: str = 'width, height'
+    position_layout: str

@@ -1,0 +1,31 @@
+"""Facts of SOLO, Decoupled SOLO and SOLOv2."""
+
+import dataclasses
+from typing import Literal
+
+from mmdeploy_ext.contract.facts import Count, Mismatch, Stride
+from mmdeploy_ext.contract.nms import MaskConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoloFacts(MaskConfig):
+    """Thresholds and grids.
+
+    Attributes:
+        head: class of mmdet's head.
+        num_grids: cells along a side of each level.
+        strides: a number per level; the area of an instance, in pixels of the soft masks, must exceed it.
+        mask_stride: pixels of the input per pixel of the soft masks.
+        cells: order of the cells, in words.
+    """
+
+    head: Literal['SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head']
+    num_classes: Count
+    num_grids: tuple[Count, ...]
+    strides: tuple[Stride, ...]
+    mask_stride: Count
+    cells: str = 'level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j'
+
+    def check(self) -> None:
+        if len(self.num_grids) != len(self.strides):
+            raise Mismatch(f'num_grids has {len(self.num_grids)} entries, strides has {len(self.strides)}')

@@ -1,0 +1,27 @@
+"""Facts of two-stage detectors."""
+
+import dataclasses
+from typing import Annotated
+
+from mmdeploy_ext.contract.facts import Bounds, Count, Fraction, optional
+from mmdeploy_ext.contract.nms import NmsConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoStageFacts(NmsConfig):
+    """The suppression of the results, and what else files tell; the last four are of panoptic maps.
+
+    Attributes:
+        proposals: suppression of the proposals; None if they are an input.
+        mask_thr: value 0..1 from which on a pixel belongs to a mask; None without masks.
+        num_things: the first classes are things.
+        mask_overlap: largest share of an instance that better ones may cover, without those left out for it.
+        stuff_area_limit: least pixels of a class of stuff.
+    """
+
+    num_classes: Count
+    proposals: NmsConfig | None = optional()
+    mask_thr: Fraction | None = optional()
+    num_things: Count | None = optional()
+    mask_overlap: Fraction | None = optional()
+    stuff_area_limit: Annotated[int, Bounds(0, 10**9)] | None = optional()

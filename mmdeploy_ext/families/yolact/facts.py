@@ -1,0 +1,18 @@
+"""Facts of YOLACT."""
+
+import dataclasses
+
+from mmdeploy_ext.contract.facts import Count, Facts, Fraction, Limit
+
+
+@dataclasses.dataclass(frozen=True)
+class YolactFacts(Facts):
+    """Settings of `test_cfg`; `mask_thr` is the probability that a pixel of an instance has to exceed."""
+
+    score_thr: float
+    iou_thr: Fraction
+    mask_thr: Fraction
+    nms_pre: Limit
+    top_k: Count
+    max_per_img: Count
+    num_classes: Count

@@ -1,0 +1,418 @@
+"""The findings of a comparison of two models: tensors, places where errors are born, the result.
+
+An error is born in a node if its result is wrong although it was fed with the reference's values. Exporters
+take operators apart, so that many tensors have no counterpart in the reference. Such a tensor counts as right
+if at least as many values as it has come out right in what is computed from it. What is left between the last
+tensors that are right and the first that is wrong is a region of suspects; its first node is the one to look
+at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import shape_text
+from mmdeploy_ext.graph.diff.program import SHAPE_READERS, Program
+from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
+from mmdeploy_ext.graph.io.modules import module_path
+from mmdeploy_ext.proving.difference.walk import (
+    BORN,
+    BORN_RTOL,
+    FREE_RTOL,
+    INNER,
+    UNKNOWN,
+    ReferenceTensor,
+    Row,
+    Walk,
+    is_informative,
+)
+
+MAX_EVIDENCE = 6
+"""Largest number of observations about a difference that `differences_of` lists."""
+STRUCTURE = ('node', 'wiring', 'function')
+"""Kinds of changes after which other inner tensors need not be an error."""
+VALUES = ('attribute', 'initializer', 'inside')
+"""Kinds of changes that only some inputs may reach, such as another threshold."""
+NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
+"""Stands for the reference of a tensor that has none; its texts are empty."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """The errors above which values differ, relative to the largest value of a tensor.
+
+    Of integers, booleans, texts and bfloat16 the error is the share of values that differ, see
+    `walk.compare`.
+
+    Attributes:
+        born: for the result of one node that was fed with the reference's values.
+        free: for what the whole model computes from its inputs.
+    """
+
+    born: float = BORN_RTOL
+    free: float = FREE_RTOL
+
+    def at(self, rtol: float | None) -> Bars:
+        """Return bars with `rtol` for one node, and at least as much for the whole model; None: unchanged."""
+        return self if rtol is None else Bars(rtol, max(self.free, rtol))
+
+
+HALF = Bars(born=3e-3, free=2e-2)
+"""The bars if one of the two models, or both, are float16."""
+
+
+@dataclasses.dataclass
+class Entry:
+    """One tensor of the graph on trial, for tables and plots.
+
+    Attributes:
+        depth: its place in topological order.
+        node: name of the node that writes it.
+        op_type: operator of that node.
+        module: PyTorch module that the node was exported from, '' if unknown.
+        tensor: its name.
+        shape: shape as text, 'sequence' of one; '-' if its node or one before it failed.
+        paired: label of the tensor that it was compared with, '' if there was none.
+        how: by what the two were paired: 'structure' of two files; 'name', 'value', 'module', 'order',
+            'values' or 'export' of a file and PyTorch, see `walk.ReferenceTensor`; '' without a counterpart.
+        error: relative error in the whole model; None if it was not compared, or is infinite (see `state`).
+        born: relative error of the node alone, on the reference's inputs; None likewise.
+        state: 'equal'; 'born here', the node is at fault; 'passed on', an earlier node is; 'inner', without a
+            counterpart; or 'unknown', not computed or not compared.
+        reason: why it could not be compared by numbers, or why the node failed.
+    """
+
+    depth: int
+    node: str
+    op_type: str
+    module: str
+    tensor: str
+    shape: str
+    paired: str
+    how: str
+    error: float | None
+    born: float | None
+    state: str
+    reason: str = ''
+
+
+@dataclasses.dataclass
+class Divergence:
+    """A place where an error is born.
+
+    Attributes:
+        node: of `nodes` the first about which `explain` of `differences_of` says more than that the other
+            graph has no such node, else the first about which it says anything, else the first; `op_type`,
+            `module` and `tensor` are its operator, PyTorch module and output.
+        paired: label of the tensor of PyTorch, or of the other file, that the first wrong tensor was compared
+            with.
+        born: error of the first wrong tensor, of its node alone; None if it is infinite, or if no tensor of
+            the place has a reference.
+        error: error of the same tensor in the whole model; None likewise.
+        nodes: all nodes that may be at fault, in topological order.
+        exact: whether `node` alone is at fault: it is the only one of `nodes`, or the only one with evidence,
+            or its evidence is more than that the other graph has no such node.
+        evidence: observations about the cause, for the reader.
+        record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
+    """
+
+    node: str
+    op_type: str
+    module: str
+    tensor: str
+    paired: str
+    born: float | None
+    error: float | None
+    nodes: list[str]
+    exact: bool
+    evidence: list[str] = dataclasses.field(default_factory=list)
+    record: int = -1
+
+
+@dataclasses.dataclass
+class Comparison:
+    """The result of a comparison.
+
+    Attributes:
+        subject: what was compared, name -> text for the reader; `kind` is 'files' if it was two files, and
+            `inputs` a dict of input -> shape as text.
+        entries: tensors of the graph on trial in topological order.
+        differences: where errors are born, in topological order.
+        outputs: the entries of the graph's outputs, in its order.
+        changes: differences of structure from the other file, or from a fresh export: dicts of the fields of
+            `structure.Change`.
+        notes: remarks for the reader.
+        bars: the errors above which values differ.
+        guessed: whether tensors were paired by names, values and places alone, without a fresh export.
+        missing: outputs of the reference that the graph on trial lacks.
+        additional: outputs of the graph on trial that the reference does not have.
+        renamed: output of the reference -> what the graph on trial calls it.
+        graph: how the graph differs from a fresh export, whatever its numbers on these inputs; '' if it is
+            the same, or there is no fresh export.
+    """
+
+    subject: dict[str, Any]
+    entries: list[Entry]
+    differences: list[Divergence]
+    outputs: list[Entry]
+    changes: list[dict[str, Any]]
+    notes: list[str]
+    bars: Bars
+    guessed: bool = False
+    missing: list[str] = dataclasses.field(default_factory=list)
+    additional: list[str] = dataclasses.field(default_factory=list)
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+    graph: str = ''
+
+    @property
+    def first(self) -> Divergence | None:
+        """The first difference; None if there is none."""
+        return next(iter(self.differences), None)
+
+    @property
+    def first_depth(self) -> int:
+        """The depth of the tensor that the first difference names; there has to be a difference."""
+        return next(entry.depth for entry in self.entries if entry.tensor == self.first.tensor)
+
+    @property
+    def compared(self) -> int:
+        """How many tensors were compared: entries whose state is neither 'inner' nor 'unknown'."""
+        return sum(entry.state not in (INNER, UNKNOWN) for entry in self.entries)
+
+    @property
+    def restructured(self) -> bool:
+        """Whether two files have other nodes, or nodes that are joined in another way, see `STRUCTURE`.
+
+        False if the reference is not a file.
+        """
+        kinds = {change['kind'] for change in self.changes}
+        return self.subject.get('kind') == 'files' and not kinds.isdisjoint(STRUCTURE)
+
+    @property
+    def other_values(self) -> list[str]:
+        """The places at which two files have other attributes, constants or bodies, see `VALUES`.
+
+        Equal numbers then say nothing about other inputs. [] if the reference is not a file.
+        """
+        is_of_files = self.subject.get('kind') == 'files'
+        places = [change['where'] for change in self.changes if is_of_files and change['kind'] in VALUES]
+        return list(dict.fromkeys(places))
+
+    @property
+    def equal(self) -> bool:
+        """Whether both have the same outputs, numbers agree and `graph` is ''.
+
+        Names and order of the outputs, and the width of their types, may differ.
+        """
+        return self.agreeing and not self.missing and not self.additional and not self.graph
+
+    @property
+    def agreeing(self) -> bool:
+        """Whether all outputs agree, something was compared, and no error is born anywhere.
+
+        An output for which the reference has no tensor does not agree. In two files of another structure
+        inner tensors may differ, and which of them belong together is a guess: there the outputs decide.
+        """
+        agree = all(entry.state == 'equal' for entry in self.outputs)
+        inside = not self.differences or (self.restructured and bool(self.outputs))
+        return inside and agree and self.compared > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types: all attributes, and `equal`, `restructured`, `compared` and `first`."""
+        first = dataclasses.asdict(self.first) if self.first else None
+        facts = dict(equal=self.equal, restructured=self.restructured, compared=self.compared, first=first)
+        return facts | dataclasses.asdict(self)
+
+
+def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
+    """Return the rows of a walk for tables, an entry per row in the same order.
+
+    `bars` decide about the states of the entries. `module` is a function: position of a node -> path of the
+    PyTorch module that it was exported from; None takes that from the node's name or metadata. A module that
+    the reference names comes first.
+    """
+    index, entries = walk.program.index, []
+    for depth, row in enumerate(walk.rows.values()):
+        node, reference = index.nodes[row.position], row.reference or NO_REFERENCE
+        shape = '-' if row.shape is None else shape_text(row.shape)
+        if isinstance(walk.free.get(row.tensor), list):
+            shape = 'sequence'
+        entry = Entry(
+            depth=depth,
+            node=index.label(row.position),
+            op_type=node.op_type,
+            module=reference.module or (module(row.position) if module else module_path(node)),
+            tensor=row.tensor,
+            shape=shape,
+            paired=reference.label,
+            how=reference.how,
+            error=finite(row.error),
+            born=finite(row.born),
+            state=row.state(bars.born, bars.free),
+            reason=row.reason,
+        )
+        entries.append(entry)
+    return entries
+
+
+def finite(value: float | None) -> float | None:
+    """Return an error as it is, but None if it is infinite or NaN: JSON has no such numbers."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def differences_of(
+    walk: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
+) -> list[Divergence]:
+    """Return where errors are born in the graph of a walk, a `Divergence` per region of `regions`.
+
+    `explain` is a function: position of a node -> observations about it, for `Divergence.evidence`; for
+    `bars` and `module` see `entries_of`, but the module that the reference names is taken only if `module`,
+    or the node, gives ''.
+    """
+    return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
+
+
+def _divergence(
+    walk: Walk, region: Region, explain: Callable[[int], list[str]], module: Callable[[int], str] | None
+) -> Divergence:
+    index, rows = walk.program.index, [walk.rows[tensor] for tensor in region.tensors]
+    positions = list(dict.fromkeys(row.position for row in rows))
+    evidence = {position: explain(position) for position in positions}
+    explained = [position for position in positions if evidence[position]]
+    causes = [
+        position for position in explained if any(not line.endswith(ONLY_HERE) for line in evidence[position])
+    ]
+    at_fault = (causes or explained or positions)[0]
+    exact = len(positions) == 1 or bool(causes) or len(explained) == 1
+    first, last = next(row for row in rows if row.position == at_fault), rows[-1]
+    node, reference = index.nodes[at_fault], last.reference or NO_REFERENCE
+    lines = list(evidence[at_fault]) if exact else []  # a new node is no evidence about others
+    lines += [row.reason for row in rows if row.reason]
+    if first.reference is not None:
+        record = first.reference.record
+    else:  # the one behind all that the node reads
+        latest = walk.latest_input(first.position)
+        record = latest + 1 if latest >= 0 else reference.record
+    return Divergence(
+        node=index.label(at_fault),
+        op_type=node.op_type,
+        module=(module(at_fault) if module else module_path(node)) or reference.module,
+        tensor=first.tensor,
+        paired=reference.label,
+        born=finite(last.born),
+        error=finite(last.error),
+        nodes=[index.label(position) for position in positions],
+        exact=exact,
+        evidence=list(dict.fromkeys(lines))[:MAX_EVIDENCE],
+        record=record,
+    )
+
+
+def explain_by(changes: Sequence[Change]) -> Callable[[int], list[str]]:
+    """Return a function for `differences_of`: position of a node -> how it differs from its counterpart.
+
+    `changes` are those of the structure; the left graph is the one on trial.
+    """
+    return lambda position: [change.detail for change in changes if change.left == position]
+
+
+def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries of a graph's outputs, in its order; an output without an entry is left out."""
+    by_name = {entry.tensor: entry for entry in entries}
+    return [by_name[name] for name in program.index.outputs if name in by_name]
+
+
+def shape_texts(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return name -> shape of the array as text, e.g. '1x3x320x320', or 'scalar'."""
+    return {name: shape_text(array.shape) for name, array in feeds.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """Tensors that may be wrong.
+
+    Attributes:
+        tensors: their names in topological order.
+        ends: whether the last one has a reference and is known to be wrong; else none of them has one.
+    """
+
+    tensors: tuple[str, ...]
+    ends: bool
+
+
+def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
+    """Return the regions of a walk in topological order of their first tensors.
+
+    Of several regions with the same first tensor the one with the fewest tensors is returned.
+
+    `born_rtol` is the error above which the result of a node is wrong, see `Bars.born`.
+    """
+    index, suspects = walk.program.index, _suspects(walk, born_rtol)
+    depths = {tensor: depth for depth, tensor in enumerate(walk.rows)}
+    by_first: dict[str, Region] = {}
+    covered: set[str] = set()
+    for tensor, row in walk.rows.items():
+        if row.state(born_rtol) != BORN:
+            continue
+        above: set[str] = set()
+        waiting = list(index.reads(row.position))
+        while waiting:
+            name = waiting.pop()
+            if name in suspects and name not in above:
+                above.add(name)
+                waiting.extend(index.reads(walk.rows[name].position))
+        covered |= above
+        region = Region((*sorted(above, key=depths.__getitem__), tensor), ends=True)
+        first = region.tensors[0]
+        if first not in by_first or len(region.tensors) < len(by_first[first].tensors):
+            by_first[first] = region
+    rest = [tensor for tensor in walk.rows if tensor in suspects and tensor not in covered]
+    if rest:
+        by_first.setdefault(rest[0], Region(tuple(rest), ends=False))
+    return sorted(by_first.values(), key=lambda region: depths[region.tensors[0]])
+
+
+def _suspects(walk: Walk, born_rtol: float) -> set[str]:
+    """Return tensors without a reference that no right value proves, and that something wrong reads."""
+    index, outputs = walk.program.index, set(walk.program.index.outputs)
+    suspected: dict[str, bool] = {}
+    proven_values: dict[str, int] = {}
+
+    def count_proven(reader: Row) -> int:
+        """Return how many values came out right because of what a node reads."""
+        if reader.reference is None:
+            return proven_values.get(reader.tensor, 0)
+        value = walk.good[reader.tensor]
+        is_right = reader.state(born_rtol) != BORN and reader.born is not None
+        if not is_right or not isinstance(value, np.ndarray):
+            return 0  # of a sequence, too, which shows less than its size
+        return value.size if is_informative(value) else 0
+
+    for tensor, row in reversed(walk.rows.items()):
+        if row.reference is not None:
+            continue
+        readers = [
+            walk.rows[name]
+            for position in index.consumers(tensor)
+            if index.nodes[position].op_type not in SHAPE_READERS
+            for name in index.writes(position)
+            if name in walk.rows
+        ]
+        proven_values[tensor] = max(map(count_proven, readers), default=0)
+        is_read_by_wrong = tensor in outputs or any(
+            suspected.get(reader.tensor, reader.state(born_rtol) == BORN) for reader in readers
+        )
+        value = walk.good.get(tensor)
+        may_be_wrong = True
+        if isinstance(value, np.ndarray):
+            # of a shape, what it does shows in the node that uses it
+            is_shape = tensor in walk.program.static and value.dtype.kind != 'f'
+            may_be_wrong = not is_shape and proven_values[tensor] < value.size
+        failed = bool(row.reason) and tensor not in walk.good
+        suspected[tensor] = failed or (is_read_by_wrong and may_be_wrong)
+    return {tensor for tensor, is_suspect in suspected.items() if is_suspect}

@@ -1,0 +1,207 @@
+"""Compare two files: their structure, and their tensors on the same inputs. Needs no torch.
+
+The graph on trial runs node by node, and each of its tensors is looked at twice: its free value is what the
+graph computes from its inputs; and an error is born in a node whose result is wrong although the node was fed
+with the reference's values.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError, shape_text
+from mmdeploy_ext.graph import run, signature
+from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
+from mmdeploy_ext.graph.diff.structure import Change, changes
+from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.index import join_names, random_nodes
+from mmdeploy_ext.proving.difference import findings
+from mmdeploy_ext.proving.difference.findings import Bars, Comparison, Entry, finite
+from mmdeploy_ext.proving.difference.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
+
+
+def engine_notes(
+    model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], walk: Walk, bars: Bars
+) -> list[str]:
+    """Run the model with all optimisations, and return how its outputs differ from the node-by-node run.
+
+    Args:
+        model: the graph on trial.
+        feeds: input -> array, by its names.
+        walk: the node-by-node run of the model on these feeds.
+        bars: an error of an output, see `walk.compare`, up to `bars.free` is no difference.
+
+    Returns:
+        A sentence for each output that differs, or the error if ONNX Runtime cannot run the model.
+    """
+    try:
+        outputs = run.run(model, feeds, optimization='all')
+    except Mm2OnnxError as error:
+        return [f'ONNX Runtime cannot run the whole model: {error}']
+    errors = {name: compare(array, walk.free.get(name))[0] or 0.0 for name, array in outputs.items()}
+    return [
+        f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by one '
+        f'(relative error {error:.2e}): ties, or an optimisation of the engine'
+        for name, error in errors.items()
+        if error > bars.free
+    ]
+
+
+def diff_files(
+    reference_path: str,
+    path: str,
+    feeds: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    rtol: float | None = None,
+) -> Comparison:
+    """Compare two files, of which the first is the reference: structure, and tensors on the same inputs.
+
+    Args:
+        reference_path: the reference.
+        path: the file on trial.
+        feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
+        seed: seed of the random inputs.
+        rtol: error of one node, relative to the largest value of a tensor of floats, of others the share of
+            values that differ (`walk.compare`), above which the node is at fault; the bar of the whole model
+            is no less; None takes those of `Bars`, or of `HALF` if one is float16, see `Program.is_half`.
+
+    Returns:
+        The comparison. An output that agrees is 'unknown', and so not equal, if the reference's is of floats
+        without a finite value, or is empty and the files have another structure. What `changes` does not
+        compare, such as bodies and functions, is among the changes if there are none but of metadata.
+
+    Raises:
+        UsageError: the inputs of the two cannot be paired, or random ones cannot be drawn (`random_feeds`).
+        ShapeError: `feeds` are not what the reference takes.
+        InferenceError: a node of the reference fails.
+        ModelFileError: a file cannot be read, see `files.load`.
+    """
+    constants, runner = Constants(), NodeRunner()
+    reference, candidate = (Program(files.load(file), constants) for file in (reference_path, path))
+    bars = (findings.HALF if reference.is_half() or candidate.is_half() else Bars()).at(rtol)
+    pairs = align(candidate, reference)
+    structure = changes(candidate, reference, pairs)
+    if all(change.kind in signature.IGNORED_CHANGES for change in structure):
+        unexplained = signature.differences(candidate.index.model, reference.index.model)
+        structure += [Change('inside', difference.where, difference.detail) for difference in unexplained]
+    is_random = feeds is None
+    feeds = dict(random_feeds(reference.index.model, seed) if feeds is None else feeds)
+    check_feeds(reference.index, feeds)
+    if missing := [name for name in candidate.index.inputs if pairs.tensors.get(name) not in feeds]:
+        raise UsageError(
+            f'{path}: its inputs {", ".join(missing)} have no counterpart in {reference_path}, which has '
+            f'{", ".join(reference.index.inputs)}'
+        )
+    reference_walk = walk(reference, feeds, references={}, runner=runner)
+    references = {
+        name: ReferenceTensor(reference_walk.free[mate], mate, how='structure')
+        for name, mate in pairs.tensors.items()
+        if mate in reference_walk.free and candidate.index.producer(name) is not None
+    }
+    mates = {name: pairs.tensors.get(name, name) for name in (*candidate.index.inputs, *candidate.defaults)}
+    candidate_feeds = {
+        name: candidate.fitting(name, feeds[mate]) for name, mate in mates.items() if mate in feeds
+    }
+    candidate_walk = walk(candidate, candidate_feeds, references, runner)
+    entries = findings.entries_of(candidate_walk, bars)
+    entries += _constant_outputs(candidate_walk, pairs.tensors, reference_walk, bars, len(entries))
+    notes = engine_notes(candidate.index.model, candidate_feeds, candidate_walk, bars)
+    notes += _notes_on_evidence((reference_walk, candidate_walk), entries)
+    if is_random:
+        notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
+    if failures := [row.reason for row in reference_walk.rows.values() if row.reason]:
+        raise InferenceError(f'{reference_path}: {failures[0]}')
+    reference_outputs = reference.index.outputs
+    output_mates = {name: pairs.tensors.get(name) for name in candidate.index.outputs}
+    comparison = Comparison(
+        dict(kind='files', reference=str(reference_path), file=str(path), inputs=findings.shape_texts(feeds)),
+        entries,
+        findings.differences_of(candidate_walk, bars, findings.explain_by(structure)),
+        findings.outputs_of(candidate, entries),
+        [dataclasses.asdict(change) for change in structure],
+        notes,
+        bars,
+        missing=[name for name in reference_outputs if name not in output_mates.values()],
+        additional=[name for name, mate in output_mates.items() if mate not in reference_outputs],
+        renamed={
+            mate: name for name, mate in output_mates.items() if mate in reference_outputs and mate != name
+        },
+    )
+    for entry in comparison.outputs:
+        if entry.state == EQUAL:
+            expected = _arrays_of(reference_walk.free[entry.paired])
+            present = [array for array in expected if array.size]
+            if not present and comparison.restructured:
+                entry.state, entry.reason = UNKNOWN, 'is empty, which shows nothing in another structure'
+            elif present and not any(map(_may_show_faults, present)):
+                entry.state, entry.reason = UNKNOWN, 'holds no finite value, which shows nothing'
+    return comparison
+
+
+def _arrays_of(value: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
+    """Return the arrays of a sequence, or the one of a tensor, as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def _may_show_faults(array: np.ndarray) -> bool:
+    return array.dtype.kind not in 'fc' or bool(np.isfinite(array).any())
+
+
+def _notes_on_evidence(walks: tuple[Walk, Walk], entries: Sequence[Entry]) -> list[str]:
+    """Return notes on what counts as equal without being shown to be: shares of integers, and random results.
+
+    `walks` are those of the reference and of the graph on trial, `entries` the latter's.
+    """
+    notes, values = [], walks[1].free
+    shares = [entry.tensor for entry in entries if entry.state == EQUAL and (entry.error or entry.born)]
+    shares = [
+        name for name in shares if any(array.dtype.kind in 'biuOSU' for array in _arrays_of(values[name]))
+    ]
+    if shares:
+        notes.append(
+            f'some integers, booleans or texts of {join_names(shares, 5)} differ: too few of them to count'
+        )
+    drawn = list(dict.fromkeys(name for walk in walks for name in random_nodes(walk.program.index.model)))
+    if drawn:
+        notes.append(
+            f'the results of {join_names(drawn, 5)} are random: equal nodes share one draw here, which shows '
+            f'nothing about them'
+        )
+    return notes
+
+
+def _constant_outputs(
+    candidate_walk: Walk, mates: Mapping[str, str], reference_walk: Walk, bars: Bars, depth: int
+) -> list[Entry]:
+    """Return entries of outputs that no step of the walk makes: constants, and inputs that are outputs."""
+    entries, index, values = [], candidate_walk.program.index, candidate_walk.free
+    for name in index.outputs:
+        mate = mates.get(name, '')
+        if name in candidate_walk.rows or name not in values or mate not in reference_walk.free:
+            continue
+        error, reason = compare(values[name], reference_walk.free[mate])
+        is_wrong = error is None or error > bars.free
+        is_input = name in index.inputs
+        position = index.producer(name)
+        if not reason and is_wrong and not is_input:
+            reason = 'is a constant in this file'
+        entry = Entry(
+            depth=depth + len(entries),
+            node=name if position is None else index.label(position),
+            op_type='input' if is_input else 'Constant',
+            module='',
+            tensor=name,
+            shape=shape_text(values[name].shape),
+            paired=mate,
+            how='structure',
+            error=finite(error),
+            born=finite(error),
+            state='born here' if is_wrong else 'equal',
+            reason=reason,
+        )
+        entries.append(entry)
+    return entries

@@ -1,0 +1,270 @@
+"""Walk a graph node by node, each fed with what a reference has there: where is an error born?
+
+Two values of every tensor are looked at. The free one is what the graph computes from its inputs. The fed one
+is what the node that writes the tensor gives when its own inputs are the reference's: its error was born in
+this node, or in the nodes between it and the last tensors that have a reference. Needs no torch.
+
+`torch.onnx.verification` compares with the program of a dynamo export in the same process: neither files nor
+TorchScript exports, and no node on the reference's own values.
+
+Glossary: got is the graph's value, want is the reference's.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from mmdeploy_ext.core.arrays import ArrayDistance
+from mmdeploy_ext.core.errors import InferenceError, shape_text
+from mmdeploy_ext.graph.diff.program import OUTPUT_TIES, NodeRunner, Program
+
+BORN_RTOL = 1e-5
+"""One node on the same inputs: float32 rounding stays below it, a wrong epsilon or weight does not."""
+FREE_RTOL = 1e-4
+"""A whole model; the default tolerance of the proof."""
+FEW_VALUES = 4
+"""Tensors of so few values may be equal by chance."""
+
+EQUAL, BORN, PASSED, INNER, UNKNOWN = 'equal', 'born here', 'passed on', 'inner', 'unknown'
+"""States of a tensor, see `Row.state`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceTensor:
+    """The values that a tensor should have.
+
+    Attributes:
+        value: its values, a list of arrays of a sequence; of the same shape, unless it was paired by 'value',
+            'order' or 'module'.
+        label: name on the reference's side: of a PyTorch module, of a tensor that a model names by
+            `core.taps.tap`, or of a tensor of a graph.
+        module: path of the PyTorch module that made it, '' if there is none.
+        how: by what it was paired with the graph's tensor, for the reader. Of two files: 'structure'. Of a
+            graph and PyTorch: 'name', equal 'value', place in a 'module' or in the 'order' of execution;
+            'values' or 'export' if it was paired by a fresh export.
+        record: number of the tensor in the order in which the reference computed them; -1 if it has none.
+    """
+
+    value: np.ndarray | list[np.ndarray]
+    label: str = ''
+    module: str = ''
+    how: str = 'name'
+    record: int = -1
+
+
+@dataclasses.dataclass
+class Row:
+    """One tensor of the walk.
+
+    Attributes:
+        position: index of the node that writes it.
+        tensor: its name.
+        shape: shape of the free value; None if this node or one before it failed.
+        reference: the values that it should have; None if there is no counterpart.
+        error: error of the free value, see `compare`; None if there is no reference, or no value.
+        born: error of the fed value, likewise; inf also if the node fails on the reference's values.
+        reason: why it cannot be compared by numbers, or why the node failed; else '': it was compared, has
+            no reference, or its node reads a value that is missing.
+    """
+
+    position: int
+    tensor: str
+    shape: tuple[int, ...] | None = None
+    reference: ReferenceTensor | None = None
+    error: float | None = None
+    born: float | None = None
+    reason: str = ''
+
+    def state(self, born_rtol: float = BORN_RTOL, rtol: float = FREE_RTOL) -> str:
+        """Return the state of the tensor: the first of these that is true.
+
+        - 'born here': the error of the fed value is above `born_rtol`.
+        - 'passed on': the error of the free value is above `rtol`: an earlier node is at fault.
+        - 'inner': it was computed, and has no reference.
+        - 'unknown': it could not be computed or compared.
+        - 'equal': else.
+        """
+        if self.born is not None and self.born > born_rtol:
+            return BORN
+        if self.error is not None and self.error > rtol:
+            return PASSED
+        if self.reference is None:
+            return UNKNOWN if self.shape is None else INNER
+        return EQUAL if self.error is not None else UNKNOWN
+
+
+@dataclasses.dataclass
+class Walk:
+    """The result of a walk.
+
+    Attributes:
+        program: the graph.
+        rows: tensor -> row, in topological order, of all tensors that steps write.
+        free: tensor -> what the graph computes from its inputs.
+        good: tensor -> values of the reference; of a tensor without one, what its node computes from them.
+    """
+
+    program: Program
+    rows: dict[str, Row]
+    free: dict[str, np.ndarray]
+    good: dict[str, np.ndarray]
+
+    def latest_input(self, position: int) -> int:
+        """Return the largest `record` of the references of a node's inputs, -1 if none has one.
+
+        The reference computed what stands for the node's outputs later than that.
+        """
+        rows = [self.rows[name] for name in self.program.index.reads(position) if name in self.rows]
+        return max((row.reference.record for row in rows if row.reference is not None), default=-1)
+
+
+def walk(
+    program: Program,
+    feeds: Mapping[str, np.ndarray],
+    references: Mapping[str, ReferenceTensor],
+    runner: NodeRunner,
+    lookup: Callable[[Walk, str, int, np.ndarray], ReferenceTensor | None] | None = None,
+) -> Walk:
+    """Walk a graph whose tensors should have the values of `references`.
+
+    A node that fails is no error here: its rows have the reason, and what depends on it is not computed,
+    unless a reference stands for the missing value. Indices of TopK that differ from the reference's, but
+    pick equal values, have no error.
+
+    Args:
+        program: the graph.
+        feeds: input -> array of its dtype, see `Program.fitting`.
+        references: tensor -> the values that it should have, if they are known before the walk.
+        runner: runs the nodes; walks that share one do not run equal nodes on equal values again.
+        lookup: returns a reference for a tensor that has none, or None; called with the walk so far, the
+            tensor, the position of its node and the fed value. None: nothing is looked up.
+    """
+    base = {**program.constants, **program.defaults, **feeds}
+    result = Walk(program, rows={}, free=dict(base), good=dict(base))
+    for position in program.steps:
+        free, free_failure = _run(program, position, result.free, runner)
+        fed, fed_failure = _run(program, position, result.good, runner)
+        for place, tensor in enumerate(program.index.writes(position)):
+            row = Row(position, tensor, reason=fed_failure or free_failure)
+            result.rows[tensor] = row
+            if free is not None:
+                result.free[tensor], row.shape = free[place], getattr(free[place], 'shape', ())
+            value = None if fed is None else fed[place]
+            reference = references.get(tensor)
+            if reference is None and lookup is not None and isinstance(value, np.ndarray):
+                reference = lookup(result, tensor, position, value)
+            if reference is None:
+                if value is not None:
+                    result.good[tensor] = value
+                continue
+            want = _in_shape_of(reference, value)  # in its dtype: what float16 cannot hold is an error
+            row.reference, result.good[tensor] = reference, want
+            if value is not None:
+                result.good[tensor] = _in_width_of(want, value)
+            node = program.index.nodes[position]
+            is_tied = value is not None and _is_tied(node, place, value, result.good, want)
+            row.born, reason = (0.0, '') if is_tied else compare(value, want)
+            row.reason = row.reason or reason
+            if free is not None:
+                is_same = is_tied and np.array_equal(free[place], value)
+                row.error, reason = (0.0, '') if is_same else compare(free[place], want)
+                row.reason = row.reason or reason
+            if value is None and fed_failure:
+                row.born = math.inf
+    return result
+
+
+def compare(got: Any, want: Any) -> tuple[float | None, str]:
+    """Return the error of a tensor, and why the error is infinite, which is '' if it is not.
+
+    The error is the largest difference over the largest finite magnitude of `want`; of integers, booleans,
+    texts and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
+    another width, integers of another type. Infinite are another shape, a float against another kind, any
+    difference of floats from a `want` of zeros, and NaN or infinity without the same, of the same sign, on
+    the other side. Two empty arrays are equal. Of sequences, which are lists of arrays, it is the largest
+    error of an array, and infinite for another number of them. It is None, with '', if one of the two is
+    neither (a value that is missing), or no array beside a sequence.
+    """
+    if isinstance(got, list) and isinstance(want, list):
+        if len(got) != len(want):
+            return math.inf, f'a sequence of {len(got)}, expected one of {len(want)}'
+        errors = [compare(*pair) for pair in zip(got, want, strict=True)]
+        return max(errors, key=lambda pair: math.inf if pair[0] is None else pair[0], default=(0.0, ''))
+    if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
+        return None, ''
+    if got.shape != want.shape:
+        return math.inf, f'shape {shape_text(got.shape)}, expected {shape_text(want.shape)}'
+    if got.size == 0 or got is want:
+        return 0.0, ''
+    kinds = {got.dtype.kind, want.dtype.kind}
+    if kinds not in ({'f'}, {'c'}):
+        if kinds & set('fc'):
+            return math.inf, f'dtype {got.dtype}, expected {want.dtype}'
+        return float(np.mean(got != want)), ''
+    distance = ArrayDistance(got, want)
+    if math.isinf(distance.max_abs):
+        return math.inf, 'NaN or infinity where the reference has a number, or the other way round'
+    return distance.max_rel, 'the reference is 0 everywhere' if math.isinf(distance.max_rel) else ''
+
+
+def is_informative(value: np.ndarray) -> bool:
+    """Return whether a tensor's values can show that what made them is right.
+
+    That takes more than `FEW_VALUES` floats that are not all the same; NaN counts as 0.
+    """
+    return value.dtype.kind == 'f' and value.size > FEW_VALUES and float(np.ptp(np.nan_to_num(value))) > 0
+
+
+def _run(
+    program: Program, position: int, values: Mapping[str, np.ndarray], runner: NodeRunner
+) -> tuple[list[np.ndarray] | None, str]:
+    """Return the outputs of a node, or why it fails; neither if a value that it reads is missing."""
+    if not values.keys() >= set(program.index.reads(position)):
+        return None, ''
+    try:
+        return runner.run(program, position, values), ''
+    except InferenceError as error:
+        return None, f'the node fails: {error}'
+
+
+def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
+    """Return the reference, in the shape of the graph when it was found by value.
+
+    Also when it was found by place with another number of axes: PyTorch flattens the leading ones before a
+    matrix product, and the graph does not.
+    """
+    want, how = reference.value, reference.how
+    if value is None:
+        return want
+    is_flattened = how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
+    return want.reshape(value.shape) if how == 'value' or is_flattened else want
+
+
+def _in_width_of(want: np.ndarray | list[np.ndarray], value: np.ndarray | list[np.ndarray]) -> Any:
+    """Return what is wanted in the dtype of a value, if both are of one kind: floats as float16, or back."""
+    if isinstance(want, list) and isinstance(value, list) and len(want) == len(value):
+        return [_in_width_of(*pair) for pair in zip(want, value, strict=True)]
+    if not isinstance(want, np.ndarray) or not isinstance(value, np.ndarray):
+        return want
+    if value.dtype == want.dtype or value.dtype.kind != want.dtype.kind:
+        return want
+    with np.errstate(over='ignore'):
+        return want.astype(value.dtype)
+
+
+def _is_tied(
+    node: onnx.NodeProto, place: int, value: np.ndarray, good: Mapping[str, np.ndarray], want: np.ndarray
+) -> bool:
+    """Return whether indices differ from the reference's only where the values that were sorted are equal."""
+    if OUTPUT_TIES.get(node.op_type) != place or value.shape != want.shape:
+        return False
+    axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), -1)
+    source = good[node.input[0]]
+    if want.dtype.kind not in 'iu' or want.max(initial=0) >= source.shape[axis]:
+        return False
+    picked, expected = (np.take_along_axis(source, indices, axis) for indices in (value, want))
+    return bool(np.allclose(picked, expected, rtol=1e-6, atol=0))

@@ -1,0 +1,172 @@
+"""Charts of errors as inline SVG: powers of ten upwards, frames or other entries from left to right.
+
+`drift_plot` draws errors along a drive, `match_strip` its matched detections. Colours and texts are the style
+sheet's of the page; nothing here needs a plotting library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+WIDTH, HEIGHT = 780, 230
+"""Size of a chart with its margins, in pixels of its own, which a page scales."""
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
+"""Margins around the axes, in the same pixels."""
+STRIP = 34
+"""Height of the strip of matched detections, pixels."""
+DECADES = (-8, 2)
+"""The widest range that is drawn, as powers of ten; errors of 0 are drawn at the lower end of the axis."""
+LINES = 8
+"""Line styles of the style sheet: classes `line0` to `line7`; a ninth tensor has the first again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The axes of a chart.
+
+    Attributes:
+        frames: number of frames on the horizontal axis.
+        low: exponent of ten at the lower end of the vertical axis.
+        high: exponent of ten at its upper end, larger than `low`.
+    """
+
+    frames: int
+    low: int
+    high: int
+
+    def x(self, frame: float) -> float:
+        """Return the horizontal pixel of the middle of a frame, by its index; 0.5 less is its left end."""
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (frame + 0.5) / max(self.frames, 1), 2)
+
+    def y(self, value: float) -> float:
+        """Return the vertical pixel of an error, which is not NaN; one beyond the axis lies on its end."""
+        decade = math.log10(value) if value > 0 else self.low
+        part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
+
+    def line(self, value: float, kind: str) -> str:
+        """Return an SVG line across the chart at an error; `kind` is its class in the style sheet."""
+        y = self.y(value)
+        return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+
+    def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
+        """Yield SVG elements: for each power of ten a line across the chart, and its label.
+
+        `name(exponent)` returns the class of the line in the style sheet, and the label as markup.
+        """
+        for decade in range(self.low, self.high + 1):
+            kind, words = name(decade)
+            yield self.line(10.0**decade, kind)
+            yield text(LEFT - 6, self.y(10.0**decade) + 4, words, 'end')
+
+
+def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
+    """Return an SVG element: the text `words` at a pixel of a chart; `anchor` is its `text-anchor`.
+
+    `words` are markup: characters such as `<` have to be escaped.
+    """
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+
+
+def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') -> Markup:
+    """Return a chart as an SVG element of an HTML page, as wide as its place there.
+
+    Args:
+        parts: SVG elements in it, as markup.
+        label: plain text of what it shows, for screen readers; it is escaped here.
+        height: height in pixels of which the width has `WIDTH`.
+        kind: its class in the style sheet.
+    """
+    from markupsafe import Markup
+
+    opening = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')
+    return opening.format(kind, WIDTH, height, label) + Markup(''.join(parts)) + Markup('</svg>')
+
+
+def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
+    """Draw errors per frame of some tensors, each divided by its tolerance, with a line at 1.
+
+    Args:
+        series: `SequenceRow.series`, with lists of an entry per frame: `name`, `reset` (whether the memory
+            was empty before), and `ratios`, tensor -> list of its error over its tolerance, None in a frame
+            in which it was not compared or has none; it may end before the last frame.
+        names: names of the tensors.
+        label: what the chart shows, for screen readers.
+    """
+    values = [series['ratios'].get(name, []) for name in names]
+    decades = [math.log10(value) for line in values for value in line if value]
+    low, high = math.floor(min(decades, default=-4)), math.ceil(max(decades, default=0))
+    if any(value == 0 for line in values for value in line):  # drawn a decade below the others
+        low -= 1
+    low, high = max(low, DECADES[0]), min(max(high, 0), DECADES[1])
+    axes = Axes(len(series['name']), min(low, high - 2), high)
+    curves = (_curve(line, axes, index) for index, line in enumerate(values))
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if axes.frames <= 12 * step)
+    numbers = [text(axes.x(frame), HEIGHT - 8, str(frame)) for frame in range(0, axes.frames, step)]
+    resets = _resets(series['reset'], axes, HEIGHT - BOTTOM)
+    grid = axes.grid(lambda decade: ('base', f'1e{decade}') if decade else ('bar-line', 'tolerance'))
+    return svg([*grid, *resets, *curves, *numbers], label, kind='drift')
+
+
+def match_strip(series: Mapping[str, Any], label: str) -> Markup:
+    """Draw per frame which share of the detections was matched: full height is all of them.
+
+    A share below 0.06 is drawn as high as 0.06, and a frame without results as a pale bar of full height. The
+    arguments are those of `drift_plot`, and `match_shares` for further keys of `series`.
+    """
+    axes = Axes(len(series['name']), *DECADES)
+    wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
+    parts = [text(LEFT - 6, STRIP - 8, 'matched', 'end')]
+    for index, share in enumerate(match_shares(series)):
+        kind, part = 'none', 1.0
+        if share is not None:
+            kind, part = 'over' if share < 1 else 'bar', max(share, 0.06)
+        tall = round((STRIP - 8) * part, 2)
+        x = round(axes.x(index) - wide * 0.45, 2)
+        parts.append(
+            f'<rect class="{kind}" x="{x}" y="{STRIP - 4 - tall}" width="{wide * 0.9:.2f}" height="{tall}"/>'
+        )
+    parts += _resets(series['reset'], axes, STRIP - 4)
+    return svg(parts, label, STRIP, 'drift')
+
+
+def match_shares(series: Mapping[str, Any]) -> list[float | None]:
+    """Return per frame `matched` over the larger of `reference` and `matched` + `extra`.
+
+    It is None if `reference` and `extra` are 0.
+
+    `series` has the numbers of each frame: `reference` (PyTorch's results), `matched`, `extra` (results of
+    the engine without a partner). Only results that are not below the score threshold are in them.
+    """
+    counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
+    return [
+        matched / max(reference, matched + extra) if reference or extra else None
+        for reference, matched, extra in counts
+    ]
+
+
+def _resets(resets: Sequence[bool], axes: Axes, bottom: float) -> list[str]:
+    """Return vertical lines before the frames, but the first, that began with an empty memory."""
+    lines = [axes.x(index - 0.5) for index, reset in enumerate(resets) if reset and index]
+    return [f'<line class="reset" x1="{x}" x2="{x}" y1="4" y2="{bottom}"/>' for x in lines]
+
+
+def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
+    """Return one tensor's line; frames without a comparison are gaps with a mark on top."""
+    path, missing, pen = [], [], 'M'
+    for frame, value in enumerate(line):
+        if value is None:
+            missing.append(frame)
+            pen = 'M'
+        else:
+            dot = 'h0' if pen == 'M' else ''  # a line of no length, so that a single point is seen
+            path.append(f'{pen}{axes.x(frame)} {axes.y(value)}{dot}')
+            pen = 'L'
+    marks = ''.join(f'<circle class="lost" cx="{axes.x(frame)}" cy="{TOP}" r="3"/>' for frame in missing)
+    return f'<path class="line{index % LINES}" d="{" ".join(path)}"/>{marks}'
