@@ -6,6 +6,7 @@ defined first: `families/base.py` and `families/images.py`.
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections
-from mmdeploy_ext.families.parts.query_networks import NAMES, query_head
+from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, TOKEN_SCORES, query_head
 from mmdeploy_ext.families.query import (
     graphs,
     masks,
@@ -77,7 +78,8 @@ class QueryFamily(ImageFamily):
 
     def borders(self, model: nn.Module) -> dict[str, Any]:
         if graphs.num_proposals(model):
-            return {}
+            scores = NETWORKS[supported_parts.kind_of(query_head(model))].token_scores
+            return {_token_branch(model): lambda calls: {TOKEN_SCORES: scores(calls[0])}}
 
         def last(calls: list[Any]) -> dict[str, Any]:
             sides = [side[-1] for side in calls[0][:2]]
@@ -89,13 +91,20 @@ class QueryFamily(ImageFamily):
         return {f'{_head_name(model)}.forward': last}
 
     def substitutes(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        if any(name not in tensors for name in NAMES) or not hasattr(model, 'bbox_head'):
+        if any(name not in tensors for name in NAMES):
             return {}
-        like = next(model.parameters())
-        logits, boxes = (torch.from_numpy(np.array(tensors[name])).to(like)[None] for name in NAMES)
-        plain = supported_parts.kind_of(query_head(model)) == 'DETRHead'
-        outputs = ([logits], [boxes]) if plain else (logits, boxes, None, None)
-        return {'extract_feat': None, 'bbox_head.forward': outputs}
+        head, like = query_head(model), next(model.parameters())
+        taken = [*inspect.signature(head.get_bboxes).parameters].index('img_metas')
+        given = [torch.from_numpy(np.array(tensors[name])).to(like)[None] for name in NAMES]
+        outputs = (*given, *[None] * (taken - len(NAMES)))
+        return {'extract_feat': None, f'{_head_name(model)}.forward': outputs}
+
+    def ranking(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        head = query_head(model)
+        if TOKEN_SCORES not in tensors or not head.with_box_refine:  # without, all layers share the branch
+            return {}
+        scores = torch.from_numpy(np.array(tensors[TOKEN_SCORES])).to(next(model.parameters()))
+        return {_token_branch(model): scores[..., None].expand(-1, -1, head.cls_out_channels)}
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         head = query_head(model)
@@ -105,6 +114,12 @@ class QueryFamily(ImageFamily):
 def _head_name(model: nn.Module) -> str:
     """Return the name of the head of queries in a detector."""
     return 'query_head' if hasattr(model, 'query_head') else 'bbox_head'
+
+
+def _token_branch(model: nn.Module) -> str:
+    """Return the path of what gives the logits (B, S, C) of all tokens, of which the best become queries."""
+    last = query_head(model).transformer.decoder.num_layers
+    return f'{_head_name(model)}.cls_branches.{last}.forward'
 
 
 def substitutes_of_masks(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
