@@ -77,40 +77,41 @@ def compare_pictures(
     if normalisation:
         changes.append(f'with {" and ".join(f"--{name}" for name in normalisation)}')
     result = PreprocessingResult((), note=' '.join(changes))
-    differences: list[PreprocessingDifference] = []
-    prepared = []
     try:
         pipeline = ConfigPipeline(cfg, size, normalisation)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             samples = sample_files(files, picture, pipeline.edges, Path(folder))
-            axes = metadata.spec.inputs[0].axes
-            takes_pictures = len(axes) == 4 and axes[1] == 3  # else it is a graph of regions
-            for sample in samples:
-                expected, metas = _pipeline_values(pipeline, sample)
-                image_bgr = pictures.read_image(sample)
-                if takes_pictures:  # as `mm2onnx run` prepares it
-                    image = detect.prepare(metadata, image_bgr)
-                else:
-                    image = metadata.preprocess.apply(image_bgr)
-                differences += _compare_values(sample.name, _rule_values(image), expected)
-                prepared.append(_as_prepared(expected, metas))
-                if feeds:
-                    fed = detect.make_feeds(image, metadata)
-                    pipeline_feeds = feeds(prepared[-1], len(next(iter(fed.values()))))
-                    names = [
-                        name for name in metadata.spec.input_names if name in fed and name in pipeline_feeds
-                    ]
-                    sides = (
-                        {f'input {name}': side[name] for name in names} for side in (fed, pipeline_feeds)
-                    )
-                    differences += _compare_values(sample.name, *sides)
+            compared = [compare_picture(pipeline, metadata, sample, feeds) for sample in samples]
     except Exception as error:  # mmdet's steps, OpenCV and a damaged rule raise what they like
         text = f'{type(error).__name__}: {one_line(error)[:300]}'
         return dataclasses.replace(result, error=text), []
-    names = tuple(sample.name for sample in samples)
-    note = ', '.join(filter(None, (result.note, pipeline.note)))
-    result = dataclasses.replace(result, note=note, samples=names, differences=tuple(differences))
-    return result, prepared if result.passed else []
+    result = PreprocessingResult(
+        tuple(sample.name for sample in samples),
+        differences=tuple(difference for found, _ in compared for difference in found),
+        note=', '.join(filter(None, (result.note, pipeline.note))),
+    )
+    return result, [prepared for _, prepared in compared] if result.passed else []
+
+
+def compare_picture(
+    pipeline: ConfigPipeline, metadata: Metadata, file: Path, feeds: Feeds | None
+) -> tuple[list[PreprocessingDifference], PreparedImage]:
+    """Return how the rule in a file prepares a picture otherwise than the pipeline, and the pipeline's."""
+    expected, metas = _pipeline_values(pipeline, file)
+    prepared, image_bgr = _as_prepared(expected, metas), pictures.read_image(file)
+    axes = metadata.spec.inputs[0].axes
+    if len(axes) == 4 and axes[1] == 3:  # as `mm2onnx run` prepares it
+        image = detect.prepare(metadata, image_bgr)
+    else:  # a graph of regions
+        image = metadata.preprocess.apply(image_bgr)
+    differences = [*_compare_values(file.name, _rule_values(image), expected)]
+    if feeds:
+        fed = detect.make_feeds(image, metadata)
+        wanted = feeds(prepared, len(next(iter(fed.values()))))
+        names = [name for name in metadata.spec.input_names if name in fed and name in wanted]
+        sides = ({f'input {name}': side[name] for name in names} for side in (fed, wanted))
+        differences += _compare_values(file.name, *sides)
+    return differences, prepared
 
 
 def _rule_values(image: PreparedImage) -> dict[str, Any]:
