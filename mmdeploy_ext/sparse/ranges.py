@@ -19,8 +19,7 @@ import numpy as np
 
 from mmdeploy_ext.contract import schema
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.distinct import check_distinct
-from mmdeploy_ext.core.errors import CheckpointError, UsageError
+from mmdeploy_ext.core.errors import CheckpointError, UsageError, check_distinct
 from mmdeploy_ext.core.files import JsonDataclass, atomic_path, read_json
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
 
