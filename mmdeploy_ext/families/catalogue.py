@@ -73,7 +73,7 @@ register_family(
     'dense',
     'mmdeploy_ext.families.dense.family:DenseFamily',
     options=dense.OPTIONS,
-    postprocess=dense.POSTPROCESS,
+    facts='mmdeploy_ext.families.parts.runtime.dense_facts:DenseFacts',
     runtime='mmdeploy_ext.families.dense.runtime',
     claims=('BaseDenseHead',),
 )

@@ -14,8 +14,18 @@ from onnx import TensorProto, helper
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, check_graph, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
+from mmdeploy_ext.families.parts.runtime.box_coders import Delta
+from mmdeploy_ext.families.parts.runtime.dense_facts import DenseFacts, Head
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
+FACTS = DenseFacts(
+    **dict(score_thr=0.05, nms_pre=100, iou_threshold=0.5, max_per_img=10, clip_border=True),
+    strides=[16],
+    base_anchors=[[[-16, -16, 16, 16]]],
+    coder=Delta(means=[0, 0, 0, 0], stds=[1, 1, 1, 1]),
+    head=Head([('cls_score', 3), ('bbox_pred', 4)]),
+    num_classes=3,
+)
 METADATA = Metadata(
     family='dense',
     form='raw',
@@ -27,7 +37,7 @@ METADATA = Metadata(
     ),
     preprocess=PreprocessRule((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), False, (1333, 800), size=(608, 800)),
     classes=('人', 'car "x"', ''),
-    postprocess=dict(score_thr=0.05, base_anchors=[[[-16.0, -16.0, 16.0, 16.0]]]),
+    postprocess=FACTS,
     options=dict(opset=17, exporter='torchscript', dynamic=True),
     config='atss.py',
     config_sha256='c' * 64,

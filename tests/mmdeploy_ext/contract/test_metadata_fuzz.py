@@ -142,7 +142,7 @@ def test_no_metadata_of_a_runner_are_a_traceback(picture, tmp_path, capsys):
         ('postprocess', ('head', 'outputs', 1, 1), 3, "head.outputs has no 'bbox_pred' of 4 columns"),
         ('postprocess', ('head',), {}, "mm2onnx.postprocess: head has no 'outputs'"),
         ('postprocess', ('coder', 'type'), 'deltas', "mm2onnx.postprocess: coder.type is 'deltas', expected"),
-        ('postprocess', ('coder', 'type'), 'integral', "mm2onnx.postprocess: coder has no 'bins'"),
+        ('postprocess', ('coder', 'type'), 'integral', "mm2onnx.postprocess: coder.means is not known"),
         (
             'postprocess',
             ('base_anchors', 1, 0),

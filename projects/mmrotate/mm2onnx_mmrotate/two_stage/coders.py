@@ -22,8 +22,7 @@ import numpy as np
 
 from mm2onnx_mmrotate.deltas import boxes_of_deltas
 from mm2onnx_mmrotate.polygons import box_of_polygon, box_of_upright
-from mmdeploy_ext.families.parts.runtime.box_coders import CODERS as UPRIGHT_CODERS
-from mmdeploy_ext.families.parts.runtime.box_coders import constant
+from mmdeploy_ext.families.parts.runtime.box_coders import Delta, constant
 
 Rows = Mapping[str, Any]
 Settings = Mapping[str, Any]
@@ -50,7 +49,9 @@ def gliding_vertex(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, cl
 
     A box stays upright if its covered share exceeds `ratio_thr`.
     """
-    upright = UPRIGHT_CODERS['delta'](xp, regions, rows, coder, 0)
+    settings = {name: coder[name] for name in ('means', 'stds', 'wh_ratio_clip')}
+    delta = Delta(**settings, ctr_clamp=coder.get('ctr_clamp'))
+    upright = delta.boxes(xp, regions, rows, 0)
     if coder['clip']:
         height, width = clip_hw[:, None, None, 0], clip_hw[:, None, None, 1]
         ends = (width, height, width, height)

@@ -71,7 +71,7 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
             )
         if type(coder) is DeltaXYWHBBoxCoder:
             return dict(
-                upright_settings(coder),
+                upright_settings(coder).to_json(),
                 type='gliding_vertex',
                 clip=bool(coder.clip_border),
                 ratio_thr=float(head.ratio_thr),
