@@ -111,15 +111,15 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     facts = model_facts(model)
-    head, priors_per_cell = facts.head, [len(priors) for priors in facts.base_anchors]
-    batch, priors = image_graphs.prior_axes(priors_per_cell, feature_shapes(model, options), options)
+    head, shapes = facts.head, feature_shapes(model, options)
+    batch, priors = image_graphs.prior_axes(facts.priors_per_cell, shapes, options)
     meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
     shape = (batch, priors, facts.num_classes)
     boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
     specs = dict(
         boxes=TensorSpec('boxes', 'float32', (batch, priors, 4), boxes, 'pixel', (PIXELS,)),
         scores=TensorSpec('scores', 'float32', shape, meaning),
-        level_sizes=TensorSpec('level_sizes', 'int64', (num_levels(model),), 'rows of boxes per level'),
+        level_sizes=TensorSpec('level_sizes', 'int64', (len(shapes),), 'rows of boxes per level'),
     )
     if head.factor:
         specs[head.factor] = TensorSpec(head.factor, 'float32', (batch, priors), FACTOR_MEANINGS[head.factor])
@@ -138,8 +138,7 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     if head.activation == 'none':
         meanings['cls_score'] = ('class scores, 0..1', '')
     shapes = feature_shapes(model, options)
-    priors_per_cell = [len(priors) for priors in facts.base_anchors]
-    return image_graphs.raw_outputs(head.outputs, meanings, priors_per_cell, shapes, options)
+    return image_graphs.raw_outputs(head.outputs, meanings, facts.priors_per_cell, shapes, options)
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
@@ -147,7 +146,7 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
     UsageError: the model does not take the size.
     """
-    return detector_parts.map_sizes(model, flat_outputs, num_levels(model), options)
+    return detector_parts.map_sizes(model, flat_outputs, len(model_facts(model).strides), options)
 
 
 def _check_stride(model: nn.Module) -> None:
@@ -184,16 +183,10 @@ def model_facts(model: nn.Module) -> DenseFacts:
     return dataclasses.replace(facts, head=dataclasses.replace(facts.head, maps_by_stride=False))
 
 
-def num_levels(model: nn.Module) -> int:
-    """Return the number of feature maps that the head takes."""
-    return len(model_facts(model).strides)
-
-
 def raw_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the raw outputs: output by output, then level by level."""
-    return tuple(
-        f'{name}_{level}' for name in model_facts(model).head.names for level in range(num_levels(model))
-    )
+    facts = model_facts(model)
+    return tuple(f'{name}_{level}' for name in facts.head.names for level in range(len(facts.strides)))
 
 
 def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
@@ -201,12 +194,11 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 
     ConfigError: there are more or fewer than these names.
     """
-    head, kind = model.bbox_head, kind_of(model.bbox_head)
+    head, kind, names = model.bbox_head, kind_of(model.bbox_head), raw_names(model)
     outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
-    if len(outputs) != len(raw_names(model)):
+    if len(outputs) != len(names):
         raise ConfigError(
-            f'{type(model.bbox_head).__name__}: gives {len(outputs)} tensors, expected '
-            f'{", ".join(model_facts(model).head.names)} of each of {num_levels(model)} levels'
+            f'{type(head).__name__}: gives {len(outputs)} tensors, expected {len(names)}: {", ".join(names)}'
         )
     return outputs
 
@@ -217,31 +209,25 @@ class DecodeForm(nn.Module):
     def __init__(self, model: nn.Module, product: bool) -> None:
         """Choose with `product` whether scores are multiplied by the factor, or the factor is an output."""
         super().__init__()
-        self.decode = Decode(model.bbox_head, model_facts(model))
-        self.head = self.decode.facts.head
-        self.product = product
+        self.decode, self.product = Decode(model.bbox_head, model_facts(model)), product
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and `level_sizes` (L,) int64.
 
-        The last is the number of priors of each level. The others are those of `Decode`, of all levels, with
-        `product` scores times factors. The last two are left out of some models, and factors with `product`,
-        see `decode_names`. `raw` are the outputs of the head (B, a*columns, h, w), in the order of
-        `raw_names`.
+        The last is the number of priors of each level. `decode_names` says which of them there are. `raw` are
+        the outputs of the head (B, a*columns, h, w), in the order of `raw_names`.
         """
-        mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
-        sizes = [boxes.shape[1] for boxes in mlvl_boxes]
-        boxes, scores = torch.cat(mlvl_boxes, dim=1), torch.cat(mlvl_scores, dim=1)
-        factor = torch.cat(mlvl_factors, dim=1) if self.head.factor else None
-        if self.product and factor is not None:
-            outputs = [tap('boxes', boxes), tap('scores', scores * factor[..., None])]
-        else:
-            outputs = [tap('boxes', boxes), tap('scores', scores)]
-            if factor is not None:
-                outputs.append(tap(self.head.factor, factor))
-        if not self.head.maps_by_stride:
-            outputs.append(torch.stack([length(size) for size in sizes]))
-        return tuple(outputs)
+        boxes, scores, factors = self.decode(*raw)
+        head, sizes = self.decode.facts.head, [level.shape[1] for level in boxes]
+        outputs = dict(boxes=torch.cat(boxes, 1), scores=torch.cat(scores, 1))
+        if head.factor and self.product:
+            outputs['scores'] = outputs['scores'] * torch.cat(factors, 1)[..., None]
+        elif head.factor:
+            outputs[head.factor] = torch.cat(factors, 1)
+        tapped = [tap(name, tensor) for name, tensor in outputs.items()]
+        if not head.maps_by_stride:
+            tapped.append(torch.stack([length(size) for size in sizes]))
+        return tuple(tapped)
 
 
 def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def thresholds(head: nn.Module) -> NmsConfig:
     ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that the graph does not reproduce.
     """
     kind, place = kind_of(head), place_of_method(head)
-    reader = f'{place}, of another head: {OWN}' if place.startswith('your ') else type(head).__name__
+    reader = place if place.startswith('your ') else type(head).__name__
     check_settings(head.test_cfg, 'model.test_cfg', kind.needed, reader)
     return kind.thresholds(head.test_cfg)
 
@@ -114,7 +114,7 @@ def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
     try:
         if found := first_equal(candidates, trials(head, kind, facts), results):
             return Selection(found)
-        problem = f'{place} gives other boxes than any that we know: {OWN}'
+        problem = f'{place} gives other boxes than any that we know: --postprocess raw, {OWN}'
         for names in LIMITS:
             if any(getattr(facts, name) >= 0 for name in names):
                 continue
@@ -124,7 +124,8 @@ def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
                 left_out = f'{settings}: {type(head).__name__} leaves out the last result{level}'
                 return Selection(found, f'{left_out}; expected a positive number')
     except Exception as error:
-        problem = f'{place} raises {type(error).__name__}: {error}, of outputs as its kind has them: {OWN}'
+        raised = f'{place} raises {type(error).__name__}: {error}'
+        problem = f'{raised}, of outputs as its kind has them: --postprocess raw, {OWN}'
     return Selection(dataclasses.replace(facts, coder=Traced(code=place)), problem)
 
 

@@ -153,6 +153,11 @@ class DenseFacts(NmsConfig):
     head: Head
     num_classes: Count
 
+    @property
+    def priors_per_cell(self) -> list[int]:
+        """Number of priors of a cell, per level."""
+        return [len(priors) for priors in self.base_anchors]
+
     def check(self) -> None:
         levels = len(self.strides)
         if levels != len(self.base_anchors):
