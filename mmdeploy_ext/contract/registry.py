@@ -14,6 +14,7 @@ import importlib.metadata
 import re
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import IMAGE, OF_SOME
 from mmdeploy_ext.core.errors import ConfigError
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
-    from mmdeploy_ext.contract.facts import Facts
     from mmdeploy_ext.contract.options import Option
     from mmdeploy_ext.contract.schema import Check
 
@@ -70,10 +70,10 @@ class Registration:
             )
         return family
 
-    def load_facts(self) -> type[Facts] | None:
-        """Import the class of the facts in its files; None if it names none."""
+    def load_facts(self) -> type[Facts]:
+        """Import the class of the facts in its files; `Facts`, without a field, if it names none."""
         if not self.facts:
-            return None
+            return Facts
         module, _, cls = self.facts.partition(':')
         return getattr(importlib.import_module(module), cls)
 

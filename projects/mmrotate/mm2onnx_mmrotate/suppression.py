@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.typed_json import JsonDataclass
 from mmdeploy_ext.exporting.ops.nms import BELOW_ALL
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE

@@ -5,7 +5,7 @@ Glossary: B batch, h, w size of a level's maps.
 
 import dataclasses
 
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.typed_json import JsonDataclass
 
 
 @dataclasses.dataclass(frozen=True)
