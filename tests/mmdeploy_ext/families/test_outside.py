@@ -174,7 +174,7 @@ def test_metadata_are_checked_by_the_facts_of_the_family(exported):
     model = onnx.load(folder / 'm.onnx')
     props = {prop.key: prop.value for prop in model.metadata_props}
     facts = json.loads(props['mm2onnx.postprocess']) | dict(count=0)
-    with pytest.raises(ModelFileError, match='mm2onnx.postprocess: count is 0'):
+    with pytest.raises(ModelFileError, match=r'mm2onnx\.postprocess: count is 0'):
         Metadata.from_props({**props, 'mm2onnx.postprocess': json.dumps(facts)}, 'm.onnx')
 
 
