@@ -7,9 +7,9 @@ a model; stages, metadata and runtime read it. Modules of facts import no PyTorc
 
 from typing import Annotated
 
-from mmdeploy_ext.core.typed_json import Bounds, JsonDataclass, Mismatch, optional, plain
+from mmdeploy_ext.core.typed_json import Bounds, JsonDataclass, Mismatch, optional, plain, read
 
-__all__ = ['Bounds', 'Facts', 'Mismatch', 'optional', 'plain']
+__all__ = ['Bounds', 'Facts', 'Mismatch', 'optional', 'plain', 'read']
 
 Facts = JsonDataclass
 Count = Annotated[int, Bounds(1, 100_000)]

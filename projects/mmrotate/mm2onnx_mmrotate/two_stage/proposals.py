@@ -56,7 +56,7 @@ class OrientedProposals(UprightProposals):
         return boxes[..., 2:4]
 
     def bounds(self, boxes: torch.Tensor) -> torch.Tensor:
-        return bounds_of_box(torch, boxes, self.facts['coder']['version'])
+        return bounds_of_box(torch, boxes, self.facts['coder'].version)
 
 
 def proposals_of(head: nn.Module) -> Proposals:
