@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
+from mmdeploy_ext.contract.metadata import OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.exporting import files

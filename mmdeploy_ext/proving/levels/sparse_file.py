@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, entries_of, read_entry
-from mmdeploy_ext.contract.metadata_schema import options_of_backbone
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
@@ -107,13 +106,12 @@ class SparseFile:
 
 def read_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
     """Return an entry of a file's metadata by its name, e.g. 'family'; ModelFileError: it is damaged."""
-    props = entries_of(model.metadata_props, path)
-    return read_entry(props, name, path, check=options_of_backbone if name == 'options' else None)
+    return read_entry(entries_of(model.metadata_props), name, path)
 
 
 def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
     """Return the options, `cfg_options` among them, that a file was exported with; check all entries."""
-    check_entries(entries_of(model.metadata_props, path), path)
+    check_entries(entries_of(model.metadata_props), path)
     return read_fact(model, path, 'options')
 
 
