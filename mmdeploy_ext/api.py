@@ -23,7 +23,6 @@ from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.families.model import (
     Model,
     build,
-    check_options,
     load_weights,
     prepare_fixed,
     read_config,
@@ -191,7 +190,7 @@ def export(
             that fits no node.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
-    from mmdeploy_ext.families.files import check_output
+    from mmdeploy_ext.families.files import load_for
 
     check_normalisation(mean, std)
     deployment = read_config(config, checkpoint, cfg_options, device)
@@ -201,9 +200,7 @@ def export(
     output = str(output_file) or family.default_output(Path(config).stem, export_options)
     image_bgr = read_images([picture or DEFAULT_PICTURE], 1)[0][1] if family.samples == 'images' else None
     build(deployment, mean, std)
-    export_options = check_options(export_options, deployment.unbuilt_cfg, family, deployment.model)
-    check_output(output, export_options, family)
-    load_weights(deployment)
+    export_options = load_for(deployment, export_options, output)
     with after_weights():
         files, seconds = export_detector(deployment, export_options, output, image_bgr)
     return Exported(files, export_options, seconds, deployment, picture)

@@ -75,7 +75,7 @@ that of models, when the first config is read."""
 
 LONGEST = 3
 """How many classes of ours may derive from one another in a row."""
-LONGER = {'InstanceBoxes', 'LoadError', 'PictureDetections3D'}
+LONGER = {'InstanceBoxes', 'LoadError', 'Mismatch', 'PictureDetections3D'}
 """Classes at the end of a longer row: two kinds of results with a field of their own, and an error that is
 caught apart from others about files."""
 

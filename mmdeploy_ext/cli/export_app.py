@@ -19,7 +19,7 @@ from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.core.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.families.model import Model, build, check_options, load_weights, read_config
+from mmdeploy_ext.families.model import Model, build, check_options, read_config
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.tasks import task_module
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     `only` names the one family that the tool takes; '' takes all. Returns 0 exported, checked or proven, 1
     not proven.
     """
-    from mmdeploy_ext.families.files import check_output
+    from mmdeploy_ext.families.files import load_for
 
     cli.wait_passively()
     engine, values = shared.engine_options(args), {'opset': 0, **shared.graph_values(args)}
@@ -110,9 +110,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     build(deployment, args.mean, args.std)
     if args.show:
         will_write('--show', [f'{output}.png'])
-    options = check_options(options, deployment.unbuilt_cfg, family, deployment.model)
-    check_output(output, options, family)
-    load_weights(deployment)
+    options = load_for(deployment, options, output)
 
     chosen = inputs.of(deployment) if args.verify else None
     with after_weights():

@@ -15,7 +15,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights, shape_text
 from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.families.model import Model, build, check_options, load_weights, read_config
+from mmdeploy_ext.families.model import Model, build, read_config
 from mmdeploy_ext.proving.inputs.samples import Samples
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     Returns 0 exported or proven, 1 not proven.
     """
     from mmdeploy_ext.families.backbone_files import export_file
-    from mmdeploy_ext.families.files import check_output
+    from mmdeploy_ext.families.files import load_for
     from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
     cli.wait_passively()
@@ -122,9 +122,7 @@ def run(args: argparse.Namespace) -> int:
     check_order(output, options)
     if args.calibrate:
         will_write('--calibrate', [f'{output}.ranges.json'])
-    options = check_options(options, deployment.unbuilt_cfg, family, deployment.model)
-    check_output(output, options, family)
-    load_weights(deployment)
+    options = load_for(deployment, options, output)
 
     chosen = inputs.of(deployment) if args.verify else None
     with after_weights():

@@ -83,11 +83,10 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: the file cannot be read, or has no metadata, or such as cannot be read.
     """
-    from mmdeploy_ext.contract.metadata import Metadata, read_props
-    from mmdeploy_ext.contract.metadata_schema import FIELDS
+    from mmdeploy_ext.contract.metadata import ENTRIES, Metadata, read_props
 
     props = read_props(path)
-    names = [name for name in FIELDS if PREFIX + name in props]
+    names = [name for name in ENTRIES if PREFIX + name in props]
     if 'family' not in names:
         raise ModelFileError(
             f'{path}: has no mm2onnx metadata, so it does not say what it is; mm2onnx graph show {path} '

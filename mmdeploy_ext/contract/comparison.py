@@ -1,4 +1,4 @@
-"""Level 2 of a proof: tensors of two engines, compared by groups of columns. Needs numpy only.
+"""Tensors of two engines, compared by groups of columns. Needs numpy only.
 
 `compare_tensors` compares the outputs of a spec, `compare_named` outputs without one; each row of the result
 is a `TensorRow`.
@@ -19,24 +19,21 @@ from mmdeploy_ext.core.errors import on_inputs, shape_text
 
 @dataclasses.dataclass(frozen=True)
 class TensorRow:
-    """One column group of one output, ONNX against PyTorch (level 2).
+    """One column group of one output, ONNX against PyTorch.
 
     Attributes:
         tensor: output name; with the group's name if there are several.
         shape: shape of the reference, '1x80x76x76', with the group's columns alone; '-' if there is none.
-        max_abs: largest absolute difference, in the unit of the tensor; None if nothing could be compared, as
-            are `max_rel`, `cosine`, `tolerance` and `norm_ratio` then.
-        max_rel: the same over the largest absolute reference value of the group; None also for a reference of
-            zeros that the candidate differs from.
+        max_abs: largest absolute difference; None if nothing could be compared, as are the other figures
+            then.
+        max_rel: the same over the largest absolute reference value of the group; None if that is 0 alone.
         cosine: cosine of both tensors flattened.
-        tolerance: the absolute difference that is allowed here; None also for a row that is judged by its
-            cosine, see `half_bars.py`.
+        tolerance: the absolute difference that is allowed; None also for a row that is judged by its cosine.
         passed: whether it is finite, of the same shape and dtype, not empty, within tolerance, and not all
             zero unless the reference is.
-        reason: why it failed; empty when passed.
+        reason: why it failed.
         at: name of the frame of these figures, if a row stands for the worst of a sequence.
-        norm_ratio: norm of the candidate's values over that of the reference's, which the cosine does not
-            see; None also for a reference of zeros that the candidate differs from.
+        norm_ratio: norm of the candidate's values over the reference's, which the cosine does not see.
     """
 
     tensor: str
@@ -80,18 +77,12 @@ def compare_tensors(
     """Compare the outputs that the spec compares by value, column group by column group.
 
     Whatever is missing fails: an output that one side lacks, a name that the spec lacks, an empty tensor and
-    columns that no group covers are failing rows. So are NaN and infinity, even if both sides have them.
-    Outputs with another `compare` than 'values' are passed over, whether they are there or not.
+    columns that no group covers. So do NaN and infinity, even on both sides.
 
     Args:
         reference: name -> output of the unpatched model.
         candidate: name -> output of the engine that is judged.
         spec: names, column groups and tolerances.
-
-    Returns:
-        One row per column group in spec order, one for the whole output if the sides cannot be compared
-        (missing, empty, another shape or dtype), and one more for columns in no group; then one per unknown
-        name and side.
     """
     rows: list[TensorRow] = []
     for tensor in spec.outputs:
@@ -112,17 +103,14 @@ def compare_named(
     title: str = 'the model',
     atol: Mapping[str, float] | None = None,
 ) -> list[TensorRow]:
-    """Compare outputs by name without a spec, floats relative to the output's largest value.
-
-    Integers, booleans and texts must be equal. Each output of the reference is a row, each tensor of a
-    sequence one of its own, 'name[0]'; then comes a failing one for each name that only the candidate has.
+    """Compare outputs by name without a spec; integers, booleans and texts must be equal.
 
     Args:
-        reference: name -> array, or list of arrays for a sequence.
+        reference: name -> array, or list of arrays for a sequence, of which each is a row, 'name[0]'.
         candidate: the same of the other side.
         rtol: largest difference of floats, relative to the output's largest value in the reference.
         title: title of the reference, for messages.
-        atol: name -> difference that is allowed for floats however small they are; None: 0 for all.
+        atol: name -> difference that is allowed for floats however small they are.
     """
     atol = atol or {}
     reference, candidate = without_sequences(reference), without_sequences(candidate)
@@ -135,10 +123,7 @@ def compare_named(
 
 
 def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return outputs as arrays; a list of arrays (a sequence of ONNX) becomes 'name[0]', 'name[1]', ...
-
-    Of an empty list nothing is left.
-    """
+    """Return outputs as arrays; a list of arrays becomes 'name[0]', 'name[1]', ..."""
     arrays: dict[str, np.ndarray] = {}
     for name, value in outputs.items():
         if isinstance(value, list):
@@ -149,10 +134,7 @@ def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the outputs of two runs, name -> array, are the same bit for bit, NaN included.
-
-    The arrays hold numbers or booleans: those of objects, such as ONNX Runtime's texts, raise a TypeError.
-    """
+    """Return whether the outputs of two runs, arrays of numbers, are the same bit for bit."""
     return first.keys() == second.keys() and all(
         array.dtype == second[name].dtype
         and array.shape == second[name].shape
@@ -162,15 +144,11 @@ def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray])
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of an array as uint8, without copying one that lies in order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def failed_row(name: str, reason: str, array: np.ndarray | None = None) -> TensorRow:
-    """Return a failing row for the tensor `name`, which could not be compared for a `reason`.
-
-    Its figures are None; its shape is that of `array`, if there is one.
-    """
+    """Return a failing row for a tensor that could not be compared; its shape is that of `array`."""
     shape = '-' if array is None else shape_text(np.shape(array))
     return TensorRow(name, shape, None, None, None, None, False, reason)
 
@@ -201,7 +179,6 @@ def _compare_output(
 
 
 def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) -> str:
-    """Return why two arrays cannot be compared at all; '' when they can."""
     if reference is None:
         return f'missing in {"both sides" if candidate is None else "the reference"}'
     if candidate is None:
@@ -218,10 +195,9 @@ def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) ->
 def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candidate: np.ndarray) -> TensorRow:
     """Compare one column group in float64.
 
-    The allowed difference is the larger of `rtol` times the group's largest absolute reference value and
-    `atol`; of whole numbers and booleans, such as indices, it is `atol` rounded down. A reference of zeros
-    has no scale: without `atol` only zeros equal it. An all-zero candidate of a reference that is not zero
-    fails whatever `atol` allows, since a dead output looks like that.
+    The allowed difference is the larger of `rtol` times the largest reference value and `atol`; of whole
+    numbers and booleans it is `atol` rounded down. An all-zero candidate of a reference that is not zero
+    always fails: a dead output looks like that.
     """
     columns = slice(None) if group.columns is None else list(group.columns)
     if reference.ndim:
@@ -263,10 +239,7 @@ def _not_finite(side: str, values: np.ndarray) -> str:
 
 
 def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:
-    """Return a failing row for every output with results whose axes or fixed sizes differ from its contract.
-
-    `outputs` are name -> array of the graph, of which an absent one has no row; `spec` is its contract.
-    """
+    """Return a failing row for every output with results whose axes differ from the contract."""
     rows = []
     for tensor in spec.outputs:
         array = outputs.get(tensor.name)
@@ -284,14 +257,9 @@ def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[Tenso
 def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:
     """Return a failing row for every promise about scores and labels that an output breaks.
 
-    Scores are finite and descend; a row of score 0 is padding and has label -1, and no other row has it;
-    padding comes last, and an image that has some has no negative score; the other labels are in
-    0..num_classes - 1.
-
-    Args:
-        outputs: name -> array, all of them there: `dets` (B, n, columns), whose last column is the score, or
-            `scores` (B, n), and whole numbers `labels` (B, n); B images, n results, which may be 0.
-        num_classes: number of classes of the model.
+    Scores are finite and descend; a row of score 0 is padding, has label -1 and comes last; other labels are
+    in 0..num_classes - 1. `outputs` are `dets` (B, n, columns), whose last column is the score, or `scores`
+    (B, n), and `labels` (B, n).
     """
     name, scores = ('dets', outputs['dets'][..., -1]) if 'dets' in outputs else ('scores', outputs['scores'])
     labels, rows = outputs['labels'], []
@@ -321,17 +289,10 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
 def count_rows(
     outputs: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> list[TensorRow]:
-    """Return a failing row for each output of `bounds` that is absent, or has a number outside of its bounds.
+    """Return a failing row for each number of candidates (B,) outside of its right values.
 
-    They are numbers of candidates, which tell whether boxes were left out. A file exported with
-    `--max-candidates` gives the number before its cut; one with `--max-proposals` how many boxes the
-    suppression of proposals has to look at: all of them, or no more than the limit if there are as many
-    proposals as there may be.
-
-    Args:
-        outputs: outputs of the graph, some of them (B,) numbers of candidates.
-        bounds: name of such an output -> smallest and largest right value (B,), see
-            `ImageFamily.candidate_bounds`.
+    `bounds` is name of the output -> smallest and largest right value (B,), see
+    `ImageFamily.candidate_bounds`.
     """
     rows = []
     for name, (lower, upper) in bounds.items():

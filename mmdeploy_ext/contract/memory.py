@@ -6,14 +6,13 @@ A family describes it once; proofs and judgements of kits read it. Needs numpy o
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
 
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.typed_json import JsonDataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.contract.spec import GraphSpec
 
 
@@ -73,11 +72,3 @@ class MemorySpec(JsonDataclass):
         groups = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
         tensors = {name: groups.get(self.outputs.get(name), group) for name, group in self.tensors.items()}
         return dataclasses.replace(self, tensors=tensors)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a description from what `to_json` returned, with tuples or, after JSON, lists."""
-        tensors = {name: ColumnGroup.from_json(group) for name, group in content['tensors'].items()}
-        places = tuple((name, output, tuple(columns)) for name, output, columns in content['places'])
-        names = {name: tuple(content[name]) for name in ('needed', 'per_query', 'ids')}
-        return cls(**{**content, **names, 'tensors': tensors, 'places': places})

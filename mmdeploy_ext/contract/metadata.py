@@ -1,7 +1,6 @@
 """Everything needed to use a file, kept in its `metadata_props`; read by ONNX Runtime or onnx.
 
-Each entry is JSON under a key that begins with `mm2onnx.`, and passes its check of `metadata_schema`; errors
-name the entry.
+Each entry is JSON under a key that begins with `mm2onnx.`; errors name the entry.
 """
 
 import dataclasses
@@ -10,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from mmdeploy_ext.contract.facts import Facts
-from mmdeploy_ext.contract.metadata_schema import BACKBONE_ENTRIES, FIELDS, FILE_ENTRIES, options_of_backbone
 from mmdeploy_ext.contract.registry import registered
-from mmdeploy_ext.contract.schema import Check, Mismatch
+from mmdeploy_ext.contract.schema import Mismatch as OldMismatch
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError, printable, shape_text, shortened
+from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError, shape_text, shortened
 from mmdeploy_ext.core.files import AnyPath, read_onnx
+from mmdeploy_ext.core.typed_json import Mismatch, plain, read
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -28,6 +27,44 @@ GRAPH_RULES = 7
 metadata of another form. Files of another number are refused: there is one way to read a file."""
 Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
 """How an image, the images of all cameras, or points become an input."""
+ENTRIES = dict(
+    family=str,
+    form=str,
+    spec=GraphSpec,
+    preprocess=Rule,
+    voxels=VoxelRule,
+    classes=tuple[str, ...],
+    postprocess=Mapping[str, Any],
+    options=Mapping[str, Any],
+    config=str,
+    config_sha256=str,
+    checkpoint_sha256=str,
+    versions=Mapping[str, str],
+    model_classes=tuple[Mapping[str, Any], ...],
+    rules=int,
+    edits=tuple[str, ...],
+    ranges=Mapping[str, Any],
+    scn=Mapping[str, Any],
+    scn_modules=Mapping[str, str],
+)
+"""Entry, without its prefix -> its type.
+
+`voxels` is in files of sparse backbones, in place of `preprocess`; `ranges` are those of layers in INT8, see
+`sparse.ranges.Ranges`; `scn` are `sparse.plan.PortableFacts`, `scn_modules` is name of a node of a sparse
+graph -> path of its module. Those of `postprocess` are read by the class of the family.
+"""
+COMMON_ENTRIES = (
+    'family', 'form', 'options', 'config', 'config_sha256', 'checkpoint_sha256', 'versions', 'model_classes',
+    'rules', 'edits',
+)  # fmt: skip
+OF_SPARSE_GRAPHS = ('scn', 'scn_modules')
+"""Entries that the writers of sparse graphs add."""
+FILE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'spec', 'preprocess', 'classes', 'postprocess'), True)
+FILE_ENTRIES |= dict.fromkeys(OF_SPARSE_GRAPHS, False)
+"""Entry of a detector's file -> whether all have it; the others are of graphs of sparse convolutions."""
+BACKBONE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'voxels'), True)
+BACKBONE_ENTRIES |= dict.fromkeys(('ranges', *OF_SPARSE_GRAPHS), False)
+"""Entry of a sparse backbone's file -> whether all have it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,44 +128,30 @@ class Metadata:
     def to_props(self) -> dict[str, str]:
         """Return the `metadata_props` entries: one JSON value per field.
 
-        Keys become texts. NaN and infinities are written as Python has them, which JSON lacks. ConfigError: a
-        value or key of a type that JSON has none for.
+        ConfigError: a value of a type that JSON has none for.
         """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values.update(spec=self.spec.to_json(), preprocess=self.preprocess.to_json())
-        values.update(postprocess=facts_json(self.postprocess))
+        values = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
         try:
             return {PREFIX + name: json.dumps(value) for name, value in values.items()}
         except TypeError as error:
-            facts = 'what postprocess_facts of the family returns, for example'
             raise ConfigError(
-                f'family {self.family!r}: its metadata cannot be written ({error}): {facts}'
+                f'family {self.family!r}: its metadata cannot be written ({error}): what Family.facts '
+                f'returns, for example'
             ) from error
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:
         """Rebuild from `metadata_props`, key -> JSON; `path` is that of the file, for messages.
 
-        `options` are `Entries`, and lists in them stay lists.
+        `options` are `Entries`.
 
         Raises:
             ModelFileError: not written by mm2onnx, written by other graph rules, or damaged metadata.
         """
         check_entry_names(props, path)
         values = {field.name: read_entry(props, field.name, path) for field in dataclasses.fields(cls)}
-        try:
-            rule = rule_from_json(values['preprocess'])
-        except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together
-            raise damaged(path, 'preprocess', error) from error
-        values.update(
-            edits=tuple(values['edits']),
-            model_classes=tuple(values['model_classes']),
-            spec=GraphSpec.from_json(values['spec']),
-            classes=tuple(values['classes']),
-            preprocess=rule,
-            postprocess=checked_facts(values['postprocess'], values['family'], path),
-            options=Entries(values['options'], f'{path}: {PREFIX}options'),
-        )
+        values['postprocess'] = _read_facts(props, path)
+        values['options'] = Entries(values['options'], f'{path}: {PREFIX}options')
         return cls(**values)
 
     def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
@@ -142,21 +165,6 @@ class Metadata:
             raise ModelFileError(
                 f'{path}: its post-processing form is {self.form!r}, expected {" or ".join(forms)}'
             )
-
-
-def rule_from_json(content: Mapping[str, Any]) -> Rule:
-    """Rebuild the preprocessing rule of whichever kind the metadata have; `content` is its `to_json`.
-
-    It has passed the check `preprocess` of `metadata_schema`. ConfigError, OverflowError: its numbers do not
-    go together.
-    """
-    if 'voxel_size' in content:
-        return VoxelRule.from_json(content)
-    if 'voxels' in content:
-        return FusionRule.from_json(content)
-    if content.get('kind') == cameras.KIND:
-        return cameras.MultiViewRule.from_json(content)
-    return PreprocessRule.from_json(content)
 
 
 class Entries(dict):
@@ -188,18 +196,9 @@ def damaged(path: object, name: str, error: object) -> ModelFileError:
     )
 
 
-def entries_of(metadata_props: Iterable[Any], path: object) -> dict[str, str]:
-    """Return the `metadata_props` of a file as a dict; ModelFileError: a `mm2onnx.` key occurs twice.
-
-    Which of two values counts would depend on who reads the file; of other keys the last one does. Entries
-    have a `key` and a `value`; `path` is that of the file, for the message.
-    """
-    props: dict[str, str] = {}
-    for entry in metadata_props:
-        if entry.key in props and entry.key.startswith(PREFIX):
-            raise damaged(path, entry.key.removeprefix(PREFIX), 'is there twice')
-        props[entry.key] = entry.value
-    return props
+def entries_of(metadata_props: Iterable[Any]) -> dict[str, str]:
+    """Return the `metadata_props` of a file as a dict."""
+    return {entry.key: entry.value for entry in metadata_props}
 
 
 def check_entry_names(
@@ -236,86 +235,55 @@ def check_entry_names(
         raise damaged(path, unknown[0], f'no export writes it; expected {", ".join(entries)}')
 
 
-def read_entry(props: Mapping[str, str], name: str, path: object, check: Check | None = None) -> Any:
-    """Return one entry of a file's metadata, by its name without prefix, checked.
+def read_entry(props: Mapping[str, str], name: str, path: object, annotation: Any = None) -> Any:
+    """Return one entry of a file's metadata, by its name without prefix.
 
     Args:
         props: `metadata_props` of the file.
         name: name of the entry.
         path: path of the file, for the message.
-        check: check of its value; by default that of `FIELDS`.
+        annotation: its type; by default that of `ENTRIES`.
 
     Raises:
         ModelFileError: missing, no JSON, or of another type, range or length; the message names the key.
     """
-    text = props.get(PREFIX + name, '')
     try:
-        value = json.loads(text, object_pairs_hook=_distinct_names)
-        if '\\ud' in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = printable(error.object[error.start : error.end])
-        raise damaged(path, name, f"has '{half}', which is half a character") from error
+        return read(annotation or ENTRIES[name], json.loads(props.get(PREFIX + name, '')))
+    except Mismatch as error:
+        raise damaged(path, name, error) from error
     except (ValueError, RecursionError) as error:
         raise damaged(path, name, f'is not JSON: {error}') from error
-    return _checked(value, name, path, check or FIELDS[name])
-
-
-def _distinct_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; ValueError: a name occurs twice, of which other readers take another one."""
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError(f'a name occurs twice among {", ".join(name for name, _ in pairs)}')
-    return entries
 
 
 def check_entries(props: Mapping[str, str], path: object) -> None:
     """Check all entries of a file, of a detector or a sparse backbone, also those that no reader uses.
 
-    Of `postprocess` only that it is a dict: the check of its family is `checked_facts`. `props` and `path`
-    are those of `check_entry_names`; for errors see there and `read_entry`.
+    `props` and `path` are those of `check_entry_names`; for errors see there and `read_entry`.
     """
-    is_detector = f'{PREFIX}preprocess' in props
-    check_entry_names(props, path, FILE_ENTRIES if is_detector else BACKBONE_ENTRIES)
-    checks = {} if is_detector else dict(options=options_of_backbone)
-    for name in FIELDS:
+    check_entry_names(props, path, FILE_ENTRIES if f'{PREFIX}preprocess' in props else BACKBONE_ENTRIES)
+    for name in ENTRIES:
         if PREFIX + name in props:
-            read_entry(props, name, path, check=checks.get(name))
+            read_entry(props, name, path)
 
 
-def _checked(value: Any, name: str, path: object, check: Check) -> Any:
-    """Return the value of an entry that passes a check; ModelFileError names the key."""
-    try:
-        check(value, '')
-    except (Mismatch, OverflowError, RecursionError) as error:
-        raise damaged(path, name, error) from error
-    return value
+def _read_facts(props: Mapping[str, str], path: object) -> Any:
+    """Return the facts in a file; of a family that is not registered none are read."""
+    registration = registered().get(read_entry(props, 'family', path))
+    if registration is None:
+        return Facts()
+    if registration.postprocess is not None:  # goes when all families have facts
+        facts = read_entry(props, 'postprocess', path)
+        try:
+            registration.postprocess(facts, '')
+        except OldMismatch as error:
+            raise damaged(path, 'postprocess', error) from error
+        return _nested_facts(facts, f'{path}: mm2onnx.postprocess')
+    return read_entry(props, 'postprocess', path, registration.load_facts())
 
 
 def facts_json(facts: Any) -> dict[str, Any]:
     """Return the JSON form of the facts of a file."""
-    return facts.to_json() if isinstance(facts, Facts) else dict(facts)
-
-
-def checked_facts(facts: dict[str, Any], family: str, path: object) -> Any:
-    """Return the `postprocess` entry of a file as `Entries`, dicts in it too, after the check of its family.
-
-    Dicts in lists stay plain ones: the check of the family has to refuse those that lack a key.
-
-    Args:
-        facts: the entry.
-        family: name of the family; without a check of its own everything passes.
-        path: path of the file, for messages.
-
-    Raises:
-        ModelFileError: it does not pass; the message names the key.
-    """
-    registration = registered().get(family)
-    if registration is not None and (facts_class := registration.load_facts()) is not None:
-        return facts_class.from_json(facts, path)
-    if registration is not None and registration.postprocess is not None:
-        _checked(facts, 'postprocess', path, registration.postprocess)
-    return _nested_facts(facts, f'{path}: mm2onnx.postprocess')
+    return plain(facts)
 
 
 def _nested_facts(values: dict[str, Any], name: str) -> Entries:
@@ -395,8 +363,8 @@ def least_precision(files: Iterable[Metadata]) -> str:
 def read_props(path: AnyPath) -> dict[str, str]:
     """Return the `metadata_props` of a file.
 
-    ModelFileError: it is missing or corrupt, has an entry or a name of an input or output that is not UTF-8,
-    or a `mm2onnx.` entry twice. UsageError: it is a pipe or a device.
+    ModelFileError: it is missing or corrupt, or has an entry or a name of an input or output that is not
+    UTF-8. UsageError: it is a pipe or a device.
     """
     model = read_onnx(path)
     texts = (text for entry in model.metadata_props for text in (entry.key, entry.value))
@@ -411,4 +379,4 @@ def read_props(path: AnyPath) -> dict[str, str]:
                 f'{path}: the name of an input or output is not UTF-8: {shortened(value.name)}; export it '
                 f'again'
             )
-    return entries_of(model.metadata_props, path)
+    return entries_of(model.metadata_props)

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mmdeploy_ext.contract.schema import FLAG, NAME, SIZE, Check, Mismatch, exactly, items, number, one_of
 from mmdeploy_ext.core.errors import UsageError
 
 DEFAULT_OPSET = 17
@@ -28,13 +27,12 @@ class Option:
         default: its value in `Options` that are given none.
         help: text for the command line.
         choices: all values that it can have, among them '' if the user may leave it open; if there are none,
-            any value that passes `schema`.
-        schema: check of its value if it has no `choices`, and in the metadata of a file if it is `open`.
+            any value of the type of the default.
         flag: how it is typed on a command line, such as '--shape'; None: '--' and the name, with dashes; ''
             if it cannot be typed, as another argument decides the value.
         key: its key in `backend_config` of a config; None if configs cannot choose it.
         metavar: name of its argument in the help.
-        minimum: smallest number that the user may type.
+        minimum, maximum: smallest and largest number that the user may type.
         only_with: (name, value) of another option, which the family has as well, and without which this one
             has no effect.
         stated: whether the command that exports again states it at its default, too.
@@ -50,11 +48,11 @@ class Option:
     default: Any
     help: str = ''
     choices: tuple[Any, ...] = ()
-    schema: Check = NAME
     flag: str | None = None
     key: str | None = None
     metavar: str | None = None
     minimum: int | None = None
+    maximum: int | None = None
     only_with: tuple[str, Any] | None = None
     stated: bool = False
     pair: str = ''
@@ -109,17 +107,15 @@ class Option:
                 choices = f'one of {", ".join(choices)}' if len(choices) > 2 else ' or '.join(choices)
                 raise UsageError(f'{typed}{":" if prefix == "--" else ","} expected {choices}{hint}')
             return
-        types = {bool: (bool,), int: (int,), float: (int, float)}.get(type(self.default))
-        if types and type(value) not in types:
-            kind = 'True or False' if types == (bool,) else 'a number'
-            raise UsageError(f'{typed}, expected {kind}')
+        types = {float: (int, float)}.get(type(self.default), (type(self.default),))
+        if type(value) not in types:
+            titles = {bool: 'True or False', int: 'a number', float: 'a number', tuple: 'a list'}
+            raise UsageError(f'{typed}, expected {titles.get(type(self.default), "a text")}')
         if self.minimum is not None and value < self.minimum:
             minimum = 'a positive number' if self.minimum == 1 else f'at least {self.minimum}'
             raise UsageError(f'{typed}: expected {minimum}{hint}')
-        try:
-            self.schema(list(value) if isinstance(value, tuple) else value, '')
-        except Mismatch as error:
-            raise UsageError(f'{typed}: {error}') from error
+        if self.maximum is not None and value > self.maximum:
+            raise UsageError(f'{typed}: expected at most {self.maximum}{hint}')
 
     def add_to(self, parser: Any) -> None:
         """Add the option, which has to be one that can be typed, to a parser or to a group of one.
@@ -265,14 +261,6 @@ def _argument(value: Any) -> str:
     return f'{value[0]}={":".join(value[1:])}' if isinstance(value, tuple) else str(value)
 
 
-def schemas(declared: Iterable[Option]) -> dict[str, Check]:
-    """Return option name -> check of its value in the metadata of a file."""
-    return {
-        option.name: one_of(*option.choices) if option.choices and not option.open else option.schema
-        for option in declared
-    }
-
-
 NO_BF16_FILE = (
     'a file has no bfloat16 form: ONNX has bfloat16 convolutions from opset 22 on, the exporters write up to '
     '20. Export fp32 and let OpenVINO compute it in bfloat16: --inference-precision bf16, or '
@@ -294,7 +282,6 @@ OPSET = Option(
     'opset',
     DEFAULT_OPSET,
     '11 to 20; asked = written, or the export fails (default: 17; 18 for dynamo; 19 with DCN)',
-    schema=number(0, 1000, integer=True),
     flag='--opset-version',
     key='opset_version',
     metavar='N',
@@ -303,7 +290,7 @@ OPSET = Option(
 EXPORTER = Option(
     'exporter', 'torchscript', 'default: torchscript', ('torchscript', 'dynamo'), key='exporter', stated=True
 )
-SIMPLIFY = Option('simplify', False, 'run onnxslim over the graph', schema=FLAG, key='simplify')
+SIMPLIFY = Option('simplify', False, 'run onnxslim over the graph', key='simplify')
 GROUP_NORM = Option(
     'group_norm',
     '',
@@ -329,7 +316,6 @@ FP16_IO = Option(
     'fp16_io',
     False,
     'with fp16: images and features are float16 outside too',
-    schema=FLAG,
     key='fp16_io',
     group='half precision',
     only_with=('precision', 'fp16'),
@@ -338,7 +324,6 @@ KEEP_FP32 = Option(
     'keep_fp32',
     (),
     "with fp16: more nodes that stay float32, by name, operator, module or output ('*', '?')",
-    schema=items(NAME),
     key='keep_fp32',
     metavar='PATTERN',
     group='half precision',
@@ -353,19 +338,18 @@ IMAGE = (
         'height',
         0,
         'height and width of the input, or one number for both (default: from the test pipeline)',
-        schema=SIZE,
+        maximum=16_384,
         flag='--shape',
         key='shape',
         metavar='N',
         stated=True,
         pair='width',
     ),
-    Option('width', 0, schema=SIZE, flag=''),
+    Option('width', 0, maximum=16_384, flag=''),
     Option(
         'batch',
         1,
         'batch of the graph (default: 1)',
-        schema=number(1, 100_000, integer=True),
         flag='--batch-size',
         metavar='N',
         minimum=1,
@@ -375,7 +359,6 @@ IMAGE = (
         'dynamic',
         False,
         'batch, height and width stay dynamic',
-        schema=FLAG,
         flag='--dynamic-export',
         key='dynamic',
     ),
@@ -399,7 +382,6 @@ MAX_CANDIDATES = Option(
     0,
     'full form: the K best candidates at most, 1 or more, with constant shapes; for TensorRT (default, '
     'without the option: all)',
-    schema=number(0, 10**9, integer=True),
     key='max_candidates',
     metavar='K',
     minimum=1,
@@ -459,7 +441,6 @@ SPARSE = (
         False,
         "with --precision int8: the reference's INT8 file: its first layers compute in fp16, the last gives "
         'fp16; what the reference folds in fp16 is folded so, and calibrated before',
-        schema=FLAG,
         flag='--int8-fp16-input-output',
         only_with=('precision', 'int8'),
     ),
@@ -467,7 +448,6 @@ SPARSE = (
         'layer_precision',
         (),
         'layers by node or module name (*, ?): compute in P, store in Q (default: P); the last counts',
-        schema=items(exactly(3, NAME)),
         metavar='PATTERN=P[:Q]',
         only_with=('target', 'libspconv'),
     ),
@@ -476,7 +456,6 @@ SPARSE = (
         'output_bound',
         0,
         'most active sites that the engine makes room for (default, and 0: 200000, as the reference)',
-        schema=number(0, 10**9, integer=True),
         metavar='N',
         minimum=0,
         only_with=('target', 'libspconv'),

@@ -1,8 +1,9 @@
 """Families of models by name: their options and checks, and the names of the modules that need PyTorch.
 
-Every family is registered by `register_family`: those of this package in `families/catalogue.py`, those of an
-installed package in the module that its entry point of the group `mm2onnx.families` names, and those of a
-config in a module of its `custom_imports`. Such a module imports no PyTorch, so that files run without it.
+Every family is registered by `register_family`: those of this package in the `__init__` of their folder,
+those of an installed package in the module that its entry point of the group `mm2onnx.families` names, and
+those of a config in a module of its `custom_imports`. Such a module imports no PyTorch, so that files run
+without it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.metadata
 import re
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import IMAGE, OF_SOME
 from mmdeploy_ext.core.errors import ConfigError
 
@@ -21,14 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
-    from mmdeploy_ext.contract.facts import Facts
     from mmdeploy_ext.contract.options import Option
     from mmdeploy_ext.contract.schema import Check
 
-ENTRY_POINTS = 'mm2onnx.families'
-"""Group of entry points; the value of each is a module that registers families."""
 CATALOGUE = 'mmdeploy_ext.families.catalogue'
-"""The module that registers the families of this package."""
+"""The module that imports what registers families."""
+OURS = 'mmdeploy_ext.'
+"""Beginning of the modules of the families of this package, which come before others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Registration:
             )
         return family
 
-    def load_facts(self) -> type[Facts] | None:
-        """Import the class of the facts in its files; None if it names none."""
+    def load_facts(self) -> type[Facts]:
+        """Import the class of the facts in its files; `Facts`, without a field, if it names none."""
         if not self.facts:
-            return None
+            return Facts
         module, _, cls = self.facts.partition(':')
         return getattr(importlib.import_module(module), cls)
 
@@ -193,16 +194,10 @@ def registered() -> Mapping[str, Registration]:
 
 @functools.cache
 def _import_all() -> None:
-    importlib.import_module(CATALOGUE)
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:
-            raise ConfigError(
-                f'{entry.dist.name if entry.dist else "a package"}: its entry point {entry.name} = '
-                f'{entry.value} of {ENTRY_POINTS} cannot be imported: {type(error).__name__}: {error}; mend '
-                f'or uninstall it'
-            ) from error
+    importlib.import_module(CATALOGUE).import_registrations()
+    in_order = sorted(_REGISTERED.items(), key=lambda item: (not item[1].family.startswith(OURS), item[0]))
+    _REGISTERED.clear()
+    _REGISTERED.update(in_order)
 
 
 def options_of(family: str) -> tuple[Option, ...]:

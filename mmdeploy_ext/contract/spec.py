@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError, shape_text
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.typed_json import JsonDataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,12 +46,6 @@ class ColumnGroup:
     unit: str = ''
     rtol: float = DEFAULT_RTOL
     atol: float = 0.0
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Rebuild a group from its attributes as a dict, in which `columns` may be a list."""
-        columns = fields['columns']
-        return cls(**{**fields, 'columns': None if columns is None else tuple(columns)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +79,7 @@ class TensorSpec:
     groups: tuple[ColumnGroup, ...] = ()
     default: float | None = None
     unused: bool = False
-    compare: str = 'values'
+    compare: Literal['values', 'detections'] = 'values'
     single: bool = False
     smallest: int = 1
     multiple: int = 1
@@ -140,16 +134,6 @@ class GraphSpec(JsonDataclass):
                 return tensor
         raise ShapeError(f'{name!r} is not a tensor of {self.name}: {self.input_names + self.output_names}')
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a spec from the dict of `to_json`, also after JSON text has made lists of its tuples."""
-        return cls(
-            name=content['name'],
-            inputs=tuple(map(_tensor_from_json, content['inputs'])),
-            outputs=tuple(map(_tensor_from_json, content['outputs'])),
-            state=tuple(map(tuple, content['state'])),
-        )
-
     def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return feeds (input name -> array) in which float32 arrays for float16 inputs are float16."""
         float16_inputs = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
@@ -196,12 +180,6 @@ class GraphSpec(JsonDataclass):
             elif tensor.default is None:
                 takes = f'{tensor.dtype} {tensor.shape_text()}'
                 raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it takes {takes}')
-
-
-def _tensor_from_json(fields: Mapping[str, Any]) -> TensorSpec:
-    """Rebuild a tensor and its column groups, whose tuples are lists in JSON."""
-    groups = tuple(map(ColumnGroup.from_json, fields['groups']))
-    return TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': groups})
 
 
 def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[str, int]]) -> None:

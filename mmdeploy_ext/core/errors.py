@@ -205,3 +205,15 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 def on_inputs(count: int) -> str:
     """Return the end of a claim that holds on some inputs alone: 'ON 1 INPUT', 'ON 9 INPUTS'."""
     return f'ON {count} {"INPUT" if count == 1 else "INPUTS"}'
+
+
+def check_distinct(renames: Iterable[tuple[object, str]]) -> None:
+    """Raise CheckpointError if two keys of a file become one name; `renames` are (key, new name) of all."""
+    keys: dict[str, object] = {}
+    for key, name in renames:
+        if name in keys:
+            raise CheckpointError(
+                f'{keys[name]} and {key} both become {name}; the file holds it twice. Save it again with '
+                f'the one that is meant'
+            )
+        keys[name] = key

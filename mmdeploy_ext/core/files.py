@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
 import glob
 import hashlib
 import json
@@ -14,7 +13,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, printable
 
@@ -447,25 +446,3 @@ def check_writable(target: str | os.PathLike[str]) -> None:
             f'{target}: the folder {folder} cannot be written ({error.strerror}); '
             f'choose another one or change its permissions'
         ) from error
-
-
-class JsonDataclass:
-    """The base class of a dataclass whose fields are numbers, texts, None, dicts, or tuples of them.
-
-    A class with fields that are dataclasses has a `from_json` of its own, which rebuilds them.
-    """
-
-    def to_json(self) -> dict[str, Any]:
-        """Return field -> value, in plain JSON types but for tuples; for the metadata of a file."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild an object from `to_json`, also after JSON text has made lists of its tuples.
-
-        A list becomes a tuple, lists in it stay lists. TypeError: a field without a default is missing, or a
-        key is no field.
-        """
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-        )

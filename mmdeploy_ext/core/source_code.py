@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mmdeploy_ext
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.typed_json import LEFT_OUT, JsonDataclass
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
@@ -242,7 +242,7 @@ class ModelClass(JsonDataclass):
     file: str
     sha256: str
     ours: bool
-    line: int = dataclasses.field(default=0, compare=False)
+    line: int = dataclasses.field(default=0, compare=False, metadata={LEFT_OUT: True})
 
     @property
     def place(self) -> str:

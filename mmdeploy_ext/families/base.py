@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.compat.patches_vendored import lacks_part_of_mmdet
+from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.registry import Registration, detector_options, keep_fp32_of, registered
 from mmdeploy_ext.core.commands import tool
@@ -269,7 +270,7 @@ class Family(abc.ABC):
 
     def facts(self, model: torch.nn.Module) -> Any:
         """Return the facts of the model: an object of the class that the family was registered with."""
-        return self.postprocess_facts(model)
+        return self.postprocess_facts(model) or Facts()
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return the metadata's entry `postprocess`, name -> value: decoding of the outputs, memory."""

@@ -20,7 +20,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.base import FAMILIES, Family
-from mmdeploy_ext.families.model import Model, rule_of
+from mmdeploy_ext.families.model import Model, check_options, load_weights, rule_of
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
@@ -53,6 +53,14 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
     for path in paths:
         check_writable(path)
     will_write(option.strip(' ='), paths)
+
+
+def load_for(deployment: Model, options: Options, output: str) -> Options:
+    """Check options and output of an export, load the weights of its built model; return resolved options."""
+    options = check_options(options, deployment.unbuilt_cfg, deployment.family, deployment.model)
+    check_output(output, options, deployment.family)
+    load_weights(deployment)
+    return options
 
 
 def make_metadata(deployment: Model, options: Options, graph: Graph | None = None) -> Metadata:

@@ -185,6 +185,14 @@ class ImageFamily(Family):
         """
         return {}
 
+    def ranking(self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return what ranks the queries of the user's model as the file ranked them, as `substitutes` does.
+
+        Rounding exchanges the ranks of nearly equal scores, which moves all results. The scores are among
+        `borders`. {}: no scores rank queries.
+        """
+        return {}
+
     def expected_tensors(
         self,
         model: torch.nn.Module,

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.core.files import JsonDataclass
-from mmdeploy_ext.preprocess.pictures import next_multiples, normalise, resize_cv2
+from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
+from mmdeploy_ext.preprocess.pictures import check_colours, next_multiples, normalise, resize_cv2
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
-KIND = 'multiview'
-"""Entry `kind` of the rule in the metadata of a file."""
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
 """nuScenes' cameras in the order of StreamPETR's info files."""
 STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage')
@@ -68,8 +66,8 @@ class MultiViewRule(JsonDataclass):
             otherwise resize by Pillow's bicubic, crop, then normalise.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     to_rgb: bool
     source: tuple[int, int]
     scale: float
@@ -81,15 +79,19 @@ class MultiViewRule(JsonDataclass):
     num_cameras: int = 6
     cameras: tuple[str, ...] = CAMERAS
     normalised_first: bool = False
+    kind: Literal['multiview'] = 'multiview'
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types, but for tuples; `kind` tells this rule from that of single images."""
-        return dict(kind=KIND, **super().to_json())
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> MultiViewRule:
-        """Rebuild a rule from `to_json`."""
-        return super().from_json({key: value for key, value in content.items() if key != 'kind'})
+    def check(self) -> None:
+        check_colours(self.std, self.size_divisor)
+        for index, side in enumerate(('top', 'left')):
+            start, size, resized = self.crop[index], self.size[index], self.resized[index]
+            if not -size < start < resized:
+                raise Mismatch(f'crop[{index}] is {start}, which leaves nothing of {resized} pixels ({side})')
+            if self.pad_size and self.pad_size[index] < size:
+                raise Mismatch(f'pad_size[{index}] is {self.pad_size[index]}, expected at least size, {size}')
+        if len(self.cameras) not in (0, self.num_cameras):
+            count = len(self.cameras)
+            raise Mismatch(f'cameras has {count} names, expected num_cameras, {self.num_cameras}')
 
     @property
     def input_size(self) -> tuple[int, int]:

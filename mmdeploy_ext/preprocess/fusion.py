@@ -7,18 +7,16 @@ taken; without `test_mode` mmdet3d draws some. Glossary: P points of D values, N
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.typed_json import JsonDataclass
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule
 
-KIND = 'fusion'
-"""Entry `kind` of the rule in the metadata of a file."""
 POINTS = 'load_dim', 'use_dim', 'sweeps', 'pad_empty_sweeps', 'remove_close'
 """Fields of `FusionRule` about the reading of points."""
 AGE = 4
@@ -120,29 +118,7 @@ class FusionRule(JsonDataclass):
     sweeps: int = 0
     pad_empty_sweeps: bool = False
     remove_close: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types, but for tuples; `kind` tells this rule from others."""
-        return dict(
-            kind=KIND,
-            views=self.views and self.views.to_json(),
-            voxels=self.voxels and self.voxels.to_json(),
-            **{name: getattr(self, name) for name in POINTS},
-        )
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
-        """Rebuild a rule from `to_json`, also after JSON text has made lists of the tuples.
-
-        `content['kind']` is not read, see `contract.metadata.rule_from_json`. KeyError: a field of this rule
-        is missing; TypeError: a field inside of `views` or `voxels` is missing or unknown; ConfigError: as
-        `VoxelRule`.
-        """
-        views, voxels = content['views'], content['voxels']
-        pictures = MultiViewRule if views and 'kind' in views else PreprocessRule
-        rules = views and pictures.from_json(views), voxels and VoxelRule.from_json(voxels)
-        values = {name: content[name] for name in POINTS}
-        return cls(*rules, **{**values, 'use_dim': tuple(content['use_dim'])})
+    kind: Literal['fusion'] = 'fusion'
 
     @property
     def past(self) -> PastSweeps | None:

@@ -16,12 +16,13 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError, ShapeError
-from mmdeploy_ext.core.files import IMAGE_SUFFIXES, JsonDataclass, will_read
+from mmdeploy_ext.core.files import IMAGE_SUFFIXES, will_read
+from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
@@ -76,6 +77,14 @@ class PreparedImage:
         return dataclasses.replace(self, cam2img=square_matrix(self.to_input) @ cam2img)
 
 
+def check_colours(std: tuple[float, ...], size_divisor: int) -> None:
+    """Raise Mismatch if pixels or sizes would be divided by 0."""
+    if min(std) <= 0:
+        raise Mismatch(f'std is {list(std)}, expected positive numbers')
+    if size_divisor < 1:
+        raise Mismatch(f'size_divisor is {size_divisor}, expected a number of at least 1')
+
+
 @dataclasses.dataclass(frozen=True)
 class PreprocessRule(JsonDataclass):
     """How an image becomes the network input.
@@ -104,20 +113,23 @@ class PreprocessRule(JsonDataclass):
         to_float32: whether the resize is in float32, without rounding to 8 bits.
     """
 
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     to_rgb: bool = True
     img_scale: tuple[int, int] | None = None
     keep_ratio: bool = True
     size_divisor: int = 1
     size: tuple[int, int] | None = None
-    pad_val: tuple[float, ...] = (0.0, 0.0, 0.0)
+    pad_val: tuple[float, float, float] = (0.0, 0.0, 0.0)
     pad_size: tuple[int, int] | None = None
-    resize: str = 'cv2'
+    resize: Literal['cv2', 'pillow', 'warp'] = 'cv2'
     pad_or: int = 0
     pad_more: int = 0
     centred: bool = False
     to_float32: bool = False
+
+    def check(self) -> None:
+        check_colours(self.std, self.size_divisor)
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) after the resize of an image of `height` x `width`."""

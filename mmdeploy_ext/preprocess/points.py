@@ -11,12 +11,12 @@ Glossary: P points of D values, N voxels of up to M points, C features per voxel
 
 import dataclasses
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
 
 MODES = ('hard', 'dynamic')
 """Ways to make voxels: of the first points of the first voxels, or of all points."""
@@ -40,32 +40,25 @@ class VoxelRule(JsonDataclass):
         mode: 'hard' or 'dynamic'.
     """
 
-    point_cloud_range: tuple[float, ...]
+    point_cloud_range: tuple[float, float, float, float, float, float]
     voxel_size: tuple[float, float, float]
     max_points: int
     max_voxels: int
-    order: str
+    order: Literal['xyz', 'zyx']
     in_channels: int
-    mode: str = 'hard'
+    mode: Literal['hard', 'dynamic'] = 'hard'
 
-    def __post_init__(self) -> None:
-        """Refuse, with a ConfigError, an unknown mode or order, sizes of 0, and a rule without voxels."""
-        if self.mode not in MODES or self.order not in ORDERS:
-            raise ConfigError(
-                f'voxel rule: mode={self.mode!r}, order={self.order!r}; expected one of '
-                f'{", ".join(MODES)} and one of {", ".join(ORDERS)}'
-            )
-        if len(self.point_cloud_range) != 6 or len(self.voxel_size) != 3 or min(self.voxel_size) <= 0:
-            raise ConfigError(
-                f'voxel rule: range {self.point_cloud_range} and voxel size {self.voxel_size}; '
-                f'expected six and three numbers, sizes above 0'
-            )
+    def check(self) -> None:
+        if min(self.voxel_size) <= 0:
+            raise Mismatch(f'voxel_size is {self.voxel_size}, expected sizes above 0')
         if min(self.grid_size) < 1:
-            raise ConfigError(f'voxel rule: range {self.point_cloud_range} has no voxel of {self.voxel_size}')
+            raise Mismatch(
+                f'point_cloud_range is {self.point_cloud_range}, which has no voxel of {self.voxel_size}'
+            )
         if self.mode == 'hard' and min(self.max_points, self.max_voxels) < 1:
-            raise ConfigError(
-                f'voxel rule: max_points={self.max_points}, max_voxels={self.max_voxels}; '
-                f"expected numbers above 0, or mode='dynamic'"
+            raise Mismatch(
+                f'max_points, max_voxels are {self.max_points}, {self.max_voxels}; expected numbers above 0, '
+                f"or mode='dynamic'"
             )
 
     @property

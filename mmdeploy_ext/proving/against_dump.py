@@ -1,7 +1,4 @@
-"""Compare an engine with the tensors that a run of a `_pth` config, which is PyTorch's test loop, wrote.
-
-A dump is the folder of that run, with a sub-folder of tensors for each sample, see `core/dump.py`.
-"""
+"""Compare an engine with the tensors that PyTorch's test loop wrote, see `core/dump.py`."""
 
 from __future__ import annotations
 
@@ -39,27 +36,15 @@ class DumpComparer(Protocol):
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """Run one sample and compare its outputs.
 
-        Args:
-            name: name of the sample.
-            tensors: name -> dumped input or output of the model.
-            manifest: manifest of the dump; `sample` is its index in the data set.
-
-        Raises:
-            DataError: why it cannot be compared, so that it counts neither as equal nor as different.
+        `tensors` are the dumped inputs and outputs by name, `manifest` has `sample`, the index in the data
+        set. DataError: why it cannot be compared.
         """
 
 
 def check_dump(comparer: DumpComparer, deployment: Model, folder: Path) -> bool:
     """Run an engine over the samples of a dump; print one line per sample, and return whether none differs.
 
-    Samples that cannot be compared, such as those of another config or checkpoint, count as not different,
-    with a line that tells why; so does a missing dump. Samples are compared in the order of their names,
-    which are their indices in the data set with leading zeros.
-
-    Args:
-        comparer: runs the engine.
-        deployment: config and checkpoint of the engine's file.
-        folder: folder of the dump, with one sub-folder per sample.
+    Samples that cannot be compared count as not different; so does a missing dump.
 
     Raises:
         DataError, UsageError: a sample's files are damaged.
@@ -105,24 +90,13 @@ def _require(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageDumpComparer:
-    """Compares a backend on dumped images.
-
-    Attributes:
-        backend: the engine with the file, opened by `activate`.
-        deployment: config and checkpoint of the file.
-    """
+    """Compares an active backend on dumped images."""
 
     backend: Backend
     deployment: Model
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Compare the tensors, and results of a `full` graph.
-
-        In less than float32 a share of the results has to match, see `half_precision.accept_rate`.
-
-        `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
-        of its manifest.json. DataError: the dump lacks a tensor.
-        """
+        """Compare the tensors, and results of a `full` graph, see `DumpComparer.compare`."""
         backend, family = self.backend, self.deployment.family
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
@@ -157,23 +131,11 @@ class ImageDumpComparer:
 class FrameDumpComparer:
     """Compares the files of one export on dumped frames; their memory goes on from frame to frame.
 
-    A frame in the middle of a scene whose predecessor was not dumped, or could not be compared, cannot be
-    either.
+    A frame in the middle of a scene whose predecessor could not be compared cannot be either.
     """
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Model) -> None:
-        """Keep what runs and what is compared.
-
-        `names` and `spec` are then the outputs that are compared, those of `SequenceFamily.compared` or else
-        of the last file, and their contract; `bars` those of a file in float16 or INT8, None for float32;
-        `previous` is the index of the last frame, None before the first and after one that could not be
-        compared.
-
-        Args:
-            stepper: the files on their engine.
-            metadata: metadata of each file, in the order in which a frame goes through them.
-            deployment: config and checkpoint of the files.
-        """
+        """Keep the files on their engine, and their metadata in the order of a frame."""
         self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
         self.bars = half_bars.bars_of(last.precision)
         specs = {tensor.name: tensor for file in metadata for tensor in file.spec.outputs}
@@ -184,14 +146,7 @@ class FrameDumpComparer:
         self.previous: int | None = None
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Run the frame and compare the outputs `names`, of decoder layers those that the files give.
-
-        The tolerances are those of the last file; of a model with a memory `far_spec` widens them.
-
-        `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
-        of its manifest.json. DataError: the dump lacks a tensor, or the frame before, or the files give
-        nothing that is compared.
-        """
+        """Run the frame and compare the outputs `names`, see `DumpComparer.compare`."""
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:
@@ -220,12 +175,8 @@ class FrameDumpComparer:
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
     """Return a spec whose tolerances allow for the error of PyTorch's memory far from the map's origin.
 
-    The dumped model keeps global positions in float32. Measured on the toy at 980 m: 7.4 mm in x y z, 0.04 mm
-    with the same frames moved to the origin; so `FAR` times the distance is added to tolerances in metres.
-
-    Args:
-        spec: with the tolerances of float32.
-        distance_m: distance of the ego from the origin of the map; 0 changes nothing.
+    The dumped model keeps global positions in float32: at 980 m its places are 7.4 mm off, near the origin
+    0.04 mm. So `FAR` times the distance is added to tolerances in metres.
     """
 
     def allowed(group: ColumnGroup) -> ColumnGroup:

@@ -98,7 +98,7 @@ def check_backbone(
     max_voxels: int | None = None,
     node_list: str = '',
 ) -> Proof:
-    """Read the file, make the graphs that it is compared with, and do level 1.
+    """Read the file, make the graphs that it is compared with, and check it.
 
     Args:
         deployment: see `prove_backbone`, also for what is not named here.
@@ -107,10 +107,8 @@ def check_backbone(
         engine: options of the engine.
         claims: what was asked for.
         ranges: INT8 ranges that the file was exported with; None: those that it records.
-        max_voxels: largest number of voxels of a sweep, by which a libspconv file is checked; None: the usual
-            one.
-        node_list: path of a JSON file with the node list of NVIDIA's exporter, which that of the file has to
-            equal; '' for none.
+        max_voxels: largest number of voxels of a sweep, by which a libspconv file is checked.
+        node_list: path of a JSON file with the node list of NVIDIA's exporter, which the file's has to equal.
     """
     file = sparse_file.read_sparse_file(deployment, paths[0], ranges)
     options = file.export_options
@@ -155,10 +153,7 @@ def check_backbone(
 def run_voxels(
     file: SparseFile, runner: Runner, sample: VoxelSet
 ) -> tuple[Case, list[Pair], dict[str, float]]:
-    """Run both sides on one set of voxels; return its case, what the report draws of it, and times by side.
-
-    Sets of less than `DRAWN_VOXELS`, and those on which the file raised, are not drawn, and have no times.
-    """
+    """Run both sides on one set of voxels; return case, pairs to draw, and times by side."""
     reference = run_reference(file, sample)
     coordinates = in_order(sample.coordinates, file.same_order)
     start_s = time.perf_counter()
@@ -187,7 +182,6 @@ def _tensor_rows(
     dense: np.ndarray,
     coordinates: np.ndarray,
 ) -> list[TensorRow]:
-    """Compare the outputs of every layer for one input, and the dense maps."""
     rows = []
     for layer in runner.layers(coordinates) if len(coordinates) else ():
         rows += layer_rows(reference, layer, file.same_order, runner.rtol)

@@ -1,7 +1,7 @@
 """The proof of files of models with a memory, `prove_frames`: one pass over a drive in two modes.
 
-Teacher-forced, the file gets PyTorch's memory before every frame; free-running, it goes on with its own
-(`levels/drive_run.py`). A stepper is a model on an engine that runs frame by frame and keeps its memory.
+Teacher-forced, the file gets PyTorch's memory before every frame; free-running, it goes on with its own, see
+`levels/drive_run.py`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def prove_frames(
 
 
 def drawn_frames(total: int) -> set[int]:
-    """Return the indices of the frames of a drive that the report draws, in the middle of equal parts."""
+    """Return the indices of the frames of a drive that the report draws."""
     parts = 2 * MAX_DRAWN
     return {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
 
@@ -136,13 +136,11 @@ def special_frames(
 ) -> tuple[list[Case], list[str]]:
     """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour.
 
-    They may begin with the rig as it was, and end with other poses and times. They are one teacher-forced
-    drive, which may be without any detection.
+    They are one teacher-forced drive, which may be without any detection.
 
     Args:
         frames: the frames.
-        runner: the files; files whose results must not depend on the place run them at `FAR`, the reference
-            near the origin.
+        runner: the files; at `FAR` if their results must not depend on the place.
         modes_of: makes `Modes` of the runner and bars.
         bars: those of the drive.
         shape: shape of the pictures, as text.
@@ -185,15 +183,10 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
 class NearOrigin:
     """Frames; scenes that begin beyond `NEAR_M` of the map's origin are moved to begin within a metre of it.
 
-    Nothing else changes; a position in `can_bus` stays, too. A model's results do not depend on the place on
-    the map, but the published one keeps its memory in float32 and in global coordinates. Two kilometres from
-    the origin, where nuScenes was recorded, that is an error of some millimetres per frame in every file and
-    in PyTorch itself, which would hide the errors that a proof looks for. Whole metres are subtracted, so
-    that a pose in float32 keeps all of its digits.
-
-    Attributes:
-        frames: the frames before they are moved.
-        moved_m: the farthest that a scene was moved so far, metres.
+    The published model keeps its memory in float32 and in global coordinates. Two kilometres from the origin,
+    where nuScenes was recorded, that is an error of some millimetres per frame in every file and in PyTorch
+    itself, which would hide the errors that a proof looks for. Whole metres are subtracted, so that a pose in
+    float32 keeps all of its digits. `moved_m` is the farthest that a scene was moved.
     """
 
     def __init__(self, frames: Collection[Frame]) -> None:
@@ -217,7 +210,7 @@ class NearOrigin:
 
     @property
     def notes(self) -> list[str]:
-        """That scenes were moved, for the reader of the verdict; [] if none was."""
+        """That scenes were moved."""
         if not self.moved_m:
             return []
         return [
@@ -226,7 +219,6 @@ class NearOrigin:
         ]
 
     def _offset(self, frame: Frame) -> np.ndarray:
-        """Return the offset (3,) in metres that is subtracted from a scene that begins with a frame."""
         if np.shape(frame.ego_pose) != (4, 4):
             return np.zeros(3)  # the models refuse such a pose with a message
         place = np.round(np.asarray(frame.ego_pose, np.float64)[:3, 3])
@@ -240,14 +232,8 @@ class NearOrigin:
 class Shifted:
     """A stepper that runs frames at another place on the map and at another time.
 
-    Its `state` is at the place and time of the frames. Poses and `timestamp_s` alone are moved, not
-    `camera_times_s`, `can_bus` or the tensors of a state, so that a memory in the map does not fit there. An
-    engine that computes absolute places in float32 gives wrong results far from the origin.
-
-    Attributes:
-        stepper: the engine that runs.
-        place: (4, 4) float64, from the map of the frames to that on which the engine runs.
-        offset_s: seconds that are added to the time.
+    Its `state` is at the place and time of the frames. An engine that computes absolute places in float32
+    gives wrong results far from the origin.
     """
 
     def __init__(
@@ -265,7 +251,6 @@ class Shifted:
 
     @property
     def state(self) -> StreamState | None:
-        """The memory after the last frame, with pose and time of that frame; None if it is empty."""
         state = self.stepper.state
         return None if state is None else self._moved(state, -1)
 
@@ -278,22 +263,20 @@ class Shifted:
         self.stepper.reset()
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a frame at the other place, and return the result as the engine gives it, not moved back."""
+        """Run a frame at the other place; the result is not moved back."""
         moved = self._moved(frame, 1)
         inverse = None if frame.ego_pose_inv is None else invert_pose(moved.ego_pose)
         return self.stepper.step(dataclasses.replace(moved, ego_pose_inv=inverse))
 
     def _moved(self, posed: Any, sign: int) -> Any:
-        """Return a frame or a state with its pose and time moved there (`sign` 1), or back (-1)."""
         pose = (self.place if sign > 0 else invert_pose(self.place)) @ np.asarray(posed.ego_pose, np.float64)
         return dataclasses.replace(posed, ego_pose=pose, timestamp_s=posed.timestamp_s + sign * self.offset_s)
 
 
 def with_moment(frame: Frame, index: int) -> Frame:
-    """Return a frame with a pose, a time and a scene: its own, or others if its data set has none.
+    """Return a frame with a pose, a time and a scene, as far as its data set has none.
 
-    Only for models that read none of them. The pose is that of a car at the origin, and the frames, of which
-    it is the one at `index` of the drive, are `FRAME_S` apart in one scene.
+    Only for models that read none of them; `index` is that of the frame in the drive.
     """
     moment = dict(ego_pose=np.eye(4), timestamp_s=index * FRAME_S, scene_token='')
     absent = {name: value for name, value in moment.items() if getattr(frame, name) is None}
@@ -301,7 +284,6 @@ def with_moment(frame: Frame, index: int) -> Frame:
 
 
 def _case(row: SequenceRow, shape: str) -> Case:
-    """Return levels 2 and 3 of a row of teacher-forced frames: the worst of every tensor, and all results."""
     passed = row.match_rate is None or row.match_rate >= row.match_bar
     detections = DetectionRow(
         f'all {row.frames} frames',

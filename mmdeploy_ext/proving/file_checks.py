@@ -1,7 +1,7 @@
-"""Comparison 1 of a proof: is the graph of a file that of a fresh export, valid, and as spec and options say?
+"""Is the graph of a file that of a fresh export, valid, and as spec and options say?
 
 Equal graphs compute the same for every input. The fresh export is made with the options in the file's
-metadata. A file that commands changed after its export is not compared, see `not_compared`.
+metadata.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
+from mmdeploy_ext.contract.metadata import OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
@@ -49,11 +48,7 @@ def option_errors(path: str) -> Iterator[None]:
 
 
 def of_images(deployment: Model, options: Options, image_bgr: np.ndarray) -> Export:
-    """Return the function that exports a file that takes single pictures, with the options in its metadata.
-
-    `image_bgr` (h, w, 3) uint8 is traced at the height and width of the options, also for a file of any size;
-    the graph does not depend on it.
-    """
+    """Return the function that exports a file that takes single pictures, by any picture."""
 
     def export() -> onnx.ModelProto:
         traced = prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
@@ -63,10 +58,7 @@ def of_images(deployment: Model, options: Options, image_bgr: np.ndarray) -> Exp
 
 
 def of_graph(deployment: Model, options: Options, name: str) -> Export:
-    """Return the function that exports one graph of a model of frames or sweeps, by its name.
-
-    The function raises a ModelFileError if the model has no such graph with these options.
-    """
+    """Return the function that exports one graph of a model of frames or sweeps, by its name."""
 
     def export() -> onnx.ModelProto:
         for graph in deployment.family.graphs(prepared(deployment.model), options):
@@ -83,12 +75,8 @@ def not_compared(
 ) -> GraphResult | None:
     """Return the result of a file that is not compared with a fresh export; None if it has to be.
 
-    Args:
-        name: name of the graph of a model of frames or sweeps; else ''.
-        nodes: number of nodes of the main graph that are no Constant.
-        edits: commands that changed the file after its export, see `Metadata.edits`.
-        edited: whether the user says that it was edited on purpose.
-        written: whether the export has just written it.
+    `edits` are commands that changed the file after its export; it is `edited` on purpose, or has just been
+    `written`.
     """
     others = [edit for edit in edits if not edit.startswith(QUANTISE)]
     if written or edited:
@@ -103,14 +91,7 @@ def not_compared(
 def compare_with_fresh_export(model: onnx.ModelProto, export: Export, name: str = '') -> GraphResult:
     """Compare the graph of a file with its fresh export: nodes, weights, and sparse metadata.
 
-    Names of nodes and inner tensors, and the order of nodes, do not count; names and order of the graph's
-    inputs and outputs do (`graph/signature.py`). A fresh export that fails is the `error` of the result, in
-    at most 500 characters.
-
-    Args:
-        model: the file.
-        export: returns the fresh export of the same model.
-        name: name of the graph of a model of frames or sweeps, which the result has, too; else ''.
+    Names of nodes and inner tensors, and the order of nodes, do not count.
     """
     nodes = count_nodes(model)
     try:
@@ -123,11 +104,7 @@ def compare_with_fresh_export(model: onnx.ModelProto, export: Export, name: str 
 
 
 def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[GraphDifference]:
-    """Return a difference for each entry `OF_SPARSE_GRAPHS` of a file that differs from its fresh export's.
-
-    Graphs have these entries before other metadata is added. The others are compared with config and
-    checkpoint in `provenance.py`, and unknown ones are refused (`metadata.check_entry_names`).
-    """
+    """Return a difference for each entry `OF_SPARSE_GRAPHS` that differs from the fresh export's."""
     file_entries, fresh_entries = (
         {entry.key: entry.value for entry in graph.metadata_props} for graph in (model, fresh)
     )
@@ -147,10 +124,7 @@ def _parsed(text: str | None) -> object:
 
 
 def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
-    """Return the checks of a file that need no model: validity, opset, precision, interface, operators.
-
-    The graph is compared with a fresh export by `compare_with_fresh_export`.
-    """
+    """Return the checks of a file that need no model: validity, opset, precision, interface, operators."""
     opset = metadata.options['opset']
     opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
     # a file that holds float16 and does not say so would be judged by the bars of float32
@@ -176,7 +150,7 @@ def check_valid(model: onnx.ModelProto) -> Check:
 
 
 def check_not_random(model: onnx.ModelProto) -> Check:
-    """Check that no operator draws random numbers: a graph with one may be wrong in any run but a proof's."""
+    """Check that no operator draws random numbers."""
     drawn = random_nodes(model)
     return Check('no operator is random', not drawn, ', '.join(drawn[:5]))
 
@@ -191,10 +165,7 @@ def check_inference(model: onnx.ModelProto) -> Check:
 
 
 def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
-    """Return two checks, of inputs and outputs: whether names, dtypes, axes and their order equal the spec.
-
-    Of inputs the default values have to, too.
-    """
+    """Check that names, dtypes, axes and order of inputs and outputs, and defaults, equal the spec."""
     checks = []
     for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):
         tensors = getattr(spec, title)
@@ -214,7 +185,6 @@ def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
 
 
 def _interface_tensor(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
-    """Return name, dtype and axes of an input or output of a graph; the dtype is '?' if it has none."""
     tensor_type = value.type.tensor_type
     axes = tuple(
         dim.dim_value if dim.HasField('dim_value') else dim.dim_param for dim in tensor_type.shape.dim
@@ -225,7 +195,6 @@ def _interface_tensor(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int |
 
 
 def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:
-    """Return how the default values of optional inputs differ from the spec."""
     initializers = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
     differing = []
     for tensor in inputs:
@@ -241,7 +210,6 @@ def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) 
 
 
 def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
-    """Return whether an initializer holds the default value of an input in its dtype and shape."""
     if tensor.default is None or array.ndim != len(tensor.axes) or not array.size:
         return False
     sizes = zip(array.shape, tensor.axes, strict=True)
@@ -250,7 +218,7 @@ def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
 
 
 def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
-    """Check that every input reaches an output of the spec, apart from those that the spec marks `unused`."""
+    """Check that every input reaches an output, apart from those that the spec marks `unused`."""
     used = [tensor.name for tensor in spec.inputs if not tensor.unused]
     frozen = unreached_inputs(model, used, spec.output_names)
     detail = f'frozen: {", ".join(frozen)}' if frozen else ''

@@ -69,31 +69,26 @@ def prove(
     Args:
         deployment: the config and checkpoint that they claim to be.
         paths: paths of the files, in the order in which a sample goes through them.
-        samples: for a model of pictures (title, (h, w, 3) uint8 BGR), one or more, the first of which counts
-            as the one that was traced; of a model with a memory the `Frame`s of a drive, read once; of other
-            models of LiDAR `Sweep`s, with cameras `FusedFrame`s, all of which are prepared for the network;
-            of a backbone `VoxelSet`s, besides those that every proof has.
-        engine: `engine`, the name of the engine's class, and its options, as `engine_settings` returns them;
-            None: ONNX Runtime on the CPU.
+        samples: for a model of pictures (title, (h, w, 3) uint8 BGR), the first of which counts as traced; of
+            a model with a memory the `Frame`s of a drive, read once; else `Sweep`s, `FusedFrame`s or
+            `VoxelSet`s.
+        engine: `engine`, the name of the engine's class, and its options; None: ONNX Runtime on the CPU.
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
         written: whether the export has just written the files: then their graphs are not compared.
-        asked: name of an option of the export -> value that the file must have been exported with; with None
-            nothing is demanded.
+        asked: name of an option of the export -> value that the file must have been exported with.
         library: 'installed': where a repository's own copy of a library did not run, claim against the
             installed one; None: such a file is not proven.
-        timed: whether the verdict has times, which decide nothing; for them the engines run a model of
-            pictures a few more times.
-        strict: whether what a graph cannot show of the user's code (`Verdict.untraced`) is a failure.
+        timed: whether the verdict has times.
+        strict: whether what a graph cannot show of the user's code is a failure.
         settings: keyword arguments of the kind of proof: `picture_files` of pictures, `bars` of a drive,
             `ranges`, `max_voxels` and `node_list` of a backbone.
 
     Returns:
-        The verdict; and samples with the results of PyTorch and of the engine, each a `Pair` to be drawn in a
-        report; none if the engine cannot load a file, which is a reason of the verdict then.
+        The verdict; and samples with the results of PyTorch and of the engine, each a `Pair` to be drawn.
 
     Raises:
-        ModelFileError: a file is not there, not ours, or of another model family; or the files are not all
-            those of one export.
+        ModelFileError: a file is not there, not ours, or of another model family; or the files are not of one
+            export.
         UsageError: the engine is not installed, or has no such option.
     """
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]

@@ -1,4 +1,4 @@
-"""What all proofs share: files with their metadata, level 1 of each, and the judgement of all results.
+"""What all proofs share: files with their metadata, their checks, and the judgement of all results.
 
 `pictures.py`, `frames.py`, `drive.py` and `backbone.py` have the proofs, each a function that reads from top
 to bottom; `ladder.prove` chooses one. Files of sparse backbones have other metadata, see
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 AGAIN = 'the model gives other results when the first input is run again at the end'
 """Reason why a proof fails whose first input does not give the same at the end."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
-"""Commands that change types or sizes of inputs and outputs, and with them the contract in the metadata."""
+"""Commands that change types or sizes of inputs and outputs."""
 MAX_MESSAGE_LENGTH = 500
 """Length to which an engine's message about a file that it cannot load is cut."""
 ROUNDED = (
@@ -61,14 +61,7 @@ ROUNDED = (
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFile:
-    """A file with `Metadata`.
-
-    Attributes:
-        path: its path.
-        model: its content, with its weights.
-        metadata: what the export, and commands that changed it later, wrote into it, already checked.
-        name: name of its graph, for a model of frames or sweeps; else ''.
-    """
+    """A file with `Metadata`; `name` is that of its graph, for a model of frames or sweeps."""
 
     path: str
     model: onnx.ModelProto
@@ -88,22 +81,18 @@ class ExportedFile:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Options of its export; converting it to float16 and fixing its sizes change them, INT8 does not."""
         return self.metadata.options
 
     @property
     def edits(self) -> Sequence[str]:
-        """Commands that changed it after its export."""
         return self.metadata.edits
 
     @property
     def hashes(self) -> dict[str, str]:
-        """'checkpoint' and 'config' -> hash of that which it was made of, see `Metadata`."""
         return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
 
     @property
     def model_classes(self) -> Sequence[Mapping[str, Any]]:
-        """Classes of the model that no installed library has, at the export: `ModelClass.to_json` of each."""
         return self.metadata.model_classes
 
 
@@ -125,9 +114,9 @@ class Proof:
 
     Attributes:
         deployment: the config and checkpoint that the files claim to be of.
-        files: the files, each with the attributes of `ExportedFile` but for `metadata` and `facts`.
+        files: the files, `ExportedFile` or `SparseFile`.
         options: options of their export.
-        engine: `engine`, the registered name of the engine's class, and its options, such as `threads`.
+        engine: `engine`, the registered name of the engine's class, and its options.
         claims: what was asked for.
         verdict: what is claimed; it has the results once the proof is over.
         results: what was compared so far.
@@ -146,34 +135,25 @@ class Proof:
     changed_files: list[str] = dataclasses.field(default_factory=list)
 
     def add_notes(self, notes: Iterable[str]) -> None:
-        """Add the notes that the verdict does not have: of several files each note is there once."""
+        """Add the notes that the verdict does not have."""
         self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
 
 
 def open_file(path: str) -> ExportedFile:
-    """Read an ONNX file and its metadata.
-
-    Raises:
-        ModelFileError: missing, corrupt, weights cut short or not there, or not written by mm2onnx.
-    """
+    """Read an ONNX file and its metadata; ModelFileError: missing, corrupt, or not written by mm2onnx."""
     metadata = read_metadata(path)
     return ExportedFile(path, graph_files.load(path), metadata)
 
 
 def engine_class(engine: Mapping[str, Any]) -> str:
-    """Return the registered name of the engine's class; 'OnnxRuntimeBackend' if the options name none."""
+    """Return the registered name of the engine's class."""
     return str(engine.get('engine', 'OnnxRuntimeBackend'))
 
 
 def engine_options(
     exported_files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options of an engine for files: those of `half_precision.proof_engine` if one has float16.
-
-    A file counts that was exported in float16 or converted to it, also if it was quantised afterwards: what
-    is not in INT8 is float16 then. `kind` is the registered name of the engine, `engine` are the options that
-    were given.
-    """
+    """Return the options of an engine for files: `half_precision.proof_engine` if one has float16."""
     is_half = any(file.options.get('precision') == 'fp16' for file in exported_files)
     return half_precision.proof_engine(kind, engine) if is_half else dict(engine)
 
@@ -206,10 +186,7 @@ def start(
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
-    """Return the entry `data_sha256`: name -> hash of every file that ONNX files keep weights in.
-
-    Names are paths from the folder of the ONNX file. The result is {} if there are no such files.
-    """
+    """Return the entry `data_sha256`: path -> hash of every file that ONNX files keep weights in; or {}."""
     data_files = {
         Path(os.path.relpath(file, Path(path).parent)).as_posix(): file
         for path in paths
@@ -240,11 +217,7 @@ def add_checks(proof: Proof, file: Any, checks: Iterable[Check]) -> None:
 def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphSpec | None) -> None:
     """Check that a file is valid, and that its metadata agree with contract, config and options.
 
-    Args:
-        proof: the proof.
-        file: the file.
-        rule: the rule by which samples become its input.
-        contract: that of its export; None if the model has no graph of its name.
+    `rule` prepares samples; `contract` is None if the model has no graph of the file's name.
     """
     if INTERFACE_EDITS & {*file.edits}:
         contract = file.metadata.spec
@@ -283,7 +256,7 @@ def class_lines(classes: Iterable[ModelClass]) -> list[str]:
 def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
     """Run the first input once more by `run`, after all others.
 
-    If both sides agreed the first time and no longer do, a run changes what later runs compute.
+    If both sides no longer agree, a run changes what later runs compute.
     """
     if all(case.passed for case in proof.results.cases[:1]) and (failures := run().failures):
         proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
@@ -301,17 +274,14 @@ def judge_results(proof: Proof) -> None:
 
 
 def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
-    """Return notes on an export and its model, none of which is a failure.
-
-    `metadata` are those of its last file.
-    """
+    """Return notes on an export and its model; `metadata` are those of its last file."""
     subject = 'the files were' if deployment.family.files else 'the file was'
     overrides = override_notes(deployment, metadata, subject)
     return [*overrides, *class_name_notes(deployment)]
 
 
 def not_loaded(proof: Proof, error: Exception) -> tuple[Verdict, list[Any]]:
-    """End a proof whose engine cannot load a file; that is the first reason, whatever the checks found."""
+    """End a proof whose engine cannot load a file."""
     proof.verdict.findings.append(Finding('outputs', '', False, one_line(error)[:MAX_MESSAGE_LENGTH]))
     return finish(proof), []
 

@@ -1,4 +1,4 @@
-"""Level 1 of metadata: was a file made from this config and checkpoint, and do its entries agree with them?
+"""Was a file made from this config and checkpoint, and do its metadata agree with them?
 
 Its import needs neither torch nor onnx.
 """
@@ -30,15 +30,8 @@ if TYPE_CHECKING:
 def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
     """Check that the metadata of a file agree with this config and checkpoint, but for their hashes.
 
-    Those are compared by `hash_checks`. Runners read from the file how pictures are prepared, class names and
-    thresholds, so that a right graph with another rule is not the same model. The proof reads tolerances from
-    it, so these have to be the family's own.
-
-    Args:
-        deployment: the config and checkpoint.
-        metadata: metadata of the file.
-        rule: the preprocessing rule by the config, `--mean` and `--std`.
-        contract: the contract that the family states for these options; None if it has no such graph.
+    Runners read from the file how pictures are prepared, class names and thresholds, and the proof its
+    tolerances. `contract` is the one that the family states, None if it has no such graph.
     """
     contract_text = differing_contract(metadata.spec, contract)
     overrides = metadata.options.get('cfg_options') or {}
@@ -50,10 +43,7 @@ def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: Graph
 
 
 def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check]:
-    """Check what runners read from the metadata of a file: preprocessing, class names, post-processing.
-
-    The arguments are those of `provenance`.
-    """
+    """Check what runners read from the metadata: preprocessing, class names, post-processing."""
     facts = facts_json(deployment.family.facts(deployment.model))
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
     postprocessing = unequal_entries(facts_json(metadata.postprocess), facts)
@@ -65,7 +55,7 @@ def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check
 
 
 def class_names_check(deployment: Model, names: Sequence[str]) -> Check:
-    """Compare the class names in a file with those of the model, see `deployment.class_names`."""
+    """Compare the class names in a file with those of the model."""
     differing = [
         f'label {label}: the file says {got!r}, expected {name!r}'
         for label, (got, name) in enumerate(zip(names, deployment.classes, strict=False))
@@ -77,10 +67,7 @@ def class_names_check(deployment: Model, names: Sequence[str]) -> Check:
 
 
 def class_name_notes(deployment: Model) -> list[str]:
-    """Return a note if the names of a checkpoint do not fit the model, or are not those of the config.
-
-    A data set is evaluated by the names of the config; names of another number there are passed over.
-    """
+    """Return a note if the names of a checkpoint do not fit the model, or are not those of the config."""
     meta, dataset = getattr(deployment.report, 'meta', None) or {}, test_dataset(deployment.cfg)
     names, classes = meta.get('CLASSES'), list(deployment.classes)
     if not classes or not isinstance(names, list | tuple):
@@ -115,7 +102,7 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
 def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
     """Compare the hashes of 'checkpoint' and 'config' that a file records; return checks, and notes.
 
-    `is_same` is whether the graph is that of a fresh export: then another hash is a note, and no failure.
+    If the graph is that of a fresh export, another hash is a note.
     """
     checks, notes = [], []
     for title, file_hash in recorded.items():
@@ -131,7 +118,7 @@ def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> 
 
 
 def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> list[Check]:
-    """Return a check per option that the user asked the export for: those of the file, and those expected."""
+    """Return a check per option that the user asked the export for."""
     checks = []
     for name, value in expected.items():
         recorded = options.get(name)
@@ -141,10 +128,9 @@ def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
 
 
 def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
-    """Check that a config, with the overrides of the command line, has the overrides of a file.
+    """Check that a config has the overrides (key with dots -> value) that a file was exported with.
 
-    The proof does not apply the file's overrides (`cfg_options`, key with dots -> value) by itself: the user
-    has to give them again.
+    The proof does not apply them by itself: the user has to give them again.
     """
     differing = _differing_settings(cfg, overrides)
     return Check('settings as in the config', not differing, differing)
@@ -157,7 +143,6 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 
 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
-    """Return which overrides change the model or the test pipeline of a config, and the remedy; else ''."""
     if not overrides:
         return ''
     cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
@@ -179,7 +164,6 @@ def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
 
 
 def _setting_at(cfg: Any, key: str) -> Any:
-    """Return the value of a config under a key with dots, or words if there is none."""
     for part in key.split('.'):
         try:
             cfg = cfg[int(part) if isinstance(cfg, list | tuple) else part]
@@ -195,10 +179,7 @@ def _plain(value: Any) -> Any:
 
 
 def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
-    """Return how the contract in a file differs from the one that the family states; '' if it does not.
-
-    Tolerances, units and meanings count. `contract` is None if the family has no such graph.
-    """
+    """Return how the contract in a file differs from the one that the family states, or ''."""
     if contract is None:
         return f'the family has no graph {recorded.name!r} with the options in the file'
     differing = []
@@ -222,10 +203,7 @@ def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
 
 
 def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], source: str = 'config') -> str:
-    """Return a text about the entries of two dicts that differ as JSON; '' if none does.
-
-    `source` is what the text calls the expected side.
-    """
+    """Return a text about the entries of two dicts that differ as JSON; '' if none does."""
     file_texts, texts = (
         {key: json.dumps(value, sort_keys=True) for key, value in side.items()}
         for side in (recorded, expected)
@@ -249,10 +227,7 @@ def normalisation_notes(deployment: Model) -> list[str]:
 
 
 def override_notes(deployment: Model, metadata: Metadata, subject: str = 'the file was') -> list[str]:
-    """Return a note on the overrides of the config that a file was exported with; `subject` begins it.
-
-    It also has those that PyTorch ran with; [] if there are neither.
-    """
+    """Return a note on the overrides that the file was exported with, and that PyTorch ran with."""
     both = metadata.options.get('cfg_options') or {}, deployment.cfg_options
     if not any(both):
         return []
@@ -261,11 +236,7 @@ def override_notes(deployment: Model, metadata: Metadata, subject: str = 'the fi
 
 
 def stale_reason(recorded: Metadata, current: Metadata) -> str:
-    """Return why a file has to be exported again; '' if it does not.
-
-    `recorded` are the metadata of the file, `current` those that a new export would have. Overrides of the
-    config are left out: those that decide the graph are in its hash.
-    """
+    """Return why a file has to be exported again, by the metadata that a new export would have; or ''."""
     options, file_options = ({**metadata.options, 'cfg_options': None} for metadata in (current, recorded))
     facts = {
         'config': recorded.config_sha256 != current.config_sha256,
@@ -288,9 +259,8 @@ def weights_checks(deployment: Model) -> list[Check]:
     """Compare the weights of the model with those of the same names in the checkpoint.
 
     Names that only one of both has are left out: layers rename what older versions wrote, and a missing or
-    further weight was refused when the checkpoint was loaded. So are weights that inference does not use. A
-    file of a backbone with folded norms, or a pickled module, has other weights; neither has a check, nor has
-    a model that no file is of.
+    further weight was refused when the checkpoint was loaded. A backbone with folded norms, or a pickled
+    module, has no check.
     """
     import torch
 
@@ -315,7 +285,7 @@ def weights_checks(deployment: Model) -> list[Check]:
 
 
 def differing_weights(weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return which weights of a model differ from the tensors of a file with their names; '' if none does."""
+    """Return which weights of a model differ from the tensors of their names, or ''."""
     shared = weights.keys() & tensors.keys()
     if not shared:
         return f'no tensor has the name of a weight of the model, such as {next(iter(weights))}'
@@ -325,7 +295,6 @@ def differing_weights(weights: Mapping[str, torch.Tensor], tensors: Mapping[str,
 
 
 def _are_equal(weight: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Return whether values are equal, in the type of the weight; those of kernels in any order."""
     import torch
 
     weight, tensor = weight.cpu(), tensor.to(weight.dtype)

@@ -1,4 +1,4 @@
-"""Results of the unpatched model for the pictures of a proof, computed once for any number of files."""
+"""Results of the unpatched model for the pictures of a proof, and the pictures that depend on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 SURE = 0.5
-"""Smallest score of a result that counts as an object, as a share of the picture's best score."""
+"""Smallest score of an object, as a share of the picture's best score."""
 LARGEST_OBJECT = 0.5
 """Largest share of a picture that an object fills which is zoomed."""
 
@@ -47,11 +47,11 @@ class ImageReference:
     Attributes:
         deployment: the model.
         input: the input.
-        images: its images; if optional inputs are left out, the values of these are the defaults.
+        images: its images; optional inputs that are left out have their defaults.
         feeds: name -> input of a file, or fact for the post-processing; more than some forms need.
-        seconds: how long the model's test path took; 0.0 before it ran.
+        seconds: how long the model's test path took.
         sums: `output_sums` of that run.
-        borders: path of a method -> what it returned in that run, one for each call; see `Family.borders`.
+        borders: path of a method -> what it returned in that run, one for each call.
         engine_seconds: how long each run of the last file took.
     """
 
@@ -68,10 +68,7 @@ class ImageReference:
 
     @functools.cached_property
     def results(self) -> list[Any]:
-        """The results per image, as `ImageFamily.reference_detections` returns them.
-
-        ConfigError: they are results of another number of images, or of a type without scores.
-        """
+        """The results per image."""
         family, model = self.deployment.family, self.deployment.model
         with observed(model, family.borders(model)) as self.borders, output_sums(model) as self.sums:
             start = time.perf_counter()
@@ -80,7 +77,10 @@ class ImageReference:
         return results
 
     def run(self) -> list[Any]:
-        """Run the user's test path, and return what `results` keeps."""
+        """Run the user's test path.
+
+        ConfigError: results of another number of images, or of a type without scores.
+        """
         family, model = self.deployment.family, self.deployment.model
         results = family.reference_detections(model, self.images, self.input.rescale)
         method = f'reference_detections of family {family.name!r}'
@@ -94,26 +94,19 @@ class ImageReference:
         return results
 
     def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
-        """Return the result of a method of the family, such as `reference_tensors`, for these feeds.
-
-        `method(model, feeds, *arguments, **options)` runs once for equal arguments.
-        """
+        """Return the result of a method of the family for these feeds, computed once for equal arguments."""
         key = method, arguments, tuple(options.items())
         if key not in self._computed:
             self._computed[key] = method(self.deployment.model, self.feeds, *arguments, **options)
         return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
-        """Return name -> input of a file, but for optional inputs that are not fed.
-
-        These are those that the input leaves out, and `scale_factor` without `ProofInput.rescale`. Inputs
-        that another graph computes are added to `feeds`.
-        """
+        """Return name -> input of a file, but for optional inputs that are not fed."""
         self.feeds |= self.compute(self.deployment.family.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
-        """Free what `compute` gave, which is large, and is computed again when needed; and `borders`."""
+        """Free what is large: what `compute` gave, and `borders`."""
         self._computed.clear()
         self.borders = {}
 
@@ -143,10 +136,7 @@ def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
 
 
 def changed_children(first: dict[str, list[float]], again: dict[str, list[float]]) -> list[str]:
-    """Return the names of the children whose `output_sums` differ between two runs of one input.
-
-    There are none if one of the runs called no child, such as that of a model in another process.
-    """
+    """Return the names of the children whose `output_sums` differ between two runs of one input."""
     if not any(first.values()) or not any(again.values()):
         return []
     names = []
@@ -158,19 +148,12 @@ def changed_children(first: dict[str, list[float]], again: dict[str, list[float]
 
 
 def options_besides_form(deployment: Model, metadata: Metadata) -> dict[str, Any]:
-    """Return the options of a file's export as keyword arguments of `ImageFamily.reference_tensors`.
-
-    That method takes the form, which is left out here, as an argument of its own.
-    """
+    """Return the options of a file's export as keyword arguments of `ImageFamily.reference_tensors`."""
     options = deployment.family.exported_options(metadata.options)
     return {name: value for name, value in options.items() if name != 'form'}
 
 
 def _as_fed(image: PreparedImage, deployment: Model, left_out: Sequence[str]) -> PreparedImage:
-    """Return an image with all values that the config's test pipeline collects.
-
-    Optional inputs in `left_out` have the defaults of the contract.
-    """
     size = deployment.family.full_size(image)
     defaults = dict(img_shape=size, ori_shape=size, scale_factor=np.ones(4, np.float32), border=(0, 0))
     values = {name: defaults[name] for name in left_out}
@@ -180,20 +163,15 @@ def _as_fed(image: PreparedImage, deployment: Model, left_out: Sequence[str]) ->
 def references(
     deployment: Model, options: Options, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[ImageReference]:
-    """Return the references of the inputs that `proof_inputs` makes.
-
-    `options` are those of the export; `images` are titles and pictures (H, W, 3) uint8 BGR, of which it
-    makes them.
-    """
+    """Return the references of the inputs that `proof_inputs` makes of pictures with their titles."""
     inputs = proof_inputs(deployment, options, images)
     return [ImageReference(deployment, proof_input) for proof_input in inputs]
 
 
 def empty_reference(deployment: Model, options: Options) -> tuple[ImageReference | None, str]:
-    """Return the reference of a plain picture in which PyTorch finds nothing, and '', or None and the reason.
+    """Return the reference of a plain picture in which PyTorch finds nothing, or None and the reason.
 
-    A plain picture with results is not used: all its cells have equal scores, so that rounding decides which
-    of them are the best. One that is full of results ends the search: the model has the best of any picture.
+    In a plain picture with results all cells have equal scores: rounding decides which of them are the best.
     """
     counts, limit = {}, deployment.family.facts(deployment.model).get('max_per_img')
     inputs = plain_inputs(deployment, options)
@@ -211,16 +189,9 @@ def empty_reference(deployment: Model, options: Options) -> tuple[ImageReference
 def reference_with_empty_image(
     deployment: Model, inputs: Sequence[ProofInput], plain: ProofInput
 ) -> tuple[int, ImageReference] | None:
-    """Return the index of a batch of three, and its reference with a plain picture in the middle.
+    """Return the index of a batch of three, and its reference with a plain picture in the middle, or None.
 
-    Results of a batch are padded to the number of the image with the most, so that an empty list is padding
-    only. None if there is no such batch, apart from the traced one, if no run takes these pictures together,
-    or if PyTorch finds something in the plain picture.
-
-    Args:
-        deployment: config and checkpoint.
-        inputs: all inputs of the proof.
-        plain: an input with a plain picture.
+    Results of a batch are padded to the number of the image with the most: an empty list is padding only.
     """
     for index, case in enumerate(inputs):
         if len(case.images) != BATCHES[-1] or case.traced:
@@ -235,10 +206,10 @@ def reference_with_empty_image(
 
 
 def zoomed_on_object(deployment: Model, options: Options, traced: ImageReference) -> ProofInput | None:
-    """Return the part of the traced picture in the box of its largest object, as an input that it fills.
+    """Return the traced picture in the box of its largest object as an input that it fills, or None.
 
-    None if no size of a region chooses its level of a pyramid, the last of which small objects never reach,
-    or if PyTorch finds no object in the traced picture, or only such as fill more than `LARGEST_OBJECT`.
+    Only where the size of a region chooses its level of a pyramid, the last of which small objects never
+    reach.
     """
     if not any(hasattr(part, 'map_roi_levels') for part in deployment.model.modules()):
         return None
@@ -255,12 +226,7 @@ def zoomed_on_object(deployment: Model, options: Options, traced: ImageReference
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the boxes (n, 4) xyxy of the results that are objects, as shares of the picture.
 
-    Boxes that a detector does not clip may reach beyond 0..1. Objects are no stuff, and have at least `SURE`
-    of the best score, to which that of stuff does not count.
-
-    Args:
-        results: the results of one image, as `match_detections` of the task takes them.
-        size: (h, w) in whose pixels the boxes of results are; if there are masks, that of the masks is used.
+    `size` (h, w) are the pixels of boxes; masks have their own size.
     """
     if isinstance(results, Segments):
         results = results[results.ids >= OFFSET]
@@ -275,5 +241,4 @@ def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _area(box_xyxy: np.ndarray) -> float:
-    """Return the area of a box."""
     return float(np.prod(np.maximum(box_xyxy[2:] - box_xyxy[:2], 0)))

@@ -35,13 +35,6 @@ LARGEST_DIFFERENCE = 1e-3
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
     """Run an engine and the ONNX file that it was built from on the same random feeds; compare their outputs.
 
-    Each output has a row, see `compare_outputs`.
-
-    Args:
-        engine: path of the engine.
-        source: path of the ONNX file.
-        seed: seed of the feeds.
-
     Raises:
         ModelFileError: the engine was built from another file, or a file or the record is missing or damaged.
         UsageError, ExportError: the constants in the record do not fit the ONNX file.
@@ -60,24 +53,12 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
 
 
 def holds_float16(record: Record) -> bool:
-    """Return whether a layer of an engine gives float16, as the build or the ONNX file chose.
-
-    Engines of bfloat16, TF32 or INT8 are judged as those of float32.
-    """
+    """Return whether a layer of an engine gives float16."""
     return any('float16' in counts for counts in record.layers.values())
 
 
 def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random feeds of the sizes for which the engine is optimised.
-
-    An input with a default is fed with its default.
-
-    Args:
-        model: the ONNX file, in which inputs that are constants of the engine are constants already
-            (`fix_inputs`).
-        record: record of the engine, whose `profiles` have smallest, optimal and largest shape by input.
-        seed: seed of the random numbers.
-    """
+    """Return random feeds of the sizes for which the engine is optimised; defaults stay."""
     usual = {name: shapes[1] for name, shapes in record.profiles.items()}
     feeds = random_feeds(for_tensorrt(model), seed, usual)
     for tensor in model.graph.initializer:
@@ -90,14 +71,9 @@ def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[s
 def compare_outputs(
     reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
 ) -> list[TensorRow]:
-    """Compare outputs by name; a name that one side lacks fails. Integers and booleans have to be equal.
+    """Compare outputs by name, in the dtype of the reference: TensorRT has no float64 and narrows int64.
 
-    Args:
-        reference: output name -> array of ONNX Runtime.
-        got: output name -> array of the engine, each converted to the dtype of the reference before it is
-            compared: TensorRT has no float64 and narrows int64.
-        half: whether floats are judged by `half_bars.BARS`, as those of a float16 engine, in place of
-            `LARGEST_DIFFERENCE`.
+    `half`: floats are judged by `half_bars.BARS`.
     """
     outputs = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
     rows = compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file')

@@ -34,15 +34,12 @@ class Finding:
 
     Attributes:
         level: one of `LEVELS`.
-        subject: what was compared, such as 'other size, batch 2 1x3x320x448: cls_score_0'; '' of what is
-            said about the proof as a whole.
+        subject: what was compared, such as 'other size, batch 2 1x3x320x448: cls_score_0'; or ''.
         passed: whether it was as it has to be.
         text: why it failed, or what was found.
-        figures: what was measured. Of a tensor they are `tensor`, `max_abs`, `max_rel`, `cosine` and
-            `tolerance`, of results `image`, `reference`, `matched`, `missing`, `extra`, `worst_iou` and so
-            on, as in `results.DetectionRow`; of those by the file's own tensors `substituted` in place of
-            `image`, of boxes between stages `inner`. All have `case`, the number of the input, its name
-            `input`, `input_shape` and `traced`.
+        figures: what was measured: of a tensor `tensor` and the figures of `TensorRow`, of results `image`
+            (or `substituted`, `inner`) and those of `DetectionRow`, with `case`, `input`, `input_shape` and
+            `traced`.
     """
 
     level: str
@@ -53,7 +50,6 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """Subject and text."""
         return ': '.join(filter(None, (self.subject, self.text)))
 
 
@@ -62,17 +58,15 @@ class Verdict:
     """The result of one proof.
 
     Attributes:
-        subject: file, family, task, precision, config, checkpoint, hashes, versions, engine, as far as the
-            kind of files has them: printed as they are.
+        subject: file, family, task, precision, config, checkpoint, hashes, versions, engine: printed as they
+            are.
         findings: every comparison.
         untraced: what a graph cannot show of the user's code, a line each; no failure.
         unreached: limits of the contract that no input reached, a line each; no failure.
         notes: what the reader should know that is no failure.
-        timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs; {} if none
-            were measured.
+        timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs.
         model_classes: classes of the model that no installed library has, a line each.
-        series: 'teacher-forced' or 'free-running' -> figures of each frame of a drive,
-            `results.SequenceRow.series`.
+        series: 'teacher-forced' or 'free-running' -> `SequenceRow.series`.
     """
 
     subject: dict[str, Any]
@@ -86,7 +80,7 @@ class Verdict:
 
     @property
     def precision(self) -> str:
-        """The precision, 'fp32', 'fp16', 'bf16' or 'int8', by whose bars the figures are judged."""
+        """The precision by whose bars the figures are judged."""
         return str(self.subject.get('precision') or 'fp32')
 
     @property
@@ -124,7 +118,7 @@ class Verdict:
         return [finding for finding in self.findings if name in finding.figures]
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures of all findings together; the largest and smallest are None without any."""
+        """Return the figures of all findings together."""
         inputs = {f.figures['case']: f.figures['traced'] for f in self.with_figure('case')}
         images = [finding.figures for finding in self.with_figure('image')]
         frames = [finding.figures['frames'] for finding in self.with_figure('frames')]
@@ -150,20 +144,13 @@ class Verdict:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types; NaN and infinity, which JSON has not, become null.
-
-        They are `verdict`, which is `title` in small letters, `summary`, and all attributes.
-        """
+        """Return plain JSON types: `verdict`, the title in small letters, `summary`, and all attributes."""
         first = dict(verdict=self.title.lower(), summary=self.summary())
         return plain_json(first | dataclasses.asdict(self))
 
 
 def plain_json(value: Any) -> Any:
-    """Return a nested value in the types that JSON has; NaN and infinity, which it has not, are None.
-
-    Tuples become lists, numbers of numpy plain ones, keys of dicts and all other objects texts. ValueError:
-    an array of numpy without just one value; make a list of it first.
-    """
+    """Return a nested value in the types that JSON has; NaN and infinity, which it has not, are None."""
     if isinstance(value, dict):
         return {str(key): plain_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -183,17 +170,7 @@ UNSEEN = 'no input that the exporter did not see was compared'
 
 @dataclasses.dataclass
 class Results:
-    """What a proof has compared so far.
-
-    Attributes:
-        graphs: the comparison of every file's graph with a fresh export.
-        checks: the other checks of the files.
-        preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or voxels
-            by the rule and by the layer of the model; None if nothing was compared.
-        cases: the inputs, with tensors and results.
-        sequence: a drive, once in each mode.
-        reasons: why the proof as a whole fails beyond single rows, e.g. that nothing at all was matched.
-    """
+    """What a proof has compared so far; `reasons` are why it fails beyond single rows."""
 
     graphs: list[GraphResult] = dataclasses.field(default_factory=list)
     checks: list[Check] = dataclasses.field(default_factory=list)
@@ -218,7 +195,7 @@ class Results:
 
 
 def graph_finding(graph: GraphResult) -> Finding:
-    """Return what the comparison with a fresh export gave; all differences are in the figures."""
+    """Return what the comparison with a fresh export gave."""
     texts = [difference.text for difference in graph.differences]
     figures = dict(name=graph.name, nodes=graph.nodes, equal=graph.equal, left_out=graph.left_out)
     figures['differences'] = texts

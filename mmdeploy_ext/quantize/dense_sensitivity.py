@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ExportError, InferenceError, ModelFileError, one_line
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.typed_json import JsonDataclass
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import tracked

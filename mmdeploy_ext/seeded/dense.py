@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.seeded.layers import (
     Numbers,
@@ -118,6 +119,7 @@ BOXES_OF_HEADS = {
     'VFNetHead': {'vfnet_reg': Target(-1.0, 0.4), 'vfnet_reg_refine': Target(0.0, 0.2)},
     'GFLHead': {'gfl_reg': Target(0.0, 2.0)},
     'GFocalHead': {'gfl_reg': Target(0.0, 2.0)},
+    'PicoDetHead': {r'gfl_reg\.\d+': Target(0.0, 2.0)},
     'SABLRetinaHead': {'retina_bbox_cls': Target(0.0, 2.0)},
     'YOLOXHead': {'.*': Target(0.8, 0.5)},
     'CenterNetHead': {'wh_head.*': Target(8.0, 2.5), 'offset_head.*': Target(0.5, 0.2)},
@@ -177,10 +179,14 @@ def scale_outputs(
 
 
 def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield role and name of the last layers of a head."""
+    """Yield role and name of the last layers of a head: those of its kind, or else of mmdet's names."""
+    from mmdeploy_ext.families.parts.dense_heads import KINDS  # imports mmdet
+
+    kind = KINDS.get(nearest_base(type(head), KINDS))
+    layers = LAYERS | kind.seeded if kind else LAYERS
     for name, module in head.named_modules():
         if isinstance(module, nn.Conv2d):
-            yield from ((role, name) for role, names in LAYERS.items() if re.fullmatch(names, name))
+            yield from ((role, name) for role, names in layers.items() if re.fullmatch(names, name))
 
 
 def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

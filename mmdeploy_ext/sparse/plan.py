@@ -8,18 +8,17 @@ Needs numpy only.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.core.files import JsonDataclass
-from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, ScatterDense, SparseConvolution, Transpose
+from mmdeploy_ext.core.typed_json import JsonDataclass
+from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, ScatterDense, SparseConvolution, Transpose, Triple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.sparse.ir import Node, SparseGraph, Triple
+    from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +73,24 @@ class Plan(JsonDataclass):
     spatial_shape: Triple
     tables: tuple[Table, ...]
     scatters: tuple[Scatter, ...]
-    level_of: dict[str, int]
-    table_of: dict[str, str]
+    level_of: Mapping[str, int]
+    table_of: Mapping[str, str]
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Plan:
-        """Return the plan of which `content` is the `to_json`; also after a round through JSON text.
 
-        KeyError, TypeError: an entry is missing or unknown.
-        """
-        tables = [Table.from_json(table) for table in content['tables']]
-        scatters = [Scatter.from_json(scatter) for scatter in content['scatters']]
-        return super().from_json({**content, 'tables': tables, 'scatters': scatters})
+@dataclasses.dataclass(frozen=True)
+class PortableFacts(JsonDataclass):
+    """What a runtime of a portable graph has to know.
+
+    Attributes:
+        order: order of the axes of coordinates and of the plan.
+        output_shape: (1, C, H, W) of its map.
+    """
+
+    form: Literal['buckets', 'tables']
+    order: Literal['xyz', 'zyx']
+    in_channels: int
+    output_shape: tuple[int, ...]
+    plan: Plan
 
 
 def plan_of(graph: SparseGraph) -> Plan:

@@ -36,7 +36,7 @@ from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.buckets import BEV, FACTS, FORMS, VOXELS, Layout
 from mmdeploy_ext.sparse.node_writer import NodeWriter
-from mmdeploy_ext.sparse.plan import Table, plan_of
+from mmdeploy_ext.sparse.plan import PortableFacts, Table, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,13 +78,7 @@ def to_onnx(
         raise UsageError(f'opset={opset}: the portable form needs opset {LEAST_OPSET} or later')
     writer = _Writer(graph, form)
     model = writer.model(opset)
-    facts = dict(
-        form=form,
-        order=graph.order,
-        in_channels=graph.in_channels,
-        output_shape=list(graph.output_shape),
-        plan=writer.plan.to_json(),
-    )
+    facts = PortableFacts(form, graph.order, graph.in_channels, graph.output_shape, writer.plan).to_json()
     helper.set_model_props(model, {**(metadata or {}), FACTS: json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -13,20 +13,19 @@ import hashlib
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from mmdeploy_ext.contract import schema
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.distinct import check_distinct
-from mmdeploy_ext.core.errors import CheckpointError, UsageError
-from mmdeploy_ext.core.files import JsonDataclass, atomic_path, read_json
+from mmdeploy_ext.core.errors import CheckpointError, UsageError, check_distinct
+from mmdeploy_ext.core.files import atomic_path, read_json
+from mmdeploy_ext.core.typed_json import Bounds, JsonDataclass, Mismatch, optional, read
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
 
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
@@ -34,18 +33,9 @@ FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
 """Values of the keys `format` and `version` of a file of ranges."""
 NORM_TOLERANCE = 1e-3
 """Relative difference of a kernel's norm that is still the same kernel: folding in fp16 moves it by 1e-4."""
-# checks of the values in a file of ranges: of a node, of all nodes, and below of the whole file
-AMAX, NORM = schema.number(above=0), schema.number()
-NODE = dict(module=schema.text(), input_amax=schema.maybe(AMAX), weight_norm=schema.maybe(NORM))
-NODES = schema.mapping(schema.record(NODE | dict(weight_amax=schema.maybe(schema.items(AMAX)))))
 TEXTS = ('calibrator', 'source', 'graph_sha256', 'checkpoint_sha256')
 """Keys of the file whose values are texts."""
-CONTENT = schema.record(
-    dict(version=schema.one_of(VERSION), nodes=NODES, batches=schema.number(0, integer=True))
-    | dict.fromkeys(TEXTS, schema.text()),
-    needed=('version', 'nodes'),
-    closed=False,
-)
+Amax = Annotated[float, Bounds(above=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,24 +50,19 @@ class NodeRange(JsonDataclass):
             or if it is unknown: it is not compared then.
     """
 
-    module: str = ''
-    input_amax: float | None = None
-    weight_amax: tuple[float, ...] | None = None
-    weight_norm: float | None = None
+    module: str = optional('')
+    input_amax: Amax | None = optional()
+    weight_amax: tuple[Amax, ...] | None = optional()
+    weight_norm: float | None = optional()
 
     def to_json(self) -> dict[str, Any]:
         """Return field -> value, without `weight_amax` and `weight_norm` if they are None."""
-        content = {'module': self.module, 'input_amax': self.input_amax}
-        if self.weight_amax is not None:
-            content['weight_amax'] = list(self.weight_amax)
-        if self.weight_norm is not None:
-            content['weight_norm'] = self.weight_norm
-        return content
+        return {'module': self.module, 'input_amax': self.input_amax, **super().to_json()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """Ranges of a whole graph; UsageError: one of them is no positive number up to 1e30.
+    """Ranges of a whole graph.
 
     Attributes:
         nodes: node name -> ranges.
@@ -97,9 +82,6 @@ class Ranges:
     graph_sha256: str
     checkpoint_sha256: str = ''
     path: str = ''
-
-    def __post_init__(self) -> None:
-        _check(self.title, self._nodes_json(), NODES)
 
     def _nodes_json(self) -> dict[str, Any]:
         return {name: node.to_json() for name, node in self.nodes.items()}
@@ -245,12 +227,18 @@ class Ranges:
                 f'{title}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '
                 f'{tool("calibrate")} --calibrate'
             )
-        _check(title, content, CONTENT)
-        nodes = {name: NodeRange.from_json(node) for name, node in content['nodes'].items()}
-        facts = {name: content[name] for name in TEXTS if name in content}
+        try:
+            read(Literal[VERSION], content.get('version'), 'version')
+            if 'nodes' not in content:
+                raise Mismatch("has no 'nodes'")
+            nodes = read(Mapping[str, NodeRange], content['nodes'], 'nodes')
+            batches = read(int, content.get('batches', 0), 'batches')
+            facts = {name: read(str, content[name], name) for name in TEXTS if name in content}
+        except Mismatch as error:
+            raise UsageError(f'{title}: {error}') from error
         source = facts.pop('source', '') or title
         calibrator, digest = facts.pop('calibrator', ''), facts.pop('graph_sha256', '')
-        return cls(nodes, calibrator, source, content.get('batches', 0), digest, **facts)
+        return cls(nodes, calibrator, source, batches, digest, **facts)
 
 
 def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
@@ -289,13 +277,6 @@ def graph_digest(graph: SparseGraph) -> str:
 
 def _canonical(graph: SparseGraph, triple: tuple[int, ...]) -> list[int]:
     return [int(value) for value in (triple if graph.order == 'xyz' else reversed(triple))]
-
-
-def _check(title: str, content: Any, check: schema.Check) -> None:
-    try:
-        check(content, '')
-    except schema.Mismatch as error:
-        raise UsageError(f'{title}: {error}') from error
 
 
 def _lines(content: Mapping[str, Any], indent: int) -> str:

@@ -53,22 +53,18 @@ class SyntheticDrive:
     """A synthetic drive, whose frames are made one after the other.
 
     Attributes:
-        frames: number of frames, 1 or more.
+        frames: number of frames.
         size: (H, W) pixels of the network input.
         cameras: their number N; six are the nuScenes rig, another number is spread evenly.
         seed: equal drives for equal seeds.
-        scenes: number of parts of about equal length, 1 or more; each change resets the memory.
+        scenes: number of parts of about equal length; each change resets the memory.
         period_s: time between frames.
-        jump_s: one gap of this length within the first scene, too short to reset a memory; 0, or a first
-            scene of one frame: no such gap.
-        origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM. Near 0 by default:
-            the published model keeps its memory in float32 and in global coordinates, so that it is itself
-            less exact far away (at 1600 m its boxes move by several mm).
+        jump_s: one gap of this length within the first scene, too short to reset a memory.
+        origin_m: (x, y) of the first frame in the global frame. Near 0 by default: the published model keeps
+            its memory in float32 and in global coordinates (at 1600 m its boxes move by several mm).
         exact_poses: whether poses stay float64; else they are rounded to float32, as data loaders give them.
         start_s: absolute time of the first frame.
-        mean: mean of the normalisation, in the order of the network's channels.
-        std: standard deviation of the normalisation, in the same order.
-        to_rgb: whether the network takes RGB; else BGR.
+        mean, std, to_rgb: normalisation, in the order of the network's channels.
     """
 
     frames: int = 100
@@ -110,7 +106,7 @@ class SyntheticDrive:
         return min(index * self.scenes // max(self.frames, 1), self.scenes - 1) if index >= 0 else -1
 
     def times(self) -> list[float]:
-        """Return a list of the times of the frames, absolute seconds."""
+        """Return the times of the frames, absolute seconds."""
         gaps = np.full(self.frames, self.period_s)
         firsts = [index for index in range(self.frames) if self.scene(index) != self.scene(index - 1)]
         gaps[firsts] = SCENE_PAUSE_S
@@ -123,7 +119,7 @@ class SyntheticDrive:
         """Return the poses, LiDAR to global (frames, 4, 4) float64.
 
         The car drives along its own y axis at 2 to 10 m/s, turns left and right, and its body pitches and
-        rolls. A pause or a `jump_s` between frames moves it no further than `period_s` does.
+        rolls.
         """
         rng = np.random.default_rng([self.seed, 1])
         phases, step = rng.uniform(0, 2 * math.pi, 5), np.arange(self.frames) * self.period_s
@@ -149,10 +145,7 @@ class SyntheticDrive:
 
 
 def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> SyntheticDrive:
-    """Return a drive of so many frames for the network input of a rule.
-
-    `options` are further fields of `SyntheticDrive`.
-    """
+    """Return a drive for the network input of a rule; `options` are fields of `SyntheticDrive`."""
     colours = dict(mean=tuple(rule.mean), std=tuple(rule.std), to_rgb=rule.to_rgb)
     return SyntheticDrive(frames, rule.input_size, rule.num_cameras, **colours, **options)
 
@@ -166,7 +159,7 @@ class Surroundings:
         drift: (n,) share of the width that a blob moves in each frame.
         places: (n, 2) upper left corners of the blobs, in shares of the panorama's width and height.
         sizes: (n, 2) width and height of the blobs in its pixels; the width grows by 1 % in each frame.
-        panorama: (height, width, 3) uint8 of `PANORAMA`, all around the car.
+        panorama: (height, width, 3) uint8, all around the car.
     """
 
     def __init__(self, seed: int) -> None:
@@ -187,9 +180,7 @@ class Surroundings:
     def pictures(
         self, size: tuple[int, int], yaws: np.ndarray, ego_pose: np.ndarray, step: int
     ) -> np.ndarray:
-        """Return the picture of each camera (N, H, W, 3) uint8 BGR: a third of the panorama, with noise.
-
-        The noise is new at every call.
+        """Return the picture of each camera (N, H, W, 3) uint8 BGR: a third of the panorama, with new noise.
 
         Args:
             size: (H, W) pixels.
@@ -218,16 +209,15 @@ class Surroundings:
 
 
 def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a calibrated rig of N `cameras` for a network input of `size` (H, W).
+    """Return a calibrated rig of N cameras for a network input of `size` (H, W).
 
-    x of the LiDAR is to the right, y ahead.
-
-    The pictures of nuScenes, resized to cover the input, then cut at the top and evenly at the sides.
-    All have the intrinsics of the front camera if there are not six.
+    x of the LiDAR is right, y ahead. The pictures of nuScenes are resized to cover the input, then cut at the
+    top and evenly at the sides.
 
     Returns:
         intrinsics (N, 4, 4), lidar2img (N, 4, 4), both float64, and yaws (N,) in radians, from straight ahead
-        to the left.
+            to the
+        left.
     """
     high, wide = NUSCENES_SIZE
     scale = max(size[0] / high, size[1] / wide)
@@ -251,7 +241,6 @@ def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Return a 4x4 transform that turns about z, then x, then y."""
     turn = np.eye(4)
     turn[:3, :3] = (
         np.array([[math.cos(yaw), -math.sin(yaw), 0], [math.sin(yaw), math.cos(yaw), 0], [0, 0, 1]])

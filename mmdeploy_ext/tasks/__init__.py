@@ -1,30 +1,14 @@
 """The part of a proof that depends on the task of a detector: matching and drawing its results.
 
-A task module, one of these or one of the package that registers a family, has
+A task module, one of these or one of the package that registers a family, has `match_detections(image,
+reference, candidate, *, score_bar=..., ...) -> DetectionRow`, see `matching.match_lists`; `pair_up(reference,
+candidate, ...) -> matching.Pairing` by the same bars; `fit_pair(pair)`, which brings a `results.Pair` to a
+size for drawing; `draw_pair(pair, classes, score_thr=0.3) -> (h, w, 3) uint8 BGR`; `RESULTS`, what results
+are called in tables, and `PLACE`, the title of the column with `worst_distance` or `worst_iou`.
 
-- `match_detections(image, reference, candidate, *, score_bar=..., ...) -> DetectionRow`, which judges the
-  results of one image: `image` is its name, `reference` what PyTorch found, `candidate` what an engine found
-  (`Detections`, `Detections3D`, `Instances` or a panoptic map); the keywords are the limits of a pair that
-  counts as equal, in this package called bars, the score threshold, and `tied`. `matching.match_lists`
-  explains them,
-- `pair_up(reference, candidate, ...) -> matching.Pairing`, which pairs two lists of results by the same bars,
-- `fit_pair(pair) -> results.Pair`, which brings an image and its two lists of results, a `results.Pair`, to a
-  size for drawing (masks, and boxes beside them, stay as they are: drawing resizes masks),
-- `draw_pair(pair, classes, score_thr=0.3) -> (h, w, 3) uint8 BGR`, which draws both lists,
-- `RESULTS`, what results are called in tables, such as 'boxes', and `PLACE`, the title of the column with
-  `DetectionRow.worst_distance` or `worst_iou`, such as 'worst IoU'.
-
-To prove files of float16 or INT8 it needs
-
-- `half_bars(bars) -> dict`, the bars of `pair_up` by keyword, from the `half_bars.HalfBars` of a precision,
-- `half_text(bars) -> str`, the same in words, but for the bar of scores, which `HalfBars.text` adds.
-
-It may have
-
-- `ONE_TO_ONE`, arguments of `match_detections` for results that two codes make of one file's tensors,
-- `SAME_LOGITS_SCORE_BAR`, the `score_bar` of `match_detections` if both sides decode the same logits.
-
-`mask` is the task of instance masks without boxes, `boxed_mask` that of boxes with masks.
+For float16 or INT8 it needs `half_bars(bars) -> dict`, the bars of `pair_up` by keyword, and `half_text(bars)
+-> str`. It may have `ONE_TO_ONE`, arguments of `match_detections` for results of one file's tensors, and
+`SAME_LOGITS_SCORE_BAR`, its `score_bar` if both sides decode the same logits.
 """
 
 from __future__ import annotations
@@ -48,15 +32,9 @@ NEEDED_BY_HALF = ('half_bars', 'half_text')
 
 
 def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
-    """Return the module of a task.
+    """Return the module of a task: a key of `TASKS`, or the dotted name of another module.
 
-    Args:
-        name: a key of `TASKS`, or the dotted name of another module, as `Family.task` of detectors states it.
-        needed: names that it must have.
-
-    Raises:
-        ConfigError: there is no such module, or it lacks a name of `needed`.
-        ModuleNotFoundError: a module that it imports is missing; other errors of its code are not caught.
+    ConfigError: there is no such module, or it lacks a name of `needed`.
     """
     try:
         module = importlib.import_module(TASKS.get(name, name))

@@ -1,9 +1,7 @@
 """The task of boxes in images in a proof: match by class and IoU, draw both engines side by side.
 
-Functions and names are those of every task, see `tasks/__init__.py`. A proof compares graphs (level
-1), tensors (level 2) and results (level 3); this is for results. The reference is PyTorch, the candidate an
-engine; boxes are xyxy in pixels of the same image; bars are the limits that a matched pair keeps. Glossary: R
-results of the reference, C of the candidate, P pairs of boxes, h, w size of a picture.
+Functions and names are those of every task, see `tasks/__init__.py`. Boxes are xyxy in pixels of the
+same image. R results of the reference, C of the candidate, P pairs of boxes.
 """
 
 from __future__ import annotations
@@ -24,10 +22,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Pair
 
 RESULTS, PLACE = 'boxes', 'worst IoU'
-"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
+"""Titles of columns in tables."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
-that of the IoU in words."""
+"""Bars of files in float16 or INT8, as keywords of `match_detections` and in words."""
 IOU_BAR = 0.999
 """Smallest IoU of a matched pair."""
 SCORE_BAR = 1e-4
@@ -38,32 +35,25 @@ SAME_LOGITS_SCORE_BAR = 1e-5
 """Largest score difference of a matched pair if both sides have the same logits."""
 CORNER_EPS = 5e-3
 """Pixels. Boxes that agree this closely in x are only compared in y, and the other way round; if they agree
-in both, their IoU is 1. A sliver at a border has no area to measure, and its corners are rounded as those of
-the large box that was clipped to it. Measured, with tensors of both engines within 1e-5: clipped boxes of no
-width were 1.2e-3 pixels apart in y at 384x512 (FPG), one 1.6 pixels wide and 95 high 1.9e-3 in x at 320x448
-(NAS-FPN).
+in both, their IoU is 1. A sliver at a border has no area to measure. Measured, with tensors of both engines
+within 1e-5: clipped boxes of no width were 1.2e-3 pixels apart in y at 384x512 (FPG).
 """
 PAIR_IOU = 0.5
-"""Smallest IoU of two boxes outside the bars that count as one object, which differs too much; the row fails
-with that pair. Of boxes with less, one is missing and the other extra."""
+"""Smallest IoU of two boxes outside the bars that count as one object; of others one is missing, one
+extra.
+"""
 LEGIBLE = 800
 """Pixels. Width of a picture whose labels are legible."""
 
 
 problem = functools.partial(matching.broken_boxes, 'bboxes_xyxy', 4)
-"""(reference, candidate) -> why two lists cannot be compared; '' if they can.
-
-Lists can be if they have as many boxes of 4 columns as scores and labels, and boxes and scores are finite.
-"""
+"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
 
 
 def pair_up(
     reference: Detections, candidate: Detections, iou_bar: float = IOU_BAR, score_bar: float = SCORE_BAR
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is the IoU.
-
-    As many pairs as possible are within the bars (`matched`); the rest is paired by descending IoU, from
-    `PAIR_IOU` on (`outside`). Boxes without a partner are in neither.
 
     Args:
         reference: R boxes that PyTorch found.
@@ -82,20 +72,11 @@ def pair_up(
 match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.05, score_bar=SCORE_BAR
 )
-"""Matches the boxes of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
-
-Boxes of a score below `score_thr` need no partner, those of the engine below `score_thr + score_bar`.
-
-The other arguments are those of `matching.match_lists`: `image`, a name for the row, `reference`,
-`candidate`, ...
-"""
+"""Matches the boxes of an image, see `matching.match_lists`; `iou_bar` is passed on to `pair_up`."""
 
 
 def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
-    """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes.
-
-    Boxes that agree as closely as `CORNER_EPS` says have 1.
-    """
+    """Return the IoU (R, C) of every reference with every candidate box; -1 across classes."""
     boxes, candidate_boxes = (side.bboxes_xyxy.astype(np.float64) for side in (reference, candidate))
     iou = np.full((len(boxes), len(candidate_boxes)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
@@ -119,7 +100,6 @@ def _meet(spans: np.ndarray, candidate_spans: np.ndarray) -> np.ndarray:
 
 
 def _iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
-    """Return the IoU (P,) of P pairs of boxes (4, P); see `CORNER_EPS`."""
     near = np.abs(boxes - candidate_boxes) <= CORNER_EPS
     equal = near[:2] & near[2:]
     lower = np.maximum(boxes[:2], candidate_boxes[:2])
@@ -133,9 +113,7 @@ def _iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
 def fit_pair(pair: Pair) -> Pair:
     """Bring a pair to a size at which its labels are legible, before it is drawn.
 
-    Pictures wider than `LEGIBLE` shrink to it, small ones are enlarged by a whole factor. The results are
-    scaled along by their `scaled`; masks, and boxes beside them, stay, and masks follow when they are drawn,
-    without those boxes.
+    Pictures wider than `LEGIBLE` shrink to it, small ones are enlarged by a whole factor.
     """
     import cv2
 
@@ -158,17 +136,14 @@ def side_by_side(
     draw: Callable[..., np.ndarray],
     **task: Callable[..., Any],
 ) -> np.ndarray:
-    """Draw both lists of a pair side by side, with titles; results that differ are outlined in white.
-
-    These are results without a partner within the bars of float32, see `matching.alone`.
+    """Draw both lists of a pair side by side; results without a partner are outlined in white.
 
     Args:
         pair: the image and both lists.
         classes: names by label.
-        score_thr: results below it are left out, and not counted in the titles.
+        score_thr: results below it are left out.
         draw: `draw_detections` or a function with the same arguments.
-        task: the arguments of `matching.alone`: `problem`, (reference, candidate) -> why they cannot be
-            compared or '', and `pair_by`, (reference, candidate) -> their `Pairing`.
+        task: the arguments of `matching.alone`.
 
     Returns:
         (h + strip, 2w + gap, 3) uint8 BGR.
@@ -186,17 +161,13 @@ def side_by_side(
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Return a picture uint8 BGR with the boxes of both engines side by side, see `side_by_side`.
-
-    `classes` are the names by label; boxes of less than `score_thr` are left out, to keep pictures clear.
-    """
+    """Return a picture uint8 BGR with the boxes of both engines side by side, see `side_by_side`."""
     from mmdeploy_ext.runtime.draw import draw_detections
 
     return side_by_side(pair, classes, score_thr, draw=draw_detections, problem=problem, pair_by=pair_up)
 
 
 def _title_strip(title: str, width: int) -> np.ndarray:
-    """Return a title as a dark strip (h, width, 3) uint8."""
     import cv2
 
     from mmdeploy_ext.runtime.draw import FONT

@@ -1,12 +1,8 @@
 """The task of boxes in 3D in a proof: match by class and place, draw both engines.
 
-Functions and names are those of every task, see `tasks/__init__.py`. A proof compares graphs (level
-1), tensors (level 2) and results (level 3); this is for results.
-
-Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height in metres, yaw in radians, and velocity
-x, y in m/s, in the LiDAR frame. The reference is PyTorch, the candidate an engine; bars are the limits that a
-matched pair keeps. Glossary: R reference detections (rows), C candidate detections (columns), P pairs,
-n boxes.
+Functions and names are those of every task, see `tasks/__init__.py`. Boxes (n, 9) are x, y, z of the
+bottom's centre, length, width, height in metres, yaw in radians, and velocity x, y in m/s, in the LiDAR
+frame. R reference detections (rows), C candidate detections (columns), P pairs.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import DetectionRow
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
-"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""
+"""Titles of columns in tables."""
 SCORE_THR = 0.1
 """Score from which on every result needs a partner; those below are judged over the whole proof."""
 DISTANCE_BAR = 0.01
@@ -42,25 +38,21 @@ SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
 ONE_TO_ONE = dict(distance_bar=1e-4, corner_bar=1e-4, score_bar=1e-5, score_thr=0.0)
 """Arguments of `match_detections` for results of one file's tensors, by two codes."""
 PAIR_DISTANCE = 1.0
-"""Metres; largest distance of two boxes outside the bars that count as one object, which differs too much; a
-row fails with that pair. Of boxes farther apart, one is missing and the other extra."""
+"""Metres; largest distance of two boxes outside the bars that count as one object."""
 
 
 def half_bars(bars: HalfBars) -> dict[str, float]:
-    """Return `distance_bar`, `corner_bar` (m) and `score_bar` of `pair_up` for float16 and INT8 files."""
+    """Return the bars of `pair_up` for float16 and INT8 files."""
     return dict(distance_bar=bars.distance_m, corner_bar=bars.distance_m, score_bar=bars.score)
 
 
 def half_text(bars: HalfBars) -> str:
-    """Return the bar of distances in words, '0.5 m (corners, too)'; `HalfBars.text` adds that of scores."""
+    """Return the bar of distances in words."""
     return f'{bars.distance_m} m (corners, too)'
 
 
 problem = functools.partial(matching.broken_boxes, 'boxes', 9)
-"""(reference, candidate) -> why two lists cannot be compared; '' if they can.
-
-Lists can be if they have as many boxes of 9 columns as scores and labels, and boxes and scores are finite.
-"""
+"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
 
 
 def pair_up(
@@ -72,16 +64,13 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
 
-    Boxes outside the bars are paired up to `PAIR_DISTANCE` (`outside`). Those without a partner are neither
-    there nor in `matched`.
-
     Args:
         reference: R boxes.
         candidate: C boxes.
         distance_bar: metres; largest distance of the centres of a pair.
         score_bar: largest score difference of a pair.
         corner_bar: metres; largest distance of corners, and in m/s of velocities, in place of the bars of
-            float32 for sizes, yaw and velocity; None keeps these.
+            float32 for sizes, yaw and velocity.
     """
     nearness = _nearness(reference, candidate)
     close = np.nonzero(nearness >= -max(distance_bar, PAIR_DISTANCE))
@@ -95,7 +84,6 @@ def pair_up(
 
 
 def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
-    """Return minus the distances (R, C) float64 of centres, and minus infinity between classes."""
     centres, candidate_centres = boxes_centre(reference.boxes), boxes_centre(candidate.boxes)
     nearness = np.full((len(centres), len(candidate_centres)), -np.inf)
     for label in np.unique(reference.labels):
@@ -107,11 +95,7 @@ def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
 
 
 def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs.
-
-    The arguments are those of `matching.iou_figures`: `worst` takes values (P,) of the pairs and returns the
-    largest one of the pairs that count.
-    """
+    """Return fields of a `DetectionRow` and a text on the worst pairs, see `matching.iou_figures`."""
     distance = worst(-pairing.nearness)
     gaps = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
     return dict(worst_distance=distance), f'worst: distance {distance:.2g} m, {gaps}'
@@ -125,25 +109,13 @@ match_lists = functools.partial(
     score_thr=SCORE_THR,
     score_bar=SCORE_BAR,
 )
-"""Matches boxes in the LiDAR frame as `matching.match_lists` does, by the bars `distance_bar` and
-`corner_bar`.
-
-Bars for the centre, the sizes, the yaw and the velocity replace the IoU. The row has its `worst_distance` in
-metres; its `worst_iou` has no meaning and is 1, or 0 if the lists cannot be compared.
-"""
+"""Matches boxes as `matching.match_lists` does; the row has its `worst_distance` in metres."""
 
 
 def match_detections(
     image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
 ) -> DetectionRow:
-    """Match two lists of boxes; the candidate's also has to be in descending order of its scores.
-
-    Args:
-        image: name for the row.
-        reference: detections of PyTorch.
-        candidate: detections of the engine.
-        settings: further keyword arguments of `match_lists`.
-    """
+    """Match two lists of boxes; the candidate's also has to be in descending order of its scores."""
     row = match_lists(image, reference, candidate, **settings)
     return matching.in_order_of_scores(row, candidate.scores)
 
@@ -161,14 +133,7 @@ def _other_gaps(
     pairs: tuple[np.ndarray, np.ndarray],
     corner_bar: float | None = None,
 ) -> list[tuple[str, np.ndarray, float]]:
-    """Return title, largest absolute difference (P,) and bar of sizes, yaw and velocity, or of corners.
-
-    Args:
-        reference: R boxes.
-        candidate: C boxes.
-        pairs: rows (P,) and columns (P,) of those that are measured.
-        corner_bar: see `pair_up`.
-    """
+    """Return title, largest absolute difference (P,) and bar of sizes, yaw and velocity, or of corners."""
     rows, columns = pairs
     difference = reference.boxes.astype(np.float64)[rows] - candidate.boxes.astype(np.float64)[columns]
     gap = np.abs(difference)
@@ -197,13 +162,7 @@ def pair_of(
 ) -> Pair:
     """Return a pair to draw: pictures of a frame's cameras, as the network saw them, or its points.
 
-    Args:
-        frame: the input of both engines.
-        rule: preprocessing rule of the model; its `mean`, `std` and `to_rgb` give the pictures back.
-        title: title of the picture.
-        reference: detections of PyTorch.
-        candidate: detections of the engine.
-        engine: its name.
+    `rule` is the preprocessing rule of the model; its `mean`, `std` and `to_rgb` give the pictures back.
     """
     points, images = getattr(frame, 'points', None), getattr(frame, 'images', None)
     if images is None:
@@ -223,9 +182,7 @@ def fit_pair(pair: Pair) -> Pair:
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
     """Draw both engines' boxes of a pair of at least `score_thr`, ringed in white if they differ.
 
-    Boxes differ that have no partner within the bars of float32, see `matching.alone`.
-
-    `pair` is of `pair_of`, `classes` are names by label. Returns (h, w, 3) uint8 BGR.
+    Returns (h, w, 3) uint8 BGR.
     """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
@@ -240,13 +197,7 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
 def draw_layers(pair: Pair, layers: Sequence[BoxLayer], classes: Sequence[str]) -> np.ndarray:
     """Draw lists of boxes over the pictures or points of a pair, (h, w, 3) uint8 BGR.
 
-    Cameras make a mosaic for each list, and one view from above with all lists. Points alone make the view
-    from above for each list, side by side.
-
-    Args:
-        pair: the pictures or points; its own detections are not drawn.
-        layers: lists of boxes.
-        classes: names by label.
+    Cameras make a mosaic for each list, and one view from above with all lists; points a view for each list.
     """
     from mmdeploy_ext.runtime.draw3d import compare_picture, sweep_picture
 

@@ -19,16 +19,9 @@ DECADES = 8
 
 
 def draw_bev(pair: Pair) -> np.ndarray:
-    """Draw both maps (largest magnitude over the channels) and their difference.
+    """Draw both maps (largest magnitude over the channels) and their difference, (466, 1276, 3) uint8 BGR.
 
-    Args:
-        pair: sample whose results are maps (C, H, W), spconv's as `reference` and the engine's as
-            `candidate`; rows go down. Which of x and y the rows are, the detector decides.
-
-    Returns:
-        (466, 1276, 3) uint8 BGR. The scale is the largest magnitude of both maps, in the cells in which all
-        channels are finite; a cell with NaN or infinity is drawn as brightest. Cells of maps larger than
-        `PANEL` are averaged.
+    The scale is the largest magnitude of both maps; a cell with NaN or infinity is drawn as brightest.
     """
     reference, candidate = (np.abs(side).max(axis=0) for side in (pair.reference, pair.candidate))
     difference = np.abs(pair.reference - pair.candidate).max(axis=0)
@@ -53,7 +46,6 @@ def draw_bev(pair: Pair) -> np.ndarray:
 
 
 def _panel(values: np.ndarray, colours: int, title: str, subtitle: str) -> np.ndarray:
-    """Return one map with its titles; rows of the map go down, its columns to the right."""
     pixels = (255 * np.clip(np.nan_to_num(values, nan=1.0), 0, 1)).astype(np.uint8)
     height, width = pixels.shape
     factor = PANEL / max(height, width)

@@ -1,7 +1,6 @@
-"""Level 3 of a proof for boxes with masks: a pair has to agree in both; draw both engines side by side.
+"""The task of boxes with masks in a proof: a pair has to agree in both; draw both engines side by side.
 
-The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps.
-Functions and names are those of every task, see `__init__.py` of this folder.
+Functions and names are those of every task, see `tasks/__init__.py`.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.matching import Pairing
 
 RESULTS, PLACE = 'masks', 'worst IoU'
-"""Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
+"""Titles of columns in tables."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
-that of the IoU in words."""
+"""Bars of files in float16 or INT8, as keywords of `match_detections` and in words."""
 fit_pair = bbox2d.fit_pair
-"""(pair) -> the pair, its picture shrunk or enlarged so that labels are legible; masks and boxes stay as they
-are, and `draw_pair` resizes the masks."""
+"""Brings the image of a `Pair` to a size for drawing; `draw_pair` resizes the masks."""
 ONE_TO_ONE = dict(mask.ONE_TO_ONE, box_bar=bbox2d.ONE_TO_ONE['iou_bar'])
 """Arguments of `match_detections` for results of one file's tensors, by two codes."""
 SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
@@ -34,10 +31,8 @@ SLIVER = 1.0
 SLIVER_IOU = 0.95
 """Smallest mask IoU if the box is a sliver.
 
-All 28 rows of the mask lie within that pixel: the place moves by a thousandth of a row if a corner moves by
-3e-5 pixels, as tensors within 1e-5 move it. Measured (Mask R-CNN R50 at 320x448): of a box of 215 x 0.9
-pixels, its corners 3e-5 pixels off in y, 3 of 158 pixels were on the other side of the threshold; of masks of
-higher boxes 3 of thousands.
+All 28 rows of the mask lie within that pixel: of a box of 215 x 0.9 pixels, its corners 3e-5 pixels off in y,
+3 of 158 pixels were on the other side of the threshold (Mask R-CNN R50 at 320x448).
 """
 
 
@@ -50,17 +45,12 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
 
-    The `Pairing` has the pairs within the bars (`matched`), and others near enough to be the same object
-    (`outside`), but no results without a partner.
-
     Args:
         reference: boxes with masks that PyTorch found.
         candidate: boxes with masks that the engine found.
-        iou_bar: smallest IoU of masks. If the box of the reference is a sliver, see `SLIVER`, its mask
-            has the bar `SLIVER_IOU` if that is lower.
-        score_bar: largest difference of scores, and of the scores of masks; a list without these has zeros.
-        box_bar: smallest IoU of boxes; None: `bbox2d.IOU_BAR` if `iou_bar` is at least `mask.IOU_BAR`, else
-            that bar.
+        iou_bar: smallest IoU of masks; of a box that is a sliver `SLIVER_IOU` if that is lower.
+        score_bar: largest difference of scores, and of the scores of masks.
+        box_bar: smallest IoU of boxes; None: `bbox2d.IOU_BAR` in float32, else `iou_bar`.
     """
     boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)
     if box_bar is None:
@@ -82,4 +72,4 @@ match_detections = functools.partial(
 )
 """Matches as `mask.match_detections` does, by the thresholds and bars of scores of boxes."""
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
-"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' masks, see `bbox2d.side_by_side`."""
+"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' masks."""

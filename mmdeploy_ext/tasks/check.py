@@ -18,16 +18,10 @@ if TYPE_CHECKING:
 def check_task(task: str, results: Any, compared: Sequence[str] = ()) -> list[str]:
     """Return the differences of results that the matching of a task calls equal, such as 'other scores'.
 
-    The results are matched with themselves, changed: without the best one, with scores of a tenth less, with
-    other labels, and with other values in each array that is named. A test of a task expects [].
+    The results are matched with themselves, changed: without the best one, with other scores, labels, and
+    values of the arrays `compared`. A test of a task expects [].
 
-    Args:
-        task: a name of `TASKS`, or the dotted name of a module.
-        results: results of one image, sweep or frame: a data class of arrays with a row per result, `scores`
-            and `labels` among them, see `Scored`.
-        compared: names of further arrays, of floats or truths, that the matching has to compare.
-
-    DataError: the results are not matched with themselves, such as none.
+    DataError: the results are not matched with themselves.
     """
     match = task_module(task).match_detections
     results = results[np.argsort(-results.scores, kind='stable')]
@@ -42,7 +36,6 @@ def check_task(task: str, results: Any, compared: Sequence[str] = ()) -> list[st
 
 
 def _changed(results: Any, compared: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the name of a change and the results with it."""
     yield 'a missing result', results[1:]
     yield 'other scores', dataclasses.replace(results, scores=results.scores * np.float32(0.9))
     yield 'other labels', dataclasses.replace(results, labels=results.labels + 1)

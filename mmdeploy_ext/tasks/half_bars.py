@@ -39,15 +39,13 @@ class HalfBars:
     """Bars that results in less than float32 are judged by.
 
     Attributes:
-        cosine: smallest cosine of every output, from which the bar of its norm follows (`norm_bar`).
+        cosine: smallest cosine of every output; the bar of its norm follows (`norm_bar`).
         iou: smallest IoU of a matched pair, boxes or masks in images.
-        distance_m: largest distance of the centres and of the corners of a matched pair, boxes in 3D; and, in
-            m/s, largest difference of their velocities; in `families/monocular`, instead of corners, of
-            sizes, and of yaws in radians. Why corners: of a PointPillars in INT8, whose mAP is 0.021 lower,
-            11 of 81 boxes matched with the bars of float32 for sizes and headings, and 259 of 290 by corners.
+        distance_m: largest distance of centres and corners of a matched pair of boxes in 3D, and difference
+            of velocities in m/s. Corners: a PointPillars in INT8 matched 11 of 81 boxes by sizes and
+            headings, and 259 of 290 by corners.
         score: largest score difference of a matched pair.
-        match_rate: smallest share of the results of a proof that are matched within these bars; of each image
-            the longer of both lists counts.
+        match_rate: smallest share of the results of a proof that are matched, of the longer of both lists.
         metric: largest difference of a data-set metric in 0..1.
     """
 
@@ -59,14 +57,13 @@ class HalfBars:
     metric: float = METRIC
 
     def of_task(self, task: str) -> dict[str, float]:
-        """Return the keyword arguments of `match_detections` of a task, a name that `task_module` takes."""
+        """Return the keyword arguments of `match_detections` of a task."""
         return task_module(task, NEEDED_BY_HALF).half_bars(self)
 
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
-        """Return the rows; those that could be compared are judged by `out_of_bars`, not by a tolerance.
+        """Return the rows, judged by `out_of_bars` and not by a tolerance.
 
-        The cosine of indices says nothing: a row with the tolerance 0, as of whole numbers, keeps its own
-        verdict (see `compare_tensors`).
+        Rows with the tolerance 0, as of whole numbers, keep their verdict: a cosine of indices says nothing.
         """
         judged = []
         for row in rows:
@@ -77,15 +74,10 @@ class HalfBars:
         return judged
 
     def matched_rows(self, reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
-        """Return rows with the cosines of upright boxes, masks and scores of an image's matched results.
+        """Return rows with the cosines of boxes, masks and scores of an image's matched results.
 
-        What both sides lack has no row; what only one lacks has a failing one.
-
-        Their norms are not judged: the bars of a pair are bars of size, and the norm of few scores moves by
-        more than `norm_bar` within the score bar.
-
-        `pairs` is index in `reference`, PyTorch's results -> index in `candidate`, the file's; without pairs
-        there are no rows.
+        Norms are not judged: the norm of few scores moves by more than `norm_bar` within the score bar.
+        `pairs` is index in the reference -> index in the candidate.
         """
         if not pairs:
             return []
@@ -101,7 +93,7 @@ class HalfBars:
         return self.judge([dataclasses.replace(row, norm_ratio=None) for row in rows])
 
     def text(self, task: str) -> str:
-        """Return the bars in words; `task` is a name that `task_module` takes."""
+        """Return the bars of a task in words."""
         place = task_module(task, NEEDED_BY_HALF).half_text(self)
         return (
             f'{tensor_text(self.cosine)}, {100 * self.match_rate:g} % of the results matched within {place} '
@@ -112,20 +104,14 @@ class HalfBars:
 def norm_bar(cosine: float) -> float:
     """Return the largest relative difference of an output's norm from the reference's.
 
-    A constant factor does not change a cosine. So the size may be off by as much as the direction may: two
-    vectors of one norm and this cosine c are sqrt(2 (1 - c)) of their norm apart, 0.0447 in float16 and 0.2
-    in INT8. Right files are far within: the norms of CenterPoint, MVXNet and a sparse backbone in float16
-    are off by at most 0.0005, those of PointPillars in INT8 by 0.007.
+    The size may be off by as much as the direction: two vectors of one norm and cosine c are sqrt(2 (1 - c))
+    of their norm apart, 0.0447 in float16 and 0.2 in INT8.
     """
     return math.sqrt(2 * (1 - cosine))
 
 
 def out_of_bars(row: TensorRow, cosine: float) -> str:
-    """Return why a row that could be compared is not within a smallest cosine and its `norm_bar`, or ''.
-
-    A reference of zeros has no ratio of norms if the candidate is other than that: their cosine is 0 then, 1
-    if both are zeros. Of a single number the cosine is only the sign, and the norm judges the value.
-    """
+    """Return why a row is not within a smallest cosine and its `norm_bar`, or ''."""
     if row.cosine is None or not row.cosine >= cosine:
         return f'cosine {row.cosine or 0:.6f} below {cosine}'
     if row.norm_ratio is not None and not abs(row.norm_ratio - 1) <= norm_bar(cosine):
@@ -135,7 +121,7 @@ def out_of_bars(row: TensorRow, cosine: float) -> str:
 
 
 def tensor_text(cosine: float) -> str:
-    """Return the bars of `out_of_bars` in words; `cosine` is the smallest that passes."""
+    """Return the bars of `out_of_bars` in words."""
     return f'cosine of every output at least {cosine} and its norm within {100 * norm_bar(cosine):.3g} %'
 
 

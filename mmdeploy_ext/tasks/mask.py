@@ -1,10 +1,7 @@
 """The task of instance masks in a proof: match by class and mask IoU, draw both engines side by side.
 
-Functions and names are those of every task, see `tasks/__init__.py`. A proof compares graphs (level
-1), tensors (level 2) and results (level 3); this is for results. The reference is PyTorch, the candidate an
-engine; bars are the limits that a matched pair keeps. Masks are bool, in pixels of the original image; of
-other dtypes every value but 0 is a pixel of the mask.
-Glossary: R reference instances (rows), C candidate instances (columns), P pixels.
+Functions and names are those of every task, see `tasks/__init__.py`. Masks are bool, in pixels of the
+original image. R reference instances (rows), C candidate instances (columns), P pixels.
 """
 
 from __future__ import annotations
@@ -24,10 +21,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Pair
 
 RESULTS, PLACE = 'masks', 'worst IoU'
-"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
+"""Titles of columns in tables."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
-that of the IoU in words."""
+"""Bars of files in float16 or INT8, as keywords of `match_detections` and in words."""
 IOU_BAR = 0.98
 """Smallest mask IoU of a matched pair, in float32."""
 SCORE_BAR = 1e-3
@@ -35,14 +31,13 @@ SCORE_BAR = 1e-3
 ONE_TO_ONE = dict(iou_bar=IOU_BAR, score_bar=1e-5, score_thr=0.0)
 """Arguments of `match_detections` for results of one file's tensors, by two codes."""
 FLIPPED_PIXELS = 2
-"""Overlapping masks that differ in no more pixels count as equal: values at the threshold round to either
-side."""
+"""Overlapping masks that differ in no more pixels are equal: values at the threshold round either way."""
 PIXELS_AT_ONCE = 1 << 14
-"""Pixels of each mask that are multiplied at once, so few that their copies in float32 stay in the caches."""
+"""Pixels of each mask that are multiplied at once, so that their copies stay in the caches."""
 PAIR_IOU = 0.5
-"""Smallest IoU of two masks outside the bars that count as one object, which differs too much; in
-float32 the row fails with that pair, if its scores count. Of masks with less, one is missing and the other
-extra."""
+"""Smallest IoU of two masks outside the bars that count as one object; of others one is missing, one
+extra.
+"""
 
 
 def problem(reference: Instances, candidate: Instances) -> str:
@@ -66,14 +61,8 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks.
 
-    As many pairs as possible are within the bars (`matched`); the rest is paired by descending IoU, from
-    `PAIR_IOU` on (`outside`). Instances without a partner are in neither.
-
-    Args:
-        reference: instances that PyTorch found.
-        candidate: instances that an engine found.
-        iou_bar: smallest IoU of a pair within the bars.
-        score_bar: largest difference of its scores.
+    `iou_bar` and `score_bar` are the smallest IoU and the largest difference of scores of a pair within the
+    bars.
     """
     iou = class_iou(reference, candidate)
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
@@ -82,26 +71,17 @@ def pair_up(
 match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.1, score_bar=SCORE_BAR
 )
-"""Matches the instances of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
-
-The other arguments are those of `matching.match_lists`: `image`, a name for the row, `reference`,
-`candidate`, ...
-"""
+"""Matches the instances of an image, see `matching.match_lists`; `iou_bar` is passed on to `pair_up`."""
 fit_pair = bbox2d.fit_pair
-"""Brings the image of a `Pair` to a size for drawing, smaller or larger; masks stay, and `draw_pair` resizes
-them."""
+"""Brings the image of a `Pair` to a size for drawing; masks stay, and `draw_pair` resizes them."""
 
 
 def draw_pair(
     pair: Pair, classes: Sequence[str], score_thr: float = 0.3, *, pair_by: Callable[..., Pairing] = pair_up
 ) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 BGR of the masks of both engines side by side, PyTorch's on the left.
+    """Return a picture (h, w, 3) uint8 BGR of the masks of both engines side by side.
 
-    Args:
-        pair: an image and the results of both engines for it.
-        classes: names by label.
-        score_thr: smallest score of what is drawn; higher than that of the matching, to keep pictures clear.
-        pair_by: pairs the results; those without a partner within its bars are marked.
+    Results without a partner by `pair_by` are marked.
     """
     from mmdeploy_ext.runtime.draw import draw_instances
 
@@ -110,10 +90,9 @@ def draw_pair(
 
 
 def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
-    """Return the IoU (R, C) float64 of every reference with every candidate mask; -1 across classes.
+    """Return the IoU (R, C) of every reference with every candidate mask; -1 across classes.
 
-    Two empty masks have IoU 1, and so have masks that overlap and differ in `FLIPPED_PIXELS` at most; an
-    empty mask and one of a single pixel have 0.
+    Two empty masks have IoU 1, and so have masks that overlap and differ in `FLIPPED_PIXELS` at most.
     """
     iou = np.full((len(reference), len(candidate)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
@@ -134,11 +113,6 @@ def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
 
 
 def _overlaps(masks: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Return the number of common pixels (R, C) float64 of masks (R, P) and (C, P).
-
-    Slices of P are multiplied one after the other: a complete copy in float32 would be written to memory
-    first, four times as large as the masks.
-    """
     overlap = np.zeros((len(masks), len(candidates)))
     for start in range(0, masks.shape[1], PIXELS_AT_ONCE):
         pixels = slice(start, start + PIXELS_AT_ONCE)

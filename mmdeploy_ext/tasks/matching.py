@@ -1,9 +1,7 @@
 """One-to-one matching of two lists of results, whatever "near" means to the task; judgement of all together.
 
-Every task matches by `match_lists`: `pair_lists` pairs two lists, and results without a partner are counted.
-The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps.
-
-Glossary: R reference results (rows), C candidate results (columns).
+The reference is PyTorch, the candidate an engine; bars are the limits of a matched pair. R reference results
+are rows, C candidate results are columns.
 """
 
 from __future__ import annotations
@@ -28,9 +26,8 @@ class Pairing:
     """The P pairs of reference results (rows) and candidate results (columns).
 
     Attributes:
-        nearness: (P,) float64 of the pairs in `matched`, then in `outside`, in their order; larger is nearer:
-            an IoU, or minus a distance.
-        gaps: 'score', and further titles of a task -> (P,) float64 absolute differences of the same pairs.
+        nearness: (P,) float64 of the pairs in `matched`, then `outside`: an IoU, or minus a distance.
+        gaps: 'score', and further titles of a task -> (P,) absolute differences of the same pairs.
         matched: row -> column of the pairs within the bars.
         outside: row -> column of the other pairs that are near enough to be the same object.
     """
@@ -42,32 +39,25 @@ class Pairing:
 
 
 MAX_WIDTH = 64
-"""Outputs with longer rows, such as masks, are not used to recognise rows by `in_order_of`; they follow the
-others. If all outputs are that wide, the rows stay in their order."""
+"""Outputs with longer rows, such as masks, are not used to recognise rows, see `in_order_of`."""
 MAX_LISTED = 20
 """Number of results without a partner of which a row keeps a line each."""
 
 
 def overlap_bars(bars: HalfBars) -> dict[str, float]:
-    """Return `iou_bar` and `score_bar` of a task whose results are matched by IoU, for float16 and INT8.
-
-    They are arguments of its `match_detections`.
-    """
+    """Return the bars of tasks that match by IoU as keyword arguments of `match_detections`."""
     return dict(iou_bar=bars.iou, score_bar=bars.score)
 
 
 def overlap_text(bars: HalfBars) -> str:
-    """Return the bar of the IoU in words, 'IoU 0.98'; `HalfBars.text` adds that of scores."""
+    """Return the bar of the IoU in words."""
     return f'IoU {bars.iou}'
 
 
 def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
     """Return fields of a `DetectionRow` and a text on the worst pairs, for a nearness that is an IoU.
 
-    Args:
-        pairing: the pairs of both lists.
-        worst: takes values (P,) and a default, and returns the largest one of the pairs that count, or the
-            default.
+    `worst(values, default)` returns the largest of values (P,) among the pairs that count.
     """
     iou = -worst(-pairing.nearness, -1.0)
     text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
@@ -89,33 +79,23 @@ def match_lists(
 ) -> DetectionRow:
     """Match two lists of results one to one, within a class, whatever their order.
 
-    The matching within the bars is of maximum size, so that equal results without NMS cannot be paired the
-    wrong way round. Every reference result of at least `score_thr` has to be matched, also by a candidate
-    just below it. Every candidate of at least `score_thr + score_bar` needs a partner among all reference
-    results, those below included. So a score that crosses the threshold by rounding is no false alarm.
-
-    Results of lower scores are only counted (`low`, `low_alone`); `totals` judges them together.
+    The matching within the bars is of maximum size, so that equal results cannot be paired the wrong way
+    round. Every reference result of at least `score_thr` needs a partner, and every candidate of at least
+    `score_thr + score_bar`: a score that crosses the threshold by rounding is no false alarm. Results of
+    lower scores are only counted.
 
     Args:
-        image: name for the row.
-        reference: results of the unpatched model, an object with `scores` (R,) and `labels` (R,).
-        candidate: results of the engine on trial, an object with `scores` (C,) and `labels` (C,).
-        problem: function of the task: (reference, candidate) -> why two lists cannot be compared at all, ''
-            if they can.
-        pair_by: function of the task: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
-        figures: function of the task that returns fields of the row and a text on the worst pairs; its
-            arguments and results are those of `iou_figures`.
-        score_thr: score from which on results need a partner, see above.
+        image: title of the row.
+        reference: results with `scores` (R,) and `labels` (R,).
+        candidate: results with `scores` (C,) and `labels` (C,).
+        problem: (reference, candidate) -> why two lists cannot be compared at all, or ''.
+        pair_by: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
+        figures: as `iou_figures`.
+        score_thr: score from which on results need a partner.
         score_bar: largest score difference of a matched pair.
-        tied: returns which results without a partner within the bars are one choice among equal scores, as
-            pairs of a row and a column, or follow from one (the other is None). They are listed as `excused`,
-            and pairs count as matched. Its
-            arguments are the rows and the columns without any partner, and row -> column of the pairs outside
-            the bars. None: there are no choices.
+        tied: (rows and columns without any partner, row -> column of the pairs outside the bars) -> which of
+            them are one choice among equal scores, or follow from one (then one of the pair is None).
         bars: further keyword arguments of `pair_by`.
-
-    Returns:
-        The row. No results on both sides pass with `matched` 0; `totals` judges whether anything was matched.
     """
     if why := problem(reference, candidate):
         count, candidate_count = len(reference.scores), len(candidate.scores)
@@ -192,7 +172,6 @@ def match_lists(
 
 
 def _one(results: Any, index: int) -> str:
-    """Return label and score of one of the results, in words."""
     return f'class {int(results.labels[index])} at {float(results.scores[index]):.6f}'
 
 
@@ -211,10 +190,10 @@ def pair_lists(
         reference: with `scores` (R,).
         candidate: with `scores` (C,).
         near: (R, C) bool, whether a pair is near enough to match.
-        nearness: (R, C), larger is nearer, see `Pairing`; below `floor` between classes.
+        nearness: (R, C), larger is nearer; below `floor` between classes.
         floor: smallest nearness of a pair outside the bars.
         score_bar: largest score difference of a match.
-        other_gaps: title, differences (R, C) and bar of each further value that the task measures.
+        other_gaps: title, differences (R, C) and bar of each further value.
     """
     gaps = [('score', score_gaps(reference.scores, candidate.scores), score_bar), *other_gaps]
     allowed = np.logical_and.reduce([near, *(gap <= bar for _, gap, bar in gaps)])
@@ -225,15 +204,9 @@ def pair_lists(
 
 
 def pair_within_labels(reference: Any, candidate: Any, pair: Callable[[Any, Any], Pairing]) -> Pairing:
-    """Pair two lists label by label: of thousands of results of hundreds of labels all pairs are gigabytes.
+    """Pair two lists label by label: all pairs of thousands of results are gigabytes.
 
-    Args:
-        reference: R results with `labels` (R,), of which an array of indices chooses some.
-        candidate: C results of the same kind.
-        pair: pairs a part of both lists, all of one label, with `pair_lists`; never results of two labels.
-
-    Returns:
-        What `pair` returns of both complete lists.
+    `pair` is called with the results of one label of each side, which an array of indices chooses.
     """
     if len(np.union1d(reference.labels, candidate.labels)) < 2:
         return pair(reference, candidate)
@@ -300,12 +273,9 @@ def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.nda
 
 
 def nearest_pairs(nearness: np.ndarray, matched: dict[int, int], floor: float) -> dict[int, int]:
-    """Return row -> column of the results that have no partner yet, paired by descending nearness.
+    """Return row -> column of the results without a partner, paired by descending nearness.
 
-    Args:
-        nearness: (R, C).
-        matched: row -> column of those that have a partner.
-        floor: smallest nearness of a pair.
+    `nearness` is (R, C); below `floor` nothing is paired.
     """
     free = nearness >= floor
     free[list(matched.keys())] = False
@@ -348,17 +318,15 @@ def in_order_of(
 ) -> dict[str, np.ndarray]:
     """Return outputs whose rows are in the order of the reference's, if each row has an equal partner.
 
+    Outputs stay as they are if their numbers of rows differ, one of `names` is absent, or a row has no
+    partner.
+
     Args:
         reference: output -> array (R, ...).
         outputs: output -> array (R, ...) of numbers or booleans.
-        names: names of the outputs whose rows belong together; the others stay as they are.
-        rtol: allowed difference of two equal rows, relative to the largest value of an output in the
-            reference; outputs that are no floats have to be equal.
-        atol: output of floats -> difference that is allowed however small its values are; None: 0 for all.
-
-    Returns:
-        The outputs as they are if their numbers of rows differ, one of `names` is absent, a row has no
-        partner (as one with NaN), or the rows are in order already.
+        names: names of the outputs whose rows belong together.
+        rtol: allowed difference of floats, relative to the largest value of an output in the reference.
+        atol: output -> difference that is allowed however small its values are.
     """
     counts = {side[name].shape[:1] for side in (reference, outputs) for name in names if name in side}
     if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
@@ -391,10 +359,7 @@ def in_order_of(
 def broken_boxes(name: str, columns: int, *sides: Any) -> str:
     """Return why two lists of boxes cannot be compared; '' if they can.
 
-    Args:
-        name: attribute of a list with its boxes.
-        columns: number of values of a box.
-        sides: the reference and the candidate, with boxes (n, columns), `scores` (n,) and `labels` (n,).
+    Each side has `scores` (n,), `labels` (n,) and, as the attribute `name`, boxes (n, columns).
     """
     for side, results in zip(('reference', 'candidate'), sides, strict=True):
         boxes, scores, labels = getattr(results, name), results.scores, results.labels
@@ -411,11 +376,7 @@ def broken_boxes(name: str, columns: int, *sides: Any) -> str:
 def alone(
     pair: Pair, problem: Callable[[Any, Any], str], pair_by: Callable[..., Pairing]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each side which results (n,) bool have no partner within the bars on the other.
-
-    `problem` and `pair_by` are those of `match_lists`, and the bars are the defaults of `pair_by`, those of
-    float32. All results are alone if there is a problem.
-    """
+    """Return for each side which results (n,) bool have no partner within the bars of float32."""
     lonely = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
     if not problem(pair.reference, pair.candidate):
         matched = pair_by(pair.reference, pair.candidate).matched
@@ -425,22 +386,17 @@ def alone(
 
 
 MIN_MATCHED = 10
-"""Minimum number of matched results in a whole proof; fewer may be chance.
-
-Measured on demo/toy.jpg: 14 to 300 per input with the toys, 100 to 300 with seeded full-size models.
-"""
+"""Smallest number of matched results of a proof; inputs of the toys have 14 to 300."""
 MIN_INPUTS = 3
-"""Minimum number of inputs (frames, sweeps) with a matched result; all inputs if there are fewer."""
+"""Smallest number of inputs (frames, sweeps) with a matched result; all inputs if there are fewer."""
 MAX_LOW_ALONE_SHARE = 0.005
-"""Largest share of results below the score threshold of level 3 that may lack a partner."""
+"""Largest share of the results below the score threshold that may lack a partner."""
 ALLOWED_LOW_ALONE = 2
-"""Number of such results that may always lack a partner: on each side one whose partner is just below the
-threshold of its list, or behind its cut."""
+"""Number of such results that may always lack a partner: one on each side, behind a cut."""
 MAX_ALONE_SHARE = 0.005
 """Largest share of the results, of all inputs end to end, that may lack a partner on either side.
 
-Engines round differently, and a decision that depends on it changes a result on either side. The rest of the
-proof does not depend on it: tensors are compared, and results by the file's own tensors are, one to one.
+Engines round differently, and a decision that depends on it changes a result on either side.
 """
 ALLOWED_ALONE = 2
 """Number of results of each side that may always lack a partner."""
@@ -451,13 +407,7 @@ ADVICE_FOR_IMAGES = (
 
 
 def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
-    """Return why these numbers of matched results are no proof; [] if they are enough.
-
-    Args:
-        matched: number of matched results of each input.
-        unit: name of an input: 'input', 'frame', 'sweep'.
-        advice: what the user can do.
-    """
+    """Return why these numbers of matched results, one per input, are no proof; [] if they are enough."""
     total, inputs_with_results = sum(matched), sum(count > 0 for count in matched)
     needed_inputs = min(MIN_INPUTS, len(matched))
     if total >= MIN_MATCHED and inputs_with_results >= needed_inputs:
@@ -472,14 +422,12 @@ def accept_few_alone(cases: Sequence[Case], share: float = MAX_ALONE_SHARE) -> t
     """Let rows of results pass if over all cases few results have no partner end to end.
 
     Args:
-        cases: all cases of a proof in float32; rows that could not be compared fail as before, and so do
-            those by the file's own tensors.
-        share: largest share of the results of PyTorch, if the file's own tensors give the file's results one
-            to one in every case; else it is `MAX_ALONE_SHARE`.
+        cases: all cases of a proof in float32; rows that could not be compared fail as before.
+        share: largest share of PyTorch's results, if the file's own tensors give the file's results one to
+            one in every case; else it is `MAX_ALONE_SHARE`.
 
     Returns:
-        The cases, and a line for each result without a partner that is accepted; the unchanged cases and []
-        if there are too many, or none.
+        The cases, and a line for each result that is accepted.
     """
     lines: list[str] = []
     found = [case for case in cases if case.detections]
@@ -503,7 +451,6 @@ def accept_few_alone(cases: Sequence[Case], share: float = MAX_ALONE_SHARE) -> t
 
 
 def _accepted(row: DetectionRow) -> DetectionRow:
-    """Return a row that passes if nothing but results without a partner is wrong with it."""
     is_alone = not row.broken and (row.missing or row.extra or row.outside)
     return dataclasses.replace(row, passed=True) if is_alone else row
 
@@ -517,12 +464,9 @@ def total_reasons(
 ) -> list[str]:
     """Return why a proof fails beyond single cases; [] if it does not.
 
-    Nothing was compared or found; or, if no case failed, too little was matched, or, in float32, too many
-    below the score threshold have no partner.
-
     Args:
         cases: all cases of the proof.
-        precision: 'fp32', 'fp16', 'bf16' or 'int8', by whose bars the cases were judged.
+        precision: 'fp32', 'fp16', 'bf16' or 'int8'.
         unit: name of one input in messages.
         found_in: name of an input with results in messages.
         advice: what the user can do if too few results were matched.
@@ -541,12 +485,7 @@ def total_reasons(
 
 
 def lone_low_results(low: int, alone: int) -> list[str]:
-    """Return why results below the score threshold fail a proof: too many have no partner; else [].
-
-    Args:
-        low: number of results of both sides below the score threshold of level 3, see `DetectionRow.low`.
-        alone: number of those without a partner on the other side.
-    """
+    """Return why results below the score threshold fail a proof: too many have no partner; else []."""
     if alone <= max(ALLOWED_LOW_ALONE, MAX_LOW_ALONE_SHARE * low):
         return []
     return [

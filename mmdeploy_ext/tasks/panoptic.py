@@ -1,8 +1,6 @@
 """The task of panoptic maps in a proof: segments are matched one to one, by class, number and IoU.
 
-Functions and names are those of every task, see `tasks/__init__.py`. The reference is PyTorch, the
-candidate an engine; bars are the limits that a matched pair keeps. `fit_pair` is that of `mask`: it scales
-the image and leaves the segments, which `draw_pair` resizes.
+Functions and names are those of every task, see `tasks/__init__.py`.
 """
 
 from __future__ import annotations
@@ -34,10 +32,9 @@ __all__ = [
 ONE_TO_ONE = mask.ONE_TO_ONE
 """Arguments of `match_detections` for results of one file's tensors, by two codes."""
 RESULTS, PLACE = 'segments', 'worst IoU'
-"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
+"""Titles of columns in tables."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""Functions of the `HalfBars` of files in float16 or INT8: these bars as keywords of `match_detections`, and
-that of the IoU in words."""
+"""Bars of files in float16 or INT8, as keywords of `match_detections` and in words."""
 
 
 def pair_up(
@@ -48,17 +45,8 @@ def pair_up(
 ) -> Pairing:
     """Pair the segments of two maps one to one, within a class; the nearness is the IoU of their pixels.
 
-    A pair within the bars has the same id, that is class and number, in both maps. A thing that one map
-    lacks is in all numbers behind it, so that these are compared without it, see `numbers_of_both`: it is one
-    difference, not one for each thing behind it. With an `iou_bar` below that of float32, as for files in
-    less than float32, the numbers may differ. Pairs outside the bars have at least the IoU `mask.PAIR_IOU`;
-    segments without a partner are in no pair.
-
-    Args:
-        reference: segments of PyTorch's map.
-        candidate: segments of an engine's map.
-        iou_bar: smallest IoU of a pair within the bars.
-        score_bar: largest difference of its scores, which segments have alike.
+    In float32 a pair within the bars has the same class and number in both maps; a thing that one map lacks
+    is one difference, not one for each thing behind it, see `numbers_of_both`.
     """
     iou = mask.class_iou(reference, candidate)
     near = iou >= iou_bar
@@ -73,8 +61,7 @@ def numbers_of_both(
     """Return the numbers (R,) and (C,) of two maps' segments, without the things that one map alone has.
 
     From the number of a thing the number of things before it that the other map lacks is subtracted; stuff
-    has 0. Segments of a map share no pixel, so that two with more than half of their pixels in common are the
-    same in both. `iou` (R, C) is that of `mask.class_iou`: -1 for segments of two classes.
+    has 0. Segments of a map share no pixel: two with more than half of their pixels in common are the same.
     """
     in_both = iou > mask.PAIR_IOU
     numbers = []
@@ -86,6 +73,6 @@ def numbers_of_both(
 
 
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
-"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' segments, see `mask.draw_pair`."""
+"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' segments."""
 match_detections = functools.partial(mask.match_detections, pair_by=pair_up)
 """Matches the segments of two maps as `mask.match_detections` does."""

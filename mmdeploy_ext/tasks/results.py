@@ -23,27 +23,23 @@ if TYPE_CHECKING:
 
 
 AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
-"""Reasons why a graph is not compared with a fresh export: it has just been exported, the user says that it
-was edited on purpose, or it is INT8, which is judged by its outputs."""
+"""Why a graph is not compared with a fresh export; INT8 files are judged by their outputs."""
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
-"""Largest number of differences, rules, methods, lines or parts of code that one text lists of each kind.
-
-The JSON file has all differences; nodes that differ alike, as they read one constant, are one of them.
-"""
+"""Differences, rules, methods or lines that one text lists of each kind; the JSON file has all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphResult:
-    """Level 1 of the graph of one file.
+    """Comparison of the graph of one file with a fresh export.
 
     Attributes:
-        name: name of the graph of a model of frames or sweeps; '' of others, which are one file.
+        name: name of the graph of a model of frames or sweeps; '' if the model is one file.
         nodes: number of nodes of the main graph that are no Constant.
-        equal: whether it is the graph of a fresh export, which computes the same for every input.
-        differences: from the fresh export; there are some if both were compared and are not equal.
-        left_out: why it is not compared, `AS_WRITTEN`, `EDITED` or `QUANTIZED`; '' if it has to be.
+        equal: whether it is the graph of a fresh export.
+        differences: differences from the fresh export.
+        left_out: why it is not compared, `AS_WRITTEN`, `EDITED` or `QUANTIZED`; or ''.
         error: why it cannot be compared.
     """
 
@@ -61,11 +57,7 @@ class GraphResult:
 
     @property
     def text(self) -> str:
-        """The first line of the verdict.
-
-        If it differs, this says how many nodes (or places) do, and lists the first differences, of which one
-        node may have several.
-        """
+        """The line of the verdict; of differences the number of nodes, and the first ones."""
         name = f'{self.name}: ' if self.name else ''
         if self.equal:
             result = f'equal to a fresh export ({self.nodes:,} nodes)'
@@ -89,7 +81,7 @@ def first_lines(texts: Sequence[str], limit: int = SHOWN) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One statement about a file that is true or not (level 1).
+    """One statement about a file that is true or not.
 
     Attributes:
         name: the statement.
@@ -108,9 +100,9 @@ class PreprocessingDifference:
 
     Attributes:
         sample: title of the picture, frame or sweep.
-        name: name of the value, such as 'tensor', 'img_shape', 'lidar2img' or 'input images'.
-        got: the value by the rule in the file's metadata, in words.
-        expected: the value by the config's test pipeline, in words.
+        name: name of the value, such as 'tensor', 'img_shape' or 'lidar2img'.
+        got: the value by the rule in the file, in words.
+        expected: the value by the test pipeline, in words.
     """
 
     sample: str
@@ -120,25 +112,21 @@ class PreprocessingDifference:
 
     @property
     def text(self) -> str:
-        """The difference as one line."""
         return f'{self.sample}: {self.name}: got {self.got}, expected {self.expected}'
 
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessingResult:
-    """Samples as the rule in the file's metadata prepares them, compared with the config's test pipeline.
-
-    Both start from the same files on disk: the pipeline with its own reader, the rule with the one that
-    `mm2onnx run` uses.
+    """Samples prepared by the rule in a file, compared with the config's test pipeline.
 
     Attributes:
         samples: titles of the samples that were compared.
-        unit: name of one sample: 'picture', 'frame' or 'sweep'.
+        unit: 'picture', 'frame' or 'sweep'.
         differences: every value that differs.
-        note: how the pipeline was changed to the options of the file, e.g. 'at 608x608', and which values the
-            samples lack, so that they were not compared.
-        error: why the pipeline or the rule could not run at all.
-        source: name of what the rule is compared with, for the text.
+        note: how the pipeline was changed to the options of the file, e.g. 'at 608x608', and what samples
+            lack.
+        error: why the pipeline or the rule could not run.
+        source: what the rule is compared with.
     """
 
     samples: tuple[str, ...]
@@ -155,7 +143,6 @@ class PreprocessingResult:
 
     @property
     def text(self) -> str:
-        """The line of the verdict."""
         pipeline = f'{self.source} {self.note}'.strip()
         if self.error:
             return f'not compared with {pipeline}: {self.error}'
@@ -170,38 +157,26 @@ class PreprocessingResult:
 
 @dataclasses.dataclass(frozen=True)
 class DetectionRow:
-    """Detections of one image or frame, ONNX against PyTorch, matched by class and place (level 3).
+    """Detections of one image or frame, ONNX against PyTorch, matched by class and place.
 
-    The reference is PyTorch, the candidate the engine that runs the file; bars are the limits that a pair has
-    to keep, such as the bar of scores for their difference.
+    Bars are the limits of IoU (or distance) and score difference that a pair has to keep.
 
     Attributes:
-        image: title of the row, such as the name of the image.
-        reference: number of detections of the reference at or above the score threshold.
-        matched: number of those that have a partner of their class with IoU (or distance) and score
-            difference within the bars.
-        missing: number of those without any partner.
-        extra: number of detections of the candidate without a partner, of those that are above the score
-            threshold by the bar of scores or more.
-        worst_iou: smallest IoU of a pair that counts; 1.0 when there is none, also of tasks that match by
-            distance. Pairs count if one side does as `outside` says.
-        worst_score: largest score difference of a pair that counts; 0.0 when there is none.
-        passed: whether the results could be compared, nothing is missing, nothing extra, and all pairs are
-            within the bars. Below float32 it is True of all that could be compared if the share of matched
-            results of all cases passes, see `half_precision.accept_rate`.
-        reason: what is missing, extra or outside, or why it failed otherwise; '' if nothing is wrong.
-        outside: number of pairs of one class whose IoU, distance or score difference is outside the bars, of
-            those whose reference is counted in `reference`, or whose candidate is as high as `extra` asks.
-        worst_distance: largest distance of a pair that counts, of tasks that match by distance (metres of
-            boxes in 3D), 0.0 when there is none; None of those that match by IoU, and of a `broken` row.
-        broken: whether the results could not be compared at all, which fails: `reference` and
-            `missing` are then all results of PyTorch, `extra` all of the engine, `worst_iou` is 0 and
-            `worst_score` 1.
-        low: number of results of both sides below the score threshold, which are judged over the whole proof;
-            of the candidate's also those above it by less than the bar of scores.
-        low_alone: number of those without a partner within the bars.
-        alone: a line for each result without a partner within the bars, of those that count; of many the
-            first.
+        image: title of the row.
+        reference: number of PyTorch's detections at or above the score threshold.
+        matched: number of these with a partner within the bars.
+        missing: number of these without a partner.
+        extra: number of the engine's detections without a partner, from the threshold plus the score bar on.
+        worst_iou: smallest IoU of a pair that counts; 1.0 without one, and of tasks that match by distance.
+        worst_score: largest score difference of a pair that counts.
+        passed: whether nothing is missing, extra or outside; below float32 the rate of all cases decides.
+        reason: what is wrong, or ''.
+        outside: number of pairs of one class outside the bars.
+        worst_distance: largest distance of a pair that counts, metres; None of tasks that match by IoU.
+        broken: whether the results could not be compared; all are then missing and extra.
+        low: number of results of both sides below the threshold, judged over the whole proof.
+        low_alone: number of these without a partner within the bars.
+        alone: a line for each of the first results without a partner.
         excused: a line for each pair of results that are one choice among equal scores.
     """
 
@@ -228,17 +203,15 @@ class Case:
     """One input of both engines, and the comparison of their outputs.
 
     Attributes:
-        name: e.g. 'traced input', 'other image', 'other size, batch 2'.
-        input_shape: shape of the input, or of each, as text: '1x3x608x608'; '' if it has none.
+        name: e.g. 'traced input' or 'other size, batch 2'.
+        input_shape: shape of the input as text, '1x3x608x608', or ''.
         traced: whether the exporter saw this input.
-        tensors: level 2 rows (empty for forms whose outputs are results).
-        detections: level 3 rows, one per image.
-        substituted: rows of the results that the user's test path makes of the file's own tensors, against
-            those of the file, one per image; () if the tensors cannot be put in.
-        inner: rows of boxes between the stages of the file, such as proposals, against those that the user's
-            code makes of the file's tensors before; a few may lack a partner.
+        tensors: rows of tensors; none of forms whose outputs are results.
+        detections: rows of results, one per image.
+        substituted: results of the user's test path on the file's own tensors, against those of the file.
+        inner: boxes between the stages of the file, such as proposals, against those of the user's code.
         notes: what the reader should know that is no failure.
-        counts: name of a limit -> the most of what it limits that the input had, see `open_points.py`.
+        counts: name of a limit -> the most that the input had of what it limits.
     """
 
     name: str
@@ -253,36 +226,32 @@ class Case:
 
     @property
     def passed(self) -> bool:
-        """Whether every row passed; True of a case without rows, such as one whose outputs are all empty.
-
-        Outputs that cannot be compared have a row that fails.
-        """
+        """Whether every row passed; True without rows, when all outputs are empty."""
         return all(row.passed for row in (*self.tensors, *self.detections, *self.substituted, *self.inner))
 
     @property
     def failures(self) -> list[str]:
-        """A line for each row that failed: name of the case, of the tensor or image, and the reason."""
+        """A line for each row that failed."""
         rows = [(row.tensor, row) for row in self.tensors] + [(row.image, row) for row in self.detections]
         rows += [(row.image, row) for row in self.inner]
         rows += [(f"{row.image}, by the file's own tensors", row) for row in self.substituted]
         return [f'{self.name}: {title}: {row.reason}' for title, row in rows if not row.passed]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all attributes, and `passed`, in types that `json` writes: dicts, tuples, texts, numbers."""
+        """Return all attributes, and `passed`."""
         return dataclasses.asdict(self) | dict(passed=self.passed)
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
-    """One metric of one data set, by PyTorch and by the ONNX engine (level 5).
+    """One metric of one data set, by PyTorch and by the ONNX engine.
 
     Attributes:
         name: name of the metric, e.g. 'bbox_mAP'.
         reference: value by PyTorch; NaN if it gave none.
         candidate: value by the engine; NaN if it gave none.
         bar: largest absolute difference that passes.
-        passed: whether they differ by no more, or are both NaN, as the data set has no such object; False of
-            the row that stands for a data set of which no metric has a value.
+        passed: whether they differ by no more, or are both NaN.
     """
 
     name: str
@@ -306,40 +275,29 @@ MODE_TITLES = dict(free='free-running', teacher='teacher-forced')
 
 @dataclasses.dataclass(frozen=True)
 class SequenceRow:
-    """One drive through both engines, frame by frame (level 4).
+    """One drive through both engines, frame by frame.
 
     Attributes:
-        mode: 'teacher': before each frame the candidate gets the reference's memory, so that every frame
-            is judged alone, tensors by their tolerances, or below float32 by their cosine; 'free': each keeps
-            its own memory, and tensors only have to be comparable. The detections count in both.
+        mode: 'teacher': before each frame the candidate gets the reference's memory; 'free': each keeps its
+            own, and tensors only have to be comparable.
         frames: number of frames that both engines ran.
         resets: number of times that the reference's memory was emptied after the first frame.
         time_jumps: number of gaps of at least twice the usual one within a scene.
-        reference: number of detections of the reference at or above the score threshold, of all frames.
-        matched: number of those with a partner within the bars.
-        missing: number of those without a partner.
-        extra: as in `DetectionRow`, of all frames.
-        outside: number of pairs outside the bars.
-        match_rate: share of `matched` in the longer of both lists, `reference` or `matched` + `outside` +
-            `extra`; below float32 `outside` counts as matched, too. None when there was nothing to match.
+        reference, matched, missing, extra, outside: counts of `DetectionRow`, of all frames.
+        match_rate: share of `matched` in the longer of both lists; None when there was nothing to match.
         match_bar: smallest rate that passes.
-        worst_distance: largest distance of a pair that counts, metres; None if the task does not measure one.
-        worst_score: largest score difference of a pair that counts, see `DetectionRow`.
-        ties: number of memory rows, and of queries if a memory is chosen anew in every frame, that differ
-            between the engines because scores were equal within rounding; not errors.
+        worst_distance: largest distance of a pair that counts, metres, or None.
+        worst_score: largest score difference of a pair that counts.
+        ties: memory rows and queries that differ because scores were equal within rounding; not errors.
         tied_frames: number of frames with a tie.
-        affected_frames: number of frames whose memory holds rows of a tie, of this or of an earlier frame.
-        taken_over: number of frames after which a free-running candidate went on with the reference's memory,
-            since a tie alone decided which rows were kept.
-        low: number of results of both sides below the score threshold, of all frames, see `DetectionRow`.
-        low_alone: number of those without a partner within the bars.
-        tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
-            run a row fails only if it cannot be compared, as with NaN, another shape or a missing tensor.
+        affected_frames: number of frames whose memory holds rows of a tie.
+        taken_over: frames after which a free-running candidate went on with the reference's memory.
+        low, low_alone: counts of `DetectionRow`, of all frames.
+        tensors: the worst row per column group of the outputs and of the memory.
         reasons: why the run fails; empty when it passes.
-        series: figures of each frame: `name`, `reset`, `gap_s` (seconds since the frame before; None for the
-            first one of a scene), `reference`, `matched` (as in `match_rate`), `extra` and `ties` -> list
-            with an entry per frame; `errors` (largest absolute difference) and `ratios` (the same over
-            its tolerance) -> tensor -> such a list, see `WorstRows.series`.
+        series: figures of each frame, lists with an entry per frame: `name`, `reset`, `gap_s` (None for the
+            first frame of a scene), `reference`, `matched`, `extra`, `ties`; `errors` and `ratios` (error
+            over tolerance) are dicts of tensor -> list.
     """
 
     mode: str
@@ -367,12 +325,10 @@ class SequenceRow:
 
     @property
     def title(self) -> str:
-        """Name of the mode in tables."""
         return MODE_TITLES.get(self.mode, self.mode)
 
     @property
     def passed(self) -> bool:
-        """Whether there is no reason to fail."""
         return not self.reasons
 
 
@@ -382,16 +338,13 @@ class Pair:
 
     Attributes:
         title: title of the sample.
-        background: what results are drawn on: a picture (h, w, 3) uint8 BGR as it was read; those of all
-            cameras (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z
-            first, LiDAR frame; None if the results are dense maps.
-        reference: PyTorch's results: those of the family's task (`Detections` in pixels of the picture,
-            `Detections3D` in the LiDAR frame, ...), or a map (C, H, W).
+        background: a picture (h, w, 3) uint8 BGR; pictures of all cameras (N, h, w, 3); points (P, D) float32
+            in the LiDAR frame; None if the results are dense maps.
+        reference: PyTorch's results of the family's task, or a map (C, H, W).
         candidate: the engine's, of the same type.
         engine: its name in titles.
         lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras; else None.
-        points: (P, D) float32 of the same moment, LiDAR frame, if `background` is pictures of cameras and
-            there are points; else None.
+        points: (P, D) float32 in the LiDAR frame, beside pictures of cameras; else None.
     """
 
     title: str
@@ -404,9 +357,6 @@ class Pair:
 
 
 def failed_detections(title: str, expected: Any, error: Exception) -> DetectionRow:
-    """Return the row of an image, sweep or frame, `title`, for which an error was raised, not detections.
-
-    `expected` are PyTorch's detections, all of which are missing.
-    """
+    """Return the row of an image for which an error was raised; all of PyTorch's are missing."""
     reason = f'no detections: {one_line(error)[:200]}'
     return DetectionRow(title, len(expected), 0, len(expected), 0, 0.0, 1.0, False, reason, broken=True)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.core.distinct import check_distinct
-from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.core.errors import CheckpointError, check_distinct
 from mmdeploy_ext.core.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 

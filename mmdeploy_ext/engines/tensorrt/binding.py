@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.core.typed_json import JsonDataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES, Head
-from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     Suppression,
@@ -20,6 +18,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     limit,
 )
 from mmdeploy_ext.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
+from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES, DenseFacts
 from mmdeploy_ext.runtime.geometry import ious
 
 Candidates = tuple[Tensor | None, ...]
@@ -34,22 +33,15 @@ class DenseBoxPostprocess(nn.Module):
     pairs of one level, boxes are clipped to `img_shape` and divided by `scale_factor` before NMS.
     """
 
-    def __init__(self, config: NmsConfig, head: Head, clip_border: bool = True, cap: int = 0) -> None:
-        """Keep the settings; they become constants of the graph.
+    def __init__(self, facts: DenseFacts, cap: int = 0) -> None:
+        """Keep the facts; they become constants of the graph.
 
-        Args:
-            config: the head's settings of suppression.
-            head: the variant of `get_bboxes`.
-            clip_border: whether boxes are clipped to the image.
-            cap: largest number of candidates that enter the suppression, the best by score, and no more than
-                rows that are chosen of all levels; 0 lets all in. With a cap every shape is constant, and the
-                suppression is written in standard operators.
+        `cap` is the largest number of candidates that enter the suppression, the best by score, and no more
+        than rows that are chosen of all levels; 0 lets all in. With a cap every shape is constant, and the
+        suppression is written in standard operators.
         """
         super().__init__()
-        self.config = config
-        self.head = head
-        self.clip_border = clip_border
-        self.cap = cap
+        self.facts, self.cap = facts, cap
 
     def forward(
         self,
@@ -84,38 +76,38 @@ class DenseBoxPostprocess(nn.Module):
         bboxes, class_scores, factors, labels = (
             None if parts[0] is None else torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)
         )
-        judged = self._ranks(class_scores, factors) if self.head.judged == 'product' else class_scores
-        threshold = self.config.score_thr
-        candidates = judged >= threshold if self.head.inclusive else judged > threshold
-        if self.head.conf_thr > 0:
-            confident = factors >= self.head.conf_thr
+        judged = self._ranks(class_scores, factors) if self.facts.head.judged == 'product' else class_scores
+        threshold = self.facts.score_thr
+        candidates = judged >= threshold if self.facts.head.inclusive else judged > threshold
+        if self.facts.head.conf_thr > 0:
+            confident = factors >= self.facts.head.conf_thr
             candidates = candidates & (confident[..., None] if candidates.dim() == 3 else confident)
-        if self.clip_border:
-            bboxes = clip_to(bboxes, clip_hw, self.head.clip_inset)
+        if self.facts.clip_border:
+            bboxes = clip_to(bboxes, clip_hw, self.facts.head.clip_inset)
         if border is not None:
             bboxes = bboxes - torch.cat([border[:, 1:], border[:, :1]], dim=1).repeat(1, 2)[:, None]
         bboxes = bboxes / scale_factor[:, None]
         scores = self._ranks(class_scores, factors)
         voters = bboxes, scores
-        if self.head.choose in PRIOR_CHOICES:
+        if self.facts.head.choose in PRIOR_CHOICES:
             # a row per (prior, class) pair
             classes = scores.shape[2]
             labels = torch.arange(classes, device=scores.device)
             labels = labels.expand(scores.shape[0], scores.shape[1], -1)
             bboxes = bboxes[:, :, None].expand(-1, -1, classes, -1).flatten(1, 2)
             scores, labels, candidates = (rows.flatten(1) for rows in (scores, labels, candidates))
-        like = scores if factors is None or self.head.choose in PRIOR_CHOICES else factors
+        like = scores if factors is None or self.facts.head.choose in PRIOR_CHOICES else factors
         scores = torch.where(candidates, scores, torch.full_like(like, NO_CANDIDATE))
         suppress = Suppression(
-            self.config.iou_threshold,
-            self.config.max_per_img,
-            self.config.class_agnostic,
-            self.head.suppresses,
-            self.head.inverted,
+            self.facts.iou_threshold,
+            self.facts.max_per_img,
+            self.facts.class_agnostic,
+            self.facts.head.suppresses,
+            self.facts.head.inverted,
             self.cap,
         )
         dets, labels, *count = suppress(bboxes, scores, labels, candidates)
-        if self.head.votes:
+        if self.facts.head.votes:
             dets, labels = self._voted(dets, labels, *voters)
         return dets, labels, *count
 
@@ -124,7 +116,7 @@ class DenseBoxPostprocess(nn.Module):
         if factors is None:
             return scores
         product = scores * (factors[..., None] if scores.dim() > factors.dim() else factors)
-        return product.sqrt() if self.head.root else product
+        return product.sqrt() if self.facts.head.root else product
 
     def _choose(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
         """Pick the candidates of one level: boxes, class scores, factors and labels.
@@ -132,16 +124,16 @@ class DenseBoxPostprocess(nn.Module):
         They are, by `Head.choose`, each prior's 'best' class; the best priors with all their classes (then
         there are no labels); the best 'pairs' of prior and class, or 'all'.
         """
-        if self.head.choose == 'best':
+        if self.facts.head.choose == 'best':
             best, labels = scores.max(dim=2)
             return bboxes, best, factors, labels
-        nms_pre = self.config.nms_pre
-        if self.head.choose in PRIOR_CHOICES:
+        nms_pre = self.facts.nms_pre
+        if self.facts.head.choose in PRIOR_CHOICES:
             if nms_pre > 0:
-                if self.head.choose == 'factor_priors':
+                if self.facts.head.choose == 'factor_priors':
                     best = factors
                 else:
-                    by_class = self.head.choose == 'class_priors'
+                    by_class = self.facts.head.choose == 'class_priors'
                     best = (scores if by_class else self._ranks(scores, factors)).amax(dim=2)
                 _, rows = best.topk(limit(nms_pre, best.shape[1]), dim=1)
                 bboxes, scores = gather_rows(bboxes, rows), gather_rows(scores, rows)
@@ -149,7 +141,7 @@ class DenseBoxPostprocess(nn.Module):
             return bboxes, scores, factors, None
         num_classes = scores.shape[2]
         flat = scores.flatten(1)
-        if nms_pre > 0 and self.head.choose == 'pairs':
+        if nms_pre > 0 and self.facts.head.choose == 'pairs':
             values, pairs = flat.topk(limit(nms_pre, flat.shape[1]), dim=1)
         else:
             values, pairs = flat, torch.arange(flat.shape[1], device=flat.device).expand(flat.shape[0], -1)
@@ -168,7 +160,7 @@ class DenseBoxPostprocess(nn.Module):
         rows = labels.clamp(min=0)[:, None].expand(-1, ranks.shape[1], -1)
         ranks = ranks.gather(2, rows).transpose(1, 2)
         weights = torch.exp(-((1 - overlap) ** 2) / VOTE_SPREAD) * ranks
-        votes = (overlap > VOTES_ABOVE) & (ranks > self.config.score_thr) & (labels >= 0)[..., None]
+        votes = (overlap > VOTES_ABOVE) & (ranks > self.facts.score_thr) & (labels >= 0)[..., None]
         weights = torch.where(votes, weights, torch.zeros_like(weights))
         total = weights.sum(dim=2, keepdim=True)
         present = total > 0

@@ -1,1 +1,14 @@
 """BEVFusion of cameras and LiDAR."""
+
+from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.families.bevfusion.options import OPTIONS
+
+register_family(
+    'bevfusion_det',
+    'mmdeploy_ext.families.bevfusion.family:BEVFusionFamily',
+    options=OPTIONS,
+    facts='mmdeploy_ext.families.bevfusion.facts:BEVFusionFacts',
+    runtime='mmdeploy_ext.families.bevfusion.runtime.model',
+    library='mmdet3d',
+    claims=('BEVFusion',),
+)

@@ -13,7 +13,8 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 from torch import nn
 
-from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
@@ -22,20 +23,18 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import graphs, reference
 from mmdeploy_ext.families.dense.graphs import raw_names
-from mmdeploy_ext.families.dense.heads import (
-    KINDS,
-    QUERY_HEAD,
-    check_library_head,
-    facts_of,
-    generator_of,
-    json_of,
-    kind_of,
-    thresholds,
-)
+from mmdeploy_ext.families.dense.heads import check_results, facts_of
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
+from mmdeploy_ext.families.parts.dense_heads import KINDS, kind_of
 from mmdeploy_ext.models.building import registered_class
+from mmdeploy_ext.runtime.box_coders import Traced
+from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES, DenseFacts
+from mmdeploy_ext.runtime.detections import Detections
+
+QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
+"""Base class of mmdet's heads of queries, which are derived from dense heads but have no priors."""
 
 
 class DenseFamily(ImageFamily):
@@ -81,40 +80,28 @@ class DenseFamily(ImageFamily):
             options: options of the export.
 
         Raises:
-            ConfigError: the head is of no kind, or one of mmdet's that makes its results in another way than
-                its kind (one of the user's passes), or a part or a setting of it does not export; the message
-                names file and key.
+            ConfigError: the head is of no kind, its `get_bboxes` gives none of the known results, or a part
+                or a setting of it does not export; the message names file and key.
             UsageError: an option that does not fit the model, such as a size, or a batch of guided anchors.
         """
         with refused_by_name(cfg):
             head = self.head(cfg)
-            check_library_head(head)
-            if thresholds(head).max_per_img < 0 and not kind_of(head).unlimited:
-                raise ConfigError(
-                    f'model.test_cfg.max_per_img=-1: {type(head).__name__} leaves out the last result; '
-                    f'expected a positive number'
-                )
             facts = facts_of(head)
-            limit = thresholds(head).nms_pre
-            if limit < 0 and facts['head']['choose'] == 'pairs' and 'deploy_nms_pre' not in head.test_cfg:
-                raise ConfigError(
-                    f'model.test_cfg.nms_pre={limit}: {type(head).__name__} leaves out the last result of '
-                    f'each level; expected a positive number'
-                )
-            strides = generator_of(head).strides
+            check_results(head, options.form)
+            strides = kind_of(head).generator(head).strides
             if any(len(set(stride)) > 1 for stride in strides):
                 raise ConfigError(
                     f'model.bbox_head.anchor_generator.strides={strides}; dense heads export with '
                     f'strides that are equal in x and y'
                 )
         detector_parts.check(cfg.model, options)
-        detector_parts.check_smallest(facts['strides'], options)
-        if facts['head']['visible']:
+        detector_parts.check_smallest(facts.strides, options)
+        if facts.head.visible:
             detector_parts.check_one_image(head, options)
         available = None  # the sizes of maps that do not follow from the strides are not known here
-        if facts['head']['maps_by_stride']:
-            shapes = level_shapes(options.height, options.width, facts['strides'])
-            available = largest_num_candidates(head, facts, shapes)
+        if facts.head.maps_by_stride:
+            shapes = level_shapes(options.height, options.width, facts.strides)
+            available = largest_num_candidates(facts, shapes)
         detector_parts.check_max_candidates(options, available)
 
     def head(self, cfg: Any) -> nn.Module:
@@ -142,9 +129,9 @@ class DenseFamily(ImageFamily):
         For heads whose maps follow the strides (`maps_by_stride`) they are if no side is below the smallest
         that the contract states, for others if none is below the largest stride.
         """
-        if graphs.described(model).maps_by_stride:
+        if graphs.model_facts(model).head.maps_by_stride:
             return super().takes(model, options, height, width)
-        return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
+        return min(height, width) >= max(graphs.model_facts(model).strides)
 
     def borders(self, model: nn.Module) -> dict[str, Any]:
         kind = kind_of(model.bbox_head)
@@ -155,13 +142,16 @@ class DenseFamily(ImageFamily):
 
         return {'bbox_head.forward': named}
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return name -> setting that files tell: thresholds, and what `facts_of` returns of the head.
+    def facts(self, model: nn.Module) -> DenseFacts:
+        return graphs.model_facts(model)
 
-        `head` among them considers a neck that rounds sizes of maps down.
-        """
-        facts = facts_of(model.bbox_head) | dict(head=json_of(graphs.described(model)))
-        return thresholds(model.bbox_head).to_json() | facts
+    def results(
+        self, model: nn.Module, metadata: Metadata, outputs: Any, feeds: Any, images: Any, rescale: bool
+    ) -> list[Detections]:
+        """Return the results of a file; of raw outputs that only code of the user's decodes, by that code."""
+        if metadata.form == 'raw' and isinstance(metadata.postprocess.coder, Traced):
+            return reference.own_results(model, outputs, images, rescale)
+        return self.detections(metadata, outputs, feeds)
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         """Return why a proof does not compare the results of a file; '' if it does.
@@ -177,21 +167,14 @@ class DenseFamily(ImageFamily):
         )
 
 
-def largest_num_candidates(
-    head: nn.Module, facts: Mapping[str, Any], shapes: Sequence[tuple[int, int]]
-) -> int:
+def largest_num_candidates(facts: DenseFacts, shapes: Sequence[tuple[int, int]]) -> int:
     """Return how many candidates (boxes of a class before suppression) an image can have at most.
 
-    Args:
-        head: the head of the model.
-        facts: what `facts_of` returns for it. `choose` of the head tells which pairs of a prior and a class
-            of a level are candidates: 'best' the best class of each prior, 'all' all pairs, 'pairs' the
-            `nms_pre` best pairs, each of `PRIOR_CHOICES` all classes of the `nms_pre` best priors.
-        shapes: height and width of the map of each level.
+    `shapes` are height and width of the map of each level.
     """
-    num_classes, nms_pre, choose = facts['num_classes'], thresholds(head).nms_pre, facts['head']['choose']
+    num_classes, nms_pre, choose = facts.num_classes, facts.nms_pre, facts.head.choose
     total = 0
-    for (height, width), base_anchors in zip(shapes, facts['base_anchors'], strict=True):
+    for (height, width), base_anchors in zip(shapes, facts.base_anchors, strict=True):
         num_priors = height * width * len(base_anchors)
         if choose == 'best':
             total += num_priors

@@ -1,6 +1,6 @@
 """The graphs of dense heads: their contracts, and the modules that a form adds behind mmdet's detector.
 
-`heads.py` describes a head. Source of the algorithm: mmdet 2.28.2 `models/dense_heads/base_dense_head.py`,
+Source of the algorithm: mmdet 2.28.2 `models/dense_heads/base_dense_head.py`,
 and the heads' own files.
 
 Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes, L levels, H, W network input
@@ -10,22 +10,19 @@ voting of `Head.votes`, which may lose some (with `max_candidates` constant).
 
 import dataclasses
 import types
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.suppression import hw, length
-from mmdeploy_ext.families.dense import heads
-from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
+from mmdeploy_ext.families.dense.heads import Decode, check_results, facts_of
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.dense_heads import rows_of
+from mmdeploy_ext.families.parts.dense_heads import kind_of
 from mmdeploy_ext.families.parts.image_graphs import (
     FULL_NAMES,
     box_outputs,
@@ -33,7 +30,8 @@ from mmdeploy_ext.families.parts.image_graphs import (
     optional_inputs,
     results_and_candidates,
 )
-from mmdeploy_ext.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
+from mmdeploy_ext.runtime.box_coders import Traced
+from mmdeploy_ext.runtime.dense_facts import DenseFacts
 
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 """Columns of boxes, and their unit."""
@@ -84,12 +82,14 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         options: options of the export.
 
     Raises:
-        ConfigError: the maps have another stride than the head decodes by.
+        ConfigError: the maps have another stride than the head decodes by, or no graph makes its results.
         UsageError: a fixed size that is smaller than the head takes (`detector_parts.smallest`), or, of the
             forms 'decode' and 'raw', that the model does not run on.
     """
     _check_stride(model)
-    bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])
+    check_results(model.bbox_head, options.form)
+    facts = model_facts(model)
+    bordered, stride = facts.head.bordered, max(facts.strides)
     smallest = detector_parts.smallest(model.bbox_head, stride, detector_parts.round_down(model))
     if not options.dynamic and min(options.height, options.width) < smallest:
         raise UsageError(
@@ -100,10 +100,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     image = image_input(options, smallest, detector_parts.multiple(model), padded)
     inputs = [image]
     if options.form == 'full':
-        clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
-        inputs += optional_inputs(image.axes[0], clips, bordered)
-        max_per_img = thresholds(model.bbox_head).max_per_img
-        outputs = results_and_candidates(box_outputs, options, max_per_img)
+        inputs += optional_inputs(image.axes[0], facts.clip_border, bordered)
+        outputs = results_and_candidates(box_outputs, options, facts.max_per_img)
     elif options.form == 'decode':
         outputs = _decode_outputs(model, options)
     else:
@@ -112,15 +110,16 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    head, priors_per_cell = described(model), generator_of(model.bbox_head).num_base_priors
-    batch, priors = image_graphs.prior_axes(priors_per_cell, feature_shapes(model, options), options)
+    facts = model_facts(model)
+    head, shapes = facts.head, feature_shapes(model, options)
+    batch, priors = image_graphs.prior_axes(facts.priors_per_cell, shapes, options)
     meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
-    shape = (batch, priors, int(model.bbox_head.num_classes))
+    shape = (batch, priors, facts.num_classes)
     boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
     specs = dict(
         boxes=TensorSpec('boxes', 'float32', (batch, priors, 4), boxes, 'pixel', (PIXELS,)),
         scores=TensorSpec('scores', 'float32', shape, meaning),
-        level_sizes=TensorSpec('level_sizes', 'int64', (num_levels(model),), 'rows of boxes per level'),
+        level_sizes=TensorSpec('level_sizes', 'int64', (len(shapes),), 'rows of boxes per level'),
     )
     if head.factor:
         specs[head.factor] = TensorSpec(head.factor, 'float32', (batch, priors), FACTOR_MEANINGS[head.factor])
@@ -128,16 +127,18 @@ def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...
 
 
 def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    head, generator = described(model), generator_of(model.bbox_head)
-    coder = kind_of(model.bbox_head).coder(model.bbox_head)
-    meaning = BOX_MEANINGS.get(coder['type'], '')
-    if coder.get('around_points'):
+    facts = model_facts(model)
+    head, coder = facts.head, facts.coder
+    meaning = BOX_MEANINGS.get(coder.type, '')
+    if isinstance(coder, Traced):
+        meaning = f'what {coder.code} takes'
+    if getattr(coder, 'around_points', False):
         meaning += ', from the point of the cell'
     meanings = dict(RAW_MEANINGS, bbox_pred=(meaning, ''))
     if head.activation == 'none':
         meanings['cls_score'] = ('class scores, 0..1', '')
     shapes = feature_shapes(model, options)
-    return image_graphs.raw_outputs(head.outputs, meanings, generator.num_base_priors, shapes, options)
+    return image_graphs.raw_outputs(head.outputs, meanings, facts.priors_per_cell, shapes, options)
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
@@ -145,15 +146,15 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
     UsageError: the model does not take the size.
     """
-    return detector_parts.map_sizes(model, flat_outputs, num_levels(model), options)
+    return detector_parts.map_sizes(model, flat_outputs, len(model_facts(model).strides), options)
 
 
 def _check_stride(model: nn.Module) -> None:
     """Refuse (ConfigError) maps of another stride than a head without a generator of priors is decoded by."""
     head = model.bbox_head
-    if kind_of(head).has_generator:
+    if kind_of(head).priors:
         return
-    side, (stride,) = 2 * max(detector_parts.multiple(model), 32), facts_of(head)['strides']
+    side, (stride,) = 2 * max(detector_parts.multiple(model), 32), facts_of(head).strides
     small = types.SimpleNamespace(dynamic=False, height=side, width=side)
     if (shape := feature_shapes(model, small)[0]) != (side // stride, side // stride):
         raise ConfigError(
@@ -163,36 +164,29 @@ def _check_stride(model: nn.Module) -> None:
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the stages of the graph: the network, and what the form of the options adds to it."""
-    network, head = model, described(model)
+    check_results(model.bbox_head, options.form)
     return image_graphs.form_stages(
-        image_graphs.RawNetwork(network, raw_names(model), flat_outputs),
+        image_graphs.RawNetwork(model, raw_names(model), flat_outputs),
         raw_names(model),
         options,
         decode=lambda: (DecodeForm(model, options.score_form == 'product'), decode_names(model, options)),
         full=lambda: DenseFullForm(model, options.max_candidates),
-        extra_inputs=('border',) if head.bordered else (),
+        extra_inputs=('border',) if model_facts(model).head.bordered else (),
     )
 
 
-def described(model: nn.Module) -> Head:
-    """Return the description of a detector's head; if the neck rounds sizes down, maps follow no strides.
-
-    ConfigError: the head is none that exports, here and in all that reads its description.
-    """
-    head = heads.described(model.bbox_head)
-    return dataclasses.replace(
-        head, maps_by_stride=head.maps_by_stride and not detector_parts.round_down(model)
-    )
-
-
-def num_levels(model: nn.Module) -> int:
-    """Return the number of feature maps that the head takes."""
-    return len(generator_of(model.bbox_head).strides)
+def model_facts(model: nn.Module) -> DenseFacts:
+    """Return the facts of a detector's head; if the neck rounds sizes down, maps follow no strides."""
+    facts = facts_of(model.bbox_head)
+    if not detector_parts.round_down(model):
+        return facts
+    return dataclasses.replace(facts, head=dataclasses.replace(facts.head, maps_by_stride=False))
 
 
 def raw_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the raw outputs: output by output, then level by level."""
-    return tuple(f'{name}_{level}' for name in described(model).names for level in range(num_levels(model)))
+    facts = model_facts(model)
+    return tuple(f'{name}_{level}' for name in facts.head.names for level in range(len(facts.strides)))
 
 
 def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
@@ -200,72 +194,13 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 
     ConfigError: there are more or fewer than these names.
     """
-    head, kind = model.bbox_head, kind_of(model.bbox_head)
+    head, kind, names = model.bbox_head, kind_of(model.bbox_head), raw_names(model)
     outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
-    if len(outputs) != len(raw_names(model)):
+    if len(outputs) != len(names):
         raise ConfigError(
-            f'{type(model.bbox_head).__name__}: gives {len(outputs)} tensors, expected '
-            f'{", ".join(described(model).names)} of each of {num_levels(model)} levels'
+            f'{type(head).__name__}: gives {len(outputs)} tensors, expected {len(names)}: {", ".join(names)}'
         )
     return outputs
-
-
-class LevelRows(dict):
-    """The outputs of one level by name, each turned into rows (B, A, columns) when it is first read.
-
-    Attributes:
-        maps: name -> its map (B, a*columns, h, w), and columns per prior.
-        boxes: the second map if there are several, whose size, type and device priors get.
-    """
-
-    def __init__(self, outputs: Sequence[tuple[str, int]], maps: Sequence[torch.Tensor]) -> None:
-        """Keep the maps (B, a*columns, h, w); `outputs` are their names and columns per prior."""
-        super().__init__()
-        self.maps = {name: (tensor, columns) for (name, columns), tensor in zip(outputs, maps, strict=True)}
-        self.boxes = maps[1] if len(maps) > 1 else maps[0]
-
-    def __missing__(self, name: str) -> torch.Tensor:
-        self[name] = rows_of(*self.maps[name])
-        return self[name]
-
-
-class Decode(nn.Module):
-    """Priors, box decoding and scores for all levels."""
-
-    def __init__(self, head: nn.Module) -> None:
-        """Copy the generator of the priors and keep the settings; none of the head's layers is used."""
-        super().__init__()
-        self.priors = generator_of(head)
-        self.facts = facts_of(head)
-        self.outputs = heads.described(head).outputs
-
-    def forward(
-        self, *raw: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
-        """Return per level boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None.
-
-        Boxes are xyxy in pixels, not clipped. Scores and factors are in 0..1; scores are -1 in cells in which
-        guided anchors place no prior. `raw` are the outputs of the head (B, a*columns, h, w), in the
-        order of `raw_names`.
-        """
-        count, head = len(raw) // len(self.outputs), self.facts['head']
-        levels, boxes = [], []
-        for level in range(count):
-            maps = raw[level::count]
-            if head['peaks']:  # scores outside of peaks become zero
-                maps = [
-                    peaks_of(torch, tensor, head['peaks']) if name == head['scores'] else tensor
-                    for (name, _), tensor in zip(self.outputs, maps, strict=True)
-                ]
-            levels.append(LevelRows(self.outputs, maps))
-        for level, rows in enumerate(levels):
-            like = rows.boxes
-            priors = self.priors.single_level_grid_priors(
-                like.shape[-2:], level, dtype=like.dtype, device=like.device
-            )
-            boxes.append(boxes_of(torch, self.facts, rows, priors, level))
-        scores = [scores_of(torch, self.facts, rows) for rows in levels]
-        return boxes, scores, [factors_of(torch, self.facts, rows) for rows in levels]
 
 
 class DecodeForm(nn.Module):
@@ -274,31 +209,25 @@ class DecodeForm(nn.Module):
     def __init__(self, model: nn.Module, product: bool) -> None:
         """Choose with `product` whether scores are multiplied by the factor, or the factor is an output."""
         super().__init__()
-        self.decode = Decode(model.bbox_head)
-        self.head = described(model)
-        self.product = product
+        self.decode, self.product = Decode(model.bbox_head, model_facts(model)), product
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and `level_sizes` (L,) int64.
 
-        The last is the number of priors of each level. The others are those of `Decode`, of all levels, with
-        `product` scores times factors. The last two are left out of some models, and factors with `product`,
-        see `decode_names`. `raw` are the outputs of the head (B, a*columns, h, w), in the order of
-        `raw_names`.
+        The last is the number of priors of each level. `decode_names` says which of them there are. `raw` are
+        the outputs of the head (B, a*columns, h, w), in the order of `raw_names`.
         """
-        mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
-        sizes = [boxes.shape[1] for boxes in mlvl_boxes]
-        boxes, scores = torch.cat(mlvl_boxes, dim=1), torch.cat(mlvl_scores, dim=1)
-        factor = torch.cat(mlvl_factors, dim=1) if self.head.factor else None
-        if self.product and factor is not None:
-            outputs = [tap('boxes', boxes), tap('scores', scores * factor[..., None])]
-        else:
-            outputs = [tap('boxes', boxes), tap('scores', scores)]
-            if factor is not None:
-                outputs.append(tap(self.head.factor, factor))
-        if not self.head.maps_by_stride:
-            outputs.append(torch.stack([length(size) for size in sizes]))
-        return tuple(outputs)
+        boxes, scores, factors = self.decode(*raw)
+        head, sizes = self.decode.facts.head, [level.shape[1] for level in boxes]
+        outputs = dict(boxes=torch.cat(boxes, 1), scores=torch.cat(scores, 1))
+        if head.factor and self.product:
+            outputs['scores'] = outputs['scores'] * torch.cat(factors, 1)[..., None]
+        elif head.factor:
+            outputs[head.factor] = torch.cat(factors, 1)
+        tapped = [tap(name, tensor) for name, tensor in outputs.items()]
+        if not head.maps_by_stride:
+            tapped.append(torch.stack([length(size) for size in sizes]))
+        return tuple(tapped)
 
 
 def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
@@ -307,7 +236,7 @@ def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
     The score factor is one of them if the option `score_form` is 'separate' and the head has one, and
     `level_sizes` if the sizes of maps do not follow from the strides.
     """
-    head, names = described(model), ['boxes', 'scores']
+    head, names = model_facts(model).head, ['boxes', 'scores']
     if head.factor and options.score_form == 'separate':
         names.append(head.factor)
     if not head.maps_by_stride:
@@ -319,16 +248,14 @@ class DenseFullForm(nn.Module):
     """What the `full` form adds to the network: raw outputs to detections."""
 
     def __init__(self, model: nn.Module, cap: int = 0) -> None:
-        """Read the thresholds from the head's test_cfg.
+        """Keep the facts, and the option `max_candidates` as `cap`.
 
-        `cap`, the option `max_candidates`, is the largest number of candidates that enter the suppression,
-        the best by score, with which no shape depends on how many there are; 0 lets all in.
+        It is the largest number of candidates that enter the suppression, the best by score, with which no
+        shape depends on how many there are; 0 lets all in.
         """
         super().__init__()
-        head = model.bbox_head
-        self.decode = Decode(head)
-        clips = self.decode.facts['clip_border']
-        self.postprocess = DenseBoxPostprocess(thresholds(head), described(model), clips, cap)
+        self.decode = Decode(model.bbox_head, model_facts(model))
+        self.postprocess = DenseBoxPostprocess(self.decode.facts, cap)
 
     def forward(
         self,
@@ -353,7 +280,7 @@ class DenseFullForm(nn.Module):
         input_hw = hw(image).to(img_shape)[None]
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)
         border, raw = None, border_and_raw
-        if self.postprocess.head.bordered:
+        if self.postprocess.facts.head.bordered:
             border, *raw = border_and_raw
         outputs = self.postprocess(*self.decode(*raw), clip_hw, scale_factor, border)
         return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, outputs, strict=False))

@@ -1,154 +1,211 @@
-"""What the graphs read of a dense head of mmdet 2.28.2: its kind, outputs, priors, coder and thresholds.
+"""What the graphs read of a dense head: its facts, with the selection of its own `get_bboxes`, and its boxes.
 
-A detector exports because its head is of one of the kinds in `families/parts/dense_heads.py`. If a class of
-the user overrides one of `METHODS`, a proof decides on inputs.
+Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
 
 import dataclasses
-import json
-from typing import Any
+import functools
+import weakref
+from collections.abc import Mapping
 
+import numpy as np
+import torch
 from torch import nn
 
-from mmdeploy_ext.compat.older_priors import LevelPoints
-from mmdeploy_ext.compat.patches_vendored import mmdet_module, mmdet_release
-from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.contract.facts import Mismatch
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import is_in_library, nearest_base, users_method
-from mmdeploy_ext.exporting.postprocess.suppression import nms_config, positive
-from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind, compares_products
-from mmdeploy_ext.families.parts.detector_parts import check_settings
-
-MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
-detectors, dense_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.dense_heads')
-Integral = mmdet_module('mmdet.models.dense_heads.gfl_head').Integral
-
-QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
-"""Base class of mmdet's heads of queries, which are derived from dense heads but have no priors."""
-METHODS = (
-    'simple_test',
-    'simple_test_bboxes',
-    'get_bboxes',
-    '_get_bboxes_single',
-    '_bbox_post_process',
-    '_bboxes_nms',
-    '_bbox_decode',
-    'anchor_center',
-    'decode_heatmap',
-    'score_voting',
+from mmdeploy_ext.families.dense import runtime
+from mmdeploy_ext.families.parts.dense_heads import (
+    OWN,
+    base_priors,
+    kind_of,
+    place_of_method,
+    rows_of,
 )
-"""Methods of heads that the graphs compute by themselves."""
-PAIRS_SINCE = (2, 18)
-"""First release of mmdet whose heads keep the `nms_pre` best pairs of prior and class of a level; before it
-they kept the best priors with all their classes (compared: 2.6.0, 2.10.0, 2.14.0, 2.17.0 and 2.18.0)."""
-INVERTING_CODERS = ('tblr', 'distance', 'scaled', 'bucket')
-"""Coders whose boxes may end before they begin, but for 'centre', whose boxes nothing suppresses; those of
-the others have sizes that are no less than zero."""
+from mmdeploy_ext.families.parts.detector_parts import check_settings
+from mmdeploy_ext.families.parts.tried_selection import first_equal, trials, variants
+from mmdeploy_ext.runtime.box_coders import Traced, peaks_of
+from mmdeploy_ext.runtime.dense_facts import DenseFacts
+from mmdeploy_ext.runtime.detections import Detections
+
+LIMITS = (('max_per_img',), ('nms_pre',), ('max_per_img', 'nms_pre'))
+"""Settings whose -1 leaves out the last result in some heads, and is no limit in others."""
 
 
-def kind_of(head: nn.Module) -> HeadKind:
-    """Return the kind of a head; ConfigError: its class is derived from none that is exported."""
-    name = nearest_base(type(head), KINDS)
-    if name is None:
-        raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
-    return KINDS[name]
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What trying found out about a head: facts, and why no graph of ours makes its results, or ''."""
+
+    facts: DenseFacts
+    problem: str = ''
 
 
-def check_library_head(head: nn.Module) -> None:
-    """Refuse (ConfigError) a head of mmdet that is derived from a kind and makes its results in another way.
-
-    One of the user's own code that is derived from a kind is not refused, also in a copy of mmdet: a proof
-    decides on inputs.
-    """
-    upstream = kind_of(head).upstream
-    if type(head).__name__ in KINDS or not is_in_library(type(head)):
-        return
-    for name in METHODS:
-        if getattr(type(head), name, None) is not getattr(upstream, name, None):
-            raise ConfigError(
-                f'{type(head).__name__} has a {name}() of its own; expected that of {upstream.__name__}'
-            )
-
-
-def generator_of(head: nn.Module) -> Any:
-    """Return the generator of a head's anchors or points; a head without one (CenterNet) gets a new one."""
-    return kind_of(head).generator(head)
-
-
-def base_priors(head: nn.Module) -> list[list[list[float]]]:
-    """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels."""
-    generator = generator_of(head)
-    if isinstance(generator, LevelPoints):
-        return [points.tolist() for points in generator.base_points]
-    if isinstance(generator, MlvlPointGenerator):
-        return [[[side * generator.offset for side in stride]] for stride in generator.strides]
-    return [base.tolist() for base in generator.base_anchors]
-
-
-def described(head: nn.Module) -> Head:
-    """Return the description of a head: its outputs, and how they become candidates.
-
-    ConfigError: it is of no kind, or has a coder or another setting that is not exported.
-    """
-    kind = kind_of(head)
-    inverted = kind.coder(head)['type'] in INVERTING_CODERS
-    description = dataclasses.replace(kind.describe(head), inverted=inverted)
-    if description.factor and compares_products():
-        description = dataclasses.replace(description, judged='product')
-    if description.choose == 'pairs' and mmdet_release() < PAIRS_SINCE:
-        return dataclasses.replace(description, choose=kind.choose_before_pairs)
-    return description
-
-
-def json_of(description: Head) -> dict[str, Any]:
-    """Return field -> value of a description, with lists in place of tuples, as files have it."""
-    return json.loads(json.dumps(description.to_json()))
-
-
-def facts_of(head: nn.Module) -> dict[str, Any]:
-    """Return what the metadata tell about the decoding of a head.
-
-    It is all of `POSTPROCESS` in `options.py` but the thresholds. The keys are `clip_border`, `strides` (of
-    x, pixels) and `base_anchors` per level, `coder` (settings, by `contract.dense_head`), `num_classes` and
-    `head` (fields of its `Head`).
-
-    ConfigError: as of `described`.
-    """
-    kind = kind_of(head)
-    coder = kind.coder(head)  # refuses coders that are not exported, before their other settings are read
-    return dict(
-        clip_border=bool(kind.clips(head)),
-        strides=[int(stride[0]) for stride in generator_of(head).strides],
-        base_anchors=base_priors(head),
-        coder=coder,
-        num_classes=int(head.num_classes),
-        head=json_of(described(head)),
-    )
+_SELECTIONS: weakref.WeakKeyDictionary[nn.Module, Selection] = weakref.WeakKeyDictionary()
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
     """Return the thresholds of a head; those that its `get_bboxes` does not read have no effect.
 
-    ConfigError: `test_cfg` lacks an entry that upstream reads (if the head has a `get_bboxes` of the user's,
-    the message names its file and line, too), or has one that the graph does not reproduce.
+    ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that the graph does not reproduce.
     """
-    kind = kind_of(head)
-    test_cfg = head.test_cfg
-    get_bboxes, upstream = type(head).get_bboxes, kind.upstream
-    is_upstream = get_bboxes is upstream.get_bboxes
-    reader = type(head).__name__ if is_upstream else f'{upstream.__name__}.get_bboxes'
+    kind, place = kind_of(head), place_of_method(head)
+    reader = place if place.startswith('your ') else type(head).__name__
+    check_settings(head.test_cfg, 'model.test_cfg', kind.needed, reader)
+    return kind.thresholds(head.test_cfg)
+
+
+def facts_of(head: nn.Module) -> DenseFacts:
+    """Return the facts of a head; ConfigError: it is of no kind, or has a setting that is not exported.
+
+    If no graph makes its results (`problem_of`), its coder is its own `get_bboxes`.
+    """
+    facts = _facts_of_kind(head)
+    if head not in _SELECTIONS:
+        _SELECTIONS[head] = _selection(head, facts)
+    chosen = _SELECTIONS[head].facts
+    selected = dataclasses.replace(
+        facts.head, choose=chosen.head.choose, judged=chosen.head.judged, inverted=chosen.head.inverted
+    )
+    facts = dataclasses.replace(facts, head=selected, coder=chosen.coder, clip_border=chosen.clip_border)
+    return dataclasses.replace(facts, nms_pre=-1) if selected.is_uncut else facts
+
+
+def _facts_of_kind(head: nn.Module) -> DenseFacts:
+    """Return the facts of a head by its kind alone."""
+    kind, limits = kind_of(head), thresholds(head)
     try:
-        check_settings(test_cfg, 'model.test_cfg', kind.needed, reader)
-    except ConfigError as error:
-        if is_upstream:
-            raise
-        method = users_method(type(head), 'get_bboxes') or get_bboxes.__qualname__
-        raise ConfigError(
-            f'{error}; the graphs would compute that in place of {method}: one that works otherwise needs a '
-            f'family of its own (docs/own-family.md)'
-        ) from error
-    if kind.limit == 'topk':  # the best cells, without a suppression
-        topk = positive('topk', test_cfg['topk'])
-        return NmsConfig(score_thr=0.0, nms_pre=topk, iou_threshold=1.0, max_per_img=topk)
-    return dataclasses.replace(nms_config(test_cfg), **kind.fixed)
+        generator, coder, description = kind.generator(head), kind.coder(head), kind.describe(head)
+        return DenseFacts(
+            **dataclasses.asdict(limits),
+            clip_border=kind.clips(head),
+            strides=[int(stride[0]) for stride in generator.strides],
+            base_anchors=base_priors(generator),
+            coder=coder or Traced(code=place_of_method(head, kind.own)),
+            head=dataclasses.replace(description, inverted=coder is None or coder.inverts),
+            num_classes=int(head.num_classes),
+        )
+    except Mismatch as error:
+        raise ConfigError(f'{type(head).__name__}: {error}') from error
+
+
+def problem_of(head: nn.Module) -> str:
+    """Return why no graph with post-processing makes the results of a head; '' if one does."""
+    facts_of(head)
+    return _SELECTIONS[head].problem
+
+
+def check_results(head: nn.Module, form: str) -> None:
+    """Refuse (ConfigError) a form with post-processing of a head whose results no graph makes.
+
+    A limit by which the head leaves out a result is refused in any form.
+    """
+    problem = problem_of(head)
+    if problem and (form != 'raw' or not isinstance(facts_of(head).coder, Traced)):
+        raise ConfigError(problem)
+
+
+def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
+    """Try the known selections with the coder of the facts, then with the user's own decoding."""
+    kind, place = kind_of(head), place_of_method(head)
+    candidates = list(variants(facts))
+    if kind.own and not isinstance(facts.coder, Traced):
+        own = dataclasses.replace(
+            facts,
+            coder=Traced(code=place_of_method(head, kind.own)),
+            head=dataclasses.replace(facts.head, inverted=True),
+        )
+        candidates += variants(own)
+    results = functools.partial(_results, head)
+    try:
+        if found := first_equal(candidates, trials(head, kind, facts), results):
+            return Selection(found)
+        problem = f'{place} gives other boxes than any that we know: --postprocess raw, {OWN}'
+        for names in LIMITS:
+            if any(getattr(facts, name) >= 0 for name in names):
+                continue
+            if found := first_equal(candidates, trials(head, kind, facts, lifted=names), results):
+                settings = ', '.join(f'model.test_cfg.{name}=-1' for name in names)
+                level = ' of each level' if 'nms_pre' in names else ''
+                left_out = f'{settings}: {type(head).__name__} leaves out the last result{level}'
+                return Selection(found, f'{left_out}; expected a positive number')
+    except Exception as error:
+        raised = f'{place} raises {type(error).__name__}: {error}'
+        problem = f'{raised}, of outputs as its kind has them: --postprocess raw, {OWN}'
+    return Selection(dataclasses.replace(facts, coder=Traced(code=place)), problem)
+
+
+def _results(
+    head: nn.Module, facts: DenseFacts, maps: Mapping[str, torch.Tensor], feeds: Mapping[str, np.ndarray]
+) -> Detections:
+    """Return the results of the outputs of a head for one picture, whatever their sizes are."""
+    facts = dataclasses.replace(facts, head=dataclasses.replace(facts.head, maps_by_stride=False))
+    outputs = decoded_outputs(head, facts, maps) if isinstance(facts.coder, Traced) else None
+    if outputs is None:
+        arrays = {name: tensor.numpy() for name, tensor in maps.items()}
+        outputs = runtime.decode_raw(arrays, *feeds['input'].shape[2:], facts)
+    return runtime.decoded_detections(facts, outputs, feeds)[0]
+
+
+def decoded_outputs(
+    head: nn.Module, facts: DenseFacts, maps: Mapping[str, torch.Tensor]
+) -> dict[str, np.ndarray]:
+    """Return the outputs of the form `decode` of the maps of a head, by PyTorch."""
+    like = next(head.parameters())
+    with torch.no_grad():
+        boxes, scores, factors = Decode(head, facts)(*(tensor.to(like) for tensor in maps.values()))
+    outputs = dict(boxes=boxes, scores=scores)
+    if facts.head.factor:
+        outputs[facts.head.factor] = factors
+    arrays = {name: torch.cat(levels, 1).cpu().numpy() for name, levels in outputs.items()}
+    return dict(arrays, level_sizes=np.asarray([level.shape[1] for level in boxes]))
+
+
+class Decode(nn.Module):
+    """Priors, box decoding and scores for all levels; a coder that is `Traced` runs the user's own code."""
+
+    def __init__(self, head: nn.Module, facts: DenseFacts) -> None:
+        """Keep the generator of the priors and the facts; none of the head's layers becomes a part of it."""
+        super().__init__()
+        self.priors, self.facts = kind_of(head).generator(head), facts
+        self.own = functools.partial(kind_of(head).decode, head)
+
+    def forward(
+        self, *raw: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
+        """Return per level boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None.
+
+        Boxes are xyxy in pixels, not clipped. Scores and factors are in 0..1; scores are -1 in cells in which
+        guided anchors place no prior. `raw` are the outputs of the head (B, a*columns, h, w), output by
+        output, then level by level.
+        """
+        head, coder = self.facts.head, self.facts.coder
+        count = len(raw) // len(head.outputs)
+        levels, boxes = [], []
+        for level in range(count):
+            maps = raw[level::count]
+            if head.peaks:  # scores outside of peaks become zero
+                maps = [
+                    peaks_of(torch, tensor, head.peaks) if name == head.scores else tensor
+                    for name, tensor in zip(head.names, maps, strict=True)
+                ]
+            outputs = zip(head.outputs, maps, strict=True)
+            levels.append({name: rows_of(tensor, columns) for (name, columns), tensor in outputs})
+        for level, rows in enumerate(levels):
+            like = raw[level::count][1 if len(head.outputs) > 1 else 0]
+            priors = self.priors.single_level_grid_priors(
+                like.shape[-2:], level, dtype=like.dtype, device=like.device
+            )
+            if isinstance(coder, Traced):
+                boxes.append(self._own_boxes(level, rows, priors))
+            else:
+                boxes.append(coder.boxes(torch, priors, rows, level))
+        scores = [head.class_scores(torch, rows) for rows in levels]
+        return boxes, scores, [head.score_factors(torch, rows, coder) for rows in levels]
+
+    def _own_boxes(self, level: int, rows: Mapping[str, torch.Tensor], priors: torch.Tensor) -> torch.Tensor:
+        """Return boxes (B, A, 4) by the user's code, which takes the priors of one image."""
+        batch = rows[self.facts.head.scores].shape[0]
+        of_all = {name: tensor.flatten(0, 1) for name, tensor in rows.items()}
+        priors = priors[None].expand(batch, -1, -1).flatten(0, 1)
+        return self.own(level, of_all, priors).reshape(batch, -1, 4)

@@ -2,9 +2,7 @@
 
 A graph of the form 'full' ends with the results, one of the form 'decode' with boxes and scores of all priors
 before their suppression, one of the form 'raw' with the outputs of the head. A prior is a point or an anchor
-from mmdeploy_ext.runtime.geometry import ious
-from which a box is decoded. `facts` are the entry `postprocess` of the file's metadata, with the settings of
-the head under `head`; `options.POSTPROCESS` of this family lists them.
+from which a box is decoded.
 
 Glossary: B batch, L levels, a priors of a cell, A priors of a level or of all, C classes, H, W network input
 in pixels, h, w size of a level's maps, n results of the image that has most (with `--max-candidates`
@@ -15,25 +13,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.dense_head import PRIOR_CHOICES
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.runtime.box_coders import (
     VOTE_SPREAD,
     VOTES_ABOVE,
-    boxes_of,
-    factors_of,
     peaks_of,
-    scores_of,
 )
+from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES, DenseFacts
 from mmdeploy_ext.runtime.detections import Detections, Rows, check_cap, nms, results_from_padded
 from mmdeploy_ext.runtime.geometry import ious
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
@@ -73,12 +68,17 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
         results = results_from_padded(outputs)
         check_cap(metadata, outputs, results)
         return results
-    batch, _, height, width = feeds['input'].shape
     facts = metadata.postprocess
     if metadata.form == 'raw':
-        outputs = decode_raw(outputs, height, width, facts)
+        outputs = decode_raw(outputs, *feeds['input'].shape[2:], facts)
+    return decoded_detections(facts, outputs, feeds)
+
+
+def decoded_detections(facts: DenseFacts, outputs: Arrays, feeds: Arrays) -> list[Detections]:
+    """Return the detections of the outputs of the form `decode`, see `detections`."""
+    batch, _, height, width = feeds['input'].shape
     sizes = _level_sizes(outputs, height, width, facts)
-    priors = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts['head']['factor']))
+    priors = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor))
     img_shape = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
     clip_hw = np.where(img_shape > 0, img_shape, np.float32([height, width]))
     scale_factor = np.broadcast_to(feeds.get('scale_factor', np.ones(4, np.float32)), (batch, 4))
@@ -117,7 +117,7 @@ def priors_of(
     return levels
 
 
-def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def decode_raw(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> dict[str, np.ndarray]:
     """Turn the outputs of a `raw` graph into those of a `decode` graph.
 
     Args:
@@ -135,38 +135,36 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any
         ShapeError: a feature map is missing, is not of the size that H and W give (if the facts have
             `head.maps_by_stride`), or of that of the other outputs of its level, or has other channels.
     """
-    head = facts['head']
+    head = facts.head
     shapes = _checked_shapes(outputs, height, width, facts)
     level_boxes, level_scores, level_factors = [], [], []
-    for level, priors in enumerate(priors_of(shapes, facts['strides'], facts['base_anchors'])):
+    for level, priors in enumerate(priors_of(shapes, facts.strides, facts.base_anchors)):
         rows = {}
-        for name, columns in head['outputs']:
+        for name, columns in head.outputs:
             maps = outputs[f'{name}_{level}']
-            if name == head['scores'] and head['peaks']:
-                maps = peaks_of(np, maps, head['peaks'])
+            if name == head.scores and head.peaks:
+                maps = peaks_of(np, maps, head.peaks)
             rows[name] = maps.transpose(0, 2, 3, 1).reshape(maps.shape[0], -1, columns)
-        level_boxes.append(boxes_of(np, facts, rows, priors, level))
-        level_scores.append(scores_of(np, facts, rows))
-        level_factors.append(factors_of(np, facts, rows))
+        level_boxes.append(facts.coder.boxes(np, priors, rows, level))
+        level_scores.append(head.class_scores(np, rows))
+        level_factors.append(head.score_factors(np, rows, facts.coder))
     decoded = dict(boxes=np.concatenate(level_boxes, 1), scores=np.concatenate(level_scores, 1))
-    if head['factor']:
-        decoded[head['factor']] = np.concatenate(level_factors, 1)
+    if head.factor:
+        decoded[head.factor] = np.concatenate(level_factors, 1)
     decoded['level_sizes'] = np.asarray([boxes.shape[1] for boxes in level_boxes])
     return decoded
 
 
-def _checked_shapes(
-    outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]
-) -> list[tuple[int, int]]:
+def _checked_shapes(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> list[tuple[int, int]]:
     """Return (h, w) of each level; ShapeError: an output is missing, or of another size or width."""
-    levels, head = range(len(facts['strides'])), facts['head']
-    names = [f'{name}_{level}' for name, _ in head['outputs'] for level in levels]
+    levels, head = range(len(facts.strides)), facts.head
+    names = [f'{name}_{level}' for name, _ in head.outputs for level in levels]
     if missing := [name for name in names if name not in outputs]:
         raise ShapeError(f'{missing[0]}: is not an output of the graph, which has {", ".join(outputs)}')
-    first = head['outputs'][0][0]
+    first = head.outputs[0][0]
     shapes = [tuple(outputs[f'{first}_{level}'].shape[2:]) for level in levels]
-    expected = level_shapes(height, width, facts['strides'])
-    if shapes != expected and head['maps_by_stride']:
+    expected = level_shapes(height, width, facts.strides)
+    if shapes != expected and head.maps_by_stride:
         raise ShapeError(
             f'{first}_*: feature maps are {shapes}, expected {expected} for an input of '
             f'{height}x{width} (strides)'
@@ -175,11 +173,11 @@ def _checked_shapes(
         shape, expected_shape = outputs[name].shape[2:], shapes[int(name.rpartition('_')[2])]
         if tuple(shape) != expected_shape:
             raise ShapeError(f'{name}: is a map of {tuple(shape)}, expected {expected_shape} as of {first}_*')
-    for level, base in enumerate(facts['base_anchors']):
-        for name, columns in head['outputs']:
+    for level, base in enumerate(facts.base_anchors):
+        for name, columns in head.outputs:
             channels, expected_channels = outputs[f'{name}_{level}'].shape[1], len(base) * columns
             if channels != expected_channels:
-                unit = 'classes (num_classes)' if name == head['scores'] else 'columns (head.outputs)'
+                unit = 'classes (num_classes)' if name == head.scores else 'columns (head.outputs)'
                 raise ShapeError(
                     f'{name}_{level}: has {channels} channels, expected {expected_channels}: '
                     f'{columns} {unit} for {len(base)} priors per cell (base_anchors)'
@@ -187,12 +185,12 @@ def _checked_shapes(
     return shapes
 
 
-def _level_sizes(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]) -> list[int]:
+def _level_sizes(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> list[int]:
     """Return how many rows of boxes each level has."""
     rows = outputs['boxes'].shape[1]
-    if facts['head']['maps_by_stride']:
-        shapes = level_shapes(height, width, facts['strides'])
-        sizes = [h * w * len(base) for (h, w), base in zip(shapes, facts['base_anchors'], strict=True)]
+    if facts.head.maps_by_stride:
+        shapes = level_shapes(height, width, facts.strides)
+        sizes = [h * w * len(base) for (h, w), base in zip(shapes, facts.base_anchors, strict=True)]
         expected = f'{sum(sizes)} for an input of {height}x{width} (strides, base_anchors)'
     elif 'level_sizes' in outputs:
         sizes = [int(size) for size in outputs['level_sizes']]
@@ -223,16 +221,16 @@ class DecodedPriors(Rows):
     scores: np.ndarray
     factors: np.ndarray | None
 
-    def ranks(self, facts: Mapping[str, Any]) -> np.ndarray:
+    def ranks(self, facts: DenseFacts) -> np.ndarray:
         """Return the scores (A, C) that results are ordered by; `facts` as of `postprocess_image`."""
         if self.factors is None:
             return self.scores
         product = self.scores * self.factors[:, None]
-        return np.sqrt(np.maximum(product, 0)) if facts['head']['root'] else product
+        return np.sqrt(np.maximum(product, 0)) if facts.head.root else product
 
-    def ranks_of_priors(self, facts: Mapping[str, Any]) -> np.ndarray:
+    def ranks_of_priors(self, facts: DenseFacts) -> np.ndarray:
         """Return the numbers (A,) by which priors of a level are chosen, see `Head.choose`."""
-        choose = facts['head']['choose']
+        choose = facts.head.choose
         if choose == 'factor_priors' and self.factors is not None:
             return self.factors
         return (self.scores if choose == 'class_priors' else self.ranks(facts)).max(1)
@@ -243,7 +241,7 @@ def postprocess_image(
     level_sizes: Sequence[int],
     clip_hw: Sequence[float],
     scale_factor: np.ndarray,
-    facts: Mapping[str, Any],
+    facts: DenseFacts,
     border: Sequence[float] = (0.0, 0.0),
 ) -> Detections:
     """Return the detections of one image as the 'full' graph and mmdet's `get_bboxes` choose them.
@@ -253,35 +251,46 @@ def postprocess_image(
         level_sizes: number of priors of each level.
         clip_hw: height and width, pixels of the network input, that boxes are clipped to.
         scale_factor: (4,) `w h w h`, input / original, that boxes are divided by.
-        facts: entry `postprocess` of the file's metadata. `nms_pre` and `max_per_img` of 0 or less limit
-            nothing; no entry is None. For `head.choose` and the others see `contract.dense_head.Head`.
+        facts: of the head; `nms_pre` and `max_per_img` of 0 or less limit nothing.
         border: pixels of padding above and left of the image, which the boxes of some heads lose.
     """
-    boxes, head = priors.boxes, facts['head']
-    if facts['clip_border']:
-        upper = np.asarray([clip_hw[1], clip_hw[0]] * 2, np.float32) - np.float32(head['clip_inset'])
+    boxes, head = priors.boxes, facts.head
+    if facts.clip_border:
+        upper = np.asarray([clip_hw[1], clip_hw[0]] * 2, np.float32) - np.float32(head.clip_inset)
         boxes = np.minimum(np.maximum(boxes, np.float32(0)), upper)
-    if head['bordered']:
+    if head.bordered:
         boxes = boxes - np.asarray([border[1], border[0]] * 2, np.float32)
     boxes = boxes / np.asarray(scale_factor, np.float32)
     priors = dataclasses.replace(priors, boxes=boxes)
     starts = np.concatenate([[0], np.cumsum(level_sizes)])
-    levels = [priors[start:end] for start, end in itertools.pairwise(starts)]
-    if head['choose'] in PRIOR_CHOICES:
-        levels = [level[_best(level.ranks_of_priors(facts), facts['nms_pre'])] for level in levels]
+    levels = [_kept(priors[start:end], facts) for start, end in itertools.pairwise(starts)]
     candidates = [_candidates(level, facts) for level in levels]
     boxes, scores, labels = (np.concatenate(columns) for columns in zip(*candidates, strict=True))
-    if head['suppresses']:
+    if head.suppresses:
         separated = boxes
-        if len(boxes) and not facts['class_agnostic']:
+        if len(boxes) and not facts.class_agnostic:
             separated = boxes + (labels.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None]
-        rows = nms(separated, scores, facts['iou_threshold'])
+        rows = nms(separated, scores, facts.iou_threshold)
     else:
         rows = np.argsort(-scores, kind='stable')
-    if facts['max_per_img'] > 0:
-        rows = rows[: facts['max_per_img']]
+    if facts.max_per_img > 0:
+        rows = rows[: facts.max_per_img]
     results = Detections(boxes[rows], scores[rows], labels[rows].astype(np.int64))
-    return _voted(results, levels, facts) if head['votes'] else results
+    return _voted(results, levels, facts) if head.votes else results
+
+
+def num_candidates(priors: DecodedPriors, level_sizes: Sequence[int], facts: DenseFacts) -> int:
+    """Return how many pairs of a prior and a class of one image enter the suppression."""
+    ends = np.cumsum(level_sizes)
+    levels = [priors[end - size : end] for end, size in zip(ends, level_sizes, strict=True)]
+    return sum(len(_candidates(_kept(level, facts), facts)[2]) for level in levels)
+
+
+def _kept(level: DecodedPriors, facts: DenseFacts) -> DecodedPriors:
+    """Return the best `nms_pre` priors of a level if these are chosen, or all."""
+    if facts.head.choose not in PRIOR_CHOICES:
+        return level
+    return level[_best(level.ranks_of_priors(facts), facts.nms_pre)]
 
 
 def _best(scores: np.ndarray, nms_pre: int) -> np.ndarray:
@@ -290,27 +299,27 @@ def _best(scores: np.ndarray, nms_pre: int) -> np.ndarray:
     return order[:nms_pre] if nms_pre > 0 else order
 
 
-def _candidates(level: DecodedPriors, facts: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+def _candidates(level: DecodedPriors, facts: DenseFacts) -> tuple[np.ndarray, ...]:
     """Return boxes, scores and labels of the pairs that pass the threshold.
 
     If `head.choose` of the facts is 'pairs' they are at most `nms_pre`.
     """
-    head, ranks = facts['head'], level.ranks(facts)
-    judged = ranks if head['judged'] == 'product' else level.scores
-    passes = judged >= facts['score_thr'] if head['inclusive'] else judged > facts['score_thr']
-    if head['choose'] == 'best':
+    head, ranks = facts.head, level.ranks(facts)
+    judged = ranks if head.judged == 'product' else level.scores
+    passes = judged >= facts.score_thr if head.inclusive else judged > facts.score_thr
+    if head.choose == 'best':
         passes &= np.arange(judged.shape[1]) == level.scores.argmax(1)[:, None]
-    if head['conf_thr'] > 0:
+    if head.conf_thr > 0:
         factors = judged if level.factors is None else level.factors[:, None]
-        passes &= factors >= np.float32(head['conf_thr'])
+        passes &= factors >= np.float32(head.conf_thr)
     priors, labels = np.nonzero(passes)
-    if head['choose'] == 'pairs':
-        order = _best(level.scores[priors, labels], facts['nms_pre'])
+    if head.choose == 'pairs':
+        order = _best(level.scores[priors, labels], facts.nms_pre)
         priors, labels = priors[order], labels[order]
     return level.boxes[priors], ranks[priors, labels], labels
 
 
-def _voted(results: Detections, levels: Sequence[DecodedPriors], facts: Mapping[str, Any]) -> Detections:
+def _voted(results: Detections, levels: Sequence[DecodedPriors], facts: DenseFacts) -> Detections:
     """Replace each box by the mean of the candidates of its class that overlap it.
 
     A box without an area overlaps none, and is left out.
@@ -319,7 +328,7 @@ def _voted(results: Detections, levels: Sequence[DecodedPriors], facts: Mapping[
     ranks = np.concatenate([level.ranks(facts) for level in levels])[:, results.labels].T
     overlap = ious(np, results.bboxes_xyxy, boxes)
     weights = np.exp(-((1 - overlap) ** 2) / np.float32(VOTE_SPREAD)) * ranks
-    weights = np.where((overlap > VOTES_ABOVE) & (ranks > facts['score_thr']), weights, 0)
+    weights = np.where((overlap > VOTES_ABOVE) & (ranks > facts.score_thr), weights, 0)
     total = weights.sum(1)
     results, weights, total = results[total > 0], weights[total > 0], total[total > 0]
     return dataclasses.replace(results, bboxes_xyxy=(weights @ boxes / total[:, None]).astype(np.float32))

@@ -1,1 +1,12 @@
 """ImVoxelNet: boxes in 3D of one picture, by a volume of voxels that sample its features."""
+
+from mmdeploy_ext.contract.registry import register_family
+
+register_family(
+    'imvoxelnet',
+    'mmdeploy_ext.families.imvoxelnet.family:ImVoxelNetFamily',
+    facts='mmdeploy_ext.families.imvoxelnet.facts:ImVoxelNetFacts',
+    runtime='mmdeploy_ext.families.imvoxelnet.runtime',
+    library='mmdet3d',
+    claims=('ImVoxelNet',),
+)

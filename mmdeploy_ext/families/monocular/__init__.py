@@ -1,1 +1,20 @@
 """mmdet3d's detectors of boxes in 3D in a single picture: FCOS3D, PGD, SMOKE."""
+
+from mmdeploy_ext.contract.registry import register_family
+
+register_family(
+    'monocular',
+    'mmdeploy_ext.families.monocular.family:PointsFamily',
+    facts='mmdeploy_ext.families.monocular.facts:PointsFacts',
+    runtime='mmdeploy_ext.families.monocular.runtime.fcos3d',
+    library='mmdet3d',
+    claims=('FCOSMono3DHead',),
+)
+register_family(
+    'smoke',
+    'mmdeploy_ext.families.monocular.family:SmokeFamily',
+    facts='mmdeploy_ext.families.monocular.facts:SmokeFacts',
+    runtime='mmdeploy_ext.families.monocular.runtime.smoke',
+    library='mmdet3d',
+    claims=('SMOKEMono3DHead',),
+)

@@ -5,7 +5,7 @@ import functools
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, maybe, number
+from mmdeploy_ext.contract.schema import COUNT, RANGE, maybe, number
 
 # --- graphs of images -----------------------------------------------------------------------------------
 
@@ -21,7 +21,6 @@ PASTE_MASKS = Option(
     'paste_masks',
     False,
     'full form: masks pasted in the graph, at the size of the original (default: in the frame of the box)',
-    schema=FLAG,
     key='paste_masks',
     only_with=('form', 'full'),
     group=options.OF_SOME,

@@ -38,7 +38,6 @@ from mmdeploy_ext.families.parts.dense_heads import (
     plain_head,
     rows_of,
 )
-from mmdeploy_ext.runtime.box_coders import CODERS, boxes_of, scores_of
 
 heads = mmdet_module('mmdet.models.dense_heads')
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
@@ -135,16 +134,12 @@ def smallest_side(head: nn.Module) -> float:
 
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
-    """Return how the outputs become boxes: `coder`, `head` and `clip`, whether boxes are clipped.
-
-    `coder` are the settings that `runtime/box_coders.py` reads, `head` the fields of
-    `contract.dense_head.Head`.
-    """
+    """Return how the outputs become boxes: a `Coder`, a `Head` of `dense_facts`, and `clip`, a bool."""
     if is_guided(head):
-        return dict(coder=GUIDED.coder(head), head=GUIDED.describe(head).to_json(), clip=bool(clips(head)))
+        return dict(coder=GUIDED.coder(head), head=GUIDED.describe(head), clip=clips(head))
     head = last_stage(head)
     coder = chosen_coder(head, 'model.rpn_head')
-    return dict(coder=coder, head=plain_head(head).to_json(), clip=bool(clips(head)))
+    return dict(coder=coder, head=plain_head(head), clip=clips(head))
 
 
 def is_users_own(head: nn.Module) -> bool:
@@ -239,11 +234,10 @@ def refined_outputs(
             offsets = [kernel_offsets(boxes, tensor, stride) for boxes, tensor, stride in levels]
         maps, logits, deltas = stage(maps, offsets)
         if index + 1 < len(head.stages):
-            settings = chosen_coder(stage, 'model.rpn_head.stages')
-            decode = CODERS[settings['type']]
+            coder = chosen_coder(stage, 'model.rpn_head.stages')
             refined = []
             for boxes, tensor in zip(anchors, deltas, strict=True):
-                boxes = decode(torch, boxes, dict(bbox_pred=rows_of(tensor, 4)), settings, 0)
+                boxes = coder.boxes(torch, boxes, dict(bbox_pred=rows_of(tensor, 4)), 0)
                 refined.append(clip_to(boxes, clip_hw, border_inset(stage)) if clips(stage) else boxes)
             anchors = refined
     return logits, deltas, anchors
@@ -309,7 +303,7 @@ class Proposals(nn.Module):
 
     def decode(self, rows: dict[str, torch.Tensor], priors: torch.Tensor, level: int) -> torch.Tensor:
         """Return the boxes (B, K, D) of anchors, not clipped; `rows` are outputs of the head at them."""
-        return boxes_of(torch, self.facts, rows, priors, level)
+        return self.facts['coder'].boxes(torch, priors, rows, level)
 
     def sides(self, boxes: torch.Tensor) -> torch.Tensor:
         """Return width and height (B, K, 2) of boxes (B, K, D)."""
@@ -356,7 +350,7 @@ class Proposals(nn.Module):
         The scores (B, K) of boxes that are too small become `NO_CANDIDATE`.
         """
         if self.facts['clip']:
-            boxes = clip_to(boxes, clip_hw, self.facts['head']['clip_inset'])
+            boxes = clip_to(boxes, clip_hw, self.facts['head'].clip_inset)
         candidates = scores > NO_CANDIDATE
         if self.smallest >= 0:
             candidates = candidates & (self.sides(boxes) > self.smallest).all(dim=2)
@@ -374,12 +368,12 @@ class Proposals(nn.Module):
                 priors = self.priors.single_level_grid_priors(
                     deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
                 )
-            columns = self.facts['head']['outputs']
+            columns = self.facts['head'].outputs
             rows = {
                 name: rows_of(outputs[kind], size)
                 for kind, (name, size) in zip(outputs, columns, strict=False)
             }
-            scores = scores_of(torch, self.facts, rows)[..., 0]
+            scores = self.facts['head'].class_scores(torch, rows)[..., 0]
             if self.config.nms_pre > 0:
                 scores, best = scores.topk(limit(self.config.nms_pre, scores.shape[1]), dim=1)
                 rows = {name: gather_rows(tensor, best) for name, tensor in rows.items()}

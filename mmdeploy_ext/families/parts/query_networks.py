@@ -36,6 +36,8 @@ inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 NAMES = ('logits', 'boxes')
 """Outputs of the networks."""
+TOKEN_SCORES = 'token_scores'
+"""Further output of a network whose queries are the best tokens: (B, S), what they are chosen by."""
 SIDE = 0.05
 """Side of a proposal of the finest level, share of the image; it doubles with each level."""
 BORDER = 0.01
@@ -229,24 +231,28 @@ class QueryNetwork(nn.Module):
         """The head of queries."""
         return query_head(self.model)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what `forward` returns."""
+        return (*NAMES, TOKEN_SCORES) if getattr(self.head, 'as_two_stage', False) else NAMES
+
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the part of `content_size`.
 
+        Where queries are the best tokens, what these are chosen by, (B, S), is a third tensor.
         `image` is (B, 3, H, W) float32 normalised; `img_shape` (B, 2) is height and width before padding, 0
         means H, W.
         """
         content = content_size(self.model, image, img_shape)
         maps = self.maps(image)
         outputs = self.queries(maps, [PaddedMap(content, image, level_map) for level_map in maps])
-        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
+        return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return the maps (B, D, h, w) of all levels that the transformer takes."""
         return self.model.extract_feat(image)
 
-    def queries(
-        self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def queries(self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]) -> tuple[torch.Tensor, ...]:
         """Return what `forward` returns, from the maps of `maps` and the padding of each level."""
         raise NotImplementedError
 
@@ -258,9 +264,7 @@ class DetrNetwork(QueryNetwork):
         """Return the last map alone, projected to D channels."""
         return [self.head.input_proj(super().maps(image)[-1])]
 
-    def queries(
-        self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def queries(self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]) -> tuple[torch.Tensor, ...]:
         head, (level,) = self.head, levels
         position = self.positions(level)
         padded = level.inside()[:, None, None] < 0.5
@@ -286,9 +290,7 @@ class DeformableNetwork(QueryNetwork):
         super().__init__(model)
         self.register_buffer('waves', periods(PROPOSAL_FEATURES, TEMPERATURE), persistent=False)
 
-    def queries(
-        self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def queries(self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]) -> tuple[torch.Tensor, ...]:
         head = self.head
         keep = tokens_inside(levels)
         ratios = torch.stack([level.ratios() for level in levels], 1)  # (B, L, 2)
@@ -301,17 +303,17 @@ class DeformableNetwork(QueryNetwork):
         reference = reference_points(levels, ratios)
         memory = encode_points(transformer.encoder, tokens_of(maps), position, reference, attend_points)
         if head.as_two_stage:
-            query, query_position, reference = self._proposals(memory, levels, keep)
-        else:
-            learned = self.tested(head.query_embedding.weight[None]).expand(memory.shape[0], -1, -1)
-            query_position, query = learned.chunk(2, 2)
-            reference = transformer.reference_points(query_position).sigmoid()  # (B, Q, 2)
+            query, query_position, reference, scores = self._proposals(memory, levels, keep)
+            return *self._decode(query, query_position, reference, memory, ratios, attend_points), scores
+        learned = self.tested(head.query_embedding.weight[None]).expand(memory.shape[0], -1, -1)
+        query_position, query = learned.chunk(2, 2)
+        reference = transformer.reference_points(query_position).sigmoid()  # (B, Q, 2)
         return self._decode(query, query_position, reference, memory, ratios, attend_points)
 
     def best_tokens(
         self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return boxes (B, Q, 4) and logits (B, Q) of the tokens with the best `token_scores`, best first.
+        """Return boxes (B, Q, 4) of the tokens with the best scores, best first, and all scores (B, S).
 
         Boxes are cxcywh, shares of the part of `content_size`. `memory` (B, S, D) are the tokens of the
         encoder, `levels` the padding of each map, and `keep` is the result of `tokens_inside`.
@@ -329,13 +331,13 @@ class DeformableNetwork(QueryNetwork):
         box_logits = torch.where(valid, torch.log(boxes / (1 - boxes)), torch.full_like(boxes, math.inf))
         rows = transformer.enc_output_norm(transformer.enc_output(memory * valid.to(memory.dtype)))
         scores = self.token_scores(head.cls_branches[last](rows))
-        best_scores, tokens = scores.topk(transformer.two_stage_num_proposals, 1)
-        best = tokens[..., None]
+        best = scores.topk(transformer.two_stage_num_proposals, 1)[1][..., None]
         best_rows = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
         logits = head.reg_branches[last](best_rows) + box_logits.gather(1, best.expand(-1, -1, 4))
-        return logits.sigmoid(), best_scores
+        return logits.sigmoid(), scores
 
-    def token_scores(self, logits: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def token_scores(logits: torch.Tensor) -> torch.Tensor:
         """Return what tokens are chosen by, (B, S): here their logits of the first class.
 
         `logits` (B, S, C) are those of all classes.
@@ -344,21 +346,22 @@ class DeformableNetwork(QueryNetwork):
 
     def _proposals(
         self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries, their positions (B, Q, D) and reference boxes (B, Q, 4) of the best tokens.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries, their positions (B, Q, D), reference boxes (B, Q, 4), and scores (B, S) of tokens.
 
         With `mixed_selection`, of H-DETR's repository, queries are learned, and positions alone are those of
         the tokens.
         """
         head, transformer = self.head, self.head.transformer
-        reference = self.tested(self.best_tokens(memory, levels, keep)[0])
+        boxes, scores = self.best_tokens(memory, levels, keep)
+        reference = self.tested(boxes)
         encoded = waves(reference * (2 * math.pi), self.waves).flatten(2)
         encoded = transformer.pos_trans_norm(transformer.pos_trans(encoded))
         query_position, query = encoded.chunk(2, 2)
         if getattr(transformer, 'mixed_selection', False):
             learned = self.tested(head.query_embedding.weight[None])
             query = for_every_image(learned, memory.shape[0])
-        return query, query_position, reference
+        return query, query_position, reference, scores
 
     def tested(self, queries: torch.Tensor) -> torch.Tensor:
         """Return those of the queries (1 or B, Q, columns) that give results: here all of them."""
@@ -435,16 +438,16 @@ class DinoNetwork(DeformableNetwork):
         if self.is_of_co_detr:
             self.least_odds_of_results = 1e-3
 
-    def token_scores(self, logits: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def token_scores(logits: torch.Tensor) -> torch.Tensor:
         """Return the logits (B, S) of each token's best class, as DINO chooses."""
         return logits.amax(-1)
 
     def _proposals(
         self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return learned queries and the boxes of the best tokens; no layer uses the positions."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         query = for_every_image(self.learned_queries()[None], memory.shape[0])
-        return query, query, self.best_tokens(memory, levels, keep)[0]
+        return query, query, *self.best_tokens(memory, levels, keep)  # no layer uses the positions
 
     def learned_queries(self) -> torch.Tensor:
         """Return the queries (Q, D) of every image."""

@@ -25,7 +25,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
 from mmdeploy_ext.exporting.postprocess.suppression import clip_to, hw
 from mmdeploy_ext.families.parts.dense_heads import border_inset, bucket_settings, chosen_coder, clips
-from mmdeploy_ext.runtime.box_coders import CODERS, bucket_choice
+from mmdeploy_ext.runtime.box_coders import Bucket, Coder
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 """Extractors that are exported."""
@@ -396,12 +396,8 @@ def flat(outputs: Any) -> Iterator[torch.Tensor]:
 # --- boxes ----------------------------------------------------------------------------------------------
 
 
-def coder_of(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder of a box head, as `runtime/box_coders.py` reads them.
-
-    They are `type`, its name in `box_coders.CODERS`, and what that coder reads, such as `means` and `stds`.
-    ConfigError: the coder is none that is exported.
-    """
+def coder_of(head: nn.Module) -> Coder:
+    """Return the settings of the coder of a box head; ConfigError: it is none that is exported."""
     if isinstance(head, bbox_heads.SABLHead):
         return bucket_settings(head)
     return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
@@ -425,14 +421,14 @@ def decoded(
     """
     if not getattr(head, 'with_reg', True):
         return clip_to(regions, clip_hw)[:, :, None], None
-    settings, factors, inset = coder_of(head), None, border_inset(head)
-    if settings['type'] == 'bucket':  # clipped a pixel before the border
+    coder, factors, inset = coder_of(head), None, border_inset(head)
+    if isinstance(coder, Bucket):  # clipped a pixel before the border
         rows = dict(zip(('bbox_cls', 'bbox_reg'), outputs, strict=True))
-        boxes = CODERS['bucket'](torch, regions, rows, settings, 0)[:, :, None]
-        factors, inset = bucket_choice(torch, rows, settings)[1], 1.0
+        boxes = coder.boxes(torch, regions, rows, 0)[:, :, None]
+        factors, inset = coder.choice(torch, rows)[1], 1.0
     else:
         rows = dict(bbox_pred=outputs[0].reshape(*outputs[0].shape[:2], -1, 4))
-        boxes = CODERS[settings['type']](torch, regions[:, :, None], rows, settings, 0)
+        boxes = coder.boxes(torch, regions[:, :, None], rows, 0)
     if clips(head):
         boxes = clip_to(boxes.flatten(1, 2), clip_hw, inset).reshape(boxes.shape)
     return boxes, factors

@@ -1,1 +1,23 @@
 """PETR and PETRv2: cameras whose tokens carry positions in 3D; PETRv2 also sees the frame before."""
+
+from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.families.petr.options import OPTIONS, POSTPROCESS
+
+register_family(
+    'petr',
+    'mmdeploy_ext.families.petr.family:PETR',
+    options=OPTIONS,
+    postprocess=POSTPROCESS,
+    runtime='mmdeploy_ext.families.petr.runtime',
+    library='mmdet3d',
+    claims=('PETRHead',),
+)
+register_family(
+    'petrv2',
+    'mmdeploy_ext.families.petr.family:PETRV2',
+    options=OPTIONS,
+    postprocess=POSTPROCESS,
+    runtime='mmdeploy_ext.families.petr.runtime',
+    library='mmdet3d',
+    claims=('PETRv2Head',),
+)

@@ -6,6 +6,7 @@ defined first: `families/base.py` and `families/images.py`.
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
-from mmdeploy_ext.families.parts.query_networks import NAMES, query_head
+from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, TOKEN_SCORES, query_head
 from mmdeploy_ext.families.query import (
     graphs,
     masks,
@@ -78,7 +79,8 @@ class QueryFamily(ImageFamily):
 
     def borders(self, model: nn.Module) -> dict[str, Any]:
         if graphs.num_proposals(model):
-            return {}
+            scores = NETWORKS[supported_parts.kind_of(query_head(model))].token_scores
+            return {_token_branch(model): lambda calls: {TOKEN_SCORES: scores(calls[0])}}
 
         def last(calls: list[Any]) -> dict[str, Any]:
             sides = [side[-1] for side in calls[0][:2]]
@@ -90,13 +92,23 @@ class QueryFamily(ImageFamily):
         return {f'{_head_name(model)}.forward': last}
 
     def substitutes(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        given = given_to(model, tensors, NAMES)
-        if not given or not hasattr(model, 'bbox_head'):
+        given = [rows[None] for rows in given_to(model, tensors, NAMES).values()]
+        if not given:
             return {}
-        logits, boxes = (rows[None] for rows in given.values())
-        plain = supported_parts.kind_of(query_head(model)) == 'DETRHead'
-        outputs = ([logits], [boxes]) if plain else (logits, boxes, None, None)
-        return {'extract_feat': None, 'bbox_head.forward': outputs}
+        head = query_head(model)
+        if supported_parts.kind_of(head) == 'DETRHead':
+            outputs = tuple([rows] for rows in given)
+        else:
+            taken = [*inspect.signature(head.get_bboxes).parameters].index('img_metas')
+            outputs = (*given, *[None] * (taken - len(NAMES)))
+        return {'extract_feat': None, f'{_head_name(model)}.forward': outputs}
+
+    def ranking(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        head = query_head(model)
+        if TOKEN_SCORES not in tensors or not head.with_box_refine:  # without, all layers share the branch
+            return {}
+        scores = given_to(model, tensors, [TOKEN_SCORES])[TOKEN_SCORES]
+        return {_token_branch(model): scores[..., None].expand(-1, -1, head.cls_out_channels)}
 
     def facts(self, model: nn.Module) -> QueryFacts:
         head = query_head(model)
@@ -106,6 +118,12 @@ class QueryFamily(ImageFamily):
 def _head_name(model: nn.Module) -> str:
     """Return the name of the head of queries in a detector."""
     return 'query_head' if hasattr(model, 'query_head') else 'bbox_head'
+
+
+def _token_branch(model: nn.Module) -> str:
+    """Return the path of what gives the logits (B, S, C) of all tokens, of which the best become queries."""
+    last = query_head(model).transformer.decoder.num_layers
+    return f'{_head_name(model)}.cls_branches.{last}.forward'
 
 
 def substitutes_of_masks(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
     return [
-        Stage('network', network, ('input', 'img_shape'), NAMES, passes=passes),
+        Stage('network', network, ('input', 'img_shape'), network.names, passes=passes),
         Stage('postprocess', QueryFullForm(model), inputs, FULL_NAMES),
     ]
 

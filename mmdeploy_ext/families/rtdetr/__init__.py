@@ -1,1 +1,14 @@
 """RT-DETR: its family, graphs and runtime; `mmdeploy_ext/models/rtdetr` has the detector itself."""
+
+from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.families.rtdetr.options import KEEP_FP32, OPTIONS
+
+register_family(
+    'rtdetr',
+    'mmdeploy_ext.families.rtdetr.family:RtDetrFamily',
+    options=OPTIONS,
+    facts='mmdeploy_ext.families.rtdetr.facts:RtDetrFacts',
+    runtime='mmdeploy_ext.families.rtdetr.runtime',
+    keep_fp32=KEEP_FP32,
+    claims=('RTDETR',),
+)

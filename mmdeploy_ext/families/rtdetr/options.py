@@ -1,19 +1,15 @@
 """Options of RT-DETR."""
 
 from mmdeploy_ext.contract.options import OF_SOME, Option
-from mmdeploy_ext.contract.schema import FLAG
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 FUSE = Option(
     'fuse',
     True,
     'branches of RepVGG blocks become one convolution (default: they do)',
-    schema=FLAG,
     group=OF_SOME,
 )
-DYNAMIC_BATCH = Option(
-    'dynamic_batch', False, 'the batch stays dynamic, the size is fixed', schema=FLAG, group=OF_SOME
-)
+DYNAMIC_BATCH = Option('dynamic_batch', False, 'the batch stays dynamic, the size is fixed', group=OF_SOME)
 OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
 """Options of the family."""
 KEEP_FP32 = ('*.backbone.conv1*', '*.decoder*')

@@ -1,1 +1,13 @@
 """SOLO, Decoupled SOLO, SOLOv2: their family, graphs and runtime; mmdet's detectors are used as they are."""
+
+from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.families.solo.options import OPTIONS
+
+register_family(
+    'solo',
+    'mmdeploy_ext.families.solo.family:SoloFamily',
+    options=OPTIONS,
+    facts='mmdeploy_ext.families.solo.facts:SoloFacts',
+    runtime='mmdeploy_ext.families.solo.runtime',
+    claims=('SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head'),
+)

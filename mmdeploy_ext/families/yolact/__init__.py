@@ -1,1 +1,11 @@
 """YOLACT: its family, graph and runtime; mmdet's own detector and heads are used as they are."""
+
+from mmdeploy_ext.contract.registry import register_family
+
+register_family(
+    'yolact',
+    'mmdeploy_ext.families.yolact.family:YolactFamily',
+    facts='mmdeploy_ext.families.yolact.facts:YolactFacts',
+    runtime='mmdeploy_ext.families.yolact.runtime',
+    claims=('YOLACT',),
+)

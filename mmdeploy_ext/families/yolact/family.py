@@ -52,7 +52,7 @@ class YolactFamily(ImageFamily):
             test_cfg = detector_parts.test_cfg_of(cfg)
             head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg)
             _check_type('bbox_head', head, dense_heads.YOLACTHead)
-            if chosen_coder(head)['type'] == 'tblr':
+            if chosen_coder(head).type == 'tblr':
                 raise ConfigError(
                     f'model.bbox_head.bbox_coder.type={type(head.bbox_coder).__name__}: its boxes may end '
                     f'before they begin, for which the graph does not compute what mmdet does'

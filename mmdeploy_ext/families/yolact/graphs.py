@@ -45,7 +45,6 @@ from mmdeploy_ext.families.parts.image_graphs import (
 )
 from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.yolact.facts import YolactFacts
-from mmdeploy_ext.runtime.box_coders import boxes_of, scores_of
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
 """Outputs of the head, each of every level: logits (of softmax with the background), deltas, coefficients."""
@@ -152,9 +151,8 @@ class YolactFullForm(nn.Module):
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.priors, self.facts = head.prior_generator, facts_of(head)
-        description = plain_head(head)
-        self.decoding = dict(coder=chosen_coder(head), head=description.to_json())
-        columns = [columns for _, columns in description.outputs]
+        self.head, self.coder = plain_head(head), chosen_coder(head)
+        columns = [columns for _, columns in self.head.outputs]
         self.columns = dict(cls_score=columns[0], bbox_pred=columns[1], coefficients=int(head.num_protos))
         self.clips, self.inset = clips(head), border_inset(head)
 
@@ -201,14 +199,14 @@ class YolactFullForm(nn.Module):
         for level in range(num_levels):
             level_maps = zip(self.columns.items(), maps[level::num_levels], strict=True)
             rows = {name: rows_of(tensor, columns) for (name, columns), tensor in level_maps}
-            scores, (height, width) = scores_of(torch, self.decoding, rows), maps[level].shape[2:]
+            scores, (height, width) = self.head.class_scores(torch, rows), maps[level].shape[2:]
             priors = self.priors.single_level_grid_priors((height, width), level, device=scores.device)
             if self.facts.nms_pre > 0:
                 count = limit(self.facts.nms_pre, scores.shape[1])
                 best = scores.amax(2).topk(count, 1)[1]
                 rows = {name: gather_rows(tensor, best) for name, tensor in rows.items()}
                 scores, priors = gather_rows(scores, best), priors[best]
-            yield boxes_of(torch, self.decoding, rows, priors, level), scores, rows['coefficients']
+            yield self.coder.boxes(torch, priors, rows, level), scores, rows['coefficients']
 
 
 def masks_of(

@@ -2,11 +2,10 @@
 
 Names say little: exporters number tensors, and tools rename them. So two nodes are paired if they compute the
 same from the inputs on (all nodes before a difference), or if the same is computed from them (all nodes
-behind it). The nodes that are left, the differences themselves, are paired by their neighbours, by equal
-names, or by their places if the operator is another one.
+behind it). The nodes that are left are paired by their neighbours, by equal names, or by their places if the
+operator is another one.
 
-Glossary: `program` is the graph on trial, `reference` the one that it is compared with; `position` and `name`
-are a node and a tensor of the graph on trial, `mate` and `mate_name` their counterparts in the reference.
+`program` is the graph on trial; `mate` and `mate_name` are the counterparts in the reference.
 """
 
 import collections
@@ -23,10 +22,7 @@ Keys = dict[int, Hashable]
 def align(program: Program, reference: Program) -> Alignment:
     """Return the pairs of nodes, and of tensors, of a graph on trial and its reference.
 
-    Each node of both is in one pair at most, and each tensor of the graph on trial; those without a
-    counterpart are left out. An output of the reference may be in two pairs: with the output of its name, and
-    with what the counterpart of its node writes. Both programs must have been made with the same `Constants`,
-    so that equal constants are one object.
+    Both programs must have been made with the same `Constants`, so that equal constants are one object.
     """
     return _Aligner(program, reference).align()
 
@@ -151,10 +147,7 @@ class _Aligner:
                     break
 
     def are_read_alike(self, position: int, mate: int) -> bool:
-        """Return whether the first outputs of two nodes are the same graph output, or are read alike.
-
-        That is: the nodes of some pair read them as the same operand.
-        """
+        """Return whether two nodes' first outputs are the same graph output, or are read alike."""
         program, reference = self.program.index, self.reference.index
         outputs = next(iter(program.writes(position)), ''), next(iter(reference.writes(mate)), '')
         if not all(outputs):
@@ -179,7 +172,7 @@ def _pair_names(names: Sequence[str], reference_names: Sequence[str]) -> Iterato
 def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:
     """Return a key per node of what it computes from the inputs.
 
-    `input_names` are the program's inputs -> names of the reference's, so that the keys of both graphs agree.
+    `input_names` are the program's inputs -> names of the reference's.
     """
     keys: Keys = {}
 
@@ -198,10 +191,7 @@ def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:
 
 
 def _backward_keys(program: Program, output_names: Mapping[str, str]) -> Keys:
-    """Return a key per node of what is computed from it, its own constants included.
-
-    `output_names` are the program's outputs -> names of the reference's.
-    """
+    """Return a key per node of what is computed from it, its own constants included."""
     keys: Keys = {}
     index, constants = program.index, program.constants
     for position in reversed(program.steps):
@@ -220,7 +210,6 @@ def _backward_keys(program: Program, output_names: Mapping[str, str]) -> Keys:
 
 
 def _operation(program: Program, position: int) -> tuple[Hashable, ...]:
-    """Return operator and attributes of a node, and the operators of its bodies."""
     node = program.index.nodes[position]
     inner = tuple(tuple(inner_node.op_type for inner_node in body.node) for body in bodies(node))
     values = attributes(node, program.index.model, program.shape_of_constant).items()

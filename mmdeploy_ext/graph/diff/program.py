@@ -44,20 +44,15 @@ class Program:
 
     Attributes:
         index: the graph, by the names of its tensors and nodes.
-        constants: name -> array of the initializers that are no inputs, sparse ones made dense, of what
-            Constant nodes give, and of what Identity nodes copy of these.
+        constants: name -> array of initializers, Constant nodes, and Identity nodes that copy them.
         defaults: name -> array of the initializers that are inputs, too.
         steps: positions of all other nodes.
-        static: outputs of the steps that are computed of constants and of sizes of tensors alone, by no
-            operator of `RANDOM` in the main graph.
-        functions: digest of the local functions, which nodes call by names that say nothing of what they do.
+        static: outputs of the steps that are computed of constants and of sizes of tensors alone.
+        functions: digest of the local functions.
     """
 
     def __init__(self, model: onnx.ModelProto, constants: Constants) -> None:
-        """Read the constants of a model; all programs whose results are compared share `constants`.
-
-        ModelFileError: two nodes write one tensor.
-        """
+        """Read the constants of a model; all programs whose results are compared share `constants`."""
         self.index = Index(model)
         texts = sorted(function.SerializeToString(deterministic=True) for function in model.functions)
         self.functions = hashlib.sha256(repr(texts).encode()).digest()
@@ -84,7 +79,7 @@ class Program:
                 self.static.update(self.index.writes(position))
 
     def shape_of_constant(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of the constant `name`; None for other tensors, also for inputs with a default."""
+        """Return the shape of a constant; None for other tensors."""
         array = self.constants.get(name)
         return None if array is None else array.shape
 
@@ -95,10 +90,7 @@ class Program:
         return onnx.TensorProto.FLOAT16 in elements or any(array.dtype == np.float16 for array in arrays)
 
     def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
-        """Return a float feed in the float dtype that the input `name` takes; other feeds as they are.
-
-        `name` is a graph input, with a default or not. bfloat16 counts as no float here.
-        """
+        """Return a float feed in the float dtype that the input `name` takes; other feeds as they are."""
         elements = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
         dtype = helper.tensor_dtype_to_np_dtype(elements[name]) if elements[name] else feed.dtype
         return feed.astype(dtype) if {dtype.kind, feed.dtype.kind} == {'f'} else feed
@@ -106,7 +98,7 @@ class Program:
 
 @dataclasses.dataclass
 class Alignment:
-    """The nodes and tensors of two graphs that belong together; constants that are no outputs are left out.
+    """The nodes and tensors of two graphs that belong together.
 
     Attributes:
         nodes: position in the left graph, which is on trial -> position in the right one, the reference.
@@ -130,15 +122,9 @@ class NodeRunner:
         self._session_key: tuple = ()
 
     def run(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run one node and return its outputs, in order, without those that it leaves out.
+        """Run one node on `values`, tensor -> array, and return its outputs in order.
 
-        Args:
-            program: the graph.
-            position: index of the node among all of the main graph.
-            values: tensor -> array; it holds all that the node reads, constants included.
-
-        Raises:
-            InferenceError: ONNX Runtime refuses the node, or fails to run it on these arrays.
+        InferenceError: ONNX Runtime refuses the node, or fails to run it on these arrays.
         """
         node, names = program.index.nodes[position], program.index.reads(position)
         arrays = [values[name] for name in names]
@@ -159,7 +145,6 @@ class NodeRunner:
         return result
 
     def _compute(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run a node in its session, which stays open for the next run of the same node."""
         names = program.index.writes(position)
         feeds = {name: array for name, array in values.items() if name not in program.constants}
         types = {name: _type_of(value) for name, value in feeds.items()}
@@ -182,7 +167,6 @@ class NodeRunner:
 
 
 def _type_of(value: np.ndarray | Sequence[np.ndarray]) -> onnx.TypeProto:
-    """Return the type of an array, or of a sequence; one of no arrays is taken for one of float32."""
     if isinstance(value, np.ndarray):
         return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), None)
     dtype = value[0].dtype if value else np.dtype(np.float32)

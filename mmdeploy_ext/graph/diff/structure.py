@@ -29,20 +29,16 @@ ONLY_HERE = 'is only in this graph'
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One difference between two graphs.
+    """One difference between two graphs, of which the left one is on trial, the right one the reference.
 
     Attributes:
         kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
-            'function' or 'domain'; 'inside' for one that `diff_files` adds: of a body or function, a
-            default of an input, or the order of inputs or outputs.
-        where: node (of an initializer or a wiring the one that reads it), tensor or key, by the left graph's
-            name when it has one.
-        detail: what differs; the left graph is the one on trial, the right one the reference.
-        left: position of the node in the left graph, None if the change is of no node, or of one that only
-            the right graph has.
-        right: position of the node in the right graph, likewise.
-        size: of a changed initializer of floats, of equal shape and dtype, the largest change over the
-            largest value on the right, if that is not 0; else None.
+            'function', 'domain' or 'inside' (of a body or function, see `diff_files`).
+        where: node, tensor or key, by the left graph's name when it has one.
+        detail: what differs.
+        left: position of the node in the left graph, or None.
+        right: position of the node in the right graph, or None.
+        size: largest change of an initializer of floats over the largest value on the right, or None.
     """
 
     kind: str
@@ -54,12 +50,10 @@ class Change:
 
 
 def changes(program: Program, reference: Program, pairs: Alignment) -> list[Change]:
-    """Return what differs between a graph and its reference.
+    """Return what differs between a graph and its reference, by their alignment.
 
-    Nodes come in topological order of the graph, then those that only the reference has, then inputs,
-    outputs, opsets, metadata, functions (by name and number of nodes) and domains. What is inside of bodies
-    and functions, the default values of inputs and the order of inputs and outputs are not compared:
-    `graph.signature` finds those. `pairs` is the result of `align` for the two.
+    Bodies, functions, default values of inputs and the order of inputs and outputs are not compared:
+    `graph.signature` finds those.
     """
     result: list[Change] = []
     for position in program.steps:
@@ -108,7 +102,6 @@ def _node_changes(
 def _input_change(
     program: Program, reference: Program, pairs: Alignment, name: str, mate: str
 ) -> tuple[str, str, float | None] | None:
-    """Return kind, detail and size of the change between two inputs; None if they are the same."""
     array, expected = program.constants.get(name), reference.constants.get(mate)
     if array is not None and expected is not None:
         if array is expected:
@@ -130,7 +123,6 @@ def _input_change(
 
 
 def _with_producer(program: Program, name: str) -> str:
-    """Return a tensor's name with the node that makes it."""
     position = program.index.producer(name)
     if position is None:
         return f'{name} (an input)'
@@ -165,16 +157,10 @@ def attributes(
     model: onnx.ModelProto | onnx.FunctionProto,
     shape_of_constant: Callable[[str], Sequence[int] | None],
 ) -> dict[str, Any]:
-    """Return name -> value of a node's attributes, defaults of the operator included.
+    """Return name -> value of a node's attributes, defaults of the operator included, without sub-graphs.
 
-    Sub-graphs are left out. What refers to an attribute of the function that the node is in is left out,
-    too, so that the operator's default stands there, if it has one. A text is bytes, a tensor an array. The
-    window of a convolution or pooling is in the form of `fill_window`.
-
-    Args:
-        node: any node.
-        model: the model or local function whose opsets the node is of.
-        shape_of_constant: returns the shape of a tensor that is a constant, by its name, None for any other.
+    A text is bytes, a tensor an array; the window of a convolution or pooling is in the form of
+    `fill_window`.
     """
     opsets = opsets_of(model)
     values = defaults_of(node, opsets)
@@ -189,11 +175,7 @@ def attributes(
 
 
 def exact_text(value: Any) -> str:
-    """Return the value of an attribute as a text that equals another one's only if the values do.
-
-    0.0 and -0.0, arrays of other dtypes and an integer and a float are not equal, a list and a tuple are, and
-    so are all NaN that are no element of an array.
-    """
+    """Return the value of an attribute as a text that equals another one's only if the values do."""
     if isinstance(value, np.ndarray):
         return f'{value.dtype}{value.shape}{array_bytes(value).hex()}'
     return repr(list(value)) if isinstance(value, list | tuple) else repr(value)
@@ -209,7 +191,6 @@ def _short(value: Any) -> str:
 
 
 def _interface_texts(model: onnx.ModelProto) -> dict[str, dict[str, str]]:
-    """Return kind of change -> name -> text of the inputs, outputs, opsets, metadata and functions."""
     graph = model.graph
     defaults = {tensor.name: ' with a default' for tensor in graph.initializer}
 

@@ -33,21 +33,18 @@ from mmdeploy_ext.proving.difference.walk import (
 )
 
 MAX_EVIDENCE = 6
-"""Largest number of observations about a difference that `differences_of` lists."""
+"""Largest number of observations about a difference."""
 STRUCTURE = ('node', 'wiring', 'function')
 """Kinds of changes after which other inner tensors need not be an error."""
 VALUES = ('attribute', 'initializer', 'inside')
 """Kinds of changes that only some inputs may reach, such as another threshold."""
 NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
-"""Stands for the reference of a tensor that has none; its texts are empty."""
+"""Stands for the reference of a tensor that has none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-    """The errors above which values differ, relative to the largest value of a tensor.
-
-    Of integers, booleans, texts and bfloat16 the error is the share of values that differ, see
-    `walk.compare`.
+    """The errors above which values differ, see `walk.compare`.
 
     Attributes:
         born: for the result of one node that was fed with the reference's values.
@@ -63,7 +60,7 @@ class Bars:
 
 
 HALF = Bars(born=3e-3, free=2e-2)
-"""The bars if one of the two models, or both, are float16."""
+"""The bars if one of the two models is float16."""
 
 
 @dataclasses.dataclass
@@ -72,18 +69,15 @@ class Entry:
 
     Attributes:
         depth: its place in topological order.
-        node: name of the node that writes it.
-        op_type: operator of that node.
-        module: PyTorch module that the node was exported from, '' if unknown.
+        node, op_type, module: the node that writes it, its operator, and the PyTorch module that it is from,
+            or ''.
         tensor: its name.
-        shape: shape as text, 'sequence' of one; '-' if its node or one before it failed.
-        paired: label of the tensor that it was compared with, '' if there was none.
-        how: by what the two were paired: 'structure' of two files; 'name', 'value', 'module', 'order',
-            'values' or 'export' of a file and PyTorch, see `walk.ReferenceTensor`; '' without a counterpart.
-        error: relative error in the whole model; None if it was not compared, or is infinite (see `state`).
+        shape: shape as text, 'sequence', or '-' if its node or one before it failed.
+        paired: label of the tensor that it was compared with, or ''.
+        how: by what the two were paired, see `walk.ReferenceTensor`.
+        error: relative error in the whole model; None if it was not compared, or is infinite.
         born: relative error of the node alone, on the reference's inputs; None likewise.
-        state: 'equal'; 'born here', the node is at fault; 'passed on', an earlier node is; 'inner', without a
-            counterpart; or 'unknown', not computed or not compared.
+        state: 'equal', 'born here', 'passed on', 'inner' or 'unknown', see `walk.Row.state`.
         reason: why it could not be compared by numbers, or why the node failed.
     """
 
@@ -106,19 +100,15 @@ class Divergence:
     """A place where an error is born.
 
     Attributes:
-        node: of `nodes` the first about which `explain` of `differences_of` says more than that the other
-            graph has no such node, else the first about which it says anything, else the first; `op_type`,
-            `module` and `tensor` are its operator, PyTorch module and output.
-        paired: label of the tensor of PyTorch, or of the other file, that the first wrong tensor was compared
-            with.
-        born: error of the first wrong tensor, of its node alone; None if it is infinite, or if no tensor of
-            the place has a reference.
+        node: the node to look at: the first with evidence, else the first.
+        op_type, module, tensor: its operator, PyTorch module and output.
+        paired: label of the tensor that the first wrong tensor was compared with.
+        born: error of the first wrong tensor, of its node alone; None if it is infinite or unknown.
         error: error of the same tensor in the whole model; None likewise.
         nodes: all nodes that may be at fault, in topological order.
-        exact: whether `node` alone is at fault: it is the only one of `nodes`, or the only one with evidence,
-            or its evidence is more than that the other graph has no such node.
-        evidence: observations about the cause, for the reader.
-        record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
+        exact: whether `node` alone is at fault.
+        evidence: observations about the cause.
+        record: number of PyTorch's tensor there, in the order in which it ran; -1 if that is not known.
     """
 
     node: str
@@ -139,21 +129,18 @@ class Comparison:
     """The result of a comparison.
 
     Attributes:
-        subject: what was compared, name -> text for the reader; `kind` is 'files' if it was two files, and
-            `inputs` a dict of input -> shape as text.
+        subject: what was compared, name -> text; `kind` is 'files' if it was two files.
         entries: tensors of the graph on trial in topological order.
         differences: where errors are born, in topological order.
-        outputs: the entries of the graph's outputs, in its order.
-        changes: differences of structure from the other file, or from a fresh export: dicts of the fields of
-            `structure.Change`.
+        outputs: the entries of the graph's outputs.
+        changes: differences of structure: dicts of the fields of `structure.Change`.
         notes: remarks for the reader.
         bars: the errors above which values differ.
-        guessed: whether tensors were paired by names, values and places alone, without a fresh export.
+        guessed: whether tensors were paired without a fresh export.
         missing: outputs of the reference that the graph on trial lacks.
-        additional: outputs of the graph on trial that the reference does not have.
+        additional: outputs that only the graph on trial has.
         renamed: output of the reference -> what the graph on trial calls it.
-        graph: how the graph differs from a fresh export, whatever its numbers on these inputs; '' if it is
-            the same, or there is no fresh export.
+        graph: how the graph differs from a fresh export, or ''.
     """
 
     subject: dict[str, Any]
@@ -171,70 +158,57 @@ class Comparison:
 
     @property
     def first(self) -> Divergence | None:
-        """The first difference; None if there is none."""
         return next(iter(self.differences), None)
 
     @property
     def first_depth(self) -> int:
-        """The depth of the tensor that the first difference names; there has to be a difference."""
+        """The depth of the tensor that the first difference names."""
         return next(entry.depth for entry in self.entries if entry.tensor == self.first.tensor)
 
     @property
     def compared(self) -> int:
-        """How many tensors were compared: entries whose state is neither 'inner' nor 'unknown'."""
+        """How many tensors were compared."""
         return sum(entry.state not in (INNER, UNKNOWN) for entry in self.entries)
 
     @property
     def restructured(self) -> bool:
-        """Whether two files have other nodes, or nodes that are joined in another way, see `STRUCTURE`.
-
-        False if the reference is not a file.
-        """
+        """Whether two files have other nodes, or nodes that are joined in another way."""
         kinds = {change['kind'] for change in self.changes}
         return self.subject.get('kind') == 'files' and not kinds.isdisjoint(STRUCTURE)
 
     @property
     def other_values(self) -> list[str]:
-        """The places at which two files have other attributes, constants or bodies, see `VALUES`.
-
-        Equal numbers then say nothing about other inputs. [] if the reference is not a file.
-        """
+        """Where two files have other attributes, constants or bodies, which other inputs may show."""
         is_of_files = self.subject.get('kind') == 'files'
         places = [change['where'] for change in self.changes if is_of_files and change['kind'] in VALUES]
         return list(dict.fromkeys(places))
 
     @property
     def equal(self) -> bool:
-        """Whether both have the same outputs, numbers agree and `graph` is ''.
-
-        Names and order of the outputs, and the width of their types, may differ.
-        """
+        """Whether both have the same outputs, numbers agree and `graph` is ''."""
         return self.agreeing and not self.missing and not self.additional and not self.graph
 
     @property
     def agreeing(self) -> bool:
         """Whether all outputs agree, something was compared, and no error is born anywhere.
 
-        An output for which the reference has no tensor does not agree. In two files of another structure
-        inner tensors may differ, and which of them belong together is a guess: there the outputs decide.
+        In two files of another structure the pairs of inner tensors are a guess: there the outputs decide.
         """
         agree = all(entry.state == 'equal' for entry in self.outputs)
         inside = not self.differences or (self.restructured and bool(self.outputs))
         return inside and agree and self.compared > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types: all attributes, and `equal`, `restructured`, `compared` and `first`."""
+        """Return all attributes, and `equal`, `restructured`, `compared` and `first`."""
         first = dataclasses.asdict(self.first) if self.first else None
         facts = dict(equal=self.equal, restructured=self.restructured, compared=self.compared, first=first)
         return facts | dataclasses.asdict(self)
 
 
 def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
-    """Return the rows of a walk for tables, an entry per row in the same order.
+    """Return an entry per row of a walk.
 
-    `bars` decide about the states of the entries. `module` is a function: position of a node -> path of the
-    PyTorch module that it was exported from; None takes that from the node's name or metadata. A module that
-    the reference names comes first.
+    `module` returns the PyTorch module of a node; None: it is in the node's name or metadata.
     """
     index, entries = walk.program.index, []
     for depth, row in enumerate(walk.rows.values()):
@@ -268,11 +242,9 @@ def finite(value: float | None) -> float | None:
 def differences_of(
     walk: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
 ) -> list[Divergence]:
-    """Return where errors are born in the graph of a walk, a `Divergence` per region of `regions`.
+    """Return where errors are born in the graph of a walk, a `Divergence` per region.
 
-    `explain` is a function: position of a node -> observations about it, for `Divergence.evidence`; for
-    `bars` and `module` see `entries_of`, but the module that the reference names is taken only if `module`,
-    or the node, gives ''.
+    `explain` returns observations about the node at a position; for `module` see `entries_of`.
     """
     return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
 
@@ -314,31 +286,26 @@ def _divergence(
 
 
 def explain_by(changes: Sequence[Change]) -> Callable[[int], list[str]]:
-    """Return a function for `differences_of`: position of a node -> how it differs from its counterpart.
-
-    `changes` are those of the structure; the left graph is the one on trial.
-    """
+    """Return a function for `differences_of`: position of a node -> how it differs from its counterpart."""
     return lambda position: [change.detail for change in changes if change.left == position]
 
 
 def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries of a graph's outputs, in its order; an output without an entry is left out."""
+    """Return the entries of a graph's outputs, in its order."""
     by_name = {entry.tensor: entry for entry in entries}
     return [by_name[name] for name in program.index.outputs if name in by_name]
 
 
 def shape_texts(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return name -> shape of the array as text, e.g. '1x3x320x320', or 'scalar'."""
+    """Return name -> shape of the array as text."""
     return {name: shape_text(array.shape) for name, array in feeds.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Tensors that may be wrong.
+    """Tensors that may be wrong, in topological order.
 
-    Attributes:
-        tensors: their names in topological order.
-        ends: whether the last one has a reference and is known to be wrong; else none of them has one.
+    `ends`: whether the last one has a reference and is known to be wrong; else none of them has one.
     """
 
     tensors: tuple[str, ...]
@@ -349,8 +316,6 @@ def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
     """Return the regions of a walk in topological order of their first tensors.
 
     Of several regions with the same first tensor the one with the fewest tensors is returned.
-
-    `born_rtol` is the error above which the result of a node is wrong, see `Bars.born`.
     """
     index, suspects = walk.program.index, _suspects(walk, born_rtol)
     depths = {tensor: depth for depth, tensor in enumerate(walk.rows)}

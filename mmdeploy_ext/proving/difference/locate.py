@@ -1,8 +1,8 @@
-"""The first tensor in which an ONNX file differs from the PyTorch model that it was exported from.
+"""The first tensor in which an ONNX file differs from PyTorch.
 
-What the PyTorch modules that the graph was exported from compute is recorded (`record.py`), the graph is run
-node by node (`walk.py`), and tensors are paired by name, by values and by place
-(`pair.py`). If values cannot tell which tensor is which, a fresh export of the same modules does.
+What the PyTorch modules compute is recorded (`record.py`), the graph is run node by node (`walk.py`), and
+tensors are paired by name, by values and by place (`pair.py`). If values cannot tell which tensor is which, a
+fresh export of the same modules does.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 MAX_PAIRED_BY_PLACE = 24
 """How often a graph is walked at most, to pair tensors behind an error by their module or place."""
 JITTER = 0.2
-"""Standard deviation of what is added to the traced inputs to make new ones, relative to theirs;
-of inputs whose values are all equal it is this itself."""
+"""Standard deviation of what is added to traced inputs, relative to theirs; absolute if all values are
+equal.
+"""
 
 
 @dataclasses.dataclass
@@ -53,12 +54,11 @@ class Subject:
 
     Attributes:
         stages: the modules, as they were exported.
-        feeds: input name -> array: those that were given, else ones that the exporter did not see.
-        fresh_export: makes the export of the modules with the options in the file; None if only the modules
-            are compared (`fresh=False`).
-        title: name of the input, for the reader.
-        beside: name -> input of the unpatched model, also those that the graph does not have; {} unless it
-            is a model of pictures.
+        feeds: input name -> array.
+        fresh_export: makes the export of the modules with the options in the file; None: they alone are
+            compared.
+        title: name of the input.
+        beside: further inputs of the unpatched model.
     """
 
     stages: Sequence[Stage]
@@ -81,18 +81,11 @@ def first_difference(
     Args:
         deployment: config and checkpoint.
         path: the file.
-        images: (title, (h, w, 3) uint8 BGR) of each picture, one or more for models of pictures, also beside
-            `feeds`; the first counts as the one that was traced. One input is compared, the last that
-            `proof_inputs` makes of them, of another picture, size or batch; the first may be in it. Other
-            models ignore them and get seeded numbers like the trace's.
-        feeds: name -> array of every input of the graph that has no default, in place of all inputs made
-            here; None: these are used.
-        bars: largest errors that are no difference; None: `findings.HALF` of a file that was exported in or
-            converted to float16, else those of float32, of an INT8 file too.
+        images: (title, (h, w, 3) uint8 BGR) of each picture, for models of pictures. One input is compared,
+            the last that `proof_inputs` makes of them. Other models get seeded numbers like the trace's.
+        feeds: name -> array of every input of the graph, in place of all inputs made here.
+        bars: largest errors that are no difference; None: those of the file's precision.
         fresh: whether to export the modules again and use the export to tell which tensor is which.
-
-    Returns:
-        The comparison: entries per tensor, differences, changes of the graph, and notes.
 
     Raises:
         ModelFileError: the file cannot be read, has no metadata, or is of another model family.
@@ -139,15 +132,7 @@ def subject_of(
 ) -> Subject:
     """Return the modules that a file was exported from, and the inputs on which both are compared.
 
-    Args:
-        deployment: config and checkpoint.
-        metadata: metadata of the file.
-        images: as `first_difference` takes them.
-        feeds: as `first_difference` takes them.
-
-    Raises:
-        UsageError: the model has no graph of the file's form, or one that no module of PyTorch computes.
-        ShapeError: `feeds` are not the inputs of the graph.
+    UsageError: no module of PyTorch computes the file's graph. ShapeError: `feeds` are not its inputs.
     """
     make_subject = _subject_of_images if deployment.family.samples == 'images' else _subject_of_graph
     subject = make_subject(deployment, metadata, images)
@@ -177,7 +162,6 @@ def _subject_of_images(
 def _subject_of_graph(
     deployment: Model, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
-    """Return the subject of one file of a sequence family, which takes no pictures."""
     options = deployment.family.exported_options(metadata.options)
     graphs = {graph.name: graph for graph in deployment.family.graphs(prepared(deployment.model), options)}
     graph = graphs.get(metadata.form)
@@ -195,11 +179,9 @@ def _subject_of_graph(
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
-    """Return an input with the shape and dtype of `example`, not empty, and other values.
+    """Return other values of the shape and dtype of `example`: with noise, and without new negative values.
 
-    They are those of `example` plus noise (`JITTER`) that `seed` draws; if `example` has no negative value,
-    the absolute values of these; of pixels (uint8) modulo 256. Other whole numbers and booleans stay as they
-    are: they are sizes, counts, cells or indices, which have to fit the other inputs.
+    Whole numbers (but pixels) and booleans stay as they are: they are sizes, counts, cells or indices.
     """
     if example.dtype.kind != 'f' and example.dtype != np.uint8:
         return example.copy()
@@ -216,7 +198,7 @@ class Search:
         subject: the modules that run, and their inputs.
         bars: largest errors that are no difference.
         records: the records of PyTorch.
-        constants, runner: what the walks through several graphs share: equal constants, and results of nodes.
+        constants, runner: what the walks through several graphs share.
         named: name of a tensor of the graph -> its reference, of the stages' outputs and the taps.
     """
 
@@ -227,7 +209,7 @@ class Search:
         self.named = self.records.named()
 
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
-        """Compare a graph with PyTorch; `fresh` is whether a fresh export is used, see `first_difference`."""
+        """Compare a graph with PyTorch; `fresh`: with the help of a fresh export."""
         program = Program(model, self.constants)
         references, graph_changes, notes = dict(self.named), [], []
         export = self._export if fresh else 'not asked for'
@@ -315,7 +297,6 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
 
 
 def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
-    """Run the modules of a subject and return the records of what they compute."""
     parameters = (parameter for stage in subject.stages for parameter in stage.module.parameters())
     device = next((parameter.device for parameter in parameters), torch.device('cpu'))
     inputs = {name: torch.tensor(array, device=device) for name, array in subject.feeds.items()}  # copies
@@ -330,10 +311,7 @@ def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
 def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, ReferenceTensor]:
     """Return references of a graph's tensors: those of their counterparts in a fresh export.
 
-    Args:
-        tensors: name in the graph -> name of its counterpart in the fresh export.
-        clean: walk of the fresh export.
-        wrong: tensors of the fresh export that differ from PyTorch.
+    `tensors` is name in the graph -> name in the export, of which `wrong` differ from PyTorch.
     """
     references = {}
     for name, mate in tensors.items():

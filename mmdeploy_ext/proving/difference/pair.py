@@ -1,9 +1,7 @@
 """Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place.
 
-A record is a tensor that PyTorch computed, see `record.py`. The place of a tensor is its operator, its module
-and the records that come before it. A walk (`walk.py`) has run the graph; a reference is the
-record with which a tensor is paired, and `walk.good` has for each tensor the values of its reference, or, if
-it has none, what its node computes from the references of its inputs.
+A record is a tensor that PyTorch computed. The place of a tensor is its operator, its module and the records
+that come before it.
 """
 
 from __future__ import annotations
@@ -28,8 +26,7 @@ SAMPLES = 48
 ROUNDING = 1e-6
 """Relative difference of two engines in one operator; records this near are equally good."""
 SIMILAR = 0.7
-"""Euclidean norm of the difference, relative to the record's, up to which a tensor is paired by its place
-with a record of another module, and a tensor of an operator in `SINGLE` with a record of its own module."""
+"""Euclidean norm of the difference, relative to the record's, up to which tensors are paired by place."""
 OPERATORS = {
     'Conv': ('convolution', 'native_batch_norm', 'cudnn_batch_norm'),
     'MatMul': ('part of addmm', 'mm', 'bmm', 'addmm'),
@@ -54,8 +51,7 @@ OPERATORS = {
     'ReduceMean': ('mean',),
     'ReduceSum': ('sum',),
 }
-"""ONNX operator -> PyTorch's operators that may be exported as it; operators that are not listed have similar
-names, see `stands_for`."""
+"""ONNX operator -> PyTorch's operators that may be exported as it; others have similar names."""
 SINGLE = {
     'Conv': ('convolution',),
     'ConvTranspose': ('convolution',),
@@ -63,7 +59,7 @@ SINGLE = {
     'InstanceNormalization': ('part of native_group_norm',),
     'LayerNormalization': ('native_layer_norm', 'part of native_group_norm'),
 }
-"""ONNX operator -> operators of PyTorch; a node in the same module is exported from one of them."""
+"""ONNX operator -> operators of PyTorch, of which a node in the same module is exported."""
 SAME_VALUES = (
     'Reshape',
     'Flatten',
@@ -93,14 +89,14 @@ class RecordIndex:
     Attributes:
         recorder: the recorder of the run.
         records: its records, in the order of execution.
-        rtol: largest error of equal values, see `compare` of `walk.py`.
+        rtol: largest error of equal values.
         modules: paths of all modules that ran.
     """
 
     def __init__(
         self, recorder: TensorRecorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
     ) -> None:
-        """Index the records; `weights` are those of the modules that ran, by their names in `state_dict`."""
+        """Index the records; `weights` are those of the modules that ran, by name."""
         self.recorder, self.records, self.rtol = recorder, recorder.records, rtol
         self.modules = frozenset({record.module for record in recorder.records} | set(recorder.calls))
         groups: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
@@ -117,11 +113,7 @@ class RecordIndex:
                 self._owners.setdefault(_fingerprint(array), owner)
 
     def named(self) -> dict[str, ReferenceTensor]:
-        """Return name -> reference of all records with a name: outputs of stages, and taps.
-
-        A tap is a tensor inside a module that the module gave a name, see `core/taps.py`. Of records of one
-        name the last counts.
-        """
+        """Return name -> reference of all records with a name: outputs of stages, and taps."""
         return {
             name: self.reference(index, 'name')
             for index, record in enumerate(self.records)
@@ -129,18 +121,14 @@ class RecordIndex:
         }
 
     def reference(self, index: int, how: str) -> ReferenceTensor:
-        """Return the record at an index of `records` as a reference.
-
-        `how` is what it was paired by: 'name', 'value', 'order' (its place) or 'module'.
-        """
+        """Return the record at an index as a reference, paired by `how`."""
         record = self.records[index]
         return ReferenceTensor(record.value, record.label, record.module, how, index)
 
     def module_path(self, program: Program, position: int) -> str:
-        """Return the path of the PyTorch module of a node of a graph; '' if it is unknown.
+        """Return the path of the PyTorch module of the node at a position; '' if it is unknown.
 
-        The path is in the node's name or metadata, or is that of the module whose weight the node reads.
-        `position` is the node's index in the graph.
+        It is in the node's name or metadata, or is that of the module whose weight the node reads.
         """
         node = program.index.nodes[position]
         if scope := module_path(node, self.modules):
@@ -156,17 +144,9 @@ class RecordIndex:
     def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
         """Return a record with the values of a tensor; None if there is none.
 
-        Of several the nearest count, and of equally near ones the first of the node's module, if it has one.
-
-        A node is paired with a later record than its inputs, unless its operator is one of `SAME_VALUES`: the
-        output of a transposition that changes nothing is not paired with the record of its input. Empty
-        tensors, and those without floats that depend on constants or shapes alone, are paired with none.
-
-        Args:
-            walk: the walk of the graph so far.
-            tensor: name of the tensor.
-            position: index of the node that writes it.
-            value: the tensor's array in this run.
+        Of several the nearest count, and of equally near ones the first of the node's module. A node is
+        paired with a later record than its inputs, unless its operator is one of `SAME_VALUES`. Empty
+        tensors, and whole numbers that depend on constants or shapes alone, are paired with none.
         """
         program = walk.program
         if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
@@ -183,7 +163,6 @@ class RecordIndex:
         return self.reference((same_module or candidates)[0], 'value')
 
     def _equal(self, value: np.ndarray) -> dict[int, float]:
-        """Return index of a record -> relative error, of those with these values, in order of execution."""
         indices, samples = self._groups.get(_group(value), ((), ()))
         if not len(indices):
             return {}
@@ -200,10 +179,7 @@ class RecordIndex:
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
     def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, ReferenceTensor]:
-        """Return name -> reference of the first tensor of `segment` that can be paired by its place, or {}.
-
-        `segment` has names of tensors in topological order, none of which has a reference in the walk.
-        """
+        """Return name -> reference of the first tensor of `segment` that its place tells, or {}."""
         claimed = _claimed(walk)
         for tensor in segment:
             index = self._place(walk, tensor, claimed)
@@ -214,8 +190,7 @@ class RecordIndex:
     def by_module(self, walk: Walk) -> dict[str, ReferenceTensor]:
         """Return name -> reference of tensors without one whose operator is in `SINGLE`, by their module.
 
-        Their values are wrong, and so in no record, although later tensors may be right: a later norm can
-        remove an error. Those that are not `SIMILAR` to a record of their module are left out.
+        Their values are wrong, and so in no record, although a later norm may remove the error.
         """
         claimed, references = _claimed(walk), {}
         for tensor, row in walk.rows.items():
@@ -235,10 +210,7 @@ class RecordIndex:
         return references
 
     def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
-        """Return the index of the record in a tensor's place: of its operator, after its inputs, most alike.
-
-        Records in `claimed` belong to other tensors.
-        """
+        """Return the record in a tensor's place: of its operator, after its inputs, most alike."""
         row = walk.rows[tensor]
         node = walk.program.index.nodes[row.position]
         value, module = walk.good.get(tensor), self.module_path(walk.program, row.position)
@@ -262,10 +234,7 @@ def _claimed(walk: Walk) -> set[int]:
 
 
 def stands_for(operator: str, op_type: str) -> bool:
-    """Return whether a node of an ONNX operator may have been exported from an operator of PyTorch.
-
-    `operator` is PyTorch's, by its name in `TensorRecord.operator`; `op_type` is that of the node.
-    """
+    """Return whether an ONNX node may have been exported from an operator of PyTorch."""
     if op_type in OPERATORS:
         return operator in OPERATORS[op_type]
     if op_type == 'Resize':

@@ -40,8 +40,9 @@ NOT_COPIED = (
     'expand',
     't',
 )
-"""Operators whose outputs are not copied: they have the values of their inputs in the same order, or are
-expansions, which may be far larger than their inputs and which ONNX broadcasts, or turn weights (`t`)."""
+"""Operators whose outputs have the values of their inputs in the same order, or are expansions, which ONNX
+broadcasts, or turn weights (`t`).
+"""
 
 
 PACKAGES = Path(torch.__file__).parent, Path(__file__).parents[2]
@@ -56,15 +57,13 @@ class TensorRecord:
 
     Attributes:
         value: a copy of its values.
-        operator: PyTorch's operator that made it, without its overload, e.g. 'convolution'; 'part of addmm'
-            of a tensor inside it, see `PARTS`; 'view' of one that no recorded operator made.
-        module: path of the innermost module that ran, below the exported wrapper; '' of the detector itself,
-            and outside of all.
-        line: 'file:line' of the user's code that made it, see `line_of_user`.
+        operator: PyTorch's operator, e.g. 'convolution'; 'part of addmm' of a tensor inside it; 'view' of one
+            that no recorded operator made.
+        module: path of the innermost module that ran, or ''.
+        line: 'file:line' of the user's code that made it.
         names: its names as a tap and as a tensor of the graph.
-        outputs_of: modules whose output it is, in the order in which their calls ended (inner ones before
-            outer ones), and the number of the call, from 1, e.g. 'bbox_head.atss_cls (call 2)', of the
-            detector itself 'the model (call 1)'; all outputs of a call have its number.
+        outputs_of: modules whose output it is, inner ones first, with the number of the call, e.g.
+            'bbox_head.atss_cls (call 2)'.
     """
 
     value: np.ndarray
@@ -76,7 +75,6 @@ class TensorRecord:
 
     @property
     def label(self) -> str:
-        """The name for display."""
         source = self.outputs_of[0] if self.outputs_of else self.module
         if not self.names:
             return source
@@ -84,7 +82,7 @@ class TensorRecord:
 
 
 class TensorRecorder(TorchDispatchMode):
-    """Copies the outputs of operators, but for those of `NOT_COPIED`, while it is active.
+    """Copies the outputs of operators while it is active.
 
     Attributes:
         records: records in the order of execution.
@@ -115,14 +113,13 @@ class TensorRecorder(TorchDispatchMode):
         return result
 
     def keep(self, tensor: torch.Tensor, operator: str) -> int:
-        """Copy a tensor that `operator` made (see `TensorRecord`); return the index of its record."""
+        """Copy a tensor that `operator` made; return the index of its record."""
         module = self.stack[-1] if self.stack else ''
         self.records.append(TensorRecord(self._copy(tensor), operator, module, line_of_user()))
         self._at[tensor.data_ptr()].append(len(self.records) - 1)
         return len(self.records) - 1
 
     def _copy(self, tensor: torch.Tensor) -> np.ndarray:
-        """Return the values of a tensor, see `to_array`, without recording the operators for it."""
         self._paused = True
         try:
             return to_array(tensor)
@@ -149,7 +146,7 @@ class TensorRecorder(TorchDispatchMode):
         self.records[index].names.append(name)
 
     def leave(self, path: str, outputs: Any) -> None:
-        """Record the outputs of a call of a module that has ended; `path` is that of the module."""
+        """Record the outputs of a call of the module at `path`, which has ended."""
         indices = [self._find(leaf) for leaf in _tensors(outputs)]
         self.stack.pop()
         self.calls[path] += 1
@@ -159,8 +156,7 @@ class TensorRecorder(TorchDispatchMode):
     def _find(self, tensor: torch.Tensor) -> int:
         """Return the index of a tensor's last record, of a new one if none has its memory and values.
 
-        Of the same memory there may be records of views in another order, and older ones of a tensor into
-        which a later operator wrote.
+        Of the same memory there may be records of views, and of a tensor into which a later operator wrote.
         """
         values = self._copy(tensor).tobytes()
         for index in reversed(self._at[tensor.data_ptr()]):
@@ -208,15 +204,8 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
 def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -> TensorRecorder:
     """Run the modules that a graph was exported from, in order, and record what they compute.
 
-    A tap is a tensor inside a module that the module gave a name, see `core/taps.py`.
-
-    Args:
-        stages: the modules.
-        inputs: name -> input of the graph; a module that writes into one changes it.
-
-    Returns:
-        The recorder, in whose records outputs of the stages and taps have their names, but for taps without
-        values or with the name of an input or output.
+    `inputs` is name -> input of the graph; a module that writes into one changes it. Outputs of the stages
+    and taps have their names in the records.
     """
     recorder, tensors = TensorRecorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:
@@ -235,7 +224,6 @@ def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -
 
 @contextlib.contextmanager
 def _watched(module: torch.nn.Module, recorder: TensorRecorder) -> Iterator[None]:
-    """Hook all modules, so that the recorder knows which one runs."""
     with contextlib.ExitStack() as hooks:
         hooks.callback(recorder.stack.clear)
         for path, inner in module.named_modules():

@@ -35,11 +35,7 @@ COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'in
 
 
 def figure(value: float | None, entry: Entry | None = None) -> str:
-    """Return an error as text, e.g. '1.2e-05'; None stands for an infinite or missing one.
-
-    None is 'differs' if `entry` is a tensor at which an error is born, with a reason why there is no number,
-    and '-' otherwise, also without an entry.
-    """
+    """Return an error as text, '1.2e-05'; without a number 'differs' or '-'."""
     if value is None:
         return 'differs' if entry is not None and entry.reason and entry.state == 'born here' else '-'
     return '0' if value == 0 else f'{value:.1e}'
@@ -57,11 +53,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def verdict_word(comparison: Comparison) -> str:
-    """Return the first words of the result: 'DIFFERS', 'EQUAL', or 'EQUAL ON THESE INPUTS'.
-
-    The last is said if two files differ in what other inputs may reach, see `Comparison.restructured` and
-    `Comparison.other_values`.
-    """
+    """Return the first words of the result: 'DIFFERS', 'EQUAL', or 'EQUAL ON THESE INPUTS'."""
     if not comparison.equal:
         return 'DIFFERS'
     differs_inside = comparison.restructured or comparison.other_values
@@ -69,7 +61,6 @@ def verdict_word(comparison: Comparison) -> str:
 
 
 def _output_names(comparison: Comparison) -> Iterator[str]:
-    """Yield which outputs only one of the two has, and which have other names."""
     file = comparison.subject.get('file', 'the graph')
     for names, place in (
         (comparison.missing, f'missing in {file}'),
@@ -84,7 +75,6 @@ def _output_names(comparison: Comparison) -> Iterator[str]:
 
 
 def _numbers(comparison: Comparison) -> str:
-    """Return whether the numbers agree, and where the first difference is."""
     first = comparison.first
     if comparison.agreeing and comparison.restructured:
         count = len(comparison.outputs)
@@ -127,11 +117,7 @@ def _with_operator(divergence: Divergence) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console, everything: bool = False) -> None:
-    """Print a table of tensors, the result, what is known about the first difference, and notes.
-
-    The table has the entries of `selected_entries`, with `everything` all of them. Of more than `MAX_CHANGES`
-    changes of structure the rest is counted.
-    """
+    """Print a table of tensors, all with `everything`, the result, the first difference, and notes."""
     word, colour = verdict_word(comparison), 'bold green' if comparison.equal else 'bold red'
     console.print(_table(comparison, everything))
     cli.say(console, headline(comparison), word, colour)
@@ -175,11 +161,7 @@ def _table(comparison: Comparison, everything: bool) -> Table:
 
 
 def selected_entries(comparison: Comparison) -> list[Entry]:
-    """Return the entries of the outputs, those around the first difference, and those of the next ones.
-
-    Around are `AROUND` entries on either side, the first ones of the graph without a difference; of tensors
-    where an error is born there are the first `AROUND`.
-    """
+    """Return the entries of outputs, around the first difference, and of the next ones."""
     born = [entry.depth for entry in comparison.entries if entry.state == 'born here']
     depths = {entry.depth for entry in comparison.outputs}.union(born[:AROUND])
     middle = comparison.first_depth if comparison.first is not None else -1
@@ -188,11 +170,7 @@ def selected_entries(comparison: Comparison) -> list[Entry]:
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write `report.html` and `diff.json` into a folder and return the path of the former.
-
-    The folder is made if it is missing, and files of these names are replaced. For the errors see
-    `core.files.atomic_path`.
-    """
+    """Write `report.html` and `diff.json` into a folder and return the path of the page."""
     content = comparison.to_json()
     page = template(__file__, TEMPLATE, autoescape=True).render(
         comparison=comparison,
@@ -209,10 +187,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def depth_plot(comparison: Comparison) -> Markup:
-    """Return an SVG of the errors of compared tensors by depth: of the whole model, and of single nodes.
-
-    Lines are drawn at both of `Comparison.bars` and at the depth of the first difference.
-    """
+    """Return an SVG of the errors of compared tensors by depth: of the whole model, and of single nodes."""
     axes = Axes(len(comparison.entries), FLOOR, CEILING)
     words = {FLOOR: 'equal', 0: '1', CEILING: 'shape'}
     parts = list(axes.grid(lambda decade: ('base', words.get(decade, f'1e{decade}'))))

@@ -1,9 +1,4 @@
-"""Compare two files: their structure, and their tensors on the same inputs. Needs no torch.
-
-The graph on trial runs node by node, and each of its tensors is looked at twice: its free value is what the
-graph computes from its inputs; and an error is born in a node whose result is wrong although the node was fed
-with the reference's values.
-"""
+"""Compare two files: their structure, and their tensors on the same inputs. Needs no torch."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,17 +22,7 @@ from mmdeploy_ext.proving.difference.walk import EQUAL, UNKNOWN, ReferenceTensor
 def engine_notes(
     model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], walk: Walk, bars: Bars
 ) -> list[str]:
-    """Run the model with all optimisations, and return how its outputs differ from the node-by-node run.
-
-    Args:
-        model: the graph on trial.
-        feeds: input -> array, by its names.
-        walk: the node-by-node run of the model on these feeds.
-        bars: an error of an output, see `walk.compare`, up to `bars.free` is no difference.
-
-    Returns:
-        A sentence for each output that differs, or the error if ONNX Runtime cannot run the model.
-    """
+    """Return how outputs of the model with all optimisations differ from the node-by-node run `walk`."""
     try:
         outputs = run.run(model, feeds, optimization='all')
     except Mm2OnnxError as error:
@@ -65,20 +50,13 @@ def diff_files(
         path: the file on trial.
         feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
         seed: seed of the random inputs.
-        rtol: error of one node, relative to the largest value of a tensor of floats, of others the share of
-            values that differ (`walk.compare`), above which the node is at fault; the bar of the whole model
-            is no less; None takes those of `Bars`, or of `HALF` if one is float16, see `Program.is_half`.
-
-    Returns:
-        The comparison. An output that agrees is 'unknown', and so not equal, if the reference's is of floats
-        without a finite value, or is empty and the files have another structure. What `changes` does not
-        compare, such as bodies and functions, is among the changes if there are none but of metadata.
+        rtol: error of one node above which it is at fault, see `Bars.at`; None: the bars of the precision.
 
     Raises:
-        UsageError: the inputs of the two cannot be paired, or random ones cannot be drawn (`random_feeds`).
+        UsageError: the inputs of the two cannot be paired, or random ones cannot be drawn.
         ShapeError: `feeds` are not what the reference takes.
         InferenceError: a node of the reference fails.
-        ModelFileError: a file cannot be read, see `files.load`.
+        ModelFileError: a file cannot be read.
     """
     constants, runner = Constants(), NodeRunner()
     reference, candidate = (Program(files.load(file), constants) for file in (reference_path, path))
@@ -143,7 +121,6 @@ def diff_files(
 
 
 def _arrays_of(value: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
-    """Return the arrays of a sequence, or the one of a tensor, as a list."""
     return value if isinstance(value, list) else [value]
 
 
@@ -152,10 +129,6 @@ def _may_show_faults(array: np.ndarray) -> bool:
 
 
 def _notes_on_evidence(walks: tuple[Walk, Walk], entries: Sequence[Entry]) -> list[str]:
-    """Return notes on what counts as equal without being shown to be: shares of integers, and random results.
-
-    `walks` are those of the reference and of the graph on trial, `entries` the latter's.
-    """
     notes, values = [], walks[1].free
     shares = [entry.tensor for entry in entries if entry.state == EQUAL and (entry.error or entry.born)]
     shares = [

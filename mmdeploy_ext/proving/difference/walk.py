@@ -1,13 +1,12 @@
-"""Walk a graph node by node, each fed with what a reference has there: where is an error born?
+"""Walk a graph node by node, each fed with what a reference has there. Needs no torch.
 
 Two values of every tensor are looked at. The free one is what the graph computes from its inputs. The fed one
-is what the node that writes the tensor gives when its own inputs are the reference's: its error was born in
-this node, or in the nodes between it and the last tensors that have a reference. Needs no torch.
+is what the node gives when its own inputs are the reference's: its error was born in this node, or in the
+nodes between it and the last tensors that have a reference. `got` is the graph's value, `want` the
+reference's.
 
 `torch.onnx.verification` compares with the program of a dynamo export in the same process: neither files nor
 TorchScript exports, and no node on the reference's own values.
-
-Glossary: got is the graph's value, want is the reference's.
 """
 
 import dataclasses
@@ -40,13 +39,11 @@ class ReferenceTensor:
     Attributes:
         value: its values, a list of arrays of a sequence; of the same shape, unless it was paired by 'value',
             'order' or 'module'.
-        label: name on the reference's side: of a PyTorch module, of a tensor that a model names by
-            `core.taps.tap`, or of a tensor of a graph.
-        module: path of the PyTorch module that made it, '' if there is none.
-        how: by what it was paired with the graph's tensor, for the reader. Of two files: 'structure'. Of a
-            graph and PyTorch: 'name', equal 'value', place in a 'module' or in the 'order' of execution;
-            'values' or 'export' if it was paired by a fresh export.
-        record: number of the tensor in the order in which the reference computed them; -1 if it has none.
+        label: name on the reference's side: of a PyTorch module, of a tap, or of a tensor of a graph.
+        module: path of the PyTorch module that made it, or ''.
+        how: by what it was paired: 'structure' of two files; 'name', equal 'value', place in a 'module' or in
+            the 'order' of execution; 'values' or 'export' by a fresh export.
+        record: number of the tensor in the order in which PyTorch computed them, or -1.
     """
 
     value: np.ndarray | list[np.ndarray]
@@ -65,10 +62,9 @@ class Row:
         tensor: its name.
         shape: shape of the free value; None if this node or one before it failed.
         reference: the values that it should have; None if there is no counterpart.
-        error: error of the free value, see `compare`; None if there is no reference, or no value.
+        error: error of the free value; None if there is no reference, or no value.
         born: error of the fed value, likewise; inf also if the node fails on the reference's values.
-        reason: why it cannot be compared by numbers, or why the node failed; else '': it was compared, has
-            no reference, or its node reads a value that is missing.
+        reason: why it cannot be compared by numbers, or why the node failed.
     """
 
     position: int
@@ -103,9 +99,9 @@ class Walk:
 
     Attributes:
         program: the graph.
-        rows: tensor -> row, in topological order, of all tensors that steps write.
+        rows: tensor -> row, in topological order.
         free: tensor -> what the graph computes from its inputs.
-        good: tensor -> values of the reference; of a tensor without one, what its node computes from them.
+        good: tensor -> values of the reference; without one, what its node computes from them.
     """
 
     program: Program
@@ -114,10 +110,7 @@ class Walk:
     good: dict[str, np.ndarray]
 
     def latest_input(self, position: int) -> int:
-        """Return the largest `record` of the references of a node's inputs, -1 if none has one.
-
-        The reference computed what stands for the node's outputs later than that.
-        """
+        """Return the largest `record` of the references of a node's inputs, or -1."""
         rows = [self.rows[name] for name in self.program.index.reads(position) if name in self.rows]
         return max((row.reference.record for row in rows if row.reference is not None), default=-1)
 
@@ -131,17 +124,15 @@ def walk(
 ) -> Walk:
     """Walk a graph whose tensors should have the values of `references`.
 
-    A node that fails is no error here: its rows have the reason, and what depends on it is not computed,
-    unless a reference stands for the missing value. Indices of TopK that differ from the reference's, but
-    pick equal values, have no error.
+    What depends on a node that fails is not computed, unless a reference stands for the missing value.
+    Indices of TopK that differ from the reference's, but pick equal values, have no error.
 
     Args:
         program: the graph.
-        feeds: input -> array of its dtype, see `Program.fitting`.
-        references: tensor -> the values that it should have, if they are known before the walk.
+        feeds: input -> array of its dtype.
+        references: tensor -> the values that it should have, as far as they are known before the walk.
         runner: runs the nodes; walks that share one do not run equal nodes on equal values again.
-        lookup: returns a reference for a tensor that has none, or None; called with the walk so far, the
-            tensor, the position of its node and the fed value. None: nothing is looked up.
+        lookup: (walk so far, tensor, position of its node, fed value) -> a reference, or None.
     """
     base = {**program.constants, **program.defaults, **feeds}
     result = Walk(program, rows={}, free=dict(base), good=dict(base))
@@ -179,15 +170,12 @@ def walk(
 
 
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
-    """Return the error of a tensor, and why the error is infinite, which is '' if it is not.
+    """Return the error of a tensor, and why the error is infinite, or ''.
 
     The error is the largest difference over the largest finite magnitude of `want`; of integers, booleans,
-    texts and bfloat16 it is the share of values that differ, so that few of many pass a bar. Floats may be of
-    another width, integers of another type. Infinite are another shape, a float against another kind, any
-    difference of floats from a `want` of zeros, and NaN or infinity without the same, of the same sign, on
-    the other side. Two empty arrays are equal. Of sequences, which are lists of arrays, it is the largest
-    error of an array, and infinite for another number of them. It is None, with '', if one of the two is
-    neither (a value that is missing), or no array beside a sequence.
+    texts and bfloat16 the share of values that differ. Infinite are another shape or kind, any difference
+    from a `want` of zeros, and NaN or infinity on one side alone. Of sequences it is the largest error of an
+    array. It is None if one of the two is missing.
     """
     if isinstance(got, list) and isinstance(want, list):
         if len(got) != len(want):
@@ -212,17 +200,13 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
 
 
 def is_informative(value: np.ndarray) -> bool:
-    """Return whether a tensor's values can show that what made them is right.
-
-    That takes more than `FEW_VALUES` floats that are not all the same; NaN counts as 0.
-    """
+    """Return whether more than `FEW_VALUES` floats are not all the same: equal ones may be chance."""
     return value.dtype.kind == 'f' and value.size > FEW_VALUES and float(np.ptp(np.nan_to_num(value))) > 0
 
 
 def _run(
     program: Program, position: int, values: Mapping[str, np.ndarray], runner: NodeRunner
 ) -> tuple[list[np.ndarray] | None, str]:
-    """Return the outputs of a node, or why it fails; neither if a value that it reads is missing."""
     if not values.keys() >= set(program.index.reads(position)):
         return None, ''
     try:
@@ -232,10 +216,9 @@ def _run(
 
 
 def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
-    """Return the reference, in the shape of the graph when it was found by value.
+    """Return the reference in the shape of the graph, if it was found by value or by place.
 
-    Also when it was found by place with another number of axes: PyTorch flattens the leading ones before a
-    matrix product, and the graph does not.
+    PyTorch flattens the leading axes before a matrix product, and the graph does not.
     """
     want, how = reference.value, reference.how
     if value is None:

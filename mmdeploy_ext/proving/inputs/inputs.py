@@ -1,11 +1,9 @@
 """The inputs of a proof: the traced one, and inputs that show faults which the traced one does not.
 
-The traced input is the one that the exporter saw; a plain picture is one of a single colour.
-
-A dynamic file gets batches of 1, 2 and 3; landscape, portrait, wide and tall inputs, see `InputSizes`; every
-picture of the user, at the size that the config's rule makes of it if the graph takes that. Every file gets
-a dark and a bright picture, a plain one if PyTorch finds nothing in it, and optional inputs left out, each
-alone and all together. One input shows several faults.
+A dynamic file gets batches of 1, 2 and 3; landscape, portrait, wide and tall inputs; every picture of the
+user, at the size that the config's rule makes of it if the graph takes that. Every file gets a dark and a
+bright picture, a plain one if PyTorch finds nothing in it, and optional inputs left out, each alone and all
+together. One input shows several faults.
 
 The images of a batch differ but for the traced input: where pictures have one size, those behind the first
 are cut, or reduced within the input if one run cannot take the cut ones.
@@ -44,21 +42,20 @@ Picture = tuple[str, np.ndarray]
 STRIDE = 32
 """Pixels. The pipelines of most configs pad to it; an odd multiple of it is no multiple of 64 or 128."""
 LONG = 640
-"""Pixels. The size at which most models are traced: one input of a proof is wider and one is higher."""
+"""Pixels. The size at which most models are traced: one input is wider and one is higher."""
 NARROW = 224
 """Pixels. About the short side of these two inputs, for speed."""
 SMALL = 320
-"""Pixels. About the longest side of the sizes that only have to differ from the traced one, if the graph
-takes them."""
+"""Pixels. About the longest side of sizes that only have to differ from the traced one."""
 LARGEST = 1_000_000
-"""Pixels, height times width. `InputSizes.larger` is None if it would have more."""
+"""Pixels, height times width, of `InputSizes.larger` at most."""
 Size = tuple[int, int]
 """Height and width, pixels."""
 BATCHES = (1, 2, 3)
 """Batches of a file with a dynamic batch: faults of batches begin at 2, and those of pairs at 3."""
 
 PLAIN = dict(grey=128, black=0, white=255)
-"""Title of a picture of one colour -> the value of all its pixels; first that with the fewest results."""
+"""Title of a picture of one colour -> the value of all its pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +63,12 @@ class ProofInput:
     """One input of the proof.
 
     Attributes:
-        name: the condition that it tests, for the table.
+        name: the condition that it tests.
         images: prepared images of one size, one per batch entry.
         sources: (title, picture) of each image, before it was resized and normalised.
         traced: whether the exporter saw exactly this input.
         rescale: whether `scale_factor` is fed, too, so that boxes are in pixels of the original picture.
-        left_out: names of optional inputs that are not fed; the results are those of their defaults.
+        left_out: names of optional inputs that are not fed.
     """
 
     name: str
@@ -85,15 +82,8 @@ class ProofInput:
 def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one first, which is made of the first picture.
 
-    Plain and zoomed pictures are not among them: a proof adds them.
-
-    A mirrored picture is added to a single one. If all pictures have one size the second is cut: a graph that
-    is right for that size only would pass.
-
-    Args:
-        deployment: config and checkpoint.
-        options: options of the file.
-        images: titles and pictures, one or more.
+    Plain and zoomed pictures are not among them. A mirrored picture is added to a single one; if all pictures
+    have one size the second is cut. `images` are titles and pictures.
     """
     user_pictures = list(images)
     if len(images) == 1:
@@ -114,11 +104,7 @@ def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture])
 
 
 def plain_inputs(deployment: Model, options: Options) -> list[ProofInput]:
-    """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most of them.
-
-    In a batch the images behind the first are cut or reduced, each to another size; cut ones are padded if
-    the rule keeps the ratio of sides.
-    """
+    """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most."""
     maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
     for title, value in PLAIN.items():
         picture = title, np.full((*size, 3), value, np.uint8)
@@ -127,11 +113,7 @@ def plain_inputs(deployment: Model, options: Options) -> list[ProofInput]:
 
 
 def zoomed_input(deployment: Model, options: Options, picture: Picture, box_xyxy: np.ndarray) -> ProofInput:
-    """Return the part of a picture in a box as an input of the traced size, which the box fills.
-
-    `box_xyxy` (4,) is in pixels of the picture. In a batch the images behind the first are cut or reduced,
-    each to another size.
-    """
+    """Return the part of a picture in a box (4,), pixels, as an input of the traced size, which it fills."""
     title, image_bgr = picture
     view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
     pictures = [(titled(title, 'zoomed'), view)] * options.batch
@@ -139,15 +121,9 @@ def zoomed_input(deployment: Model, options: Options, picture: Picture, box_xyxy
 
 
 def with_plain_picture(deployment: Model, case: ProofInput, plain: ProofInput) -> ProofInput:
-    """Return a batch with a plain picture in place of its second one, and of its size.
+    """Return a batch with the plain picture of another input in place of its second one.
 
-    It is prepared for the input size by the rule: resized to fit and padded, or stretched. The batch is
-    returned unchanged if one run cannot take these pictures together.
-
-    Args:
-        deployment: config and checkpoint.
-        case: a batch of two or more.
-        plain: input with a plain picture, as `plain_inputs` makes it.
+    The batch is returned unchanged if one run cannot take these pictures together.
     """
     (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])
@@ -160,14 +136,7 @@ def with_plain_picture(deployment: Model, case: ProofInput, plain: ProofInput) -
 
 
 class _Inputs:
-    """Makes the inputs of one file.
-
-    Attributes:
-        images: the pictures.
-        size: (H, W) of the traced input, pixels.
-        sizes: other sizes of a dynamic file, else None.
-        optional: names of the optional inputs.
-    """
+    """Makes the inputs of one file, of `images`; `size` is (H, W) of the traced one."""
 
     def __init__(self, deployment: Model, options: Options, images: list[Picture]) -> None:
         self.deployment, self.options, self.images = deployment, options, images
@@ -187,8 +156,7 @@ class _Inputs:
     ) -> ProofInput:
         """Return pictures as one batch of a size (H, W), by default the traced one.
 
-        Pictures of equal size are cut differently. Otherwise a graph that takes the size of the first image
-        for all would give the same results.
+        Pictures of equal size are cut differently: a graph may take the size of the first image for all.
         """
         batches, size = self.deployment.family.batches, size or self.size
         prepared = self._prepare(pictures, size)
@@ -291,9 +259,9 @@ class _Inputs:
         return cases
 
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
-        """Return the cases, with all optional inputs of the graph left out of one, and each out of another.
+        """Return the cases, with all optional inputs left out of one, and each out of another.
 
-        The cases for this are `hosts`, whose content fills an aligned input, so that defaults fit them.
+        The content of these cases fills an aligned input, so that defaults fit them.
         """
         if not self.optional:
             return cases
@@ -306,7 +274,6 @@ class _Inputs:
         return cases
 
     def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
-        """Return an image stretched to a size that is no multiple of 32, padded to multiples of `step`."""
         scale = max(size[1], STRIDE), max(size[0], STRIDE)
         changes = dict(size=None, pad_size=None, pad_or=0, keep_ratio=False, size_divisor=step)
         prepared = dataclasses.replace(self.deployment.rule, **changes, img_scale=scale).apply(image[1])
@@ -324,17 +291,14 @@ class InputSizes:
 
     Attributes:
         landscape: about as large as `unaligned`, H an odd multiple of `step`, W larger.
-        portrait: about as large as `unaligned`, H larger than W and an odd multiple of `step`; an even one
-            where the aligned `unaligned` is a square.
-        wide: W more than twice H, if the graph takes one so low; W is over `LONG` and over the traced W.
-        tall: H more than twice W, if the graph takes one so narrow; H is over `LONG` and over the traced H.
-        unaligned: the size before padding, rarely a multiple of `STRIDE`; smaller than the traced one, or, if
-            the graph takes none so small, larger.
-        fine: `unaligned` rounded down to multiples that the graph takes, and not padded; None if these are
-            multiples of `STRIDE`, or the size is too small.
-        larger: than the traced size on both sides, or None, see `LARGEST`.
-        step: px; `unaligned` is padded to multiples of it. It is the least common multiple of `STRIDE` and of
-            the number of which the graph takes multiples.
+        portrait: about as large as `unaligned`, H larger than W.
+        wide: W more than twice H, over `LONG` and over the traced W.
+        tall: H more than twice W, over `LONG` and over the traced H.
+        unaligned: the size before padding, rarely a multiple of `STRIDE`; smaller than the traced one if
+            possible.
+        fine: `unaligned` rounded down to multiples that the graph takes, and not padded; or None.
+        larger: than the traced size on both sides, or None.
+        step: `unaligned` is padded to multiples of it.
     """
 
     landscape: Size
@@ -390,18 +354,15 @@ def _beyond(traced: int) -> int:
 
 
 def _aligned(size: Size, step: int) -> Size:
-    """Return the next multiples of `step`."""
     return tuple(-(-max(side, 1) // step) * step for side in size)
 
 
 def _odd(side: int, step: int) -> int:
-    """Return the next odd multiple of `step`."""
     count = -(-side // step)
     return (count + 1 - count % 2) * step
 
 
 def _grown(size: Size, step: int, takes: Callable[[int, int], bool]) -> Size:
-    """Return the next larger size that the graph takes, or one of 64 steps if it takes none before."""
     while not takes(*size) and max(size) < 64 * step:
         size = size[0] + step, size[1] + step
     return size

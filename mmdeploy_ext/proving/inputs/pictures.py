@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 DARK, LIT, WINDOW = 0.05, 0.5, 0.3
-"""Factors of a dark picture: of every value; of the values in its window, a small copy of the picture; and of
-both sides of that window. A picture that is black all over would show nothing: even a broken graph finds
-nothing in it."""
+"""Factors of a dark picture: of every value; of its window, a small copy of the picture; and of both sides of
+that window. In a picture that is black all over even a broken graph finds nothing.
+"""
 PARTS = ((1, 1), (7 / 8, 3 / 4), (3 / 4, 7 / 8))
 """Shares of height and width of the part of a picture at index 0, 1 and 2 of a batch."""
 NEXT_PARTS = 15 / 16
@@ -35,10 +35,7 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
 
 
 def cut(image_bgr: np.ndarray, place: int = 1) -> np.ndarray:
-    """Return the upper left part of a picture, contiguous, see `PARTS`; `place` is its index in a batch.
-
-    At index 0 it is the whole picture, and may be the same memory.
-    """
+    """Return the upper left part of a picture, see `PARTS`; `place` is its index in a batch."""
     height, width = part_of(image_bgr.shape[:2], place)
     return np.ascontiguousarray(image_bgr[:height, :width])
 
@@ -66,10 +63,7 @@ def bright(image_bgr: np.ndarray) -> np.ndarray:
 
 
 def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the part of a picture in a box, stretched to a size (h, w): one object fills it.
-
-    `box_xyxy` (4,) are its corners in pixels of the picture.
-    """
+    """Return the part of a picture in a box (4,), pixels, stretched to a size (h, w)."""
     height, width = image_bgr.shape[:2]
     x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, (width - 1, height - 1)).astype(int)
     x2, y2 = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (width, height)).astype(int)
@@ -79,8 +73,7 @@ def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return a picture with the ratio of sides of an input (H, W), so that no part of it is only padding.
 
-    Objects keep their shape: the picture and its `other_view`, mirrored and darker, alternate side by side,
-    or one above the other, and what is too much is cut off.
+    The picture and its `other_view` alternate side by side, or one above the other.
     """
     height, width = image_bgr.shape[:2]
     parts = size[1] * height / (size[0] * width)
@@ -114,17 +107,15 @@ PORTRAIT_NAME, LANDSCAPE_NAME = 'generated portrait.jpg', 'generated landscape.p
 def sample_files(
     paths: Sequence[str | Path], picture: np.ndarray, edges: tuple[int, int] | None, folder: Path
 ) -> list[Path]:
-    """Return files of pictures: those of the user, and two generated ones of other sizes and formats.
+    """Return files of pictures: the user's, a portrait as JPEG, and a landscape as grey PNG of 16 bits.
 
-    The generated ones are a portrait as JPEG, stored lying on its side with EXIF's orientation, and a
-    landscape as grey PNG of 16 bits, which a reader of colour pictures gives as 8 bits and three channels.
+    The portrait is stored lying on its side, as telephones do.
 
     Args:
         paths: files of the user; if there are none `picture` is written to a file in their place.
         picture: (h, w, 3) uint8 BGR.
-        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels, if the
-            ratio of sides is kept; None if they are unknown.
-        folder: for the generated files; it has to be there.
+        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels, or None.
+        folder: for the generated files.
     """
     files = [Path(file) for file in paths]
     if not files:
@@ -138,10 +129,7 @@ def portrait_size(edge: int | None) -> tuple[int, int]:
     """Return (h, w) of a narrow portrait whose resized width lies halfway between two whole pixels.
 
     mmcv rounds it up; Python's `round` takes the even number, the lower one here, and `int` the lower one.
-    That holds for an edge that is a multiple of 4 and not of 1024; others give a portrait that may tell less.
-
-    Args:
-        edge: pixels that the height is resized to; None: pictures are not resized to an edge.
+    `edge` are the pixels that the height is resized to, a multiple of 4 and not of 1024.
     """
     # w * edge / h ends in one half if w / h is odd / period, with period twice the power of two in edge
     period = 2 * (edge & -edge) if edge else 0
@@ -157,10 +145,7 @@ def portrait_size(edge: int | None) -> tuple[int, int]:
 def landscape_size(edge: int | None) -> tuple[int, int]:
     """Return (h, w) of a wide landscape whose resized height mmcv rounds down, and `ceil` up.
 
-    If no height gives one, it is `LANDSCAPE_HEIGHT`.
-
-    Args:
-        edge: pixels that the width is resized to; None: pictures are not resized to an edge.
+    `edge` are the pixels that the width is resized to, or None.
     """
     heights = range(LANDSCAPE_HEIGHT, LANDSCAPE_HEIGHT // 2, -1)
     fractions = {height: height * (edge or 0) / LANDSCAPE_WIDTH % 1 for height in heights}
@@ -169,10 +154,7 @@ def landscape_size(edge: int | None) -> tuple[int, int]:
 
 
 def write_portrait(folder: Path, edge: int | None) -> Path:
-    """Write a portrait as JPEG whose rows are stored as columns, as telephones do; return its path.
-
-    `edge` are the pixels that its height is resized to, or None.
-    """
+    """Write a portrait as JPEG whose rows are stored as columns, as telephones do; return its path."""
     from PIL import Image
 
     height, width = portrait_size(edge)
@@ -185,17 +167,13 @@ def write_portrait(folder: Path, edge: int | None) -> Path:
 
 
 def write_landscape(folder: Path, edge: int | None) -> Path:
-    """Write a landscape as grey PNG of 16 bits; return its path.
-
-    `edge` are the pixels that its width is resized to, or None.
-    """
+    """Write a landscape as grey PNG of 16 bits; return its path."""
     path = folder / LANDSCAPE_NAME
     cv2.imwrite(str(path), _noise(*landscape_size(edge))[..., 0].astype(np.uint16) * 257)
     return path
 
 
 def _noise(height: int, width: int) -> np.ndarray:
-    """Return (h, w, 3) uint8 noise over a slope of each channel; it is the same at every call."""
     rng = np.random.default_rng(height * width)
     slope = np.linspace(0, 160, width)[:, None] * np.array([1.0, 0.5, 0.2])
     return (slope[None] + rng.integers(0, 96, (height, width, 3))).astype(np.uint8)

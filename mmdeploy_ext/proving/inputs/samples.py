@@ -28,11 +28,7 @@ PROOF_SCENES = 3
 
 
 def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
-    """Return the files of images, and of those in and below folders, in this order, at most `limit`.
-
-    If there are more, their number is printed, but not with a `limit` of 1. ImageError: a file is missing, or
-    a folder has no image.
-    """
+    """Return the files of images, and of those in and below folders, at most `limit`."""
     from mmdeploy_ext.preprocess.pictures import list_images
 
     files = list_images(paths)
@@ -42,10 +38,7 @@ def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[
 
 
 def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
-    """Return (file name, (h, w, 3) uint8 BGR) of images and of those in folders, at most `limit`.
-
-    ImageError: see `picture_files`, or an image cannot be read.
-    """
+    """Return (file name, (h, w, 3) uint8 BGR) of images and of those in folders, at most `limit`."""
     from mmdeploy_ext.preprocess.pictures import read_image
 
     return [(file.name, read_image(file)) for file in picture_files(paths, limit)]
@@ -56,7 +49,7 @@ class ChosenSamples(NamedTuple):
 
     Attributes:
         samples: pictures with their names, frames, sweeps or voxels.
-        origin: words on where frames and sweeps are from; '' for pictures and voxels.
+        origin: words on where frames and sweeps are from.
         files: paths of the pictures.
     """
 
@@ -70,9 +63,9 @@ class Samples:
 
     Attributes:
         paths: files and folders that the user named.
-        files: paths of the pictures; [] for a family of frames or sweeps.
+        files: paths of the pictures.
         pictures: (file name, BGR picture) of each.
-        count: largest number of frames or sweeps, see `proof_samples`; 0 for a family of pictures.
+        count: largest number of frames or sweeps; 0 for a family of pictures.
     """
 
     def __init__(
@@ -88,11 +81,11 @@ class Samples:
 
         Args:
             family: family of the model.
-            paths: files and folders; if it is empty, a picture of this package is taken, or frames and sweeps
-                of the config's data set, or generated ones if that is missing.
+            paths: files and folders; if it is empty, a picture of this package, the config's data set, or
+                generated ones.
             frames: largest number of frames or sweeps; None: `DEFAULT_FRAMES`.
             option: option that named the files, for messages.
-            traced: picture that comes before those of `paths`; '': none.
+            traced: picture that comes before those of `paths`.
 
         Raises:
             ImageError: a picture is missing or cannot be read.
@@ -119,14 +112,8 @@ def check_paths(
 ) -> int:
     """Refuse files that are no samples of a family, before its weights load; return the number of frames.
 
-    Args:
-        family: family of models that take frames or sweeps.
-        paths: files of the user.
-        count: value of `--frames`; None: `DEFAULT_FRAMES`.
-        option: option that named the paths, for messages.
-
-    Raises:
-        UsageError: not there, of another kind, several info files, no frame, or too few for a memory.
+    UsageError: not there, of another kind, several info files, no frame, or too few for a memory. `option`
+    named the paths.
     """
     if _has_cameras(family) and len(paths) > 1:
         raise UsageError(f'{option} {" ".join(paths)}: expected one info file, with the frames of all')
@@ -153,24 +140,20 @@ def check_paths(
 
 
 def _has_cameras(family: Family) -> bool:
-    """Return whether files of points alone are no samples of a family."""
     return family.memory or family.samples == 'fused'
 
 
 def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> tuple[Collection[Any], str]:
-    """Return frames or sweeps to prove on, and a text about their source, which is '' for a backbone.
-
-    Of a backbone they are `VoxelSet`s; frames are prepared for the network, see `runtime.frames`.
+    """Return frames, sweeps or `VoxelSet`s to prove on, and a text about their source.
 
     Args:
-        deployment: config and checkpoint of a model that takes frames or sweeps.
+        deployment: config and checkpoint of a model that takes frames, sweeps or voxels.
         count: largest number of samples, of LiDAR sweeps and voxels for each of `paths`.
-        paths: files, see `check_paths`; empty takes the config's data set, or generates samples without one;
-            a backbone without paths gets none, as every proof of one has voxels of its own.
+        paths: files; empty takes the config's data set, or generates samples without one; a backbone gets
+            none.
 
     Raises:
-        ConfigError, DataError: one of `paths` cannot be read, or a data set of them is damaged.
-        DataError: the data set for a model with a memory, also that of the config, does not name scenes.
+        ConfigError, DataError: one of `paths` cannot be read, or a data set is damaged or names no scenes.
         UsageError: one of `paths` is a pipe or a device.
     """
     from mmdeploy_ext.evaluate import evaluation
@@ -216,12 +199,8 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
 
-    They are of at most `PROOF_SCENES` scenes, or of more if some of these have too few; of each but the last
-    there are two or more, if it has them. They come scene by scene, also if the data set mixes its scenes.
-
-    Args:
-        tokens: scene token of every sample of the data set.
-        count: number of frames to choose; all are chosen if there are fewer.
+    They are of at most `PROOF_SCENES` scenes, or of more if these have too few. They come scene by scene;
+    `tokens` are the scenes of all samples.
     """
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):

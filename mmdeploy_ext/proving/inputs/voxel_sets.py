@@ -35,8 +35,7 @@ class VoxelSet:
     Attributes:
         name: for display.
         features: (N, C) float32.
-        coordinates: (N, 4) int32: sample 0, then the three axes in the encoder's order, that of the
-            `spatial_shape` that `proof_sets` gets, and of the rule and settings that `sweep_sets` gets.
+        coordinates: (N, 4) int32: sample 0, then the three axes in the encoder's order.
         traced: whether the exporter saw it.
     """
 
@@ -47,21 +46,12 @@ class VoxelSet:
 
 
 def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
-    """Return coordinates (N, 4) in a file's order of axes.
-
-    `same` is whether that is the order which they have: they are unchanged then, else the three axes are
-    reversed.
-    """
+    """Return coordinates (N, 4) in a file's order of axes: unchanged if it is the `same`, else reversed."""
     return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
 
 
 def proof_sets(spatial_shape: Triple, channels: int) -> list[VoxelSet]:
-    """Return the traced input and five that no exporter saw, the same at every call.
-
-    Args:
-        spatial_shape: number of voxels per axis of the grid.
-        channels: number of features of a voxel.
-    """
+    """Return the traced input and five that no exporter saw, the same at every call."""
     rng, shape = np.random.default_rng(0), np.array(spatial_shape)
     voxels = {
         'no voxel': np.zeros((0, 3), np.int64),
@@ -78,7 +68,7 @@ def proof_sets(spatial_shape: Triple, channels: int) -> list[VoxelSet]:
 
 
 def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, points (P, D) float32) of sweeps; P points of D values, x, y, z in metres first.
+    """Yield (name, points (P, D) float32) of sweeps, x, y, z in metres first.
 
     Args:
         source: raw float32 points (.bin), an array (.npy), a folder of them, or infos of mmdet3d.
@@ -87,10 +77,9 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
         limit: number of sweeps of a folder or of infos, evenly chosen; 0 takes all.
 
     Raises:
-        DataError: the source is none of these or has no sweep, a file cannot be read, or holds voxels, which
-            have no points.
+        DataError: the source is none of these or has no sweep, or a file cannot be read, or holds voxels.
         UsageError: the source is a pipe or a device.
-        ConfigError: the columns of points in the config do not fit, see `point_rule`.
+        ConfigError: the columns of points in the config do not fit.
     """
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
@@ -102,19 +91,10 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
 def sweep_sets(
     source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, limit: int
 ) -> Iterator[VoxelSet]:
-    """Yield the voxels of sweeps.
+    """Yield the voxels of sweeps; `settings` are those of the encoder, for the others see `points_of`.
 
-    Args:
-        source: as `points_of` takes it, or a file of voxels (.npz), or a folder with such files.
-        rule: how points become voxels, in the encoder's order of axes.
-        cfg: the config, as for `points_of`.
-        settings: settings of the encoder, which voxels of files must fit.
-        limit: number of sweeps of a folder or of infos, evenly chosen; 0 takes all.
-
-    Raises:
-        DataError: the source is none of these or has no sweep; a file cannot be read, has no point in range,
-            or voxels that the encoder cannot take.
-        UsageError, ConfigError: as of `points_of`.
+    `source` may also be a file of voxels (.npz), or a folder with such files. DataError: also no point in
+    range, or voxels that the encoder cannot take.
     """
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
@@ -154,10 +134,7 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
 
 
 def borders(shape: np.ndarray) -> np.ndarray:
-    """Return voxels (n, 3) on borders of a grid: corners, middles of edges and faces, their neighbours.
-
-    `shape` (3,) is the number of voxels per axis.
-    """
+    """Return voxels (n, 3) on borders of a grid: corners, middles of edges and faces, their neighbours."""
     values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
     voxels = np.array([*itertools.product(*values)])
     voxels = voxels[((voxels == 0) | (voxels == shape - 1)).any(1)]
@@ -165,7 +142,7 @@ def borders(shape: np.ndarray) -> np.ndarray:
 
 
 def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return random voxels (n, 3) in clusters, in random order, of a grid of `shape` (3,) voxels."""
+    """Return random voxels (n, 3) in clusters, in random order."""
     centres = rng.integers(0, shape, (CLUSTERS, 1, 3))
     around = centres + rng.integers(-SPREAD, SPREAD + 1, (CLUSTERS, CLUSTER_VOXELS, 3))
     voxels = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
@@ -173,10 +150,7 @@ def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def full_block(shape: np.ndarray) -> np.ndarray:
-    """Return all voxels (n, 3) of the last six indices of each axis of a grid of `shape` (3,) voxels.
-
-    Inside this block no neighbour is missing.
-    """
+    """Return all voxels (n, 3) of the last six indices of each axis: no neighbour is missing inside."""
     lower = np.maximum(shape - 6, 0)
     axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)

@@ -1,10 +1,9 @@
-"""Level 4 of a proof: two engines over the same drive, frame by frame. Needs numpy only.
+"""Two engines over the same drive, frame by frame. Needs numpy only.
 
 The reference is PyTorch, the candidate the exported file. Teacher-forced, the candidate gets the reference's
 memory before each frame: every frame is judged by itself, by the tolerances. Free-running, each engine keeps
 its own memory as in a car: rounding accumulates, and the detections have to stay the same, apart from ties
-that decide which rows stay in memory, see `PairRun.takes_over`. Of all frames but the first only figures are
-kept, no tensors: a drive may be of any length.
+that decide which rows stay in memory. Of all frames but the first only figures are kept.
 
 `Modes` runs the engines, `PairRun` judges the candidate in one mode, and `WorstRows` collects its tensors. A
 stepper is a model on an engine that runs frame by frame and keeps its memory.
@@ -38,12 +37,11 @@ if TYPE_CHECKING:
 MODES = ('teacher', 'free')
 """Modes of a candidate: teacher-forced and free-running."""
 SAME_POSE = 1e-6
-"""Metres, and seconds: largest difference of a memory's pose and time from those of its frame."""
+"""Metres, and seconds: largest difference of a memory's pose and time from the frame's."""
 TIME_JUMP = 2.0
 """Gaps within scenes of at least so many times the usual one are jumps in time."""
 NOTHING_FOUND = 'no detection was matched: use a drive with objects that the model finds'
-"""Reason why a drive fails in which neither side found anything that counts (`DriveBars.score_thr`); other
-reasons may be beside it."""
+"""Reason why a drive fails in which neither side found anything that counts."""
 FRAMES_PER_TAKEOVER = 20
 """Number of frames for each of which a memory may be taken over once, see `PairRun.takes_over`."""
 
@@ -55,20 +53,15 @@ class DriveBars:
     Attributes:
         frames: smallest number of frames that have to run.
         resets: smallest number of resets of the memory after the first frame.
-        score_thr: score in 0..1; each detection of this score or more needs a partner, of the candidate's
-            those that are above it by `score`; the others are judged by the share that has none
-            (`lone_low_results`).
+        score_thr: score from which on each detection needs a partner, the candidate's from `score` above it.
         distance_m: largest distance of the centres of a matched pair, metres.
         score: largest score difference of a matched pair.
-        match_rate: smallest share, in 0..1, of the longer of both lists of detections that is matched, over
-            all frames; a frame whose lists cannot be compared (NaN, shapes) fails whatever the share is.
+        match_rate: smallest share of the longer list of detections that is matched, over all frames.
         tie: scores in the top-k are a tie if they differ by no more than this plus twice the largest score
-            error of the frame. (If the scores of two lists differ by at most e, then the scores at one index
-            of the sorted lists may belong to rows whose scores differ by 2e.)
-        near_counts: whether pairs outside the bars count as matched, too (below float32): those of one class
-            that are as near as the task takes for one object.
-        cosine: smallest cosine of tensors (below float32), from which the bar of their norms follows; None:
-            the tolerances decide.
+            error of the frame: the scores at one index of two sorted lists may belong to rows that are twice
+            that apart.
+        near_counts: whether pairs outside the bars count as matched, too (below float32).
+        cosine: smallest cosine of tensors (below float32); None: the tolerances decide.
     """
 
     frames: int = 100
@@ -89,10 +82,7 @@ SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 
 
 def default_bars(precision: str) -> DriveBars:
-    """Return the bars of a drive of a precision: 'fp32', 'fp16', 'bf16' or 'int8'.
-
-    Below float32 tensors are judged by their cosines and norms, see `half_bars.out_of_bars`.
-    """
+    """Return the bars of a drive of a precision: 'fp32', 'fp16', 'bf16' or 'int8'."""
     half = half_bars.bars_of(precision)
     if half is None:
         return SHORT_DRIVE
@@ -104,14 +94,11 @@ class Modes:
     """Runs the reference and one candidate per mode frame by frame; all memories are emptied first.
 
     A candidate that raises one of `FAILURES` at a frame is stopped, which is its reason to fail; the others
-    go on. Other exceptions end the run, and so do all of the reference.
-
-    The results of the candidate 'teacher' also have to be those that the reference's own head makes of the
-    candidate's outputs, one to one, in float32.
+    go on. In float32 the results of 'teacher' also have to be the ones that the reference's own head makes of
+    the candidate's outputs, one to one.
 
     Attributes:
-        first: the first frame, and the results of the reference and of the candidate 'teacher' for it, or
-            None if that failed or there is none; None before the first frame.
+        first: the first frame, and the results of the reference and of 'teacher' for it.
         substituted: number of results that the reference's head made of the candidate's outputs.
         before: state of the reference before the next frame; None: its memory is empty.
         clock: measures the times of the engines.
@@ -133,14 +120,11 @@ class Modes:
         Args:
             reference: the unpatched PyTorch model.
             candidates: 'free' and/or 'teacher' -> the file on an engine of its own.
-            spec: spec of the files. Of its outputs that are no state, those that `memory` needs and those
-                that both engines give are compared.
+            spec: spec of the files; of its outputs those that `memory` needs and both engines give are
+                compared.
             memory: the family's description of its memory.
             bars: the limits that the drive is judged by; None: the defaults of `DriveBars`.
-            task: name of the task that matches results, as `task_module` takes it.
-
-        Raises:
-            ValueError: another name of a mode.
+            task: name of the task that matches results.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
@@ -154,7 +138,7 @@ class Modes:
         self.first: tuple[Frame, StepResult, StepResult | None] | None = None
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
-        """Run one frame on all sides; return the reference's result, and mode -> result of those that ran."""
+        """Run one frame on all sides; return the reference's result, and mode -> result."""
         expected = self.clock.run('reference', lambda: self.reference.step(frame))
         results: dict[str, StepResult] = {}
         after = snapshot(self.reference.state)
@@ -177,13 +161,12 @@ class Modes:
         return expected, results
 
     def finish(self) -> dict[str, SequenceRow]:
-        """Return mode -> the judgement of its candidate; 'teacher' runs the first frame again before that."""
+        """Return mode -> the judgement of its candidate; 'teacher' runs the first frame again before."""
         if self.first is not None and self.first[2] is not None and not self.runs['teacher'].stopped:
             self._run_again(*self.first)
         return {mode: run.finish() for mode, run in self.runs.items()}
 
     def _step(self, mode: str, frame: Frame) -> StepResult | None:
-        """Run one frame; if the engine raises an exception, the mode is stopped and None is returned."""
         result = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
         if not isinstance(result, Exception):
             return result
@@ -191,7 +174,6 @@ class Modes:
         return None
 
     def _substitute(self, mode: str, frame: Frame, got: StepResult) -> None:
-        """Match the results of a candidate with those that the reference's own head makes of its outputs."""
         run = self.runs[mode]
         if mode != 'teacher' or run.bars.cosine is not None or not hasattr(self.reference, 'boxes_of'):
             return
@@ -203,7 +185,6 @@ class Modes:
             run.faults[fault].append(f'{frame.name} ({row.reason})')
 
     def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
-        """Run the first frame again after the last; outputs with other bits must be within the bars."""
         self.candidates['teacher'].reset()
         second = self._step('teacher', frame)
         if second is not None:
@@ -229,10 +210,7 @@ class Modes:
 
 
 def snapshot(state: StreamState | None) -> StreamState | None:
-    """Return a copy of a memory that no engine's buffers can change.
-
-    It is None if `state` is.
-    """
+    """Return a copy of a memory that no engine's buffers can change."""
     if state is None:
         return None
     tensors = {name: np.array(tensor) for name, tensor in state.tensors.items()}
@@ -242,21 +220,14 @@ def snapshot(state: StreamState | None) -> StreamState | None:
 class PairRun:
     """Judges one candidate in one mode, one frame after the other.
 
-    `spec`, `bars` and `memory` are those of `Modes`; `match` is `match_detections` of its task.
-
     Attributes:
-        worst_distance, worst_score: largest differences of pairs that count, see `DetectionRow`; the
-            distance, in m, is None before the first.
+        worst_distance, worst_score: largest differences of pairs that count.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairing: which rows of the memory belong together; None for a memory without scores and confidences.
-        outputs: specs of the outputs that are no state.
-        names: names of those that are compared, see `spec` of `Modes`; None before the first frame.
-        last: scene and time in s of the last frame; None before the first.
+        outputs: specs of the outputs that are no state; `names` are those that are compared.
+        last: scene and time in s of the last frame.
         faults: what went wrong -> names of the frames.
-        stopped: why the candidate runs no more; '' while it runs.
-        tensors: the worst row of every tensor.
-        series: see `SequenceRow.series`.
-        totals: counts of `DetectionRow`, of all frames.
+        stopped: why the candidate runs no more, or ''.
         parted: whether in the last frame only a tie decided which rows are kept, with equal results.
     """
 
@@ -319,12 +290,10 @@ class PairRun:
         return True
 
     def reordered(self, state: StreamState | None) -> StreamState | None:
-        """Return a free candidate's memory in the reference's order if it has the same instances in another.
+        """Return a free candidate's memory in the reference's order, or None.
 
-        None if it has not, teacher-forced, and of a memory that is not chosen anew in every frame. Whether
-        ties explain the order is not asked here: `add` judges that.
-
-        Of a memory that is chosen anew in every frame the order decides, after a gap, which rows meet.
+        Only a memory that is chosen anew in every frame is reordered: after a gap its order decides which
+        rows meet.
         """
         if self.mode != 'free' or state is None or not isinstance(self.pairing, InstancePairing):
             return None
@@ -332,7 +301,6 @@ class PairRun:
         return None if tensors is None else dataclasses.replace(state, tensors=tensors)
 
     def _check_reset(self, moment: Moment, name: str) -> None:
-        """Check that both or neither emptied their memories, which have the frame's pose and time."""
         frame, sides = moment.frame, ('reference', 'candidate')
         if moment.expected.was_reset != moment.got.was_reset:
             emptied, other_side = sides if moment.expected.was_reset else sides[::-1]
@@ -349,7 +317,6 @@ class PairRun:
                 self.faults[fault].append(name)
 
     def _follow(self, moment: Moment, name: str) -> Followed:
-        """Pair the queries and the memory rows of both sides."""
         if self.pairing is None:
             return Followed()
         max_error = self.bars.score if self.mode == 'teacher' else np.inf
@@ -364,10 +331,7 @@ class PairRun:
         return followed
 
     def _compare_tensors(self, moment: Moment, followed: Followed, name: str) -> None:
-        """Compare outputs and memory, the candidate's queries and rows in the reference's order.
-
-        Queries and rows without a partner are left out.
-        """
+        """Compare outputs and memory, paired queries and rows in the reference's order."""
         expected, got = moment.expected.outputs, moment.got.outputs
         if self.names is None:
             self.names = {*self.memory.needed, *(expected.keys() & got.keys())}
@@ -392,7 +356,6 @@ class PairRun:
             self.tensors.add(row, name, len(self.series['name']))
 
     def _compare_memory(self, moment: Moment, rows: np.ndarray | None) -> list[TensorRow]:
-        """Compare the memories after a frame; `rows` are those of `Followed`."""
         states = moment.expected_state, moment.got_state
         if None in states:
             return []
@@ -412,7 +375,6 @@ class PairRun:
         return compare_tensors(expected, got, GraphSpec('the memory', (), specs))
 
     def _match_detections(self, moment: Moment, name: str) -> bool:
-        """Match the results of the frame of a name and add to the counts; return whether all are matched."""
         sides, bars = (moment.expected.detections, moment.got.detections), self.bars
         limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
         row = self.match(name, *sides, **limits)
@@ -429,7 +391,6 @@ class PairRun:
         return row.passed
 
     def finish(self) -> SequenceRow:
-        """Return the judgement of the whole drive."""
         totals = self.totals
         counted = max(totals['reference'], totals['matched'] + totals['outside'] + totals['extra'])
         same = totals['matched'] + (totals['outside'] if self.bars.near_counts else 0)
@@ -476,26 +437,19 @@ class PairRun:
 
 
 class WorstRows:
-    """The worst row of every tensor of a drive, and its error at every frame.
-
-    A tensor with several column groups counts as one tensor for each of them, by the name of their rows
-    (`TensorRow.tensor`).
+    """The worst row of every tensor (or column group) of a drive, and its error at every frame.
 
     Attributes:
         worst: tensor -> its worst row, with the name of its frame as `at`.
         failed: tensor -> names of the frames at which it fails.
-        series: 'errors' -> tensor -> its largest absolute difference at each frame, in the order of the
-            frames, None at frames where it was not or could not be compared; 'ratios' -> the same over the
-            tolerance, also None for tensors that have none or 0. A list ends with the last frame that has the
-            tensor.
+        series: 'errors' -> tensor -> its largest difference at each frame, None where it was not compared;
+            'ratios' -> the same over the tolerance.
     """
 
     def __init__(self, free: bool, cosine: float | None) -> None:
-        """Begin without rows.
+        """Begin without rows; in a `free` run only rows fail that cannot be compared.
 
-        Args:
-            free: in a free run only rows fail that cannot be compared.
-            cosine: smallest cosine that passes, see `half_bars.out_of_bars`; None judges by the tolerances.
+        `cosine` is the smallest that passes; None judges by the tolerances.
         """
         self.free, self.cosine = free, cosine
         self.worst: dict[str, TensorRow] = {}
@@ -503,7 +457,7 @@ class WorstRows:
         self.series: dict[str, dict[str, list[float | None]]] = dict(errors={}, ratios={})
 
     def add(self, row: TensorRow, name: str, count: int) -> None:
-        """Judge the row of a tensor at the frame `name`, which is the `count`-th of the drive, from 1."""
+        """Judge the row of a tensor at the frame `name`, the `count`-th of the drive, from 1."""
         passed, reason = row.passed and row.max_abs is not None, row.reason
         if row.max_abs is not None:
             if self.free:
@@ -525,14 +479,14 @@ class WorstRows:
         self.worst[row.tensor] = row
 
     def text_of(self, tensor: str, index: int) -> str:
-        """Return the error of a tensor at a frame, by the frame's index in `series`, in words."""
+        """Return the error of a tensor at a frame in words."""
         error, ratio = (self.series[key][tensor][index] for key in ('errors', 'ratios'))
         if error is None:
             return 'not comparable'
         return f'error {error:.3g}' + (f', {ratio:.3g} times its tolerance' if ratio is not None else '')
 
     def reasons(self, frames: int) -> list[str]:
-        """Return one sentence per tensor that fails; `frames` is the number of frames that ran."""
+        """Return one sentence per tensor that fails."""
         return [
             f'{tensor}: {len(names)} of {frames} frames fail, first {names[0]}; worst '
             f'{self.worst[tensor].at}: {self.worst[tensor].reason}'

@@ -24,26 +24,18 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 SAME_ROW = 5e-3
-"""Metres and m/s: largest difference of a memory row from the prediction of the query that it is from, and of
-an instance from its partner in the other engine, see `pair_rows`."""
+"""Metres and m/s: largest difference of a memory row from its query, and of an instance from its partner."""
 CLEARLY_NEARER = 1e-4
-"""Metres: a memory row is only taken for another query's than the one that the order of scores puts there if
-that one's prediction is nearer by this; the float32 noise of a memory in global coordinates is below it."""
+"""Metres: a memory row is taken for another query's than the order of scores says only if that one is nearer
+by this; the float32 noise of a memory in global coordinates is below it.
+"""
 NO_ID = -1
 """Id of an instance without a track."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """One frame after both engines ran it.
-
-    Attributes:
-        frame: the frame.
-        expected: result of the reference.
-        got: result of the candidate.
-        expected_state: memory of the reference after the frame; None if it keeps none.
-        got_state: memory of the candidate after the frame; None likewise.
-    """
+    """One frame after both engines ran it: results, and memories after it (None without one)."""
 
     frame: Frame
     expected: StepResult
@@ -57,7 +49,7 @@ class QuerySelection:
     """The queries that one engine put into its memory.
 
     Attributes:
-        scores: (Q,) float64, of each query the score of its best class by the last layer; for an
+        scores: (Q,) float64, the score of the best class of each query by the last layer; for an
             `InstancePairing` its confidence.
         queries: (K,) int64, the query of each new memory row, which are the first of the memory.
     """
@@ -73,9 +65,8 @@ class RowDifference:
     Attributes:
         row: index of the memory row.
         reference: index of the reference's query.
-        candidate: index of the candidate's query, among its own.
-        gap: absolute difference of the reference's scores of the two queries; of a candidate's query without
-            a partner the candidate's score counts.
+        candidate: index of the candidate's query.
+        gap: difference of the scores of the two queries.
     """
 
     row: int
@@ -85,10 +76,7 @@ class RowDifference:
 
 
 def best_scores(logits: np.ndarray) -> np.ndarray:
-    """Return the score (Q,) float64 of the best class of every query, by the last layer.
-
-    It is the sigmoid of the largest of a query's `logits` (layers, 1, Q, classes).
-    """
+    """Return the score (Q,) of the best class of every query, of logits (layers, 1, Q, classes)."""
     best = np.asarray(logits, np.float64)[-1, 0].max(-1)
     with np.errstate(invalid='ignore'):
         return np.exp(-np.logaddexp(0.0, -best))
@@ -99,14 +87,8 @@ def select_queries(
 ) -> QuerySelection:
     """Return which queries an engine put into its memory.
 
-    By the order of scores they should be the first K. The places in the memory show which ones they are: a
-    row that is clearly nearer to another query's prediction is that query's. A row that is near to none is
-    taken for the query of the order (its values are compared anyway).
-
-    Args:
-        outputs: name -> output of the frame.
-        memory: name -> tensor of the memory after the frame; None or fewer rows than K: only scores decide.
-        spec: names of the scores and places, at least one place, and K (`topk`).
+    By the order of scores they should be the first K. A row whose place is clearly nearer to another query's
+    prediction is that query's. Without a memory only scores decide.
     """
     scores = best_scores(outputs[spec.scores])
     expected = np.argsort(-scores, kind='stable')[: spec.topk]
@@ -132,14 +114,13 @@ class Followed:
 
     Attributes:
         queries: (Q,) index of the candidate's query for each of the reference's, -1 for none; None: equal
-            indices belong together.
+            indices.
         rows: (n,) the same of the memory's rows.
         ties: number of new rows that differ because of a tie; of an `InstancePairing` also of queries.
-        fault: why rows differ by more than a tie, or ''. Without `InstancePairing` it is '' as long as rows
-            of an earlier tie differ: these give other queries.
-        parted: whether the memories held the same rows before this frame, in any order, and do not after it,
-            because of scores that differ by no more than the bar of ties, without any allowance for errors;
-            of an `InstancePairing` whatever they held before, since all rows are chosen anew.
+        fault: why rows differ by more than a tie, or ''; rows of an earlier tie excuse it, but in
+            `InstancePairing`.
+        parted: whether the memories held the same rows before this frame and do not after it, because of a
+            tie.
     """
 
     queries: np.ndarray | None = None
@@ -152,13 +133,9 @@ class Followed:
 class RowPairing:
     """Keeps, along a drive, which candidate row and query belongs to which of the reference.
 
-    Without ties row i belongs to row i. A tie swaps rows, or takes a row that the other engine lacks; the
-    swapped rows become queries of the next frame and older rows of the following ones. `spec` is the family's
-    description of its memory.
-
-    Attributes:
-        rows: (n,) int64, the candidate's memory row for each of the reference; -1 for none; None at the
-            beginning, when the memories are equal.
+    A tie swaps rows, or takes a row that the other engine lacks; the swapped rows become queries of the next
+    frame and older rows of the following ones. `rows` (n,) is the candidate's memory row for each of the
+    reference's, -1 for none; None when the memories are equal.
     """
 
     def __init__(self, spec: MemorySpec) -> None:
@@ -166,7 +143,7 @@ class RowPairing:
         self.rows: np.ndarray | None = None
 
     def forget(self) -> None:
-        """Begin with equal memories: after a reset, or when the candidate gets the reference's memory."""
+        """Begin with equal memories."""
         self.rows = None
 
     @property
@@ -175,10 +152,7 @@ class RowPairing:
         return self.rows is not None and bool((self.rows != np.arange(len(self.rows))).any())
 
     def queries(self, count: int) -> np.ndarray:
-        """Return the candidate's query (Q,) int64 for each of the reference's in this frame; -1 for none.
-
-        `count` is Q.
-        """
+        """Return the candidate's query (count,) for each of the reference's in this frame; -1 for none."""
         partners = np.arange(count)
         if self.rows is not None:
             propagated = min(self.spec.propagated, count, len(self.rows))
@@ -192,11 +166,7 @@ class RowPairing:
     ) -> list[RowDifference]:
         """Update `rows` by the queries that a frame put into the memories; return new rows that differ.
 
-        Args:
-            reference: queries that the reference put into its memory.
-            candidate: queries that the candidate put into its memory.
-            partners: (Q,) what `queries` returned for the frame.
-            num_rows: n.
+        `partners` (Q,) is what `queries` returned, `num_rows` the size of the memory.
         """
         to_reference = {int(partner): query for query, partner in enumerate(partners) if partner >= 0}
         candidate_row = {int(query): row for row, query in enumerate(candidate.queries)}
@@ -218,13 +188,9 @@ class RowPairing:
     def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
         """Follow the memories over a frame, and tell ties from errors; `rows` changes.
 
-        If a memory or an output that is needed is missing, or the scores (of an `InstancePairing` the places)
-        differ in a size, nothing changes, and the result is `Followed()`. The number of layers may differ.
-
-        Args:
-            moment: the frame; a memory of None is that of a side without one.
-            tie: scores that differ by no more than this plus twice the frame's score error are a tie.
-            max_error: upper bound of the frame's score error in that sum.
+        If a memory or an output is missing, or scores differ in a size, the result is `Followed()`. Scores
+        are a tie if they differ by no more than `tie` plus twice the frame's score error, of which
+        `max_error` counts at most.
         """
         sides = [moment.expected.outputs, moment.got.outputs]
         states = moment.expected_state, moment.got_state
@@ -250,10 +216,7 @@ class RowPairing:
 
 
 def score_error(reference: QuerySelection, candidate: QuerySelection, partners: np.ndarray) -> float:
-    """Return the largest score difference of queries that belong together; 0 if none is finite.
-
-    `partners` (Q,) is the candidate's query for each of the reference's, -1 for none.
-    """
+    """Return the largest score difference of queries that belong together, see `RowPairing.queries`."""
     paired = partners >= 0
     gaps = np.abs(reference.scores[paired] - candidate.scores[partners[paired]])
     return float(gaps[np.isfinite(gaps)].max(initial=0.0))
@@ -262,11 +225,8 @@ def score_error(reference: QuerySelection, candidate: QuerySelection, partners: 
 class InstancePairing(RowPairing):
     """Keeps, along a drive, which instance, memory row and track of a candidate is which of the reference.
 
-    `RowPairing` describes the methods; queries are instances here.
-
-    Attributes:
-        tracks: id of the reference -> id of the candidate. They are equal but for ties, since new ids are
-            given in the order of rows.
+    `tracks` is id of the reference -> id of the candidate: new ids are given in the order of rows, which ties
+    change.
     """
 
     def __init__(self, spec: MemorySpec) -> None:
@@ -314,7 +274,7 @@ class InstancePairing(RowPairing):
     def reordered(self, state: StreamState) -> dict[str, np.ndarray] | None:
         """Return the memory of a candidate in the order of the reference, with equal rows from there on.
 
-        The pairs of tracks stay. None if the order is the same, or if the two hold different instances.
+        None if the order is the same, or if the two hold different instances.
         """
         rows = self.rows
         if rows is None or not self.affected or (rows < 0).any():
@@ -348,7 +308,6 @@ class InstancePairing(RowPairing):
         queries: np.ndarray,
         is_tied: bool,
     ) -> str:
-        """Return which track differs, or ''; a tie may change the order in which tracks begin."""
         output, _, next_id = self.spec.ids
         expected, got = (side[output][0] for side in sides)
         for row, query in enumerate(queries):
@@ -371,12 +330,11 @@ class InstancePairing(RowPairing):
 
 
 def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """Return the candidate's row (Q,) int64 for each of the reference's, by their places (Q, n).
+    """Return the candidate's row (Q,) for each of the reference's, by their places (Q, n).
 
-    Rows of the same index belong together if they are near, i.e. differ by no more than `SAME_ROW` in every
-    column. The others take the nearest of the rows that are left if it is near (two may take the same one),
-    and -1 if it is not. If none of them has a near one, all keep their index, so that their values are
-    compared and fail.
+    Rows of the same index belong together if they are within `SAME_ROW`. The others take the nearest of the
+    rows that are left, and -1 if it is not near; if none has a near one, all keep their index, so that their
+    values fail.
     """
     partners = np.arange(len(reference))
     with np.errstate(invalid='ignore'):
@@ -397,24 +355,15 @@ def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def at_the_cut(first_scores: np.ndarray, allowed: float) -> np.ndarray:
-    """Return (Q,) bool: whether a tie of at most `allowed` may have left a frame's own instance out.
-
-    `first_scores` (Q,) are those by which own instances were chosen, NaN for kept ones, which no tie of the
-    frame leaves out.
-    """
+    """Return (Q,) bool: whether a tie of at most `allowed` may have left a frame's own instance out."""
     own_scores = first_scores[np.isfinite(first_scores)]
     return first_scores <= own_scores.min(initial=np.inf) + allowed
 
 
 def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
-    """Return partners as `pair_rows` does, -1 only for rows that may be absent from the candidate.
+    """Return partners as `pair_rows` does, -1 only for rows (Q,) that may be absent from the candidate.
 
-    The others get a free row of the candidate, that of their index if it is free, so that their values are
-    compared and fail.
-
-    Args:
-        partners: (Q,) what `pair_rows` returned.
-        may_be_absent: (Q,) bool.
+    The others get a free row of the candidate, so that their values are compared and fail.
     """
     partners = partners.copy()
     free_rows = np.setdiff1d(np.arange(len(partners)), partners).tolist()
@@ -426,20 +375,14 @@ def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
 
 
 def rows_kept(places: np.ndarray, state: StreamState, spec: MemorySpec) -> np.ndarray:
-    """Return the index (M,) of the instance that each memory row is a copy of: that at the same place.
-
-    Args:
-        places: (Q, n) of the frame's instances.
-        state: the memory after the frame.
-        spec: names the memory's tensor of places.
-    """
+    """Return the index (M,) of the instance at the place of each memory row; `places` is (Q, n)."""
     memory = state.tensors[spec.places[0][0]][0].astype(np.float64)
     distance: Any = np.abs(memory[:, None] - places[None]).max(-1)
     return distance.argmin(1)
 
 
 def not_the_best(selection: QuerySelection) -> str:
-    """Return why the kept instances are not the most confident ones, in descending order; '' if they are."""
+    """Return why the kept instances are not the most confident ones, in descending order; or ''."""
     chosen_scores = selection.scores[selection.queries]
     best = -np.sort(-selection.scores)[: len(chosen_scores)]
     wrong = np.flatnonzero(chosen_scores != best)

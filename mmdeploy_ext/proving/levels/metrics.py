@@ -61,13 +61,7 @@ def metric_rows(
 ) -> list[MetricRow]:
     """Return a row for each metric, sorted by name; a metric that only one engine has fails.
 
-    NaN or -1 means that the data set has no such object (COCO's convention); NaN on both sides is equal, and
-    so is -1.
-
-    Args:
-        reference: name -> value of PyTorch.
-        candidate: name -> value of the engine.
-        bar: largest difference that passes.
+    NaN or -1 means that the data set has no such object; NaN on both sides is equal, and so is -1.
     """
     rows = []
     for name in sorted(reference.keys() | candidate.keys()):
@@ -78,11 +72,7 @@ def metric_rows(
 
 
 def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
-    """Return the rows of `metric_rows`, and a failing one if none of them has a value to compare.
-
-    That is so if neither engine has a metric, or if all are those of a data set without objects.
-    `reference`, `candidate` and `bar` are the arguments of that function.
-    """
+    """Return the rows of `metric_rows`, and a failing one if none of them has a value to compare."""
     rows = metric_rows(reference, candidate, bar)
     if any(map(has_value, rows)):
         return rows
@@ -91,22 +81,14 @@ def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], b
 
 
 def has_value(row: MetricRow) -> bool:
-    """Return whether a metric has a value on a side, other than NaN and -1 of a data set without objects."""
+    """Return whether a metric has a value on a side, other than NaN and -1."""
     return any(not math.isnan(value) and value != -1 for value in (row.reference, row.candidate))
 
 
 def compare_metrics(
     cfg: Any, reference: Network, candidate: Network, metrics: Sequence[str], precision: str
 ) -> list[MetricRow]:
-    """Evaluate the config's test set with two networks and compare the metrics.
-
-    Args:
-        cfg: config with the test set.
-        reference: the unpatched PyTorch model.
-        candidate: the exported network on an engine.
-        metrics: names for the evaluator, such as 'bbox'.
-        precision: precision of the engine's network, see `metric_bar`.
-    """
+    """Evaluate the config's test set with two networks and compare the `metrics`, such as 'bbox'."""
     dataset, values = build_dataset(cfg), []
     for network in (reference, candidate):
         results = run_dataset(network, cfg, dataset)
@@ -116,7 +98,7 @@ def compare_metrics(
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
-    """Return a table of both engines' metrics and their differences; `engine` is the title of its column."""
+    """Return a table of both engines' metrics and their differences."""
     table = Table(title='the same data set, loader and evaluator by both engines')
     for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
         table.add_column(title, justify='left' if title == 'metric' else 'right')
@@ -138,20 +120,18 @@ def keep_metrics(
     """Write an engine's metrics to a file of the folder, and compare them with PyTorch's if those are there.
 
     Args:
-        folder: work directory of the `_pth` and the `_onnx` run, which is made if it is missing.
+        folder: work directory of the `_pth` and the `_onnx` run.
         kind: registered name of the backend, such as 'OnnxRuntimeBackend'.
         metrics: name -> value.
-        facts: `config`, the hashes of `SAME`, number of `samples` and of `processes` of the run, its
-            `memory`: 'keep', or 'reset' if a streaming model forgets every frame, and its `evaluation`, see
-            `evaluation.settings_text`.
-        precision: precision of the engine's network, see `metric_bar`.
+        facts: `config`, `processes`, and the facts `SAME` of the run.
+        precision: precision of the engine's network.
 
     Returns:
-        True if nothing is compared: the engine is PyTorch, or PyTorch's metrics are not there or of another
-        run. Else whether no metric differs by more than the bar, and at least one has a value on a side.
+        True if nothing is compared; else whether no metric differs by more than the bar, and at least one has
+            a value.
 
     Raises:
-        UsageError: the file of PyTorch's metrics cannot be read, is no JSON, or is not what a run writes.
+        UsageError: the file of PyTorch's metrics is not what a run writes.
     """
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics

@@ -1,7 +1,4 @@
-"""Level 1 of a sparse backbone's file: is it what its model gives, and would its engine load it?
-
-`read_sparse_file` reads a file and makes the graph that it has to hold; `compare_graph` compares both. The
-checks are those of the engine's contract, of the operators of a portable file, and of its metadata.
+"""A sparse backbone's file: is it what its model gives, and would its engine load it?
 
 The dialect is the form of ONNX that NVIDIA's libspconv reads; a portable file has standard operators only.
 Folding puts a BatchNorm into the convolution before it. Ranges are the largest absolute values of a layer's
@@ -17,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, entries_of, read_entry
-from mmdeploy_ext.contract.metadata_schema import options_of_backbone
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
@@ -67,11 +63,9 @@ class SparseFile:
         export_options: options that it was exported with, resolved.
         traced: the model's graph before folding.
         expected: the graph that the file should hold, weights in float32.
-        exact: if convolutions of the file were folded in float16, the graph folded in float32 and in the
-            file's order of axes, without precisions and ranges; else `expected`. Its dense map is
-            compared with the model's, too.
-        ranges: the check that the ranges of the weights follow from the weights; None if the file records
-            none, or `read_sparse_file` was given them.
+        exact: the graph folded in float32, if convolutions of the file were folded in float16; else
+            `expected`.
+        ranges: the check that the ranges of the weights follow from the weights; None if there are none.
         name: name of the graph: '', as the model is one file.
     """
 
@@ -87,23 +81,19 @@ class SparseFile:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options that the file was exported with."""
         return read_fact(self.model, self.path, 'options')
 
     @property
     def edits(self) -> list[str]:
-        """Commands that changed it after its export."""
         return read_fact(self.model, self.path, 'edits')
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Hashes of what it was made of, by 'checkpoint' and 'config'."""
         titles = 'checkpoint', 'config'
         return {title: read_fact(self.model, self.path, f'{title}_sha256') for title in titles}
 
     @property
     def model_classes(self) -> list[dict[str, Any]]:
-        """Classes of the model that no installed library has, at the export: `ModelClass.to_json` of each."""
         return read_fact(self.model, self.path, 'model_classes')
 
     @property
@@ -113,40 +103,27 @@ class SparseFile:
 
     @property
     def precision(self) -> str:
-        """Precision that the file is judged as: 'int8' or 'fp16' if it is of the dialect, else as written.
-
-        A file of the dialect has weights in float16; it is 'int8' if the options let any layer compute or
-        store in INT8, whatever ranges it has. A portable file is exported in 'fp32'; `graph.py fp16` makes it
-        'fp16'.
-        """
+        """Precision that the file is judged as: 'int8' or 'fp16' of the dialect, else as written."""
         if self.export_options.target == 'libspconv':
             return 'int8' if deploy.has_int8(self.export_options) else 'fp16'
         return written_precision(self.model)
 
 
 def read_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
-    """Return an entry of a file's metadata by its name, e.g. 'family'; ModelFileError: it is damaged.
-
-    `path` is that of the file, for messages.
-    """
-    props = entries_of(model.metadata_props, path)
-    return read_entry(props, name, path, check=options_of_backbone if name == 'options' else None)
+    """Return an entry of a file's metadata by its name, e.g. 'family'; ModelFileError: it is damaged."""
+    return read_entry(entries_of(model.metadata_props), name, path)
 
 
 def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
     """Return the options, `cfg_options` among them, that a file was exported with; check all entries."""
-    check_entries(entries_of(model.metadata_props, path), path)
+    check_entries(entries_of(model.metadata_props), path)
     return read_fact(model, path, 'options')
 
 
 def read_sparse_file(deployment: Model, path: str, ranges: Ranges | None) -> SparseFile:
     """Read a file and make the graphs that it is compared with.
 
-    Args:
-        deployment: config and checkpoint.
-        path: path of the file; weights beside it are read if it is ordinary ONNX, the engine of the dialect
-            reads none.
-        ranges: INT8 ranges that it was exported with; None: those that the file records.
+    `ranges` are the INT8 ranges that it was exported with; None: those that it records.
 
     Raises:
         ModelFileError: damaged, or of another family.
@@ -190,15 +167,9 @@ def compare_graph(file: SparseFile) -> GraphResult:
 
 
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:
-    """Return how a libspconv file differs from the graph of its model.
+    """Return how a libspconv file differs from the graph of its model, names and the order of nodes included.
 
-    Names and the order of nodes are compared, too, as the engine depends on them. The file is also read back,
-    and compared with the graph that the writer gets.
-
-    Args:
-        path: path of the file.
-        model: its content.
-        expected: the graph of the model, weights in float32.
+    The file is also read back, and compared with the graph that the writer gets.
     """
     file_list, model_list = libspconv.to_node_list(model), libspconv.to_node_list(libspconv.to_onnx(expected))
     keys = [key for key in dict.fromkeys([*file_list, *model_list]) if key not in UNCOMPARED]
@@ -228,7 +199,6 @@ def as_written(graph: SparseGraph) -> SparseGraph:
 
 
 def _differing(value: Any, expected: Any, place: str) -> Iterator[str]:
-    """Yield how two JSON values differ, innermost first."""
     if isinstance(value, dict) and isinstance(expected, dict):
         for key in dict.fromkeys([*value, *expected]):
             if key in UNCOMPARED:
@@ -248,11 +218,7 @@ def _differing(value: Any, expected: Any, place: str) -> Iterator[str]:
 
 
 def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:
-    """Compare two node lists, as `libspconv.to_node_list` makes them, but for the keys `UNCOMPARED`.
-
-    There are two checks: one of the graph and its nodes, one of the initializers. `source` is what their
-    titles call the expected list. UsageError: that is no JSON object.
-    """
+    """Compare two node lists: a check of the graph and its nodes, and one of the initializers."""
     if not isinstance(expected, dict):
         raise UsageError(f'{source}: is no node list, expected an object with nodes and initializers')
     checks, parts = [], dict(nodes=('meta', 'inputs', 'outputs', 'nodes'), initializers=('initializers',))
@@ -267,10 +233,7 @@ def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], so
 def check_dialect(
     path: str, model: onnx.ModelProto, max_voxels: int | None = None
 ) -> tuple[list[Check], list[str]]:
-    """Check that a file keeps the contract of the dialect's engine; return the check, and warnings as notes.
-
-    `max_voxels` is the largest number of voxels of a sweep; None: the usual one.
-    """
+    """Check that a file keeps the contract of the dialect's engine; return the check, and warnings."""
     violations = libspconv_contract.check(model, max_voxels=max_voxels, name=path)
     wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in errors(violations)]
     warnings = [entry for entry in violations if entry.severity == WARNING]
@@ -291,16 +254,7 @@ def check_portable(model: onnx.ModelProto) -> list[Check]:
 
 
 def weight_ranges_check(deployment: Model, traced: SparseGraph, ranges: Ranges) -> Check:
-    """Check the ranges of all weights, which must be those of the folded or the unfolded kernels.
-
-    If the checkpoint has ranges (of a quantised training), those are right, too, and so are all these rounded
-    to float16.
-
-    Args:
-        deployment: config and checkpoint.
-        traced: the model's graph before folding.
-        ranges: the ranges that are checked.
-    """
+    """Check that all ranges are those of the folded or the unfolded kernels, or of the checkpoint."""
     unfolded = {node.module: node.weight for node in traced.convolutions()}
     in_checkpoint, wrong = checkpoint_ranges(deployment), []
     for node in fold(traced, 'fp32').convolutions():
@@ -317,10 +271,7 @@ def weight_ranges_check(deployment: Model, traced: SparseGraph, ranges: Ranges) 
 
 
 def metadata_check(file: SparseFile) -> Check:
-    """Check that the entries `form` and `voxels`, which runtimes rely on, agree with config and options.
-
-    Options with `int8_fp16_io` have to have the precision 'int8', too.
-    """
+    """Check that the entries `form` and `voxels`, which runtimes rely on, agree with config and options."""
     props = deploy.metadata_props(file.deployment, file.export_options)
     facts = {name: read_fact(file.model, file.path, name) for name in ('form', 'voxels')}
     expected = {name: json.loads(props[PREFIX + name]) for name in facts}

@@ -1,10 +1,8 @@
-"""Level 2 of a sparse backbone: every layer and the dense map of its file against spconv.
+"""Every layer and the dense map of a sparse backbone's file against spconv.
 
 The reference is the unpatched model on spconv, whose convolutions are watched by hooks. The candidate is a
 libspconv file, interpreted in numpy, or a portable file on ONNX Runtime. A folded convolution has the
-BatchNorm and the ReLU behind it in itself.
-
-Glossary: N voxels, M active sites of a layer, C channels.
+BatchNorm and the ReLU behind it in itself. N voxels, M active sites of a layer, C channels.
 """
 
 from __future__ import annotations
@@ -43,8 +41,9 @@ EXACT_RTOL = 1e-4
 HALF_RTOL = 5e-3
 """Tolerance of the file's fp16 weights against the model's float32 ones, likewise relative."""
 Layer = tuple[str, str, np.ndarray, np.ndarray | None]
-"""Name of a convolution in the file, its path in the module, sites (M, 4) with axes in the file's order, that
-of the module or its reverse, and values (M, C), None if the file has no such layer."""
+"""Name of a convolution in the file, its path in the module, sites (M, 4) in the file's order, values (M, C)
+or None.
+"""
 
 
 @dataclasses.dataclass
@@ -52,8 +51,7 @@ class LayerOutput:
     """The output of one folded convolution in the model.
 
     Attributes:
-        coordinates: (M, 4) int32: sample, then the axes in the module's order, x y z or z y x
-            (`EncoderSettings.order`).
+        coordinates: (M, 4) int32: sample, then the axes in the module's order.
         features: (M, C) float32.
     """
 
@@ -65,14 +63,9 @@ class LayerOutput:
 def watched_layers(
     encoder: torch.nn.Module, sources: dict[str, LayerSource]
 ) -> Iterator[dict[str, LayerOutput]]:
-    """Yield a dict, path of a convolution -> output, that is filled by a forward pass inside the block.
+    """Yield a dict, path of a convolution -> output, that a forward pass inside the block fills.
 
-    Nothing of the module changes, and the hooks are removed afterwards. ReLUs are applied to the outputs at
-    the end of the block.
-
-    Args:
-        encoder: the module, from which paths begin.
-        sources: what `layer_sources` returned.
+    ReLUs are applied to the outputs at the end of the block.
     """
     outputs: dict[str, LayerOutput] = {}
 
@@ -100,13 +93,7 @@ def watched_layers(
 
 @dataclasses.dataclass
 class SparseReference:
-    """The results of spconv for one set of voxels.
-
-    Attributes:
-        dense: the dense map (1, C, H, W) float32.
-        layers: path of a convolution -> its output.
-        milliseconds: time in ms of the run.
-    """
+    """The results of spconv: dense map (1, C, H, W), outputs of convolutions by path, and ms."""
 
     dense: np.ndarray
     layers: dict[str, LayerOutput]
@@ -114,7 +101,7 @@ class SparseReference:
 
 
 def run_reference(file: SparseFile, voxels: VoxelSet) -> SparseReference:
-    """Run the unpatched model on spconv, by `run_encoder` on one thread, and watch its convolutions."""
+    """Run the unpatched model on spconv, on one thread, and watch its convolutions."""
     family, model = file.deployment.family, file.deployment.model
     with watched_layers(family.encoder(model), layer_sources(file.traced)) as layers:
         start = time.perf_counter()
@@ -125,8 +112,6 @@ def run_reference(file: SparseFile, voxels: VoxelSet) -> SparseReference:
 
 class DialectRunner:
     """A libspconv file, interpreted in numpy: the engine itself needs a GPU.
-
-    `threads` has no effect here; `PortableRunner` computes on as many, 0 being all cores of the process.
 
     Attributes:
         graph, plan: graph and plan of the file, as it is read.
@@ -147,8 +132,7 @@ class DialectRunner:
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         """Return the dense map (1, C, H, W) of voxels: features (N, C) float32, coordinates (N, 4) integers.
 
-        Coordinates are the sample, 0, and the axes in the file's order, see `SparseFile.same_order`. The
-        outputs of all nodes are kept for `layers`.
+        Coordinates are in the file's order. The outputs of all nodes are kept for `layers`.
         """
         self.voxels = features, coordinates
         self.layer_values: dict[str, np.ndarray] = {}
@@ -157,7 +141,7 @@ class DialectRunner:
         return engine.run(self.graph, coordinates, features, keep, rulebook=self.rulebook)
 
     def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
-        """Yield every layer of the last run; `coordinates` (N, 4) are those of that run."""
+        """Yield every layer of the last run; `coordinates` are those of that run."""
         expected = self.file.expected.convolutions()
         for node, model_node in zip(self.graph.convolutions(), expected, strict=True):
             sites = self.rulebook.level(node.output).coordinates
@@ -172,12 +156,10 @@ class DialectRunner:
 
 
 class PortableRunner:
-    """A portable file on ONNX Runtime; `title`, `timed`, `failure` and `rtol` are as in `DialectRunner`.
+    """A portable file on ONNX Runtime; the attributes are those of `DialectRunner`.
 
-    A second session has the outputs of the file's convolutions, as far as the file has tensors of their
-    names, as further outputs. The dense map comes from the first session: ONNX Runtime cannot fuse such
-    outputs, so the two may differ in last bits. `engine` is the first session, `layer_engine` the second one,
-    both with `threads`.
+    A second session, `layer_engine`, has the outputs of the file's convolutions as further outputs: ONNX
+    Runtime cannot fuse such outputs, so that the dense map comes from the first.
     """
 
     title, timed, failure = 'ONNX Runtime', 'rulebook and ONNX Runtime', 'engine failed'
@@ -217,19 +199,12 @@ class PortableRunner:
             yield node.name, node.module, levels[level_of[node.output]].coordinates, values
 
     def more_rows(self, reference: SparseReference) -> list[TensorRow]:
-        """Return []: every row of a portable file, in float16 too, has the tolerance of float32 already."""
+        """Return []: every row of a portable file has the tolerance of float32 already."""
         return []
 
 
 def layer_rows(reference: SparseReference, layer: Layer, same_order: bool, rtol: float) -> list[TensorRow]:
-    """Return one row, in a list: the comparison of a layer, site by site, whatever the order of the sites.
-
-    Args:
-        reference: PyTorch's outputs of the layers for the same voxels.
-        layer: output of a layer of the candidate.
-        same_order: whether the candidate's axes of coordinates have the module's order.
-        rtol: relative to the largest reference value.
-    """
+    """Return one row, in a list: the comparison of a layer, site by site, whatever the order of the sites."""
     node, module, sites, features = layer
     name, expected = f'{node} {module}', reference.layers.get(module)
     if features is None:

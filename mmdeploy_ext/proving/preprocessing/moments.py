@@ -1,10 +1,7 @@
 """Are frames and sweeps prepared by the rule in a file as the data set class prepares them?
 
-The class runs the test pipeline; the rule prepares samples as the runtime reads the same info
-(`SequenceFamily.moments`). The reference side calls nothing of `mmdeploy_ext/preprocess`: a fault in it would
-be on both sides.
-
-Glossary: P points of D values.
+The class runs the test pipeline; the rule prepares samples as the runtime reads the same info. The reference
+side calls nothing of `mmdeploy_ext/preprocess`: a fault in it would be on both sides.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
 OF_DATASET = 2
 """Number of samples of the user's data set that are compared besides the generated ones."""
 EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
-"""Values that have to be equal, of any dtype, but `images` of a data set that has a `picture_rtol`."""
+"""Values that have to be equal, but `images` of a data set that has a `picture_rtol`."""
 NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
 """Matrices, which data sets keep in float32."""
 OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
@@ -52,24 +49,18 @@ READABLE = 'prove where the file data.test.ann_file is: its samples are compared
 def compare_prepared(
     deployment: Model, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
-    """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").
+    """Compare frames or sweeps prepared by the rule and by the data set class.
 
-    They are generated ones, and up to two of the data set that a proof runs on, if it runs on one that has
-    `data_infos`. Generated ones that the class of the data set cannot read, such as one of the user's whose
-    infos have entries of their own, are left out with a note if there are others. An error of this project
-    (`Mm2OnnxError`), or of the data set, is not raised, but the `error` of the result.
-
-    Only what the model reads is compared: neither `unread_fields` of its family nor the points of a rule
-    without voxels. Numbers of `EXACT` have to be equal, of the points those inside the range to which the
-    test pipeline cuts them, if it does, or inside that of the rule's voxels if that is larger: then the
-    runtime has points that the pipeline has not. Matrices and the CAN bus have tolerances. NaN equals
-    nothing.
+    They are generated ones, and up to two of the data set that a proof runs on. Generated ones that the class
+    of the data set cannot read are left out with a note. Only what the model reads is compared: `EXACT`
+    values have to be equal, points inside the range to which the pipeline cuts them; matrices and the CAN bus
+    have tolerances.
 
     Args:
         deployment: the config and checkpoint.
-        rule: `Metadata.preprocess` of the file, by which the runtime prepares frames.
+        rule: `Metadata.preprocess` of the file.
         samples: the prepared frames or sweeps that the proof runs on.
-        unit: name of a sample: 'frame' or 'sweep'.
+        unit: 'frame' or 'sweep'.
     """
     compared: list[tuple[str, list[PreprocessingDifference], list[str]]] = []
     error, notes = '', []
@@ -119,7 +110,6 @@ def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]
 
 
 def _generated_moments(deployment: Model, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
-    """Yield the data set of generated files, and the index of each of its samples."""
     cfg = copy.deepcopy(deployment.cfg)
     classes = generated.get('classes') or list(deployment.classes)
     cfg.data = dict(cfg.get('data') or {}, test=dict(generated, classes=classes))
@@ -133,10 +123,7 @@ def _generated_moments(deployment: Model, generated: Mapping[str, Any]) -> Itera
 def _compare_moment(
     deployment: Model, rule: Any, dataset: Any, index: int, folder: Path
 ) -> tuple[str, list[PreprocessingDifference], list[str]]:
-    """Return the name of a sample of a data set, its differing values that the model uses, and absent ones.
-
-    Of those of `OPTIONAL` a value of None says that the samples of the data set do not have it.
-    """
+    """Return the name of a sample, its differing values that the model uses, and absent ones."""
     family, infos = deployment.family, folder / 'moment.pkl'
     expected, data = _read_sample(family, dataset, index, infos)
     try:
@@ -172,8 +159,8 @@ def _compare_moment(
 def _differing_boxes(data: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return what files and a data set give as the class of boxes, if it is another; else None.
 
-    A head makes its boxes of the class in the metas of a sample, `data` of the test loader, and suppresses
-    them as this class shows them from above. That of a copy of mmdet3d in a repository counts as mmdet3d's.
+    A head makes its boxes of the class in the metas of a sample, and suppresses them as this class shows them
+    from above.
     """
     from mmcv.parallel import DataContainer
     from mmdet3d.core.bbox import LiDARInstance3DBoxes
@@ -208,7 +195,6 @@ def _read_sample(
 
 
 def _points_range(cfg: Any) -> Sequence[float] | None:
-    """Return the range to which a test pipeline cuts points; None if it does not."""
     steps = list(test_pipeline(cfg))
     steps += [inner for step in steps for inner in step.get('transforms', ())]
     ranges = (step['point_cloud_range'] for step in steps if step.get('type') == 'PointsRangeFilter')
@@ -218,7 +204,6 @@ def _points_range(cfg: Any) -> Sequence[float] | None:
 def _moment_values(
     expected: Frame | Sweep, moment: Frame | Sweep, picture_rtol: float
 ) -> Iterator[tuple[str, Any, Any, float]]:
-    """Yield name, value by the pipeline, value by the rule and relative tolerance of all that is prepared."""
     for names, rtol in ((EXACT, 0.0), (NEAR, MATRIX_RTOL), (('can_bus',), RECORD_RTOL)):
         for name in names:
             if name in vars(expected):
@@ -230,10 +215,7 @@ def _moment_values(
 
 
 def _differing_values(got: Any, expected: Any, rtol: float) -> tuple[str, str] | None:
-    """Return texts about both values; None if they are equal within `rtol` of the largest value.
-
-    The largest value is that of each matrix. Arrays of another dtype may be equal; NaN equals nothing.
-    """
+    """Return texts about both values; None if they are equal within `rtol` of the largest of a matrix."""
     if not isinstance(expected, np.ndarray):
         return None if got == expected else (repr(got), repr(expected))
     if not isinstance(got, np.ndarray) or got.shape != expected.shape:

@@ -1,11 +1,10 @@
 """Are pictures prepared by the rule in a file as the config's own test pipeline prepares them?
 
-They are compared to the bit, both from the same file on disk, and read by the reader that `mm2onnx run` uses.
-`ConfigPipeline` is mmdet's `Compose` and calls nothing of `mmdeploy_ext/preprocess`: a fault in it would be
-on both sides. What an export changes about the pipeline (one size, another normalisation) is changed in a
-copy of its steps.
+They are compared to the bit, both from the same file on disk. `ConfigPipeline` is mmdet's `Compose` and calls
+nothing of `mmdeploy_ext/preprocess`: a fault in it would be on both sides. What an export changes about the
+pipeline (one size, another normalisation) is changed in a copy of its steps.
 
-Glossary: H, W height and width of the network input in pixels; h, w of a picture.
+H, W are height and width of the network input in pixels.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 
 COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
-"""Values that a config's `Collect` may collect beside the tensor; those that it does not are not compared."""
+"""Values that a config's `Collect` may collect beside the tensor."""
 
 
 def compare_pictures(
@@ -64,15 +63,13 @@ def compare_pictures(
         cfg: the config, overrides applied.
         metadata: metadata of the exported file.
         files: paths of pictures of the user; if it is empty `picture` is used. Two generated ones follow.
-        picture: (h, w, 3) uint8 BGR, the first sample of the proof.
-        normalisation: `mean` and `std`, or one of them, that the export was given in place of the config's,
-            in its channel order; None or {} keeps those of the config.
-        feeds: takes a picture of the pipeline and a batch size, and returns the inputs that `mm2onnx run` has
-            to make; those that both make are compared. None: inputs are not compared.
+        picture: (h, w, 3) uint8 BGR.
+        normalisation: `mean` and `std`, or one of them, in place of the config's.
+        feeds: (picture of the pipeline, batch) -> the inputs that `mm2onnx run` has to make; None: not
+            compared.
 
     Returns:
-        The result, and the pictures of the pipeline, those of `files` first; [] if the result has an error or
-        a difference.
+        The result, and the pictures of the pipeline; [] if something differs.
     """
     options = metadata.options
     size = None if options['dynamic'] else (options['height'], options['width'])
@@ -80,44 +77,44 @@ def compare_pictures(
     if normalisation:
         changes.append(f'with {" and ".join(f"--{name}" for name in normalisation)}')
     result = PreprocessingResult((), note=' '.join(changes))
-    differences: list[PreprocessingDifference] = []
-    prepared = []
     try:
         pipeline = ConfigPipeline(cfg, size, normalisation)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             samples = sample_files(files, picture, pipeline.edges, Path(folder))
-            axes = metadata.spec.inputs[0].axes
-            takes_pictures = len(axes) == 4 and axes[1] == 3  # else it is a graph of regions
-            for sample in samples:
-                expected, metas = _pipeline_values(pipeline, sample)
-                image_bgr = pictures.read_image(sample)
-                if takes_pictures:  # as `mm2onnx run` prepares it
-                    image = detect.prepare(metadata, image_bgr)
-                else:
-                    image = metadata.preprocess.apply(image_bgr)
-                differences += _compare_values(sample.name, _rule_values(image), expected)
-                prepared.append(_as_prepared(expected, metas))
-                if feeds:
-                    fed = detect.make_feeds(image, metadata)
-                    pipeline_feeds = feeds(prepared[-1], len(next(iter(fed.values()))))
-                    names = [
-                        name for name in metadata.spec.input_names if name in fed and name in pipeline_feeds
-                    ]
-                    sides = (
-                        {f'input {name}': side[name] for name in names} for side in (fed, pipeline_feeds)
-                    )
-                    differences += _compare_values(sample.name, *sides)
+            compared = [compare_picture(pipeline, metadata, sample, feeds) for sample in samples]
     except Exception as error:  # mmdet's steps, OpenCV and a damaged rule raise what they like
         text = f'{type(error).__name__}: {one_line(error)[:300]}'
         return dataclasses.replace(result, error=text), []
-    names = tuple(sample.name for sample in samples)
-    note = ', '.join(filter(None, (result.note, pipeline.note)))
-    result = dataclasses.replace(result, note=note, samples=names, differences=tuple(differences))
-    return result, prepared if result.passed else []
+    result = PreprocessingResult(
+        tuple(sample.name for sample in samples),
+        differences=tuple(difference for found, _ in compared for difference in found),
+        note=', '.join(filter(None, (result.note, pipeline.note))),
+    )
+    return result, [prepared for _, prepared in compared] if result.passed else []
+
+
+def compare_picture(
+    pipeline: ConfigPipeline, metadata: Metadata, file: Path, feeds: Feeds | None
+) -> tuple[list[PreprocessingDifference], PreparedImage]:
+    """Return how the rule in a file prepares a picture otherwise than the pipeline, and the pipeline's."""
+    expected, metas = _pipeline_values(pipeline, file)
+    prepared, image_bgr = _as_prepared(expected, metas), pictures.read_image(file)
+    axes = metadata.spec.inputs[0].axes
+    if len(axes) == 4 and axes[1] == 3:  # as `mm2onnx run` prepares it
+        image = detect.prepare(metadata, image_bgr)
+    else:  # a graph of regions
+        image = metadata.preprocess.apply(image_bgr)
+    differences = [*_compare_values(file.name, _rule_values(image), expected)]
+    if feeds:
+        fed = detect.make_feeds(image, metadata)
+        wanted = feeds(prepared, len(next(iter(fed.values()))))
+        names = [name for name in metadata.spec.input_names if name in fed and name in wanted]
+        sides = ({f'input {name}': side[name] for name in names} for side in (fed, wanted))
+        differences += _compare_values(file.name, *sides)
+    return differences, prepared
 
 
 def _rule_values(image: PreparedImage) -> dict[str, Any]:
-    """Return the values of a picture that a rule prepared, by the names of mmdet's pipelines."""
     return dict(
         tensor=image.tensor,
         ori_shape=image.ori_shape,
@@ -130,7 +127,7 @@ def _rule_values(image: PreparedImage) -> dict[str, Any]:
 
 
 def _pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Return the values of a picture that are compared, by the names of `_rule_values`, and all collected."""
+    """Return the values of a picture that are compared, and all collected ones."""
     picture = pipeline(file)
     values = {name: picture.metas[name] for name in COLLECTED if name in picture.metas}
     for name in ('ori_shape', 'img_shape', 'pad_shape'):
@@ -143,7 +140,6 @@ def _pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, An
 
 
 def _as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> PreparedImage:
-    """Return the picture of a pipeline as a proof feeds it; shapes that are not collected are the input's."""
     size = values['tensor'].shape[1:]
     return PreparedImage(
         tensor=values['tensor'],
@@ -158,7 +154,6 @@ def _as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> Prepare
 def _compare_values(
     sample: str, got: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> Iterator[PreprocessingDifference]:
-    """Yield how the values of a sample differ from `expected`; arrays are compared by their bits."""
     for name, value in expected.items():
         if isinstance(value, np.ndarray):
             texts = _differing_bits(np.asarray(got[name]), value)
@@ -169,7 +164,6 @@ def _compare_values(
 
 
 def _differing_bits(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | None:
-    """Return texts about both arrays; None if they are equal to the bit."""
     if (got.dtype, got.shape) != (expected.dtype, expected.shape):
         return tuple(f'{side.dtype} {"x".join(map(str, side.shape))}' for side in (got, expected))
     bits = (np.ascontiguousarray(side).view(f'u{side.itemsize}') for side in (got, expected))
@@ -188,19 +182,14 @@ BOXES = np.array([[1.0, 1.0, 9.0, 9.0]], np.float32)
 INTRINSICS = [[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]]
 """Camera for mmdet3d's `LoadImageFromFileMono3D`, which a data set would give; it changes no picture."""
 OF_LOADERS = ('type', 'samples_per_gpu', 'pipeline', 'test_mode')
-"""Keys of `data.test` that are no arguments of its class, and those that `UsersDataset` gives itself."""
+"""Keys of `data.test` that are no arguments of its class, or that `UsersDataset` gives itself."""
 IMAGE_STEPS = ('Resize', 'AffineResize', 'RandomFlip', 'RandomCenterCropPad', 'Normalize', 'Pad')
 """Steps that change a picture; a new step is inserted behind them, before the picture becomes a tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelinePicture:
-    """One picture as the pipeline prepares it.
-
-    Attributes:
-        tensor: (3, H, W) float32.
-        metas: the values that mmdet's `Collect` collects, such as `img_shape` (h, w, 3).
-    """
+    """A picture (3, H, W) float32 as the pipeline prepares it, and what mmdet's `Collect` collects."""
 
     tensor: np.ndarray
     metas: Mapping[str, Any]
@@ -210,13 +199,11 @@ class ConfigPipeline:
     """The test pipeline of a config, with the changes that the export of a file made.
 
     Attributes:
-        edges: two numbers of pixels, the height that a narrow portrait and the width that a wide landscape is
-            resized to, by which `picture_files.sample_files` makes samples; None without `size` if no step
-            has an `img_scale`.
+        edges: height that a portrait and width that a landscape is resized to, pixels, or None, see
+            `sample_files`.
         compose: `Compose` of the steps, of mmdet or mmdet3d.
-        dataset: the data set of `data.test` if the user's class does more than to call `compose`; else None,
-            also if that class could not be built here.
-        note: what is said about such a class that cannot be run here; else ''.
+        dataset: the data set of `data.test` if the user's class does more than to call `compose`.
+        note: why such a class could not be run here, or ''.
     """
 
     def __init__(
@@ -228,14 +215,9 @@ class ConfigPipeline:
         """Build the steps.
 
         Args:
-            cfg: mmcv's, overrides applied.
+            cfg: the config, overrides applied.
             size: (H, W) that a file with a fixed size takes; None keeps the config's own sizes.
-            normalisation: `mean` and `std`, or one of them, that replace those of the config, in its channel
-                order; None or {} keeps those of the config.
-
-        Raises:
-            ConfigError: the config has no test pipeline.
-            Exception: whatever mmdet raises about a step.
+            normalisation: `mean` and `std`, or one of them, in place of the config's.
         """
         steps = test_pipeline(cfg)
         self.edges = size
@@ -249,12 +231,7 @@ class ConfigPipeline:
             self.dataset, self.note = _users_dataset(cfg, composer)
 
     def __call__(self, path: str | Path) -> PipelinePicture:
-        """Prepare the picture in a file.
-
-        Raises:
-            ValueError: the pipeline makes several pictures of it, as test-time augmentation does.
-            Exception: whatever a step raises.
-        """
+        """Prepare the picture in a file; ValueError: the pipeline makes several pictures of it."""
         from mmcv.parallel import DataContainer
 
         img_info = dict(filename=str(path), cam_intrinsic=INTRINSICS)
@@ -279,14 +256,9 @@ class ConfigPipeline:
 
 
 class UsersDataset:
-    """A data set of the user's that makes a picture as its class does, with a pipeline that fits an input.
+    """A data set of the user's that makes pictures as its class does, with another pipeline.
 
-    Its class is built as a config builds it, by its own `__init__`; only its annotations and
-    proposals are not read.
-
-    Attributes:
-        dataset: the data set, an object of a class derived from the user's.
-        info: what its annotations say of the picture that is prepared; {} before the first.
+    Its class is built by its own `__init__`; only annotations and proposals are not read.
     """
 
     def __init__(
@@ -294,11 +266,7 @@ class UsersDataset:
     ) -> None:
         """Build the class `kind` by the settings of `data.test`.
 
-        `composer` gets the steps that the class hands on, in the place of mmdet's `Compose`; `boxes` (n, 4)
-        are the proposals of each picture.
-
-        Raises:
-            Exception: whatever the class raises.
+        `composer` takes the place of mmdet's `Compose`; `boxes` (n, 4) are the proposals of each picture.
         """
         without_files = type(
             kind.__name__,
@@ -312,11 +280,7 @@ class UsersDataset:
         self.dataset.proposals = [boxes.copy()]
 
     def sample(self, info: Mapping[str, Any]) -> Any:
-        """Return the sample of the picture that `info` names by `filename`, as its test loop gets it.
-
-        Raises:
-            Exception: whatever the class or a step raises.
-        """
+        """Return the sample of the picture that `info` names by `filename`."""
         height, width = cv2.imread(str(info['filename'])).shape[:2]
         file_name = Path(info['filename']).name
         self.info = dict(info, id=0, file_name=file_name, height=height, width=width)
@@ -326,7 +290,6 @@ class UsersDataset:
 
 @contextlib.contextmanager
 def _composed_by(kind: type, composer: Composer) -> Iterator[None]:
-    """Put `composer` in the place of `Compose` in the modules of a data set's classes, and restore them."""
     modules = [sys.modules[base.__module__] for base in kind.__mro__]
     originals = {module: vars(module)['Compose'] for module in modules if 'Compose' in vars(module)}
     try:
@@ -339,7 +302,6 @@ def _composed_by(kind: type, composer: Composer) -> Iterator[None]:
 
 
 def _users_dataset(cfg: Any, composer: Composer) -> tuple[UsersDataset | None, str]:
-    """Return the data set of `data.test` if its class is the user's and makes pictures, and a note on it."""
     settings = test_dataset(cfg)
     kind = data_class(settings.get('type'), 'DATASETS')
     if kind is None or not settings.get('pipeline') or not makes_samples(kind):
@@ -361,7 +323,6 @@ def _composed(
     size: tuple[int, int] | None,
     normalisation: Mapping[str, Sequence[float]] | None,
 ) -> Any:
-    """Return `Compose` of a copy of the steps, with the changes of an export, see `ConfigPipeline`."""
     steps = [copy.deepcopy(dict(step) if hasattr(step, 'get') else step) for step in steps]
     for step in steps:
         if hasattr(step, 'get') and step.get('type') == 'LoadImageFromWebcam':
@@ -374,11 +335,7 @@ def _composed(
 
 
 def kind_of(step: Step) -> str:
-    """Return the name of mmdet's step that a step is, or that its class is derived from; '' for a callable.
-
-    A step of a user's package that resizes a picture and its rotated boxes is a `Resize`. Of a class that is
-    derived from none of mmdet the type is returned.
-    """
+    """Return the name of mmdet's step that a step is, or is derived from; '' for a callable."""
     from mmdet.datasets.builder import PIPELINES
 
     if not hasattr(step, 'get'):
@@ -394,7 +351,6 @@ def has_normalisation(steps: Sequence[Step]) -> bool:
 
 
 def _composer(steps: Sequence[Step]) -> Any:
-    """Return the `Compose` of mmdet, or that of mmdet3d if one of the steps is only there."""
     from mmdet.datasets.builder import PIPELINES
     from mmdet.datasets.pipelines import Compose
 
@@ -406,7 +362,6 @@ def _composer(steps: Sequence[Step]) -> Any:
 
 
 def _all_dicts(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
-    """Yield the dicts of all steps, those inside MultiScaleFlipAug too."""
     for step in steps:
         if hasattr(step, 'get'):
             yield step
@@ -435,8 +390,7 @@ def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
 def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[float]]) -> None:
     """Replace the mean and the deviation of a pipeline; one without a Normalize gets it, before Pad.
 
-    That Normalize keeps the order of the channels. RandomCenterCropPad, which pads with the mean, has its own
-    copy of it.
+    RandomCenterCropPad, which pads with the mean, has its own copy of it.
     """
     replaced = {name: list(values) for name, values in normalisation.items()}
     for step in _all_dicts(steps):
@@ -484,7 +438,7 @@ class ScaleToFit:
         self.size, self.keep_ratio = size, keep_ratio
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture; MultiScaleFlipAug has set another.
+        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture.
 
         It is the size of the input; with `keep_ratio`, for a portrait in a landscape input or the reverse,
         its short edge twice.
@@ -520,7 +474,6 @@ class PadAround:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hide warnings of options that mmdet deprecates: they are the config's, not of the proof."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield

@@ -34,15 +34,11 @@ def compare_voxels(
 ) -> PreprocessingResult:
     """Compare the voxel rule in a file with the voxelisation of its model, on a generated sweep.
 
-    The attributes of the rule are compared first; only if they are equal are the voxels of the sweep, in any
-    order.
-
     Args:
-        layer: mmcv's `Voxelization` of the model, in evaluation mode.
+        layer: mmcv's `Voxelization` of the model.
         order: order of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
         in_channels: D.
-        rule: the voxel rule in the file's metadata, as `VoxelRule.to_json` returns it: `point_cloud_range`,
-            `voxel_size`, `max_points`, `max_voxels`, `order`, `in_channels` and `mode`.
+        rule: the rule in the file's metadata, as `VoxelRule.to_json` returns it.
     """
     result = PreprocessingResult((), 'sweep', source=VOXEL_SOURCE)
     try:
@@ -62,12 +58,10 @@ def compare_voxels(
 
 
 def _as_floats(value: Any) -> Any:
-    """Return a list or tuple as a list of floats, anything else as it is."""
     return [float(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _layer_rule(layer: nn.Module, order: str, in_channels: int) -> dict[str, Any]:
-    """Return the voxel rule of mmcv's layer, by its attributes."""
     limits = int(layer.max_num_points), int(layer.max_voxels[1])
     return dict(
         point_cloud_range=_as_floats(tuple(layer.point_cloud_range)),
@@ -83,9 +77,8 @@ def _layer_rule(layer: nn.Module, order: str, in_channels: int) -> dict[str, Any
 def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
     """Return points (P, D) float32 that reach the limits of a voxel rule.
 
-    They lie on both edges of every axis and beyond them, in more voxels than the rule keeps if that is less
-    than about half of the grid and than `MAX_GENERATED_VOXELS`, and some voxels have more points than the
-    rule keeps. Points inside are not near the faces of voxels, where the last bit of float32 decides.
+    They lie on both edges of every axis and beyond them, in more voxels than the rule keeps, some with more
+    points than it keeps; not near the faces of voxels, where the last bit of float32 decides.
     """
     rng = np.random.default_rng(0)
     low, high = np.array(rule['point_cloud_range']).reshape(2, 3)
@@ -129,7 +122,6 @@ def _layer_voxels(layer: nn.Module, sweep: np.ndarray, order: str) -> tuple[np.n
 def _differing_voxels(
     got: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[PreprocessingDifference]:
-    """Yield how features and coordinates of voxels differ; their order does not count for sparse networks."""
     rows = (np.lexsort(coordinates.T) for _, coordinates in (got, expected))
     got, expected = (
         tuple(array[order] for array in side) for side, order in zip((got, expected), rows, strict=True)

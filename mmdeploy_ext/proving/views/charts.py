@@ -28,24 +28,18 @@ LINES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The axes of a chart.
-
-    Attributes:
-        frames: number of frames on the horizontal axis.
-        low: exponent of ten at the lower end of the vertical axis.
-        high: exponent of ten at its upper end, larger than `low`.
-    """
+    """The axes of a chart: number of frames, and exponents of ten at the lower and the upper end."""
 
     frames: int
     low: int
     high: int
 
     def x(self, frame: float) -> float:
-        """Return the horizontal pixel of the middle of a frame, by its index; 0.5 less is its left end."""
+        """Return the horizontal pixel of the middle of a frame."""
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (frame + 0.5) / max(self.frames, 1), 2)
 
     def y(self, value: float) -> float:
-        """Return the vertical pixel of an error, which is not NaN; one beyond the axis lies on its end."""
+        """Return the vertical pixel of an error; one beyond the axis lies on its end."""
         decade = math.log10(value) if value > 0 else self.low
         part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
@@ -56,7 +50,7 @@ class Axes:
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
     def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
-        """Yield SVG elements: for each power of ten a line across the chart, and its label.
+        """Yield a line for each power of ten, and its label.
 
         `name(exponent)` returns the class of the line in the style sheet, and the label as markup.
         """
@@ -67,22 +61,12 @@ class Axes:
 
 
 def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
-    """Return an SVG element: the text `words` at a pixel of a chart; `anchor` is its `text-anchor`.
-
-    `words` are markup: characters such as `<` have to be escaped.
-    """
+    """Return an SVG text at a pixel of a chart; `words` are markup."""
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
 
 
 def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') -> Markup:
-    """Return a chart as an SVG element of an HTML page, as wide as its place there.
-
-    Args:
-        parts: SVG elements in it, as markup.
-        label: plain text of what it shows, for screen readers; it is escaped here.
-        height: height in pixels of which the width has `WIDTH`.
-        kind: its class in the style sheet.
-    """
+    """Return a chart as an SVG element of an HTML page; `label` is for screen readers."""
     from markupsafe import Markup
 
     opening = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')
@@ -90,15 +74,7 @@ def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') 
 
 
 def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
-    """Draw errors per frame of some tensors, each divided by its tolerance, with a line at 1.
-
-    Args:
-        series: `SequenceRow.series`, with lists of an entry per frame: `name`, `reset` (whether the memory
-            was empty before), and `ratios`, tensor -> list of its error over its tolerance, None in a frame
-            in which it was not compared or has none; it may end before the last frame.
-        names: names of the tensors.
-        label: what the chart shows, for screen readers.
-    """
+    """Draw errors per frame of some tensors over their tolerance, with a line at 1."""
     values = [series['ratios'].get(name, []) for name in names]
     decades = [math.log10(value) for line in values for value in line if value]
     low, high = math.floor(min(decades, default=-4)), math.ceil(max(decades, default=0))
@@ -115,11 +91,7 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
 
 
 def match_strip(series: Mapping[str, Any], label: str) -> Markup:
-    """Draw per frame which share of the detections was matched: full height is all of them.
-
-    A share below 0.06 is drawn as high as 0.06, and a frame without results as a pale bar of full height. The
-    arguments are those of `drift_plot`, and `match_shares` for further keys of `series`.
-    """
+    """Draw per frame which share of the detections was matched: full height is all of them."""
     axes = Axes(len(series['name']), *DECADES)
     wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
     parts = [text(LEFT - 6, STRIP - 8, 'matched', 'end')]
@@ -137,13 +109,7 @@ def match_strip(series: Mapping[str, Any], label: str) -> Markup:
 
 
 def match_shares(series: Mapping[str, Any]) -> list[float | None]:
-    """Return per frame `matched` over the larger of `reference` and `matched` + `extra`.
-
-    It is None if `reference` and `extra` are 0.
-
-    `series` has the numbers of each frame: `reference` (PyTorch's results), `matched`, `extra` (results of
-    the engine without a partner). Only results that are not below the score threshold are in them.
-    """
+    """Return per frame the share of matched results of the longer list; None without results."""
     counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
     return [
         matched / max(reference, matched + extra) if reference or extra else None
@@ -152,13 +118,11 @@ def match_shares(series: Mapping[str, Any]) -> list[float | None]:
 
 
 def _resets(resets: Sequence[bool], axes: Axes, bottom: float) -> list[str]:
-    """Return vertical lines before the frames, but the first, that began with an empty memory."""
     lines = [axes.x(index - 0.5) for index, reset in enumerate(resets) if reset and index]
     return [f'<line class="reset" x1="{x}" x2="{x}" y1="4" y2="{bottom}"/>' for x in lines]
 
 
 def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
-    """Return one tensor's line; frames without a comparison are gaps with a mark on top."""
     path, missing, pen = [], [], 'M'
     for frame, value in enumerate(line):
         if value is None:

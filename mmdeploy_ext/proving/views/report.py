@@ -36,14 +36,7 @@ SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1
 def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str], folder: Path) -> Path:
     """Write `report.html` and `verdict.json` of a proof; return the path of the page.
 
-    Args:
-        verdict: verdict of the proof.
-        pictures: images, frames or sweeps with both engines' results, or both engines' feature maps.
-        classes: names by label.
-        folder: made when it is missing; other files in it stay.
-
-    Raises:
-        Mm2OnnxError: a file cannot be written.
+    Mm2OnnxError: a file cannot be written.
     """
     folder = Path(folder)
     page = render(verdict, pictures, classes)
@@ -54,7 +47,7 @@ def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[s
 
 
 def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -> str:
-    """Return the HTML page of a proof; `verdict`, `pictures` and `classes` are those of `write_report`."""
+    """Return the HTML page of a proof."""
     task = verdict.subject.get('task', 'bbox2d')
     return template(__file__, TEMPLATE, autoescape=True).render(
         verdict=verdict,
@@ -77,10 +70,7 @@ def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -
 
 
 def inputs_of(verdict: Verdict) -> list[dict[str, Any]]:
-    """Return the inputs in order, each with `title`, `traced`, `passed`, and its findings, a list each.
-
-    These are `tensors` and `results`.
-    """
+    """Return the inputs in order, each with `title`, `traced`, `passed`, `tensors` and `results`."""
     inputs: dict[int, list[Finding]] = {}
     for finding in verdict.with_figure('case'):
         inputs.setdefault(finding.figures['case'], []).append(finding)
@@ -97,11 +87,7 @@ def inputs_of(verdict: Verdict) -> list[dict[str, Any]]:
 
 
 def sequence_plots(title: str, series: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the charts of a drive in one mode, whose figures are an entry of `Verdict.series`.
-
-    They are `drifts`, (title, names of tensors, SVG) of outputs and of the memory, and `strip`, the SVG of
-    the matched detections, or ''.
-    """
+    """Return the charts of a drive in one mode: `drifts`, (title, names of tensors, SVG), and `strip`."""
     names = list(series.get('ratios', {}))
     memory = [name for name in names if name.startswith('memory ')]
     outputs = [name for name in names if name not in memory]
@@ -115,10 +101,7 @@ def sequence_plots(title: str, series: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str:
-    """Return the drawing of a pair as a `data:` address; `task` is that of the results, 'bev' of maps.
-
-    `classes` are names by label, which maps do not need.
-    """
+    """Return the drawing of a pair as a `data:` address."""
     if task == 'bev':
         return 'data:image/png;base64,' + base64.b64encode(encode_png(draw_bev(pair))).decode()
     drawing = task_module(task)
@@ -129,10 +112,7 @@ def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str
 
 
 def subject_rows(subject: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, text) of each entry of the subject; inner dicts become 'a 1, b 2'.
-
-    In the names spaces stand for underscores.
-    """
+    """Return (name, text) of each entry of the subject; inner dicts become 'a 1, b 2'."""
 
     def words(value: Any) -> str:
         inner = value.items() if isinstance(value, dict) else None

@@ -162,10 +162,7 @@ def cosine_text(value: float | None) -> str:
 
 
 def next_command(verdict: Verdict) -> str:
-    """Return the command to run next: one that uses the files if the verdict passed, else one that helps.
-
-    '' after the proof of a module.
-    """
+    """Return the command to run next: one that uses the files if the verdict passed, else one that helps."""
     subject = verdict.subject
     if 'module' in subject:
         return ''
@@ -206,13 +203,7 @@ def next_command(verdict: Verdict) -> str:
 
 
 def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str:
-    """Return the command that exports a file again.
-
-    Args:
-        subject: `Verdict.subject`, of which `family`, `config`, `checkpoint` and `options` are read.
-        file: path to write.
-        changes: options that differ from those of the file that was proven.
-    """
+    """Return the command that exports a file again, with `changes` of its options."""
     family, options = FAMILIES.get(subject.get('family')), {**subject.get('options', {}), **changes}
     name = 'export' if family is None else family.exported_by
     words = [*_model_of(subject).values(), '--verify', '--output-file', file]
@@ -222,7 +213,6 @@ def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str
 
 
 def _override_words(options: Mapping[str, Any]) -> list[str]:
-    """Return the overrides of the config that a file was exported with."""
     overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
     return ['--cfg-options', *overrides] if overrides else []
 

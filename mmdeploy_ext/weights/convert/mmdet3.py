@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.commands import command, tool
-from mmdeploy_ext.core.distinct import check_distinct
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, check_distinct
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, naming
 from mmdeploy_ext.weights.convert import conversion

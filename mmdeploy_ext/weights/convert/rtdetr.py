@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.core.config import cfg_options
-from mmdeploy_ext.core.distinct import check_distinct
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, check_distinct
 from mmdeploy_ext.weights.checkpoint import listed, naming, plain_tensors, read_content
 from mmdeploy_ext.weights.convert import conversion
 from mmdeploy_ext.weights.convert import rtdetr_names as names

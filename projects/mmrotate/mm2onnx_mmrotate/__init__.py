@@ -3,8 +3,7 @@
 Importing it registers the families, without PyTorch, mmcv or mmrotate.
 """
 
-from mm2onnx_mmrotate.dense.options import OPTIONS, POSTPROCESS
-from mm2onnx_mmrotate.two_stage.options import POSTPROCESS as TWO_STAGE_POSTPROCESS
+from mm2onnx_mmrotate.dense.options import OPTIONS
 from mmdeploy_ext import register_family
 from mmdeploy_ext.seeded.rules import RULES
 
@@ -24,7 +23,7 @@ register_family(
     'rotated_dense',
     'mm2onnx_mmrotate.dense.family:RotatedDenseFamily',
     options=OPTIONS,
-    postprocess=POSTPROCESS,
+    facts='mm2onnx_mmrotate.dense.facts:RotatedDenseFacts',
     runtime='mm2onnx_mmrotate.dense.runtime',
     library='mmrotate',
     training_keys=TRAINING_KEYS,
@@ -32,7 +31,7 @@ register_family(
 register_family(
     'rotated_two_stage',
     'mm2onnx_mmrotate.two_stage.family:RotatedTwoStageFamily',
-    postprocess=TWO_STAGE_POSTPROCESS,
+    facts='mm2onnx_mmrotate.two_stage.facts:RotatedTwoStageFacts',
     runtime='mm2onnx_mmrotate.two_stage.runtime',
     library='mmrotate',
 )

@@ -4,16 +4,14 @@ Source: `core/bbox/transforms.py`, `norm_angle`.
 """
 
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from mmdeploy_ext.contract.schema import one_of
-
 VERSIONS = dict(oc=None, le135=float(np.pi / 4), le90=float(np.pi / 2))
 """Angle version -> how far below zero its interval of length pi begins; None: not wrapped."""
-VERSION = one_of(*VERSIONS)
-"""Check of an angle version in the metadata."""
+Version = Literal['oc', 'le135', 'le90']
+"""Key of `VERSIONS`."""
 PI = float(np.pi)
 
 

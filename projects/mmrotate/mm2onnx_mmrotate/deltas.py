@@ -1,18 +1,19 @@
 """Boxes of deltas: the coders `DeltaXYWHAOBBoxCoder` and `DeltaXYWHAHBBoxCoder`, of both families.
 
-Here are their settings in the metadata, the check of these, and the boxes for numpy and PyTorch (`xp`).
+Here are their settings, and the boxes for numpy and PyTorch (`xp`).
 
 Glossary: B images, A priors of a level. Source: mmrotate 0.3.4 `core/bbox/coder`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mm2onnx_mmrotate.angles import VERSION, norm_angle
-from mmdeploy_ext.contract.schema import FLAG, POSITIVE, exactly, number
+from mm2onnx_mmrotate.angles import Version, norm_angle
+from mmdeploy_ext.contract.facts import Facts, Mismatch, NotNegative, Positive, optional
 from mmdeploy_ext.runtime.box_coders import constant
 from mmdeploy_ext.runtime.geometry import sigmoid
 
@@ -20,30 +21,61 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
-    from mmdeploy_ext.contract.schema import Check
-
     Rows = Mapping[str, Any]
-    Settings = Mapping[str, Any]
 
 QUARTER = float(np.pi / 2)
 WH_RATIO_CLIP = 16 / 1000
 """Default of the coders' `decode`, which no head changes."""
-SETTINGS: dict[str, Check] = dict(
-    means=exactly(5, number()),
-    stds=exactly(5, POSITIVE),
-    wh_ratio_clip=POSITIVE,
-    norm_factor=number(0),
-    edge_swap=FLAG,
-    proj_xy=FLAG,
-    ctr_clamp=number(0),
-    version=VERSION,
-)
-"""Setting of a coder in the metadata -> its check; 0 of `norm_factor` or `ctr_clamp` (pixels) is none."""
 
 
-def settings_of(coder: Any) -> dict[str, Any]:
-    """Return the `SETTINGS` of a live coder; of one of upright priors, without angles, `proj_xy` is False."""
-    return dict(
+@dataclasses.dataclass(frozen=True)
+class Angles(Facts):
+    """Classes of angles, degrees.
+
+    Attributes:
+        width: of each class.
+        range: of all.
+        offset: how far below zero the first begins.
+        sigmoid: whether the best class is that of the highest score, not logit.
+    """
+
+    width: Positive
+    range: Positive
+    offset: NotNegative
+    sigmoid: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Delta(Facts):
+    """Settings of a coder of deltas.
+
+    Attributes:
+        norm_factor: 0: none.
+        ctr_clamp: pixels; 0: none.
+        angles: of heads with classes of angles (CSL).
+        replaced: whether the best class is the angle of the box; else it is the delta of the angle.
+    """
+
+    means: tuple[float, float, float, float, float]
+    stds: tuple[Positive, Positive, Positive, Positive, Positive]
+    wh_ratio_clip: Positive
+    norm_factor: NotNegative
+    edge_swap: bool
+    proj_xy: bool
+    ctr_clamp: NotNegative
+    version: Version
+    angles: Angles | None = optional()
+    replaced: bool | None = optional()
+    type: Literal['delta', 'upright_delta', 'rotated_delta']
+
+    def check(self) -> None:
+        if (self.angles is None) != (self.replaced is None):
+            raise Mismatch('angles and replaced: got one of them, expected both or none')
+
+
+def delta_of(coder: Any, kind: str, **angles: Any) -> Delta:
+    """Return the settings of a live coder; of one of upright priors, without angles, `proj_xy` is False."""
+    return Delta(
         means=list(map(float, coder.means)),
         stds=list(map(float, coder.stds)),
         wh_ratio_clip=WH_RATIO_CLIP,
@@ -52,10 +84,12 @@ def settings_of(coder: Any) -> dict[str, Any]:
         proj_xy=bool(getattr(coder, 'proj_xy', False)),
         ctr_clamp=float(coder.ctr_clamp) if coder.add_ctr_clamp else 0.0,
         version=coder.angle_range,
+        type=kind,
+        **angles,
     )
 
 
-def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int = 0) -> Any:
+def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Delta, level: int = 0) -> Any:
     """Return boxes (B, A, 5) x, y, width, height in pixels, and angle in radians, which priors become.
 
     Deltas are moves in sizes of the prior, along its sides with `proj_xy` and else along x and y, logarithms
@@ -69,23 +103,22 @@ def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, le
         priors: (1 or B, A, 5) boxes; of a two-stage head (B, K, 1, 5), whose deltas have an axis more, too.
         rows: name of an output of the head -> its values at the priors: `bbox_pred` (B, A, 5), the deltas,
             and of heads with classes of angles (CSL) `angle_cls` (B, A, classes).
-        coder: `SETTINGS`; with classes of angles also their settings `angles`, see `angle_of_class`, and
-            `replaced`, whether the best class is the angle of the box; else it is the delta of the angle.
+        coder: settings of the coder.
         level: is not used, since all levels have the same settings.
     """
     deltas = rows['bbox_pred']
-    deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
+    deltas = deltas * constant(coder.stds, deltas) + constant(coder.means, deltas)
     turn = deltas[..., 4]
-    if 'angles' in coder and not coder['replaced']:
-        mean, deviation = coder['means'][4], coder['stds'][4]
-        turn = angle_of_class(xp, rows['angle_cls'], coder['angles']) * deviation + mean
-    if coder['norm_factor']:
-        turn = turn * float(coder['norm_factor'] * np.pi)
+    if coder.angles and not coder.replaced:
+        mean, deviation = coder.means[4], coder.stds[4]
+        turn = angle_of_class(xp, rows['angle_cls'], coder.angles) * deviation + mean
+    if coder.norm_factor:
+        turn = turn * float(coder.norm_factor * np.pi)
     x, y, width, height, angle = (priors[..., column] for column in range(5))
-    bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
-    clamp = coder['ctr_clamp']
+    bound = float(np.float32(abs(np.log(coder.wh_ratio_clip))))
+    clamp = coder.ctr_clamp
     dx, dy = width * deltas[..., 0], height * deltas[..., 1]
-    if coder['proj_xy']:
+    if coder.proj_xy:
         cos, sin = xp.cos(angle), xp.sin(angle)
         dx, dy = (
             deltas[..., 0] * width * cos - deltas[..., 1] * height * sin,
@@ -95,25 +128,23 @@ def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, le
         dx, dy = xp.clip(dx, -clamp, clamp), xp.clip(dy, -clamp, clamp)
     growth = xp.clip(deltas[..., 2:4], None if clamp else -bound, bound)
     width, height = width * xp.exp(growth[..., 0]), height * xp.exp(growth[..., 1])
-    angle = norm_angle(xp, angle + turn, coder['version'])
-    if coder['edge_swap']:
+    angle = norm_angle(xp, angle + turn, coder.version)
+    if coder.edge_swap:
         longer = width > height
         width, height = xp.where(longer, width, height), xp.where(longer, height, width)
-        angle = norm_angle(xp, xp.where(longer, angle, angle + QUARTER), coder['version'])
-    if 'angles' in coder and coder['replaced']:
-        angle = angle_of_class(xp, rows['angle_cls'], coder['angles'])
+        angle = norm_angle(xp, xp.where(longer, angle, angle + QUARTER), coder.version)
+    if coder.angles and coder.replaced:
+        angle = angle_of_class(xp, rows['angle_cls'], coder.angles)
     return xp.stack([x + dx, y + dy, width, height, angle], -1)
 
 
-def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
+def angle_of_class(xp: ModuleType, logits: Any, angles: Angles) -> Any:
     """Return the middle (B, A), in radians, of the best class of angles, of equal ones the first.
 
-    It is mmrotate's `CSLCoder`. `logits` are (B, A, classes) of an output. `angles` are `width` of a class,
-    `range` of all, and `offset`, which is subtracted, in degrees, and `sigmoid`, whether classes are compared
-    by scores and not by logits.
+    It is mmrotate's `CSLCoder`. `logits` are (B, A, classes) of an output.
     """
-    scores = sigmoid(logits) if angles['sigmoid'] else logits
+    scores = sigmoid(logits) if angles.sigmoid else logits
     classes = scores.argmax(-1)
     number = classes.astype(np.float32) if isinstance(classes, np.ndarray) else classes.to(logits.dtype)
-    degrees = xp.fmod((number + 0.5) * angles['width'], angles['range']) - angles['offset']
+    degrees = xp.fmod((number + 0.5) * angles.width, angles.range) - angles.offset
     return degrees * float(np.pi / 180)

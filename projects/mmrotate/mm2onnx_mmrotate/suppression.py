@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.files import JsonDataclass
 from mmdeploy_ext.exporting.ops.nms import BELOW_ALL
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
@@ -23,7 +23,7 @@ LIMITS = ('nms_pre', 'max_per_img')
 
 
 @dataclasses.dataclass(frozen=True)
-class RotatedNmsConfig(JsonDataclass):
+class RotatedNmsConfig(Facts):
     """What `test_cfg` decides about results.
 
     Attributes:

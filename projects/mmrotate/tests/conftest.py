@@ -14,7 +14,6 @@ for folder in (REPO / 'tests', PROJECT, REPO):
         sys.path.insert(0, str(folder))
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from mm2onnx_mmrotate import training  # noqa: E402, F401 - its patch comes before the import of mmrotate
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 

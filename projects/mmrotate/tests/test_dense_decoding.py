@@ -1,6 +1,7 @@
 """Boxes of one-stage heads, by numpy and by PyTorch, against mmrotate's own coders."""
 
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -53,7 +54,9 @@ def test_deltas_become_the_boxes_of_mmrotate(version, changes):
     content = dict(type='DeltaXYWHAOBBoxCoder', angle_range=version, **changes)
     coder = build_from_cfg(content, BBOX_CODERS)
     deltas, priors = deltas_and_priors()
-    facts = dict(coder=dict(delta_coders.settings_of(coder), type='delta'), head=dict(refined=False))
+    facts = types.SimpleNamespace(
+        coder=delta_coders.delta_of(coder, 'delta'), head=types.SimpleNamespace(refined=False)
+    )
     expected = coder.decode(priors, deltas)
     by_torch, by_numpy = both(facts, dict(bbox_pred=deltas), priors)
     assert torch.equal(by_torch, expected)

@@ -55,7 +55,7 @@ def run(session, feeds):
 
 def results_of(family, model, options, outputs, feeds):
     metadata = types.SimpleNamespace(
-        postprocess=family.postprocess_facts(model), form=options.form, options=dict(options)
+        postprocess=family.facts(model), form=options.form, options=dict(options)
     )
     return family.detections(metadata, outputs, feeds)
 

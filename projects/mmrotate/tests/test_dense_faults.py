@@ -3,6 +3,7 @@
 A fault is in the code that exports, also in the fresh export of the proof: inputs have to show it.
 """
 
+import dataclasses
 import functools
 from unittest import mock
 
@@ -45,8 +46,8 @@ def changed(module, name, change):
 
 
 def other_version(facts, *_):
-    other = dict(le90='le135', le135='le90', oc='le90')[facts['coder']['version']]
-    return dict(facts, coder=dict(facts['coder'], version=other))
+    other = dict(le90='le135', le135='le90', oc='le90')[facts.coder.version]
+    return dataclasses.replace(facts, coder=dataclasses.replace(facts.coder, version=other))
 
 
 def swapped_sides(boxes, *_):

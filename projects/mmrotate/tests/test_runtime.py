@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from mm2onnx_mmrotate.dense import options as dense
+from mm2onnx_mmrotate.deltas import Delta
 from mm2onnx_mmrotate.runtime import sizes_of
-from mm2onnx_mmrotate.two_stage import options as two_stage
-from mmdeploy_ext.contract.schema import Mismatch
+from mmdeploy_ext.core.errors import ModelFileError
 
 INPUT = np.zeros((2, 3, 64, 96), np.float32)
 
@@ -24,12 +23,11 @@ def test_a_size_of_zero_is_that_of_the_input_and_one_row_is_for_all_images():
 
 def test_settings_that_the_decoding_reads_must_be_there():
     coder = dict(means=[0.0] * 5, stds=[1.0] * 5, wh_ratio_clip=0.016, norm_factor=0.0, edge_swap=False)
-    coder.update(proj_xy=False, ctr_clamp=0.0, version='le90')
+    coder.update(proj_xy=False, ctr_clamp=0.0, version='le90', type='delta')
     angles = dict(width=4.0, range=180.0, offset=90.0, sigmoid=True)
-    dense.check_coder(dict(coder, type='delta', angles=angles, replaced=True), 'coder')
-    with pytest.raises(Mismatch, match="coder has no 'replaced'"):
-        dense.check_coder(dict(coder, type='delta', angles=angles), 'coder')
-    two_stage.check_coder(dict(coder, type='rotated_delta'), 'coder')
+    Delta.from_json(dict(coder, angles=angles, replaced=True))
+    with pytest.raises(ModelFileError, match='replaced'):
+        Delta.from_json(dict(coder, angles=angles))
     del coder['ctr_clamp']
-    with pytest.raises(Mismatch, match="coder has no 'ctr_clamp'"):
-        two_stage.check_coder(dict(coder, type='rotated_delta'), 'coder')
+    with pytest.raises(ModelFileError, match="has no 'ctr_clamp'"):
+        Delta.from_json(coder)

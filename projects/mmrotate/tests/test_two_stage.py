@@ -73,7 +73,7 @@ def by_mmrotate(model, version, batch=2):
 
 class Metadata:
     def __init__(self, family, model, form):
-        self.form, self.postprocess = form, family.postprocess_facts(model)
+        self.form, self.postprocess = form, family.facts(model)
 
 
 CASES = [(kind, 'le90') for kind in KINDS] + [

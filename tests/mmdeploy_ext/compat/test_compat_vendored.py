@@ -125,19 +125,6 @@ def test_a_head_of_tood_that_has_its_scores_in_its_own_forward_is_imported(tmp_p
     assert scores(logits[0].requires_grad_(), logits[1]).tolist() == [8, 8]
 
 
-def test_boxes_of_toods_own_repository_are_clipped_to_the_image_and_those_of_mmdet_are_not():
-    from mmdet.models.dense_heads import TOODHead
-
-    from mmdeploy_ext.families.parts.dense_heads import KINDS
-
-    class Head:
-        def _get_bboxes_single(self, boxes, img_shape):
-            return bbox_limited(boxes, max_shape=img_shape)  # noqa: F821
-
-    kind = KINDS['TOODHead']
-    assert kind.clips(Head()) and not kind.clips(TOODHead.__new__(TOODHead))
-
-
 POINTS = '''
 import torch
 class AnchorFreeHead(torch.nn.Module):
@@ -184,25 +171,6 @@ def test_points_of_a_level_of_an_older_mmdet_are_of_a_type(tmp_path):
     points = generator.single_level_grid_priors((1, 2), 1, dtype=torch.float64, device='cpu')
     assert points.tolist() == [[4, 4], [12, 4]] and points.dtype == torch.float64
     assert generator.single_level_grid_priors((1, 2), 1, with_stride=True) == 'own'
-
-
-@pytest.mark.parametrize(('name', 'version', 'choose', 'nms_pre'), [
-    ('SABLRetinaHead', '2.17.0', 'class_priors', 7), ('SABLRetinaHead', '2.18.0', 'pairs', 7),
-    ('YOLOV3Head', '2.16.0', 'factor_priors', 7), ('YOLOV3Head', '2.17.0', 'all', -1)])
-def test_an_older_mmdet_chooses_priors_by_class_or_objectness(monkeypatch, name, version, choose, nms_pre):
-    from mmcv import ConfigDict
-    from mmdet.models import build_head
-
-    from mmdeploy_ext.families.dense import heads
-
-    test_cfg = dict(score_thr=0.1, nms_pre=7, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9)
-    head = build_head(dict(ConfigDict(
-        type=name, num_classes=3, **dict(
-            SABLRetinaHead=dict(in_channels=1, feat_channels=1),
-            YOLOV3Head=dict(in_channels=[1, 1, 1], out_channels=[1, 1, 1]))[name],
-        test_cfg=test_cfg)))
-    monkeypatch.setattr(mmdet, '__version__', version)
-    assert (heads.described(head).choose, heads.thresholds(head).nms_pre) == (choose, nms_pre)
 
 
 def test_outputs_of_an_older_head_become_those_that_it_has_in_a_test_since():
@@ -291,14 +259,11 @@ def test_regions_that_an_older_mmdet_takes_for_padding(monkeypatch, version, pad
     assert boxes.is_padding(regions)[0, :, 0].tolist() == padding
 
 
-@pytest.mark.parametrize(('version', 'factor_first', 'judged'), [
-    ('2.6.0', False, 'class'), ('2.6.0', True, 'product'), ('2.8.0', True, 'product'),
-    ('2.9.0', False, 'class')])
-def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, version, factor_first, judged):
+@pytest.mark.parametrize('factor_first', [False, True])
+def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, factor_first):
     from mmdet.core.post_processing import bbox_nms
-    from mmdet.models import build_head
 
-    from mmdeploy_ext.families.dense import heads
+    from mmdeploy_ext.families.parts.dense_heads import compares_products
 
     upstream = bbox_nms.multiclass_nms
 
@@ -307,25 +272,8 @@ def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, version
             scores, score_factors = scores * score_factors[:, None], None
         return upstream(boxes, scores, score_thr, nms_cfg, max_num, score_factors)
 
-    head = build_head(dict(
-        type='ATSSHead', num_classes=3, in_channels=32,
-        anchor_generator=dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[8]),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True)))
     monkeypatch.setattr(bbox_nms, 'multiclass_nms', multiclass_nms)
-    monkeypatch.setattr(mmdet, '__version__', version)
-    assert heads.described(head).judged == judged
-
-
-@pytest.mark.parametrize(('version', 'choose'), [('2.17.0', 'priors'), ('2.18.0', 'pairs')])
-def test_an_older_mmdet_keeps_all_classes_of_the_best_priors(monkeypatch, version, choose):
-    from mmdet.models import build_head
-
-    from mmdeploy_ext.families.dense import heads
-
-    head = build_head(dict(type='ATSSHead', num_classes=3, in_channels=1, anchor_generator=dict(
-        type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[8, 16, 32, 64, 128])))
-    monkeypatch.setattr(mmdet, '__version__', version)
-    assert heads.described(head).choose == choose
+    assert compares_products() == factor_first
 
 
 VOTING = '''

@@ -15,7 +15,17 @@ from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, check_
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.runtime.box_coders import Delta
+from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
 
+FACTS = DenseFacts(
+    **dict(score_thr=0.05, nms_pre=100, iou_threshold=0.5, max_per_img=10, clip_border=True),
+    strides=[16],
+    base_anchors=[[[-16, -16, 16, 16]]],
+    coder=Delta(means=[0, 0, 0, 0], stds=[1, 1, 1, 1]),
+    head=Head([('cls_score', 3), ('bbox_pred', 4)]),
+    num_classes=3,
+)
 METADATA = Metadata(
     family='dense',
     form='raw',
@@ -27,7 +37,7 @@ METADATA = Metadata(
     ),
     preprocess=PreprocessRule((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), False, (1333, 800), size=(608, 800)),
     classes=('人', 'car "x"', ''),
-    postprocess=dict(score_thr=0.05, base_anchors=[[[-16.0, -16.0, 16.0, 16.0]]]),
+    postprocess=FACTS,
     options=dict(opset=17, exporter='torchscript', dynamic=True),
     config='atss.py',
     config_sha256='c' * 64,
@@ -91,25 +101,36 @@ def test_an_entry_that_no_export_writes_is_refused_by_name(model, tmp_path, name
         read_metadata(path)
 
 
-def test_an_entry_that_is_there_twice_is_refused_by_name(model, tmp_path):
-    path = write(model, tmp_path / 'm.onnx', METADATA.to_props())
-    twice = onnx.load(path)
-    twice.metadata_props.add(key=f'{PREFIX}classes', value='["a", "b", "c"]')
-    onnx.save(twice, path)
-    with pytest.raises(ModelFileError, match=r'mm2onnx\.classes'):
-        read_metadata(path)
-    props = {**METADATA.to_props(), f'{PREFIX}versions': '{"onnx": "1", "onnx": "2"}'}
-    path = write(model, tmp_path / 'm.onnx', props)
-    with pytest.raises(ModelFileError, match=r'mm2onnx\.versions: .*a name occurs twice among onnx, onnx'):
-        read_metadata(path)
-
-
 @pytest.mark.parametrize('value', ['{', '[]', '{"name": "x"}', '{"preprocess": 1}'])
 @pytest.mark.parametrize('field', ['spec', 'preprocess'])
 def test_damaged_metadata_is_refused_by_name(model, tmp_path, field, value):
     path = write(model, tmp_path / 'm.onnx', {**METADATA.to_props(), PREFIX + field: value})
     with pytest.raises(ModelFileError, match=r'm\.onnx.*mm2onnx'):
         read_metadata(path)
+
+
+@pytest.mark.parametrize(
+    ('entry', 'change', 'key'),
+    [
+        ('preprocess', dict(std=[1.0, 0, 1.0]), 'std'),
+        ('preprocess', dict(mean=[1.0]), 'mean'),
+        ('preprocess', dict(resize='magic'), 'resize'),
+        ('preprocess', dict(more=1), 'more'),
+        ('spec', dict(state=[['y']]), 'state'),
+        ('versions', dict(onnx=1), 'onnx'),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_entry_and_key(entry, change, key):
+    props = METADATA.to_props()
+    content = json.loads(props[PREFIX + entry]) | change
+    with pytest.raises(ModelFileError, match=rf'm\.onnx: .*mm2onnx\.{entry}: {key}'):
+        Metadata.from_props({**props, PREFIX + entry: json.dumps(content)}, 'm.onnx')
+
+
+@pytest.mark.parametrize(('entry', 'value'), [('classes', 'car'), ('edits', [1]), ('options', [])])
+def test_an_entry_of_another_type_is_refused_by_name(entry, value):
+    with pytest.raises(ModelFileError, match=rf'm\.onnx: .*mm2onnx\.{entry}: '):
+        Metadata.from_props({**METADATA.to_props(), PREFIX + entry: json.dumps(value)}, 'm.onnx')
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The spec survives JSON, and refuses wrong feeds with the name, what was got and what was expected."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import GROUP_NORM, KEEP_FP32, Option, Options
-from mmdeploy_ext.contract.schema import FLAG, FRACTION
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ShapeError, UsageError
 
@@ -131,7 +129,7 @@ def test_a_choice_that_is_no_word_is_not_offered():
 
 
 def test_an_option_of_a_fraction_takes_numbers_only():
-    radius = Option('radius', 0.5, schema=FRACTION, minimum=0)
+    radius = Option('radius', 0.5, minimum=0)
     radius.check(1)
     for value in ('0.3', None, True):
         with pytest.raises(UsageError, match=r'^backend_config\.radius=.*, expected a number$'):
@@ -165,7 +163,7 @@ def test_an_option_with_its_value_is_as_it_was_written():
 
 def test_a_flag_that_a_choice_sets_cannot_be_taken_back():
     fixing = Option('target', 'any', choices=('any', 'one'), fixes={'one': dict(flag=True)})
-    options = Options((fixing, dataclasses.replace(FLAG_ON, schema=FLAG)), target='one', flag=False)
+    options = Options((fixing, FLAG_ON), target='one', flag=False)
     with pytest.raises(UsageError, match='--no-flag: --target one is written with True; leave it out'):
         options.check()
 

@@ -29,7 +29,7 @@ CHECKS = {
     'record_of',
 }
 """They refuse; what they return is not what the model of a reference gets."""
-OF_PROOFS = {'count_bounds', 'rotation_ties'}
+OF_PROOFS = {'count_bounds', 'num_candidates', 'rotation_ties'}
 """Facts of a proof, not of results."""
 OF_STATES = {'to_global', 'to_local'}
 """They move StreamPETR's memory of PyTorch, which is compared with one that the runner's graph or

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.core.typed_json import read
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule, multiview_rule
 from mmdeploy_ext.preprocess.pillow_resize import FILTERS, resize_pillow
 
@@ -123,11 +124,11 @@ def test_the_numbers_of_the_published_config():
 
 
 def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
-    from mmdeploy_ext.contract.metadata import rule_from_json
+    from mmdeploy_ext.contract.metadata import Rule
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
     for rule in (multiview_rule(pipeline(SMALL, size=(64, 128))), PreprocessRule(size=(4, 5))):
-        assert rule_from_json(json.loads(json.dumps(rule.to_json()))) == rule
+        assert read(Rule, json.loads(json.dumps(rule.to_json()))) == rule
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_bad_points_are_refused(points, message):
      dict(max_voxels=-1), dict(point_cloud_range=(0, 0, 0, 0, 1, 1)), dict(point_cloud_range=(0, 0, 0))],
 )  # fmt: skip
 def test_rules_that_no_sweep_could_follow_are_refused(change):
-    with pytest.raises(ConfigError, match='voxel rule'):
+    with pytest.raises(ConfigError):
         dataclasses.replace(RULE, **change)
 
 

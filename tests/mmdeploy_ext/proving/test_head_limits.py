@@ -138,7 +138,7 @@ def one_row_less(family, path, key):
         return made
 
     with contextlib.ExitStack() as stack:
-        for name in ('spec', 'stages', 'postprocess_facts'):
+        for name in ('spec', 'stages', 'facts'):
             stack.enter_context(mock.patch.object(family, name, wrong(getattr(family, name)), create=True))
         yield
 

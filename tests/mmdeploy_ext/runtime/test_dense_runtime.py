@@ -1,6 +1,7 @@
 """The numpy pieces of dense heads equal mmdet's anchors and box coder, and refuse maps that do not fit."""
 
 import copy
+import dataclasses
 import types
 
 import numpy as np
@@ -12,13 +13,13 @@ from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
 from mmdet.models import build_head
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.contract import dense_head
-from mmdeploy_ext.contract.schema import Mismatch
+from mmdeploy_ext.contract.facts import read
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import InferenceError, ShapeError
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
-from mmdeploy_ext.families.dense.graphs import Decode, raw_names
+from mmdeploy_ext.families.dense.graphs import raw_names
+from mmdeploy_ext.families.dense.heads import Decode
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect
@@ -56,7 +57,7 @@ def detector(head):
 
 
 def facts_of(head):
-    return DenseFamily().postprocess_facts(detector(head))
+    return DenseFamily().facts(detector(head))
 
 
 def raw_outputs(head, seed, batch, size):
@@ -153,8 +154,8 @@ def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale, ctr_clam
     coder = DeltaXYWHBBoxCoder(MEANS, STDS, add_ctr_clamp=bool(bounds), **bounds)
     priors = torch.from_numpy(anchors)
     wanted = np.stack([coder.decode(priors, torch.from_numpy(image)).numpy() for image in deltas])
-    settings_of = dict(means=MEANS, stds=STDS, wh_ratio_clip=16 / 1000, **bounds)
-    found = box_coders.delta(np, anchors, dict(bbox_pred=deltas), settings_of, 0)
+    ours = box_coders.Delta(means=MEANS, stds=STDS, wh_ratio_clip=16 / 1000, **bounds)
+    found = ours.boxes(np, anchors, dict(bbox_pred=deltas), 0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1))
 
@@ -165,7 +166,7 @@ def test_numpy_decode_torch_decode_and_mmdet_agree(kind):
     raw = raw_outputs(head, 1, 2, size)
     found = runtime.decode_raw({name: value.numpy() for name, value in raw.items()}, *size, facts_of(head))
     with torch.no_grad():
-        levels = Decode(head)(*raw.values())
+        levels = Decode(head, facts_of(head))(*raw.values())
     priors = head.prior_generator.grid_priors(runtime.level_shapes(*size, STRIDES), device='cpu')
     deltas = [raw[f'bbox_pred_{i}'].permute(0, 2, 3, 1).reshape(2, -1, 4) for i in range(3)]
     by_mmdet = torch.cat(
@@ -200,8 +201,8 @@ def test_a_map_of_another_size_than_the_others_of_its_level_is_refused():
 
 
 def test_the_thresholds_of_a_file_without_factors_apply_to_the_product():
-    facts = facts_of(make_head()) | dict(score_thr=0.05)
-    facts['head'] = facts['head'] | dict(conf_thr=0.2)
+    facts = facts_of(make_head())
+    facts = dataclasses.replace(facts, head=dataclasses.replace(facts.head, conf_thr=0.2))
     boxes = np.arange(12, dtype=np.float32).reshape(3, 4) * 9
     products = np.float32([[0.1, 0, 0], [0, 0.3, 0], [0, 0, 0.01]])
     found = runtime.postprocess_image(
@@ -264,10 +265,6 @@ def test_sigmoid_is_quiet_and_equals_torch_at_the_extremes():
     np.testing.assert_allclose(found, torch.from_numpy(logits).sigmoid().numpy(), rtol=1e-6, atol=1e-37)
 
 
-def test_every_coder_has_a_check_of_its_settings_and_the_reverse():
-    assert set(box_coders.CODERS) == set(dense_head.CODERS)
-
-
 class Noting(dict):
     """Rows that note which of them are read."""
 
@@ -298,18 +295,11 @@ SETTINGS = dict(
 )
 
 
-@pytest.mark.parametrize('kind', box_coders.CODERS)
-def test_the_check_of_a_coder_knows_what_it_reads(kind):
-    settings = Noting(dict(SETTINGS[kind], type=kind))
-    dense_head.coder(settings, 'coder')
-    columns = dense_head.columns_read(settings)
-    settings.read.clear()
-    points = kind in dense_head.POINT_CODERS or kind == 'scaled'
+@pytest.mark.parametrize('kind', SETTINGS)
+def test_a_coder_reads_the_columns_that_it_says(kind):
+    coder = read(box_coders.AnyCoder, dict(SETTINGS[kind], type=kind), 'coder')
+    points = coder.prior_sizes == (2,) or kind == 'scaled'
     priors = np.float32([[0, 0, 8, 8], [4, 4, 20, 12]])[:, : 2 if points else 4]
-    rows = Noting({name: np.zeros((1, 2, count), np.float32) for name, count in columns.items()})
-    boxes = box_coders.CODERS[kind](np, priors, rows, settings, 1)
-    assert boxes.shape == (1, 2, 4) and boxes.dtype == np.float32 and rows.read == set(columns)
-    assert settings.read <= set(dense_head.CODERS[kind])
-    for name in dense_head.CODERS[kind]:
-        with pytest.raises(Mismatch, match=f"'{name}'"):
-            dense_head.coder({key: value for key, value in settings.items() if key != name}, 'coder')
+    rows = Noting({name: np.zeros((1, 2, count), np.float32) for name, count in coder.columns.items()})
+    boxes = coder.boxes(np, priors, rows, 1)
+    assert boxes.shape == (1, 2, 4) and boxes.dtype == np.float32 and rows.read == set(coder.columns)

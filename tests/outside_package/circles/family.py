@@ -2,6 +2,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from circles.facts import CircleFacts
 from circles.model import STRIDE
 from circles.runtime import Circles
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
@@ -52,5 +53,5 @@ class CircleFamily(ImageFamily):
         pairs = zip(results, images, strict=True)
         return [circles.scaled(image.scale_factor) if rescale else circles for circles, image in pairs]
 
-    def postprocess_facts(self, model):
-        return dict(count=model.count, stride=STRIDE)
+    def facts(self, model):
+        return CircleFacts(model.count, STRIDE)

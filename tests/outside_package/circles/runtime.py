@@ -23,10 +23,10 @@ class Circles(Scored):
 def detections(metadata, outputs, feeds):
     facts, results = metadata.postprocess, []
     for index, (heat, radius) in enumerate(zip(outputs['heat'], outputs['radius'], strict=True)):
-        cells = np.argsort(-heat, axis=None, kind='stable')[: facts['count']]
+        cells = np.argsort(-heat, axis=None, kind='stable')[: facts.count]
         labels, y, x = np.unravel_index(cells, heat.shape)
         pixels = np.exp(radius[0, y, x]) if metadata.options['radius'] == 'log' else radius[0, y, x]
-        places = np.stack([x * facts['stride'], y * facts['stride'], pixels], -1).astype(np.float32)
+        places = np.stack([x * facts.stride, y * facts.stride, pixels], -1).astype(np.float32)
         circles = Circles(places, heat.ravel()[cells], labels)
         results.append(circles.scaled(feeds['scale_factor'][index]) if 'scale_factor' in feeds else circles)
     return results

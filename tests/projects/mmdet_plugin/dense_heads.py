@@ -9,7 +9,8 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.dense.family import DenseFamily
-from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of
+from mmdeploy_ext.families.dense.heads import facts_of
+from mmdeploy_ext.families.parts.dense_heads import kind_of
 
 FAMILY = DenseFamily()
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
@@ -59,27 +60,27 @@ def detector(head):
 
 def shapes_of(head, size):
     """Return (h, w) of each level; SSD's maps are of no other size than these in this test."""
-    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in facts_of(head)['strides']]
+    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in facts_of(head).strides]
 
 
 def random_outputs(head, seed, batch, size):
     """Return the raw outputs of a head, kind by kind, spread so that some candidates pass."""
     facts, draw = facts_of(head), torch.Generator().manual_seed(seed)
     found = []
-    for name, columns in facts['head']['outputs']:
-        for shape, count in zip(shapes_of(head, size), generator_of(head).num_base_priors, strict=True):
-            values = torch.randn(batch, count, columns, *shape, generator=draw)
+    for name, columns in facts.head.outputs:
+        for shape, priors in zip(shapes_of(head, size), facts.base_anchors, strict=True):
+            values = torch.randn(batch, len(priors), columns, *shape, generator=draw)
             found.append(_spread(facts, name, values).flatten(1, 2))
     return found
 
 
 def _spread(facts, name, values):
-    head, coder = facts['head'], facts['coder']['type']
+    head, coder = facts.head, facts.coder.type
     if name == 'cls_score':
         values = values * 1.5 - 2.5
-        if head['activation'] == 'softmax':
+        if head.activation == 'softmax':
             values[:, :, -1] += 3.0
-        return values.sigmoid() if head['activation'] == 'none' else values
+        return values.sigmoid() if head.activation == 'none' else values
     if name == 'heatmap':
         return (values * 1.5 - 2.5).sigmoid()
     if name in ('wh', 'offset'):
@@ -94,17 +95,6 @@ def _spread(facts, name, values):
     if coder in ('distance', 'tblr'):
         return values.abs() * (25.0 if coder == 'distance' else 0.2) + 0.01
     return values * (2.0 if coder == 'integral' else 0.5)
-
-
-def nested(head, raw):
-    """Return the outputs as the head's `forward` gives them."""
-    names = [name for name, _ in facts_of(head)['head']['outputs']]
-    levels = len(raw) // len(names)
-    kinds = [raw[start * levels : (start + 1) * levels] for start in range(len(names))]
-    if names[1:] == ['bbox_cls', 'bbox_reg']:
-        kinds = [kinds[0], list(zip(kinds[1], kinds[2], strict=True))]
-    assert all(a is b for a, b in zip(kind_of(head).flatten(kinds), raw, strict=True))
-    return kinds
 
 
 def by_mmdet(head, raw, img_shape, scale_factor=None, size=(128, 192)):
@@ -125,7 +115,9 @@ def by_mmdet(head, raw, img_shape, scale_factor=None, size=(128, 192)):
     ]
     copies = [tensor.clone() for tensor in raw]  # YOLOv3 takes the sigmoid in place
     with torch.no_grad():
-        results = head.get_bboxes(*nested(head, copies), img_metas=metas, rescale=scale_factor is not None)
+        results = head.get_bboxes(
+            *kind_of(head).unflatten(head, copies), img_metas=metas, rescale=scale_factor is not None
+        )
     found = []
     for dets, labels in results:
         dets, labels = dets.numpy().reshape(len(labels), -1)[:, :5], labels.numpy()

@@ -8,16 +8,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, damaged, read_entry, read_props
-from mmdeploy_ext.contract.metadata_schema import rule_of_points
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ModelFileError
+from mmdeploy_ext.core.errors import DataError, InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.buckets import BEV, FACTS, VOXELS
 from mmdeploy_ext.sparse.buckets import feeds as table_feeds
 from mmdeploy_ext.sparse.engine import checked_features
-from mmdeploy_ext.sparse.plan import Plan
+from mmdeploy_ext.sparse.plan import PortableFacts
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
@@ -97,10 +97,9 @@ class ScnOnnx(contextlib.ExitStack):
                 options = dict(threads=self.threads, **options)
             self.session = self.enter_context(build_backend(engine, str(path), **options))
             self.props = read_props(path)
-        facts = _read_facts(self.props, path)
-        self.path, self.form, self.order = str(path), facts['form'], facts['order']
-        self.in_channels, self.output_shape = int(facts['in_channels']), tuple(facts['output_shape'])
-        self.plan, self.rule = facts['plan'], facts['rule']
+        facts, self.rule = _read_facts(self.props, path)
+        self.path, self.form, self.order = str(path), facts.form, facts.order
+        self.in_channels, self.output_shape, self.plan = facts.in_channels, facts.output_shape, facts.plan
         self.milliseconds: dict[str, float] = {}
 
     def step(
@@ -169,22 +168,18 @@ class ScnOnnx(contextlib.ExitStack):
         return features, coordinates
 
 
-def _read_facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
-    """Return the facts of a portable sparse backbone, its plan and its rule of voxels."""
+def _read_facts(props: Mapping[str, str], path: object) -> tuple[PortableFacts, VoxelRule]:
+    """Return the facts of a portable sparse backbone, and its rule of voxels."""
     if FACTS not in props:
         raise ModelFileError(
             f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '
             f'export it with {tool("export-backbone")} --target portable'
         )
     check_entries(props, path)
-    facts = read_entry(props, FACTS.removeprefix(PREFIX), path)
+    facts = read_entry(props, FACTS.removeprefix(PREFIX), path, PortableFacts)
     key = 'voxels' if PREFIX + 'voxels' in props else 'preprocess'
-    content = read_entry(props, key, path, check=rule_of_points)
-    content = content.get('voxels', content)
-    if content is None:
+    rule = read_entry(props, key, path, VoxelRule | FusionRule)
+    rule = getattr(rule, 'voxels', rule)
+    if rule is None:
         raise damaged(path, key, 'voxels is None, expected how points become voxels')
-    try:
-        rule = VoxelRule.from_json(content)
-    except ConfigError as error:  # numbers that do not go together
-        raise damaged(path, key, error) from error
-    return facts | {'plan': Plan.from_json(facts['plan']), 'rule': rule}
+    return facts, rule

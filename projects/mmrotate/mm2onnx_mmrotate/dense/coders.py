@@ -7,12 +7,8 @@ not clipped, and the angle in radians; it takes
 - `priors`: of one level, for `delta` (1, A, 5) boxes or, of refined heads, (B, A, 5); for the others (1, A,
   2) points.
 - `rows`: name of an output of the head -> its values at the priors, (B, A, columns).
-- `coder`: its settings, those of `options.CODERS`.
+- `coder`: its settings.
 - `level`: index of the level, for settings that every level has.
-
-`facts` are the metadata's entry `postprocess`, or `settings.facts_of` an inner head, which has none there:
-`facts['head']` has the fields of `head.RotatedHead`, `facts['coder']` the settings of the coder and its
-`type`.
 
 Glossary: B images, A priors of a level, C classes. Source: mmrotate 0.3.4 `core/bbox/coder`, and the
 `_get_bboxes_single` of the heads.
@@ -31,11 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
 
+    from mm2onnx_mmrotate.dense.facts import HeadFacts
+
     Rows = Mapping[str, Any]
-    Settings = Mapping[str, Any]
 
 
-def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
+def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Any, level: int) -> Any:
     """Return the boxes of distances from a point to the sides of a box that is turned around it.
 
     It is mmrotate's `DistanceAnglePointCoder`. `bbox_pred` are left, top, right and bottom, in pixels,
@@ -43,20 +40,20 @@ def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: in
     ends in the interval of the version, see `norm_angle`; in 'oc' it stays as it is.
     """
     sides, angle = rows['bbox_pred'], rows['angle_pred']
-    angle = angle_of_class(xp, angle, coder['angles']) if 'angles' in coder else angle[..., 0]
+    angle = angle_of_class(xp, angle, coder.angles) if coder.angles else angle[..., 0]
     cos, sin = xp.cos(angle), xp.sin(angle)
     size = sides[..., :2] + sides[..., 2:]
     shift = (sides[..., 2:] - sides[..., :2]) / 2
     x = priors[..., 0] + (cos * shift[..., 0] - sin * shift[..., 1])
     y = priors[..., 1] + (sin * shift[..., 0] + cos * shift[..., 1])
-    return xp.stack([x, y, size[..., 0], size[..., 1], norm_angle(xp, angle, coder['version'])], -1)
+    return xp.stack([x, y, size[..., 0], size[..., 1], norm_angle(xp, angle, coder.version)], -1)
 
 
-def points(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
+def points(xp: ModuleType, priors: Any, rows: Rows, coder: Any, level: int) -> Any:
     """Return the smallest rectangles around points, which are offsets y, x in strides from a prior."""
     offsets = rows['pts_pred']
-    boxes = smallest_rectangle(xp, offsets[..., 1::2], offsets[..., 0::2], coder['version'])
-    boxes, stride = [boxes[..., column] for column in range(5)], coder['strides'][level]
+    boxes = smallest_rectangle(xp, offsets[..., 1::2], offsets[..., 0::2], coder.version)
+    boxes, stride = [boxes[..., column] for column in range(5)], coder.strides[level]
     x, y = boxes[0] * stride + priors[..., 0], boxes[1] * stride + priors[..., 1]
     return xp.stack([x, y, boxes[2] * stride, boxes[3] * stride, boxes[4]], -1)
 
@@ -65,24 +62,24 @@ CODERS: dict[str, Callable[..., Any]] = dict(delta=boxes_of_deltas, distance=dis
 """Type of a coder -> its function."""
 
 
-def boxes_of(xp: ModuleType, facts: Settings, rows: Rows, priors: Any, level: int) -> Any:
+def boxes_of(xp: ModuleType, facts: HeadFacts, rows: Rows, priors: Any, level: int) -> Any:
     """Return the boxes (B, A, 5) of one level.
 
     `priors` are (A, 5) boxes or (A, 2) points; refined heads, whose priors are the output `rois`, read none.
     """
-    priors = rows['rois'] if facts['head']['refined'] else priors[None]
-    return CODERS[facts['coder']['type']](xp, priors, rows, facts['coder'], level)
+    priors = rows['rois'] if facts.head.refined else priors[None]
+    return CODERS[facts.coder.type](xp, priors, rows, facts.coder, level)
 
 
-def scores_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
+def scores_of(xp: ModuleType, facts: HeadFacts, rows: Rows) -> Any:
     """Return the class scores (B, A, C) of one level in 0..1, without the background."""
     logits = rows['cls_score']
-    if facts['head']['activation'] == 'softmax':
+    if facts.head.activation == 'softmax':
         return softmax(logits)[..., :-1]
     return sigmoid(logits)
 
 
-def factors_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
+def factors_of(xp: ModuleType, facts: HeadFacts, rows: Rows) -> Any:
     """Return the score factors (B, A) of one level, or None."""
-    factor = facts['head']['factor']
+    factor = facts.head.factor
     return sigmoid(rows[factor][..., 0]) if factor else None

@@ -14,10 +14,12 @@ from mmrotate.models.detectors import RotatedBaseDetector
 from torch import nn
 
 from mm2onnx_mmrotate.dense import graphs, reference
+from mm2onnx_mmrotate.dense.facts import HeadFacts, RotatedDenseFacts
 from mm2onnx_mmrotate.dense.kinds import KINDS
 from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.settings import facts_of, thresholds
 from mm2onnx_mmrotate.pipeline import preprocess_rule
+from mmdeploy_ext.contract.facts import plain
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
@@ -77,7 +79,7 @@ class RotatedDenseFamily(ImageFamily):
             for key in heads_of(cfg.model)[:-1]:
                 check_inner_head(key, part_of(cfg.model, key))
         detector_parts.check(cfg.model, options)
-        detector_parts.check_smallest(facts['strides'], options)
+        detector_parts.check_smallest(facts.strides, options)
         detector_parts.check_max_candidates(options, largest_num_candidates(facts, config.nms_pre, options))
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
@@ -92,12 +94,9 @@ class RotatedDenseFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(last_head(model).num_classes)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return the metadata's entry `postprocess`: thresholds, limits, and the settings of the last head.
-
-        `dense/runtime.py` reads it.
-        """
-        return thresholds(last_head(model)).to_json() | facts_of(last_head(model))
+    def facts(self, model: nn.Module) -> RotatedDenseFacts:
+        head = last_head(model)
+        return RotatedDenseFacts(**plain(thresholds(head)), **plain(facts_of(head)))
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         if options.get('score_form') != 'product':
@@ -124,16 +123,16 @@ def part_of(model_cfg: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
-def largest_num_candidates(facts: Mapping[str, Any], nms_pre: int, options: Options) -> int:
+def largest_num_candidates(facts: HeadFacts, nms_pre: int, options: Options) -> int:
     """Return how many candidates a head has at the size of the options.
 
     `facts` are those of `facts_of`; candidates are all classes of the `nms_pre` best priors of a level, or of
     all its priors if `nms_pre` is 0 or below.
     """
-    shapes = level_shapes(options.height, options.width, facts['strides'])
+    shapes = level_shapes(options.height, options.width, facts.strides)
     return sum(
-        capped(height * width * len(priors), nms_pre) * facts['num_classes']
-        for (height, width), priors in zip(shapes, facts['base_priors'], strict=True)
+        capped(height * width * len(priors), nms_pre) * facts.num_classes
+        for (height, width), priors in zip(shapes, facts.base_priors, strict=True)
     )
 
 
@@ -143,6 +142,6 @@ def check_inner_head(key: str, settings: Mapping[str, Any]) -> None:
     A `RotatedRetinaHead` is taken, unless it has classes of angles. `key` is one of `heads_of`, `settings`
     its entry in the config.
     """
-    head = HEADS.get(settings['type'])
+    head = HEADS.get(settings.type)
     if not issubclass(head, RotatedRetinaHead) or issubclass(head, CSLRRetinaHead):
         raise ConfigError(f'model.{key} is {head.__name__}; expected a RotatedRetinaHead')

@@ -46,7 +46,7 @@ class Decode(nn.Module):
                 for (name, columns), tensor in zip(self.outputs, maps, strict=True)
             }
             priors = None  # of a head that refines boxes they are an output of the network
-            if not self.facts['head']['refined']:
+            if not self.facts.head.refined:
                 priors = self.priors.single_level_grid_priors(
                     maps[0].shape[-2:], level, dtype=maps[0].dtype, device=maps[0].device
                 )

@@ -44,7 +44,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     head = last_head(model)
     smallest = 1  # a file of one size has whatever mmcv does with maps that are smaller than its kernels
     if options.dynamic:
-        smallest = detector_parts.smallest(model, max(facts_of(head)['strides']))
+        smallest = detector_parts.smallest(model, max(facts_of(head).strides))
     image = image_input(options, smallest, detector_parts.multiple(model))
     inputs = [image]
     if options.form == 'full':
@@ -75,9 +75,9 @@ def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...
 def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     head, shapes = last_head(model), feature_shapes(model, options)
     coder, meanings = kind_of(head).coder(head), dict(RAW_MEANINGS)
-    if coder['type'] == 'distance':
+    if coder.type == 'distance':
         meanings['bbox_pred'] = (DISTANCES, 'pixel')
-        if 'angles' in coder:
+        if coder.angles:
             meanings['angle_pred'] = meanings['angle_cls']
     outputs = described(head).outputs
     return image_graphs.raw_outputs(outputs, meanings, priors_per_cell(head), shapes, options)

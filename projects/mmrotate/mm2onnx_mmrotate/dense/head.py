@@ -4,12 +4,13 @@ Glossary: B batch, h, w size of a level's maps.
 """
 
 import dataclasses
+from typing import Literal
 
-from mmdeploy_ext.core.files import JsonDataclass
+from mmdeploy_ext.contract.facts import Facts
 
 
 @dataclasses.dataclass(frozen=True)
-class RotatedHead(JsonDataclass):
+class RotatedHead(Facts):
     """How the outputs of a head become candidates.
 
     Attributes:
@@ -23,7 +24,7 @@ class RotatedHead(JsonDataclass):
     """
 
     outputs: tuple[tuple[str, int], ...]
-    activation: str = 'sigmoid'
+    activation: Literal['sigmoid', 'softmax'] = 'sigmoid'
     factor: str = ''
     refined: bool = False
     clips: bool = False

@@ -17,20 +17,23 @@ from mmrotate.core.bbox import coder as coders
 from mmrotate.models import dense_heads as heads
 from torch import nn
 
-from mm2onnx_mmrotate.deltas import settings_of
+from mm2onnx_mmrotate.deltas import Angles, Delta, delta_of
+from mm2onnx_mmrotate.dense.facts import Distance, Points
 from mm2onnx_mmrotate.dense.head import RotatedHead
 from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
 from mmdeploy_ext.core.errors import ConfigError
 
+Coder = Delta | Distance | Points
 
-def classes_of_angles(coder: Any, sigmoid: bool) -> dict[str, Any]:
-    """Return the settings of a `CSLCoder`, angles in degrees, by the names of `options.ANGLES`.
+
+def classes_of_angles(coder: Any, sigmoid: bool) -> Angles:
+    """Return the settings of a `CSLCoder`.
 
     `sigmoid` says whether the head decodes scores, else it decodes logits. ConfigError: it is another coder.
     """
     if type(coder) is not coders.CSLCoder:
         raise ConfigError(f'model.bbox_head.angle_coder is {type(coder).__name__}; expected CSLCoder')
-    return dict(
+    return Angles(
         width=float(coder.omega),
         range=float(coder.angle_range),
         offset=float(coder.angle_offset),
@@ -57,16 +60,12 @@ class RotatedKind:
         outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 5))
         return RotatedHead(outputs, 'sigmoid' if head.use_sigmoid_cls else 'softmax', clips=True)
 
-    def coder(self, head: nn.Module) -> dict[str, Any]:
-        """Return the settings of the head's coder, as `dense/coders.py` reads them.
-
-        They are `type`, a key of its `CODERS`, and the values that this coder needs. ConfigError: mmrotate's
-        coder is none that is exported.
-        """
+    def coder(self, head: nn.Module) -> Coder:
+        """Return the settings of the head's coder; ConfigError: it is none that is exported."""
         if type(head.bbox_coder) is not coders.DeltaXYWHAOBBoxCoder:
             name = type(head.bbox_coder).__name__
             raise ConfigError(f'model.bbox_head.bbox_coder is {name}; expected DeltaXYWHAOBBoxCoder')
-        return dict(settings_of(head.bbox_coder), type='delta')
+        return delta_of(head.bbox_coder, 'delta')
 
     def version(self, head: nn.Module) -> str:
         """Return the version of the angles of results, a key of `angles.VERSIONS`."""
@@ -115,9 +114,9 @@ class CslKind(RotatedKind):
         outputs = (*description.outputs, ('angle_cls', int(head.coding_len)))
         return dataclasses.replace(description, outputs=outputs)
 
-    def coder(self, head: nn.Module) -> dict[str, Any]:
+    def coder(self, head: nn.Module) -> Coder:
         angles = classes_of_angles(head.angle_coder, sigmoid=True)
-        return dict(super().coder(head), angles=angles, replaced=not head.use_encoded_angle)
+        return dataclasses.replace(super().coder(head), angles=angles, replaced=not head.use_encoded_angle)
 
     def boxes(
         self, head: nn.Module, level: int, rows: Mapping[str, torch.Tensor], priors: torch.Tensor
@@ -147,11 +146,11 @@ class FcosKind(RotatedKind):
         """Return the number of columns of the output `angle_pred`."""
         return 1
 
-    def coder(self, head: nn.Module) -> dict[str, Any]:
+    def coder(self, head: nn.Module) -> Coder:
         if type(head.bbox_coder) is not coders.DistanceAnglePointCoder:
             name = type(head.bbox_coder).__name__
             raise ConfigError(f'model.bbox_head.bbox_coder is {name}; expected DistanceAnglePointCoder')
-        return dict(type='distance', version=self.version(head))
+        return Distance(version=self.version(head))
 
     def version(self, head: nn.Module) -> str:
         return head.bbox_coder.angle_version
@@ -178,8 +177,10 @@ class CslFcosKind(FcosKind):
     def angle_columns(self, head: nn.Module) -> int:
         return int(head.coding_len)
 
-    def coder(self, head: nn.Module) -> dict[str, Any]:
-        return dict(super().coder(head), angles=classes_of_angles(head.angle_coder, sigmoid=False))
+    def coder(self, head: nn.Module) -> Coder:
+        return dataclasses.replace(
+            super().coder(head), angles=classes_of_angles(head.angle_coder, sigmoid=False)
+        )
 
     def angle(self, head: nn.Module, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return head.angle_coder.decode(rows['angle_pred'])[:, None]
@@ -192,11 +193,11 @@ class PointsKind(RotatedKind):
         outputs = (('cls_score', int(head.cls_out_channels)), ('pts_pred', 2 * int(head.num_points)))
         return RotatedHead(outputs, 'sigmoid' if head.use_sigmoid_cls else 'softmax')
 
-    def coder(self, head: nn.Module) -> dict[str, Any]:
+    def coder(self, head: nn.Module) -> Coder:
         transform = getattr(head, 'transform_method', 'rotrect')
         if transform != 'rotrect':
             raise ConfigError(f'model.bbox_head.transform_method is {transform!r}; expected rotrect')
-        return dict(type='points', version=self.version(head), strides=list(map(int, head.point_strides)))
+        return Points(version=self.version(head), strides=list(map(int, head.point_strides)))
 
     def version(self, head: nn.Module) -> str:
         return head.version

@@ -7,7 +7,7 @@ h, w size of a level's maps.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from mmdeploy_ext.families.dense.runtime import level_shapes, priors_of
 from mmdeploy_ext.runtime.detections import check_cap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from mm2onnx_mmrotate.dense.facts import RotatedDenseFacts
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
 
@@ -43,7 +42,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Rotat
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
-        results = from_padded(outputs, facts['angle_version'])
+        results = from_padded(outputs, facts.angle_version)
         check_cap(metadata, outputs, results)
         return results
     batch, _, height, width = feeds['input'].shape
@@ -51,9 +50,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Rotat
         outputs = decode_raw(outputs, height, width, facts)
     sizes = [
         h * w * len(base)
-        for (h, w), base in zip(
-            level_shapes(height, width, facts['strides']), facts['base_priors'], strict=True
-        )
+        for (h, w), base in zip(level_shapes(height, width, facts.strides), facts.base_priors, strict=True)
     ]
     if sum(sizes) != outputs['boxes'].shape[1]:
         raise ShapeError(
@@ -66,14 +63,14 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Rotat
     return [_results(*image, sizes, facts) for image in images]
 
 
-def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def decode_raw(outputs: Arrays, height: int, width: int, facts: RotatedDenseFacts) -> dict[str, np.ndarray]:
     """Turn the outputs of a `raw` graph into those of a `decode` graph.
 
     Args:
         outputs: `<name>_<level>` (B, a*columns, h, w) for each entry of `head.outputs` of the facts.
         height: H, of the input.
         width: W, of the input.
-        facts: the `postprocess` entry of the file's metadata.
+        facts: those of the file.
 
     Returns:
         `boxes` (B, A, 5) in pixels of the input, not clipped, with the angle in radians, `scores` (B, A, C)
@@ -83,12 +80,12 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any
     Raises:
         ShapeError: a feature map is missing, or is not of the size that H and W give, or has other channels.
     """
-    shapes = level_shapes(height, width, facts['strides'])
+    shapes = level_shapes(height, width, facts.strides)
     decoded: dict[str, list[np.ndarray]] = dict(boxes=[], scores=[], factors=[])
-    levels = priors_of(shapes, facts['strides'], facts['base_priors'])
-    for level, (shape, base, priors) in enumerate(zip(shapes, facts['base_priors'], levels, strict=True)):
+    levels = priors_of(shapes, facts.strides, facts.base_priors)
+    for level, (shape, base, priors) in enumerate(zip(shapes, facts.base_priors, levels, strict=True)):
         rows = {}
-        for name, columns in facts['head']['outputs']:
+        for name, columns in facts.head.outputs:
             maps = outputs.get(f'{name}_{level}')
             if maps is None or maps.shape[1:] != (columns * len(base), *shape):
                 got = 'not an output' if maps is None else f'of shape {maps.shape}'
@@ -120,23 +117,23 @@ def _results(
     clip_hw: np.ndarray,
     scale_factor: np.ndarray,
     level_sizes: list[int],
-    facts: Mapping[str, Any],
+    facts: RotatedDenseFacts,
 ) -> RotatedDetections:
     """Post-process one image: its decoded priors of all levels, and height and width that centres end at."""
     ranks = scores if factors is None else scores * factors[:, None]
     ends = np.cumsum(level_sizes)
     level_rows = [
-        start + best_of(ranks[start:end].max(1), facts['nms_pre'])
+        start + best_of(ranks[start:end].max(1), facts.nms_pre)
         for start, end in itertools.pairwise([0, *ends])
     ]
     rows = np.concatenate(level_rows)
     boxes, scores, ranks = boxes[rows], scores[rows], ranks[rows]
-    if facts['head']['clips']:
+    if facts.head.clips:
         upper = np.asarray([clip_hw[1], clip_hw[0]], np.float32) - 1
         boxes = np.concatenate([np.minimum(np.maximum(boxes[:, :2], 0), upper), boxes[:, 2:]], 1)
     boxes = boxes / np.append(scale_factor, 1).astype(np.float32)
-    priors, labels = np.nonzero(scores > facts['score_thr'])
+    priors, labels = np.nonzero(scores > facts.score_thr)
     candidates = RotatedDetections(
-        boxes[priors], ranks[priors, labels], labels.astype(np.int64), facts['angle_version']
+        boxes[priors], ranks[priors, labels], labels.astype(np.int64), facts.angle_version
     )
-    return suppressed(candidates, facts['iou_threshold'], facts['max_per_img'])
+    return suppressed(candidates, facts.iou_threshold, facts.max_per_img)

@@ -3,12 +3,12 @@
 `head` is the live module, of an exported kind; ConfigError: it is of none.
 """
 
-import json
 from typing import Any
 
 from mmdet.core.anchor.point_generator import MlvlPointGenerator
 from torch import nn
 
+from mm2onnx_mmrotate.dense.facts import HeadFacts
 from mm2onnx_mmrotate.dense.head import RotatedHead
 from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.suppression import RotatedNmsConfig, rotated_nms_config
@@ -47,15 +47,15 @@ def priors_per_cell(head: nn.Module) -> list[int]:
     return [len(priors) for priors in base_priors(head)]
 
 
-def facts_of(head: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entries, name -> value, about the decoding of a head, without its thresholds."""
-    return dict(
+def facts_of(head: nn.Module) -> HeadFacts:
+    """Return how a head decodes."""
+    return HeadFacts(
         strides=[int(stride[0]) for stride in generator_of(head).strides],
         base_priors=base_priors(head),
         coder=kind_of(head).coder(head),
         num_classes=int(head.num_classes),
         angle_version=version_of(head),
-        head=json.loads(json.dumps(described(head).to_json())),
+        head=described(head),
     )
 
 

@@ -100,7 +100,7 @@ class Stage(nn.Module):
         and width. Of the coders 'upright_delta' clips nothing, 'rotated_delta' the centres, 'gliding_vertex'
         the upright box if its setting `clip` is True.
         """
-        return CODERS[self.coder['type']](torch, regions[:, :, None], rows, self.coder, clip_hw)
+        return CODERS[self.coder.type](torch, regions[:, :, None], rows, self.coder, clip_hw)
 
     def activated(self, logits: Tensor) -> Tensor:
         """Return class scores (B, K, C) of the logits of `outputs`, without the background."""

@@ -6,7 +6,7 @@ A coder is a function of `CODERS`. It returns boxes (B, K, G, 5), and takes
 - `regions`: (B, K, 1, 4) xyxy or (B, K, 1, 5) boxes.
 - `rows`: name of an output of the head -> its values (B, K, G, columns): `bbox_pred`, the deltas, and of
   `gliding_vertex` also `fix_pred` (4 columns) and `ratio_pred` (1), shares in 0..1, no logits.
-- `coder`: its settings, those of `options.CODERS`.
+- `coder`: its settings.
 - `clip_hw`: (B, 2) height and width that boxes, or their centres, are clipped to; not used by all.
 
 Glossary: B images, K regions, G boxes per region (as many as classes, or 1), A anchors of a level; the 5
@@ -16,27 +16,27 @@ Source: mmrotate 0.3.4 `core/bbox/coder`, `models/roi_heads/bbox_heads/gv_bbox_h
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm2onnx_mmrotate.deltas import boxes_of_deltas
+from mm2onnx_mmrotate.deltas import Delta, boxes_of_deltas
 from mm2onnx_mmrotate.polygons import box_of_polygon, box_of_upright
-from mmdeploy_ext.runtime.box_coders import CODERS as UPRIGHT_CODERS
+from mm2onnx_mmrotate.two_stage.facts import GlidingVertex
+from mmdeploy_ext.runtime.box_coders import Delta as UprightDelta
 from mmdeploy_ext.runtime.box_coders import constant
 
 Rows = Mapping[str, Any]
-Settings = Mapping[str, Any]
 
 
-def upright_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, clip_hw: Any) -> Any:
+def upright_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Delta, clip_hw: Any) -> Any:
     """`DeltaXYWHAHBBoxCoder`: deltas of upright regions; boxes are not clipped."""
     centres, sides = (regions[..., :2] + regions[..., 2:]) * 0.5, regions[..., 2:] - regions[..., :2]
     boxes = xp.concatenate([centres, sides, xp.zeros_like(sides[..., :1])], -1)
     return boxes_of_deltas(xp, boxes, rows, coder)
 
 
-def rotated_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, clip_hw: Any) -> Any:
+def rotated_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Delta, clip_hw: Any) -> Any:
     """`DeltaXYWHAOBBoxCoder`: deltas of rotated regions; centres are clipped one pixel inside."""
     boxes = boxes_of_deltas(xp, regions, rows, coder)
     upper = clip_hw[:, None, None] - 1
@@ -45,13 +45,16 @@ def rotated_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, cli
     return xp.concatenate([xp.stack([x, y], -1), boxes[..., 2:]], -1)
 
 
-def gliding_vertex(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, clip_hw: Any) -> Any:
+def gliding_vertex(xp: ModuleType, regions: Any, rows: Rows, coder: GlidingVertex, clip_hw: Any) -> Any:
     """`GVBBoxHead`: an upright box, how far its corners glide along its sides, and how much of it is covered.
 
     A box stays upright if its covered share exceeds `ratio_thr`.
     """
-    upright = UPRIGHT_CODERS['delta'](xp, regions, rows, coder, 0)
-    if coder['clip']:
+    delta = UprightDelta(
+        means=coder.means, stds=coder.stds, wh_ratio_clip=coder.wh_ratio_clip, ctr_clamp=coder.ctr_clamp
+    )
+    upright = delta.boxes(xp, regions, rows, 0)
+    if coder.clip:
         height, width = clip_hw[:, None, None, 0], clip_hw[:, None, None, 1]
         ends = (width, height, width, height)
         clipped = [xp.minimum(xp.clip(upright[..., side], 0, None), end) for side, end in enumerate(ends)]
@@ -61,9 +64,9 @@ def gliding_vertex(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, cl
     top, right = x1 + width * glide[..., 0], y1 + height * glide[..., 1]
     bottom, left = x2 - width * glide[..., 2], y2 - height * glide[..., 3]
     x, y = xp.stack([top, x2, bottom, x1], -1), xp.stack([y1, right, y2, left], -1)
-    boxes = box_of_polygon(xp, x, y, coder['version'])
-    covered = rows['ratio_pred'] > coder['ratio_thr']
-    return xp.where(covered, box_of_upright(xp, upright, coder['version']), boxes)
+    boxes = box_of_polygon(xp, x, y, coder.version)
+    covered = rows['ratio_pred'] > coder.ratio_thr
+    return xp.where(covered, box_of_upright(xp, upright, coder.version), boxes)
 
 
 CODERS: dict[str, Callable[..., Any]] = dict(
@@ -72,14 +75,23 @@ CODERS: dict[str, Callable[..., Any]] = dict(
 """Type of a coder of regions -> its function."""
 
 
-def midpoint_offset(xp: ModuleType, anchors: Any, deltas: Any, coder: Settings) -> Any:
+class Midpoint(NamedTuple):
+    """Settings of a `MidpointOffsetCoder`."""
+
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+    wh_ratio_clip: float
+    version: str
+
+
+def midpoint_offset(xp: ModuleType, anchors: Any, deltas: Any, coder: Midpoint) -> Any:
     """Return boxes (B, A, 5) of anchors (A, 4) or (B, A, 4) xyxy and deltas (B, A, 6): `MidpointOffsetCoder`.
 
     Boxes are not clipped. Deltas are of the upright bounds, and where the box touches their upper and their
     right side, in shares of the side from its middle.
     """
-    deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
-    bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
+    deltas = deltas * constant(coder.stds, deltas) + constant(coder.means, deltas)
+    bound = float(np.float32(abs(np.log(coder.wh_ratio_clip))))
     growth = xp.exp(xp.clip(deltas[..., 2:4], -bound, bound))
     sides = (anchors[..., 2:] - anchors[..., :2]) * growth
     move = (anchors[..., 2:] - anchors[..., :2]) * deltas[..., :2]
@@ -95,6 +107,4 @@ def midpoint_offset(xp: ModuleType, anchors: Any, deltas: Any, coder: Settings) 
         xp.maximum(lengths[..., 0], lengths[..., 1]), xp.maximum(lengths[..., 2], lengths[..., 3])
     )
     stretch = longest[..., None] / lengths
-    return box_of_polygon(
-        xp, from_x * stretch + x[..., None], from_y * stretch + y[..., None], coder['version']
-    )
+    return box_of_polygon(xp, from_x * stretch + x[..., None], from_y * stretch + y[..., None], coder.version)

@@ -13,6 +13,7 @@ from torch import nn
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mm2onnx_mmrotate.suppression import rotated_nms_config
 from mm2onnx_mmrotate.two_stage import graphs, heads, reference
+from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
 from mm2onnx_mmrotate.two_stage.proposals import least_side
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
@@ -22,9 +23,6 @@ from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.proposals import generator_of, thresholds
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
-
-UNREAD = ('nms_pre', 'min_bbox_size')
-"""Entries of `test_cfg.rcnn` that no head reads."""
 
 
 class RotatedTwoStageFamily(ImageFamily):
@@ -83,17 +81,15 @@ class RotatedTwoStageFamily(ImageFamily):
         """Return nothing: outputs of all forms have rows of proposals, and are compared by their results."""
         return {}
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return the settings of `test_cfg.rcnn` by name, without `UNREAD`, and those of coder and proposals.
-
-        `two_stage/runtime.py` makes results by them.
-        """
-        config = rotated_nms_config(model.roi_head.test_cfg).to_json()
-        read = {key: value for key, value in config.items() if key not in UNREAD}
+    def facts(self, model: nn.Module) -> RotatedTwoStageFacts:
+        config = rotated_nms_config(model.roi_head.test_cfg)
         coder = heads.coder_of(heads.last_head(model.roi_head))
-        return read | dict(
+        return RotatedTwoStageFacts(
+            score_thr=config.score_thr,
+            iou_threshold=config.iou_threshold,
+            max_per_img=config.max_per_img,
             coder=coder,
             num_classes=self.num_classes(model),
-            angle_version=coder['version'],
-            proposals=thresholds(model.rpn_head).to_json(),
+            angle_version=coder.version,
+            proposals=thresholds(model.rpn_head),
         )

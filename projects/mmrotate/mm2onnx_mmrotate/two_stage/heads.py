@@ -14,7 +14,9 @@ from mmrotate.models.roi_heads import bbox_heads
 from mmrotate.models.roi_heads.roi_extractors import RotatedSingleRoIExtractor
 from torch import nn
 
-from mm2onnx_mmrotate.deltas import WH_RATIO_CLIP, settings_of
+from mm2onnx_mmrotate.deltas import WH_RATIO_CLIP, Delta, delta_of
+from mm2onnx_mmrotate.two_stage.coders import Midpoint
+from mm2onnx_mmrotate.two_stage.facts import GlidingVertex
 from mm2onnx_mmrotate.two_stage.roi_align_rotated import check_rotated_layer
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.dense_heads import delta as upright_settings
@@ -46,19 +48,14 @@ def is_oriented(rpn_head: nn.Module) -> bool:
     return isinstance(rpn_head, dense_heads.OrientedRPNHead)
 
 
-def midpoint_settings(coder: Any) -> dict[str, Any]:
+def midpoint_settings(coder: Any) -> Midpoint:
     """Return the settings of a `MidpointOffsetCoder`."""
-    return dict(
-        type='midpoint_offset',
-        means=list(map(float, coder.means)),
-        stds=list(map(float, coder.stds)),
-        wh_ratio_clip=WH_RATIO_CLIP,
-        version=coder.version,
-    )
+    means, stds = tuple(map(float, coder.means)), tuple(map(float, coder.stds))
+    return Midpoint(means, stds, WH_RATIO_CLIP, coder.version)
 
 
-def coder_of(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder of a head of boxes; `type` is a key of `two_stage.coders.CODERS`.
+def coder_of(head: nn.Module) -> Delta | GlidingVertex:
+    """Return the settings of the coder of a head of boxes.
 
     ConfigError: the head has another, or two angle versions.
     """
@@ -70,17 +67,20 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
                 f'angle_range={head.fix_coder.version!r}; give both the same'
             )
         if type(coder) is DeltaXYWHBBoxCoder:
-            return dict(
-                upright_settings(coder),
-                type='gliding_vertex',
+            upright = upright_settings(coder)
+            return GlidingVertex(
+                means=upright.means,
+                stds=upright.stds,
+                wh_ratio_clip=upright.wh_ratio_clip,
+                ctr_clamp=upright.ctr_clamp,
                 clip=bool(coder.clip_border),
                 ratio_thr=float(head.ratio_thr),
                 version=head.fix_coder.version,
             )
     elif type(coder) is coders.DeltaXYWHAHBBoxCoder:
-        return dict(settings_of(coder), type='upright_delta')
+        return delta_of(coder, 'upright_delta')
     elif type(coder) is coders.DeltaXYWHAOBBoxCoder:
-        return dict(settings_of(coder), type='rotated_delta')
+        return delta_of(coder, 'rotated_delta')
     raise ConfigError(
         f'model.roi_head.bbox_head ({type(head).__name__}): bbox_coder is {type(coder).__name__}; exported '
         f'are DeltaXYWHAHBBoxCoder, DeltaXYWHAOBBoxCoder and, in a GVBBoxHead, DeltaXYWHBBoxCoder'
@@ -104,7 +104,7 @@ def last_head(roi_head: nn.Module) -> nn.Module:
 
 def version_of(model: nn.Module) -> str:
     """Return the angle version of the results, mmrotate's 'oc', 'le135' or 'le90'."""
-    return coder_of(last_head(model.roi_head))['version']
+    return coder_of(last_head(model.roi_head)).version
 
 
 def check_rpn_head(head: nn.Module) -> None:
@@ -138,19 +138,19 @@ def check_roi_head(roi_head: nn.Module, oriented: bool) -> None:
         if not getattr(head, 'with_reg', True) or not getattr(head, 'with_cls', True):
             raise ConfigError('model.roi_head.bbox_head: exports with with_cls and with_reg')
         settings = coder_of(head)
-        if rotated != (settings['type'] == 'rotated_delta'):
+        if rotated != (settings.type == 'rotated_delta'):
             raise ConfigError(
                 f'model.roi_head.bbox_head, stage {stage}: {type(head.bbox_coder).__name__} does not fit '
                 f'{"rotated" if rotated else "upright"} regions'
             )
         last = stage + 1 == stages_of(roi_head)
-        agnostic = settings['type'] == 'upright_delta' or not last
+        agnostic = settings.type == 'upright_delta' or not last
         if agnostic and not head.reg_class_agnostic:
             raise ConfigError(
                 f'model.roi_head.bbox_head, stage {stage}: reg_class_agnostic=False; mmrotate takes one box '
                 f'of all classes there'
             )
-        if not last and settings['type'] != 'upright_delta':
+        if not last and settings.type != 'upright_delta':
             raise ConfigError(
                 f'model.roi_head.num_stages={stages_of(roi_head)}: mmrotate refines upright regions alone, '
                 f'in a stage before the last'

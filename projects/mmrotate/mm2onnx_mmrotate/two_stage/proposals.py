@@ -7,6 +7,7 @@ What methods without a docstring are for is documented in `mmdeploy_ext/families
 Glossary: B batch, K boxes of an image.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ def least_side(head: nn.Module) -> float:
 
 def oriented_facts(head: nn.Module) -> dict[str, Any]:
     """Return what `facts_of` of `families/parts/proposals.py` does; `head` has a `MidpointOffsetCoder`."""
-    description = plain_head(head).to_json()
-    outputs = [['cls_score', int(head.cls_out_channels)], ['bbox_pred', 6]]
-    return dict(coder=midpoint_settings(head.bbox_coder), head=dict(description, outputs=outputs), clip=False)
+    outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 6))
+    description = dataclasses.replace(plain_head(head), outputs=outputs)
+    return dict(coder=midpoint_settings(head.bbox_coder), head=description, clip=False)
 
 
 class UprightProposals(Proposals):
@@ -55,7 +56,7 @@ class OrientedProposals(UprightProposals):
         return boxes[..., 2:4]
 
     def bounds(self, boxes: torch.Tensor) -> torch.Tensor:
-        return bounds_of_box(torch, boxes, self.facts['coder']['version'])
+        return bounds_of_box(torch, boxes, self.facts['coder'].version)
 
 
 def proposals_of(head: nn.Module) -> Proposals:

@@ -16,9 +16,7 @@ from mm2onnx_mmrotate.two_stage.coders import CODERS
 from mmdeploy_ext.runtime.geometry import softmax
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
+    from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
 
@@ -37,7 +35,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Rotat
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
-        return from_padded(outputs, facts['angle_version'])
+        return from_padded(outputs, facts.angle_version)
     batch = len(outputs['regions' if metadata.form == 'raw' else 'boxes'])
     clip_hw, scale_factor = sizes_of(feeds, batch)
     if metadata.form == 'raw':
@@ -46,32 +44,32 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Rotat
     return [_results(*image, facts) for image in images]
 
 
-def decode_raw(outputs: Arrays, clip_hw: np.ndarray, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def decode_raw(outputs: Arrays, clip_hw: np.ndarray, facts: RotatedTwoStageFacts) -> dict[str, np.ndarray]:
     """Turn the outputs of a `raw` graph into those of a `decode` graph.
 
     Args:
         outputs: `regions` (B, K, 4) upright xyxy or (B, K, 5) rotated, `cls_score` (B, K, C + 1) and the
             others (B, K, G, columns).
         clip_hw: (B, 2) height and width of the contents of the input, pixels.
-        facts: the `postprocess` entry of the file's metadata.
+        facts: those of the file.
 
     Returns:
         `boxes` (B, K, G, 5) in pixels of the input, with the angle in radians, and `scores` (B, K, C) in
         0..1, without the background.
     """
-    coder, regions = facts['coder'], outputs['regions'][:, :, None]
-    boxes = CODERS[coder['type']](np, regions, outputs, coder, clip_hw.astype(np.float32))
+    coder, regions = facts.coder, outputs['regions'][:, :, None]
+    boxes = CODERS[coder.type](np, regions, outputs, coder, clip_hw.astype(np.float32))
     return dict(boxes=boxes, scores=softmax(outputs['cls_score'])[..., :-1])
 
 
 def _results(
-    boxes: np.ndarray, scores: np.ndarray, scale_factor: np.ndarray, facts: Mapping[str, Any]
+    boxes: np.ndarray, scores: np.ndarray, scale_factor: np.ndarray, facts: RotatedTwoStageFacts
 ) -> RotatedDetections:
     """Post-process one image: boxes (K, G, 5) and scores (K, C)."""
     boxes = boxes / np.append(scale_factor, 1).astype(np.float32)
-    rows, labels = np.nonzero(scores > facts['score_thr'])
+    rows, labels = np.nonzero(scores > facts.score_thr)
     class_boxes = boxes[rows, np.minimum(labels, boxes.shape[1] - 1)]
     candidates = RotatedDetections(
-        class_boxes, scores[rows, labels], labels.astype(np.int64), facts['angle_version']
+        class_boxes, scores[rows, labels], labels.astype(np.int64), facts.angle_version
     )
-    return suppressed(candidates, facts['iou_threshold'], facts['max_per_img'])
+    return suppressed(candidates, facts.iou_threshold, facts.max_per_img)

@@ -155,7 +155,7 @@ def run(session, raw, size, **optional):
 
 def by_numpy(head, raw, size, form='raw', img_shape=None, scale_factor=None):
     """Return what `families/dense/runtime.py` makes of the outputs of a `raw` or `decode` graph."""
-    facts = DenseFamily().postprocess_facts(detector(head))
+    facts = DenseFamily().facts(detector(head))
     batch = raw[0].shape[0]
     outputs = dict(zip(RAW_NAMES, (tensor.numpy() for tensor in raw), strict=True))
     if form == 'decode':

@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from mmdet.core.utils import filter_scores_and_topk
 
 from marking import in_suite
-from mmdeploy_ext.contract.dense_head import Head
-from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import export as exporter
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.suppression import nms_config
 from mmdeploy_ext.families.dense import runtime
+from mmdeploy_ext.runtime.box_coders import Distance
+from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
 
 OPSETS = (11, 17, 20)
 SIZE = (96, 128)
@@ -355,8 +355,15 @@ def test_priors_are_chosen_by_scores_and_factor_or_by_one_of_them(choose, rank):
     scores, factors = (generator.random(shape, np.float32) for shape in ((1, 9, CLASSES), (1, 9)))
     corners = np.sort(generator.random((1, 9, 2, 2), np.float32), axis=2) * 30
     boxes = corners.reshape(1, 9, 4)
-    config = NmsConfig(score_thr=0.2, nms_pre=4, iou_threshold=1.0, max_per_img=100)
-    head = Head((('cls_score', CLASSES),), factor='factor', choose=choose, conf_thr=0.3)
+    outputs = (('cls_score', CLASSES), ('bbox_pred', 4), ('factor', 1))
+    facts = DenseFacts(
+        **dict(score_thr=0.2, nms_pre=4, iou_threshold=1.0, max_per_img=100, clip_border=True),
+        strides=[8],
+        base_anchors=[[[0, 0]]],
+        coder=Distance(),
+        head=Head(outputs, factor='factor', factor_from=('factor', 0), choose=choose, conf_thr=0.3),
+        num_classes=CLASSES,
+    )
     best = sorted(range(9), key=lambda prior: -rank(scores[0, prior], factors[0, prior]))[:4]
     expected = sorted(
         (float(scores[0, prior, label] * factors[0, prior]), label)
@@ -366,8 +373,7 @@ def test_priors_are_chosen_by_scores_and_factor_or_by_one_of_them(choose, rank):
     )
     size, no_scale = torch.tensor([[30.0, 30]]), torch.ones(1, 4)
     levels = ([torch.from_numpy(level)] for level in (boxes, scores, factors))
-    dets, labels = DenseBoxPostprocess(config, head)(*levels, size, no_scale)
-    facts = dict(config.to_json(), head=head.to_json(), clip_border=True)
+    dets, labels = DenseBoxPostprocess(facts)(*levels, size, no_scale)
     priors = runtime.DecodedPriors(boxes[0], scores[0], factors[0])
     by_numpy = runtime.postprocess_image(priors, [9], (30, 30), np.ones(4, np.float32), facts)
     for result_scores, result_labels in ((dets[0, :, 4], labels[0]), (by_numpy.scores, by_numpy.labels)):

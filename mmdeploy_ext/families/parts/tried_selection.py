@@ -1,0 +1,190 @@
+"""Which of the known selections a dense head has, found by trying: its own `get_bboxes` on generated outputs.
+
+Copies of mmdet and heads of users keep priors or (prior, class) pairs, and compare class scores or products,
+whatever version the copy says it has.
+"""
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from mmcv import ConfigDict
+from torch import nn
+
+from mmdeploy_ext.families.parts.dense_heads import HeadKind
+from mmdeploy_ext.runtime.dense_facts import DenseFacts
+from mmdeploy_ext.runtime.detections import Detections
+
+NMS_PRE, MAX_PER_IMG = 5, 9
+"""Limits of a trial: with these a wrong selection shows in a few rows."""
+SEEDS = range(3)
+CANDIDATES = 80
+"""How many scores of a trial pass the threshold: no more than results of a picture mostly may be."""
+CORNERS = torch.tensor([-1.0, -1.0, 1.0, 1.0]).view(4, 1, 1)
+SCALE = np.asarray([1.5, 1.25, 1.5, 1.25], np.float32)
+BORDER = (3.0, 6.0)
+"""Rows of padding above, columns left of the picture of a trial."""
+Results = Callable[[DenseFacts, Mapping[str, torch.Tensor], Mapping[str, np.ndarray]], Detections]
+"""From facts, the outputs of a head by name (1, a*columns, h, w) and `input`, `img_shape`, `scale_factor` and
+`border` to the results of one picture."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Generated outputs of a head for one picture, and what its own `get_bboxes` makes of them.
+
+    Attributes:
+        maps: name of an output -> (1, a*columns, h, w).
+        feeds: what the runtime needs of the picture.
+        limits: `nms_pre` and `max_per_img` of the trial, -1 where the config has no limit.
+        results: of the head.
+    """
+
+    maps: Mapping[str, torch.Tensor]
+    feeds: Mapping[str, np.ndarray]
+    limits: Mapping[str, int]
+    results: Detections
+
+
+def variants(facts: DenseFacts) -> Iterator[DenseFacts]:
+    """Yield the facts of the kind, then those of other selections."""
+    yield facts
+    if not facts.head.suppresses:
+        return
+    choices = ('pairs', 'priors', 'class_priors', 'factor_priors', 'all')
+    if not facts.head.factor:
+        choices = ('pairs', 'priors', 'all')
+    for choose, judged, clip in itertools.product(
+        choices, ('class', 'product'), (facts.clip_border, not facts.clip_border)
+    ):
+        head = dataclasses.replace(facts.head, choose=choose, judged=judged)
+        yield dataclasses.replace(facts, head=head, clip_border=clip)
+
+
+def trials(head: nn.Module, kind: HeadKind, facts: DenseFacts, lifted: tuple[str, ...] = ()) -> list[Trial]:
+    """Run the head's own `get_bboxes` on generated outputs; what it raises is raised.
+
+    Limits of -1 stay, but for those of `lifted`, which become large numbers.
+    """
+    found = []
+    if 'deploy_nms_pre' in head.test_cfg:  # replaces `nms_pre`, and is no limit with -1
+        lifted = (*lifted, 'nms_pre')
+    for seed in SEEDS:
+        limits = dict(nms_pre=NMS_PRE, max_per_img=facts.max_per_img if seed else MAX_PER_IMG)
+        for name in limits:
+            if getattr(facts, name) < 0:
+                limits[name] = 10**6 if name in lifted else -1
+        if not facts.head.suppresses:
+            limits['max_per_img'] = NMS_PRE
+        maps = dict(generated(facts, seed))
+        rows, columns = maps[f'{facts.head.names[0]}_0'].shape[2:]
+        largest, size = max(facts.strides), (rows * facts.strides[0], columns * facts.strides[0])
+        # the last cells of coarse levels lie outside: boxes at the border and without area
+        img_shape = size if len(facts.strides) == 1 else (1.2 * largest, 2.6 * largest)
+        feeds = dict(
+            input=np.zeros((1, 3, *size), np.float32),
+            img_shape=np.asarray([img_shape], np.float32),
+            scale_factor=SCALE[None],
+            border=np.asarray([BORDER if facts.head.bordered else (0, 0)], np.float32),
+        )
+        top, left = feeds['border'][0]
+        meta = dict(
+            img_shape=(*map(float, feeds['img_shape'][0]), 3),
+            ori_shape=(*size, 3),
+            pad_shape=(*size, 3),
+            batch_input_shape=size,
+            scale_factor=SCALE,
+            border=np.asarray([top, size[0], left, size[1]], np.float32),
+            flip=False,
+            filename='',
+        )
+        device = next(head.parameters()).device
+        given = kind.unflatten(head, [tensor.clone().to(device) for tensor in maps.values()])
+        own_cfg, entries = head.test_cfg, dict(limits, topk=NMS_PRE)
+        head.test_cfg = ConfigDict(own_cfg, **{name: entries[name] for name in entries if name in own_cfg})
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+                ((boxes, labels),) = head.get_bboxes(*given, img_metas=[meta], rescale=True)
+        finally:
+            head.test_cfg = own_cfg
+        boxes, labels = boxes.cpu().numpy().reshape(len(labels), boxes.shape[-1])[:, :5], labels.cpu().numpy()
+        # PAA divides zero by zero for boxes that none votes for, CenterNet fills up with scores of 0
+        kept = ~np.isnan(boxes).any(1) & (boxes[:, 4] > 0)
+        found.append(Trial(maps, feeds, limits, Detections(boxes[kept, :4], boxes[kept, 4], labels[kept])))
+    return found
+
+
+def generated(facts: DenseFacts, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and map of outputs of some 40 cells, of which about `CANDIDATES` scores pass the threshold.
+
+    Some priors have several candidates, and some cells score better than others. No two scores are equal:
+    which of them a top-k takes is no behaviour.
+    """
+    draw, head = torch.Generator().manual_seed(seed), facts.head
+    shape = (5, 8) if len(facts.strides) == 1 else (2, 4)
+    num_scores = shape[0] * shape[1] * sum(map(len, facts.base_anchors)) * facts.num_classes
+    spread = torch.distributions.Normal(0, 1.5)
+    passing = torch.logit(torch.tensor(min(max(facts.score_thr, 0.02), 0.9)))
+    passing = passing - spread.icdf(torch.tensor(max(1 - CANDIDATES / num_scores, 0.3)))
+    for name, columns in head.outputs:
+        for level, priors in enumerate(facts.base_anchors):
+            values = torch.randn(1, len(priors), columns, *shape, generator=draw)
+            if name == head.scores:
+                of_prior = torch.randn(1, len(priors), 1, *shape, generator=draw)
+                values[:, :, head.first_class :] = values[:, :, head.first_class :] + 1.1 * of_prior + passing
+                if head.activation == 'softmax':
+                    values[:, :, -1] = 0.0
+                if head.activation == 'none':
+                    values = values.sigmoid()
+                if name == 'pred_map':
+                    values[:, :, 2:4] *= 0.5
+                    values[:, :, 4] += 1.0
+            elif name in facts.coder.columns:
+                values = _spread(facts, name, values, level)
+            yield f'{name}_{level}', values.flatten(1, 2)
+
+
+def _spread(facts: DenseFacts, name: str, values: torch.Tensor, level: int) -> torch.Tensor:
+    """Return what a coder reads, of normal values, so that boxes overlap and have a size."""
+    coder = facts.coder.type
+    if coder == 'distance':
+        return values.abs() * facts.strides[level] * 2 + 0.01
+    if coder == 'tblr':
+        return values.abs() * 0.2 + 0.01
+    if coder == 'scaled':
+        return (values.abs() + 0.5) * 2 * CORNERS
+    if coder == 'centre':
+        return values.abs() * (6.0 if name == 'wh' else 0.3)
+    if coder in ('integral', 'bucket'):
+        return values * 2
+    return values * (0.3 if name == 'shape_pred' else 0.5)
+
+
+def first_equal(candidates: Iterable[DenseFacts], tried: list[Trial], results: Results) -> DenseFacts | None:
+    """Return the first facts by which `results` are those of the head in every trial; None if none are."""
+    for facts in candidates:
+        if all(
+            same(results(dataclasses.replace(facts, **trial.limits), trial.maps, trial.feeds), trial.results)
+            for trial in tried
+        ):
+            return facts
+    return None
+
+
+def same(found: Detections, wanted: Detections) -> bool:
+    """Return whether two lists have the same detections, in any order."""
+    if len(found) != len(wanted):
+        return False
+    scale = max(1.0, float(np.abs(wanted.bboxes_xyxy).max(initial=0)))
+    free = np.ones(len(found), bool)
+    for box, score, label in zip(wanted.bboxes_xyxy, wanted.scores, wanted.labels, strict=True):
+        near = free & (found.labels == label) & (np.abs(found.scores - score) <= 1e-5)
+        near &= np.abs(found.bboxes_xyxy - box).max(1) <= 1e-4 * scale
+        if not near.any():
+            return False
+        free[near.argmax()] = False
+    return True
