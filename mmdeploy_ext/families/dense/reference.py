@@ -135,6 +135,27 @@ def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str
     return {'extract_feat': None, 'bbox_head.forward': outputs}
 
 
+def counts(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return the most candidates of a level that `nms_pre` limits, see `ImageFamily.counts`."""
+    config, description, maps = thresholds(model.bbox_head), described(model), raw_maps(model, tensors)
+    if not maps or config.nms_pre <= 0 or description.choose not in ('pairs', *PRIOR_CHOICES):
+        return {}
+    name = description.names[0]
+    priors = [
+        int(np.prod(maps[f'{name}_{level}'].shape[2:])) * count
+        for level, count in enumerate(generator_of(model.bbox_head).num_base_priors)
+    ]
+    if description.choose in PRIOR_CHOICES:
+        return dict(nms_pre=max(priors))
+    with torch.no_grad():
+        decoded = decode_by_mmdet(model, maps)
+    judged, factor = decoded['scores'], decoded.get(description.factor)
+    if description.judged == 'product' and factor is not None:
+        judged = judged * factor[..., None]
+    passes = judged.sqrt() > config.score_thr if description.root else judged > config.score_thr
+    return dict(nms_pre=max(int(level.sum((1, 2)).max()) for level in passes.split(priors, 1)))
+
+
 def expected_tensors(
     model: nn.Module,
     feeds: Mapping[str, np.ndarray],
