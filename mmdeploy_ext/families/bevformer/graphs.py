@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.bevformer.options import TRT_PLUGIN
-from mmdeploy_ext.families.parts.bev_grid import rotate_view
+from mmdeploy_ext.families.parts import bev_plugin_operators
 from mmdeploy_ext.families.parts.bev_plugin_operators import rotation_in_graph, turn_view
-from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
 from mmdeploy_ext.families.parts.camera_graphs import feature_maps
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+from mmdeploy_ext.models.bevformer import sampling
+from mmdeploy_ext.models.bevformer.grid import rotate_view
+from mmdeploy_ext.models.bevformer.steps import LastView, decode_objects, encode_view
 from mmdeploy_ext.proving.half_bars import widened
 
 FORM = 'bevformer'
@@ -77,7 +79,7 @@ class BevFormerFrame(nn.Module):
 
         Returns:
             `bev_embed` (Q, 1, C), `all_cls_scores` (L, 1, R, K) logits and `all_bbox_preds` (L, 1, R, 10) of
-            `bev_queries.decode_objects`, which has their columns.
+            `steps.decode_objects`, which has their columns.
         """
         head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
         if head.transformer.rotate_prev_bev:
@@ -93,9 +95,10 @@ class BevFormerFrame(nn.Module):
         the attentions are operators of the plug-ins, else standard ones.
         """
         head = self.model.pts_bbox_head
+        operators = bev_plugin_operators if by_plugins else sampling
         maps = feature_maps(self.model, img)
-        view = encode_view(head, maps, can_bus, lidar2img, self.size, last, by_plugins)
-        logits, boxes = decode_objects(head, view, by_plugins)
+        view = encode_view(head, maps, can_bus, lidar2img, self.size, last, operators)
+        logits, boxes = decode_objects(head, view, operators)
         return view.transpose(0, 1), logits, boxes
 
 

@@ -30,10 +30,10 @@ from mmdeploy_ext.families.petr.runtime import (
 )
 from mmdeploy_ext.models.petr.positions import token_corners
 from mmdeploy_ext.models.petr.steps import (
+    detect,
     embed_counts,
     embed_rays,
     padding_mask,
-    predict,
     query_positions,
 )
 from mmdeploy_ext.proving.half_bars import widened
@@ -72,11 +72,6 @@ def valid_for(frames: int) -> dict[str, str]:
 def frames_of(model: nn.Module) -> int:
     """Return F: a head with a gate is PETRv2's."""
     return 2 if hasattr(model.pts_bbox_head, 'fpe') else 1
-
-
-def gated(head: nn.Module, rays: Tensor, tokens: Tensor) -> Tensor:
-    """Return the positions by rays (F N, C, h, w), of PETRv2 times a gate that tokens of this shape open."""
-    return head.fpe(rays, tokens) if hasattr(head, 'fpe') else rays
 
 
 class ExtractImgFeat(OfModel):
@@ -135,11 +130,8 @@ class Head(OfModel):
         `rays` are the positions, before they are gated. `seconds` divides displacements: for PETRv2 (1,), the
         mean time since the frame before; for PETR, which predicts velocities, the number 1.
         """
-        head = self.model.pts_bbox_head
-        tokens = head.input_proj(features[0])
-        positions = gated(head, rays[0], tokens) + self.sine_part
-        outputs = run_decoder(head, tokens, positions, self.queries, self.padding)
-        return predict(head, outputs, seconds)
+        constants = self.sine_part, self.queries, self.padding
+        return detect(self.model.pts_bbox_head, features[0], rays[0], *constants, seconds)
 
 
 class PtsHead(Head):
@@ -320,28 +312,3 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
         names, specs = PORTABLE_FILES, portable(size)
     specs = [for_precision(spec, options.precision) for spec in specs]
     return with_examples(model, list(zip(names, modules, specs, strict=True)))
-
-
-def run_decoder(
-    live_head: nn.Module, tokens: Tensor, positions: Tensor, query_pos: Tensor, padding: Tensor | None
-) -> Tensor:
-    """Return the outputs (L, 1, R, C) of a head's decoder.
-
-    Tokens and their positions are (F N, C, h, w), the queries' positions (R, C); `padding` (F N, h, w) is
-    True where a token shows no picture, None if none does so. L are layers, R queries, C channels, F frames,
-    N cameras, and h, w is the size of a map.
-    """
-    tokens, positions = (x.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1) for x in (tokens, positions))
-    query_pos = query_pos.unsqueeze(1)
-    padding = None if padding is None else padding.flatten().unsqueeze(0)
-    decoder, start = live_head.transformer.decoder, torch.zeros_like(query_pos)
-    outputs = decoder(
-        query=start,
-        key=tokens,
-        value=tokens,
-        key_pos=positions,
-        query_pos=query_pos,
-        key_padding_mask=padding,
-        reg_branch=None,
-    )
-    return outputs.transpose(1, 2)

@@ -31,8 +31,7 @@ from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import dumped_cameras
 from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
-from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
-from mmdeploy_ext.families.sparse4d.network import map_sizes
+from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs, map_sizes
 from mmdeploy_ext.families.sparse4d.options import DEPLOY
 from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.families.sparse4d.runtime.bank import COLUMNS

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.families.parts.camera_graphs import feature_maps, map_shapes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
-from mmdeploy_ext.families.sparse4d.network import Pictures, Remembered, feature_rows, map_sizes, run_head
 from mmdeploy_ext.families.sparse4d.options import DEPLOY
 from mmdeploy_ext.families.sparse4d.runtime.model import BACKBONE, FIRST, NEXT, PORTABLE
+from mmdeploy_ext.models.sparse4d import steps
+from mmdeploy_ext.models.sparse4d.steps import Pictures, Remembered, feature_rows, run_head
 from mmdeploy_ext.proving.half_bars import widened
 
 FEATURES = ColumnGroup(rtol=0.0, atol=1e-3)
@@ -36,6 +38,11 @@ ROWS = ColumnGroup(rtol=1e-5, atol=5e-5)
 """Tolerances of float32. Source: "Suggested tolerances" of the reference data of Sparse4D. That data compares
 slices of the rows of features; here all numbers of them are compared, with 2.5 times its bar, or 1e-5 of the
 largest number if that is more."""
+
+
+def map_sizes(model: nn.Module, cameras: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return `Pictures.sizes` and `starts` for pictures of so many pixels, by running the network once."""
+    return steps.map_sizes([shape[1:] for shape in map_shapes(model, height, width)], cameras)
 
 
 class PortableFrame(nn.Module):
@@ -65,7 +72,7 @@ class PortableFrame(nn.Module):
         """Return features, anchors, class logits and quality logits; see `specs`."""
         cameras, height, width = self.size
         image_wh = lidar2img.new_tensor([[width, height]] * cameras)
-        rows = feature_rows(self.model, img)
+        rows = feature_rows(feature_maps(self.model, img))
         pictures = Pictures(rows, self.sizes, self.starts, lidar2img, image_wh, self.grid_sample)
         last = Remembered(temp_instance_feature, temp_anchor, mask > 0.5, has_temp > 0.5)
         return run_head(self.model.head, pictures, time_interval, last)
@@ -76,7 +83,7 @@ class Backbone(OfModel):
 
     def forward(self, img: Tensor) -> tuple[Tensor]:
         """Return the features (1, S, C) of normalised pictures (1, N, 3, H, W)."""
-        return (feature_rows(self.model, img[0]),)
+        return (feature_rows(feature_maps(self.model, img[0])),)
 
 
 class DeployHead(nn.Module):

@@ -105,8 +105,8 @@ class Sparse4DReference:
         was_empty = self.bank.cached_anchor is None
         hooks = {
             self.head: lambda inputs, predictions: dict(predictions, rows=inputs[0][0]),
-            self.head.layers[-1]: lambda inputs, refined: dict(feature=inputs[0]),
-            self.first_refinement: lambda inputs, refined: dict(first=refined[1]),
+            self.head.layers[-1]: lambda inputs, refined: dict(instance_feature=inputs[0]),
+            self.first_refinement: lambda inputs, refined: dict(first_logits=refined[1]),
         }
         images = torch.from_numpy(np.ascontiguousarray(frame.images, np.float32)).to(self.device)
         projection = torch.from_numpy(np.array(frame.lidar2img, np.float32))[None].to(self.device)
@@ -118,14 +118,15 @@ class Sparse4DReference:
         )
         with torch.no_grad(), collect_taps() as taps, watching(hooks) as outputs:
             results = self.model(images[None], **sample)
+        outputs = {**taps, **outputs}  # ours taps what the layers of a repository are watched for
         self._scene = frame.scene_token or ''
         was_reset = was_empty or not bool(self.bank.mask[0])
         tensors = {
-            'pred_instance_feature': _array(outputs['feature']),
+            'pred_instance_feature': _array(outputs['instance_feature']),
             **{name: _array(outputs[key][-1]) for key, name in PREDICTIONS.items()},
             'instance_id': _array(outputs['instance_id']),
             'confidence': _array(self.bank.temp_confidence),
-            'first_scores': self._first_scores(outputs['first'], was_reset),
+            'first_scores': self._first_scores(outputs.get('first_logits'), was_reset),
         }
         tensors['pred_track_id'] = np.full_like(tensors['instance_id'], -1, np.int32)
         if not was_reset:
@@ -142,15 +143,15 @@ class Sparse4DReference:
         tap('prev_exists', torch.tensor([0.0 if was_empty else 1.0]))
         return StepResult(tensors, boxes_of_result(results[0]['img_bbox']), was_reset)
 
-    def _first_scores(self, logits: torch.Tensor, was_reset: bool) -> np.ndarray:
+    def _first_scores(self, logits: torch.Tensor | None, was_reset: bool) -> np.ndarray:
         """Return the scores (1, A) by which rows are this frame's own instances, best first; NaN for others.
 
         `logits` (1, A, K) are those of the refinement before the kept instances come in.
         """
-        scores = np.full(logits.shape[:2], np.nan)
-        num_temp = self.bank.num_temp_instances
+        scores = np.full((1, self.bank.num_anchor), np.nan)
         if not was_reset:
             best = _array(logits.max(-1).values.double().sigmoid())[0]
+            num_temp = self.bank.num_temp_instances
             scores[0, num_temp:] = -np.sort(-best)[: len(best) - num_temp]
         return scores
 

@@ -64,7 +64,6 @@ def run_published(threshold):
             stored = [bank.cached_feature.numpy(), bank.cached_anchor.numpy()]
         outputs = network(frame, *stored, mask)
         tensors = [torch.from_numpy(values) for values in outputs]
-        bank.update(*tensors)
         bank.cache(*tensors, metas)
         ids = bank.get_instance_id(tensors[2], threshold)
         facts = dict(feature=stored[0], anchor=stored[1], interval=interval.numpy(), mask=mask, exists=exists)

@@ -16,7 +16,6 @@ import petr_golden as golden
 import toy_frames
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import Metadata, read_props
-from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.config import test_pipeline as pipeline_of
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ShapeError
 from mmdeploy_ext.exporting import model as deploy
@@ -231,25 +230,6 @@ def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(export
 GRAPHS, RUNTIME = (f'mmdeploy_ext.families.petr.{module}' for module in ('graphs', 'runtime'))
 
 
-def interleaved(original):
-    def counts(head, padding):
-        codes = head.positional_encoding(padding.unsqueeze(0))[0]
-        rows = codes.unflatten(1, (3, 2, -1)).transpose(2, 3).flatten(1, 3)
-        return head.adapt_pos3d(rows)
-
-    return counts
-
-
-def exchanged(original):
-    """The entries z and log width of a box code are exchanged, as their branches' names suggest."""
-
-    def predict(head, outputs, seconds):
-        logits, boxes = original(head, outputs, seconds)
-        return logits, boxes[..., [0, 1, 4, 3, 2, 5, 6, 7, 8, 9]]
-
-    return predict
-
-
 def kept_embedding(original):
     """The embedding of the frame before is that of the first pair of frames, as DL4AGX's program has it."""
     kept = {}
@@ -283,24 +263,7 @@ def shrunk(original):
     return inside
 
 
-def equal_steps(original):
-    def embed(head, *rest):
-        with replaced_entry(vars(head), 'LID', False):
-            return original(head, *rest)
-
-    return embed
-
-
 FAULTS = {
-    'sines and cosines of the counts interleaved': ('petr', f'{GRAPHS}:embed_counts', interleaved),
-    'centres of the cells for their corners': (
-        'petr',
-        f'{GRAPHS}:token_corners',
-        lambda original: (
-            lambda size, maps: original(size, maps) + torch.tensor([size[1] / maps[1], size[0] / maps[0]]) / 2
-        ),
-    ),
-    'depths in equal steps': ('petr', f'{GRAPHS}:embed_rays', equal_steps),
     'the embedding of another frame': ('petrv2', f'{RUNTIME}:PetrOnnx._run_embedding', kept_embedding),
     'the time of another frame': ('petrv2', f'{RUNTIME}:mean_gap_s', first_value),
     'two cameras exchanged': (
@@ -313,8 +276,6 @@ FAULTS = {
         f'{RUNTIME}:PetrOnnx._in_present_frame',
         shrunk,
     ),
-    'the gate left out': ('petrv2', f'{GRAPHS}:gated', lambda original: lambda head, rays, tokens: rays),
-    'z and log width exchanged': ('petrv2', f'{GRAPHS}:predict', exchanged),
     'velocities by a constant of half a second': (
         'petrv2',
         f'{RUNTIME}:mean_gap_s',
