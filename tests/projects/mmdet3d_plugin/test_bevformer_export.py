@@ -60,7 +60,7 @@ def test_the_first_frame_takes_any_finite_view(deployment, paths):
     state, expected = runner.state, runner.state
     for values in (*state.tensors.values(), state.ego_pose):
         values += 1
-    with pytest.raises(ShapeError, match=r'position is of shape \(2,\), expected \(3,\)'):
+    with pytest.raises(ShapeError, match=r"'position' has shape \(2,\), expected \(3,\)"):
         runner.state = dataclasses.replace(state, tensors=state.tensors | dict(position=np.zeros(2)))
     for name, values in expected.tensors.items():
         np.testing.assert_array_equal(runner.state.tensors[name], values)
@@ -143,14 +143,14 @@ def test_a_file_says_whose_boxes_it_has_and_the_runtime_turns_them(deployment, p
     facts = runner.metadata.postprocess
     outputs = runner.step(next(iter(drive(deployment, 1)))).outputs
     old, (logits, codes) = runner.boxes_of(outputs), (outputs[f'all_{name}'] for name in PREDICTED)
-    new = runtime.decode(logits, codes, {**facts, 'box_convention': '1.x'})
-    assert facts['box_convention'] == '0.17'
+    new = runtime.decode(logits, codes, dataclasses.replace(facts, box_convention='1.x'))
+    assert facts.box_convention == '0.17'
     np.testing.assert_array_equal(old.boxes[:, [4, 3, 5]], new.boxes[:, 3:6])
     turned = -new.boxes[:, 6] - np.pi / 2
     np.testing.assert_allclose(np.cos(old.boxes[:, 6]), np.cos(turned), atol=1e-6)
     np.testing.assert_allclose(np.sin(old.boxes[:, 6]), np.sin(turned), atol=1e-6)
-    edited = dataclasses.replace(runner.metadata, postprocess={**facts, 'box_convention': '1.x'})
-    assert 'box_convention' in unequal_entries(edited.postprocess, facts)
+    edited = dataclasses.replace(facts, box_convention='1.x')
+    assert 'box_convention' in unequal_entries(edited.to_json(), facts.to_json())
 
 
 def bilinear(view, rotation, height, width):
@@ -234,7 +234,7 @@ FAULTS = {
     **{f'record: {name}': ((runtime, 'check_record'), wrong) for name, wrong in WRONG_RECORDS.items()},
     'boxes as they were trained': (
         (runtime, 'decode'),
-        lambda *given: runtime_decode(*given[:2], {**given[2], 'box_convention': '1.x'}),
+        lambda *given: runtime_decode(*given[:2], dataclasses.replace(given[2], box_convention='1.x')),
     ),
     'the first frame with the initial query': ((graphs, 'encode_view'), initial_query),
     'the rig of the first frame': ((BevFormerOnnx, 'step'), first_rig(BevFormerOnnx.step)),
@@ -284,7 +284,7 @@ def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(dep
     quaternion = RECORD.copy()
     quaternion[3:7] = 0.8, 0.0, 0.0, 0.6
     runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
-    assert runner.metadata.postprocess['can_bus_orientation'] == 'wwww'
+    assert runner.metadata.postprocess.can_bus_orientation == 'wwww'
     for stepper in (runner, deployment.family.reference(deployment.model)):
         assert stepper.step(dataclasses.replace(frame, can_bus=RECORD, scene_token=None)).was_reset
         with pytest.raises(
@@ -342,6 +342,3 @@ def test_a_record_that_is_none_is_refused(deployment, paths, record, named):
     runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
     with pytest.raises(DataError, match=named):
         runner.step(frame)
-    for can_bus in (record, None, record[:2]):
-        with pytest.raises(DataError, match=named):
-            runner.detect([], None, can_bus)
