@@ -21,7 +21,7 @@ LAYERS = (
     ('graph',),
     ('engines',),
     ('sparse',),
-    ('runtime', 'families.*.runtime', 'families.*.facts', 'consumers'),
+    ('runtime', 'families.*.runtime', 'families.*.facts', 'families.*.memory', 'consumers'),
     ('compat',),
     ('weights',),
     ('exporting',),
