@@ -13,7 +13,6 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.contract.metadata import facts_json
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.cli import tracked
@@ -141,7 +140,7 @@ def prove_pictures(
         verdict.notes += substitution_notes(deployment, results.cases)
     if left_out := deployment.family.results_left_out(file.options):
         verdict.notes.append(left_out)
-    limits = limits_of(facts_json(file.metadata.postprocess), file.options)
+    limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = unreached(limits, results.cases, '--images')
     return finish(proof), proof.pairs[:MAX_DRAWN]
 

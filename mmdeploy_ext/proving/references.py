@@ -197,7 +197,7 @@ def empty_reference(
 
     In a plain picture with results all cells have equal scores: rounding decides which of them are the best.
     """
-    counts, limit = {}, deployment.family.facts(deployment.model).get('max_per_img')
+    counts, limit = {}, getattr(deployment.family.facts(deployment.model), 'max_per_img', None)
     inputs = plain_inputs(deployment, options)
     for plain in inputs:
         reference, (title, _) = ImageReference(deployment, plain, known), plain.sources[0]

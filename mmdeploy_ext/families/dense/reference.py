@@ -20,6 +20,7 @@ from mmdeploy_ext.families.dense.runtime import DecodedPriors, num_candidates
 from mmdeploy_ext.families.parts.dense_heads import kind_of
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to, metas_of
 from mmdeploy_ext.families.parts.runtime.box_coders import Traced
+from mmdeploy_ext.families.parts.runtime.dense_facts import PRIOR_CHOICES
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 
@@ -137,23 +138,21 @@ def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str
 
 def counts(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Return the most candidates of a level that `nms_pre` limits, see `ImageFamily.counts`."""
-    config, description, maps = thresholds(model.bbox_head), described(model), raw_maps(model, tensors)
-    if not maps or config.nms_pre <= 0 or description.choose not in ('pairs', *PRIOR_CHOICES):
+    facts, maps = model_facts(model), raw_maps(model, tensors)
+    if not maps or facts.nms_pre <= 0 or facts.head.choose not in ('pairs', *PRIOR_CHOICES):
         return {}
-    name = description.names[0]
-    priors = [
-        int(np.prod(maps[f'{name}_{level}'].shape[2:])) * count
-        for level, count in enumerate(generator_of(model.bbox_head).num_base_priors)
+    outputs = decoded(model, maps, sizes=True)
+    ends, sizes = np.cumsum(outputs['level_sizes']), outputs['level_sizes']
+    if facts.head.choose in PRIOR_CHOICES:
+        return dict(nms_pre=int(max(sizes)))
+    priors = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor))
+    unlimited = dataclasses.replace(facts, nms_pre=-1)
+    found = [
+        num_candidates(priors[image][end - size : end], [size], unlimited)
+        for image in range(len(outputs['boxes']))
+        for end, size in zip(ends, sizes, strict=True)
     ]
-    if description.choose in PRIOR_CHOICES:
-        return dict(nms_pre=max(priors))
-    with torch.no_grad():
-        decoded = decode_by_mmdet(model, maps)
-    judged, factor = decoded['scores'], decoded.get(description.factor)
-    if description.judged == 'product' and factor is not None:
-        judged = judged * factor[..., None]
-    passes = judged.sqrt() > config.score_thr if description.root else judged > config.score_thr
-    return dict(nms_pre=max(int(level.sum((1, 2)).max()) for level in passes.split(priors, 1)))
+    return dict(nms_pre=max(found))
 
 
 def expected_tensors(

@@ -1,7 +1,7 @@
 """Sparse4D as a stream: images, calibration, pose and time in, boxes with track ids out. No torch.
 
-Glossary: N cameras, A instances, C channels, K classes. `memory.py` has the columns of an anchor (11); the two
-of the quality are logits of centerness and yaw.
+Glossary: N cameras, A instances, C channels, K classes. `memory.py` has the columns of an anchor (11); the
+two of the quality are logits of centerness and yaw.
 """
 
 from __future__ import annotations
