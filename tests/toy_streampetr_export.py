@@ -15,6 +15,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.streampetr.facts import StreamPetrFacts
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 
@@ -29,8 +30,14 @@ RULE = MultiViewRule(
     size=(toy.HEIGHT, toy.WIDTH),
     size_divisor=32,
 )
-FACTS = dict(
-    num_classes=toy.NUM_CLASSES, max_num=20, post_center_range=toy.POSITION_RANGE, score_threshold=None
+FACTS = StreamPetrFacts(
+    num_classes=toy.NUM_CLASSES,
+    max_num=20,
+    post_center_range=tuple(toy.POSITION_RANGE),
+    score_threshold=None,
+    memory_len=toy.MEMORY_LEN,
+    topk_proposals=toy.NUM_PROPAGATED,
+    num_propagated=toy.NUM_PROPAGATED,
 )
 
 

@@ -42,10 +42,7 @@ ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 
 
 def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
-    """Return the parser; options of mmdet 2.28's pytorch2onnx.py have their names and meaning.
-
-    --dataset does nothing. `only_check`: the command line has --check, which needs no checkpoint.
-    """
+    """Return the parser; options of mmdet 2.28's pytorch2onnx.py have their names and meaning."""
     parser = cli.ArgumentParser(
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
     )
@@ -172,7 +169,6 @@ def print_proof_command(name: str, words: list[str], args: argparse.Namespace) -
 
 
 def _title(family: Family, options: Options, count: int) -> str:
-    """Return family, form or contract, opset, precision and shape of an export in words."""
     numbers = f'opset {options.opset}, {options.precision}'
     if 'contract' in options:
         return f'{options.contract} contract, {count} graph(s), {numbers}'
@@ -212,14 +208,8 @@ def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: M
 def print_exports(deployment: Model, options: Options) -> int:
     """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights.
 
-    `options` are those of the requested export.
-
-    Returns:
-        0: the config and the options allow the requested export.
-
-    Raises:
-        Mm2OnnxError: they do not, for example ConfigError or UsageError; there is no table then, unless only
-            the graph is refused. Other exports that are refused are rows of the table, with the reason.
+    Mm2OnnxError: the config does not allow the export with `options`; others that are refused are rows of the
+    table.
     """
     from rich.console import Console
     from rich.table import Table
@@ -248,7 +238,6 @@ def print_exports(deployment: Model, options: Options) -> int:
 
 
 def _part_types(cfg: Any) -> dict[str, str]:
-    """Return the type names of a detector's parts by their keys."""
     types = dict(detector=str(cfg.model.type))
     for key, value in cfg.model.items():
         parts = value if isinstance(value, list | tuple) else [value]
@@ -280,15 +269,10 @@ def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple
 
 
 def main(argv: Sequence[str] | None = None, only: str = '') -> int:
-    """Run the tool.
+    """Run the tool, which takes all families or `only` one.
 
-    Args:
-        argv: command line; None reads sys.argv.
-        only: the one family that the tool takes; '' takes all.
-
-    Returns:
-        0 exported (and proven with --verify) or checked, 1 not proven, or failed after the weights were
-            read, 2 a refused option or file.
+    Returns 0 exported (and proven with --verify) or checked, 1 not proven, or failed after the weights were
+    read, 2 a refused option or file.
     """
     only_check = '--check' in (sys.argv[1:] if argv is None else argv)
     build = functools.partial(shared.parser_for, functools.partial(build_parser, only_check), argv)

@@ -67,9 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     """Return (PATTERN, P, Q) of each entry, PATTERN=P or PATTERN=P:Q.
 
-    The layers whose node or module names fit the pattern ('*', '?', '[...]', see `fnmatch`) compute in the
-    precision P, 'fp16' or 'int8', and store their output in Q, which is P by default; of the patterns of a
-    layer the last counts. UsageError: an entry of another form, or an unknown precision.
+    Layers whose names fit the pattern (see `fnmatch`) compute in the precision P and store their output in Q,
+    by default P; the last pattern counts.
     """
     precisions = []
     for entry in entries:
@@ -147,9 +146,8 @@ def run(args: argparse.Namespace) -> int:
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return name -> value of the given options of the graph, after checks that need no config.
 
-    Ranges of --ranges are read to `args.loaded_ranges`. UsageError: options that do not go together, values
-    out of range, or a file of --ranges or --node-list that cannot be read. DataError: --calibrate has no
-    sweeps.
+    Ranges of --ranges are read to `args.loaded_ranges`. UsageError, DataError: options that do not go
+    together, or files that cannot be read.
     """
     values = shared.option_values(args, choices.SPARSE)
     if 'layer_precision' in values:
@@ -177,10 +175,9 @@ def check_order(output: str, options: Options) -> None:
 
 
 def find_ranges(args: argparse.Namespace, deployment: Model, options: Options) -> Ranges | None:
-    """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint.
+    """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint; or None.
 
-    None: the options name no precision, or one without int8 and there are no ranges. UsageError: a layer is
-    int8, and there are none.
+    UsageError: a layer is int8, and there are none.
     """
     from mmdeploy_ext.families.backbone_files import has_int8, has_precision
 
@@ -219,9 +216,5 @@ def _check_proof(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 exported or proven, 1 not proven or failed, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
+    """Run the tool; 0 exported or proven, 1 not proven or failed, 2 a refused option or file."""
     return cli.run(run, build_parser(), argv)

@@ -1,8 +1,4 @@
-"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module.
-
-It is `proving.modules.proof.prove_module` for the command line. The options `--inputs`, `--tolerance`,
-`--state`, `--rows`, `--seed` and `--no-generated` are those of `options.add_module_arguments`.
-"""
+"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module, see docs/prove-module.md."""
 
 from __future__ import annotations
 
@@ -18,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line.
-
-    In `add('--onnx m.onnx', ...)` the first word is the name of an argument, the second that of its value in
-    the help; `module FILE.py:make` is a positional argument, and an option without a second word a switch.
-    """
+    """Return the parser of the command line."""
     parser = cli.ArgumentParser(
         description='Prove that an ONNX file computes what a PyTorch module computes: exit status 0 '
         'proven, 1 not, 2 usage. The file needs no metadata, the module no config.'
@@ -42,20 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load both sides, compare, print the verdict; return 0 if the file is proven, 1 if not.
-
-    Samples are those of `--inputs` (a .npz file each, arrays by name), then those of `--samples`, of tensors
-    or arrays; all are in memory at once. Names in a dict are those of the module's arguments or of the
-    file's inputs. A file is proven if every output on every input, generated ones too, is within the
-    tolerance. A graph that is another one than a fresh export's is no failure, and the verdict says so. The
-    details are in docs/prove-module.md.
-
-    Raises:
-        UsageError: neither --inputs nor --samples is given; the module, its function or a sample cannot be
-            loaded; the module is in training mode, or raises on a sample; samples or names do not fit the
-            module or the file; or an option cannot be read or is out of range.
-        ModelFileError: the ONNX file is missing, damaged, or nothing that ONNX Runtime loads.
-    """
+    """Load both sides, compare, print the verdict; return 0 if the file is proven, 1 if not."""
     cli.wait_passively()
     if not args.inputs and not args.samples:
         raise UsageError('--inputs or --samples: expected samples to compare on')
@@ -90,9 +69,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 proven, 1 not, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
+    """Run the tool and return its exit status: 0 proven, 1 not, 2 a refused option or file."""
     return cli.run(run, build_parser, argv)

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.registry import registered
-from mmdeploy_ext.contract.schema import Mismatch as OldMismatch
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError, shape_text, shortened
@@ -96,7 +95,7 @@ class Metadata:
     spec: GraphSpec
     preprocess: Rule
     classes: tuple[str, ...]
-    postprocess: Any
+    postprocess: Facts
     options: dict[str, Any]
     config: str
     config_sha256: str
@@ -266,35 +265,12 @@ def check_entries(props: Mapping[str, str], path: object) -> None:
             read_entry(props, name, path)
 
 
-def _read_facts(props: Mapping[str, str], path: object) -> Any:
+def _read_facts(props: Mapping[str, str], path: object) -> Facts:
     """Return the facts in a file; of a family that is not registered none are read."""
     registration = registered().get(read_entry(props, 'family', path))
     if registration is None:
         return Facts()
-    if registration.postprocess is not None:  # goes when all families have facts
-        facts = read_entry(props, 'postprocess', path)
-        try:
-            registration.postprocess(facts, '')
-        except OldMismatch as error:
-            raise damaged(path, 'postprocess', error) from error
-        return _nested_facts(facts, f'{path}: mm2onnx.postprocess')
     return read_entry(props, 'postprocess', path, registration.load_facts())
-
-
-def facts_json(facts: Any) -> dict[str, Any]:
-    """Return the JSON form of the facts of a file."""
-    return plain(facts)
-
-
-def _nested_facts(values: dict[str, Any], name: str) -> Entries:
-    """Return a dict and the dicts in it as `Entries`."""
-    return Entries(
-        {
-            key: _nested_facts(value, f'{name}.{key}') if isinstance(value, dict) else value
-            for key, value in values.items()
-        },
-        name,
-    )
 
 
 def check_graph(

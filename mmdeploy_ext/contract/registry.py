@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from mmdeploy_ext.contract.options import Option
-    from mmdeploy_ext.contract.schema import Check
 
 CATALOGUE = 'mmdeploy_ext.families.catalogue'
 """The module that imports what registers families."""
@@ -39,7 +38,6 @@ class Registration:
     name: str
     family: str
     options: tuple[Option, ...] = ()
-    postprocess: Check | None = None
     facts: str = ''
     runtime: str = ''
     library: str = ''
@@ -106,7 +104,6 @@ def register_family(
     family: str,
     *,
     options: tuple[Option, ...] = (),
-    postprocess: Check | None = None,
     facts: str = '',
     runtime: str = '',
     library: str = '',
@@ -128,8 +125,6 @@ def register_family(
         options: what can be chosen about its graphs besides what all families have, each an
             `mmdeploy_ext.contract.options.Option`. They become options of the command line, keys of
             `backend_config` and entries of the metadata.
-        postprocess: check of `postprocess` in the metadata of its files, which is what
-            `Family.postprocess_facts` returned, see `mmdeploy_ext.contract.schema`; None: anything passes.
         facts: `'module:Class'` of the dataclass of `postprocess` in the metadata, a subclass of
             `mmdeploy_ext.contract.facts.Facts`, in a module without PyTorch.
         runtime: module, without PyTorch, that turns the outputs of its files into results, see
@@ -154,7 +149,6 @@ def register_family(
         name,
         family,
         tuple(options),
-        postprocess,
         facts,
         runtime,
         library,

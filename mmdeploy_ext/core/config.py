@@ -494,20 +494,23 @@ def without_augmentation(cfg: Any) -> tuple[str, ...]:
     `pcd_horizontal_flip`, stay: without `flip` they have no effect.
     """
     removed = []
-    dataset = (cfg.get('data') or {}).get('test') or {}
-    while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`
-        for step in dataset.get('pipeline') or ():
-            if step.get('type') not in AUGMENTATIONS:
-                continue
-            if step.get('flip'):
-                step['flip'] = False
-                removed.append('flip')
-            for key, name in SCALES.items():
-                scales = step.get(key)
-                if isinstance(scales, list) and len(scales) > 1:
-                    step[key] = 1.0 if 1.0 in scales else scales[0]
-                    removed.append(name)
-        dataset = dataset.get('dataset')
+    for step in augmentations(cfg):
+        if step.get('flip'):
+            step['flip'] = False
+            removed.append('flip')
+        for key, name in SCALES.items():
+            scales = step.get(key)
+            if isinstance(scales, list) and len(scales) > 1:
+                step[key] = 1.0 if 1.0 in scales else scales[0]
+                removed.append(name)
     if not removed:
         return ()
     return (f'test-time augmentation left out: {", ".join(dict.fromkeys(removed))}',)
+
+
+def augmentations(cfg: Any) -> Iterator[Any]:
+    """Yield the steps of the test pipelines that may hold test-time augmentation."""
+    dataset = (cfg.get('data') or {}).get('test') or {}
+    while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`
+        yield from (step for step in dataset.get('pipeline') or () if step.get('type') in AUGMENTATIONS)
+        dataset = dataset.get('dataset')

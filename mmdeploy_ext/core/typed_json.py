@@ -70,12 +70,6 @@ class JsonDataclass:
         """Return field -> value in plain JSON types."""
         return plain(self)
 
-    def __getitem__(self, key: str) -> Any:  # goes when all families have facts
-        return getattr(self, key)
-
-    def get(self, key: str, default: Any = None) -> Any:  # goes when all families have facts
-        return getattr(self, key, default)
-
     @classmethod
     def from_json(cls, content: Any, path: object = 'the file') -> Self:
         """Rebuild from `to_json`; ModelFileError names the file at `path`, the key, and what was expected."""

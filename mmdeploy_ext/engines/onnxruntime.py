@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, check_graph
@@ -28,6 +29,8 @@ SPINNING = {
 
 By default of ONNX Runtime threads that wait for work keep their cores busy.
 """
+EXTERNAL_DATA = 'session.model_external_initializers_file_folder_path'
+"""Entry of a session's configuration with the folder of weights outside of the file."""
 SLOW_ON_CPU = ('SkipLayerNormFusion',)
 """Optimizers of ONNX Runtime that make graphs slower on a CPU.
 
@@ -106,6 +109,8 @@ class OnnxRuntimeBackend(Backend):
         )
         for name, value in SPINNING[self.spinning].items():
             options.add_session_config_entry(name, value)
+        # of a file that is given as bytes
+        options.add_session_config_entry(EXTERNAL_DATA, str(Path(self.path).absolute().parent))
         if self.profile_prefix:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile_prefix
@@ -180,16 +185,15 @@ class OnnxRuntimeBackend(Backend):
         """Return the file with roundings if `round_fp16`, and with `inner_tensors` as further outputs."""
         import onnx
 
-        model = onnx.load(self.path)
         if self.round_fp16:
             from mmdeploy_ext.graph.passes.round_half import round_half
 
-            model = round_half(model)
-        outputs = list(model.graph.output)
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.inner_tensors)
-        content = model.SerializeToString()
-        del model.graph.output[len(outputs) :]  # a caller may keep what it has read
-        return content
+            content = round_half(onnx.load(self.path)).SerializeToString()
+        else:
+            content = Path(self.path).read_bytes()
+        values = [onnx.ValueInfoProto(name=name) for name in self.inner_tensors]
+        # protobuf joins messages that are written one behind the other: no weight is parsed for this
+        return content + onnx.ModelProto(graph=onnx.GraphProto(output=values)).SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the session, for `record_runs` too; add its time to `seconds`.

@@ -88,17 +88,18 @@ def export_stages(
     # tensor name -> dynamic axis -> name of its symbolic dimension
     letters = {tensor.name: tensor.dynamic_axes for tensor in spec.inputs}
     multiples = {tensor.name: tensor.multiple for tensor in spec.inputs}
-    has_open_axes = options.get('dynamic', False) or options.get('dynamic_batch', False)
+    ranks = {tensor.name: len(tensor.axes) for tensor in spec.outputs}
     parts = []
     for stage in stages:
         stage.module.eval()  # torch.onnx.export sets the mode that it found, in all parts
         args = tuple(tensors[name] for name in stage.inputs)
-        if has_open_axes or stage is not stages[-1]:  # of fixed outputs that no stage reads nothing is needed
+        if stage is not stages[-1]:
             with torch.no_grad():
                 outputs = stage.module(*args)
             outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
             tensors.update(zip(stage.outputs, outputs, strict=True))
-        ends = {name: tensors.get(name) for name in (*stage.inputs, *stage.outputs)}
+        ranks |= {name: tensor.dim() for name, tensor in tensors.items()}
+        ends = {name: ranks[name] for name in (*stage.inputs, *stage.outputs) if name in ranks}
         stage = dataclasses.replace(stage, exporter=stage.exporter or options.exporter)
         dynamic = _dynamic_axes(ends, letters, options)
         if not options.get('dynamic', False):
@@ -132,17 +133,17 @@ def _with_exact_sums(model: onnx.ModelProto, options: Options) -> onnx.ModelProt
 
 
 def _dynamic_axes(
-    ends: Mapping[str, torch.Tensor | None], letters: dict[str, dict[int, str]], options: Options
+    ends: Mapping[str, int], letters: dict[str, dict[int, str]], options: Options
 ) -> dict[str, dict[int, str]]:
     """Return the dynamic axes of the inputs and outputs of a stage, and add new ones to `letters`.
 
-    Tensors may be None if the options open no axes.
+    `ends` is name -> number of axes.
     """
     all_axes = options.get('dynamic', False)
     if all_axes or options.get('dynamic_batch', False):
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
-        for name, tensor in ends.items():
-            axes = (0, *range(2, tensor.dim())) if all_axes else (0,)
+        for name, rank in ends.items():
+            axes = (0, *range(2, rank)) if all_axes else (0,)
             letters.setdefault(name, {axis: f'{name}_{axis}' for axis in axes})
     return {name: letters[name] for name in ends if letters.get(name)}
 
@@ -159,13 +160,14 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
     if metadata is not None:
         props = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, {**props, **metadata.to_props()})
+    content = model.SerializeToString()
     try:
         if not is_sparse(model):
-            onnx.checker.check_model(model)
+            onnx.checker.check_model(content)
     except onnx.checker.ValidationError as error:
         raise ExportError(f'{path}: onnx.checker refuses the exported model: {error}') from error
     with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+        temporary.write_bytes(content)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import operator
+import types
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,10 @@ DOUBLED = ('topk', 'topK', 'corner_topk', 'max_per_image', 'post_max_size')
 """Further entries, limits that are doubled: there may be no more."""
 
 
+FUNCTIONS = types.FunctionType, functools.partial
+"""Types of functions that stand in for methods, see `substituted`."""
+
+
 class PerCall(list):
     """Outputs of one method, one for each call, such as those of the stages of a cascade."""
 
@@ -42,7 +47,8 @@ def substituted(model: torch.nn.Module, outputs: Mapping[str, Any]) -> Iterator[
     Args:
         model: the model; afterwards it is as before.
         outputs: path of a method, such as 'bbox_head.forward' -> what it returns, a copy at each call; one
-            after the other of a `PerCall`. A method with None returns None, and need not be called.
+            after the other of a `PerCall`. Of a function it is what the function returns for the arguments of
+            the call. A method with a function or None need not be called; with None it returns None.
 
     Raises:
         ConfigError: a method was not called, or more often than there are outputs.
@@ -54,7 +60,8 @@ def substituted(model: torch.nn.Module, outputs: Mapping[str, Any]) -> Iterator[
             index, calls[path] = calls[path], calls[path] + 1
             if isinstance(given, PerCall) and index >= len(given):
                 raise ConfigError(f'{path}() was called {index + 1} times, expected {len(given)}')
-            return copy.deepcopy(given[index] if isinstance(given, PerCall) else given)
+            entry = given[index] if isinstance(given, PerCall) else given
+            return entry(*args, **kwargs) if isinstance(entry, FUNCTIONS) else copy.deepcopy(entry)
 
         return substitute
 
@@ -63,7 +70,8 @@ def substituted(model: torch.nn.Module, outputs: Mapping[str, Any]) -> Iterator[
             part, name = _owner(model, path)
             stack.enter_context(replaced_entry(vars(part), name, method(path, given)))
         yield
-    unused = [path for path, given in outputs.items() if given is not None and not calls[path]]
+    optional = (*FUNCTIONS, type(None))
+    unused = [path for path, given in outputs.items() if not (isinstance(given, optional) or calls[path])]
     if unused:
         raise ConfigError(f'the test path did not call {", ".join(unused)}()')
 

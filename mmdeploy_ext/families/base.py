@@ -268,13 +268,9 @@ class Family(abc.ABC):
         """Return the classes of a model that no installed library defines: the user's, and ours."""
         return model_classes(model)
 
-    def facts(self, model: torch.nn.Module) -> Any:
+    def facts(self, model: torch.nn.Module) -> Facts:
         """Return the facts of the model: an object of the class that the family was registered with."""
-        return self.postprocess_facts(model) or Facts()
-
-    def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Return the metadata's entry `postprocess`, name -> value: decoding of the outputs, memory."""
-        return {}
+        return Facts()
 
 
 UPSTREAM_LAYERS = 'mmdeploy_ext.families.parts.upstream_layers'

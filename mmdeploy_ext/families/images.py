@@ -209,6 +209,23 @@ class ImageFamily(Family):
         """
         return None
 
+    def counts(self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Return the most of what inner limits of a graph limit, of any image, by name of the limit.
+
+        The names are those of the facts, of proposals with 'rpn.' before them; `tensors` are as of
+        `substitutes`.
+        """
+        return {}
+
+    def inner_tensors(
+        self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        """Return outputs of the user's modules for a file's own inputs of them, and the file's outputs.
+
+        They are by the names of the file's tensors, which may be some rows of them. Nothing by default.
+        """
+        return {}, {}
+
     def inner_results(
         self, model: torch.nn.Module, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
     ) -> list[tuple[Detections, Detections]]:

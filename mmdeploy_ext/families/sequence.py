@@ -79,8 +79,8 @@ class SequenceFamily(Family):
         the last.
         """
 
-    def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
-        """Return the description of the memory, from the `postprocess_facts` in a file.
+    def memory_spec(self, facts: Any) -> MemorySpec:
+        """Return the description of the memory, from the facts in a file.
 
         Families that are proven on a drive have one, which has no tensors if the model remembers none, as
         PETR's. NotImplementedError: the other families.

@@ -128,7 +128,8 @@ def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[
     """
     if metadata.samples != 'images' or 'labels' not in metadata.spec.output_names:
         return []
-    return tensors.order_rows(arrays, metadata.postprocess.get('num_classes') or len(metadata.classes))
+    num_classes = getattr(metadata.postprocess, 'num_classes', len(metadata.classes))
+    return tensors.order_rows(arrays, num_classes)
 
 
 def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str | None = None) -> Judgement:

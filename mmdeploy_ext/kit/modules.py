@@ -52,26 +52,11 @@ def write_module_kit(
 ) -> dict[str, Any]:
     """Write the kit of a PyTorch module and an ONNX file, for engines elsewhere; return its manifest.
 
-    Both are compared on the inputs here first, as `prove_module` does, whose arguments these are, too; the
-    structure of the file is not checked.
-
-    Args:
-        module: an `nn.Module` in evaluation mode, or any function of tensors.
-        path: path of the ONNX file.
-        inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name each. Those of a model
-            with a state are the frames of one sequence, in order.
-        out: folder of the kit, see `write_kit`.
-        rtol: allowed difference, 0 or more and below 1, relative to the largest value of an output on that
-            input; or a tenth of it relative to the largest value on any sample, if that is more.
-        state: input of the file -> output of the file that is its value in the next frame; None: no state.
-        rows: outputs whose rows (first axis) belong together and may come in any order.
-        generate: whether the kit has generated inputs as well, if there is no state.
-        seed: seed of the generated inputs.
-        pictures: `name` and `licence` of what the inputs were made of.
+    Both are compared on the inputs here first, as `prove_module` does, whose arguments these are, too;
+    `pictures` has `name` and `licence` of what the inputs were made of. With a `state` nothing is generated.
 
     Raises:
-        UsageError: the file does not compute what the module computes, or the folder is not empty; see also
-            `prove_module`.
+        UsageError: the file does not compute what the module computes, or the folder `out` is not empty.
         ModelFileError: see `prove_module`.
     """
     proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)

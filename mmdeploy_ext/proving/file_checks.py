@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.contract.spec import written_precision
@@ -22,7 +22,7 @@ from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families import files
 from mmdeploy_ext.families.model import prepare_fixed
 from mmdeploy_ext.graph import signature
-from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads
+from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.tasks.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphResult
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.model import Model
 
     Export = Callable[[], onnx.ModelProto]
+
+
+LARGEST_PARSED = 4096
+"""Bytes of an initializer up to which its values may decide shapes: a reshape reads a few integers."""
 
 
 @contextlib.contextmanager
@@ -156,9 +160,18 @@ def check_not_random(model: onnx.ModelProto) -> Check:
 
 
 def check_inference(model: onnx.ModelProto) -> Check:
-    """Let ONNX infer all types and shapes, in its strict mode."""
+    """Let ONNX infer all types and shapes, in its strict mode; large weights are inputs meanwhile."""
+    light, small = onnx.ModelProto(), []
+    light.CopyFrom(model)
+    for tensor in light.graph.initializer:
+        if len(tensor.raw_data) > LARGEST_PARSED:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            light.graph.input.append(value)
+        else:
+            small.append(tensor)
+    refill(light.graph, initializer=small)
     try:
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         return Check('strict shape inference', False, one_line(error)[:300])
     return Check('strict shape inference', True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.comparison import compare_tensors
-from mmdeploy_ext.contract.metadata import facts_json, least_precision
+from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
@@ -294,7 +294,7 @@ def notes_on_sides(sides: Sides) -> list[str]:
 def limits(metadata: Metadata) -> dict[str, Any]:
     """Return name -> limit of the contract, among other facts."""
     voxels = getattr(metadata.preprocess, 'voxels', metadata.preprocess)
-    return {**facts_json(metadata.postprocess), 'max_voxels': getattr(voxels, 'max_voxels', -1)}
+    return {**metadata.postprocess.to_json(), 'max_voxels': getattr(voxels, 'max_voxels', -1)}
 
 
 def counts_of(metadata: Metadata, results: int, sweep: Sweep | None = None) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import inspect
 import os
 import sys
@@ -77,13 +78,14 @@ def untraced_methods(family: Family, model: nn.Module, cfg: Any) -> list[Untrace
         Untraced(f'{title} of {os.path.relpath(folder)}', 'its methods are compared by their results')
         for title, folder in copies.items()
     ]
+    find = functools.cache(users_method)
     for path, part in parts_of(model):
         kind = type(part)
         names = [path, *(base.__name__ for base in kind.__mro__)]
         for entry in family.untraced:
             place, dot, name = entry.rpartition('.')
-            is_of_part = not dot or any(fnmatchcase(one, place) for one in names)
-            if is_of_part and (method := users_method(kind, name)):
+            method = find(kind, name)
+            if method and (not dot or any(fnmatchcase(one, place) for one in names)):
                 lines.append(Untraced(method, 'compared by its results'))
     by = 'pictures' if family.samples == 'images' else 'samples'
     lines += [Untraced(name, f'compared by {by}') for name in _users_data(cfg)]
@@ -154,6 +156,12 @@ def shown(path: str | Path) -> str:
 
 COUNTERS = dict(max_candidates='candidates', max_proposals='proposal_candidates')
 """Name of a limit -> output of a file that counts what it limits, for each image."""
+
+
+def limits_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name -> limit, among other facts and options of a file; those of proposals begin with 'rpn.'."""
+    proposals = facts.get('proposals') or {}
+    return {**facts, **options, **{f'rpn.{name}': value for name, value in proposals.items()}}
 
 
 def counts_of_images(results: Sequence[Any], outputs: Mapping[str, np.ndarray]) -> dict[str, int]:

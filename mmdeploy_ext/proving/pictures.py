@@ -20,7 +20,6 @@ from mmdeploy_ext.contract.comparison import (
     order_rows,
     shape_rows,
 )
-from mmdeploy_ext.contract.metadata import facts_json
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.cli import tracked
@@ -33,7 +32,7 @@ from mmdeploy_ext.families.files import make_metadata
 from mmdeploy_ext.families.model import check_options, rule_of
 from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
-from mmdeploy_ext.proving.open_points import counts_of_images, unreached
+from mmdeploy_ext.proving.open_points import counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     AGAIN,
@@ -98,11 +97,12 @@ def prove_pictures(
     engine: Mapping[str, Any],
     claims: Claims,
     picture_files: Sequence[str | Path] = (),
+    known: dict[bytes, Any] | None = None,
 ) -> tuple[Verdict, list[Pair]]:
     """Prove one file on (title, BGR picture); the first counts as the one that was traced.
 
-    `picture_files` are the paths of the pictures, if they were read from files; for the rest see
-    `ladder.prove`.
+    `picture_files` are the paths of the pictures, if they were read from files; `known` is that of
+    `ImageReference`, for proofs of several files of one model; for the rest see `ladder.prove`.
     """
     proof = check_pictures(deployment, paths, pictures, engine, claims, picture_files)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
@@ -113,11 +113,13 @@ def prove_pictures(
             return not_loaded(proof, error)
         verdict.subject['precision'] = backend.computes_in or file.metadata.precision
 
-        inputs, notes = picture_inputs(deployment, file, proof.options, pictures)
+        inputs, notes = picture_inputs(deployment, file, proof.options, pictures, known)
         verdict.notes += notes
         first = None
         for entry in tracked(inputs, len(inputs), 'proving'):
-            reference = entry if isinstance(entry, ImageReference) else ImageReference(deployment, entry)
+            reference = entry
+            if not isinstance(entry, ImageReference):
+                reference = ImageReference(deployment, entry, known)
             first = first or reference
             case, pairs = run_case(reference, backend)
             reference.forget()
@@ -138,7 +140,7 @@ def prove_pictures(
         verdict.notes += substitution_notes(deployment, results.cases)
     if left_out := deployment.family.results_left_out(file.options):
         verdict.notes.append(left_out)
-    limits = {**facts_json(file.metadata.postprocess), **file.options}
+    limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = unreached(limits, results.cases, '--images')
     return finish(proof), proof.pairs[:MAX_DRAWN]
 
@@ -215,7 +217,11 @@ def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
 
 
 def picture_inputs(
-    deployment: Model, file: ExportedFile, options: Options, pictures: Sequence[tuple[str, np.ndarray]]
+    deployment: Model,
+    file: ExportedFile,
+    options: Options,
+    pictures: Sequence[tuple[str, np.ndarray]],
+    known: dict[bytes, Any] | None = None,
 ) -> tuple[list[ProofInput | ImageReference], list[str]]:
     """Return inputs made of the pictures, a plain one, and one that an object fills; and notes.
 
@@ -224,19 +230,19 @@ def picture_inputs(
     already, the reference stands for the input.
     """
     inputs = list(proof_inputs(deployment, options, pictures))
-    traced = ImageReference(deployment, inputs[0])
+    traced = ImageReference(deployment, inputs[0], known)
     if deployment.family.results_left_out(file.options):
         return [traced, *inputs[1:]], []
     if zoomed := zoomed_on_object(deployment, options, traced):
         inputs.append(zoomed)
-    empty, note = empty_reference(deployment, options)
+    empty, note = empty_reference(deployment, options, known)
     if empty is None:
         return [traced, *inputs[1:]], [note]
-    known = {0: traced}
+    run = {0: traced}
     if batch := reference_with_empty_image(deployment, inputs, empty.input):
         index, reference = batch
-        known[index] = reference
-    return [*(known.get(index, one) for index, one in enumerate(inputs)), empty], []
+        run[index] = reference
+    return [*(run.get(index, one) for index, one in enumerate(inputs)), empty], []
 
 
 def substitution_notes(deployment: Model, cases: Sequence[Case]) -> list[str]:
@@ -310,7 +316,7 @@ def judge_outputs(
         rows = _cosines_of_results(family.task, expected, results, bars)
     substituted_rows, inner_rows, notes = (), (), ()
     if not bars:
-        rows = (*rows, *border_rows(reference, getattr(backend, 'inner', {})))
+        rows = (*rows, *border_rows(reference, getattr(backend, 'inner', {}), outputs))
         substituted_rows, notes = match_substituted(reference, tensors, results)
         inner_rows = match_inner(reference, tensors)
     ranking = {} if all(row.passed for row in detections) else family.ranking(model, tensors)
@@ -319,7 +325,7 @@ def judge_outputs(
             detections = match_images(reference, reference.run(), results, bars)
         notes = (*notes, f"{proof_input.name}: PyTorch's queries have the ranks of the file, see its scores")
     pairs = _pictures(reference, results, title_of(type(backend).__name__))
-    counts = counts_of_images(expected, outputs)
+    counts = {**counts_of_images(expected, outputs), **family.counts(model, tensors)}
     case = dataclasses.replace(case, tensors=rows, detections=detections, substituted=substituted_rows)
     return dataclasses.replace(case, inner=inner_rows, counts=counts, notes=notes), pairs
 
@@ -341,17 +347,23 @@ def match_images(
     return tuple(itertools.starmap(match, zip(titles, expected, results, strict=True)))
 
 
-def border_rows(reference: ImageReference, tensors: Mapping[str, np.ndarray]) -> tuple[TensorRow, ...]:
+def border_rows(
+    reference: ImageReference, tensors: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> tuple[TensorRow, ...]:
     """Compare the file's tensors at the borders of its stages with what the user's methods returned.
 
-    `tensors` are those of the file, of which `Family.borders` are compared, as far as the file has them.
+    Of `tensors`, those at the borders, `Family.borders` are compared and, with `outputs` of the file, rows of
+    `Family.inner_tensors`.
     """
+    family, model = reference.deployment.family, reference.deployment.model
     expected: dict[str, np.ndarray] = {}
-    for path, named in reference.deployment.family.borders(reference.deployment.model).items():
+    for path, named in family.borders(model).items():
         if calls := reference.borders.get(path):
             outputs = {name: tensor for name, tensor in named(calls).items() if name in tensors}
             expected |= {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
-    return tuple(compare_named(expected, {name: tensors[name] for name in expected}, DEFAULT_RTOL))
+    actual = {name: tensors[name] for name in expected}
+    expected_rows, actual_rows = family.inner_tensors(model, {**outputs, **tensors})
+    return tuple(compare_named({**expected, **expected_rows}, {**actual, **actual_rows}, DEFAULT_RTOL))
 
 
 def match_substituted(

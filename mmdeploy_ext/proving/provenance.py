@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata import facts_json
 from mmdeploy_ext.core.config import cfg_options, config_sha256, test_dataset
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.tasks.results import Check
@@ -44,9 +43,9 @@ def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: Graph
 
 def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check]:
     """Check what runners read from the metadata: preprocessing, class names, post-processing."""
-    facts = facts_json(deployment.family.facts(deployment.model))
+    facts = deployment.family.facts(deployment.model).to_json()
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
-    postprocessing = unequal_entries(facts_json(metadata.postprocess), facts)
+    postprocessing = unequal_entries(metadata.postprocess.to_json(), facts)
     return [
         Check('preprocessing as in the config', not preprocessing, preprocessing),
         class_names_check(deployment, metadata.classes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,15 @@ class ImageReference:
         sums: `output_sums` of that run.
         borders: path of a method -> what it returned in that run, one for each call.
         engine_seconds: how long each run of the last file took.
+        known: content of pictures -> results, `borders` and `sums` of the model for them, which are not
+            computed again; those of this input are added. None: nothing is known or kept.
     """
 
-    def __init__(self, deployment: Model, proof_input: ProofInput) -> None:
+    def __init__(
+        self, deployment: Model, proof_input: ProofInput, known: dict[bytes, Any] | None = None
+    ) -> None:
         self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
+        self.known = known
         self.engine_seconds: list[float] = []
         self.sums: dict[str, list[float]] = {}
         self.images = tuple(_as_fed(image, deployment, proof_input.left_out) for image in proof_input.images)
@@ -70,10 +76,16 @@ class ImageReference:
     def results(self) -> list[Any]:
         """The results per image."""
         family, model = self.deployment.family, self.deployment.model
+        content = b'' if self.known is None else _content(self.images, self.input.rescale)
+        if self.known and content in self.known:
+            results, self.borders, self.sums = self.known[content]
+            return results
         with observed(model, family.borders(model)) as self.borders, output_sums(model) as self.sums:
             start = time.perf_counter()
             results = self.run()
             self.seconds = time.perf_counter() - start
+        if self.known is not None:
+            self.known[content] = results, self.borders, self.sums
         return results
 
     def run(self) -> list[Any]:
@@ -109,6 +121,16 @@ class ImageReference:
         """Free what is large: what `compute` gave, and `borders`."""
         self._computed.clear()
         self.borders = {}
+
+
+def _content(images: Sequence[PreparedImage], rescale: bool) -> bytes:
+    """Return a hash of what a test path gets of images, but for names of files and the like."""
+    digest = hashlib.sha256(repr(rescale).encode())
+    for image in images:
+        for field in dataclasses.fields(image):
+            value = getattr(image, field.name) if field.compare else None
+            digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return digest.digest()
 
 
 @contextlib.contextmanager
@@ -168,15 +190,17 @@ def references(
     return [ImageReference(deployment, proof_input) for proof_input in inputs]
 
 
-def empty_reference(deployment: Model, options: Options) -> tuple[ImageReference | None, str]:
+def empty_reference(
+    deployment: Model, options: Options, known: dict[bytes, Any] | None = None
+) -> tuple[ImageReference | None, str]:
     """Return the reference of a plain picture in which PyTorch finds nothing, or None and the reason.
 
     In a plain picture with results all cells have equal scores: rounding decides which of them are the best.
     """
-    counts, limit = {}, deployment.family.facts(deployment.model).get('max_per_img')
+    counts, limit = {}, getattr(deployment.family.facts(deployment.model), 'max_per_img', None)
     inputs = plain_inputs(deployment, options)
     for plain in inputs:
-        reference, (title, _) = ImageReference(deployment, plain), plain.sources[0]
+        reference, (title, _) = ImageReference(deployment, plain, known), plain.sources[0]
         counts[title] = sum(map(len, reference.results))
         if not counts[title]:
             return reference, ''

@@ -332,7 +332,7 @@ def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) ->
     cap = metadata.options.get('max_candidates', 0)
     if not cap:
         return
-    max_per_img = metadata.postprocess['max_per_img']
+    max_per_img = metadata.postprocess.max_per_img
     counts = [
         int(count)
         for count, image in zip(outputs['candidates'], results, strict=True)

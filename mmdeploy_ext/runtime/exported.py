@@ -85,6 +85,7 @@ class Runtime(contextlib.ExitStack):
         engine: str,
         options: Mapping[str, Any],
         families: Sequence[str],
+        build: Callable = build_backend,
     ) -> dict[str, Backend]:
         """Return name of a graph, the `form` of its metadata -> engine with the file, open until `close`.
 
@@ -93,6 +94,7 @@ class Runtime(contextlib.ExitStack):
             engine: registered name of the backend.
             options: options of the backend, for example `providers`, `threads`.
             families: names of the families that the files may be of, at least one.
+            build: see `opened`.
 
         Raises:
             ModelFileError: a file cannot be read, or is of another family or of the graph of an earlier one.
@@ -101,7 +103,7 @@ class Runtime(contextlib.ExitStack):
         """
         backends: dict[str, Backend] = {}
         for file in files:
-            backend = self.opened(engine, file, options)
+            backend = self.opened(engine, file, options, build)
             family, form = backend.metadata.family, backend.metadata.form
             backend.metadata.require(file, family if family in families else families[0])
             if form in backends:

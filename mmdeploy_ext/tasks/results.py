@@ -73,10 +73,10 @@ class GraphResult:
         return f'{name}{result}'
 
 
-def first_lines(texts: Sequence[str], limit: int = SHOWN) -> str:
-    """Return the first `limit` texts in one line, and how many more there are."""
-    suffix = f'; and {len(texts) - limit} more' if len(texts) > limit else ''
-    return '; '.join(texts[:limit]) + suffix
+def first_lines(texts: Sequence[str]) -> str:
+    """Return the first `SHOWN` texts in one line, and how many more there are."""
+    suffix = f'; and {len(texts) - SHOWN} more' if len(texts) > SHOWN else ''
+    return '; '.join(texts[:SHOWN]) + suffix
 
 
 @dataclasses.dataclass(frozen=True)

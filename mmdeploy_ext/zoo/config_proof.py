@@ -25,7 +25,7 @@ from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.zoo.configs import Config, library_of
+from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
 from mmdeploy_ext.zoo.digests import export_digest, files_digest, proof_rules
 from mmdeploy_ext.zoo.records import (
     EXPORT_KINDS,
@@ -120,6 +120,7 @@ def prove_config(
     try:
         cfg = load_config(config.path)
         record = dataclasses.replace(record, notes=without_augmentation(cfg))
+        resize_to(cfg, settings.size)
         deployment = _deploy(config, cfg, settings)
     except Exception as error:
         first = next(kind for kind in EXPORT_KINDS if kind in settings.export_kinds)
@@ -127,10 +128,11 @@ def prove_config(
     types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
     own_kernels = tuple(sorted(types & {*MMCV_MODULES, *family.compared_with_own_kernels}))
     record = dataclasses.replace(record, family=family.name, own_kernels=own_kernels)
+    references: dict[bytes, Any] = {}  # both files are proven on some of the same pictures
     for kind in export_kinds_of(family):
         outcome = getattr(earlier, kind, None)
         if kind in settings.export_kinds:
-            outcome = _prove_export(deployment, settings, dynamic=kind == 'dynamic', earlier=outcome)
+            outcome = _prove_export(deployment, settings, kind == 'dynamic', outcome, references)
             outcome = _with_origin(outcome, made_from)
         record = dataclasses.replace(record, **{kind: outcome})
         keep(record)
@@ -204,9 +206,16 @@ def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Opti
 
 
 def _prove_export(
-    deployment: Model, settings: Settings, dynamic: bool, earlier: Outcome | None
+    deployment: Model,
+    settings: Settings,
+    dynamic: bool,
+    earlier: Outcome | None,
+    references: dict[bytes, Any],
 ) -> Outcome:
-    """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal."""
+    """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal.
+
+    `references` are what PyTorch gave for pictures of other files, see `ImageReference.known`.
+    """
     start = time.process_time()
     family, rule = deployment.family, deployment.rule
     try:
@@ -214,18 +223,20 @@ def _prove_export(
             options = choose_options(deployment, settings.size, dynamic)
             shape, name = (options.height, options.width), 'model.onnx'
             traced = [prepare_fixed(rule, settings.picture[1], *shape)]
-            samples = [settings.picture]
+            samples, kept = [settings.picture], dict(known=references)
         else:
             options = resolve_opset(family.choose(opset=0), deployment.model)
             shape, name, traced = (0, 0), 'model', ()
-            samples = list(family.generated_sweeps(rule, settings.sweeps))
+            samples, kept = list(family.generated_sweeps(rule, settings.sweeps)), {}
         rules = proof_rules(family)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             paths, _ = export_files(deployment, options, str(Path(folder, name)), traced)
             digest = export_digest([onnx.load(path) for path in paths])
             if earlier is not None and (earlier.digest, earlier.rules) == (digest, rules):
                 return earlier
-            verdict, pairs = prove(deployment, paths, samples, settings.engine, written=True, timed=False)
+            verdict, pairs = prove(
+                deployment, paths, samples, settings.engine, written=True, timed=False, **kept
+            )
     except Exception as error:
         return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
     seconds = time.process_time() - start

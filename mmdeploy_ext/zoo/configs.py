@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.contract.registry import registered
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.config import augmentations, load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
@@ -243,3 +243,11 @@ def _types(part: Any) -> str:
     if isinstance(part, list | tuple):
         return '+'.join(_types(entry) for entry in part)
     return str(part.get('type', '')) if isinstance(part, dict) else ''
+
+
+def resize_to(cfg: Any, size: tuple[int, int]) -> None:
+    """Let the test pipelines of a config resize pictures to fit in (H, W), as far as they have a scale."""
+    for step in augmentations(cfg):
+        kinds = [inner.get('type') for inner in step.get('transforms') or ()]
+        if step.get('img_scale') and 'Resize' in kinds:
+            step['img_scale'] = size[::-1]

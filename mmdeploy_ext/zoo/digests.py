@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import inspect
+import types
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.graph.signature import compute_signature
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Folder of this project's package."""
-DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-"""Nodes of a syntax tree that may begin with a docstring."""
 JUDGES = (
     'compat',
     'consumers',
@@ -113,7 +111,7 @@ def files_digest(path: Path) -> str:
 
 
 def hash_judges() -> None:
-    """Hash the code of `JUDGES`, which takes seconds, so that forked processes have the hashes cached."""
+    """Hash the code of `JUDGES`, which takes a second, so that forked processes have the hashes cached."""
     for pattern in JUDGES:
         code_digest(PACKAGE, pattern)
 
@@ -125,11 +123,22 @@ def code_digest(root: Path, pattern: str) -> str:
     Comments and docstrings do not count.
     """
     files = root.glob(pattern) if pattern.endswith('.py') else (root / pattern).rglob('*.py')
-    texts = []
+    digest = hashlib.sha256()
     for path in sorted(files):
-        tree = ast.parse(path.read_text(encoding='utf-8'))
-        for node in ast.walk(tree):
-            if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
-                del node.body[0]
-        texts.append(f'{path.relative_to(root)} {ast.dump(tree)}')
-    return hashlib.sha256('\n'.join(texts).encode()).hexdigest()
+        name = str(path.relative_to(root))
+        code = compile(path.read_bytes(), name, 'exec', dont_inherit=True, optimize=2)
+        digest.update(f'{name} {_content(code)}'.encode())
+    return digest.hexdigest()
+
+
+def _content(code: types.CodeType) -> list[Any]:
+    """Return the instructions and constants of code without its places in the file."""
+    constants: list[Any] = []
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            constants.append(_content(constant))
+        else:  # a set has any order
+            constants.append(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
+    names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    return [code.co_code, code.co_exceptiontable, *names, *counts, *constants]

@@ -11,7 +11,7 @@ from mmdeploy_ext.cli import export_app, test_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump
-from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 
 GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 

@@ -25,6 +25,7 @@ from mmdeploy_ext.consumers.autoware.bevfusion_rules import LIDAR
 from mmdeploy_ext.consumers.autoware.boxes import NodeObjects, suppressed
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
+from mmdeploy_ext.families.bevfusion.facts import Coder
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.preprocess.points import pillars
@@ -143,7 +144,7 @@ class AutowareBEVFusion(FusionRuntime):
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of `detections` that the suppression of the file's metadata keeps, best first."""
         facts = self.metadata.postprocess
-        return suppress(detections(outputs, facts['coder']), facts['nms'])
+        return suppress(detections(outputs, facts.coder), facts.nms)
 
     def objects(self, points: np.ndarray, settings: BEVFusionSettings | None = None) -> NodeObjects:
         """Return the objects that the node publishes of one cloud; for the errors see `step`.
@@ -155,7 +156,7 @@ class AutowareBEVFusion(FusionRuntime):
         """
         outputs = self.step(FusedFrame(points)).outputs
         settings = settings or BEVFusionSettings(tuple(name.upper() for name in self.classes))
-        return published(outputs, self.metadata.postprocess['coder'], settings)
+        return published(outputs, self.metadata.postprocess.coder, settings)
 
 
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -182,18 +183,18 @@ def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelPr
     return first, part(index, later, typed, model.graph.output)
 
 
-def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
+def places(boxes: np.ndarray, coder: Coder) -> np.ndarray:
     """Return centres (Q, 3) in metres of `bbox_pred` (10, Q), whose first rows are x, y in cells and z in m.
 
     The cells count from the corner of the map. `coder` is that of the file's facts: `voxel_size` and
     `pc_range` in metres, and `out_size_factor`, voxels per cell.
     """
-    step = np.float32(coder['voxel_size'][:2]) * np.float32(coder['out_size_factor'])
-    flat = boxes[:2] * step[:, None] + np.float32(coder['pc_range'][:2])[:, None]
+    step = np.float32(coder.voxel_size[:2]) * np.float32(coder.out_size_factor)
+    flat = boxes[:2] * step[:, None] + np.float32(coder.pc_range[:2])[:, None]
     return np.concatenate([flat, boxes[2:3]]).T
 
 
-def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
+def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
     """Return the boxes of the file's outputs within the model's own limits, best first.
 
     Args:
@@ -209,9 +210,7 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     return filter_boxes(boxes, outputs['score'], outputs['label_pred'], coder)
 
 
-def published(
-    outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], settings: BEVFusionSettings
-) -> NodeObjects:
+def published(outputs: Mapping[str, np.ndarray], coder: Coder, settings: BEVFusionSettings) -> NodeObjects:
     """Return the objects that the node publishes of a file's outputs, best first, before its remapper.
 
     Args:

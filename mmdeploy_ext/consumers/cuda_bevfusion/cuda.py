@@ -19,6 +19,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.bevfusion.facts import Coder
 from mmdeploy_ext.families.bevfusion.runtime import geometry
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
@@ -97,7 +98,7 @@ class CudaBEVFusion(FusionRuntime):
         self.sessions = {name: self.opened(engine, files[name], options) for name in DENSE}
         orders = SPARSE if to_compare else SPARSE[:1]
         self.sparse: dict[str, SparseGraph] = {name: read(files[name]) for name in orders}
-        self.view = geometry.View.of(self.metadata.postprocess['view'])
+        self.view = geometry.View.of(self.metadata.postprocess.view)
         self.seconds = dict.fromkeys((*GRAPHS, 'pooling'), 0.0)
         self.tables: Tables | None = None
 
@@ -141,7 +142,7 @@ class CudaBEVFusion(FusionRuntime):
         See `detections`, and `suppress`, which reads the entry `nms` of the metadata's `postprocess`.
         """
         facts = self.metadata.postprocess
-        return suppress(detections(outputs, facts['coder']), facts['nms'])
+        return suppress(detections(outputs, facts.coder), facts.nms)
 
     def _run(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         return dict(self.sessions[name].infer(feeds))
@@ -164,7 +165,7 @@ class CudaBEVFusion(FusionRuntime):
         return {**maps, UNROUNDED: next(iter(maps.values()))} if len(maps) > 1 else maps
 
 
-def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
+def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
     """Return the boxes of the head's outputs, best first, without suppression; at most one per query.
 
     The outputs are `score` (1, K, Q) in 0..1, `rot` (1, 2, Q) sine and cosine of the yaw, from -y clockwise
@@ -179,8 +180,8 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     """
     best = outputs['score'][0]
     labels, scores = best.argmax(0), best.max(0)
-    step = np.float32(coder['voxel_size'][:2]) * np.float32(coder['out_size_factor'])
-    place = outputs['reg'][0] * step[:, None] + np.float32(coder['pc_range'][:2])[:, None]
+    step = np.float32(coder.voxel_size[:2]) * np.float32(coder.out_size_factor)
+    place = outputs['reg'][0] * step[:, None] + np.float32(coder.pc_range[:2])[:, None]
     size = np.exp(outputs['dim'][0])
     bottom = outputs['height'][0] - size[2:] * np.float32(0.5)
     yaw = np.arctan2(outputs['rot'][0, :1], outputs['rot'][0, 1:])

@@ -1,61 +1,48 @@
-"""The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime.
+"""The family of BEVFormer: the configs that it claims and refuses, and what its models are.
 
-What the attributes and methods of the class without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py`.
+`families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import nn
 
-from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH as NODE_GRAPH
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.source_code import users_method
-from mmdeploy_ext.families.bevformer import autoware
-from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, graphs, spec
-from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
-from mmdeploy_ext.families.bevformer.reference import BevFormerReference
-from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx, frame_with_record
-from mmdeploy_ext.families.bevformer.samples import can_bus_entry, driven, dumped_frame, frame
+from mmdeploy_ext.families.bevformer.facts import RECORDED, BevFormerFacts
+from mmdeploy_ext.families.bevformer.graphs import BEV, graphs
+from mmdeploy_ext.families.bevformer.reference import BevFormerReference, given_record
+from mmdeploy_ext.families.bevformer.runtime import FORM, BevFormerOnnx, frame_with_record
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
-from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
+from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
+from mmdeploy_ext.families.parts.camera_samples import loaded_frame
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.options import AUTOWARE
-from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.proof_samples import changed_drive, record_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
 from mmdeploy_ext.models.bevformer.head import BEVFormerHead
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
-
-def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
-    """Return what a proof knows about the memory of files: the view, and where the car was.
-
-    It is the same for every file: `facts`, the metadata's entry `postprocess`, are not read.
-    """
-    tensors = dict(
-        bev_embed=BEV,
-        position=ColumnGroup(unit='m', rtol=0.0, atol=1e-6),
-        heading=ColumnGroup(unit='degree', rtol=0.0, atol=1e-6),
-    )
-    return MemorySpec(
-        tensors=tensors, outputs=dict(bev_embed='bev_embed'), needed=PREDICTIONS, per_query=PREDICTIONS
-    )
-
-
+MEMORY = dict(
+    bev_embed=BEV,
+    position=ColumnGroup(unit='m', rtol=0.0, atol=1e-6),
+    heading=ColumnGroup(unit='degree', rtol=0.0, atol=1e-6),
+)
+"""Tensors of the memory, and their tolerances."""
+SETTINGS = dict(as_two_stage=False, with_box_refine=True)
+"""Setting of the head -> the value that is exported, and that one without the setting counts as having."""
 LOOPED = (
     ('', ('forward', 'get_bev_features')),
     ('encoder', ('forward', 'get_reference_points', 'point_sampling')),
@@ -66,10 +53,7 @@ LOOPED = (
 
 
 def check_parts(filename: str, model: nn.Module) -> None:
-    """Refuse (ConfigError) methods of the user's in this package's head that neither graph nor PyTorch calls.
-
-    `filename` is that of the config, for the message.
-    """
+    """Raise ConfigError for methods of the user's in our head that neither graph nor PyTorch calls."""
     if not isinstance(model.pts_bbox_head, BEVFormerHead):
         return
     for path, part in model.pts_bbox_head.transformer.named_modules():
@@ -84,11 +68,7 @@ def check_parts(filename: str, model: nn.Module) -> None:
 
 
 def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) options of the encoder's layers that this package's layer does not read alike.
-
-    These are another activation than ReLU, settings of the feed-forward network, and normalisation first.
-    `filename` is that of the config, for messages, `transformer` the entry of its head.
-    """
+    """Raise ConfigError for options of the encoder's layers that our layer does not read as upstream's."""
     layers = transformer['encoder']['transformerlayers']
     for layer in layers if isinstance(layers, list | tuple) else [layers]:
         differs = dict(
@@ -104,7 +84,7 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
 
 
 def check_memory(cfg: Any) -> None:
-    """Refuse (ConfigError) a config by which the model forgets the last view; `build` checks the default."""
+    """Raise ConfigError for a config by which the model forgets the last view; `build` checks the default."""
     if not cfg.model.get('video_test_mode', True):
         raise ConfigError(
             f'{cfg.filename}: model.video_test_mode=False forgets the last view before every frame; '
@@ -112,29 +92,30 @@ def check_memory(cfg: Any) -> None:
         )
 
 
-SETTINGS = dict(as_two_stage=False, with_box_refine=True)
-"""Setting of the head -> the value that is exported, and that one without the setting counts as having.
+def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return what an info of BEVFormer has beside those of mmdet3d: `can_bus` (18,), drawn by a generator.
 
-Building this package's head refuses it without `with_box_refine`, whose default there is False."""
-MODELS = CameraModels(
-    detectors=('BEVFormer', 'BEVFormer_fp16'),
-    heads=('BEVFormerHead',),
-    needed_settings=SETTINGS,
-    absent_settings=SETTINGS,
-    check_further=check_memory,
-    camera_settings=lambda cfg: part_cfg(cfg.model, 'pts_bbox_head').get('transformer') or {},
-)
+    A data set replaces the position, the orientation and the heading by those of the pose.
+    """
+    return dict(can_bus=rng.uniform(-1, 1, CAN_BUS))
 
 
-class BevFormerFamily(QueryBoxes, SequenceFamily):
+class BevFormerFamily(CameraFamily, SequenceFamily):
     """`BEVFormer` with `BEVFormerHead`."""
 
     name = 'bevformer'
+    models = CameraModels(
+        detectors=('BEVFormer', 'BEVFormer_fp16'),
+        heads=('BEVFormerHead',),
+        needed_settings=SETTINGS,
+        absent_settings=SETTINGS,
+        check_further=check_memory,
+        camera_settings=lambda cfg: part_cfg(cfg.model, 'pts_bbox_head').get('transformer') or {},
+    )
     exports = 'BEVFormer with BEVFormerHead (mmdeploy_ext/families/bevformer/README.md)'
     similar_names = ('BEVFormer', 'BEVDet', 'DETR3D')
     used_by: ClassVar[Mapping[str, str]] = {
-        NODE_GRAPH: 'check {folder}',
-        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
+        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
     }
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
@@ -143,41 +124,17 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
         '*transformer.decoder.forward', '*encoder.layers.?.forward', '*attentions.?.forward',
         '*deformable_attention.forward', 'grid_mask.forward',
     )  # fmt: skip
-    samples, memory = 'frames', True
-    of_config = OF_CONFIG
     files = (FORM,)
     measured = ('portable',)
     bars = FRAME_BARS
     bars_of = 'the portable contract of tiny at 480x800 on a CPU'
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
-    claims, preprocess_rule = MODELS.claims, MODELS.preprocess_rule
-    reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
-    frame, moments = staticmethod(frame), staticmethod(functools.partial(moments, frame_of=frame_with_record))
-    dumped_frame = staticmethod(dumped_frame)
-
-    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
-        return autoware.graphs(model, options) if options.contract == AUTOWARE else graphs(model, options)
-
-    def names_of(self, options: Options) -> tuple[str, ...]:
-        return (NODE_GRAPH,) if options.contract == AUTOWARE else self.files
-
-    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
-        return autoware.companions(model) if options.contract == AUTOWARE else {}
-
-    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
-        return list(autoware.parameter_differences(folder, cfg))
-
-    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
-        return BevFormerReference(model, as_node=options.contract == AUTOWARE)
-
-    def check(self, cfg: Any, options: Options) -> None:
-        MODELS.check(cfg)
-        if options.contract == AUTOWARE:
-            autoware.check(cfg.filename, self.preprocess_rule(cfg))
+    frame_of = staticmethod(frame_with_record)
+    reference, graphs = staticmethod(BevFormerReference), staticmethod(graphs)
 
     def build(self, cfg: Any) -> nn.Module:
-        model = MODELS.build(cfg)
+        model = super().build(cfg)
         state_convention(model, cfg)
         if not getattr(model, 'video_test_mode', True):  # the default of BEVFormer's class
             raise ConfigError(
@@ -186,8 +143,8 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
             )
         check_parts(cfg.filename, model)
         if isinstance(model.pts_bbox_head.transformer.encoder.layers[0], BEVFormerLayer):
-            check_encoder(cfg.filename, MODELS.head_of(cfg)['transformer'])
-        model.rule = self.preprocess_rule(cfg)  # for `autoware.companions`
+            check_encoder(cfg.filename, self.models.head_of(cfg)['transformer'])
+        model.rule = self.preprocess_rule(cfg)  # for contracts of other programs
         model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model
 
@@ -195,30 +152,43 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
         super().load_weights(model, checkpoint)
         note_convention(model, checkpoint)
 
-    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        return generated_dataset(
-            folder, cfg, dict(type='BevNuScenesDataset'), views=rule, entries=can_bus_entry
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        """Return a sample as a frame; those of BEVFormer's data set have neither a pose nor a time.
+
+        A pose at the position of the record, without a turn, stands for the pose, 0 for the time.
+        """
+        frame = loaded_frame(data, ('can_bus', 'scene_token'))
+        if frame.can_bus.shape != (CAN_BUS,):
+            raise DataError(f'img_metas: can_bus has shape {frame.can_bus.shape}, expected ({CAN_BUS},)')
+        pose = np.eye(4)
+        pose[:3, 3] = frame.can_bus[:3]
+        return dataclasses.replace(
+            frame,
+            ego_pose=pose if frame.ego_pose is None else frame.ego_pose,
+            timestamp_s=frame.timestamp_s or 0.0,
         )
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        dataset = dict(type='BevNuScenesDataset')
+        return generated_dataset(folder, cfg, dataset, views=rule, entries=can_bus_entry)
+
+    def facts(self, model: nn.Module) -> BevFormerFacts:
         head, transformer = model.pts_bbox_head, model.pts_bbox_head.transformer
         low, high = head.pc_range[:2], head.pc_range[3:5]
-        return dict(
-            self.box_facts(model),
+        return BevFormerFacts(
+            **self.box_facts(model),
             bev_h=int(head.bev_h),
             bev_w=int(head.bev_w),
-            extent=[float(end) - float(start) for start, end in zip(low, high, strict=True)],
-            rotate_center=[float(value) for value in transformer.rotate_center],
+            extent=tuple(float(end) - float(start) for start, end in zip(low, high, strict=True)),
+            rotate_center=tuple(float(value) for value in transformer.rotate_center),
             rotate_prev_bev=bool(transformer.rotate_prev_bev),
             use_shift=bool(transformer.use_shift),
-            box_convention=model.box_convention,
             can_bus_orientation=model.can_bus_orientation,
         )
 
-    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        if options.contract == PORTABLE:
-            return ()
-        return tuple(spec(model, options).tensor(name) for name in PREDICTIONS)
+    def memory_spec(self, facts: BevFormerFacts) -> MemorySpec:
+        outputs = dict(bev_embed='bev_embed')
+        return MemorySpec(tensors=MEMORY, outputs=outputs, needed=PREDICTIONS, per_query=PREDICTIONS)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return BevFormerOnnx(paths, **engine)
@@ -226,7 +196,9 @@ class BevFormerFamily(QueryBoxes, SequenceFamily):
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         frames = list(changed_drive(sample))
         yield from frames
-        yield from driven(dataclasses.replace(frames[-1], images=sample.images))
+        yield from record_drive(
+            dataclasses.replace(frames[-1], images=sample.images), given_record(frames[-1])
+        )
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'forward_test')])

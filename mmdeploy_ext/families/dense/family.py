@@ -52,7 +52,7 @@ class DenseFamily(ImageFamily):
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
-    substitutes = staticmethod(reference.substitutes)
+    substitutes, counts = staticmethod(reference.substitutes), staticmethod(reference.counts)
     expected_tensors = staticmethod(reference.expected_tensors)
 
     def claims(self, cfg: Any) -> Claim:

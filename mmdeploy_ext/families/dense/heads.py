@@ -5,6 +5,7 @@ Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size
 
 import dataclasses
 import functools
+import itertools
 import weakref
 from collections.abc import Mapping
 
@@ -15,6 +16,7 @@ from torch import nn
 from mmdeploy_ext.contract.facts import Mismatch
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.parts.dense_heads import (
     OWN,
@@ -108,31 +110,32 @@ def check_results(head: nn.Module, form: str) -> None:
 def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
     """Try the known selections with the coder of the facts, then with the user's own decoding."""
     kind, place = kind_of(head), place_of_method(head)
-    candidates = list(variants(facts))
+    decodings = [facts]
     if kind.own and not isinstance(facts.coder, Traced):
-        own = dataclasses.replace(
-            facts,
-            coder=Traced(code=place_of_method(head, kind.own)),
-            head=dataclasses.replace(facts.head, inverted=True),
-        )
-        candidates += variants(own)
-    results = functools.partial(_results, head)
+        own = Traced(code=place_of_method(head, kind.own))
+        described = dataclasses.replace(facts.head, inverted=True)
+        decodings.append(dataclasses.replace(facts, coder=own, head=described))
+    problem = f'{place} gives other boxes than any that we know: --postprocess raw, {OWN}'
     try:
-        if found := first_equal(candidates, trials(head, kind, facts), results):
-            return Selection(found)
-        problem = f'{place} gives other boxes than any that we know: --postprocess raw, {OWN}'
-        for names in LIMITS:
+        for names in ((), *LIMITS):
             if any(getattr(facts, name) >= 0 for name in names):
                 continue
-            if found := first_equal(candidates, trials(head, kind, facts, lifted=names), results):
-                settings = ', '.join(f'model.test_cfg.{name}=-1' for name in names)
-                level = ' of each level' if 'nms_pre' in names else ''
-                left_out = f'{settings}: {type(head).__name__} leaves out the last result{level}'
-                return Selection(found, f'{left_out}; expected a positive number')
+            candidates = itertools.chain.from_iterable(map(variants, decodings))
+            tried = trials(head, kind, facts, lifted=names)
+            if found := first_equal(candidates, tried, functools.partial(_results, head)):
+                return Selection(found, _left_out(head, names))
     except Exception as error:
-        raised = f'{place} raises {type(error).__name__}: {error}'
-        problem = f'{raised}, of outputs as its kind has them: --postprocess raw, {OWN}'
+        raised = f'{type(error).__name__}: {error}{users_line(error)}'
+        problem = f'{place}, tried on outputs of its kind, raises {raised}: --postprocess raw, {OWN}'
     return Selection(dataclasses.replace(facts, coder=Traced(code=place)), problem)
+
+
+def _left_out(head: nn.Module, names: tuple[str, ...]) -> str:
+    """Return why settings of -1 are refused; '' if there are none."""
+    settings = ', '.join(f'model.test_cfg.{name}=-1' for name in names)
+    level = ' of each level' if 'nms_pre' in names else ''
+    expected = f'{type(head).__name__} leaves out the last result{level}; expected a positive number'
+    return f'{settings}: {expected}' if names else ''
 
 
 def _results(
@@ -140,8 +143,9 @@ def _results(
 ) -> Detections:
     """Return the results of the outputs of a head for one picture, whatever their sizes are."""
     facts = dataclasses.replace(facts, head=dataclasses.replace(facts.head, maps_by_stride=False))
-    outputs = decoded_outputs(head, facts, maps) if isinstance(facts.coder, Traced) else None
-    if outputs is None:
+    if isinstance(facts.coder, Traced):
+        outputs = decoded_outputs(head, facts, maps)
+    else:
         arrays = {name: tensor.numpy() for name, tensor in maps.items()}
         outputs = runtime.decode_raw(arrays, *feeds['input'].shape[2:], facts)
     return runtime.decoded_detections(facts, outputs, feeds)[0]

@@ -1,7 +1,7 @@
 """BEVFormer's rotation and attentions as operators that TensorRT deployments have plug-ins for.
 
-The attentions are those of `bev_attention.py` on the same live modules; what the plug-in computes itself
-(offsets in shares of a map, softmax, sampling) is left to it.
+The attentions are those of `models/bevformer/sampling.py` on the same live modules; what the plug-in computes
+itself (offsets in shares of a map, softmax, sampling) is left to it.
 
 Source of names and contracts: DerryHub/BEVFormer_tensorrt 303d314, det2trt/models/functions (no code).
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from mmdeploy_ext.consumers import bev_plugins
 from mmdeploy_ext.exporting.ops.attention import attend
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
-from mmdeploy_ext.families.parts.bev_attention import SeenViews
-from mmdeploy_ext.families.parts.bev_grid import rotate_view
+from mmdeploy_ext.models.bevformer.grid import rotate_view
+from mmdeploy_ext.models.bevformer.sampling import SeenViews
 
 
 def rotation_in_graph(degrees: Tensor, center: Tensor, height: int, width: int) -> Tensor:
@@ -125,7 +125,7 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
         module: the attention, whose number of heads and linear layers are used.
         query: (1, Q, C), `position` not added.
         position: embedding of the cells, of the same shape.
-        views: as in `bev_attention.attend_views`.
+        views: as in `sampling.attend_views`.
     """
     both = torch.cat([views.cells[:1], query + position], -1)
     per_view = (module.num_heads, 2, -1)

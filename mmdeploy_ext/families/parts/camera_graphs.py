@@ -3,8 +3,30 @@
 Glossary: N cameras, C channels, h, w feature map, H, W network input in pixels.
 """
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import Graph, GraphSpec
+from mmdeploy_ext.families.parts.traced_inputs import with_examples
+from mmdeploy_ext.tasks.half_bars import widened
+
+
+def camera_graphs(
+    model: nn.Module, options: Options, parts: Sequence[tuple[str, nn.Module, GraphSpec]]
+) -> list[Graph]:
+    """Return graphs by name, module and contract; outputs get the tolerances of the precision."""
+    widened_parts = []
+    for name, module, spec in parts:
+        outputs = (
+            dataclasses.replace(tensor, groups=widened(tensor.groups, options.precision))
+            for tensor in spec.outputs
+        )
+        widened_parts.append((name, module, dataclasses.replace(spec, outputs=tuple(outputs))))
+    return with_examples(model, widened_parts)
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:

@@ -1,29 +1,32 @@
-"""The models of several cameras that families export, how they are built, and boxes of queries.
-
-`CameraModels` is what a family asks about its models; `QueryBoxes` is a class that families whose queries
-become boxes without NMS derive from beside `SequenceFamily`.
-"""
+"""Families of several cameras: their models, how these are built, and frames of their data sets."""
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 from mmdet.models.builder import MODELS as MMDET_MODELS
 from mmdet3d.models import build_model
 from mmdet3d.models.builder import MODELS
 from torch import nn
 
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name, refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.parts.camera_samples import dumped_frame, loaded_frame
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.models.catalogue import MODULES, register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.infos import read_frames
+from mmdeploy_ext.runtime.streams import frame_of_rig
 
 OF_CONFIG = "size and cameras are the config's"
 """`Family.of_config` of such a family."""
@@ -159,22 +162,54 @@ def _check_coder(coder: Mapping[str, Any], key: str) -> None:
         raise ConfigError(f'{key}.max_num={limit!r}: expected a whole number of at least 1')
 
 
-class QueryBoxes:
-    """What a family has beside `SequenceFamily` if its best pairs of query and class become boxes."""
+class CameraFamily:
+    """What a family of several cameras on a drive has beside `SequenceFamily`.
 
+    Attributes:
+        models: the models that it exports.
+        needed: fields of a `Frame` that a sample of the test loader and a dump have to have.
+        frame_of: makes a frame of its pictures, its entry in infos and a rule; None: `frame_of_rig` does.
+    """
+
+    models: CameraModels
+    needed: ClassVar[tuple[str, ...]] = ()
+    frame_of: ClassVar[Callable[..., Frame] | None] = None
+    samples, memory, of_config = 'frames', True, OF_CONFIG
     compared = PREDICTIONS
     result = staticmethod(result)
 
-    def box_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return the entries of `postprocess_facts` that all families of such boxes have.
+    def claims(self, cfg: Any) -> Claim:
+        return self.models.claims(cfg)
 
-        They are `max_num`, `post_center_range` (6 numbers, m), `score_threshold` (None: there is none) and
-        `num_classes`.
-        """
+    def check(self, cfg: Any, options: Options) -> None:
+        self.models.check(cfg)
+
+    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        return self.models.preprocess_rule(cfg)
+
+    def build(self, cfg: Any) -> nn.Module:
+        return self.models.build(cfg)
+
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        return loaded_frame(data, self.needed)
+
+    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+        return dumped_frame(tensors, manifest, self.needed)
+
+    def moments(
+        self, cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None
+    ) -> Iterator[Frame]:
+        frame_of = self.frame_of or frame_of_rig
+        for rig in read_frames(infos, rule, root):
+            yield frame_of(rig.read_pictures(), rig, rule)
+
+    def box_facts(self, model: nn.Module) -> dict[str, Any]:
+        """Return the fields of `QueryBoxFacts`."""
         coder = model.pts_bbox_head.bbox_coder
         return dict(
             max_num=int(coder.max_num),
-            post_center_range=[float(value) for value in coder.post_center_range],
+            post_center_range=tuple(float(value) for value in coder.post_center_range),
             score_threshold=coder.score_threshold,
             num_classes=self.num_classes(model),
+            box_convention=getattr(model, 'box_convention', '1.x'),
         )

@@ -1,56 +1,172 @@
-"""Detectors of cameras in PyTorch as steppers: what those with queries share."""
+"""Detectors of several cameras in PyTorch as steppers: the test path of the user's detector or of ours.
+
+Glossary: N cameras.
+"""
 
 import abc
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from torch import Tensor, nn
 
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
 from mmdeploy_ext.families.parts.samples import detections_in_1x
+from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import Frame, StepResult
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 
 class CameraReference(abc.ABC):
-    """The test path of the user's detector or of ours, unpatched; subclasses keep its memory.
+    """A detector that is not patched, in its own test path; it keeps its memory where it always does.
+
+    A family says what the test loader would give (`data`), what is watched (`hooks`), and where the memory is
+    (`forget`, `memory`, `remember`).
 
     Attributes:
-        model: the detector.
-        head: gives the raw outputs.
+        reads: fields of a `Frame` that the detector reads besides its images.
+        outputs: tensors of a frame that are compared, by the names of the graphs; `hooks` or taps give them.
+        model, head: the detector, in evaluation mode, and its head.
         device: of the weights.
         convention: of the boxes that the model was trained with, see `box_conventions`; '' for that of
             mmdet3d 1.x in all models of a family.
+        notes: sentences for the verdict.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a detector, which is in evaluation mode, and empty its memory."""
-        self.model, self.head = model, model.pts_bbox_head
+    reads: ClassVar[tuple[str, ...]]
+    outputs: ClassVar[tuple[str, ...]]
+
+    def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
+        self.model = model
+        self.head = model.pts_bbox_head if hasattr(model, 'pts_bbox_head') else model.head
         self.device = next(model.parameters()).device
         self.convention: str = getattr(model, 'box_convention', '')
+        self._notes = tuple(notes)
         self.reset()
 
-    @abc.abstractmethod
-    def reset(self) -> None:
-        """Empty the memory."""
+    # ---- what a family says
 
     @abc.abstractmethod
-    def step(self, frame: Frame) -> StepResult:
-        """Run one prepared frame, keep the memory for the next; return tensors by name, and the boxes."""
+    def data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
+        """Return a frame as the test loader gives it: one augmentation of one sample, copied."""
+
+    @abc.abstractmethod
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+        """Return module of the detector -> function of its inputs and output that gives tensors by name."""
+
+    @abc.abstractmethod
+    def forget(self) -> None:
+        """Empty the memory of the detector."""
+
+    @abc.abstractmethod
+    def memory(self) -> dict[str, np.ndarray]:
+        """Return the tensors of the memory after the last frame, as the runtime has them."""
+
+    @abc.abstractmethod
+    def remember(self, state: StreamState) -> None:
+        """Give the detector, whose memory is empty, another memory."""
+
+    def tensors(self, values: Mapping[str, Tensor], was_reset: bool) -> dict[str, np.ndarray]:
+        """Return the compared tensors of the frame that was run, from what was watched and tapped."""
+        return {name: array(values[name]) for name in self.outputs}
+
+    def was_reset(self, is_first: bool) -> bool:
+        """Return whether no frame before counted for the frame that was run."""
+        return is_first
+
+    def results(self, results: Sequence[Mapping[str, Any]]) -> Detections3D:
+        """Return the boxes of what the detector returned for a frame."""
+        return self.detections(results[0]['pts_bbox'])
+
+    def further_taps(self, frame: Frame) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the detector runs, and taps what it does not tap by itself."""
+        return contextlib.nullcontext()
+
+    # ---- frames
 
     @property
     def notes(self) -> list[str]:
-        """Sentences for the verdict: whose boxes the results are."""
-        if not self.convention:
-            return []
-        return [f'trained with boxes of mmdet3d {self.convention}; results are compared as boxes of 1.x']
+        notes = [*self._notes]
+        if self.convention:
+            about = f'trained with boxes of mmdet3d {self.convention}; results are compared as boxes of 1.x'
+            notes.insert(0, about)
+        return notes
+
+    def is_first(self, frame: Frame) -> bool:
+        """Return whether a frame begins a scene: as upstream, by another scene token, never by a gap."""
+        return self._last is None or self._last.scene_token != frame.scene_token
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run a prepared frame; taps around it get the taps of the model, the frame and the outputs.
+
+        DataError: a field in `reads` is missing or not valid. ShapeError: another number of cameras.
+        """
+        cameras = self.model.input_sizes[0]
+        if len(frame.images) != cameras:
+            raise ShapeError(
+                f'{frame.name or "frame"}: got {len(frame.images)} pictures, the model has {cameras} '
+                f'cameras; state num_cams in the config'
+            )
+        frame_checks.check_fields(frame, self.reads, cameras)
+        is_first = self.is_first(frame)
+        data, hooks = self.data(frame, is_first), self.hooks(frame)
+        with torch.no_grad(), collect_taps() as taps, watching(hooks) as values, self.further_taps(frame):
+            results = self.model(**data)
+        self._last = StreamState({}, copy.copy(frame.ego_pose), frame.timestamp_s, frame.scene_token)
+        was_reset = self.was_reset(is_first)
+        outputs = self.tensors({**taps, **values}, was_reset)
+        shown = {name: torch.from_numpy(value) for name, value in outputs.items()}
+        for name, value in {**dict(inputs_of(frame, is_first)), **taps, **shown}.items():
+            tap(name, value)
+        return StepResult(outputs, self.results(results), was_reset)
+
+    def tensor(self, values: Any) -> Tensor:
+        """Return a float32 copy of numbers on the device of the model."""
+        return torch.from_numpy(np.array(values, np.float32)).to(self.device)
+
+    def meta_of(self, frame: Frame) -> dict[str, Any]:
+        """Return the metas that the test loader has for the pictures of any model."""
+        shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
+        return dict(
+            scene_token=frame.scene_token,
+            lidar2img=list(np.array(frame.lidar2img, np.float64)),
+            img_shape=shapes,
+            pad_shape=shapes,
+            box_type_3d=LiDARInstance3DBoxes,
+        )
+
+    # ---- memory
+
+    def reset(self) -> None:
+        """Empty the memory."""
+        self._last: StreamState | None = None  # without tensors
+        self.forget()
+
+    @property
+    def state(self) -> StreamState | None:
+        """The memory after the last frame, None before the first; assign one to go on from it."""
+        if self._last is None:
+            return None
+        last = self._last
+        return StreamState(self.memory(), last.ego_pose, last.timestamp_s, last.scene_token or '')
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.reset()
+        if state is not None:
+            self.remember(state)
+            self._last = state
+
+    # ---- boxes
 
     def detections(self, result: Mapping[str, Any]) -> Detections3D:
-        """Return the detector's result of one sample as boxes of mmdet3d 1.x, best first.
-
-        `result` is its `pts_bbox`: `boxes_3d`, `scores_3d` and `labels_3d`.
-        """
+        """Return a result of one sample, `boxes_3d`, `scores_3d` and `labels_3d`, as boxes of mmdet3d 1.x."""
         return detections_in_1x(result, self.convention)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
@@ -63,3 +179,19 @@ class CameraReference(abc.ABC):
         with torch.no_grad():
             ((boxes, scores, labels),) = self.head.get_bboxes(tensors, [meta])
         return self.detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """Return a copy of a tensor on the CPU."""
+    return tensor.detach().cpu().numpy().copy()
+
+
+def inputs_of(frame: Frame, is_first: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of what a dump has of a frame; `dumped_cameras` reads it back."""
+    yield 'img', torch.from_numpy(np.array(frame.images))
+    yield 'prev_exists', torch.tensor([0.0 if is_first else 1.0])
+    for name in ('lidar2img', 'intrinsics', 'ego_pose', 'can_bus', 'camera_times_s'):
+        if (values := getattr(frame, name)) is not None:
+            yield name, torch.from_numpy(np.array(values, np.float64))
+    if frame.timestamp_s is not None:
+        yield 'timestamp_s', torch.tensor([frame.timestamp_s], dtype=torch.float64)

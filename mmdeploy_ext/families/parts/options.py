@@ -1,11 +1,10 @@
-"""Options that several families declare, and schemas of facts that several of them have."""
+"""Options that several families declare."""
 
 import dataclasses
 import functools
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.contract.schema import COUNT, RANGE, maybe, number
 
 # --- graphs of images -----------------------------------------------------------------------------------
 
@@ -33,8 +32,6 @@ CONVENTIONS = '0.17', '1.x'
 clockwise; length, width, height and yaw from x counter-clockwise."""
 AUTOWARE = 'autoware'
 """Choice of `--contract`: the files that a node of Autoware loads."""
-BOX_FACTS = dict(max_num=COUNT, post_center_range=RANGE, score_threshold=maybe(number()), num_classes=COUNT)
-"""Schema of the result of `QueryBoxes.box_facts`."""
 STREAM_GROUP = 'multi-camera models (StreamPETR)'
 """Heading of these options in the help text."""
 STREAM_CONTRACT = dataclasses.replace(

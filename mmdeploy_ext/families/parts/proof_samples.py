@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pyquaternion import Quaternion
 
+from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD, orientation_of
 from mmdeploy_ext.runtime.frames import FusedFrame, Sweep
 
 if TYPE_CHECKING:
@@ -32,10 +33,25 @@ ROLL_RAD = np.pi / 3
 """Angle about the optical axis of a camera whose intrinsics turn the picture back: focal lengths halve."""
 MOVED_M, TURNED = (0.3, -0.2, 0.1), Quaternion(axis=[0.1, 0.2, 1.0], degrees=2.0)
 """Translation and rotation of a moved camera or sweep."""
+WAYS = (
+    ('a way along y', 0.0, 1.5, None),
+    ('a way along -x', -1.25, 0.0, None),
+    ('a way along -y', 0.0, -2.0, None),
+    ('a turn', 0.5, 0.25, 354.0),
+    ('a turn over 0 degrees', -0.75, 0.5, 166.0),
+    ('neither a way nor a turn', 0.0, 0.0, None),
+)
+"""Name of a frame, metres along x and y of the map since the frame before, and the heading in degrees, None
+for that of the frame before. The second turn is of 188 degrees as numbers, and of 172 the other way."""
+MEASURED = np.linspace(-1.1, 1.4, 9)
+"""Acceleration, rotation rate and velocity of the first of these frames, no two alike and none 0: a record
+without them, or with them in another order, is another one. Those of frame n are n times as large."""
 EVERY_POINT = 8
 """Every so many points are in the samples of changed rigs."""
 STEP_S = 0.4
 """Time between frames of a drive."""
+TURN_RAD, WAY_M = 0.5, 1.5
+"""How far the car of `special_drive` turns to the left, and drives along y of its LiDAR, between frames."""
 
 
 def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
@@ -159,21 +175,54 @@ def turned_way(turn_rad: float, way_m: float) -> np.ndarray:
     return pose
 
 
-def after_a_turn(frame: Frame) -> Frame:
-    """Return the next frame of a car that has turned and driven by what is no whole number of metres.
+def special_drive(frame: Frame, gaps_s: Sequence[float] = (STEP_S,), lag_s: float = 0.0) -> Iterator[Frame]:
+    """Yield one drive: `changed_drive`, then frames of a car that turns, with these times between them.
 
-    As in every `Frame`, `ego_pose` leads from the LiDAR's frame to the global one, not from the car's.
-
-    A car that stands still shows no error of a motion that is computed in float32: whether the two equal
-    poses cancel exactly depends on the kernels of the machine.
+    With `lag_s`, the largest time in seconds from the first picture of a frame to its last, cameras take
+    their pictures one after the other, another one first in each frame, and have the pictures of another one.
     """
-    return dataclasses.replace(
-        frame,
-        ego_pose=frame.ego_pose @ _moved(),
-        ego_pose_inv=None,
-        timestamp_s=frame.timestamp_s + STEP_S,
-        name='after a turn',
-    )
+    frames = list(changed_drive(dataclasses.replace(frame, camera_times_s=None)))
+    yield from frames
+    turn, last, time_s = turned_way(TURN_RAD, WAY_M), frames[-1], frames[-1].timestamp_s
+    pose = np.array(frame.ego_pose, np.float64)
+    for number, gap in enumerate(gaps_s):
+        pose, time_s = pose @ turn, time_s + gap
+        changes: dict[str, np.ndarray] = dict(images=frame.images)
+        if lag_s:
+            lags = np.linspace(0, min(lag_s, gap / 4), len(frame.images))
+            changes = dict(
+                images=np.roll(frame.images, number + 1, axis=0),
+                camera_times_s=time_s - np.roll(lags, number),
+            )
+        yield dataclasses.replace(
+            last,
+            **changes,
+            name=f'{gap} s later, after a turn',
+            ego_pose=pose,
+            ego_pose_inv=None,
+            timestamp_s=time_s,
+        )
+
+
+def record_drive(frame: Frame, record: np.ndarray) -> Iterator[Frame]:
+    """Yield the next frames of a drive, whose car moves along an axis of the map exactly, turns, or stands.
+
+    Pictures, rig and `ego_pose` stay those of `frame`: the record `can_bus` has the motion, which begins at
+    `record` (18,). A direction that is computed by a quotient fails where a way has no share
+    along an axis, and a heading that crosses 0 degrees changes by almost a whole turn.
+    """
+    for step, (name, x, y, heading) in enumerate(WAYS, start=1):
+        record = record.copy()
+        record[:2] += x, y
+        record[YAW_DEG] = record[YAW_DEG] % 360 if heading is None else heading
+        record[YAW_RAD] = np.radians(record[YAW_DEG])
+        half = record[YAW_RAD] / 2
+        quaternion = np.array([np.cos(half), 0, 0, np.sin(half)])
+        record[3:7] = quaternion if orientation_of(record) == 'wxyz' else quaternion[0]
+        record[7:16] = step * MEASURED
+        yield dataclasses.replace(
+            frame, name=name, can_bus=record, timestamp_s=frame.timestamp_s + 0.5 * step
+        )
 
 
 def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFrame:

@@ -21,16 +21,14 @@ from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.ops.attention import attend_tokens, multi_head
+from mmdeploy_ext.exporting.ops.attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.suppression import hw
 from mmdeploy_ext.families.parts.image_graphs import clip_size
 from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions, periods, tokens_of, waves
+from mmdeploy_ext.models.transformer_layers import among_themselves, attend_to, run_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    Attend = Callable[[nn.Module, torch.Tensor], torch.Tensor]
-    """(attention of mmcv, queries (B, Q, D)) -> (B, Q, D), without its shortcut."""
+    from collections.abc import Sequence
 
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
@@ -49,56 +47,6 @@ Y_FIRST = [1, 0, 2, 3]
 
 
 # --- layers of mmcv's transformers ----------------------------------------------------------------------
-
-
-def run_layer(layer: nn.Module, query: torch.Tensor, attend: Mapping[str, Attend]) -> torch.Tensor:
-    """Run one `BaseTransformerLayer` of mmcv on (B, Q, D), and return as much.
-
-    `attend` has a function per step of the layer: 'self_attn' and, of a decoder, 'cross_attn'. They take the
-    attention's module and its query, and return what is added to that, or, in a layer whose first step is a
-    norm, to the query before its norm.
-    """
-    attentions, norms, ffns = iter(layer.attentions), iter(layer.norms), iter(layer.ffns)
-    identity = query
-    for step in layer.operation_order:
-        if step == 'norm':
-            query = next(norms)(query)
-        elif step == 'ffn':
-            query = next(ffns)(query, identity if layer.pre_norm else None)
-        else:
-            attended = attend[step](next(attentions), query)
-            query = identity = attended + (identity if layer.pre_norm else query)
-    return query
-
-
-def attend_to(
-    attention: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Run mmcv's `MultiheadAttention` without its shortcut: query (B, Q, D) to (B, Q, D).
-
-    `key` and `value` are (B, K, D); query and key have positions added; `mask`, bool, broadcast to (B, M, Q,
-    K), is True where a query must not look. Without a mask nothing is hidden.
-    """
-    layer = attention.attn
-    heads = multi_head((query, key, value), layer.in_proj_weight, layer.in_proj_bias, layer.num_heads, mask)
-    return layer.out_proj(heads)
-
-
-def among_themselves(position: torch.Tensor, mask: torch.Tensor | None = None) -> Attend:
-    """Return a self-attention in which queries and keys have positions (B or 1, Q, D) added.
-
-    For `mask` see `attend_to`.
-    """
-
-    def attend(attention: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        positioned = tokens + position
-        return attend_to(attention, positioned, positioned, tokens, mask)
-
-    return attend
 
 
 def encode_tokens(

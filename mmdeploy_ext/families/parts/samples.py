@@ -1,7 +1,7 @@
 """Values of the test loader's samples and of dumps, and detections from and to results of mmdet3d."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.options import CONVENTIONS
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import Frame
 
 
 def check_given(data: Mapping[str, Any], keys: Iterable[str]) -> None:
@@ -47,54 +46,6 @@ def picture_files(meta: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the files of a sample's pictures by its metas; () if these name none."""
     files = meta.get('filename') or ()
     return (files,) if isinstance(files, str) else tuple(map(str, files))
-
-
-def camera_frame(images: Any, lidar2img: Any, meta: Mapping[str, Any], **fields: Any) -> Frame:
-    """Return a frame of N cameras, for whose intrinsics unit matrices stand.
-
-    Args:
-        images: (N, 3, H, W) as the test pipeline prepared them, may be with axes of length 1 before.
-        lidar2img: (N, 4, 4).
-        meta: metas of the sample, which may have its name, `sample_idx`, and the files of its pictures.
-        fields: further ones of a `Frame`.
-    """
-    images = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
-    lidar2img = np.asarray(lidar2img, np.float64)
-    return Frame(
-        images=np.ascontiguousarray(images, np.float32).reshape(images.shape[-4:]),
-        lidar2img=lidar2img,
-        intrinsics=np.tile(np.eye(4), (len(lidar2img), 1, 1)),
-        name=str(meta.get('sample_idx', '')),
-        image_files=picture_files(meta),
-        **fields,
-    )
-
-
-def dumped_cameras(
-    tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], names: Collection[str], **fields: Any
-) -> Frame:
-    """Return a dumped frame of N cameras as the model got it.
-
-    Args:
-        tensors: name -> array of the dump.
-        manifest: of the dump, which may have `scene_token` ('' if it is None), and `frame`, its name.
-        names: tensors that are read, of which there are `img` (N, 3, H, W), may be with an axis of samples
-            before, `lidar2img` (N, 4, 4), and may be `ego_pose`, `timestamp_s` (1,) and others of a
-            `Frame`.
-        fields: further ones of a `Frame`, also in place of tensors.
-
-    Raises:
-        DataError: the dump lacks one of the names.
-    """
-    check_dumped(tensors, names)
-    values = {
-        name: np.asarray(tensors[name], np.float64) for name in names if name not in ('img', 'lidar2img')
-    }
-    if 'timestamp_s' in values:
-        values['timestamp_s'] = float(values['timestamp_s'][0])
-    meta = dict(sample_idx=manifest.get('frame', ''))
-    scene = str(manifest.get('scene_token') or '')
-    return camera_frame(tensors['img'], tensors['lidar2img'], meta, scene_token=scene, **(values | fields))
 
 
 def detections(result: Mapping[str, Any]) -> Detections3D:

@@ -19,10 +19,13 @@ from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
 
 NMS_PRE, MAX_PER_IMG = 5, 9
-"""Limits of a trial: with these a wrong selection shows in a few rows."""
-SEEDS = range(3)
-CANDIDATES = 80
-"""How many scores of a trial pass the threshold: no more than results of a picture mostly may be."""
+"""Limits of a trial; all but the first have no `MAX_PER_IMG`, which would hide the worse results."""
+UNLIMITED = 10**6
+SEEDS = range(6)
+CANDIDATES = 2.5
+"""How many classes of a prior pass the threshold, on average: priors that are left out have some."""
+SPREAD = 1.5
+"""Deviation of class logits."""
 CORNERS = torch.tensor([-1.0, -1.0, 1.0, 1.0]).view(4, 1, 1)
 SCALE = np.asarray([1.5, 1.25, 1.5, 1.25], np.float32)
 BORDER = (3.0, 6.0)
@@ -73,10 +76,10 @@ def trials(head: nn.Module, kind: HeadKind, facts: DenseFacts, lifted: tuple[str
     if 'deploy_nms_pre' in head.test_cfg:  # replaces `nms_pre`, and is no limit with -1
         lifted = (*lifted, 'nms_pre')
     for seed in SEEDS:
-        limits = dict(nms_pre=NMS_PRE, max_per_img=facts.max_per_img if seed else MAX_PER_IMG)
+        limits = dict(nms_pre=NMS_PRE, max_per_img=UNLIMITED if seed else MAX_PER_IMG)
         for name in limits:
             if getattr(facts, name) < 0:
-                limits[name] = 10**6 if name in lifted else -1
+                limits[name] = UNLIMITED if name in lifted else -1
         if not facts.head.suppresses:
             limits['max_per_img'] = NMS_PRE
         maps = dict(generated(facts, seed))
@@ -119,23 +122,23 @@ def trials(head: nn.Module, kind: HeadKind, facts: DenseFacts, lifted: tuple[str
 
 
 def generated(facts: DenseFacts, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield name and map of outputs of some 40 cells, of which about `CANDIDATES` scores pass the threshold.
+    """Yield name and map of outputs of some 40 cells.
 
-    Some priors have several candidates, and some cells score better than others. No two scores are equal:
-    which of them a top-k takes is no behaviour.
+    Some priors score better than others. No two scores are equal: which of them a top-k takes is no
+    behaviour.
     """
     draw, head = torch.Generator().manual_seed(seed), facts.head
     shape = (5, 8) if len(facts.strides) == 1 else (2, 4)
-    num_scores = shape[0] * shape[1] * sum(map(len, facts.base_anchors)) * facts.num_classes
-    spread = torch.distributions.Normal(0, 1.5)
+    share = min(CANDIDATES / facts.num_classes, 0.7)
     passing = torch.logit(torch.tensor(min(max(facts.score_thr, 0.02), 0.9)))
-    passing = passing - spread.icdf(torch.tensor(max(1 - CANDIDATES / num_scores, 0.3)))
+    passing = passing - torch.distributions.Normal(0, SPREAD).icdf(torch.tensor(1 - share))
     for name, columns in head.outputs:
         for level, priors in enumerate(facts.base_anchors):
             values = torch.randn(1, len(priors), columns, *shape, generator=draw)
             if name == head.scores:
                 of_prior = torch.randn(1, len(priors), 1, *shape, generator=draw)
-                values[:, :, head.first_class :] = values[:, :, head.first_class :] + 1.1 * of_prior + passing
+                values[:, :, head.first_class :] *= 1.3
+                values[:, :, head.first_class :] += 0.7 * of_prior + passing
                 if head.activation == 'softmax':
                     values[:, :, -1] = 0.0
                 if head.activation == 'none':
@@ -160,7 +163,7 @@ def _spread(facts: DenseFacts, name: str, values: torch.Tensor, level: int) -> t
     if coder == 'centre':
         return values.abs() * (6.0 if name == 'wh' else 0.3)
     if coder in ('integral', 'bucket'):
-        return values * 2
+        return values * (1.0 if name == 'bbox_cls' else 2.0)
     return values * (0.3 if name == 'shape_pred' else 0.5)
 
 

@@ -1,13 +1,13 @@
 """PETR and PETRv2: cameras whose tokens carry positions in 3D; PETRv2 also sees the frame before."""
 
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.families.petr.options import OPTIONS, POSTPROCESS
+from mmdeploy_ext.families.petr.options import OPTIONS
 
 register_family(
     'petr',
     'mmdeploy_ext.families.petr.family:PETR',
     options=OPTIONS,
-    postprocess=POSTPROCESS,
+    facts='mmdeploy_ext.families.petr.facts:PetrFacts',
     runtime='mmdeploy_ext.families.petr.runtime',
     library='mmdet3d',
     claims=('PETRHead',),
@@ -16,7 +16,7 @@ register_family(
     'petrv2',
     'mmdeploy_ext.families.petr.family:PETRV2',
     options=OPTIONS,
-    postprocess=POSTPROCESS,
+    facts='mmdeploy_ext.families.petr.facts:PetrFacts',
     runtime='mmdeploy_ext.families.petr.runtime',
     library='mmdet3d',
     claims=('PETRv2Head',),

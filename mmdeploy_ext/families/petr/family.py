@@ -1,11 +1,9 @@
-"""The families of PETR and PETRv2: the configs that they claim and refuse, graphs, reference and runtime.
+"""The families of PETR and PETRv2: the configs that they claim and refuse, and what their models are.
 
-What the attributes and methods of the classes without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py`.
+`families/base.py` and `families/sequence.py` document the members.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,38 +12,17 @@ from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
-from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
-from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, QueryBoxes
-from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
+from mmdeploy_ext.families.parts.camera_samples import loaded_frame
+from mmdeploy_ext.families.parts.proof_samples import special_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.parts.runtime.rig_frames import moments
-from mmdeploy_ext.families.parts.samples import dumped_cameras
-from mmdeploy_ext.families.petr.graphs import (
-    FEATURES,
-    Sizes,
-    graphs,
-    predictions,
-    valid_for,
-)
-from mmdeploy_ext.families.petr.options import DL4AGX
+from mmdeploy_ext.families.petr.facts import FRAME, MODEL, RIG, PetrFacts
+from mmdeploy_ext.families.petr.graphs import EXACT, FEATURES, graphs
 from mmdeploy_ext.families.petr.reference import PetrReference
-from mmdeploy_ext.families.petr.runtime import (
-    PORTABLE_FILES,
-    PetrOnnx,
-    bound_files,
-    bound_note,
-)
-from mmdeploy_ext.families.petr.samples import (
-    DUMPED,
-    camera_steps,
-    check_sweeps,
-    driven,
-    frame,
-    start_gap_s,
-)
+from mmdeploy_ext.families.petr.runtime import PORTABLE_FILES, PetrOnnx
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
@@ -56,29 +33,56 @@ NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
 """Setting of both heads -> the only value with which they are exported."""
 ABSENT = dict(with_position=True, normedlinear=False, position_level=0)
 """Setting -> the value that a head without it has."""
+SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
+"""Upstream's steps of a test pipeline: the one that loads the frame before, and the one that resizes."""
+SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
+"""Time from one sweep to the next, and the sweeps of which upstream takes one as the frame before."""
+OF_CAMERAS = 'images', 'lidar2img', 'intrinsics', 'image_files'
+"""What a frame has of each camera."""
+GAPS_S, LAG_S = (0.5, 0.05, 1.7, 6.0, 0.5), 0.08
+"""Seconds between frames of a drive with irregular gaps, and between the pictures of a frame."""
 
 
-def models_with(head: str, frames: int, **settings: Any) -> CameraModels:
-    """Return the models with a type of head that sees a number of frames.
+def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
+    """Return the steps of a config's test pipeline as `multiview_rule` reads them, of the present frame."""
+    return [
+        dict(step, type='ResizeCropFlipRotImage') if step['type'] == RESIZE else step
+        for step in test_pipeline(cfg)
+        if step['type'] != SWEEPS
+    ]
 
-    `settings` are name -> value, needed besides those of both heads.
-    """
-    return CameraModels(
-        detectors=('Petr3D',),
-        heads=(head,),
-        needed_settings=NEEDED | settings,
-        absent_settings=ABSENT,
-        check_further=lambda cfg: check_sweeps(cfg.filename, test_pipeline(cfg), frames),
-        camera_steps=lambda cfg: camera_steps(test_pipeline(cfg)),
-    )
+
+def check_sweeps(cfg: Any, frames: int) -> None:
+    """Raise ConfigError for a test pipeline that loads another number of frames than the head sees."""
+    for step in test_pipeline(cfg):
+        if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:
+            raise ConfigError(
+                f'{cfg.filename}: {SWEEPS} of the test pipeline has sweeps_num={step.get("sweeps_num")}, '
+                f'expected {frames - 1}, the number of frames that the head sees beside the present one'
+            )
+
+
+def start_gap_s(cfg: Any) -> float:
+    """Return the time in s that stands for the gap where there is no frame before, by the test pipeline."""
+    loader = next((step for step in test_pipeline(cfg) if step['type'] == SWEEPS), {})
+    first, last = loader.get('sweep_range', SWEEP_RANGE)
+    return (first + last) / 2.0 * SWEEP_S
+
+
+def valid_for(frames: int) -> dict[str, str]:
+    """Return name of an input or a constant -> for how long a value of it may be used again."""
+    per_frame, per_rig = ['img', 'img_feats'], ['img2lidar', 'pos_embed', 'embedded_img2lidar']
+    if frames > 1:
+        per_frame += [*(f'prev_{name}' for name in ('img_feats', *per_rig)), 'mean_time_stamp']
+    names = {FRAME: per_frame, RIG: per_rig, MODEL: ['sine_part', 'queries']}
+    return {name: duration for duration, listed in names.items() for name in listed}
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PetrFamily(QueryBoxes, SequenceFamily):
+class PetrFamily(CameraFamily, SequenceFamily):
     """`Petr3D` with a head that sees one frame, or the frame before, too; the instances are below.
 
     Attributes:
-        name: name of the family.
         models: its models.
         frames: number of frames that a head sees, 1 or 2.
         unread_fields: fields of a `Frame` that the models do not read.
@@ -98,8 +102,6 @@ class PetrFamily(QueryBoxes, SequenceFamily):
         'pts_bbox_head.forward', 'position_embeding', 'get_bboxes', 'pts_bbox_head.transformer.forward',
         'decode', 'decode_single', 'grid_mask.forward',
     )  # fmt: skip
-    samples, memory = 'frames', True
-    of_config = OF_CONFIG
     files = PORTABLE_FILES
     measured = ('portable',)
     bars = (
@@ -108,78 +110,71 @@ class PetrFamily(QueryBoxes, SequenceFamily):
     )
     bars_of = 'the portable contract on a CPU'
     ignored_prefixes = ('pts_bbox_head.code_weights',)
-    reference = staticmethod(PetrReference)
-    moments = staticmethod(moments)
-    dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
-    graphs = staticmethod(graphs)
-
-    def claims(self, cfg: Any) -> Claim:
-        return self.models.claims(cfg)
-
-    def check(self, cfg: Any, options: Options) -> None:
-        self.models.check(cfg)
-
-    def frame(self, data: Mapping[str, Any]) -> Frame:
-        return frame(data, self.frames)
-
-    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        return self.models.preprocess_rule(cfg)
+    reference, graphs = staticmethod(PetrReference), staticmethod(graphs)
 
     def build(self, cfg: Any) -> nn.Module:
-        model = self.models.build(cfg)
+        model = super().build(cfg)
         state_convention(model, cfg)
         model.picture_size = tuple(self.preprocess_rule(cfg).size)  # height and width without padding
-        model.start_gap_s = start_gap_s(test_pipeline(cfg))
+        model.start_gap_s = start_gap_s(cfg)
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         super().load_weights(model, checkpoint)
         note_convention(model, checkpoint)
 
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        """Return a sample as a frame, without the frame before, which PETRv2's data set puts behind it."""
+        sample = loaded_frame(data)
+        if sample.ego_pose is not None:  # a data set of streams
+            return sample
+        cameras, rest = divmod(len(sample.images), self.frames)
+        if rest:
+            raise DataError(
+                f'img: got {len(sample.images)} pictures; expected those of all cameras for '
+                f'{self.frames} frames'
+            )
+        present = {name: getattr(sample, name)[:cameras] for name in OF_CAMERAS}
+        return dataclasses.replace(sample, **present)
+
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         ours = dict(collect_keys=[]) if 'collect_keys' in test_dataset(cfg) else {}
         return generated_dataset(folder, cfg, dict(ours, type='CustomNuScenesDataset'), views=rule)
 
-    def names_of(self, options: Options) -> tuple[str, ...]:
-        return bound_files(self.frames) if options.contract == DL4AGX else self.files
+    def facts(self, model: nn.Module) -> PetrFacts:
+        settings = dict(start_gap_s=float(model.start_gap_s), valid_for=valid_for(self.frames))
+        return PetrFacts(**self.box_facts(model), **settings)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return dict(
-            self.box_facts(model),
-            box_convention=model.box_convention,
-            start_gap_s=float(model.start_gap_s),
-            valid_for=valid_for(self.frames),
-        )
-
-    def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
+    def memory_spec(self, facts: PetrFacts) -> MemorySpec:
         tensors = {}
         if self.frames > 1:
-            exact = ColumnGroup(rtol=0.0, atol=0.0)
-            tensors = dict(img_feats=FEATURES, lidar2img=exact, camera_times_s=exact)
+            tensors = dict(img_feats=FEATURES, lidar2img=EXACT, camera_times_s=EXACT)
         return MemorySpec(tensors=tensors, needed=PREDICTIONS, per_query=PREDICTIONS)
-
-    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
-        notes = [bound_note(self.frames)] if options.contract == DL4AGX else []
-        return PetrReference(model, notes)
-
-    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        return predictions(Sizes(model)) if options.contract == DL4AGX else ()
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         # the published model knows no time gap: the proof and the metrics compare like with like
         return PetrOnnx(paths, max_gap_s=None, **engine)
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        # their times change, those of the cameras would stay
-        frames = list(changed_drive(dataclasses.replace(sample, camera_times_s=None)))
-        yield from frames
-        yield from driven(dataclasses.replace(frames[-1], images=sample.images))
+        return special_drive(sample, GAPS_S, LAG_S)
 
     def ignores_places(self, options: Options) -> bool:
         return True  # the motion is composed in float64
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(backbone=[(model, 'extract_img_feat')])
+
+
+def models_with(head: str, frames: int, **settings: Any) -> CameraModels:
+    """Return the models with a type of head that sees a number of frames, and needs further settings."""
+    return CameraModels(
+        detectors=('Petr3D',),
+        heads=(head,),
+        needed_settings=NEEDED | settings,
+        absent_settings=ABSENT,
+        check_further=lambda cfg: check_sweeps(cfg, frames),
+        camera_steps=camera_steps,
+    )
 
 
 PETR = PetrFamily(

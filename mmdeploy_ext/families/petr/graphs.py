@@ -1,12 +1,10 @@
 """The graphs of PETR and PETRv2: pictures to features, calibration to positions, both to objects.
 
-The positions depend on the calibration alone, those of the frame before on the motion of the car, too. Its
+The positions depend on the calibration alone, those of the frame before on the motion of the car, too. Their
 encoder is a graph of its own, so that a caller runs it when one of them changes, and only then.
 
 Glossary: N cameras of a frame, F frames (PETR 1, PETRv2 2), H, W network input in pixels, h, w feature map,
-C channels, L decoder layers, R queries, K classes. A box code is x, y (m), logarithms of width and length
-(of a model trained with boxes of mmdet3d 1.x length and width), z of the centre (m), logarithm of the height,
-sine and cosine of the yaw, and velocity x, y (m/s).
+C channels, L decoder layers, R queries, K classes. For box codes see `models/petr/steps.predict`.
 """
 
 import dataclasses
@@ -16,28 +14,14 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.families.parts.camera_graphs import feature_maps, map_shapes
+from mmdeploy_ext.families.parts.camera_graphs import camera_graphs, feature_maps, map_shapes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
-from mmdeploy_ext.families.parts.traced_inputs import with_examples
-from mmdeploy_ext.families.petr.options import DL4AGX, FRAME, MODEL, RIG
-from mmdeploy_ext.families.petr.runtime import (
-    BOUND_NAMES,
-    BOUND_POSITIONS,
-    BOUND_TIME,
-    PORTABLE_FILES,
-    bound_files,
-)
+from mmdeploy_ext.families.petr.runtime import PORTABLE_FILES
 from mmdeploy_ext.models.petr.positions import token_corners
-from mmdeploy_ext.models.petr.steps import (
-    embed_counts,
-    embed_rays,
-    padding_mask,
-    predict,
-    query_positions,
-)
-from mmdeploy_ext.tasks.half_bars import widened
+from mmdeploy_ext.models.petr.steps import detect, embed_counts, embed_rays, padding_mask, query_positions
 
+EXACT = ColumnGroup(rtol=0.0, atol=0.0)
 FEATURES = ColumnGroup(rtol=0.0, atol=1e-4)
 POSITIONS = ColumnGroup(rtol=0.0, atol=5e-3)
 LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3)
@@ -50,33 +34,9 @@ BOXES = (
 """Tolerances of float32. Source: "Suggested tolerances" of the reference data of PETRv2."""
 
 
-def valid_for(frames: int) -> dict[str, str]:
-    """Return name of an input of a graph, or of a constant -> for how long a value of it may be used again.
-
-    The inputs are those of both contracts; the time is `FRAME`, `RIG` (until calibration or image size
-    change) or `MODEL`. `frames` is F: of PETRv2 the positions of DL4AGX's head are those of the frame before,
-    too.
-    """
-    per_frame = ['img', 'img_feats', 'mlvl_feats.0']
-    if frames > 1:
-        inputs = ('img_feats', 'pos_embed', 'embedded_img2lidar', 'img2lidar')
-        per_frame += [*(f'prev_{name}' for name in inputs), 'mean_time_stamp', 'prev.0', 'prev.1']
-        per_frame += [BOUND_POSITIONS, BOUND_TIME]
-    per_rig = ['img2lidar', 'pos_embed', 'embedded_img2lidar']
-    if frames == 1:
-        per_rig.append(BOUND_POSITIONS)
-    names = {FRAME: per_frame, RIG: per_rig, MODEL: ['sine_part', 'queries']}
-    return {name: duration for duration, listed in names.items() for name in listed}
-
-
 def frames_of(model: nn.Module) -> int:
     """Return F: a head with a gate is PETRv2's."""
     return 2 if hasattr(model.pts_bbox_head, 'fpe') else 1
-
-
-def gated(head: nn.Module, rays: Tensor, tokens: Tensor) -> Tensor:
-    """Return the positions by rays (F N, C, h, w), of PETRv2 times a gate that tokens of this shape open."""
-    return head.fpe(rays, tokens) if hasattr(head, 'fpe') else rays
 
 
 class ExtractImgFeat(OfModel):
@@ -85,18 +45,6 @@ class ExtractImgFeat(OfModel):
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         """Return the first feature map (1, N, C, h, w) of normalised pictures (N, 3, H, W)."""
         return (feature_maps(self.model, img)[0].unsqueeze(0),)
-
-
-class BoundFeatures(OfModel):
-    """Backbone and neck as DL4AGX has them: all levels, those of the frame before behind the present ones."""
-
-    def forward(self, img: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
-        """Return the map of each level; `bound` states what it holds, and what `before` does."""
-        maps = feature_maps(self.model, img)
-        if not before:
-            return tuple(level.unsqueeze(1) for level in maps)
-        pairs = zip(maps, before, strict=True)
-        return tuple(torch.cat([level.unsqueeze(0), last], 1) for level, last in pairs)
 
 
 class PositionEmbedding(OfModel):
@@ -132,18 +80,15 @@ class Head(OfModel):
     def detect(self, features: Tensor, rays: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of features and positions (1, F N, C, h, w).
 
-        `rays` are the positions, before they are gated. `seconds` divides displacements: for PETRv2 (1,), the
-        mean time since the frame before; for PETR, which predicts velocities, the number 1.
+        `rays` are the positions, before they are gated; `seconds` (1,) is the mean time since the frame
+        before, of PETR the number 1.
         """
-        head = self.model.pts_bbox_head
-        tokens = head.input_proj(features[0])
-        positions = gated(head, rays[0], tokens) + self.sine_part
-        outputs = run_decoder(head, tokens, positions, self.queries, self.padding)
-        return predict(head, outputs, seconds)
+        constants = self.sine_part, self.queries, self.padding
+        return detect(self.model.pts_bbox_head, features[0], rays[0], *constants, seconds)
 
 
 class PtsHead(Head):
-    """The portable head, whose logits are NaN if an embedding is of other matrices than the frame's."""
+    """The head, whose logits are NaN if an embedding is of other matrices than the frame's."""
 
     def forward(
         self,
@@ -153,7 +98,7 @@ class PtsHead(Head):
         img2lidar: Tensor,
         *before: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10); `portable` states what the inputs hold.
+        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10).
 
         `before` are the same four of the frame before, and `mean_time_stamp` (1,), seconds; none for PETR.
         """
@@ -167,14 +112,6 @@ class PtsHead(Head):
         return torch.where(stale > 0, torch.full_like(logits, float('nan')), logits), boxes
 
 
-class BoundHead(Head):
-    """The head as DL4AGX has it: what its caller computes is taken as it is."""
-
-    def forward(self, features: Tensor, positions: Tensor, *seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10); `bound` states what the inputs hold."""
-        return self.detect(features, positions, seconds[0] if seconds else 1.0)
-
-
 def difference_of(embedded: Tensor, matrices: Tensor) -> Tensor:
     """Return the largest difference of the matrices of an embedding from those of a frame, a scalar."""
     return (embedded - matrices).abs().max()
@@ -184,12 +121,9 @@ class Sizes:
     """The numbers that determine all shapes; see the glossary.
 
     Attributes:
-        cameras, height, width: N, H, W.
-        frames: F.
         levels: (C, h, w) of each feature map; the head takes the first.
         map_size: (h, w) of the first level.
         positions: channels of the embedding.
-        layers, queries, classes: L, R, K.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -213,27 +147,23 @@ def embedding_spec(size: Sizes) -> GraphSpec:
     inverse = 'inverses of lidar2img, made in float64: pixels times depth to the LiDAR frame of this moment'
     axes = (1, size.cameras, size.positions, *size.map_size)
     per_rig = 'position embedding of the tokens; compute it again when img2lidar or the image size change'
+    copied = 'img2lidar, by which the head tells a stale pos_embed'
     return GraphSpec(
         'petr/position_embedding',
         (TensorSpec('img2lidar', 'float32', matrices, inverse, single=True),),
         (
             TensorSpec('pos_embed', 'float32', axes, per_rig, groups=(POSITIONS,)),
-            TensorSpec(
-                'embedded_img2lidar',
-                'float32',
-                matrices,
-                'img2lidar, by which the head tells a stale pos_embed',
-                groups=(ColumnGroup(rtol=0.0, atol=0.0),),
-                single=True,
-            ),
+            TensorSpec('embedded_img2lidar', 'float32', matrices, copied, groups=(EXACT,), single=True),
         ),
     )
 
 
 def portable(size: Sizes) -> list[GraphSpec]:
-    """Return the contracts of the three portable graphs."""
-    maps, embedding = (1, size.cameras, *size.levels[0]), embedding_spec(size)
-    features = TensorSpec('img_feats', 'float32', maps, 'feature map', groups=(FEATURES,))
+    """Return the contracts of the three graphs."""
+    embedding = embedding_spec(size)
+    features = TensorSpec(
+        'img_feats', 'float32', (1, size.cameras, *size.levels[0]), 'feature map', groups=(FEATURES,)
+    )
     image = (size.cameras, 3, size.height, size.width)
     images = TensorSpec('img', 'float32', image, 'normalised images, padded bottom and right')
     inputs = [features, *embedding.outputs, embedding.inputs[0]]
@@ -254,94 +184,18 @@ def portable(size: Sizes) -> list[GraphSpec]:
     ]
 
 
-def bound(size: Sizes) -> list[GraphSpec]:
-    """Return the contracts of DL4AGX's two graphs, then of that of the positions, which its caller computes.
-
-    Source of names, ranks and shapes: NVIDIA/DL4AGX 482b3f5, AV-Solutions/petr-trt.
-    """
-    cameras, twice = size.cameras, size.frames > 1
-    image = (cameras, 3, size.height, size.width)
-    images = TensorSpec('img', 'float32', image, 'normalised images, padded bottom and right')
-    inputs, outputs = [images], []
-    for number, level in enumerate(size.levels):
-        axes, meaning = (cameras, 1, *level), f'feature map of level {number}'
-        if twice:
-            axes, meaning = (1, 2 * cameras, *level), f'{meaning}: present cameras, then prev.{number}'
-            last = f'first {cameras} cameras of out.{number} of the frame before'
-            inputs.append(TensorSpec(f'prev.{number}', 'float32', (1, cameras, *level), last))
-        outputs.append(TensorSpec(f'out.{number}', 'float32', axes, meaning, groups=(FEATURES,)))
-    tokens = size.frames * cameras
-    positions = 'pos_embed of all cameras; of every frame whose calibration, motion or time gap is another'
-    head_inputs = [
-        TensorSpec('mlvl_feats.0', 'float32', (1, tokens, *size.levels[0]), 'out.0'),
-        TensorSpec(
-            BOUND_POSITIONS,
-            'float32',
-            (1, tokens, size.positions, *size.map_size),
-            positions,
-        ),
-    ]
-    if twice:
-        time = 'mean time since the frame before, over the cameras: of every frame anew'
-        head_inputs.append(TensorSpec(BOUND_TIME, 'float32', (1,), time, 's', single=True))
-    head_outputs = tuple(
-        dataclasses.replace(tensor, name=BOUND_NAMES[tensor.name]) for tensor in predictions(size)
-    )
-    features_name, head_name, _ = bound_files(size.frames)
-    return [
-        GraphSpec(f'petr/{features_name}', tuple(inputs), tuple(outputs)),
-        GraphSpec(f'petr/{head_name}', tuple(head_inputs), head_outputs),
-        embedding_spec(size),
-    ]
-
-
-def for_precision(spec: GraphSpec, precision: str) -> GraphSpec:
-    """Return a copy of a contract whose outputs have the tolerances of a precision, see `widened`.
-
-    It is 'fp32', which keeps those of the contract, or 'fp16'.
-    """
-    outputs = (
-        dataclasses.replace(tensor, groups=widened(tensor.groups, precision)) for tensor in spec.outputs
-    )
-    return dataclasses.replace(spec, outputs=tuple(outputs))
+def padding_of(model: nn.Module, size: Sizes) -> Tensor:
+    """Return the mask of the tokens of all frames that `Head` takes."""
+    pictures = [model.picture_size] * size.cameras * size.frames
+    return padding_mask(pictures, (size.height, size.width), size.map_size)
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the three graphs of the contract of the options, in the order of `portable` or `bound`."""
+    """Return the three graphs, in the order of `PORTABLE_FILES`."""
     size = Sizes(model)
-    pictures = [model.picture_size] * size.cameras * size.frames
-    padding = padding_mask(pictures, (size.height, size.width), size.map_size)
-    embedding = PositionEmbedding(model, (size.height, size.width), size.map_size)
-    if options.contract == DL4AGX:
-        modules = [BoundFeatures(model), BoundHead(model, padding), embedding]
-        names, specs = bound_files(size.frames), bound(size)
-    else:
-        modules = [ExtractImgFeat(model), embedding, PtsHead(model, padding)]
-        names, specs = PORTABLE_FILES, portable(size)
-    specs = [for_precision(spec, options.precision) for spec in specs]
-    return with_examples(model, list(zip(names, modules, specs, strict=True)))
-
-
-def run_decoder(
-    live_head: nn.Module, tokens: Tensor, positions: Tensor, query_pos: Tensor, padding: Tensor | None
-) -> Tensor:
-    """Return the outputs (L, 1, R, C) of a head's decoder.
-
-    Tokens and their positions are (F N, C, h, w), the queries' positions (R, C); `padding` (F N, h, w) is
-    True where a token shows no picture, None if none does so. L are layers, R queries, C channels, F frames,
-    N cameras, and h, w is the size of a map.
-    """
-    tokens, positions = (x.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1) for x in (tokens, positions))
-    query_pos = query_pos.unsqueeze(1)
-    padding = None if padding is None else padding.flatten().unsqueeze(0)
-    decoder, start = live_head.transformer.decoder, torch.zeros_like(query_pos)
-    outputs = decoder(
-        query=start,
-        key=tokens,
-        value=tokens,
-        key_pos=positions,
-        query_pos=query_pos,
-        key_padding_mask=padding,
-        reg_branch=None,
+    modules = (
+        ExtractImgFeat(model),
+        PositionEmbedding(model, (size.height, size.width), size.map_size),
+        PtsHead(model, padding_of(model, size)),
     )
-    return outputs.transpose(1, 2)
+    return camera_graphs(model, options, list(zip(PORTABLE_FILES, modules, portable(size), strict=True)))

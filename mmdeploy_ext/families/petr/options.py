@@ -1,15 +1,11 @@
-"""PETR and PETRv2: their options, and the schema of the post-processing in the metadata of their files."""
+"""PETR and PETRv2: options of exports. No torch."""
 
 import dataclasses
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.schema import full_record, mapping, number, one_of
-from mmdeploy_ext.families.parts.options import BOX_FACTS, CONVENTIONS
 
 PORTABLE, DL4AGX = 'portable', 'dl4agx'
 """Choices of `--contract`."""
-FRAME, RIG, MODEL = 'frame', 'rig', 'model'
-"""How long a value may be used again: for one frame, until calibration or image size change, for ever."""
 OPTIONS = (
     dataclasses.replace(
         options.CONTRACT,
@@ -22,10 +18,3 @@ OPTIONS = (
     ),
 )
 """Options of the family."""
-POSTPROCESS = full_record(
-    **BOX_FACTS,
-    box_convention=one_of(*CONVENTIONS),
-    start_gap_s=number(above=0),
-    valid_for=mapping(one_of(FRAME, RIG, MODEL)),
-)
-"""Schema of `PetrFamily.postprocess_facts`."""

@@ -1,21 +1,16 @@
-"""The family of Sparse4D: the configs that it claims and refuses, its graphs, reference and runtime.
+"""The family of Sparse4D: the configs that it claims and refuses, and what its models are.
 
-What the attributes and methods of `Sparse4DFamily` without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py`.
-
-The model keeps instances, boxes with features and confidences, from frame to frame. An anchor is the box of
-an instance in 11 columns; `runtime/bank.py` describes it, and what happens after a gap of more than
-`max_time_interval` seconds. The published model reads no scene token; its `REPAIRS` have one that does.
+`families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
 """
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
@@ -24,31 +19,16 @@ from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.core.config import replaced_entry, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts.camera_models import OF_CONFIG, CameraModels, is_one_of
+from mmdeploy_ext.families.parts import samples
+from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels, is_one_of
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.proof_samples import changed_drive
-from mmdeploy_ext.families.parts.runtime.rig_frames import moments
-from mmdeploy_ext.families.parts.samples import dumped_cameras
+from mmdeploy_ext.families.parts.proof_samples import special_drive
 from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
+from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
-from mmdeploy_ext.families.sparse4d.network import map_sizes
-from mmdeploy_ext.families.sparse4d.options import DEPLOY
+from mmdeploy_ext.families.sparse4d.memory import COLUMNS, InstanceBoxes
 from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
-from mmdeploy_ext.families.sparse4d.runtime.bank import COLUMNS
-from mmdeploy_ext.families.sparse4d.runtime.model import (
-    CONSTANTS,
-    DEPLOY_FILES,
-    PORTABLE,
-    PREDICTIONS,
-    Sparse4DOnnx,
-)
-from mmdeploy_ext.families.sparse4d.samples import (
-    DUMPED,
-    camera_steps,
-    driven,
-    frame,
-    result,
-)
+from mmdeploy_ext.families.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DOnnx
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 from mmdeploy_ext.synthetic.info_files import write_infos
@@ -70,32 +50,22 @@ DEFAULT_ORDER = ('refine',) * 6
 """Refinements of a head without `operation_order`."""
 
 
-def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
-    """Return the description of the memory, the kept instances, by which a proof compares it.
-
-    Features have the tolerance that they have as an output; anchors may differ by 5e-3 in every column
-    (metres, logarithms of sizes, sine and cosine, m/s), confidences by 2e-4, the next track id by nothing.
-    `facts` are those of the file, of which none is needed.
-    """
-    tensors = dict(
-        cached_feature=FEATURES,
-        cached_anchor=ColumnGroup(rtol=0.0, atol=5e-3),
-        confidence=ColumnGroup(rtol=0.0, atol=2e-4),
-        prev_id=ColumnGroup(rtol=0.0, atol=0.0),
-    )
-    return MemorySpec(
-        tensors=tensors,
-        needed=PREDICTIONS,
-        per_query=PREDICTIONS,
-        places=(('cached_anchor', 'pred_anchor', tuple(range(COLUMNS))),),
-        confidence='confidence',
-        first_scores='first_scores',
-        ids=('instance_id', 'instance_id', 'prev_id'),
-    )
+RESIZE, PACKING = 'ResizeCropFlipImage', ('NuScenesSparse4DAdaptor', 'Collect')
+"""Steps of the test pipeline: the one that resizes as the data set chooses, and those that only pack."""
+MEMORY = dict(
+    cached_feature=FEATURES,
+    cached_anchor=ColumnGroup(rtol=0.0, atol=5e-3),
+    confidence=ColumnGroup(rtol=0.0, atol=2e-4),
+    prev_id=ColumnGroup(rtol=0.0, atol=0.0),
+)
+"""Tensors of the memory, and their tolerances; of the anchors in every column (m, logarithm, m/s)."""
+GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
+"""Seconds between frames of a drive: around 2 s, the published `max_time_interval`, after which kept
+instances no longer come in, no time at all, and back in time by more and by less than that."""
 
 
 def check_version(cfg: Any) -> None:
-    """Refuse (ConfigError) models of other versions than the third, by their settings."""
+    """Raise ConfigError for models of other versions than the third, by their settings."""
     wrong = []
     for path, (needed, absent) in SETTINGS.items():
         *parts, name = path.split('.')
@@ -120,22 +90,40 @@ def check_version(cfg: Any) -> None:
         )
 
 
-MODELS = CameraModels(
-    detectors=('Sparse4D',),
-    heads=('Sparse4DHead',),
-    head_key='head',
-    needed_settings=dict(decouple_attn=True),
-    absent_settings=dict(decouple_attn=True),
-    check_further=check_version,
-    camera_settings=lambda cfg: part_cfg(cfg.model, 'head').get('deformable_model') or {},
-    camera_steps=lambda cfg: camera_steps(test_pipeline(cfg), cfg),
-)
+def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
+    """Return the steps of a config's test pipeline as `multiview_rule` reads them.
+
+    Sparse4D's data set chooses resize and crop by its `data_aug_conf`, which becomes an argument of the step.
+    ConfigError: the pipeline resizes, and `data.test` has no `data_aug_conf`.
+    """
+    aug_conf = ((cfg.get('data') or {}).get('test') or {}).get('data_aug_conf')
+    translated = []
+    for step in test_pipeline(cfg):
+        if step['type'] == RESIZE:
+            if not aug_conf:
+                raise ConfigError(
+                    f'{cfg.filename}: data.test has no data_aug_conf, by which {RESIZE} resizes'
+                )
+            step = dict(type='ResizeCropFlipRotImage', data_aug_conf=aug_conf, training=False)
+        if step['type'] not in PACKING:
+            translated.append(step)
+    return translated
 
 
-class Sparse4DFamily(SequenceFamily):
+class Sparse4DFamily(CameraFamily, SequenceFamily):
     """`Sparse4D` with `Sparse4DHead`, version 3."""
 
     name = 'sparse4d'
+    models = CameraModels(
+        detectors=('Sparse4D',),
+        heads=('Sparse4DHead',),
+        head_key='head',
+        needed_settings=dict(decouple_attn=True),
+        absent_settings=dict(decouple_attn=True),
+        check_further=check_version,
+        camera_settings=lambda cfg: part_cfg(cfg.model, 'head').get('deformable_model') or {},
+        camera_steps=camera_steps,
+    )
     exports = 'Sparse4D with Sparse4DHead (mmdeploy_ext/families/sparse4d/README.md)'
     similar_names = ('Sparse4D', 'SparseDrive')
     used_by: ClassVar[Mapping[str, str]] = {
@@ -150,68 +138,48 @@ class Sparse4DFamily(SequenceFamily):
         'SparseBox3DRefinementModule.forward', 'MultiheadAttention.forward', 'anchor_projection',
         '*kps_generator.forward', 'grid_mask.forward',
     )  # fmt: skip
-    samples, memory = 'frames', True
-    of_config = OF_CONFIG
-    files = (PORTABLE,)
+    files = (FORM,)
     compared = PREDICTIONS
     measured = ('portable',)
     bars = FRAME_BARS
     bars_of = 'the portable contract of R50 at 256x704 on a CPU'
     unread_fields = ('intrinsics', 'scene_token')
     ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
-    reference, memory_spec = staticmethod(Sparse4DReference), staticmethod(memory_spec)
-    frame, moments, result = staticmethod(frame), staticmethod(moments), staticmethod(result)
-    preprocess_rule = MODELS.preprocess_rule
-    dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
-    graphs = staticmethod(graphs)
+    needed = ('ego_pose', 'timestamp_s')
+    reference, graphs = staticmethod(Sparse4DReference), staticmethod(graphs)
 
     def claims(self, cfg: Any) -> Claim:
-        if is_one_of(MODELS.detectors, cfg.model):
+        if is_one_of(self.models.detectors, cfg.model):
             return Claim.DETECTOR
         heads = [part_cfg(cfg.model, key) for key in ('head', 'pts_bbox_head')]
-        is_head = any(is_one_of(MODELS.heads, head) for head in heads)
+        is_head = any(is_one_of(self.models.heads, head) for head in heads)
         return Claim.HEAD if is_head else Claim.NO
 
-    def check(self, cfg: Any, options: Options) -> None:
-        MODELS.check(cfg)
-
     def build(self, cfg: Any) -> nn.Module:
-        bank = MODELS.head_of(cfg).get('instance_bank') or {}
+        bank = self.models.head_of(cfg).get('instance_bank') or {}
         anchor = bank.get('anchor')
         if isinstance(anchor, str) and not Path(anchor).is_file():
             # every checkpoint has the anchors, which the file only initialises
             zeros = np.zeros((int(bank['num_anchor']), COLUMNS)).tolist()
             with replaced_entry(bank, 'anchor', zeros):
-                return MODELS.build(cfg)
-        return MODELS.build(cfg)
+                return super().build(cfg)
+        return super().build(cfg)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.head.layers[-1].cls_layers[-1].out_features)
+
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        """Return a sample as a frame; those of the published data set have no scene."""
+        frame = super().frame(data)
+        return dataclasses.replace(frame, scene_token=frame.scene_token or '')
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         infos = write_infos(folder, test_pipeline(cfg), views=rule)
         return dict(test_dataset(cfg), ann_file=str(infos), data_root=f'{folder}/')
 
-    def names_of(self, options: Options) -> tuple[str, ...]:
-        return DEPLOY_FILES if options.contract == DEPLOY else self.files
-
-    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
-        if options.contract != DEPLOY:
-            return {}
-        bank, (sizes, starts) = model.head.instance_bank, map_sizes(model, *model.input_sizes)
-        # the names and shapes that the node of this contract reads; sizes are height, width of each map
-        values = dict(
-            instance_feature=bank.instance_feature,
-            anchor=bank.anchor,
-            spatial_shapes=sizes,
-            level_start_index=starts,
-        )
-        rows = (f'"{name}": {json.dumps(value.detach().cpu().tolist())}' for name, value in values.items())
-        return {CONSTANTS: '{' + ',\n'.join(rows) + '}\n'}
-
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+    def facts(self, model: nn.Module) -> Sparse4DFacts:
         bank, coder = model.head.instance_bank, model.head.decoder
-        return dict(
+        return Sparse4DFacts(
             max_num=int(coder.num_output),
             score_threshold=coder.score_threshold,
             num_classes=self.num_classes(model),
@@ -222,16 +190,32 @@ class Sparse4DFamily(SequenceFamily):
             max_time_interval=float(bank.max_time_interval),
         )
 
-    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
-        return Sparse4DReference(model, options.contract == DEPLOY)
+    def memory_spec(self, facts: Sparse4DFacts) -> MemorySpec:
+        return MemorySpec(
+            tensors=MEMORY,
+            needed=PREDICTIONS,
+            per_query=PREDICTIONS,
+            places=(('cached_anchor', 'pred_anchor', tuple(range(COLUMNS))),),
+            confidence='confidence',
+            first_scores='first_scores',
+            ids=('instance_id', 'instance_id', 'prev_id'),
+        )
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return Sparse4DOnnx(paths, **engine)
 
+    def result(self, detections: InstanceBoxes) -> dict[str, Any]:
+        """Return detections as one entry of the results of a test loop, with `cls_scores`.
+
+        The entries are not inside `pts_bbox`, as mmdet3d has them: upstream's data set reads `img_bbox`
+        instead, and both data sets take entries that are in neither.
+        """
+        (entry,) = samples.result(detections).values()
+        entry['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
+        return entry
+
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        frames = list(changed_drive(sample))
-        yield from frames
-        yield from driven(dataclasses.replace(frames[-1], images=sample.images))
+        return special_drive(sample, GAPS_S)
 
     def ignores_places(self, options: Options) -> bool:
         return True  # the bank composes poses in float64

@@ -1,9 +1,8 @@
-"""Sparse4D: its options, and the schema of the post-processing in the metadata of its files."""
+"""Sparse4D: options of exports. No torch."""
 
 import dataclasses
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.schema import COUNT, full_record, maybe, number
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 DEPLOY = 'deploy'
@@ -26,14 +25,3 @@ OPTIONS = (
     ),
 )
 """Options of the family."""
-POSTPROCESS = full_record(
-    max_num=COUNT,
-    score_threshold=maybe(number()),
-    num_classes=COUNT,
-    num_instances=COUNT,
-    num_temp=COUNT,
-    confidence_decay=number(0, 1),
-    default_time_interval=number(above=0),
-    max_time_interval=number(above=0),
-)
-"""Schema of `Sparse4DFamily.postprocess_facts`."""

@@ -1,14 +1,14 @@
 """StreamPETR: camera-only 3D detection with a temporal memory."""
 
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.families.streampetr.options import OPTIONS, POSTPROCESS
+from mmdeploy_ext.families.streampetr.options import OPTIONS
 
 register_family(
     'streampetr',
     'mmdeploy_ext.families.streampetr.family:StreamPetrFamily',
     options=OPTIONS,
-    postprocess=POSTPROCESS,
-    runtime='mmdeploy_ext.families.streampetr.runtime.model',
+    facts='mmdeploy_ext.families.streampetr.facts:StreamPetrFacts',
+    runtime='mmdeploy_ext.families.streampetr.runtime',
     library='mmdet3d',
     claims=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),
 )

@@ -14,7 +14,8 @@ from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec
-from mmdeploy_ext.families.streampetr.live import steps_of
+from mmdeploy_ext.families.streampetr.runtime import GRAPHS
+from mmdeploy_ext.models.streampetr.live import steps_of
 from mmdeploy_ext.models.streampetr.memory import Memory
 
 
@@ -24,7 +25,7 @@ def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]
         return [rows.clone() for rows in compute(model.pts_bbox_head)]
 
 
-def _register_frustum(module: nn.Module, cameras: int, height: int, width: int) -> None:
+def register_frustum(module: nn.Module, cameras: int, height: int, width: int) -> None:
     """Register the image points of the tokens, a constant of the image size, as a buffer."""
     (frustum,) = _constants(module.model, lambda head: [steps_of(head).frustum((height, width), cameras)])
     module.register_buffer('frustum', frustum, persistent=False)
@@ -46,7 +47,7 @@ class RigEmbedding(OfModel):
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
         super().__init__(model)
-        _register_frustum(self, cameras, height, width)
+        register_frustum(self, cameras, height, width)
         self.tokens_per_camera = self.frustum.shape[0] // cameras
 
     def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,110 +124,14 @@ class PtsHeadMemory(HeadStep):
         return outputs['all_cls_scores'], outputs['all_bbox_preds'], *after
 
 
-class ForkFrame(HeadStep):
-    """The deployment fork's one graph, with the inputs of version 1.1: ages instead of absolute times.
-
-    `model` and `all_layers` are those of `HeadStep`, `cameras`, `height` and `width` those of `RigEmbedding`.
-    """
-
-    def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
-        super().__init__(model, all_layers)
-        _register_frustum(self, cameras, height, width)
-
-    def forward(
-        self,
-        img: Tensor,
-        img2lidar: Tensor,
-        intrinsic: Tensor,
-        ego_pose: Tensor,
-        ego_pose_inv: Tensor,
-        prev_exists: Tensor,
-        embedding: Tensor,
-        age: Tensor,
-        egopose: Tensor,
-        ref_point: Tensor,
-        velo: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Compute one frame of normalised images (N, 3, H, W), with a memory in a global frame.
-
-        `img2lidar` is (1, T, 4, 4), or (1, T, depth bins, 4, 4), `intrinsic` (1, T, 2), |fx| and |fy| in 1000
-        pixels, `ego_pose_inv` (1, 4, 4) from the global frame to the LiDAR's; `ego_pose` is an input that no
-        operator uses. The memory is `embedding` (1, n, C), `age` (1, n, 1) s, `egopose` (1, n, 4, 4),
-        `ref_point` (1, n, 3) and `velo` (1, n, 2), which is in the LiDAR frame of the row's origin; it is
-        ignored if `prev_exists` (1,) is 0.
-
-        Returned are all_cls_scores and all_bbox_preds as by `PtsHeadMemory`; embedding, age, egopose,
-        ref_point and velo of the memory that the frame used, without the oldest of the n rows (as many as a
-        frame adds), with points and poses in its LiDAR frame, velocities in those of their rows' origins;
-        outs_dec (1, Q, C) of the last layer.
-        """
-        steps = steps_of(self.model.pts_bbox_head)
-        features = self.model.extract_img_feat(img.unsqueeze(0))
-        pos_embed, cone = steps.position_embedding(img2lidar, intrinsic, self.frustum)
-        state = Memory(embedding, ref_point, age, egopose, velo)
-        # the fork's caller, or `ForkFrame10`, has made ages of the times
-        no_time = torch.zeros_like(prev_exists)
-        outputs, used, _ = self.step(features, pos_embed, cone, state, ego_pose_inv, no_time, prev_exists)
-        rows = (used.embedding, used.timestamp, used.egopose, used.reference_point, used.velo)
-        return outputs['all_cls_scores'], outputs['all_bbox_preds'], *rows, outputs['outs_dec'][-1]
-
-
-class ForkFrame10(ForkFrame):
-    """The fork's graph of version 1.0, which makes the ages itself.
-
-    It adds the absolute time of the frame to the memory's times, which are negative, in float64; only the sum
-    is float32.
-    """
-
-    def forward(
-        self,
-        img: Tensor,
-        img2lidar: Tensor,
-        intrinsic: Tensor,
-        timestamp: Tensor,
-        ego_pose: Tensor,
-        ego_pose_inv: Tensor,
-        prev_exists: Tensor,
-        embedding: Tensor,
-        in_timestamp: Tensor,
-        egopose: Tensor,
-        ref_point: Tensor,
-        velo: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Compute one frame as `ForkFrame`.
-
-        `timestamp` (1,), `in_timestamp` (1, n, 1) and the returned ages are float64.
-        """
-        age = (in_timestamp + timestamp.view(1, 1, 1)).float()
-        state = (embedding, age, egopose, ref_point, velo)
-        outputs = super().forward(img, img2lidar, intrinsic, ego_pose, ego_pose_inv, prev_exists, *state)
-        return *outputs[:3], outputs[3].double(), *outputs[4:]
-
-
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the three graphs of the deploy contract, or the one graph of the fork's.
-
-    `autoware.py` makes those of the contract 'autoware'.
-
-    `model` is the detector. Of `options` the contract, the
-    version of the fork, and whether all decoder layers or the last one give outputs, choose the modules; for
-    what decides about their inputs and outputs see `spec.py`.
-    """
+    """Return the three graphs, in the order of `GRAPHS`; the option `layers` chooses the outputs."""
     size = spec.sizes(model, *model.input_sizes, options.layers)
-    camera = (size.cameras, size.height, size.width)
-    all_layers = options.layers == 'all'
-    if options.contract == 'fork':
-        module_class = ForkFrame10 if options.fork_version == '1.0' else ForkFrame
-        parts = [('fork', module_class(model, all_layers, *camera), spec.fork(size, options))]
-    else:
-        modules = (
-            ExtractImgFeat(model),
-            RigEmbedding(model, *camera),
-            PtsHeadMemory(model, all_layers),
-        )
-        contracts = spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory
-        parts = [
-            (contract.__name__, module, contract(size, options))
-            for module, contract in zip(modules, contracts, strict=True)
-        ]
-    return with_examples(model, parts)
+    modules = (
+        ExtractImgFeat(model),
+        RigEmbedding(model, size.cameras, size.height, size.width),
+        PtsHeadMemory(model, options.layers == 'all'),
+    )
+    contracts = (spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory)
+    specs = [contract(size, options) for contract in contracts]
+    return with_examples(model, list(zip(GRAPHS, modules, specs, strict=True)))

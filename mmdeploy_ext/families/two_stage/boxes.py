@@ -23,6 +23,7 @@ from mmdeploy_ext.families.parts.regions import (
     Pool,
     RegionBranch,
     coder_of,
+    context_names,
     decoded,
     grid_of,
     part_of,
@@ -76,10 +77,27 @@ def thresholds(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> NmsConfig:
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of a box head that has a regression, in its order."""
+    """Return the names of the outputs of a box head, in its order."""
+    if not getattr(head, 'with_reg', True):
+        return ('cls_score',)
     if isinstance(head, bbox_heads.SABLHead):
         return 'cls_score', 'bbox_cls', 'bbox_reg'
     return 'cls_score', 'bbox_pred'
+
+
+def box_borders(roi_head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the tensors between the stages of a cascade and the post-processing of its boxes.
+
+    They are the outputs of the box head of every stage, and the regions of stages behind the first. () of
+    heads that give more to those behind them, or take more than regions (HTC, SCNet).
+    """
+    if context_names(roi_head) or getattr(roi_head, 'with_feat_relay', False):
+        return ()
+    names = []
+    for stage in range(stages_of(roi_head)):
+        outputs = output_names(part_of(roi_head, 'bbox_head', stage))
+        names += [f'{name}_{stage}' for name in (('regions', *outputs) if stage else outputs)]
+    return tuple(names)
 
 
 def last_head(roi_head: nn.Module) -> nn.Module:

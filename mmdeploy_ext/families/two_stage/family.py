@@ -20,6 +20,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs, mmdet_reference
 from mmdeploy_ext.families.two_stage import (
+    file_tensors,
     graphs,
     panoptic,
     reference,
@@ -74,8 +75,9 @@ class TwoStageFamily(ImageFamily):
     untraced = (*ImageFamily.untraced, *UNTRACED)
     inner_inputs = staticmethod(reference.inner_inputs)
     expected_tensors = staticmethod(reference.expected_tensors)
-    substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
-    inner_results = staticmethod(reference.inner_results)
+    substitutes, borders = staticmethod(file_tensors.substitutes), staticmethod(file_tensors.borders)
+    inner_results, counts = staticmethod(file_tensors.inner_results), staticmethod(file_tensors.counts)
+    inner_tensors = staticmethod(file_tensors.inner_tensors)
     max_alone_share = 0.01
     num_classes, facts = staticmethod(settings.num_classes), staticmethod(settings.facts_of)
 
@@ -195,8 +197,9 @@ class TwoStagePanopticFamily(ImageFamily):
     batches = staticmethod(panoptic.batches_of_one_size)
     reference_detections = staticmethod(reference.segments)
     reference_tensors = staticmethod(reference.tensors)
-    substitutes, borders = staticmethod(reference.panoptic_substitutes), staticmethod(reference.borders)
-    inner_results = staticmethod(reference.inner_results)
+    substitutes, borders = staticmethod(file_tensors.panoptic_substitutes), staticmethod(file_tensors.borders)
+    inner_results, counts = staticmethod(file_tensors.inner_results), staticmethod(file_tensors.counts)
+    inner_tensors = staticmethod(file_tensors.inner_tensors)
     max_alone_share = 0.01
     num_classes, facts = staticmethod(settings.num_classes), staticmethod(settings.facts_of)
 

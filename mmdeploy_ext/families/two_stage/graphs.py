@@ -39,9 +39,9 @@ from mmdeploy_ext.families.parts.regions import (
     roi_head_of,
     stages_of,
 )
-from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, thresholds
+from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, box_borders, thresholds
 from mmdeploy_ext.families.two_stage.candidate_limits import COUNTS, rows_of
-from mmdeploy_ext.families.two_stage.masks import Masks
+from mmdeploy_ext.families.two_stage.masks import Masks, mask_borders
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 
 COUNT_MEANINGS = dict(
@@ -65,6 +65,17 @@ def proposal_names(model: nn.Module) -> tuple[str, ...]:
         return ()
     levels = range(len(generator_of(model.rpn_head).strides))
     return tuple(f'rpn_{kind}_{level}' for kind in output_kinds(model.rpn_head) for level in levels)
+
+
+def border_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the inner tensors of a `full` graph between regions and results, see `substitutes`.
+
+    () of a detector that finds no proposals, or looks at no regions.
+    """
+    roi_head = roi_head_of(model)
+    if roi_head is None or not proposes(model):
+        return ()
+    return PROPOSALS, *box_borders(roi_head), *mask_borders(roi_head)
 
 
 def network_inputs(model: nn.Module) -> tuple[str, ...]:
@@ -112,8 +123,7 @@ class TwoStageFullForm(nn.Module):
     """The part of a `full` graph behind the network: proposals, regions, results.
 
     Attributes:
-        shows_proposals: whether the proposals are an output, too; False unless it is set. It counts for a
-            model that finds proposals and looks at their regions.
+        borders: names of `border_names` whose tensors are outputs, too; () unless it is set.
     """
 
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
@@ -123,7 +133,7 @@ class TwoStageFullForm(nn.Module):
         enter the suppression of proposals and of results; 0 lets all in. With them all shapes are constant.
         """
         super().__init__()
-        self.shows_proposals = False
+        self.borders: tuple[str, ...] = ()
         roi_head = roi_head_of(model)
         alone = roi_head is None
         self.proposals = proposals_of(model.rpn_head, alone, max_proposals) if proposes(model) else None
@@ -145,7 +155,7 @@ class TwoStageFullForm(nn.Module):
                 none.
 
         Returns:
-            The outputs, and with `shows_proposals` the proposals with scores (B, K, 5) behind them.
+            The outputs, and behind them the tensors of `borders`; the proposals (B, K, 5) have scores.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:
@@ -156,8 +166,11 @@ class TwoStageFullForm(nn.Module):
         if self.boxes is None:
             boxes, scores = proposals[..., :4] / scale_factor[:, None], proposals[..., 4:]
             return tap('dets', torch.cat([boxes, scores], dim=2)), tap('labels', levels.clamp(max=0)), *counts
-        results = self._results(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor)
-        return (*results, *counts, proposals) if self.shows_proposals else (*results, *counts)
+        inner: list[dict[str, torch.Tensor]] = [{PROPOSALS: proposals}]
+        regions = proposals[..., :4], levels >= 0, clip_hw
+        results = self._results(features, *regions, scale_factor, inner if self.borders else None)
+        tensors = {name: tensor for entry in inner for name, tensor in entry.items()}
+        return *results, *counts, *(tensors[name] for name in self.borders)
 
     def _results(
         self,
@@ -177,7 +190,7 @@ class TwoStageFullForm(nn.Module):
             (dets,) = self._of_rows(self.grid, features, dets, labels, scale_factor)
         outputs = [tap('dets', dets), tap('labels', labels)]
         if self.masks is not None:
-            masks = self._of_rows(self.masks, features, dets, labels, scale_factor)
+            masks = self._of_rows(self.masks, features, dets, labels, scale_factor, stage_tensors)
             outputs += [tap(name, tensor) for name, tensor in zip(MASK_NAMES, masks, strict=False)]
         return *outputs, *counts
 
@@ -188,17 +201,18 @@ class TwoStageFullForm(nn.Module):
         dets: torch.Tensor,
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
+        *stage_tensors: list[dict[str, torch.Tensor]] | None,
     ) -> tuple[torch.Tensor, ...]:
         """Return the outputs of a head for detections and one row of padding, which is dropped from them.
 
         So no head sees zero rows: ONNX's Reshape reads a size of 0 as that of its input.
         """
         if self.constant:
-            return head(features, dets, labels, scale_factor)
+            return head(features, dets, labels, scale_factor, *stage_tensors)
         spare = dets.new_zeros(1, 1, dets.shape[2]).expand(dets.shape[0], -1, -1)
         dets = torch.cat([dets, spare], dim=1)
         labels = torch.cat([labels, torch.full_like(spare[..., 0], -1, dtype=labels.dtype)], dim=1)
-        return tuple(tensor[:, :-1] for tensor in head(features, dets, labels, scale_factor))
+        return tuple(tensor[:, :-1] for tensor in head(features, dets, labels, scale_factor, *stage_tensors))
 
 
 class ProposalsForm(nn.Module):
@@ -279,8 +293,8 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
     inputs = ('input', 'img_shape', 'scale_factor')
     inputs += network.names if proposes(model) else (PROPOSALS, *network.names)
     outputs = tuple(spec(model, options).output_names)
-    if proposes(model) and roi_head_of(model) is not None:
-        form.shows_proposals, outputs = True, (*outputs, PROPOSALS)
+    form.borders = border_names(model)
+    outputs += form.borders
     chain = [
         Stage('network', network, network_inputs(model), network.names),
         Stage('regions', form, inputs, outputs),

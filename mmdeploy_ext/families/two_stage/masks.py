@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.mask_heads import (
+    StagedMaskHeads,
     heads_of,
     judge_of,
     mask_logits_module,
@@ -37,6 +38,18 @@ def check_head(head: nn.Module) -> None:
         )
 
 
+def mask_borders(roi_head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the tensors between mask heads and their post-processing: regions and logits.
+
+    () without mask heads, and of those that are followed by others or take features of others.
+    """
+    if not roi_head.with_mask or points_of(roi_head) or judge_of(roi_head):
+        return ()
+    if not isinstance(mask_logits_module(roi_head), StagedMaskHeads):
+        return ()
+    return 'mask_regions', *(f'mask_logits_{stage}' for stage in range(len(heads_of(roi_head))))
+
+
 class Masks(nn.Module):
     """All stages of the mask heads: probabilities of each detection's class, and scores of the masks."""
 
@@ -54,15 +67,21 @@ class Masks(nn.Module):
         dets: torch.Tensor,
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
+        stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Return masks (B, n, m, m) in 0..1, and of scoring heads scores (B, n); zero where a row is padding.
 
         `maps` are those of `regions.region_maps`, (B, channels, h, w) each: levels, then those of
         `context_names`. `dets` (B, n, 5) are boxes `x1 y1 x2 y2` that were divided by `scale_factor` (B, 4)
-        `w h w h`, input / original, and scores; `labels` (B, n) are -1 where a row is padding.
+        `w h w h`, input / original, and scores; `labels` (B, n) are -1 where a row is padding. If
+        `stage_tensors` is a list, a dict is appended to it: `mask_regions` (B, n, 4), pixels of the network
+        input, and of every stage `mask_logits_<stage>` (R, 1, m, m) of each region's class.
         """
         boxes, classes = dets[..., :4] * scale_factor[:, None], labels.flatten()
         features, logits = self._logits_of_classes(maps, boxes, classes)
+        if stage_tensors is not None:
+            tensors = {f'mask_logits_{stage}': tensor for stage, tensor in enumerate(logits)}
+            stage_tensors.append({'mask_regions': boxes, **tensors})
         masks = [tensor.sigmoid() for tensor in logits]
         masks = sum(masks) / float(len(masks)) if len(masks) > 1 else masks[0]
         masks = torch.where(classes[:, None, None, None] >= 0, masks, torch.zeros_like(masks))

@@ -25,7 +25,6 @@ from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_outp
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_graphs import (
-    PROPOSALS,
     box_outputs,
     feeds,
     grouped,
@@ -179,14 +178,15 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
     network, regions = PanopticNetwork(model), graphs.TwoStageFullForm(model)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
     first = Stage('network', network, graphs.network_inputs(model), network.names)
-    regions.shows_proposals = True
+    regions.borders = graphs.border_names(model)
     if options.form == 'raw':
-        return [first, Stage('regions', regions, inputs, ('dets', 'labels', 'masks', PROPOSALS))]
+        outputs = ('dets', 'labels', 'masks', *regions.borders)
+        return [first, Stage('regions', regions, inputs, outputs)]
     outputs = ('dets', 'labels', 'box_masks')
     fused = ('img_shape', 'scale_factor', 'ori_shape', *outputs, SEMANTIC)
     return [
         first,
-        Stage('regions', regions, inputs, (*outputs, PROPOSALS), varying=outputs),
+        Stage('regions', regions, inputs, (*outputs, *regions.borders), varying=outputs),
         Stage('fusion', RegionMapFullForm(model), fused, ('panoptic',)),
     ]
 

@@ -15,21 +15,17 @@ from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
-from mmdeploy_ext.exporting.substitution import PerCall, substituted
 from mmdeploy_ext.families.parts.mmdet_reference import (
     RegionInputs,
-    boxes_of_classes,
     metas_of_images,
     tested,
 )
-from mmdeploy_ext.families.parts.proposals import output_kinds, settings_of, suppression_entries
-from mmdeploy_ext.families.parts.regions import context_names, feature_names, flat, part_of, roi_head_of
+from mmdeploy_ext.families.parts.proposals import settings_of, suppression_entries
+from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
-from mmdeploy_ext.families.two_stage.graphs import proposal_names, proposes
-from mmdeploy_ext.families.two_stage.panoptic import SEMANTIC
+from mmdeploy_ext.families.two_stage.graphs import proposal_names
 from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 
 EDGE = 1e-4
@@ -92,69 +88,6 @@ def expected_tensors(
     rows = feeds['proposals'].shape[1]
     fitting = all(array.ndim == 3 and array.shape[1:] == (rows, 4) for array in later.values())
     return _region_tensors(model, feeds, later) if fitting else None
-
-
-def borders(model: nn.Module) -> dict[str, Any]:
-    """Return the borders of the neck and of a plain head of proposals, see `ImageFamily.borders`."""
-
-    def features(calls: list[Any]) -> dict[str, torch.Tensor]:
-        return {name: _batched(levels) for name, *levels in zip(feature_names(model), *calls, strict=False)}
-
-    def proposed(calls: list[Any]) -> dict[str, torch.Tensor]:
-        flat_calls = [[level for levels in call for level in levels] for call in calls]
-        return {
-            name: _batched(levels) for name, *levels in zip(proposal_names(model), *flat_calls, strict=False)
-        }
-
-    named = {'extract_feat': features}
-    if proposes(model) and output_kinds(model.rpn_head) == ('cls', 'reg'):
-        named['rpn_head.forward'] = proposed
-    return named
-
-
-def _batched(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return maps of several calls as one batch."""
-    return images[0] if len(images) == 1 else torch.cat(list(images))
-
-
-def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the features and proposals of a file, see `ImageFamily.substitutes`.
-
-    {} of a head of regions that looks at more than the features of regions, and of files whose proposals have
-    no scores.
-    """
-    names, rows = feature_names(model), tensors.get(PROPOSALS)
-    if not proposes(model) or roi_head_of(model) is None or context_names(model.roi_head):
-        return {}
-    if rows is None or rows.shape[2] != 5 or any(name not in tensors for name in names):
-        return {}
-    like = next(model.parameters())
-    maps = [torch.from_numpy(np.array(tensors[name])).to(like) for name in names]
-    return {'extract_feat': maps, 'rpn_head.simple_test_rpn': _present(rows, like)}
-
-
-def _present(rows: np.ndarray, like: torch.Tensor) -> list[torch.Tensor]:
-    """Return proposals with scores (n, 5) of each image, without padding."""
-    images = [torch.from_numpy(np.array(of_image)).to(like) for of_image in rows]
-    return [of_image[(of_image != 0).any(1)] for of_image in images]
-
-
-def inner_results(
-    model: nn.Module, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
-) -> list[tuple[Detections, Detections]]:
-    """Return proposals by mmdet's head of the maps of a file, and those of the file, for each image."""
-    names, rows = proposal_names(model), tensors.get(PROPOSALS)
-    if not proposes(model) or output_kinds(model.rpn_head) != ('cls', 'reg') or roi_head_of(model) is None:
-        return []
-    if rows is None or rows.shape[2] != 5 or any(name not in tensors for name in names):
-        return []
-    like = next(model.parameters())
-    maps = [torch.from_numpy(np.array(tensors[name])).to(like) for name in names]
-    levels = len(maps) // 2
-    with torch.no_grad(), substituted(model, {'rpn_head.forward': (maps[:levels], maps[levels:])}):
-        proposals = model.rpn_head.simple_test_rpn(None, metas_of_images(images, rescale=True))
-    sides = zip(proposals, _present(rows, like), strict=True)
-    return [tuple(boxes_of_classes([boxes.cpu().numpy()]) for boxes in pair) for pair in sides]
 
 
 def _region_tensors(
@@ -326,20 +259,6 @@ def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     """
     batch, _, *size = feeds['input'].shape
     return feeds.get('img_shape', np.full((batch, 2), size))
-
-
-def panoptic_substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return features, proposals and logits of stuff of a file, image by image, as `segments` runs them."""
-    given, stuff = substitutes(model, tensors), tensors.get(SEMANTIC)
-    if not given or stuff is None:
-        return {}
-    maps, count = given['extract_feat'], len(stuff)
-    logits = torch.from_numpy(np.array(stuff)).to(maps[0])
-    return {
-        'extract_feat': PerCall([level[index : index + 1] for level in maps] for index in range(count)),
-        'rpn_head.simple_test_rpn': PerCall([rows] for rows in given['rpn_head.simple_test_rpn']),
-        'semantic_head.forward': PerCall(dict(seg_preds=logits[index : index + 1]) for index in range(count)),
-    }
 
 
 def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:

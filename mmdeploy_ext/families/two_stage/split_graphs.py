@@ -109,7 +109,7 @@ class RegionsForm(graphs.TwoStageFullForm):
         present, rows = graphs.with_area(proposals), proposals.shape[:2]
         results = self._results(features, proposals, present, img_shape, scale_factor, stage_tensors)
         inner = {}
-        for tensors in stage_tensors:
+        for tensors in stage_tensors[: len(self.boxes.stages)]:  # behind them are those of masks
             for name, tensor in tensors.items():
                 is_map = tensor.dim() == 4
                 inner[name] = tensor.reshape(*rows, *tensor.shape[-3 if is_map else -1 :])

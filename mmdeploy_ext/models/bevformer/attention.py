@@ -1,26 +1,19 @@
-"""The attentions of BEVFormer as upstream runs them: by mmcv's sampling, and only where a camera sees a cell.
-
-A graph computes the same by other code, `families/parts/bev_attention.py`: so a proof compares two forms.
-
-Glossary: N cameras, Q cells of the bird's-eye view, n of them, C channels, M heads, D = C / M, L levels, h, w
-their sizes, B views or pictures, S tokens of each, Z points of a pillar.
+"""The attentions of BEVFormer: layers that `sampling.py` runs, under the names of upstream.
 
 Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{temporal_self_attention,
 spatial_cross_attention,decoder}.py`. Training needs more than this (dropout, initial values): not here.
+
+Glossary: N cameras, C channels, M heads, Z points of a pillar.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from mmcv.cnn.bricks.registry import ATTENTION
 from mmcv.cnn.bricks.transformer import build_attention
-from mmcv.ops.multi_scale_deform_attn import (
-    MultiScaleDeformableAttention,
-    multi_scale_deformable_attn_pytorch,
-)
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 from mmcv.runner.base_module import BaseModule
-from torch import Tensor, nn
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
@@ -53,10 +46,6 @@ class DeformableSampler(BaseModule):
         self.attention_weights = nn.Linear(queues * embed_dims, samples)
         self.value_proj = nn.Linear(embed_dims, embed_dims)
 
-    def values_of(self, tokens: Tensor) -> Tensor:
-        """Return the projected tokens (B, S, C) by head (B, S, M, D)."""
-        return self.value_proj(tokens).unflatten(-1, (self.num_heads, -1))
-
 
 @registered_if_named(ATTENTION)
 class TemporalSelfAttention(DeformableSampler):
@@ -88,35 +77,6 @@ class TemporalSelfAttention(DeformableSampler):
         super().__init__(embed_dims, num_heads, num_levels, num_points, num_bev_queue)
         self.output_proj = nn.Linear(embed_dims, embed_dims)
 
-    def forward(
-        self, query: Tensor, position: Tensor, views: Tensor, places: Tensor, size: tuple[int, int]
-    ) -> Tensor:
-        """Return what is added to the query (1, Q, C).
-
-        Args:
-            query: (1, Q, C).
-            position: embedding of the cells, of the same shape.
-            views: (2, Q, C), the last view and the queries before the first layer of the encoder, in each of
-                its layers; without a last view `query` twice.
-            places: (2, Q, 2), where each cell looks in each view, x and y in shares of its sides, below 0
-                or above 1 outside of it.
-            size: rows and columns of the view.
-        """
-        height, width = size
-        both = torch.cat([views[:1], query + position], -1)
-        split = (self.num_heads, 2, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(both).view(1, -1, *split, 2)
-        weights = self.attention_weights(both).view(1, -1, *split[:2], self.num_points).softmax(-1)
-        shares = offsets[0].permute(2, 0, 1, 3, 4, 5) / offsets.new_tensor([width, height])
-        locations = places.view(2, -1, 1, 1, 1, 2) + shares
-        attended = multi_scale_deformable_attn_pytorch(
-            self.values_of(views),
-            torch.tensor([size], device=query.device),
-            locations,
-            weights[0].permute(2, 0, 1, 3)[:, :, :, None].contiguous(),
-        )
-        return self.output_proj(attended.mean(0, keepdim=True))
-
 
 @registered_if_named(ATTENTION)
 class MSDeformableAttention3D(DeformableSampler):
@@ -139,24 +99,6 @@ class MSDeformableAttention3D(DeformableSampler):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(embed_dims, num_heads, num_levels, num_points)
-
-    def forward(self, query: Tensor, tokens: Tensor, places: Tensor, sizes: Tensor) -> Tensor:
-        """Return the mixed values (1, n, C) of the cells that one camera sees.
-
-        Args:
-            query: (1, n, C).
-            tokens: (1, S, C), the levels one after the other, each row by row.
-            places: (n, Z, 2) of the pillars' points, x and y in shares of the picture.
-            sizes: (L, 2) h, w.
-        """
-        split = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).view(1, -1, *split, 2) / sizes.flip(1)[:, None]
-        weights = self.attention_weights(query).view(1, -1, self.num_heads, self.num_levels * self.num_points)
-        repeated = places.repeat(1, self.num_points // places.shape[1], 1)  # point p is around p mod Z
-        locations = repeated[None, :, None, None] + offsets
-        return multi_scale_deformable_attn_pytorch(
-            self.values_of(tokens), sizes, locations, weights.softmax(-1).view(1, -1, *split)
-        )
 
 
 @registered_if_named(ATTENTION, builds=('MSDeformableAttention3D',))
@@ -184,26 +126,6 @@ class SpatialCrossAttention(BaseModule):
         self.deformable_attention = build_attention(deformable_attention or default)
         self.embed_dims, self.num_cams = embed_dims, num_cams
         self.output_proj = nn.Linear(embed_dims, embed_dims)
-
-    def forward(self, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor) -> Tensor:
-        """Return what is added to the query (1, Q, C).
-
-        Args:
-            query: (1, Q, C).
-            maps: of each level (N, C, h, w), embeddings of camera and level added.
-            places: (N, Q, Z, 2), x and y of the pillars' points in shares of the pictures.
-            is_seen: (N, Q, Z), which of the points are in the pictures.
-        """
-        sizes = torch.tensor([level.shape[2:] for level in maps], device=query.device)
-        total, count = torch.zeros_like(query), query.new_zeros(1, query.shape[1], 1)
-        for camera in range(self.num_cams):
-            cells = is_seen[camera].any(-1).nonzero()[:, 0]
-            tokens = torch.cat([level[camera].flatten(1).t() for level in maps])
-            total[:, cells] += self.deformable_attention(
-                query[:, cells], tokens[None], places[camera, cells], sizes
-            )
-            count[:, cells] += 1
-        return self.output_proj(total / count.clamp(min=1))
 
 
 @registered_if_named(ATTENTION)

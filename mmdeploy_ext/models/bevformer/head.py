@@ -18,7 +18,8 @@ from mmdet.models.utils import build_transformer
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.bevformer.view import run_decoder, run_encoder
+from mmdeploy_ext.models.bevformer.motion import last_view
+from mmdeploy_ext.models.bevformer.steps import decode_objects, encode_view
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 
@@ -103,19 +104,23 @@ class BEVFormerHead(BaseModule):
         Returns:
             'bev_embed' (Q, 1, C), the view; 'all_cls_scores' (L, 1, R, K), logits; 'all_bbox_preds' (L, 1, R,
             10): x, y in m, log width, log length, z of the centre in m, log height, sine and cosine of the
-            yaw, velocity x, y in m/s; see `view.run_decoder` for models trained with boxes of mmdet3d 1.x.
+            yaw, velocity x, y in m/s; see `decode_objects` for models trained with boxes of mmdet3d 1.x.
         """
         (meta,) = img_metas
-        lidar2img = torch.from_numpy(np.asarray(meta['lidar2img'], np.float32)).to(maps[0].device)
-        view = run_encoder(
+        motion = np.asarray(meta['can_bus'], np.float64)
+        numbers, lidar2img = (
+            torch.from_numpy(np.asarray(values, np.float32)).to(maps[0].device)
+            for values in (motion, meta['lidar2img'])
+        )
+        view = encode_view(
             self,
             [level[0] for level in maps],
-            np.asarray(meta['can_bus'], np.float64),
+            numbers,
             lidar2img,
             tuple((meta.get('pad_shape') or meta['img_shape'])[0][:2]),
-            prev_bev,
+            last_view(self, motion, prev_bev),
         )
-        logits, boxes = run_decoder(self, view)
+        logits, boxes = decode_objects(self, view)
         return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""The encoder and the decoder of BEVFormer: containers of parameters, which `view.py` runs.
+"""The encoder and the decoder of BEVFormer: containers of parameters, which `steps.py` runs.
 
 Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{transformer,encoder,decoder,
 custom_base_transformer_layer}.py`.
@@ -15,9 +15,9 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.bevformer.motion import CAN_BUS
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_decoder import AttentionLayer
-from mmdeploy_ext.runtime.bev_motion import CAN_BUS
 
 
 @registered_if_named(TRANSFORMER_LAYER)

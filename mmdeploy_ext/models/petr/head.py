@@ -22,15 +22,14 @@ from mmdet.models.utils import build_transformer
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.petr.positions import image_to_lidar, token_corners
 from mmdeploy_ext.models.petr.steps import (
     QUERY_FEATS,
+    detect,
     embed_counts,
     embed_rays,
     padding_mask,
-    predict,
     query_positions,
 )
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
@@ -173,32 +172,19 @@ class PETRHead(BaseModule):
             length, z of the centre in m, log height, sine and cosine of the yaw, velocity x, y in m/s.
         """
         (meta,) = img_metas
-        features = tap('x_proj', self.input_proj(maps[0][0]))
-        size = tuple(features.shape[-2:])
-        padding = padding_mask(meta['img_shape'], meta['pad_shape'][0], size).to(features.device)
-        rays = embed_rays(
+        size = tuple(maps[0].shape[-2:])
+        padding = padding_mask(meta['img_shape'], meta['pad_shape'][0], size).to(maps[0].device)
+        img2lidar = image_to_lidar(meta['lidar2img']).to(maps[0].device)
+        logits, boxes = detect(
             self,
-            image_to_lidar(meta['lidar2img']).to(features.device),
-            token_corners(meta['pad_shape'][0], size),
-            size,
-        )
-        outputs = self.transformer(
-            features.permute(0, 2, 3, 1).flatten(0, 2),
-            tap('pos_embed', self.gated(rays, features) + embed_counts(self, padding))
-            .permute(0, 2, 3, 1)
-            .flatten(0, 2),
+            maps[0][0],
+            embed_rays(self, img2lidar, token_corners(meta['pad_shape'][0], size), size),
+            embed_counts(self, padding),
             query_positions(self),
-            padding.flatten() if padding.any() else None,
+            padding if padding.any() else None,
+            self.seconds(meta),
         )
-        logits, boxes = predict(self, tap('outs_dec', torch.nan_to_num(outputs)), self.seconds(meta))
         return dict(all_cls_scores=logits, all_bbox_preds=boxes)
-
-    def gated(self, rays: Tensor, features: Tensor) -> Tensor:
-        """Return the positions `rays` (N, C, h, w) of the tokens' rays as they are: only PETRv2 has a gate.
-
-        `features` (N, C, h, w) are the projected maps, from which that gate is computed.
-        """
-        return rays
 
     def seconds(self, meta: dict) -> float:
         """Return what divides the last two numbers of a box: PETR predicts velocities in m/s."""
@@ -244,9 +230,6 @@ class PETRv2Head(PETRHead):
             class_branch(self.embed_dims, depth, self.num_classes) for _ in range(layers)
         )
         self.reg_branches = nn.ModuleList(BoxBranches(self.embed_dims) for _ in range(layers))
-
-    def gated(self, rays: Tensor, features: Tensor) -> Tensor:
-        return tap('fpe', self.fpe(rays, features))
 
     def seconds(self, meta: dict) -> float:
         """Return the mean time in s between the two frames, over the cameras.

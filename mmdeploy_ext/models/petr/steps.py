@@ -1,7 +1,7 @@
 """The steps of a frame on the layers of a head of PETR or PETRv2, ours or that of PETR's repository.
 
-Heads of the repository have the same layers and settings under the same names. Everything here traces by
-TorchScript: no branch depends on values.
+Heads of the repository have the same layers and settings under the same names. Eager runs of our head and the
+graphs share them; everything traces by TorchScript: no branch depends on values.
 
 Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py`, `dense_heads/petrv2_head.py`.
 
@@ -76,6 +76,54 @@ def query_positions(head: nn.Module) -> Tensor:
     """Return the positions (R, C) of the queries, a constant of the weights."""
     codes = point_encoding(head.reference_points.weight, QUERY_FEATS)
     return tap('query_embeds', head.query_embedding(codes))
+
+
+def gated(head: nn.Module, rays: Tensor, tokens: Tensor) -> Tensor:
+    """Return the positions by rays (N, C, h, w), of PETRv2 times a gate that tokens of this shape open."""
+    return tap('fpe', head.fpe(rays, tokens)) if hasattr(head, 'fpe') else rays
+
+
+def detect(
+    head: nn.Module,
+    features: Tensor,
+    rays: Tensor,
+    counts: Tensor,
+    queries: Tensor,
+    padding: Tensor | None,
+    seconds: Tensor | float,
+) -> tuple[Tensor, Tensor]:
+    """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of feature maps (N, in_channels, h, w).
+
+    Args:
+        head: whose layers run.
+        features: maps of the neck.
+        rays: of `embed_rays`, before they are gated.
+        counts: of `embed_counts`.
+        queries: of `query_positions`.
+        padding: (N, h, w), True for tokens without a picture; None if there are none.
+        seconds: see `predict`.
+    """
+    tokens = tap('x_proj', head.input_proj(features))
+    positions = tap('pos_embed', gated(head, rays, tokens) + counts)
+    return predict(head, run_decoder(head, tokens, positions, queries, padding), seconds)
+
+
+def run_decoder(
+    head: nn.Module, tokens: Tensor, positions: Tensor, queries: Tensor, padding: Tensor | None
+) -> Tensor:
+    """Return the outputs (L, 1, R, C) of the decoder's layers; for the arguments see `detect`."""
+    tokens, positions = (x.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1) for x in (tokens, positions))
+    query_pos = queries.unsqueeze(1)
+    outputs = head.transformer.decoder(
+        query=torch.zeros_like(query_pos),
+        key=tokens,
+        value=tokens,
+        key_pos=positions,
+        query_pos=query_pos,
+        key_padding_mask=None if padding is None else padding.flatten().unsqueeze(0),
+        reg_branch=None,
+    )
+    return tap('outs_dec', outputs.transpose(1, 2))
 
 
 def predict(head: nn.Module, outputs: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, one_line
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.sparse4d.blocks import NUMBERS
+from mmdeploy_ext.models.sparse4d import steps
+from mmdeploy_ext.models.sparse4d.steps import NUMBERS, Remembered
 
 NO_ID = -1
 """Id of an instance whose track has none yet."""
@@ -145,34 +146,19 @@ class InstanceBank(BaseModule):
         self.cached_anchor = self.anchor_handler.anchor_projection(
             self.cached_anchor, feature.new_tensor(motion), seconds
         )
+        if self.instance_id is not None:
+            self.instance_id = torch.where(self.mask[:, None], self.instance_id, NO_ID)
         default = torch.full_like(seconds, self.default_time_interval)
         return feature, anchor, torch.where((seconds != 0) & self.mask, seconds, default)
 
-    def update(self, feature: Tensor, anchor: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features and anchors of the M remembered instances and then of this frame's A - M best ones.
-
-        Those of a sample without remembered instances, or with too old ones, are returned as they are; ids of
-        too old ones are forgotten.
-
-        Args:
-            feature: (B, A, C) of this frame's own instances.
-            anchor: (B, A, 11).
-            logits: (B, A, K).
-        """
+    def remembered(self) -> Remembered | None:
+        """Return the kept instances, as `get` has moved them; None in a first frame."""
         if self.cached_feature is None:
-            return feature, anchor
-        _, best = best_rows(logits.amax(-1), self.num_anchor - self.num_temp_instances)
-        is_kept = self.mask[:, None, None]
-        pairs = (self.cached_feature, feature), (self.cached_anchor, anchor)
-        feature, anchor = (
-            torch.where(is_kept, torch.cat([kept, rows_of(own, best)], 1), own) for kept, own in pairs
-        )
-        if self.instance_id is not None:
-            self.instance_id = torch.where(self.mask[:, None], self.instance_id, NO_ID)
-        return feature, anchor
+            return None
+        return Remembered(self.cached_feature, self.cached_anchor, self.mask)
 
     def cache(self, feature: Tensor, anchor: Tensor, logits: Tensor, metas: Mapping[str, Any]) -> None:
-        """Keep the M most confident instances of a frame, whose remembered ones come first, as of `update`.
+        """Keep the M most confident instances of a frame, of which the remembered ones come first.
 
         `feature` (B, A, C), `anchor` (B, A, 11) and `logits` (B, A, K) are those of the last refinement; for
         `metas` see `get`. The first M have at least the confidence of the instance that was kept in their row
@@ -184,7 +170,7 @@ class InstanceBank(BaseModule):
             kept = torch.maximum(decayed, confidence[:, : self.num_temp_instances])
             confidence = torch.cat([kept, confidence[:, self.num_temp_instances :]], 1)
         self.metas, self.temp_confidence = metas, confidence
-        self.confidence, self.kept = best_rows(confidence, self.num_temp_instances)
+        self.confidence, self.kept = steps.best_rows(confidence, self.num_temp_instances)
         self.cached_feature, self.cached_anchor = rows_of(feature, self.kept), rows_of(anchor, self.kept)
 
     def get_instance_id(self, logits: Tensor, threshold: float | None = None) -> Tensor:
@@ -205,11 +191,6 @@ class InstanceBank(BaseModule):
         padding = ids.new_full((len(ids), self.num_anchor - self.num_temp_instances), NO_ID)
         self.instance_id = torch.cat([ids.gather(1, self.kept), padding], 1)
         return ids
-
-
-def best_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` best of scores (B, A), and their indices (B, count), best first."""
-    return tuple(scores.topk(count, 1))
 
 
 def rows_of(values: Tensor, indices: Tensor) -> Tensor:

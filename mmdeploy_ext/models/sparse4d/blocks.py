@@ -1,9 +1,11 @@
-"""The modules of Sparse4D's decoder: embedding of anchors, refinement, feed-forward network, key points.
+"""The layers of Sparse4D's decoder: embedding of anchors, refinement, feed-forward network, key points.
+
+`steps.py` runs those that have no `forward`.
 
 An anchor is x, y, z (m, of the centre), logarithms of length, width and height, sine and cosine of the yaw,
 and the velocity in x, y and z (m/s), in the LiDAR frame. Columns 6 and 7 are not normalised.
 
-Glossary: B batch, A instances, C channels, P key points, K classes.
+Glossary: B batch, A instances, C channels, K classes.
 
 Source of names, shapes and algorithm: HorizonRobotics/Sparse4D c41df4b, models/detection3d/
 detection3d_blocks.py and models/blocks.py. Training needs more than this: not here.
@@ -19,11 +21,8 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.models.sparse4d.steps import CENTRE, LOG_SIZE, NUMBERS, VELOCITY
 
-CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)
-"""Columns of an anchor."""
-NUMBERS = 11
-"""Numbers of an anchor."""
 BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
 """Fixed key points of a generator whose config names none: the centre of the box."""
 
@@ -86,16 +85,6 @@ class SparseBox3DEncoder(BaseModule):
             layers = normalised_layers(channels, in_loops, out_loops, numbers)
             self.add_module(name, nn.Sequential(*layers))
 
-    def forward(self, anchor: Tensor) -> Tensor:
-        """Return the embeddings (B, A, C) of anchors (B, A, 11)."""
-        parts = (
-            self.pos_fc(anchor[..., CENTRE]),
-            self.size_fc(anchor[..., LOG_SIZE]),
-            self.yaw_fc(anchor[..., YAW]),
-            self.vel_fc(anchor[..., VELOCITY]),
-        )
-        return torch.cat(parts, -1)
-
 
 @registered_if_named(PLUGIN_LAYERS)
 class SparseBox3DRefinementModule(BaseModule):
@@ -134,30 +123,6 @@ class SparseBox3DRefinementModule(BaseModule):
                 *normalised_layers(embed_dims, 1, 2), nn.Linear(embed_dims, num_cls)
             )
         self.quality_layers = nn.Sequential(*normalised_layers(embed_dims, 1, 2), nn.Linear(embed_dims, 2))
-
-    def forward(
-        self, feature: Tensor, anchor: Tensor, embedding: Tensor, time_interval: Tensor, scored: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return the corrected anchors (B, A, 11), class logits (B, A, K) and quality logits (B, A, 2).
-
-        Quality logits are centerness and yawness. Both kinds of logits are None unless `scored`.
-
-        Args:
-            feature: (B, A, C).
-            anchor: (B, A, 11).
-            embedding: of the anchors (B, A, C).
-            time_interval: (B,) seconds since the last frame; the network's correction of a velocity is in
-                metres, and is divided by it.
-            scored: whether both kinds of logits are computed; else they are None.
-        """
-        both = feature + embedding
-        step = self.layers(both)
-        velocity = step[..., VELOCITY] / time_interval[:, None, None] + anchor[..., VELOCITY]
-        place = step[..., : VELOCITY.start] + anchor[..., : VELOCITY.start]
-        refined = torch.cat([place, velocity], -1)
-        if not scored:
-            return refined, None, None
-        return refined, self.cls_layers(feature), self.quality_layers(both)
 
 
 @registered_if_named(FEEDFORWARD_NETWORK)
@@ -229,19 +194,6 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
         self.num_pts = len(places) + num_learnable_pts
         if num_learnable_pts:
             self.learnable_fc = nn.Linear(embed_dims, 3 * num_learnable_pts)
-
-    def forward(self, anchor: Tensor, feature: Tensor) -> Tensor:
-        """Return the key points (B, A, P, 3) of anchors (B, A, 11) and features (B, A, C): LiDAR frame, m."""
-        size = anchor[..., None, LOG_SIZE].exp()
-        places = self.fix_scale * size
-        if hasattr(self, 'learnable_fc'):
-            learned = self.learnable_fc(feature).unflatten(-1, (-1, 3)).sigmoid() - 0.5
-            places = torch.cat([places, learned * size], -2)
-        sine, cosine = anchor[..., 6], anchor[..., 7]
-        zero, one = torch.zeros_like(sine), torch.ones_like(sine)
-        rows = [cosine, -sine, zero, sine, cosine, zero, zero, zero, one]
-        rotation = torch.stack(rows, -1).unflatten(-1, (3, 3))
-        return (rotation[:, :, None] @ places[..., None])[..., 0] + anchor[..., None, CENTRE]
 
     @staticmethod
     def anchor_projection(anchor: Tensor, motion: Tensor, seconds: Tensor) -> Tensor:

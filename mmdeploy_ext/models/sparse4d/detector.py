@@ -49,9 +49,8 @@ class Sparse4D(BaseModule):
         self.depth_branch = depth_branch and build_from_cfg(depth_branch, PLUGIN_LAYERS)
 
     def extract_feat(self, img: Tensor) -> Features:
-        """Return the feature maps of normalised pictures (B, N, 3, H, W)."""
-        maps = self.img_neck(self.img_backbone(img.flatten(0, 1)))
-        return flatten_maps([level.unflatten(0, img.shape[:2]) for level in maps])
+        """Return the feature maps of normalised pictures (1, N, 3, H, W)."""
+        return flatten_maps(self.img_neck(self.img_backbone(img[0])))
 
     def forward(self, img: Tensor, **data: Any) -> list[dict]:
         """Return a dict per sample: 'img_bbox' -> the boxes of one frame, with scores, labels and track ids.
@@ -59,7 +58,7 @@ class Sparse4D(BaseModule):
         They are the dict of `SparseBox3DDecoder.decode`: `boxes_3d` (n, 10), `scores_3d`, `labels_3d`,
         `cls_scores` and `instance_ids` (n,).
 
-        `img` is (B, N, 3, H, W), and `data` what `Sparse4DHead.forward` takes as `metas`. If `img` is a list
+        `img` is (1, N, 3, H, W), and `data` what `Sparse4DHead.forward` takes as `metas`. If `img` is a list
         with that of one augmentation, every list in `data` is one, too, as [`img_metas`] has to be.
 
         Raises:

@@ -28,10 +28,9 @@ from mmdet.models import HEADS
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse4d.aggregation import Features
-from mmdeploy_ext.models.sparse4d.blocks import CENTRE, LOG_SIZE, VELOCITY
+from mmdeploy_ext.models.sparse4d.steps import CENTRE, LOG_SIZE, VELOCITY, Pictures, run_head
 
 OPERATIONS = ('temp_gnn', 'gnn', 'norm', 'deformable', 'ffn', 'refine')
 """Kinds of operations."""
@@ -165,55 +164,25 @@ class Sparse4DHead(BaseModule):
         self.fc_after = nn.Linear(2 * channels, channels, bias=False)
 
     def forward(self, features: Features, metas: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the layers predict, and keep instances and ids for the next frame.
+        """Return what the last layer predicts, and keep instances and ids for the next frame.
 
         Args:
             features: feature maps of the cameras, see `aggregation.Features`.
-            metas: `timestamp` and `img_metas`, see `InstanceBank.get`; `projection_mat` (B, N, 4, 4), from
-                the LiDAR frame to pixels times depth; `image_wh` (B, N, 2), width and height of the network
+            metas: `timestamp` and `img_metas`, see `InstanceBank.get`; `projection_mat` (1, N, 4, 4), from
+                the LiDAR frame to pixels times depth; `image_wh` (1, N, 2), width and height of the network
                 input in these pixels.
 
         Returns:
-            'prediction', 'classification' and 'quality': lists with a tensor per refinement, (B, A, 11),
-            (B, A, K) and (B, A, 2); the latter two have None but for the refinement
-            `num_single_frame_decoder` and the last one, behind the former of which the remembered instances
-            come first, see `InstanceBank.update`. 'instance_id': (B, A) int64, -1 without an id.
+            'prediction' (1, A, 11), 'classification' (1, A, K) and 'quality' (1, A, 2) of the last
+            refinement, each in a list; 'instance_id' (1, A) int64, -1 without an id.
         """
-        bank, encode, last_operation = self.instance_bank, self.anchor_encoder, len(self.layers) - 1
-        feature, anchor, interval = bank.get(metas)
-        kept_feature, kept_anchor = bank.cached_feature, bank.cached_anchor
-        embedding = encode(anchor)
-        kept_embedding = None if kept_anchor is None else encode(kept_anchor)
-        predictions: dict[str, list] = dict(prediction=[], classification=[], quality=[])
-        for number, (kind, layer) in enumerate(zip(self.operation_order, self.layers, strict=True)):
-            if kind in ('gnn', 'temp_gnn'):
-                keys, values = None, feature
-                if kind == 'temp_gnn':
-                    keys = None if kept_feature is None else torch.cat([kept_feature, kept_embedding], -1)
-                    values = kept_feature
-                values = None if values is None else self.fc_before(values)
-                feature = self.fc_after(layer(torch.cat([feature, embedding], -1), keys, values))
-            elif kind in ('norm', 'ffn'):
-                feature = layer(feature)
-            elif kind == 'deformable':
-                rig = metas['projection_mat'], metas['image_wh']
-                feature = layer(feature, anchor, embedding, features, *rig)
-            else:
-                done = len(predictions['prediction']) + 1
-                scored = done == self.num_single_frame_decoder or number == last_operation
-                anchor, logits, quality = layer(feature, anchor, embedding, interval, scored)
-                for name, values in zip(predictions, (anchor, logits, quality), strict=True):
-                    predictions[name].append(values)
-                if done == self.num_single_frame_decoder:
-                    tap('first_logits', logits)
-                    feature, anchor = bank.update(feature, anchor, logits)
-                if number != last_operation:
-                    embedding = encode(anchor)
-                if done > self.num_single_frame_decoder and kept_anchor is not None:
-                    kept_embedding = embedding[:, : bank.num_temp_instances]
-        bank.cache(tap('instance_feature', feature), anchor, logits, metas)
+        bank = self.instance_bank
+        *learned, interval = bank.get(metas)
+        pictures = Pictures(*features, metas['projection_mat'][0], metas['image_wh'][0])
+        feature, anchor, logits, quality = run_head(self, pictures, interval, bank.remembered(), learned)
+        bank.cache(feature, anchor, logits, metas)
         ids = bank.get_instance_id(logits, self.decoder.score_threshold)
-        return dict(predictions, instance_id=ids)
+        return dict(prediction=[anchor], classification=[logits], quality=[quality], instance_id=ids)
 
     def post_process(self, outputs: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Return the boxes of the last refinement, a dict per sample, see `SparseBox3DDecoder.decode`.

@@ -1,9 +1,9 @@
 """The inputs of a proof: the traced one, and inputs that show faults which the traced one does not.
 
-A dynamic file gets batches of 1, 2 and 3; landscape, portrait, wide and tall inputs; every picture of the
-user, at the size that the config's rule makes of it if the graph takes that. Every file gets a dark and a
-bright picture, a plain one if PyTorch finds nothing in it, and optional inputs left out, each alone and all
-together. One input shows several faults.
+A dynamic file gets batches of 1 and 3; wide and tall inputs and another size, see `InputSizes`; every picture
+of the user, at the size that the config's rule makes of it if the graph takes that. Every file gets a dark
+and a bright picture, a plain one if PyTorch finds nothing in it, and optional inputs left out, each alone and
+all together. One input shows several faults.
 
 The images of a batch differ but for the traced input: where pictures have one size, those behind the first
 are cut, or reduced within the input if one run cannot take the cut ones.
@@ -41,14 +41,12 @@ Picture = tuple[str, np.ndarray]
 """Title, (h, w, 3) uint8 BGR."""
 STRIDE = 32
 """Pixels. The pipelines of most configs pad to it; an odd multiple of it is no multiple of 64 or 128."""
-LONG = 640
-"""Pixels. The size at which most models are traced: one input is wider and one is higher."""
 NARROW = 224
-"""Pixels. About the short side of these two inputs, for speed."""
+"""Pixels. The longest short side of the inputs that are wider and higher than the traced one, for speed."""
 SMALL = 320
-"""Pixels. About the longest side of sizes that only have to differ from the traced one."""
+"""Pixels. About the longest side of `InputSizes.other` where it is smaller than the traced size."""
 LARGEST = 1_000_000
-"""Pixels, height times width, of `InputSizes.larger` at most."""
+"""Pixels, height times width, that `InputSizes.other` may have to be larger than the traced size."""
 Size = tuple[int, int]
 """Height and width, pixels."""
 BATCHES = (1, 2, 3)
@@ -97,10 +95,7 @@ def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture])
         cases += [*maker.by_rule(user_pictures), *maker.of_sizes()]
     else:
         cases += maker.of_one_size()
-    cases = maker.optional_left_out(cases)
-    if options.dynamic and maker.sizes.larger:  # than the traced one in both directions
-        cases.append(maker.fixed('other size, batch 2', [images[1], images[0]], maker.sizes.larger))
-    return cases
+    return maker.optional_left_out(cases)
 
 
 def plain_inputs(deployment: Model, options: Options) -> list[ProofInput]:
@@ -238,25 +233,20 @@ class _Inputs:
         return cases
 
     def of_sizes(self) -> list[ProofInput]:
-        """Return inputs of other sizes, each with a further condition."""
-        sizes, (first, second) = self.sizes, self.images[:2]
-        title, picture = first
+        """Return inputs of other sizes, each with a further condition; dark and bright ones as traced."""
+        sizes, ((title, picture), second) = self.sizes, self.images[:2]
 
         def views(size: tuple[int, int], count: int) -> list[Picture]:
             views = (title, picture), (titled(title, 'mirrored'), other_view(picture)), second
             return [(titled(name, 'composed'), filling(view, size)) for name, view in views[:count]]
 
-        cases = [
-            self._unaligned(second, sizes.unaligned, sizes.step),
-            self.fixed('W > 2H, batch 2', views(sizes.wide, 2), sizes.wide),
-            self.fixed('H > 2W', views(sizes.tall, 1), sizes.tall),
-            self.fixed('portrait, batch 3', views(sizes.portrait, 3), sizes.portrait),
-            self.fixed('dark', [(titled(title, 'dark'), dark(picture))], sizes.landscape),
-            self.fixed('bright', [(titled(title, 'bright'), bright(picture))], sizes.landscape),
+        return [
+            self._unaligned(second, sizes.other, sizes.divisor),
+            self.fixed('W > 2H', views(sizes.wide, 1), sizes.wide),
+            self.fixed('H > 2W, batch 3', views(sizes.tall, 3), sizes.tall),
+            self.fixed('dark', [(titled(title, 'dark'), dark(picture))]),
+            self.fixed('bright', [(titled(title, 'bright'), bright(picture))]),
         ]
-        if sizes.fine:
-            cases.append(self._unaligned(first, sizes.fine, 1))
-        return cases
 
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
         """Return the cases, with all optional inputs left out of one, and each out of another.
@@ -266,7 +256,7 @@ class _Inputs:
         if not self.optional:
             return cases
         alone = [(name,) for name in self.optional] if len(self.optional) > 1 else []
-        hosts = ('dark', 'bright', 'H > 2W', 'portrait in the input', 'W > 2H, batch 2', 'other image')
+        hosts = 'dark', 'bright', 'portrait in the input', 'H > 2W, batch 3', 'W > 2H', 'other image'
         indices = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
         for index, names in zip(indices, [self.optional, *alone], strict=False):
             name = f'{cases[index].name}, without {" and ".join(names)}'
@@ -290,55 +280,42 @@ class InputSizes:
     """Sizes (H, W) of a dynamic graph's inputs, pixels.
 
     Attributes:
-        landscape: about as large as `unaligned`, H an odd multiple of `step`, W larger.
-        portrait: about as large as `unaligned`, H larger than W.
-        wide: W more than twice H, over `LONG` and over the traced W.
-        tall: H more than twice W, over `LONG` and over the traced H.
-        unaligned: the size before padding, rarely a multiple of `STRIDE`; smaller than the traced one if
-            possible.
-        fine: `unaligned` rounded down to multiples that the graph takes, and not padded; or None.
-        larger: than the traced size on both sides, or None.
-        step: `unaligned` is padded to multiples of it.
+        wide: odd multiples of 32 or more; W is over the traced W, and more than twice H if the graph takes
+            one so low.
+        tall: even multiples; H is over the traced H, and more than twice W if the graph takes one so narrow.
+        other: the size before padding; both sides are longer than the traced ones, or shorter if that would
+            be over `LARGEST`, and no multiples of `STRIDE`, as far as the graph takes such.
+        divisor: `other` is padded to multiples of it.
     """
 
-    landscape: Size
-    portrait: Size
     wide: Size
     tall: Size
-    unaligned: Size
-    fine: Size | None
-    larger: Size | None
-    step: int = STRIDE
+    other: Size
+    divisor: int
 
 
 def other_sizes(deployment: Model, options: Options) -> InputSizes:
     """Return the sizes for a file with these options, which are sizes that it takes, see `ImageFamily.takes`.
 
-    `unaligned` is one when it is padded. A graph that takes none that is near is given one it does not take.
+    `other` is one when it is padded. A graph that takes none that is near is given one it does not take.
     """
     image = deployment.family.picture(deployment.model, options)
     takes = functools.partial(deployment.family.takes, deployment.model, options)
     step = math.lcm(STRIDE, image.multiple)
     height, width = options.height, options.width
-    shrink = min(0.75, SMALL / max(height, width))
-    unaligned = int(height * shrink) - 7, int(width * shrink) + 5
-    if not takes(*_aligned(unaligned, step)):
-        unaligned = int(height * 1.75) - 7, int(width * 1.5) + 5
-    short, long = sorted(_aligned(unaligned, step))
-    larger = tuple(
-        max(int(side * factor) // step, side // step + 1) * step
-        for side, factor in ((height, 1.25), (width, 1.125))
-    )
-    fine = tuple(size // image.multiple * image.multiple for size in unaligned)
+    other = int(height * 1.25) - 7, int(width * 1.125) + 5
+    if math.prod(_aligned(other, step)) > LARGEST:
+        shrink = min(0.75, SMALL / max(height, width))
+        smaller = int(height * shrink) - 7, int(width * shrink) + 5
+        other = smaller if takes(*_aligned(smaller, step)) else other
+    fine = tuple(side // image.multiple * image.multiple for side in other)
+    is_fine = image.multiple < STRIDE and takes(*fine)
+    high, broad = _odd(int(height * 1.125), step) + step, _odd(int(width * 1.125), step)
     return InputSizes(
-        landscape=_grown((_odd(short, step), max(long, _odd(short, step) + step)), 2 * step, takes),
-        portrait=_grown((_odd(long, step) + step * (long == short), short), 2 * step, takes),
-        wide=_grown((_odd(NARROW, step), _odd(_beyond(width), step)), 2 * step, takes),
-        tall=_grown((_odd(_beyond(height), step), _odd(NARROW, step) - step), 2 * step, takes),
-        unaligned=unaligned,
-        fine=fine if image.multiple < STRIDE and takes(*fine) else None,
-        larger=larger if larger[0] * larger[1] <= LARGEST and takes(*larger) else None,
-        step=step,
+        wide=_grown((_narrow(broad, step, 1), broad), 2 * step, takes),
+        tall=_grown((high, _narrow(high, step, 0)), 2 * step, takes),
+        other=fine if is_fine else other,
+        divisor=1 if is_fine else step,
     )
 
 
@@ -349,20 +326,28 @@ def fits(deployment: Model, options: Options, size: Size) -> bool:
     return aligned and deployment.family.takes(deployment.model, options, *size)
 
 
-def _beyond(traced: int) -> int:
-    return max(int(traced * 1.125), LONG + 1)
+def _narrow(long: int, step: int, remainder: int) -> int:
+    """Return a side of at most `NARROW` and below half of `long`, pixels.
+
+    It is an odd multiple of `step` if `remainder` is 1, an even one if it is 0.
+    """
+    count = min(NARROW, (long - 1) // 2) // step
+    return max(count - (count % 2 != remainder), 1) * step
 
 
 def _aligned(size: Size, step: int) -> Size:
+    """Return the next multiples of `step`."""
     return tuple(-(-max(side, 1) // step) * step for side in size)
 
 
 def _odd(side: int, step: int) -> int:
+    """Return the next odd multiple of `step`."""
     count = -(-side // step)
     return (count + 1 - count % 2) * step
 
 
 def _grown(size: Size, step: int, takes: Callable[[int, int], bool]) -> Size:
+    """Return the next larger size that the graph takes, or one of 64 steps if it takes none before."""
     while not takes(*size) and max(size) < 64 * step:
         size = size[0] + step, size[1] + step
     return size

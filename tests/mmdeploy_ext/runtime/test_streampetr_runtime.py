@@ -15,8 +15,9 @@ import torch
 import toy_streampetr_export as toy
 from marking import in_suite
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, ShapeError
-from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx, decode
-from mmdeploy_ext.families.streampetr.runtime.state import to_global, to_local
+from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
+from mmdeploy_ext.families.streampetr.memory import to_global, to_local
+from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx, decode
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.geometry import invert_pose, relative_motion
 from toy_streampetr import HEIGHT, NUM_CAMS, WIDTH
@@ -448,12 +449,13 @@ def test_decoding_equals_the_models_coder(threshold):
     from mmdeploy_ext.models.streampetr.coder import NMSFreeCoder
 
     rng = np.random.default_rng(1)
-    facts = dict(
-        toy.FACTS, post_center_range=[-20, -20, -3, 20, 20, 3], max_num=30, score_threshold=threshold
+    facts = QueryBoxFacts(
+        post_center_range=(-20, -20, -3, 20, 20, 3), max_num=30, score_threshold=threshold, num_classes=10
     )
     scores = rng.normal(size=(2, 1, 24, 10)).astype(np.float32)
     preds = (rng.normal(size=(2, 1, 24, 10)) * [12, 12, 2, 1, 1, 1, 1, 1, 5, 5]).astype(np.float32)
-    coder = NMSFreeCoder(pc_range=None, **facts)
+    settings = ('post_center_range', 'max_num', 'score_threshold', 'num_classes')
+    coder = NMSFreeCoder(pc_range=None, **{name: facts[name] for name in settings})
     wanted = coder.decode(
         dict(all_cls_scores=torch.from_numpy(scores), all_bbox_preds=torch.from_numpy(preds))
     )
@@ -471,7 +473,8 @@ def test_decoding_equals_the_published_coder(case):
     if not GOLDEN.is_dir():
         pytest.skip('skipped: ../shared/golden/streampetr not found')
     extra, outputs = np.load(GOLDEN / 'decode_extra.npz'), np.load(GOLDEN / 'outputs.npz')
-    facts = json.loads(str(extra[f'{case}_args']))
+    settings = json.loads(str(extra[f'{case}_args']))
+    facts = QueryBoxFacts(**dict(dict(score_threshold=None, num_classes=10), **settings))
     found = decode(outputs['f1_all_cls_scores'], outputs['f1_all_bbox_preds'], facts)
     wanted = extra[f'{case}_bboxes'].copy()
     wanted[:, 2] -= wanted[:, 5] / 2
@@ -492,7 +495,7 @@ class Blocker:
             raise ModuleNotFoundError('blocked: ' + name, name=name)
 sys.meta_path.insert(0, Blocker())
 import numpy as np
-from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 runtime = StreamPetrOnnx(sys.argv[1], threads=1)
 given = np.load(sys.argv[2])
 rig = runtime.rule.calibrate(given['intrinsics'], given['lidar2cam'])

@@ -6,6 +6,6 @@ register_family(
     'circles',
     'circles.family:CircleFamily',
     options=(RADIUS,),
-    facts='circles.facts:CircleFacts',
+    facts='circles.runtime:CircleFacts',
     runtime='circles.runtime',
 )

@@ -2,9 +2,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from circles.facts import CircleFacts
 from circles.model import STRIDE
-from circles.runtime import Circles
+from circles.runtime import CircleFacts, Circles
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily

@@ -3,8 +3,15 @@ import dataclasses
 import cv2
 import numpy as np
 
+from mmdeploy_ext.contract.facts import Count, Facts, Stride
 from mmdeploy_ext.runtime.detections import Scored
 from mmdeploy_ext.runtime.draw import class_colour
+
+
+@dataclasses.dataclass(frozen=True)
+class CircleFacts(Facts):
+    count: Count
+    stride: Stride
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,14 +18,9 @@ from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import collect_taps
-from mmdeploy_ext.families.parts.bev_grid import (
-    pillar_points,
-    project_pillars,
-    rotate_view,
-    rotated_cells,
-)
-from mmdeploy_ext.families.parts.bev_queries import LastView, encode_view
-from mmdeploy_ext.models.bevformer.view import run_encoder
+from mmdeploy_ext.models.bevformer.grid import pillar_points, project_pillars, rotate_view, rotated_cells
+from mmdeploy_ext.models.bevformer.motion import last_view
+from mmdeploy_ext.models.bevformer.steps import LastView, encode_view
 from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import motion_of_car
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
@@ -200,7 +195,7 @@ def test_every_frame_of_the_whole_model(model):
         same_detections(decoded, stored('boxes_3d'), stored('scores_3d'), stored('labels_3d'))
 
 
-def last_view(last, motion, side):
+def view_of_the_runtime(last, motion, side):
     """Return the last view (Q, 1, C), None at the first frame, as the graph's encoder takes it."""
     if last is None:
         return LastView(torch.zeros(1, side * side, 256), torch.zeros(2), torch.zeros(1))
@@ -231,9 +226,9 @@ def test_the_encoder_of_bevformer_small():
         matrices = torch.from_numpy(stored[f'{case}_lidar2img'].astype(np.float32))
         record = torch.from_numpy(can_bus.astype(np.float32))
         with torch.no_grad():
-            of_model = run_encoder(head, [maps], can_bus, matrices, (736, 1280), last)
-            of_graph = encode_view(head, [maps], record, matrices, (736, 1280), last_view(last, can_bus, 150))
-        for view in (of_model[0], of_graph[0]):
+            sides = last_view(head, can_bus, last), view_of_the_runtime(last, can_bus, 150)
+            views = [encode_view(head, [maps], record, matrices, (736, 1280), side)[0] for side in sides]
+        for view in views:
             np.testing.assert_allclose(view[::45, ::8], stored[f'{case}_bev_slice'], rtol=0, atol=BEV)
             row = view.reshape(150, 150, 256)[75, :, ::4]
             np.testing.assert_allclose(row, stored[f'{case}_bev_row75'], rtol=0, atol=BEV)

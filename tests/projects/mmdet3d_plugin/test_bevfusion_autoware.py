@@ -188,7 +188,7 @@ def test_a_class_that_begins_with_a_word_for_motorcycles_keeps_its_name(known, f
 
 
 def test_what_is_published_follows_the_rules_of_the_node(folder, known):
-    coder = dict(voxel_size=[0.2, 0.2], out_size_factor=8, pc_range=[-19.2, -19.2])
+    coder = SimpleNamespace(voxel_size=[0.2, 0.2], out_size_factor=8, pc_range=[-19.2, -19.2])
     boxes = np.zeros((10, 6), np.float32)
     boxes[0], boxes[1], boxes[2] = [12, 12.1, 2, 4, 20, 22], 12, 1
     boxes[3:6] = np.log([[4.0], [2.0], [1.5]])

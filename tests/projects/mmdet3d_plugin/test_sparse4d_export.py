@@ -9,11 +9,11 @@ import torch
 
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.exporting.ops import deformable_aggregation
-from mmdeploy_ext.families.sparse4d import graphs, network
-from mmdeploy_ext.families.sparse4d.family import MODELS
-from mmdeploy_ext.families.sparse4d.runtime import bank, model
+from mmdeploy_ext.families.sparse4d import graphs
+from mmdeploy_ext.families.sparse4d import memory as bank
+from mmdeploy_ext.families.sparse4d.family import Sparse4DFamily
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.open_points import untraced_methods
 from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
@@ -78,17 +78,44 @@ def test_the_first_frame_takes_any_finite_instances(deployment, paths):
     runner = deployment.family.runner(paths, ENGINE)
     frame = next(iter(drive(deployment, 1)))
     empty = runner.step(frame).outputs
-    shapes, numbers = runner.bank.shapes, np.random.default_rng(0)
-    noise = {
-        f'temp_{name}': numbers.standard_normal(shapes[key]).astype(np.float32)
-        for name, key in (('feature', 'cached_feature'), ('anchor', 'cached_anchor'))
-    }
+    numbers = np.random.default_rng(0)
+
+    def noisy(*arguments):
+        inputs = inputs_of(*arguments)
+        noise = {name: getattr(inputs, name).shape for name in ('feature', 'anchor')}
+        noise = {name: numbers.standard_normal(shape).astype(np.float32) for name, shape in noise.items()}
+        return inputs._replace(**noise)
+
     runner.reset()
-    get = bank.InstanceBank.get
-    with mock.patch.object(bank.InstanceBank, 'get', lambda self, *when: get(self, *when)._replace(**noise)):
+    with mock.patch.object(bank, 'temporal_inputs', noisy):
         other = runner.step(frame).outputs
     for name, values in empty.items():
         np.testing.assert_array_equal(values, other[name])
+
+
+def test_no_scene_empties_the_memory_as_published(deployment, paths):
+    runner = deployment.family.runner(paths, ENGINE)
+    frames = [
+        dataclasses.replace(frame, scene_token=token, timestamp_s=0.5 * index)
+        for index, (frame, token) in enumerate(zip(drive(deployment, 3), ('a', 'b', None), strict=True))
+    ]
+    assert [runner.step(frame).was_reset for frame in frames] == [True, False, False]
+    state = runner.state
+    assert state.scene_token == 'b' and state.tensors['prev_id'][0] > 0
+    for change in (dict(ego_pose=np.full((4, 4), np.nan)), dict(timestamp_s=float('nan'))):
+        with pytest.raises(DataError):
+            runner.state = dataclasses.replace(state, **change)
+    tensors = state.tensors | dict(confidence=np.zeros((1, 1), np.float32))
+    with pytest.raises(ShapeError, match=r'confidence.*another model'):
+        runner.state = dataclasses.replace(state, tensors=tensors)
+    np.testing.assert_array_equal(runner.state.tensors['confidence'], state.tensors['confidence'])
+
+
+def test_the_contract_states_the_intervals_of_the_model(deployment):
+    spec = graphs.spec(deployment.model)
+    interval, mask = (spec.tensor(name).meaning for name in ('time_interval', 'mask'))
+    assert interval == 'seconds since the last frame, 0.5 if 0 or more than 2'
+    assert mask == '1 if the last frame is at most 2 s away, else 0'
 
 
 def changed(function, change):
@@ -106,10 +133,6 @@ def to_the_edge(places):
     return torch.ones(places.shape[:-1], dtype=torch.bool, device=places.device)
 
 
-def without_yaw(step):
-    return torch.cat([step[..., :6], step[..., 6:8] * 0, step[..., 8:]], -1)
-
-
 def interval_of_gap(anchor, motion, seconds):
     """Behind a gap anchors are projected with the default of half a second."""
     return anchor, motion, seconds if abs(seconds) <= 2 else 0.5
@@ -119,8 +142,9 @@ def from_second_row(scores, count):
     return top_rows(scores, count + 1)[1:] if count == 40 else top_rows(scores, count)
 
 
-def ids_below(facts, repairs=()):
-    return dataclasses.replace(rule_of(facts, repairs), score_threshold=0.5)
+def with_facts(function, **changes):
+    """Return a function of facts and others that gets changed facts."""
+    return lambda facts, *others: function(dataclasses.replace(facts, **changes), *others)
 
 
 def unturned(motion):
@@ -129,20 +153,12 @@ def unturned(motion):
     return moved
 
 
-def no_decay(facts, repairs=()):
-    return dataclasses.replace(rule_of(facts, repairs), confidence_decay=0.0)
+def ids_anew(*arguments):
+    return {**next_bank(*arguments), 'prev_id': np.array([0], np.int64)}
 
 
-def ids_anew(self, inputs, *given, **named):
-    changes = update(self, inputs, *given, **named)
-    self._tensors['prev_id'] = np.array([0], np.int64)
-    return changes
-
-
-rule_of = bank.BankRule.from_facts
-top_rows, project, take_over = bank.top_rows, bank.project_anchors, network.take_over
-get, update = bank.InstanceBank.get, bank.InstanceBank.update
-refine, embed = network.refine, network.embed
+top_rows, project, inputs_of = bank.top_rows, bank.project_anchors, bank.temporal_inputs
+tracked, next_bank = bank.tracked, bank.next_bank
 FAULTS = {
     'the border of GridSample': ((deformable_aggregation, '_in_pictures'), to_the_edge),
     'the absolute value of the interval': (
@@ -158,52 +174,23 @@ FAULTS = {
         (bank, 'project_anchors'),
         changed(project, lambda anchor, motion, seconds: (anchor, motion, 0.0)),
     ),
-    'no decay of confidences': ((bank.BankRule, 'from_facts'), no_decay),
-    'ids begin anew in every frame': ((bank.InstanceBank, 'update'), ids_anew),
-    'ids only above a threshold': ((bank.BankRule, 'from_facts'), ids_below),
-    'mask ignored by the graph': (
-        (network, 'take_over'),
-        changed(
-            take_over,
-            lambda *given: (
-                *given[:3],
-                dataclasses.replace(given[3], is_near=torch.ones_like(given[3].is_near)),
-            ),
-        ),
-    ),
+    'no decay of confidences': ((bank, 'tracked'), with_facts(tracked, confidence_decay=0.0)),
+    'ids begin anew in every frame': ((bank, 'next_bank'), ids_anew),
+    'ids only above a threshold': ((bank, 'tracked'), with_facts(tracked, score_threshold=0.5)),
     'kept rows off by one': ((bank, 'top_rows'), from_second_row),
-    'yaw without residual': (
-        (network, 'refine'),
-        lambda layer, feature, anchor, *rest: refine(layer, feature, without_yaw(anchor), *rest),
-    ),
-    'steps of velocities that are not over the interval': (
-        (network, 'refine'),
-        lambda *given: refine(*given[:4], torch.ones_like(given[4])),
-    ),
-    'velocity unused by the embedding': (
-        (network, 'embed'),
-        lambda encoder, anchor: embed(encoder, torch.cat([anchor[..., :8], 0 * anchor[..., 8:]], -1)),
-    ),
     'stale features zeroed': (
-        (bank.InstanceBank, 'get'),
-        with_result(get, lambda inputs: inputs._replace(temp_feature=inputs.temp_feature * inputs.mask[0])),
+        (bank, 'temporal_inputs'),
+        with_result(inputs_of, lambda inputs: inputs._replace(feature=inputs.feature * inputs.mask[0])),
     ),
     'sine and cosine kept in order': (
         (bank, 'project_anchors'),
-        lambda anchor, motion, seconds, **named: project(anchor, motion, seconds, keeps_yaw_order=True),
+        with_result(project, lambda anchor: anchor[..., [*range(6), 7, 6, 8, 9, 10]]),
     ),
 }
 """What is wrong -> (owner and name of a function), and what is put in its place."""
 
 
 IN_SUITE = 'the border of GridSample', 'ids begin anew in every frame'
-OF_A_GRAPH = (
-    'the border of GridSample',
-    'mask ignored by the graph',
-    'yaw without residual',
-    'steps of velocities that are not over the interval',
-    'velocity unused by the embedding',
-)
 
 
 def frames_of_faults(deployment):
@@ -219,9 +206,7 @@ def frames_of_faults(deployment):
 def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, tmp_path, fault):
     (owner, name), wrong = FAULTS[fault]
     with mock.patch.object(owner, name, wrong):
-        if (
-            fault in OF_A_GRAPH
-        ):  # another deployment, since one keeps the fresh export that a file is compared with
+        if fault == 'the border of GridSample':  # another deployment: one keeps its fresh export
             deployment = toy.load(tmp_path)
             paths = toy.export(deployment, tmp_path)
         verdict = refuted(deployment, paths, frames_of_faults(deployment))
@@ -262,14 +247,4 @@ def test_inputs_that_are_no_numbers_are_refused(deployment, paths, change, named
 )
 def test_a_model_that_the_graphs_do_not_follow_is_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
-        MODELS.check(load_config(toy.config, {f'model.{setting}': value}))
-
-
-@pytest.mark.parametrize('content', [None, '{}', '[]', '{"anchor": [1]', '{"instance_feature": [[[1]]]}'])
-def test_heads_without_their_constants_are_refused(deployment, tmp_path, content):
-    if content is not None:
-        (tmp_path / model.CONSTANTS).write_text(content)
-    options = deployment.family.choose(opset=0, contract='deploy')
-    spec = graphs.specs(deployment.model, options)[model.NEXT]
-    with pytest.raises(ModelFileError, match='sparse4dconstants'):
-        model.read_constants(tmp_path / 'sparse4dhead2nd.onnx', spec)
+        Sparse4DFamily.models.check(load_config(toy.config, {f'model.{setting}': value}))

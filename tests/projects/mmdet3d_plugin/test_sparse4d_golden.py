@@ -17,9 +17,9 @@ import sparse4d_golden as golden
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import collect_taps
-from mmdeploy_ext.models.sparse4d import bank
-from mmdeploy_ext.models.sparse4d.aggregation import Features, flatten_maps
-from mmdeploy_ext.models.sparse4d.blocks import CENTRE
+from mmdeploy_ext.models.sparse4d import bank, steps
+from mmdeploy_ext.models.sparse4d.aggregation import Features
+from mmdeploy_ext.models.sparse4d.steps import CENTRE
 from mmdeploy_ext.proving.levels.memory_rows import pair_rows
 from mmdeploy_ext.seeded.sparse4d import for_width, sparse4d_weights
 from sparse4d_border_points import nearest_decision
@@ -120,18 +120,18 @@ def same_boxes(result, expected, by_id=True):
 def test_the_head_alone(model, frames):
     head = model.head
     head.instance_bank.reset()
-    shapes = torch.tensor(golden.SIZES, dtype=torch.int32)[None].expand(6, -1, -1)
-    starts = flatten_maps([torch.zeros(1, 6, 1, *size) for size in golden.SIZES]).level_start_index
+    shapes, starts = steps.map_sizes(golden.SIZES, 6)
     for case in range(frames):
         expected = golden.frame_arrays('head_only.npz', f'h{case}_')
         features = Features(golden.features(case), shapes, starts)
-        with torch.no_grad():
+        with torch.no_grad(), collect_taps() as taps:
             outputs = head(features, golden.metas(int(expected['frame'])))
             (result,) = head.post_process(outputs)
         same_anchors(outputs['prediction'][-1][0], expected['prediction_5'])
         for layer in range(5):
-            same_anchors(outputs['prediction'][layer][0, ::9], expected['prediction_0to4_slice'][layer])
-        same(outputs['classification'][0][0, ::3], expected['classification_0_slice'], LOGITS)
+            same_anchors(taps[f'refined_{layer + 1}'][0, ::9], expected['prediction_0to4_slice'][layer])
+        if case:  # a first frame takes nothing over, and chooses nothing by these logits
+            same(taps['first_logits'][0, ::3], expected['classification_0_slice'], LOGITS)
         same(outputs['classification'][-1][0], expected['classification_5'], LOGITS)
         same(outputs['quality'][-1][0], expected['quality_5'], LOGITS)
         same_boxes(result, expected)
@@ -173,7 +173,7 @@ def run_frame(model, features, frame, expected, choice):
 
     def run(points):
         memory.update(before)
-        choosing = mock.patch.object(bank, 'best_rows', choice())
+        choosing = mock.patch.object(steps, 'best_rows', choice())
         with torch.no_grad(), collect_taps() as taps, points.answering(), choosing:
             outputs = model.head(features, golden.metas(frame))
         return outputs, taps, {name: memory[name] for name in STATE}
@@ -207,10 +207,11 @@ def test_every_frame_of_the_whole_model(model, features_of):
         (result,) = model.head.post_process(outputs)
         same(features.rows[0, ::197, ::16], expected['feature_slice'], 2e-5)
         for stored, layer in zip(expected['prediction_015'], (0, 1, 5), strict=True):
-            same_anchors(outputs['prediction'][layer][0], stored)
-        for layer in (0, 5):
-            same(outputs['classification'][layer][0], expected[f'classification_{layer}'], LOGITS)
-            same(outputs['quality'][layer][0], expected[f'quality_{layer}'], LOGITS)
+            same_anchors(taps[f'refined_{layer + 1}'][0], stored)
+        if not is_first:
+            same(taps['first_logits'][0], expected['classification_0'], LOGITS)
+        same(outputs['classification'][-1][0], expected['classification_5'], LOGITS)
+        same(outputs['quality'][-1][0], expected['quality_5'], LOGITS)
         same(taps['instance_feature'][0, :, ::16], expected['instance_feature_slice'], FEATURES)
         same(taps['dfa'][0, ::9, ::8], expected['dfa5_out_slice'], OPERATOR)
         assert instance_bank.mask is None or bool(instance_bank.mask) == bool(expected['mask'])
@@ -229,7 +230,7 @@ def test_a_drive_with_a_choice_of_its_own(model, features_of):
     """Rows of near-equal scores may change places, which frames from a gap to a reset then depend on."""
     instance_bank, is_behind_a_gap = model.head.instance_bank, False
     for frame, expected in drive(model):
-        outputs, _ = run_frame(model, features_of(frame), frame, expected, lambda: bank.best_rows)
+        outputs, _ = run_frame(model, features_of(frame), frame, expected, lambda: steps.best_rows)
         (result,) = model.head.post_process(outputs)
         is_behind_a_gap = instance_bank.mask is not None and (is_behind_a_gap or not instance_bank.mask)
         if is_behind_a_gap:

@@ -9,16 +9,21 @@ import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.families.bevformer import samples as bevformer_samples
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
-from mmdeploy_ext.families.parts.proof_samples import changed_drive, changed_rigs, plain_sweep
-from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.sparse4d import samples as sparse4d_samples
+from mmdeploy_ext.families.parts.proof_samples import (
+    changed_drive,
+    changed_rigs,
+    plain_sweep,
+    record_drive,
+    special_drive,
+)
+from mmdeploy_ext.families.sparse4d.family import GAPS_S
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
 from mmdeploy_ext.proving.frames import best_scores_row
 from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
+from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, record_of_pose
 from mmdeploy_ext.runtime.calibration import check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -56,21 +61,20 @@ def test_a_heading_crosses_0_degrees_whatever_it_was_before(heading):
     (frame,) = drive(1)
     record = record_of_pose(frame.ego_pose)
     record[YAW_DEG] = heading
-    headings = [
-        one.can_bus[YAW_DEG] for one in bevformer_samples.driven(dataclasses.replace(frame, can_bus=record))
-    ]
+    headings = [one.can_bus[YAW_DEG] for one in record_drive(frame, record)]
     assert min(np.diff(headings)) < -180
 
 
 def test_no_two_numbers_of_a_drive_that_the_can_bus_measures_are_alike():
-    for one in bevformer_samples.driven(next(iter(drive(1)))):
+    frame = next(iter(drive(1)))
+    for one in record_drive(frame, record_of_pose(frame.ego_pose)):
         measured = one.can_bus[7:16]
         assert len(set(measured)) == 9 and np.abs(measured).min() > 0.1
 
 
 def test_a_drive_goes_back_in_time_by_more_than_frames_belong_together():
     (frame,) = drive(1)
-    times = [one.timestamp_s for one in sparse4d_samples.driven(frame)]
+    times = [one.timestamp_s for one in special_drive(frame, GAPS_S)]
     assert min(np.diff(times)) < -2 < max(step for step in np.diff(times) if step < 0)
 
 

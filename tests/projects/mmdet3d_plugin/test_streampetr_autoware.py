@@ -16,7 +16,7 @@ from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, NORMS, from_
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.parts.runtime.query_boxes import boxes_of_predictions
-from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.proving.ladder import prove
 from planting import replaced
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted

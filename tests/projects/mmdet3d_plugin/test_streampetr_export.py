@@ -17,8 +17,8 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.streampetr import spec
-from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
-from mmdeploy_ext.families.streampetr.runtime.state import to_local
+from mmdeploy_ext.families.streampetr.memory import to_local
+from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.runtime.frames import Frame
 from proofs import check_files
 from verdicts import checks_of, graphs_of

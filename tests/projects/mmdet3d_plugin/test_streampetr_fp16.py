@@ -13,7 +13,7 @@ import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import export_graph
-from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_local
+from mmdeploy_ext.families.streampetr.memory import FIELDS, to_local
 from mmdeploy_ext.families.streampetr.spec import FEATURES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.runtime.geometry import relative_motion

@@ -462,7 +462,7 @@ CODER = 'model.bbox_head.bbox_coder'
         ({}, dict(opset=10), '--opset-version 10: .* 11 to 20'),
         ({}, dict(opset=21), '--opset-version 21: .* 11 to 20'),
         ({}, dict(opset=17, exporter='dynamo'), '--opset-version 17: the dynamo exporter writes opsets 18'),
-        ({CODER: dict(_delete_=True, type='YOLOBBoxCoder')}, {}, 'bbox_coder is YOLO'),
+        ({CODER: dict(_delete_=True, type='YOLOBBoxCoder')}, {}, r'raises TypeError: YOLOBBoxCoder\.decode'),
         ({'model.test_cfg.nms.type': 'soft_nms'}, {}, "nms.type='soft_nms'"),
         (
             {'model.bbox_head.anchor_generator.strides': [(8, 4), 16, 32, 64, 128]},

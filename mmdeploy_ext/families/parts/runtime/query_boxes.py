@@ -5,17 +5,19 @@ Glossary: L decoder layers, R queries, K classes, n boxes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mmdeploy_ext.contract.facts import Count, Facts, optional
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.contract.spec import ColumnGroup
 
@@ -27,6 +29,26 @@ IN_ORDER, Z_FIFTH = tuple(range(10)), (0, 1, 4, 2, 3, 5, 6, 7, 8, 9)
 """Where box codes have x, y, z, logarithms of three sizes, sine and cosine of the yaw, velocity x, y."""
 WIDTH_FIRST = (0, 1, 2, 4, 3, 5, 7, 6, 8, 9)
 """Columns of such a code of mmdet3d 0.17 in the order of 1.x; sine and cosine change their signs, too."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryBoxFacts(Facts):
+    """What `decode` reads.
+
+    Attributes:
+        max_num: most boxes of a frame.
+        post_center_range: x, y, z low, then high, m, between which centres are kept, ends included.
+        score_threshold: see `passing`, `above` and `at_least`.
+        num_classes: K.
+        box_convention: the mmdet3d whose boxes the model was trained with. For 0.17 the first two sizes are
+            width and length, and a yaw is -pi / 2 minus that of 1.x; for 1.x they are length and width.
+    """
+
+    max_num: Count
+    post_center_range: tuple[float, float, float, float, float, float]
+    score_threshold: float | None
+    num_classes: Count
+    box_convention: Literal['0.17', '1.x'] = optional('1.x')
 
 
 def output_specs(
@@ -88,7 +110,7 @@ def at_least(scores: np.ndarray, threshold: float | None) -> np.ndarray:
 def decode(
     cls_scores: np.ndarray,
     bbox_preds: np.ndarray,
-    facts: Mapping[str, Any],
+    facts: QueryBoxFacts,
     accepts: Callable[[np.ndarray, float | None], np.ndarray] = passing,
     columns: Sequence[int] = Z_FIFTH,
 ) -> Detections3D:
@@ -102,11 +124,7 @@ def decode(
         cls_scores: (L, 1, R, K) logits; the last layer counts.
         bbox_preds: (L, 1, R, 10): x, y, z of the centre in m, logarithms of three sizes, sine and cosine of
             the yaw, velocity x, y in m/s; `columns` are their places.
-        facts: the `postprocess` entry of the file's metadata: `max_num`, `post_center_range` (the least x, y,
-            z of a centre, then the greatest, m, ends included), `score_threshold` and `box_convention` (both
-            may be missing), the mmdet3d whose boxes the model was trained with. For 0.17 the first two sizes
-            are width and length, and a yaw is -pi / 2 minus that of 1.x; for 1.x, and without it, they are
-            length and width.
+        facts: those of the file.
         accepts: chooses scores by the threshold of the facts: `passing`, `above` or `at_least`.
         columns: the index in a code of each of its values in that order: `Z_FIFTH`, or `IN_ORDER`.
 
@@ -114,11 +132,11 @@ def decode(
     `get_bboxes` of the heads, core/bbox/coders/nms_free_coder.py.
     """
     scores = exact_sigmoid(cls_scores[-1, 0]).reshape(-1)
-    best = top_rows(scores, int(facts['max_num']))
+    best = top_rows(scores, facts.max_num)
     query, labels = np.divmod(best, cls_scores.shape[-1])
     scores, codes = scores[best], bbox_preds[-1, 0].astype(np.float32)[query][:, columns]
-    keep = in_range(codes, facts['post_center_range']) & accepts(scores, facts.get('score_threshold'))
-    if facts.get('box_convention') == '0.17':
+    keep = in_range(codes, facts.post_center_range) & accepts(scores, facts.score_threshold)
+    if facts.box_convention == '0.17':
         codes = codes[:, WIDTH_FIRST]
         codes[:, 6:8] *= -1
     return Detections3D(boxes_of_predictions(codes), scores, labels.astype(np.int64))[keep]

@@ -142,6 +142,6 @@ def check_inner_head(key: str, settings: Mapping[str, Any]) -> None:
     A `RotatedRetinaHead` is taken, unless it has classes of angles. `key` is one of `heads_of`, `settings`
     its entry in the config.
     """
-    head = HEADS.get(settings.type)
+    head = HEADS.get(settings['type'])
     if not issubclass(head, RotatedRetinaHead) or issubclass(head, CSLRRetinaHead):
         raise ConfigError(f'model.{key} is {head.__name__}; expected a RotatedRetinaHead')

@@ -80,7 +80,7 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
         module: the attention.
         query: (1, Q, C), `position` not added.
         position: embedding of the cells, of the same shape.
-        views: the last view, turned as in `bev_queries.LastView`, and the queries before the first layer of
+        views: the last view, turned as in `steps.LastView`, and the queries before the first layer of
             the encoder, in each of its layers; without a last view `query` twice. Where each cell looks in
             both.
     """
@@ -102,7 +102,7 @@ def attend_cameras(
         query: (1, Q, C), positions not added.
         maps: of each level (N, C, h, w), embeddings of camera and level added.
         places: (N, Q, Z, 2), where each camera sees each point of a pillar, x and y in shares of the picture,
-            as `bev_grid.project_pillars` returns them.
+            as `grid.project_pillars` returns them.
         is_seen: (N, Q, Z), which of the points are in the pictures.
     """
     sampler = module.deformable_attention

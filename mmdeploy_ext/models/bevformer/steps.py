@@ -1,7 +1,7 @@
 """BEVFormer from feature maps to predictions, on live modules: the encoder of the view, and the decoder.
 
-The functions take the user's modules or ours by the names that checkpoints give their parts, so that a
-changed layer is followed. The fixed order of the view's and of the decoder's steps is upstream's.
+Eager runs of our head and the graphs share these steps, which take the user's modules or ours by the names
+that checkpoints give their parts. The fixed order of the view's and of the decoder's steps is upstream's.
 
 Glossary: N cameras, H, W rows and columns of the bird's-eye view, Q = H W cells, row by row, C channels, R
 queries of objects, L decoder layers, K classes, P points of a pillar.
@@ -16,16 +16,18 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor
 
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts import bev_attention, bev_plugin_operators
-from mmdeploy_ext.families.parts.bev_attention import SeenViews
-from mmdeploy_ext.families.parts.bev_grid import cell_centres, pillar_points, project_pillars
-from mmdeploy_ext.families.parts.query_networks import among_themselves, inverse_sigmoid, run_layer
+from mmdeploy_ext.models.bevformer import sampling
+from mmdeploy_ext.models.bevformer.grid import cell_centres, pillar_points, project_pillars
+from mmdeploy_ext.models.bevformer.sampling import SeenViews
+from mmdeploy_ext.models.transformer_layers import among_themselves, run_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
     from torch import nn
 
@@ -88,7 +90,7 @@ def encode_view(
     lidar2img: Tensor,
     image_size: tuple[int, int],
     last: LastView,
-    by_plugins: bool = False,
+    operators: ModuleType = sampling,
 ) -> Tensor:
     """Return the bird's-eye view (1, Q, C) of a frame.
 
@@ -99,8 +101,7 @@ def encode_view(
         lidar2img: (N, 4, 4), from the LiDAR to pixels of the padded pictures times depth, m.
         image_size: height and width of these pictures, px.
         last: the view before.
-        by_plugins: whether the attentions are operators that TensorRT has plug-ins for
-            (`bev_plugin_operators`), which compute the same, not those of `bev_attention`.
+        operators: has the attentions; another module computes the same by operators of an engine.
     """
     transformer, encoder, size = head.transformer, head.transformer.encoder, (head.bev_h, head.bev_w)
     maps = with_embeddings(transformer, maps)
@@ -111,7 +112,6 @@ def encode_view(
     centres = cell_centres(*size).to(device)
     looked_at = torch.stack([centres + last.shift * last.exists, centres])
     remembered = torch.cat([last.cells, queries]) * last.exists
-    operators = bev_plugin_operators if by_plugins else bev_attention
     view = tap('bev_query', queries)
     for number, layer in enumerate(encoder.layers):
 
@@ -128,7 +128,7 @@ def encode_view(
     return view
 
 
-def decode_objects(head: nn.Module, view: Tensor, by_plugins: bool = False) -> tuple[Tensor, Tensor]:
+def decode_objects(head: nn.Module, view: Tensor, operators: ModuleType = sampling) -> tuple[Tensor, Tensor]:
     """Return the logits (L, 1, R, K) and box codes (L, 1, R, 10) of all decoder layers.
 
     A box is x, y (m), log of width and length, z of its centre (m), log of its height, sine and cosine of its
@@ -138,13 +138,12 @@ def decode_objects(head: nn.Module, view: Tensor, by_plugins: bool = False) -> t
     Args:
         head: a `BEVFormerHead`.
         view: the bird's-eye view (1, Q, C).
-        by_plugins: as in `encode_view`.
+        operators: as in `encode_view`.
     """
     transformer, size = head.transformer, (head.bev_h, head.bev_w)
     position, objects = head.query_embedding.weight[None].chunk(2, -1)
     reference = transformer.reference_points(position).sigmoid()  # (1, R, 3)
     low, high = view.new_tensor(head.pc_range).split(3)
-    operators = bev_plugin_operators if by_plugins else bev_attention
     logits, boxes = [], []
     for number, layer in enumerate(transformer.decoder.layers):
 

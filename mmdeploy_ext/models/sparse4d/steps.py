@@ -1,11 +1,12 @@
-"""Sparse4D from pictures to refined instances on live modules, the user's or ours.
+"""Sparse4D from feature maps to refined instances, on the modules of the user's model or of ours.
 
-Linear layers, norms and feed-forward networks run as they are; attentions, key points, weights, the choice of
-instances and the loop over operations are computed here, by other code than the models'.
+Eager runs of our model and the graphs share these steps. Linear layers, norms and feed-forward networks run
+as they are; attentions, key points, weights, the choice of instances and the loop over operations are
+computed here.
 
 Glossary: N cameras, L levels, A instances of a frame, M remembered ones, P key points, G groups, C channels,
-K classes, S cells of all maps. The 11 numbers of an anchor are those of `runtime/bank.py`: centre x, y, z,
-logarithms of length, width, height, sine and cosine of the yaw, and velocity, in m and m/s.
+K classes, S cells of all maps. An anchor has 11 numbers in the LiDAR frame: x, y, z of the centre (m),
+logarithms of length, width and height, sine and cosine of the yaw, and velocity in x, y and z (m/s).
 
 Source of the algorithm: HorizonRobotics/Sparse4D c41df4b, models/{sparse4d_head,instance_bank,blocks}.py and
 models/detection3d/detection3d_blocks.py.
@@ -14,22 +15,19 @@ models/detection3d/detection3d_blocks.py.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import multi_head
 from mmdeploy_ext.exporting.ops.deformable_aggregation import aggregate
-from mmdeploy_ext.families.parts.camera_graphs import feature_maps, map_shapes
-from mmdeploy_ext.families.sparse4d.runtime.bank import CENTRE, COSINE, LOG_SIZE, SINE, VELOCITY
 
-if TYPE_CHECKING:
-    from torch import nn
-
-YAW = slice(SINE, COSINE + 1)
-"""Columns of an anchor with the sine and the cosine of the yaw."""
+CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)
+"""Columns of an anchor."""
+SINE, COSINE, NUMBERS = 6, 7, 11
+"""Columns of the yaw, and the number of all columns."""
 NEAREST_DEPTH = 1e-5
 """A smaller depth of a point, m, is taken for this one when the point is projected."""
 
@@ -72,20 +70,18 @@ class Remembered:
     exists: Tensor | None = None
 
 
-def map_sizes(model: nn.Module, cameras: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return `Pictures.sizes` and `starts` for pictures of so many pixels, by running the network once."""
-    shapes = map_shapes(model, height, width)
-    sizes = torch.tensor([size for _, *size in shapes], dtype=torch.int32)
+def feature_rows(maps: Sequence[Tensor]) -> Tensor:
+    """Return `Pictures.rows` of the feature maps (N, C, h, w) of each level."""
+    # each map by itself: ONNX Runtime turns it while it leaves the layout of its convolutions
+    return torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], 1).flatten(0, 1)[None]
+
+
+def map_sizes(shapes: Sequence[Sequence[int]], cameras: int) -> tuple[Tensor, Tensor]:
+    """Return `Pictures.sizes` and `starts` of maps whose `shapes` are h, w of each level."""
+    sizes = torch.tensor([tuple(shape) for shape in shapes], dtype=torch.int32)
     areas = sizes.prod(-1).repeat(cameras)
     starts = areas.cumsum(0) - areas
     return sizes.repeat(cameras, 1, 1), starts.to(torch.int32).reshape(cameras, -1)
-
-
-def feature_rows(model: nn.Module, img: Tensor) -> Tensor:
-    """Return `Pictures.rows` of normalised pictures (N, 3, H, W)."""
-    # each map by itself: ONNX Runtime turns it while it leaves the layout of its convolutions
-    maps = [level.permute(0, 2, 3, 1).flatten(1, 2) for level in feature_maps(model, img)]
-    return torch.cat(maps, 1).flatten(0, 1)[None]
 
 
 def embed(encoder: nn.Module, anchor: Tensor) -> Tensor:
@@ -176,18 +172,22 @@ def refine(
     return anchor + torch.cat([step[..., : VELOCITY.start], velocity], -1)
 
 
+def best_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` best of scores (1, A), and their indices (1, count), best first."""
+    return tuple(scores.topk(count, 1))
+
+
 def take_over(feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered) -> list[Tensor]:
     """Return features and anchors of the last frame's instances, then of the best ones of this frame.
 
     Those of this frame, features (1, A, C) and anchors (1, A, 11), stay as they are unless there is a last
     frame that is near. The best ones are in the order of their scores, which `logits` (1, A, K) give.
     """
-    count = anchor.shape[1] - last.anchor.shape[1]
-    _, best = logits.amax(-1)[0].topk(count)
+    _, best = best_rows(logits.amax(-1), anchor.shape[1] - last.anchor.shape[1])
     near = last.is_near if last.exists is None else last.is_near & last.exists
     pairs = ((last.feature, feature), (last.anchor, anchor))
     return [
-        torch.where(near[:, None, None], torch.cat([last_rows, rows[:, best]], 1), rows)
+        torch.where(near[:, None, None], torch.cat([last_rows, rows[:, best[0]]], 1), rows)
         for last_rows, rows in pairs
     ]
 
@@ -269,11 +269,12 @@ def run_head(
             feature = gather(layer, feature, anchor, position, pictures)
         elif kind == 'refine':
             done += 1
-            anchor = refine(layer, feature, anchor, position, time_interval)
+            anchor = tap(f'refined_{done}', refine(layer, feature, anchor, position, time_interval))
             if done == head.num_single_frame_decoder and last is not None:
                 logits = tap('first_logits', layer.cls_layers(feature))
                 feature, anchor = take_over(feature, anchor, logits, last)
             if number == len(operations) - 1:
+                feature = tap('instance_feature', feature)
                 return feature, anchor, layer.cls_layers(feature), layer.quality_layers(feature + position)
             position = embed(head.anchor_encoder, anchor)
             if done > head.num_single_frame_decoder and last is not None:

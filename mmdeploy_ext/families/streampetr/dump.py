@@ -1,19 +1,16 @@
-"""The dump of a frame: what is written into it, and the frame that is read back from it.
+"""The dump of a frame, by the names of the deployment fork.
 
 Source of the dump's names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.samples import check_dumped
-from mmdeploy_ext.families.streampetr.live import steps_of
-from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.models.streampetr.live import steps_of
 
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
 """Prefix of a tensor's name -> suffix of the fork's file name."""
@@ -47,22 +44,3 @@ def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str
     for name in ('timestamp', 'out_mem_timestamp', 'post_mem_timestamp'):
         arrays[name] = arrays[name].astype(np.float64)
     return arrays
-
-
-def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-    """Return a dumped frame as the model got it.
-
-    `tensors` are by the names of `DUMP_NAMES`; `manifest` may have `scene_token` and `frame`, its name.
-    DataError: the dump lacks a tensor.
-    """
-    check_dumped(tensors, ('img', *CALIBRATION, 'ego_pose', 'ego_pose_inv', 'timestamp'))
-    return Frame(
-        images=np.ascontiguousarray(tensors['img']),
-        lidar2img=tensors['lidar2img'][0].astype(np.float64),
-        intrinsics=tensors['intrinsics'][0].astype(np.float64),
-        ego_pose=tensors['ego_pose'][0].astype(np.float64),
-        timestamp_s=float(tensors['timestamp'].reshape(-1)[0]),
-        scene_token=str(manifest.get('scene_token', '')),
-        name=str(manifest.get('frame', '')),
-        ego_pose_inv=tensors['ego_pose_inv'][0].astype(np.float64),
-    )

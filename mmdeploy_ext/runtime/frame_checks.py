@@ -3,13 +3,42 @@
 Glossary: N cameras, H, W network input in pixels.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.geometry import not_rigid
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from mmdeploy_ext.runtime.frames import Frame
+
+
+def check_fields(frame: Frame, names: Collection[str], num_cameras: int) -> dict[str, Any]:
+    """Return copies of the fields of a frame that a model of N cameras reads; DataError: one is not valid.
+
+    Of `names`, `lidar2img`, `intrinsics`, `ego_pose` and `timestamp_s` are checked here.
+    """
+    values: dict[str, Any] = {}
+    if 'intrinsics' in names:
+        calibration = None
+        if frame.lidar2img is not None and frame.intrinsics is not None:
+            calibration = Calibration(frame.lidar2img, frame.intrinsics)
+        values['lidar2img'], values['intrinsics'] = check_calibration(calibration, num_cameras)
+    elif 'lidar2img' in names:
+        values['lidar2img'] = check_matrices('lidar2img', frame.lidar2img, num_cameras)
+    if 'ego_pose' in names:
+        values['ego_pose'] = check_pose(frame.ego_pose)
+        if frame.ego_pose_inv is not None:
+            values['ego_pose_inv'] = check_pose(frame.ego_pose_inv, 'ego_pose_inv')
+    if 'timestamp_s' in names:
+        values['timestamp_s'] = check_time(frame.timestamp_s)
+    return values
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
@@ -66,19 +95,6 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
                 f'{problem}; both have to be for the pixels of the network input'
             )
     return Calibration(lidar2img, intrinsics)
-
-
-def check_lidar2img(matrices: np.ndarray, num_cameras: int) -> np.ndarray:
-    """Return matrices (N, 4, 4) as float64, N being `num_cameras`.
-
-    DataError: another shape, no numbers, NaN or infinity.
-    """
-    matrices = _copied(matrices, 'lidar2img')
-    if matrices.shape != (num_cameras, 4, 4) or not np.isfinite(matrices).all():
-        raise DataError(
-            f'lidar2img: got shape {matrices.shape}, expected finite numbers of ({num_cameras}, 4, 4)'
-        )
-    return matrices
 
 
 def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndarray:

@@ -1,0 +1,31 @@
+"""BEVFormer: facts of a model, which its files keep. No torch."""
+
+import dataclasses
+from typing import Literal
+
+from mmdeploy_ext.contract.facts import Count, Positive
+from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
+
+RECORDED = 'wwww', 'wxyz'
+"""Kinds of entries 3 to 6 of the records that models were trained with, see `bev_motion.ORIENTATIONS`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BevFormerFacts(QueryBoxFacts):
+    """Facts of a model.
+
+    Attributes:
+        bev_h, bev_w: rows and columns of the bird's-eye view.
+        extent: width and height of the view, m.
+        rotate_center: column and row of the point about which the last view turns.
+        rotate_prev_bev, use_shift: whether the last view is turned and shifted by the motion of the car.
+        can_bus_orientation: kind of the records that the model was trained with.
+    """
+
+    bev_h: Count
+    bev_w: Count
+    extent: tuple[Positive, Positive]
+    rotate_center: tuple[float, float]
+    rotate_prev_bev: bool
+    use_shift: bool
+    can_bus_orientation: Literal['wwww', 'wxyz']

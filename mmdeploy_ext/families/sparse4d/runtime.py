@@ -1,0 +1,99 @@
+"""Sparse4D as a stream: images, calibration, pose and time in, boxes with track ids out. No torch.
+
+Glossary: N cameras, A instances, C channels, K classes. `memory.py` has the columns of an anchor (11); the
+two of the quality are logits of centerness and yaw.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.families.sparse4d import memory as bank
+from mmdeploy_ext.families.sparse4d.memory import InstanceBoxes, TemporalInputs
+from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.runtime.streams import StreamRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.metadata import Metadata
+
+FORM = 'sparse4d'
+"""Name of the graph, and of its file."""
+PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred_quality_score')
+"""Outputs: features (1, A, C), anchors (1, A, 11), logits (1, A, K) and (1, A, 2)."""
+
+
+class Sparse4DOnnx(StreamRuntime):
+    """An exported Sparse4D. Nothing but `reset` empties the memory, neither a scene nor a gap, as published.
+
+    A frame after more than `max_time_interval` counts as reset, although the memory stays.
+    """
+
+    families, files = ('sparse4d',), (FORM,)
+    reads = ('lidar2img', 'ego_pose', 'timestamp_s')
+
+    def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
+        """Return the outputs of the graph, `instance_id` (1, A) int64 and `confidence` (1, A) float32."""
+        facts = self.metadata.postprocess
+        inputs = bank.temporal_inputs(facts, self.channels, memory, frame)
+        outputs = self.infer(frame, inputs)
+        ids, confidence = bank.tracked(facts, inputs, memory, outputs['pred_class_score'])
+        return dict(outputs, instance_id=ids, confidence=confidence)
+
+    def infer(self, frame: Frame, inputs: TemporalInputs) -> dict[str, np.ndarray]:
+        """Return the outputs of the graph for a frame."""
+        feeds = dict(
+            img=frame.images,
+            lidar2img=frame.lidar2img.astype(np.float32),
+            time_interval=inputs.time_interval,
+            temp_instance_feature=inputs.feature,
+            temp_anchor=inputs.anchor,
+            mask=inputs.mask,
+            has_temp=np.float32([inputs.exists]),
+        )
+        return self.graphs[FORM].run(feeds)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return int(self.graphs[self.files[-1]].spec.tensor('pred_instance_feature').axes[-1])
+
+    def next_memory(
+        self, frame: Frame, memory: StreamState | None, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        rows = (outputs[name] for name in (*PREDICTIONS[:2], 'instance_id', 'confidence'))
+        return bank.next_bank(self.metadata.postprocess, memory, *rows)
+
+    def memory_shapes(self) -> dict[str, tuple[int, ...]]:
+        rows = self.metadata.postprocess.num_temp
+        return dict(
+            cached_feature=(1, rows, self.channels),
+            cached_anchor=(1, rows, bank.COLUMNS),
+            confidence=(1, rows),
+            instance_id=(1, rows),
+            prev_id=(1,),
+        )
+
+    def begins_scene(
+        self, last: StreamState | None, timestamp_s: float | None, scene_token: str | None
+    ) -> bool:
+        return last is None
+
+    def starts_anew(self, frame: Frame, memory: StreamState | None) -> bool:
+        return not bank.is_near(self.metadata.postprocess, memory, frame.timestamp_s)
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
+    """Return the boxes of a frame's outputs; without `instance_id` instances are numbered by their rows."""
+    _, anchor, logits, quality = (outputs.get(name) for name in PREDICTIONS)
+    rows = np.arange(logits.shape[1])[None]
+    return bank.decode(logits, anchor, quality, metadata.postprocess, outputs.get('instance_id', rows))
+
+
+QUANTISED = FORM
+"""Name of the graph whose layers `quantize.py` puts in INT8."""
+OPENS = Sparse4DOnnx
+"""Class that opens an export."""

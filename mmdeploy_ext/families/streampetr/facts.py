@@ -1,0 +1,16 @@
+"""StreamPETR: facts of a model, which its files keep. No torch."""
+
+import dataclasses
+from typing import Annotated
+
+from mmdeploy_ext.contract.facts import Bounds, Count
+from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamPetrFacts(QueryBoxFacts):
+    """Facts of a model: rows of the memory, rows that a frame adds, and rows that become its queries."""
+
+    memory_len: Count
+    topk_proposals: Count
+    num_propagated: Annotated[int, Bounds(0, 100_000)]

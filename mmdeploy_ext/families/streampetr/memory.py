@@ -1,0 +1,44 @@
+"""The memory in local and global coordinates, in float64. Needs numpy only.
+
+A memory is a dict of the arrays `FIELDS`, each (1, rows, ...): `embedding`, `reference_point` (3) in metres,
+`timestamp` (1) in seconds, `egopose` (4, 4), from the LiDAR frame of a row's origin to that of the memory,
+`velo` (2) in m/s, in the LiDAR frame of a row's origin, which no motion changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.runtime.geometry import invert_pose
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.runtime.detections import Arrays
+
+FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
+"""Keys of a memory."""
+
+
+def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
+    """Return a memory in global coordinates in the LiDAR frame of a pose (4, 4), LiDAR to global; float32.
+
+    Its times become ages at `timestamp_s`: a global memory has minus the absolute times.
+    """
+    return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
+
+
+def to_global(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
+    """Undo `to_local`; the times become float64, the rest is float32 as in the published model."""
+    return _moved(memory, np.asarray(ego_pose, np.float64), -timestamp_s, np.float64)
+
+
+def _moved(memory: Arrays, transform: np.ndarray, seconds: float, time_dtype: type) -> dict[str, np.ndarray]:
+    points = memory['reference_point'].astype(np.float64) @ transform[:3, :3].T + transform[:3, 3]
+    return dict(
+        embedding=memory['embedding'].astype(np.float32),
+        reference_point=points.astype(np.float32),
+        timestamp=(memory['timestamp'].astype(np.float64) + seconds).astype(time_dtype),
+        egopose=(transform @ memory['egopose'].astype(np.float64)).astype(np.float32),
+        velo=memory['velo'].astype(np.float32),
+    )

@@ -1,1 +1,0 @@
-"""StreamPETR without torch: frames, memory and boxes."""
