@@ -18,7 +18,7 @@ from mmdeploy_ext.families.dense.graphs import flat_outputs, model_facts, raw_na
 from mmdeploy_ext.families.dense.heads import decoded_outputs
 from mmdeploy_ext.families.dense.runtime import DecodedPriors, num_candidates
 from mmdeploy_ext.families.parts.dense_heads import kind_of
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to, metas_of
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
 from mmdeploy_ext.families.parts.runtime.box_coders import Traced
 from mmdeploy_ext.families.parts.runtime.dense_facts import PRIOR_CHOICES
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -59,18 +59,6 @@ def decoded(
     if facts.head.maps_by_stride and not sizes:
         del outputs['level_sizes']
     return outputs
-
-
-def own_results(
-    model: nn.Module, outputs: Mapping[str, np.ndarray], images: Sequence[PreparedImage], rescale: bool
-) -> list[Detections]:
-    """Return the results of the head's own `get_bboxes` of the maps of a file."""
-    head = model.bbox_head
-    given = kind_of(head).unflatten(head, list(raw_maps(model, outputs).values()))
-    with torch.no_grad():
-        results = head.get_bboxes(*given, img_metas=metas_of(images), rescale=rescale)
-    arrays = [(boxes.cpu().numpy(), labels.cpu().numpy()) for boxes, labels in results]
-    return [Detections(boxes[:, :4], boxes[:, 4], labels) for boxes, labels in arrays]
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
