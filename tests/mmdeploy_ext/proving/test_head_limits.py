@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import re
 from types import SimpleNamespace
@@ -222,10 +223,10 @@ def test_a_lowered_limit_of_a_runtime_is_that_of_the_head_and_one_row_less_is_no
     model, family = deployment.model, deployment.family
     head = parts_of(model).head
     with changed(head.test_cfg if key in head.test_cfg else vars(head.bbox_coder), **{key: limit}):
-        expected, facts = reference.boxes_of(outputs), family.postprocess_facts(model)
-    assert facts[key] == limit
+        expected, facts = reference.boxes_of(outputs), family.facts(model)
+    assert getattr(facts, key) == limit
     for less in (0, 1):
-        metadata = SimpleNamespace(postprocess=dict(facts, **{key: limit - less}))
+        metadata = SimpleNamespace(postprocess=dataclasses.replace(facts, **{key: limit - less}))
         boxes = runtime_of(family.name).boxes_of_outputs(metadata, outputs)
         row = bbox3d.match_detections('boxes', expected, boxes)
         assert (row.passed and not row.low_alone) == (not less)
