@@ -137,23 +137,20 @@ def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str
 
 def counts(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Return the most candidates of a level that `nms_pre` limits, see `ImageFamily.counts`."""
-    config, description, maps = thresholds(model.bbox_head), described(model), raw_maps(model, tensors)
-    if not maps or config.nms_pre <= 0 or description.choose not in ('pairs', *PRIOR_CHOICES):
+    facts, maps = model_facts(model), raw_maps(model, tensors)
+    if not maps or facts.nms_pre <= 0 or facts.head.choose == 'best':
         return {}
-    name = description.names[0]
-    priors = [
-        int(np.prod(maps[f'{name}_{level}'].shape[2:])) * count
-        for level, count in enumerate(generator_of(model.bbox_head).num_base_priors)
-    ]
-    if description.choose in PRIOR_CHOICES:
-        return dict(nms_pre=max(priors))
-    with torch.no_grad():
-        decoded = decode_by_mmdet(model, maps)
-    judged, factor = decoded['scores'], decoded.get(description.factor)
-    if description.judged == 'product' and factor is not None:
-        judged = judged * factor[..., None]
-    passes = judged.sqrt() > config.score_thr if description.root else judged > config.score_thr
-    return dict(nms_pre=max(int(level.sum((1, 2)).max()) for level in passes.split(priors, 1)))
+    outputs = decoded(model, maps, sizes=True)
+    if facts.head.choose != 'pairs':  # priors, whatever their scores
+        return dict(nms_pre=int(max(outputs['level_sizes'])))
+    unlimited = dataclasses.replace(facts, nms_pre=0)
+    batch = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor))
+    ends, found = np.cumsum(outputs['level_sizes']), 0
+    for end, size in zip(ends, outputs['level_sizes'], strict=True):
+        for image in range(len(outputs['boxes'])):
+            level = batch[image][end - size : end]
+            found = max(found, num_candidates(level, [size], unlimited))
+    return dict(nms_pre=found)
 
 
 def expected_tensors(
