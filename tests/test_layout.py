@@ -41,8 +41,6 @@ ORDER = (
     '__main__',
 )
 """Packages; each imports from those before it alone."""
-UP = {('families', 'consumers')}
-"""(package, package) that imports up."""
 REGISTRY = 'mmdeploy_ext.families'
 """It imports nothing, and holds the names of modules as texts."""
 PARTS = 'parts'
@@ -66,7 +64,10 @@ LAZY = {
         'mmdeploy_ext.runtime.opening',
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.parts.upstream_layers'},
-    'mmdeploy_ext.contract.registry': {'mmdeploy_ext.families.catalogue'},
+    'mmdeploy_ext.contract.registry': {
+        'mmdeploy_ext.families.catalogue',
+        'mmdeploy_ext.consumers.catalogue',
+    },
     'mmdeploy_ext.core.config': {'mmdeploy_ext.models.catalogue'},
 }
 """Module -> modules that it imports later than itself: those of the public names, when one is used, the
@@ -75,7 +76,16 @@ that of models, when the first config is read."""
 
 LONGEST = 3
 """How many classes of ours may derive from one another in a row."""
-LONGER = {'InstanceBoxes', 'LoadError', 'Mismatch', 'PictureDetections3D'}
+LOOPS = {
+    'AutowareBevFormer',
+    'AutowareStreamPetr',
+    'ForkOnnx',
+    'PetrBound',
+    'PluginOnnx',
+    'SparseEnd2EndOnnx',
+}
+"""Loops of other programs, which derive from the runtime of a family of cameras."""
+LONGER = {'InstanceBoxes', 'LoadError', 'Mismatch', 'PictureDetections3D', *LOOPS}
 """Classes at the end of a longer row: two kinds of results with a field of their own, and an error that is
 caught apart from others about files."""
 
@@ -126,16 +136,14 @@ def test_every_package_has_its_place_in_the_order():
 
 
 def test_packages_import_only_from_those_before_them():
-    found = [
-        (package_of(name), package_of(target), f'{name} imports {target}')
+    wrong = [
+        f'{name} imports {target}'
         for name, targets in imports().items()
         for target in sorted(targets)
         if package_of(name) and package_of(target) and target != REGISTRY
         if ORDER.index(package_of(target)) > ORDER.index(package_of(name))
     ]
-    wrong = [text for *packages, text in found if tuple(packages) not in UP]
     assert not wrong, '\n'.join(wrong)
-    assert {tuple(packages) for *packages, _ in found} == UP
 
 
 def family_of(module: str) -> str:

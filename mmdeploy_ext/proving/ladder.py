@@ -1,19 +1,18 @@
 """The proof of exported files: `prove` chooses the proof of what the model takes.
 
-How a verdict comes about, from the top:
+How a verdict comes about:
 
-1. Level 1 (proof.py): each graph against a fresh export (file_checks.py), the structure of each file
-   (file_checks.py), its metadata against config and checkpoint (provenance.py), the weights of the
-   model against the checkpoint (provenance.py), and samples prepared by the rule in the file against those of
-   the config's own pipeline (preprocessing/).
-2. Each input (inputs/) runs through PyTorch and through the file; tensors are compared (level 2, tensors.py)
-   and results are matched (level 3, tasks/matching.py); models with a memory run a drive (level 4,
-   levels/drive_run.py). Each input becomes a `Case` (results.py).
+1. Each graph is compared with a fresh export (file_checks.py), the file with its spec (file_checks.py), its
+   metadata with config and checkpoint, the weights of the model with the checkpoint (provenance.py), and
+   samples prepared by the rule in the file with those of the config's own pipeline (preprocessing/).
+2. Each input (inputs/) runs through PyTorch and through the file; tensors are compared (tensors.py), results
+   matched (tasks/matching.py); models with a memory run a drive (levels/drive_run.py). Each input becomes a
+   `Case` (results.py).
 3. All cases are judged together (tasks/matching.py, half_bars.py).
 4. The `Verdict` (verdict.py) decides the exit status; views/ shows it.
 
-`mm2onnx verify --eval` adds level 5 (levels/metrics.py), and difference/ finds the first tensor in which a
-file differs from PyTorch.
+`mm2onnx verify --eval` adds the metrics of a data set (levels/metrics.py), and difference/ finds the first
+tensor in which a file differs from PyTorch.
 """
 
 from __future__ import annotations
@@ -21,26 +20,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.proving.backbone import prove_backbone
-from mmdeploy_ext.proving.drive import prove_frames
-from mmdeploy_ext.proving.frames import prove_sweeps
-from mmdeploy_ext.proving.pictures import prove_pictures
 from mmdeploy_ext.proving.proof import Claims
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.proving.verdict import Verdict
-
-PROOFS = dict(
-    images=prove_pictures,
-    drive=prove_frames,
-    sweeps=prove_sweeps,
-    fused=prove_sweeps,
-    voxels=prove_backbone,
-)
-"""Kind of the inputs of a model, see `kind_of` -> proof of its files."""
 
 
 def kind_of(family: Any) -> str:
@@ -48,6 +34,26 @@ def kind_of(family: Any) -> str:
     if family.product == BACKBONE:
         return 'voxels'
     return 'drive' if family.memory else family.samples
+
+
+def proof_of(family: Any) -> Callable[..., tuple[Verdict, list[Any]]]:
+    """Return the proof of a family's files; the others are not imported."""
+    kind = kind_of(family)
+    if kind == 'images':
+        from mmdeploy_ext.proving.pictures import prove_pictures
+
+        return prove_pictures
+    if kind == 'drive':
+        from mmdeploy_ext.proving.drive import prove_frames
+
+        return prove_frames
+    if kind == 'voxels':
+        from mmdeploy_ext.proving.backbone import prove_backbone
+
+        return prove_backbone
+    from mmdeploy_ext.proving.frames import prove_sweeps
+
+    return prove_sweeps
 
 
 def prove(
@@ -93,5 +99,4 @@ def prove(
     """
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     claims = Claims(edited, written, asked or {}, library, timed, strict)
-    proof = PROOFS[kind_of(deployment.family)]
-    return proof(deployment, listed, samples, dict(engine or {}), claims, **settings)
+    return proof_of(deployment.family)(deployment, listed, samples, dict(engine or {}), claims, **settings)

@@ -23,7 +23,6 @@ from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
-from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.open_points import export_switches, untraced_methods, warning_lines
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
@@ -222,6 +221,8 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
     if INTERFACE_EDITS & {*file.edits}:
         contract = file.metadata.spec
     if is_sparse(file.model):
+        from mmdeploy_ext.proving.levels.sparse_file import check_dialect
+
         checks, warnings = check_dialect(file.path, file.model)
         proof.add_notes([*warnings, ROUNDED])
     else:

@@ -28,6 +28,7 @@ from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.dense_heads import KINDS, kind_of
+from mmdeploy_ext.families.parts.tried_selection import own_results
 from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES, DenseFacts
@@ -150,7 +151,8 @@ class DenseFamily(ImageFamily):
     ) -> list[Detections]:
         """Return the results of a file; of raw outputs that only code of the user's decodes, by that code."""
         if metadata.form == 'raw' and isinstance(metadata.postprocess.coder, Traced):
-            return reference.own_results(model, outputs, images, rescale)
+            head, maps = model.bbox_head, reference.raw_maps(model, outputs)
+            return own_results(head, kind_of(head), list(maps.values()), images, rescale)
         return self.detections(metadata, outputs, feeds)
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
@@ -172,16 +174,11 @@ def largest_num_candidates(facts: DenseFacts, shapes: Sequence[tuple[int, int]])
 
     `shapes` are height and width of the map of each level.
     """
-    num_classes, nms_pre, choose = facts.num_classes, facts.nms_pre, facts.head.choose
-    total = 0
-    for (height, width), base_anchors in zip(shapes, facts.base_anchors, strict=True):
-        num_priors = height * width * len(base_anchors)
-        if choose == 'best':
-            total += num_priors
-        elif choose == 'all':
-            total += num_priors * num_classes
-        elif choose in PRIOR_CHOICES:
-            total += capped(num_priors, nms_pre) * num_classes
+    classes, choose, total = facts.num_classes, facts.head.choose, 0
+    for (height, width), priors_per_cell in zip(shapes, facts.priors_per_cell, strict=True):
+        num_priors = height * width * priors_per_cell
+        if choose in PRIOR_CHOICES:
+            total += capped(num_priors, facts.nms_pre) * classes
         else:
-            total += capped(num_priors * num_classes, nms_pre)
+            total += capped(num_priors * (1 if choose == 'best' else classes), facts.nms_pre)
     return total

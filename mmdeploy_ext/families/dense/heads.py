@@ -18,15 +18,11 @@ from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.families.dense import runtime
-from mmdeploy_ext.families.parts.dense_heads import (
-    OWN,
-    base_priors,
-    kind_of,
-    place_of_method,
-    rows_of,
-)
+from mmdeploy_ext.families.parts import image_graphs
+from mmdeploy_ext.families.parts.dense_heads import OWN, base_priors, kind_of, place_of_method, rows_of
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 from mmdeploy_ext.families.parts.tried_selection import first_equal, trials, variants
+from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced, peaks_of
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
@@ -139,9 +135,10 @@ def _left_out(head: nn.Module, names: tuple[str, ...]) -> str:
 
 
 def _results(
-    head: nn.Module, facts: DenseFacts, maps: Mapping[str, torch.Tensor], feeds: Mapping[str, np.ndarray]
+    head: nn.Module, facts: DenseFacts, maps: Mapping[str, torch.Tensor], image: PreparedImage
 ) -> Detections:
     """Return the results of the outputs of a head for one picture, whatever their sizes are."""
+    feeds = image_graphs.feeds([image], rescale=True)
     facts = dataclasses.replace(facts, head=dataclasses.replace(facts.head, maps_by_stride=False))
     if isinstance(facts.coder, Traced):
         outputs = decoded_outputs(head, facts, maps)

@@ -21,7 +21,6 @@ from mmdeploy_ext.families.parts.dense_heads import kind_of
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to, metas_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced
-from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES
 from mmdeploy_ext.runtime.detections import Detections
 
 
@@ -139,20 +138,19 @@ def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str
 def counts(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Return the most candidates of a level that `nms_pre` limits, see `ImageFamily.counts`."""
     facts, maps = model_facts(model), raw_maps(model, tensors)
-    if not maps or facts.nms_pre <= 0 or facts.head.choose not in ('pairs', *PRIOR_CHOICES):
+    if not maps or facts.nms_pre <= 0 or facts.head.choose == 'best':
         return {}
     outputs = decoded(model, maps, sizes=True)
-    ends, sizes = np.cumsum(outputs['level_sizes']), outputs['level_sizes']
-    if facts.head.choose in PRIOR_CHOICES:
-        return dict(nms_pre=int(max(sizes)))
-    priors = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor))
-    unlimited = dataclasses.replace(facts, nms_pre=-1)
-    found = [
-        num_candidates(priors[image][end - size : end], [size], unlimited)
-        for image in range(len(outputs['boxes']))
-        for end, size in zip(ends, sizes, strict=True)
-    ]
-    return dict(nms_pre=max(found))
+    if facts.head.choose != 'pairs':  # priors, whatever their scores
+        return dict(nms_pre=int(max(outputs['level_sizes'])))
+    unlimited = dataclasses.replace(facts, nms_pre=0)
+    batch = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor))
+    ends, found = np.cumsum(outputs['level_sizes']), 0
+    for end, size in zip(ends, outputs['level_sizes'], strict=True):
+        for image in range(len(outputs['boxes'])):
+            level = batch[image][end - size : end]
+            found = max(found, num_candidates(level, [size], unlimited))
+    return dict(nms_pre=found)
 
 
 def expected_tensors(

@@ -7,7 +7,8 @@ whatever version the copy says it has.
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from mmcv import ConfigDict
 from torch import nn
 
 from mmdeploy_ext.families.parts.dense_heads import HeadKind
+from mmdeploy_ext.families.parts.mmdet_reference import metas_of
+from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
 
@@ -28,26 +31,24 @@ SPREAD = 1.5
 """Deviation of class logits."""
 CORNERS = torch.tensor([-1.0, -1.0, 1.0, 1.0]).view(4, 1, 1)
 SCALE = np.asarray([1.5, 1.25, 1.5, 1.25], np.float32)
-BORDER = (3.0, 6.0)
+BORDER = (3, 6)
 """Rows of padding above, columns left of the picture of a trial."""
-Results = Callable[[DenseFacts, Mapping[str, torch.Tensor], Mapping[str, np.ndarray]], Detections]
-"""From facts, the outputs of a head by name (1, a*columns, h, w) and `input`, `img_shape`, `scale_factor` and
-`border` to the results of one picture."""
+Results = Callable[[DenseFacts, Mapping[str, torch.Tensor], PreparedImage], Detections]
+"""From facts, the outputs of a head by name (1, a*columns, h, w) and a picture to its results."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Trial:
+class Trial(NamedTuple):
     """Generated outputs of a head for one picture, and what its own `get_bboxes` makes of them.
 
     Attributes:
         maps: name of an output -> (1, a*columns, h, w).
-        feeds: what the runtime needs of the picture.
+        image: the picture.
         limits: `nms_pre` and `max_per_img` of the trial, -1 where the config has no limit.
         results: of the head.
     """
 
     maps: Mapping[str, torch.Tensor]
-    feeds: Mapping[str, np.ndarray]
+    image: PreparedImage
     limits: Mapping[str, int]
     results: Detections
 
@@ -83,42 +84,51 @@ def trials(head: nn.Module, kind: HeadKind, facts: DenseFacts, lifted: tuple[str
         if not facts.head.suppresses:
             limits['max_per_img'] = NMS_PRE
         maps = dict(generated(facts, seed))
-        rows, columns = maps[f'{facts.head.names[0]}_0'].shape[2:]
-        largest, size = max(facts.strides), (rows * facts.strides[0], columns * facts.strides[0])
-        # the last cells of coarse levels lie outside: boxes at the border and without area
-        img_shape = size if len(facts.strides) == 1 else (1.2 * largest, 2.6 * largest)
-        feeds = dict(
-            input=np.zeros((1, 3, *size), np.float32),
-            img_shape=np.asarray([img_shape], np.float32),
-            scale_factor=SCALE[None],
-            border=np.asarray([BORDER if facts.head.bordered else (0, 0)], np.float32),
-        )
-        top, left = feeds['border'][0]
-        meta = dict(
-            img_shape=(*map(float, feeds['img_shape'][0]), 3),
-            ori_shape=(*size, 3),
-            pad_shape=(*size, 3),
-            batch_input_shape=size,
-            scale_factor=SCALE,
-            border=np.asarray([top, size[0], left, size[1]], np.float32),
-            flip=False,
-            filename='',
-        )
-        device = next(head.parameters()).device
-        given = kind.unflatten(head, [tensor.clone().to(device) for tensor in maps.values()])
+        image = picture(facts, maps[f'{facts.head.names[0]}_0'].shape[2:])
         own_cfg, entries = head.test_cfg, dict(limits, topk=NMS_PRE)
         head.test_cfg = ConfigDict(own_cfg, **{name: entries[name] for name in entries if name in own_cfg})
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-                ((boxes, labels),) = head.get_bboxes(*given, img_metas=[meta], rescale=True)
+            (results,) = own_results(head, kind, list(maps.values()), [image], rescale=True)
         finally:
             head.test_cfg = own_cfg
-        boxes, labels = boxes.cpu().numpy().reshape(len(labels), boxes.shape[-1])[:, :5], labels.cpu().numpy()
-        # PAA divides zero by zero for boxes that none votes for, CenterNet fills up with scores of 0
-        kept = ~np.isnan(boxes).any(1) & (boxes[:, 4] > 0)
-        found.append(Trial(maps, feeds, limits, Detections(boxes[kept, :4], boxes[kept, 4], labels[kept])))
+        found.append(Trial(maps, image, limits, results))
     return found
+
+
+def own_results(
+    head: nn.Module,
+    kind: HeadKind,
+    maps: Sequence[torch.Tensor],
+    images: Sequence[PreparedImage],
+    rescale: bool,
+) -> list[Detections]:
+    """Return what the head's own `get_bboxes` makes of its outputs, which stay as they are.
+
+    PAA divides zero by zero for boxes that none votes for, CenterNet fills up with scores of 0: these rows
+    are left out.
+    """
+    device, detections = next(head.parameters()).device, []
+    given = kind.unflatten(head, [tensor.clone().to(device) for tensor in maps])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+        results = head.get_bboxes(*given, img_metas=metas_of(images), rescale=rescale)
+    for rows, labels in results:
+        boxes, labels = rows[:, :5].cpu().numpy(), labels.cpu().numpy()
+        kept = ~np.isnan(boxes).any(1) & (boxes[:, 4] > 0)
+        detections.append(Detections(boxes[kept, :4], boxes[kept, 4], labels[kept]))
+    return detections
+
+
+def picture(facts: DenseFacts, size: Sequence[int]) -> PreparedImage:
+    """Return a picture for outputs whose first level has this size in cells.
+
+    The last cells of coarse levels lie outside: boxes at the border and without area.
+    """
+    largest, finest = max(facts.strides), min(facts.strides)
+    height, width = (side * finest for side in size)
+    content = (height, width) if len(facts.strides) == 1 else (round(1.2 * largest), round(2.6 * largest))
+    border = BORDER if facts.head.bordered else (0, 0)
+    return PreparedImage(np.zeros((3, height, width), np.float32), content, SCALE, (height, width), border)
 
 
 def generated(facts: DenseFacts, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -171,7 +181,7 @@ def first_equal(candidates: Iterable[DenseFacts], tried: list[Trial], results: R
     """Return the first facts by which `results` are those of the head in every trial; None if none are."""
     for facts in candidates:
         if all(
-            same(results(dataclasses.replace(facts, **trial.limits), trial.maps, trial.feeds), trial.results)
+            same(results(dataclasses.replace(facts, **trial.limits), trial.maps, trial.image), trial.results)
             for trial in tried
         ):
             return facts

@@ -130,7 +130,7 @@ class Boxes(nn.Module):
         self.config, self.cap = config, cap
         self.compares_products = compares_products()
         self.pads = len(self.stages) == 1 and mmdet_release() in PADDING_RELEASES
-        self.inverted = coder_of(self.stages[-1].head)['type'] in INVERTING_CODERS
+        self.inverted = coder_of(self.stages[-1].head).type in INVERTING_CODERS
 
     def forward(
         self,

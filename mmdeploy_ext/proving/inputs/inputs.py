@@ -256,7 +256,7 @@ class _Inputs:
         if not self.optional:
             return cases
         alone = [(name,) for name in self.optional] if len(self.optional) > 1 else []
-        hosts = 'dark', 'bright', 'portrait in the input', 'H > 2W, batch 3', 'W > 2H', 'other image'
+        hosts = 'dark', 'bright', 'portrait in the input', 'W > 2H', 'other image'
         indices = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
         for index, names in zip(indices, [self.optional, *alone], strict=False):
             name = f'{cases[index].name}, without {" and ".join(names)}'

@@ -99,17 +99,14 @@ def first_for_all(name):
 
 @pytest.mark.suite('full')
 @pytest.mark.parametrize('form', in_suite(FORMS, 'full', 'raw'))
-def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(deployment, files, images, form):
+def test_an_honest_export_is_proven_at_other_sizes_and_batch_3(deployment, files, images, form):
     verdict, pictures = prove(deployment, files[form], images)
     assert verdict.proven, verdict.to_json()
     assert sum(row.reference for case in cases_of(verdict) for row in case.detections) >= 50
     shapes = {case.input_shape for case in cases_of(verdict)}
     assert len(shapes) >= 3
-    assert any(shape.startswith('2x') for shape in shapes)
+    assert any(shape.startswith('3x') for shape in shapes)
     assert pictures
-    padded = [case for case in cases_of(verdict) if 'padded from' in case.name]
-    assert [case.name for case in padded] == ['other size, padded from 185x245']
-    assert padded[0].input_shape == '1x3x192x256'
 
 
 @pytest.mark.parametrize(
@@ -145,11 +142,7 @@ def test_a_graph_that_gives_a_batch_the_sizes_of_its_first_image_is_not_proven(
 ):
     path = faulty(files['full'], tmp_path, first_for_all(name))
     cases = cases_of(prove_samples(deployment, path, images)[0])
-    assert {case.name for case in cases if not case.passed} == {
-        'W > 2H, batch 2',
-        'portrait, batch 3',
-        'other size, batch 2',
-    }
+    assert {case.name for case in cases if not case.passed} == {'H > 2W, batch 3'}
 
 
 def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, images, tmp_path):

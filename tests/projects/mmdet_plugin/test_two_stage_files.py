@@ -66,7 +66,7 @@ def known(tmp_path_factory):
 def cascade(tmp_path_factory):
     """A cascade with masks, whose file takes any size and batch."""
     folder = tmp_path_factory.mktemp('cascade')
-    return Known(folder, write_config(toy('cascade_mask'), folder / 'm.py'), 2)
+    return Known(folder, write_config(toy('cascade_mask'), folder / 'm.py'), 3)
 
 
 @pytest.mark.skipif(find_spec('openvino') is None, reason='optional: pip install openvino')
