@@ -20,7 +20,7 @@ import toy_streampetr_deploy as toy
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.families.streampetr.runtime import model
+from mmdeploy_ext.families.streampetr import runtime as stream
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.proving.drive import SPECIAL, NearOrigin
 from mmdeploy_ext.proving.frames import output_spec
@@ -324,7 +324,7 @@ def test_the_ego_motion_in_float32_is_seen_though_the_drive_is_near_the_origin(p
     def motion(last, pose):
         return (np.linalg.inv(np.float32(pose)) @ np.float32(last)).astype(np.float64)
 
-    monkeypatch.setattr(model, 'relative_motion', motion)
+    monkeypatch.setattr(stream, 'relative_motion', motion)
     verdict, _ = prove(toy.deployment(), paths, toy.drive(2), bars=DriveBars(frames=2, resets=0))
     assert SPECIAL in said(verdict) and 'memory' in said(verdict)
 
