@@ -415,9 +415,11 @@ def _metrics(
 
     family = deployment.family
     if family.samples != 'images':
-        networks = (family.reference(deployment.model), family.runner(paths, engine))
+        metadata = [read_metadata(path) for path in paths]
+        contract = family.contract(metadata[-1].options)
+        networks = (family.reference(deployment.model), contract.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
-        precision = least_precision(map(read_metadata, paths))
+        precision = least_precision(metadata)
         return compare_metrics(deployment.cfg, *detectors, metrics, precision)
     with build_backend(path=paths[0], **engine) as backend:
         detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)

@@ -6,7 +6,7 @@
     python tests/broken_inputs.py pictures --count 500 --seed 7
 
 A command has to end with a right answer, status 0, or with one line that begins with 'error: ': no traceback,
-no hang, and no warning of numpy. Folders for Autoware have `broken_autoware.py`.
+no hang, and no warning of numpy.
 """
 
 import argparse

@@ -224,6 +224,7 @@ def modules(parts) -> list[str]:
         patterns = f'{path}.py', f'{path}/*'
         found += [name for name in tracked('.py') if any(fnmatch.fnmatch(name, one) for one in patterns)]
     assert len(found) >= len(parts)
+    found = [name for name in found if not name.endswith('export.py')]  # of consumers: PyTorch's side
     return [name.removesuffix('.py').replace('/', '.').removesuffix('.__init__') for name in found]
 
 

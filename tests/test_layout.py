@@ -21,7 +21,7 @@ LAYERS = (
     ('graph',),
     ('engines',),
     ('sparse',),
-    ('runtime', 'families.*.runtime', 'families.*.facts', 'families.*.memory', 'consumers'),
+    ('runtime', 'families.*.runtime', 'families.*.facts', 'families.*.memory'),
     ('compat',),
     ('weights',),
     ('exporting',),
@@ -35,6 +35,7 @@ LAYERS = (
     ('benchmark',),
     ('zoo',),
     ('families.*.*', 'families.mmdet_plugin', 'families.mmdet3d_plugin', 'models', 'synthetic'),
+    ('consumers',),
     ('api',),
     ('cli',),
     ('__main__',),
@@ -64,7 +65,10 @@ LAZY = {
         'mmdeploy_ext.runtime.opening',
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.parts.upstream_layers'},
-    'mmdeploy_ext.contract.registry': {'mmdeploy_ext.families.catalogue'},
+    'mmdeploy_ext.contract.registry': {
+        'mmdeploy_ext.families.catalogue',
+        'mmdeploy_ext.consumers.catalogue',
+    },
     'mmdeploy_ext.core.config': {'mmdeploy_ext.models.catalogue'},
 }
 """Module -> modules that it imports later than itself: those of the public names, when one is used, the
@@ -73,7 +77,16 @@ that of models, when the first config is read."""
 
 LONGEST = 3
 """How many classes of ours may derive from one another in a row."""
-LONGER = {'InstanceBoxes', 'LoadError', 'Mismatch', 'PictureDetections3D'}
+LOOPS = {
+    'AutowareBevFormer',
+    'AutowareStreamPetr',
+    'ForkOnnx',
+    'PetrBound',
+    'PluginOnnx',
+    'SparseEnd2EndOnnx',
+}
+"""Loops of other programs, which derive from the runtime of a family of cameras."""
+LONGER = {'InstanceBoxes', 'LoadError', 'Mismatch', 'PictureDetections3D', *LOOPS}
 """Classes at the end of a longer row: two kinds of results with a field of their own, and an error that is
 caught apart from others about files."""
 

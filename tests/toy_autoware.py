@@ -7,7 +7,9 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.consumers.autoware import bevfusion_rules, centerpoint_rules, streampetr_rules
+from mmdeploy_ext.consumers.autoware.nodes import CENTERPOINT as LIDAR_NODE
+from mmdeploy_ext.consumers.autoware.nodes import REMAPPER as REMAPPER_FILE
+from mmdeploy_ext.consumers.autoware.nodes import STREAMPETR as CAMERA_NODE
 
 LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 DUMPER = getattr(yaml, 'CSafeDumper', yaml.SafeDumper)
@@ -120,8 +122,8 @@ def centerpoint(folder, converted=True, variance=1):
         converted: whether boxes of mmdet3d 1.0 become those of 0.x.
         variance: 2 with variances.
     """
-    written(folder / centerpoint_rules.MANIFEST, CENTERPOINT)
-    written(folder / centerpoint_rules.REMAPPER, REMAPPER)
+    written(folder / LIDAR_NODE.manifest, CENTERPOINT)
+    written(folder / REMAPPER_FILE, REMAPPER)
     weights = constant('w', np.ones((9, 32), np.float32))
     nodes = [
         helper.make_node('MatMul', ['input_features', 'w'], ['wide']),
@@ -161,7 +163,7 @@ def centerpoint(folder, converted=True, variance=1):
 
 def streampetr(folder):
     """Write what camera_streampetr loads: memories move as the node wants them, all else is zeros."""
-    written(folder / streampetr_rules.MANIFEST, STREAMPETR)
+    written(folder / CAMERA_NODE.manifest, STREAMPETR)
     stored, given = [], [value('img_feats', [1, 2, 4, 1, 2])]
     saved(
         folder / 'simplify_extract_img_feat.onnx',
@@ -230,7 +232,7 @@ def bevfusion(folder, fusion=True):
     """Write what bevfusion loads: right names, types and sizes, and no numbers."""
     main = 'bevfusion_camera_lidar' if fusion else 'bevfusion_lidar'
     written(folder / f'ml_package_{main}.param.yaml', BEVFUSION)
-    written(folder / bevfusion_rules.REMAPPER, REMAPPER)
+    written(folder / REMAPPER_FILE, REMAPPER)
     taken = [
         value('voxels', ['V', 10, 5]),
         value('num_points_per_voxel', ['V'], INT32),

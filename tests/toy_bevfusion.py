@@ -200,9 +200,7 @@ LIMITS = dict(
         object=dict(
             num_proposals=120,
             test_cfg=dict(nms_type='circle'),
-            bbox_coder=dict(
-                post_center_range=[-15.0, -17.0, -2.7, 17.0, 15.0, -0.6], score_threshold=0.05
-            ),
+            bbox_coder=dict(post_center_range=[-15.0, -17.0, -2.7, 17.0, 15.0, -0.6], score_threshold=0.05),
         )
     )
 )
@@ -230,5 +228,5 @@ def export(deployment, folder, **options):
     """Return the paths of the files of an export."""
     chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
     export_files(deployment, chosen, str(folder))
-    names = deployment.family.names_of(chosen)
+    names = deployment.family.contract(chosen).files
     return [str(path) for path in (folder / f'{name}.onnx' for name in names) if path.is_file()]

@@ -62,6 +62,7 @@ def write(
 ) -> list[str]:
     """Write the toy's files and return their paths."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.consumers.streampetr_fork import export
     from mmdeploy_ext.families.streampetr import graphs, spec
 
     chosen = FAMILIES['streampetr'].choose(contract=contract, **options)
@@ -76,8 +77,8 @@ def write(
         )
         specs = {name: getattr(spec, name)(size, chosen) for name in modules}
     else:
-        cls = graphs.ForkFrame10 if chosen.fork_version == '1.0' else graphs.ForkFrame
-        modules, specs = dict(fork=cls(detector, every, *shape)), dict(fork=spec.fork(size, chosen))
+        cls = export.ForkFrame10 if chosen.fork_version == '1.0' else export.ForkFrame
+        modules, specs = dict(fork=cls(detector, every, *shape)), dict(fork=export.fork_spec(size, chosen))
     return [
         _write(folder, name, module, specs[name], chosen, checkpoint, seed)
         for name, module in modules.items()

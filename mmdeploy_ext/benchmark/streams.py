@@ -165,7 +165,9 @@ class StreamBenchmark(Benchmark):
         out.
         """
         options = ENGINES[engine].runner_options(self.threads[0])
-        runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
+        files = read_files(path)
+        contract = self.deployment.family.contract(files.metadata.options)
+        runner = stack.enter_context(contract.runner(files.paths, options))
         if self.args.skip_refused:
             _run_steps(runner, self.first_samples(2))
             runner.reset()
@@ -349,7 +351,8 @@ def run_files(
     family = find_family(load_config(source.config, source.cfg_options), DETECTOR)
     files = read_files(path)
     baseline_kb = memory.reset_peak()
-    runner = family.runner(files.paths, ENGINES[engine].runner_options(source.threads))
+    contract = family.contract(files.metadata.options)
+    runner = contract.runner(files.paths, ENGINES[engine].runner_options(source.threads))
     return baseline_kb, _run_steps(runner, samples)
 
 

@@ -233,7 +233,7 @@ def print_exports(deployment: Model, options: Options) -> int:
                 changes['dynamic'] = dynamic
             table.add_row(*_export_row(cfg, family, model, options.replace(**changes)))
     console.print(table)
-    family.graphs(model, options)  # which may refuse the requested export
+    family.contract(options).graphs(model, options)  # which may refuse the requested export
     return 0
 
 
@@ -254,7 +254,7 @@ def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple
     try:
         options.check()
         options = check_options(options, cfg, family, model)
-        graphs = family.graphs(model, options)
+        graphs = family.contract(options).graphs(model, options)
     except Mm2OnnxError as error:
         return *title, '', '', str(error)
     texts = [

@@ -14,7 +14,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.runtime.detect import runtime_of
+from mmdeploy_ext.runtime.detect import opener
 from mmdeploy_ext.runtime.exported import export_files as files_of
 from mmdeploy_ext.runtime.run_images import PICTURE_SUFFIXES
 
@@ -134,7 +134,7 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
         options = resolve_opset(deployment.family.choose(opset=0), deployment.model)
         _, seconds = export_files(deployment, options, folder)
         print(f'{folder}: exported in {seconds:.1f} s')
-    opens = runtime_of(read_metadata(files_of(folder, GRAPHS)[-1]).family).OPENS
+    opens = opener(read_metadata(files_of(folder, GRAPHS)[-1]))
     return stack.enter_context(opens(folder, threads=args.threads))
 
 

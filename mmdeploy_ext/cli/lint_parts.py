@@ -140,7 +140,8 @@ def _stages(deployment: Model, options: Options, runs: Sequence[Feeds]) -> Itera
     """Yield the stages of all graphs, each run on `runs`, or on the example of its graph."""
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)
-    for graph in family.graphs(prepared(model), options):
+    family.contract(options).check(deployment.cfg)
+    for graph in family.contract(options).graphs(prepared(model), options):
         graph_runs = runs or [dict(graph.example)]
         for stage in graph.stages:
             stage.module.eval().to(next(model.parameters()).device)

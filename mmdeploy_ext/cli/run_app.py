@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.runtime import run_images
-from mmdeploy_ext.runtime.detect import check_registered, has_runtime, runner_of, runtime_of
+from mmdeploy_ext.runtime.detect import check_registered, has_runtime, opener, runner_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
 
 if TYPE_CHECKING:
@@ -121,13 +121,13 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
     `metadata` are those of the last file. ModelFileError: the family gives no boxes, or is not registered.
     """
     check_registered(metadata.family)
-    cls = getattr(runtime_of(metadata.family), 'OPENS', None) if has_runtime(metadata.family) else None
-    if cls is None:
+    opens = opener(metadata) if has_runtime(metadata.family) else None
+    if opens is None:
         raise ModelFileError(
             f'{args.model}: family {metadata.family!r} gives no boxes that could be drawn; '
             f'mm2onnx info shows its outputs'
         )
-    return cls(args.model, providers=args.providers, threads=args.threads or 0)
+    return opens(args.model, providers=args.providers, threads=args.threads or 0)
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:

@@ -121,7 +121,8 @@ class TestedModel(abc.ABC):
         """
         from mmdeploy_ext.exporting.files import make_metadata
 
-        graphs = deployment.family.graphs(deployment.model, self.options)
+        contract = deployment.family.contract(self.options)
+        graphs = contract.graphs(deployment.model, self.options)
         return [make_metadata(deployment, self.options, graph) for graph in graphs]
 
     def export(self, deployment: Model) -> float:
@@ -271,7 +272,8 @@ class FrameModel(TestedModel):
         from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 
         files = read_files(self.target)
-        stepper = deployment.family.runner(files.paths, dict(engine=self.settings['type'], **engine))
+        contract = deployment.family.contract(files.metadata.options)
+        stepper = contract.runner(files.paths, dict(engine=self.settings['type'], **engine))
         yield self._network(deployment, stepper), FrameDumpComparer(stepper, files.all_metadata, deployment)
 
 

@@ -174,7 +174,8 @@ def load_steppers(
         options: dict[str, Any] = dict(engine='OnnxRuntimeBackend', threads=args.threads)
         if args.providers:
             options['providers'] = args.providers
-        steppers['onnx'], classes = family.runner(files.paths, options), files.metadata.classes
+        contract = family.contract(files.metadata.options)
+        steppers['onnx'], classes = contract.runner(files.paths, options), files.metadata.classes
     return steppers, classes
 
 

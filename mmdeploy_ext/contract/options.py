@@ -405,7 +405,16 @@ CONTRACT = Option(
     'contract', '', 'which files are written, and what they take', key='contract', stated=True,
     group='models of cameras and sweeps',
 )  # fmt: skip
-"""Of families that write one of several sets of files; each has its own choices."""
+"""Of families whose files other programs load, too; see `own_contract`."""
+
+
+def own_contract(name: str, text: str) -> Option:
+    """Return the option `--contract` of a family, whose own files have a name and a text for the help.
+
+    `registry.register_contract` adds the choices of other programs.
+    """
+    return dataclasses.replace(CONTRACT, default=name, help=f'{name}: {text} (default)', choices=(name,))
+
 
 SPARSE_FORM = Option(
     'sparse_form',

@@ -3,7 +3,8 @@
 Every family is registered by `register_family`: those of this package in the `__init__` of their folder,
 those of an installed package in the module that its entry point of the group `mm2onnx.families` names, and
 those of a config in a module of its `custom_imports`. Such a module imports no PyTorch, so that files run
-without it.
+without it. What other programs load of a family is registered by `register_contract`, in
+`consumers/catalogue.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.facts import Facts
-from mmdeploy_ext.contract.options import IMAGE, OF_SOME
+from mmdeploy_ext.contract.options import CONTRACT, IMAGE, OF_SOME
 from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 CATALOGUE = 'mmdeploy_ext.families.catalogue'
 """The module that imports what registers families."""
+CONTRACTS = 'mmdeploy_ext.consumers.catalogue'
+"""The module that registers the contracts of other programs."""
 OURS = 'mmdeploy_ext.'
 """Beginning of the modules of the families of this package, which come before others."""
 
@@ -44,6 +47,7 @@ class Registration:
     training_keys: tuple[str, ...] = ()
     keep_fp32: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+    contracts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # of other programs
 
     def load_family(self) -> Any:
         """Import the family, and return it: an instance of the class that `family` names, or what it names.
@@ -176,6 +180,69 @@ def register_family(
     _REGISTERED[name] = registration
 
 
+def register_contract(
+    family: str,
+    name: str,
+    contract: str,
+    loop: str,
+    *,
+    help: str,
+    fixes: Mapping[str, Any] | None = None,
+    options: tuple[Option, ...] = (),
+) -> None:
+    """Make the files that another program loads a choice of `--contract` of a family.
+
+    Args:
+        family: name of a registered family with the option `contract`.
+        name: what the user types.
+        contract: `'module:Class'` of a `families.contracts.Contract`.
+        loop: `'module:Class'` of what opens an export without PyTorch, the `opens` of the contract.
+        help: text for the command line.
+        fixes: name of an option -> the value that the contract fixes it at.
+        options: options that only this contract has.
+    """
+    registration = _REGISTERED[family]
+    of_contract = [dataclasses.replace(option, only_with=('contract', name)) for option in options]
+    extended = tuple(
+        dataclasses.replace(
+            option,
+            choices=(*option.choices, name),
+            help=f'{option.help}; {name}: {help}',
+            fixes={**option.fixes, name: fixes or {}},
+        )
+        if option.name == CONTRACT.name
+        else option
+        for option in registration.options
+    )
+    _REGISTERED[family] = dataclasses.replace(
+        registration,
+        options=(*extended, *of_contract),
+        contracts={**registration.contracts, name: (contract, loop)},
+    )
+
+
+def contract_class(family: str, name: str) -> Any:
+    """Return the class of another program's contract; None for the files of the family."""
+    paths = _contract_paths(family, name)
+    return _imported(paths[0]) if paths else None
+
+
+def program_loop(family: str, name: str) -> Any:
+    """Return what opens the files of another program's contract; None for the files of the family."""
+    paths = _contract_paths(family, name)
+    return _imported(paths[1]) if paths else None
+
+
+def _contract_paths(family: str, name: str) -> tuple[str, str] | None:
+    registration = registered().get(family)
+    return registration.contracts.get(name) if registration else None
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(':')
+    return getattr(importlib.import_module(module), name)
+
+
 def registered() -> Mapping[str, Registration]:
     """Return name -> registration of every family; ConfigError: the module of an entry point fails.
 
@@ -189,6 +256,7 @@ def registered() -> Mapping[str, Registration]:
 @functools.cache
 def _import_all() -> None:
     importlib.import_module(CATALOGUE).import_registrations()
+    importlib.import_module(CONTRACTS)
     in_order = sorted(_REGISTERED.items(), key=lambda item: (not item[1].family.startswith(OURS), item[0]))
     _REGISTERED.clear()
     _REGISTERED.update(in_order)

@@ -40,7 +40,8 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
             that has folders of graphs as well; the working folder or a mount point; a path that cannot be
             written, or that this run reads.
     """
-    one_file = family.one_file(options)
+    contract = family.contract(options)
+    one_file = contract.one_file
     if output.endswith('.onnx') != one_file and family.files:
         expected = 'one file, expected a name in .onnx' if one_file else 'several graphs, expected a folder'
         raise UsageError(f'{option}{output}: the {options.contract} contract is {expected}')
@@ -49,7 +50,7 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
         if Path(output).is_file():
             raise UsageError(f'{option}{output}: is a file, expected a folder')
         check_replaceable(output)
-        paths = [Path(output) / f'{name}.onnx' for name in family.names_of(options)]
+        paths = [Path(output) / f'{name}.onnx' for name in contract.files]
     for path in paths:
         check_writable(path)
     will_write(option.strip(' ='), paths)
@@ -72,7 +73,7 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
         graph: by default the last one of the family, which gives the outputs.
     """
     family = deployment.family
-    graph = graph or family.graphs(deployment.model, options)[-1]
+    graph = graph or family.contract(options).graphs(deployment.model, options)[-1]
     return Metadata(
         family=family.name,
         form=graph.name,
@@ -144,7 +145,7 @@ def export_graphs(
     family, exported = deployment.family, []
     device = next(deployment.model.parameters()).device
     inputs = family.example(images, options)
-    for graph in family.graphs(prepared(deployment.model), options):
+    for graph in family.contract(options).graphs(prepared(deployment.model), options):
         example = graph.example
         if not example:  # optional inputs that no picture gives have their defaults
             arrays = {name: array for name, array in inputs.items() if name in graph.spec.input_names}
@@ -168,7 +169,7 @@ def export_files(
     Args:
         deployment: the model.
         options: with opset and size resolved, as `export_graphs` takes them.
-        output: path of the file if the export is `Family.one_file`, else of the folder, which may get one
+        output: path of the file if the export is `Contract.one_file`, else of the folder, which may get one
             graph alone. Files of an older export of the family there are replaced at once.
         images: as `export_graphs` takes them.
 
@@ -181,12 +182,13 @@ def export_files(
     """
     start = time.perf_counter()
     exported = export_graphs(deployment, options, images)
-    if deployment.family.one_file(options):
+    contract = deployment.family.contract(options)
+    if contract.one_file:
         ((model, metadata),) = exported
         export.save(model, output, metadata)
         paths = [output]
     else:
-        companions = deployment.family.companions(deployment.model, options)
+        companions = contract.companions(deployment.model)
         paths = _write_folder(exported, Path(output), companions)
     return paths, time.perf_counter() - start
 
@@ -221,7 +223,7 @@ class ExportedFiles:
 
     @property
     def metadata(self) -> Metadata:
-        """The metadata of the last file, which gives the outputs, but for PETR's contract 'dl4agx'."""
+        """The metadata of the last file, which gives the outputs, but for the contract dl4agx."""
         return self.all_metadata[-1]
 
 
@@ -241,7 +243,7 @@ def read_files(path: str) -> ExportedFiles:
     family = FAMILIES.get(metadata.family)
     names: Sequence[str] = ()
     if family is not None and family.files:
-        names = family.names_of(family.exported_options(metadata.options, first))
+        names = family.contract(family.exported_options(metadata.options, first)).files
     if names and Path(path).is_dir():
         check_file_names(path, {Path(file).name: f'{entry.form}.onnx' for file, entry in metadata_of.items()})
     positions = {name: position for position, name in enumerate(names)}

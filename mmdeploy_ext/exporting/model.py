@@ -370,6 +370,7 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)
+    family.contract(resolved).check(cfg)
     if family.samples == 'images' and resolved.dynamic:
         smallest = family.picture(model, resolved).smallest
         if min(resolved.height, resolved.width) < smallest:

@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from mmdeploy_ext.compat.patches_vendored import lacks_part_of_mmdet
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import Option, Options
-from mmdeploy_ext.contract.registry import Registration, detector_options, keep_fp32_of, registered
+from mmdeploy_ext.contract.registry import (
+    Registration,
+    contract_class,
+    detector_options,
+    keep_fp32_of,
+    registered,
+)
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.source_code import ModelClass, model_classes
 from mmdeploy_ext.core.user_modules import import_failure
 from mmdeploy_ext.families.building import has_head, head_of, names_of_class
+from mmdeploy_ext.families.contracts import Contract
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.nearest import refusal
 
@@ -61,15 +68,15 @@ class Family(abc.ABC):
         samples: kind of its samples: 'images', 'frames' of cameras on a drive, 'sweeps' of a LiDAR, or
             'fused' moments of cameras, a LiDAR or both.
         memory: whether the result of a sample depends on earlier ones, at least for some of its configs.
-        files: names of the graphs that its folders hold with default options, in the order in which a sample
-            goes through them, see `names_of`; empty for families that write one file with any options.
+        files: names of the graphs in its folders, in the order in which a sample goes through them; empty for
+            families that write one file.
         ignored_prefixes: beginnings of the keys of a checkpoint that inference does not use.
         options: options of its exports, in the order of the metadata.
         of_config: what configs of the family fix, for the message about an option that it does not have.
         exported_by: command of `core/commands.py` that writes its files.
-        used_by: form, or of a folder of graphs the name of the last one -> the command that uses a proven
-            file, as it is typed behind `mm2onnx`, with {file}, {folder} of it, {config} and {checkpoint}, if
-            its runtime names none (see `runtime.detect.runner_of`); '' for all others.
+        used_by: form -> the command that uses a proven file, as it is typed behind `mm2onnx`, with {file},
+            {folder} of it, {config} and {checkpoint}, if its runtime names none (see
+            `runtime.detect.runner_of`); '' for all others.
         exports: the models that it exports, and its page, for the message about a detector of no family.
         similar_names: words in the names of similar detectors and heads, for the same message.
         untraced: names of methods that its graphs or runtime compute by themselves, of any part of a model:
@@ -237,29 +244,16 @@ class Family(abc.ABC):
     def default_output(self, stem: str, options: Options) -> str:
         """Return the default name of the output; `stem` is that of the config's file name.
 
-        Here a folder has the name `stem`, and a file is called tmp.onnx.
+        Here a folder has the name `stem`, and a file is called tmp.onnx, or of a family of folders by its
+        contract.
         """
-        return stem if self.files else 'tmp.onnx'
+        if not self.contract(options).one_file:
+            return stem
+        return f'{stem}_{options.contract}.onnx' if self.files else 'tmp.onnx'
 
-    def names_of(self, options: Options) -> tuple[str, ...]:
-        """Return the names of the graphs in a folder of an export; with default options they are `files`."""
-        return self.files
-
-    def companions(self, model: torch.nn.Module, options: Options) -> Mapping[str, str]:
-        """Return file name -> text of the files that a contract has beside its graphs, in the same folder."""
-        return {}
-
-    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
-        """Return a line for each value in the files of `companions` in a folder that is not the config's.
-
-        Values that do not follow from the config are not looked at. It does not call `companions`: a fault
-        of that function would be in the files and in what they are compared with.
-        """
-        return []
-
-    def one_file(self, options: Options) -> bool:
-        """Return whether an export is one file; otherwise it is a folder of graphs."""
-        return not self.files
+    def contract(self, options: Mapping[str, Any]) -> Contract:
+        """Return the files that an export with these options writes: the family's, or another program's."""
+        return (contract_class(self.name, options.get('contract', '')) or Contract)(self)
 
     def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
         """Return input name -> array that is traced, for graphs whose `Graph.example` is empty.

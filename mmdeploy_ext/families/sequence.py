@@ -23,7 +23,7 @@ import numpy as np
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import DRIVE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import Graph, TensorSpec
+from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
@@ -55,6 +55,7 @@ class SequenceFamily(Family):
         bars: (name, figure, largest value) of each limit in a benchmark of the first contract of `measured`;
             for the figures see `benchmark.streams.check_bars`.
         bars_of: the model and machine that the bars were set for.
+        ignores_places: whether the files give the same results anywhere on the map.
     """
 
     task = 'bbox3d'
@@ -65,6 +66,7 @@ class SequenceFamily(Family):
     dump_names: ClassVar[tuple[str, ...]] = ()
     bars: ClassVar[tuple[tuple[str, str, float], ...]] = ()
     bars_of: ClassVar[str] = ''
+    ignores_places: ClassVar[bool] = False
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -73,11 +75,7 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
-        """Return the graphs of a contract, in the order in which a frame goes through them.
-
-        PETR's contract 'dl4agx' is the exception: the graph of the positions, which belong to its caller, is
-        the last.
-        """
+        """Return the family's own graphs, in the order in which a frame goes through them."""
 
     def memory_spec(self, facts: Any) -> MemorySpec:
         """Return the description of the memory, from the facts in a file.
@@ -127,7 +125,7 @@ class SequenceFamily(Family):
         """
         return None
 
-    def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
+    def crowded_sweeps(self, rule: Any) -> Iterable[Sweep]:
         """Return sweeps, as points alone, some of whose voxels have more points than a rule takes.
 
         Of pillars, and of small limits, there are also more voxels than it takes. Only the tensors are
@@ -152,10 +150,6 @@ class SequenceFamily(Family):
         """
         return None
 
-    def ignores_places(self, options: Options) -> bool:
-        """Return whether files with these options give the same results anywhere on the map."""
-        return False
-
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:
         """Return one collated sample of the test loader (batch 1) as a frame; DataError: it lacks a key."""
@@ -164,24 +158,9 @@ class SequenceFamily(Family):
     def reference(self, model: torch.nn.Module) -> Stepper:
         """Return the unpatched PyTorch model as a stepper."""
 
-    def reference_of(self, model: torch.nn.Module, options: Options) -> Stepper:
-        """Return the reference of files with these options, by default that of `reference`.
-
-        Another one does what the program of a contract does, such as rounding weights or selecting boxes.
-        """
-        return self.reference(model)
-
-    def runner_output_specs(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """Return the specs of those outputs of a runner that no contract of its files has; () by default.
-
-        A runner computes them between the files, or of the outputs of the last one. The proof compares these
-        tensors, too.
-        """
-        return ()
-
     @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """Return exported files on an engine as a stepper.
+        """Return the family's own files on an engine as a stepper.
 
         `engine` has the arguments of `build_backend` besides the path: `engine`, the backend's name, ONNX
         Runtime's without it, and its options.

@@ -70,7 +70,7 @@ def write_frames(
     """
     family = deployment.family
     files, options = read_files(deployment, paths)
-    if between := family.runner_output_specs(deployment.model, options):
+    if between := family.contract(options).runner_outputs(deployment.model, options):
         names = ', '.join(tensor.name for tensor in between)
         raise UsageError(
             f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '
@@ -111,11 +111,9 @@ class _FramesWriter:
             of its further cases end with a number; a single file that keeps no memory has no frames.
     """
 
-    def __init__(
-        self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path
-    ) -> None:
+    def __init__(self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path) -> None:
         self.sides, self.folder = sides, ArrayFolder(folder)
-        graphs = sides.deployment.family.graphs(sides.deployment.model, options)
+        graphs = sides.deployment.family.contract(options).graphs(sides.deployment.model, options)
         self._modules = {graph.name: graph.module for graph in graphs}
         self.graphs: dict[str, KitGraph] = {}
         self.entries: list[dict[str, Any]] = []

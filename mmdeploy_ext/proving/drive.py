@@ -71,11 +71,12 @@ def prove_frames(
     """
     proof = check_frames(deployment, paths, frames, engine, claims)
     family, results, verdict = deployment.family, proof.results, proof.verdict
+    contract = family.contract(proof.options)
     bars = bars or default_bars(verdict.precision)
     with contextlib.ExitStack() as stack:
         try:
             sides = open_sides(deployment, proof.files, proof.options, proof.engine, stack)
-            teacher = open_runner(deployment, proof.files, proof.engine, stack)
+            teacher = open_runner(contract, proof.files, proof.engine, stack)
         except LoadError as error:
             return not_loaded(proof, error)
         memory = family.memory_spec(sides.metadata.postprocess)
@@ -111,8 +112,7 @@ def prove_frames(
         verdict.notes += [*notes_on_sides(sides), *drive.notes]
 
         if verdict.precision == 'fp32' and first is not None:
-            ignores_places = family.ignores_places(proof.options)
-            runner = Shifted(sides.runner, **FAR) if ignores_places else sides.runner
+            runner = Shifted(sides.runner, **FAR) if contract.ignores_places else sides.runner
             samples = family.special_samples(deployment.rule, first)
             cases, reasons = special_frames(samples, runner, modes_of, bars, shape)
             results.cases += cases

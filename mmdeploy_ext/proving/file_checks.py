@@ -65,7 +65,7 @@ def of_graph(deployment: Model, options: Options, name: str) -> Export:
     """Return the function that exports one graph of a model of frames or sweeps, by its name."""
 
     def export() -> onnx.ModelProto:
-        for graph in deployment.family.graphs(prepared(deployment.model), options):
+        for graph in deployment.family.contract(options).graphs(prepared(deployment.model), options):
             if graph.name == name:
                 with recorded_warnings(deployment.code_warnings):
                     return files.export_graph(graph, options, deployment.family.keep_fp32)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.exporting.model import Model
+    from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
     from mmdeploy_ext.proving.results import PreprocessingResult
     from mmdeploy_ext.proving.verdict import Verdict
@@ -161,7 +162,8 @@ def check_frames(
         **files[-1].facts,
     )
     proof = start(deployment, files, options, engine_options(files, kind, engine), claims, facts)
-    specs = {graph.name: graph.spec for graph in family.graphs(deployment.model, options)}
+    graphs = family.contract(options).graphs(deployment.model, options)
+    specs = {graph.name: graph.spec for graph in graphs}
     for file in files:
         check_contents(proof, file, deployment.rule, specs.get(file.name))
         if file is files[-1]:
@@ -200,13 +202,8 @@ def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFi
 
 def companions_checks(deployment: Model, options: Options, folder: Path) -> list[Check]:
     """Return the checks of the text files in the folder of the graphs."""
-    family = deployment.family
-    checks = list(companion_checks(folder, family.companions(deployment.model, options)))
-    if not checks or not all(check.passed for check in checks):
-        return checks
-    if differences := family.companion_differences(folder, deployment.cfg):
-        checks.append(Check('texts beside the graphs as in the config', False, '; '.join(differences)))
-    return checks
+    contract = deployment.family.contract(options)
+    return list(companion_checks(folder, contract.companions(deployment.model)))
 
 
 def compare_preparation(
@@ -237,9 +234,9 @@ def open_sides(
 
     `files` and `options` are those of `read_files`; whatever has to be closed is entered into the stack.
     """
-    family, model = deployment.family, deployment.model
+    model, contract = deployment.model, deployment.family.contract(options)
     names = {file.name for file in files}
-    if absent := [f'{one.name}.onnx' for one in family.graphs(model, options) if one.name not in names]:
+    if absent := [f'{one.name}.onnx' for one in contract.graphs(model, options) if one.name not in names]:
         raise ModelFileError(
             f'{Path(files[0].path).parent}: has no {", ".join(absent)}; the files of one export belong '
             f'together: export it again'
@@ -248,18 +245,18 @@ def open_sides(
     return Sides(
         deployment,
         metadata[-1],
-        family.reference_of(model, options),
-        open_runner(deployment, files, engine, stack),
-        output_spec(metadata, family.runner_output_specs(model, options)),
+        contract.reference(model),
+        open_runner(contract, files, engine, stack),
+        output_spec(metadata, contract.runner_outputs(model, options)),
         half_bars.bars_of(least_precision(metadata)),
     )
 
 
 def open_runner(
-    deployment: Model, files: Sequence[ExportedFile], engine: Mapping[str, Any], stack: contextlib.ExitStack
+    contract: Contract, files: Sequence[ExportedFile], engine: Mapping[str, Any], stack: contextlib.ExitStack
 ) -> Stepper:
     """Return a stepper that runs the files on the engine, whose sessions are closed with the stack."""
-    runner = deployment.family.runner([file.path for file in files], engine)
+    runner = contract.runner([file.path for file in files], engine)
     owner = getattr(runner, 'runtime', runner)
     if hasattr(owner, 'close'):
         stack.callback(owner.close)
@@ -375,7 +372,7 @@ def unusual_cases(sides: Sides, options: Options, first: Sweep | None) -> Iterat
     that all results may have the same score.
     """
     family, rule = sides.deployment.family, sides.deployment.rule
-    for crowd in family.crowded_sweeps(rule, options):
+    for crowd in family.contract(options).crowded_sweeps(rule):
         sweep = dataclasses.replace(first or crowd, points=crowd.points, name=crowd.name)
         yield judge_tensors(sides, sweep, *sides.run(sweep))
     if first is None:

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps, evenly
-from mmdeploy_ext.runtime.detect import BESIDE, has_runtime, make_feeds, prepare, runtime_of
+from mmdeploy_ext.runtime.detect import BESIDE, has_runtime, make_feeds, opener, prepare, runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_frames, read_infos
 
@@ -85,7 +85,7 @@ def calibration_set(
         UsageError: annotations that are missing or no JSON, or `root` beside a folder or a picture.
     """
     if metadata.form == quantised_graph(metadata.family):
-        model = runtime_of(metadata.family).OPENS(path.parent)
+        model = opener(metadata)(path.parent)
         items, sample = READERS[metadata.samples](model, metadata, source, root, limit)
         title = 'frames' if metadata.samples == 'fused' else metadata.samples
         return CalibrationSet(items, lambda item: model.feeds(sample(item)), title)

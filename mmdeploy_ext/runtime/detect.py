@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Entries
-from mmdeploy_ext.contract.registry import registered
+from mmdeploy_ext.contract.registry import program_loop, registered
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.preprocess.cam2img import (
     CAMERA,
@@ -38,7 +38,7 @@ from mmdeploy_ext.preprocess.cam2img import (
 from mmdeploy_ext.runtime.detections import check_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
     from mmdeploy_ext.contract.metadata import Metadata
@@ -181,6 +181,16 @@ def runtime_of(family: str) -> ModuleType:
     """
     check_registered(family)
     return registered()[family].load_runtime()
+
+
+def opener(metadata: Metadata) -> Callable[..., Any] | None:
+    """Return what opens the files of frames or sweeps: the program's loop, or `OPENS` of the family.
+
+    It is called with the path and options of the engine; None: the family gives no boxes. `metadata` are
+    those of a file; for the errors see `runtime_of`.
+    """
+    loop = program_loop(metadata.family, metadata.options.get('contract', ''))
+    return loop or getattr(runtime_of(metadata.family), 'OPENS', None)
 
 
 def results_of(

@@ -8,7 +8,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.preprocess.cam2img import square_matrix
-from mmdeploy_ext.runtime.detect import detect, runtime_of
+from mmdeploy_ext.runtime.detect import detect, opener, runtime_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def open_model(
         if len(files) > 1:
             raise ModelFileError(f'{path}: has {len(files)} image models; name one of the files')
         return ImageModel(files[0], providers=providers, threads=threads)
-    runtime = runtime_of(metadata.family)
-    if not hasattr(runtime, 'OPENS'):
+    opens = opener(metadata)
+    if opens is None:
         raise ModelFileError(f'{path}: the runtime of family {metadata.family!r} has no OPENS')
-    return runtime.OPENS(str(path), providers=providers, threads=threads)
+    return opens(str(path), providers=providers, threads=threads)

@@ -150,7 +150,9 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
     if _takes_pictures(family):
         family.check(cfg, _image_options(family, CHECKED_SIZE, dynamic=False))
     else:
-        family.check(cfg, family.choose(opset=0))
+        options = family.choose(opset=0)
+        family.check(cfg, options)
+        family.contract(options).check(cfg)
     model = settings.seeded(cfg, family)
     model.eval()  # by itself, since the `train` of some detectors returns None
     model.CLASSES = class_names(cfg, meta={}, num_classes=family.num_classes(model))

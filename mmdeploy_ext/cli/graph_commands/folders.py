@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,8 @@ from mmdeploy_ext.core.violations import ERROR, WARNING, errors
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
 
     from rich.console import Console
 
@@ -31,65 +31,33 @@ LONGEST_MESSAGE = 1000
 """Characters of a message, and of the names of its nodes, that are printed; a file can have more of both."""
 
 
-def contracts(attribute: str) -> dict[str, Any]:
-    """Return name of a contract -> its entry in a dict of the modules `contract.py` of `consumers`.
+def find_contract(args: argparse.Namespace, modules: Mapping[str, str]) -> tuple[str, ModuleType]:
+    """Return the name of a contract and its module, one of `modules`, a dict of `consumers`.
 
-    Args:
-        attribute: name of the dict. Its entries are
-
-            - 'CONTRACTS': a function that takes a folder and returns two things, the list of its violations
-              and a dict, key -> path, of its files;
-            - 'FILES': patterns of the files in a folder, for `Path.glob`;
-            - 'TABLES': a function that writes the tables of a rig, which say to which cell each point of the
-              cameras is added. It takes an export's folder, the file of a calibration and the file to write,
-              and returns name -> number of what it counted, such as 'points'.
-
-            Folders and files are texts, as on the command line, or paths.
-    """
-    from mmdeploy_ext import consumers
-
-    entries: dict[str, Any] = {}
-    for package in pkgutil.iter_modules(consumers.__path__):
-        if package.ispkg:
-            module = importlib.import_module(f'{consumers.__name__}.{package.name}')
-            if any(part.name == 'contract' for part in pkgutil.iter_modules(module.__path__)):
-                contract = importlib.import_module(f'{module.__name__}.contract')
-                entries |= getattr(contract, attribute, {})
-    return entries
-
-
-def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
-    """Return the name of a contract and its entry in the dicts called `attribute`, see `contracts`.
-
-    The contract is that of --contract; without it the only one that has an entry, whatever is in the folder,
-    or of several the one with most files there.
-
-    Args:
-        args: parsed arguments: `contract`, a name or None, and `folder`, a path.
-        attribute: 'CONTRACTS' or 'TABLES', see `contracts`.
+    The contract is that of --contract; without it the only one, or of several the one with most files in the
+    folder, by the `PATTERNS` of their modules.
 
     Raises:
-        UsageError: no contract with an entry has the name of --contract, or none of several has a file there.
+        UsageError: no contract has the name of --contract, or none of several has a file there.
     """
-    entries = contracts(attribute)
     name = args.contract
-    if not name and len(entries) == 1:
-        (name,) = entries
+    if not name and len(modules) == 1:
+        (name,) = modules
     elif not name:
+        folder = Path(args.folder)
         counts = {
-            contract: sum(len(list(Path(args.folder).glob(pattern))) for pattern in patterns)
-            for contract, patterns in contracts('FILES').items()
-            if contract in entries
+            contract: sum(len(list(folder.glob(text))) for text in importlib.import_module(module).PATTERNS)
+            for contract, module in modules.items()
         }
         name = max(counts, key=lambda contract: counts[contract])
         if not counts[name]:
-            got = 'has no file of a contract' if Path(args.folder).is_dir() else 'no such folder'
-            if Path(args.folder).is_file():
+            got = 'has no file of a contract' if folder.is_dir() else 'no such folder'
+            if folder.is_file():
                 got = 'is a file, expected the folder that it is in'
-            raise UsageError(f'{args.folder}: {got}; there are {", ".join(entries)}, see --contract')
-    if name not in entries:
-        raise UsageError(f'--contract {name}: expected one of {", ".join(entries)}')
-    return name, entries[name]
+            raise UsageError(f'{args.folder}: {got}; there are {", ".join(modules)}, see --contract')
+    if name not in modules:
+        raise UsageError(f'--contract {name}: expected one of {", ".join(modules)}')
+    return name, importlib.import_module(modules[name])
 
 
 def _folder(text: str) -> tuple[AddArgument, AddArgument]:
@@ -138,8 +106,10 @@ def run_check(args: argparse.Namespace) -> int:
     also after warnings. UsageError: see `find_contract`; ModelFileError: what the contract cannot
     check, with --contract also a folder that is not there.
     """
-    name, read = find_contract(args, 'CONTRACTS')
-    violations, files = read(args.folder)
+    from mmdeploy_ext.consumers import FOLDERS
+
+    name, module = find_contract(args, FOLDERS)
+    violations, files = module.check(args.folder)
     names = {key: str(path) for key, path in files.items()}
     facts = dict(folder=args.folder, contract=name, files=names)
     return _judge(args, violations, facts, f'{args.folder}: {name}, {len(files)} files')
@@ -191,17 +161,12 @@ def _print_violations(violations: Sequence[Violation], console: Console) -> None
     takes_file=False,
 )
 def run_tables(args: argparse.Namespace) -> int:
-    """Write the tables of a rig, print what their contract counted, see `contracts`, and return 0.
+    """Write the tables of a rig, and print what their contract counted."""
+    from mmdeploy_ext.consumers import TABLES
 
-    `args` are the parsed arguments of this command. The contract's function says which matrices the
-    calibration has: for CUDA-BEVFusion see `families.bevfusion.runtime.pooling.write_tables`.
-
-    UsageError: see `find_contract`, or the output cannot be written; errors of the calibration are those of
-    the contract.
-    """
-    name, write = find_contract(args, 'TABLES')
+    name, module = find_contract(args, TABLES)
     check_writable(args.output)
-    facts = write(args.folder, args.calibration, args.output)
+    facts = module.write_tables(args.folder, args.calibration, args.output)
     write_json(args, dict(folder=args.folder, contract=name, output=args.output, **facts))
     counts = ', '.join(f'{count} {fact.replace("_", " ")}' for fact, count in facts.items())
     cli.say(cli.stdout(), f'{args.output}: {counts}')

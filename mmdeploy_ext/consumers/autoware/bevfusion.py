@@ -15,14 +15,12 @@ offsets of its kernel, O output channels.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware.bevfusion_rules import LIDAR
-from mmdeploy_ext.consumers.autoware.boxes import NodeObjects, suppressed
+from mmdeploy_ext.consumers.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.families.bevfusion.facts import Coder
@@ -45,36 +43,10 @@ if TYPE_CHECKING:
 
 ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 """The one engine, and its providers, for what follows the plug-ins."""
-GRAPHS = (LIDAR,)
+GRAPHS = (LIDAR,) = BEVFUSION_LIDAR.graphs
 """The `form` in the metadata of each file of an export."""
 BEV = 'bev'
 """The tensor between the sparse encoder and the standard operators."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BEVFusionSettings:
-    """Settings of the node that decide which boxes it publishes; the defaults are those of its own file.
-
-    Attributes:
-        class_names: names by label, in the node's words, e.g. 'CAR'; they are in the manifest.
-        limits: upper ends of the bins of distance, m; objects at the largest and beyond are dropped, the
-            others decide nothing here.
-        scores: least score, for all classes and bins; a score of 0 is never enough.
-        yaw_norm: least length of (sine, cosine) of the yaw; not demanded of pedestrians.
-        circle_m: an object whose centre is closer than this to that of a better one which stays is dropped;
-            0: none is.
-        iou: an object whose IoU with a better one, seen from above, is larger than this is dropped, also if
-            the better one is dropped for that, too; pedestrians are compared with pedestrians alone.
-        iou_search_m: objects whose centres are further apart are not compared for `iou`.
-    """
-
-    class_names: tuple[str, ...]
-    limits: tuple[float, ...] = (50.0, 90.0, 121.0, 200.0)
-    scores: float = 0.1
-    yaw_norm: float = 0.3
-    circle_m: float = 0.5
-    iou: float = 0.1
-    iou_search_m: float = 10.0
 
 
 class AutowareBEVFusion(FusionRuntime):
@@ -146,18 +118,6 @@ class AutowareBEVFusion(FusionRuntime):
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts.coder), facts.nms)
 
-    def objects(self, points: np.ndarray, settings: BEVFusionSettings | None = None) -> NodeObjects:
-        """Return the objects that the node publishes of one cloud; for the errors see `step`.
-
-        Args:
-            points: (P, F) x, y, z in metres in the LiDAR frame, intensity 0 to 255 if F is 5, time lag in
-                seconds last.
-            settings: settings of the node; None: its defaults, with the class names of the file in capitals.
-        """
-        outputs = self.step(FusedFrame(points)).outputs
-        settings = settings or BEVFusionSettings(tuple(name.upper() for name in self.classes))
-        return published(outputs, self.metadata.postprocess.coder, settings)
-
 
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the part of a model that ends in a tensor, and the part that begins with it.
@@ -208,32 +168,6 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
     bottom = places(values, coder) - sizes * np.float32([0, 0, 0.5])
     boxes = np.concatenate([bottom, sizes, np.arctan2(values[6], values[7])[:, None], values[8:].T], 1)
     return filter_boxes(boxes, outputs['score'], outputs['label_pred'], coder)
-
-
-def published(outputs: Mapping[str, np.ndarray], coder: Coder, settings: BEVFusionSettings) -> NodeObjects:
-    """Return the objects that the node publishes of a file's outputs, best first, before its remapper.
-
-    Args:
-        outputs: see `detections`.
-        coder: coder of the file's facts; the manifest has the same numbers.
-        settings: thresholds and class names of the node.
-    """
-    values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
-    pedestrians = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']
-    centres, yaw_norms = places(values, coder), np.hypot(values[6], values[7])
-    has_yaw = (yaw_norms >= np.float32(settings.yaw_norm)) | np.isin(labels, pedestrians)
-    scores = np.where(has_yaw, outputs['score'], np.float32(0))
-    inside = (centres[:, :2] ** 2).sum(1) < np.float32(max(settings.limits)) ** 2
-    objects = NodeObjects(
-        places=centres,
-        sizes=np.exp(values[3:6]).T,
-        yaws=np.arctan2(values[6], values[7]),
-        twists=np.zeros((len(scores), 2), np.float32),  # the message has none
-        scores=scores,
-        labels=labels,
-    )
-    passes = inside & (scores >= np.float32(settings.scores)) & (scores > 0)
-    return suppressed(objects[passes].best_first(), settings)
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:

@@ -1,7 +1,7 @@
 """The path of lidar_centerpoint from points to objects, without Autoware: its two files on ONNX Runtime.
 
     runtime = AutowareCenterPoint('work_dirs/autoware')    # written with --contract autoware
-    objects = runtime.objects(points)
+    objects = runtime.step(Sweep(points)).detections
 
 Needs numpy, onnx, PyYAML and ONNX Runtime; without numba it is slow. No node was run here; see
 docs/autoware.md.
@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS, NodeObjects, decode, suppressed
-from mmdeploy_ext.consumers.autoware.centerpoint_rules import ENCODER, HEAD
+from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS, decode, suppressed
+from mmdeploy_ext.consumers.autoware.nodes import CENTERPOINT
 from mmdeploy_ext.consumers.autoware.pillars import decorated, scattered
 from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings, read_settings
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
@@ -30,10 +29,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.frames import Sweep
 
-GRAPHS = (ENCODER, HEAD)
+GRAPHS = ENCODER, HEAD = CENTERPOINT.graphs
 """The `form` in the metadata of each file of an export."""
-LONGEST_LAG_S = 10.0
-"""Longest time lag of a point that is plausible; successive sweeps are 0.1 s apart."""
 SPATIAL, PILLARS = 'spatial_features', 'pillar_features'
 """Input of the head's graph, and output of the encoder's; between them the node scatters pillars to a map."""
 
@@ -76,36 +73,19 @@ class AutowareCenterPoint(Runtime):
         self.sessions = {name: self.opened(engine, path, options) for name, path in files.items()}
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
-    def objects(self, points: np.ndarray) -> NodeObjects:
-        """Return the objects that the node publishes of one cloud, in the frame of its points.
+    def step(self, sweep: Sweep) -> StepResult:
+        """Detect in one sweep: x, y, z in metres, intensity 0..255 of five values, time lag in seconds.
 
-        Args:
-            points: (P, D) float32: x, y, z in metres of the vehicle's frame, intensity 0..255 where D is 5,
-                time lag in seconds last; see `pillars.densified`.
+        The outputs include the tensors between the files; pillars are in the order of their cells, since the
+        node has no order of its own.
 
         Raises:
-            DataError: points of another width, NaN or infinity, none in range, or intensities or time lags
-                that cannot be.
+            DataError: points of another width, NaN or infinity, or none in range.
             InferenceError: the engine failed, or gave NaN or infinity.
         """
-        check_columns(check_points(points, self.settings.point_width), self.settings)
-        return self._run(points, '')[1]
-
-    def step(self, sweep: Sweep) -> StepResult:
-        """Detect in one sweep, whose values beside x, y, z may be anything finite.
-
-        For the errors see `objects`, but that columns are not checked.
-
-        The result has the objects as `Detections3D`. The outputs include the tensors between the files;
-        pillars are in the order of their cells, since the node has no order of its own.
-        """
-        outputs, objects = self._run(sweep.points, sweep.name)
-        return StepResult(outputs, objects.detections())
-
-    def _run(self, points: np.ndarray, name: str) -> tuple[dict[str, np.ndarray], NodeObjects]:
         settings = self.settings
-        points = check_points(points, settings.point_width, name)
-        check_in_range(points, settings.cloud, name)
+        points = check_points(sweep.points, settings.point_width, sweep.name)
+        check_in_range(points, settings.cloud, sweep.name)
         start = time.perf_counter()
         pillars, cells = decorated(points, settings)
         padded = np.zeros((settings.pillars, *pillars.shape[1:]), np.float32)
@@ -115,37 +95,10 @@ class AutowareCenterPoint(Runtime):
         canvas = scattered(features, cells, settings)
         start = self.passed(ENCODER, start)
         outputs = dict(self.sessions[HEAD].infer({SPATIAL: canvas}))
-        check_finite(outputs, name or 'sweep')
+        check_finite(outputs, sweep.name or 'sweep')
         start = self.passed(HEAD, start)
         named = dict(zip(OUTPUTS, outputs.values(), strict=True))
         objects = suppressed(decode(named, settings), settings)
         self.passed('boxes', start)
         order = np.lexsort((cells[:, 1], cells[:, 0]))
-        return {PILLARS: features[order], SPATIAL: canvas, **outputs}, objects
-
-
-def check_columns(points: np.ndarray, settings: CenterPointSettings) -> None:
-    """Refuse points (P, D), at least one, with intensities or time lags that the node never has.
-
-    These are lags outside of 0 to `LONGEST_LAG_S`, and intensities outside of 0..255, or none above 1 of
-    which some are no whole numbers: these are normalised. `settings` are those of the manifest: intensities
-    are looked at if its points have 5 values.
-
-    Raises:
-        DataError: with the range of the values.
-    """
-    lags = points[:, -1]
-    if lags.min() < 0 or lags.max() > LONGEST_LAG_S:
-        raise DataError(
-            f'points: the last column is {lags.min():g} to {lags.max():g}, expected time lags in seconds, 0 '
-            f'to {LONGEST_LAG_S:g}; fill it with zeros for a single sweep'
-        )
-    if settings.point_width != 5:
-        return
-    intensities = points[:, 3]
-    is_normalised = intensities.max() <= 1 and (intensities != np.rint(intensities)).any()
-    if is_normalised or intensities.min() < 0 or intensities.max() > 255:
-        raise DataError(
-            f'points: column 3 is {intensities.min():g} to {intensities.max():g}, expected intensities 0 to '
-            f'255 as the node feeds them, not normalised'
-        )
+        return StepResult({PILLARS: features[order], SPATIAL: canvas, **outputs}, objects)

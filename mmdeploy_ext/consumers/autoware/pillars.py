@@ -15,46 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware.centerpoint_rules import CHANNELS, POINTS
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.consumers.autoware.nodes import CHANNELS, POINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
-
-CAPACITY = 2_000_000
-"""Points of all sweeps: cloud_capacity."""
-
-
-def densified(
-    sweeps: Sequence[tuple[np.ndarray, float, np.ndarray]], past: int = 1, capacity: int = CAPACITY
-) -> np.ndarray:
-    """Return points (P, 4 or 5) float32 of sweeps in the frame of the newest one, with time lags in seconds.
-
-    Args:
-        sweeps: at least one, newest first: points (P, 3 or 4), x, y, z in metres in the frame of the vehicle
-            at that time, and the intensity 0..255; time stamp in seconds; pose (4, 4) from the vehicle to the
-            map.
-        past: num_past_frames, the largest number of older sweeps that are used, 0 or more.
-        capacity: points of all sweeps; an older sweep that would go beyond it ends the list.
-
-    Raises:
-        DataError: the newest sweep alone has more points.
-    """
-    if len(sweeps[0][0]) > capacity:
-        raise DataError(f'points: the newest sweep has {len(sweeps[0][0])}, expected at most {capacity}')
-    newest_s, to_current = sweeps[0][1], np.linalg.inv(np.asarray(sweeps[0][2], np.float64))
-    moved, count = [], 0
-    for points, stamp_s, pose in sweeps[: past + 1]:
-        count += len(points)
-        if count > capacity:
-            break
-        motion = (to_current @ np.asarray(pose, np.float64)).astype(np.float32)
-        xyz = points[:, :3].astype(np.float32) @ motion[:3, :3].T + motion[:3, 3]
-        lag = np.full((len(points), 1), newest_s - stamp_s, np.float32)
-        moved.append(np.concatenate([xyz, points[:, 3:].astype(np.float32), lag], axis=1))
-    return np.concatenate(moved)
 
 
 def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.ndarray, np.ndarray]:

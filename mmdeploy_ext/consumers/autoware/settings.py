@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware.manifest import node_cells, read_parameters
-from mmdeploy_ext.consumers.export_records import OF_EXPORT
+from mmdeploy_ext.consumers.autoware.check import read_manifest
+from mmdeploy_ext.consumers.autoware.nodes import CENTERPOINT, node_cells
+from mmdeploy_ext.consumers.autoware.parameter_file import read_parameters
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.violations import errors
@@ -72,10 +73,7 @@ class CenterPointSettings:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> CenterPointSettings:
-        """Return the settings of a manifest in which `centerpoint_rules.check` has no error.
-
-        `parameters` are those that `read_parameters` returns for it; fields with a default keep it.
-        """
+        """Return the settings that a manifest states; fields with a default keep it."""
         model = parameters['model_params']
         thresholds = model['detection_score_thresholds']
         scores = np.array([thresholds['min_confidence_scores'][name] for name in model['class_names']])
@@ -97,25 +95,20 @@ class CenterPointSettings:
 
 
 def read_settings(folder: str | Path) -> CenterPointSettings:
-    """Return the settings that the manifest of a folder states; the fields with a default keep it.
+    """Return the settings that the manifest of a folder states.
 
-    Values that are not those of the export count as they stand: the node does not compare them.
-
-    Raises:
-        ModelFileError: the node would reject the folder or read it wrongly, and the message has the first
-            violation; or a remapper that changes classes.
+    ModelFileError: the node would reject the manifest or read it wrongly; the message has what is wrong.
     """
-    from mmdeploy_ext.consumers.autoware.centerpoint_rules import MANIFEST, REMAPPER_KEY, check
-
-    violations = [wrong for wrong in errors(check(Path(folder))[0]) if wrong.rule != OF_EXPORT]
-    if violations:
-        count = f' ({len(violations) - 1} more)' if len(violations) > 1 else ''
-        raise ModelFileError(f'{folder}: {violations[0].message}{count}; see {tool("check")} {folder}')
-    parameters, _ = read_parameters(Path(folder) / MANIFEST)
-    remapper, _ = read_parameters(Path(folder) / parameters[REMAPPER_KEY])
-    if any(remapper['allow_remapping_by_area_matrix']):
+    folder = Path(folder)
+    _, violations = read_manifest(CENTERPOINT, folder)
+    if wrong := errors(violations):
+        more = f' ({len(wrong) - 1} more)' if len(wrong) > 1 else ''
+        raise ModelFileError(f'{folder}: {wrong[0].message}{more}; see {tool("check")} {folder}')
+    parameters = read_parameters(folder / CENTERPOINT.manifest)
+    remapper = parameters[CENTERPOINT.remapper]
+    if any(read_parameters(folder / remapper)['allow_remapping_by_area_matrix']):
         raise ModelFileError(
-            f'{folder}: {parameters[REMAPPER_KEY]} allows classes to change by area, which is not computed '
-            f'here; set allow_remapping_by_area_matrix to zeros'
+            f'{folder}: {remapper} allows classes to change by area, which is not computed here; set '
+            f'allow_remapping_by_area_matrix to zeros'
         )
     return CenterPointSettings.of(parameters)

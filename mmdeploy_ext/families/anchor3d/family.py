@@ -103,7 +103,7 @@ class AnchorFamily(SweepMethods, SequenceFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)
 
-    def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
+    def crowded_sweeps(self, rule: VoxelRule) -> Iterable[Sweep]:
         return crowded(rule)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:

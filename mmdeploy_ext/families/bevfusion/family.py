@@ -12,16 +12,11 @@ from typing import Any, ClassVar
 from mmdet3d.models import build_model
 from torch import nn
 
-from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
-from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
-from mmdeploy_ext.consumers.cuda_bevfusion.cuda import GRAPHS as CUDA_FILES
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, TensorSpec
 from mmdeploy_ext.core.config import refused_values
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.core.source_code import ModelClass
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
 from mmdeploy_ext.families.bevfusion.fork import (
     SPARSE_ENCODER,
     Fork,
@@ -32,9 +27,8 @@ from mmdeploy_ext.families.bevfusion.fork import (
 )
 from mmdeploy_ext.families.bevfusion.graphs import facts_of, graphs, transform_of
 from mmdeploy_ext.families.bevfusion.live import DEPTH_KERNEL, take_layers
-from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
-from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, CudaReference
-from mmdeploy_ext.families.bevfusion.runtime.model import is_cuda, opened
+from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
+from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, generated, moments
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
@@ -42,13 +36,11 @@ from mmdeploy_ext.families.parts.proof_samples import changed_rigs, crowded, pla
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.bevfusion.fusion import SENSORS, check_parts
+from mmdeploy_ext.models.bevfusion.fusion import check_parts
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
-CAMERAS = 6
-"""Number of cameras in the graphs of CUDA-BEVFusion."""
 READ = dict(lidar=('voxelize', 'backbone'), camera=('backbone', 'vtransform'))
 """Sensor -> parts of its encoder that every model has."""
 
@@ -60,13 +52,10 @@ class BEVFusionFamily(SequenceFamily):
     exports = 'BEVFusion of cameras and LiDAR (mmdeploy_ext/families/bevfusion/README.md)'
     similar_names = ('TransFusion', 'BEVFusion', 'LSS')
     of_config = "the grid and the cameras are the config's"
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'run {file} INFOS.pkl',
-        AUTOWARE_FILES[-1]: 'check {folder}',
-    }
+    used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
     files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
-    facts = staticmethod(facts_of)
+    graphs, facts = staticmethod(graphs), staticmethod(facts_of)
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(generated)
     untraced = (
@@ -87,11 +76,11 @@ class BEVFusionFamily(SequenceFamily):
         lidar = model.encoders['lidar']
         return lidar.voxel_layer, 'xyz', int(lidar.in_channels)
 
-    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
+    def crowded_sweeps(self, rule: FusionRule) -> Iterable[Sweep]:
         return crowded(rule.voxels) if rule.voxels is not None else ()
 
     def check(self, cfg: Any, options: Options) -> None:
-        if cfg.get('fork') and options.contract != PORTABLE:
+        if cfg.get('fork') and options.contract != 'portable':
             raise ConfigError(
                 f'{cfg.filename}: is of the repository {cfg.fork.root}, whose own code is the reference of a '
                 f'proof; --contract {options.contract} is not proven against it; leave --contract out'
@@ -100,12 +89,6 @@ class BEVFusionFamily(SequenceFamily):
             raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
         check_model(cfg)
         check_form(cfg.filename, options, bool(cfg.model.encoders.get('lidar')))
-        if options.contract != PORTABLE:
-            check_head(cfg, options.contract)
-        if options.contract == CUDA:
-            check_cuda(cfg)
-        if options.contract == AUTOWARE:
-            autoware.check(cfg)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
         default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
@@ -122,20 +105,6 @@ class BEVFusionFamily(SequenceFamily):
         limits = None if rule.voxels is None else rule.voxels.point_cloud_range
         return plain_moment(sample, limits)
 
-    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
-        if options.contract == AUTOWARE:
-            return autoware.graphs(model)
-        return cuda_graphs.graphs(model, CAMERAS) if options.contract == CUDA else graphs(model, options)
-
-    def names_of(self, options: Options) -> tuple[str, ...]:
-        return {CUDA: CUDA_FILES, AUTOWARE: AUTOWARE_FILES}.get(options.contract, self.files)
-
-    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
-        return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
-
-    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
-        return list(autoware.manifest_differences(folder, cfg.model))
-
     def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
         """Return the classes of the model; of a repository's, its own, and behind them ours in the graphs."""
         classes = super().model_classes(model)
@@ -149,14 +118,6 @@ class BEVFusionFamily(SequenceFamily):
         if model.fork and model.fork.checkpoint:
             return ForkReference(model)
         return BEVFusionReference(model)
-
-    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
-        return CudaReference(model) if options.contract == CUDA else self.reference(model)
-
-    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        if options.contract == AUTOWARE:
-            return autoware.runner_output_specs()
-        return cuda_graphs.runner_output_specs() if options.contract == CUDA else ()
 
     def build(self, cfg: Any) -> nn.Module:
         check_model(cfg)
@@ -189,11 +150,7 @@ class BEVFusionFamily(SequenceFamily):
         return fusion_rule(cfg)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        if tuple(Path(path).stem for path in paths) == AUTOWARE_FILES:
-            return AutowareBEVFusion(paths, **engine)
-        if is_cuda(paths):
-            return opened(paths, to_compare=True, **engine)
-        return opened(paths, **engine)
+        return BEVFusionOnnx(paths, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         methods: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
@@ -204,30 +161,6 @@ class BEVFusionFamily(SequenceFamily):
         if 'lidar' in model.sensors:
             methods['lidar'] = [(model, 'lidar_view')]
         return methods
-
-
-def check_head(cfg: Any, contract: str) -> None:
-    """Raise ConfigError for a head that a contract, 'cuda-bevfusion' or 'autoware', does not export."""
-    if (head_type := cfg.model.heads.object.type) != 'TransFusionHead':
-        raise ConfigError(
-            f'{cfg.filename}: model.heads.object.type={head_type!r}: --contract {contract} takes '
-            f'TransFusionHead'
-        )
-
-
-def check_cuda(cfg: Any) -> None:
-    """Refuse (ConfigError) models that CUDA-BEVFusion does not run: of one sensor, or without depth maps."""
-    encoders = cfg.model.encoders
-    missing = [name for name in SENSORS if not encoders.get(name)]
-    if missing:
-        raise ConfigError(
-            f'{cfg.filename}: model.encoders has no {missing[0]}: --contract {CUDA} takes both sensors'
-        )
-    if encoders.camera.vtransform.type != 'DepthLSSTransform':
-        raise ConfigError(
-            f'{cfg.filename}: model.encoders.camera.vtransform.type={encoders.camera.vtransform.type!r}: '
-            f'--contract {CUDA} takes depth maps; expected DepthLSSTransform'
-        )
 
 
 def check_model(cfg: Any) -> None:

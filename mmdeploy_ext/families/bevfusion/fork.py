@@ -33,8 +33,7 @@ from mmdeploy_ext.core import plain_pickle
 from mmdeploy_ext.core.config import check_steps
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.core.user_modules import user_folders
-from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
-from mmdeploy_ext.families.bevfusion.graphs import TABLES
+from mmdeploy_ext.families.bevfusion.graphs import TABLES, transform_of
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.models import catalogue

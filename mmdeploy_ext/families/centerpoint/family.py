@@ -5,30 +5,24 @@ are defined first: `families/base.py`, `families/sequence.py` and `families/part
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mmdet3d.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
-from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, TensorSpec
 from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
-from mmdeploy_ext.families.centerpoint import autoware
 from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
 from mmdeploy_ext.families.centerpoint.graphs import facts_of, graphs
-from mmdeploy_ext.families.centerpoint.reference import CenterPointReference, NodeReference
+from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.parts import lidar_models
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.parts.lidar_models import LidarModels, check_points_side
-from mmdeploy_ext.families.parts.options import AUTOWARE
-from mmdeploy_ext.families.parts.proof_samples import crowded, in_order_of_columns
+from mmdeploy_ext.families.parts.proof_samples import crowded
 from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
@@ -52,14 +46,13 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
     name = 'centerpoint'
     exports = 'CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)'
     similar_names = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
-    used_by: ClassVar[Mapping[str, str]] = {**SweepMethods.used_by, AUTOWARE_FILES[-1]: 'check {folder}'}
     untraced = (
         *lidar_models.UNTRACED, 'get_bboxes', 'get_task_detections', 'decode', '_topk', '_gather_feat',
         '_transpose_and_gather_feat',
     )  # fmt: skip
     build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
     reference = staticmethod(CenterPointReference)
-    facts = staticmethod(facts_of)
+    graphs, facts = staticmethod(graphs), staticmethod(facts_of)
 
     def claims(self, cfg: Any) -> Claim:
         is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))
@@ -73,38 +66,12 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
                 f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={nms_type!r}, expected '
                 f'{" or ".join(NMS_TYPES)}'
             )
-        if options.contract == AUTOWARE:
-            autoware.check(cfg.filename, cfg.model)
 
-    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
-        return autoware.graphs(model) if options.contract == AUTOWARE else graphs(model, options)
-
-    def names_of(self, options: Options) -> tuple[str, ...]:
-        return AUTOWARE_FILES if options.contract == AUTOWARE else self.files
-
-    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
-        return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
-
-    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
-        return list(autoware.manifest_differences(folder, cfg.model))
-
-    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
-        return NodeReference(model) if options.contract == AUTOWARE else self.reference(model)
-
-    def runner_output_specs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        return autoware.runner_output_specs() if options.contract == AUTOWARE else ()
-
-    def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
-        sweeps = crowded(rule)
-        if options.contract == AUTOWARE:
-            # beyond max_voxels the node drops the last pillars in the order of their cells, mmdet3d those in
-            # the order of their first points: in a sweep for the node both orders are the same
-            return (in_order_of_columns(sweep, rule) for sweep in sweeps)
-        return sweeps
+    def crowded_sweeps(self, rule: VoxelRule) -> Iterable[Sweep]:
+        return crowded(rule)
 
     def num_classes(self, model: nn.Module) -> int:
         return sum(model.pts_bbox_head.num_classes)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        is_for_node = sorted(Path(path).stem for path in paths) == sorted(AUTOWARE_FILES)
-        return (AutowareCenterPoint if is_for_node else CenterPointOnnx)(paths, **engine)
+        return CenterPointOnnx(paths, **engine)

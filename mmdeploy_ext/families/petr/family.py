@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
@@ -104,6 +103,7 @@ class PetrFamily(CameraFamily, SequenceFamily):
         'decode', 'decode_single', 'grid_mask.forward',
     )  # fmt: skip
     files = PORTABLE_FILES
+    ignores_places = True  # the motion is composed in float64
     measured = ('portable',)
     bars = (
         ('frame, against PyTorch', 'torch', 0.45),
@@ -163,9 +163,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         return special_drive(sample, GAPS_S, LAG_S)
-
-    def ignores_places(self, options: Options) -> bool:
-        return True  # the motion is composed in float64
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(backbone=[(model, 'extract_img_feat')])

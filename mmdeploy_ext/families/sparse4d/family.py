@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.core.config import replaced_entry, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
@@ -140,6 +139,7 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
         '*kps_generator.forward', 'grid_mask.forward',
     )  # fmt: skip
     files = (FORM,)
+    ignores_places = True  # the bank composes poses in float64
     compared = PREDICTIONS
     measured = ('portable',)
     bars = FRAME_BARS
@@ -223,9 +223,6 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         return special_drive(sample, GAPS_S)
-
-    def ignores_places(self, options: Options) -> bool:
-        return True  # the bank composes poses in float64
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'extract_feat'), (model.head, 'forward')])

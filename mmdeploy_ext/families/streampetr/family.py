@@ -109,6 +109,7 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
         'grid_mask.forward',
     )  # fmt: skip
     files = GRAPHS
+    ignores_places = True  # its memory is in the last LiDAR frame
     measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     dump_suffixes, dump_names = DUMP_SUFFIXES, DUMP_NAMES
@@ -171,9 +172,6 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         return special_drive(sample)
-
-    def ignores_places(self, options: Options) -> bool:
-        return options.contract == 'deploy'  # its memory is in the last LiDAR frame
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         head = model.pts_bbox_head

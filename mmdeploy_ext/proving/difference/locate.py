@@ -163,7 +163,10 @@ def _subject_of_graph(
     deployment: Model, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
     options = deployment.family.exported_options(metadata.options)
-    graphs = {graph.name: graph for graph in deployment.family.graphs(prepared(deployment.model), options)}
+    graphs = {
+        graph.name: graph
+        for graph in deployment.family.contract(options).graphs(prepared(deployment.model), options)
+    }
     graph = graphs.get(metadata.form)
     if graph is None or graph.module is None:
         comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'

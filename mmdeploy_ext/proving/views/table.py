@@ -172,7 +172,9 @@ def next_command(verdict: Verdict) -> str:
         form = subject.get('form') or Path(list(subject.get('files', ['']))[-1]).stem
         runner = runner_of(subject.get('family', ''), form)
         used_by = getattr(family, 'used_by', Family.used_by)
-        words = f'{runner} {{file}} IMAGE_OR_FOLDER' if runner else used_by.get(form) or used_by['']
+        contract = family.contract(subject.get('options', {})) if family else None
+        of_form = (contract and contract.used_by) or used_by.get(form) or used_by['']
+        words = f'{runner} {{file}} IMAGE_OR_FOLDER' if runner else of_form
         path = Path(file)
         values = model | dict(file=file, folder=path.parent if path.suffix == '.onnx' else path)
         quoted = {name: shlex.quote(str(value)) for name, value in values.items()}

@@ -19,6 +19,7 @@ from marking import in_suite
 from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.contracts import Contract
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, read_array
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.judge import judge
@@ -277,7 +278,7 @@ def test_no_kit_is_written_of_files_that_state_another_model(tmp_path, key, chan
 def test_contracts_that_compute_between_files_are_refused(tmp_path, monkeypatch):
     deployment, files, _, _ = toy_centerpoint.exported()
     between = (TensorSpec('spatial_features', 'float32', (1, 8, 4, 4)),)
-    monkeypatch.setattr(type(deployment.family), 'runner_output_specs', lambda *_: between)
+    monkeypatch.setattr(Contract, 'runner_outputs', lambda *_: between)
     samples = [Sweep(toy_centerpoint.sweep(0), 'sweep')]
     with pytest.raises(UsageError, match=r'the runner computes spatial_features, .* default contract'):
         write_detector_kit(deployment, str(files), samples, tmp_path / 'kit', GENERATED)

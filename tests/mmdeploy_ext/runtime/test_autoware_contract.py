@@ -2,8 +2,6 @@
 
 import copy
 import json
-import signal
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,13 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 import toy_autoware
 from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.cli.graph_app import main as graph
-from mmdeploy_ext.consumers.autoware import bevformer_rules, trial
-from mmdeploy_ext.consumers.autoware.contract import check
-from mmdeploy_ext.consumers.autoware.manifest import node_cells, parameter_text, read_parameters
-from mmdeploy_ext.consumers.export_records import class_order_rules
+from mmdeploy_ext.consumers.autoware import check as checker
+from mmdeploy_ext.consumers.autoware import trial
+from mmdeploy_ext.consumers.autoware.check import check
+from mmdeploy_ext.consumers.autoware.nodes import node_cells
+from mmdeploy_ext.consumers.autoware.parameter_file import parameter_text, read_parameters
 from mmdeploy_ext.consumers.graph_tensors import weight_rules
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.graph.reduce import checks
 from toy_autoware import LOST, key
 
 ML = 'ml_package.param.yaml'
@@ -36,25 +34,24 @@ BACKBONE, PLACES, MEMORY = (
 MAIN, PICTURES = 'bevfusion_camera_lidar.onnx', 'bevfusion_image_backbone.onnx'
 
 
-IN_A_PROCESS_OF_ITS_OWN = (
-    'test_what_no_node_could_load_is_found_in_one_line',
-    'test_a_file_that_never_ends_is_stopped',
-    'test_boxes_that_stay_as_they_are_are_a_warning_since_models_of_0_x_are_right_so',
-    'test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder',
-)
-"""Tests of files that may break what tries them, and of what the process of a trial says."""
-
-
 @pytest.fixture(autouse=True)
 def _tried_here(request, monkeypatch):
     """Try files in this process: to start one for each folder takes most of the time."""
+    if request.node.originalname != 'test_a_file_that_never_ends_is_stopped':
 
-    def try_here(command, seconds):
-        words = command[command.index(str(trial.REPOSITORY)) + 1 :]
-        return 0, trial.try_files([Path(path) for path in words[::2]], words[1::2])
+        def try_here(graphs):
+            return [found for path, _, probe in graphs for found in trial.try_file(path, probe)]
 
-    if request.node.originalname not in IN_A_PROCESS_OF_ITS_OWN:
-        monkeypatch.setattr(checks, 'run_limited', try_here)
+        monkeypatch.setattr(checker, 'trial_rules', without_plugins(try_here))
+
+
+def without_plugins(try_here):
+    """Leave out files with operators of other domains, as `trial_rules` does."""
+
+    def filtered(graphs):
+        return try_here([one for one in graphs if not any(node.domain for node in one[1].graph.node)])
+
+    return filtered
 
 
 def text(file, new):
@@ -169,9 +166,9 @@ CENTERPOINT = {
     'not below ros__parameters': (text(ML, '/**: {version: "4.1"}'), ML, '', 'manifest'),
     'no YAML': (text(ML, 'a: [1'), ML, '', 'manifest'),
     'of one node': (text(ML, 'centerpoint: {ros__parameters: {version: "4.1"}}'), ML, '', 'manifest'),
-    'version 4.0': (key(ML, 'version', 'v4.0'), ML, 'version', 'version'),
-    'version 5.0': (key(ML, 'version', '5.0'), ML, 'version', 'version'),
-    'version 4.1.0': (key(ML, 'version', '4.1.0'), ML, 'version', 'version'),
+    'version 4.0': (key(ML, 'version', 'v4.0'), ML, 'version', 'value'),
+    'version 5.0': (key(ML, 'version', '5.0'), ML, 'version', 'value'),
+    'version 4.1.0': (key(ML, 'version', '4.1.0'), ML, 'version', 'value'),
     'a version that is a number': (key(ML, 'version', 4.1), ML, 'version', 'value'),
     'no path of an engine': (key(ML, 'head_engine_path', LOST), ML, 'head_engine_path', 'key'),
     'a path to nothing': (key(ML, 'head_onnx_path', 'x.onnx'), ML, 'head_onnx_path', 'path'),
@@ -208,7 +205,7 @@ CENTERPOINT = {
     'a norm above 1': (
         key(ML, f'{M}yaw_norm_thresholds', [0.0, 0.0, 1.5]),
         ML,
-        f'{M}yaw_norm_thresholds[2]',
+        f'{M}yaw_norm_thresholds',
         'value',
     ),
     'bins that go down': (
@@ -298,17 +295,11 @@ CENTERPOINT = {
         'min_area_matrix',
         'value',
     ),
-    'no matrix': (key(REMAPPER, 'max_area_matrix', LOST), REMAPPER, 'max_area_matrix', 'value'),
+    'no matrix': (key(REMAPPER, 'max_area_matrix', LOST), REMAPPER, 'max_area_matrix', 'key'),
     'a share allowed': (
         key(REMAPPER, 'allow_remapping_by_area_matrix', [0.5] * 64),
         REMAPPER,
         'allow_remapping_by_area_matrix',
-        'value',
-    ),
-    'areas upside down': (
-        key(REMAPPER, 'min_area_matrix', [1.0] * 64),
-        REMAPPER,
-        'min_area_matrix',
         'value',
     ),
 }
@@ -393,20 +384,13 @@ BEVFUSION = {
         'lidar2image',
         'name',
     ),
-    'an output more': (more(MAIN, 'output', 'debug'), MAIN, 'debug', 'extra'),
+    'an output more': (more(MAIN, 'output', 'debug'), MAIN, '', 'onnx'),
     'no intensity': (key(FUSION, 'use_intensity', False), MAIN, 'voxels', 'shape'),
     'other proposals': (key(FUSION, 'num_proposals', 9), MAIN, 'score', 'shape'),
     'a profile upside down': (key(FUSION, 'voxels_num', [9, 5, 20]), FUSION, 'voxels_num', 'value'),
     'bins of depth': (key(FUSION, 'd_bound', [1.0, 61.0, 0.6]), FUSION, 'num_depth_features', 'grid'),
-    'a step of nothing': (key(FUSION, 'x_bound', [-54.0, 54.0, 1e-50]), FUSION, 'x_bound', 'value'),
     'a bound of two numbers': (key(FUSION, 'x_bound', [-54.0, 54.0]), FUSION, 'x_bound', 'value'),
     'no scale': (key(FUSION, 'img_aug_scale_x', LOST), FUSION, 'img_aug_scale_x', 'key'),
-    'half a camera': (
-        key(FUSION, 'image_backbone_onnx_path', 'a.onnx'),
-        FUSION,
-        'image_backbone_onnx_path',
-        'value',
-    ),
     'a path of pictures up': (
         key(FUSION, 'image_backbone_onnx_path', f'../x/{PICTURES}'),
         FUSION,
@@ -433,7 +417,6 @@ BEVFUSION = {
         'path',
     ),
     'a path that is a number': (key(FUSION, 'onnx_path', 7), FUSION, 'onnx_path', 'value'),
-    'a path that is too long': (key(FUSION, 'onnx_path', 'x' * 300), FUSION, 'onnx_path', 'path'),
     'no file of pictures': (drop(PICTURES), PICTURES, '', 'missing-file'),
     'other channels': (resize(PICTURES, 'image_feats', 2, 6, 4, 8), PICTURES, 'image_feats', 'shape'),
     'one number of voxels': (resize(MAIN, 'voxels', 60, 10, 5), MAIN, 'voxels', 'dynamic'),
@@ -488,21 +471,6 @@ def replaced_line(file, key, line):
     return change
 
 
-def linked(folder):
-    outside = folder.parent / 'outside.onnx'
-    (folder / HEAD).rename(outside)
-    (folder / HEAD).symlink_to(outside)
-
-
-def linked_to_itself(file):
-    def change(folder):
-        (folder / file).unlink(missing_ok=True)
-        (folder / file).symlink_to(file)
-
-    return change
-
-
-BOMB = 'a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]'
 FROM_OUTSIDE = {
     'an operator that ONNX lacks': (
         graph_of(HEAD, lambda graph: setattr(graph.node[0], 'op_type', 'Frobnicate')),
@@ -515,19 +483,14 @@ FROM_OUTSIDE = {
         'not-finite',
     ),
     'weights in a file that is not there': (no_longer_there(HEAD), HEAD, 'onnx'),
-    'a type that ONNX lacks': (retype(HEAD, 'heatmap', 99), HEAD, 'type'),
     'opset 99': (opset(HEAD, 99), HEAD, 'onnx'),
     'opset 1': (opset(HEAD, 1), HEAD, 'opset'),
     'no opset': (opset(HEAD), HEAD, 'onnx'),
     'a cycle': (graph_of(HEAD, cyclic), HEAD, 'onnx'),
     'one engine path': (key(ML, 'head_engine_path', 'pts_voxel_encoder.engine'), ML, 'path'),
-    'one engine path in two ways': (key(ML, 'head_engine_path', './pts_voxel_encoder.engine'), ML, 'path'),
     'an engine over the file': (key(ML, 'head_engine_path', HEAD), ML, 'path'),
     'a path up': (key(ML, 'head_onnx_path', f'../x/{HEAD}'), ML, 'path'),
     'an absolute path': (key(ML, 'head_onnx_path', f'/models/{HEAD}'), ML, 'path'),
-    'a link out of the folder': (linked, ML, 'path'),
-    'a file that is a link to itself': (linked_to_itself(HEAD), ML, 'path'),
-    'an engine that is a link to itself': (linked_to_itself('pts_voxel_encoder.engine'), ML, 'path'),
     'whole numbers': (key(ML, f'{M}voxel_size', [1, 1, 8]), ML, 'ros-type'),
     'zeros without a point': (key(ML, f'{M}yaw_norm_thresholds', [0, 0, 0]), ML, 'ros-type'),
     'truth values': (key(ML, f'{M}yaw_norm_thresholds', [False] * 3), ML, 'value'),
@@ -540,26 +503,13 @@ FROM_OUTSIDE = {
         ML,
         'manifest',
     ),
-    'a date for a version': (replaced_line(ML, 'version', 'version: 2024-01-01'), ML, 'version'),
-    'a number of 400 digits': (
-        replaced_line(ML, 'max_voxel_size', f'max_voxel_size: {"9" * 400}'),
-        ML,
-        'value',
-    ),
-    'a number of 5,000 digits': (
-        replaced_line(ML, 'max_voxel_size', f'max_voxel_size: {"9" * 5000}'),
-        ML,
-        'value',
-    ),
+    'a date for a version': (replaced_line(ML, 'version', 'version: 2024-01-01'), ML, 'value'),
     'ranges of 1e300': (
         key(ML, f'{M}point_cloud_range', [-1e300, -1e300, -4.0, 1e300, 1e300, 4.0]),
         ML,
         'value',
     ),
     'tiny voxels': (key(ML, f'{M}voxel_size', [1e-300, 0.5, 8.0]), ML, 'value'),
-    'lists 5,000 deep': (text(ML, '[' * 5000), ML, 'manifest'),
-    'an alias bomb': (text(ML, BOMB), ML, 'manifest'),
-    'a huge manifest': (text(ML, '#' * (2 << 20)), ML, 'manifest'),
 }
 
 
@@ -581,25 +531,7 @@ def test_long_texts_of_a_manifest_are_printed_short(tmp_path, capsys):
     key(ML, f'{M}class_names', ['CAR', 'BICYCLE', 'B' * 10**6])(tmp_path)
     assert main([str(tmp_path)]) == 1
     printed = capsys.readouterr().out
-    assert '4...; the' in printed and 'B...' in printed and len(printed) < 10_000
-
-
-def test_a_graph_of_many_paths_is_walked_once(tmp_path):
-    """60 diamonds have 2^60 paths from the convolution of the angles to the output."""
-    toy_autoware.centerpoint(tmp_path)
-    model = onnx.load(tmp_path / HEAD)
-    nodes = [copy.deepcopy(node) for node in model.graph.node]
-    (place,) = (index for index, node in enumerate(nodes) if 'rot' in node.output)
-    source, diamonds = nodes[place].input[0], []
-    for index in range(60):
-        diamonds.append(helper.make_node('Max', [source, source], [f'diamond_{index}']))
-        source = f'diamond_{index}'
-    nodes[place].input[0] = source
-    nodes[place:place] = diamonds
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    onnx.save(model, tmp_path / HEAD)
-    assert check(tmp_path)[0] == []
+    assert '4...' in printed and 'B...' in printed and len(printed) < 10_000
 
 
 @pytest.mark.matrix
@@ -635,24 +567,10 @@ def test_a_file_that_never_ends_is_stopped(tmp_path, monkeypatch):
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, tmp_path / HEAD)
-    monkeypatch.setattr(trial, 'WALL_SECONDS', 4)
+    monkeypatch.setattr(trial, 'SECONDS', 4)
     (violation,) = [one for one in check(tmp_path)[0] if one.severity == 'error']
     assert (violation.node, violation.rule) == (HEAD, 'load')
     assert violation.message.endswith('it did not end within 4 s')
-
-
-@pytest.mark.parametrize(
-    ('status', 'end'),
-    [
-        (None, f'within {trial.WALL_SECONDS} s'),
-        (-signal.SIGXCPU, f'within {trial.CPU_SECONDS} s of CPU time'),
-        (-signal.SIGSEGV, f'died of signal {signal.SIGSEGV:d}'),
-    ],
-)
-def test_a_stopped_trial_names_the_limit_that_was_met(monkeypatch, status, end):
-    monkeypatch.setattr(checks, 'run_limited', lambda command, seconds: (status, f'{trial.TRYING}{HEAD}\n'))
-    (violation,) = trial.trial_rules([(Path(HEAD), onnx.ModelProto(), trial.LOAD)])
-    assert violation.node == HEAD and violation.message.endswith(end)
 
 
 BROKEN = {
@@ -742,25 +660,8 @@ def test_what_loads_and_is_probably_not_meant_is_a_warning(tmp_path, kind):
     assert rule in {one.rule for one in check(tmp_path)[0] if one.severity == 'warning'}
 
 
-def test_a_library_that_a_manifest_makes_the_node_load_is_a_warning(tmp_path):
-    toy_autoware.bevfusion(tmp_path)
-    key(FUSION, 'plugins_path', '/tmp/plugins.so')(tmp_path)
-    (warning,) = check(tmp_path)[0]
-    assert (warning.attribute, warning.rule, warning.severity) == ('plugins_path', 'path', 'warning')
-
-
-def test_a_graph_of_lidar_beside_those_of_cameras_is_said_to_be_unread(tmp_path):
-    toy_autoware.bevfusion(tmp_path, fusion=False)
-    toy_autoware.bevfusion(tmp_path)
-    (warning,) = check(tmp_path)[0]
-    assert (warning.node, warning.rule, warning.severity) == ('bevfusion_lidar.onnx', 'unread', 'warning')
-
-
 def test_a_manifest_tells_which_files_of_a_bevfusion_are_looked_at(tmp_path):
     toy_autoware.bevfusion(tmp_path)
-    (tmp_path / 'ml_package_bevfusion_lidar.param.yaml').write_text('')
-    (warning,) = check(tmp_path)[0]
-    assert (warning.node, warning.rule) == ('ml_package_bevfusion_lidar.param.yaml', 'unread')
     for name in ('bevfusion_camera_lidar', 'bevfusion_image_backbone'):
         (tmp_path / f'{name}.onnx').unlink()
     found, paths = check(tmp_path)
@@ -775,56 +676,6 @@ def test_a_range_of_no_whole_number_of_cells_is_a_warning(tmp_path):
     assert (warning.attribute, warning.rule, warning.severity) == ('x_bound', 'grid', 'warning')
 
 
-def test_what_a_bevformer_reads_of_its_record_is_counted_from_the_end_too():
-    def graph(*index, metadata=None):
-        nodes = [helper.make_node('Gather', ['can_bus', 'index'], ['y'])]
-        made = helper.make_graph(nodes, 'g', [], [], [numpy_helper.from_array(np.int64(index), 'index')])
-        model = helper.make_model(made)
-        helper.set_model_props(model, {} if metadata is None else {'mm2onnx.postprocess': metadata})
-        return model
-
-    assert bevformer_rules.read_entries(graph(0, -13, -1)) == {0, 5, 17}
-    for text in ('{', '[1]', '3', '{"can_bus_orientation": "xyzw"}', '{"can_bus_orientation": []}'):
-        (damaged,) = bevformer_rules._orientation_rules('m.onnx', graph(0, metadata=text))
-        assert damaged.rule == 'metadata' and 'm.onnx' in damaged.message
-    stated = '{"can_bus_orientation": "wwww"}'
-    (found,) = bevformer_rules._orientation_rules('m.onnx', graph(-13, metadata=stated))
-    assert found.rule == 'orientation'
-
-
-def bevformer_file(folder, *nodes):
-    """Write a graph of these nodes from `can_bus` (18,) to `y`; return the violations and the graph."""
-    record, y = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [size])
-        for name, size in (('can_bus', 18), ('y', 'N'))
-    )
-    opsets = [helper.make_opsetid('', 16), helper.make_opsetid('trt.plugins', 1)]
-    made = helper.make_graph(nodes, 'g', [record], [y])
-    made = helper.make_model(made, opset_imports=opsets, ir_version=8)
-    onnx.save(made, folder / f'{bevformer_rules.GRAPH}.onnx')
-    return check(folder)[0], made
-
-
-def test_the_record_is_read_by_any_kind_of_constant_and_in_bodies(tmp_path):
-    def gather(*index):
-        indices = helper.make_node('Constant', [], ['index'], value_ints=index)
-        return indices, helper.make_node('Gather', ['can_bus', 'index'], ['y'])
-
-    body = helper.make_graph(gather(2, 5), 'body', [], [helper.make_tensor_value_info('y', 1, [2])])
-    yes = helper.make_node('Constant', [], ['yes'], value=numpy_helper.from_array(np.array(True)))
-    branches = helper.make_node('If', ['yes'], ['y'], then_branch=body, else_branch=body)
-    for nodes, entries in ((gather(0, 3), {0, 3}), ((yes, branches), {2, 5})):
-        assert bevformer_rules.read_entries(bevformer_file(tmp_path, *nodes)[1]) == entries
-
-
-def test_a_damaged_bevformer_ends_in_a_violation(tmp_path):
-    plugin = helper.make_node('MultiScaleDeformableAttnTRT', ['can_bus'], ['y'], 'attn', domain='trt.plugins')
-    assert ('attn', 'count') in {(one.attribute, one.rule) for one in bevformer_file(tmp_path, plugin)[0]}
-    empty = helper.make_node('Constant', [], ['index'])
-    read = helper.make_node('Gather', ['can_bus', 'index'], ['y'])
-    assert bevformer_rules.read_entries(bevformer_file(tmp_path, empty, read)[1]) == set(range(18))
-
-
 @pytest.mark.parametrize('version', ['4.1', 'v4.1', 'v4.2', '4.10'])
 def test_versions_that_the_node_takes_pass(tmp_path, version):
     key(ML, 'version', version)(toy_autoware.centerpoint(tmp_path))
@@ -835,17 +686,10 @@ def test_a_written_text_is_read_as_that_text_by_ros_2(tmp_path):
     names = ['CAR', 'y', 'N', 'on', '09', '1e5', '.5e3', '0X1F', '.nAn', '-.INF', 'null', '', '12:30']
     text = parameter_text(dict(class_names=names, name='n', size=1e-5, flag=True))
     (tmp_path / 'written.yaml').write_text(text)
-    parameters, violations = read_parameters(tmp_path / 'written.yaml')
-    assert not violations
-    assert parameters == dict(class_names=names, name='n', size=1e-5, flag=True)
+    assert read_parameters(tmp_path / 'written.yaml') == dict(
+        class_names=names, name='n', size=1e-5, flag=True
+    )
     assert 'class_names: [CAR, ' in text  # in one line, and words without need for quotes have none
-
-
-@pytest.mark.parametrize('kind', [list, tuple])
-def test_class_names_of_any_sequence_are_compared(kind):
-    assert not list(class_order_rules('manifest', kind(['CAR', 'BUS']), ['CAR', 'BUS'], 'graph'))
-    (wrong,) = class_order_rules('manifest', kind(['BUS', 'CAR']), ['CAR', 'BUS'], 'graph')
-    assert 'in another order' in wrong.message
 
 
 def test_the_quotient_is_that_of_the_node():

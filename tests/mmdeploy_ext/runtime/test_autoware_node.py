@@ -8,11 +8,12 @@ import pytest
 import toy_autoware
 from mmdeploy_ext.consumers.autoware import boxes
 from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
-from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint, check_columns
-from mmdeploy_ext.consumers.autoware.pillars import decorated, densified, scattered
+from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
+from mmdeploy_ext.consumers.autoware.pillars import decorated, scattered
 from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
-from mmdeploy_ext.consumers.cuda_bevfusion.cuda import CudaBEVFusion
-from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.consumers.cuda_bevfusion.loop import CudaBEVFusion
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.runtime.detections3d import Detections3D
 
 HALF = math.sqrt(0.5)
 
@@ -84,34 +85,16 @@ def test_bounds_are_inclusive_below_and_exclusive_above():
     assert at.tolist() == [[0, 0]]
 
 
-def test_time_lags_are_those_of_the_nodes_test_and_past_points_are_moved():
-    moved = np.eye(4)
-    moved[0, 3] = 2.0
-    one = np.float32([[1, 2, 3]])
-    found = densified([(one, 1.2, moved), (one, 1.1, np.eye(4))])
-    np.testing.assert_allclose(found, [[1, 2, 3, 0], [-1, 2, 3, 0.1]], atol=1e-6)
-    assert len(densified([(one, 1.2, moved), (one, 1.1, moved), (one, 1.0, moved)])) == 2
-    assert len(densified([(one, 1.2, moved), (one, 1.1, moved)], capacity=1)) == 1
-
-
-def test_a_sweep_beyond_the_capacity_is_refused_and_an_older_one_left_out():
-    sweep = (np.zeros((3, 4)), 1.0, np.eye(4))
-    assert len(densified([sweep, sweep], capacity=5)) == 3
-    with pytest.raises(DataError, match='the newest sweep has 3, expected at most 2'):
-        densified([sweep, sweep], capacity=2)
-
-
 def test_the_map_has_y_before_x():
     small = settings(cloud=(0.0, 0.0, -2.0, 8.0, 4.0, 2.0), voxel=(0.5, 0.5, 4.0))
     canvas = scattered(np.ones((1, 1, 32), np.float32), np.array([[1, 2]]), small)
     assert canvas.shape == (1, 32, 8, 16) and canvas[0, :, 1, 2].all() and canvas.sum() == 32
 
 
-def outputs(given, variance=False, **changes):
+def outputs(given, **changes):
     """Return zeros, and low scores, of a head but for one cell of the node's test: x 70, y -38.4."""
-    twice = 1 + variance
     width, height = given.grid
-    sizes = dict(heatmap=3, reg=2 * twice, height=twice, dim=3 * twice, rot=2 * twice, vel=2 * twice)
+    sizes = dict(heatmap=3, reg=2, height=1, dim=3, rot=2, vel=2)
     found = {name: np.zeros((1, count, height, width), np.float32) for name, count in sizes.items()}
     found['heatmap'] -= 10
     x, y = (70 + 76.8) / 0.32, (-38.4 + 76.8) / 0.32
@@ -131,13 +114,10 @@ def outputs(given, variance=False, **changes):
 def test_a_cell_is_decoded_as_in_the_nodes_test():
     found = boxes.decode(outputs(settings()), settings())
     assert found.labels.tolist() == [2]
-    np.testing.assert_allclose(found.places, [[70, -38.4, 1]], atol=1e-4)
-    np.testing.assert_allclose(found.sizes, [[1, 7, 2]], rtol=1e-5)  # the message has the length first
-    np.testing.assert_allclose(found.yaws, [-math.pi / 4 - math.pi / 2], rtol=1e-5)
+    # z of the bottom, length first
+    box = [70, -38.4, 0, 1, 7, 2, -math.pi / 4 - math.pi / 2, 5, -5]
+    np.testing.assert_allclose(found.boxes, [box], atol=1e-4)
     np.testing.assert_allclose(found.scores, [1 / (1 + math.exp(-1))], rtol=1e-5)
-    speed = np.hypot(*found.twists.T)
-    np.testing.assert_allclose(speed, [math.hypot(5, 5)], rtol=1e-5)
-    np.testing.assert_allclose(found.detections().boxes[0, 7:], [5, -5], atol=1e-4)
 
 
 def test_a_short_sine_and_cosine_is_no_box():
@@ -154,28 +134,12 @@ def test_scores_are_those_of_the_bin_of_distance(limits, scores, count):
     assert len(boxes.decode(outputs(given), given).scores) == count
 
 
-def test_variances_follow_the_formulas():
-    given = settings(has_variance=True)
-    changes = dict(reg=[0.5, 0.5, 0.1, 0.2], height=[1, 0.3], dim=[0, 0, 0, 0.1, 0.2, 0.3])
-    changes |= dict(rot=[0.6, 0.8, 0.4, 0.5], vel=[5, -5, 0.6, 0.7])
-    found = boxes.decode(outputs(given, True, **changes), given)
-    turn = 0.64 * math.exp(0.4) + 0.36 * math.exp(0.5)
-    wanted = [0.32 * math.exp(0.1), 0.32 * math.exp(0.2), *map(math.exp, [0.3, 0.1, 0.2, 0.3])]
-    np.testing.assert_allclose(found.variances[0], [*wanted, turn, math.exp(0.6), math.exp(0.7)], rtol=1e-5)
-
-
 def objects(rows):
     """Return objects of x, y, length, width, label; best first."""
     rows = np.float32(rows)
-    count = len(rows)
-    return boxes.NodeObjects(
-        places=np.pad(rows[:, :2], ((0, 0), (0, 1))),
-        sizes=np.pad(rows[:, 2:4], ((0, 0), (0, 1)), constant_values=1),
-        yaws=np.zeros(count, np.float32),
-        twists=np.zeros((count, 2), np.float32),
-        scores=np.linspace(1, 0.5, count, dtype=np.float32),
-        labels=rows[:, 4].astype(np.int64),
-    )
+    found = np.zeros((len(rows), 9), np.float32)
+    found[:, [0, 1, 3, 4]], found[:, 5] = rows[:, :4], 1
+    return Detections3D(found, np.linspace(1, 0.5, len(rows), dtype=np.float32), rows[:, 4].astype(np.int64))
 
 
 def test_three_boxes_are_left_in_the_nodes_test_of_overlap():
@@ -193,18 +157,7 @@ def test_what_was_dropped_drops_others_and_pedestrians_stand_alone():
 def test_two_boxes_in_one_place_are_one_and_half_a_metre_is_far_enough():
     given = objects([(0, 0, 0.1, 0.1, 0), (0, 0, 0.1, 0.1, 1), (0.5, 0, 0.1, 0.1, 0)])
     found = boxes.suppressed(given, settings())
-    assert found.places[:, 0].tolist() == [0, 0.5]
-
-
-@pytest.mark.parametrize(('largest', 'right'), [(255.0, True), (256.0, False), (0.5, False), (1.0, True)])
-def test_intensities_are_those_of_the_node(largest, right):
-    given = np.zeros((4, 5), np.float32)
-    given[0, 3] = largest
-    if right:
-        check_columns(given, settings(point_width=5, features=11))
-    else:
-        with pytest.raises(DataError, match=r'0.*255'):
-            check_columns(given, settings(point_width=5, features=11))
+    assert found.boxes[:, 0].tolist() == [0, 0.5]
 
 
 def test_settings_are_those_of_the_manifest_and_scores_out_of_range_count_as_zero():

@@ -14,6 +14,7 @@ import torch
 
 import toy_streampetr_export as toy
 from marking import in_suite
+from mmdeploy_ext.consumers.streampetr_fork.loop import ForkOnnx
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
 from mmdeploy_ext.families.streampetr.memory import to_global, to_local
@@ -64,9 +65,9 @@ def calibration_of(frame):
 # ---- the same numbers
 
 
-def check_against_eager(path):
+def check_against_eager(path, opens=StreamPetrOnnx):
     frames = drive()
-    with StreamPetrOnnx(path, threads=1, max_gap_s=None) as opened:
+    with opens(path, threads=1, max_gap_s=None) as opened:
         for index, (frame, wanted) in enumerate(zip(frames, toy.eager(frames), strict=True)):
             result = opened.step(frame)
             assert result.was_reset == (index in (0, 5))
@@ -85,7 +86,8 @@ def test_deploy_files_equal_the_unpatched_model_over_a_scene_change(folder):
 @pytest.mark.suite('1.1-depth')
 @pytest.mark.parametrize(('version', 'form'), in_suite(FORKS, ('1.0', 'token'), ('1.1', 'depth')))
 def test_fork_files_equal_the_unpatched_model_over_a_scene_change(tmp_path, version, form):
-    check_against_eager(toy.write(tmp_path, 'fork', fork_version=version, fork_img2lidar=form)[0])
+    path = toy.write(tmp_path, 'fork', fork_version=version, fork_img2lidar=form)[0]
+    check_against_eager(path, ForkOnnx)
 
 
 def test_the_memory_matters(folder):
@@ -121,9 +123,9 @@ def test_a_fork_file_keeps_a_millimetre_at_the_coordinates_of_a_map(tmp_path, ve
     wanted = [result['all_bbox_preds'][-1, 0, :, :3] for result in toy.eager(frames, dtype=torch.float64)]
     errors = {}
     for way in ('near', 'map'):
-        with StreamPetrOnnx(*toy.write(tmp_path, 'fork', fork_version=version), threads=1) as opened:
+        with ForkOnnx(*toy.write(tmp_path, 'fork', fork_version=version), threads=1) as opened:
             if way == 'map':
-                opened.contract.origin = lambda pose: np.zeros(3)
+                opened.origin = lambda pose: np.zeros(3)
             found = [opened.step(frame).outputs['all_bbox_preds'][-1, 0, :, :3] for frame in frames]
         errors[way] = max(np.abs(one - two).max() for one, two in zip(found, wanted, strict=True))
     print(f'fork {version}: {1e3 * errors["near"]:.3f} mm, by map coordinates {1e3 * errors["map"]:.2f} mm')
@@ -157,7 +159,7 @@ def test_steps_with_images_equal_steps_with_prepared_frames(folder):
 def test_half_precision_inputs_and_memory_run_too(tmp_path, contract):
     frames = [toy.frame(i) for i in range(3)]
     paths = export(tmp_path, contract=contract, precision='fp16', fp16_io=True)
-    with StreamPetrOnnx(paths, threads=1) as opened:
+    with (StreamPetrOnnx if contract == 'deploy' else ForkOnnx)(paths, threads=1) as opened:
         for frame, wanted in zip(frames, toy.eager(frames), strict=True):
             found = opened.step(frame).outputs['all_cls_scores']
             assert found.dtype == np.float32 and opened.state.tensors['embedding'].dtype == np.float32
@@ -172,7 +174,7 @@ def test_another_runtime_continues_from_a_state(folder, fork, second):
     frames = [toy.frame(i) for i in range(5)]
     with (
         StreamPetrOnnx(folder, threads=1) as one,
-        StreamPetrOnnx(folder if second == 'deploy' else fork, threads=1) as two,
+        StreamPetrOnnx(folder, threads=1) if second == 'deploy' else ForkOnnx(fork, threads=1) as two,
     ):
         for frame in frames[:3]:
             one.step(frame)
@@ -396,7 +398,8 @@ def test_two_files_of_one_graph_are_refused(folder):
 
 @pytest.mark.parametrize('contract', ['deploy', 'fork'])
 def test_a_state_is_a_copy(folder, fork, contract):
-    with StreamPetrOnnx(folder if contract == 'deploy' else fork, threads=1) as opened:
+    opens, path = (StreamPetrOnnx, folder) if contract == 'deploy' else (ForkOnnx, fork)
+    with opens(path, threads=1) as opened:
         opened.step(toy.frame(0))
         state, again = opened.state, opened.state
         for values in (*state.tensors.values(), state.ego_pose):
@@ -421,7 +424,7 @@ def test_a_file_of_another_family_is_refused(fork, tmp_path):
             entry.value = '"dense"'
     onnx.save(model, tmp_path / 'other.onnx')
     with pytest.raises(ModelFileError, match=r"'dense'.*'streampetr'"):
-        StreamPetrOnnx(tmp_path / 'other.onnx')
+        ForkOnnx(tmp_path / 'other.onnx')
 
 
 def test_a_rule_of_other_pictures_than_the_graph_takes_is_refused_when_it_is_opened(fork, tmp_path):
@@ -431,13 +434,13 @@ def test_a_rule_of_other_pictures_than_the_graph_takes_is_refused_when_it_is_ope
     entry.value = json.dumps(rule | dict(size=[1, rule['size'][1]], pad_size=None, size_divisor=1))
     onnx.save(model, tmp_path / 'other.onnx')
     with pytest.raises(ModelFileError, match=r'other\.onnx'):
-        StreamPetrOnnx(tmp_path / 'other.onnx')
+        ForkOnnx(tmp_path / 'other.onnx')
 
 
 def test_the_fork_contract_is_refused_in_openvino(fork):
     pytest.importorskip('openvino', reason='optional: pip install openvino')
     with pytest.raises(EngineError, match='OpenVINO'):
-        StreamPetrOnnx(fork, engine='OpenVinoBackend')
+        ForkOnnx(fork, engine='OpenVinoBackend')
 
 
 # ---- decoding

@@ -8,9 +8,8 @@ from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
 from marking import in_suite
-from mmdeploy_ext.consumers import bev_plugins
+from mmdeploy_ext.consumers.tensorrt_plugins import kernels, operators
 from mmdeploy_ext.core.errors import EngineError, InferenceError
-from mmdeploy_ext.families.parts import bev_plugin_operators as operators
 from mmdeploy_ext.families.parts.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from planting import arguments, result
@@ -18,7 +17,7 @@ from proofs import OF_OTHER_CONTRACTS
 from toy_frames import BEVFORMER as toy
 from verdicts import cases_of, graphs_of
 
-HERE = 'mmdeploy_ext.families.parts.bev_plugin_operators'
+HERE = 'mmdeploy_ext.consumers.tensorrt_plugins.operators'
 
 
 deployment, paths = toy.fixtures(contract='trt-plugin')
@@ -55,7 +54,8 @@ def test_names_and_plugins_are_those_of_the_deployments(paths):
 
 def test_another_engine_is_refused(deployment, paths):
     with pytest.raises(EngineError, match='run in numpy'):
-        deployment.family.runner(paths, dict(engine='OpenVinoBackend'))
+        contract = deployment.family.contract(dict(contract='trt-plugin'))
+        contract.runner(paths, dict(engine='OpenVinoBackend'))
 
 
 def attention(seed, anchors=2):
@@ -74,7 +74,7 @@ def attention(seed, anchors=2):
 @pytest.mark.parametrize('anchors', [1, 2, 4])
 def test_the_attention_is_that_of_mmcv_also_at_borders(anchors):
     value, shapes, places, offsets, logits = attention(anchors, anchors)
-    found = bev_plugins.attend(value, shapes, places, offsets, logits)
+    found = kernels.attend(value, shapes, places, offsets, logits)
     tensors = [torch.from_numpy(array) for array in (value, shapes, places, offsets, logits)]
     locations = torch.zeros(2, 11, 3, 2, 4, 2)
     for level, (height, width) in enumerate(shapes):
@@ -91,7 +91,7 @@ def test_the_attention_is_that_of_mmcv_also_at_borders(anchors):
 def test_int32_shapes_are_refused_where_int64_is_read():
     value, shapes, *others = attention(0)
     with pytest.raises(InferenceError, match='int32, expected int64'):
-        bev_plugins.attend(value, shapes.astype(np.int32), *others)
+        kernels.attend(value, shapes.astype(np.int32), *others)
 
 
 def test_the_rotation_copies_the_cells_that_torchvision_copies():
@@ -103,7 +103,7 @@ def test_the_rotation_copies_the_cells_that_torchvision_copies():
         side, about = int(size), np.float32([center.removeprefix('c')] * 2)
         ties = rotation_ties(float(angle), about.tolist(), (side, side))
         numbers = 1 + np.arange(side * side, dtype=np.float32).reshape(1, side, side)
-        turned = bev_plugins.rotate(numbers, np.float32(angle), about, interpolation=1).reshape(-1) - 1
+        turned = kernels.rotate(numbers, np.float32(angle), about, interpolation=1).reshape(-1) - 1
         assert (turned != stored[name]).sum() <= ties, name
         by_graph = operators.ROTATE(
             torch.from_numpy(numbers), torch.tensor(float(angle)), torch.from_numpy(about), 1
@@ -137,7 +137,7 @@ FAULTS = {
         arguments(lambda value, shapes, *rest: (value, shapes.flip(1), *rest)),
     ),
     'no shift': (
-        'mmdeploy_ext.families.bevformer.graphs:DeployedFrame.shift',
+        'mmdeploy_ext.consumers.tensorrt_plugins.export:DeployedFrame.shift',
         result(lambda made, *_: 0 * made),
     ),
 }

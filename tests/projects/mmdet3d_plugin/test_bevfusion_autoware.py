@@ -1,10 +1,7 @@
 """BEVFusion of LiDAR alone for Autoware: its file is proven, faults in each part are refused."""
 
-import copy
 import dataclasses
 import logging
-import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,12 +12,11 @@ from onnx import numpy_helper
 import toy_bevfusion
 from marking import in_suite
 from mmdeploy_ext.cli.check_autoware_app import main
-from mmdeploy_ext.consumers.autoware import bevfusion, bevfusion_rules
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.consumers.autoware import bevfusion
+from mmdeploy_ext.consumers.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, EngineError, ModelFileError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion.autoware import MANIFEST
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.views.table import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
@@ -29,7 +25,7 @@ from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 from verdicts import cases_of, checks_of, graphs_of
 
 AUTOWARE = dict(contract='autoware')
-HERE = 'mmdeploy_ext.families.bevfusion.autoware'
+HERE = 'mmdeploy_ext.consumers.autoware.bevfusion_export'
 NODE, GEMM = 'mmdeploy_ext.consumers.autoware.bevfusion', 'mmdeploy_ext.sparse.implicit_gemm'
 CLASSES = ('car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 'motorcycle', 'bicycle')
 
@@ -53,7 +49,7 @@ def frames(known):
 
 
 def file(folder):
-    return str(folder / f'{bevfusion_rules.LIDAR}.onnx')
+    return str(folder / f'{bevfusion.LIDAR}.onnx')
 
 
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
@@ -75,7 +71,7 @@ def test_the_node_would_take_the_folder(known, folder, tmp_path, caplog, capsys)
     assert main([str(folder)]) == 0
     assert '3 files, 0 errors, 1 warnings' in capsys.readouterr().out  # three classes of nuScenes
     with caplog.at_level(logging.WARNING):
-        known.family.companions(known.model, known.family.choose(**AUTOWARE))
+        known.family.contract(known.family.choose(**AUTOWARE)).companions(known.model)
     assert 'construction_vehicle, barrier, traffic_cone: the node publishes' in caplog.text
     model = onnx.load(file(folder))
     graph, plugins = model.graph, [node for node in model.graph.node if node.domain == 'autoware']
@@ -83,7 +79,7 @@ def test_the_node_would_take_the_folder(known, folder, tmp_path, caplog, capsys)
     assert [one.name for one in graph.output] == ['bbox_pred', 'score', 'label_pred']
     assert {node.op_type for node in plugins} == {'GetIndicePairsImplicitGemm', 'ImplicitGemm'}
     for node in plugins:
-        assert {entry.name for entry in node.attribute} == set(bevfusion_rules.PLUGINS[node.op_type])
+        assert {entry.name for entry in node.attribute} == set(BEVFUSION_LIDAR.plugins[node.op_type])
     pairs = [node for node in plugins if len(node.output) == 5]
     assert len(pairs) == 8 and len(plugins) == 8 + 21  # four levels share theirs, four strides have their own
 
@@ -165,57 +161,10 @@ def test_a_manifest_of_another_model_is_refused(known, folder, frames, tmp_path)
     assert 'ml_package_bevfusion_lidar.param.yaml' in f'{failed.name} {failed.detail}'
 
 
-def test_a_manifest_is_compared_with_the_config_itself(known, folder, tmp_path):
-    assert known.family.companion_differences(folder, known.cfg) == []
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    manifest = tmp_path / MANIFEST
-    text = manifest.read_text().replace('CAR, TRUCK', 'TRUCK, CAR').replace('160000', '150000')
-    manifest.write_text(text)
-    wrong = known.family.companion_differences(tmp_path, known.cfg)
-    assert [line.split()[1] for line in wrong] == ['class_names', 'voxels_num']
-    silent = copy.deepcopy(known.cfg)
-    del silent.model.heads.object.num_proposals  # the head's default is 128
-    (wrong,) = known.family.companion_differences(folder, silent)
-    assert wrong.endswith('num_proposals is 40, expected 128')
-
-
-def test_a_class_that_begins_with_a_word_for_motorcycles_keeps_its_name(known, folder, tmp_path, monkeypatch):
-    classes = ['motorbike_rider', *read_metadata(file(folder)).classes[1:]]
-    monkeypatch.setattr(f'{HERE}.read_metadata', lambda path: SimpleNamespace(classes=classes))
-    text = (folder / MANIFEST).read_text().replace('CAR, TRUCK', 'MOTORBIKE_RIDER, TRUCK')
-    (tmp_path / MANIFEST).write_text(text)
-    assert known.family.companion_differences(tmp_path, known.cfg) == []
-
-
-def test_what_is_published_follows_the_rules_of_the_node(folder, known):
-    coder = SimpleNamespace(voxel_size=[0.2, 0.2], out_size_factor=8, pc_range=[-19.2, -19.2])
-    boxes = np.zeros((10, 6), np.float32)
-    boxes[0], boxes[1], boxes[2] = [12, 12.1, 2, 4, 20, 22], 12, 1
-    boxes[3:6] = np.log([[4.0], [2.0], [1.5]])
-    boxes[6], boxes[7] = [1, 1, 1, 0.1, 0.1, 1], [0, 0, 0, 0, 0, 0]
-    given = dict(
-        bbox_pred=boxes,
-        score=np.float32([0.9, 0.8, 0.09, 0.7, 0.6, 0.5]),
-        label_pred=np.array([0, 1, 0, 0, 8, 0]),
-    )
-    names = (*(name.upper() for name in CLASSES), 'PEDESTRIAN')
-    found = bevfusion.published(given, coder, bevfusion.BEVFusionSettings(names, limits=(5.0, 15.0)))
-    # 1 is 16 cm from the better 0; 2 is below the score; 3 has no heading; 5 is further than 15 m
-    np.testing.assert_allclose(found.scores, [0.9, 0.6])
-    np.testing.assert_allclose(found.places, [[0, 0, 1], [12.8, 0, 1]], atol=1e-5)
-    np.testing.assert_allclose(found.sizes, [[4, 2, 1.5]] * 2, rtol=1e-5)
-    np.testing.assert_allclose(found.yaws, [np.pi / 2] * 2, rtol=1e-6)
-    settings = bevfusion.BEVFusionSettings(names, limits=(5.0, 15.0), scores=0.0)
-    np.testing.assert_allclose(bevfusion.published(given, coder, settings).scores, [0.9, 0.6])
-
-
-def test_all_queries_come_out_of_a_sweep_and_the_node_publishes_some(folder, frames):
-    with bevfusion.AutowareBEVFusion(folder) as runtime:
-        found, some = runtime.step(frames[0]).detections, runtime.objects(frames[0].points)
-        assert 0 < len(some.scores) <= len(found)
-        with pytest.raises(DataError, match='none of 1 is in the range'):
-            runtime.step(FusedFrame(np.full((1, 5), 15, np.float32) * [1, 1, 9, 1, 0]))
-        assert set(runtime.seconds) == {'encoder', 'head'}
+def test_points_out_of_range_are_refused(folder):
+    outside = FusedFrame(np.full((1, 5), 15, np.float32) * [1, 1, 9, 1, 0])
+    with bevfusion.AutowareBEVFusion(folder) as node, pytest.raises(DataError, match='none of 1 is in'):
+        node.step(outside)
 
 
 def test_what_cannot_be_opened_is_refused(folder, tmp_path):
@@ -235,8 +184,10 @@ def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
     def refused(match, options=AUTOWARE, **more):
         cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **more))
         family = find_family(cfg)
+        chosen = family.choose(opset=17, **options)
         with pytest.raises(ConfigError, match=match):
-            family.check(cfg, family.choose(opset=17, **options))
+            family.check(cfg, chosen)
+            family.contract(chosen).check(cfg)
 
     alone = toy_bevfusion.alone('lidar')
     refused('encoders.camera: the files of LiDAR alone')

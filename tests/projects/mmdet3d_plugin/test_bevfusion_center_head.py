@@ -140,7 +140,7 @@ def test_nodes_and_engines_take_the_other_head(tmp_path, contract):
     cfg = load_config(config)
     family = find_family(cfg)
     with pytest.raises(ConfigError, match=f"type='CenterHead': --contract {contract} takes TransFusionHead"):
-        family.check(cfg, family.choose(contract=contract))
+        family.contract(dict(contract=contract)).check(cfg)
 
 
 def test_an_unknown_head_is_refused_by_name(tmp_path):

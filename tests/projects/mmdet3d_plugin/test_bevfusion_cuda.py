@@ -11,17 +11,16 @@ import pytest
 import toy_bevfusion
 from marking import in_suite
 from mmdeploy_ext.cli.graph_app import main
-from mmdeploy_ext.consumers.cuda_bevfusion import cuda
-from mmdeploy_ext.consumers.cuda_bevfusion.contract import check
+from mmdeploy_ext.consumers.cuda_bevfusion import loop as cuda
+from mmdeploy_ext.consumers.cuda_bevfusion.folder import check
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.families.bevfusion.runtime import geometry
 from planting import arguments, replaced, result, when_traced
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 from verdicts import cases_of, graphs_of
 
 CONTRACT = dict(contract='cuda-bevfusion')
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion/contract.json'
-HERE, RUNTIME = 'mmdeploy_ext.families.bevfusion', 'mmdeploy_ext.families.bevfusion.runtime'
+RUNTIME = 'mmdeploy_ext.families.bevfusion.runtime'
 
 
 @pytest.fixture(scope='module')
@@ -60,16 +59,12 @@ def last_lost(tables, *_):
 
 
 IN_RUNTIME = {
-    "the engine's cells, by the first camera's cut": (
-        f'{RUNTIME}.geometry:cells',
-        lambda _: geometry.engine_cells,
-    ),
     'the last point of an interval is lost': (
-        'mmdeploy_ext.consumers.cuda_bevfusion.cuda:tables_of',
+        'mmdeploy_ext.consumers.cuda_bevfusion.loop:tables_of',
         result(last_lost),
     ),
     'x and y of the pooled map': (
-        'mmdeploy_ext.consumers.cuda_bevfusion.cuda:pooled',
+        'mmdeploy_ext.consumers.cuda_bevfusion.loop:pooled',
         result(lambda seen, *_: seen.swapaxes(2, 3)),
     ),
     'the first point of a pixel': (
@@ -77,7 +72,7 @@ IN_RUNTIME = {
         arguments(lambda points, *rest: (points[::-1], *rest)),
     ),
     'z is that of the centre': (
-        'mmdeploy_ext.consumers.cuda_bevfusion.cuda:detections',
+        'mmdeploy_ext.consumers.cuda_bevfusion.loop:detections',
         arguments(
             lambda found, coder: (
                 dict(found, height=found['height'] + np.exp(found['dim'][:, 2:]) / 2),
@@ -159,7 +154,9 @@ def test_names_shapes_and_types_are_those_of_the_contract():
 
     cfg = load_config(str(bevfusion_golden.CONFIG))
     family = find_family(cfg)
-    made = {graph.name: graph for graph in family.graphs(family.build(cfg), family.choose(**CONTRACT))}
+    options = family.choose(**CONTRACT)
+    graphs = family.contract(options).graphs(family.build(cfg), options)
+    made = {graph.name: graph for graph in graphs}
     for file, wanted in json.loads(GOLDEN.read_text())['graphs'].items():
         graph = made[file.removesuffix('.onnx')]
         for side in ('inputs', 'outputs'):
@@ -169,7 +166,7 @@ def test_names_shapes_and_types_are_those_of_the_contract():
                 )
                 assert tensor.name == facts.get('name', tensor.name)
                 assert [1 if size == 'n' else size for size in facts['shape']] == list(tensor.axes)
-    assert family.choose(**CONTRACT).fixed['opset'] == ('contract', 13)
+    assert options.fixed['opset'] == ('contract', 13)
 
 
 @pytest.mark.parametrize('given', [dict(opset=17), dict(exporter='dynamo'), dict(precision='fp16')], ids=str)

@@ -130,8 +130,8 @@ def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
 @pytest.mark.parametrize('sensor', ['camera', 'lidar'])
 def test_the_files_of_the_engine_take_both(toys, sensor):
     toy = toys[sensor]
-    with pytest.raises(ConfigError, match=r'model.encoders.*\w+.*--contract'):
-        toy.family.check(toy.cfg, toy.family.choose(contract='cuda-bevfusion'))
+    with pytest.raises(ConfigError, match=r'--contract.*model.encoders has no'):
+        toy.family.contract(dict(contract='cuda-bevfusion')).check(toy.cfg)
 
 
 def test_depth_of_points_without_points_is_refused_by_name(tmp_path):

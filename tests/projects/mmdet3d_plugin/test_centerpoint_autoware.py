@@ -1,6 +1,5 @@
 """CenterPoint for lidar_centerpoint: proven through the node's loop, faults in each part refused."""
 
-import copy
 import dataclasses
 
 import numpy as np
@@ -13,7 +12,7 @@ from mmdeploy_ext.consumers.autoware import boxes, pillars
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS, AutowareCenterPoint
 from mmdeploy_ext.consumers.autoware.settings import read_settings
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.preprocess import points as inputs
@@ -25,7 +24,8 @@ from toy_autoware import key
 from verdicts import cases_of, graphs_of, matched_of
 
 AUTOWARE = dict(contract='autoware')
-HERE, RUNTIME = 'mmdeploy_ext.families.centerpoint.autoware', 'mmdeploy_ext.consumers.autoware'
+RUNTIME = 'mmdeploy_ext.consumers.autoware'
+HERE = f'{RUNTIME}.centerpoint_export'
 ML = 'ml_package.param.yaml'
 
 
@@ -97,9 +97,9 @@ def test_boxes_are_those_of_our_own_runtime_within_a_centimetre(toy, ours):
 
 def test_what_overlaps_goes_by_the_rule_of_the_node(toy):
     with AutowareCenterPoint(toy[1]) as node, AutowareCenterPoint(toy[1], node=dict(iou=2.0)) as all_of_them:
-        few, many = node.objects(points(0)), all_of_them.objects(points(0))
+        few, many = (one.step(Sweep(points(0), '')).detections for one in (node, all_of_them))
     rows = boxes.overlap_nms(many, {2}, 0.1, 10.0)
-    assert 0 < len(rows) < len(many.scores) and np.array_equal(many.places[rows], few.places)
+    assert 0 < len(rows) < len(many.scores) and np.array_equal(many.boxes[rows], few.boxes)
 
 
 def unswapped(original):
@@ -144,6 +144,17 @@ def shifted(found, *_):
     return found[0], found[1][:, ::-1]
 
 
+def columns(which, change):
+    """Return a change of some columns of boxes."""
+
+    def changed(found, *_):
+        boxes = found.boxes.copy()
+        boxes[:, which] = change(boxes[:, which])
+        return dataclasses.replace(found, boxes=boxes)
+
+    return changed
+
+
 IN_THE_NODE = {
     'x and y of the map': (f'{RUNTIME}.centerpoint:decorated', result(shifted)),
     'the mean of all rows': (
@@ -158,15 +169,15 @@ IN_THE_NODE = {
     ),
     'the yaw of the old convention': (
         f'{RUNTIME}.centerpoint:decode',
-        result(lambda found, *_: dataclasses.replace(found, yaws=-found.yaws - np.float32(np.pi / 2))),
+        result(columns(6, lambda yaw: -yaw - np.float32(np.pi / 2))),
     ),
     'width for length': (
         f'{RUNTIME}.centerpoint:decode',
-        result(lambda found, *_: dataclasses.replace(found, sizes=found.sizes[:, [1, 0, 2]])),
+        result(columns([3, 4], lambda sizes: sizes[:, ::-1])),
     ),
     'velocities of the vehicle': (
         f'{RUNTIME}.centerpoint:decode',
-        result(lambda found, *_: dataclasses.replace(found, twists=found.twists[:, ::-1])),
+        result(columns([7, 8], lambda speed: speed[:, ::-1])),
     ),
     'nothing suppressed': (f'{RUNTIME}.centerpoint:suppressed', lambda _: lambda found, settings: found),
 }
@@ -235,24 +246,10 @@ def test_a_changed_weight_is_refused_and_the_file_named(toy, tmp_path):
     assert [graph.name for graph in graphs_of(verdict) if not graph.passed] == ['pts_backbone_neck_head']
 
 
-BAD_POINTS = {
-    'five values': (np.zeros((10, 5), np.float32), r'expected numbers \(P, 4\)'),
-    'rings for time lags': (np.full((10, 4), 31, np.float32) * [0, 0, 0, 1], 'the last column is 31 to 31'),
-    'lags before the sweep': (
-        np.full((10, 4), -0.1, np.float32) * [0, 0, 0, 1],
-        'expected time lags in seconds',
-    ),
-    'none in range': (np.full((10, 4), 500, np.float32) * [1, 1, 1, 0], 'none of 10 is in the range'),
-    'NaN': (np.full((10, 4), np.nan, np.float32), 'not finite'),
-}
-
-
-@pytest.mark.suite('five values', 'NaN')
-@pytest.mark.parametrize('kind', BAD_POINTS)
-def test_points_that_cannot_be_are_refused(toy, kind):
-    given, message = BAD_POINTS[kind]
-    with AutowareCenterPoint(toy[1]) as node, pytest.raises(DataError, match=message):
-        node.objects(given.astype(np.float32))
+def checked(family, cfg):
+    chosen = family.choose(opset=0, **AUTOWARE)
+    family.check(cfg, chosen)
+    family.contract(chosen).check(cfg)
 
 
 def refused(tmp_path, words):
@@ -260,7 +257,7 @@ def refused(tmp_path, words):
     cfg = load_config(toy_centerpoint.write_config(tmp_path, words=words))
     family = find_family(cfg)
     with pytest.raises(ConfigError) as caught:
-        family.check(cfg, family.choose(opset=0, **AUTOWARE))
+        checked(family, cfg)
     return str(caught.value)
 
 
@@ -282,7 +279,7 @@ def test_the_official_config_of_pillars_is_refused():
     cfg = load_config(mmdet3d_config('centerpoint/centerpoint_02pillar_second_secfpn_4x8_cyclic_20e_nus.py'))
     family = find_family(cfg)
     with pytest.raises(ConfigError, match=r'max_num_points.*20.*64.*32.*6'):
-        family.check(cfg, family.choose(opset=0, **AUTOWARE))
+        checked(family, cfg)
 
 
 BAD_CONFIGS = {
@@ -325,7 +322,7 @@ def test_the_config_that_fits_is_what_the_node_takes():
     toy_centerpoint.register()
     cfg = load_config('projects/configs/Autoware/centerpoint_pillar032_nus.py')
     family = find_family(cfg)
-    family.check(cfg, family.choose(opset=17, **AUTOWARE))
+    checked(family, cfg)
     assert family.preprocess_rule(cfg).grid_size == (480, 480, 1)
 
 
@@ -347,29 +344,12 @@ def test_a_fault_of_the_nodes_suppressions_is_not_on_both_sides(place, change):
     assert not verdict.passed
 
 
-def test_a_manifest_is_compared_with_the_config_itself(toy, tmp_path):
-    deployment, folder, *_ = toy
-    copied(folder, tmp_path)
-    family = deployment.family
-    assert family.companion_differences(tmp_path, deployment.cfg) == []
-    renamed = copy.deepcopy(deployment.cfg)
-    words = dict(bus='motorbike', car='motorcycle_rider')  # the node's own word, and none of its
-    for task in renamed.model.pts_bbox_head.tasks:
-        task.class_names = [words.get(name, name) for name in task.class_names]
-    names = [name.upper() for task in renamed.model.pts_bbox_head.tasks for name in task.class_names]
-    key(ML, 'model_params.class_names', names)(tmp_path)
-    assert family.companion_differences(tmp_path, renamed) == []
-    key(ML, 'trt_precision', 'fp16')(tmp_path)
-    key(ML, 'model_params.class_names', ['BUS', 'CAR', 'PEDESTRIAN'])(tmp_path)
-    wrong = family.companion_differences(tmp_path, deployment.cfg)
-    assert [line.split()[1] for line in wrong] == ['trt_precision', 'class_names']
-
-
 @pytest.fixture(scope='module')
 def crowd(toy):
     """Return the sweep that reaches a node's limits, and the pillars that mmdet3d has of it."""
     deployment = toy[0]
-    (sweep,) = deployment.family.crowded_sweeps(deployment.rule, deployment.family.choose(**AUTOWARE))
+    contract = deployment.family.contract(deployment.family.choose(**AUTOWARE))
+    (sweep,) = contract.crowded_sweeps(deployment.rule)
     voxels, _, cells = inputs.pillars(sweep.points, deployment.rule)
     order = np.lexsort((cells[:, 3], cells[:, 2]))
     return sweep.points, voxels[order], cells[order, 2:]

@@ -1,6 +1,7 @@
 """Sparse4D's contracts: proven as a stream with track ids; faults in graph, bank and coder are not."""
 
 import dataclasses
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from marking import in_suite
+from mmdeploy_ext.consumers.sparseend2end.loop import CONSTANTS, SparseEnd2EndOnnx
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError
 from mmdeploy_ext.exporting.ops import deformable_aggregation
 from mmdeploy_ext.families.sparse4d import graphs
 from mmdeploy_ext.families.sparse4d import memory as bank
@@ -248,3 +250,19 @@ def test_inputs_that_are_no_numbers_are_refused(deployment, paths, change, named
 def test_a_model_that_the_graphs_do_not_follow_is_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
         Sparse4DFamily.models.check(load_config(toy.config, {f'model.{setting}': value}))
+
+
+@pytest.fixture(scope='module')
+def deployed(deployment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('deploy')
+    return Path(toy.export(deployment, folder, contract='deploy')[0]).parent
+
+
+@pytest.mark.parametrize('content', [None, '{}', '[]', '{"anchor": [1]', '{"instance_feature": [[[1]]]}'])
+def test_heads_without_their_constants_are_refused(deployed, tmp_path, content):
+    for path in deployed.glob('*.onnx'):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    if content is not None:
+        (tmp_path / CONSTANTS).write_text(content)
+    with pytest.raises(ModelFileError, match='sparse4dconstants'):
+        SparseEnd2EndOnnx(tmp_path)

@@ -11,19 +11,18 @@ import pytest
 import toy_streampetr_deploy as deployed
 from marking import in_suite
 from mmdeploy_ext.cli.check_autoware_app import main
-from mmdeploy_ext.consumers.autoware.streampetr import NodeContract, StreamSettings, objects_of
-from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, NORMS, from_node
+from mmdeploy_ext.consumers.autoware.nodes import STREAMPETR
+from mmdeploy_ext.consumers.autoware.streampetr import NORMS, AutowareStreamPetr, from_node
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.families.parts.runtime.query_boxes import boxes_of_predictions
-from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.proving.ladder import prove
 from planting import replaced
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 from toy_autoware import key
 from verdicts import checks_of, graphs_of, sequence_of
 
-HERE, LOOP = 'mmdeploy_ext.families.streampetr.autoware', 'mmdeploy_ext.consumers.autoware.streampetr'
+LOOP = 'mmdeploy_ext.consumers.autoware.streampetr'
+HERE = f'{LOOP}_export'
 CLASSES = (
     'car',
     'truck',
@@ -60,7 +59,7 @@ def drive():
 
 
 def paths(folder):
-    return [str(folder / f'{name}.onnx') for name in FILES]
+    return [str(folder / f'{name}.onnx') for name in STREAMPETR.graphs]
 
 
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
@@ -80,23 +79,15 @@ def test_the_node_would_take_the_folder_and_classes_that_it_does_not_know_are_to
     assert 'img_metas_pad' in used  # or an engine could drop it
 
 
-def never(self):
-    """Leave the memory as it is."""
-
-
 IN_THE_LOOP = {
-    'a reset that does nothing': (f'{LOOP}:NodeContract.reset', lambda _: never),
-    'no time taken off': (f'{LOOP}:NodeContract._clock', lambda _: lambda self, time: np.float32(0)),
-    'the vehicle stands still': (f'{LOOP}:NodeContract._place', lambda _: lambda self, pose: np.eye(4)),
-    'the last rows are kept': (
-        f'{LOOP}:NodeContract.reset',
-        lambda original: (
-            lambda self: (
-                original(self),
-                self.memory.update({name: rows[:, ::-1] for name, rows in self.memory.items()}),
-                self.memory['egopose'].fill(1),
-            )
-        ),
+    'no reset of the memory': (
+        'mmdeploy_ext.families.streampetr.runtime:StreamPetrOnnx.reset',
+        lambda _: lambda self: None,
+    ),
+    'no time taken off': (f'{LOOP}:AutowareStreamPetr.clock', lambda _: lambda self, time: np.float32(0)),
+    'the vehicle stands still': (
+        f'{LOOP}:AutowareStreamPetr.relative',
+        lambda _: lambda self, pose: np.eye(4),
     ),
 }
 
@@ -194,7 +185,7 @@ def test_what_a_node_makes_of_the_bytes_becomes_what_the_model_was_trained_with(
 @pytest.mark.matrix
 def test_another_norm_is_changed_in_the_graph(toy, folder, tmp_path, monkeypatch):
     rule = dataclasses.replace(toy.rule, mean=(0.0, 1.0, 2.0), std=(255.0, 254.0, 253.0))
-    monkeypatch.setattr(toy.model, 'image_norm', (rule.mean, rule.std, rule.to_rgb))
+    monkeypatch.setattr(toy.model, 'rule', rule)
     cfg = copy.deepcopy(toy.cfg)
     cfg.test_pipeline[2].update(mean=rule.mean, std=rule.std)
     own = dataclasses.replace(toy, cfg=cfg, rule=rule)
@@ -208,12 +199,11 @@ def test_another_norm_is_changed_in_the_graph(toy, folder, tmp_path, monkeypatch
 
 
 def test_the_first_frame_and_a_frame_after_a_reset_are_alike(folder, drive):
-    with StreamPetrOnnx(folder, max_gap_s=None) as runtime:
-        assert isinstance(runtime.contract, NodeContract)
+    with AutowareStreamPetr(folder, max_gap_s=None) as runtime:
         frames = list(drive)
         first = runtime.step(frames[0]).outputs
         runtime.step(frames[1])
-        assert runtime.contract.memory['egopose'].any()
+        assert runtime.state is not None
         runtime.reset()
         again = runtime.step(frames[0]).outputs
     for name, values in first.items():
@@ -223,49 +213,12 @@ def test_the_first_frame_and_a_frame_after_a_reset_are_alike(folder, drive):
 def test_the_clock_begins_again_after_ten_minutes_and_ages_are_then_wrong(folder, drive):
     first, second = list(drive)[:2]
     late = dataclasses.replace(second, timestamp_s=first.timestamp_s + 601, scene_token=first.scene_token)
-    with StreamPetrOnnx(folder, max_gap_s=None) as runtime:
+    with AutowareStreamPetr(folder, max_gap_s=None) as runtime:
         runtime.step(first)
         runtime.step(late)
-        assert runtime.contract.started_s == late.timestamp_s
-        old = runtime.state.tensors['timestamp'][:, runtime.contract.state_shapes['timestamp'][1] - 20 :]
+        assert runtime.started_s == late.timestamp_s
+        old = runtime.state.tensors['timestamp'][:, runtime.memory_shapes()['timestamp'][1] - 20 :]
     assert old.max() < 600  # and not 601, as they are
-
-
-def test_objects_are_boxes_of_our_own_runtime_within_a_centimetre(toy, folder, tmp_path, drive):
-    ours = deployed.export(tmp_path, contract='deploy', layers='last', opset=17)
-    settings = StreamSettings(
-        tuple(name.upper() for name in CLASSES), (-61.2, -61.2, -10, 61.2, 61.2, 10), (0.1,) * 10, (0.0,) * 10
-    )
-    count = 0
-    with StreamPetrOnnx(folder, max_gap_s=None) as node, StreamPetrOnnx(ours, max_gap_s=None) as runtime:
-        for frame in drive:
-            one, two = node.step(frame).outputs, runtime.step(frame).outputs
-            columns = [one[name][0].transpose(0, 2, 1) for name in ('all_cls_scores', 'all_bbox_preds')]
-            found = objects_of(*columns, settings).detections().boxes
-            known = boxes_of_predictions(two['all_bbox_preds'][-1, 0])
-            gap = np.abs(found[:, None, :7] - known[None, :, :7]).max(2).min(1)
-            assert gap.max(initial=0) < 0.01
-            count += len(found)
-    assert count >= 20
-
-
-def test_objects_follow_the_rules_of_the_node():
-    settings = StreamSettings(('CAR', 'PEDESTRIAN'), (-10, -10, -5, 10, 10, 5), (0.4, 0.4), (0.3, 0.0))
-    logits, codes = np.full((1, 2, 6), -9, np.float32), np.zeros((1, 10, 6), np.float32)
-    logits[0, 0, :5], logits[0, 1, 5] = [9, 2, 2, 2, -1], 2
-    codes[0, 7] = 1
-    codes[0, 0] = [0, 4, 30, 4.1, -4, 0]  # one out of range, one on another, a pedestrian on a car
-    codes[0, 7, 5] = 0
-    found = objects_of(logits, codes, settings)
-    assert found.places[:, 0].tolist() == [0, 4, 0] and found.labels.tolist() == [0, 0, 1]
-    assert found.scores[0] == 1 and not found.twists.any()
-    codes[0, 7, 1] = 0.2  # too short for a car
-    assert objects_of(logits, codes, settings).places[:, 0].tolist() == [0, pytest.approx(4.1), 0]
-
-
-def test_thresholds_of_another_number_of_classes_are_refused():
-    with pytest.raises(ValueError, match='confidence: 1 numbers for 2 classes'):
-        StreamSettings(('CAR', 'BUS'), (-1,) * 3 + (1,) * 3, (0.4,), (0.0, 0.0))
 
 
 def test_another_manifest_is_told(toy, folder, tmp_path):
@@ -279,18 +232,6 @@ def test_another_manifest_is_told(toy, folder, tmp_path):
     (tmp_path / 'ml_package_camera_streampetr.param.yaml').unlink()
     (told,) = [check for check in checks_of(check_files(toy, paths(tmp_path))) if not check.passed]
     assert told.detail == 'is not there'
-
-
-def test_the_manifest_is_compared_with_graphs_and_config_themselves(toy, folder, tmp_path):
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert toy.family.companion_differences(tmp_path, toy.cfg) == []
-    file = 'ml_package_camera_streampetr.param.yaml'
-    names = [name.upper() for name in CLASSES[::-1]]
-    for name, value in dict(class_names=names, rois_number=7, detection_range=[-1.0] * 6).items():
-        key(file, f'model_params.{name}', value)(tmp_path)
-    wrong = toy.family.companion_differences(tmp_path, toy.cfg)
-    assert [line.split()[1] for line in wrong] == ['class_names', 'detection_range', 'rois_number']
 
 
 def test_half_precision_is_refused(toy):

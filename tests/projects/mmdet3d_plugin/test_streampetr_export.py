@@ -12,6 +12,7 @@ import streampetr_seeded as seeded
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
+from mmdeploy_ext.consumers.streampetr_fork.export import fork_spec
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.exporting.files import export_files
@@ -172,7 +173,7 @@ def table_rows(contract):
 def test_the_tables_of_the_readme_are_the_specs():
     text = README.read_text()
     size = spec.Sizes(6, 256, 704, 16, 64, 256, 6, 428, 10, 10, 512, 640)
-    for make in (spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory, spec.fork):
+    for make in (spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory, fork_spec):
         assert '\n'.join(table_rows(make(size, FAMILIES['streampetr'].choose(contract='fork')))) in text
 
 

@@ -13,6 +13,7 @@ import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from marking import in_suite
+from mmdeploy_ext.consumers.streampetr_fork.export import fork_spec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.exporting.files import export_graph
 from mmdeploy_ext.families.base import FAMILIES
@@ -26,7 +27,8 @@ MEMORY = dict(embedding='embedding', egopose='egopose', ref_point='reference_poi
 
 def graph_of(**options):
     chosen = FAMILIES['streampetr'].choose(contract='fork', **options)
-    return deployed.deployment().family.graphs(deployed.deployment().model, chosen)[0], chosen
+    deployment = deployed.deployment()
+    return deployment.family.contract(chosen).graphs(deployment.model, chosen)[0], chosen
 
 
 @pytest.fixture(scope='module', params=in_suite(VERSIONS, '1.1'))
@@ -73,11 +75,11 @@ def test_the_contract_is_the_forks(version):
     known = json.loads((seeded.require_golden() / 'contract.json').read_text())['versions'][f'V{version}']
     size = spec.Sizes(6, 256, 704, 16, 64, 256, 6, 428, 10, 10, 512, 640)
     deep = dict(contract='fork', fork_version=version, fork_img2lidar='depth')
-    found = spec.fork(size, FAMILIES['streampetr'].choose(**deep))
+    found = fork_spec(size, FAMILIES['streampetr'].choose(**deep))
     for title in ('inputs', 'outputs'):
         wanted = [(entry['name'], entry['dtype'], tuple(entry['shape'])) for entry in known[title]]
         assert [(tensor.name, tensor.dtype, tensor.axes) for tensor in getattr(found, title)] == wanted
-    token = spec.fork(size, FAMILIES['streampetr'].choose(contract='fork', fork_version=version))
+    token = fork_spec(size, FAMILIES['streampetr'].choose(contract='fork', fork_version=version))
     assert token.tensor('img2lidar').axes == (1, 4224, 4, 4)
 
 
@@ -139,7 +141,7 @@ def test_the_full_size_file_gives_the_goldens_with_golden_memory(full_version):
     model = family.build(cfg)
     model.load_state_dict(seeded.seeded_state_dict(), strict=True)
     options = FAMILIES['streampetr'].choose(contract='fork', fork_version=full_version)
-    graph = family.graphs(model, options)[0]
+    graph = family.contract(options).graphs(model, options)[0]
     session = session_of(export_graph(graph, options))
     inputs, outputs, boundary = (
         np.load(folder / f'{name}.npz') for name in ('inputs', 'outputs', 'boundary')

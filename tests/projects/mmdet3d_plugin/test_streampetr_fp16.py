@@ -24,7 +24,7 @@ COSINE = 0.999
 def files(model, **options):
     """Return graph name -> (spec, proto)."""
     chosen = FAMILIES['streampetr'].choose(precision='fp16', **options)
-    graphs = deployed.deployment().family.graphs(model, chosen)
+    graphs = deployed.deployment().family.contract(chosen).graphs(model, chosen)
     return {graph.name: (graph.spec, export_graph(graph, chosen)) for graph in graphs}
 
 

@@ -140,7 +140,7 @@ class MvxNetFamily(SequenceFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)
 
-    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
+    def crowded_sweeps(self, rule: FusionRule) -> Iterable[Sweep]:
         return crowded(rule.voxels)
 
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:

@@ -103,47 +103,6 @@ def cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarr
     return np.where(inside, cell[..., 0] * y + cell[..., 1], x * y).astype(np.int64)
 
 
-def engine_cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
-    """Return the cells as CUDA-BEVFusion computes them: (N, D, h, w) int64.
-
-    `calibration` and `view` are those of `cells`. It computes in float32, applies the first camera's image
-    augmentation to all cameras, and ignores the augmentation of points.
-
-    Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:90-157
-    (its behaviour, no code).
-    """
-    aug, camera, intrinsics = (
-        calibration[name].astype(np.float32)
-        for name in ('img_aug_matrix', 'camera2lidar', 'camera_intrinsics')
-    )
-    sides = zip((view.rows, view.columns), view.image_size, strict=True)
-    evenly_spaced = (
-        np.arange(len(side), dtype=np.float32) * np.float32((size - 1) / (len(side) - 1))
-        for side, size in sides
-    )
-    depth, y, x = np.meshgrid(view.depths, *evenly_spaced, indexing='ij')
-    augmented = [x - aug[0, 0, 3], y - aug[0, 1, 3], depth - aug[0, 2, 3]]
-    x, y, depth = _transformed(_adjugate_inverse(aug[0, :3, :3]), augmented)
-    rays = [x * depth, y * depth, depth]
-    corner = view.centre.astype(np.float64) - view.step.astype(np.float64) / 2
-    frustum_cells = np.empty((len(camera), *depth.shape), np.int64)
-    for index, pose in enumerate(camera):
-        points = _transformed(_adjugate_inverse(intrinsics[index, :3, :3]), rays)
-        points = [value + pose[axis, 3] for axis, value in enumerate(_transformed(pose[:3, :3], points))]
-        frustum_cells[index] = cell_numbers(np.stack(points, -1).astype(np.float64), view, corner)
-    return frustum_cells
-
-
-def _transformed(matrix: np.ndarray, point: list[np.ndarray]) -> list[np.ndarray]:
-    """Return matrix @ point by the engine's order of multiplications and sums."""
-    return [row[0] * point[0] + row[1] * point[1] + row[2] * point[2] for row in matrix]
-
-
-def _adjugate_inverse(matrix: np.ndarray) -> np.ndarray:
-    rows = [np.cross(matrix[(axis + 1) % 3], matrix[(axis + 2) % 3]) for axis in range(3)]
-    return (np.stack(rows, 1) / np.dot(matrix[0], rows[0])).astype(np.float32)
-
-
 def depth_maps(
     points: np.ndarray, calibration: Mapping[str, np.ndarray], size: tuple[int, int]
 ) -> np.ndarray:

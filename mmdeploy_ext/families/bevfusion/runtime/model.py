@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.consumers.cuda_bevfusion.cuda import DENSE, CudaBEVFusion
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines import build_backend, build_exact
@@ -166,18 +165,5 @@ def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     return suppress(detections(outputs), metadata.postprocess.nms)
 
 
-def is_cuda(paths: Paths) -> bool:
-    """Return whether files follow CUDA-BEVFusion's contract, by their names; a single path is a folder's."""
-    name = f'{DENSE[0]}.onnx'
-    if isinstance(paths, str | Path):
-        return (Path(paths) / name).is_file()
-    return any(Path(path).name == name for path in paths)
-
-
-def opened(paths: Paths, **options: Any) -> BEVFusionOnnx | CudaBEVFusion:
-    """Open an export of the portable contract or of CUDA-BEVFusion's; `options` are those of its class."""
-    return (CudaBEVFusion if is_cuda(paths) else BEVFusionOnnx)(paths, **options)
-
-
-OPENS, QUANTISED = opened, 'frame'
-"""The function that opens an export, and the name of its file that `quantize.py` puts in INT8."""
+OPENS, QUANTISED = BEVFusionOnnx, 'frame'
+"""The class that opens an export, and the name of its file that `quantize.py` puts in INT8."""

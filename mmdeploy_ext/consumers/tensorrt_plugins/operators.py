@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.consumers import bev_plugins
+from mmdeploy_ext.consumers.tensorrt_plugins import kernels
 from mmdeploy_ext.exporting.ops.attention import attend
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.models.bevformer.grid import rotate_view
@@ -73,7 +73,7 @@ ROTATE = register(
         outputs=('rotated',),
         example=lambda: (torch.rand(8, 5, 6), torch.tensor(10.0), torch.tensor([4.0, 3.0])),
         traceable=_rotate,
-        plugin=Plugin(bev_plugins.ROTATE, attributes=dict(interpolation='interpolation')),
+        plugin=Plugin(kernels.ROTATE, attributes=dict(interpolation='interpolation')),
     )
 )
 ATTENTION = register(
@@ -96,11 +96,11 @@ ATTENTION = register(
             torch.rand(2, 7, 3, 2 * 4),
         ),
         traceable=_attend,
-        plugin=Plugin(bev_plugins.ATTENTION),
+        plugin=Plugin(kernels.ATTENTION),
     )
 )
 """Operators with the inputs of the plug-ins `RotateTRT` and `MultiScaleDeformableAttnTRT`, see
-`consumers/bev_plugins.py`. Shapes are int64, as these read them."""
+`kernels.py`. Shapes are int64, as these read them."""
 
 
 def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: int, width: int) -> Tensor:
@@ -115,7 +115,7 @@ def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: i
         width: W.
     """
     image = cells.t().reshape(-1, height, width)
-    return ROTATE(image, degrees, cells.new_tensor(list(center)), bev_plugins.NEAREST).flatten(1).t()
+    return ROTATE(image, degrees, cells.new_tensor(list(center)), kernels.NEAREST).flatten(1).t()
 
 
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:

@@ -17,7 +17,6 @@ from mmdeploy_ext.consumers.export_records import mixture_rules
 from mmdeploy_ext.consumers.graph_tensors import fed_inputs, graph_tensors, shape_of, shape_text, weight_rules
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
-from mmdeploy_ext.families.bevfusion.runtime.pooling import write_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -281,13 +280,5 @@ def _wrong_size(file: str, name: str, message: str, rule: str = 'shape', severit
     return Violation(f'{file}.onnx', name, rule, message, severity)
 
 
-CONTRACTS = {'cuda-bevfusion': check}
-"""Contracts of folders that this family has, for `graph.py check-folder`."""
-FILES = {'cuda-bevfusion': tuple(f'{name}.onnx' for name in (*BOUND, *SPARSE))}
-"""Patterns of files by which a folder is recognised as one of a contract."""
-TABLES = {'cuda-bevfusion': write_tables}
-"""Name of a contract -> function that writes the tables that consumers need of a rig.
-
-`graph.py write-tables` calls it with the folder of an export, the file of a calibration and the file to
-write; it returns name -> number of what it counted, such as 'points'.
-"""
+PATTERNS = tuple(f'{name}.onnx' for name in (*BOUND, *SPARSE))
+"""Patterns of files by which a folder is recognised."""

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.consumers.cuda_bevfusion.pooling import pooled, tables_of
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevfusion.facts import Coder
 from mmdeploy_ext.families.bevfusion.runtime import geometry
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, in_lidar_columns, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, FusionRuntime, checked_inputs
-from mmdeploy_ext.families.bevfusion.runtime.pooling import pooled, tables_of
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
@@ -32,7 +32,7 @@ from mmdeploy_ext.sparse import engine as sparse_engine
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.families.bevfusion.runtime.pooling import Tables
+    from mmdeploy_ext.consumers.cuda_bevfusion.pooling import Tables
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.frames import FusedFrame

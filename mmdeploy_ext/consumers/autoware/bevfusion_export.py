@@ -10,9 +10,7 @@ Glossary: B batch, V voxels, C channels, X, Y cells of the bird's-eye view, Q qu
 """
 
 import functools
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,29 +19,23 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from mmdeploy_ext.consumers.autoware import bevfusion_rules as node
-from mmdeploy_ext.consumers.autoware.bevfusion import BEV
-from mmdeploy_ext.consumers.autoware.manifest import (
-    REMAPPER,
-    parameter_text,
-    remapper_text,
-    translate_classes,
-    value_differences,
-)
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.consumers.autoware.bevfusion import BEV, LIDAR, AutowareBEVFusion
+from mmdeploy_ext.consumers.autoware.contract import AutowareContract, companion_texts
+from mmdeploy_ext.consumers.autoware.nodes import BEVFUSION_LIDAR
+from mmdeploy_ext.consumers.autoware.words import published
+from mmdeploy_ext.consumers.cuda_bevfusion.export import check_head
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
 from mmdeploy_ext.sparse.ir import SparseGraph
 from mmdeploy_ext.sparse.node_writer import NodeWriter
 
-logger = logging.getLogger(__name__)
-
-MANIFEST = f'ml_package_{node.LIDAR}.param.yaml'
-"""File name of the manifest."""
 MAX_SITES = 256_000
 """Largest number of sites of a level of the sparse encoder for which the plug-in has room."""
 CAMERA_PARAMETERS = dict(
@@ -122,7 +114,7 @@ def graphs(model: nn.Module) -> list[Graph]:
         bbox_pred=('float32', (10, queries)), score=('float32', (queries,)), label_pred=('int64', (queries,))
     )
     outputs = tuple(_spec(name, *facts, compare='detections') for name, facts in types_and_axes.items())
-    spec = GraphSpec(f'bevfusion/{node.LIDAR}', inputs, outputs)
+    spec = GraphSpec(f'bevfusion/{LIDAR}', inputs, outputs)
     stage = Stage(
         'dense',
         NodeDenseHead(model).eval(),
@@ -131,7 +123,7 @@ def graphs(model: nn.Module) -> list[Graph]:
         passes=(functools.partial(with_encoder, sparse=sparse, spec=spec),),
     )
     example = {BEV: torch.rand(sparse.output_shape, generator=torch.Generator().manual_seed(0))}
-    return [Graph(node.LIDAR, None, spec, example, make=lambda: (stage,))]
+    return [Graph(LIDAR, None, spec, example, make=lambda: (stage,))]
 
 
 def _spec(name: str, dtype: str, axes: tuple[int | str, ...], compare: str = 'values') -> TensorSpec:
@@ -192,102 +184,81 @@ def encoder_sites(writer: NodeWriter, order: str) -> str:
     return writer.op('Mul', [picked, mask], 'sites/all')
 
 
-def runner_output_specs() -> tuple[TensorSpec, ...]:
-    """Return the spec, with axes () for any, of a tensor inside the graph that a proof compares, too."""
-    return (TensorSpec(BEV, 'float32', (), "LiDAR's map of the sparse encoder"),)
+class NodeReference(BEVFusionReference):
+    """The unpatched detector; the boxes of a file are decoded by its head's own coder."""
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        head = self.model.heads['object']
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        x, y, z, length, width, height, sine, cosine, *velocity = tensors['bbox_pred']
+        scores = torch.nn.functional.one_hot(tensors['label_pred'], head.num_classes).T * tensors['score']
+        rows = [[x, y], [z], [width, length, height], [-cosine, -sine], velocity]
+        values = [scores[None], *(torch.stack(row)[None] for row in rows)]
+        (boxes,) = head.bbox_coder.decode(*values)
+        return detections(head.suppress(boxes))
 
 
-def check(cfg: Any) -> None:
-    """Raise ConfigError, which names file and key, for a model that the node does not run.
+class BEVFusionFiles(AutowareContract):
+    """The one graph, the manifest and the remapper."""
 
-    `cfg` is the `mmcv.Config` of a `BEVFusion`.
-    """
-    prefix = f'{cfg.filename}: --contract autoware: model.'
-    if cfg.model.encoders.get('camera'):
-        raise ConfigError(f'{prefix}encoders.camera: the files of LiDAR alone are written; leave cameras out')
-    voxels = cfg.model.encoders.lidar.voxelize
-    point_values = int(cfg.model.encoders.lidar.backbone.in_channels)
-    if point_values not in (4, 5):
-        raise ConfigError(
-            f'{prefix}encoders.lidar.backbone.in_channels={point_values}, expected 4 (x, y, z, time lag) '
-            f'or 5 (with intensity)'
+    node, opens = BEVFUSION_LIDAR, AutowareBEVFusion
+
+    def check(self, cfg: Any) -> None:
+        check_head(cfg, 'autoware')
+        prefix = f'{cfg.filename}: --contract autoware: model.'
+        if cfg.model.encoders.get('camera'):
+            raise ConfigError(
+                f'{prefix}encoders.camera: the files of LiDAR alone are written; leave cameras out'
+            )
+        voxels = cfg.model.encoders.lidar.voxelize
+        point_values = int(cfg.model.encoders.lidar.backbone.in_channels)
+        if point_values not in (4, 5):
+            raise ConfigError(
+                f'{prefix}encoders.lidar.backbone.in_channels={point_values}, expected 4 (x, y, z, time lag) '
+                f'or 5 (with intensity)'
+            )
+        rule = rule_of_layer(voxels, point_values, 'xyz')
+        if rule.mode == 'dynamic':
+            raise ConfigError(
+                f'{prefix}encoders.lidar.voxelize: max_num_points={rule.max_points}, max_voxels='
+                f'{rule.max_voxels}: the node has limits of both; expected numbers above 0'
+            )
+        if rule.max_voxels > MAX_SITES:
+            raise ConfigError(
+                f'{prefix}encoders.lidar.voxelize.max_voxels={rule.max_voxels}: the plug-in has room for '
+                f'{MAX_SITES}'
+            )
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        return graphs(model)
+
+    def reference(self, model: nn.Module) -> NodeReference:
+        return NodeReference(model)
+
+    def runner_outputs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(BEV, 'float32', (), "LiDAR's map of the sparse encoder"),)
+
+    def companions(self, model: nn.Module) -> dict[str, str]:
+        voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
+        point_range, voxel_size = (
+            [float(value) for value in values] for values in (voxels.point_cloud_range, voxels.voxel_size)
         )
-    rule = rule_of_layer(voxels, point_values, 'xyz')
-    if rule.mode == 'dynamic':
-        raise ConfigError(
-            f'{prefix}encoders.lidar.voxelize: max_num_points={rule.max_points}, max_voxels='
-            f'{rule.max_voxels}: the node has limits of both; expected numbers above 0'
+        _, max_voxels = voxels.max_voxels  # of training and of tests
+        stride = int(coder.out_size_factor)
+        bounds = {
+            f'{"xy"[axis]}_bound': [point_range[axis], point_range[axis + 3], voxel_size[axis] * stride]
+            for axis in (0, 1)
+        }
+        parameters = dict(
+            class_names=published(BEVFUSION_LIDAR.classes, model.CLASSES),
+            voxels_num=[1, int(max_voxels) // 2, int(max_voxels)],
+            point_cloud_range=point_range,
+            voxel_size=voxel_size,
+            num_proposals=int(model.heads['object'].num_proposals),
+            out_size_factor=stride,
+            max_points_per_voxel=int(voxels.max_num_points),
+            use_intensity=int(model.encoders['lidar'].in_channels) == 5,
+            **bounds,
+            **CAMERA_PARAMETERS,
         )
-    if rule.max_voxels > MAX_SITES:
-        raise ConfigError(
-            f'{prefix}encoders.lidar.voxelize.max_voxels={rule.max_voxels}: the plug-in has room for '
-            f'{MAX_SITES}'
-        )
-
-
-def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return name -> value of the parameters in the node's manifest.
-
-    The parameters are class names, ranges, sizes of voxels and cells, the least, usual and largest number of
-    voxels, the limits of points and proposals, whether points have an intensity, and `CAMERA_PARAMETERS`.
-    `model` is that of `graphs`, `classes` the names of the classes in the order of the labels; those that the
-    node does not know are logged as a warning.
-    """
-    voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
-    point_range, voxel_size = (
-        [float(value) for value in values] for values in (voxels.point_cloud_range, voxels.voxel_size)
-    )
-    _, max_voxels = voxels.max_voxels  # of training and of tests
-    stride = int(coder.out_size_factor)
-    names, unknown = translate_classes(classes, node.CLASSES)
-    if unknown:
-        logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(unknown))
-    bounds = {
-        f'{"xy"[axis]}_bound': [point_range[axis], point_range[axis + 3], voxel_size[axis] * stride]
-        for axis in (0, 1)
-    }
-    return dict(
-        class_names=names,
-        voxels_num=[1, int(max_voxels) // 2, int(max_voxels)],
-        point_cloud_range=point_range,
-        voxel_size=voxel_size,
-        num_proposals=int(model.heads['object'].num_proposals),
-        out_size_factor=stride,
-        max_points_per_voxel=int(voxels.max_num_points),
-        use_intensity=int(model.encoders['lidar'].in_channels) == 5,
-        **bounds,
-        **CAMERA_PARAMETERS,
-    )
-
-
-def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
-    """Return file name -> text of the files beside the graph; `classes` as in `parameters`."""
-    return {MANIFEST: parameter_text(parameters(model, classes)), REMAPPER: remapper_text()}
-
-
-def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how the manifest in a folder differs from a config's `model`, and from the classes of the graph.
-
-    `CAMERA_PARAMETERS` and further parameters are not compared; a manifest that cannot be read differs in all
-    others. ModelFileError: the graph is not there. No result of a proof shows the manifest: its
-    runtime reads the metadata of the graph.
-    """
-    graph = folder / f'{node.LIDAR}.onnx'
-    classes = read_metadata(graph).classes
-    lidar, head = model['encoders']['lidar'], model['heads']['object']
-    rule = rule_of_layer(lidar['voxelize'], lidar['backbone']['in_channels'], 'xyz')
-    low, high, size = rule.point_cloud_range[:3], rule.point_cloud_range[3:], rule.voxel_size
-    stride = head['bbox_coder']['out_size_factor']
-    expected = dict(
-        class_names=[dict(MOTORBIKE='MOTORCYCLE').get(name.upper(), name.upper()) for name in classes],
-        voxels_num=[1, rule.max_voxels // 2, rule.max_voxels],
-        point_cloud_range=[*low, *high],
-        voxel_size=[*size],
-        x_bound=[low[0], high[0], size[0] * stride],
-        y_bound=[low[1], high[1], size[1] * stride],
-        num_proposals=head.get('num_proposals', 128),
-        out_size_factor=stride,
-        max_points_per_voxel=rule.max_points,
-        use_intensity=rule.in_channels == 5,
-    )
-    yield from value_differences(folder / MANIFEST, expected)
+        return companion_texts(BEVFUSION_LIDAR, parameters)

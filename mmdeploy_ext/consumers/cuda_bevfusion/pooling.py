@@ -20,7 +20,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, check_calibration
-from mmdeploy_ext.families.bevfusion.runtime.geometry import View, cells, engine_cells
+from mmdeploy_ext.families.bevfusion.runtime.geometry import View, cells
 from mmdeploy_ext.runtime.exported import model_files
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
         output: path of the tables.
 
     Returns:
-        'points' and 'intervals' of the tables, points 'dropped' outside the grid, and 'engine_differs': the
-        number of points whose cell CUDA-BEVFusion computes as another, by `engine_cells`.
+        'points' and 'intervals' of the tables, and points 'dropped' outside the grid.
 
     Raises:
         ModelFileError: the export is missing, of another family, or of LiDAR alone.
@@ -145,5 +144,4 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
         points=point_cells.size,
         intervals=len(tables.intervals),
         dropped=int((tables.ranks < 0).sum()),
-        engine_differs=int((engine_cells(rig, view) != point_cells).sum()),
     )

@@ -1,0 +1,130 @@
+"""BEVFormer as Autoware's tensorrt_bevformer loads it: one graph by its names, and its parameters.
+
+Source: autoware_universe, autoware_tensorrt_bevformer (bevformer_node.cpp@0d02fce; names, shapes, order of
+the record of motion, defaults; facts, no code).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.consumers.autoware import car_motion
+from mmdeploy_ext.consumers.autoware.bevformer import AutowareBevFormer
+from mmdeploy_ext.consumers.autoware.contract import AutowareContract, companion_texts
+from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER, CAMERAS
+from mmdeploy_ext.consumers.tensorrt_plugins.export import DeployedFrame, deployed_spec, predictions
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import Graph, TensorSpec
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.bevformer.graphs import spec, with_sampling
+from mmdeploy_ext.families.bevformer.reference import BevFormerReference
+from mmdeploy_ext.families.parts.camera_graphs import camera_graphs
+from mmdeploy_ext.runtime.frames import Frame
+
+SCORE_THRESHOLD = 0.2
+"""Score that a box has to exceed, the node's default; tune it there."""
+FLOAT32_STEPS = 4
+"""Steps of float32 by which a record of the node may differ from the exact one: it computes the heading of a
+rounded quaternion."""
+
+
+class NodeFrame(DeployedFrame):
+    """One frame with the node's record of the motion, whose entries are put where the model has them."""
+
+    def record(self, can_bus: Tensor) -> Tensor:
+        """Return the record (18,) as the model has it.
+
+        The node has velocity, rotation rate and acceleration; the model acceleration, rotation rate and
+        velocity. The node has w, x, y, z; a model that was trained with w four times gets w four times.
+        """
+        places = list(car_motion.TRAINED_ORDER)
+        if self.model.can_bus_orientation == 'wwww':
+            places[3:7] = [3] * 4
+        return can_bus[torch.tensor(places, device=can_bus.device)]
+
+
+class NodeReference(BevFormerReference):
+    """The detector's own test path, with the node's float32 records of the motion.
+
+    The node rounds positions and headings to float32, which decides ties of the rotation.
+    """
+
+    @property
+    def notes(self) -> list[str]:
+        return [
+            *super().notes,
+            "PyTorch's records of the motion are rounded to float32, as the node has them",
+        ]
+
+    def record(self, frame: Frame) -> np.ndarray:
+        record, orientation = super().record(frame), self.model.can_bus_orientation
+        rounded = car_motion.absolute(car_motion.motion_of(record, orientation))
+        rounded = car_motion.trained_record(rounded, orientation)
+        steps = np.spacing(np.maximum(np.abs(record), 1).astype(np.float32))
+        return np.where(np.abs(rounded - record) <= FLOAT32_STEPS * steps, rounded, record)
+
+
+class BevFormerFiles(AutowareContract):
+    """The one graph, of plain operators, and the parameters."""
+
+    node, opens = BEVFORMER, AutowareBevFormer
+
+    def check(self, cfg: Any) -> None:
+        rule = self.family.preprocess_rule(cfg)
+        if rule.num_cameras != CAMERAS:
+            raise ConfigError(
+                f'{cfg.filename}: --contract autoware: {rule.num_cameras} cameras; the node has {CAMERAS}'
+            )
+        if not rule.normalised_first or rule.pad_size is not None:
+            raise ConfigError(
+                f'{cfg.filename}: --contract autoware: the node normalises, resizes by a factor and pads to '
+                f'a multiple, in this order; the test pipeline has other steps'
+            )
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        module = NodeFrame(model, tuple(model.input_sizes[1:]))
+        contract = deployed_spec(spec(model), 'autoware')
+        return [with_sampling(*camera_graphs(model, options, [(*self.files, module, contract)]), options)]
+
+    def reference(self, model: nn.Module) -> NodeReference:
+        return NodeReference(model)
+
+    def runner_outputs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        return predictions(model, options)
+
+    def companions(self, model: nn.Module) -> dict[str, str]:
+        head, rule = model.pts_bbox_head, model.rule
+        transformer = head.transformer
+        parameters: dict[str, Any] = dict(
+            data_params=dict(
+                CAM_NUM=rule.num_cameras,
+                input_width=rule.source[1],
+                input_height=rule.source[0],
+                mean=[float(value) for value in rule.mean],
+                std=[float(value) for value in rule.std],
+                to_rgb=rule.to_rgb,
+                pad_divisor=rule.size_divisor,
+                scale_factor=float(rule.scale),
+            ),
+            model_params=dict(
+                batch_size=1,
+                bev_h=int(head.bev_h),
+                bev_w=int(head.bev_w),
+                nb_dec=len(transformer.decoder.layers),
+                dim=int(transformer.embed_dims),
+                num_query=int(head.query_embedding.num_embeddings),
+                num_classes=int(head.cls_branches[-1][-1].out_features),
+                code_size=10,
+            ),
+            post_process_params=dict(
+                score_thre=SCORE_THRESHOLD,
+                has_twist=True,
+                class_names=[str(name) for name in model.CLASSES],
+                max_num=int(head.bbox_coder.max_num),
+                pc_range=[float(value) for value in head.pc_range],
+                post_center_range=[float(value) for value in head.bbox_coder.post_center_range],
+            ),
+        )
+        return companion_texts(BEVFORMER, parameters)

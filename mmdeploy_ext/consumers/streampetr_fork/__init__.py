@@ -1,0 +1,1 @@
+"""The StreamPETR deployment fork: one graph with a memory in global coordinates."""

@@ -1,0 +1,1 @@
+"""TensorRT deployments of BEVFormer with plug-ins for its rotation and attentions."""

@@ -1,0 +1,72 @@
+"""The files of an export: a family's own, or those that another program loads (`--contract`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import torch
+
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.spec import Graph, TensorSpec
+    from mmdeploy_ext.runtime.frames import Stepper, Sweep
+
+
+class Contract:
+    """The files of a family itself; a program's contract derives from it, see `register_contract`.
+
+    Attributes:
+        used_by: command for a proven file, as `Family.used_by` has them; '': the family's.
+        opens: class of the program's loop, which opens the files of an export, path first; None: the family's
+            runtime.
+    """
+
+    used_by: ClassVar[str] = ''
+    opens: ClassVar[Any] = None
+
+    def __init__(self, family: Any) -> None:
+        self.family = family
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the graphs in the order in which a sample goes through them; () of one file."""
+        return self.family.files
+
+    @property
+    def one_file(self) -> bool:
+        """Whether an export is one file; otherwise it is a folder."""
+        return not self.files
+
+    @property
+    def ignores_places(self) -> bool:
+        """Whether the files give the same results anywhere on the map."""
+        return self.family.ignores_places
+
+    def check(self, cfg: Any) -> None:
+        """Raise ConfigError for a config whose model the program does not run; `Family.check` has passed."""
+
+    def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
+        """Return the graphs, in the order of `files`."""
+        return self.family.graphs(model, options)
+
+    def companions(self, model: torch.nn.Module) -> Mapping[str, str]:
+        """Return file name -> text of the files beside the graphs."""
+        return {}
+
+    def reference(self, model: torch.nn.Module) -> Stepper:
+        """Return PyTorch's model as a stepper, with what the program does beside the graphs."""
+        return self.family.reference(model)
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """Return the files on an engine as a stepper; `engine` as of `SequenceFamily.runner`."""
+        return self.family.runner(paths, engine) if self.opens is None else self.opens(paths, **engine)
+
+    def runner_outputs(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        """Return the specs of the tensors that the runner computes beside those of the graphs."""
+        return ()
+
+    def crowded_sweeps(self, rule: Any) -> Iterable[Sweep]:
+        """Return `SequenceFamily.crowded_sweeps`, as the program takes them."""
+        return self.family.crowded_sweeps(rule)
