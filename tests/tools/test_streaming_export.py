@@ -43,7 +43,7 @@ def test_the_deploy_contract_is_exported_and_proven_on_the_data_set(folder, tmp_
     found = {path.stem: read_metadata(str(path)) for path in (tmp_path / 'deploy').glob('*.onnx')}
     assert sorted(found) == sorted(GRAPHS)
     head = found['pts_head_memory']
-    assert head.postprocess['memory_len'] == 24 and head.postprocess['topk_proposals'] == 8
+    assert head.postprocess.memory_len == 24 and head.postprocess.topk_proposals == 8
     assert head.spec.tensor('pre_memory_embedding').axes == (1, 32, 32)
     assert head.classes[0] == 'car' and head.preprocess.cameras[0] == 'CAM_FRONT'
     assert len({(entry.checkpoint_sha256, entry.config_sha256) for entry in found.values()}) == 1

@@ -106,12 +106,13 @@ def check_results(head: nn.Module, form: str) -> None:
 def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
     """Try the known selections with the coder of the facts, then with the user's own decoding."""
     kind, place = kind_of(head), place_of_method(head)
+    code = place_of_method(head, kind.own) if kind.own else ''
+    traced = f', also with {code} traced' if code.startswith('your ') else ''
+    problem = f'{place} gives other boxes than any that we know{traced}: --postprocess raw, {OWN}'
     decodings = [facts]
     if kind.own and not isinstance(facts.coder, Traced):
-        own = Traced(code=place_of_method(head, kind.own))
         described = dataclasses.replace(facts.head, inverted=True)
-        decodings.append(dataclasses.replace(facts, coder=own, head=described))
-    problem = f'{place} gives other boxes than any that we know: --postprocess raw, {OWN}'
+        decodings.append(dataclasses.replace(facts, coder=Traced(code=code), head=described))
     try:
         for names in ((), *LIMITS):
             if any(getattr(facts, name) >= 0 for name in names):

@@ -12,6 +12,7 @@ import torch
 
 from mm2onnx_mmrotate import task
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting import copy
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.families.model import check_options, resolve_opset
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -37,7 +38,7 @@ def exported(family, model, **options):
     """Return the session and the options of an export."""
     chosen = family.choose(opset=0, height=TRACED[0], width=TRACED[1], **options)
     options = resolve_opset(chosen, model)
-    (graph,) = family.graphs(model, options)
+    (graph,) = family.graphs(copy.prepared(model), options)
     feeds = family.example(prepared(1, TRACED, 0), options)
     example = {name: torch.from_numpy(feeds[name]) for name in graph.spec.input_names if name in feeds}
     onnx_model = export_stages(graph.stages, example, graph.spec, options)

@@ -24,8 +24,8 @@ SCALE = 1.0
 
 @HEADS.register_module()
 class ScaledHead(ATSSHead):
-    def get_bboxes(self, *args, **kwargs):
-        return [(boxes * SCALE, labels) for boxes, labels in super().get_bboxes(*args, **kwargs)]
+    def simple_test_bboxes(self, *args, **kwargs):
+        return [(boxes * SCALE, labels) for boxes, labels in super().simple_test_bboxes(*args, **kwargs)]
 
 
 @PIPELINES.register_module()
@@ -43,7 +43,7 @@ class OwnData(CocoDataset):
 class OwnNames(CocoDataset):
     CLASSES = ('disc',)
 """
-HEAD = 'ScaledHead.get_bboxes (untraced_plugin.py:13): compared by its results'
+HEAD = 'ScaledHead.simple_test_bboxes (untraced_plugin.py:13): compared by its results'
 
 
 @pytest.fixture(scope='module')

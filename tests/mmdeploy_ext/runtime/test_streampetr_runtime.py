@@ -458,7 +458,7 @@ def test_decoding_equals_the_models_coder(threshold):
     scores = rng.normal(size=(2, 1, 24, 10)).astype(np.float32)
     preds = (rng.normal(size=(2, 1, 24, 10)) * [12, 12, 2, 1, 1, 1, 1, 1, 5, 5]).astype(np.float32)
     settings = ('post_center_range', 'max_num', 'score_threshold', 'num_classes')
-    coder = NMSFreeCoder(pc_range=None, **{name: facts[name] for name in settings})
+    coder = NMSFreeCoder(pc_range=None, **{name: getattr(facts, name) for name in settings})
     wanted = coder.decode(
         dict(all_cls_scores=torch.from_numpy(scores), all_bbox_preds=torch.from_numpy(preds))
     )

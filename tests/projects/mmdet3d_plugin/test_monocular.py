@@ -139,7 +139,8 @@ def turned_the_other_way(original, xp, boxes):
 
 
 def certain(original, xp, rows, facts):
-    return original(xp, rows, dict(facts, depth=dict(facts['depth'], uncertain=False)))
+    sure = dataclasses.replace(facts, depth=dataclasses.replace(facts.depth, uncertain=False))
+    return original(xp, rows, sure)
 
 
 def bins_alone(original, xp, direct, logits, depth):
