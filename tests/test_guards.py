@@ -18,7 +18,8 @@ LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = (
     'core', 'preprocess', 'contract', 'proving.tensors',
-    'engines.onnxruntime', 'runtime', 'consumers', 'families.*.options*', 'families.*.runtime')
+    'engines.onnxruntime', 'runtime', 'consumers', 'families.*.options*', 'families.*.facts',
+    'families.*.runtime')
 TORCH_FREE = (
     *RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options', 'proving.provenance',
     'proving.difference.two_files', 'proving.difference.report', 'proving.views.charts')
@@ -224,7 +225,8 @@ def modules(parts) -> list[str]:
         patterns = f'{path}.py', f'{path}/*'
         found += [name for name in tracked('.py') if any(fnmatch.fnmatch(name, one) for one in patterns)]
     assert len(found) >= len(parts)
-    found = [name for name in found if not name.endswith(('export.py', 'operators.py'))]  # PyTorch's side
+    # of consumers: PyTorch's side
+    found = [name for name in found if not name.endswith(('export.py', 'tensorrt_plugins/operators.py'))]
     return [name.removesuffix('.py').replace('/', '.').removesuffix('.__init__') for name in found]
 
 

@@ -417,14 +417,9 @@ def test_an_incomplete_folder_is_refused_by_name(folder, tmp_path):
         StreamPetrOnnx(tmp_path / 'extract_img_feat.onnx')
 
 
-def test_a_file_of_another_family_is_refused(fork, tmp_path):
-    model = onnx.load(fork)
-    for entry in model.metadata_props:
-        if entry.key == 'mm2onnx.family':
-            entry.value = '"dense"'
-    onnx.save(model, tmp_path / 'other.onnx')
+def test_a_file_of_another_family_is_refused():
     with pytest.raises(ModelFileError, match=r"'dense'.*'streampetr'"):
-        ForkOnnx(tmp_path / 'other.onnx')
+        ForkOnnx(REPOSITORY / 'demo/atss_toy.onnx')
 
 
 def test_a_rule_of_other_pictures_than_the_graph_takes_is_refused_when_it_is_opened(fork, tmp_path):
