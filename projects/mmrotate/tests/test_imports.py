@@ -30,7 +30,6 @@ MODULES = (
     '.two_stage.runtime',
     '.task',
     '.synthetic',
-    '.training',
 )
 
 

@@ -471,7 +471,7 @@ EXPORTERS = {
     'objectness left out': ('yolox', POSTPROCESS, arguments(without_factors)),
     'one suppression for all classes': (
         'yolox',
-        'mmdeploy_ext.families.dense.heads:thresholds',
+        'mmdeploy_ext.families.dense.graphs:model_facts',
         result(lambda found, *_: dataclasses.replace(found, class_agnostic=True)),
     ),
     'offsets scaled': (
