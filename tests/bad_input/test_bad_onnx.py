@@ -1,6 +1,7 @@
 """ONNX files that are corrupt, somebody else's, of another family, or not what they say."""
 
 import itertools
+import json
 from pathlib import Path
 
 import onnx
@@ -11,6 +12,7 @@ from mmdeploy_ext.contract.metadata import read_props
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
 from mmdeploy_ext.core.files import external_locations
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.graph.io import files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,6 +51,22 @@ def weights_outside(source: Path, target: Path) -> None:
 
 
 UNREADABLE = 'is not a readable ONNX file'
+SOLO = json.dumps(
+    SoloFacts(
+        score_thr=0.1,
+        mask_thr=0.5,
+        filter_thr=0.05,
+        nms_pre=500,
+        max_per_img=100,
+        kernel='gaussian',
+        sigma=2.0,
+        head='SOLOHead',
+        num_classes=80,
+        num_grids=[40],
+        strides=[8],
+        mask_stride=4,
+    ).to_json()
+)
 CASES = {
     'missing': (lambda source, path: None, ['no such ONNX file'], ['no such ONNX file']),
     'a folder': (lambda source, path: path.mkdir(), ['no .onnx file in this folder'], ['no such ONNX file']),
@@ -66,15 +84,10 @@ CASES = {
         ['its mm2onnx metadata is damaged', 'export it again'],
         ['its mm2onnx metadata is damaged'],
     ),
-    'metadata without an opset': (
-        lambda source, path: changed(source, path, options='{"exporter": "torchscript"}'),
-        ["(mm2onnx.options: has no 'opset')"],
-        ['its mm2onnx metadata is damaged'],
-    ),
     'weights cut short': (cut_weights, ['the weights of', 'bytes, and its shape'], []),
     'weights not there': (weights_outside, ['lost.data', 'which is not there'], []),
     'of another family': (
-        lambda source, path: changed(source, path, family='"solo"', postprocess='{}'),
+        lambda source, path: changed(source, path, family='"solo"', postprocess=SOLO),
         ["is a model of family 'solo', expected 'dense'"],
         ["is a model of family 'solo'"],
     ),
