@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TIE = 1e-6
 """Largest difference of two scores that may change places at a cut, or in a suppression."""
-LIMITS = dict(nms_pre=1 << 30, max_per_img=1 << 30, iou_threshold=1.0, nms_thr=1.0, max_num=1 << 30)
+LIMITS = dict(nms_pre=10**9, max_per_img=10**9, iou_threshold=1.0, nms_thr=1.0, max_num=10**9)
 """Entries of the `test_cfg` of heads -> the values with which nothing is cut off or suppressed."""
 DOUBLED = ('topk', 'topK', 'corner_topk', 'max_per_image', 'post_max_size')
 """Further entries, limits that are doubled: there may be no more."""

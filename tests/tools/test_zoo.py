@@ -150,10 +150,13 @@ def test_configs_that_differ_in_anything_else_are_not(other):
     assert configs.test_digest(cfg) != before
 
 
-@pytest.mark.parametrize(('key', 'one', 'other'), [
-    ('custom_imports', dict(imports=['one.heads']), dict(imports=['other.heads'])),
-    ('plugin_dir', 'one/plugin/', 'other/plugin/'),
-])
+@pytest.mark.parametrize(
+    ('key', 'one', 'other'),
+    [
+        ('custom_imports', dict(imports=['one.heads']), dict(imports=['other.heads'])),
+        ('plugin_dir', 'one/plugin/', 'other/plugin/'),
+    ],
+)
 def test_configs_of_other_code_of_the_user_are_not_the_same_model(key, one, other):
     cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
     digests = [configs.test_digest(cfg)]
@@ -499,6 +502,14 @@ def test_augmentation_of_points_is_left_out_and_said():
     assert notes == ('test-time augmentation left out: flip, scales of points',)
     step = cfg.data.test.pipeline[0]
     assert (step.flip, step.pts_scale_ratio) == (False, 1.0)
+
+
+@pytest.mark.parametrize(('step', 'scale'), [('Resize', (192, 128)), ('AffineResize', (1280, 384))])
+def test_pictures_of_a_zoo_are_resized_to_its_size(step, scale):
+    augmentation = dict(type='MultiScaleFlipAug', img_scale=(1280, 384), transforms=[dict(type=step)])
+    cfg = mmcv.Config(dict(data=dict(test=dict(pipeline=[augmentation]))))
+    configs.resize_to(cfg, (128, 192))
+    assert cfg.data.test.pipeline[0].img_scale == scale
 
 
 def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
