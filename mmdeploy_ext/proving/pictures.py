@@ -359,8 +359,8 @@ def border_rows(
     expected: dict[str, np.ndarray] = {}
     for path, named in family.borders(model).items():
         if calls := reference.borders.get(path):
-            outputs = {name: tensor for name, tensor in named(calls).items() if name in tensors}
-            expected |= {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
+            returned = {name: tensor for name, tensor in named(calls).items() if name in tensors}
+            expected |= {name: tensor.detach().cpu().numpy() for name, tensor in returned.items()}
     actual = {name: tensors[name] for name in expected}
     expected_rows, actual_rows = family.inner_tensors(model, {**outputs, **tensors})
     return tuple(compare_named({**expected, **expected_rows}, {**actual, **actual_rows}, DEFAULT_RTOL))

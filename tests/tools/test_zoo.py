@@ -504,6 +504,14 @@ def test_augmentation_of_points_is_left_out_and_said():
     assert (step.flip, step.pts_scale_ratio) == (False, 1.0)
 
 
+@pytest.mark.parametrize(('step', 'scale'), [('Resize', (192, 128)), ('AffineResize', (1280, 384))])
+def test_pictures_of_a_zoo_are_resized_to_its_size(step, scale):
+    augmentation = dict(type='MultiScaleFlipAug', img_scale=(1280, 384), transforms=[dict(type=step)])
+    cfg = mmcv.Config(dict(data=dict(test=dict(pipeline=[augmentation]))))
+    configs.resize_to(cfg, (128, 192))
+    assert cfg.data.test.pipeline[0].img_scale == scale
+
+
 def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
     names = [configs.config_name(path) for path in configs.config_files(['mmdet3d/second/*kitti-3d-car.py'])]
     assert names == [

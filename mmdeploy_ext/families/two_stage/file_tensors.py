@@ -167,7 +167,7 @@ def inner_tensors(
     given = substitutes(model, tensors)
     expected: dict[str, np.ndarray] = {}
     actual: dict[str, np.ndarray] = {}
-    if 'roi_head._bbox_forward' in given:
+    if 'roi_head._bbox_forward' in given and _present(tensors[PROPOSALS]).any():
         rows = _some(_present(tensors[PROPOSALS]), SAMPLED_BOXES)
         for stage in range(stages_of(model.roi_head)):
             regions = tensors[f'regions_{stage}'] if stage else tensors[PROPOSALS][..., :4]
@@ -175,15 +175,13 @@ def inner_tensors(
             outputs = flat((result['cls_score'], result['bbox_pred']))
             for name, output in zip(_outputs_of_stage(model.roi_head, stage), outputs, strict=True):
                 expected[name], actual[name] = output.numpy(force=True), tensors[name][rows]
-    if 'roi_head._mask_forward' in given:
-        labels = tensors['labels']
-        rows = _some(labels >= 0, SAMPLED_MASKS)
+    if 'roi_head._mask_forward' in given and (tensors['labels'] >= 0).any():
+        rows = _some(tensors['labels'] >= 0, SAMPLED_MASKS)
         for stage, head in enumerate(heads_of(model.roi_head)):
-            regions = tensors['mask_regions']
+            regions, name = tensors['mask_regions'], f'mask_logits_{stage}'
             result = _run_head(model, '_mask_forward', stage, given['extract_feat'], regions, rows)
-            own_classes = np.zeros_like(labels[rows]) if head.class_agnostic else labels[rows]
             masks = result['mask_pred'].numpy(force=True)
-            name = f'mask_logits_{stage}'
+            own_classes = 0 if head.class_agnostic else tensors['labels'][rows]
             expected[name] = masks[np.arange(len(masks)), own_classes]
             actual[name] = _mask_rows(tensors, stage)[rows]
     return expected, actual

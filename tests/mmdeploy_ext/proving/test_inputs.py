@@ -103,6 +103,21 @@ def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
                 assert (image.scale_factor == 1).all()
 
 
+def test_known_pictures_are_not_computed_again(deployments, picture):
+    deployment, known = deployments['atss'], {}
+    dynamic, fixed = (
+        proof_inputs(deployment, options(deployment, dynamic=dynamic), [('a', picture)])
+        for dynamic in (True, False)
+    )
+    (dark_one, same) = (
+        next(one for one in inputs if one.name.startswith('dark')) for inputs in (dynamic, fixed)
+    )
+    results = ImageReference(deployment, dark_one, known).results
+    assert ImageReference(deployment, same, known).results is results
+    assert ImageReference(deployment, same).results is not results
+    assert ImageReference(deployment, fixed[0], known).results is not results
+
+
 def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture):
     atss = deployments['atss']
     chosen = options(atss, height=128, width=160)

@@ -68,6 +68,16 @@ def test_outputs_of_single_calls_come_one_after_the_other_and_no_more():
             model(torch.ones(1))
 
 
+def test_a_function_stands_in_for_a_method_for_its_arguments_and_need_not_be_called():
+    model = Model()
+    with substituted(model, {'head.forward': lambda value: [value - 1]}):
+        assert model(torch.ones(1)) == [torch.ones(1), 'changed']
+    with substituted(model, {'head.forward': PerCall([lambda value: ['first'], ['second']])}):
+        assert [model(torch.ones(1))[0] for _ in range(2)] == ['first', 'second']
+    with substituted(model, {'head.forward': lambda value: []}):
+        pass
+
+
 def test_a_method_that_the_test_path_does_not_call_is_said():
     refused = pytest.raises(ConfigError, match=r'did not call head.forward\(\)')
     with refused, substituted(Model(), {'head.forward': []}):
@@ -222,6 +232,34 @@ def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(toy, tmp_path
         verdict = proven(deployment, tmp_path / 'm.onnx', fault)
     rows = [row for case in cases_of(verdict) for row in case.substituted]
     assert rows and all(row.passed for row in rows) == (change is None), verdict.failures
+
+
+@contextlib.contextmanager
+def rolled(weight):
+    """Inside the block the outputs of a layer are those of the next channels."""
+    original = weight.detach().clone()
+    weight.data.copy_(original.roll(1, 0))
+    try:
+        yield
+    finally:
+        weight.data.copy_(original)
+
+
+@pytest.mark.parametrize(
+    ('layer', 'wrong'),
+    [('bbox_head.fc_cls', 'cls_score_0'), ('mask_head.conv_logits', 'mask_logits_0')],
+)
+def test_a_head_of_regions_is_judged_by_its_own_outputs_and_what_follows_by_the_files(
+    toy, tmp_path, layer, wrong
+):
+    deployment = toy('mask_rcnn')
+    weight = deployment.model.roi_head.get_submodule(layer).weight
+    verdict = proven(deployment, tmp_path / 'm.onnx', rolled(weight))
+    traced = cases_of(verdict)[0]
+    regions = {'cls_score_0', 'bbox_pred_0', 'mask_logits_0'}
+    passed = {row.tensor: row.passed for row in traced.tensors if row.tensor in regions}
+    assert passed == {name: name != wrong for name in regions}
+    assert traced.substituted and all(row.passed for row in traced.substituted)
 
 
 def test_a_choice_may_suppress_one_more_result_that_overlaps_it():

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
-from mmdeploy_ext.proving.open_points import count_voxels, counts_of_images, unreached
+from mmdeploy_ext.proving.open_points import count_voxels, counts_of_images, limits_of, unreached
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.tasks.results import Case
@@ -21,6 +21,14 @@ def test_a_limit_is_named_if_something_was_counted_and_less_than_it():
         'max_per_img 100 (most found 97): reach it with --images, or lower it by --cfg-options on both sides'
     ]
     assert unreached(dict(max_per_img=-1), cases, '--images') == unreached({}, cases, '--images') == []
+
+
+def test_limits_of_proposals_are_those_of_rpn():
+    facts = dict(max_per_img=100, proposals=dict(nms_pre=1000, max_per_img=300))
+    cases = [Case('a', '', False, counts={'max_per_img': 100, 'rpn.nms_pre': 640, 'rpn.max_per_img': 300})]
+    (line,) = unreached(limits_of(facts, dict(form='full')), cases, '--images')
+    assert line.startswith('rpn.nms_pre 1000 (most found 640)')
+    assert limits_of(dict(max_per_img=100), {}) == dict(max_per_img=100)
 
 
 def test_results_and_candidates_of_the_image_with_the_most_count_and_segments_do_not():
