@@ -39,8 +39,10 @@ JUDGES = (
     'preprocess',
     'proving',
     'runtime',
+    'seeded',
     'sparse',
     'synthetic',
+    'tasks',
     'weights',
 )
 """Code that decides the weights, the constants of the graph and the verdict of every family.
