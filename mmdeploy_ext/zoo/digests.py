@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import inspect
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.graph.signature import compute_signature
@@ -36,8 +39,10 @@ JUDGES = (
     'preprocess',
     'proving',
     'runtime',
+    'seeded',
     'sparse',
     'synthetic',
+    'tasks',
     'weights',
 )
 """Code that decides the weights, the constants of the graph and the verdict of every family.
@@ -141,4 +146,6 @@ def _content(code: types.CodeType) -> list[Any]:
             constants.append(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
     names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
     counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
-    return [code.co_code, code.co_exceptiontable, *names, *counts, *constants]
+    instructions = np.frombuffer(code.co_code, '<u2')
+    instructions = instructions[instructions != dis.opmap['NOP']]  # which a docstring leaves
+    return [instructions.tobytes(), *names, *counts, *constants]
