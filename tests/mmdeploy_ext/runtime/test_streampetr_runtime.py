@@ -17,6 +17,7 @@ from marking import in_suite
 from mmdeploy_ext.consumers.streampetr_fork.loop import ForkOnnx
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
+from mmdeploy_ext.families.petr.runtime import PetrOnnx
 from mmdeploy_ext.families.streampetr.memory import to_global, to_local
 from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx, decode
 from mmdeploy_ext.preprocess.cameras import Calibration
@@ -417,14 +418,9 @@ def test_an_incomplete_folder_is_refused_by_name(folder, tmp_path):
         StreamPetrOnnx(tmp_path / 'extract_img_feat.onnx')
 
 
-def test_a_file_of_another_family_is_refused(fork, tmp_path):
-    model = onnx.load(fork)
-    for entry in model.metadata_props:
-        if entry.key == 'mm2onnx.family':
-            entry.value = '"dense"'
-    onnx.save(model, tmp_path / 'other.onnx')
-    with pytest.raises(ModelFileError, match=r"'dense'.*'streampetr'"):
-        ForkOnnx(tmp_path / 'other.onnx')
+def test_a_file_of_another_family_is_refused(fork):
+    with pytest.raises(ModelFileError, match=r"'streampetr'.*'petr'"):
+        PetrOnnx(fork)
 
 
 def test_a_rule_of_other_pictures_than_the_graph_takes_is_refused_when_it_is_opened(fork, tmp_path):
