@@ -23,6 +23,8 @@ RUNNER_PARTS = (
 TORCH_FREE = (
     *RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options', 'proving.provenance',
     'proving.difference.two_files', 'proving.difference.report', 'proving.views.charts')
+TRACED = ('/export.py', '_export.py', 'tensorrt_plugins/operators.py')
+"""Ends of the names of modules of other programs that make graphs, in the parts without torch."""
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
 DISTRIBUTIONS = ('projects/mmrotate/',)
 """Packages that are installed by themselves, with tests of their own."""
@@ -225,8 +227,7 @@ def modules(parts) -> list[str]:
         patterns = f'{path}.py', f'{path}/*'
         found += [name for name in tracked('.py') if any(fnmatch.fnmatch(name, one) for one in patterns)]
     assert len(found) >= len(parts)
-    # of consumers: PyTorch's side
-    found = [name for name in found if not name.endswith(('export.py', 'tensorrt_plugins/operators.py'))]
+    found = [name for name in found if not name.endswith(TRACED)]
     return [name.removesuffix('.py').replace('/', '.').removesuffix('.__init__') for name in found]
 
 

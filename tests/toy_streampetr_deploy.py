@@ -24,7 +24,7 @@ def deployment() -> Model:
 
     model = exported.model()
     model.input_sizes = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH)
-    model.image_norm = exported.RULE.mean, exported.RULE.std, exported.RULE.to_rgb
+    model.rule = exported.RULE
     image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=exported.RULE.source)
     cfg = Config(dict(model=toy.model_cfg(), test_pipeline=test_pipeline(image)))
     classes = tuple(f'class {label}' for label in range(toy.NUM_CLASSES))

@@ -81,8 +81,8 @@ def test_the_node_would_take_the_folder_and_classes_that_it_does_not_know_are_to
 
 IN_THE_LOOP = {
     'no reset of the memory': (
-        'mmdeploy_ext.families.streampetr.runtime:StreamPetrOnnx.reset',
-        lambda _: lambda self: None,
+        f'{LOOP}:AutowareStreamPetr.begins_scene',
+        lambda _: lambda self, last, timestamp_s, scene_token: last is None,
     ),
     'no time taken off': (f'{LOOP}:AutowareStreamPetr.clock', lambda _: lambda self, time: np.float32(0)),
     'the vehicle stands still': (
