@@ -5,9 +5,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from mmdeploy_ext.families.sparse4d.memory import COLUMNS, InstanceBoxes
 from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.families.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DOnnx
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import write_infos
 
 SETTINGS = {
@@ -47,10 +47,6 @@ SETTINGS = {
 """Setting of a config's model -> the only value that is exported, and the value if the config has none."""
 DEFAULT_ORDER = ('refine',) * 6
 """Refinements of a head without `operation_order`."""
-
-
-RESIZE, PACKING = 'ResizeCropFlipImage', ('NuScenesSparse4DAdaptor', 'Collect')
-"""Steps of the test pipeline: the one that resizes as the data set chooses, and those that only pack."""
 MEMORY = dict(
     cached_feature=FEATURES,
     cached_anchor=ColumnGroup(rtol=0.0, atol=5e-3),
@@ -93,20 +89,10 @@ def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
     """Return the steps of a config's test pipeline as `multiview_rule` reads them.
 
     Sparse4D's data set chooses resize and crop by its `data_aug_conf`, which becomes an argument of the step.
-    ConfigError: the pipeline resizes, and `data.test` has no `data_aug_conf`.
     """
-    aug_conf = ((cfg.get('data') or {}).get('test') or {}).get('data_aug_conf')
-    translated = []
-    for step in test_pipeline(cfg):
-        if step['type'] == RESIZE:
-            if not aug_conf:
-                raise ConfigError(
-                    f'{cfg.filename}: data.test has no data_aug_conf, by which {RESIZE} resizes'
-                )
-            step = dict(type='ResizeCropFlipRotImage', data_aug_conf=aug_conf, training=False)
-        if step['type'] not in PACKING:
-            translated.append(step)
-    return translated
+    chosen = {name: value for name, value in test_dataset(cfg).items() if name == 'data_aug_conf'}
+    resize = dict(chosen, type='ResizeCropFlipRotImage', training=False)
+    return [resize if step['type'] == 'ResizeCropFlipImage' else step for step in test_pipeline(cfg)]
 
 
 class Sparse4DFamily(CameraFamily, SequenceFamily):
@@ -125,9 +111,6 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
     )
     exports = 'Sparse4D with Sparse4DHead (mmdeploy_ext/families/sparse4d/README.md)'
     similar_names = ('Sparse4D', 'SparseDrive')
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
-    }
     untraced = (
         '.extract_feat', '.forward', 'forward_test', 'simple_test', 'head.forward', 'graph_model',
         'post_process', 'decode', 'decode_box', 'head.instance_bank.get', 'head.instance_bank.update',
@@ -138,6 +121,7 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
         '*kps_generator.forward', 'grid_mask.forward',
     )  # fmt: skip
     files = (FORM,)
+    opens = Sparse4DOnnx
     ignores_places = True  # the bank composes poses in float64
     compared = PREDICTIONS
     measured = ('portable',)
@@ -200,9 +184,6 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
             first_scores='first_scores',
             ids=('instance_id', 'instance_id', 'prev_id'),
         )
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        return Sparse4DOnnx(paths, **engine)
 
     def result(self, detections: InstanceBoxes) -> dict[str, Any]:
         """Return detections as one entry of the results of a test loop, with `cls_scores`.
