@@ -28,7 +28,7 @@ SCALED_STEPS = ('NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage', 'Pa
 """The same, in the order of a rule that normalises first."""
 NEUTRAL = (
     'LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D',
-    'CustomCollect3D',
+    'CustomCollect3D', 'NuScenesSparse4DAdaptor', 'Collect',
 )  # fmt: skip
 """Steps that load images and pack them, and change no pixel."""
 

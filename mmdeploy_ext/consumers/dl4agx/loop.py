@@ -82,7 +82,7 @@ class PetrBound(PetrOnnx):
         self.further_maps = tuple(maps[1:])
         return maps[0]
 
-    def detect(self, parts: Sequence[Arrays], gap: np.float32 | None) -> dict[str, np.ndarray]:
+    def head_outputs(self, parts: Sequence[Arrays], gap: np.float32 | None) -> dict[str, np.ndarray]:
         feeds = {
             'mlvl_feats.0': np.concatenate([part['img_feats'] for part in parts], 1),
             BOUND_POSITIONS: np.concatenate([part['pos_embed'] for part in parts], 1),

@@ -1,12 +1,18 @@
 """BEVFormer: a bird's-eye view of all cameras that remembers the frame before, and objects found in it."""
 
+from mmdeploy_ext.contract.options import own_contract
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.families.bevformer.options import OPTIONS
+from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 register_family(
     'bevformer',
     'mmdeploy_ext.families.bevformer.family:BevFormerFamily',
-    options=OPTIONS,
+    options=(
+        own_contract(
+            'portable', "one graph of plain operators; motion and the last bird's-eye view are inputs"
+        ),
+        GRID_SAMPLE,
+    ),
     facts='mmdeploy_ext.families.bevformer.facts:BevFormerFacts',
     runtime='mmdeploy_ext.families.bevformer.runtime',
     library='mmdet3d',

@@ -4,10 +4,10 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -31,7 +31,7 @@ from mmdeploy_ext.models.bevformer.head import BEVFormerHead
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS
-from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
@@ -114,9 +114,6 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
     )
     exports = 'BEVFormer with BEVFormerHead (mmdeploy_ext/families/bevformer/README.md)'
     similar_names = ('BEVFormer', 'BEVDet', 'DETR3D')
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
-    }
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
         'pts_bbox_head.forward', 'get_bboxes', 'decode', 'decode_single', '*transformer.forward',
@@ -125,6 +122,7 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
         '*deformable_attention.forward', 'grid_mask.forward',
     )  # fmt: skip
     files = (FORM,)
+    opens = BevFormerOnnx
     measured = ('portable',)
     bars = FRAME_BARS
     bars_of = 'the portable contract of tiny at 480x800 on a CPU'
@@ -189,9 +187,6 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
     def memory_spec(self, facts: BevFormerFacts) -> MemorySpec:
         outputs = dict(bev_embed='bev_embed')
         return MemorySpec(tensors=MEMORY, outputs=outputs, needed=PREDICTIONS, per_query=PREDICTIONS)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        return BevFormerOnnx(paths, **engine)
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         frames = list(changed_drive(sample))

@@ -1,7 +1,16 @@
 """PETR and PETRv2: cameras whose tokens carry positions in 3D; PETRv2 also sees the frame before."""
 
+from mmdeploy_ext.contract.options import own_contract
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.families.petr.options import OPTIONS
+
+OPTIONS = (
+    own_contract(
+        'portable',
+        'three graphs, the position embedding is one of its own and the head refuses that of another '
+        'calibration',
+    ),
+)
+"""Options of both families."""
 
 register_family(
     'petr',

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from mmdeploy_ext.families.petr.reference import PetrReference
 from mmdeploy_ext.families.petr.runtime import PORTABLE_FILES, PetrOnnx
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
@@ -102,6 +102,7 @@ class PetrFamily(CameraFamily, SequenceFamily):
         'decode', 'decode_single', 'grid_mask.forward',
     )  # fmt: skip
     files = PORTABLE_FILES
+    opens = PetrOnnx
     ignores_places = True  # the motion is composed in float64
     measured = ('portable',)
     bars = (
@@ -150,10 +151,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
         if self.frames > 1:
             tensors = dict(img_feats=FEATURES, lidar2img=EXACT, camera_times_s=EXACT)
         return MemorySpec(tensors=tensors, needed=PREDICTIONS, per_query=PREDICTIONS)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        # the published model knows no time gap: the proof and the metrics compare like with like
-        return PetrOnnx(paths, max_gap_s=None, **engine)
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         return special_drive(sample, GAPS_S, LAG_S)

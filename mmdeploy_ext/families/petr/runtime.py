@@ -106,7 +106,7 @@ class PetrOnnx(StreamRuntime):
         parts = [dict(embedded, img_feats=features, img2lidar=img2lidar)]
         if self.frames > 1:
             parts.append(parts[0] if memory is None else self.part_before(frame, memory))
-        return dict(self.detect(parts, gap), img_feats=features, pos_embed=embedded['pos_embed'])
+        return dict(self.head_outputs(parts, gap), img_feats=features, pos_embed=embedded['pos_embed'])
 
     def gap(self, frame: Frame, memory: StreamState | None) -> np.float32:
         """Return the mean time in s since the frame before, or what stands for it in a first frame."""
@@ -127,7 +127,7 @@ class PetrOnnx(StreamRuntime):
         embedded = self.graphs[EMBEDDING].run(dict(img2lidar=matrices))
         return dict(embedded, img_feats=memory.tensors['img_feats'], img2lidar=matrices)
 
-    def detect(self, parts: Sequence[Arrays], gap: np.float32 | None) -> dict[str, np.ndarray]:
+    def head_outputs(self, parts: Sequence[Arrays], gap: np.float32 | None) -> dict[str, np.ndarray]:
         """Return the head's outputs.
 
         `parts` are the inputs of the present frame, then for PETRv2 those of the frame before; `gap` is the

@@ -1,12 +1,25 @@
 """Sparse4D v3: instances of six cameras with a memory and track ids."""
 
+import dataclasses
+
+from mmdeploy_ext.contract.options import CONTRACT, own_contract
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.families.sparse4d.options import OPTIONS
+from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 register_family(
     'sparse4d',
     'mmdeploy_ext.families.sparse4d.family:Sparse4DFamily',
-    options=OPTIONS,
+    options=(
+        own_contract('portable', 'one graph of plain operators for all frames'),
+        dataclasses.replace(
+            GRID_SAMPLE,
+            default='gather',
+            help='gather leaves out cameras that do not see an instance (default); operator takes '
+            'GridSample, in graphs of fixed shapes',
+            only_with=('contract', 'portable'),
+            group=CONTRACT.group,
+        ),
+    ),
     facts='mmdeploy_ext.families.sparse4d.facts:Sparse4DFacts',
     runtime='mmdeploy_ext.families.sparse4d.runtime',
     library='mmdet3d',

@@ -4,10 +4,9 @@
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from torch import nn
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.core.config import replaced_entry, test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts import samples
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels, is_one_of
@@ -28,29 +26,11 @@ from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
 from mmdeploy_ext.families.sparse4d.memory import COLUMNS, InstanceBoxes
 from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.families.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DOnnx
+from mmdeploy_ext.models.sparse4d.version import check_version
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import write_infos
 
-SETTINGS = {
-    'use_deformable_func': (True, False),
-    'head.deformable_model.use_deformable_func': (True, False),
-    'head.deformable_model.use_camera_embed': (True, False),
-    'head.deformable_model.residual_mode': ('cat', 'add'),
-    'head.anchor_encoder.mode': ('cat', 'add'),
-    'head.anchor_encoder.output_fc': (False, True),
-    'head.anchor_encoder.vel_dims': (3, 3),
-    'head.refine_layer.refine_yaw': (True, False),
-    'head.refine_layer.normalize_yaw': (False, False),
-    'head.refine_layer.with_quality_estimation': (True, False),
-}
-"""Setting of a config's model -> the only value that is exported, and the value if the config has none."""
-DEFAULT_ORDER = ('refine',) * 6
-"""Refinements of a head without `operation_order`."""
-
-
-RESIZE, PACKING = 'ResizeCropFlipImage', ('NuScenesSparse4DAdaptor', 'Collect')
-"""Steps of the test pipeline: the one that resizes as the data set chooses, and those that only pack."""
 MEMORY = dict(
     cached_feature=FEATURES,
     cached_anchor=ColumnGroup(rtol=0.0, atol=5e-3),
@@ -63,50 +43,14 @@ GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
 instances no longer come in, no time at all, and back in time by more and by less than that."""
 
 
-def check_version(cfg: Any) -> None:
-    """Raise ConfigError for models of other versions than the third, by their settings."""
-    wrong = []
-    for path, (needed, absent) in SETTINGS.items():
-        *parts, name = path.split('.')
-        section = functools.reduce(lambda outer, part: outer.get(part) or {}, parts, cfg.model)
-        if (value := section.get(name, absent)) != needed:
-            wrong.append(f'{path}={value!r}, expected {needed!r}')
-    head = part_cfg(cfg.model, 'head')
-    bank, order = head.get('instance_bank') or {}, head.get('operation_order') or DEFAULT_ORDER
-    num_temp, num_anchor = (int(bank.get(name) or 0) for name in ('num_temp_instances', 'num_anchor'))
-    if not 0 < num_temp < num_anchor:
-        wrong.append(f'head.instance_bank.num_temp_instances={num_temp}, expected 1 to {num_anchor - 1}')
-    before, refinements = int(head.get('num_single_frame_decoder', -1)), order.count('refine')
-    if order[-1] != 'refine' or not 0 < before < refinements:
-        wrong.append(
-            f'head.num_single_frame_decoder={before}, {refinements} refinements, at last {order[-1]!r}; '
-            f'expected 1 to {refinements - 1} of them, and one at last'
-        )
-    if wrong:
-        raise ConfigError(
-            f'{cfg.filename}: model: {"; ".join(wrong)}: Sparse4D v3 alone is exported; without its '
-            f'operator the model is another function at the border of pictures'
-        )
-
-
 def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
     """Return the steps of a config's test pipeline as `multiview_rule` reads them.
 
     Sparse4D's data set chooses resize and crop by its `data_aug_conf`, which becomes an argument of the step.
-    ConfigError: the pipeline resizes, and `data.test` has no `data_aug_conf`.
     """
-    aug_conf = ((cfg.get('data') or {}).get('test') or {}).get('data_aug_conf')
-    translated = []
-    for step in test_pipeline(cfg):
-        if step['type'] == RESIZE:
-            if not aug_conf:
-                raise ConfigError(
-                    f'{cfg.filename}: data.test has no data_aug_conf, by which {RESIZE} resizes'
-                )
-            step = dict(type='ResizeCropFlipRotImage', data_aug_conf=aug_conf, training=False)
-        if step['type'] not in PACKING:
-            translated.append(step)
-    return translated
+    chosen = {name: value for name, value in test_dataset(cfg).items() if name == 'data_aug_conf'}
+    resize = dict(chosen, type='ResizeCropFlipRotImage', training=False)
+    return [resize if step['type'] == 'ResizeCropFlipImage' else step for step in test_pipeline(cfg)]
 
 
 class Sparse4DFamily(CameraFamily, SequenceFamily):
@@ -125,19 +69,16 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
     )
     exports = 'Sparse4D with Sparse4DHead (mmdeploy_ext/families/sparse4d/README.md)'
     similar_names = ('Sparse4D', 'SparseDrive')
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
-    }
     untraced = (
         '.extract_feat', '.forward', 'forward_test', 'simple_test', 'head.forward', 'graph_model',
         'post_process', 'decode', 'decode_box', 'head.instance_bank.get', 'head.instance_bank.update',
         'cache', 'head.instance_bank.reset', 'get_instance_id', 'update_instance_id', '_get_weights',
-        'project_points',
-        'head.anchor_encoder.forward', 'DeformableFeatureAggregation.forward',
+        'project_points', 'head.anchor_encoder.forward', 'DeformableFeatureAggregation.forward',
         'SparseBox3DRefinementModule.forward', 'MultiheadAttention.forward', 'anchor_projection',
         '*kps_generator.forward', 'grid_mask.forward',
     )  # fmt: skip
     files = (FORM,)
+    opens = Sparse4DOnnx
     ignores_places = True  # the bank composes poses in float64
     compared = PREDICTIONS
     measured = ('portable',)
@@ -200,9 +141,6 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
             first_scores='first_scores',
             ids=('instance_id', 'instance_id', 'prev_id'),
         )
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        return Sparse4DOnnx(paths, **engine)
 
     def result(self, detections: InstanceBoxes) -> dict[str, Any]:
         """Return detections as one entry of the results of a test loop, with `cls_scores`.

@@ -1,12 +1,16 @@
 """StreamPETR: camera-only 3D detection with a temporal memory."""
 
+from mmdeploy_ext.contract.options import own_contract
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.families.streampetr.options import OPTIONS
+from mmdeploy_ext.families.parts.options import LAYERS
 
 register_family(
     'streampetr',
     'mmdeploy_ext.families.streampetr.family:StreamPetrFamily',
-    options=OPTIONS,
+    options=(
+        own_contract('deploy', 'three graphs, state in the last LiDAR frame'),
+        LAYERS,
+    ),
     facts='mmdeploy_ext.families.streampetr.facts:StreamPetrFacts',
     runtime='mmdeploy_ext.families.streampetr.runtime',
     library='mmdet3d',

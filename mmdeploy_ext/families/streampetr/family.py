@@ -3,11 +3,9 @@
 `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
 """
 
-import inspect
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,14 +19,14 @@ from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.proof_samples import special_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.families.streampetr.dump import DUMP_NAMES, DUMP_SUFFIXES, dump_tensors
 from mmdeploy_ext.families.streampetr.facts import StreamPetrFacts
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.reference import StreamPetrReference
 from mmdeploy_ext.families.streampetr.runtime import GRAPHS, StreamPetrOnnx
-from mmdeploy_ext.models.streampetr.live import is_ours
+from mmdeploy_ext.models.streampetr.dump import DUMP_NAMES, DUMP_SUFFIXES, dump_tensors
+from mmdeploy_ext.models.streampetr.live import HEAD_METHODS, check_parts, is_ours
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.frames import Frame, Stepper
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
 
 TOLERANCES = {
@@ -41,16 +39,6 @@ TOLERANCES = {
 """Absolute tolerances of a float32 memory. Source: "Suggested tolerances" of the reference data of StreamPETR
 (measured between correct implementations); times 1e-5 s instead of 1e-6 s, because ages are float32 here and
 a step of float32 at 10 s is 1e-6 s."""
-HEAD_METHODS = (
-    'forward', 'reset_memory', 'pre_update_memory', 'post_update_memory', 'position_embeding',
-    'temporal_alignment', 'prepare_for_dn', 'get_bboxes',
-)  # fmt: skip
-"""Methods of the head that the graphs and the runtime compute by themselves."""
-LAYERS = (
-    'transformer', 'cls_branches', 'reg_branches', 'position_encoder', 'memory_embed', 'featurized_pe',
-    'reference_points', 'query_embedding', 'spatial_alignment', 'time_embedding',
-)  # fmt: skip
-"""Layers that the graphs run of every head; of one `with_ego_pos` they run two more, see `check_parts`."""
 
 
 def check_test_path(cfg: Any) -> None:
@@ -69,26 +57,6 @@ def check_test_path(cfg: Any) -> None:
         )
 
 
-def check_parts(filename: str, model: nn.Module) -> None:
-    """Raise ConfigError for a user's head that lacks layers or methods that the graphs and the proof need."""
-    head = model.pts_bbox_head
-    if is_ours(head):
-        return
-    layers = [name for name in LAYERS if not hasattr(head, name)]
-    methods = [name for name in HEAD_METHODS if not hasattr(head, name)]
-    if head.with_ego_pos:
-        layers += [name for name in ('ego_pose_pe', 'ego_pose_memory') if not hasattr(head, name)]
-    if 'post_update_memory' not in methods:
-        parameters = inspect.signature(head.post_update_memory).parameters
-        methods += ['argument outs_dec of post_update_memory'] if 'outs_dec' not in parameters else []
-    if layers or methods:
-        raise ConfigError(
-            f'{filename}: {type(head).__name__} of {sys.modules[type(head).__module__].__file__} has no '
-            f'{", ".join([*layers, *methods])}; the export follows the head of exiawsh/StreamPETR and needs '
-            f'them by these names'
-        )
-
-
 class StreamPetrFamily(CameraFamily, SequenceFamily):
     """`Petr3D` with `StreamPETRHead`; in the deployment fork their names end in PTH and ONNX."""
 
@@ -100,15 +68,13 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
     )
     exports = 'Petr3D with StreamPETRHead (mmdeploy_ext/families/streampetr/README.md)'
     similar_names = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
-    }
     untraced = (
         *HEAD_METHODS[1:], 'pts_bbox_head.forward', '.forward', 'forward_test', 'simple_test',
         'simple_test_pts', 'prepare_location', 'forward_roi_head', 'decode', 'decode_single',
         'grid_mask.forward',
     )  # fmt: skip
     files = GRAPHS
+    opens = StreamPetrOnnx
     ignores_places = True  # its memory is in the last LiDAR frame
     measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
@@ -162,10 +128,6 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
             topk=facts.topk_proposals,
             propagated=facts.num_propagated,
         )
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        # the published model knows no time gap: the proof and the metrics compare like with like
-        return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 
     def dump_tensors(self, model: nn.Module, taps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return dump_tensors(model, taps)

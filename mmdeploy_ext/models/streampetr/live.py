@@ -13,15 +13,28 @@ memory that are no queries, L decoder layers.
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
 from torch import Tensor, nn
 
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.models.streampetr.steps import FrameSteps, tap_memory
+
+HEAD_METHODS = (
+    'forward', 'reset_memory', 'pre_update_memory', 'post_update_memory', 'position_embeding',
+    'temporal_alignment', 'prepare_for_dn', 'get_bboxes',
+)  # fmt: skip
+"""Methods of the head that the graphs and the runtime compute by themselves."""
+LAYERS = (
+    'transformer', 'cls_branches', 'reg_branches', 'position_encoder', 'memory_embed', 'featurized_pe',
+    'reference_points', 'query_embedding', 'spatial_alignment', 'time_embedding',
+)  # fmt: skip
+"""Layers that the graphs run of every head; of one `with_ego_pos` they run two more, see `check_parts`."""
 
 
 class UserSteps(FrameSteps):
@@ -67,6 +80,26 @@ def is_ours(head: nn.Module) -> bool:
 def steps_of(head: nn.Module) -> FrameSteps:
     """Return the steps of a frame on the layers of a head: our head has them itself."""
     return head if is_ours(head) else UserSteps(head)
+
+
+def check_parts(filename: str, model: nn.Module) -> None:
+    """Raise ConfigError for a user's head that lacks layers or methods that the graphs and the proof need."""
+    head = model.pts_bbox_head
+    if is_ours(head):
+        return
+    layers = [name for name in LAYERS if not hasattr(head, name)]
+    methods = [name for name in HEAD_METHODS if not hasattr(head, name)]
+    if head.with_ego_pos:
+        layers += [name for name in ('ego_pose_pe', 'ego_pose_memory') if not hasattr(head, name)]
+    if 'post_update_memory' not in methods:
+        parameters = inspect.signature(head.post_update_memory).parameters
+        methods += ['argument outs_dec of post_update_memory'] if 'outs_dec' not in parameters else []
+    if layers or methods:
+        raise ConfigError(
+            f'{filename}: {type(head).__name__} of {sys.modules[type(head).__module__].__file__} has no '
+            f'{", ".join([*layers, *methods])}; the export follows the head of exiawsh/StreamPETR and needs '
+            f'them by these names'
+        )
 
 
 def memory_of(head: nn.Module) -> Memory | None:

@@ -396,3 +396,16 @@ def test_another_box_coder_than_that_of_our_head_is_refused(deployments):
     cfg.model.pts_bbox_head.bbox_coder.type = 'NMSFreeClsCoder'
     with pytest.raises(ConfigError, match=r"bbox_coder.type='NMSFreeClsCoder'; expected NMSFreeCoder"):
         deployments['petr'].family.build(cfg)
+
+
+@pytest.mark.parametrize('name', in_suite(list(TOYS), 'petrv2'))
+def test_pictures_give_the_boxes_of_a_prepared_frame(deployments, exports, name):
+    frame = next(iter(drive(deployments[name], 1)))
+    rng = np.random.default_rng(0)
+    rule = deployments[name].rule
+    pictures = [rng.integers(0, 256, (*rule.source, 3), np.uint8) for _ in range(rule.num_cameras)]
+    rig = (np.array(frame.lidar2img), np.array(frame.intrinsics))
+    with PetrOnnx(exports(name)) as one, PetrOnnx(exports(name)) as two:
+        found = one.detect(pictures, rig, frame.ego_pose, frame.timestamp_s)
+        wanted = two.step(dataclasses.replace(frame, images=rule.apply(pictures), camera_times_s=None))
+    np.testing.assert_array_equal(found.boxes, wanted.detections.boxes)
