@@ -134,11 +134,11 @@ def no_candidates(graph):
 
 
 WRONG = {
-    'ATSS, scale of the first image': ('atss', first_for_all('scale_factor'), 'batch 2'),
+    'ATSS, scale of the first image': ('atss', first_for_all('scale_factor'), 'batch 3'),
     'ATSS, reversed': ('atss', reversed_rows('dets', 'labels'), 'scores do not descend'),
-    'RT-DETR, sizes of the first image': ('rtdetr', first_for_all('orig_target_sizes'), 'batch 2'),
+    'RT-DETR, sizes of the first image': ('rtdetr', first_for_all('orig_target_sizes'), 'batch 3'),
     'RT-DETR, reversed': ('rtdetr', reversed_rows('labels', 'boxes', 'scores'), 'scores do not descend'),
-    'SOLO, sizes of the first image': ('solo', first_for_all('img_shape'), 'batch 2'),
+    'SOLO, sizes of the first image': ('solo', first_for_all('img_shape'), 'batch 3'),
     'SOLO, one original size': ('solo', frozen('ori_shape', SMALL.shape[:2]), 'masks: got (180, 240) pixels'),
     'SOLO, classes of low scores': ('solo', other_class_below(0.1, 5), 'results below the score threshold'),
     'SOLO, no candidates': ('solo_capped', no_candidates, 'candidates: got [0]'),
