@@ -64,7 +64,7 @@ def add_weighted_features(rows, weights, indices, intervals, num_depths, num_pix
     """Add the weighted features of each interval's points to its cell, in the order of the indices.
 
     A point is a depth bin of a pixel: point (camera D + depth) h w + pixel, pixels row by row. BEVFusion's
-    `runtime/pooling.py` makes the indices and intervals: `Tables`.
+    `consumers/cuda_bevfusion/pooling.py` makes the indices and intervals: `Tables`.
 
     Args:
         rows: (N h w, C) float32, the features of all pixels.
