@@ -66,7 +66,7 @@ def test_raw_tensors_have_the_published_shapes_and_equal_mmdet(r50, raw_file):
     feeds = deployment.family.feeds([image], False)
     with build_backend('OnnxRuntimeBackend', raw_file) as backend:
         found = backend.infer({'input': feeds['input']})
-    wanted = deployment.family.reference_tensors(deployment.model, feeds, 'raw')
+    wanted = deployment.family.reference(deployment.model).tensors(feeds, 'raw')
     sizes = (76, 38, 19, 10, 5)
     channels = dict(cls_score=80, bbox_pred=4, centerness=1)
     assert {name: array.shape for name, array in found.items()} == {
@@ -85,7 +85,7 @@ def test_full_finds_mmdets_detections_at_other_sizes_and_batches(r50, size, batc
     with build_backend('OnnxRuntimeBackend', path) as backend:
         outputs = backend.infer(deployment.family.feeds(images, True))
         found = deployment.family.detections(backend.metadata, outputs, {})
-    expected = deployment.family.reference_detections(deployment.model, images, True)
+    expected = deployment.family.reference(deployment.model).results(images, True)
     rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
     assert all(row.passed for row in rows), rows
     assert sum(row.matched for row in rows) >= 50 * batch

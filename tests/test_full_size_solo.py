@@ -44,7 +44,7 @@ def test_full_finds_mmdets_instances_at_a_size_it_never_saw(light):
     with build_backend('OnnxRuntimeBackend', path) as backend:
         outputs = backend.infer(feeds)
         found = deployment.family.detections(backend.metadata, outputs, feeds)
-    expected = deployment.family.reference_detections(deployment.model, images, True)
+    expected = deployment.family.reference(deployment.model).results(images, True)
     row = match_detections('image', expected[0], found[0])
     assert row.passed and row.matched == 100 == len(found[0]), row
     assert row.worst_iou >= 0.999 and row.worst_score <= 1e-4

@@ -261,11 +261,11 @@ def torch_contender(
     """
     import torch
 
-    device = next(model.parameters()).device
+    device, reference = next(model.parameters()).device, family.reference(model)
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
-        detections = family.reference_detections(model, images, rescale=True)
+        detections = reference.results(images, rescale=True)
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
         end = time.perf_counter()
@@ -315,8 +315,9 @@ def run_model(
         the memory has been read.
     """
     baseline_kb, deployment = source.load(change)
+    reference = deployment.family.reference(deployment.model)
     for _ in range(memory.RUNS):
-        deployment.family.reference_detections(deployment.model, images, rescale=True)
+        reference.results(images, rescale=True)
     return baseline_kb, deployment
 
 

@@ -126,13 +126,14 @@ def observed_inputs(
         image_bgr: the picture (h, w, 3) uint8.
     """
     family, runs = deployment.family, []
+    reference = family.reference(deployment.model)
     larger = LARGER if options.dynamic else 0
     for view, extra in ((image_bgr, 0), (other_view(image_bgr), larger)):
         size = options.height + extra, options.width + 2 * extra
         image = prepare_fixed(deployment.rule, view, *size)
         feeds = family.feeds([image], rescale=True)
         feeds.setdefault('border', np.zeros((1, 2), np.float32))  # left out of feeds where it is zero
-        runs.append(feeds | family.inner_inputs(deployment.model, feeds, options.form))
+        runs.append(feeds | reference.inner_inputs(feeds, options.form))
     return runs
 
 

@@ -181,7 +181,7 @@ class ImageModel(TestedModel):
         with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
             network = self._network(deployment, backend, metadata, dump)
             show, network.show = network.show, None
-            yield TorchDetector(model, network, show)
+            yield TorchDetector(deployment.family.reference(model), network, show)
 
     def _network(
         self, deployment: Model, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None

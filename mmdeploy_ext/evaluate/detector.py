@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.images import ImageFamily
+    from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.detections import Scored
     from mmdeploy_ext.runtime.frames import Stepper
@@ -160,12 +161,12 @@ class TorchDetector(Network):
     """The PyTorch model of images, by the test path with which proofs compare, whatever an export replaces.
 
     Attributes:
-        model: the model in evaluation mode.
+        reference: the model in evaluation mode, as its family runs it.
         stages: the stages of an export in PyTorch, which run only for batches with a sample that is dumped.
         show: draws detections while it runs; None draws none.
     """
 
-    model: nn.Module
+    reference: ImageReference
     stages: BackendDetector
     show: Show | None = None
 
@@ -182,7 +183,7 @@ class TorchDetector(Network):
             dataclasses.replace(stages.fit(image), collected=meta)
             for image, meta in zip(images, metas, strict=True)
         ]
-        detections = stages.family.reference_detections(self.model, fitted, rescale=True)
+        detections = self.reference.results(fitted, rescale=True)
         if self.show:
             for view, meta, of_image in zip(views[0], metas, detections, strict=True):
                 self.show.write(view, meta, of_image)

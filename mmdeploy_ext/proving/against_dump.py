@@ -125,7 +125,8 @@ class ImageDumpComparer:
         if not valued:
             return ()
         expected = {name: dumped[name] for name in valued}
-        return compare_outputs(self.deployment.family, expected, outputs, spec, bars)
+        code = self.deployment.family.reference(self.deployment.model)
+        return compare_outputs(code, expected, outputs, spec, bars)
 
 
 class FrameDumpComparer:

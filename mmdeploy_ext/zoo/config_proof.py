@@ -216,7 +216,7 @@ def _prove_export(
 ) -> Outcome:
     """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal.
 
-    `references` are what PyTorch gave for pictures of other files, see `ImageReference.known`.
+    `references` are what PyTorch gave for pictures of other files, see `InputReference.known`.
     """
     start = time.process_time()
     family, rule = deployment.family, deployment.rule

@@ -18,7 +18,8 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
+from mmdeploy_ext.families.imvoxelnet import graphs, samples
+from mmdeploy_ext.families.imvoxelnet.reference import ImVoxelNetReference
 from mmdeploy_ext.families.imvoxelnet.runtime import COLUMNS
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.parts import detector_parts
@@ -44,12 +45,10 @@ class ImVoxelNetFamily(ImageFamily):
     exports = 'ImVoxelNet (mmdeploy_ext/families/imvoxelnet/README.md)'
     similar_names = ('ImVoxel',)
     forms = ('full', 'raw')
+    reference = ImVoxelNetReference
     untraced = ('.forward', 'forward_test', 'simple_test', '.extract_feat', *UNTRACED)
-    expected_tensors = staticmethod(reference.expected_tensors)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     facts = staticmethod(graphs.facts_of)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
     feeds = staticmethod(samples.feeds)
 
     def claims(self, cfg: Any) -> Claim:

@@ -17,7 +17,8 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
+from mmdeploy_ext.families.monocular import cameras, graphs, smoke_graphs
+from mmdeploy_ext.families.monocular.reference import MonocularReference
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
@@ -111,15 +112,12 @@ class MonocularMethods:
 
     similar_names = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
     task = 'mmdeploy_ext.families.monocular.task'
+    reference = MonocularReference
     untraced = (
         *ImageFamily.untraced, 'bbox_head.forward', 'forward_single', 'decode_2d', 'decode_prob_depth',
         'decode_yaw', '_decode_depth', '_decode_location', '_decode_dimension', '_decode_orientation',
     )  # fmt: skip
     feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
-    substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
-    expected_tensors = staticmethod(reference.expected_tensors)
     build, check_dataset = staticmethod(build), staticmethod(check_dataset)
 
 

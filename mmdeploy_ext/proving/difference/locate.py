@@ -149,7 +149,7 @@ def _subject_of_images(
     inputs = proof_inputs(deployment, options, images)
     unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
     arrays = family.feeds(unseen_input.images, rescale=True)
-    arrays |= family.inner_inputs(deployment.model, arrays, options.form)
+    arrays |= family.reference(deployment.model).inner_inputs(arrays, options.form)
     return Subject(
         family.stages(prepared(deployment.model), options),
         {name: arrays[name] for name in metadata.spec.input_names if name in arrays},
@@ -343,7 +343,7 @@ def _upstream_notes(
         return []
     options = options_besides_form(deployment, metadata)
     feeds = {**subject.beside, **subject.feeds}
-    expected = family.reference_tensors(deployment.model, feeds, metadata.form, **options)
+    expected = family.reference(deployment.model).tensors(feeds, metadata.form, **options)
     stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
     for name in output_names:
         if name not in expected or name not in stage_outputs:

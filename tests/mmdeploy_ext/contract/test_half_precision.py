@@ -183,7 +183,7 @@ def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
         paths[name] = str(tmp_path / f'{name}.onnx')
         export.save(written, paths[name], metadata)
     feeds = {'input': picture.tensor[None]}
-    wanted = deployment.family.reference_tensors(deployment.model, feeds, 'raw')['cate_pred']
+    wanted = deployment.family.reference(deployment.model).tensors(feeds, 'raw')['cate_pred']
     shared = {name: shared_peaks(path, wanted, feeds) for name, path in paths.items()}
     assert shared['default'] > 0.98 > shared['plain'], shared
 

@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.evaluate import detector as detector_module
 from mmdeploy_ext.evaluate.detector import BackendDetector, Show, TorchDetector
 from mmdeploy_ext.evaluate.loop import collect
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.runtime.detections import Detections, Scored
 
 SPEC = GraphSpec(
@@ -84,13 +85,12 @@ def test_augmented_images_are_refused(tmp_path):
 
 
 def test_results_in_pytorch_are_those_of_the_models_own_test_path_and_tensors_those_of_the_stages(tmp_path):
-    class Tested(Echo):
-        def reference_detections(self, model, images, rescale):
+    class Tested(ImageReference):
+        def results(self, images, rescale):
             assert rescale and all(image.collected['scale_factor'] == 1 for image in images)
-            return self.detections(None, dict(first=[model(image.tensor) for image in images]), {})
+            return Echo().detections(None, dict(first=[self.model(image.tensor) for image in images]), {})
 
-    stages = dataclasses.replace(detector(tmp_path), family=Tested())
-    network = TorchDetector(lambda tensor: 2 * tensor[0, 0, 0], stages)
+    network = TorchDetector(Tested(lambda tensor: 2 * tensor[0, 0, 0]), detector(tmp_path))
     assert [result[0][0, 0] for result in network.run(batch(), [3, 4, 5])] == [20, 22, 24]
     assert [load_dump(tmp_path / f'00000{index}')[0]['first'] for index in (4, 5)] == [[11], [12]]
 

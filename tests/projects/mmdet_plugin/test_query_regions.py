@@ -26,7 +26,7 @@ def rows(kind, outputs, prepared, wanted=None):
     """Return how results match those of `simple_test`, a row per image."""
     family = family_of(kind)
     found = family.detections(FULL, outputs, family.feeds(prepared, True))
-    wanted = family.reference_detections(seeded(kind), prepared, True) if wanted is None else wanted
+    wanted = family.reference(seeded(kind)).results(prepared, True) if wanted is None else wanted
     match = task_module(family.task).match_detections
     return [match('image', *pair) for pair in zip(wanted, found, strict=True)]
 
@@ -41,7 +41,7 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
     prepared, family = images(3), family_of(kind)
     family.check(toy(kind), options(kind))
     same(kind, run_stages(family.stages(seeded(kind), options(kind)), family.feeds(prepared, True)), prepared)
-    found = family.reference_detections(seeded(kind), prepared, True)
+    found = family.reference(seeded(kind)).results(prepared, True)
     assert all(len(set(one.labels.tolist())) > 1 for one in found)
 
 

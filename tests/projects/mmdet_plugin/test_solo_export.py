@@ -57,7 +57,7 @@ def run(deployment, path, images):
 def check_tensors(deployment, metadata, feeds, outputs):
     """Compare with unpatched mmdet to 1e-4 of the scale."""
     family, layout = deployment.family, metadata.options['layout']
-    reference = family.reference_tensors(deployment.model, feeds, 'raw', layout=layout)
+    reference = family.reference(deployment.model).tensors(feeds, 'raw', layout=layout)
     assert list(reference) == list(outputs) == metadata.spec.output_names
     for name, wanted in reference.items():
         assert outputs[name].shape == wanted.shape
@@ -67,7 +67,7 @@ def check_tensors(deployment, metadata, feeds, outputs):
 def check_instances(deployment, metadata, feeds, outputs, images):
     """Compare with mmdet's own `get_results`; enough are compared."""
     family, model = deployment.family, deployment.model
-    expected = family.reference_detections(model, images, True)
+    expected = family.reference(model).results(images, True)
     found = family.detections(metadata, outputs, feeds)
     rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
     assert all(row.passed for row in rows), rows

@@ -82,7 +82,7 @@ def outputs_of(kind, model, prepared, form='full', plant=None):
 def matched(kind, model, outputs, prepared):
     family = family_of(kind)
     found = family.detections(METADATA, outputs, family.feeds(prepared, True))
-    wanted = family.reference_detections(model, prepared, True)
+    wanted = family.reference(model).results(prepared, True)
     assert [one.masks.shape[1:] for one in found] == [one.masks.shape[1:] for one in wanted]
     match = task_module(family.task).match_detections
     return [match('image', one, other) for one, other in zip(wanted, found, strict=True)]

@@ -52,21 +52,21 @@ def _feeds_of_two(kind, form):
 
 def _made_feeds(kind, form, prepared):
     feeds = family_of(kind).feeds(prepared, True)
-    return feeds | family_of(kind).inner_inputs(seeded(kind), feeds, form)
+    return feeds | family_of(kind).reference(seeded(kind)).inner_inputs(feeds, form)
 
 
 @functools.cache
 def wanted_of_two(kind):
-    return family_of(kind).reference_detections(seeded(kind), TWO, True)
+    return family_of(kind).reference(seeded(kind)).results(TWO, True)
 
 
 def rows_of(kind, form, outputs, prepared=TWO):
     """Return level 2 of what a graph gave."""
     family, model = family_of(kind), seeded(kind)
     spec, feeds = family.spec(model, options_of(kind, form=form)), feeds_of(kind, form, prepared)
-    expected = family.expected_tensors(model, feeds, outputs, form)
+    expected = family.reference(model).expected_tensors(feeds, outputs, form)
     if expected is None:
-        expected = family.reference_tensors(model, feeds, form)
+        expected = family.reference(model).tensors(feeds, form)
     valued = {tensor.name for tensor in spec.outputs if tensor.compare == 'values'}
     assert expected.keys() == valued
     return compare_tensors(expected, {name: outputs[name] for name in valued}, spec)
@@ -75,8 +75,8 @@ def rows_of(kind, form, outputs, prepared=TWO):
 def results_of(kind, form, outputs):
     """Return level 3: rows of both images of `TWO`."""
     family, metadata = family_of(kind), copy.copy(MASKS)
-    metadata.form = form
-    found = family.results(seeded(kind), metadata, outputs, feeds_of(kind, form), TWO, True)
+    metadata.form, metadata.family = form, family.name
+    found = family.reference(seeded(kind)).file_results(metadata, outputs, feeds_of(kind, form), TWO, True)
     match = task_module(family.task).match_detections
     return [match('image', one, other) for one, other in zip(wanted_of_two(kind), found, strict=True)]
 
