@@ -20,6 +20,7 @@ from mmdeploy_ext.core.errors import LoadError, UsageError, after_weights
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.model import (
     Model,
     build,
@@ -158,7 +159,7 @@ def export(
         config: path of an mmcv 1.x config. Modules of its `custom_imports` are imported.
         checkpoint: path of the weights.
         output_file: the `.onnx` file to write, or the folder of a model of several graphs; an older one there
-            is replaced. '': in the current folder, what `Family.default_output` returns: the file `tmp.onnx`,
+            is replaced. '': in the current folder, what `default_output` returns: the file `tmp.onnx`,
             of a model of several graphs a folder with the name of the config, or, if its `contract` is the
             one file 'fork', `<name of the config>_fork.onnx`; `Exported.files` has the paths. It appears
             whole or not at all.
@@ -190,14 +191,14 @@ def export(
             that fits no node.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
-    from mmdeploy_ext.families.files import load_for
+    from mmdeploy_ext.families.files import default_output, load_for
 
     check_normalisation(mean, std)
     deployment = read_config(config, checkpoint, cfg_options, device)
     family = deployment.family
     export_options = family.choose(**{'opset': 0, **options})
     export_options.check(names=options)
-    output = str(output_file) or family.default_output(Path(config).stem, export_options)
+    output = str(output_file) or default_output(family, Path(config).stem, export_options)
     image_bgr = read_images([picture or DEFAULT_PICTURE], 1)[0][1] if family.samples == 'images' else None
     build(deployment, mean, std)
     export_options = load_for(deployment, export_options, output)
@@ -416,7 +417,7 @@ def _metrics(
     family = deployment.family
     if family.samples != 'images':
         metadata = [read_metadata(path) for path in paths]
-        contract = family.contract(metadata[-1].options)
+        contract = contract_of(family, metadata[-1].options)
         networks = (family.reference(deployment.model), contract.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
         precision = least_precision(metadata)

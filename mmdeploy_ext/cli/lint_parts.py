@@ -10,6 +10,7 @@ import torch
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.copy import prepared
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.model import prepare_fixed, resolve
 from mmdeploy_ext.lint.nested import without_sizes
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
@@ -141,8 +142,8 @@ def _stages(deployment: Model, options: Options, runs: Sequence[Feeds]) -> Itera
     """Yield the stages of all graphs, each run on `runs`, or on the example of its graph."""
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)
-    family.contract(options).check(deployment.cfg)
-    for graph in family.contract(options).graphs(prepared(model), options):
+    contract_of(family, options).check(deployment.cfg)
+    for graph in contract_of(family, options).graphs(prepared(model), options):
         graph_runs = runs or [dict(graph.example)]
         for stage in graph.stages:
             stage.module.eval().to(next(model.parameters()).device)

@@ -98,9 +98,6 @@ class ImageFamily(Family):
         make = functools.partial(self.stages, model, options)
         return [Graph(options.form, module=None, spec=spec, make=make)]
 
-    def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
-        return self.feeds([images[index % len(images)] for index in range(options.batch)], rescale=True)
-
     def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
         """Return whether inputs of this size, pixels, are large enough for a dynamic graph of these options.
 

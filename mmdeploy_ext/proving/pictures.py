@@ -28,6 +28,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
 from mmdeploy_ext.exporting.substitution import border_names, choices_among, substituted, without_limits
+from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.files import make_metadata
 from mmdeploy_ext.families.model import check_options, rule_of
 from mmdeploy_ext.proving import file_checks, half_precision
@@ -191,7 +192,7 @@ def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Optio
     file, family = open_file(path), deployment.family
     metadata = file.metadata
     metadata.require(path, family.name, family.forms)
-    options = family.exported_options(metadata.options, path)
+    options = exported_options(family, metadata.options, path)
     if options.form != metadata.form:
         raise ModelFileError(
             f'{path}: says that its form is {metadata.form!r} and that it was exported as '

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.substitution import observed
+from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving.inputs.inputs import (
     BATCHES,
     plain_inputs,
@@ -173,7 +174,7 @@ def changed_children(first: dict[str, list[float]], again: dict[str, list[float]
 
 def options_besides_form(deployment: Model, metadata: Metadata) -> dict[str, Any]:
     """Return the options of a file's export as keyword arguments of `ImageReference.tensors`."""
-    options = deployment.family.exported_options(metadata.options)
+    options = exported_options(deployment.family, metadata.options)
     return {name: value for name, value in options.items() if name != 'form'}
 
 

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
-from mmdeploy_ext.contract.registry import registered
+from mmdeploy_ext.contract.registry import registered, registration_of
 from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.source_code import versions
-from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.proving.ladder import prove
@@ -126,7 +127,7 @@ def prove_config(
         first = next(kind for kind in EXPORT_KINDS if kind in settings.export_kinds)
         return dataclasses.replace(record, **{first: _with_origin(outcome_of_error(error), made_from)})
     types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
-    own_kernels = tuple(sorted(types & {*MMCV_MODULES, *family.compared_with_own_kernels}))
+    own_kernels = tuple(sorted(types & {*MMCV_MODULES, *registration_of(family.name).own_kernels}))
     record = dataclasses.replace(record, family=family.name, own_kernels=own_kernels)
     references: dict[bytes, Any] = {}  # both files are proven on some of the same pictures
     for kind in export_kinds_of(family):
@@ -152,7 +153,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
     else:
         options = family.choose(opset=0)
         family.check(cfg, options)
-        family.contract(options).check(cfg)
+        contract_of(family, options).check(cfg)
     model = settings.seeded(cfg, family)
     model.eval()  # by itself, since the `train` of some detectors returns None
     model.CLASSES = class_names(cfg, meta={}, num_classes=family.num_classes(model))
@@ -170,7 +171,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
         checkpoint_sha256=digest.hexdigest(),
         classes=model.CLASSES,
         rule=rule,
-        settings=family.settings(cfg, model),
+        settings=family.settings(cfg, model) if family.product == BACKBONE else None,
     )
 
 

@@ -29,8 +29,6 @@ class CornerFamily(ImageFamily):
     """mmdet's `CornerNet`, whose boxes are pairs of corners."""
 
     name = 'corner'
-    exports = 'CornerNet and CentripetalNet (mmdeploy_ext/families/corner/README.md)'
-    similar_names = ('CornerNet', 'CornerHead', 'CentripetalHead')
     task = 'bbox2d'
     forms = ('full',)
     reference = CornerReference

@@ -38,8 +38,6 @@ class DenseFamily(ImageFamily):
     """mmdet's one-stage detectors whose heads follow `BaseDenseHead`."""
 
     name = 'dense'
-    exports = 'one-stage detectors with a dense bbox_head (mmdeploy_ext/families/dense/README.md)'
-    similar_names = ('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'YOLO', 'SSD', 'RTMDet')
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
     ignored_prefixes = ('teacher_model.',)

@@ -42,8 +42,6 @@ class ImVoxelNetFamily(ImageFamily):
 
     name = 'imvoxelnet'
     task = 'mmdeploy_ext.families.imvoxelnet.task'
-    exports = 'ImVoxelNet (mmdeploy_ext/families/imvoxelnet/README.md)'
-    similar_names = ('ImVoxel',)
     forms = ('full', 'raw')
     reference = ImVoxelNetReference
     untraced = ('.forward', 'forward_test', 'simple_test', '.extract_feat', *UNTRACED)

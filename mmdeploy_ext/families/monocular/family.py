@@ -110,7 +110,6 @@ def check_points_head(cfg: Any, head: nn.Module) -> None:
 class MonocularMethods:
     """What both families have beside `ImageFamily`, before which they derive from this class."""
 
-    similar_names = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
     task = 'mmdeploy_ext.families.monocular.task'
     reference = MonocularReference
     untraced = (
@@ -125,7 +124,6 @@ class PointsFamily(MonocularMethods, ImageFamily):
     """FCOS3D and PGD: a box of every cell, and suppression as seen from above."""
 
     name = 'monocular'
-    exports = 'FCOS3D and PGD (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'decode', 'raw')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     facts = staticmethod(graphs.facts_of)
@@ -153,7 +151,6 @@ class SmokeFamily(MonocularMethods, ImageFamily):
     """SMOKE: a box of each of the best peaks."""
 
     name = 'smoke'
-    exports = 'SMOKE (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'raw')
     spec, stages = staticmethod(smoke_graphs.spec), staticmethod(smoke_graphs.stages)
     facts = staticmethod(smoke_graphs.facts_of)

@@ -40,8 +40,6 @@ class QueryFamily(ImageFamily):
     """Detectors of boxes by queries without regions: DETR, Deformable DETR, DINO, and a user's Co-DETR."""
 
     name = 'query'
-    exports = 'DETR, Deformable DETR, DINO and Co-DINO (mmdeploy_ext/families/query/README.md)'
-    similar_names = ('DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer')
     task = 'bbox2d'
     forms = ('full',)
     reference = QueryReference
@@ -137,8 +135,6 @@ class QueryMasksFamily(ImageFamily):
     """mmdet's detectors whose queries have masks, of which their configs make instances."""
 
     name = 'query_masks'
-    exports = 'Mask2Former, its instances (mmdeploy_ext/families/query/README.md)'
-    similar_names = ('Mask2Former', 'MaskFormer')
     task = 'mask'
     forms = ('full',)
     reference = QueryMasksReference
@@ -163,8 +159,6 @@ class QueryPanopticFamily(ImageFamily):
     """mmdet's detectors whose queries have masks, fused into a panoptic map."""
 
     name = 'query_panoptic'
-    exports = 'Mask2Former, its panoptic maps (mmdeploy_ext/families/query/README.md)'
-    similar_names = ('Mask2Former', 'MaskFormer')
     task = 'panoptic'
     forms = ('full', 'raw')
     reference = QueryPanopticReference
@@ -191,15 +185,11 @@ class QueryRegionsFamily(ImageFamily):
 
     Attributes:
         name: name of the family.
-        exports: the models that it exports, and its page.
-        similar_names: words in the names of similar detectors.
         task: module that matches its results.
         with_masks: whether their `roi_head` has a `mask_head`.
     """
 
     name: str
-    exports: str
-    similar_names: tuple[str, ...]
     task: str
     with_masks: bool
     forms = ('full',)
@@ -244,15 +234,11 @@ class QueryRegionsFamily(ImageFamily):
 
 QUERY_REGIONS = QueryRegionsFamily(
     name='query_regions',
-    exports='Sparse R-CNN (mmdeploy_ext/families/query/README.md)',
-    similar_names=('SparseRCNN', 'DIIHead', 'DynamicConv'),
     task='bbox2d',
     with_masks=False,
 )
 QUERY_REGIONS_MASKS = QueryRegionsFamily(
     name='query_regions_masks',
-    exports='QueryInst (mmdeploy_ext/families/query/README.md)',
-    similar_names=('QueryInst', 'DynamicMaskHead'),
     task='boxed_mask',
     with_masks=True,
 )

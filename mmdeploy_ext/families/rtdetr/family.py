@@ -31,8 +31,6 @@ class RtDetrFamily(ImageFamily):
     """The `RTDETR` detector of this plugin."""
 
     name = 'rtdetr'
-    exports = 'RTDETR, queries without suppression (mmdeploy_ext/families/rtdetr/README.md)'
-    similar_names = ('RTDETR', 'RTDetrV2', 'HybridEncoder')
     task = 'bbox2d'
     forms = ('full', 'raw')
     reference = RtDetrReference

@@ -36,8 +36,6 @@ class SoloFamily(ImageFamily):
     """Detectors of mmdet with one of the four heads of SOLO, or with a head that is derived from one."""
 
     name = 'solo'
-    exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (mmdeploy_ext/families/solo/README.md)'
-    similar_names = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic')
     task = 'mask'
     forms = ('full', 'raw')
     reference = SoloReference

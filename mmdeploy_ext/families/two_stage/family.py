@@ -53,16 +53,12 @@ class TwoStageFamily(ImageFamily):
 
     Attributes:
         name: name of the family.
-        exports: text on the models that it exports, see `Family`.
-        similar_names: words in the names of similar detectors.
         models: the heads of its detectors, and how such are claimed, checked and built.
         task: name of the module that matches and draws its results, see `Family`.
         forms: how much of the post-processing its graphs may contain.
     """
 
     name: str
-    exports: str
-    similar_names: tuple[str, ...]
     models: TwoStageModels
     task: str = 'bbox2d'
     forms: tuple[str, ...] = ('full', *split_graphs.FORMS)
@@ -125,21 +121,15 @@ class TwoStageFamily(ImageFamily):
 
 TWO_STAGE = TwoStageFamily(
     name='two_stage',
-    exports='two-stage detectors with an rpn_head and a roi_head (mmdeploy_ext/families/two_stage/README.md)',
-    similar_names=('RCNN', 'RPN', 'RoIHead'),
     models=TwoStageModels(),
 )
 TWO_STAGE_MASKS = TwoStageFamily(
     name='two_stage_masks',
-    exports='detectors with a mask_head in their roi_head (mmdeploy_ext/families/two_stage/README.md)',
-    similar_names=('MaskRCNN', 'MaskHead'),
     models=TwoStageModels(with_masks=True),
     task='boxed_mask',
 )
 TWO_STAGE_REGIONS = TwoStageFamily(
     name='two_stage_regions',
-    exports='detectors with a roi_head alone (mmdeploy_ext/families/two_stage/README.md)',
-    similar_names=('FastRCNN',),
     models=TwoStageModels(proposes=False),
     forms=('full',),
 )
@@ -149,8 +139,6 @@ class TwoStagePanopticFamily(ImageFamily):
     """Two-stage detectors whose instances are laid over a semantic map."""
 
     name = 'two_stage_panoptic'
-    exports = 'Panoptic FPN (mmdeploy_ext/families/two_stage/README.md)'
-    similar_names = ('PanopticFPN', 'Panoptic')
     task = 'panoptic'
     forms = ('full', 'raw')
     reference = TwoStagePanopticReference

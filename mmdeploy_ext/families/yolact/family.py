@@ -31,8 +31,6 @@ class YolactFamily(ImageFamily):
     """mmdet's `YOLACT`: anchors with coefficients of prototypes of masks."""
 
     name = 'yolact'
-    exports = 'YOLACT (mmdeploy_ext/families/yolact/README.md)'
-    similar_names = ('YOLACT', 'Protonet')
     task = 'boxed_mask'
     forms = ('full',)
     reference = YolactReference

@@ -39,7 +39,7 @@ def exported(family, model, **options):
     chosen = family.choose(opset=0, height=TRACED[0], width=TRACED[1], **options)
     options = resolve_opset(chosen, model)
     (graph,) = family.graphs(copy.prepared(model), options)
-    feeds = family.example(prepared(1, TRACED, 0), options)
+    feeds = family.feeds(prepared(1, TRACED, 0), rescale=True)
     example = {name: torch.from_numpy(feeds[name]) for name in graph.spec.input_names if name in feeds}
     onnx_model = export_stages(graph.stages, example, graph.spec, options)
     settings = onnxruntime.SessionOptions()

@@ -41,11 +41,8 @@ class RotatedDenseFamily(ImageFamily):
     """mmrotate's one-stage detectors."""
 
     name = 'rotated_dense'
-    exports = 'one-stage detectors of rotated boxes (projects/mmrotate/README.md)'
-    similar_names = ('Rotated', 'R3Det', 'S2A', 'Oriented', 'KFIoU', 'CSL')
     task = 'mm2onnx_mmrotate.task'
     forms = ('full', 'decode', 'raw')
-    compared_with_own_kernels = ('RotatedRepPointsHead', 'OrientedRepPointsHead', 'SAMRepPointsHead')
     untraced = (
         *ImageFamily.untraced, 'filter_bboxes', 'refine_bboxes', 'points2rotrect', 'get_offset', 'rotate_arf',
         'distance2obb',

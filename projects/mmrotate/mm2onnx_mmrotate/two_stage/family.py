@@ -28,11 +28,8 @@ class RotatedTwoStageFamily(ImageFamily):
     """mmrotate's detectors that propose regions and look at each of them."""
 
     name = 'rotated_two_stage'
-    exports = 'two-stage detectors of rotated boxes (projects/mmrotate/README.md)'
-    similar_names = ('RotatedFasterRCNN', 'OrientedRCNN', 'RoITransformer', 'GlidingVertex', 'ReDet')
     task = 'mm2onnx_mmrotate.task'
     forms = graphs.FORMS
-    keep_fp32 = ('proposals/*', 'regions/*')  # boxes in float16 are half a pixel coarse
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_graphs.feeds)
     untraced = (
