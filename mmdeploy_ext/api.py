@@ -21,6 +21,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import (
     Model,
     build,
@@ -97,7 +98,7 @@ def check_provable(family: Family) -> None:
 
     A family of detectors needs a task, the module that matches and draws its results (`tasks`), and a
     family of pictures a runtime, the module that finishes in numpy what its graphs compute
-    (`runtime.detect`), unless its class has a method `detections` that does so.
+    (`runtime.detect`).
 
     Raises:
         ConfigError: one of them is missing.
@@ -107,7 +108,7 @@ def check_provable(family: Family) -> None:
 
     if family.product == DETECTOR:
         task_module(family.task)
-    if isinstance(family, ImageFamily) and type(family).detections is ImageFamily.detections:
+    if isinstance(family, ImageFamily):
         runtime_of(family.name)
 
 
@@ -134,7 +135,7 @@ def export_detector(
     if image_bgr is not None:
         images = [prepare_fixed(deployment.rule, image_bgr, options.height, options.width)]
         if options.dynamic and options.exporter == 'torchscript':
-            picture = deployment.family.picture(deployment.model, options)
+            picture = picture_of(deployment.family, deployment.model, options)
             check_dynamic_parts(deployment.model, picture.multiple, picture.smallest)
     return export_files(deployment, options, output, images)
 

@@ -11,6 +11,7 @@ import torch
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import prepare_fixed, resolve
 from mmdeploy_ext.lint.nested import without_sizes
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
@@ -106,7 +107,7 @@ def parts_of(
         for arrays in observed_inputs(deployment, options, image):
             runs.append({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
     if upstream:
-        picture_name = family.picture(deployment.model, options).name
+        picture_name = picture_of(family, deployment.model, options).name
         inputs = [[feeds[picture_name]] for feeds in runs]
         yield Part(f'{family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
     else:

@@ -145,7 +145,7 @@ def register_family(
         facts: `'module:Class'` of the dataclass of `postprocess` in the metadata, a subclass of
             `mmdeploy_ext.contract.facts.Facts`, in a module without PyTorch.
         runtime: module, without PyTorch, that turns the outputs of its files into results, see
-            `mmdeploy_ext.runtime.detect`; '' if the family overrides `detections`.
+            `mmdeploy_ext.runtime.detect`.
         library: import name of a library that the family needs and that takes long to import, such as
             'mmdet3d': the family is imported only for configs that no family without a library claims, and
             left out if the library cannot be imported.

@@ -76,7 +76,7 @@ class Family(abc.ABC):
     name: ClassVar[str]
     task: ClassVar[str] = ''
     product: ClassVar[str] = DETECTOR
-    samples: ClassVar[str]
+    samples: ClassVar[str] = 'images'
     memory: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()

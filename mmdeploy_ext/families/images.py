@@ -15,12 +15,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec, with_half_features
@@ -31,8 +30,6 @@ from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.runtime.detections import Detections, Instances
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +49,6 @@ class ImageFamily(Family):
         forms: how much of the post-processing its graphs may contain.
     """
 
-    samples = 'images'
     forms: ClassVar[tuple[str, ...]] = ()
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_bboxes', 'simple_test_rpn',
@@ -98,20 +94,6 @@ class ImageFamily(Family):
         make = functools.partial(self.stages, model, options)
         return [Graph(options.form, module=None, spec=spec, make=make)]
 
-    def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
-        """Return whether inputs of this size, pixels, are large enough for a dynamic graph of these options.
-
-        That their sides are multiples of what `picture` states is not checked here.
-        """
-        return min(height, width) >= self.picture(model, options).smallest
-
-    def picture(self, model: torch.nn.Module, options: Options) -> TensorSpec:
-        """Return the contract of the input of pictures.
-
-        For a graph that takes features in place of pictures it is the contract of the graph that makes them.
-        """
-        return self.spec(model, options).inputs[0]
-
     @abc.abstractmethod
     def stages(self, model: torch.nn.Module, options: Options) -> list[Stage]:
         """Return the chain of modules whose composition is the graph. They run parts of the model itself."""
@@ -127,28 +109,27 @@ class ImageFamily(Family):
             feeds['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
         return feeds
 
-    def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
-        """Return lists of indices of the images that one run may take together; by default all."""
-        return [list(range(len(images)))]
-
     @abc.abstractmethod
     def reference(self, model: torch.nn.Module) -> ImageReference:
         """Return what runs the model by the user's own code; families assign their class."""
 
-    def result(self, detections: Any, num_classes: int) -> Any:
-        """Return what the detector's own test path returns for an image, as its data set evaluates it.
 
-        `detections` are the results of the image, of the class that `detections` of the family returns. For
-        `Detections` it is a list of (n, 5) per class, for `Instances` a pair of that and the masks per class.
-        """
-        return detections.to_mmdet_result(num_classes)
+def picture_of(family: ImageFamily, model: torch.nn.Module, options: Options) -> TensorSpec:
+    """Return the spec of the input of pictures; of a graph of features, that of the graph that makes them."""
+    first = family.spec(model, options).inputs[0]
+    if first.axes[1] == 3:
+        return first
+    return family.spec(model, options.replace(form=family.forms[0])).inputs[0]
 
-    def detections(
-        self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-    ) -> list[Detections] | list[Instances]:
-        """Turn outputs of a graph of any form into detections as the family's runtime does, without torch.
 
-        `outputs` and `feeds`, its inputs, are by name and of one batch; `metadata` are the file's. What the
-        runtime raises is raised as it is.
-        """
-        return results_of(self.name, metadata, outputs, feeds)
+def batches(family: ImageFamily, images: Sequence[PreparedImage]) -> list[list[int]]:
+    """Return lists of indices of the images that one run may take together.
+
+    Inputs without an axis of the batch, such as the size of masks, are equal in a list.
+    """
+    groups: dict[tuple[bytes, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        arrays = family.feeds([image], rescale=True).values()
+        shared = tuple(array.tobytes() for array in arrays if array.ndim == 1)
+        groups.setdefault(shared, []).append(index)
+    return list(groups.values())

@@ -26,6 +26,7 @@ from mmdeploy_ext.core.errors import (
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.images import picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -382,7 +383,7 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     family.check(cfg, resolved)
     contract_of(family, resolved).check(cfg)
     if family.samples == 'images' and resolved.dynamic:
-        smallest = family.picture(model, resolved).smallest
+        smallest = picture_of(family, model, resolved).smallest
         if min(resolved.height, resolved.width) < smallest:
             raise UsageError(
                 f'--shape {resolved.height} {resolved.width}: a file of any size takes sides of at least '

@@ -16,6 +16,8 @@ from mmdeploy_ext.runtime.detections import Detections, Instances
 if TYPE_CHECKING:
     import torch
 
+    from mmdeploy_ext.contract.spec import TensorSpec
+
 
 class ImageReference(abc.ABC):
     """A model of a family of pictures, run by its own code, see `ImageFamily.reference`.
@@ -84,6 +86,13 @@ class ImageReference(abc.ABC):
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
         """Height and width, pixels, that a graph assumes if it is not fed those of an image."""
         return tuple(image.tensor.shape[1:])
+
+    def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
+        """Whether pictures of this size, pixels, are large enough for a dynamic graph with this input.
+
+        That their sides are multiples of `picture.multiple` is not asked here.
+        """
+        return min(height, width) >= picture.smallest
 
     def borders(self) -> dict[str, Callable[[list[Any]], Mapping[str, Any]]]:
         """Path of a method of the model -> function that names what its calls returned as the file does.

@@ -24,6 +24,7 @@ from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
@@ -203,7 +204,7 @@ def choose_options(deployment: Model, size: tuple[int, int], dynamic: bool) -> O
 def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
     family, model = deployment.family, deployment.model
     options = resolve_opset(_image_options(family, size, dynamic), model)
-    multiple = family.picture(model, options).multiple
+    multiple = picture_of(family, model, options).multiple
     height, width = (-(-side // multiple) * multiple for side in size)
     return check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
 

@@ -114,16 +114,6 @@ class DenseFamily(ImageFamily):
             cfg.model = student
         return super().build(cfg)
 
-    def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        """Return whether inputs of this size, pixels with padding, are large enough for a dynamic graph.
-
-        For heads whose maps follow the strides (`maps_by_stride`) they are if no side is below the smallest
-        that the contract states, for others if none is below the largest stride.
-        """
-        if graphs.model_facts(model).head.maps_by_stride:
-            return super().takes(model, options, height, width)
-        return min(height, width) >= max(graphs.model_facts(model).strides)
-
     def facts(self, model: nn.Module) -> DenseFacts:
         return graphs.model_facts(model)
 

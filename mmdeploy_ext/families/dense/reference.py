@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.dense.graphs import flat_outputs, model_facts, raw_names
 from mmdeploy_ext.families.dense.heads import decoded_outputs
@@ -84,6 +85,13 @@ class DenseReference(ImageReference):
             'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
             'product is not the one that get_bboxes applies'
         )
+
+    def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
+        """Heads whose maps do not follow the strides need a cell of the coarsest map."""
+        facts = model_facts(self.model)
+        if facts.head.maps_by_stride:
+            return super().takes(picture, height, width)
+        return min(height, width) >= max(facts.strides)
 
     def borders(self) -> dict[str, Any]:
         kind = kind_of(self.model.bbox_head)

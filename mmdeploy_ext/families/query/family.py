@@ -140,7 +140,7 @@ class QueryMasksFamily(ImageFamily):
     reference = QueryMasksReference
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
-    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
+    feeds = staticmethod(image_graphs.mask_feeds)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_masks(cfg, fuses=False)
@@ -164,7 +164,7 @@ class QueryPanopticFamily(ImageFamily):
     reference = QueryPanopticReference
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
-    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
+    feeds = staticmethod(image_graphs.mask_feeds)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_masks(cfg, fuses=True)

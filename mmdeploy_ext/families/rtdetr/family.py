@@ -76,11 +76,6 @@ class RtDetrFamily(ImageFamily):
                 f'and class'
             )
 
-    def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        if runtime.count_tokens(height, width) < int(model.decoder.num_queries):
-            return False
-        return super().takes(model, options, height, width)
-
     def facts(self, model: nn.Module) -> RtDetrFacts:
         return RtDetrFacts(
             max_per_img=model.postprocess.max_per_img,

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.rtdetr import graphs
 from mmdeploy_ext.families.rtdetr.graphs import HEADS, RAW_NAMES
-from mmdeploy_ext.families.rtdetr.runtime import check_tokens
+from mmdeploy_ext.families.rtdetr.runtime import check_tokens, count_tokens
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 
@@ -42,6 +43,11 @@ class RtDetrReference(ImageReference):
         graphs.feeds(images, rescale)  # refuses pictures that were padded
         check_tokens((len(images), *images[0].tensor.shape), int(self.model.decoder.num_queries))
         return box_detections(self.model, images, rescale)
+
+    def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
+        if count_tokens(height, width) < int(self.model.decoder.num_queries):
+            return False
+        return super().takes(picture, height, width)
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return what the decoder returns by the tensors of a file of either form."""

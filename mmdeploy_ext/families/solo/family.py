@@ -44,7 +44,7 @@ class SoloFamily(ImageFamily):
         'resize_feats', 'get_results', '_get_results_single',
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
+    feeds = staticmethod(image_graphs.mask_feeds)
 
     def facts(self, model: nn.Module) -> SoloFacts:
         return graphs.facts_of(model.mask_head)

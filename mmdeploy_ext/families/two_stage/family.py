@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
@@ -85,10 +85,6 @@ class TwoStageFamily(ImageFamily):
             graph = dataclasses.replace(graph, example=split_graphs.example(model, options))
         return [graph]
 
-    def picture(self, model: nn.Module, options: Options) -> TensorSpec:
-        """Return the contract of the pictures, also for a graph of regions, which has no such input."""
-        return graphs.spec(model, options).inputs[0]
-
     def claims(self, cfg: Any) -> Claim:
         return self.models.claims(cfg)
 
@@ -145,7 +141,6 @@ class TwoStagePanopticFamily(ImageFamily):
     untraced = (*ImageFamily.untraced, *UNTRACED)
     spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
     feeds = staticmethod(panoptic.feeds_with_size)
-    batches = staticmethod(panoptic.batches_of_one_size)
     num_classes, facts = staticmethod(settings.num_classes), staticmethod(settings.facts_of)
 
     def claims(self, cfg: Any) -> Claim:

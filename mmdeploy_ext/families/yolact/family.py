@@ -38,7 +38,6 @@ class YolactFamily(ImageFamily):
         *ImageFamily.untraced, 'mask_head.forward', 'crop', 'sanitize_coordinates', 'get_seg_masks',
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    batches = staticmethod(image_graphs.batches)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every YOLACT; `check` refuses those with other heads, by the key."""

@@ -16,6 +16,7 @@ from mmdeploy_ext.exporting import copy
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.families.model import check_options, resolve_opset
 from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime import detect
 
 TRACED, OTHER = (160, 192), (192, 256)
 CHEAP = ('retina_le90', 's2anet')
@@ -58,7 +59,7 @@ def results_of(family, model, options, outputs, feeds):
     metadata = types.SimpleNamespace(
         postprocess=family.facts(model), form=options.form, options=dict(options)
     )
-    return family.detections(metadata, outputs, feeds)
+    return detect.results_of(family.name, metadata, outputs, feeds)
 
 
 @pytest.mark.parametrize(('name', 'form'), CASES)

@@ -3,9 +3,9 @@
 import pytest
 from mmcv import Config
 
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.families import base
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family, load_families
 from mmdeploy_ext.families.nearest import part_types, refusal

@@ -23,6 +23,7 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files, export_graphs
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.tasks.bbox2d import match_detections
@@ -114,7 +115,7 @@ def check_outputs(deployment, path, images, rescale):
     expected = family.reference(deployment.model).results(images, rescale)
     rows = [
         match_detections('image', wanted, got)
-        for wanted, got in zip(expected, family.detections(metadata, outputs, feeds), strict=True)
+        for wanted, got in zip(expected, results_of(family.name, metadata, outputs, feeds), strict=True)
     ]
     assert all(row.passed for row in rows), rows
     assert sum(row.matched for row in rows) >= 25

@@ -11,6 +11,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks.mask import match_detections
 from proofs import check_files
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
@@ -68,7 +69,7 @@ def check_instances(deployment, metadata, feeds, outputs, images):
     """Compare with mmdet's own `get_results`; enough are compared."""
     family, model = deployment.family, deployment.model
     expected = family.reference(model).results(images, True)
-    found = family.detections(metadata, outputs, feeds)
+    found = results_of(family.name, metadata, outputs, feeds)
     rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
     assert all(row.passed for row in rows), rows
     assert min(row.matched for row in rows) >= 25

@@ -18,6 +18,7 @@ from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.two_stage import settings
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import candidates_needed
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import SIZE, family_of, images, options_of, seeded, toy
@@ -52,7 +53,7 @@ def found_by(kind, model, outputs, prepared, **caps):
     """Return what the runtime makes of outputs; raises where some may be missing."""
     metadata = types.SimpleNamespace(form='full', options=caps, postprocess=settings.facts_of(model))
     family = family_of(kind)
-    return family.detections(metadata, outputs, family.feeds(prepared, True))
+    return results_of(family.name, metadata, outputs, family.feeds(prepared, True))
 
 
 def assert_same(kind, model, found, prepared, least=1):

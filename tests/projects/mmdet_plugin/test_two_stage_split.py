@@ -14,6 +14,7 @@ from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.parts import proposals
+from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import (
     KINDS,
@@ -145,7 +146,7 @@ def test_two_files_one_after_the_other_give_the_results_at_sizes_and_batches_tha
         between = first(feeds)
         assert all(row.passed for row in rows_of(kind, 'proposals', between, prepared))
         outputs = second(feeds | between)
-        found = family.detections(MASKS, outputs, feeds)
+        found = detect.results_of(family.name, MASKS, outputs, feeds)
         check_results(family, seeded(kind), prepared, found, ties=TIES.get(kind, 0))
         given = second(feeds_of(kind, 'regions', prepared))
         assert all(row.passed for row in rows_of(kind, 'regions', given, prepared))
@@ -174,7 +175,7 @@ def test_a_file_of_proposals_says_that_it_gives_no_detections(kind):
     metadata = copy.copy(MASKS)
     metadata.form = 'proposals'
     with pytest.raises(ModelFileError, match='feed its outputs, by their names, to the file of form regions'):
-        family_of(kind).detections(metadata, {}, {})
+        detect.results_of(family_of(kind).name, metadata, {}, {})
 
 
 def test_a_layer_of_the_head_of_proposals_with_other_weights_is_told_by_its_tensors():
