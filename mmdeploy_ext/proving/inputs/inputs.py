@@ -154,9 +154,9 @@ class _Inputs:
 
         Pictures of equal size are cut differently: a graph may take the size of the first image for all.
         """
-        batches, size = self.deployment.family.batches, size or self.size
+        family, size = self.deployment.family, size or self.size
         prepared = self._prepare(pictures, size)
-        if len(batches(prepared)) > 1:  # these need several runs, views of the first do not
+        if len(batches(family, prepared)) > 1:  # these need several runs, views of the first do not
             title, picture = pictures[0]
             views = (pictures[0], (titled(title, 'mirrored'), other_view(picture)))
             pictures = [views[index % 2] for index in range(len(pictures))]
@@ -296,12 +296,12 @@ class InputSizes:
 
 
 def other_sizes(deployment: Model, options: Options) -> InputSizes:
-    """Return the sizes for a file with these options, which are sizes that it takes, see `ImageFamily.takes`.
+    """Return the sizes for a file with these options, which are sizes that it takes, see `ImageReference.takes`.
 
     `other` is one when it is padded. A graph that takes none that is near is given one it does not take.
     """
     image = picture_of(deployment.family, deployment.model, options)
-    takes = functools.partial(deployment.family.takes, deployment.model, options)
+    takes = functools.partial(deployment.family.reference(deployment.model).takes, image)
     step = math.lcm(STRIDE, image.multiple)
     height, width = options.height, options.width
     other = int(height * 1.25) - 7, int(width * 1.125) + 5
