@@ -20,6 +20,8 @@ from mmdeploy_ext.core.errors import LoadError, UsageError, after_weights
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
+from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import (
     Model,
     build,
@@ -96,7 +98,7 @@ def check_provable(family: Family) -> None:
 
     A family of detectors needs a task, the module that matches and draws its results (`tasks`), and a
     family of pictures a runtime, the module that finishes in numpy what its graphs compute
-    (`runtime.detect`), unless its class has a method `detections` that does so.
+    (`runtime.detect`).
 
     Raises:
         ConfigError: one of them is missing.
@@ -106,7 +108,7 @@ def check_provable(family: Family) -> None:
 
     if family.product == DETECTOR:
         task_module(family.task)
-    if isinstance(family, ImageFamily) and type(family).detections is ImageFamily.detections:
+    if isinstance(family, ImageFamily):
         runtime_of(family.name)
 
 
@@ -133,7 +135,7 @@ def export_detector(
     if image_bgr is not None:
         images = [prepare_fixed(deployment.rule, image_bgr, options.height, options.width)]
         if options.dynamic and options.exporter == 'torchscript':
-            picture = deployment.family.picture(deployment.model, options)
+            picture = picture_of(deployment.family, deployment.model, options)
             check_dynamic_parts(deployment.model, picture.multiple, picture.smallest)
     return export_files(deployment, options, output, images)
 
@@ -158,7 +160,7 @@ def export(
         config: path of an mmcv 1.x config. Modules of its `custom_imports` are imported.
         checkpoint: path of the weights.
         output_file: the `.onnx` file to write, or the folder of a model of several graphs; an older one there
-            is replaced. '': in the current folder, what `Family.default_output` returns: the file `tmp.onnx`,
+            is replaced. '': in the current folder, what `default_output` returns: the file `tmp.onnx`,
             of a model of several graphs a folder with the name of the config, or, if its `contract` is the
             one file 'fork', `<name of the config>_fork.onnx`; `Exported.files` has the paths. It appears
             whole or not at all.
@@ -190,14 +192,14 @@ def export(
             that fits no node.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
-    from mmdeploy_ext.families.files import load_for
+    from mmdeploy_ext.families.files import default_output, load_for
 
     check_normalisation(mean, std)
     deployment = read_config(config, checkpoint, cfg_options, device)
     family = deployment.family
     export_options = family.choose(**{'opset': 0, **options})
     export_options.check(names=options)
-    output = str(output_file) or family.default_output(Path(config).stem, export_options)
+    output = str(output_file) or default_output(family, Path(config).stem, export_options)
     image_bgr = read_images([picture or DEFAULT_PICTURE], 1)[0][1] if family.samples == 'images' else None
     build(deployment, mean, std)
     export_options = load_for(deployment, export_options, output)
@@ -416,7 +418,7 @@ def _metrics(
     family = deployment.family
     if family.samples != 'images':
         metadata = [read_metadata(path) for path in paths]
-        contract = family.contract(metadata[-1].options)
+        contract = contract_of(family, metadata[-1].options)
         networks = (family.reference(deployment.model), contract.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
         precision = least_precision(metadata)

@@ -32,7 +32,7 @@ def results_of(model, family, image, double):
     layers = [part for part in model.modules() if type(part) in (torch.nn.Conv2d, torch.nn.Linear)]
     for layer in layers if double else ():
         layer.forward = in_float64(layer)
-    results = family.reference_detections(model, [image], True)[0]
+    results = family.reference(model).results([image], True)[0]
     for layer in layers if double else ():
         del layer.forward
     return results

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.proving.references import ImageReference
+    from mmdeploy_ext.proving.references import InputReference
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper
     from mmdeploy_ext.tasks.results import Case, SequenceRow
@@ -82,7 +82,7 @@ def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Ve
     return prove(deployment, paths, samples, engine)[0] if verdict.passed else verdict
 
 
-def run_cases(known: Iterable[ImageReference], backend: Backend) -> Iterator[Case]:
+def run_cases(known: Iterable[InputReference], backend: Backend) -> Iterator[Case]:
     """Yield the cases of levels 2 and 3: who wants the first that fails need not run the rest."""
     for reference in known:
         yield run_case(reference, backend)[0]
@@ -125,7 +125,7 @@ def run_modes(
     return modes.finish()
 
 
-def run_once(known: Iterable[ImageReference], backend: Backend) -> Iterator[Case]:
+def run_once(known: Iterable[InputReference], backend: Backend) -> Iterator[Case]:
     """Yield the same of one run of each input: for files that give the same bits whenever they run."""
     for reference in known:
         feeds = reference.feeds_of(backend.metadata)

@@ -16,6 +16,7 @@ from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import list_images, read_image
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.tasks.bbox2d import match_detections
@@ -66,7 +67,7 @@ def test_raw_tensors_have_the_published_shapes_and_equal_mmdet(r50, raw_file):
     feeds = deployment.family.feeds([image], False)
     with build_backend('OnnxRuntimeBackend', raw_file) as backend:
         found = backend.infer({'input': feeds['input']})
-    wanted = deployment.family.reference_tensors(deployment.model, feeds, 'raw')
+    wanted = deployment.family.reference(deployment.model).tensors(feeds, 'raw')
     sizes = (76, 38, 19, 10, 5)
     channels = dict(cls_score=80, bbox_pred=4, centerness=1)
     assert {name: array.shape for name, array in found.items()} == {
@@ -84,8 +85,8 @@ def test_full_finds_mmdets_detections_at_other_sizes_and_batches(r50, size, batc
     images = [deploy.prepare_fixed(deployment.rule, picture, *size) for picture in pictures(batch)]
     with build_backend('OnnxRuntimeBackend', path) as backend:
         outputs = backend.infer(deployment.family.feeds(images, True))
-        found = deployment.family.detections(backend.metadata, outputs, {})
-    expected = deployment.family.reference_detections(deployment.model, images, True)
+        found = results_of(deployment.family.name, backend.metadata, outputs, {})
+    expected = deployment.family.reference(deployment.model).results(images, True)
     rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
     assert all(row.passed for row in rows), rows
     assert sum(row.matched for row in rows) >= 50 * batch

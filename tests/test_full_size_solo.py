@@ -11,6 +11,7 @@ from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.by_name import solo_image, solo_weights
 from mmdeploy_ext.tasks.mask import match_detections
 
@@ -43,8 +44,8 @@ def test_full_finds_mmdets_instances_at_a_size_it_never_saw(light):
     feeds = deployment.family.feeds(images, True)
     with build_backend('OnnxRuntimeBackend', path) as backend:
         outputs = backend.infer(feeds)
-        found = deployment.family.detections(backend.metadata, outputs, feeds)
-    expected = deployment.family.reference_detections(deployment.model, images, True)
+        found = results_of(deployment.family.name, backend.metadata, outputs, feeds)
+    expected = deployment.family.reference(deployment.model).results(images, True)
     row = match_detections('image', expected[0], found[0])
     assert row.passed and row.matched == 100 == len(found[0]), row
     assert row.worst_iou >= 0.999 and row.worst_score <= 1e-4

@@ -7,6 +7,7 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files
 from projects.configs.nuscenes_fusion import test_pipeline
 from toy_atss import REPO
@@ -228,5 +229,5 @@ def export(deployment, folder, **options):
     """Return the paths of the files of an export."""
     chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
     export_files(deployment, chosen, str(folder))
-    names = deployment.family.contract(chosen).files
+    names = contract_of(deployment.family, chosen).files
     return [str(path) for path in (folder / f'{name}.onnx' for name in names) if path.is_file()]

@@ -147,7 +147,7 @@ def check_results(family, model, prepared, found, least=1, ties=0):
     Two buckets of a side of the seeded SABL score the same to rounding: PyTorch, rounded otherwise, takes the
     other one in 9 of 24 runs, and which one ONNX Runtime takes depends on the CPU.
     """
-    wanted = family.reference_detections(model, prepared, True)
+    wanted = family.reference(model).results(prepared, True)
     assert len(found) == len(wanted) == len(prepared)
     for one, other in zip(wanted, found, strict=True):
         row = task_module(family.task).match_detections('image', one, other)

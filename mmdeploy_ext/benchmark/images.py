@@ -27,6 +27,7 @@ from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import PreparedImage, list_images, read_image
 from mmdeploy_ext.proving.provenance import refuse_other_settings
+from mmdeploy_ext.runtime.detect import results_of
 
 if TYPE_CHECKING:
     import argparse
@@ -261,11 +262,11 @@ def torch_contender(
     """
     import torch
 
-    device = next(model.parameters()).device
+    device, reference = next(model.parameters()).device, family.reference(model)
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
-        detections = family.reference_detections(model, images, rescale=True)
+        detections = reference.results(images, rescale=True)
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
         end = time.perf_counter()
@@ -293,7 +294,7 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
         feeds = family.feeds(images, rescale=True)
         outputs = backend.infer(backend.select_inputs(feeds))
         network_end = time.perf_counter()
-        detections = family.detections(backend.metadata, outputs, feeds)
+        detections = results_of(family.name, backend.metadata, outputs, feeds)
         end = time.perf_counter()
         return Run(end - start, network_end - start, sum(map(len, detections)))
 
@@ -315,8 +316,9 @@ def run_model(
         the memory has been read.
     """
     baseline_kb, deployment = source.load(change)
+    reference = deployment.family.reference(deployment.model)
     for _ in range(memory.RUNS):
-        deployment.family.reference_detections(deployment.model, images, rescale=True)
+        reference.results(images, rescale=True)
     return baseline_kb, deployment
 
 

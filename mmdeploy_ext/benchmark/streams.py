@@ -32,6 +32,7 @@ from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files, read_files
 from mmdeploy_ext.families.model import build, load_weights, read_config, resolve_opset
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of
@@ -166,7 +167,7 @@ class StreamBenchmark(Benchmark):
         """
         options = ENGINES[engine].runner_options(self.threads[0])
         files = read_files(path)
-        contract = self.deployment.family.contract(files.metadata.options)
+        contract = contract_of(self.deployment.family, files.metadata.options)
         runner = stack.enter_context(contract.runner(files.paths, options))
         if self.args.skip_refused:
             _run_steps(runner, self.first_samples(2))
@@ -351,7 +352,7 @@ def run_files(
     family = find_family(load_config(source.config, source.cfg_options), DETECTOR)
     files = read_files(path)
     baseline_kb = memory.reset_peak()
-    contract = family.contract(files.metadata.options)
+    contract = contract_of(family, files.metadata.options)
     runner = contract.runner(files.paths, ENGINES[engine].runner_options(source.threads))
     return baseline_kb, _run_steps(runner, samples)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.api import check_normalisation, check_provable, export_detector, prove_on
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import command, tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, after_weights
@@ -19,6 +20,8 @@ from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.core.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
+from mmdeploy_ext.families.base import exported_options
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.model import Model, build, check_options, read_config
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import Samples
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     `only` names the one family that the tool takes; '' takes all. Returns 0 exported, checked or proven, 1
     not proven.
     """
-    from mmdeploy_ext.families.files import load_for
+    from mmdeploy_ext.families.files import default_output, load_for
 
     cli.wait_passively()
     engine, values = shared.engine_options(args), {'opset': 0, **shared.graph_values(args)}
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
         return print_exports(deployment, options)
     if args.verify:
         check_provable(family)
-    output = args.output_file or family.default_output(Path(args.config).stem, options)
+    output = args.output_file or default_output(family, Path(args.config).stem, options)
     picture = args.input_img or DEFAULT_PICTURE
     inputs = Samples(family, args.test_img or [], args.frames, '--test-img', traced=picture)
 
@@ -150,7 +153,7 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
             f'use {tool("export")} for it'
         )
     if family.samples != 'images':
-        reason = f'family {family.name!r} has no such option; {family.of_config}'
+        reason = f'family {family.name!r} has no such option; {registration_of(family.name).of_config}'
         shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
         check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
@@ -195,7 +198,7 @@ def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: M
     graph.ClearField('initializer')  # their values would fill the screen
     print(onnx.printer.to_text(graph))
     with build_backend(path=path, **engine) as backend:
-        traced = references(deployment, deployment.family.exported_options(file.options, path), [image])[0]
+        traced = references(deployment, exported_options(deployment.family, file.options, path), [image])[0]
         outputs = attempt(lambda: backend.infer(traced.feeds_of(backend.metadata)))
         _, pairs = judge_outputs(traced, backend, outputs)
     task = task_module(deployment.family.task)
@@ -233,7 +236,7 @@ def print_exports(deployment: Model, options: Options) -> int:
                 changes['dynamic'] = dynamic
             table.add_row(*_export_row(cfg, family, model, options.replace(**changes)))
     console.print(table)
-    family.contract(options).graphs(model, options)  # which may refuse the requested export
+    contract_of(family, options).graphs(model, options)  # which may refuse the requested export
     return 0
 
 
@@ -254,7 +257,7 @@ def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple
     try:
         options.check()
         options = check_options(options, cfg, family, model)
-        graphs = family.contract(options).graphs(model, options)
+        graphs = contract_of(family, options).graphs(model, options)
     except Mm2OnnxError as error:
         return *title, '', '', str(error)
     texts = [

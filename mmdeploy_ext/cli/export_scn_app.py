@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     Returns 0 exported or proven, 1 not proven.
     """
     from mmdeploy_ext.families.backbone_files import export_file
-    from mmdeploy_ext.families.files import load_for
+    from mmdeploy_ext.families.files import default_output, load_for
     from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
     cli.wait_passively()
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         verdict, pairs = prove_files(deployment, args.output_file, inputs, engine, **claims)
         return proof.show(verdict, pairs, deployment, args)
 
-    args.output_file = output = args.output_file or family.default_output(Path(args.config).stem, options)
+    args.output_file = output = args.output_file or default_output(family, Path(args.config).stem, options)
     build(deployment)
     check_order(output, options)
     if args.calibrate:

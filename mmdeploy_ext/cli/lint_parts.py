@@ -10,6 +10,8 @@ import torch
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.copy import prepared
+from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import prepare_fixed, resolve
 from mmdeploy_ext.lint.nested import without_sizes
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
@@ -105,7 +107,7 @@ def parts_of(
         for arrays in observed_inputs(deployment, options, image):
             runs.append({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
     if upstream:
-        picture_name = family.picture(deployment.model, options).name
+        picture_name = picture_of(family, deployment.model, options).name
         inputs = [[feeds[picture_name]] for feeds in runs]
         yield Part(f'{family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
     else:
@@ -126,13 +128,14 @@ def observed_inputs(
         image_bgr: the picture (h, w, 3) uint8.
     """
     family, runs = deployment.family, []
+    reference = family.reference(deployment.model)
     larger = LARGER if options.dynamic else 0
     for view, extra in ((image_bgr, 0), (other_view(image_bgr), larger)):
         size = options.height + extra, options.width + 2 * extra
         image = prepare_fixed(deployment.rule, view, *size)
         feeds = family.feeds([image], rescale=True)
         feeds.setdefault('border', np.zeros((1, 2), np.float32))  # left out of feeds where it is zero
-        runs.append(feeds | family.inner_inputs(deployment.model, feeds, options.form))
+        runs.append(feeds | reference.inner_inputs(feeds, options.form))
     return runs
 
 
@@ -140,8 +143,8 @@ def _stages(deployment: Model, options: Options, runs: Sequence[Feeds]) -> Itera
     """Yield the stages of all graphs, each run on `runs`, or on the example of its graph."""
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)
-    family.contract(options).check(deployment.cfg)
-    for graph in family.contract(options).graphs(prepared(model), options):
+    contract_of(family, options).check(deployment.cfg)
+    for graph in contract_of(family, options).graphs(prepared(model), options):
         graph_runs = runs or [dict(graph.example)]
         for stage in graph.stages:
             stage.module.eval().to(next(model.parameters()).device)

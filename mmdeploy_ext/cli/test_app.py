@@ -17,6 +17,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.cli import backend_config
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.tested_models import FrameModel, ImageModel, TestedModel, check_dataset
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import test_datasets
@@ -124,7 +125,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     )
     kind = ImageModel if family.samples == 'images' else FrameModel
     if family.samples != 'images':
-        reason = f'these models are drawn by {tool(family.used_by[""].split()[0])}'
+        reason = f'these models are drawn by {tool(registration_of(family.name).used_by[""].split()[0])}'
         shared.refuse_options(args, build_parser(), ('show_dir', 'show_score_thr'), reason)
     tested = kind(cfg, family, args, work_dir)
     if ranks.rank == 0:

@@ -19,6 +19,8 @@ from mmdeploy_ext.cli import backend_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.engines import Backend, build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
+from mmdeploy_ext.families.base import exported_options
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class TestedModel(abc.ABC):
 
         metadata = read_files(self.target).metadata
         metadata.require(self.target, family.name)
-        options = family.exported_options(metadata.options, self.target)
+        options = exported_options(family, metadata.options, self.target)
         with option_errors(self.target):
             options.check()
         return options
@@ -121,7 +123,7 @@ class TestedModel(abc.ABC):
         """
         from mmdeploy_ext.families.files import make_metadata
 
-        contract = deployment.family.contract(self.options)
+        contract = contract_of(deployment.family, self.options)
         graphs = contract.graphs(deployment.model, self.options)
         return [make_metadata(deployment, self.options, graph) for graph in graphs]
 
@@ -181,7 +183,7 @@ class ImageModel(TestedModel):
         with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
             network = self._network(deployment, backend, metadata, dump)
             show, network.show = network.show, None
-            yield TorchDetector(model, network, show)
+            yield TorchDetector(deployment.family.reference(model), network, show)
 
     def _network(
         self, deployment: Model, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None
@@ -272,7 +274,7 @@ class FrameModel(TestedModel):
         from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 
         files = read_files(self.target)
-        contract = deployment.family.contract(files.metadata.options)
+        contract = contract_of(deployment.family, files.metadata.options)
         stepper = contract.runner(files.paths, dict(engine=self.settings['type'], **engine))
         yield self._network(deployment, stepper), FrameDumpComparer(stepper, files.all_metadata, deployment)
 

@@ -16,6 +16,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.families.base import DETECTOR, find_family
+from mmdeploy_ext.families.contracts import contract_of
 
 if TYPE_CHECKING:
     import argparse
@@ -174,7 +175,7 @@ def load_steppers(
         options: dict[str, Any] = dict(engine='OnnxRuntimeBackend', threads=args.threads)
         if args.providers:
             options['providers'] = args.providers
-        contract = family.contract(files.metadata.options)
+        contract = contract_of(family, files.metadata.options)
         steppers['onnx'], classes = contract.runner(files.paths, options), files.metadata.classes
     return steppers, classes
 

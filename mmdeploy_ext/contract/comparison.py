@@ -292,7 +292,7 @@ def count_rows(
     """Return a failing row for each number of candidates (B,) outside of its right values.
 
     `bounds` is name of the output -> smallest and largest right value (B,), see
-    `ImageFamily.candidate_bounds`.
+    `ImageReference.candidate_bounds`.
     """
     rows = []
     for name, (lower, upper) in bounds.items():

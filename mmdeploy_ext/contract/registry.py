@@ -33,6 +33,9 @@ CONTRACTS = 'mmdeploy_ext.consumers.catalogue'
 OURS = 'mmdeploy_ext.'
 """Beginning of the modules of the families of this package, which come before others."""
 
+USED_BY = {'': 'graph show {file}'}
+"""`used_by` of a family that names no command."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
@@ -47,6 +50,11 @@ class Registration:
     training_keys: tuple[str, ...] = ()
     keep_fp32: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+    exports: str = ''
+    similar_names: tuple[str, ...] = ()
+    of_config: str = ''
+    used_by: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(USED_BY))
+    own_kernels: tuple[str, ...] = ()
     contracts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # of other programs
 
     def load_family(self) -> Any:
@@ -114,6 +122,11 @@ def register_family(
     training_keys: tuple[str, ...] = (),
     keep_fp32: tuple[str, ...] = (),
     claims: tuple[str, ...] = (),
+    exports: str = '',
+    similar_names: tuple[str, ...] = (),
+    of_config: str = '',
+    used_by: Mapping[str, str] | None = None,
+    own_kernels: tuple[str, ...] = (),
 ) -> None:
     """Make a family known to every command and function.
 
@@ -132,7 +145,7 @@ def register_family(
         facts: `'module:Class'` of the dataclass of `postprocess` in the metadata, a subclass of
             `mmdeploy_ext.contract.facts.Facts`, in a module without PyTorch.
         runtime: module, without PyTorch, that turns the outputs of its files into results, see
-            `mmdeploy_ext.runtime.detect`; '' if the family overrides `detections`.
+            `mmdeploy_ext.runtime.detect`.
         library: import name of a library that the family needs and that takes long to import, such as
             'mmdet3d': the family is imported only for configs that no family without a library claims, and
             left out if the library cannot be imported.
@@ -144,6 +157,14 @@ def register_family(
         claims: names of classes; the family is imported for configs whose detector or head is one of them, or
             derived from one. (): for configs that no family with such names claims, and, without a `library`,
             for all.
+        exports: the models that it exports, and its page, for the message about a detector of no family.
+        similar_names: words in the names of similar detectors and heads, for the same message.
+        of_config: what its configs fix, for the message about an option that it does not have.
+        used_by: form -> the command that uses a proven file, as it is typed behind `mm2onnx`, with {file},
+            {folder} of it, {config} and {checkpoint}; '' for all other forms. A runtime that names a command
+            comes first, see `runtime.detect.runner_of`.
+        own_kernels: names of classes of layers or heads that need an operator without a CPU kernel in its
+            library, so that a proof compares with a kernel of the family's package.
 
     Raises:
         ConfigError: another family has the name, the name or `family` is not of that form, or the default of
@@ -159,6 +180,11 @@ def register_family(
         tuple(training_keys),
         tuple(keep_fp32),
         tuple(claims),
+        exports,
+        tuple(similar_names),
+        of_config,
+        dict(used_by or USED_BY),
+        tuple(own_kernels),
     )
     if not re.fullmatch(r'[a-z][\w-]*', name):
         raise ConfigError(
@@ -234,8 +260,7 @@ def program_loop(family: str, name: str) -> Any:
 
 
 def _contract_paths(family: str, name: str) -> tuple[str, str] | None:
-    registration = registered().get(family)
-    return registration.contracts.get(name) if registration else None
+    return registration_of(family).contracts.get(name)
 
 
 def _imported(path: str) -> Any:
@@ -262,10 +287,14 @@ def _import_all() -> None:
     _REGISTERED.update(in_order)
 
 
+def registration_of(family: str) -> Registration:
+    """Return the registration of a family; of a name that nobody has registered one without any facts."""
+    return registered().get(family) or Registration(family, '')
+
+
 def options_of(family: str) -> tuple[Option, ...]:
     """Return the options that a family has besides those of all; empty if it is not registered."""
-    registration = registered().get(family)
-    return registration.options if registration else ()
+    return registration_of(family).options
 
 
 def keep_fp32_of(family: str) -> tuple[str, ...]:
@@ -273,8 +302,7 @@ def keep_fp32_of(family: str) -> tuple[str, ...]:
 
     Empty if it is not registered.
     """
-    registration = registered().get(family)
-    return registration.keep_fp32 if registration else ()
+    return registration_of(family).keep_fp32
 
 
 def detector_options() -> tuple[Option, ...]:

@@ -18,8 +18,10 @@ import torch
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
+from mmdeploy_ext.families.images import batches
 from mmdeploy_ext.preprocess.cam2img import camera_key, square_matrix
 from mmdeploy_ext.preprocess.pictures import PreparedImage, warp_about_middle
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.draw import draw_results, write_picture
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.images import ImageFamily
+    from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.detections import Scored
     from mmdeploy_ext.runtime.frames import Stepper
@@ -85,7 +88,7 @@ class BackendDetector(Network):
         """
         views, metas, images = self.prepared(data)
         detections: dict[int, Scored] = {}
-        for group in self.family.batches(images):
+        for group in batches(self.family, images):
             group_indices = [indices[position] for position in group]
             feeds = self.family.feeds([self.fit(images[position]) for position in group], rescale=True)
             inputs = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
@@ -94,13 +97,13 @@ class BackendDetector(Network):
             if self.dump is not None:
                 inner = {name: tensor.cpu().numpy() for name, tensor in taps.items()}
                 self._write(group_indices, {**feeds, **inner, **outputs})
-            results = self.family.detections(self.metadata, outputs, feeds)
+            results = results_of(self.metadata.family, self.metadata, outputs, feeds)
             detections |= zip(group, results, strict=True)
         if self.show:
             for position, meta in enumerate(metas):
                 self.show.write(views[0][position], meta, detections[position])
         classes = len(self.metadata.classes)
-        return [self.family.result(detections[position], classes) for position in range(len(images))]
+        return [detections[position].to_mmdet_result(classes) for position in range(len(images))]
 
     def prepared(
         self, data: Mapping[str, Any]
@@ -160,12 +163,12 @@ class TorchDetector(Network):
     """The PyTorch model of images, by the test path with which proofs compare, whatever an export replaces.
 
     Attributes:
-        model: the model in evaluation mode.
+        reference: the model in evaluation mode, as its family runs it.
         stages: the stages of an export in PyTorch, which run only for batches with a sample that is dumped.
         show: draws detections while it runs; None draws none.
     """
 
-    model: nn.Module
+    reference: ImageReference
     stages: BackendDetector
     show: Show | None = None
 
@@ -182,11 +185,11 @@ class TorchDetector(Network):
             dataclasses.replace(stages.fit(image), collected=meta)
             for image, meta in zip(images, metas, strict=True)
         ]
-        detections = stages.family.reference_detections(self.model, fitted, rescale=True)
+        detections = self.reference.results(fitted, rescale=True)
         if self.show:
             for view, meta, of_image in zip(views[0], metas, detections, strict=True):
                 self.show.write(view, meta, of_image)
-        return [stages.family.result(of_image, len(stages.metadata.classes)) for of_image in detections]
+        return [of_image.to_mmdet_result(len(stages.metadata.classes)) for of_image in detections]
 
 
 @dataclasses.dataclass(eq=False)

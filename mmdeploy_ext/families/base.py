@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -18,26 +18,21 @@ from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.registry import (
     Registration,
-    contract_class,
     detector_options,
-    keep_fp32_of,
     registered,
+    registration_of,
 )
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.source_code import ModelClass, model_classes
 from mmdeploy_ext.core.user_modules import import_failure
-from mmdeploy_ext.families.contracts import Contract
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.nearest import refusal
 from mmdeploy_ext.models.building import has_head, head_of, names_of_class
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
-    import numpy as np
     import torch
 
-    from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
@@ -72,44 +67,21 @@ class Family(abc.ABC):
             families that write one file.
         ignored_prefixes: beginnings of the keys of a checkpoint that inference does not use.
         options: options of its exports, in the order of the metadata.
-        of_config: what configs of the family fix, for the message about an option that it does not have.
-        exported_by: command of `core/commands.py` that writes its files.
-        used_by: form -> the command that uses a proven file, as it is typed behind `mm2onnx`, with {file},
-            {folder} of it, {config} and {checkpoint}, if its runtime names none (see
-            `runtime.detect.runner_of`); '' for all others.
-        exports: the models that it exports, and its page, for the message about a detector of no family.
-        similar_names: words in the names of similar detectors and heads, for the same message.
         untraced: names of methods that its graphs or runtime compute by themselves, of any part of a model:
             before a dot may stand a pattern of the part's path, as in 'bbox_head.forward', or the name of a
             class that it is or derives from; '.forward' is of the model itself. A verdict names those of
             the user.
-        compared_with_own_kernels: names of classes of layers or heads that need an operator without a CPU
-            kernel in its library, so that a proof compares with a kernel of the family's package.
     """
 
     name: ClassVar[str]
     task: ClassVar[str] = ''
     product: ClassVar[str] = DETECTOR
-    samples: ClassVar[str]
+    samples: ClassVar[str] = 'images'
     memory: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     options: tuple[Option, ...] = ()
-    of_config: ClassVar[str] = ''
-    exported_by: ClassVar[str] = 'export'
-    used_by: ClassVar[Mapping[str, str]] = {'': 'graph show {file}'}
-    exports: ClassVar[str] = ''
-    similar_names: ClassVar[tuple[str, ...]] = ()
     untraced: ClassVar[tuple[str, ...]] = ()
-    compared_with_own_kernels: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def keep_fp32(self) -> tuple[str, ...]:
-        """Patterns of nodes that stay float32 in its float16 files, as it was registered.
-
-        One ('*', '?', '[...]') fits a node by its name, operator, module or an output, see `register_family`.
-        """
-        return keep_fp32_of(self.name)
 
     def choose(self, /, **values: Any) -> Options:
         """Return options with these values, by name of the option; the others have the family's defaults.
@@ -118,7 +90,7 @@ class Family(abc.ABC):
         with the message of `missing_option_message`.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
-            raise UsageError(self.missing_option_message(name, values))
+            raise UsageError(missing_option_message(self, name, values))
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
@@ -126,44 +98,6 @@ class Family(abc.ABC):
 
         `dataset` is the one that mmdet or mmdet3d built of `data.test` of `cfg`. ConfigError names the key.
         """
-
-    def exported_options(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
-        """Return the options that a file was exported with.
-
-        `content` is the entry `options` of its metadata, name -> value, of which `cfg_options` is no option
-        and is left out; `path` names the file in messages. ModelFileError: one is missing, or the family has
-        no such option.
-        """
-        values = {name: value for name, value in content.items() if name != 'cfg_options'}
-        names = [option.name for option in self.options]
-        refusals = [self.missing_option_message(name, content) for name in values if name not in names]
-        refusals += [f'{name} is missing' for name in names if name not in values]
-        if refusals:
-            raise ModelFileError(f'{path}: export it again; its options fit no export: {refusals[0]}')
-        return self.choose(**values)
-
-    def missing_option_message(self, name: str, values: Mapping[str, Any]) -> str:
-        """Return the message about an option that the family lacks, and the imported families that have it.
-
-        Families of libraries that were not imported are left out. If no family has such an option, the
-        message names those of this one. `values` are name ->
-        value of the options that were chosen or are in a file, `name` is one of them.
-        """
-        load_families('')
-        families = [family for family in FAMILIES.values() if family.product == self.product]
-        owners = sorted(
-            family.name for family in families if name in [entry.name for entry in family.options]
-        )
-        options = {option.name: option for option in detector_options()}
-        options |= {option.name: option for family in families for option in family.options}
-        if name not in options:
-            return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
-        message = f'{options[name].with_value_of(values)}: family {self.name!r} has no such option'
-        if self.of_config:
-            message += f'; {self.of_config}'
-        if owners:
-            message += f'; {" and ".join(owners)} {"has" if len(owners) == 1 else "have"} it'
-        return message
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
@@ -186,28 +120,6 @@ class Family(abc.ABC):
     def build(self, cfg: Any) -> torch.nn.Module:
         """Build the PyTorch model of a config, without the weights of a checkpoint, in evaluation mode."""
 
-    def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
-        """Return settings of a part of the model that are needed before its weights; None if there are none.
-
-        Families of backbones have such: how the sparse encoder reads its voxels. ConfigError: the config
-        contradicts itself.
-        """
-        return None
-
-    def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
-        """Read a checkpoint into the model; return the `Checkpoint`, whose `meta` is {} if the file has none.
-
-        Families of backbones return a `LoadReport` instead. `weight_layout` is that of the kernels of sparse
-        convolutions in the file: 'auto', which finds it from their shapes, 'spconv1', 'spconv2' or
-        'spconv2-rskc'; families of detectors ignore it, also those that have some. CheckpointError: no such
-        file, damaged, or of another model.
-        """
-        from mmdeploy_ext.weights.checkpoint import load_checkpoint
-
-        checkpoint = load_checkpoint(path)
-        self.load_weights(model, checkpoint)
-        return checkpoint
-
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into the model; every key has to be accounted for.
 
@@ -219,40 +131,12 @@ class Family(abc.ABC):
 
         load_strict(model, checkpoint, self.ignored_prefixes)
 
-    def config_sha256(self, cfg: Any) -> str:
-        """Return a hash of the model and the test pipeline of the config, which decide the graph.
-
-        Of a backbone the model alone decides it.
-        """
-        return config_sha256(cfg)
-
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:
         """Return the rule by which samples are prepared; the metadata keep it.
 
         It is that of the config's test pipeline; how points become voxels follows from the config's model.
         """
-
-    def default_output(self, stem: str, options: Options) -> str:
-        """Return the default name of the output; `stem` is that of the config's file name.
-
-        Here a folder has the name `stem`, and a file is called tmp.onnx, or of a family of folders by its
-        contract.
-        """
-        if not self.contract(options).one_file:
-            return stem
-        return f'{stem}_{options.contract}.onnx' if self.files else 'tmp.onnx'
-
-    def contract(self, options: Mapping[str, Any]) -> Contract:
-        """Return the files that an export with these options writes: the family's, or another program's."""
-        return (contract_class(self.name, options.get('contract', '')) or Contract)(self)
-
-    def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
-        """Return input name -> array that is traced, for graphs whose `Graph.example` is empty.
-
-        `images` are prepared pictures of the size of the options, one at least; {} if no graph needs them.
-        """
-        return {}
 
     def num_classes(self, model: torch.nn.Module) -> int:
         """Return the number of classes of the model's head, or of a model without one; 0 of a backbone."""
@@ -298,6 +182,44 @@ LACKING = {
     BACKBONE: 'has no sparse-convolution backbone that mm2onnx exports',
 }
 """Product -> why a config that no family claims is refused."""
+
+
+def exported_options(family: Family, content: Mapping[str, Any], path: object = 'the file') -> Options:
+    """Return the options that a file was exported with.
+
+    `content` is the entry `options` of its metadata, name -> value, of which `cfg_options` is no option
+    and is left out; `path` names the file in messages. ModelFileError: one is missing, or the family has
+    no such option.
+    """
+    values = {name: value for name, value in content.items() if name != 'cfg_options'}
+    names = [option.name for option in family.options]
+    refusals = [missing_option_message(family, name, content) for name in values if name not in names]
+    refusals += [f'{name} is missing' for name in names if name not in values]
+    if refusals:
+        raise ModelFileError(f'{path}: export it again; its options fit no export: {refusals[0]}')
+    return family.choose(**values)
+
+
+def missing_option_message(family: Family, name: str, values: Mapping[str, Any]) -> str:
+    """Return the message about an option that the family lacks, and the imported families that have it.
+
+    Families of libraries that were not imported are left out. If no family has such an option, the
+    message names those of this one. `values` are name ->
+    value of the options that were chosen or are in a file, `name` is one of them.
+    """
+    load_families('')
+    families = [entry for entry in FAMILIES.values() if entry.product == family.product]
+    owners = sorted(entry.name for entry in families if name in [option.name for option in entry.options])
+    options = {option.name: option for option in detector_options()}
+    options |= {option.name: option for entry in families for option in entry.options}
+    if name not in options:
+        return f'{name}: no such option; there are {", ".join(option.name for option in family.options)}'
+    message = f'{options[name].with_value_of(values)}: family {family.name!r} has no such option'
+    if of_config := registration_of(family.name).of_config:
+        message += f'; {of_config}'
+    if owners:
+        message += f'; {" and ".join(owners)} {"has" if len(owners) == 1 else "have"} it'
+    return message
 
 
 def load_families(library: str | None = None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mmdeploy_ext.contract.registry import contract_class
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,11 +16,16 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper, Sweep
 
 
+def contract_of(family: Any, options: Mapping[str, Any]) -> Contract:
+    """Return the files that an export with these options writes: the family's, or another program's."""
+    return (contract_class(family.name, options.get('contract', '')) or Contract)(family)
+
+
 class Contract:
     """The files of a family itself; a program's contract derives from it, see `register_contract`.
 
     Attributes:
-        used_by: command for a proven file, as `Family.used_by` has them; '': the family's.
+        used_by: command for a proven file, as in `register_family`; '': the family's.
         opens: class of the program's loop, which opens the files of an export, path first; None: the family's
             runtime.
     """

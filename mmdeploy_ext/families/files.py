@@ -11,6 +11,7 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.registry import keep_fp32_of
 from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
@@ -19,11 +20,22 @@ from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
-from mmdeploy_ext.families.base import FAMILIES, Family
+from mmdeploy_ext.families.base import BACKBONE, FAMILIES, Family, exported_options
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.model import Model, check_options, load_weights, rule_of
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
+
+
+def default_output(family: Family, stem: str, options: Options) -> str:
+    """Return the default name of the file or folder of an export of the config file `stem`."""
+    if family.product == BACKBONE:
+        target = '' if options.target == 'libspconv' else f'{options.target}.'
+        return f'lidar.backbone.{target}{options.order}.onnx'
+    if not contract_of(family, options).one_file:
+        return stem
+    return f'{stem}_{options.contract}.onnx' if family.files else 'tmp.onnx'
 
 
 def check_output(output: str, options: Options, family: Family, option: str = '--output-file ') -> None:
@@ -40,7 +52,7 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
             that has folders of graphs as well; the working folder or a mount point; a path that cannot be
             written, or that this run reads.
     """
-    contract = family.contract(options)
+    contract = contract_of(family, options)
     one_file = contract.one_file
     if output.endswith('.onnx') != one_file and family.files:
         expected = 'one file, expected a name in .onnx' if one_file else 'several graphs, expected a folder'
@@ -73,7 +85,7 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
         graph: by default the last one of the family, which gives the outputs.
     """
     family = deployment.family
-    graph = graph or family.contract(options).graphs(deployment.model, options)[-1]
+    graph = graph or contract_of(family, options).graphs(deployment.model, options)[-1]
     return Metadata(
         family=family.name,
         form=graph.name,
@@ -144,8 +156,11 @@ def export_graphs(
     """
     family, exported = deployment.family, []
     device = next(deployment.model.parameters()).device
-    inputs = family.example(images, options)
-    for graph in family.contract(options).graphs(prepared(deployment.model), options):
+    inputs = {}
+    if family.samples == 'images':
+        batch = [images[index % len(images)] for index in range(options.batch)]
+        inputs = family.feeds(batch, rescale=True)
+    for graph in contract_of(family, options).graphs(prepared(deployment.model), options):
         example = graph.example
         if not example:  # optional inputs that no picture gives have their defaults
             arrays = {name: array for name, array in inputs.items() if name in graph.spec.input_names}
@@ -155,7 +170,7 @@ def export_graphs(
         for stage in graph.stages:
             stage.module.to(device)
         with recorded_warnings(deployment.code_warnings):
-            model = export_graph(graph, options, family.keep_fp32, example)
+            model = export_graph(graph, options, keep_fp32_of(family.name), example)
         exported.append((model, make_metadata(deployment, options, graph)))
     check_patterns([model for model, _ in exported], options.keep_fp32)
     return exported
@@ -182,7 +197,7 @@ def export_files(
     """
     start = time.perf_counter()
     exported = export_graphs(deployment, options, images)
-    contract = deployment.family.contract(options)
+    contract = contract_of(deployment.family, options)
     if contract.one_file:
         ((model, metadata),) = exported
         export.save(model, output, metadata)
@@ -243,7 +258,7 @@ def read_files(path: str) -> ExportedFiles:
     family = FAMILIES.get(metadata.family)
     names: Sequence[str] = ()
     if family is not None and family.files:
-        names = family.contract(family.exported_options(metadata.options, first)).files
+        names = contract_of(family, exported_options(family, metadata.options, first)).files
     if names and Path(path).is_dir():
         check_file_names(path, {Path(file).name: f'{entry.form}.onnx' for file, entry in metadata_of.items()})
     positions = {name: position for position, name in enumerate(names)}

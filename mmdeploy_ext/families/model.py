@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core.config import load_config, test_dataset, test_pipeline
+from mmdeploy_ext.core.config import config_sha256, load_config, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import (
     ConfigError,
     EngineError,
@@ -24,7 +24,9 @@ from mmdeploy_ext.core.errors import (
     shortened,
 )
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
+from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.images import picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,12 +54,12 @@ class Model:
         weight_layout: layout of the kernels of a sparse backbone in the checkpoint; 'auto' finds it.
         model: upstream's model in evaluation mode, since `build`; with its weights since `load_weights`.
         rule: how a sample becomes the input, of `Family.preprocess_rule`; of images a `PreprocessRule`.
-        settings: what `Family.settings` returned; None for most families.
+        settings: what `SparseFamily.settings` returned; None for other families.
         unbuilt_cfg: `cfg` before `build`: mmcv takes entries out of it, such as `fallback_on_stride`.
         normalisation: `mean` and `std`, or one of them, which replace the config's, see `normalise_with`.
         classes: names by label, since `load_weights`; () for a backbone.
         checkpoint_sha256: digest of the checkpoint, since `load_weights`.
-        report: what `Family.load` returned: the checkpoint; of a sparse backbone a `LoadReport`.
+        report: the checkpoint; of a sparse backbone a `LoadReport`.
         collected: entries that the config's test pipeline collects of a picture, once a proof has run it.
         code_warnings: what PyTorch warned of in the user's code in exports of this model.
     """
@@ -111,7 +113,9 @@ class Model:
     @property
     def config_sha256(self) -> str:
         """The digest of the config's entries that decide what the model computes."""
-        return self.family.config_sha256(self.cfg)
+        if self.family.product == BACKBONE:  # which the model alone decides
+            return config_sha256(dict(model=self.cfg.model, test_pipeline=[dict(type='points')]))
+        return config_sha256(self.cfg)
 
 
 def read_config(
@@ -190,7 +194,8 @@ def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[
         load_checkpoint(deployment.checkpoint)  # raises the error about the path
     deployment.unbuilt_cfg = copy.deepcopy(cfg)
     deployment.model = family.build(cfg)
-    deployment.settings = family.settings(cfg, deployment.model)
+    if family.product == BACKBONE:
+        deployment.settings = family.settings(cfg, deployment.model)
     deployment.normalise_with(mean, std)
 
 
@@ -217,8 +222,14 @@ def load_weights(deployment: Model) -> None:
         CheckpointError: the checkpoint cannot be read, or is of another model.
         ConfigError, UsageError: see `class_names`.
     """
+    from mmdeploy_ext.weights.checkpoint import load_checkpoint
+
     family, model = deployment.family, deployment.model
-    deployment.report = family.load(model, deployment.checkpoint, deployment.weight_layout)
+    if family.product == BACKBONE:
+        deployment.report = family.load(model, deployment.checkpoint, deployment.weight_layout)
+    else:
+        deployment.report = load_checkpoint(deployment.checkpoint)
+        family.load_weights(model, deployment.report)
     meta = getattr(deployment.report, 'meta', {})
     deployment.classes = class_names(deployment.cfg, meta, family.num_classes(model))
     deployment.checkpoint_sha256 = sha256_file(deployment.checkpoint)
@@ -370,9 +381,9 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)
-    family.contract(resolved).check(cfg)
+    contract_of(family, resolved).check(cfg)
     if family.samples == 'images' and resolved.dynamic:
-        smallest = family.picture(model, resolved).smallest
+        smallest = picture_of(family, model, resolved).smallest
         if min(resolved.height, resolved.width) < smallest:
             raise UsageError(
                 f'--shape {resolved.height} {resolved.width}: a file of any size takes sides of at least '

@@ -3,8 +3,9 @@
 import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from mmdeploy_ext.contract.registry import Registration, registration_of
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, did_you_mean
 from mmdeploy_ext.core.unregistered import missing_types, registered_names, unregistered
@@ -21,23 +22,6 @@ ALIKE = 0.75
 """Share of equal letters from which on two names are alike."""
 ADVICE = 'the families and their configs are in README.md'
 """Where a message sends the reader."""
-
-
-class Described(Protocol):
-    """The attributes of a `Family` that describe it; see `families.base`.
-
-    Attributes:
-        name: name of the family.
-        exports: the models that it exports, and its page, in words; '' if it is not to be named as nearest.
-        similar_names: words in the names of similar detectors and heads.
-        samples: kind of its samples: 'images' of one camera, or 'frames' of a drive, 'sweeps' of a LiDAR or
-            'fused' frames of both.
-    """
-
-    name: str
-    exports: str
-    similar_names: tuple[str, ...]
-    samples: str
 
 
 def part_types(model: Any, prefix: str = '') -> dict[str, str]:
@@ -59,7 +43,7 @@ def part_types(model: Any, prefix: str = '') -> dict[str, str]:
 
 
 def refusal(
-    cfg: Any, families: Sequence[Described], reason: str, failures: Mapping[str, str] | None = None
+    cfg: Any, families: Sequence[Any], reason: str, failures: Mapping[str, str] | None = None
 ) -> ConfigError:
     """Return the error of a config that no family claims: its parts, the nearest family, what to do.
 
@@ -85,10 +69,9 @@ def refusal(
     heads = f'with {", ".join(texts)}' if texts else 'without a head'
     by_name = sorted(families, key=lambda family: family.name)  # of equally similar ones the first by name
     of_pictures = not _has_sensors(cfg)
-    candidates = [
-        family for family in by_name if family.exports and (family.samples == 'images') == of_pictures
-    ]
-    best = max(candidates, key=lambda family: _similarity(family, model, parts), default=None)
+    alike = [family.name for family in by_name if (family.samples == 'images') == of_pictures]
+    candidates = [entry for entry in map(registration_of, alike) if entry.exports]
+    best = max(candidates, key=lambda entry: _similarity(entry, model, parts), default=None)
     advice = ''
     if best is not None and any(_similarity(best, model, parts)):
         advice = f'nearest is {best.name}: {best.exports}; '
@@ -121,13 +104,13 @@ def _has_sensors(cfg: Any) -> bool:
     )
 
 
-def _similarity(family: Described, model: Any, parts: Mapping[str, str]) -> tuple[float, ...]:
+def _similarity(entry: Registration, model: Any, parts: Mapping[str, str]) -> tuple[float, ...]:
     """Return how similar a family is to a model: by its heads, then its detector, then its other parts.
 
     Each number is the length of the longest of the family's words in a name; the last is the share of equal
     letters of the names, 0 below `ALIKE`, which may be chance.
     """
-    words = [word.lower() for word in (family.name, *family.similar_names)]
+    words = [word.lower() for word in (entry.name, *entry.similar_names)]
     heads = [name.lower() for key, name in parts.items() if key.endswith('head')]
     other_parts = [name.lower() for key, name in parts.items() if not key.endswith('head')]
     detector = [str(model.get('type') or '').lower()] if isinstance(model, dict) else []

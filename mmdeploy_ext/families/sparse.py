@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.contract.options import SPARSE, Options
-from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.families.base import BACKBONE, Family
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.sparse.ir import Triple
@@ -75,20 +74,11 @@ class SparseFamily(Family):
     product = BACKBONE
     samples = 'sweeps'
     options = SPARSE
-    exported_by = 'export-backbone'
-    used_by: ClassVar[Mapping[str, str]] = {
-        'portable': 'benchmark {config} {checkpoint} --onnx {file}',
-        '': 'graph show {file}',
-    }
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
     int8: ClassVar[Int8Reference] = Int8Reference()
 
     def choose(self, /, **values: Any) -> Options:
         return super().choose(**{**values, 'order': values.get('order') or self.orders[0]})
-
-    def default_output(self, stem: str, options: Options) -> str:
-        target = '' if options.target == 'libspconv' else f'{options.target}.'
-        return f'lidar.backbone.{target}{options.order}.onnx'
 
     @abc.abstractmethod
     def settings(self, cfg: Any, model: torch.nn.Module) -> EncoderSettings:
@@ -111,18 +101,15 @@ class SparseFamily(Family):
 
     @abc.abstractmethod
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
-        """Load the encoder's weights (and the rest of the model, if the file has it); see `Family.load`.
+        """Load the encoder's weights (and the rest of the model, if the file has it).
 
         `weight_layout`, of the kernels in the file, is 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'. The
-        report has the layouts that were found, ranges of a PTQ file and keys that nothing took; a missing key
-        of the encoder raises CheckpointError.
+        report has the layouts that were found, ranges of a PTQ file and keys that nothing took.
+        CheckpointError: no such file, damaged, or without a key of the encoder.
         """
 
     def num_classes(self, model: torch.nn.Module) -> int:
         return 0
-
-    def config_sha256(self, cfg: Any) -> str:
-        return config_sha256(dict(model=cfg.model, test_pipeline=[dict(type='points')]))
 
     @abc.abstractmethod
     def run_encoder(

@@ -24,6 +24,7 @@ import numpy as np
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.base import record_runs
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.proving.drive import NearOrigin
@@ -70,7 +71,7 @@ def write_frames(
     """
     family = deployment.family
     files, options = read_files(deployment, paths)
-    if between := family.contract(options).runner_outputs(deployment.model, options):
+    if between := contract_of(family, options).runner_outputs(deployment.model, options):
         names = ', '.join(tensor.name for tensor in between)
         raise UsageError(
             f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '
@@ -113,7 +114,7 @@ class _FramesWriter:
 
     def __init__(self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path) -> None:
         self.sides, self.folder = sides, ArrayFolder(folder)
-        graphs = sides.deployment.family.contract(options).graphs(sides.deployment.model, options)
+        graphs = contract_of(sides.deployment.family, options).graphs(sides.deployment.model, options)
         self._modules = {graph.name: graph.module for graph in graphs}
         self.graphs: dict[str, KitGraph] = {}
         self.entries: list[dict[str, Any]] = []

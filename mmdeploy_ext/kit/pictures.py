@@ -14,7 +14,7 @@ from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import read_picture_file
-from mmdeploy_ext.proving.references import ImageReference, options_besides_form
+from mmdeploy_ext.proving.references import InputReference, options_besides_form
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.model import Model
 
 
-def write_pictures(
-    deployment: Model, path: str, samples: Collection[Any], folder: Path
-) -> dict[str, Any]:
+def write_pictures(deployment: Model, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
     They are `file`, `graphs`, `cases`, `frames`, an empty list, and `bars`, those of the page, see
@@ -52,7 +50,7 @@ def write_pictures(
     entries, arrays = [], ArrayFolder(folder)
     with build_backend('OnnxRuntimeBackend', str(path)) as backend:
         for index, proof_input in enumerate(tracked(inputs, len(inputs), 'PyTorch')):
-            reference = ImageReference(deployment, proof_input)
+            reference = InputReference(deployment, proof_input)
             case = _case(f'{index:03}', reference, file.metadata)
             entries.append(case.write(arrays, backend.infer(case.inputs)))
             reference.forget()
@@ -60,14 +58,13 @@ def write_pictures(
     return dict(file=MODEL, graphs=[entry], cases=entries, frames=[], bars=bars)
 
 
-def _case(name: str, reference: ImageReference, metadata: Metadata) -> KitCase:
+def _case(name: str, reference: InputReference, metadata: Metadata) -> KitCase:
     """Return the case of an input: what the graph takes, and what PyTorch makes of it."""
-    family = reference.deployment.family
     inputs = metadata.spec.with_defaults(reference.feeds_of(metadata))  # not every engine has optional inputs
     tensors: dict[str, np.ndarray] = {}
     if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
         options = options_besides_form(reference.deployment, metadata)
-        tensors = dict(reference.compute(family.reference_tensors, metadata.form, **options))
+        tensors = dict(reference.compute(reference.code.tensors, metadata.form, **options))
         tensors = {name: array for name, array in tensors.items() if name in metadata.spec.output_names}
     proof_input = reference.input
     return KitCase(

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 
-def write_voxels(
-    deployment: Model, path: str, samples: Collection[VoxelSet], folder: Path
-) -> dict[str, Any]:
+def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], folder: Path) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
     They are `graphs`, `cases`, `frames`, an empty list, `engine` and `precision`. The file is read, and not

@@ -13,6 +13,7 @@ from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.pictures import compare_outputs
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks import half_bars, task_module
 from mmdeploy_ext.tasks.results import Case
 
@@ -105,7 +106,7 @@ class ImageDumpComparer:
         outputs = backend.infer(feeds)
         dumped = {key: tensors[key] for key in outputs}
         both = (dumped, outputs) if backend.metadata.form == 'full' else ()
-        results = [family.detections(backend.metadata, side, {**tensors, **feeds}) for side in both]
+        results = [results_of(family.name, backend.metadata, side, {**tensors, **feeds}) for side in both]
         pairs = zip(*results, strict=True)
         settings = bars.of_task(family.task) if bars else {}
         match = task_module(family.task).match_detections
@@ -125,7 +126,8 @@ class ImageDumpComparer:
         if not valued:
             return ()
         expected = {name: dumped[name] for name in valued}
-        return compare_outputs(self.deployment.family, expected, outputs, spec, bars)
+        code = self.deployment.family.reference(self.deployment.model)
+        return compare_outputs(code, expected, outputs, spec, bars)
 
 
 class FrameDumpComparer:

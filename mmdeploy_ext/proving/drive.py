@@ -15,6 +15,7 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import LoadError
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.frames import (
     MAX_DRAWN,
@@ -71,7 +72,7 @@ def prove_frames(
     """
     proof = check_frames(deployment, paths, frames, engine, claims)
     family, results, verdict = deployment.family, proof.results, proof.verdict
-    contract = family.contract(proof.options)
+    contract = contract_of(family, proof.options)
     bars = bars or default_bars(verdict.precision)
     with contextlib.ExitStack() as stack:
         try:

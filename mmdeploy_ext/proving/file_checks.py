@@ -15,11 +15,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import OF_SPARSE_GRAPHS, PREFIX
+from mmdeploy_ext.contract.registry import keep_fp32_of
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families import files
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.model import prepare_fixed
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
@@ -65,10 +67,10 @@ def of_graph(deployment: Model, options: Options, name: str) -> Export:
     """Return the function that exports one graph of a model of frames or sweeps, by its name."""
 
     def export() -> onnx.ModelProto:
-        for graph in deployment.family.contract(options).graphs(prepared(deployment.model), options):
+        for graph in contract_of(deployment.family, options).graphs(prepared(deployment.model), options):
             if graph.name == name:
                 with recorded_warnings(deployment.code_warnings):
-                    return files.export_graph(graph, options, deployment.family.keep_fp32)
+                    return files.export_graph(graph, options, keep_fp32_of(deployment.family.name))
         raise ModelFileError(f'the model has no graph {name!r} with the options in the file')
 
     return export

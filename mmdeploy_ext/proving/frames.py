@@ -20,6 +20,8 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.exporting.substitution import choices_among, without_limits
+from mmdeploy_ext.families.base import exported_options
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.open_points import count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
@@ -162,7 +164,7 @@ def check_frames(
         **files[-1].facts,
     )
     proof = start(deployment, files, options, engine_options(files, kind, engine), claims, facts)
-    graphs = family.contract(options).graphs(deployment.model, options)
+    graphs = contract_of(family, options).graphs(deployment.model, options)
     specs = {graph.name: graph.spec for graph in graphs}
     for file in files:
         check_contents(proof, file, deployment.rule, specs.get(file.name))
@@ -194,7 +196,7 @@ def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFi
             raise ModelFileError(
                 f'{file.path}: is of another export than {first.path} (options differ); export again'
             )
-    options = deployment.family.exported_options(first.options, first.path)
+    options = exported_options(deployment.family, first.options, first.path)
     with file_checks.option_errors(first.path):
         options.check()
     return files, options
@@ -202,7 +204,7 @@ def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFi
 
 def companions_checks(deployment: Model, options: Options, folder: Path) -> list[Check]:
     """Return the checks of the text files in the folder of the graphs."""
-    contract = deployment.family.contract(options)
+    contract = contract_of(deployment.family, options)
     return list(companion_checks(folder, contract.companions(deployment.model)))
 
 
@@ -234,7 +236,7 @@ def open_sides(
 
     `files` and `options` are those of `read_files`; whatever has to be closed is entered into the stack.
     """
-    model, contract = deployment.model, deployment.family.contract(options)
+    model, contract = deployment.model, contract_of(deployment.family, options)
     names = {file.name for file in files}
     if absent := [f'{one.name}.onnx' for one in contract.graphs(model, options) if one.name not in names]:
         raise ModelFileError(
@@ -372,7 +374,7 @@ def unusual_cases(sides: Sides, options: Options, first: Sweep | None) -> Iterat
     that all results may have the same score.
     """
     family, rule = sides.deployment.family, sides.deployment.rule
-    for crowd in family.contract(options).crowded_sweeps(rule):
+    for crowd in contract_of(family, options).crowded_sweeps(rule):
         sweep = dataclasses.replace(first or crowd, points=crowd.points, name=crowd.name)
         yield judge_tensors(sides, sweep, *sides.run(sweep))
     if first is None:

@@ -28,6 +28,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
 from mmdeploy_ext.exporting.substitution import border_names, choices_among, substituted, without_limits
+from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.files import make_metadata
 from mmdeploy_ext.families.model import check_options, rule_of
 from mmdeploy_ext.proving import file_checks, half_precision
@@ -51,7 +52,7 @@ from mmdeploy_ext.proving.proof import (
 )
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
-    ImageReference,
+    InputReference,
     changed_children,
     empty_reference,
     options_besides_form,
@@ -74,8 +75,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
@@ -102,7 +103,7 @@ def prove_pictures(
     """Prove one file on (title, BGR picture); the first counts as the one that was traced.
 
     `picture_files` are the paths of the pictures, if they were read from files; `known` is that of
-    `ImageReference`, for proofs of several files of one model; for the rest see `ladder.prove`.
+    `InputReference`, for proofs of several files of one model; for the rest see `ladder.prove`.
     """
     proof = check_pictures(deployment, paths, pictures, engine, claims, picture_files)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
@@ -118,27 +119,27 @@ def prove_pictures(
         first = None
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
-            if not isinstance(entry, ImageReference):
-                reference = ImageReference(deployment, entry, known)
+            if not isinstance(entry, InputReference):
+                reference = InputReference(deployment, entry, known)
             first = first or reference
             case, pairs = run_case(reference, backend)
             reference.forget()
             results.cases.append(case)
             proof.pairs += pairs
-        again = ImageReference(deployment, first.input)
+        again = InputReference(deployment, first.input)
         compare_again(proof, lambda: run_case(again, backend)[0])
         if names := changed_children(first.sums, again.sums):
             results.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
 
-        judge_results(proof)
+        judge_results(proof, first.code.max_alone_share)
         if claims.timed and all(case.passed for case in results.cases):
             verdict.timing_ms = timing(first, backend)
     if not results.reasons:
         results.reasons += total_reasons(results.cases, verdict.precision)
     verdict.notes += [*normalisation_notes(deployment), *notes_on_export(deployment, file.metadata)]
     if verdict.precision == 'fp32':
-        verdict.notes += substitution_notes(deployment, results.cases)
-    if left_out := deployment.family.results_left_out(file.options):
+        verdict.notes += substitution_notes(first.code, results.cases)
+    if left_out := first.code.results_left_out(file.options):
         verdict.notes.append(left_out)
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = unreached(limits, results.cases, '--images')
@@ -191,7 +192,7 @@ def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Optio
     file, family = open_file(path), deployment.family
     metadata = file.metadata
     metadata.require(path, family.name, family.forms)
-    options = family.exported_options(metadata.options, path)
+    options = exported_options(family, metadata.options, path)
     if options.form != metadata.form:
         raise ModelFileError(
             f'{path}: says that its form is {metadata.form!r} and that it was exported as '
@@ -222,7 +223,7 @@ def picture_inputs(
     options: Options,
     pictures: Sequence[tuple[str, np.ndarray]],
     known: dict[bytes, Any] | None = None,
-) -> tuple[list[ProofInput | ImageReference], list[str]]:
+) -> tuple[list[ProofInput | InputReference], list[str]]:
     """Return inputs made of the pictures, a plain one, and one that an object fills; and notes.
 
     The last is there if the sizes of regions choose levels of a pyramid. A plain picture in which PyTorch
@@ -230,8 +231,8 @@ def picture_inputs(
     already, the reference stands for the input.
     """
     inputs = list(proof_inputs(deployment, options, pictures))
-    traced = ImageReference(deployment, inputs[0], known)
-    if deployment.family.results_left_out(file.options):
+    traced = InputReference(deployment, inputs[0], known)
+    if traced.code.results_left_out(file.options):
         return [traced, *inputs[1:]], []
     if zoomed := zoomed_on_object(deployment, options, traced):
         inputs.append(zoomed)
@@ -245,17 +246,17 @@ def picture_inputs(
     return [*(run.get(index, one) for index, one in enumerate(inputs)), empty], []
 
 
-def substitution_notes(deployment: Model, cases: Sequence[Case]) -> list[str]:
+def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]:
     """Return that the file's own tensors were not put in, and results that are a choice among equals."""
     notes = list(dict.fromkeys(note for case in cases for note in case.notes))
-    if unjudged := deployment.family.unjudged(deployment.model):
+    if unjudged := code.unjudged():
         notes.append(unjudged)
     if any(case.substituted for case in cases):
         return notes
     return ["the file's own tensors were not put into the user's code: results end to end decide", *notes]
 
 
-def run_case(reference: ImageReference, backend: Backend) -> tuple[Case, list[Pair]]:
+def run_case(reference: InputReference, backend: Backend) -> tuple[Case, list[Pair]]:
     """Run an engine on one input, and compare tensors and results with the reference.
 
     Args:
@@ -277,7 +278,7 @@ def run_case(reference: ImageReference, backend: Backend) -> tuple[Case, list[Pa
 
 
 def judge_outputs(
-    reference: ImageReference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
+    reference: InputReference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
 ) -> tuple[Case, list[Pair]]:
     """Compare the outputs of an engine, or the error that it raised, with the reference.
 
@@ -286,7 +287,7 @@ def judge_outputs(
     Returns:
         The case, and pairs of results to draw.
     """
-    family, model, metadata = reference.deployment.family, reference.deployment.model, backend.metadata
+    code, model, metadata = reference.code, reference.deployment.model, backend.metadata
     proof_input, expected = reference.input, reference.results
     bars = half_bars.bars_of(backend.computes_in or metadata.precision)
     shape = 'x'.join(map(str, reference.feeds[metadata.spec.input_names[0]].shape))
@@ -301,10 +302,10 @@ def judge_outputs(
             *shape_rows(outputs, metadata.spec),
             *_contract_rows(reference, metadata, outputs, bars),
         )
-        if family.results_left_out(metadata.options):
+        if code.results_left_out(metadata.options):
             return dataclasses.replace(case, tensors=rows), []
         inputs = reference.feeds, reference.images, proof_input.rescale
-        results = family.results(model, metadata, outputs, *inputs)
+        results = code.file_results(metadata, outputs, *inputs)
         if len(results) != len(expected):
             raise ShapeError(f'got results of {len(results)} images, expected {len(expected)}')
     except FAILURES as error:
@@ -313,25 +314,25 @@ def judge_outputs(
         return dataclasses.replace(case, tensors=rows, detections=tuple(failed)), []
     detections = match_images(reference, expected, results, bars)
     if bars and not rows:
-        rows = _cosines_of_results(family.task, expected, results, bars)
+        rows = _cosines_of_results(reference.deployment.family.task, expected, results, bars)
     substituted_rows, inner_rows, notes = (), (), ()
     if not bars:
         rows = (*rows, *border_rows(reference, getattr(backend, 'inner', {}), outputs))
         substituted_rows, notes = match_substituted(reference, tensors, results)
         inner_rows = match_inner(reference, tensors)
-    ranking = {} if all(row.passed for row in detections) else family.ranking(model, tensors)
+    ranking = {} if all(row.passed for row in detections) else code.ranking(tensors)
     if ranking:
         with substituted(model, ranking):
             detections = match_images(reference, reference.run(), results, bars)
         notes = (*notes, f"{proof_input.name}: PyTorch's queries have the ranks of the file, see its scores")
     pairs = _pictures(reference, results, title_of(type(backend).__name__))
-    counts = {**counts_of_images(expected, outputs), **family.counts(model, tensors)}
+    counts = {**counts_of_images(expected, outputs), **code.counts(tensors)}
     case = dataclasses.replace(case, tensors=rows, detections=detections, substituted=substituted_rows)
     return dataclasses.replace(case, inner=inner_rows, counts=counts, notes=notes), pairs
 
 
 def match_images(
-    reference: ImageReference, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars | None
+    reference: InputReference, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars | None
 ) -> tuple[DetectionRow, ...]:
     """Return level 3 of one case: the results of every image, matched with PyTorch's.
 
@@ -348,26 +349,25 @@ def match_images(
 
 
 def border_rows(
-    reference: ImageReference, tensors: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    reference: InputReference, tensors: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
 ) -> tuple[TensorRow, ...]:
     """Compare the file's tensors at the borders of its stages with what the user's methods returned.
 
-    Of `tensors`, those at the borders, `Family.borders` are compared and, with `outputs` of the file, rows of
-    `Family.inner_tensors`.
+    Of `tensors`, `ImageReference.borders` are compared and, with `outputs` of the file, rows of
+    `ImageReference.inner_tensors`.
     """
-    family, model = reference.deployment.family, reference.deployment.model
     expected: dict[str, np.ndarray] = {}
-    for path, named in family.borders(model).items():
+    for path, named in reference.code.borders().items():
         if calls := reference.borders.get(path):
             returned = {name: tensor for name, tensor in named(calls).items() if name in tensors}
             expected |= {name: tensor.detach().cpu().numpy() for name, tensor in returned.items()}
     actual = {name: tensors[name] for name in expected}
-    expected_rows, actual_rows = family.inner_tensors(model, {**outputs, **tensors})
+    expected_rows, actual_rows = reference.code.inner_tensors({**outputs, **tensors})
     return tuple(compare_named({**expected, **expected_rows}, {**actual, **actual_rows}, DEFAULT_RTOL))
 
 
 def match_substituted(
-    reference: ImageReference, tensors: Mapping[str, np.ndarray], results: Sequence[Any]
+    reference: InputReference, tensors: Mapping[str, np.ndarray], results: Sequence[Any]
 ) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
     """Match the file's results one to one with those that the user's test path makes of the file's tensors.
 
@@ -381,7 +381,7 @@ def match_substituted(
         the user's code did not take them, and results that are a choice among equal scores.
     """
     family, model = reference.deployment.family, reference.deployment.model
-    task, given = task_module(family.task), family.substitutes(model, tensors)
+    task, given = task_module(family.task), reference.code.substitutes(tensors)
     if not given:
         return (), ()
 
@@ -405,10 +405,10 @@ def match_substituted(
     return tuple(rows), tuple(notes)
 
 
-def match_inner(reference: ImageReference, tensors: Mapping[str, np.ndarray]) -> tuple[DetectionRow, ...]:
-    """Match boxes between the stages of a file with those of the user's code, see `Family.inner_results`."""
-    family, titles = reference.deployment.family, [title for title, _ in reference.input.sources]
-    sides = family.inner_results(reference.deployment.model, tensors, reference.images)
+def match_inner(reference: InputReference, tensors: Mapping[str, np.ndarray]) -> tuple[DetectionRow, ...]:
+    """Match boxes between the stages of a file with those of the user's code."""
+    titles = [title for title, _ in reference.input.sources]
+    sides = reference.code.inner_results(tensors, reference.images)
     return tuple(
         bbox2d.match_detections(f'proposals of {title}', *pair, **bbox2d.ONE_TO_ONE)
         for title, pair in zip(titles, sides, strict=False)
@@ -416,7 +416,7 @@ def match_inner(reference: ImageReference, tensors: Mapping[str, np.ndarray]) ->
 
 
 def _contract_rows(
-    reference: ImageReference,
+    reference: InputReference,
     metadata: Metadata,
     outputs: Mapping[str, np.ndarray],
     bars: HalfBars | None,
@@ -428,7 +428,7 @@ def _contract_rows(
     rows = order_rows(outputs, family.num_classes(model))
     if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         slack = bars.score if bars else DEFAULT_RTOL
-        bounds = reference.compute(family.candidate_bounds, slack, **limits)
+        bounds = reference.compute(reference.code.candidate_bounds, slack, **limits)
         rows += count_rows(outputs, bounds)
     return rows
 
@@ -448,7 +448,7 @@ def _cosines_of_results(
 
 
 def _compare_tensors(
-    reference: ImageReference,
+    reference: InputReference,
     metadata: Metadata,
     tensors: Mapping[str, np.ndarray],
     bars: HalfBars | None,
@@ -459,17 +459,17 @@ def _compare_tensors(
     """
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
-    family, model = reference.deployment.family, reference.deployment.model
+    code = reference.code
     options = options_besides_form(reference.deployment, metadata)
     outputs = {name: tensors[name] for name in metadata.spec.output_names if name in tensors}
-    expected = family.expected_tensors(model, reference.feeds, tensors, metadata.form, **options)
+    expected = code.expected_tensors(reference.feeds, tensors, metadata.form, **options)
     if expected is None:
-        expected = reference.compute(family.reference_tensors, metadata.form, **options)
-    return compare_outputs(family, expected, outputs, metadata.spec, bars)
+        expected = reference.compute(code.tensors, metadata.form, **options)
+    return compare_outputs(code, expected, outputs, metadata.spec, bars)
 
 
 def compare_outputs(
-    family: ImageFamily,
+    code: ImageReference,
     expected: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
     spec: GraphSpec,
@@ -479,11 +479,11 @@ def compare_outputs(
 
     `spec` is that of the graph, `bars` are those of float16 or INT8; None for float32.
     """
-    rows = compare_tensors(family.in_order(expected), family.in_order(outputs), spec)
+    rows = compare_tensors(code.in_order(expected), code.in_order(outputs), spec)
     return tuple(bars.judge(rows) if bars else rows)
 
 
-def _pictures(reference: ImageReference, results: Sequence[Any], engine: str) -> list[Pair]:
+def _pictures(reference: InputReference, results: Sequence[Any], engine: str) -> list[Pair]:
     """Return both engines' results in pixels of the picture; [] if an optional input was left out."""
     proof_input, pairs = reference.input, []
     if proof_input.left_out:
@@ -497,15 +497,14 @@ def _pictures(reference: ImageReference, results: Sequence[Any], engine: str) ->
     return pairs
 
 
-def timing(reference: ImageReference, backend: Backend) -> dict[str, float]:
+def timing(reference: InputReference, backend: Backend) -> dict[str, float]:
     """Return title -> median milliseconds on one input, of PyTorch and of an engine, which run in turns.
 
     The runs that the proof measured count; there are no more if they took long.
     """
-    family, deployment = reference.deployment.family, reference.deployment
     feeds = {name: array for name, array in reference.feeds.items() if name in backend.spec.input_names}
     runs = (
-        lambda: family.reference_detections(deployment.model, reference.images, rescale=False),
+        lambda: reference.code.results(reference.images, rescale=False),
         lambda: backend.infer(feeds),
     )
     measured = [reference.seconds] if reference.seconds else [], list(reference.engine_seconds)

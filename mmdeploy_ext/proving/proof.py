@@ -263,13 +263,12 @@ def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
         proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
 
 
-def judge_results(proof: Proof) -> None:
-    """Judge the results of all inputs together: a few may have no partner; below float32 a rate decides."""
+def judge_results(proof: Proof, share: float = MAX_ALONE_SHARE) -> None:
+    """Judge the results of all inputs together: a share may have no partner; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
     if verdict.precision != 'fp32':
         half_precision.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
         return
-    share = getattr(proof.deployment.family, 'max_alone_share', MAX_ALONE_SHARE)
     results.cases, alone = accept_few_alone(results.cases, share)
     verdict.notes += [f'without a partner end to end: {line}' for line in alone]
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.substitution import observed
+from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving.inputs.inputs import (
     BATCHES,
     plain_inputs,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
 
@@ -42,11 +44,12 @@ LARGEST_OBJECT = 0.5
 """Largest share of a picture that an object fills which is zoomed."""
 
 
-class ImageReference:
+class InputReference:
     """Results of the unpatched model for one input, each part computed when it is first needed.
 
     Attributes:
         deployment: the model.
+        code: the user's code of it, see `ImageFamily.reference`.
         input: the input.
         images: its images; optional inputs that are left out have their defaults.
         feeds: name -> input of a file, or fact for the post-processing; more than some forms need.
@@ -62,25 +65,26 @@ class ImageReference:
         self, deployment: Model, proof_input: ProofInput, known: dict[bytes, Any] | None = None
     ) -> None:
         self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
+        self.code = deployment.family.reference(deployment.model)
         self.known = known
         self.engine_seconds: list[float] = []
         self.sums: dict[str, list[float]] = {}
-        self.images = tuple(_as_fed(image, deployment, proof_input.left_out) for image in proof_input.images)
-        family = deployment.family
-        feeds = family.feeds(self.images, proof_input.rescale)
-        self.feeds = {name: array for name, array in feeds.items() if name not in proof_input.left_out}
+        left_out = proof_input.left_out
+        self.images = tuple(_as_fed(image, self.code, deployment, left_out) for image in proof_input.images)
+        feeds = deployment.family.feeds(self.images, proof_input.rescale)
+        self.feeds = {name: array for name, array in feeds.items() if name not in left_out}
         self._computed: dict[Hashable, Any] = {}
         self.borders: dict[str, list[Any]] = {}
 
     @functools.cached_property
     def results(self) -> list[Any]:
         """The results per image."""
-        family, model = self.deployment.family, self.deployment.model
+        model = self.deployment.model
         content = b'' if self.known is None else _content(self.images, self.input.rescale)
         if self.known and content in self.known:
             results, self.borders, self.sums = self.known[content]
             return results
-        with observed(model, family.borders(model)) as self.borders, output_sums(model) as self.sums:
+        with observed(model, self.code.borders()) as self.borders, output_sums(model) as self.sums:
             start = time.perf_counter()
             results = self.run()
             self.seconds = time.perf_counter() - start
@@ -93,9 +97,8 @@ class ImageReference:
 
         ConfigError: results of another number of images, or of a type without scores.
         """
-        family, model = self.deployment.family, self.deployment.model
-        results = family.reference_detections(model, self.images, self.input.rescale)
-        method = f'reference_detections of family {family.name!r}'
+        results = self.code.results(self.images, self.input.rescale)
+        method = f'{type(self.code).__name__}.results of family {self.deployment.family.name!r}'
         if len(results) != len(self.images):
             raise ConfigError(f'{method} gave results of {len(results)} images, expected {len(self.images)}')
         foreign_types = [type(entry).__name__ for entry in results if not isinstance(entry, Rows)]
@@ -106,15 +109,15 @@ class ImageReference:
         return results
 
     def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
-        """Return the result of a method of the family for these feeds, computed once for equal arguments."""
+        """Return the result of a method of `code` for these feeds, computed once for equal arguments."""
         key = method, arguments, tuple(options.items())
         if key not in self._computed:
-            self._computed[key] = method(self.deployment.model, self.feeds, *arguments, **options)
+            self._computed[key] = method(self.feeds, *arguments, **options)
         return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
         """Return name -> input of a file, but for optional inputs that are not fed."""
-        self.feeds |= self.compute(self.deployment.family.inner_inputs, metadata.form)
+        self.feeds |= self.compute(self.code.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
@@ -170,13 +173,15 @@ def changed_children(first: dict[str, list[float]], again: dict[str, list[float]
 
 
 def options_besides_form(deployment: Model, metadata: Metadata) -> dict[str, Any]:
-    """Return the options of a file's export as keyword arguments of `ImageFamily.reference_tensors`."""
-    options = deployment.family.exported_options(metadata.options)
+    """Return the options of a file's export as keyword arguments of `ImageReference.tensors`."""
+    options = exported_options(deployment.family, metadata.options)
     return {name: value for name, value in options.items() if name != 'form'}
 
 
-def _as_fed(image: PreparedImage, deployment: Model, left_out: Sequence[str]) -> PreparedImage:
-    size = deployment.family.full_size(image)
+def _as_fed(
+    image: PreparedImage, code: ImageReference, deployment: Model, left_out: Sequence[str]
+) -> PreparedImage:
+    size = code.full_size(image)
     defaults = dict(img_shape=size, ori_shape=size, scale_factor=np.ones(4, np.float32), border=(0, 0))
     values = {name: defaults[name] for name in left_out}
     return dataclasses.replace(image, collected=image.collected or deployment.collected, **values)
@@ -184,15 +189,15 @@ def _as_fed(image: PreparedImage, deployment: Model, left_out: Sequence[str]) ->
 
 def references(
     deployment: Model, options: Options, images: Sequence[tuple[str, np.ndarray]]
-) -> list[ImageReference]:
+) -> list[InputReference]:
     """Return the references of the inputs that `proof_inputs` makes of pictures with their titles."""
     inputs = proof_inputs(deployment, options, images)
-    return [ImageReference(deployment, proof_input) for proof_input in inputs]
+    return [InputReference(deployment, proof_input) for proof_input in inputs]
 
 
 def empty_reference(
     deployment: Model, options: Options, known: dict[bytes, Any] | None = None
-) -> tuple[ImageReference | None, str]:
+) -> tuple[InputReference | None, str]:
     """Return the reference of a plain picture in which PyTorch finds nothing, or None and the reason.
 
     In a plain picture with results all cells have equal scores: rounding decides which of them are the best.
@@ -200,7 +205,7 @@ def empty_reference(
     counts, limit = {}, getattr(deployment.family.facts(deployment.model), 'max_per_img', None)
     inputs = plain_inputs(deployment, options)
     for plain in inputs:
-        reference, (title, _) = ImageReference(deployment, plain, known), plain.sources[0]
+        reference, (title, _) = InputReference(deployment, plain, known), plain.sources[0]
         counts[title] = sum(map(len, reference.results))
         if not counts[title]:
             return reference, ''
@@ -212,7 +217,7 @@ def empty_reference(
 
 def reference_with_empty_image(
     deployment: Model, inputs: Sequence[ProofInput], plain: ProofInput
-) -> tuple[int, ImageReference] | None:
+) -> tuple[int, InputReference] | None:
     """Return the index of a batch of three, and its reference with a plain picture in the middle, or None.
 
     Results of a batch are padded to the number of the image with the most: an empty list is padding only.
@@ -223,13 +228,13 @@ def reference_with_empty_image(
         changed = with_plain_picture(deployment, case, plain)
         if changed is case:
             continue
-        reference = ImageReference(deployment, changed)
+        reference = InputReference(deployment, changed)
         if not len(reference.results[1]):
             return index, reference
     return None
 
 
-def zoomed_on_object(deployment: Model, options: Options, traced: ImageReference) -> ProofInput | None:
+def zoomed_on_object(deployment: Model, options: Options, traced: InputReference) -> ProofInput | None:
     """Return the traced picture in the box of its largest object as an input that it fills, or None.
 
     Only where the size of a region chooses its level of a pyramid, the last of which small objects never

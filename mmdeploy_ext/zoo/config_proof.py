@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
-from mmdeploy_ext.contract.registry import registered
+from mmdeploy_ext.contract.registry import registered, registration_of
 from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.source_code import versions
-from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
@@ -126,7 +128,7 @@ def prove_config(
         first = next(kind for kind in EXPORT_KINDS if kind in settings.export_kinds)
         return dataclasses.replace(record, **{first: _with_origin(outcome_of_error(error), made_from)})
     types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
-    own_kernels = tuple(sorted(types & {*MMCV_MODULES, *family.compared_with_own_kernels}))
+    own_kernels = tuple(sorted(types & {*MMCV_MODULES, *registration_of(family.name).own_kernels}))
     record = dataclasses.replace(record, family=family.name, own_kernels=own_kernels)
     references: dict[bytes, Any] = {}  # both files are proven on some of the same pictures
     for kind in export_kinds_of(family):
@@ -152,7 +154,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
     else:
         options = family.choose(opset=0)
         family.check(cfg, options)
-        family.contract(options).check(cfg)
+        contract_of(family, options).check(cfg)
     model = settings.seeded(cfg, family)
     model.eval()  # by itself, since the `train` of some detectors returns None
     model.CLASSES = class_names(cfg, meta={}, num_classes=family.num_classes(model))
@@ -170,7 +172,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
         checkpoint_sha256=digest.hexdigest(),
         classes=model.CLASSES,
         rule=rule,
-        settings=family.settings(cfg, model),
+        settings=family.settings(cfg, model) if family.product == BACKBONE else None,
     )
 
 
@@ -202,7 +204,7 @@ def choose_options(deployment: Model, size: tuple[int, int], dynamic: bool) -> O
 def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
     family, model = deployment.family, deployment.model
     options = resolve_opset(_image_options(family, size, dynamic), model)
-    multiple = family.picture(model, options).multiple
+    multiple = picture_of(family, model, options).multiple
     height, width = (-(-side // multiple) * multiple for side in size)
     return check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
 
@@ -216,7 +218,7 @@ def _prove_export(
 ) -> Outcome:
     """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal.
 
-    `references` are what PyTorch gave for pictures of other files, see `ImageReference.known`.
+    `references` are what PyTorch gave for pictures of other files, see `InputReference.known`.
     """
     start = time.process_time()
     family, rule = deployment.family, deployment.rule

@@ -109,7 +109,7 @@ def reference(deployment, options: Options, image_bgr: np.ndarray) -> Detections
         if options.dynamic
         else deploy.prepare_fixed(rule, image_bgr, options.height, options.width)
     )
-    return deployment.family.reference_detections(deployment.model, [prepared], True)[0]
+    return deployment.family.reference(deployment.model).results([prepared], True)[0]
 
 
 def from_json(entries) -> Detections:

@@ -73,7 +73,7 @@ def test_the_instances_of_pytorch_in_pixels_of_the_image(found, deployment):
     assert list(found[0]['classes']) == list(deployment.model.CLASSES)
     for name, least in (('one.png', 10), ('two.png', 10), ('void.png', 0)):
         prepared = deployment.rule.apply(read_image(entries[name]['image']))
-        wanted = deployment.family.reference_detections(deployment.model, [prepared], True)[0]
+        wanted = deployment.family.reference(deployment.model).results([prepared], True)[0]
         row = match_detections(name, wanted, decoded(entries[name]))
         assert row.passed and row.matched >= least, row
         assert row.matched == 0 or (row.worst_iou >= 0.995 and row.worst_score <= 1e-3), row

@@ -44,9 +44,7 @@ def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.Model
     rows = compare_edited(before, after, seed=args.seed) if args.prove else None
     paths = files.save(after, args.output, inputs=[args.file])
     content = describe_edit(before, after)
-    report: dict[str, Any] = dict(
-        file=args.file, output=args.output, written=[str(path) for path in paths]
-    )
+    report: dict[str, Any] = dict(file=args.file, output=args.output, written=[str(path) for path in paths])
     if rows is not None:
         report['proof'] = rows_json(rows, ROUNDING)
     write_json(args, dict(**report, **content))

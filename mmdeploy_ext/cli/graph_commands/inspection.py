@@ -65,5 +65,3 @@ def _describe(model: onnx.ModelProto) -> dict[str, Any]:
 
     content = describe(model)
     return {**content, 'layers': sparse_layers(model)} if content['kind'] == 'sparse' else content
-
-

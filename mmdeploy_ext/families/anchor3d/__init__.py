@@ -11,6 +11,22 @@ register_family(
     runtime='mmdeploy_ext.families.anchor3d.runtime',
     library='mmdet3d',
     claims=('VoxelNet', 'MVXFasterRCNN', 'SASSD', 'DynamicVoxelNet'),
+    exports='PointPillars, SECOND and SSN with Anchor3DHead (mmdeploy_ext/families/anchor3d/README.md)',
+    similar_names=(
+        'Anchor3DHead',
+        'FreeAnchor3DHead',
+        'VoxelNet',
+        'MVX',
+        'PointPillars',
+        'PartAggregationROIHead',
+        'PointRCNNRoIHead',
+        'SSD3DHead',
+        'VoteHead',
+        'H3DRoIHead',
+        'SASSD',
+    ),
+    of_config="the grid is the config's",
+    used_by={'': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'},
 )
 register_family(
     'mvxnet',
@@ -20,4 +36,8 @@ register_family(
     runtime='mmdeploy_ext.families.anchor3d.mvxnet.runtime',
     library='mmdet3d',
     claims=('DynamicMVXFasterRCNN',),
+    exports='MVX-Net with PointFusion (mmdeploy_ext/families/anchor3d/mvxnet/README.md)',
+    similar_names=('MVX', 'PointFusion', 'VoteFusion'),
+    of_config="the grid and the picture are the config's",
+    used_by={'': 'run {file} INFOS.pkl'},
 )

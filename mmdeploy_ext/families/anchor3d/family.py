@@ -79,11 +79,6 @@ class AnchorFamily(SweepMethods, SequenceFamily):
     """mmdet3d's `VoxelNet`, `DynamicVoxelNet`, `SASSD` and `MVXFasterRCNN` of points, without a memory."""
 
     name = 'anchor3d'
-    exports = 'PointPillars, SECOND and SSN with Anchor3DHead (mmdeploy_ext/families/anchor3d/README.md)'
-    similar_names = (
-        'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
-        'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SASSD',
-    )  # fmt: skip
     untraced = (*lidar_models.UNTRACED, *anchor_heads.UNTRACED)
     build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
     graphs, reference = staticmethod(graphs), staticmethod(AnchorReference)

@@ -112,8 +112,6 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
         check_further=check_memory,
         camera_settings=lambda cfg: part_cfg(cfg.model, 'pts_bbox_head').get('transformer') or {},
     )
-    exports = 'BEVFormer with BEVFormerHead (mmdeploy_ext/families/bevformer/README.md)'
-    similar_names = ('BEVFormer', 'BEVDet', 'DETR3D')
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
         'pts_bbox_head.forward', 'get_bboxes', 'decode', 'decode_single', '*transformer.forward',

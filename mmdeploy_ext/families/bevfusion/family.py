@@ -7,7 +7,7 @@ of it has a `fork`: the code of that repository then runs as the reference, in a
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mmdet3d.models import build_model
 from torch import nn
@@ -49,10 +49,6 @@ class BEVFusionFamily(SequenceFamily):
     """`BEVFusion` of cameras, LiDAR or both with TransFusion's head or CenterPoint's; it has no memory."""
 
     name = 'bevfusion_det'
-    exports = 'BEVFusion of cameras and LiDAR (mmdeploy_ext/families/bevfusion/README.md)'
-    similar_names = ('TransFusion', 'BEVFusion', 'LSS')
-    of_config = "the grid and the cameras are the config's"
-    used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
     files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
     graphs, facts = staticmethod(graphs), staticmethod(facts_of)

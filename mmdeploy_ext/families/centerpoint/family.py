@@ -44,8 +44,6 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
     """mmdet3d's `CenterPoint` of points alone: `SparseEncoder` or pillars, and `CenterHead`; no memory."""
 
     name = 'centerpoint'
-    exports = 'CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)'
-    similar_names = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
     untraced = (
         *lidar_models.UNTRACED, 'get_bboxes', 'get_task_detections', 'decode', '_topk', '_gather_feat',
         '_transpose_and_gather_feat',

@@ -8,4 +8,6 @@ register_family(
     facts='mmdeploy_ext.families.corner.facts:CornerFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('CornerNet',),
+    exports='CornerNet and CentripetalNet (mmdeploy_ext/families/corner/README.md)',
+    similar_names=('CornerNet', 'CornerHead', 'CentripetalHead'),
 )

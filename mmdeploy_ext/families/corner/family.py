@@ -16,8 +16,9 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.families.corner.graphs import facts_of, suppression
+from mmdeploy_ext.families.corner.reference import CornerReference
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs, mmdet_reference
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
@@ -28,14 +29,11 @@ class CornerFamily(ImageFamily):
     """mmdet's `CornerNet`, whose boxes are pairs of corners."""
 
     name = 'corner'
-    exports = 'CornerNet and CentripetalNet (mmdeploy_ext/families/corner/README.md)'
-    similar_names = ('CornerNet', 'CornerHead', 'CentripetalHead')
     task = 'bbox2d'
     forms = ('full',)
+    reference = CornerReference
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    substitutes, borders = staticmethod(graphs.substitutes), staticmethod(graphs.borders)
     feeds = staticmethod(image_graphs.feeds)
-    reference_detections = staticmethod(mmdet_reference.box_detections)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every CornerNet; `check` refuses those with other heads, by the key."""

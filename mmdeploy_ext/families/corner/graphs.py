@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -31,7 +30,6 @@ from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
 from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, optional_inputs
-from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.runtime.box_coders import peaks_of
 
 STRIDE = 4
@@ -78,30 +76,6 @@ def last_level(head: nn.Module, outputs: Sequence[Sequence[torch.Tensor]]) -> li
     else:
         first_heat, last_heat, first_offset, last_offset, _, _, first_pairing, last_pairing = outputs
     return [first_heat, first_offset, first_pairing, last_heat, last_offset, last_pairing]
-
-
-def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the head's `forward` returns by the maps of a file, see `ImageFamily.substitutes`."""
-    maps = given_to(model, tensors, MAP_NAMES)
-    if not maps:
-        return {}
-    first_heat, first_offset, first_pairing, last_heat, last_offset, last_pairing = (
-        [level] for level in maps.values()
-    )
-    outputs = first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset
-    if not model.bbox_head.with_corner_emb:
-        guides = [None], [None]
-        outputs = first_heat, last_heat, first_offset, last_offset, *guides, first_pairing, last_pairing
-    return {'extract_feat': None, 'bbox_head.forward': outputs}
-
-
-def borders(model: nn.Module) -> dict[str, Any]:
-    """Return the border of the head, its last level, see `ImageFamily.borders`."""
-
-    def last(calls: list[Any]) -> dict[str, Any]:
-        return dict(zip(MAP_NAMES, last_level(model.bbox_head, calls[0]), strict=True))
-
-    return {'bbox_head.forward': last}
 
 
 def facts_of(head: nn.Module) -> CornerFacts:

@@ -5,7 +5,7 @@ defined first: `families/base.py` and `families/images.py`.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmdet.models.builder import HEADS
@@ -14,25 +14,21 @@ from mmdet.models.detectors.single_stage import SingleStageDetector
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.dense import graphs, reference
-from mmdeploy_ext.families.dense.graphs import raw_names
+from mmdeploy_ext.families.dense import graphs
 from mmdeploy_ext.families.dense.heads import check_results, facts_of
+from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.dense_heads import KINDS, kind_of
-from mmdeploy_ext.families.parts.tried_selection import own_results
 from mmdeploy_ext.models.building import registered_class
-from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES, DenseFacts
-from mmdeploy_ext.runtime.detections import Detections
 
 QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
 """Base class of mmdet's heads of queries, which are derived from dense heads but have no priors."""
@@ -42,19 +38,13 @@ class DenseFamily(ImageFamily):
     """mmdet's one-stage detectors whose heads follow `BaseDenseHead`."""
 
     name = 'dense'
-    exports = 'one-stage detectors with a dense bbox_head (mmdeploy_ext/families/dense/README.md)'
-    similar_names = ('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'YOLO', 'SSD', 'RTMDet')
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
     ignored_prefixes = ('teacher_model.',)
+    reference = DenseReference
     untraced = (*ImageFamily.untraced, '*integral.forward')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_graphs.feeds)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
-    candidate_bounds = staticmethod(reference.candidate_bounds)
-    substitutes, counts = staticmethod(reference.substitutes), staticmethod(reference.counts)
-    expected_tensors = staticmethod(reference.expected_tensors)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every config of a one-stage detector with a registered dense head, but for heads of queries.
@@ -124,49 +114,8 @@ class DenseFamily(ImageFamily):
             cfg.model = student
         return super().build(cfg)
 
-    def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        """Return whether inputs of this size, pixels with padding, are large enough for a dynamic graph.
-
-        For heads whose maps follow the strides (`maps_by_stride`) they are if no side is below the smallest
-        that the contract states, for others if none is below the largest stride.
-        """
-        if graphs.model_facts(model).head.maps_by_stride:
-            return super().takes(model, options, height, width)
-        return min(height, width) >= max(graphs.model_facts(model).strides)
-
-    def borders(self, model: nn.Module) -> dict[str, Any]:
-        kind = kind_of(model.bbox_head)
-
-        def named(calls: list[Any]) -> dict[str, Any]:
-            outputs = kind.flatten(kind.tested(model.bbox_head, calls[0]))
-            return dict(zip(raw_names(model), outputs, strict=True))
-
-        return {'bbox_head.forward': named}
-
     def facts(self, model: nn.Module) -> DenseFacts:
         return graphs.model_facts(model)
-
-    def results(
-        self, model: nn.Module, metadata: Metadata, outputs: Any, feeds: Any, images: Any, rescale: bool
-    ) -> list[Detections]:
-        """Return the results of a file; of raw outputs that only code of the user's decodes, by that code."""
-        if metadata.form == 'raw' and isinstance(metadata.postprocess.coder, Traced):
-            head, maps = model.bbox_head, reference.raw_maps(model, outputs)
-            return own_results(head, kind_of(head), list(maps.values()), images, rescale)
-        return self.detections(metadata, outputs, feeds)
-
-    def results_left_out(self, options: Mapping[str, Any]) -> str:
-        """Return why a proof does not compare the results of a file; '' if it does.
-
-        `options` are name -> value of its export. It does not if `score_form` is 'product': the file has no
-        class scores, which the threshold of `get_bboxes` is for.
-        """
-        if options.get('score_form') != 'product':
-            return ''
-        return (
-            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
-            'product is not the one that get_bboxes applies'
-        )
 
 
 def largest_num_candidates(facts: DenseFacts, shapes: Sequence[tuple[int, int]]) -> int:

@@ -13,27 +13,157 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.dense.graphs import flat_outputs, model_facts, raw_names
 from mmdeploy_ext.families.dense.heads import decoded_outputs
 from mmdeploy_ext.families.dense.runtime import DecodedPriors, num_candidates
 from mmdeploy_ext.families.parts.dense_heads import kind_of
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to, metas_of
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
+from mmdeploy_ext.families.parts.tried_selection import own_results
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.detections import Detections
 
 
-def tensors(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
-) -> dict[str, np.ndarray]:
-    """Return the outputs by name of the form 'raw' or 'decode', by the user's head and its coder."""
-    with torch.no_grad():
-        image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
-        outputs = dict(zip(raw_names(model), flat_outputs(model, image), strict=True))
-    if form == 'raw':
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
-    return decoded(model, outputs, score_form)
+class DenseReference(ImageReference):
+    """A detector with a dense head: its maps, its coder and its `get_bboxes`."""
+
+    def tensors(
+        self, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs by name of the form 'raw' or 'decode', by the user's head and its coder."""
+        with torch.no_grad():
+            image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
+            outputs = dict(zip(raw_names(self.model), flat_outputs(self.model, image), strict=True))
+        if form == 'raw':
+            return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+        return decoded(self.model, outputs, score_form)
+
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
+        """Return the results of the detector's own test path, with `deploy_nms_pre`, if set, as `nms_pre`.
+
+        Heads that are `bordered` subtract the padding above and left of the image in either case.
+        Rows that are no results are left out: boxes without an area if boxes vote, for which upstream divides
+        zero by zero, and rows of score 0, by which upstream fills up a list of peaks.
+        """
+        test_cfg, description = self.model.bbox_head.test_cfg, model_facts(self.model).head
+        deployed = contextlib.nullcontext()
+        if (nms_pre := test_cfg.get('deploy_nms_pre')) is not None:
+            deployed = replaced_entry(test_cfg, 'nms_pre', nms_pre if nms_pre > 0 else sys.maxsize)
+        with deployed:
+            image_detections = box_detections(self.model, images, rescale)
+        if description.votes:
+            return [
+                of_image[~(np.isnan(of_image.bboxes_xyxy).any(1) | np.isnan(of_image.scores))]
+                for of_image in image_detections
+            ]
+        if description.peaks:
+            return [of_image[of_image.scores > 0] for of_image in image_detections]
+        return image_detections
+
+    def file_results(
+        self,
+        metadata: Metadata,
+        outputs: Mapping[str, np.ndarray],
+        feeds: Mapping[str, np.ndarray],
+        images: Sequence[PreparedImage],
+        rescale: bool,
+    ) -> list[Detections]:
+        """Results of raw outputs that only code of the user's decodes are of that code."""
+        if metadata.form == 'raw' and isinstance(metadata.postprocess.coder, Traced):
+            head, maps = self.model.bbox_head, raw_maps(self.model, outputs)
+            return own_results(head, kind_of(head), list(maps.values()), images, rescale)
+        return super().file_results(metadata, outputs, feeds, images, rescale)
+
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        if options.get('score_form') != 'product':
+            return ''
+        return (
+            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
+            'product is not the one that get_bboxes applies'
+        )
+
+    def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
+        """Heads whose maps do not follow the strides need a cell of the coarsest map."""
+        facts = model_facts(self.model)
+        if facts.head.maps_by_stride:
+            return super().takes(picture, height, width)
+        return min(height, width) >= max(facts.strides)
+
+    def borders(self) -> dict[str, Any]:
+        kind = kind_of(self.model.bbox_head)
+
+        def named(calls: list[Any]) -> dict[str, Any]:
+            outputs = kind.flatten(kind.tested(self.model.bbox_head, calls[0]))
+            return dict(zip(raw_names(self.model), outputs, strict=True))
+
+        return {'bbox_head.forward': named}
+
+    def candidate_bounds(
+        self, feeds: Mapping[str, np.ndarray], slack: float, **_: int
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return 'candidates' -> bounds of the number of (prior, class) pairs that pass the threshold.
+
+        An objectness (YOLOv3) within `slack` of its own threshold may pass or not, too. The best `nms_pre`
+        priors are chosen by this run, also where ranks differ by rounding. Limits of the file are not used.
+        """
+        facts, outputs = (
+            model_facts(self.model),
+            decoded(self.model, raw_maps(self.model, self.tensors(feeds, 'raw')), sizes=True),
+        )
+        arrays = outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor)
+        bounds = []
+        for step in (slack, -slack):
+            conf_thr = facts.head.conf_thr and facts.head.conf_thr + step
+            head = dataclasses.replace(facts.head, conf_thr=conf_thr)
+            moved = dataclasses.replace(facts, head=head, score_thr=facts.score_thr + step)
+            counts = [
+                num_candidates(DecodedPriors(*arrays)[image], outputs['level_sizes'], moved)
+                for image in range(len(arrays[0]))
+            ]
+            bounds.append(np.asarray(counts))
+        return dict(candidates=tuple(bounds))
+
+    def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return what the head's `forward` returns by the maps of a file; nothing else reads the features."""
+        maps = raw_maps(self.model, tensors)
+        if not maps:
+            return {}
+        outputs = kind_of(self.model.bbox_head).unflatten(self.model.bbox_head, list(maps.values()))
+        return {'extract_feat': None, 'bbox_head.forward': outputs}
+
+    def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Return the most candidates of a level that `nms_pre` limits, see `ImageReference.counts`."""
+        facts, maps = model_facts(self.model), raw_maps(self.model, tensors)
+        if not maps or facts.nms_pre <= 0 or facts.head.choose == 'best':
+            return {}
+        outputs = decoded(self.model, maps, sizes=True)
+        if facts.head.choose != 'pairs':  # priors, whatever their scores
+            return dict(nms_pre=int(max(outputs['level_sizes'])))
+        unlimited = dataclasses.replace(facts, nms_pre=0)
+        batch = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor))
+        ends, found = np.cumsum(outputs['level_sizes']), 0
+        for end, size in zip(ends, outputs['level_sizes'], strict=True):
+            for image in range(len(outputs['boxes'])):
+                level = batch[image][end - size : end]
+                found = max(found, num_candidates(level, [size], unlimited))
+        return dict(nms_pre=found)
+
+    def expected_tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        tensors: Mapping[str, np.ndarray],
+        form: str,
+        **options: Any,
+    ) -> dict[str, np.ndarray] | None:
+        """Return the tensors of the form `decode` of the maps of the file."""
+        maps = raw_maps(self.model, tensors)
+        if form != 'decode' or not maps:
+            return None
+        return decoded(self.model, maps, **options)
 
 
 def decoded(
@@ -58,113 +188,6 @@ def decoded(
     if facts.head.maps_by_stride and not sizes:
         del outputs['level_sizes']
     return outputs
-
-
-def own_results(
-    model: nn.Module, outputs: Mapping[str, np.ndarray], images: Sequence[PreparedImage], rescale: bool
-) -> list[Detections]:
-    """Return the results of the head's own `get_bboxes` of the maps of a file."""
-    head = model.bbox_head
-    given = kind_of(head).unflatten(head, list(raw_maps(model, outputs).values()))
-    with torch.no_grad():
-        results = head.get_bboxes(*given, img_metas=metas_of(images), rescale=rescale)
-    arrays = [(boxes.cpu().numpy(), labels.cpu().numpy()) for boxes, labels in results]
-    return [Detections(boxes[:, :4], boxes[:, 4], labels) for boxes, labels in arrays]
-
-
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of the detector's own test path, with `deploy_nms_pre`, if set, as `nms_pre`.
-
-    There is one for each of the images; with `rescale` boxes are in pixels of the originals, else of the
-    network input. Heads that are `bordered` subtract the padding above and left of the image in either case,
-    so that their coordinates begin at its corner, not at that of the input.
-
-    Rows that are no results are left out: boxes without an area if boxes vote, for which upstream divides
-    zero by zero, and those of score 0, by which upstream fills up a list of peaks. The images are of one
-    size.
-    """
-    test_cfg, description = model.bbox_head.test_cfg, model_facts(model).head
-    deployed = contextlib.nullcontext()
-    if (nms_pre := test_cfg.get('deploy_nms_pre')) is not None:
-        deployed = replaced_entry(test_cfg, 'nms_pre', nms_pre if nms_pre > 0 else sys.maxsize)
-    with deployed:
-        image_detections = box_detections(model, images, rescale)
-    if description.votes:
-        return [
-            of_image[~(np.isnan(of_image.bboxes_xyxy).any(1) | np.isnan(of_image.scores))]
-            for of_image in image_detections
-        ]
-    if description.peaks:
-        return [of_image[of_image.scores > 0] for of_image in image_detections]
-    return image_detections
-
-
-def candidate_bounds(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
-
-    A score that differs from its threshold by no more than `slack`, or an objectness (YOLOv3) from its
-    own, may pass or not. The best `nms_pre` priors are those of this run, also where ranks differ by
-    rounding. `feeds` hold `input` as for `tensors`; limits of the file are not used.
-    """
-    facts, outputs = (
-        model_facts(model),
-        decoded(model, raw_maps(model, tensors(model, feeds, 'raw')), sizes=True),
-    )
-    arrays = outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor)
-    bounds = []
-    for step in (slack, -slack):
-        conf_thr = facts.head.conf_thr and facts.head.conf_thr + step
-        head = dataclasses.replace(facts.head, conf_thr=conf_thr)
-        moved = dataclasses.replace(facts, head=head, score_thr=facts.score_thr + step)
-        counts = [
-            num_candidates(DecodedPriors(*arrays)[image], outputs['level_sizes'], moved)
-            for image in range(len(arrays[0]))
-        ]
-        bounds.append(np.asarray(counts))
-    return dict(candidates=tuple(bounds))
-
-
-def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the head's `forward` returns by the maps of a file; nothing else reads the features."""
-    maps = raw_maps(model, tensors)
-    if not maps:
-        return {}
-    outputs = kind_of(model.bbox_head).unflatten(model.bbox_head, list(maps.values()))
-    return {'extract_feat': None, 'bbox_head.forward': outputs}
-
-
-def counts(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Return the most candidates of a level that `nms_pre` limits, see `ImageFamily.counts`."""
-    facts, maps = model_facts(model), raw_maps(model, tensors)
-    if not maps or facts.nms_pre <= 0 or facts.head.choose == 'best':
-        return {}
-    outputs = decoded(model, maps, sizes=True)
-    if facts.head.choose != 'pairs':  # priors, whatever their scores
-        return dict(nms_pre=int(max(outputs['level_sizes'])))
-    unlimited = dataclasses.replace(facts, nms_pre=0)
-    batch = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor))
-    ends, found = np.cumsum(outputs['level_sizes']), 0
-    for end, size in zip(ends, outputs['level_sizes'], strict=True):
-        for image in range(len(outputs['boxes'])):
-            level = batch[image][end - size : end]
-            found = max(found, num_candidates(level, [size], unlimited))
-    return dict(nms_pre=found)
-
-
-def expected_tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    tensors: Mapping[str, np.ndarray],
-    form: str,
-    **options: Any,
-) -> dict[str, np.ndarray] | None:
-    """Return the tensors of the form `decode` of the maps of the file."""
-    maps = raw_maps(model, tensors)
-    if form != 'decode' or not maps:
-        return None
-    return decoded(model, maps, **options)
 
 
 def raw_maps(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -9,4 +9,6 @@ register_family(
     runtime='mmdeploy_ext.families.imvoxelnet.runtime',
     library='mmdet3d',
     claims=('ImVoxelNet',),
+    exports='ImVoxelNet (mmdeploy_ext/families/imvoxelnet/README.md)',
+    similar_names=('ImVoxel',),
 )

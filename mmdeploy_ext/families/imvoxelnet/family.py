@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
-import torch
-from mmdet3d.core.bbox import LiDARInstance3DBoxes, bbox3d2result
 from mmdet3d.models import builder, detectors
 from torch import nn
 
@@ -18,8 +16,8 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
-from mmdeploy_ext.families.imvoxelnet.runtime import COLUMNS
+from mmdeploy_ext.families.imvoxelnet import graphs, samples
+from mmdeploy_ext.families.imvoxelnet.reference import ImVoxelNetReference
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
@@ -41,15 +39,11 @@ class ImVoxelNetFamily(ImageFamily):
 
     name = 'imvoxelnet'
     task = 'mmdeploy_ext.families.imvoxelnet.task'
-    exports = 'ImVoxelNet (mmdeploy_ext/families/imvoxelnet/README.md)'
-    similar_names = ('ImVoxel',)
     forms = ('full', 'raw')
+    reference = ImVoxelNetReference
     untraced = ('.forward', 'forward_test', 'simple_test', '.extract_feat', *UNTRACED)
-    expected_tensors = staticmethod(reference.expected_tensors)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     facts = staticmethod(graphs.facts_of)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
     feeds = staticmethod(samples.feeds)
 
     def claims(self, cfg: Any) -> Claim:
@@ -87,12 +81,6 @@ class ImVoxelNetFamily(ImageFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.bbox_head.num_classes)
-
-    def result(self, detections: Any, num_classes: int) -> dict[str, Any]:
-        """Return what mmdet3d's detector returns for a picture: `boxes_3d`, `scores_3d` and `labels_3d`."""
-        rows = torch.tensor(detections.boxes[:, :COLUMNS])
-        boxes, scores, labels = LiDARInstance3DBoxes(rows), detections.scores, detections.labels
-        return bbox3d2result(boxes, torch.tensor(scores), torch.tensor(labels))
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
         if len(dataset) and PROJECTION not in only(dataset[0].get('img_metas', {}), 'img_metas'):

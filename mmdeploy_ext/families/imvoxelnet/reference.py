@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 from mmdet3d.models.fusion_layers import point_fusion
-from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.arrays import ArrayDistance
@@ -25,6 +24,7 @@ from mmdeploy_ext.families.imvoxelnet.samples import feeds
 from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
 from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.families.parts.samples import detections as detections_of
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
@@ -60,40 +60,69 @@ def of_camera(lidar2img: np.ndarray) -> dict[str, Any]:
     )
 
 
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[PictureDetections3D]:
-    """Return the results of the detector's own test path, in descending order of scores.
+class ImVoxelNetReference(ImageReference):
+    """mmdet3d's `ImVoxelNet`."""
 
-    Their camera, to draw them with, is that of the picture on disk with `rescale`, otherwise that of the
-    network input. ShapeError: a camera is not finite, or its last row is not 0 0 0 1.
-    """
-    cameras = feeds(images, rescale)['drawn_camera']
-    with torch.no_grad():
-        results = model(return_loss=False, img=batch_of(model, images), img_metas=metas(images))
-    pictures = []
-    for result, camera in zip(results, cameras, strict=True):
-        boxes = detections_of(result)
-        rows = tuple(map(tuple, camera.tolist()))
-        pictures.append(PictureDetections3D(boxes.boxes, boxes.scores, boxes.labels, camera=rows))
-    return pictures
+    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+        """Return the outputs of the head by name, by mmdet3d's own network, for inputs by name.
 
+        These are the outputs of the form 'raw'; `form` and further options are not read.
+        """
+        device = next(self.model.parameters()).device
+        image = torch.from_numpy(feeds['input'])
+        ratios = feeds.get('scale_factor', np.ones((len(image), 4), np.float32))
+        size = (*image.shape[2:], 3)
+        batch = [
+            dict(img_shape=size, pad_shape=size, scale_factor=ratio, **of_camera(camera))
+            for ratio, camera in zip(ratios, feeds['lidar2img'], strict=True)
+        ]
+        with torch.no_grad():
+            outputs, _ = self.model.extract_feat(image.to(device), batch)
+        names = facts_of(self.model).output_names
+        return {name: maps.cpu().numpy() for name, maps in zip(names, flat_outputs(outputs), strict=True)}
 
-def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-    """Return the outputs of the head by name, by mmdet3d's own network, for inputs by name.
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[PictureDetections3D]:
+        """Return the results of the detector's own test path, in descending order of scores.
 
-    These are the outputs of the form 'raw'; `form` and further options are not read.
-    """
-    device = next(model.parameters()).device
-    image = torch.from_numpy(feeds['input'])
-    ratios = feeds.get('scale_factor', np.ones((len(image), 4), np.float32))
-    size = (*image.shape[2:], 3)
-    batch = [
-        dict(img_shape=size, pad_shape=size, scale_factor=ratio, **of_camera(camera))
-        for ratio, camera in zip(ratios, feeds['lidar2img'], strict=True)
-    ]
-    with torch.no_grad():
-        outputs, _ = model.extract_feat(image.to(device), batch)
-    names = facts_of(model).output_names
-    return {name: maps.cpu().numpy() for name, maps in zip(names, flat_outputs(outputs), strict=True)}
+        Their camera, to draw them with, is that of the picture on disk with `rescale`, otherwise that of the
+        network input. ShapeError: a camera is not finite, or its last row is not 0 0 0 1.
+        """
+        cameras = feeds(images, rescale)['drawn_camera']
+        with torch.no_grad():
+            results = self.model(return_loss=False, img=batch_of(self.model, images), img_metas=metas(images))
+        pictures = []
+        for result, camera in zip(results, cameras, strict=True):
+            boxes = detections_of(result)
+            rows = tuple(map(tuple, camera.tolist()))
+            pictures.append(PictureDetections3D(boxes.boxes, boxes.scores, boxes.labels, camera=rows))
+        return pictures
+
+    def expected_tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        form: str,
+        **_: Any,
+    ) -> dict[str, np.ndarray]:
+        """Return mmdet3d's outputs, its projection added up as it is, or in one of `ORDERS` that are nearer.
+
+        The orders are tried until the largest error, over the largest value of its tensor, is at most
+        `DEFAULT_RTOL`; else the nearest outputs are returned. Nothing is tried if an
+        output is missing or of another shape.
+        """
+        nearest = self.tensors(feeds, form)
+        if any(name not in outputs or outputs[name].shape != array.shape for name, array in nearest.items()):
+            return nearest  # the comparison states it
+        error = _worst_error(outputs, nearest)
+        for order in ORDERS:
+            if error <= DEFAULT_RTOL:
+                break
+            with projected_in(order):
+                candidate = self.tensors(feeds, 'raw')
+            candidate_error = _worst_error(outputs, candidate)
+            if candidate_error < error:
+                nearest, error = candidate, candidate_error
+        return nearest
 
 
 def _in_pairs(points: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
@@ -132,34 +161,6 @@ def projected_in(order: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) ->
 
     with replaced_entry(vars(point_fusion), 'points_cam2img', project):
         yield
-
-
-def expected_tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    outputs: Mapping[str, np.ndarray],
-    form: str,
-    **_: Any,
-) -> dict[str, np.ndarray]:
-    """Return mmdet3d's outputs, its projection added up as it is, or in one of `ORDERS` that are nearer.
-
-    The orders are tried one after the other, until the largest error, over the largest value of its tensor,
-    is at most `DEFAULT_RTOL`; the nearest outputs so far are returned, also if they are not that near. If an
-    output is missing or of another shape, they are those of mmdet3d as it is.
-    """
-    nearest = tensors(model, feeds, form)
-    if any(name not in outputs or outputs[name].shape != array.shape for name, array in nearest.items()):
-        return nearest  # the comparison states it
-    error = _worst_error(outputs, nearest)
-    for order in ORDERS:
-        if error <= DEFAULT_RTOL:
-            break
-        with projected_in(order):
-            candidate = tensors(model, feeds, 'raw')
-        candidate_error = _worst_error(outputs, candidate)
-        if candidate_error < error:
-            nearest, error = candidate, candidate_error
-    return nearest
 
 
 def _worst_error(outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:

@@ -45,6 +45,14 @@ class PictureDetections3D(Detections3D):
         rows[:2] /= scale_factor[:2, None][: len(rows)]  # of no camera there are no rows
         return dataclasses.replace(self, camera=tuple(map(tuple, rows.tolist())))
 
+    def to_mmdet_result(self, num_classes: int) -> dict[str, Any]:
+        """Return what mmdet3d's detector returns for a picture: `boxes_3d`, `scores_3d` and `labels_3d`."""
+        import torch
+        from mmdet3d.core.bbox import LiDARInstance3DBoxes, bbox3d2result
+
+        boxes = LiDARInstance3DBoxes(torch.tensor(self.boxes[:, :COLUMNS]))
+        return bbox3d2result(boxes, torch.tensor(self.scores), torch.tensor(self.labels))
+
     def place(self, index: int) -> dict[str, Any]:
         """Return `box`, the seven columns of the box at an index, rounded to four decimals."""
         return dict(box=[round(float(value), 4) for value in self.boxes[index, :COLUMNS]])

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
-import torch
 from mmdet3d.models import builder, dense_heads, detectors
 from torch import nn
 
@@ -17,11 +16,11 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
+from mmdeploy_ext.families.monocular import cameras, graphs, smoke_graphs
+from mmdeploy_ext.families.monocular.reference import MonocularReference
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
-from mmdeploy_ext.runtime.detections import rows_with_scores
 
 READ = ('nms_pre', 'score_thr', 'max_per_img')
 """Limits in `test_cfg` that heads of FCOS3D and PGD read besides `nms_thr`; they read no `min_bbox_size`."""
@@ -72,29 +71,6 @@ def check_dataset(cfg: Any, dataset: Any) -> None:
         )
 
 
-def mmdet3d_result(detections: Any, num_classes: int) -> dict[str, Any]:
-    """Return what mmdet3d's monocular detectors return for a picture, of `MonocularDetections`.
-
-    It is `img_bbox`, with `boxes_3d`, `scores_3d`, `labels_3d` and, of models with attributes, `attrs_3d`;
-    and of models with boxes in the picture `img_bbox2d`, xyxy and score (n, 5) of each of `num_classes`.
-    """
-    from mmdet3d.core.bbox import CameraInstance3DBoxes
-
-    rows = torch.tensor(detections.boxes[:, : detections.code_size])
-    boxes = dict(
-        boxes_3d=CameraInstance3DBoxes(rows, box_dim=detections.code_size),
-        scores_3d=torch.tensor(detections.scores),
-        labels_3d=torch.tensor(detections.labels),
-    )
-    if detections.attributes is not None:
-        boxes['attrs_3d'] = torch.tensor(detections.attributes)
-    results: dict[str, Any] = dict(img_bbox=boxes)
-    if detections.bboxes_xyxy is not None:
-        corners = rows_with_scores(detections.bboxes_xyxy, detections.scores)
-        results['img_bbox2d'] = detections.by_class(corners, num_classes)
-    return results
-
-
 def check_points_head(cfg: Any, head: nn.Module) -> None:
     """Refuse (ConfigError) what graphs do not reproduce of a head of FCOS3D or PGD, or of a pipeline."""
     detector_parts.check_rotated_limits(head.test_cfg or {}, 'max_per_img')
@@ -109,17 +85,13 @@ def check_points_head(cfg: Any, head: nn.Module) -> None:
 class MonocularMethods:
     """What both families have beside `ImageFamily`, before which they derive from this class."""
 
-    similar_names = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
     task = 'mmdeploy_ext.families.monocular.task'
+    reference = MonocularReference
     untraced = (
         *ImageFamily.untraced, 'bbox_head.forward', 'forward_single', 'decode_2d', 'decode_prob_depth',
         'decode_yaw', '_decode_depth', '_decode_location', '_decode_dimension', '_decode_orientation',
     )  # fmt: skip
-    feeds, result = staticmethod(cameras.feeds), staticmethod(mmdet3d_result)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
-    substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
-    expected_tensors = staticmethod(reference.expected_tensors)
+    feeds = staticmethod(cameras.feeds)
     build, check_dataset = staticmethod(build), staticmethod(check_dataset)
 
 
@@ -127,7 +99,6 @@ class PointsFamily(MonocularMethods, ImageFamily):
     """FCOS3D and PGD: a box of every cell, and suppression as seen from above."""
 
     name = 'monocular'
-    exports = 'FCOS3D and PGD (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'decode', 'raw')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     facts = staticmethod(graphs.facts_of)
@@ -155,7 +126,6 @@ class SmokeFamily(MonocularMethods, ImageFamily):
     """SMOKE: a box of each of the best peaks."""
 
     name = 'smoke'
-    exports = 'SMOKE (mmdeploy_ext/families/monocular/README.md)'
     forms = ('full', 'raw')
     spec, stages = staticmethod(smoke_graphs.spec), staticmethod(smoke_graphs.stages)
     facts = staticmethod(smoke_graphs.facts_of)

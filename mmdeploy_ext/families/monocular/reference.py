@@ -18,6 +18,7 @@ from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names, 
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.monocular.smoke_graphs import STRIDE
 from mmdeploy_ext.families.parts.mmdet_reference import given_to, metas_of, tested
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
@@ -39,22 +40,102 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
     return batch
 
 
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[MonocularDetections]:
-    """Return the results of the detector's own test path, picture by picture, in descending score order.
+class MonocularReference(ImageReference):
+    """A monocular detector of mmdet3d: FCOS3D, PGD or SMOKE."""
 
-    Each picture runs alone: of a batch mmdet3d gives the results of the first one alone if the model has
-    boxes in the picture. With `rescale` such boxes are in pixels of the originals, otherwise of the network
-    input; boxes in 3D are in metres.
+    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+        """Return the outputs by name of the forms 'raw' and 'decode', by mmdet3d's own head and coders.
 
-    ShapeError: a camera is not finite, its last row is not 0 0 0 1, or a focal length is not positive.
-    """
-    results = []
-    for image, meta in zip(images, metas(images), strict=True):
-        (result,) = tested(model, [image], [meta], rescale)
-        results.append(_as_detections(result, image))
-    if not rescale:
-        return results
-    return [of_image.scaled(image.scale_factor) for of_image, image in zip(results, images, strict=True)]
+        SMOKE has those of 'raw' alone, whatever the form. `feeds` are those of `cameras.feeds`.
+        """
+        head = self.model.bbox_head
+        with torch.no_grad():
+            image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
+            outputs = head(self.model.extract_feat(image))
+            if not hasattr(head, 'scales'):
+                return {name: maps.cpu().numpy() for name, (maps,) in zip(SMOKE_NAMES, outputs, strict=True)}
+            raw = dict(zip(outputs_in_order(head), outputs, strict=True))
+            if form == 'raw':
+                return {
+                    f'{name}_{level}': maps.cpu().numpy()
+                    for name in output_names(head)
+                    for level, maps in enumerate(raw[name])
+                }
+            return {
+                name: array.cpu().numpy()
+                for name, array in decoded_by_mmdet3d(self.model, raw, feeds).items()
+            }
+
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[MonocularDetections]:
+        """Return the results of the detector's own test path, picture by picture, in descending score order.
+
+        Each picture runs alone: of a batch mmdet3d gives the results of the first one alone if the model has
+        boxes in the picture.
+
+        ShapeError: a camera is not finite, its last row is not 0 0 0 1, or a focal length is not positive.
+        """
+        results = []
+        for image, meta in zip(images, metas(images), strict=True):
+            (result,) = tested(self.model, [image], [meta], rescale)
+            results.append(_as_detections(result, image))
+        if not rescale:
+            return results
+        return [of_image.scaled(image.scale_factor) for of_image, image in zip(results, images, strict=True)]
+
+    def substitutes(self, given: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return what the head's `forward` returns, picture by picture, as `detections` runs them."""
+        outputs = outputs_of(self.model, given)
+        if not outputs:
+            return {}
+        count = len(next(level for levels in outputs for level in levels if level is not None))
+        calls = (
+            tuple(
+                [None if level is None else level[index : index + 1] for level in levels]
+                for levels in outputs
+            )
+            for index in range(count)
+        )
+        return {'extract_feat': None, 'bbox_head.forward': PerCall(calls)}
+
+    def expected_tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        given: Mapping[str, np.ndarray],
+        form: str,
+        **_: Any,
+    ) -> dict[str, np.ndarray] | None:
+        """Return the outputs of the form `decode` of the maps of the file.
+
+        A yaw jumps by half a turn where two directions have the same logit, or at the end of its interval.
+        """
+        outputs = outputs_of(self.model, given) if form == 'decode' else ()
+        if not outputs:
+            return None
+        with torch.no_grad():
+            raw = dict(zip(outputs_in_order(self.model.bbox_head), outputs, strict=True))
+            return {
+                name: array.cpu().numpy()
+                for name, array in decoded_by_mmdet3d(self.model, raw, feeds).items()
+            }
+
+    def borders(self) -> dict[str, Any]:
+        """Return the border of the head, see `ImageReference.borders`; it runs picture by picture."""
+        head = self.model.bbox_head
+        names = outputs_in_order(head) if hasattr(head, 'scales') else SMOKE_NAMES
+
+        def named(calls: list[Any]) -> dict[str, torch.Tensor]:
+            images = [
+                {
+                    f'{name}_{index}' if hasattr(head, 'scales') else name: level
+                    for name, levels in zip(names, call, strict=True)
+                    for index, level in enumerate(levels)
+                    if level is not None
+                }
+                for call in calls
+            ]
+            return {name: torch.cat([image[name] for image in images]) for name in images[0]}
+
+        return {'bbox_head.forward': named}
 
 
 def _as_detections(result: Mapping[str, Any], image: PreparedImage) -> MonocularDetections:
@@ -76,27 +157,6 @@ def _as_detections(result: Mapping[str, Any], image: PreparedImage) -> Monocular
         tuple(map(tuple, camera.tolist())),
         rows.shape[1],
     ).best_first()
-
-
-def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-    """Return the outputs by name of the forms 'raw' and 'decode', by mmdet3d's own head and coders.
-
-    SMOKE has those of 'raw' alone, whatever the form. `feeds` are those of `cameras.feeds`.
-    """
-    head = model.bbox_head
-    with torch.no_grad():
-        image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
-        outputs = head(model.extract_feat(image))
-        if not hasattr(head, 'scales'):
-            return {name: maps.cpu().numpy() for name, (maps,) in zip(SMOKE_NAMES, outputs, strict=True)}
-        raw = dict(zip(outputs_in_order(head), outputs, strict=True))
-        if form == 'raw':
-            return {
-                f'{name}_{level}': maps.cpu().numpy()
-                for name in output_names(head)
-                for level, maps in enumerate(raw[name])
-            }
-        return {name: array.cpu().numpy() for name, array in decoded_by_mmdet3d(model, raw, feeds).items()}
 
 
 def outputs_in_order(head: nn.Module) -> tuple[str, ...]:
@@ -184,55 +244,3 @@ def outputs_of(model: nn.Module, given: Mapping[str, np.ndarray]) -> tuple[Any, 
         return tuple([level] for level in maps.values())
     levels = range(len(head.strides))
     return tuple([maps.get(f'{name}_{index}') for index in levels] for name in outputs_in_order(head))
-
-
-def substitutes(model: nn.Module, given: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the head's `forward` returns, picture by picture, as `detections` runs them."""
-    outputs = outputs_of(model, given)
-    if not outputs:
-        return {}
-    count = len(next(level for levels in outputs for level in levels if level is not None))
-    calls = (
-        tuple([None if level is None else level[index : index + 1] for level in levels] for levels in outputs)
-        for index in range(count)
-    )
-    return {'extract_feat': None, 'bbox_head.forward': PerCall(calls)}
-
-
-def expected_tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    given: Mapping[str, np.ndarray],
-    form: str,
-    **_: Any,
-) -> dict[str, np.ndarray] | None:
-    """Return the outputs of the form `decode` of the maps of the file.
-
-    A yaw jumps by half a turn where its two directions have the same logit, or at the end of its interval.
-    """
-    outputs = outputs_of(model, given) if form == 'decode' else ()
-    if not outputs:
-        return None
-    with torch.no_grad():
-        raw = dict(zip(outputs_in_order(model.bbox_head), outputs, strict=True))
-        return {name: array.cpu().numpy() for name, array in decoded_by_mmdet3d(model, raw, feeds).items()}
-
-
-def borders(model: nn.Module) -> dict[str, Any]:
-    """Return the border of the head, see `ImageFamily.borders`; it runs picture by picture."""
-    head = model.bbox_head
-    names = outputs_in_order(head) if hasattr(head, 'scales') else SMOKE_NAMES
-
-    def named(calls: list[Any]) -> dict[str, torch.Tensor]:
-        images = [
-            {
-                f'{name}_{index}' if hasattr(head, 'scales') else name: level
-                for name, levels in zip(names, call, strict=True)
-                for index, level in enumerate(levels)
-                if level is not None
-            }
-            for call in calls
-        ]
-        return {name: torch.cat([image[name] for image in images]) for name in images[0]}
-
-    return {'bbox_head.forward': named}

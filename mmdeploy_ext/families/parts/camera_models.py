@@ -28,8 +28,6 @@ from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.runtime.streams import StreamRuntime, frame_of_rig
 
-OF_CONFIG = "size and cameras are the config's"
-"""`Family.of_config` of such a family."""
 DEFAULT_CAMERAS = 6
 """Number of cameras of a config without `num_cams`."""
 
@@ -176,12 +174,9 @@ class CameraFamily:
     needed: ClassVar[tuple[str, ...]] = ()
     frame_of: ClassVar[Callable[..., Frame] | None] = None
     opens: ClassVar[type[StreamRuntime]]
-    samples, memory, of_config = 'frames', True, OF_CONFIG
+    samples, memory = 'frames', True
     compared = PREDICTIONS
     result = staticmethod(result)
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
-    }
 
     def claims(self, cfg: Any) -> Claim:
         return self.models.claims(cfg)

@@ -184,22 +184,6 @@ def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
     return np.asarray(different[0], np.int64)
 
 
-def batches(images: Sequence[PreparedImage]) -> list[list[int]]:
-    """Return lists of indices of images that one run may take, one list of each original size.
-
-    The network inputs of all images are of one size.
-    """
-    return grouped([tuple(image.ori_shape) for image in images])
-
-
-def grouped(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Return groups of the indices of equal sizes, in the order of the first index of each group."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(size, []).append(index)
-    return list(groups.values())
-
-
 def proposals_of(image: PreparedImage) -> np.ndarray:
     """Return the proposals (K, 4) float32 of an image, or windows of several sizes all over its content.
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -74,10 +74,6 @@ class SweepMethods:
     What its attributes are for is documented there and at `Family`.
     """
 
-    of_config = "the grid is the config's"
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'
-    }
     files, samples = ('backbone', 'head'), 'sweeps'
     result = staticmethod(result)
     frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped_frame)

@@ -20,6 +20,10 @@ register_family(
     runtime='mmdeploy_ext.families.petr.runtime',
     library='mmdet3d',
     claims=('PETRHead',),
+    exports='Petr3D with PETRHead or PETRv2Head (mmdeploy_ext/families/petr/README.md)',
+    similar_names=('PETR', 'DETR3D'),
+    of_config="size and cameras are the config's",
+    used_by={'': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'},
 )
 register_family(
     'petrv2',
@@ -29,4 +33,8 @@ register_family(
     runtime='mmdeploy_ext.families.petr.runtime',
     library='mmdet3d',
     claims=('PETRv2Head',),
+    exports='Petr3D with PETRHead or PETRv2Head (mmdeploy_ext/families/petr/README.md)',
+    similar_names=('PETR', 'DETR3D'),
+    of_config="size and cameras are the config's",
+    used_by={'': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'},
 )

@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -91,11 +91,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
     models: CameraModels
     frames: int
     unread_fields: tuple[str, ...]
-    exports = 'Petr3D with PETRHead or PETRv2Head (mmdeploy_ext/families/petr/README.md)'
-    similar_names = ('PETR', 'DETR3D')
-    used_by: ClassVar[Mapping[str, str]] = {
-        '': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'
-    }
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
         'pts_bbox_head.forward', 'position_embeding', 'get_bboxes', 'pts_bbox_head.transformer.forward',

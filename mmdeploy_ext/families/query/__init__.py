@@ -15,6 +15,8 @@ register_family(
     facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('DETR', 'DeformableDETR', 'DINO', 'CoDETR'),
+    exports='DETR, Deformable DETR, DINO and Co-DINO (mmdeploy_ext/families/query/README.md)',
+    similar_names=('DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer'),
 )
 register_family(
     'query_masks',
@@ -23,6 +25,8 @@ register_family(
     facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('MaskFormer',),
+    exports='Mask2Former, its instances (mmdeploy_ext/families/query/README.md)',
+    similar_names=('Mask2Former', 'MaskFormer'),
 )
 register_family(
     'query_panoptic',
@@ -32,6 +36,8 @@ register_family(
     runtime='mmdeploy_ext.families.query.runtime',
     keep_fp32=PANOPTIC_KEEP_FP32,
     claims=('MaskFormer',),
+    exports='Mask2Former, its panoptic maps (mmdeploy_ext/families/query/README.md)',
+    similar_names=('Mask2Former', 'MaskFormer'),
 )
 register_family(
     'query_regions',
@@ -40,6 +46,8 @@ register_family(
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=REGION_KEEP_FP32,
     claims=('SparseRCNN', 'QueryInst'),
+    exports='Sparse R-CNN (mmdeploy_ext/families/query/README.md)',
+    similar_names=('SparseRCNN', 'DIIHead', 'DynamicConv'),
 )
 register_family(
     'query_regions_masks',
@@ -49,4 +57,6 @@ register_family(
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
     keep_fp32=REGION_KEEP_FP32,
     claims=('SparseRCNN', 'QueryInst'),
+    exports='QueryInst (mmdeploy_ext/families/query/README.md)',
+    similar_names=('QueryInst', 'DynamicMaskHead'),
 )

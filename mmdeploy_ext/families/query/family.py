@@ -6,12 +6,10 @@ defined first: `families/base.py` and `families/images.py`.
 
 import copy
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
@@ -21,16 +19,20 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.parts.mask_heads import threshold
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
-from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, TOKEN_SCORES, query_head
+from mmdeploy_ext.families.parts.query_networks import query_head
 from mmdeploy_ext.families.query import (
     graphs,
     masks,
     postprocess,
-    reference,
     supported_parts,
 )
 from mmdeploy_ext.families.query.facts import QueryFacts, QueryPanopticFacts
+from mmdeploy_ext.families.query.reference import (
+    QueryMasksReference,
+    QueryPanopticReference,
+    QueryReference,
+    QueryRegionsReference,
+)
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
@@ -38,14 +40,12 @@ class QueryFamily(ImageFamily):
     """Detectors of boxes by queries without regions: DETR, Deformable DETR, DINO, and a user's Co-DETR."""
 
     name = 'query'
-    exports = 'DETR, Deformable DETR, DINO and Co-DINO (mmdeploy_ext/families/query/README.md)'
-    similar_names = ('DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer')
     task = 'bbox2d'
     forms = ('full',)
+    reference = QueryReference
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_graphs.feeds)
-    reference_detections = staticmethod(box_detections)
 
     def claims(self, cfg: Any) -> Claim:
         co_detr = supported_parts.is_co_detr(detector_parts.detector_of(cfg))
@@ -77,90 +77,9 @@ class QueryFamily(ImageFamily):
     def build(self, cfg: Any) -> nn.Module:
         return super().build(copy.deepcopy(cfg))  # `DETRHead` writes a tensor into its config
 
-    def borders(self, model: nn.Module) -> dict[str, Any]:
-        if graphs.num_proposals(model):
-            scores = NETWORKS[supported_parts.kind_of(query_head(model))].token_scores
-            return {_token_branch(model): lambda calls: {TOKEN_SCORES: scores(calls[0])}}
-
-        def last(calls: list[Any]) -> dict[str, Any]:
-            sides = [side[-1] for side in calls[0][:2]]
-            return {
-                name: side if isinstance(side, torch.Tensor) and side.dim() == 3 else side[-1]
-                for name, side in zip(NAMES, sides, strict=True)
-            }
-
-        return {f'{_head_name(model)}.forward': last}
-
-    def substitutes(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        given = [rows[None] for rows in given_to(model, tensors, NAMES).values()]
-        if not given:
-            return {}
-        head = query_head(model)
-        if supported_parts.kind_of(head) == 'DETRHead':
-            outputs = tuple([rows] for rows in given)
-        else:
-            taken = [*inspect.signature(head.get_bboxes).parameters].index('img_metas')
-            outputs = (*given, *[None] * (taken - len(NAMES)))
-        return {'extract_feat': None, f'{_head_name(model)}.forward': outputs}
-
-    def ranking(self, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        head = query_head(model)
-        if TOKEN_SCORES not in tensors or not head.with_box_refine:  # without, all layers share the branch
-            return {}
-        scores = given_to(model, tensors, [TOKEN_SCORES])[TOKEN_SCORES]
-        return {_token_branch(model): scores[..., None].expand(-1, -1, head.cls_out_channels)}
-
     def facts(self, model: nn.Module) -> QueryFacts:
         head = query_head(model)
         return QueryFacts(postprocess.max_per_img(head), int(head.num_classes))
-
-
-def _head_name(model: nn.Module) -> str:
-    """Return the name of the head of queries in a detector."""
-    return 'query_head' if hasattr(model, 'query_head') else 'bbox_head'
-
-
-def _token_branch(model: nn.Module) -> str:
-    """Return the path of what gives the logits (B, S, C) of all tokens, of which the best become queries."""
-    last = query_head(model).transformer.decoder.num_layers
-    return f'{_head_name(model)}.cls_branches.{last}.forward'
-
-
-def substitutes_of_masks(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the head of masks returns by the tensors of a file, see `ImageFamily.substitutes`."""
-    outputs = tuple([queries] for queries in given_to(model, tensors, masks.NAMES).values())
-    return {'extract_feat': None, 'panoptic_head.forward': outputs} if outputs else {}
-
-
-def borders_of_masks(model: nn.Module) -> dict[str, Any]:
-    """Return the border of the head of masks, see `ImageFamily.borders`.
-
-    It is the head's last layer, or the pixel decoder, where queries look inside their masks alone.
-    """
-    if supported_parts.attends_inside_masks(model.panoptic_head):
-        names = masks.pixel_names(model.panoptic_head)
-
-        def pixels(calls: list[Any]) -> dict[str, Any]:
-            features, sources = calls[0]
-            return dict(zip(names, (features, *sources), strict=True))
-
-        return {'panoptic_head.pixel_decoder.forward': pixels}
-
-    def last(calls: list[Any]) -> dict[str, Any]:
-        return dict(zip(masks.NAMES, (layers[-1] for layers in calls[0]), strict=True))
-
-    return {'panoptic_head.forward': last}
-
-
-def unjudged_of_masks(model: nn.Module) -> str:
-    """Return which outputs of the head are not compared by themselves, see `ImageFamily.unjudged`."""
-    if not supported_parts.attends_inside_masks(model.panoptic_head):
-        return ''
-    return (
-        f'the tensors {" and ".join(masks.NAMES)} were not compared by themselves but by their results: '
-        f'queries look inside their masks alone, so that a pixel at the threshold of a mask, which rounds, '
-        f'changes them'
-    )
 
 
 def claim_of_masks(cfg: Any, fuses: bool) -> Claim:
@@ -216,16 +135,12 @@ class QueryMasksFamily(ImageFamily):
     """mmdet's detectors whose queries have masks, of which their configs make instances."""
 
     name = 'query_masks'
-    exports = 'Mask2Former, its instances (mmdeploy_ext/families/query/README.md)'
-    similar_names = ('Mask2Former', 'MaskFormer')
     task = 'mask'
     forms = ('full',)
+    reference = QueryMasksReference
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
-    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
-    reference_detections = staticmethod(reference.instances)
-    substitutes, borders = staticmethod(substitutes_of_masks), staticmethod(borders_of_masks)
-    unjudged = staticmethod(unjudged_of_masks)
+    feeds = staticmethod(image_graphs.mask_feeds)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_masks(cfg, fuses=False)
@@ -244,17 +159,12 @@ class QueryPanopticFamily(ImageFamily):
     """mmdet's detectors whose queries have masks, fused into a panoptic map."""
 
     name = 'query_panoptic'
-    exports = 'Mask2Former, its panoptic maps (mmdeploy_ext/families/query/README.md)'
-    similar_names = ('Mask2Former', 'MaskFormer')
     task = 'panoptic'
     forms = ('full', 'raw')
+    reference = QueryPanopticReference
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
-    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
-    reference_tensors = staticmethod(reference.mask_tensors)
-    reference_detections = staticmethod(reference.segments)
-    substitutes, borders = staticmethod(substitutes_of_masks), staticmethod(borders_of_masks)
-    unjudged = staticmethod(unjudged_of_masks)
+    feeds = staticmethod(image_graphs.mask_feeds)
 
     def claims(self, cfg: Any) -> Claim:
         return claim_of_masks(cfg, fuses=True)
@@ -275,21 +185,17 @@ class QueryRegionsFamily(ImageFamily):
 
     Attributes:
         name: name of the family.
-        exports: the models that it exports, and its page.
-        similar_names: words in the names of similar detectors.
         task: module that matches its results.
         with_masks: whether their `roi_head` has a `mask_head`.
     """
 
     name: str
-    exports: str
-    similar_names: tuple[str, ...]
     task: str
     with_masks: bool
     forms = ('full',)
+    reference = QueryRegionsReference
     untraced = (*ImageFamily.untraced, *supported_parts.UNTRACED)
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
-    reference_detections = staticmethod(reference.regions)
 
     def claims(self, cfg: Any) -> Claim:
         if not detector_parts.detects(cfg, supported_parts.REGION_DETECTORS):
@@ -328,15 +234,11 @@ class QueryRegionsFamily(ImageFamily):
 
 QUERY_REGIONS = QueryRegionsFamily(
     name='query_regions',
-    exports='Sparse R-CNN (mmdeploy_ext/families/query/README.md)',
-    similar_names=('SparseRCNN', 'DIIHead', 'DynamicConv'),
     task='bbox2d',
     with_masks=False,
 )
 QUERY_REGIONS_MASKS = QueryRegionsFamily(
     name='query_regions_masks',
-    exports='QueryInst (mmdeploy_ext/families/query/README.md)',
-    similar_names=('QueryInst', 'DynamicMaskHead'),
     task='boxed_mask',
     with_masks=True,
 )

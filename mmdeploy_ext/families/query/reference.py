@@ -1,10 +1,11 @@
 """Detectors of queries as mmdet runs them, unpatched: what a proof compares the graphs with.
 
-The images of one call are prepared to one size, except those for `regions`, which run one by one.
+The images of one call are prepared to one size, except for detectors with regions, which run one by one.
 
 Glossary: B batch, H, W network input in pixels, h, w size of the masks that the network gives.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,58 +15,150 @@ from torch import nn
 
 from mmdeploy_ext.families.parts import mmdet_reference
 from mmdeploy_ext.families.parts.mmdet_reference import (
+    given_to,
     instances_of_classes,
     metas_of,
     tested,
 )
-from mmdeploy_ext.families.query import masks
+from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, TOKEN_SCORES, query_head
+from mmdeploy_ext.families.query import graphs, masks, supported_parts
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import Segments
 
 
-def mask_tensors(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any
-) -> dict[str, np.ndarray]:
-    """Return `logits` (B, Q, C + 1) and `mask_logits` (B, Q, h, w) after the last layer of mmdet's head.
+class QueryReference(ImageReference):
+    """A detector of boxes by queries without regions."""
 
-    Q is the number of queries, C of classes. `feeds` hold `input` (B, 3, H, W), and may hold `img_shape`
-    (B, 2), height and width of the images before padding, which are positive here. `form` is not used.
-    """
-    image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
-    batch, _, *size = image.shape
-    shapes = feeds.get('img_shape', np.full((batch, 2), size))
-    metas = [dict(batch_input_shape=tuple(size), img_shape=(*map(int, shape), 3)) for shape in shapes]
-    with torch.no_grad():
-        outputs = model.panoptic_head(model.extract_feat(image), metas)
-    return {name: layers[-1].cpu().numpy() for name, layers in zip(masks.NAMES, outputs, strict=True)}
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
+        return mmdet_reference.box_detections(self.model, images, rescale)
+
+    def borders(self) -> dict[str, Any]:
+        if graphs.num_proposals(self.model):
+            scores = NETWORKS[supported_parts.kind_of(query_head(self.model))].token_scores
+            return {_token_branch(self.model): lambda calls: {TOKEN_SCORES: scores(calls[0])}}
+
+        def last(calls: list[Any]) -> dict[str, Any]:
+            sides = [side[-1] for side in calls[0][:2]]
+            return {
+                name: side if isinstance(side, torch.Tensor) and side.dim() == 3 else side[-1]
+                for name, side in zip(NAMES, sides, strict=True)
+            }
+
+        return {f'{_head_name(self.model)}.forward': last}
+
+    def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        given = [rows[None] for rows in given_to(self.model, tensors, NAMES).values()]
+        if not given:
+            return {}
+        head = query_head(self.model)
+        if supported_parts.kind_of(head) == 'DETRHead':
+            outputs = tuple([rows] for rows in given)
+        else:
+            taken = [*inspect.signature(head.get_bboxes).parameters].index('img_metas')
+            outputs = (*given, *[None] * (taken - len(NAMES)))
+        return {'extract_feat': None, f'{_head_name(self.model)}.forward': outputs}
+
+    def ranking(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        head = query_head(self.model)
+        if TOKEN_SCORES not in tensors or not head.with_box_refine:  # without, all layers share the branch
+            return {}
+        scores = given_to(self.model, tensors, [TOKEN_SCORES])[TOKEN_SCORES]
+        return {_token_branch(self.model): scores[..., None].expand(-1, -1, head.cls_out_channels)}
 
 
-def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-    """Return the segments of the detector's own test path, at the original size whatever `rescale` is."""
-    results = tested(model, images, metas_of(images), rescale=True)
-    classes = int(model.panoptic_fusion_head.num_classes)
-    return [Segments.of_map(result['pan_results'], classes) for result in results]
+def _head_name(model: nn.Module) -> str:
+    """Return the name of the head of queries in a detector."""
+    return 'query_head' if hasattr(model, 'query_head') else 'bbox_head'
 
 
-def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-    """Return the instances of the detector's own test path, at the original size whatever `rescale` is.
-
-    An empty mask has score 0, and is no result.
-    """
-    image_instances = []
-    for result, image in zip(tested(model, images, metas_of(images), rescale=True), images, strict=True):
-        of_classes = result['ins_results'] if isinstance(result, dict) else result  # beside a panoptic map
-        of_image = instances_of_classes(*of_classes, tuple(image.ori_shape))
-        rows = of_image.scores > 0
-        image_instances.append(Instances(of_image.masks[rows], of_image.scores[rows], of_image.labels[rows]))
-    return image_instances
+def _token_branch(model: nn.Module) -> str:
+    """Return the path of what gives the logits (B, S, C) of all tokens, of which the best become queries."""
+    last = query_head(model).transformer.decoder.num_layers
+    return f'{_head_name(model)}.cls_branches.{last}.forward'
 
 
-def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections | Instances]:
-    """Return the results of the detector's own test path, of one image at a time; of QueryInst with masks.
+class QueryMasksReference(ImageReference):
+    """A detector whose queries have masks, of which its config makes instances."""
 
-    For all images of a batch mmdet takes the masks of those queries that are the best of the last image.
-    """
-    results = (mmdet_reference.detections(model, [image], rescale) for image in images)
-    return [of_image for (of_image,) in results]
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
+        """Masks have the original size whatever `rescale` is; an empty one has score 0, and is no result."""
+        image_instances = []
+        for result, image in zip(
+            tested(self.model, images, metas_of(images), rescale=True), images, strict=True
+        ):
+            of_classes = (
+                result['ins_results'] if isinstance(result, dict) else result
+            )  # beside a panoptic map
+            of_image = instances_of_classes(*of_classes, tuple(image.ori_shape))
+            rows = of_image.scores > 0
+            image_instances.append(
+                Instances(of_image.masks[rows], of_image.scores[rows], of_image.labels[rows])
+            )
+        return image_instances
+
+    def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        outputs = tuple([queries] for queries in given_to(self.model, tensors, masks.NAMES).values())
+        return {'extract_feat': None, 'panoptic_head.forward': outputs} if outputs else {}
+
+    def borders(self) -> dict[str, Any]:
+        """The head's last layer, or the pixel decoder, where queries look inside their masks alone."""
+        if supported_parts.attends_inside_masks(self.model.panoptic_head):
+            names = masks.pixel_names(self.model.panoptic_head)
+
+            def pixels(calls: list[Any]) -> dict[str, Any]:
+                features, sources = calls[0]
+                return dict(zip(names, (features, *sources), strict=True))
+
+            return {'panoptic_head.pixel_decoder.forward': pixels}
+
+        def last(calls: list[Any]) -> dict[str, Any]:
+            return dict(zip(masks.NAMES, (layers[-1] for layers in calls[0]), strict=True))
+
+        return {'panoptic_head.forward': last}
+
+    def unjudged(self) -> str:
+        if not supported_parts.attends_inside_masks(self.model.panoptic_head):
+            return ''
+        return (
+            f'the tensors {" and ".join(masks.NAMES)} were not compared by themselves but by their results: '
+            'queries look inside their masks alone, so that a pixel at the threshold of a mask, which '
+            'rounds, changes them'
+        )
+
+
+class QueryPanopticReference(QueryMasksReference):
+    """A detector whose queries have masks, fused into a panoptic map."""
+
+    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+        """Return `logits` (B, Q, C + 1) and `mask_logits` (B, Q, h, w) after the last layer of mmdet's head.
+
+        Q is the number of queries, C of classes. `feeds` hold `input` (B, 3, H, W), and may hold `img_shape`
+        (B, 2), height and width of the images before padding, which are positive here. `form` is not used.
+        """
+        image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
+        batch, _, *size = image.shape
+        shapes = feeds.get('img_shape', np.full((batch, 2), size))
+        metas = [dict(batch_input_shape=tuple(size), img_shape=(*map(int, shape), 3)) for shape in shapes]
+        with torch.no_grad():
+            outputs = self.model.panoptic_head(self.model.extract_feat(image), metas)
+        return {name: layers[-1].cpu().numpy() for name, layers in zip(masks.NAMES, outputs, strict=True)}
+
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
+        """Segments have the original size whatever `rescale` is."""
+        results = tested(self.model, images, metas_of(images), rescale=True)
+        classes = int(self.model.panoptic_fusion_head.num_classes)
+        return [Segments.of_map(result['pan_results'], classes) for result in results]
+
+
+class QueryRegionsReference(ImageReference):
+    """A detector whose queries have regions of their own."""
+
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections | Instances]:
+        """Run one image at a time; results of QueryInst have masks.
+
+        For all images of a batch mmdet takes the masks of those queries that are the best of the last image.
+        """
+        results = (mmdet_reference.detections(self.model, [image], rescale) for image in images)
+        return [of_image for (of_image,) in results]

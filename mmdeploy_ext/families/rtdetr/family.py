@@ -16,8 +16,9 @@ from mmdeploy_ext.exporting.postprocess.suppression import positive
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.rtdetr import graphs, reference, runtime
+from mmdeploy_ext.families.rtdetr import graphs, runtime
 from mmdeploy_ext.families.rtdetr.facts import RtDetrFacts
+from mmdeploy_ext.families.rtdetr.reference import RtDetrReference
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -30,16 +31,12 @@ class RtDetrFamily(ImageFamily):
     """The `RTDETR` detector of this plugin."""
 
     name = 'rtdetr'
-    exports = 'RTDETR, queries without suppression (mmdeploy_ext/families/rtdetr/README.md)'
-    similar_names = ('RTDETR', 'RTDetrV2', 'HybridEncoder')
     task = 'bbox2d'
     forms = ('full', 'raw')
+    reference = RtDetrReference
     untraced = (*ImageFamily.untraced, '.detect')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(graphs.feeds)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
-    substitutes, in_order = staticmethod(reference.substitutes), staticmethod(reference.in_order)
 
     def build(self, cfg: Any) -> nn.Module:
         """Build the detector; ConfigError: a class of the user's lacks a part that the graph runs."""
@@ -78,11 +75,6 @@ class RtDetrFamily(ImageFamily):
                 f'{cfg.filename}: model.test_cfg.max_per_img={max_per_img}, more than {pairs} pairs of query '
                 f'and class'
             )
-
-    def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        if runtime.count_tokens(height, width) < int(model.decoder.num_queries):
-            return False
-        return super().takes(model, options, height, width)
 
     def facts(self, model: nn.Module) -> RtDetrFacts:
         return RtDetrFacts(

@@ -10,36 +10,63 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.rtdetr import graphs
 from mmdeploy_ext.families.rtdetr.graphs import HEADS, RAW_NAMES
-from mmdeploy_ext.families.rtdetr.runtime import check_tokens
+from mmdeploy_ext.families.rtdetr.runtime import check_tokens, count_tokens
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 
 
-def tensors(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, tokens: torch.Tensor | None = None, **_: Any
-) -> dict[str, np.ndarray]:
-    """Return the outputs of the form `raw` by name.
+class RtDetrReference(ImageReference):
+    """An `RTDETR` of this plugin."""
 
-    `feeds` hold `images`; `form` and other options of the file are not used. Queries are the best tokens, or
-    those with the indices `tokens` (B, Q), if these are not None.
-    """
-    with torch.no_grad():
-        images = _to_model(model, feeds['images'])
-        outputs = model.decoder(model.extract_feat(images), tokens)
-    return {name: tensor.cpu().numpy() for name, tensor in zip(RAW_NAMES, outputs, strict=True)}
+    def tensors(
+        self, feeds: Mapping[str, np.ndarray], form: str, tokens: torch.Tensor | None = None, **_: Any
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs of the form `raw` by name.
 
+        Queries are the best tokens, or the tokens with the indices `tokens` (B, Q).
+        """
+        with torch.no_grad():
+            images = _to_model(self.model, feeds['images'])
+            outputs = self.model.decoder(self.model.extract_feat(images), tokens)
+        return {name: tensor.cpu().numpy() for name, tensor in zip(RAW_NAMES, outputs, strict=True)}
 
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of the detector's own test path; with `rescale` in pixels of the originals.
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
+        """Return the results of the detector's own test path; with `rescale` in pixels of the originals.
 
-    ShapeError: pictures that the graph does not take, see `graphs.feeds` and `runtime.check_tokens`.
-    """
-    graphs.feeds(images, rescale)  # refuses pictures that were padded
-    check_tokens((len(images), *images[0].tensor.shape), int(model.decoder.num_queries))
-    return box_detections(model, images, rescale)
+        ShapeError: pictures that the graph does not take, see `graphs.feeds` and `runtime.check_tokens`.
+        """
+        graphs.feeds(images, rescale)  # refuses pictures that were padded
+        check_tokens((len(images), *images[0].tensor.shape), int(self.model.decoder.num_queries))
+        return box_detections(self.model, images, rescale)
+
+    def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
+        if count_tokens(height, width) < int(self.model.decoder.num_queries):
+            return False
+        return super().takes(picture, height, width)
+
+    def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return what the decoder returns by the tensors of a file of either form."""
+        for names in (HEADS, RAW_NAMES[:2]):
+            if all(name in tensors for name in names):
+                logits, boxes = (_to_model(self.model, tensors[name]) for name in names)
+                return {'extract_feat': None, 'decoder.forward': (logits, boxes, None)}
+        return {}
+
+    def in_order(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The order of tokens: equal scores leave the order of rows open."""
+        tokens = outputs.get('tokens')
+        if tokens is None:
+            return dict(outputs)
+        rows = np.argsort(tokens, 1)
+        return {
+            name: np.take_along_axis(array, rows.reshape(*rows.shape, *[1] * (array.ndim - 2)), 1)
+            for name, array in outputs.items()
+        }
 
 
 def maps_of(model: nn.Module, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
@@ -50,24 +77,3 @@ def maps_of(model: nn.Module, images: Sequence[PreparedImage]) -> list[torch.Ten
 
 def _to_model(model: nn.Module, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.require(array, requirements='W')).to(next(model.parameters()).device)
-
-
-def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the decoder returns by the tensors of a file of either form."""
-    for names in (HEADS, RAW_NAMES[:2]):
-        if all(name in tensors for name in names):
-            logits, boxes = (_to_model(model, tensors[name]) for name in names)
-            return {'extract_feat': None, 'decoder.forward': (logits, boxes, None)}
-    return {}
-
-
-def in_order(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the outputs of the form `raw` in the order of tokens: equal scores leave that of rows open."""
-    tokens = outputs.get('tokens')
-    if tokens is None:
-        return dict(outputs)
-    rows = np.argsort(tokens, 1)
-    return {
-        name: np.take_along_axis(array, rows.reshape(*rows.shape, *[1] * (array.ndim - 2)), 1)
-        for name, array in outputs.items()
-    }

@@ -18,11 +18,11 @@ from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.solo import graphs, reference
+from mmdeploy_ext.families.solo import graphs
 from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS
+from mmdeploy_ext.families.solo.reference import SoloReference
 from mmdeploy_ext.models.building import names_of_class
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
 from mmdeploy_ext.weights.convert.solo_names import original_head
@@ -36,31 +36,18 @@ class SoloFamily(ImageFamily):
     """Detectors of mmdet with one of the four heads of SOLO, or with a head that is derived from one."""
 
     name = 'solo'
-    exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (mmdeploy_ext/families/solo/README.md)'
-    similar_names = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic')
     task = 'mask'
     forms = ('full', 'raw')
+    reference = SoloReference
     untraced = (
         *ImageFamily.untraced, '.format_results', 'mask_head.forward', 'mask_head.mask_feature_head.forward',
         'resize_feats', 'get_results', '_get_results_single',
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, batches = staticmethod(image_graphs.mask_feeds), staticmethod(image_graphs.batches)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
-    candidate_bounds = staticmethod(reference.candidate_bounds)
-    substitutes, borders = staticmethod(reference.substitutes), staticmethod(reference.borders)
-    expected_tensors = staticmethod(reference.expected_tensors)
+    feeds = staticmethod(image_graphs.mask_feeds)
 
     def facts(self, model: nn.Module) -> SoloFacts:
         return graphs.facts_of(model.mask_head)
-
-    def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Return height and width, pixels: those of the input, rounded up to multiples of 8.
-
-        A 0 in the inputs `img_shape` and `ori_shape` of a graph stands for them.
-        """
-        return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 
     def claims(self, cfg: Any) -> Claim:
         names = names_of_class(HEADS, detector_parts.part_cfg(cfg.model, 'mask_head').get('type'))

@@ -15,47 +15,109 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.families.parts.mmdet_reference import given_to, instances_of_classes, metas_of, tested
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.solo.graphs import RAW_NAMES, fork_is_flat, fork_names, kind, logit_names
 from mmdeploy_ext.families.solo.networks import flat_cells, points_nms, resize
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
 
 
-def tensors(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, layout: str = 'batched', **_: Any
-) -> dict[str, np.ndarray]:
-    """Return the outputs of the form `raw` by name, of mmdet's own head, with points NMS of SOLOv2's scores.
+class SoloReference(ImageReference):
+    """A detector with a head of SOLO, Decoupled SOLO or SOLOv2."""
 
-    `feeds` hold `input`; `layout` is the option of the file, 'batched' or 'fork'; `form` and other
-    options are not used.
-    """
-    head = model.mask_head
-    with torch.no_grad():
-        image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
-        scores, *rest = _by_mmdet(head, model.extract_feat(image))
-    named = arrange(head, scores, rest, layout)
-    return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+    def tensors(
+        self, feeds: Mapping[str, np.ndarray], form: str, layout: str = 'batched', **_: Any
+    ) -> dict[str, np.ndarray]:
+        """Outputs of the form `raw` by mmdet's own head, with points NMS of SOLOv2's scores."""
+        head = self.model.mask_head
+        with torch.no_grad():
+            image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
+            scores, *rest = _by_mmdet(head, self.model.extract_feat(image))
+        named = arrange(head, scores, rest, layout)
+        return {name: tensor.cpu().numpy() for name, tensor in named.items()}
 
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
+        """Return the results of the detector's own test path, at the original size whatever `rescale` is."""
+        instances = []
+        for result, image in zip(tested(self.model, images, metas_of(images), rescale), images, strict=True):
+            of_image = instances_of_classes(*result, tuple(image.ori_shape))
+            instances.append(Instances(of_image.masks.astype(bool), of_image.scores, of_image.labels))
+        return instances
 
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-    """Return the results of the detector's own test path, at the original size whatever `rescale` is."""
-    instances = []
-    for result, image in zip(tested(model, images, metas_of(images), rescale), images, strict=True):
-        of_image = instances_of_classes(*result, tuple(image.ori_shape))
-        instances.append(Instances(of_image.masks.astype(bool), of_image.scores, of_image.labels))
-    return instances
+    def full_size(self, image: PreparedImage) -> tuple[int, int]:
+        """Height and width of the input, rounded up to multiples of 8: a 0 in `img_shape` and `ori_shape`."""
+        return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 
+    def candidate_bounds(
+        self, feeds: Mapping[str, np.ndarray], slack: float, **_: int
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Bounds of the number of (cell, class) pairs that pass the threshold after points NMS."""
+        scores = self.tensors(feeds, 'raw')['cate_pred']
+        return dict(candidates=count_bounds(scores, float(self.model.mask_head.test_cfg.score_thr), slack))
 
-def candidate_bounds(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return 'candidates' -> bounds of how many (cell, class) pairs pass the threshold after points NMS.
+    def borders(self) -> dict[str, Any]:
+        """The class logits, and masks, or SOLOv2's kernels and features."""
+        head = self.model.mask_head
 
-    These are the least and the largest number, (B,) each; a score that differs from the threshold by no more
-    than `slack` may pass or not. For the arguments see `ImageFamily.candidate_bounds`.
-    """
-    scores = tensors(model, feeds, 'raw')['cate_pred']
-    return dict(candidates=count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack))
+        def outputs(calls: list[Any]) -> dict[str, torch.Tensor]:
+            if kind(head) == 'SOLOV2Head':
+                return dict(kernel_pred=flat_cells(calls[0][0]), seg_pred=calls[0][2])
+            return {
+                name: torch.cat(list(levels), dim=1)
+                for name, levels in zip(RAW_NAMES[kind(head)][1:], calls[0][:-1], strict=True)
+            }
+
+        return {
+            'mask_head.conv_cls.forward': lambda calls: dict(zip(logit_names(head), calls, strict=True)),
+            'mask_head.forward': outputs,
+        }
+
+    def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """What the head's `forward` returns by the tensors of a file.
+
+        Scores of SOLO and Decoupled SOLO are made of the file's logits by mmdet's own sigmoid and points NMS,
+        which are in `forward` there; of SOLO the last convolution of masks is PyTorch's.
+        """
+        head, given = self.model.mask_head, given_to(self.model, tensors, tensors)
+        if any(name not in given for name in logit_names(head)):
+            return {}
+        logits = [given[name] for name in logit_names(head)]
+        grids = [int(grid) for grid in head.num_grids]
+        rest = [given[name] for name in RAW_NAMES[kind(head)][1:] if name in given]
+        scores = [points_nms(level) for level in logits]
+        if kind(head) == 'SOLOV2Head' and len(rest) == 2:
+            cells = rest[0].transpose(1, 2).split([grid**2 for grid in grids], 2)
+            kernels = [level.unflatten(2, (grid, grid)) for level, grid in zip(cells, grids, strict=True)]
+            return {'extract_feat': None, 'mask_head.forward': (kernels, logits, rest[1])}
+        if rest and kind(head) != 'SOLOV2Head':
+            rows = [grid**2 for grid in grids] if kind(head) == 'SOLOHead' else grids
+            return {
+                'extract_feat': None,
+                'mask_head.forward': (*(list(masks.split(rows, 1)) for masks in rest), scores),
+            }
+        features = [given[name] for level in range(len(grids)) if (name := f'mask_feat_{level}') in given]
+        if len(features) < len(grids):
+            return {}
+        size = tuple(features[0].shape[2:])
+        masks = [
+            resize(conv(level).sigmoid(), size)
+            for conv, level in zip(head.conv_mask_list, features, strict=True)
+        ]
+        return {'extract_feat': None, 'mask_head.forward': (masks, scores)}
+
+    def expected_tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        given: Mapping[str, np.ndarray],
+        form: str,
+        **options: Any,
+    ) -> dict[str, np.ndarray] | None:
+        """Return the outputs of the form `raw`, scores by points NMS of the logits of the file."""
+        head = self.model.mask_head
+        if form != 'raw' or any(name not in given for name in logit_names(head)):
+            return None
+        levels = [points_nms(torch.from_numpy(np.array(given[name]))) for name in logit_names(head)]
+        return dict(self.tensors(feeds, form, **options), cate_pred=flat_cells(levels).numpy())
 
 
 def arrange(
@@ -91,69 +153,3 @@ def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ..
         kernels, logits, features = outputs
         return [points_nms(level) for level in logits], kernels, features
     return outputs[-1], *outputs[:-1]
-
-
-def borders(model: nn.Module) -> dict[str, Any]:
-    """Return the borders of the head, see `ImageFamily.borders`: the class logits, and SOLOv2's kernels."""
-    head = model.mask_head
-
-    def outputs(calls: list[Any]) -> dict[str, torch.Tensor]:
-        if kind(head) == 'SOLOV2Head':
-            return dict(kernel_pred=flat_cells(calls[0][0]), seg_pred=calls[0][2])
-        return {
-            name: torch.cat(list(levels), dim=1)
-            for name, levels in zip(RAW_NAMES[kind(head)][1:], calls[0][:-1], strict=True)
-        }
-
-    return {
-        'mask_head.conv_cls.forward': lambda calls: dict(zip(logit_names(head), calls, strict=True)),
-        'mask_head.forward': outputs,
-    }
-
-
-def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the head's `forward` returns by the tensors of a file, see `ImageFamily.substitutes`.
-
-    Scores of SOLO and Decoupled SOLO are those of the file's logits by mmdet's own sigmoid and points NMS,
-    which are in `forward` there; of SOLO the last convolution of masks is PyTorch's.
-    """
-    head, given = model.mask_head, given_to(model, tensors, tensors)
-    if any(name not in given for name in logit_names(head)):
-        return {}
-    logits = [given[name] for name in logit_names(head)]
-    grids = [int(grid) for grid in head.num_grids]
-    rest = [given[name] for name in RAW_NAMES[kind(head)][1:] if name in given]
-    scores = [points_nms(level) for level in logits]
-    if kind(head) == 'SOLOV2Head' and len(rest) == 2:
-        cells = rest[0].transpose(1, 2).split([grid**2 for grid in grids], 2)
-        kernels = [level.unflatten(2, (grid, grid)) for level, grid in zip(cells, grids, strict=True)]
-        return {'extract_feat': None, 'mask_head.forward': (kernels, logits, rest[1])}
-    if rest and kind(head) != 'SOLOV2Head':
-        rows = [grid**2 for grid in grids] if kind(head) == 'SOLOHead' else grids
-        return {
-            'extract_feat': None,
-            'mask_head.forward': (*(list(masks.split(rows, 1)) for masks in rest), scores),
-        }
-    features = [given[name] for level in range(len(grids)) if (name := f'mask_feat_{level}') in given]
-    if len(features) < len(grids):
-        return {}
-    size = tuple(features[0].shape[2:])
-    masks = [
-        resize(conv(level).sigmoid(), size) for conv, level in zip(head.conv_mask_list, features, strict=True)
-    ]
-    return {'extract_feat': None, 'mask_head.forward': (masks, scores)}
-
-
-def expected_tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    given: Mapping[str, np.ndarray],
-    form: str,
-    **options: Any,
-) -> dict[str, np.ndarray] | None:
-    """Return the outputs of the form `raw`, scores by points NMS of the logits of the file."""
-    head = model.mask_head
-    if form != 'raw' or any(name not in given for name in logit_names(head)):
-        return None
-    levels = [points_nms(torch.from_numpy(np.array(given[name]))) for name in logit_names(head)]
-    return dict(tensors(model, feeds, form, **options), cate_pred=flat_cells(levels).numpy())

@@ -67,8 +67,6 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
         camera_settings=lambda cfg: part_cfg(cfg.model, 'head').get('deformable_model') or {},
         camera_steps=camera_steps,
     )
-    exports = 'Sparse4D with Sparse4DHead (mmdeploy_ext/families/sparse4d/README.md)'
-    similar_names = ('Sparse4D', 'SparseDrive')
     untraced = (
         '.extract_feat', '.forward', 'forward_test', 'simple_test', 'head.forward', 'graph_model',
         'post_process', 'decode', 'decode_box', 'head.instance_bank.get', 'head.instance_bank.update',

@@ -33,16 +33,12 @@ class EncoderFamily(SparseFamily):
         encoder_types: the types of encoders that the family exports.
         orders: both orders of axes; the first is that of the model and of NVIDIA's files.
         int8: particulars of NVIDIA's INT8 file.
-        exports: the models that it exports, and its page.
-        similar_names: words in the names of similar encoders.
     """
 
     name: str
     encoder_types: tuple[str, ...]
     orders: tuple[str, ...]
     int8: Int8Reference
-    exports: str = ''
-    similar_names: tuple[str, ...] = ()
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
 
     def claims(self, cfg: Any) -> Claim:
@@ -107,8 +103,6 @@ SPARSE_ENCODER = EncoderFamily(
     encoder_types=('SparseEncoder', 'SparseEncoderSASSD'),
     orders=('zyx', 'xyz'),
     int8=Int8Reference(ENDS),
-    exports="mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/lidar.md)",
-    similar_names=('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse'),
 )
 """mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD ...; z, y, x.
 

@@ -66,8 +66,6 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
         heads=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),
         check_further=check_test_path,
     )
-    exports = 'Petr3D with StreamPETRHead (mmdeploy_ext/families/streampetr/README.md)'
-    similar_names = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
     untraced = (
         *HEAD_METHODS[1:], 'pts_bbox_head.forward', '.forward', 'forward_test', 'simple_test',
         'simple_test_pts', 'prepare_location', 'forward_roi_head', 'decode', 'decode_single',

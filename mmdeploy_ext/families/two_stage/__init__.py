@@ -11,6 +11,8 @@ register_family(
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     keep_fp32=KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
+    exports='two-stage detectors with an rpn_head and a roi_head (mmdeploy_ext/families/two_stage/README.md)',
+    similar_names=('RCNN', 'RPN', 'RoIHead'),
 )
 register_family(
     'two_stage_image_branch',
@@ -21,6 +23,8 @@ register_family(
     keep_fp32=KEEP_FP32,
     library='mmdet3d',
     claims=('ImVoteNet',),
+    exports="ImVoteNet's first stage (mmdeploy_ext/families/two_stage/README.md)",
+    similar_names=('ImVoteNet',),
 )
 register_family(
     'two_stage_masks',
@@ -30,6 +34,8 @@ register_family(
     runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
     keep_fp32=KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
+    exports='detectors with a mask_head in their roi_head (mmdeploy_ext/families/two_stage/README.md)',
+    similar_names=('MaskRCNN', 'MaskHead'),
 )
 register_family(
     'two_stage_panoptic',
@@ -38,6 +44,8 @@ register_family(
     runtime='mmdeploy_ext.families.two_stage.runtime.panoptic',
     keep_fp32=PANOPTIC_KEEP_FP32,
     claims=('TwoStagePanopticSegmentor',),
+    exports='Panoptic FPN (mmdeploy_ext/families/two_stage/README.md)',
+    similar_names=('PanopticFPN', 'Panoptic'),
 )
 register_family(
     'two_stage_regions',
@@ -46,4 +54,6 @@ register_family(
     runtime='mmdeploy_ext.families.two_stage.runtime.regions',
     keep_fp32=KEEP_FP32,
     claims=('TwoStageDetector', 'RPN'),
+    exports='detectors with a roi_head alone (mmdeploy_ext/families/two_stage/README.md)',
+    similar_names=('FastRCNN',),
 )

@@ -5,35 +5,32 @@ they are defined first: `families/base.py` and `families/images.py`, whose head 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs, mmdet_reference
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.two_stage import (
-    file_tensors,
     graphs,
     panoptic,
-    reference,
     settings,
     split_graphs,
 )
 from mmdeploy_ext.families.two_stage.models import TwoStageModels, check_two_stage, heads_of
+from mmdeploy_ext.families.two_stage.reference import TwoStagePanopticReference, TwoStageReference, stacked
 from mmdeploy_ext.families.two_stage.supported_parts import (
     PANOPTIC,
     UNTRACED,
 )
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections
 
 
 def check_given_proposals(cfg: Any, dataset: Any) -> None:
@@ -56,29 +53,17 @@ class TwoStageFamily(ImageFamily):
 
     Attributes:
         name: name of the family.
-        exports: text on the models that it exports, see `Family`.
-        similar_names: words in the names of similar detectors.
         models: the heads of its detectors, and how such are claimed, checked and built.
         task: name of the module that matches and draws its results, see `Family`.
         forms: how much of the post-processing its graphs may contain.
     """
 
     name: str
-    exports: str
-    similar_names: tuple[str, ...]
     models: TwoStageModels
     task: str = 'bbox2d'
     forms: tuple[str, ...] = ('full', *split_graphs.FORMS)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(mmdet_reference.detections)
-    candidate_bounds = staticmethod(reference.candidate_bounds)
+    reference = TwoStageReference
     untraced = (*ImageFamily.untraced, *UNTRACED)
-    inner_inputs = staticmethod(reference.inner_inputs)
-    expected_tensors = staticmethod(reference.expected_tensors)
-    substitutes, borders = staticmethod(file_tensors.substitutes), staticmethod(file_tensors.borders)
-    inner_results, counts = staticmethod(file_tensors.inner_results), staticmethod(file_tensors.counts)
-    inner_tensors = staticmethod(file_tensors.inner_tensors)
-    max_alone_share = 0.01
     num_classes, facts = staticmethod(settings.num_classes), staticmethod(settings.facts_of)
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
@@ -99,10 +84,6 @@ class TwoStageFamily(ImageFamily):
         if options.form == split_graphs.REGIONS:
             graph = dataclasses.replace(graph, example=split_graphs.example(model, options))
         return [graph]
-
-    def picture(self, model: nn.Module, options: Options) -> TensorSpec:
-        """Return the contract of the pictures, also for a graph of regions, which has no such input."""
-        return graphs.spec(model, options).inputs[0]
 
     def claims(self, cfg: Any) -> Claim:
         return self.models.claims(cfg)
@@ -130,54 +111,21 @@ class TwoStageFamily(ImageFamily):
             return image_graphs.feeds_with_sizes(images, rescale)
         feeds = image_graphs.feeds(images, rescale)
         if not self.models.proposes:
-            feeds['proposals'] = reference.stacked([image_graphs.proposals_of(image) for image in images])
+            feeds['proposals'] = stacked([image_graphs.proposals_of(image) for image in images])
         return feeds
-
-    def results(
-        self,
-        model: nn.Module,
-        metadata: Metadata,
-        outputs: Mapping[str, np.ndarray],
-        feeds: Mapping[str, np.ndarray],
-        images: Sequence[PreparedImage],
-        rescale: bool,
-    ) -> list[Detections]:
-        """Return the results of each image that a proof compares.
-
-        Of a graph of proposals mmdet's head of regions makes them, from its features and proposals; of others
-        the runtime does.
-
-        Args:
-            model: the unpatched detector.
-            metadata: metadata of the file.
-            outputs: outputs of the engine by name.
-            feeds: inputs of the graph by name.
-            images: the images that the feeds were made of.
-            rescale: whether results are in pixels of the originals, not of the network input.
-        """
-        if metadata.form != split_graphs.PROPOSALS:
-            return super().results(model, metadata, outputs, feeds, images, rescale)
-        maps_and_proposals = reference.outputs_of_first(model, outputs)
-        return mmdet_reference.detections(model, images, rescale, maps_and_proposals)
 
 
 TWO_STAGE = TwoStageFamily(
     name='two_stage',
-    exports='two-stage detectors with an rpn_head and a roi_head (mmdeploy_ext/families/two_stage/README.md)',
-    similar_names=('RCNN', 'RPN', 'RoIHead'),
     models=TwoStageModels(),
 )
 TWO_STAGE_MASKS = TwoStageFamily(
     name='two_stage_masks',
-    exports='detectors with a mask_head in their roi_head (mmdeploy_ext/families/two_stage/README.md)',
-    similar_names=('MaskRCNN', 'MaskHead'),
     models=TwoStageModels(with_masks=True),
     task='boxed_mask',
 )
 TWO_STAGE_REGIONS = TwoStageFamily(
     name='two_stage_regions',
-    exports='detectors with a roi_head alone (mmdeploy_ext/families/two_stage/README.md)',
-    similar_names=('FastRCNN',),
     models=TwoStageModels(proposes=False),
     forms=('full',),
 )
@@ -187,20 +135,12 @@ class TwoStagePanopticFamily(ImageFamily):
     """Two-stage detectors whose instances are laid over a semantic map."""
 
     name = 'two_stage_panoptic'
-    exports = 'Panoptic FPN (mmdeploy_ext/families/two_stage/README.md)'
-    similar_names = ('PanopticFPN', 'Panoptic')
     task = 'panoptic'
     forms = ('full', 'raw')
+    reference = TwoStagePanopticReference
     untraced = (*ImageFamily.untraced, *UNTRACED)
     spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
     feeds = staticmethod(panoptic.feeds_with_size)
-    batches = staticmethod(panoptic.batches_of_one_size)
-    reference_detections = staticmethod(reference.segments)
-    reference_tensors = staticmethod(reference.tensors)
-    substitutes, borders = staticmethod(file_tensors.panoptic_substitutes), staticmethod(file_tensors.borders)
-    inner_results, counts = staticmethod(file_tensors.inner_results), staticmethod(file_tensors.counts)
-    inner_tensors = staticmethod(file_tensors.inner_tensors)
-    max_alone_share = 0.01
     num_classes, facts = staticmethod(settings.num_classes), staticmethod(settings.facts_of)
 
     def claims(self, cfg: Any) -> Claim:

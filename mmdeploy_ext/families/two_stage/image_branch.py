@@ -67,8 +67,6 @@ class ImageBranchModels(TwoStageModels):
 
 IMAGE_BRANCH = TwoStageFamily(
     name='two_stage_image_branch',
-    exports="ImVoteNet's first stage (mmdeploy_ext/families/two_stage/README.md)",
-    similar_names=('ImVoteNet',),
     models=ImageBranchModels(),
 )
 

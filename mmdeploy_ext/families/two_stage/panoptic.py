@@ -27,7 +27,6 @@ from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_graphs import (
     box_outputs,
     feeds,
-    grouped,
     image_input,
     one_size,
     optional_inputs,
@@ -189,11 +188,6 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
         Stage('regions', regions, inputs, (*outputs, *regions.borders), varying=outputs),
         Stage('fusion', RegionMapFullForm(model), fused, ('panoptic',)),
     ]
-
-
-def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
-    """Return the batches that runs may take, as lists of indices into `images`, each of one `pasted_size`."""
-    return grouped([pasted_size(image, rescale=True) for image in images])
 
 
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

@@ -13,81 +13,238 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
+from mmdeploy_ext.exporting.substitution import PerCall, substituted
+from mmdeploy_ext.families.parts import mmdet_reference
+from mmdeploy_ext.families.parts.image_graphs import PROPOSALS as PROPOSAL_ROWS
+from mmdeploy_ext.families.parts.mask_heads import heads_of
 from mmdeploy_ext.families.parts.mmdet_reference import (
     RegionInputs,
+    boxes_of_classes,
     metas_of_images,
     tested,
 )
-from mmdeploy_ext.families.parts.proposals import settings_of, suppression_entries
-from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
+from mmdeploy_ext.families.parts.proposals import output_kinds, settings_of, suppression_entries
+from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of, roi_head_of, stages_of
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.two_stage.boxes import output_names
-from mmdeploy_ext.families.two_stage.graphs import proposal_names
+from mmdeploy_ext.families.two_stage.file_tensors import (
+    SAMPLED_BOXES,
+    SAMPLED_MASKS,
+    as_tensor,
+    batched,
+    given_to_heads,
+    has_all,
+    mask_rows,
+    outputs_of_stage,
+    present_rows,
+    run_head,
+    spread_rows,
+)
+from mmdeploy_ext.families.two_stage.graphs import proposal_names, proposes
+from mmdeploy_ext.families.two_stage.panoptic import SEMANTIC
 from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 
 EDGE = 1e-4
 """Overlaps this close to the threshold, and sides (pixels) this close to the smallest, are a tie."""
 
 
-def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-    """Return the outputs by name that are compared by value, of the form 'proposals' or 'regions'.
+class TwoStageReference(ImageReference):
+    """A detector that proposes regions and looks at each of them, or only proposes."""
 
-    They are the features and the outputs of the RPN head, or the inputs and outputs of the heads of regions.
-    `feeds` are the inputs of the graph by name and, for 'regions' too, `input`, whose size is read; other
-    options of the file have no effect.
-    """
-    if form != PROPOSALS:
-        return _region_tensors(model, feeds, {})
-    with torch.no_grad():
-        maps = maps_of(model, feeds)
-        outputs = [tensor for levels in model.rpn_head(maps) for tensor in levels]
-    features = maps[: len(feature_names(model))]
-    names = (*feature_names(model), *proposal_names(model))
-    return {name: tensor.cpu().numpy() for name, tensor in zip(names, (*features, *outputs), strict=True)}
+    max_alone_share = 0.01
 
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
+        return mmdet_reference.detections(self.model, images, rescale)
 
-def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
-    """Return features, `proposals` and `img_shape` for a graph of regions, by name, of the unpatched model.
+    def file_results(
+        self,
+        metadata: Metadata,
+        outputs: Mapping[str, np.ndarray],
+        feeds: Mapping[str, np.ndarray],
+        images: Sequence[PreparedImage],
+        rescale: bool,
+    ) -> list[Detections]:
+        """Of a graph of proposals mmdet's head of regions makes the results of its features and proposals."""
+        if metadata.form != PROPOSALS:
+            return super().file_results(metadata, outputs, feeds, images, rescale)
+        regions = outputs_of_first(self.model, outputs)
+        return mmdet_reference.detections(self.model, images, rescale, regions)
 
-    `proposals` (B, K + 1, 4) end with a row of zeros, as padding does. Other forms take none: {}.
-    """
-    if form != REGIONS:
-        return {}
-    with torch.no_grad():
-        maps = maps_of(model, feeds)
-        proposals = model.rpn_head.simple_test_rpn(maps, metas_of(feeds))
-    features = {name: level.cpu().numpy() for name, level in zip(feature_names(model), maps, strict=False)}
-    rows = stacked([boxes[:, :4].cpu().numpy() for boxes in proposals])
-    rows = np.pad(rows, ((0, 0), (0, 1), (0, 0)))  # a row of padding, which must not give a result
-    return dict(features, proposals=rows, img_shape=sizes_of(feeds).astype(np.float32))
+    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+        """Return the outputs by name that are compared by value, of the form 'proposals' or 'regions'.
+
+        They are the features and the outputs of the RPN head, or the inputs and outputs of the heads of
+        regions. `feeds` hold `input`, for 'regions' too: its size is read.
+        """
+        if form != PROPOSALS:
+            return _region_tensors(self.model, feeds, {})
+        with torch.no_grad():
+            maps = maps_of(self.model, feeds)
+            outputs = [tensor for levels in self.model.rpn_head(maps) for tensor in levels]
+        features = maps[: len(feature_names(self.model))]
+        names = (*feature_names(self.model), *proposal_names(self.model))
+        return {name: tensor.cpu().numpy() for name, tensor in zip(names, (*features, *outputs), strict=True)}
+
+    def inner_inputs(self, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
+        """Return features, `proposals` and `img_shape` for a graph of regions.
+
+        `proposals` (B, K + 1, 4) end with a row of zeros, as padding does.
+        """
+        if form != REGIONS:
+            return {}
+        with torch.no_grad():
+            maps = maps_of(self.model, feeds)
+            proposals = self.model.rpn_head.simple_test_rpn(maps, metas_of(feeds))
+        features = {
+            name: level.cpu().numpy() for name, level in zip(feature_names(self.model), maps, strict=False)
+        }
+        rows = stacked([boxes[:, :4].cpu().numpy() for boxes in proposals])
+        rows = np.pad(rows, ((0, 0), (0, 1), (0, 0)))  # a row of padding, which must not give a result
+        return dict(features, proposals=rows, img_shape=sizes_of(feeds).astype(np.float32))
+
+    def expected_tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        given: Mapping[str, np.ndarray],
+        form: str,
+        **_: Any,
+    ) -> dict[str, np.ndarray] | None:
+        """Return the outputs of a graph of regions, with the file's regions as inputs of later stages.
+
+        Regions that differ by rounding may be pooled from other levels, and with other numbers of samples.
+        """
+        later = {name: array for name, array in given.items() if name.startswith('regions_')}
+        if form == PROPOSALS or not later:
+            return None
+        rows = feeds['proposals'].shape[1]
+        fitting = all(array.ndim == 3 and array.shape[1:] == (rows, 4) for array in later.values())
+        return _region_tensors(self.model, feeds, later) if fitting else None
+
+    def candidate_bounds(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        slack: float,
+        max_proposals: int = 0,
+        max_candidates: int = 0,
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Bounds of the candidates, and of proposals, with overlaps and sides `EDGE` off their limits."""
+        bounds = {}
+        with torch.no_grad():
+            maps, metas = maps_of(self.model, feeds), metas_of(feeds)
+            if max_proposals:
+                bounds['proposal_candidates'] = _needed_proposals(
+                    self.model.rpn_head, maps, metas, max_proposals
+                )
+            if max_candidates:
+                roi_head = self.model.roi_head
+                proposals = self.model.rpn_head.simple_test_rpn(maps, metas)
+                counts = []
+                for step in (slack, -slack):
+                    score_thr = roi_head.test_cfg.score_thr + step
+                    with all_boxes(roi_head, score_thr=score_thr, nms=dict(type='nms', iou_threshold=1.0)):
+                        results = roi_head.simple_test(maps, proposals, metas, rescale=True)
+                    counts.append(np.asarray([sum(map(len, of_classes)) for of_classes in results]))
+                bounds['candidates'] = tuple(counts)
+        return bounds
+
+    def borders(self) -> dict[str, Any]:
+        """The outputs of the neck and of a plain head of proposals."""
+
+        def features(calls: list[Any]) -> dict[str, torch.Tensor]:
+            return {
+                name: batched(levels)
+                for name, *levels in zip(feature_names(self.model), *calls, strict=False)
+            }
+
+        def proposed(calls: list[Any]) -> dict[str, torch.Tensor]:
+            flat_calls = [[level for levels in call for level in levels] for call in calls]
+            return {
+                name: batched(levels)
+                for name, *levels in zip(proposal_names(self.model), *flat_calls, strict=False)
+            }
+
+        named = {'extract_feat': features}
+        if proposes(self.model) and output_kinds(self.model.rpn_head) == ('cls', 'reg'):
+            named['rpn_head.forward'] = proposed
+        return named
+
+    def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return given_to_heads(self.model, tensors)
+
+    def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Return the most anchors of a level and the most proposals of an image."""
+        prefix = 'rpn.' if roi_head_of(self.model) else ''
+        found = {}
+        if proposes(self.model) and output_kinds(self.model.rpn_head) == ('cls', 'reg'):
+            deltas = [
+                tensors[name] for name in proposal_names(self.model) if name in tensors and '_reg_' in name
+            ]
+            if deltas:
+                found[f'{prefix}nms_pre'] = max(level[0].size // 4 for level in deltas)
+        if prefix and PROPOSAL_ROWS in tensors and tensors[PROPOSAL_ROWS].shape[2] == 5:
+            found[f'{prefix}max_per_img'] = int(present_rows(tensors[PROPOSAL_ROWS]).sum(1).max())
+        return found
+
+    def inner_tensors(
+        self, tensors: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return the outputs of the heads of regions for some of the file's regions, see `ImageFamily`."""
+        given = given_to_heads(self.model, tensors)
+        expected: dict[str, np.ndarray] = {}
+        actual: dict[str, np.ndarray] = {}
+        if 'roi_head._bbox_forward' in given and present_rows(tensors[PROPOSAL_ROWS]).any():
+            rows = spread_rows(present_rows(tensors[PROPOSAL_ROWS]), SAMPLED_BOXES)
+            for stage in range(stages_of(self.model.roi_head)):
+                regions = tensors[f'regions_{stage}'] if stage else tensors[PROPOSAL_ROWS][..., :4]
+                result = run_head(self.model, '_bbox_forward', stage, given['extract_feat'], regions, rows)
+                outputs = flat((result['cls_score'], result['bbox_pred']))
+                for name, output in zip(outputs_of_stage(self.model.roi_head, stage), outputs, strict=True):
+                    expected[name], actual[name] = output.numpy(force=True), tensors[name][rows]
+        if 'roi_head._mask_forward' in given and (tensors['labels'] >= 0).any():
+            rows = spread_rows(tensors['labels'] >= 0, SAMPLED_MASKS)
+            for stage, head in enumerate(heads_of(self.model.roi_head)):
+                regions, name = tensors['mask_regions'], f'mask_logits_{stage}'
+                result = run_head(self.model, '_mask_forward', stage, given['extract_feat'], regions, rows)
+                masks = result['mask_pred'].numpy(force=True)
+                own_classes = 0 if head.class_agnostic else tensors['labels'][rows]
+                expected[name] = masks[np.arange(len(masks)), own_classes]
+                actual[name] = mask_rows(tensors, stage)[rows]
+        return expected, actual
+
+    def inner_results(
+        self, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
+    ) -> list[tuple[Detections, Detections]]:
+        """Return proposals by mmdet's head of the maps of a file, and those of the file, for each image."""
+        names, rows = proposal_names(self.model), tensors.get(PROPOSAL_ROWS)
+        if (
+            not proposes(self.model)
+            or output_kinds(self.model.rpn_head) != ('cls', 'reg')
+            or roi_head_of(self.model) is None
+        ):
+            return []
+        if rows is None or rows.shape[2] != 5 or not has_all(tensors, names):
+            return []
+        maps = [as_tensor(self.model, tensors[name]) for name in names]
+        levels = len(maps) // 2
+        with torch.no_grad(), substituted(self.model, {'rpn_head.forward': (maps[:levels], maps[levels:])}):
+            proposals = self.model.rpn_head.simple_test_rpn(None, metas_of_images(images, rescale=True))
+        sides = [
+            ([boxes.cpu().numpy()], [of_image[present_rows(of_image)]])
+            for boxes, of_image in zip(proposals, rows, strict=True)
+        ]
+        return [(boxes_of_classes(reference), boxes_of_classes(own)) for reference, own in sides]
 
 
 def stacked(boxes: Sequence[np.ndarray]) -> np.ndarray:
     """Return boxes of each image as (B, K, 4), K at least 1: rows that an image does not have are zero."""
     rows = max(1, *map(len, boxes))
     return np.stack([np.pad(of_image, ((0, rows - len(of_image)), (0, 0))) for of_image in boxes])
-
-
-def expected_tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    given: Mapping[str, np.ndarray],
-    form: str,
-    **_: Any,
-) -> dict[str, np.ndarray] | None:
-    """Return the outputs of a graph of regions, with the file's regions as inputs of later stages.
-
-    Regions that differ by rounding may be pooled from other levels, and with other numbers of samples.
-    """
-    later = {name: array for name, array in given.items() if name.startswith('regions_')}
-    if form == PROPOSALS or not later:
-        return None
-    rows = feeds['proposals'].shape[1]
-    fitting = all(array.ndim == 3 and array.shape[1:] == (rows, 4) for array in later.values())
-    return _region_tensors(model, feeds, later) if fitting else None
 
 
 def _region_tensors(
@@ -150,37 +307,6 @@ def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> Reg
     maps = [torch.from_numpy(outputs[name]).to(like) for name in feature_names(model)]
     proposals = [torch.from_numpy(boxes).to(like) for boxes in outputs['proposals']]
     return maps, [boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)] for boxes in proposals]
-
-
-def candidate_bounds(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    slack: float,
-    max_proposals: int = 0,
-    max_candidates: int = 0,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return output that counts candidates -> bounds of its right values.
-
-    `max_proposals` and `max_candidates` are the options of the file, 0 if it has no such limit. The bounds
-    are the least and the largest number (B,); a score that differs from its threshold by no more than `slack`
-    may pass or not. `feeds` hold `input` and, if it is padded, `img_shape`.
-    """
-    bounds = {}
-    with torch.no_grad():
-        maps, metas = maps_of(model, feeds), metas_of(feeds)
-        if max_proposals:
-            bounds['proposal_candidates'] = _needed_proposals(model.rpn_head, maps, metas, max_proposals)
-        if max_candidates:
-            roi_head = model.roi_head
-            proposals = model.rpn_head.simple_test_rpn(maps, metas)
-            counts = []
-            for step in (slack, -slack):
-                score_thr = roi_head.test_cfg.score_thr + step
-                with all_boxes(roi_head, score_thr=score_thr, nms=dict(type='nms', iou_threshold=1.0)):
-                    results = roi_head.simple_test(maps, proposals, metas, rescale=True)
-                counts.append(np.asarray([sum(map(len, of_classes)) for of_classes in results]))
-            bounds['candidates'] = tuple(counts)
-    return bounds
 
 
 def _needed_proposals(
@@ -261,14 +387,35 @@ def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     return feeds.get('img_shape', np.full((batch, 2), size))
 
 
-def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-    """Return the segments of a panoptic detector's own test path, whatever `rescale` is.
+class TwoStagePanopticReference(TwoStageReference):
+    """A two-stage detector whose instances are laid over a semantic map."""
 
-    They have the size of `panoptic.feeds_with_size`, which is that of the original or larger.
-    Images run one by one: mmdet resizes the semantic maps of a batch by the sizes of its first image.
-    """
-    classes, results = int(model.panoptic_fusion_head.num_classes), []
-    for image in images:
-        (result,) = tested(model, [image], metas_of_images([image], rescale=True), rescale=True)
-        results.append(Segments.of_map(result['pan_results'], classes))
-    return results
+    def expected_tensors(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
+        """Return the segments of a panoptic detector's own test path, whatever `rescale` is.
+
+        They have the size of `panoptic.feeds_with_size`, which is that of the original or larger.
+        Images run one by one: mmdet resizes the semantic maps of a batch by the sizes of its first image.
+        """
+        classes, results = int(self.model.panoptic_fusion_head.num_classes), []
+        for image in images:
+            (result,) = tested(self.model, [image], metas_of_images([image], rescale=True), rescale=True)
+            results.append(Segments.of_map(result['pan_results'], classes))
+        return results
+
+    def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Features, proposals and logits of stuff of a file, image by image, as `results` runs them."""
+        given, stuff = given_to_heads(self.model, tensors), tensors.get(SEMANTIC)
+        if not given or stuff is None:
+            return {}
+        maps, count = given['extract_feat'], len(stuff)
+        logits = as_tensor(self.model, stuff)
+        return {
+            'extract_feat': PerCall([level[index : index + 1] for level in maps] for index in range(count)),
+            'rpn_head.simple_test_rpn': PerCall([rows] for rows in given['rpn_head.simple_test_rpn']),
+            'semantic_head.forward': PerCall(
+                dict(seg_preds=logits[index : index + 1]) for index in range(count)
+            ),
+        }

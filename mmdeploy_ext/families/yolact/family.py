@@ -18,12 +18,11 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
-from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.yolact import graphs
 from mmdeploy_ext.families.yolact.facts import YolactFacts
 from mmdeploy_ext.families.yolact.graphs import facts_of
+from mmdeploy_ext.families.yolact.reference import YolactReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Instances
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 
@@ -32,16 +31,13 @@ class YolactFamily(ImageFamily):
     """mmdet's `YOLACT`: anchors with coefficients of prototypes of masks."""
 
     name = 'yolact'
-    exports = 'YOLACT (mmdeploy_ext/families/yolact/README.md)'
-    similar_names = ('YOLACT', 'Protonet')
     task = 'boxed_mask'
     forms = ('full',)
+    reference = YolactReference
     untraced = (
         *ImageFamily.untraced, 'mask_head.forward', 'crop', 'sanitize_coordinates', 'get_seg_masks',
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    substitutes, borders = staticmethod(graphs.substitutes), staticmethod(graphs.borders)
-    batches = staticmethod(image_graphs.batches)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every YOLACT; `check` refuses those with other heads, by the key."""
@@ -77,22 +73,6 @@ class YolactFamily(ImageFamily):
         says. ShapeError: the images have several.
         """
         return image_graphs.mask_feeds(images, rescale) | image_graphs.feeds(images, rescale)
-
-    def reference_detections(
-        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
-    ) -> list[Instances]:
-        """Return the detector's own results, masks of the original size whatever `rescale` says.
-
-        Boxes are in pixels of the original with `rescale`, else of the network input.
-        """
-        metas = metas_of(images)
-        for meta in metas:
-            scale_factor = meta['scale_factor'] if rescale else np.ones(4)
-            meta['scale_factor'] = np.asarray(scale_factor, np.float32)
-        return [
-            instances_of_classes(boxes, masks, tuple(image.ori_shape))
-            for (boxes, masks), image in zip(tested(model, images, metas, rescale=True), images, strict=True)
-        ]
 
 
 def _check_type(key: str, head: nn.Module, expected: type) -> None:

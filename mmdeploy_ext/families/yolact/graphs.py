@@ -7,10 +7,8 @@ Glossary: B batch, A priors, C classes, P prototypes, n results, H, W network in
 the prototypes, h, w size of the results.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -43,7 +41,6 @@ from mmdeploy_ext.families.parts.image_graphs import (
     mask_inputs,
     optional_inputs,
 )
-from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.yolact.facts import YolactFacts
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
@@ -74,32 +71,6 @@ class YolactNetwork(nn.Module):
         head_maps = [level for levels in self.model.bbox_head(maps) for level in levels]
         outputs = self.model.mask_head.protonet(maps[0]), *head_maps
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
-
-
-def substitutes(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what head and prototypes return by the tensors of a file, see `ImageFamily.substitutes`."""
-    given = given_to(model, tensors, YolactNetwork(model).names)
-    if not given:
-        return {}
-    prototypes, *maps = given.values()
-    levels = len(maps) // len(HEAD_OUTPUTS)
-    outputs = tuple(maps[index * levels : (index + 1) * levels] for index in range(len(HEAD_OUTPUTS)))
-    return {
-        'extract_feat': [None],  # of which nothing is read
-        'bbox_head.forward': outputs,
-        'mask_head.protonet.forward': prototypes,
-    }
-
-
-def borders(model: nn.Module) -> dict[str, Any]:
-    """Return the borders of the head and the prototypes, see `ImageFamily.borders`."""
-    prototypes, *names = YolactNetwork(model).names
-    return {
-        'bbox_head.forward': lambda calls: dict(
-            zip(names, (level for levels in calls[0] for level in levels), strict=True)
-        ),
-        'mask_head.protonet.forward': lambda calls: {prototypes: calls[0]},
-    }
 
 
 def facts_of(head: nn.Module) -> YolactFacts:

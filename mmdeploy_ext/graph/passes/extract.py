@@ -141,5 +141,3 @@ def _rebuild(
     if not is_whole or len(result.graph.input) != len(index.graph.input):
         drop_metadata(result)
     return result
-
-

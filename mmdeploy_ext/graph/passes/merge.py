@@ -98,5 +98,3 @@ def _add_prefix(graph: onnx.GraphProto, prefix: str) -> None:
 
     rename_tensors(graph, lambda name: name if name in ends else prefixed(name))
     rename_nodes(graph, prefixed)
-
-

@@ -13,5 +13,3 @@ def xyxy_to_cxcywh(boxes: torch.Tensor) -> torch.Tensor:
     """Return (..., 4) centre and size of x1 y1 x2 y2."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
-
-

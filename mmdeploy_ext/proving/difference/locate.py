@@ -18,6 +18,8 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
+from mmdeploy_ext.families.base import exported_options
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
@@ -145,11 +147,11 @@ def subject_of(
 def _subject_of_images(
     deployment: Model, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
-    family, options = deployment.family, deployment.family.exported_options(metadata.options)
+    family, options = deployment.family, exported_options(deployment.family, metadata.options)
     inputs = proof_inputs(deployment, options, images)
     unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
     arrays = family.feeds(unseen_input.images, rescale=True)
-    arrays |= family.inner_inputs(deployment.model, arrays, options.form)
+    arrays |= family.reference(deployment.model).inner_inputs(arrays, options.form)
     return Subject(
         family.stages(prepared(deployment.model), options),
         {name: arrays[name] for name in metadata.spec.input_names if name in arrays},
@@ -162,10 +164,10 @@ def _subject_of_images(
 def _subject_of_graph(
     deployment: Model, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
-    options = deployment.family.exported_options(metadata.options)
+    options = exported_options(deployment.family, metadata.options)
     graphs = {
         graph.name: graph
-        for graph in deployment.family.contract(options).graphs(prepared(deployment.model), options)
+        for graph in contract_of(deployment.family, options).graphs(prepared(deployment.model), options)
     }
     graph = graphs.get(metadata.form)
     if graph is None or graph.module is None:
@@ -343,7 +345,7 @@ def _upstream_notes(
         return []
     options = options_besides_form(deployment, metadata)
     feeds = {**subject.beside, **subject.feeds}
-    expected = family.reference_tensors(deployment.model, feeds, metadata.form, **options)
+    expected = family.reference(deployment.model).tensors(feeds, metadata.form, **options)
     stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
     for name in output_names:
         if name not in expected or name not in stage_outputs:

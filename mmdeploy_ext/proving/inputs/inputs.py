@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.families.images import batches, picture_of
 from mmdeploy_ext.families.model import prepare_fixed, rule_of
 from mmdeploy_ext.proving.inputs.pictures import (
     bright,
@@ -124,7 +125,7 @@ def with_plain_picture(deployment: Model, case: ProofInput, plain: ProofInput) -
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])
     prepared = dataclasses.replace(deployment.rule, size=tuple(size)).apply(same_shape)
     images = (case.images[0], prepared, *case.images[2:])
-    if prepared.tensor.shape[1:] != size or len(deployment.family.batches(images)) > 1:
+    if prepared.tensor.shape[1:] != size or len(batches(deployment.family, images)) > 1:
         return case
     sources = (case.sources[0], (title, same_shape), *case.sources[2:])
     return dataclasses.replace(case, images=images, sources=sources)
@@ -153,9 +154,9 @@ class _Inputs:
 
         Pictures of equal size are cut differently: a graph may take the size of the first image for all.
         """
-        batches, size = self.deployment.family.batches, size or self.size
+        family, size = self.deployment.family, size or self.size
         prepared = self._prepare(pictures, size)
-        if len(batches(prepared)) > 1:  # these need several runs, views of the first do not
+        if len(batches(family, prepared)) > 1:  # these need several runs, views of the first do not
             title, picture = pictures[0]
             views = (pictures[0], (titled(title, 'mirrored'), other_view(picture)))
             pictures = [views[index % 2] for index in range(len(pictures))]
@@ -295,12 +296,12 @@ class InputSizes:
 
 
 def other_sizes(deployment: Model, options: Options) -> InputSizes:
-    """Return the sizes for a file with these options, which are sizes that it takes, see `ImageFamily.takes`.
+    """Return the sizes for a file with these options, which are sizes that it takes, see `ImageReference.takes`.
 
     `other` is one when it is padded. A graph that takes none that is near is given one it does not take.
     """
-    image = deployment.family.picture(deployment.model, options)
-    takes = functools.partial(deployment.family.takes, deployment.model, options)
+    image = picture_of(deployment.family, deployment.model, options)
+    takes = functools.partial(deployment.family.reference(deployment.model).takes, image)
     step = math.lcm(STRIDE, image.multiple)
     height, width = options.height, options.width
     other = int(height * 1.25) - 7, int(width * 1.125) + 5
@@ -321,9 +322,9 @@ def other_sizes(deployment: Model, options: Options) -> InputSizes:
 
 def fits(deployment: Model, options: Options, size: Size) -> bool:
     """Return whether a dynamic file with these options takes an input of a size."""
-    image = deployment.family.picture(deployment.model, options)
+    image = picture_of(deployment.family, deployment.model, options)
     aligned = not any(side % image.multiple for side in size)
-    return aligned and deployment.family.takes(deployment.model, options, *size)
+    return aligned and deployment.family.reference(deployment.model).takes(image, *size)
 
 
 def _narrow(long: int, step: int, remainder: int) -> int:

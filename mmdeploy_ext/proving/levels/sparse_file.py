@@ -19,6 +19,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.violations import WARNING, errors
 from mmdeploy_ext.families import backbone_files as deploy
+from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.files import is_sparse
@@ -139,7 +140,7 @@ def read_sparse_file(deployment: Model, path: str, ranges: Ranges | None) -> Spa
         raise ModelFileError(
             f'{path}: is a model of family {family!r}; {deployment.config} is {deployment.family.name!r}'
         )
-    options = deployment.family.exported_options(option_values, path)
+    options = exported_options(deployment.family, option_values, path)
     traced = deploy.trace(deployment)
     are_recorded = ranges is None and deploy.has_precision(options)
     if are_recorded and any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from mmdeploy_ext.contract.registry import detector_options
+from mmdeploy_ext.contract.registry import detector_options, registration_of
 from mmdeploy_ext.core.commands import command
-from mmdeploy_ext.families.base import FAMILIES, Family
+from mmdeploy_ext.families.base import BACKBONE, FAMILIES
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.runtime.detect import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
 
@@ -171,8 +172,8 @@ def next_command(verdict: Verdict) -> str:
     if verdict.passed:
         form = subject.get('form') or Path(list(subject.get('files', ['']))[-1]).stem
         runner = runner_of(subject.get('family', ''), form)
-        used_by = getattr(family, 'used_by', Family.used_by)
-        contract = family.contract(subject.get('options', {})) if family else None
+        used_by = registration_of(subject.get('family', '')).used_by
+        contract = contract_of(family, subject.get('options', {})) if family else None
         of_form = (contract and contract.used_by) or used_by.get(form) or used_by['']
         words = f'{runner} {{file}} IMAGE_OR_FOLDER' if runner else of_form
         path = Path(file)
@@ -207,7 +208,7 @@ def next_command(verdict: Verdict) -> str:
 def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str:
     """Return the command that exports a file again, with `changes` of its options."""
     family, options = FAMILIES.get(subject.get('family')), {**subject.get('options', {}), **changes}
-    name = 'export' if family is None else family.exported_by
+    name = 'export-backbone' if family is not None and family.product == BACKBONE else 'export'
     words = [*_model_of(subject).values(), '--verify', '--output-file', file]
     for option in detector_options() if family is None else family.options:
         words += option.words(options) if option.name in options else []

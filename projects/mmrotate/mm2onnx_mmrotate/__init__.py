@@ -27,6 +27,9 @@ register_family(
     runtime='mm2onnx_mmrotate.dense.runtime',
     library='mmrotate',
     training_keys=TRAINING_KEYS,
+    exports='one-stage detectors of rotated boxes (projects/mmrotate/README.md)',
+    similar_names=('Rotated', 'R3Det', 'S2A', 'Oriented', 'KFIoU', 'CSL'),
+    own_kernels=('RotatedRepPointsHead', 'OrientedRepPointsHead', 'SAMRepPointsHead'),
 )
 register_family(
     'rotated_two_stage',
@@ -34,6 +37,9 @@ register_family(
     facts='mm2onnx_mmrotate.two_stage.facts:RotatedTwoStageFacts',
     runtime='mm2onnx_mmrotate.two_stage.runtime',
     library='mmrotate',
+    exports='two-stage detectors of rotated boxes (projects/mmrotate/README.md)',
+    similar_names=('RotatedFasterRCNN', 'OrientedRCNN', 'RoITransformer', 'GlidingVertex', 'ReDet'),
+    keep_fp32=('proposals/*', 'regions/*'),
 )
 RULES.update(
     rotated_dense='mm2onnx_mmrotate.dense.seeded:fill',

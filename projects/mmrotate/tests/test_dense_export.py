@@ -16,6 +16,7 @@ from mmdeploy_ext.exporting import copy
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.families.model import check_options, resolve_opset
 from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime import detect
 
 TRACED, OTHER = (160, 192), (192, 256)
 CHEAP = ('retina_le90', 's2anet')
@@ -39,7 +40,7 @@ def exported(family, model, **options):
     chosen = family.choose(opset=0, height=TRACED[0], width=TRACED[1], **options)
     options = resolve_opset(chosen, model)
     (graph,) = family.graphs(copy.prepared(model), options)
-    feeds = family.example(prepared(1, TRACED, 0), options)
+    feeds = family.feeds(prepared(1, TRACED, 0), rescale=True)
     example = {name: torch.from_numpy(feeds[name]) for name in graph.spec.input_names if name in feeds}
     onnx_model = export_stages(graph.stages, example, graph.spec, options)
     settings = onnxruntime.SessionOptions()
@@ -58,7 +59,7 @@ def results_of(family, model, options, outputs, feeds):
     metadata = types.SimpleNamespace(
         postprocess=family.facts(model), form=options.form, options=dict(options)
     )
-    return family.detections(metadata, outputs, feeds)
+    return detect.results_of(family.name, metadata, outputs, feeds)
 
 
 @pytest.mark.parametrize(('name', 'form'), CASES)
@@ -69,10 +70,10 @@ def test_a_file_of_any_size_gives_the_results_of_mmrotate_for_a_batch(name, form
     feeds = family.feeds(images, rescale=True)
     outputs = run(session, feeds)
     if form != 'full':
-        for key, right in family.reference_tensors(model, feeds, form).items():
+        for key, right in family.reference(model).tensors(feeds, form).items():
             np.testing.assert_allclose(outputs[key], right, rtol=1e-4, atol=1e-4 * np.abs(right).max())
     results = results_of(family, model, options, outputs, feeds)
-    references = family.reference_detections(model, images, True)
+    references = family.reference(model).results(images, True)
     for reference, candidate in zip(references, results, strict=True):
         row = task.match_detections('', reference, candidate)
         assert row.passed and len(reference) > 10, row
@@ -82,11 +83,11 @@ def test_a_cap_keeps_the_best_and_counts_the_candidates():
     _, family, model = small_models.seeded('retina_le90')
     images = prepared(1, TRACED, 3)
     feeds = family.feeds(images, rescale=True)
-    ((lower,), (upper,)) = family.candidate_bounds(model, feeds, 1e-4)['candidates']
+    ((lower,), (upper,)) = family.reference(model).candidate_bounds(feeds, 1e-4)['candidates']
     session, options = exported(family, model, form='full', max_candidates=int(upper) + 3)
     outputs = run(session, feeds)
     assert lower <= outputs['candidates'][0] <= upper and outputs['dets'].shape[1] == min(upper + 3, 200)
-    (reference,) = family.reference_detections(model, images, True)
+    (reference,) = family.reference(model).results(images, True)
     (candidate,) = results_of(family, model, options, outputs, feeds)
     assert task.match_detections('', reference, candidate).passed
     session, options = exported(family, model, form='full', max_candidates=3)
@@ -98,13 +99,13 @@ def test_nothing_and_one_result_pass_through():
     _, family, model = small_models.seeded('fcos')
     images = prepared(2, TRACED, 3)
     feeds = family.feeds(images, rescale=False)
-    (reference, _) = family.reference_detections(model, images, False)
+    (reference, _) = family.reference(model).results(images, False)
     for threshold, count in ((0.999, 0), (float(reference.scores[:1].mean()) - 1e-4, None)):
         model.bbox_head.test_cfg.score_thr = threshold
         session, options = exported(family, model, form='full', dynamic=True)
         results = results_of(family, model, options, run(session, feeds), feeds)
         for expected, candidate in zip(
-            family.reference_detections(model, images, False), results, strict=True
+            family.reference(model).results(images, False), results, strict=True
         ):
             assert len(candidate) == len(expected) and (count is None or len(candidate) == count)
 

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.base import FAMILIES, exported_options
 from mmdeploy_ext.families.files import export_graphs
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import in_precision
@@ -121,7 +121,7 @@ def test_pixels_and_detections_stay_float32_outside(deployment):
 def test_a_second_conversion_changes_nothing(files):
     for path in files.values():
         model, metadata = onnx.load(path), read_metadata(path)
-        options = FAMILIES['dense'].exported_options(metadata.options)
+        options = exported_options(FAMILIES['dense'], metadata.options)
         again = in_precision(model, metadata.spec, options)
         assert again.SerializeToString() == model.SerializeToString()
 
@@ -183,7 +183,7 @@ def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
         paths[name] = str(tmp_path / f'{name}.onnx')
         export.save(written, paths[name], metadata)
     feeds = {'input': picture.tensor[None]}
-    wanted = deployment.family.reference_tensors(deployment.model, feeds, 'raw')['cate_pred']
+    wanted = deployment.family.reference(deployment.model).tensors(feeds, 'raw')['cate_pred']
     shared = {name: shared_peaks(path, wanted, feeds) for name, path in paths.items()}
     assert shared['default'] > 0.98 > shared['plain'], shared
 

@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.evaluate import detector as detector_module
 from mmdeploy_ext.evaluate.detector import BackendDetector, Show, TorchDetector
 from mmdeploy_ext.evaluate.loop import collect
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.runtime.detections import Detections, Scored
 
 SPEC = GraphSpec(
@@ -29,23 +30,24 @@ class Echo:
 
     spec = SPEC
 
-    def batches(self, images):
-        return [[0, 2], [1]]
-
     def feeds(self, images, rescale):
         return dict(input=np.stack([image.tensor for image in images]))
 
     def infer(self, feeds):
         return dict(first=feeds['input'][:, 0, 0, 0])
 
-    def detections(self, metadata, outputs, feeds):
-        return [
-            Detections(np.full((1, 4), value, np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
-            for value in outputs['first']
-        ]
 
-    def result(self, detections, num_classes):
-        return detections.to_mmdet_result(num_classes)
+def boxes_of(family, metadata, outputs, feeds):
+    return [
+        Detections(np.full((1, 4), value, np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+        for value in outputs['first']
+    ]
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch):
+    monkeypatch.setattr('mmdeploy_ext.evaluate.detector.results_of', boxes_of)
+    monkeypatch.setattr('mmdeploy_ext.evaluate.detector.batches', lambda family, images: [[0, 2], [1]])
 
 
 def batch(views=1):
@@ -55,7 +57,7 @@ def batch(views=1):
 
 
 def detector(tmp_path):
-    metadata = SimpleNamespace(spec=SPEC, classes=('thing',))
+    metadata = SimpleNamespace(spec=SPEC, classes=('thing',), family='echo')
     return BackendDetector(Echo(), Echo(), metadata, DumpWriter(tmp_path, {}, [4, 5]))
 
 
@@ -84,13 +86,12 @@ def test_augmented_images_are_refused(tmp_path):
 
 
 def test_results_in_pytorch_are_those_of_the_models_own_test_path_and_tensors_those_of_the_stages(tmp_path):
-    class Tested(Echo):
-        def reference_detections(self, model, images, rescale):
+    class Tested(ImageReference):
+        def results(self, images, rescale):
             assert rescale and all(image.collected['scale_factor'] == 1 for image in images)
-            return self.detections(None, dict(first=[model(image.tensor) for image in images]), {})
+            return boxes_of('', None, dict(first=[self.model(image.tensor) for image in images]), {})
 
-    stages = dataclasses.replace(detector(tmp_path), family=Tested())
-    network = TorchDetector(lambda tensor: 2 * tensor[0, 0, 0], stages)
+    network = TorchDetector(Tested(lambda tensor: 2 * tensor[0, 0, 0]), detector(tmp_path))
     assert [result[0][0, 0] for result in network.run(batch(), [3, 4, 5])] == [20, 22, 24]
     assert [load_dump(tmp_path / f'00000{index}')[0]['first'] for index in (4, 5)] == [[11], [12]]
 

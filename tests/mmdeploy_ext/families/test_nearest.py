@@ -3,6 +3,7 @@
 import pytest
 from mmcv import Config
 
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families import base
@@ -29,7 +30,7 @@ def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
     assert f"model.type='{detector}' with " in said and '\n' not in said and 'None' not in said
     for key in keys:
         assert f'{key}={types[key]!r}' in said
-    assert f'nearest is {near}: {FAMILIES[near].exports}' in said
+    assert f'nearest is {near}: {registration_of(near).exports}' in said
     assert 'dense' in said.partition('known: ')[2].split(', ')
 
 
@@ -57,9 +58,11 @@ def test_heads_say_what_is_near_before_other_parts_and_chance_says_nothing(near)
 def test_every_family_says_in_one_line_what_it_takes():
     load_families()
     for family in FAMILIES.values():
+        registration = registration_of(family.name)
         if family.product == DETECTOR:
-            assert 'README.md' in family.exports and family.similar_names, family.name
-    assert any(family.exports for family in FAMILIES.values() if family.product == BACKBONE)
+            assert 'README.md' in registration.exports and registration.similar_names, family.name
+    backbones = [registration_of(family.name) for family in FAMILIES.values() if family.product == BACKBONE]
+    assert any(entry.exports for entry in backbones)
 
 
 def test_the_closest_claim_gets_the_config_and_a_part_is_had_by_asking_for_it():

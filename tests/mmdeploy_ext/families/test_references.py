@@ -58,7 +58,7 @@ def test_results_come_from_the_detectors_own_forward(name, monkeypatch):
 
     monkeypatch.setattr(type(model), 'forward', forward)
     with pytest.raises(Called):
-        family.reference_detections(model, [image], True)
+        family.reference(model).results([image], True)
     ((meta,),) = seen['img_metas']
     assert seen['return_loss'] is False and [one.shape for one in seen['img']] == [(1, 3, *size)]
     assert {'filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip'} <= set(meta)

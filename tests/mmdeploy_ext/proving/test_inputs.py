@@ -14,7 +14,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs
 from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling, part_of, zoomed
 from mmdeploy_ext.proving.references import (
-    ImageReference,
+    InputReference,
     empty_reference,
     object_boxes,
     reference_with_empty_image,
@@ -85,7 +85,7 @@ def test_every_optional_input_is_left_out_alone_and_with_the_others(deployments,
     wanted = {(), optional, *((name,) for name in optional)} if optional else {()}
     assert {one.left_out for one in inputs} == wanted
     for one in inputs:
-        feeds = ImageReference(deployments[family], one).feeds
+        feeds = InputReference(deployments[family], one).feeds
         assert not set(one.left_out) & set(feeds)
         assert all(f'{name}' in one.name for name in one.left_out)
 
@@ -95,7 +95,7 @@ def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
         deployment = deployments[family]
         chosen = options(deployment, height=200, width=300, dynamic=False)
         for one in proof_inputs(deployment, chosen, [('a', picture)]):
-            (image, *_), (given, *_) = ImageReference(deployment, one).images, one.images
+            (image, *_), (given, *_) = InputReference(deployment, one).images, one.images
             whole = (200, 300) if family == 'atss' else (200, 304)
             assert image.img_shape == (whole if 'img_shape' in one.left_out else given.img_shape)
             assert image.ori_shape == (whole if 'ori_shape' in one.left_out else given.ori_shape)
@@ -112,10 +112,10 @@ def test_known_pictures_are_not_computed_again(deployments, picture):
     (dark_one, same) = (
         next(one for one in inputs if one.name.startswith('dark')) for inputs in (dynamic, fixed)
     )
-    results = ImageReference(deployment, dark_one, known).results
-    assert ImageReference(deployment, same, known).results is results
-    assert ImageReference(deployment, same).results is not results
-    assert ImageReference(deployment, fixed[0], known).results is not results
+    results = InputReference(deployment, dark_one, known).results
+    assert InputReference(deployment, same, known).results is results
+    assert InputReference(deployment, same).results is not results
+    assert InputReference(deployment, fixed[0], known).results is not results
 
 
 def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture):
@@ -194,14 +194,14 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
     deployment = deploy.load(*(str(REPO / path) for path in paths))
     chosen = options(deployment, dynamic=False)
     inputs = proof_inputs(deployment, chosen, [('a', picture)])
-    references = [ImageReference(deployment, one) for one in inputs]
-    zoomed = ImageReference(deployment, zoomed_on_object(deployment, chosen, references[0]))
+    references = [InputReference(deployment, one) for one in inputs]
+    zoomed = InputReference(deployment, zoomed_on_object(deployment, chosen, references[0]))
     changed = []
     for reference in (*references, zoomed):
         (right,) = reference.results
         with replaced(*WITHOUT_LAST):
-            wrong = deployment.family.reference_detections(
-                deployment.model, reference.images, reference.input.rescale
+            wrong = deployment.family.reference(deployment.model).results(
+                reference.images, reference.input.rescale
             )[0]
         changed.append(len(right) != len(wrong) or not np.array_equal(right.masks, wrong.masks))
     assert changed == [*(False for _ in references), True]
@@ -227,7 +227,7 @@ def test_segments_are_results_that_any_caller_may_scale():
 def test_a_picture_is_zoomed_if_sizes_of_regions_choose_levels_and_there_is_an_object(deployments, picture):
     chosen = options(deployments['rtdetr'], dynamic=False)
     (traced, *_) = proof_inputs(deployments['rtdetr'], chosen, [('a', picture)])
-    reference = ImageReference(deployments['rtdetr'], traced)
+    reference = InputReference(deployments['rtdetr'], traced)
     assert zoomed_on_object(deployments['rtdetr'], chosen, reference) is None
     reference.results = [one[:0] for one in reference.results]
     deployment = SimpleNamespace(model=torch.nn.Sequential(SingleRoIExtractor(LAYER, 1, [4])))

@@ -7,6 +7,7 @@ from circles.runtime import CircleFacts, Circles
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.reference import ImageReference
 
 
 class Network(nn.Module):
@@ -19,8 +20,23 @@ class Network(nn.Module):
         return heat, radius if self.logarithm else radius.exp()
 
 
+class CircleReference(ImageReference):
+    def tensors(self, feeds, form, radius, **others):
+        with torch.no_grad():
+            heat, logarithm = (tensor.numpy() for tensor in self.model(torch.from_numpy(feeds['images'])))
+        return dict(heat=heat, radius=logarithm if radius == 'log' else np.exp(logarithm))
+
+    def results(self, images, rescale):
+        with torch.no_grad():
+            detections = self.model.detect(torch.from_numpy(np.stack([image.tensor for image in images])))
+        results = [Circles(*(tensor.numpy() for tensor in parts)) for parts in detections]
+        pairs = zip(results, images, strict=True)
+        return [circles.scaled(image.scale_factor) if rescale else circles for circles, image in pairs]
+
+
 class CircleFamily(ImageFamily):
     name, task, forms = 'circles', 'circles.task', ('raw',)
+    reference = CircleReference
 
     def claims(self, cfg):
         return Claim.DETECTOR if cfg.model.type == 'CircleNet' else Claim.NO
@@ -39,18 +55,6 @@ class CircleFamily(ImageFamily):
 
     def stages(self, model, options):
         return [Stage('network', Network(model, options.radius), ('images',), ('heat', 'radius'))]
-
-    def reference_tensors(self, model, feeds, form, radius, **others):
-        with torch.no_grad():
-            heat, logarithm = (tensor.numpy() for tensor in model(torch.from_numpy(feeds['images'])))
-        return dict(heat=heat, radius=logarithm if radius == 'log' else np.exp(logarithm))
-
-    def reference_detections(self, model, images, rescale):
-        with torch.no_grad():
-            detections = model.detect(torch.from_numpy(self.feeds(images, rescale)['images']))
-        results = [Circles(*(tensor.numpy() for tensor in parts)) for parts in detections]
-        pairs = zip(results, images, strict=True)
-        return [circles.scaled(image.scale_factor) if rescale else circles for circles, image in pairs]
 
     def facts(self, model):
         return CircleFacts(model.count, STRIDE)

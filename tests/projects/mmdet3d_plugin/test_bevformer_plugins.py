@@ -10,6 +10,7 @@ import bevformer_golden as golden
 from marking import in_suite
 from mmdeploy_ext.consumers.tensorrt_plugins import kernels, operators
 from mmdeploy_ext.core.errors import EngineError, InferenceError
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from planting import arguments, result
@@ -54,7 +55,7 @@ def test_names_and_plugins_are_those_of_the_deployments(paths):
 
 def test_another_engine_is_refused(deployment, paths):
     with pytest.raises(EngineError, match='run in numpy'):
-        contract = deployment.family.contract(dict(contract='trt-plugin'))
+        contract = contract_of(deployment.family, dict(contract='trt-plugin'))
         contract.runner(paths, dict(engine='OpenVinoBackend'))
 
 

@@ -17,6 +17,7 @@ from mmdeploy_ext.consumers.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, EngineError, ModelFileError
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.views.table import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
@@ -71,7 +72,7 @@ def test_the_node_would_take_the_folder(known, folder, tmp_path, caplog, capsys)
     assert main([str(folder)]) == 0
     assert '3 files, 0 errors, 1 warnings' in capsys.readouterr().out  # three classes of nuScenes
     with caplog.at_level(logging.WARNING):
-        known.family.contract(known.family.choose(**AUTOWARE)).companions(known.model)
+        contract_of(known.family, known.family.choose(**AUTOWARE)).companions(known.model)
     assert 'construction_vehicle, barrier, traffic_cone: the node publishes' in caplog.text
     model = onnx.load(file(folder))
     graph, plugins = model.graph, [node for node in model.graph.node if node.domain == 'autoware']
@@ -187,7 +188,7 @@ def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
         chosen = family.choose(opset=17, **options)
         with pytest.raises(ConfigError, match=match):
             family.check(cfg, chosen)
-            family.contract(chosen).check(cfg)
+            contract_of(family, chosen).check(cfg)
 
     alone = toy_bevfusion.alone('lidar')
     refused('encoders.camera: the files of LiDAR alone')

@@ -14,6 +14,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.facts import Circle, Rotated
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.models.bevfusion.fusion import HEADS
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from toy_atss import REPO
@@ -129,7 +130,7 @@ def test_nodes_and_engines_take_the_other_head(tmp_path, contract):
     cfg = load_config(config)
     family = find_family(cfg)
     with pytest.raises(ConfigError, match=f"type='CenterHead': --contract {contract} takes TransFusionHead"):
-        family.contract(dict(contract=contract)).check(cfg)
+        contract_of(family, dict(contract=contract)).check(cfg)
 
 
 def test_an_unknown_head_is_refused_by_name(tmp_path):

@@ -14,6 +14,7 @@ from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.consumers.cuda_bevfusion import loop as cuda
 from mmdeploy_ext.consumers.cuda_bevfusion.folder import check
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.contracts import contract_of
 from planting import arguments, replaced, result, when_traced
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 from verdicts import cases_of, graphs_of
@@ -155,7 +156,7 @@ def test_names_shapes_and_types_are_those_of_the_contract():
     cfg = load_config(str(bevfusion_golden.CONFIG))
     family = find_family(cfg)
     options = family.choose(**CONTRACT)
-    graphs = family.contract(options).graphs(family.build(cfg), options)
+    graphs = contract_of(family, options).graphs(family.build(cfg), options)
     made = {graph.name: graph for graph in graphs}
     for file, wanted in json.loads(GOLDEN.read_text())['graphs'].items():
         graph = made[file.removesuffix('.onnx')]

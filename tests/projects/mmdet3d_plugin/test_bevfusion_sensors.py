@@ -13,6 +13,7 @@ from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.models.bevfusion.neck import GeneralizedLSSFPN
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import RigFrame
@@ -131,7 +132,7 @@ def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
 def test_the_files_of_the_engine_take_both(toys, sensor):
     toy = toys[sensor]
     with pytest.raises(ConfigError, match=r'--contract.*model.encoders has no'):
-        toy.family.contract(dict(contract='cuda-bevfusion')).check(toy.cfg)
+        contract_of(toy.family, dict(contract='cuda-bevfusion')).check(toy.cfg)
 
 
 def test_depth_of_points_without_points_is_refused_by_name(tmp_path):

@@ -15,6 +15,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import points as inputs
 from mmdeploy_ext.proving.views.table import next_command
 from mmdeploy_ext.runtime.frames import Sweep
@@ -249,7 +250,7 @@ def test_a_changed_weight_is_refused_and_the_file_named(toy, tmp_path):
 def checked(family, cfg):
     chosen = family.choose(opset=0, **AUTOWARE)
     family.check(cfg, chosen)
-    family.contract(chosen).check(cfg)
+    contract_of(family, chosen).check(cfg)
 
 
 def refused(tmp_path, words):
@@ -348,7 +349,7 @@ def test_a_fault_of_the_nodes_suppressions_is_not_on_both_sides(place, change):
 def crowd(toy):
     """Return the sweep that reaches a node's limits, and the pillars that mmdet3d has of it."""
     deployment = toy[0]
-    contract = deployment.family.contract(deployment.family.choose(**AUTOWARE))
+    contract = contract_of(deployment.family, deployment.family.choose(**AUTOWARE))
     (sweep,) = contract.crowded_sweeps(deployment.rule)
     voxels, _, cells = inputs.pillars(sweep.points, deployment.rule)
     order = np.lexsort((cells[:, 3], cells[:, 2]))

@@ -25,7 +25,7 @@ def test_stages_give_the_results_of_the_detectors_own_forward(seeded):
     options = family.choose(height=SIZE[0], width=SIZE[1], opset=17)
     family.check(image_branch(), options)
     outputs = run_stages(family.stages(model, options), family.feeds(prepared, True))
-    wanted = family.reference_detections(model, prepared, True)
+    wanted = family.reference(model).results(prepared, True)
     for index, detections in enumerate(wanted):
         kept = outputs['labels'][index] >= 0
         assert kept.sum() == len(detections.bboxes_xyxy) >= 15
@@ -39,8 +39,8 @@ def test_results_are_those_of_mmdets_detector_with_the_same_weights(seeded):
     faster = find_family(cfg).build(cfg)
     faster.load_state_dict({key.removeprefix('img_'): value for key, value in model.state_dict().items()})
     for of_branch, of_faster in zip(
-        family.reference_detections(model, images(), True),
-        TWO_STAGE.reference_detections(faster, images(), True),
+        family.reference(model).results(images(), True),
+        TWO_STAGE.reference(faster).results(images(), True),
         strict=True,
     ):
         assert (of_branch.bboxes_xyxy == of_faster.bboxes_xyxy).all()
@@ -60,12 +60,12 @@ def test_weights_keep_their_names_and_a_copy_has_parts_of_its_own(seeded):
 def test_a_changed_test_path_is_named_and_is_the_reference(seeded, monkeypatch):
     family, model = seeded
     assert untraced_methods(family, model, image_branch()) == []
-    (before, _), kind = family.reference_detections(model, images(), True), type(model)
+    (before, _), kind = family.reference(model).results(images(), True), type(model)
     extract = kind.extract_img_feat
     monkeypatch.setattr(kind, 'extract_img_feat', lambda self, img: extract(self, img * 1.5))
     (method,) = untraced_methods(family, model, image_branch())
     assert method.subject.startswith('ImVoteNet.extract_img_feat (')
-    after, _ = family.reference_detections(model, images(), True)
+    after, _ = family.reference(model).results(images(), True)
     assert len(before.scores) != len(after.scores) or abs(before.scores - after.scores).max() > 1e-2
 
 

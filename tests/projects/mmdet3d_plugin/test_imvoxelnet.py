@@ -215,7 +215,7 @@ def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_
     entries = json.loads((tmp_path / 'a.json').read_text())['images'][0]['detections']
     deployment = seeded()
     prepared = deploy.prepare_fixed(deployment.rule, image, *SIZE).with_camera(PROJECTION)
-    (expected,) = deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
+    (expected,) = deployment.family.reference(deployment.model).results([prepared], rescale=True)
     boxes = np.array([entry['box'] for entry in entries])
     assert len(boxes) == len(expected) > 5
     np.testing.assert_allclose(boxes, expected.boxes[:, :7], atol=1e-3)

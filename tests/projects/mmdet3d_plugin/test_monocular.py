@@ -279,7 +279,7 @@ def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(kind
     deployment = seeded(kind)
     rule = dataclasses.replace(deployment.rule, size=SIZE)  # of the file
     prepared = rule.apply(image).with_camera(square_matrix(intrinsics))
-    (expected,) = deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
+    (expected,) = deployment.family.reference(deployment.model).results([prepared], rescale=True)
     boxes = np.array([entry['box'] for entry in entries])
     assert len(boxes) == len(expected) > 5
     np.testing.assert_allclose(boxes, expected.boxes[:, : expected.code_size], atol=1e-3)
@@ -294,7 +294,7 @@ def test_mmdet3d_gives_the_same_boxes_of_the_original_picture_with_its_matrix_of
     (meta,) = reference.metas([prepared])
     meta.update(cam2img=intrinsics, trans_mat=results['trans_mat'])
     (upstream,) = mmdet_reference.tested(deployment.model, [prepared], [meta], rescale=True)
-    (expected,) = deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
+    (expected,) = deployment.family.reference(deployment.model).results([prepared], rescale=True)
     boxes = upstream['img_bbox']['boxes_3d'].tensor.numpy()
     np.testing.assert_allclose(expected.boxes[:, :7], boxes, atol=1e-3)
 
@@ -319,7 +319,7 @@ def test_a_camera_of_zeros_is_refused_before_mmdet3d_inverts_it():
     prepared = deployment.rule.apply(picture()[1])
     prepared = dataclasses.replace(prepared, cam2img=np.zeros((4, 4)))
     with pytest.raises(ShapeError, match=r'cam2img: got .* expected positive focal lengths'):
-        deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
+        deployment.family.reference(deployment.model).results([prepared], rescale=True)
 
 
 @pytest.mark.parametrize('size', [(100, 300), (375, 1242), (301, 77)])

@@ -16,6 +16,7 @@ from marking import in_suite
 from mmdeploy_ext.consumers.streampetr_fork.export import fork_spec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_graph
 from mmdeploy_ext.families.streampetr import spec
 
@@ -28,7 +29,7 @@ MEMORY = dict(embedding='embedding', egopose='egopose', ref_point='reference_poi
 def graph_of(**options):
     chosen = FAMILIES['streampetr'].choose(contract='fork', **options)
     deployment = deployed.deployment()
-    return deployment.family.contract(chosen).graphs(deployment.model, chosen)[0], chosen
+    return contract_of(deployment.family, chosen).graphs(deployment.model, chosen)[0], chosen
 
 
 @pytest.fixture(scope='module', params=in_suite(VERSIONS, '1.1'))
@@ -141,7 +142,7 @@ def test_the_full_size_file_gives_the_goldens_with_golden_memory(full_version):
     model = family.build(cfg)
     model.load_state_dict(seeded.seeded_state_dict(), strict=True)
     options = FAMILIES['streampetr'].choose(contract='fork', fork_version=full_version)
-    graph = family.contract(options).graphs(model, options)[0]
+    graph = contract_of(family, options).graphs(model, options)[0]
     session = session_of(export_graph(graph, options))
     inputs, outputs, boundary = (
         np.load(folder / f'{name}.npz') for name in ('inputs', 'outputs', 'boundary')

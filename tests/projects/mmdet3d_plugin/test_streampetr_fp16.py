@@ -12,6 +12,7 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_graph
 from mmdeploy_ext.families.streampetr.memory import FIELDS, to_local
 from mmdeploy_ext.families.streampetr.spec import FEATURES
@@ -24,7 +25,7 @@ COSINE = 0.999
 def files(model, **options):
     """Return graph name -> (spec, proto)."""
     chosen = FAMILIES['streampetr'].choose(precision='fp16', **options)
-    graphs = deployed.deployment().family.contract(chosen).graphs(model, chosen)
+    graphs = contract_of(deployed.deployment().family, chosen).graphs(model, chosen)
     return {graph.name: (graph.spec, export_graph(graph, chosen)) for graph in graphs}
 
 

@@ -23,6 +23,7 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files, export_graphs
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.tasks.bbox2d import match_detections
@@ -106,15 +107,15 @@ def check_outputs(deployment, path, images, rescale):
         outputs = backend.infer({name: feeds[name] for name in backend.spec.input_names if name in feeds})
         metadata = backend.metadata
     if metadata.form != 'full':
-        reference = family.reference_tensors(deployment.model, feeds, metadata.form)
+        reference = family.reference(deployment.model).tensors(feeds, metadata.form)
         assert list(reference) == list(outputs)
         for name, wanted in reference.items():
             assert outputs[name].shape == wanted.shape
             assert np.abs(outputs[name] - wanted).max() <= 1e-4 * np.abs(wanted).max()
-    expected = family.reference_detections(deployment.model, images, rescale)
+    expected = family.reference(deployment.model).results(images, rescale)
     rows = [
         match_detections('image', wanted, got)
-        for wanted, got in zip(expected, family.detections(metadata, outputs, feeds), strict=True)
+        for wanted, got in zip(expected, results_of(family.name, metadata, outputs, feeds), strict=True)
     ]
     assert all(row.passed for row in rows), rows
     assert sum(row.matched for row in rows) >= 25
@@ -186,7 +187,7 @@ def test_raw_outputs_are_named_by_kind_and_level_with_mmdets_shapes(files):
 def test_the_product_of_scores_and_centerness_is_what_mmdet_multiplies(deployment, files):
     path = files(form='decode', score_form='product', dynamic=True)
     feeds = deployment.family.feeds([prepared(deployment, 2, (96, 96))], False)
-    reference = deployment.family.reference_tensors(deployment.model, feeds, 'decode')
+    reference = deployment.family.reference(deployment.model).tensors(feeds, 'decode')
     with build_backend('OnnxRuntimeBackend', path) as backend:
         found = backend.infer({'input': feeds['input']})
     assert list(found) == ['boxes', 'scores']
@@ -245,10 +246,10 @@ def test_the_torch_backend_runs_the_same_chain(deployment, form):
     with build_backend('TorchBackend', stages, deployment.family.spec(deployment.model, options)) as backend:
         outputs = backend.infer({name: feeds[name] for name in backend.spec.input_names})
     if form == 'full':
-        wanted = family.reference_detections(deployment.model, images, True)
+        wanted = family.reference(deployment.model).results(images, True)
         assert [int((labels >= 0).sum()) for labels in outputs['labels']] == [len(image) for image in wanted]
         return
-    for name, wanted in family.reference_tensors(deployment.model, feeds, form).items():
+    for name, wanted in family.reference(deployment.model).tensors(feeds, form).items():
         np.testing.assert_allclose(outputs[name], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 

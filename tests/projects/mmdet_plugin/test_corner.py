@@ -45,7 +45,7 @@ def rows(outputs, wanted):
 
 
 def same(kind, outputs, prepared):
-    wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+    wanted = FAMILY.reference(seeded(kind)).results(prepared, True)
     for row, one in zip(rows(outputs, wanted), wanted, strict=True):
         assert row.passed and row.reference >= LEAST[kind], row
         assert len(set(one.labels.tolist())) > 1
@@ -85,7 +85,7 @@ def test_without_pairs_results_are_empty():
     model.bbox_head.test_cfg.distance_threshold = -1.0
     outputs = run_stages(FAMILY.stages(model, OPTIONS), FAMILY.feeds(pictures(1), True))
     assert [len(one) for one in detections(FULL, outputs, {})] == [0]
-    assert [len(one) for one in FAMILY.reference_detections(model, pictures(1), True)] == [0]
+    assert [len(one) for one in FAMILY.reference(model).results(pictures(1), True)] == [0]
 
 
 REFUSED = {

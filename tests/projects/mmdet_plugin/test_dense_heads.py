@@ -392,9 +392,9 @@ def test_an_objectness_within_rounding_of_its_threshold_may_pass_or_not(monkeypa
         objectness=factors,
         level_sizes=[3, 3, 3],
     )
-    monkeypatch.setattr(reference, 'tensors', lambda model, feeds, form: {})
+    monkeypatch.setattr(reference.DenseReference, 'tensors', lambda self, feeds, form: {})
     monkeypatch.setattr(reference, 'decoded', lambda *args, **kwargs: outputs)
-    bounds = reference.candidate_bounds(detector(head), {}, slack=1e-4)
+    bounds = reference.DenseReference(detector(head)).candidate_bounds({}, slack=1e-4)
     assert [count.tolist() for count in bounds['candidates']] == [[5], [15]]
 
 

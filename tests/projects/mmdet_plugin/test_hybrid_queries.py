@@ -16,7 +16,7 @@ from mmdeploy_ext.families.parts.query_networks import NETWORKS
 from mmdeploy_ext.families.query import postprocess, supported_parts
 from mmdeploy_ext.proving.inputs.inputs import ProofInput
 from mmdeploy_ext.proving.pictures import judge_outputs
-from mmdeploy_ext.proving.references import ImageReference
+from mmdeploy_ext.proving.references import InputReference
 from toy_query import SIZE, images, options_of, run_stages, seeded
 
 ONE_TO_ONE = 25
@@ -121,7 +121,7 @@ def test_pytorch_takes_the_ranks_of_the_file_whose_scores_are_compared(model):
     backend = types.SimpleNamespace(metadata=metadata, computes_in=None, inner=inner)
     deployment = Model('', '', {}, None, family, model=model)
     sources = tuple((str(index), np.zeros((*SIZE, 3), np.uint8)) for index in range(2))
-    reference = ImageReference(deployment, ProofInput('input', pictures, sources, rescale=True))
+    reference = InputReference(deployment, ProofInput('input', pictures, sources, rescale=True))
     case, _ = judge_outputs(reference, backend, outputs)
     assert all(row.passed for row in case.detections)
     assert [row.max_abs > 0 for row in case.tensors if row.tensor == 'token_scores'] == [True]

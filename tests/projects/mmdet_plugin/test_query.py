@@ -23,7 +23,7 @@ FAMILY = FAMILIES['query']
 def same(kind, outputs, prepared, least=20):
     """Assert that results are those of `simple_test`, and that every image has some of several classes."""
     found = detections(FULL, outputs, {})
-    wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+    wanted = FAMILY.reference(seeded(kind)).results(prepared, True)
     assert len(found) == len(wanted) == len(prepared)
     for one, other in zip(wanted, found, strict=True):
         row = match_detections('image', one, other)

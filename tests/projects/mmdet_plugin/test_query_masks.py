@@ -31,7 +31,7 @@ def rows(outputs, wanted):
 
 def same(kind, outputs, prepared):
     """Assert that results are those of `simple_test`, and that every image has some of several classes."""
-    wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+    wanted = FAMILY.reference(seeded(kind)).results(prepared, True)
     for row, one in zip(rows(outputs, wanted), wanted, strict=True):
         assert row.passed and row.reference >= 10, row
         assert len(set(one.labels.tolist())) > 1

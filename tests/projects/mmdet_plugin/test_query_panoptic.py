@@ -39,7 +39,7 @@ def rows(kind, form, outputs, prepared, wanted):
 
 def same(kind, form, outputs, prepared):
     """Assert that segments are those of `simple_test`, and that there are things and stuff among them."""
-    wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+    wanted = FAMILY.reference(seeded(kind)).results(prepared, True)
     for row in rows(kind, form, outputs, prepared, wanted):
         assert row.passed, row
     labels = np.concatenate([one.labels for one in wanted])
@@ -59,7 +59,7 @@ def test_eager_segments_of_every_image_are_those_of_simple_test(kind, form):
 def test_tensors_of_the_raw_form_are_those_of_the_head(kind):
     feeds, options = FAMILY.feeds(pictures(3), True), options_of(family='query_panoptic', form='raw')
     outputs = run_stages(FAMILY.stages(seeded(kind), options), feeds)
-    for name, wanted in FAMILY.reference_tensors(seeded(kind), feeds, 'raw').items():
+    for name, wanted in FAMILY.reference(seeded(kind)).tensors(feeds, 'raw').items():
         assert np.abs(np.asarray(outputs[name]) - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
@@ -77,7 +77,7 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind,
     options = options.replace(opset=18) if exporter == 'dynamo' else options
     run = exported(FAMILY, seeded(kind), options, pictures(1))
     for prepared in (pictures(3, (192, 256), 9), pictures(2, (256, 160), 3)):
-        wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
+        wanted = FAMILY.reference(seeded(kind)).results(prepared, True)
         for row in rows(kind, 'full', run(prepared), prepared, wanted):
             assert row.passed and row.reference, row
 

@@ -8,6 +8,7 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks import task_module
 from toy_query import REGIONS, exported, images, options_of, run_stages, seeded, toy
 
@@ -25,8 +26,8 @@ def options(kind, **chosen):
 def rows(kind, outputs, prepared, wanted=None):
     """Return how results match those of `simple_test`, a row per image."""
     family = family_of(kind)
-    found = family.detections(FULL, outputs, family.feeds(prepared, True))
-    wanted = family.reference_detections(seeded(kind), prepared, True) if wanted is None else wanted
+    found = results_of(family.name, FULL, outputs, family.feeds(prepared, True))
+    wanted = family.reference(seeded(kind)).results(prepared, True) if wanted is None else wanted
     match = task_module(family.task).match_detections
     return [match('image', *pair) for pair in zip(wanted, found, strict=True)]
 
@@ -41,7 +42,7 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
     prepared, family = images(3), family_of(kind)
     family.check(toy(kind), options(kind))
     same(kind, run_stages(family.stages(seeded(kind), options(kind)), family.feeds(prepared, True)), prepared)
-    found = family.reference_detections(seeded(kind), prepared, True)
+    found = family.reference(seeded(kind)).results(prepared, True)
     assert all(len(set(one.labels.tolist())) > 1 for one in found)
 
 

@@ -68,7 +68,7 @@ def test_masks_are_those_of_pytorch_in_pixels_of_the_picture_and_drawn(kind, mad
     assert tool('onnx_with_postprocess').main([str(path), str(PICTURE), *words]) == 0
     (entry,) = json.loads((tmp_path / 'p.json').read_text())['images']
     prepared = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), *SIZE)
-    wanted = deployment.family.reference_detections(deployment.model, [prepared], True)[0]
+    wanted = deployment.family.reference(deployment.model).results([prepared], True)[0]
     wanted = Instances(wanted.masks, wanted.scores, wanted.labels)
     row = match_detections('toy.jpg', wanted, decoded(entry))
     assert row.passed and row.matched >= 5, row

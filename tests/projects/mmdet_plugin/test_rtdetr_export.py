@@ -192,7 +192,7 @@ def test_a_graph_of_gathers_has_no_grid_sample_and_gives_the_same(toy, raw, fold
     assert 'GridSample' in kinds[0] and 'GridSample' not in kinds[1]
     assert graphs_of(check_files(toy, path, [('toy', read_image(toy_rtdetr.PICTURE))]))[0].equal
     feeds = {'images': np.random.default_rng(0).random((2, 3, 128, 160), np.float32)}
-    reference = toy.family.reference_tensors(toy.model, feeds, 'raw')
+    reference = toy.family.reference(toy.model).tensors(feeds, 'raw')
     with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
         outputs = backend.infer(feeds)
     for name, wanted in reference.items():
@@ -209,7 +209,7 @@ def test_a_graph_of_gathers_is_proven(toy, folder):
 def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw):
     picture = read_image(toy_rtdetr.PICTURE)
     prepared = toy.rule.apply(picture)
-    wanted = toy.family.reference_detections(toy.model, [prepared], True)[0]
+    wanted = toy.family.reference(toy.model).results([prepared], True)[0]
     for path in (full, raw):
         with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
             got = detect.detect(backend, picture)
@@ -301,7 +301,7 @@ def test_an_input_with_fewer_tokens_than_queries_is_refused_before_the_engine_ru
         )
         assert len(detect.detect(backend, picture)) == 60  # 63 tokens
     with pytest.raises(ShapeError, match=said):
-        toy.family.reference_detections(toy.model, [rule.apply(picture)], True)
+        toy.family.reference(toy.model).results([rule.apply(picture)], True)
 
 
 def test_the_proof_of_a_small_dynamic_graph_takes_sizes_with_tokens_enough(toy):

@@ -11,6 +11,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks.mask import match_detections
 from proofs import check_files
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
@@ -57,7 +58,7 @@ def run(deployment, path, images):
 def check_tensors(deployment, metadata, feeds, outputs):
     """Compare with unpatched mmdet to 1e-4 of the scale."""
     family, layout = deployment.family, metadata.options['layout']
-    reference = family.reference_tensors(deployment.model, feeds, 'raw', layout=layout)
+    reference = family.reference(deployment.model).tensors(feeds, 'raw', layout=layout)
     assert list(reference) == list(outputs) == metadata.spec.output_names
     for name, wanted in reference.items():
         assert outputs[name].shape == wanted.shape
@@ -67,8 +68,8 @@ def check_tensors(deployment, metadata, feeds, outputs):
 def check_instances(deployment, metadata, feeds, outputs, images):
     """Compare with mmdet's own `get_results`; enough are compared."""
     family, model = deployment.family, deployment.model
-    expected = family.reference_detections(model, images, True)
-    found = family.detections(metadata, outputs, feeds)
+    expected = family.reference(model).results(images, True)
+    found = results_of(family.name, metadata, outputs, feeds)
     rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
     assert all(row.passed for row in rows), rows
     assert min(row.matched for row in rows) >= 25

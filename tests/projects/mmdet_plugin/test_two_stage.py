@@ -17,6 +17,7 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from mmdeploy_ext.proving.open_points import untraced_methods
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import seeded_model
 from toy_two_stage import (
     KINDS,
@@ -51,7 +52,7 @@ FULL = types.SimpleNamespace(form='full', options={}, postprocess=types.SimpleNa
 def same(kind, model, outputs, prepared, least=1, ties=0):
     """Assert that results are those of `simple_test`, and that every image has some."""
     family = family_of(kind)
-    found = family.detections(FULL, outputs, family.feeds(prepared, True))
+    found = results_of(family.name, FULL, outputs, family.feeds(prepared, True))
     check_results(family, model, prepared, found, least, ties)
 
 
@@ -133,9 +134,9 @@ def test_without_proposals_or_detections_results_are_empty(kind, proposals):
     _, run = exported(kind, model=model)
     prepared = images(1 if kind in SINGLE else 2)
     outputs, nothing = run(prepared), [0] * len(prepared)
-    assert [len(one) for one in family.reference_detections(model, prepared, True)] == nothing
+    assert [len(one) for one in family.reference(model).results(prepared, True)] == nothing
     assert outputs['labels'].max(initial=-1) == -1
-    found = family.detections(FULL, outputs, family.feeds(prepared, True))
+    found = results_of(family.name, FULL, outputs, family.feeds(prepared, True))
     assert [len(one) for one in found] == nothing
 
 
@@ -161,8 +162,8 @@ def test_distances_to_the_sides_of_chosen_anchors_and_of_regions_are_decoded():
     feeds = family.feeds(prepared, True)
     _, run = exported('faster', model=model)
     for outputs in (run_stages(family.stages(model, options), feeds), run(prepared)):
-        check_results(family, model, prepared, family.detections(FULL, outputs, feeds), least=15)
-    boxes = np.concatenate([one.bboxes_xyxy for one in family.reference_detections(model, prepared, True)])
+        check_results(family, model, prepared, results_of(family.name, FULL, outputs, feeds), least=15)
+    boxes = np.concatenate([one.bboxes_xyxy for one in family.reference(model).results(prepared, True)])
     assert (boxes[:, 2:] < boxes[:, :2]).any(), 'some results of these coders end before they begin'
 
 
@@ -177,7 +178,7 @@ def ending_before_they_begin(head, inputs, outputs):
 def test_boxes_of_buckets_that_end_before_they_begin_suppress_nothing():
     model, prepared, family = seeded('sabl'), images(1), family_of('sabl')
     with model.roi_head.bbox_head.register_forward_hook(ending_before_they_begin):
-        (results,) = family.reference_detections(model, prepared, True)
+        (results,) = family.reference(model).results(prepared, True)
         assert (results.bboxes_xyxy[:, 2] < results.bboxes_xyxy[:, 0]).sum() > 10
         same('sabl', model, exported('sabl', model=model)[1](prepared), prepared, 15)
 

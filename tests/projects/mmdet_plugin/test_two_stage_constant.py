@@ -18,6 +18,7 @@ from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.two_stage import settings
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import candidates_needed
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import SIZE, family_of, images, options_of, seeded, toy
@@ -52,12 +53,12 @@ def found_by(kind, model, outputs, prepared, **caps):
     """Return what the runtime makes of outputs; raises where some may be missing."""
     metadata = types.SimpleNamespace(form='full', options=caps, postprocess=settings.facts_of(model))
     family = family_of(kind)
-    return family.detections(metadata, outputs, family.feeds(prepared, True))
+    return results_of(family.name, metadata, outputs, family.feeds(prepared, True))
 
 
 def assert_same(kind, model, found, prepared, least=1):
     family = family_of(kind)
-    for one, other in zip(family.reference_detections(model, prepared, True), found, strict=True):
+    for one, other in zip(family.reference(model).results(prepared, True), found, strict=True):
         row = task_module(family.task).match_detections('image', one, other)
         assert row.passed and row.reference >= least, row
 
@@ -84,7 +85,7 @@ def test_a_file_with_constant_shapes_gives_the_results_of_simple_test_for_each_i
     found = found_by(kind, seeded(kind), outputs, prepared, **CAPS)
     assert_same(kind, seeded(kind), found, prepared, 15)
     family = family_of(kind)
-    bounds = family.candidate_bounds(seeded(kind), family.feeds(prepared, True), 1e-4, **CAPS)
+    bounds = family.reference(seeded(kind)).candidate_bounds(family.feeds(prepared, True), 1e-4, **CAPS)
     assert bounds.keys() == {'candidates', 'proposal_candidates'} and not count_rows(outputs, bounds)
     assert not (bounds['candidates'][1] > 600).any()
 
@@ -178,7 +179,7 @@ def test_limits_that_cannot_be_are_usage_errors(changes, said):
 
 def test_a_wrong_count_of_candidates_is_refused():
     family, prepared = family_of('faster'), images(2, seed=9)
-    bounds = family.candidate_bounds(seeded(), family.feeds(prepared, True), 1e-4, **CAPS)
+    bounds = family.reference(seeded()).candidate_bounds(family.feeds(prepared, True), 1e-4, **CAPS)
     right = {name: (low + high) // 2 for name, (low, high) in bounds.items()}
     assert not count_rows(right, bounds)
     for name in right:

@@ -96,8 +96,8 @@ def test_the_second_of_two_graphs_is_compared_with_the_model_that_is_given_its_p
     """`graph.py diff`: the file is given features and proposals, the model of upstream the picture, too."""
     subject = subject_of(known.deployment, open_file(known.path('regions')).metadata, [('toy.jpg', PICTURE)])
     assert 'input' not in subject.feeds
-    found = known.deployment.family.reference_tensors(
-        known.deployment.model, {**subject.beside, **subject.feeds}, 'regions'
+    found = known.deployment.family.reference(known.deployment.model).tensors(
+        {**subject.beside, **subject.feeds}, 'regions'
     )
     assert 'region_features_0' in found
 

@@ -43,7 +43,7 @@ def rows(form, outputs, prepared, wanted):
 
 @functools.cache
 def reference():
-    return FAMILY.reference_detections(seeded('panoptic'), pictures(2), True)
+    return FAMILY.reference(seeded('panoptic')).results(pictures(2), True)
 
 
 def judged(form='full'):
@@ -73,7 +73,7 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(expor
     graph = export.export_stages(FAMILY.stages(model, options), example, FAMILY.spec(model, options), options)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
     for prepared in (pictures(2), pictures(1, (256, 160), 3)):
-        wanted = FAMILY.reference_detections(model, prepared, True)
+        wanted = FAMILY.reference(model).results(prepared, True)
         (found,) = session.run(['panoptic'], FAMILY.feeds(prepared, True))
         for row in rows('full', dict(panoptic=found), prepared, wanted):
             assert row.passed and row.reference, row

@@ -13,6 +13,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
 
@@ -81,8 +82,8 @@ def outputs_of(kind, model, prepared, form='full', plant=None):
 
 def matched(kind, model, outputs, prepared):
     family = family_of(kind)
-    found = family.detections(METADATA, outputs, family.feeds(prepared, True))
-    wanted = family.reference_detections(model, prepared, True)
+    found = results_of(family.name, METADATA, outputs, family.feeds(prepared, True))
+    wanted = family.reference(model).results(prepared, True)
     assert [one.masks.shape[1:] for one in found] == [one.masks.shape[1:] for one in wanted]
     match = task_module(family.task).match_detections
     return [match('image', one, other) for one, other in zip(wanted, found, strict=True)]

@@ -14,6 +14,7 @@ from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.parts import proposals
+from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import (
     KINDS,
@@ -52,21 +53,21 @@ def _feeds_of_two(kind, form):
 
 def _made_feeds(kind, form, prepared):
     feeds = family_of(kind).feeds(prepared, True)
-    return feeds | family_of(kind).inner_inputs(seeded(kind), feeds, form)
+    return feeds | family_of(kind).reference(seeded(kind)).inner_inputs(feeds, form)
 
 
 @functools.cache
 def wanted_of_two(kind):
-    return family_of(kind).reference_detections(seeded(kind), TWO, True)
+    return family_of(kind).reference(seeded(kind)).results(TWO, True)
 
 
 def rows_of(kind, form, outputs, prepared=TWO):
     """Return level 2 of what a graph gave."""
     family, model = family_of(kind), seeded(kind)
     spec, feeds = family.spec(model, options_of(kind, form=form)), feeds_of(kind, form, prepared)
-    expected = family.expected_tensors(model, feeds, outputs, form)
+    expected = family.reference(model).expected_tensors(feeds, outputs, form)
     if expected is None:
-        expected = family.reference_tensors(model, feeds, form)
+        expected = family.reference(model).tensors(feeds, form)
     valued = {tensor.name for tensor in spec.outputs if tensor.compare == 'values'}
     assert expected.keys() == valued
     return compare_tensors(expected, {name: outputs[name] for name in valued}, spec)
@@ -75,8 +76,8 @@ def rows_of(kind, form, outputs, prepared=TWO):
 def results_of(kind, form, outputs):
     """Return level 3: rows of both images of `TWO`."""
     family, metadata = family_of(kind), copy.copy(MASKS)
-    metadata.form = form
-    found = family.results(seeded(kind), metadata, outputs, feeds_of(kind, form), TWO, True)
+    metadata.form, metadata.family = form, family.name
+    found = family.reference(seeded(kind)).file_results(metadata, outputs, feeds_of(kind, form), TWO, True)
     match = task_module(family.task).match_detections
     return [match('image', one, other) for one, other in zip(wanted_of_two(kind), found, strict=True)]
 
@@ -145,7 +146,7 @@ def test_two_files_one_after_the_other_give_the_results_at_sizes_and_batches_tha
         between = first(feeds)
         assert all(row.passed for row in rows_of(kind, 'proposals', between, prepared))
         outputs = second(feeds | between)
-        found = family.detections(MASKS, outputs, feeds)
+        found = detect.results_of(family.name, MASKS, outputs, feeds)
         check_results(family, seeded(kind), prepared, found, ties=TIES.get(kind, 0))
         given = second(feeds_of(kind, 'regions', prepared))
         assert all(row.passed for row in rows_of(kind, 'regions', given, prepared))
@@ -174,7 +175,7 @@ def test_a_file_of_proposals_says_that_it_gives_no_detections(kind):
     metadata = copy.copy(MASKS)
     metadata.form = 'proposals'
     with pytest.raises(ModelFileError, match='feed its outputs, by their names, to the file of form regions'):
-        family_of(kind).detections(metadata, {}, {})
+        detect.results_of(family_of(kind).name, metadata, {}, {})
 
 
 def test_a_layer_of_the_head_of_proposals_with_other_weights_is_told_by_its_tensors():

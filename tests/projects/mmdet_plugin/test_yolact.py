@@ -39,7 +39,7 @@ def rows(outputs, wanted):
 
 
 def same(outputs, prepared, rescale=True):
-    wanted = FAMILY.reference_detections(seeded(), prepared, rescale)
+    wanted = FAMILY.reference(seeded()).results(prepared, rescale)
     for row, one in zip(rows(outputs, wanted), wanted, strict=True):
         assert row.passed and row.reference >= 20, row
         assert len(set(one.labels.tolist())) > 1
@@ -67,7 +67,7 @@ def test_without_detections_results_are_empty():
     model.bbox_head.test_cfg.score_thr = 2.0
     outputs = run_stages(FAMILY.stages(model, OPTIONS), FAMILY.feeds(pictures(2), True))
     assert [len(one) for one in detections(FULL, outputs, {})] == [0, 0] and not outputs['masks'].any()
-    assert [len(one) for one in FAMILY.reference_detections(model, pictures(2), True)] == [0, 0]
+    assert [len(one) for one in FAMILY.reference(model).results(pictures(2), True)] == [0, 0]
 
 
 def change(path, value):

@@ -5,7 +5,7 @@ defined first: `families/base.py`, `families/sequence.py` and `families/parts/li
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 from mmdet3d.models import builder
@@ -111,10 +111,6 @@ class MvxNetFamily(SequenceFamily):
     """mmdet3d's `DynamicMVXFasterRCNN` with `PointFusion` and `Anchor3DHead`, without a memory."""
 
     name = FAMILY
-    exports = 'MVX-Net with PointFusion (mmdeploy_ext/families/anchor3d/mvxnet/README.md)'
-    similar_names = ('MVX', 'PointFusion', 'VoteFusion')
-    of_config = "the grid and the picture are the config's"
-    used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
     files = MvxNetOnnx.graphs
     samples = 'fused'
     untraced = (

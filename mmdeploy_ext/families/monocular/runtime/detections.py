@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.runtime.detections import Scored
+from mmdeploy_ext.runtime.detections import Scored, rows_with_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,29 @@ class MonocularDetections(Scored):
     bboxes_xyxy: np.ndarray | None = None
     camera: tuple[tuple[float, ...], ...] = ()
     code_size: int = 9
+
+    def to_mmdet_result(self, num_classes: int) -> dict[str, Any]:
+        """Return what mmdet3d's monocular detectors return for a picture.
+
+        `img_bbox` has `boxes_3d`, `scores_3d`, `labels_3d` and, of models with attributes, `attrs_3d`; of
+        models with boxes in the picture `img_bbox2d` has xyxy and score (n, 5) of each of `num_classes`.
+        """
+        import torch
+        from mmdet3d.core.bbox import CameraInstance3DBoxes
+
+        rows = torch.tensor(self.boxes[:, : self.code_size])
+        boxes = dict(
+            boxes_3d=CameraInstance3DBoxes(rows, box_dim=self.code_size),
+            scores_3d=torch.tensor(self.scores),
+            labels_3d=torch.tensor(self.labels),
+        )
+        if self.attributes is not None:
+            boxes['attrs_3d'] = torch.tensor(self.attributes)
+        results: dict[str, Any] = dict(img_bbox=boxes)
+        if self.bboxes_xyxy is not None:
+            corners = rows_with_scores(self.bboxes_xyxy, self.scores)
+            results['img_bbox2d'] = self.by_class(corners, num_classes)
+        return results
 
     def scaled(self, scale_factor: np.ndarray) -> MonocularDetections:
         """Return the boxes in the picture, and the camera, divided by `scale_factor` (4,), `w h w h`.

@@ -13,10 +13,11 @@ from mmrotate.models.dense_heads import CSLRRetinaHead, RotatedRetinaHead
 from mmrotate.models.detectors import RotatedBaseDetector
 from torch import nn
 
-from mm2onnx_mmrotate.dense import graphs, reference
+from mm2onnx_mmrotate.dense import graphs
 from mm2onnx_mmrotate.dense.facts import HeadFacts, RotatedDenseFacts
 from mm2onnx_mmrotate.dense.kinds import KINDS
 from mm2onnx_mmrotate.dense.networks import last_head
+from mm2onnx_mmrotate.dense.reference import RotatedDenseReference
 from mm2onnx_mmrotate.dense.settings import facts_of, thresholds
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mmdeploy_ext.contract.facts import plain
@@ -37,27 +38,18 @@ UNREAD = ('min_bbox_size',)
 
 
 class RotatedDenseFamily(ImageFamily):
-    """mmrotate's one-stage detectors.
-
-    `results_left_out` returns why the results of a file with such options are not compared, or ''.
-    """
+    """mmrotate's one-stage detectors."""
 
     name = 'rotated_dense'
-    exports = 'one-stage detectors of rotated boxes (projects/mmrotate/README.md)'
-    similar_names = ('Rotated', 'R3Det', 'S2A', 'Oriented', 'KFIoU', 'CSL')
     task = 'mm2onnx_mmrotate.task'
     forms = ('full', 'decode', 'raw')
-    compared_with_own_kernels = ('RotatedRepPointsHead', 'OrientedRepPointsHead', 'SAMRepPointsHead')
     untraced = (
         *ImageFamily.untraced, 'filter_bboxes', 'refine_bboxes', 'points2rotrect', 'get_offset', 'rotate_arf',
         'distance2obb',
     )  # fmt: skip
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_graphs.feeds)
-    reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
-    candidate_bounds = staticmethod(reference.candidate_bounds)
-    expected_tensors = staticmethod(reference.expected_tensors)
+    reference = RotatedDenseReference
 
     def claims(self, cfg: Any) -> Claim:
         """Return `Claim.HEAD` if the last head of a detector of mmrotate is of an exported kind, else NO."""
@@ -97,14 +89,6 @@ class RotatedDenseFamily(ImageFamily):
     def facts(self, model: nn.Module) -> RotatedDenseFacts:
         head = last_head(model)
         return RotatedDenseFacts(**plain(thresholds(head)), **plain(facts_of(head)))
-
-    def results_left_out(self, options: Mapping[str, Any]) -> str:
-        if options.get('score_form') != 'product':
-            return ''
-        return (
-            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
-            'product is not the one that get_bboxes applies'
-        )
 
 
 def heads_of(model_cfg: Mapping[str, Any]) -> list[str]:

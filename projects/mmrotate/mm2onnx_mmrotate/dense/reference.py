@@ -1,7 +1,5 @@
 """One-stage detectors as mmrotate runs them, unpatched: what a proof compares the graphs with.
 
-`model` is mmrotate's detector.
-
 Glossary: B batch, N priors of all levels, C classes.
 """
 
@@ -19,45 +17,82 @@ from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
 from mm2onnx_mmrotate.readings import read_as
 from mm2onnx_mmrotate.reference import rotated_detections
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import count_bounds
 
 
-def tensors(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
-) -> dict[str, np.ndarray]:
-    """Return the outputs by name of the form 'raw' or 'decode', by mmrotate's own head, priors and coder.
+class RotatedDenseReference(ImageReference):
+    """A one-stage detector of mmrotate."""
 
-    `feeds` hold `input` (B, 3, H, W) float32, normalised; `score_form` is the option of the file: with
-    'product' the scores of the form 'decode' are multiplied by the `factors`, which are left out. Other
-    options have no effect. See `decode_by_mmrotate`.
-    """
-    with torch.no_grad():
-        image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
-        outputs = dict(zip(raw_names(model), upstream_outputs(model, image), strict=True))
-        if form != 'raw':
-            outputs = decode_by_mmrotate(model, outputs)
-            if score_form == 'product' and 'factors' in outputs:
-                outputs['scores'] = outputs['scores'] * outputs.pop('factors')[..., None]
-    return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+    def tensors(
+        self, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs by name of the form 'raw' or 'decode', by mmrotate's own head, priors and coder.
 
+        `feeds` hold `input` (B, 3, H, W) float32, normalised; `score_form` is the option of the file: with
+        'product' the scores of the form 'decode' are multiplied by the `factors`, which are left out. Other
+        options have no effect. See `decode_by_mmrotate`.
+        """
+        with torch.no_grad():
+            image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
+            outputs = dict(zip(raw_names(self.model), upstream_outputs(self.model, image), strict=True))
+            if form != 'raw':
+                outputs = decode_by_mmrotate(self.model, outputs)
+                if score_form == 'product' and 'factors' in outputs:
+                    outputs['scores'] = outputs['scores'] * outputs.pop('factors')[..., None]
+        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
-def expected_tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    outputs: Mapping[str, np.ndarray],
-    form: str,
-    **options: Any,
-) -> dict[str, np.ndarray]:
-    """Return `tensors`, boxes of `decode` in the engine's readings, where rounding decides of two.
+    def expected_tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        form: str,
+        **options: Any,
+    ) -> dict[str, np.ndarray]:
+        """Return `tensors`, boxes of `decode` in the engine's readings, where rounding decides of two.
 
-    Readings are the ways to write a rectangle, which are quarter turns apart; `readings.py` has the bars
-    within which rounding decides. `outputs` are the engine's by name.
-    """
-    expected, boxes = tensors(model, feeds, form, **options), outputs.get('boxes')
-    if boxes is not None and boxes.shape == np.shape(expected.get('boxes')):
-        expected['boxes'] = read_as(expected['boxes'], boxes, version_of(last_head(model)))
-    return expected
+        Readings are the ways to write a rectangle, which are quarter turns apart; `readings.py` has the bars
+        within which rounding decides. `outputs` are the engine's by name.
+        """
+        expected, boxes = self.tensors(feeds, form, **options), outputs.get('boxes')
+        if boxes is not None and boxes.shape == np.shape(expected.get('boxes')):
+            expected['boxes'] = read_as(expected['boxes'], boxes, version_of(last_head(self.model)))
+        return expected
+
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
+        with min_area_polygons_on_cpu():
+            return rotated_detections(self.model, images, rescale, version_of(last_head(self.model)))
+
+    def results_left_out(self, options: Mapping[str, Any]) -> str:
+        if options.get('score_form') != 'product':
+            return ''
+        return (
+            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
+            'product is not the one that get_bboxes applies'
+        )
+
+    def candidate_bounds(
+        self, feeds: Mapping[str, np.ndarray], slack: float, **_: int
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Bounds of the number of (prior, class) pairs of the best priors that pass the threshold."""
+        head = last_head(self.model)
+        config, per_cell = thresholds(head), priors_per_cell(head)
+        decoded, raw = self.tensors(feeds, 'decode'), self.tensors(feeds, 'raw')
+        scores = decoded['scores']
+        ranks = scores * decoded['factors'][..., None] if 'factors' in decoded else scores
+        cells = [np.prod(raw[f'cls_score_{level}'].shape[2:]) for level in range(len(per_cell))]
+        ends = np.cumsum(np.multiply(per_cell, cells))[:-1]
+        lower, upper = 0, 0
+        for level_scores, level_ranks in zip(
+            np.split(scores, ends, 1), np.split(ranks, ends, 1), strict=True
+        ):
+            if config.nms_pre > 0:
+                rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, : config.nms_pre]
+                level_scores = np.take_along_axis(level_scores, rows[..., None], 1)
+            level_lower, level_upper = count_bounds(level_scores, config.score_thr, slack)
+            lower, upper = lower + level_lower, upper + level_upper
+        return dict(candidates=(lower, upper))
 
 
 def upstream_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
@@ -119,38 +154,3 @@ def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dic
     if description.factor:
         outputs['factors'] = torch.cat(level_factors, 1)
     return outputs
-
-
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
-    """Return the results of the detector's own test path, per image, best first.
-
-    `images` are network inputs of one size. Boxes are in pixels of the originals with `rescale`, else of the
-    network input.
-    """
-    with min_area_polygons_on_cpu():
-        return rotated_detections(model, images, rescale, version_of(last_head(model)))
-
-
-def candidate_bounds(
-    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
-
-    Of each level the `nms_pre` best priors count. `feeds` hold `input` as for `tensors`; a score that differs
-    from the threshold by no more than `slack` may pass or not. Limits of the file are not used.
-    """
-    head = last_head(model)
-    config, per_cell = thresholds(head), priors_per_cell(head)
-    decoded, raw = tensors(model, feeds, 'decode'), tensors(model, feeds, 'raw')
-    scores = decoded['scores']
-    ranks = scores * decoded['factors'][..., None] if 'factors' in decoded else scores
-    cells = [np.prod(raw[f'cls_score_{level}'].shape[2:]) for level in range(len(per_cell))]
-    ends = np.cumsum(np.multiply(per_cell, cells))[:-1]
-    lower, upper = 0, 0
-    for level_scores, level_ranks in zip(np.split(scores, ends, 1), np.split(ranks, ends, 1), strict=True):
-        if config.nms_pre > 0:
-            rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, : config.nms_pre]
-            level_scores = np.take_along_axis(level_scores, rows[..., None], 1)
-        level_lower, level_upper = count_bounds(level_scores, config.score_thr, slack)
-        lower, upper = lower + level_lower, upper + level_upper
-    return dict(candidates=(lower, upper))

@@ -4,17 +4,16 @@ What the attributes and methods of the class without a docstring are for is docu
 defined first: `families/images.py` and `families/base.py` of mm2onnx.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mm2onnx_mmrotate.suppression import rotated_nms_config
-from mm2onnx_mmrotate.two_stage import graphs, heads, reference
+from mm2onnx_mmrotate.two_stage import graphs, heads
 from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
 from mm2onnx_mmrotate.two_stage.proposals import least_side
+from mm2onnx_mmrotate.two_stage.reference import RotatedTwoStageReference
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -29,18 +28,15 @@ class RotatedTwoStageFamily(ImageFamily):
     """mmrotate's detectors that propose regions and look at each of them."""
 
     name = 'rotated_two_stage'
-    exports = 'two-stage detectors of rotated boxes (projects/mmrotate/README.md)'
-    similar_names = ('RotatedFasterRCNN', 'OrientedRCNN', 'RoITransformer', 'GlidingVertex', 'ReDet')
     task = 'mm2onnx_mmrotate.task'
     forms = graphs.FORMS
-    keep_fp32 = ('proposals/*', 'regions/*')  # boxes in float16 are half a pixel coarse
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_graphs.feeds)
     untraced = (
         *ImageFamily.untraced, '.extract_feat', '_bbox_forward', 'regress_by_class', 'map_roi_levels',
         '*roi_extractor*.forward',
     )  # fmt: skip
-    reference_detections = staticmethod(reference.detections)
+    reference = RotatedTwoStageReference
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every config of mmrotate's two-stage detectors."""
@@ -74,12 +70,6 @@ class RotatedTwoStageFamily(ImageFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(heads.last_head(model.roi_head).num_classes)
-
-    def reference_tensors(
-        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **options: Any
-    ) -> dict[str, np.ndarray]:
-        """Return nothing: outputs of all forms have rows of proposals, and are compared by their results."""
-        return {}
 
     def facts(self, model: nn.Module) -> RotatedTwoStageFacts:
         config = rotated_nms_config(model.roi_head.test_cfg)

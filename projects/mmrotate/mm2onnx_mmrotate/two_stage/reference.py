@@ -1,25 +1,28 @@
 """Two-stage detectors as mmrotate runs them, unpatched: what a proof compares the graphs with."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.reference import rotated_detections
 from mm2onnx_mmrotate.two_stage.heads import version_of
+from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
-def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
-    """Return the results of the detector's own test path, per image, best first.
+class RotatedTwoStageReference(ImageReference):
+    """A two-stage detector of mmrotate."""
 
-    `images` are network inputs of one size. Boxes are in pixels of the originals with `rescale`. Without it
-    the ratios are 1, so that boxes are in pixels of the network input: mmrotate's
-    `GVBBoxHead` fails if it does not divide by any.
-    """
-    if not rescale:
-        ones = np.ones(4, np.float32)
-        images = [dataclasses.replace(image, scale_factor=ones) for image in images]
-    return rotated_detections(model, images, True, version_of(model))
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
+        """Without `rescale` the ratios are 1: mmrotate's `GVBBoxHead` fails if it does not divide by any."""
+        if not rescale:
+            ones = np.ones(4, np.float32)
+            images = [dataclasses.replace(image, scale_factor=ones) for image in images]
+        return rotated_detections(self.model, images, True, version_of(self.model))
+
+    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **options: Any) -> dict[str, np.ndarray]:
+        """Nothing: outputs of all forms have rows of proposals, and are compared by their results."""
+        return {}
