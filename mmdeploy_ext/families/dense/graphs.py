@@ -16,7 +16,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.suppression import hw, length
@@ -91,11 +91,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     facts = model_facts(model)
     bordered, stride = facts.head.bordered, max(facts.strides)
     smallest = detector_parts.smallest(model.bbox_head, stride, detector_parts.round_down(model))
-    if not options.dynamic and min(options.height, options.width) < smallest:
-        raise UsageError(
-            f'--shape {options.height} {options.width}: each side has to be at least {smallest} pixels for '
-            f'this model, whose largest stride is {stride}'
-        )
     padded = 'all around' if bordered else 'bottom and right'
     image = image_input(options, smallest, detector_parts.multiple(model), padded)
     inputs = [image]

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Stage, TensorSpec
-from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.errors import ShapeError, UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import capped, hw
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -23,12 +23,19 @@ def image_input(
 ) -> TensorSpec:
     """Return `input` (B, 3, H, W); a dynamic file takes any batch, and the sizes that the arguments allow.
 
+    UsageError: a fixed size that is smaller than `smallest`.
+
     Args:
         options: options of the export.
         smallest: least height and width, pixels.
         multiple: number of which height and width have to be multiples; 1 allows all.
         padded: on which sides of images padding is, for the description.
     """
+    if not options.dynamic and min(options.height, options.width) < smallest:
+        raise UsageError(
+            f'--shape {options.height} {options.width}: each side has to be at least {smallest} pixels for '
+            f'this model'
+        )
     size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
     meaning = f'normalised images, padded {padded}'
     return TensorSpec('input', 'float32', size, meaning, smallest=smallest, multiple=multiple)

@@ -271,6 +271,8 @@ def test_of_a_detector_with_a_test_method_of_its_own_the_method_is_named(monkeyp
 def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():
     with pytest.raises(UsageError, match='at least the largest stride'):
         family_of('faster').check(toy(), options_of('faster', (32, 256)))
+    with pytest.raises(UsageError, match=r'128 256: .* at least 129 pixels'):  # deformable convolutions
+        family_of('staged').spec(seeded('staged'), options_of('staged', (128, 256)))
     with pytest.raises(UsageError, match=r'RoIAlign.*ONNX.*16'):
         check_operators(seeded(), 15)
     assert SIZE[0] % 64 == 0
