@@ -167,7 +167,7 @@ class _Inputs:
                 for index, (title, picture) in enumerate(pictures)
             ]
             varied_images = self._prepare(varied, size)
-            if len(batches(varied_images)) == 1:
+            if len(batches(family, varied_images)) == 1:
                 pictures, prepared = varied, varied_images
             else:  # masks of one batch have one size: the content of the input is smaller
                 prepared = tuple(
@@ -296,7 +296,7 @@ class InputSizes:
 
 
 def other_sizes(deployment: Model, options: Options) -> InputSizes:
-    """Return the sizes for a file with these options, which are sizes that it takes, see `ImageReference.takes`.
+    """Return the sizes for a file with these options that it takes, see `ImageReference.takes`.
 
     `other` is one when it is padded. A graph that takes none that is near is given one it does not take.
     """
