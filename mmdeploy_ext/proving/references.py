@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, one_line
 from mmdeploy_ext.exporting.substitution import observed
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving.inputs.inputs import (
@@ -206,7 +206,11 @@ def empty_reference(
     inputs = plain_inputs(deployment, options)
     for plain in inputs:
         reference, (title, _) = InputReference(deployment, plain, known), plain.sources[0]
-        counts[title] = sum(map(len, reference.results))
+        try:
+            counts[title] = sum(map(len, reference.results))
+        except Exception as error:  # the user's code may need a candidate, as guided anchors do
+            said = one_line(error)[:200]
+            return None, f'PyTorch fails on a {title} picture ({said}): an empty list was not compared'
         if not counts[title]:
             return reference, ''
         if counts[title] == limit:
