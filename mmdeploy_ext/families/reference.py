@@ -10,7 +10,6 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
 
 if TYPE_CHECKING:
@@ -75,9 +74,9 @@ class ImageReference(abc.ABC):
         feeds: Mapping[str, np.ndarray],
         images: Sequence[PreparedImage],
         rescale: bool,
-    ) -> list[Detections] | list[Instances]:
-        """Results of a file's outputs: by the family's runtime, or the user's code if no runtime goes on."""
-        return results_of(metadata.family, metadata, outputs, feeds)
+    ) -> list[Detections] | list[Instances] | None:
+        """Results of a file by the user's code, where no runtime goes on; None: the runtime does."""
+        return None
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         """Reason to skip the results of a file with these options, or ''."""

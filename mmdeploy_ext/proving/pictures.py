@@ -59,6 +59,7 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
     zoomed_on_object,
 )
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
@@ -306,6 +307,8 @@ def judge_outputs(
             return dataclasses.replace(case, tensors=rows), []
         inputs = reference.feeds, reference.images, proof_input.rescale
         results = code.file_results(metadata, outputs, *inputs)
+        if results is None:
+            results = results_of(metadata.family, metadata, outputs, reference.feeds)
         if len(results) != len(expected):
             raise ShapeError(f'got results of {len(results)} images, expected {len(expected)}')
     except FAILURES as error:

@@ -71,12 +71,12 @@ class DenseReference(ImageReference):
         feeds: Mapping[str, np.ndarray],
         images: Sequence[PreparedImage],
         rescale: bool,
-    ) -> list[Detections]:
+    ) -> list[Detections] | None:
         """Results of raw outputs that only code of the user's decodes are of that code."""
         if metadata.form == 'raw' and isinstance(metadata.postprocess.coder, Traced):
             head, maps = self.model.bbox_head, raw_maps(self.model, outputs)
             return own_results(head, kind_of(head), list(maps.values()), images, rescale)
-        return super().file_results(metadata, outputs, feeds, images, rescale)
+        return None
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         if options.get('score_form') != 'product':

@@ -69,10 +69,10 @@ class TwoStageReference(ImageReference):
         feeds: Mapping[str, np.ndarray],
         images: Sequence[PreparedImage],
         rescale: bool,
-    ) -> list[Detections]:
+    ) -> list[Detections] | None:
         """Of a graph of proposals mmdet's head of regions makes the results of its features and proposals."""
         if metadata.form != PROPOSALS:
-            return super().file_results(metadata, outputs, feeds, images, rescale)
+            return None
         regions = outputs_of_first(self.model, outputs)
         return mmdet_reference.detections(self.model, images, rescale, regions)
 

@@ -29,7 +29,7 @@ CHECKS = {
     'record_of',
 }
 """They refuse; what they return is not what the model of a reference gets."""
-OF_PROOFS = {'count_bounds', 'num_candidates', 'rotation_ties'}
+OF_PROOFS = {'count_bounds', 'count_tokens', 'num_candidates', 'rotation_ties'}
 """Facts of a proof, not of results."""
 OF_MOMENTS = {'frame_of_rig', 'read_frames', 'read_infos'}
 """They make the runner's frames of infos, with which those of the data set are compared."""

@@ -76,8 +76,10 @@ def rows_of(kind, form, outputs, prepared=TWO):
 def results_of(kind, form, outputs):
     """Return level 3: rows of both images of `TWO`."""
     family, metadata = family_of(kind), copy.copy(MASKS)
-    metadata.form, metadata.family = form, family.name
-    found = family.reference(seeded(kind)).file_results(metadata, outputs, feeds_of(kind, form), TWO, True)
+    metadata.form, feeds = form, feeds_of(kind, form)
+    found = family.reference(seeded(kind)).file_results(metadata, outputs, feeds, TWO, True)
+    if found is None:
+        found = detect.results_of(family.name, metadata, outputs, feeds)
     match = task_module(family.task).match_detections
     return [match('image', one, other) for one, other in zip(wanted_of_two(kind), found, strict=True)]
 
