@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.contract.registry import contract_class
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import Graph, TensorSpec
-    from mmdeploy_ext.runtime.frames import Stepper, Sweep
+    from mmdeploy_ext.runtime.frames import Stepper
 
 
 def contract_of(family: Any, options: Mapping[str, Any]) -> Contract:
@@ -73,7 +73,3 @@ class Contract:
     def runner_outputs(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         """Return the specs of the tensors that the runner computes beside those of the graphs."""
         return ()
-
-    def crowded_sweeps(self, rule: Any) -> Iterable[Sweep]:
-        """Return `SequenceFamily.crowded_sweeps`, as the program takes them."""
-        return self.family.crowded_sweeps(rule)

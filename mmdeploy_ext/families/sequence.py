@@ -125,14 +125,6 @@ class SequenceFamily(Family):
         """
         return None
 
-    def crowded_sweeps(self, rule: Any) -> Iterable[Sweep]:
-        """Return sweeps, as points alone, some of whose voxels have more points than a rule takes.
-
-        Of pillars, and of small limits, there are also more voxels than it takes. Only the tensors are
-        compared.
-        """
-        return ()
-
     def special_samples(self, rule: Any, sample: Frame | Sweep) -> Iterable[Frame | Sweep]:
         """Yield samples, made of another one, that a usual drive or sweep does not have.
 

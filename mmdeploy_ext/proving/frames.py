@@ -137,7 +137,8 @@ def prove_sweeps(
             results.reasons += total_reasons(results.cases, verdict.precision, 'sweep', 'sweep', ADVICE)
         verdict.notes += notes_on_sides(sides)
         proof.add_notes(dict.fromkeys(note for case in results.cases for note in case.notes))
-        results.cases += unusual_cases(sides, proof.options, first)
+        if first is not None:
+            results.cases += unusual_cases(sides, first)
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
     return finish(proof), proof.pairs[:MAX_DRAWN]
 
@@ -367,18 +368,9 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
     return (task.match_detections('boxes', *detections, tied=tied, **getattr(task, 'ONE_TO_ONE', {})),)
 
 
-def unusual_cases(sides: Sides, options: Options, first: Sweep | None) -> Iterator[Case]:
-    """Yield cases of crowded, special and plain sweeps, made with the camera pictures of the first sample.
-
-    Only the tensors of crowded sweeps are compared: they are unlike anything that a model was trained on, so
-    that all results may have the same score.
-    """
+def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
+    """Yield cases of special and plain sweeps, made of the first sample."""
     family, rule = sides.deployment.family, sides.deployment.rule
-    for crowd in contract_of(family, options).crowded_sweeps(rule):
-        sweep = dataclasses.replace(first or crowd, points=crowd.points, name=crowd.name)
-        yield judge_tensors(sides, sweep, *sides.run(sweep))
-    if first is None:
-        return
     for special in family.special_samples(rule, first):
         yield judge_sweep(sides, special, *sides.run(special))[0]
     if (plain := family.plain_sample(rule, first)) is not None:

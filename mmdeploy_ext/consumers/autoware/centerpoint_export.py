@@ -10,7 +10,7 @@ pillar's points and from the pillar's centre.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,6 @@ from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_spec
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of, watching
 from mmdeploy_ext.families.parts.pillars import SCATTER
-from mmdeploy_ext.families.parts.proof_samples import in_order_of_columns
-from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 
@@ -222,11 +220,6 @@ class CenterPointFiles(AutowareContract):
 
     def runner_outputs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         return (TensorSpec(SPATIAL, 'float32', (), 'pillars on the map'),)
-
-    def crowded_sweeps(self, rule: VoxelRule) -> Iterable[Sweep]:
-        # beyond max_voxels the node drops the last pillars in the order of their cells, mmdet3d those in
-        # the order of their first points: in a sweep for the node both orders are the same
-        return (in_order_of_columns(sweep, rule) for sweep in super().crowded_sweeps(rule))
 
     def companions(self, model: nn.Module) -> dict[str, str]:
         parts = parts_of(model)

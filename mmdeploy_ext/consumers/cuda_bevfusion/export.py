@@ -34,11 +34,13 @@ from mmdeploy_ext.families.bevfusion.graphs import transform_of
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
 from mmdeploy_ext.families.contracts import Contract
 from mmdeploy_ext.families.parts.lidar_parts import OfModel, Watch
-from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, half_encoder, model_spec
+from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, model_spec, traced_encoder
 from mmdeploy_ext.models.bevfusion.fusion import SENSORS
 from mmdeploy_ext.models.bevfusion.rig import Rig
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.sparse import libspconv
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.layer_sources import layer_sources
 from mmdeploy_ext.sparse.order import reorder
 
 CAMERAS = 6
@@ -160,6 +162,30 @@ def _graph(
 
 HALF = ColumnGroup(rtol=5e-3)
 """Tolerance of float16 weights against the model's float32 ones; that of the sparse backbone alone, too."""
+
+
+@torch.no_grad()
+def half_encoder(encoder: nn.Module) -> nn.Module:
+    """Return a copy of a sparse encoder in evaluation mode with the kernels of a libspconv file.
+
+    Batch normalisation, which is behind every convolution, is folded in, then kernels and biases are rounded
+    to float16; their dtype stays float32.
+    """
+    traced = traced_encoder(encoder)
+    sources, rounded = layer_sources(traced), copy.deepcopy(encoder)
+    for node in fold(traced).convolutions():
+        conv, norm = map(rounded.get_submodule, (node.module, sources[node.module].norm))
+        weight, bias = (
+            torch.from_numpy(array.astype(np.float16).astype(np.float32))
+            for array in (node.weight, node.bias)
+        )
+        conv.weight.copy_(weight if weight.shape == conv.weight.shape else weight.permute(1, 2, 3, 4, 0))
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1.0)
+        norm.weight.fill_(1.0)
+        norm.bias.copy_(bias)
+        norm.eps = 0.0
+    return rounded
 
 
 class CudaReference(BEVFusionReference):

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.consumers.cuda_bevfusion import geometry
 from mmdeploy_ext.consumers.cuda_bevfusion.pooling import pooled, tables_of
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevfusion.facts import Coder
-from mmdeploy_ext.families.bevfusion.runtime import geometry
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.preprocess.points import voxelise

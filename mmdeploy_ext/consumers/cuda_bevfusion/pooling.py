@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.consumers.cuda_bevfusion.geometry import View, cells
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY
-from mmdeploy_ext.families.bevfusion.runtime.geometry import View, cells
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.exported import model_files
 

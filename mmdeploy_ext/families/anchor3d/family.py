@@ -4,7 +4,7 @@ What the attributes and methods of the classes without a docstring are for is do
 defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet3d.models import builder
@@ -22,12 +22,10 @@ from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_ancho
 from mmdeploy_ext.families.parts.detector_parts import part_cfg, test_cfg_of
 from mmdeploy_ext.families.parts.lidar_models import DYNAMIC_DETECTOR, LidarModels, check_points_side
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
-from mmdeploy_ext.families.parts.proof_samples import crowded
 from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
-from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.runtime.frames import Stepper, Sweep
+from mmdeploy_ext.runtime.frames import Stepper
 
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
 """Heads that export, and bases of such."""
@@ -97,9 +95,6 @@ class AnchorFamily(SweepMethods, SequenceFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)
-
-    def crowded_sweeps(self, rule: VoxelRule) -> Iterable[Sweep]:
-        return crowded(rule)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return AnchorOnnx(paths, **engine)

@@ -59,7 +59,7 @@ class Coder(Facts):
 
 @dataclasses.dataclass(frozen=True)
 class ViewFacts(Facts):
-    """The frustum and the grid of a model, see `runtime.geometry.View`."""
+    """The frustum and the grid of a model."""
 
     image_size: tuple[Count, Count]
     columns: tuple[float, ...]

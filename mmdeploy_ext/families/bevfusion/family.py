@@ -5,6 +5,7 @@ defined first: `families/base.py` and `families/sequence.py`. A config of mit-ha
 of it has a `fork`: the code of that repository then runs as the reference, in another process, see `fork.py`.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from mmdeploy_ext.families.bevfusion.live import DEPTH_KERNEL, take_layers
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
 from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, generated, moments
-from mmdeploy_ext.families.parts.proof_samples import changed_rigs, crowded, plain_moment
+from mmdeploy_ext.families.parts.proof_samples import plain_moment
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -72,9 +73,6 @@ class BEVFusionFamily(SequenceFamily):
         lidar = model.encoders['lidar']
         return lidar.voxel_layer, 'xyz', int(lidar.in_channels)
 
-    def crowded_sweeps(self, rule: FusionRule) -> Iterable[Sweep]:
-        return crowded(rule.voxels) if rule.voxels is not None else ()
-
     def check(self, cfg: Any, options: Options) -> None:
         if cfg.get('fork') and options.contract != 'portable':
             raise ConfigError(
@@ -95,7 +93,7 @@ class BEVFusionFamily(SequenceFamily):
         return dataset
 
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
-        return () if rule.views is None else changed_rigs(sample)
+        return () if rule.views is None else itertools.islice(generated(rule, 2), 1, 2)
 
     def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
         limits = None if rule.voxels is None else rule.voxels.point_cloud_range

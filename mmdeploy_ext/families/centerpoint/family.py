@@ -4,7 +4,7 @@ What the attributes and methods of `CenterPointFamily` without a docstring are f
 are defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet3d.models.builder import DETECTORS
@@ -21,12 +21,10 @@ from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.parts import lidar_models
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.parts.lidar_models import LidarModels, check_points_side
-from mmdeploy_ext.families.parts.proof_samples import crowded
 from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
-from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.runtime.frames import Stepper, Sweep
+from mmdeploy_ext.runtime.frames import Stepper
 
 
 def check_parts(filename: str, model: Mapping[str, Any]) -> None:
@@ -64,9 +62,6 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
                 f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={nms_type!r}, expected '
                 f'{" or ".join(NMS_TYPES)}'
             )
-
-    def crowded_sweeps(self, rule: VoxelRule) -> Iterable[Sweep]:
-        return crowded(rule)
 
     def num_classes(self, model: nn.Module) -> int:
         return sum(model.pts_bbox_head.num_classes)

@@ -1,4 +1,4 @@
-"""Samples for proofs: sweeps of the generated world, crowded and empty ones, rigs in which one thing changed.
+"""Samples for proofs: sweeps of the generated world, empty ones, rigs in which one thing changed.
 
 Glossary: N cameras.
 """
@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 
 PICTURE_WH = 32, 32
 """Width and height, pixels, of the generated rig's cameras, whose pictures are not used."""
-MOST_VOXELS, MOST_PILLARS = 5_000, 60_000
-"""Most voxels of a crowded sweep, for grids of several layers, and for pillars."""
-FULL_SHARE = 0.02
-"""Share of its voxels that have more points than a model takes."""
-FOCAL, SLIGHT_FOCAL = 1.04, 1.0004
-"""Factors of a focal length: of a camera whose matrices all change, and of one matrix alone, within what the
-checks of a calibration let through."""
+FOCAL = 1.04
+"""Factor of a focal length."""
 ROLL_RAD = np.pi / 3
 """Angle about the optical axis of a camera whose intrinsics turn the picture back: focal lengths halve."""
 MOVED_M, TURNED = (0.3, -0.2, 0.1), Quaternion(axis=[0.1, 0.2, 1.0], degrees=2.0)
@@ -46,8 +41,6 @@ for that of the frame before. The second turn is of 188 degrees as numbers, and 
 MEASURED = np.linspace(-1.1, 1.4, 9)
 """Acceleration, rotation rate and velocity of the first of these frames, no two alike and none 0: a record
 without them, or with them in another order, is another one. Those of frame n are n times as large."""
-EVERY_POINT = 8
-"""Every so many points are in the samples of changed rigs."""
 STEP_S = 0.4
 """Time between frames of a drive."""
 TURN_RAD, WAY_M = 0.5, 1.5
@@ -71,43 +64,6 @@ def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
         width = min(points.shape[1], measured.shape[1])
         points[:, :width] = measured[:, :width]
         yield Sweep(points, f'generated sweep {index}')
-
-
-def crowded(rule: VoxelRule) -> Iterator[Sweep]:
-    """Yield a sweep with more points in some voxels than a model takes, and more voxels for small limits.
-
-    Some points are on the edge of the range; all others are away from the faces of voxels, where float32
-    decides. Rules without a limit get about `MOST_VOXELS` voxels; others about as many, or `MOST_PILLARS`
-    in one layer, if the limit is higher, and a small grid has fewer.
-    """
-    rng, grid = np.random.default_rng(0), np.array(rule.grid_size)
-    count = MOST_VOXELS
-    if rule.max_voxels > 0:
-        more_than_limit = rule.max_voxels + rule.max_voxels // 20 + 10
-        count = min(more_than_limit, MOST_VOXELS if grid[2] > 1 else MOST_PILLARS)
-    cells = np.unique(rng.integers(0, int(np.prod(grid)), 2 * count))
-    cells = rng.permutation(cells)[:count]
-    full_cells = np.repeat(cells[: int(FULL_SHARE * count) + 1], 2 * max(rule.max_points, 1))
-    cells = rng.permutation(np.concatenate([cells, full_cells]))
-    in_voxels = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
-    low, high = np.array(rule.point_cloud_range).reshape(2, 3)
-    points = np.zeros((len(cells) + 6, rule.in_channels), np.float32)
-    points[6:, :3] = in_voxels * rule.voxel_size + low
-    points[:6, :3] = (low + high) / 2 + 0.3 * np.array(rule.voxel_size)
-    for axis in range(3):  # the first ones, since the last voxels do not count
-        points[2 * axis, axis], points[2 * axis + 1, axis] = low[axis], high[axis]
-    points[:, 3:4] = rng.random((len(points), 1))
-    yield Sweep(points, 'more voxels and points than count')
-
-
-def in_order_of_columns(sweep: Sweep, rule: VoxelRule) -> Sweep:
-    """Return a sweep whose points are in the order of their cells: x from the last, then y from the first.
-
-    Of such a sweep the first cells are the same in the order of the points and in that of the cells.
-    """
-    low, size = np.float32(rule.point_cloud_range[:2]), np.float32(rule.voxel_size[:2])
-    x, y = np.floor((sweep.points[:, :2] - low) / size).T
-    return dataclasses.replace(sweep, points=sweep.points[np.lexsort((y, -x))])
 
 
 def plain_sweep(sweep: Sweep, limits: Sequence[float]) -> Sweep:
@@ -233,40 +189,3 @@ def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFram
     moment = frame if limits is None else plain_sweep(frame, limits)
     images = None if frame.images is None else np.zeros_like(frame.images)
     return dataclasses.replace(moment, images=images, name='nothing to see')
-
-
-def changed_rigs(frame: FusedFrame) -> Iterator[FusedFrame]:
-    """Yield moments of cameras and a LiDAR, each with one more change of the rig.
-
-    They have every eighth point, since the LiDAR is not what changes.
-    """
-    frame = dataclasses.replace(frame, points=frame.points[::EVERY_POINT])
-    matrices = {name: np.asarray(matrix, np.float64) for name, matrix in frame.calibration.items()}
-    last = len(matrices['camera_intrinsics']) - 1
-    for name in (
-        'the rig as it was',
-        'another focal length',
-        'another place of a camera',
-        'another cut of a picture',
-        'points that were moved',
-        'intrinsics alone',
-        'lidar2image alone',
-    ):
-        intrinsics, poses = matrices['camera_intrinsics'], matrices['camera2lidar'].copy()
-        if name == 'another focal length':
-            matrices['camera_intrinsics'] = intrinsics = _focal(intrinsics, 0, FOCAL)
-        elif name == 'another place of a camera':
-            poses[last] = _moved() @ poses[last]
-            matrices['camera2lidar'] = poses
-        elif name == 'another cut of a picture':
-            matrices['img_aug_matrix'] = matrices['img_aug_matrix'].copy()
-            matrices['img_aug_matrix'][last, :2, 3] += 3.0
-        elif name == 'points that were moved':
-            matrices['lidar_aug_matrix'] = _moved() @ matrices['lidar_aug_matrix']
-        if name.startswith('another'):
-            matrices['lidar2image'] = intrinsics @ np.linalg.inv(poses)
-        elif name.endswith('alone'):
-            key = 'lidar2image' if name.startswith('lidar2image') else 'camera_intrinsics'
-            matrices[key] = _focal(matrices[key], last, SLIGHT_FOCAL)
-        calibration = {key: np.float32(value) for key, value in matrices.items()}
-        yield dataclasses.replace(frame, calibration=calibration, name=name)

@@ -1,12 +1,10 @@
 """The sparse encoder of a detector: its graph, its weights, and the contract of a finished graph."""
 
-import copy
 import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
 import onnx
-import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import SPARSE_FORM, Options
@@ -17,44 +15,19 @@ from mmdeploy_ext.models.sparse_backbone.model import axes
 from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseGraph
-from mmdeploy_ext.sparse.layer_sources import layer_sources
 from mmdeploy_ext.weights.checkpoint import Checkpoint, listed
 from mmdeploy_ext.weights.sparse_checkpoint import load_model
 
 
 def backbone_graph(encoder: nn.Module) -> SparseGraph:
     """Return a sparse encoder, batch normalisation and ReLU folded, with coordinates in its own order."""
-    return fold(_traced(encoder))
+    return fold(traced_encoder(encoder))
 
 
-def _traced(encoder: nn.Module) -> SparseGraph:
+def traced_encoder(encoder: nn.Module) -> SparseGraph:
+    """Return a sparse encoder as a graph with its batch normalisation."""
     shape = tuple(int(size) for size in encoder.sparse_shape)
     return trace(encoder, order=axes(encoder), spatial_shape=shape, in_channels=int(encoder.in_channels))
-
-
-@torch.no_grad()
-def half_encoder(encoder: nn.Module) -> nn.Module:
-    """Return a copy of an encoder of spconv with the kernels of a libspconv file.
-
-    That is the float16 file for NVIDIA's engine libspconv. The encoder has to be in evaluation mode, and so
-    is its copy. Batch normalisation, which is behind every convolution, is folded in, then kernels and biases
-    are rounded to float16; their dtype stays float32.
-    """
-    traced = _traced(encoder)
-    sources, rounded = layer_sources(traced), copy.deepcopy(encoder)
-    for node in fold(traced).convolutions():
-        conv, norm = map(rounded.get_submodule, (node.module, sources[node.module].norm))
-        weight, bias = (
-            torch.from_numpy(array.astype(np.float16).astype(np.float32))
-            for array in (node.weight, node.bias)
-        )
-        conv.weight.copy_(weight if weight.shape == conv.weight.shape else weight.permute(1, 2, 3, 4, 0))
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1.0)
-        norm.weight.fill_(1.0)
-        norm.bias.copy_(bias)
-        norm.eps = 0.0
-    return rounded
 
 
 def check_form(filename: str, options: Options, sparse: bool) -> None:

@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmdeploy_ext.consumers.cuda_bevfusion import pooling
+from mmdeploy_ext.consumers.cuda_bevfusion import geometry, pooling
 from mmdeploy_ext.consumers.cuda_bevfusion.pooling import pooled, read_calibration, tables_of, write_tables
 from mmdeploy_ext.core.errors import DataError, ModelFileError
-from mmdeploy_ext.families.bevfusion.runtime import geometry
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame
 

@@ -69,7 +69,7 @@ IN_RUNTIME = {
         result(lambda seen, *_: seen.swapaxes(2, 3)),
     ),
     'the first point of a pixel': (
-        f'{RUNTIME}.geometry:depth_maps',
+        'mmdeploy_ext.consumers.cuda_bevfusion.geometry:depth_maps',
         arguments(lambda points, *rest: (points[::-1], *rest)),
     ),
     'z is that of the centre': (

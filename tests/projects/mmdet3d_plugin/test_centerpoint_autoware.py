@@ -345,15 +345,32 @@ def test_a_fault_of_the_nodes_suppressions_is_not_on_both_sides(place, change):
     assert not verdict.passed
 
 
+def crowded_points(rule):
+    """Return points of more pillars than `rule` takes, some with more points than it takes.
+
+    They are in the order of their cells, x from the last, then y from the first: beyond max_voxels the node
+    drops the last pillars in this order, mmdet3d those in the order of their first points.
+    """
+    rng, grid = np.random.default_rng(0), np.array(rule.grid_size)
+    count = rule.max_voxels + rule.max_voxels // 20 + 10
+    cells = rng.permutation(np.unique(rng.integers(0, int(np.prod(grid)), 2 * count)))[:count]
+    cells = np.concatenate([cells, np.repeat(cells[: count // 50 + 1], 2 * rule.max_points)])
+    places = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
+    points = np.zeros((len(cells), rule.in_channels), np.float32)
+    points[:, :3] = places * rule.voxel_size + rule.point_cloud_range[:3]
+    points[:, 3] = rng.random(len(points))
+    x, y, _ = np.floor(places).T
+    return points[np.lexsort((y, -x))]
+
+
 @pytest.fixture(scope='module')
 def crowd(toy):
     """Return the sweep that reaches a node's limits, and the pillars that mmdet3d has of it."""
     deployment = toy[0]
-    contract = contract_of(deployment.family, deployment.family.choose(**AUTOWARE))
-    (sweep,) = contract.crowded_sweeps(deployment.rule)
-    voxels, _, cells = inputs.pillars(sweep.points, deployment.rule)
+    points = crowded_points(deployment.rule)
+    voxels, _, cells = inputs.pillars(points, deployment.rule)
     order = np.lexsort((cells[:, 3], cells[:, 2]))
-    return sweep.points, voxels[order], cells[order, 2:]
+    return points, voxels[order], cells[order, 2:]
 
 
 def pillars_of_the_node(points, settings):

@@ -4,6 +4,7 @@ What the attributes and methods of `MvxNetFamily` without a docstring are for is
 defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
 from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
-    changed_cameras,
     dumped,
     frame,
     fusion_rule,
@@ -37,12 +37,11 @@ from mmdeploy_ext.families.parts.lidar_models import (
     voxel_layer,
 )
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
-from mmdeploy_ext.families.parts.proof_samples import crowded
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
+from mmdeploy_ext.runtime.frames import FusedFrame, Stepper
 
 DETECTOR = 'DynamicMVXFasterRCNN'
 """The detector whose points take the features of a picture."""
@@ -136,11 +135,8 @@ class MvxNetFamily(SequenceFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)
 
-    def crowded_sweeps(self, rule: FusionRule) -> Iterable[Sweep]:
-        return crowded(rule.voxels)
-
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:
-        return changed_cameras(sample)
+        return itertools.islice(generated(rule, 2), 1, 2)
 
     def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
         return one_point_frame(sample, rule.voxels.point_cloud_range)

@@ -46,8 +46,6 @@ CROWD = 64
 """Number of points that are added to a single voxel of each generated frame."""
 OTHER_SIZES = (1.0, 1.0), (0.8, 1.1), (1.3, 0.6)
 """Factors of the height and the width of the pictures of generated frames, one after the other."""
-EVERY_POINT = 4
-"""Of this many points of a sweep one is in the frames of `changed_cameras`."""
 
 
 def fusion_rule(cfg: Any, width: int) -> FusionRule:
@@ -220,31 +218,6 @@ def _crowded(points: np.ndarray, rule: FusionRule, rng: np.random.Generator) -> 
     crowd[:, :3] = low + size * (cell + rng.uniform(0.1, 0.9, (CROWD, 3)).astype(np.float32))
     crowd[:, 3:] = rng.uniform(0, 1, (CROWD, points.shape[1] - 3))
     return rng.permutation(np.concatenate([points, crowd]))
-
-
-def changed_cameras(frame: FusedFrame) -> Iterator[FusedFrame]:
-    """Yield frames in each of which one more thing about the camera has changed, of fewer points.
-
-    The pixels of the picture stay those of `frame`; only the matrices change.
-    """
-    lidar2image, img_aug = (np.float64(frame.calibration[name][0]) for name in CAMERA)
-    to_input = np.eye(3)
-    to_input[:2, :2], to_input[:2, 2] = img_aug[:2, :2], img_aug[:2, 3]
-    width = frame.images.shape[3]
-    frame = dataclasses.replace(frame, points=frame.points[::EVERY_POINT])
-    turn = np.eye(4)
-    turn[:3, :3] = Quaternion(axis=[0.1, 0.2, 1.0], degrees=8.0).rotation_matrix
-    for name in ('another camera', 'another scale', 'another cut', 'a flipped picture'):
-        if name == 'another camera':
-            lidar2image = lidar2image @ turn
-        elif name == 'another scale':
-            to_input[0] *= 0.9
-            to_input[1] *= 1.15
-        elif name == 'another cut':
-            to_input[:2, 2] -= 7.0, 5.0
-        else:
-            to_input[0] = [-to_input[0, 0], 0.0, width - to_input[0, 2]]
-        yield dataclasses.replace(frame, calibration=_calibration(lidar2image, to_input), name=name)
 
 
 def one_point_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:

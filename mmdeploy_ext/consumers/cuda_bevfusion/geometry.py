@@ -1,7 +1,6 @@
-"""Cells of the points of a frustum, and depth maps of the LiDAR, for contracts without such graphs.
+"""Cells of the points of a frustum, and depth maps of the LiDAR, which this contract has no graphs for.
 
-`cells` and `depth_maps` compute in float64 and round once, as the detector in PyTorch does; `engine_cells`
-computes in float32, as NVIDIA's CUDA-BEVFusion does. Needs numpy only.
+They are computed in float64 and rounded once, as the detector in PyTorch does. Needs numpy only.
 
 A calibration has the matrices of all cameras, (N, 4, 4) each: `camera_intrinsics`, camera to the picture as
 it was taken, `camera2lidar`, `lidar2image`, LiDAR to that picture, and `img_aug_matrix`, that picture to the
