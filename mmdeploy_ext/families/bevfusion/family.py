@@ -27,7 +27,6 @@ from mmdeploy_ext.families.bevfusion.fork import (
     with_truth,
 )
 from mmdeploy_ext.families.bevfusion.graphs import facts_of, graphs, transform_of
-from mmdeploy_ext.families.bevfusion.live import DEPTH_KERNEL, take_layers
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
 from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, generated, moments
@@ -42,6 +41,8 @@ from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
+DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
+"""Weight of the first convolution of the depth maps, whose second axis are their channels."""
 READ = dict(lidar=('voxelize', 'backbone'), camera=('backbone', 'vtransform'))
 """Sensor -> parts of its encoder that every model has."""
 
@@ -119,7 +120,6 @@ class BEVFusionFamily(SequenceFamily):
         model.fork = cfg.get('fork')
         if model.fork:
             model.copied_libraries = dict(mmdet3d=Path(model.fork.root) / 'mmdet3d')
-            take_layers(model)
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:

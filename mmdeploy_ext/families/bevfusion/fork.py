@@ -2,8 +2,7 @@
 
 Such a repository has a copy of mmdet3d 0.x, which cannot stay imported beside the installed mmdet3d: its
 model runs in another process. The graphs are those of this package's implementation with the weights of the
-checkpoint, and with the repository's own layers that `live.py` could take; the proof compares them with what
-the repository's classes give through their test path.
+checkpoint; the proof compares them with what the repository's classes give through their test path.
 """
 
 from __future__ import annotations
@@ -84,16 +83,12 @@ class Fork:
         cfg: its config as plain values, unchanged.
         steps: the steps of its test pipeline that make pictures, points and matrices.
         checkpoint: path of the weights; '' before they are loaded.
-        layers: paths of the layers in the graphs that are the repository's own, see `live.py`.
-        import_error: error that its code raised beside ours, so that there are no such layers.
     """
 
     root: str
     cfg: dict[str, Any]
     steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     checkpoint: str = ''
-    layers: tuple[str, ...] = ()
-    import_error: str = ''
 
     @functools.cached_property
     def process(self) -> ForkProcess:
@@ -429,7 +424,7 @@ class ForkReference(BEVFusionReference):
         turned = '' if convention == '1.x' else '; they were turned into those of mmdet3d 1.x to be compared'
         lines = [
             f'the reference is the code of {facts["root"]}, through its test path, in a process of its own',
-            _graphs_note(fork),
+            'the graphs are our implementation with the same weights',
             'preprocessing was compared with its test pipeline, without annotations, maps and radar, and '
             'with the nearest sweeps of the past; pictures by rounding alone (1e-6)',
             f'its boxes are those of {CONVENTIONS[convention]}{turned}',
@@ -445,19 +440,6 @@ class ForkReference(BEVFusionReference):
         if 'camera' in self.model.sensors:
             lines.append('the reference computed places of points and pixels in float64, all else in float32')
         return lines
-
-
-def _graphs_note(fork: Fork) -> str:
-    """Return whose layers the graphs run."""
-    if fork.layers:
-        return (
-            f'the graphs run its layers {", ".join(fork.layers)}; all else, such as the sparse encoder, the '
-            f'sums of the view transform and the box coder, is our implementation with the same weights'
-        )
-    return (
-        f'the graphs are our implementation with the same weights, since the code of the repository cannot '
-        f'be imported beside it: {fork.import_error}'
-    )
 
 
 NAMES = dict(bboxes='boxes', scores='scores', labels='labels')

@@ -6,10 +6,9 @@ The root of the repository is first on PYTHONPATH, so that `mmdet3d` is the copy
 request per line from standard input and answers each with one line of JSON on standard output; arrays are
 exchanged by .npz files. Output of the repository's code goes to standard error.
 
-A request has the keys `method` (a key of `REQUESTS`), `input` and `output` (paths of .npz files) and
-`rounding` (null, or seed and size of `other_rounding`). The first line that the program writes has the facts
-of `ForkModel.facts`, or else `error`; an answer has `operators`, names of the repository's compiled operators
-whose stand-ins in PyTorch ran so far, or else `error`.
+A request has the keys `method` (a key of `REQUESTS`), `input` and `output` (paths of .npz files). The first
+line that the program writes has the facts of `ForkModel.facts`, or else `error`; an answer has `operators`,
+names of the repository's compiled operators whose stand-ins in PyTorch ran so far, or else `error`.
 
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
 the bird's-eye view, P points, V values per point, K classes, Q queries.
@@ -39,10 +38,20 @@ stand_in_for_operators()
 
 import torch  # noqa: E402 - after the patches
 
-from mmdeploy_ext.families.bevfusion.live import build_by_repository  # noqa: E402
-
 TURN = 0.3
 """Heading of a box by which `box_convention` tells the conventions apart, rad."""
+
+
+def build_by_repository(cfg: Any) -> torch.nn.Module:
+    """Return the model of a `ConfigDict` by the repository's mmdet3d, without weights, in evaluation mode."""
+    from mmdet3d.models import build_model
+
+    cfg.model.pretrained = None
+    cfg.model.train_cfg = None
+    camera = cfg.model.encoders.get('camera')
+    if camera:
+        camera.backbone.init_cfg = None  # the weights that training starts from; the checkpoint has all
+    return build_model(cfg.model, test_cfg=cfg.get('test_cfg')).eval()
 
 
 class ForkModel:

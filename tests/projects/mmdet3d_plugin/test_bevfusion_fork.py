@@ -1,8 +1,5 @@
 """A repository with a copy of mmdet3d: its own code is the reference, in a process of its own."""
 
-import contextlib
-import copy
-import importlib
 import subprocess
 import sys
 import tempfile
@@ -11,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import toy_bevfusion
 import toy_bevfusion_fork
@@ -19,14 +15,13 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion import fork, live
+from mmdeploy_ext.families.bevfusion import fork
 from mmdeploy_ext.families.bevfusion.fork import Fork, weights_of_repository
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import settings_check
 from verdicts import cases_of, preprocessing_of
 
 HEAD = 'mmdet3d/models/heads/bbox/transfusion.py'
-QUERY_LAYERS = tuple(path for path in live.LAYERS if path.startswith('heads.'))
 IN_SUITE = ('box scale',)
 """Changes that are tried in every run; the others are of the matrix."""
 
@@ -66,69 +61,6 @@ def test_the_files_equal_what_the_code_of_the_repository_gives(verdict, reposito
     text = ' '.join(verdict.notes)
     assert f'the reference is the code of {repository[0]}' in text
     assert 'boxes are those of mmdet3d 1.x (columns l, w, h' in text
-
-
-@pytest.fixture(scope='module')
-def changed(tmp_path_factory):
-    """Return the model of a repository whose neck has another activation."""
-    folder = toy_bevfusion_fork.repository(tmp_path_factory.mktemp('changed'), 'activation')
-    return deploy.load(*toy_bevfusion_fork.configured(folder))
-
-
-def test_the_graphs_run_the_layers_of_the_repository_and_the_installed_mmdet3d_stays(changed):
-    import mmdet3d
-    from mmdet.models.builder import BACKBONES
-
-    model = changed.model
-    assert model.fork.layers == ('decoder.backbone', 'decoder.neck', *QUERY_LAYERS), model.fork.import_error
-    assert isinstance(model.decoder['neck'].deblocks[0][2], nn.LeakyReLU)
-    assert type(model.decoder['backbone']) is not BACKBONES.get('SECOND')
-    assert sys.modules['mmdet3d'] is mmdet3d and not mmdet3d.__file__.startswith(model.fork.root)
-    assert model.fork.root not in sys.path
-
-
-@pytest.mark.matrix
-def test_a_changed_layer_goes_into_the_graphs(changed, tmp_path):
-    verdict = proof_of((changed, toy_bevfusion.export(changed, tmp_path)))
-    assert verdict.passed, verdict.failures
-    assert any('the graphs run its layers decoder.backbone' in note for note in verdict.notes)
-
-
-def test_code_that_cannot_be_imported_beside_ours_leaves_our_layers_and_a_note(toy, monkeypatch):
-    model = copy.copy(toy[0].model)
-    model.fork = Fork(model.fork.root, model.fork.cfg)
-    monkeypatch.setattr(live, 'build_by_repository', lambda cfg: [][1])
-    live.take_layers(model)
-    assert not model.fork.layers
-    note = fork._graphs_note(model.fork)
-    assert note.endswith('cannot be imported beside it: IndexError: list index out of range')
-
-
-@pytest.mark.parametrize('fails', [False, True])
-def test_a_repository_leaves_nothing_behind_and_can_be_imported_again(fails, tmp_path):
-    """Also one that takes itself off the path, registers types of another module, or raises."""
-    import mmdet3d
-    from mmdet.models.builder import NECKS
-
-    (tmp_path / 'mmdet3d').mkdir()
-    (tmp_path / 'mmdet3d/__init__.py').write_text(
-        'import sys\nimport beside_mmdet3d\nsys.path.remove(beside_mmdet3d.ROOT)\n'
-    )
-    (tmp_path / 'beside_mmdet3d.py').write_text(
-        f'from mmdet.models.builder import NECKS\nROOT = {str(tmp_path)!r}\n'
-        'NECKS.register_module(module=type("Beside", (), {}))\n'
-    )
-    paths, types = list(sys.path), dict(NECKS.module_dict)
-    for _ in range(2):
-        with contextlib.suppress(ZeroDivisionError), live.repository_first(str(tmp_path)):
-            import beside_mmdet3d
-
-            assert importlib.import_module('mmdet3d') is not mmdet3d
-            assert NECKS.get('Beside').__module__ == beside_mmdet3d.__name__
-            if fails:
-                raise ZeroDivisionError
-        assert sys.modules['mmdet3d'] is mmdet3d and 'beside_mmdet3d' not in sys.modules
-        assert sys.path == paths and NECKS.module_dict == types
 
 
 def test_a_verdict_names_the_classes_of_the_repository_and_its_copy_of_mmdet3d(verdict):
@@ -174,7 +106,7 @@ def test_a_changed_line_of_the_repository_is_not_proven(toy, tmp_path, change):
 def test_boxes_of_mmdet3d_1_are_compared_as_they_are(convention):
     facts = dict(root='repository', patches=[], box_convention=convention)
     process, model = SimpleNamespace(facts=facts, operators=[]), SimpleNamespace(sensors=())
-    model.fork = Fork('repository', {}, layers=('fuser',))
+    model.fork = Fork('repository', {})
     notes = ' '.join(fork.ForkReference.notes.fget(SimpleNamespace(process=process, model=model)))
     assert f'mmdet3d {convention}' in notes and ('turned' in notes) == (convention == '0.x')
 
