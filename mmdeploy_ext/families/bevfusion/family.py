@@ -43,8 +43,6 @@ from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 """Weight of the first convolution of the depth maps, whose second axis are their channels."""
-READ = dict(lidar=('voxelize', 'backbone'), camera=('backbone', 'vtransform'))
-"""Sensor -> parts of its encoder that every model has."""
 
 
 class BEVFusionFamily(SequenceFamily):
@@ -169,10 +167,6 @@ def _check_parts(cfg: Any) -> None:
         check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})
     except ConfigError as error:
         raise ConfigError(f'{name}: {error}') from error
-    for sensor, keys in READ.items():
-        encoder = model.encoders.get(sensor)
-        if encoder and (missing := [key for key in keys if not encoder.get(key)]):
-            raise ConfigError(f'{name}.encoders.{sensor} has no {" and no ".join(missing)}')
     lidar, camera = model.encoders.get('lidar'), model.encoders.get('camera')
     if not lidar and camera.vtransform.type != 'LSSTransform':
         raise ConfigError(

@@ -26,8 +26,6 @@ from mmdeploy_ext.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
-READ = ('nms_pre', 'score_thr')
-"""Limits in `test_cfg` that the head reads besides `max_num` and `nms_thr`; it reads no `min_bbox_size`."""
 FRAME, HEAD = 'LIDAR', 'Anchor3DHead'
 """`coord_type` of detectors that export, and their head, or a base of it."""
 MOVED = ('AffineResize', 'RandomCenterCropPad')

@@ -22,8 +22,6 @@ from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
-READ = ('nms_pre', 'score_thr', 'max_per_img')
-"""Limits in `test_cfg` that heads of FCOS3D and PGD read besides `nms_thr`; they read no `min_bbox_size`."""
 
 
 def claim_of_head(cfg: Any, head_class: type) -> Claim:

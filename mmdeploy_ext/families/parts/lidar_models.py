@@ -14,7 +14,7 @@ from mmdet3d.models.builder import DETECTORS, HEADS
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
@@ -56,6 +56,11 @@ class LidarModels:
 
     check_parts: Callable[[str, Mapping[str, Any]], None]
 
+    def check_model(self, cfg: Any) -> None:
+        """Refuse (ConfigError) a config with parts that are not exported."""
+        with refused_values(cfg, 'model'):
+            self.check_parts(cfg.filename, cfg.model)
+
     def check(self, cfg: Any, options: Options, family: str) -> None:
         """Refuse (ConfigError, UsageError) parts, pipelines and options that are not exported, by name.
 
@@ -64,7 +69,7 @@ class LidarModels:
         """
         if options.fp16_io:
             raise UsageError(f'--fp16-io: points and the map between both graphs of {family} stay float32')
-        self.check_parts(cfg.filename, cfg.model)
+        self.check_model(cfg)
         check_points_loaded(cfg)
         encoder = cfg.model[f'{prefix_of(cfg.model)}middle_encoder']
         check_form(cfg.filename, options, encoder.type != SCATTER)
@@ -77,7 +82,7 @@ class LidarModels:
 
         ConfigError: a part is not exported, cannot be built, or contradicts the grid of another.
         """
-        self.check_parts(cfg.filename, cfg.model)
+        self.check_model(cfg)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
             find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
@@ -85,7 +90,7 @@ class LidarModels:
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
         """Return how points become voxels; ConfigError: a part of the config is not exported."""
-        self.check_parts(cfg.filename, cfg.model)
+        self.check_model(cfg)
         prefix = prefix_of(cfg.model)
         if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
             return find_family(cfg, BACKBONE).preprocess_rule(cfg)
@@ -127,9 +132,6 @@ def is_dynamic(model: Mapping[str, Any]) -> bool:
 def check_points_side(filename: str, model: Mapping[str, Any], detector: str, heads: Sequence[str]) -> None:
     """Refuse (ConfigError) detectors with cameras, or with encoders or heads that are not exported.
 
-    Pillars are refused, too, whose number of points does not fit the detector, or which their map has no room
-    for, also if mmdet3d rounds the size of its own map of dynamic pillars down.
-
     Args:
         filename: of the config, for messages, which also name the key.
         model: of the config.
@@ -161,40 +163,21 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
 
 
 def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short."""
-    key, dynamic = f'model.{prefix_of(model)}voxel_layer', is_dynamic(model)
-    layer = model.get(f'{prefix_of(model)}voxel_layer') or {}
-    if missing := [name for name in ('point_cloud_range', 'voxel_size') if layer.get(name) is None]:
-        raise ConfigError(f'{filename}: {key} has no {", ".join(missing)}')
-    max_num_points = int(layer.get('max_num_points', -1))
-    if (max_num_points < 1) != dynamic:
+    """Refuse pillars whose number of points does not fit the detector, or that the map has no room for."""
+    prefix, dynamic = prefix_of(model), is_dynamic(model)
+    key, layer = f'model.{prefix}voxel_layer', model.get(f'{prefix}voxel_layer') or {}
+    cells = grid_size(layer, f'{filename}: {key}')
+    if (layer['max_num_points'] < 1) != dynamic:
         raise ConfigError(
-            f'{filename}: {key}.max_num_points={max_num_points}; {DYNAMIC_DETECTOR} takes -1 (all points of '
-            f'a pillar), other detectors a fixed number'
+            f'{filename}: {key}.max_num_points={layer["max_num_points"]}; {DYNAMIC_DETECTOR} takes -1 (all '
+            f'points of a pillar), other detectors a fixed number'
         )
-    limits, sizes = layer['point_cloud_range'], layer['voxel_size']
-    cells = grid_size(limits, sizes, f'{filename}: {key}')
-    scatter = f'{prefix_of(model)}middle_encoder'
-    if model[scatter].get('output_shape') is None:
-        raise ConfigError(f'{filename}: model.{scatter} has no output_shape (rows, columns)')
-    shape = model[scatter]['output_shape']
-    if not isinstance(shape, list | tuple) or [type(side) for side in shape] != [int, int]:
-        raise ConfigError(
-            f'{filename}: model.{scatter}.output_shape={shape!r}, expected two whole numbers (rows, columns)'
-        )
-    rows, columns = shape
+    rows, columns = model[f'{prefix}middle_encoder']['output_shape']
     if columns < cells[0] or rows < cells[1]:
         raise ConfigError(
-            f'{filename}: model.{scatter}.output_shape={[rows, columns]} (rows, columns), but {key} makes '
-            f'{cells[1]} rows and {cells[0]} columns of pillars'
+            f'{filename}: model.{prefix}middle_encoder.output_shape={[rows, columns]} (rows, columns), but '
+            f'{key} makes {cells[1]} rows and {cells[0]} columns of pillars'
         )
-    for axis, count in enumerate(cells[:2] if dynamic else ()):
-        quotient = (limits[axis + 3] - limits[axis]) / sizes[axis]
-        if int(quotient) != count:
-            raise ConfigError(
-                f'{filename}: {key}: {quotient!r} pillars along {"xy"[axis]}, of which mmdet3d makes '
-                f'{int(quotient)}: it mixes points of different pillars; change the range by less than one'
-            )
 
 
 def check_points_loaded(cfg: Any) -> None:

@@ -1,11 +1,15 @@
 """The grid of voxels of a config: the rule by which points become voxels, and its size."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess.points import VoxelRule
+
+NEEDED = ('point_cloud_range', 'voxel_size', 'max_num_points')
+"""Arguments of mmcv's `Voxelization` without a default."""
 
 
 def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
@@ -16,8 +20,7 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
     'dynamic': voxels have all their points, and there are as many as there are. ConfigError: a number is
     missing, or they are those of no rule.
     """
-    missing = [key for key in ('point_cloud_range', 'voxel_size', 'max_num_points') if key not in layer]
-    if missing:
+    if missing := [name for name in NEEDED if layer.get(name) is None]:
         raise ConfigError(f'the layer of voxels has no {", ".join(missing)}')
     max_voxels, max_points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
     max_voxels = int(max_voxels[1] if isinstance(max_voxels, list | tuple) else max_voxels)
@@ -32,38 +35,19 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
     )
 
 
-def grid_size(
-    point_cloud_range: Sequence[float], voxel_size: Sequence[float], key: str
-) -> tuple[int, int, int]:
-    """Return the number of voxels along x, y, z.
+def grid_size(layer: Mapping[str, Any], key: str) -> tuple[int, int, int]:
+    """Return the number of voxels along x, y, z of a layer, the config's `key`.
 
-    The range is the least corner, then the greatest, metres, as the size is, x y z each; `key` is that of the
-    config.
-
-    Raises:
-        ConfigError: not 6 and 3 finite numbers, a range or sizes that are not positive, or voxels that do not
-            fill the range.
+    ConfigError: a number is missing, or voxels do not fill the range.
     """
-    values = (*point_cloud_range, *voxel_size)
-    is_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    if len(point_cloud_range) != 6 or len(voxel_size) != 3 or not is_finite:
+    if missing := [name for name in NEEDED if layer.get(name) is None]:
+        raise ConfigError(f'{key} has no {", ".join(missing)}')
+    limits, sizes = layer['point_cloud_range'], layer['voxel_size']
+    counts = np.subtract(limits[3:], limits[:3]) / sizes
+    cells = np.rint(counts).astype(int)
+    if (np.abs(counts - cells) > 1e-3).any() or min(cells) < 1:
         raise ConfigError(
-            f'{key}: point_cloud_range={list(point_cloud_range)} and voxel_size={list(voxel_size)}; '
-            f'expected 6 and 3 finite numbers'
+            f'{key}: point_cloud_range={list(limits)} is {counts.round(3).tolist()} voxels of '
+            f'voxel_size={list(sizes)} along x, y, z; expected whole numbers'
         )
-    cells = []
-    for axis, low, high, size in zip(
-        'xyz', point_cloud_range[:3], point_cloud_range[3:], voxel_size, strict=True
-    ):
-        if size <= 0 or high <= low:
-            raise ConfigError(
-                f'{key}: range {low} to {high} and voxel size {size} along {axis}; expected both > 0'
-            )
-        count = (high - low) / size
-        if abs(count - round(count)) > 1e-3:
-            raise ConfigError(
-                f'{key}: point_cloud_range along {axis}, {low} to {high} m, is {count:.3f} voxels of '
-                f'{size} m (voxel_size); expected a whole number'
-            )
-        cells.append(round(count))
-    return tuple(cells)
+    return tuple(cells.tolist())

@@ -1,7 +1,7 @@
 """The sparse encoder of a config and of a model, how points become its voxels, and checks of its grid.
 
-A config states the grid several times: by range and voxel size, by sparse_shape, and by the size of the dense
-output. The checks refuse configs that disagree with themselves.
+A config states the grid twice: by range and voxel size, and by sparse_shape. The checks refuse configs that
+disagree with themselves.
 
 Glossary: C channels, X, Y, Z cells of the dense output along the axes, H, W its rows and columns.
 """
@@ -12,8 +12,7 @@ from typing import Any
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts import voxel_grid
-from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
+from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.families.sparse import EncoderSettings
 from mmdeploy_ext.models.sparse_backbone.model import axes
 from mmdeploy_ext.preprocess.points import VoxelRule
@@ -53,39 +52,21 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
     if parts is None:
         pairs = (f'model.{key} with model.{entry["voxels"]}' for key, entry in PARTS.items())
         raise ConfigError(f'no sparse encoder with a voxel layer; expected {", or ".join(pairs)}')
-    grid_size(cfg, parts)  # refuses layers that lack a key
-    if (channels := cfg.model[parts['encoder']].get('in_channels')) is None:
+    voxels_of(cfg, parts)
+    encoder_cfg, means = cfg.model[parts['encoder']], cfg.model.get(parts['means'])
+    if 'in_channels' not in encoder_cfg:
         raise ConfigError(f'model.{parts["encoder"]} has no in_channels; expected the values of a voxel')
-    channels = int(channels)
-    means = cfg.model.get(parts['means']) if parts['means'] else None
-    if means is not None:
-        key = f'model.{parts["means"]}'
-        if means.get('type') not in MEANS:
-            raise ConfigError(
-                f'{key}.type is {means.get("type")}; expected one of {", ".join(MEANS)}: means of points'
-            )
-        num_features = means.get('num_features', 4) if means['type'] == 'HardSimpleVFE' else channels
-        if num_features != channels:
-            raise ConfigError(
-                f'{key}.num_features is {num_features}, but model.{parts["encoder"]}.in_channels is '
-                f'{channels}'
-            )
-    return rule_of_layer(cfg.model[parts['voxels']], channels, order)
+    if means is not None and means.get('type') not in MEANS:
+        raise ConfigError(
+            f'model.{parts["means"]}.type is {means.get("type")}; expected one of {", ".join(MEANS)}: means '
+            f'of points'
+        )
+    return rule_of_layer(cfg.model[parts['voxels']], int(encoder_cfg['in_channels']), order)
 
 
-def grid_size(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return the numbers of voxels along x, y, z.
-
-    `parts` are those of `parts_of`. ConfigError: the voxel layer lacks a key, or voxels do not fill the
-    range.
-    """
-    layer, name = cfg.model[parts['voxels']] or {}, f'model.{parts["voxels"]}'
-    for key in ('point_cloud_range', 'voxel_size', 'max_num_points'):
-        if layer.get(key) is None:
-            raise ConfigError(
-                f'{name} has no {key}; expected point_cloud_range, voxel_size and max_num_points'
-            )
-    return voxel_grid.grid_size(layer['point_cloud_range'], layer['voxel_size'], name)
+def voxels_of(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return the numbers of voxels along x, y, z; `parts` are those of `parts_of`."""
+    return grid_size(cfg.model[parts['voxels']] or {}, f'model.{parts["voxels"]}')
 
 
 def encoder_path(model: nn.Module) -> str:
@@ -108,10 +89,10 @@ def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
     """
     parts, module = parts_of(cfg), encoder(model)
     order, shape = axes(module), module.sparse_shape
-    voxels = grid_size(cfg, parts)
+    voxels = voxels_of(cfg, parts)
     _check_sparse_shape(shape, voxels, order, f'model.{parts["encoder"]} and model.{parts["voxels"]}')
     output = dense_shape(module, shape, order)
-    _check_output(cfg.model, output, voxels, parts)
+    _check_channels(cfg.model, output, parts)
     channels = int(cfg.model[parts['encoder']]['in_channels'])
     return EncoderSettings(encoder_path(model), order, tuple(map(int, shape)), channels, output)
 
@@ -155,37 +136,12 @@ def _check_sparse_shape(
             )
 
 
-def _check_output(
-    model_cfg: Any, shape: tuple[int, int, int, int], grid: tuple[int, int, int], parts: Mapping[str, str]
-) -> None:
-    """Raise ConfigError unless the rest of a config's `model` agrees with the dense output (1, C * Z, H, W).
-
-    Checked are output_shape, the 2D backbone's in_channels, grid_size and out_size_factor. `grid` has the
-    voxels along x, y, z; `parts` are those of `parts_of`.
-    """
-    encoder_key = f'model.{parts["encoder"]}'
-    stated_shape = model_cfg.get('output_shape')
-    if stated_shape is not None and tuple(stated_shape) != shape:
-        raise ConfigError(f'{encoder_key} gives {shape}, but model.output_shape is {tuple(stated_shape)}')
-    backbone = model_cfg.get(parts['backbone']) or {}
-    channels = backbone.get('in_channels')
+def _check_channels(model_cfg: Any, shape: tuple[int, int, int, int], parts: Mapping[str, str]) -> None:
+    """Refuse a 2D backbone of other channels than the dense output (1, C * Z, H, W) has."""
+    channels = (model_cfg.get(parts['backbone']) or {}).get('in_channels')
     if isinstance(channels, int) and channels != shape[1]:
         raise ConfigError(
-            f'{encoder_key} gives {shape}: {shape[1]} channels (its channels times the height that is left), '
-            f'but model.{parts["backbone"]}.in_channels is {channels}; sparse_shape, encoder_paddings or '
-            f'in_channels is wrong'
+            f'model.{parts["encoder"]} gives {shape}: {shape[1]} channels (its channels times the height '
+            f'that is left), but model.{parts["backbone"]}.in_channels is {channels}; sparse_shape, '
+            f'encoder_paddings or in_channels is wrong'
         )
-    for name in ('train_cfg', 'test_cfg'):
-        pts_cfg = (model_cfg.get(name) or {}).get('pts') or {}
-        stated_grid = pts_cfg.get('grid_size')
-        if stated_grid is not None and list(stated_grid)[:2] != list(grid[:2]):
-            raise ConfigError(
-                f'model.{name}.pts.grid_size is {list(stated_grid)}, but point_cloud_range over voxel_size '
-                f'gives {list(grid)}'
-            )
-        factor = pts_cfg.get('out_size_factor')
-        if factor and backbone and {side * factor for side in shape[2:]} != set(grid[:2]):
-            raise ConfigError(
-                f'model.{name}.pts.out_size_factor is {factor}, but {encoder_key} makes {list(shape[2:])} '
-                f'cells of {list(grid[:2])} voxels'
-            )

@@ -155,7 +155,7 @@ def test_what_no_file_does_is_refused_by_its_key(repository, options, words):
     [
         ('model.heads', 'heads has no object'),
         ('model.encoders', 'encoders has nothing'),
-        ('model.encoders.lidar.backbone', 'encoders.lidar has no backbone'),
+        ('model.encoders.lidar.backbone', 'backbone'),
     ],
 )
 def test_a_part_that_a_config_lacks_is_named(repository, key, words):

@@ -164,26 +164,6 @@ def test_a_planted_fault_is_not_proven(fault, tmp_path, monkeypatch):
         assert not all(case.passed for case in run_cases(references_of_toy, backend))
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize('form', ['full', 'raw'])
-@pytest.mark.parametrize('order', reference.ORDERS)
-def test_a_file_is_proven_in_whatever_order_pytorch_adds_up_projections(form, order, tmp_path):
-    file = exported(tmp_path / 'm.onnx', picture()[1], form=form, dynamic=True)
-    with reference.projected_in(order):
-        verdict, _ = prove(seeded(), file, [picture()])
-    assert verdict.proven, verdict.failures
-
-
-@pytest.mark.parametrize('order', reference.ORDERS)
-def test_other_orders_of_sums_change_few_voxels_and_none_that_is_not_a_tie(order):
-    points, (camera,) = graphs.voxel_points(seeded().model), known()[0].feeds['lidar2img'][:1]
-    homogeneous = torch.cat([points, torch.ones_like(points[:, :1])], 1)
-    exact = homogeneous.double() @ torch.from_numpy(camera).double().T
-    seen = order(homogeneous, torch.from_numpy(camera)).double()
-    largest = homogeneous.double().abs() @ torch.from_numpy(camera).double().abs().T
-    assert ((seen - exact).abs() <= 4 * 2.0**-24 * largest).all()
-
-
 def test_a_camera_of_a_picture_is_given_back_as_it_was():
     deployment, (_, image) = seeded(), picture()
     prepared = deployment.rule.apply(image).with_camera(PROJECTION)

@@ -221,18 +221,6 @@ CONFIGS = {
         {"type='PointFusion'": "type='VoteFusion'"},
         "type='VoteFusion'; expected PointFusion",
     ),
-    "the camera's frame": (
-        {"type='PointFusion'": "type='PointFusion', coord_type='CAMERA'"},
-        "coord_type='CAMERA'; expected LIDAR",
-    ),
-    'no frame': (
-        {"type='PointFusion'": "type='PointFusion', coord_type=None"},
-        'coord_type=None; expected LIDAR',
-    ),
-    'another grid of the encoder': (
-        {"voxel_size=layer['voxel_size']": 'voxel_size=[0.4, 0.4, 0.8]'},
-        'voxel_size is not that of model.pts_voxel_layer',
-    ),
     'some points of a voxel': ({'max_num_points=-1': 'max_num_points=5'}, 'max_num_points=5; expected -1'),
     'points of another width': ({'load_dim=4, use_dim=4': 'load_dim=4, use_dim=3'}, 'in_channels is 4'),
     'points that are turned': ({'rot_range=[0, 0]': 'rot_range=[-1, 1]'}, r'rot_range=\[-1, 1\], expected'),

@@ -76,14 +76,9 @@ BEVFUSION, CENTERPOINT = 'bevfusion_lidar_0075voxel_nus', 'centerpoint_0075voxel
         (
             BEVFUSION,
             {'model.voxel_layer.voxel_size': [0.07, 0.075, 0.2]},
-            'point_cloud_range along x, .* is 1542.857 voxels of 0.07 m',
+            r'is \[1542.857, 1440.0, 40.0\] voxels',
         ),
-        (BEVFUSION, {'model.voxel_layer.voxel_size': [-0.1, 0.075, 0.2]}, 'voxel size -0.1 along x'),
-        (
-            BEVFUSION,
-            {'model.output_shape': [1, 128, 180, 180]},
-            r'model.encoder gives \(1, 256, 180, 180\), but model.output_shape is \(1, 128, 180, 180\)',
-        ),
+        (BEVFUSION, {'model.voxel_layer.voxel_size': [-0.1, 0.075, 0.2]}, r'is \[-1080.0, '),
         (
             CENTERPOINT,
             {'model.pts_middle_encoder.sparse_shape': [41, 1024, 1024]},
@@ -94,12 +89,6 @@ BEVFUSION, CENTERPOINT = 'bevfusion_lidar_0075voxel_nus', 'centerpoint_0075voxel
             {'model.pts_middle_encoder.output_channels': 64},
             r'gives \(1, 128, 180, 180\): 128 channels .* but model.pts_backbone.in_channels is 256',
         ),
-        (
-            CENTERPOINT,
-            {'model.train_cfg.pts.grid_size': [1024, 1024, 40]},
-            r'model.train_cfg.pts.grid_size is \[1024, 1024, 40\]',
-        ),
-        (CENTERPOINT, {'model.test_cfg.pts.out_size_factor': 4}, 'model.test_cfg.pts.out_size_factor is 4'),
     ],
 )
 def test_grids_that_disagree_are_refused_with_their_keys(name, overrides, message):
@@ -111,14 +100,7 @@ def test_grids_that_disagree_are_refused_with_their_keys(name, overrides, messag
 
 def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
     cfg = load(CENTERPOINT, model__pts_voxel_encoder=dict(type='HardVFE', _delete_=True))
-    with pytest.raises(
-        ConfigError, match=r'pts_voxel_encoder.type.*HardVFE.*HardSimpleVFE'
-    ):
-        find_family(cfg, BACKBONE).preprocess_rule(cfg)
-    cfg = load(CENTERPOINT, model__pts_voxel_encoder__num_features=4)
-    with pytest.raises(
-        ConfigError, match=r'num_features.*4.*model.pts_middle_encoder.in_channels.*5'
-    ):
+    with pytest.raises(ConfigError, match=r'pts_voxel_encoder.type.*HardVFE.*HardSimpleVFE'):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(CENTERPOINT)
     del cfg.model.pts_voxel_encoder['type']
@@ -126,9 +108,6 @@ def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     del cfg.model.pts_middle_encoder['in_channels']
     with pytest.raises(ConfigError, match=r'model.pts_middle_encoder has no in_channels'):
-        find_family(cfg, BACKBONE).preprocess_rule(cfg)
-    cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=[0, 0, 0])
-    with pytest.raises(ConfigError, match='expected 6 and 3 finite numbers'):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     for change in (dict(model__voxel_layer__point_cloud_range=None), dict(model__voxel_layer=None)):
         cfg = load(BEVFUSION, **change)

@@ -65,23 +65,12 @@ def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
     fusion = encoder.get('fusion_layer') or {}
     if 'PointFusion' not in names_of_class(builder.FUSION_LAYERS, fusion.get('type')):
         raise ConfigError(f'{filename}: {key}.fusion_layer.type={fusion.get("type")!r}; expected PointFusion')
-    if str(fusion.get('coord_type', 'LIDAR')).upper() != 'LIDAR':
-        raise ConfigError(
-            f'{filename}: {key}.fusion_layer.coord_type={fusion["coord_type"]!r}; expected LIDAR'
-        )
-    if encoder.get('return_point_feats'):
-        raise ConfigError(f'{filename}: {key}.return_point_feats=True; expected False: features of voxels')
     layer = model.get('pts_voxel_layer') or {}
     if int(layer.get('max_num_points', -1)) != -1:
         raise ConfigError(
             f'{filename}: model.pts_voxel_layer.max_num_points={layer["max_num_points"]}; expected -1: all '
             f'points of a voxel'
         )
-    for name in ('voxel_size', 'point_cloud_range'):
-        if list(encoder.get(name, ())) != list(layer.get(name, ())):
-            raise ConfigError(
-                f'{filename}: {key}.{name} is not that of model.pts_voxel_layer; state the same in both'
-            )
 
 
 def check_parts(filename: str, model: Mapping[str, Any]) -> None:
@@ -142,7 +131,7 @@ class MvxNetFamily(SequenceFamily):
         return one_point_frame(sample, rule.voxels.point_cloud_range)
 
     def preprocess_rule(self, cfg: Any) -> FusionRule:
-        check_parts(cfg.filename, cfg.model)
+        MODELS.check_model(cfg)
         return fusion_rule(cfg, points_width(cfg.model)[1])
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
