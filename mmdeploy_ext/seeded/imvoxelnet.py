@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.families.imvoxelnet.graphs import Network
-from mmdeploy_ext.families.imvoxelnet.samples import generated_camera
 from mmdeploy_ext.families.parts.lidar_parts import Parts
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.seeded.layers import calibrate_norms, fill_network, norms_of
 from mmdeploy_ext.seeded.lidar import scale_last_layers
 from mmdeploy_ext.seeded.weights import normalised_photograph, seeded_scene
+from mmdeploy_ext.synthetic.picture_cameras import lidar_camera
 
 PICTURES, SIZE = 2, (192, 640)
 """Number of pictures that a network is calibrated on, and their height and width."""
@@ -39,7 +39,7 @@ def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module
         maps = calibrate_norms(norms, lambda: model.neck(model.backbone(pictures))[0])
         unscaled = np.ones(4, np.float32)
         images = [PreparedImage(picture.numpy(), SIZE, unscaled, SIZE) for picture in pictures]
-        cameras = torch.from_numpy(np.stack([generated_camera(image) for image in images]))
+        cameras = torch.from_numpy(np.stack([lidar_camera(image) for image in images]))
         ratios = torch.ones(len(pictures), 4)
         volume = Network(model).volume(maps, pictures, cameras, ratios)
         parts = Parts(

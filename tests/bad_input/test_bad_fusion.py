@@ -13,6 +13,7 @@ from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.bevfusion.facts import Circle
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import checked_inputs
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
@@ -37,9 +38,9 @@ def rule(tmp_path_factory):
 @pytest.fixture(scope='module')
 def frame(rule):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.bevfusion.samples import generated
+    from mmdeploy_ext.synthetic.fused import fused_frames
 
-    return next(generated(rule, 1))
+    return next(fused_frames(rule, 1))
 
 
 def calibrated(**changes):
@@ -121,8 +122,8 @@ CONFIGS = {
     'another encoder': (
         dict(encoders=dict(lidar=dict(backbone=dict(type='SparseEncoder')))),
         'expected BEVFusionSparseEncoder'),
-    'no voxels': (dict(encoders=dict(lidar=dict(voxelize=None))), 'encoders.lidar has no voxelize'),
-    'no view': (dict(encoders=dict(camera=dict(vtransform=None))), 'encoders.camera has no vtransform'),
+    'no voxels': (dict(encoders=dict(lidar=dict(voxelize=None))), 'the model cannot be built'),
+    'no view': (dict(encoders=dict(camera=dict(vtransform=None))), 'the model cannot be built'),
     'depth in two axes': (
         dict(encoders=dict(camera=dict(vtransform=dict(zbound=[-10.0, 10.0, 5.0])))), 'makes 4 cells, not 1'),
 }  # fmt: skip
@@ -164,9 +165,9 @@ def test_pedestrians_too_near_to_a_better_one_are_left_out_and_cars_are_not():
     boxes = np.zeros((5, 9), np.float32)
     boxes[:, 0] = 0, 0.3, 0.6, 0.0, 0.1
     found = Detections3D(boxes, np.float32([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([8, 8, 8, 0, 0]))
-    nms = dict(classes=[8, 9], radius=0.175, most=83)
+    nms = Circle(classes=(8, 9), radius=0.175, most=83)
     assert suppress(found, nms).boxes[:, 0].tolist() == pytest.approx([0, 0.6, 0, 0.1])
-    assert suppress(found, None) is found and len(suppress(found, dict(nms, most=1))) == 3
+    assert suppress(found, None) is found and len(suppress(found, dataclasses.replace(nms, most=1))) == 3
 
 
 def test_the_head_leaves_out_what_the_runtime_leaves_out(tmp_path):
@@ -174,7 +175,9 @@ def test_the_head_leaves_out_what_the_runtime_leaves_out(tmp_path):
     cfg = load_config(
         toy_bevfusion.write_config(tmp_path / 'm.py', **toy_bevfusion.merged(toy_bevfusion.CHANGES, changes))
     )
-    head = find_family(cfg).build(cfg).heads['object']
+    family = find_family(cfg)
+    model = family.build(cfg)
+    head = model.heads['object']
     generator = torch.Generator().manual_seed(0)
     one = dict(
         bboxes=torch.rand(200, 9, generator=generator) * 6,
@@ -184,7 +187,7 @@ def test_the_head_leaves_out_what_the_runtime_leaves_out(tmp_path):
     left = head.suppress(one)
     order = one['scores'].argsort(descending=True)
     arrays = (one[name][order].numpy() for name in ('bboxes', 'scores', 'labels'))
-    found = suppress(Detections3D(*arrays), head.nms)
+    found = suppress(Detections3D(*arrays), family.facts(model).nms)
     own = left['scores'].sort(descending=True).values.numpy()
     assert np.array_equal(found.scores, own) and 150 < len(own) < 200
 
@@ -214,7 +217,7 @@ def test_swin_t_has_the_parameters_of_the_checkpoints():
         (FUSION, {'model.heads.object.common_heads': -1}, 'common_heads has no vel'),
         (VIEW, {'data.test.pipeline.2.transforms.1.size_divisor': 32.5}, '=32.5; expected a whole'),
         (VIEW, {'data.test.pipeline.1.std': 'text'}, 'test pipeline cannot be read'),
-        (FUSION, {'model.encoders.camera': -1}, 'model cannot be read: AttributeError'),
+        (FUSION, {'model.encoders.camera': -1}, 'cannot be read: AttributeError'),
         (VIEW, {CODER[:-1]: 'text'}, 'bbox_coder cannot be read: AttributeError'),
         (VIEW, {CODER + 'post_center_range': 0.5}, 'range=0.5: expected six numbers'),
         (VIEW, {CODER + 'max_num': 'text'}, "max_num='text': expected a whole number"),

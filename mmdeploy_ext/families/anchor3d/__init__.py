@@ -1,12 +1,12 @@
 """mmdet3d's one-stage LiDAR detectors with anchors: PointPillars, SECOND."""
 
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.families.anchor3d.options import OPTIONS
+from mmdeploy_ext.families.parts.options import LIDAR_OPTIONS
 
 register_family(
     'anchor3d',
     'mmdeploy_ext.families.anchor3d.family:AnchorFamily',
-    options=OPTIONS,
+    options=LIDAR_OPTIONS,
     facts='mmdeploy_ext.families.anchor3d.facts:AnchorFacts',
     runtime='mmdeploy_ext.families.anchor3d.runtime',
     library='mmdet3d',
@@ -31,7 +31,7 @@ register_family(
 register_family(
     'mvxnet',
     'mmdeploy_ext.families.anchor3d.mvxnet.family:MvxNetFamily',
-    options=OPTIONS,
+    options=LIDAR_OPTIONS,
     facts='mmdeploy_ext.families.anchor3d.facts:AnchorFacts',
     runtime='mmdeploy_ext.families.anchor3d.mvxnet.runtime',
     library='mmdet3d',

@@ -24,7 +24,6 @@ from mmdeploy_ext.families.parts.box_conventions import note_convention, state_c
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.parts.camera_samples import loaded_frame
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.proof_samples import changed_drive, record_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
 from mmdeploy_ext.models.bevformer.head import BEVFormerHead
@@ -33,6 +32,7 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
+from mmdeploy_ext.synthetic.moments import changed_drive, record_drive
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 MEMORY = dict(

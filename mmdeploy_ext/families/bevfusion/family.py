@@ -29,8 +29,7 @@ from mmdeploy_ext.families.bevfusion.fork import (
 from mmdeploy_ext.families.bevfusion.graphs import facts_of, graphs, transform_of
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
 from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
-from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, generated, moments
-from mmdeploy_ext.families.parts.proof_samples import plain_moment
+from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, moments
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -38,7 +37,9 @@ from mmdeploy_ext.models.bevfusion.fusion import check_parts
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
+from mmdeploy_ext.synthetic.fused import fused_frames
 from mmdeploy_ext.synthetic.info_files import generated_dataset
+from mmdeploy_ext.synthetic.moments import plain_moment
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
@@ -53,7 +54,7 @@ class BEVFusionFamily(SequenceFamily):
     samples = 'fused'
     graphs, facts = staticmethod(graphs), staticmethod(facts_of)
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
-    dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(generated)
+    dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(fused_frames)
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view',
         '*vtransform.pool', 'get_bboxes', 'suppress', 'decode',
@@ -92,7 +93,7 @@ class BEVFusionFamily(SequenceFamily):
         return dataset
 
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
-        return () if rule.views is None else itertools.islice(generated(rule, 2), 1, 2)
+        return () if rule.views is None else itertools.islice(fused_frames(rule, 2), 1, 2)
 
     def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
         limits = None if rule.voxels is None else rule.voxels.point_cloud_range

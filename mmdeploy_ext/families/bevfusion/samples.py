@@ -3,7 +3,6 @@
 Glossary: N cameras, P points, V values per point.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,17 @@ import numpy as np
 from mmdeploy_ext.core.config import refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.bevfusion.runtime.frames import NO_POINTS, frame_of_rig
-from mmdeploy_ext.families.parts import proof_samples
 from mmdeploy_ext.families.parts.samples import check_dumped, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.runtime.calibration import MATRICES
-from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
+from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
-from mmdeploy_ext.synthetic.drive import synthetic_drive
 
 SOURCE = 900, 1600
 """Height and width of nuScenes' pictures, pixels: the `source` of an ImageAug3D that states none."""
-HIDDEN_POINTS = 500
-"""Points per camera that lie behind others."""
 
 
 def fusion_rule(cfg: Any) -> FusionRule:
@@ -129,68 +124,6 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
     for info in read_infos(infos):
         rig = RigFrame(str(info['token']), (), *no_cameras, info['timestamp'] / 1e6, None, info, infos)
         yield frame_of_rig((), rig, rule, root)
-
-
-def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
-    """Yield `count` frames of a synthetic drive with sweeps of a generated world.
-
-    The second frame, the fourth and so on are augmented as in training: points are rotated, scaled and moved,
-    and each camera's picture stands for another crop of the camera's image; the others have one rig. Behind
-    some of the points, as seen from a camera, there is another point, before or after it in the sweep.
-    Without cameras all are plain sweeps, none of which is augmented; without a LiDAR frames have no points.
-    """
-    if rule.views is None:
-        for index, sweep in enumerate(proof_samples.generated(rule.voxels, count)):
-            yield FusedFrame(sweep.points, f'generated frame {index}')
-        return
-    points_of_frames = itertools.repeat(NO_POINTS, count)
-    if rule.voxels is not None:
-        points_of_frames = (sweep.points for sweep in proof_samples.generated(rule.voxels, count))
-    pairs = zip(points_of_frames, synthetic_drive(count, rule.views), strict=True)
-    for index, (points, drive_frame) in enumerate(pairs):
-        rng = np.random.default_rng(index)
-        img_aug = rule.img_aug_matrix().astype(np.float64)
-        if index % 2:
-            img_aug[:, [0, 1], [0, 1]] *= rng.uniform(0.9, 1.1, (len(img_aug), 1))
-            img_aug[:, :2, 3] += rng.uniform(-0.05, 0.05, (len(img_aug), 2)) * rule.views.input_size
-        input_to_picture = np.linalg.inv(of_rays(img_aug))
-        lidar2image = input_to_picture @ drive_frame.lidar2img
-        intrinsics = input_to_picture @ drive_frame.intrinsics
-        camera2lidar = np.linalg.inv(lidar2image) @ intrinsics
-        if rule.voxels is not None:
-            points = _with_hidden_points(points, camera2lidar[:, :3, 3], rng)
-        lidar_aug = np.eye(4)
-        if index % 2:
-            angle, scale = rng.uniform(-0.4, 0.4), rng.uniform(0.95, 1.05)
-            lidar_aug[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-            lidar_aug[:3, :3] *= scale
-            lidar_aug[:3, 3] = rng.uniform(-0.3, 0.3, 3)
-        points[:, :3] = points[:, :3] @ lidar_aug[:3, :3].T + lidar_aug[:3, 3]
-        calibration = dict(
-            camera_intrinsics=intrinsics,
-            camera2lidar=camera2lidar,
-            lidar2image=lidar2image,
-            img_aug_matrix=img_aug,
-            lidar_aug_matrix=lidar_aug,
-        )
-        yield FusedFrame(
-            points.astype(np.float32),
-            f'generated frame {index}',
-            images=drive_frame.images,
-            calibration={name: matrix.astype(np.float32) for name, matrix in calibration.items()},
-        )
-
-
-def _with_hidden_points(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return points (P, V) and others behind some of them, in random order.
-
-    `cameras` (N, 3) are the places of the cameras in the frame of the points, from which the others are
-    hidden.
-    """
-    hidden = points[rng.integers(len(points), size=(len(cameras), HIDDEN_POINTS))].astype(np.float64)
-    hidden[..., :3] = cameras[:, None] + rng.uniform(1.3, 3.0) * (hidden[..., :3] - cameras[:, None])
-    joint = np.concatenate([points, hidden.reshape(-1, points.shape[1]).astype(points.dtype)])
-    return joint[rng.permutation(len(joint))]
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:

@@ -9,40 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmdeploy_ext.families.parts import image_graphs
-from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
 from mmdeploy_ext.preprocess.cam2img import check_projection, original
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-
-UPRIGHT = (0, -1, 0), (0, 0, -1), (1, 0, 0)
-"""Axes of a camera (x right, y down, z ahead) as rows in the frame of a LiDAR (x ahead, y left, z up)."""
-FOCAL, STRETCH = (0.6, 1.1), (0.9, 1.1)
-"""Range of generated focal lengths, over the width of the picture, and of the ratio of both."""
-TURN_RAD = (-0.3, 0.06, 0.06)
-"""Largest turns of a generated camera about y, then x, then z; drawn numbers of either sign multiply them."""
-MOVED_M = 6.0, 3.0, 0.5
-"""Largest translation of a generated camera along x, y and z of the LiDAR, metres."""
+from mmdeploy_ext.synthetic.picture_cameras import lidar_camera
 
 
 def original_camera(image: PreparedImage) -> np.ndarray:
     """Return the camera (4, 4) float32 of a prepared picture: LiDAR to pixels, times depth, on disk.
 
-    A picture without a camera gets that of `generated_camera`.
+    A picture without a camera gets that of `lidar_camera`.
     """
     if image.cam2img is None:
-        return generated_camera(image)
+        return lidar_camera(image)
     return original(image.cam2img, image.to_input).astype(np.float32)
-
-
-def generated_camera(image: PreparedImage) -> np.ndarray:
-    """Return a camera (4, 4) float32 of a picture on disk, which its prepared pixels and its scale decide."""
-    from scipy.spatial.transform import Rotation  # takes half a second to import
-
-    numbers = numbers_of_pixels(image)
-    height, width = np.divide(image.tensor.shape[1:], image.scale_factor[1::-1])
-    intrinsics, pose = drawn_intrinsics(numbers, height, width, FOCAL, STRETCH), np.eye(4)
-    pose[:3, :3] = Rotation.from_euler('yxz', numbers.uniform(-1, 1, 3) * TURN_RAD).as_matrix() @ UPRIGHT
-    pose[:3, 3] = -pose[:3, :3] @ (numbers.uniform(-1, 1, 3) * MOVED_M)
-    return (intrinsics @ pose).astype(np.float32)
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

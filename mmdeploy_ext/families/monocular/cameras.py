@@ -10,14 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmdeploy_ext.families.parts import image_graphs
-from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
 from mmdeploy_ext.preprocess.cam2img import check_camera, unmoved
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-
-FOCAL, STRETCH = (0.7, 1.3), (0.95, 1.05)
-"""Range of generated focal lengths, over the width of the input, and of the ratio of both."""
-TRANSLATION_M = (0.3, 0.1, 0.02)
-"""Largest translation of a generated camera, metres times focal length for x and y."""
+from mmdeploy_ext.synthetic.picture_cameras import monocular_camera
 
 
 def camera_of(image: PreparedImage) -> np.ndarray:
@@ -26,19 +21,10 @@ def camera_of(image: PreparedImage) -> np.ndarray:
     ShapeError: `preprocess.cam2img.check_camera` refuses it.
     """
     if image.cam2img is None:
-        return generated_camera(image)
+        return monocular_camera(image)
     camera = image.cam2img.astype(np.float32)
     check_camera(camera)
     return camera
-
-
-def generated_camera(image: PreparedImage) -> np.ndarray:
-    """Return a camera (4, 4) float32 for pixels of the network input, whose size and pixels decide it."""
-    numbers = numbers_of_pixels(image)
-    cam2img = drawn_intrinsics(numbers, *image.tensor.shape[1:], FOCAL, STRETCH)
-    focal = cam2img[0, 0]
-    cam2img[:3, 3] = numbers.uniform(-1, 1, 3) * TRANSLATION_M * (focal, focal, 1)
-    return cam2img.astype(np.float32)
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

@@ -23,7 +23,6 @@ from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
 
-
 def claim_of_head(cfg: Any, head_class: type) -> Claim:
     """Return `DETECTOR` for a monocular detector whose head is of a class, or derived from it, else `NO`."""
     head = registered_class(builder.HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.families.parts import lidar_models, proof_samples
+from mmdeploy_ext.families.parts import lidar_models
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, result
 from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.sweeps import Sweeps
 from mmdeploy_ext.synthetic import info_files
+from mmdeploy_ext.synthetic.moments import generated_sweeps, plain_sweep
 
 
 def frame(data: Mapping[str, Any]) -> Sweep:
@@ -65,7 +66,7 @@ def generated_dataset(folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]
 
 def plain_sample(rule: VoxelRule, sample: Sweep) -> Sweep:
     """Return a sweep of a single point of another sweep: the furthest in range, see `plain_sweep`."""
-    return proof_samples.plain_sweep(sample, rule.point_cloud_range)
+    return plain_sweep(sample, rule.point_cloud_range)
 
 
 class SweepMethods:
@@ -77,7 +78,7 @@ class SweepMethods:
     files, samples = ('backbone', 'head'), 'sweeps'
     result = staticmethod(result)
     frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped_frame)
-    generated_sweeps = staticmethod(proof_samples.generated)
+    generated_sweeps = staticmethod(generated_sweeps)
     generated_dataset, plain_sample = staticmethod(generated_dataset), staticmethod(plain_sample)
     load_weights = staticmethod(lidar_models.load_weights)
     voxel_layer = staticmethod(lidar_models.voxel_layer)

@@ -16,7 +16,6 @@ from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.parts.camera_samples import loaded_frame
-from mmdeploy_ext.families.parts.proof_samples import special_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.petr.facts import FRAME, MODEL, RIG, PetrFacts
 from mmdeploy_ext.families.petr.graphs import EXACT, FEATURES, graphs
@@ -26,6 +25,7 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
+from mmdeploy_ext.synthetic.moments import special_drive
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)

@@ -19,7 +19,6 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts import samples
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels, is_one_of
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.proof_samples import special_drive
 from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
 from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
@@ -30,6 +29,7 @@ from mmdeploy_ext.models.sparse4d.version import check_version
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import write_infos
+from mmdeploy_ext.synthetic.moments import special_drive
 
 MEMORY = dict(
     cached_feature=FEATURES,

@@ -16,7 +16,6 @@ from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.proof_samples import special_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr.facts import StreamPetrFacts
@@ -28,6 +27,7 @@ from mmdeploy_ext.models.streampetr.live import HEAD_METHODS, check_parts, is_ou
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
+from mmdeploy_ext.synthetic.moments import special_drive
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),

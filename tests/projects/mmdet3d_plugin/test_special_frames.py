@@ -11,12 +11,6 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
-from mmdeploy_ext.families.parts.proof_samples import (
-    changed_drive,
-    plain_sweep,
-    record_drive,
-    special_drive,
-)
 from mmdeploy_ext.families.sparse4d.family import GAPS_S
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
@@ -27,6 +21,12 @@ from mmdeploy_ext.runtime.bev_motion import YAW_DEG, record_of_pose
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.synthetic.drive import SyntheticDrive
+from mmdeploy_ext.synthetic.moments import (
+    changed_drive,
+    plain_sweep,
+    record_drive,
+    special_drive,
+)
 from toy_stepper import MEMORY, SPEC, ToyStepper
 from toy_streampetr_deploy import drive
 

@@ -24,7 +24,6 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
     frame,
     fusion_rule,
     generated,
-    generated_dataset,
     moments,
     one_point_frame,
 )
@@ -42,6 +41,7 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper
+from mmdeploy_ext.synthetic.kitti import generated_dataset
 
 DETECTOR = 'DynamicMVXFasterRCNN'
 """The detector whose points take the features of a picture."""

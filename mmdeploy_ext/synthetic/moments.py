@@ -1,4 +1,4 @@
-"""Samples for proofs: sweeps of the generated world, empty ones, rigs in which one thing changed.
+"""Generated moments: sweeps of the generated world, empty ones, rigs in which one thing changed.
 
 Glossary: N cameras.
 """
@@ -47,7 +47,7 @@ TURN_RAD, WAY_M = 0.5, 1.5
 """How far the car of `special_drive` turns to the left, and drives along y of its LiDAR, between frames."""
 
 
-def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
+def generated_sweeps(rule: VoxelRule, count: int) -> Iterator[Sweep]:
     """Yield `count` sweeps of the generated world, each of another scene.
 
     Values of a point beyond x, y, z, intensity and ring are zero, as the time lag of a sweep.

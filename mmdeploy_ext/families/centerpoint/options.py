@@ -1,6 +1,0 @@
-"""Options of CenterPoint."""
-
-from mmdeploy_ext.families.parts.options import LIDAR_OPTIONS
-
-OPTIONS = LIDAR_OPTIONS
-"""Options of the family."""
