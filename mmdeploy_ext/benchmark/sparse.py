@@ -28,9 +28,9 @@ from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.families import backbone_files as deploy
 from mmdeploy_ext.families import model as models
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
+from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.sparse import buckets
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.plan import Plan

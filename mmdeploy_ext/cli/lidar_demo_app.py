@@ -123,7 +123,7 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
         stack: closes the runtime.
     """
     from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.families.parts.runtime.lidar import GRAPHS
+    from mmdeploy_ext.runtime.lidar import GRAPHS
 
     folder = args.onnx
     if not folder:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet3d.models import builder
-from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_cfg_key
@@ -17,11 +16,11 @@ from mmdeploy_ext.families.anchor3d.graphs import facts_of, graphs
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts import anchor_heads, lidar_models
+from mmdeploy_ext.families.parts import anchor_heads
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
 from mmdeploy_ext.families.parts.detector_parts import part_cfg, test_cfg_of
-from mmdeploy_ext.families.parts.lidar_models import DYNAMIC_DETECTOR, LidarModels, check_points_side
-from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
+from mmdeploy_ext.families.parts.lidar_models import DYNAMIC_DETECTOR, UNTRACED, check_points_side
+from mmdeploy_ext.families.parts.lidar_parts import prefix_of
 from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
@@ -61,24 +60,11 @@ def check_limits(cfg: Any) -> None:
         raise ConfigError(f'{cfg.filename}: {key}.max_num={max_num!r}, expected a positive whole number')
 
 
-def check_parts(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) parts, in a config's `model`, that `AnchorFamily` does not export.
-
-    See `LidarModels.check_parts`.
-    """
-    check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
-    check_head(filename, model)
-
-
-MODELS = LidarModels(check_parts)
-
-
 class AnchorFamily(SweepMethods, SequenceFamily):
     """mmdet3d's `VoxelNet`, `DynamicVoxelNet`, `SASSD` and `MVXFasterRCNN` of points, without a memory."""
 
     name = 'anchor3d'
-    untraced = (*lidar_models.UNTRACED, *anchor_heads.UNTRACED)
-    build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
+    untraced = (*UNTRACED, *anchor_heads.UNTRACED)
     graphs, reference = staticmethod(graphs), staticmethod(AnchorReference)
     facts = staticmethod(facts_of)
 
@@ -89,12 +75,13 @@ class AnchorFamily(SweepMethods, SequenceFamily):
         heads = set(names_of_class(builder.HEADS, head.get('type')))
         return Claim.DETECTOR if heads & set(HEADS) and REGION_PROPOSAL_HEAD not in heads else Claim.NO
 
-    def check(self, cfg: Any, options: Options) -> None:
-        MODELS.check(cfg, options, self.name)
-        check_limits(cfg)
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
+        check_head(filename, model)
 
-    def num_classes(self, model: nn.Module) -> int:
-        return int(parts_of(model).head.num_classes)
+    def check(self, cfg: Any, options: Options) -> None:
+        super().check(cfg, options)
+        check_limits(cfg)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return AnchorOnnx(paths, **engine)

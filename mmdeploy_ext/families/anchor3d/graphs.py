@@ -13,7 +13,7 @@ from mmdeploy_ext.families.parts.anchor_heads import anchor_settings, flat_outpu
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, points_and_head
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import has_pillars
-from mmdeploy_ext.families.parts.runtime.lidar import PILLARS
+from mmdeploy_ext.runtime.lidar import PILLARS
 
 MEANINGS = dict(
     cls_score='scores of each anchor and class',

@@ -174,7 +174,7 @@ def _check_parts(cfg: Any) -> None:
             f'{name}.encoders.camera.vtransform.type={camera.vtransform.type!r} looks at points, and there '
             f'is no LiDAR; expected LSSTransform'
         )
-    encoder_type = lidar.backbone.get('type') if lidar else ''
+    encoder_type = (lidar.get('backbone') or {}).get('type') if lidar else ''
     if lidar and encoder_type != 'BEVFusionSparseEncoder':
         raise ConfigError(
             f'{name}.encoders.lidar.backbone.type={encoder_type!r}; expected BEVFusionSparseEncoder, whose '

@@ -38,7 +38,6 @@ from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
-from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
 
 PROGRAM = 'mmdeploy_ext.families.bevfusion.fork_process'
 """Module that runs in the process of a repository."""
@@ -283,25 +282,6 @@ def end_process(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) 
     folder.cleanup()
 
 
-def weights_of_repository(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return name -> weight of a model for the classes of its repository, which may be on another spconv.
-
-    Raises:
-        CheckpointError: kernels of the repository have shapes of no layout, or that do not tell the layout.
-    """
-    weights = model.state_dict()
-    shapes = model.fork.process.call('weight_shapes', {})
-    encoder = model.encoders['lidar'].encoder if 'lidar' in model.sensors else torch.nn.Module()
-    kernels = {f'{SPARSE_ENCODER}.{key}': kernel for key, kernel in find_kernels(encoder).items()}
-    repository_shapes = {key: tuple(map(int, shapes[key])) for key in kernels if key in shapes}
-    layouts = decide_layouts(model.fork.root, repository_shapes, kernels, 'auto')
-    for key, layout in layouts.items():
-        weights[key] = dataclasses.replace(kernels[key], layout=layout).convert(
-            weights[key], kernels[key].layout
-        )
-    return weights
-
-
 class RepositoryMoments(torch.utils.data.Dataset):
     """Moments of an info file as the test pipeline of a repository prepares them.
 
@@ -419,14 +399,12 @@ class ForkReference(BEVFusionReference):
     @property
     def notes(self) -> list[str]:
         """Lines about this reference that a reader of the proof has to know."""
-        facts, fork = self.process.facts, self.model.fork
+        facts = self.process.facts
         convention = facts['box_convention']
         turned = '' if convention == '1.x' else '; they were turned into those of mmdet3d 1.x to be compared'
         lines = [
             f'the reference is the code of {facts["root"]}, through its test path, in a process of its own',
             'the graphs are our implementation with the same weights',
-            'preprocessing was compared with its test pipeline, without annotations, maps and radar, and '
-            'with the nearest sweeps of the past; pictures by rounding alone (1e-6)',
             f'its boxes are those of {CONVENTIONS[convention]}{turned}',
             *(f'patched in the reference: {patch["name"]}: {patch["reason"]}' for patch in facts['patches']),
         ]
@@ -435,10 +413,6 @@ class ForkReference(BEVFusionReference):
                 f'operators of the repository that are not compiled here ran in PyTorch: '
                 f'{", ".join(self.process.operators)}'
             )
-        if fork.cfg.get('fp16'):
-            lines.append('the config has fp16; the reference ran in float32, as the files do')
-        if 'camera' in self.model.sensors:
-            lines.append('the reference computed places of points and pixels in float64, all else in float32')
         return lines
 
 

@@ -18,24 +18,12 @@ from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
 from mmdeploy_ext.families.centerpoint.graphs import facts_of, graphs
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
-from mmdeploy_ext.families.parts import lidar_models
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
-from mmdeploy_ext.families.parts.lidar_models import LidarModels, check_points_side
+from mmdeploy_ext.families.parts.lidar_models import UNTRACED, check_points_side
 from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.runtime.frames import Stepper
-
-
-def check_parts(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) parts of a config's `model` that are not exported.
-
-    `filename` is that of the config; the message has it, and the key of the part.
-    """
-    check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
-
-
-MODELS = LidarModels(check_parts)
 
 
 class CenterPointFamily(SweepMethods, SequenceFamily):
@@ -43,10 +31,9 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
 
     name = 'centerpoint'
     untraced = (
-        *lidar_models.UNTRACED, 'get_bboxes', 'get_task_detections', 'decode', '_topk', '_gather_feat',
+        *UNTRACED, 'get_bboxes', 'get_task_detections', 'decode', '_topk', '_gather_feat',
         '_transpose_and_gather_feat',
     )  # fmt: skip
-    build, preprocess_rule = MODELS.build, MODELS.preprocess_rule
     reference = staticmethod(CenterPointReference)
     graphs, facts = staticmethod(graphs), staticmethod(facts_of)
 
@@ -54,8 +41,11 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
         is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))
         return Claim.DETECTOR if is_centerpoint else Claim.NO
 
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
+
     def check(self, cfg: Any, options: Options) -> None:
-        MODELS.check(cfg, options, self.name)
+        super().check(cfg, options)
         nms_type = (test_cfg_of(cfg).get('pts') or {}).get('nms_type')
         if nms_type not in NMS_TYPES:
             raise ConfigError(

@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.centerpoint.facts import VALUES, CenterPointFacts
 from mmdeploy_ext.families.parts.lidar_graphs import points_and_head
 from mmdeploy_ext.families.parts.pillars import has_pillars
-from mmdeploy_ext.families.parts.runtime.lidar import PILLARS
+from mmdeploy_ext.runtime.lidar import PILLARS
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 """Output of a task of `CenterHead` -> unit, see `runtime.decode`; `reg` is an offset from a cell's corner."""

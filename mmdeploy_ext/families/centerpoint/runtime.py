@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.families.centerpoint.facts import VALUES
-from mmdeploy_ext.families.parts.runtime.lidar import LidarOnnx
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
+from mmdeploy_ext.runtime.lidar import LidarOnnx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

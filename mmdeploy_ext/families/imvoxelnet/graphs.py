@@ -20,7 +20,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw
 from mmdeploy_ext.families.imvoxelnet.facts import ImVoxelNetFacts
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import anchor_settings, flat_outputs
-from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
+from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, result_specs, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.image_graphs import image_input
 from mmdeploy_ext.families.parts.runtime.anchors3d import (
@@ -96,13 +96,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         ColumnGroup('sizes', (3, 4, 5), 'm'),
         ColumnGroup('yaw', (6,), 'rad'),
     )
-    boxes, labels = f'{BOX}; padded with zeros', 'class indices; -1 where a row is padding'
-    outputs = (
-        TensorSpec('boxes', 'float32', (batch, 'n', 7), boxes, groups=groups, compare='detections'),
-        TensorSpec('scores', 'float32', (batch, 'n'), 'descending; padded with zeros', compare='detections'),
-        TensorSpec('labels', 'int64', (batch, 'n'), labels, compare='detections'),
-    )
-    return GraphSpec('imvoxelnet/full', inputs, outputs)
+    return GraphSpec('imvoxelnet/full', inputs, result_specs(batch, 7, BOX, groups))
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:

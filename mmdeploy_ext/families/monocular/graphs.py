@@ -19,7 +19,7 @@ from mmdeploy_ext.families.monocular.facts import Depth, PointsFacts
 from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
+from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, result_specs, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.image_graphs import clip_size, image_input, optional_inputs
 
@@ -197,18 +197,15 @@ def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[
 
     `batch` is a number, or 'B' if it is dynamic; `options` are not read.
     """
-
-    def result(name: str, dtype: str, columns: tuple[int, ...], meaning: str, unit: str = '') -> TensorSpec:
-        return TensorSpec(name, dtype, (batch, 'n', *columns), meaning, unit, compare='detections')
-
-    tensors = dict(
-        boxes=result('boxes', 'float32', (code_size(model.bbox_head),), f'{BOX}; padded with zeros'),
-        scores=result('scores', 'float32', (), 'in descending order; padded with zeros'),
-        labels=result('labels', 'int64', (), 'class indices; -1 where a row is padding'),
-        attributes=result('attributes', 'int64', (), 'indices of attributes'),
-        bboxes=result('bboxes', 'float32', (4,), 'x1 y1 x2 y2 in the network input', 'pixel'),
-    )
-    return tuple(tensors[name] for name in result_names(model, 'full'))
+    specs = [*result_specs(batch, code_size(model.bbox_head), BOX)]
+    names = result_names(model, 'full')
+    if 'attributes' in names:
+        meaning = 'indices of attributes'
+        specs.append(TensorSpec('attributes', 'int64', (batch, 'n'), meaning, compare='detections'))
+    if 'bboxes' in names:
+        axes, meaning = (batch, 'n', 4), 'x1 y1 x2 y2 in the network input'
+        specs.append(TensorSpec('bboxes', 'float32', axes, meaning, 'pixel', compare='detections'))
+    return tuple(specs)
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:

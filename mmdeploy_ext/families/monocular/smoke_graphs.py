@@ -19,6 +19,7 @@ from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, PeaksNetwork
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.bev_suppression import result_specs
 from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.image_graphs import image_input
 from mmdeploy_ext.runtime.box_coders import peaks_of
@@ -80,20 +81,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
             TensorSpec('bbox_pred', 'float32', (batch, 8, *size), values),
         )
         return GraphSpec('smoke/raw', (image,), outputs)
-    outputs = (
-        TensorSpec('boxes', 'float32', (batch, 'n', 7), f'{BOX}; padded with zeros', compare='detections'),
-        TensorSpec(
-            'scores',
-            'float32',
-            (batch, 'n'),
-            'in descending order; padded with zeros',
-            compare='detections',
-        ),
-        TensorSpec(
-            'labels', 'int64', (batch, 'n'), 'class indices; -1 where a row is padding', compare='detections'
-        ),
-    )
-    return GraphSpec('smoke/full', (image, camera_input(batch)), outputs)
+    inputs, outputs = (image, camera_input(batch)), result_specs(batch, 7, BOX)
+    return GraphSpec('smoke/full', inputs, outputs)
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:

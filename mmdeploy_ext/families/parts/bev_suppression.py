@@ -6,8 +6,11 @@ Glossary: B batch, A rows (of one level for `best_rows`, of all levels for `supp
 classes without background, n results of the image that has most.
 """
 
+from typing import Any
+
 import torch
 
+from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
@@ -78,3 +81,18 @@ def padded(results: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         mask = present[..., None] if tensor.dim() == 3 else present
         outputs.append(tap(name, torch.where(mask, tensor, padding)))
     return tuple(outputs)
+
+
+def result_specs(
+    batch: int | str, columns: int, meaning: str, groups: tuple[ColumnGroup, ...] = ()
+) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+    """Return the contracts of boxes (B, n, columns), scores and labels of the form `full`."""
+
+    def result(name: str, dtype: str, meaning: str, axes: tuple[int, ...] = (), **more: Any) -> TensorSpec:
+        return TensorSpec(name, dtype, (batch, 'n', *axes), meaning, compare='detections', **more)
+
+    return (
+        result('boxes', 'float32', f'{meaning}; padded with zeros', (columns,), groups=groups),
+        result('scores', 'float32', 'in descending order; padded with zeros'),
+        result('labels', 'int64', 'class indices; -1 where a row is padding'),
+    )

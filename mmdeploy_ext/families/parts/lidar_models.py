@@ -1,11 +1,5 @@
-"""The LiDAR detectors that families export, and how they are built.
+"""The LiDAR detectors that families export: how they are checked, built and loaded."""
 
-`LidarModels` is what a family asks about its detectors. `load_weights`, `voxel_layer` and `timed_methods` are
-methods of `SequenceFamily` for them; families of points alone have them by `SweepMethods`, others assign
-those that they need.
-"""
-
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +23,6 @@ from mmdeploy_ext.families.parts.pillars import (
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.models.building import build_without_weights, names_of_class
-from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 
 UNTRACED = (
@@ -45,15 +38,14 @@ SPARSE_ENCODERS = dict(SASSD='SparseEncoderSASSD')
 """Detector -> its sparse encoder, which in training gives more than a map; others have a SparseEncoder."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LidarModels:
-    """The detectors of a family of LiDAR models: a sparse backbone or pillars, and a dense head.
+class LidarMethods:
+    """What families of LiDAR detectors have beside `SequenceFamily`; they derive from both, this one first.
 
-    Attributes:
-        check_parts: function that refuses (ConfigError) detectors with parts that are not exported: it takes
-            the file name of a config and its `model`, and its message names the key of the part.
+    Their `check_parts(filename, model)` refuses (ConfigError) parts of a config's `model` that are not
+    exported, by their keys.
     """
 
+    name: str
     check_parts: Callable[[str, Mapping[str, Any]], None]
 
     def check_model(self, cfg: Any) -> None:
@@ -61,67 +53,48 @@ class LidarModels:
         with refused_values(cfg, 'model'):
             self.check_parts(cfg.filename, cfg.model)
 
-    def check(self, cfg: Any, options: Options, family: str) -> None:
-        """Refuse (ConfigError, UsageError) parts, pipelines and options that are not exported, by name.
-
-        The options are `--fp16-io`, and `--sparse-form` for a model without a sparse encoder.
-        `family` is the name of the family, for the message.
-        """
+    def check(self, cfg: Any, options: Options) -> None:
         if options.fp16_io:
-            raise UsageError(f'--fp16-io: points and the map between both graphs of {family} stay float32')
+            raise UsageError(f'--fp16-io: points and the map between both graphs of {self.name} stay float32')
         self.check_model(cfg)
         check_points_loaded(cfg)
         encoder = cfg.model[f'{prefix_of(cfg.model)}middle_encoder']
         check_form(cfg.filename, options, encoder.type != SCATTER)
 
     def build(self, cfg: Any) -> nn.Module:
-        """Return mmdet3d's detector of a config, without weights, in evaluation mode.
-
-        The `init_cfg` and `pretrained` of an `img_backbone` become None in `cfg` itself, unless it cannot be
-        built without them.
-
-        ConfigError: a part is not exported, cannot be built, or contradicts the grid of another.
-        """
         self.check_model(cfg)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
             find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
         return model
 
-    def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """Return how points become voxels; ConfigError: a part of the config is not exported."""
+    def preprocess_rule(self, cfg: Any) -> Any:
         self.check_model(cfg)
         prefix = prefix_of(cfg.model)
         if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
             return find_family(cfg, BACKBONE).preprocess_rule(cfg)
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        if has_pillars(model):
+            load_strict(model, checkpoint)
+        else:
+            load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint, with kernels of sparse convolutions in any layout of spconv.
+    def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int]:
+        parts = parts_of(model)
+        return parts.voxel_layer, 'zyx', width_of_points(parts)
 
-    CheckpointError: the weights are not those of the model.
-    """
-    if has_pillars(model):
-        load_strict(model, checkpoint)
-    else:
-        load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
+    def num_classes(self, model: nn.Module) -> int:
+        return int(parts_of(model).head.num_classes)
 
-
-def voxel_layer(model: nn.Module) -> tuple[nn.Module, str, int]:
-    """Return the layer of voxels, 'zyx' (mmdet3d's order of axes) and the number of values of a point."""
-    parts = parts_of(model)
-    return parts.voxel_layer, 'zyx', width_of_points(parts)
-
-
-def timed_methods(model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-    """Return the methods, (owner, name), whose time is that of `backbone` and of `boxes`."""
-    parts = parts_of(model)
-    encoders = parts.voxel_encoder, parts.middle_encoder
-    return dict(
-        backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
-        boxes=[(parts.head, 'get_bboxes')],
-    )
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        parts = parts_of(model)
+        encoders = parts.voxel_encoder, parts.middle_encoder
+        return dict(
+            backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
+            boxes=[(parts.head, 'get_bboxes')],
+        )
 
 
 def is_dynamic(model: Mapping[str, Any]) -> bool:

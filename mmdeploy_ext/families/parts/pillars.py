@@ -18,7 +18,7 @@ from torch import nn
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.families.parts.lidar_parts import Parts, parts_of
-from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, INPUTS
+from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, INPUTS
 
 EXAMPLE = 3
 """Number of pillars of the traced input."""

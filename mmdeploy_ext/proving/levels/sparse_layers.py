@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.contract.comparison import compare_named, failed_row
-from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order
+from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.layer_sources import LayerSource, layer_sources
 from mmdeploy_ext.sparse.libspconv import read

@@ -14,9 +14,9 @@ import toy_sparse
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, ModelFileError
-from mmdeploy_ext.families.parts.runtime.lidar import PillarsOnnx
-from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
+from mmdeploy_ext.runtime.lidar import PillarsOnnx
+from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.sparse import buckets, engine, portable
 from mmdeploy_ext.sparse.order import reorder
 
@@ -164,7 +164,7 @@ def test_it_needs_no_torch(path):
         'import sys\n'
         'for name in ("torch", "mmcv", "spconv", "mmdet3d"): sys.modules[name] = None\n'
         'import numpy as np\n'
-        'from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx\n'
+        'from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx\n'
         f'print(ScnOnnx({path!r}).step(points=np.full((4, 5), 0.5, np.float32)).shape)\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)

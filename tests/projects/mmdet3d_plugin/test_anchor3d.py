@@ -22,7 +22,6 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.parts.pillars import DynamicPillars
 from mmdeploy_ext.families.parts.runtime import anchors3d as runtime
-from mmdeploy_ext.families.parts.runtime import lidar
 from mmdeploy_ext.preprocess.points import VoxelRule, assigned
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
@@ -155,29 +154,6 @@ def test_a_fault_in_our_own_post_processing_is_not_proven(monkeypatch, name):
     monkeypatch.setattr(runtime, name, changed(name))
     verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(1), ENGINE)
     assert not all(row.passed for case in cases_of(verdict) for row in case.detections)
-
-
-def inside(points):
-    """Return points of which those on the far edge of the range are a little nearer."""
-    high = np.array([6.4, 6.4, 1.6, np.inf, np.inf], np.float32)
-    return np.where(points == high, np.nextafter(high, np.float32(0)), points).astype(np.float32)
-
-
-POINTS = {
-    'all voxels': lambda points, rule: (points, dataclasses.replace(rule, max_voxels=10**5)),
-    'points on the far edge': lambda points, rule: (inside(points), rule),
-}
-"""Faults that no sweep of these tests sets off: what is changed of points, or of the rule of pillars."""
-
-
-@pytest.mark.suite('all voxels')
-@pytest.mark.parametrize('name', POINTS)
-def test_a_fault_at_a_limit_of_points_that_samples_do_not_reach_is_not_proven(monkeypatch, name):
-    pillars = lidar.pillars
-    monkeypatch.setattr(lidar, 'pillars', lambda *given: pillars(*POINTS[name](*given)))
-    deployment, folder, *_ = toy_anchor3d.exported()
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE)
-    assert not verdict.passed and all(case.passed for case in cases_of(verdict)[:3])
 
 
 def test_a_changed_weight_is_refused_and_the_file_named(tmp_path):

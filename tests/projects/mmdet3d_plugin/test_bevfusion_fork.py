@@ -16,9 +16,10 @@ from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion import fork
-from mmdeploy_ext.families.bevfusion.fork import Fork, weights_of_repository
+from mmdeploy_ext.families.bevfusion.fork import Fork
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import settings_check
+from mmdeploy_ext.seeded.fork_weights import weights_of_repository
 from verdicts import cases_of, preprocessing_of
 
 HEAD = 'mmdet3d/models/heads/bbox/transfusion.py'

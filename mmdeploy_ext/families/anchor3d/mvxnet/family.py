@@ -28,13 +28,8 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
     one_point_frame,
 )
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts import anchor_heads, lidar_models
-from mmdeploy_ext.families.parts.lidar_models import (
-    LidarModels,
-    load_weights,
-    points_width,
-    voxel_layer,
-)
+from mmdeploy_ext.families.parts import anchor_heads
+from mmdeploy_ext.families.parts.lidar_models import UNTRACED, LidarMethods, points_width
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -73,42 +68,18 @@ def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
         )
 
 
-def check_parts(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) parts of a config's `model` that are not exported.
-
-    See `LidarModels.check_parts`.
-    """
-    for key, (exported, registry) in PARTS.items():
-        part_type = (model.get(key) or {}).get('type')
-        names = names_of_class(registry, part_type) if registry else [part_type]
-        if exported not in names:
-            raise ConfigError(f'{filename}: model.{key}.type={part_type!r}; expected {exported}')
-    if not model.get('img_backbone'):
-        raise ConfigError(f'{filename}: model has no img_backbone; expected that of the picture')
-    for key in NOT_EXPORTED:
-        if model.get(key):
-            raise ConfigError(f'{filename}: model.{key} is not exported; leave it out')
-    check_encoder(filename, model)
-    check_head(filename, model)
-
-
-MODELS = LidarModels(check_parts)
-
-
-class MvxNetFamily(SequenceFamily):
+class MvxNetFamily(LidarMethods, SequenceFamily):
     """mmdet3d's `DynamicMVXFasterRCNN` with `PointFusion` and `Anchor3DHead`, without a memory."""
 
     name = FAMILY
     files = MvxNetOnnx.graphs
     samples = 'fused'
     untraced = (
-        *lidar_models.UNTRACED, *anchor_heads.UNTRACED, '.extract_img_feat', 'map_voxel_center_to_point',
+        *UNTRACED, *anchor_heads.UNTRACED, '.extract_img_feat', 'map_voxel_center_to_point',
         'obtain_mlvl_feats', 'sample_single', '*fusion_layer.forward',
     )  # fmt: skip
     graphs, reference = staticmethod(graphs), staticmethod(MvxNetReference)
     result, facts = staticmethod(result), staticmethod(facts_of)
-    build = MODELS.build
-    load_weights, voxel_layer = staticmethod(load_weights), staticmethod(voxel_layer)
     frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
     generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
 
@@ -116,13 +87,24 @@ class MvxNetFamily(SequenceFamily):
         names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
         return Claim.DETECTOR if DETECTOR in names else Claim.NO
 
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        for key, (exported, registry) in PARTS.items():
+            part_type = (model.get(key) or {}).get('type')
+            names = names_of_class(registry, part_type) if registry else [part_type]
+            if exported not in names:
+                raise ConfigError(f'{filename}: model.{key}.type={part_type!r}; expected {exported}')
+        if not model.get('img_backbone'):
+            raise ConfigError(f'{filename}: model has no img_backbone; expected that of the picture')
+        for key in NOT_EXPORTED:
+            if model.get(key):
+                raise ConfigError(f'{filename}: model.{key} is not exported; leave it out')
+        check_encoder(filename, model)
+        check_head(filename, model)
+
     def check(self, cfg: Any, options: Options) -> None:
-        MODELS.check(cfg, options, self.name)
+        super().check(cfg, options)
         check_limits(cfg)
         self.preprocess_rule(cfg)
-
-    def num_classes(self, model: nn.Module) -> int:
-        return int(parts_of(model).head.num_classes)
 
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:
         return itertools.islice(generated(rule, 2), 1, 2)
@@ -131,7 +113,7 @@ class MvxNetFamily(SequenceFamily):
         return one_point_frame(sample, rule.voxels.point_cloud_range)
 
     def preprocess_rule(self, cfg: Any) -> FusionRule:
-        MODELS.check_model(cfg)
+        self.check_model(cfg)
         return fusion_rule(cfg, points_width(cfg.model)[1])
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:

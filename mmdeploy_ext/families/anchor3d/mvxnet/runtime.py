@@ -17,11 +17,11 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.families.parts.runtime.anchors3d import decode
-from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, GRAPHS, LidarOnnx
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms
 from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix
 from mmdeploy_ext.runtime.infos import find_file
+from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, GRAPHS, LidarOnnx
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
 
 if TYPE_CHECKING:

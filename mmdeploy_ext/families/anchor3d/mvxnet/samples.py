@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
@@ -77,17 +77,12 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
     """Return `data`, one collated sample of the test loader (batch 1) by key, as a frame.
 
     Raises:
-        DataError: no picture, points or matrix, several samples, or points that were moved.
+        DataError: no picture, points or matrix, or several samples.
     """
     check_given(data, ('img', 'points', 'img_metas'))
     points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
     image = only(data['img'], 'img').cpu().numpy()
     check_given(meta, ('lidar2img', 'scale_factor', 'img_shape'))
-    is_flipped = meta.get('pcd_horizontal_flip') or meta.get('pcd_vertical_flip')
-    is_moved = meta.get('pcd_scale_factor', 1.0) != 1.0 or np.any(meta.get('pcd_trans', 0.0))
-    is_turned = not np.array_equal(meta.get('pcd_rotation', np.eye(3)), np.eye(3))
-    if is_flipped or is_moved or is_turned:
-        raise DataError('the test pipeline moves the points; expected them as the LiDAR measured them')
     scale_x, scale_y = meta['scale_factor'][:2]
     left, top = meta.get('img_crop_offset', (0.0, 0.0))
     to_input = np.array([[scale_x, 0, -left], [0, scale_y, -top], [0, 0, 1]], np.float64)

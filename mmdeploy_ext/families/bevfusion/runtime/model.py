@@ -19,10 +19,10 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines import build_backend, build_exact
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
-from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.sparse.buckets import BEV
 
 if TYPE_CHECKING:
