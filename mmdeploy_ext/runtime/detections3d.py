@@ -7,49 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.runtime.detections import Scored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from mmdeploy_ext.contract.spec import GraphSpec
-
-
-class HeadRule(Protocol):
-    """Facts of a head whose outputs become boxes."""
-
-    @property
-    def output_axes(self) -> dict[str, tuple[int | None, ...]]:
-        """The outputs of the head that are decoded: name -> axes, None for one of any size, as the batch."""
-
-
-def check_outputs(rule: HeadRule, spec: GraphSpec, path: object) -> None:
-    """Refuse a rule that does not fit the head's graph; ModelFileError names the first wrong output.
-
-    An axis of any size in the graph fits. `spec` is its contract, `path` that of its file, for the message.
-    Without the check a rule of 5,000 rotations makes anchors of 16 GB before they fail to fit the outputs.
-    """
-    tensors = {tensor.name: tensor for tensor in spec.outputs}
-    if ignored := [name for name in tensors if name not in rule.output_axes]:
-        raise damaged(path, 'postprocess', f'does not decode the output {ignored[0]!r} of the graph')
-    for name, expected in rule.output_axes.items():
-        if name not in tensors:
-            problem = f'needs the output {name!r}, the graph has {", ".join(tensors)}'
-            raise damaged(path, 'postprocess', problem)
-        axes = tensors[name].axes
-        fits = len(axes) == len(expected) and all(
-            size is None or axis == size or isinstance(axis, str)
-            for axis, size in zip(axes, expected, strict=True)
-        )
-        if not fits:
-            shape = 'x'.join('?' if size is None else str(size) for size in expected)
-            problem = f'needs the output {name!r} as {shape}, the graph has {tensors[name].shape_text()}'
-            raise damaged(path, 'postprocess', problem)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from mmdeploy_ext.contract.facts import (
     Count,
     Facts,
     Limit,
-    Mismatch,
     NotNegative,
     Positive,
     Range,
@@ -65,16 +64,6 @@ class CenterPointFacts(Facts):
     post_center_limit_range: Range | tuple[()]
     points: Literal['pillars'] | None = optional()
 
-    def check(self) -> None:
-        if self.nms_type == 'circle':
-            if len(self.min_radius) != len(self.num_classes):
-                tasks = len(self.num_classes)
-                raise Mismatch(
-                    f'min_radius has {len(self.min_radius)} entries, expected {tasks}, one per task'
-                )
-            if self.post_max_size is None:  # mmdet3d compares with it
-                raise Mismatch('post_max_size is None, expected the limit that circle NMS needs')
-
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the head's outputs: `reg_0`, ..., `heatmap_0`, `reg_1`, ..."""
@@ -82,13 +71,3 @@ class CenterPointFacts(Facts):
         return tuple(
             f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
         )
-
-    @property
-    def output_axes(self) -> dict[str, tuple[int | None, ...]]:
-        """The outputs of the head that are decoded: name -> axes, None for one of any size, as the batch."""
-        channels = {
-            f'{name}_{task}': VALUES.get(name, classes)
-            for task, classes in enumerate(self.num_classes)
-            for name in (*VALUES, 'heatmap')
-        }
-        return {name: (None, channels[name], None, None) for name in self.output_names}

@@ -76,11 +76,13 @@ def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
 
 def raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     """Return the contracts of the network's outputs; `batch` is a number, or 'B' if it is dynamic."""
-    columns, rows = model.n_voxels[:2]
+    head, (columns, rows) = model.bbox_head, model.n_voxels[:2]
+    widths = dict(cls_score=head.num_classes, bbox_pred=head.box_code_size, dir_cls_pred=2)
     outputs = []
-    for name, axes in facts_of(model).output_axes.items():
-        meaning, unit = MEANINGS[name.rsplit('_', 1)[0]]
-        outputs.append(TensorSpec(name, 'float32', (batch, axes[1], rows, columns), meaning, unit))
+    for name in facts_of(model).output_names:
+        output, _ = name.rsplit('_', 1)
+        axes = (batch, int(head.num_anchors * widths[output]), rows, columns)
+        outputs.append(TensorSpec(name, 'float32', axes, *MEANINGS[output]))
     return tuple(outputs)
 
 

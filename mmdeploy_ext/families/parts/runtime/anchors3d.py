@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.facts import Bounds, Count, Facts, Mismatch, NotNegative, Positive, optional
+from mmdeploy_ext.contract.facts import Bounds, Count, Facts, NotNegative, Positive, optional
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 from mmdeploy_ext.runtime.detections import nms
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
 """Kinds of outputs; a level has one of each: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, ..."""
-NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
-"""List of numbers -> how many of them make up one entry."""
 PI = float(np.float32(np.pi))
 """Pi as float32 has it, with which yaws are turned."""
 
@@ -86,40 +84,10 @@ class AnchorRule(Facts):
     rotated: bool
     cells: tuple[Count, ...] = optional(())
 
-    def check(self) -> None:
-        counts = {}
-        for name, entry_length in NUMBERS_PER_ENTRY.items():
-            counts[name], rest = divmod(len(getattr(self, name)), entry_length)
-            if rest:
-                raise Mismatch(
-                    f'{name} has {len(getattr(self, name))} numbers, expected {entry_length} for each'
-                )
-        for name, is_per_range in (('sizes', self.size_per_range), ('cells', bool(self.cells))):
-            if is_per_range and counts[name] != counts['ranges']:
-                raise Mismatch(f'{name} has {counts[name]} entries, ranges has {counts["ranges"]}')
-        if len(self.scales) != self.levels:
-            raise Mismatch(f'scales has {len(self.scales)} entries, levels is {self.levels}')
-
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the head's outputs: those of level 0, then those of level 1, ..."""
         return tuple(f'{name}_{level}' for level in range(self.levels) for name in OUTPUTS)
-
-    @property
-    def output_axes(self) -> dict[str, tuple[int | None, ...]]:
-        """The outputs of the head that are decoded: name -> axes, None for one of any size, as the batch."""
-        columns = self.num_classes, self.code_size, 2
-        if self.cells:
-            maps = np.reshape(self.cells, (-1, 2)).tolist()
-            anchors = sum(rows * width for rows, width in maps) * len(self.rotations)
-            return {f'{name}_0': (None, anchors, count) for name, count in zip(OUTPUTS, columns, strict=True)}
-        sizes_per_cell = len(self.ranges) // 6 if self.size_per_range else len(self.sizes) // 3
-        anchors = sizes_per_cell * len(self.rotations)
-        return {
-            f'{name}_{level}': (None, anchors * count, None, None)
-            for level in range(self.levels)
-            for name, count in zip(OUTPUTS, columns, strict=True)
-        }
 
 
 def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndarray:
