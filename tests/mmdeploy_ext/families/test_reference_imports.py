@@ -33,8 +33,6 @@ OF_PROOFS = {'count_bounds', 'count_tokens', 'num_candidates', 'rotation_ties'}
 """Facts of a proof, not of results."""
 OF_MOMENTS = {'frame_of_rig', 'read_frames', 'read_infos'}
 """They make the runner's frames of infos, with which those of the data set are compared."""
-OF_INPUTS = {'of_rays', 'orientation_of'}
-"""They make generated frames, which both sides get, and whose matrices and records need not be right."""
 OTHERS = {
     'in_lidar_columns': 'of our own models; runners are compared with `reference.detections`, without it',
     'original': 'the camera that a runner is fed; PyTorch gets `camera_on_disk`',
@@ -53,7 +51,7 @@ def functions_of_runners(path):
 
 
 def test_references_import_no_function_of_runners_that_decides_results():
-    allowed = {*CHECKS, *OF_PROOFS, *OF_MOMENTS, *OF_INPUTS, *OTHERS}
+    allowed = {*CHECKS, *OF_PROOFS, *OF_MOMENTS, *OTHERS}
     imported = {
         str(path.relative_to(PACKAGE)): set(functions_of_runners(path))
         for pattern in OF_REFERENCES
