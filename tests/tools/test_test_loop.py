@@ -510,11 +510,12 @@ def test_the_weights_of_a_streaming_model_are_freed_before_its_files_run(monkeyp
     from mmdeploy_ext.families import files
     from mmdeploy_ext.proving import against_dump
 
-    monkeypatch.setattr(files, 'read_files', lambda target: SimpleNamespace(paths=[], all_metadata=[]))
+    exported = SimpleNamespace(paths=[], all_metadata=[], metadata=SimpleNamespace(options={}))
+    monkeypatch.setattr(files, 'read_files', lambda target: exported)
     monkeypatch.setattr(against_dump, 'FrameDumpComparer', lambda *arguments: None)
     tested = FrameModel.__new__(FrameModel)
     tested.settings, tested.target = dict(type='OnnxRuntimeBackend', check_dump=False), ''
-    family = SimpleNamespace(runner=lambda paths, engine: None)
+    family = SimpleNamespace(name='streampetr', runner=lambda paths, engine: None)
     deployment = SimpleNamespace(family=family, model=torch.nn.Linear(1, 1))
     weights = weakref.ref(deployment.model)
     ranks = SimpleNamespace(rank=1, size=1, gather=lambda value=None: [value])
