@@ -20,7 +20,7 @@ from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import onnx
 
@@ -136,7 +136,8 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
 
     Two results are a choice if their scores differ by `TIE` at most, and both are the last of lists of one
     length and at other places, so that a cut decided, or PyTorch has the file's one, too, of the same score,
-    when nothing is cut off or suppressed. Whichever it is may suppress one more result, of a lower score.
+    when nothing is cut off or suppressed. Whichever it is may suppress one more result, of a lower score
+    (which leaves a place at the end of a full list).
 
     Args:
         reference: results of PyTorch, with `scores` and `labels`.
@@ -177,7 +178,8 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
                 index = next((index for index in sorted(alone) if follows(side, index, row, column)), None)
                 if index is not None:
                     choices.append((index, None) if side is reference else (None, index))
-        return list(dict.fromkeys(choices))
+        choices = list(dict.fromkeys(choices))
+        return choices + _behind_cut((reference, candidate), (missing, extra), choices)
 
     def follows(side: Any, index: int, row: int, column: int) -> bool:
         """Return whether a choice decides on another result: of the same class, with a lower score."""
@@ -187,6 +189,26 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
         return bool(lower) and _overlap(side, index, (reference, row), (candidate, column))
 
     return tied
+
+
+def _behind_cut(
+    sides: Sequence[Any], alone: Sequence[list[int]], choices: Sequence[tuple[int | None, int | None]]
+) -> list[tuple[int | None, int | None]]:
+    """Return the results at the end of full lists that have the places of suppressed ones.
+
+    `sides` are the results of PyTorch and of the file, `alone` the indices of those without a partner.
+    """
+    if len(sides[0].scores) != len(sides[1].scores):  # not full
+        return []
+    chosen = [[pair[side] for pair in choices] for side in (0, 1)]
+    found: list[tuple[int | None, int | None]] = []
+    for side, other in ((0, 1), (1, 0)):
+        lowest = float(sides[other].scores.min(initial=np.inf)) + TIE
+        rest = (index for index in alone[side] if index not in chosen[side])
+        lower = [index for index in rest if sides[side].scores[index] <= lowest]
+        for index in lower[: chosen[side].count(None)]:
+            found.append((index, None) if side == 0 else (None, index))
+    return found
 
 
 def _overlap(side: Any, index: int, *chosen: tuple[Any, int]) -> bool:

@@ -157,10 +157,9 @@ class TwoStageReference(ImageReference):
         """The outputs of the neck and of a plain head of proposals."""
 
         def features(calls: list[Any]) -> dict[str, torch.Tensor]:
-            return {
-                name: batched(levels)
-                for name, *levels in zip(feature_names(self.model), *calls, strict=False)
-            }
+            # maps of whole images, behind the levels, are none of the neck's
+            names = [name for name in feature_names(self.model) if name.startswith('features_')]
+            return {name: batched(levels) for name, *levels in zip(names, *calls, strict=False)}
 
         def proposed(calls: list[Any]) -> dict[str, torch.Tensor]:
             flat_calls = [[level for levels in call for level in levels] for call in calls]

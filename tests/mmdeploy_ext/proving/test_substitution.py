@@ -271,3 +271,13 @@ def test_a_choice_may_suppress_one_more_result_that_overlaps_it():
         tied = choices_among(reference, candidate, lambda every=every: every)
         row = match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
         assert row.passed == passed and len(row.excused) == 1 + passed
+
+
+@pytest.mark.parametrize(('score', 'passed'), [(0.1, True), (0.25, False)])
+def test_the_place_of_a_suppressed_result_in_a_full_list_is_taken_by_one_behind_the_cut(score, passed):
+    near, last = (0, 0, 44, 40), (300, 300, 340, 350, 0.2)
+    reference = boxes((*FIRST, 0.5), last, (200, 0, 244, 40, score))
+    candidate = boxes((*SECOND, 0.5), (*near, 0.3), last)
+    every = boxes((*FIRST, 0.5), (*SECOND, 0.5), (*near, 0.3), last, (200, 0, 244, 40, score))
+    tied = choices_among(reference, candidate, lambda: every)
+    assert match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE).passed == passed
