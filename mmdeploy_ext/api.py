@@ -21,7 +21,6 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import (
     Model,
     build,
@@ -129,6 +128,7 @@ def export_detector(
         ExportError: as `export`.
     """
     from mmdeploy_ext.families.files import export_files
+    from mmdeploy_ext.families.images import picture_of
     from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
 
     images = []

@@ -59,8 +59,6 @@ def test_a_file_is_rewritten_proven_and_the_input_not_touched(command, file, tmp
     onnx.checker.check_model(onnx.load(target), full_check=True)
     content = json.loads(found.read_text())
     assert content['proof']['equal'] and len(content['proof']['outputs']) == 2
-    if command == 'convert-opset':
-        assert (content['opset_before'], content['opset_after']) == (17, 18)
     again = tmp_path / 'again.onnx'
     assert main([command, str(target), '--output', str(again), *SAME[command]]) == 0
     assert len(onnx.load(again).graph.node) == len(onnx.load(target).graph.node)

@@ -217,7 +217,6 @@ def bad(models, images, tmp_path_factory) -> argparse.Namespace:
     (folder / 'corrupt.onnx').write_bytes(models['full'].read_bytes()[:5000])
     (folder / 'empty.onnx').write_bytes(b'')
     with_props(models['full'], folder / 'stranger.onnx')
-    with_props(models['full'], folder / 'solo.onnx', family='solo', postprocess={})
     (folder / 'text.jpg').write_text('no image')
     (folder / 'empty.jpg').write_bytes(b'')
     (folder / 'hollow').mkdir()
@@ -233,7 +232,6 @@ def bad(models, images, tmp_path_factory) -> argparse.Namespace:
         (FULL, '{bad}/empty.onnx {images}/one.jpg', 'empty.onnx: '),
         (FULL, '{images}/one.jpg {images}/one.jpg', 'one.jpg: ONNX Runtime cannot load it'),
         (FULL, '{bad}/stranger.onnx {images}/one.jpg', 'has no mm2onnx metadata'),
-        (FULL, '{bad}/solo.onnx {images}/one.jpg', "is a model of family 'solo'"),
         (
             FULL,
             '{models}/raw.onnx {images}/one.jpg',

@@ -236,10 +236,11 @@ def test_a_file_that_was_edited_after_its_export_is_not_up_to_date(data, tmp_pat
     assert 'x.onnx: was edited after its export (graph: 5 nodes differ' in capsys.readouterr().err
     target.write_bytes(exported)
     (folder / test_app.SEEN_FILES).unlink()  # as if another command had exported it
-    assert graph_app.main(['rename', str(target), '--prefix=a/', '--output', str(tmp_path / 'y.onnx')]) == 0
+    words = ['--rule', 'y = Relu(x) -> y = Clip(x, 0.0)', '--no-proof', '--output', str(tmp_path / 'y.onnx')]
+    assert graph_app.main(['replace', str(target), *words]) == 0
     (tmp_path / 'y.onnx').replace(target)
     assert test_app.main(arguments) == 0
-    assert 'x.onnx: up to date; rename after its export' in capsys.readouterr().out
+    assert 'x.onnx: up to date; replace after its export' in capsys.readouterr().out
     assert (folder / test_app.SEEN_FILES).is_file()
 
 

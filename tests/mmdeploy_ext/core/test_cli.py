@@ -375,10 +375,8 @@ class Unprintable(io.StringIO):
     'words',
     [
         ['show', '{net}'],
-        ['tree', '{net}'],
         ['diff', '{net}', '{net}', '--report', '{folder}/r'],
-        ['rename', '{net}', '--prefix=a', '--output', '{folder}/f.onnx'],
-        ['draw', '{net}', '--output', '{folder}/f.svg'],
+        ['extract', '{net}', '--tensors', 'y', '--output', '{folder}/f.onnx'],
     ],
     ids=lambda words: words[0],
 )

@@ -231,7 +231,7 @@ def named(fault):
     return {
         'constant': (changed(dets=np.ones_like), 'dets: every value is 1, PyTorch has results'),
         'other axes': (changed(dets=lambda array: array.transpose(0, 2, 1)), 'dets: shape: got 1x5x'),
-        'mixed up': (FAULTS['images of a batch mixed up'], 'these are the results of image 1 of the batch'),
+        'mixed up': (FAULTS['images of a batch mixed up'], 'these are the results of image 0 of the batch'),
         'missing': (FAULTS['a missing output'], 'labels: missing; the engine gave dets'),
         'dtype': (FAULTS['another dtype'], 'dets: dtype: got float64, expected float32'),
         'raw, other axes': (
@@ -293,7 +293,7 @@ def test_half_precision_has_bars_of_its_own_and_an_overflow_is_beyond_them(kit, 
         rewritten(outputs, tmp_path / name, change)
     assert not judge(kit, tmp_path / 'half').equal
     judgement = judge(kit, tmp_path / 'half', precision='fp16', told='x')
-    assert judgement.title == 'WITHIN FP16 BARS ON 9 INPUTS (x, as told)', judgement.failures
+    assert judgement.title == 'WITHIN FP16 BARS ON 6 INPUTS (x, as told)', judgement.failures
     assert judge(kit, tmp_path / 'overflow', precision='fp16').title == 'NOT WITHIN FP16 BARS'
 
 
