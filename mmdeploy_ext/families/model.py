@@ -26,7 +26,6 @@ from mmdeploy_ext.core.errors import (
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.images import picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -383,6 +382,8 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     family.check(cfg, resolved)
     contract_of(family, resolved).check(cfg)
     if family.samples == 'images' and resolved.dynamic:
+        from mmdeploy_ext.families.images import picture_of
+
         smallest = picture_of(family, model, resolved).smallest
         if min(resolved.height, resolved.width) < smallest:
             raise UsageError(
