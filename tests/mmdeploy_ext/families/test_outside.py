@@ -1,4 +1,4 @@
-"""A family of a package of one's own, `outside_package`, with a task, options, checks and a runtime."""
+"""A family of a package of one's own: `outside_package`, which docs/own-family.md shows."""
 
 import functools
 import json
@@ -7,7 +7,6 @@ import types
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
@@ -15,7 +14,7 @@ import mmdeploy_ext
 from mmdeploy_ext import register_family
 from mmdeploy_ext.cli import command, export_app
 from mmdeploy_ext.contract import registry
-from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Option
 from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
@@ -23,159 +22,105 @@ from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
-from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.seeded.weights import write_seeded
+from mmdeploy_ext.tasks import bbox2d, task_module
 from mmdeploy_ext.tasks.check import check_task
 from mmdeploy_ext.tasks.half_bars import HalfBars
 from verdicts import cases_of
 
 OUTSIDE = Path(__file__).resolve().parents[2] / 'outside_package'
+REPOSITORY = OUTSIDE.parents[1]
 CONFIG = str(OUTSIDE / 'config.py')
-PICTURE = str(Path(__file__).resolve().parents[3] / 'demo/toy.jpg')
+PICTURE = str(REPOSITORY / 'demo/toy.jpg')
+PADDED = 'mmdeploy_ext.families.parts.runtime.padded_results'
+BEST = Detections(
+    np.array([[9, 9, 20, 30], [40, 30, 50, 80]], np.float32),
+    np.array([0.9, 0.6], np.float32),
+    np.array([0, 1]),
+)
 
 
-def test_the_page_shows_the_package_and_says_how_many_lines_it_has():
-    page = (Path(__file__).resolve().parents[3] / 'docs/own-family.md').read_text(encoding='utf-8')
-    files = sorted((OUTSIDE / 'circles').glob('*.py'))
-    for path in [*files, OUTSIDE / 'pyproject.toml']:
+def test_the_page_shows_the_package():
+    page = (REPOSITORY / 'docs/own-family.md').read_text(encoding='utf-8')
+    for path in [*(OUTSIDE / 'gauges').glob('*.py'), OUTSIDE / 'config.py', OUTSIDE / 'pyproject.toml']:
         assert f'\n{path.read_text(encoding="utf-8")}```' in page, path.name
-    lines = [line for path in files if path.name != 'model.py' for line in path.read_text().splitlines()]
-    assert len([line for line in lines if line.strip()]) == 108 and '108 lines' in page
-
-
-def write_checkpoint(path):
-    """Write seeded weights, with scores that spread, of the model of the package."""
-    from circles.model import CircleNet
-
-    torch.manual_seed(1)
-    model = CircleNet(3, 20)
-    model.heat.weight.data *= 20
-    model.radius.bias.data += 2
-    torch.save(dict(state_dict=model.state_dict()), path)
 
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
     """Return the status of an export of the family that a config registers, and the folder of its files."""
-    folder = tmp_path_factory.mktemp('circles')
+    folder = tmp_path_factory.mktemp('gauges')
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(OUTSIDE))
-        write_checkpoint(folder / 'circles.pth')
-        words = [CONFIG, folder / 'circles.pth', '--output-file', folder / 'm.onnx', '--radius', 'log']
-        words += [
-            '--shape',
-            '64',
-            '96',
-            '--verify',
-            '--json',
-            folder / 'verdict.json',
-            '--report',
-            folder / 'report',
-        ]
-        status = export_app.main([*map(str, words)])
-    yield status, folder
-    registry._REGISTERED.pop('circles')
-    FAMILIES.pop('circles')
-    for name in [name for name in sys.modules if name.split('.')[0] == 'circles']:
+        patch.setattr(registry, '_REGISTERED', dict(registry.registered()))
+        write_seeded(CONFIG, folder / 'gauges.pth')
+        option = Option('panel', 'round', 'kind of panel', ('round', 'square'))
+        register_family(
+            'gauges', 'gauges.family:GaugeFamily', options=(option,), runtime=PADDED, claims=('GaugeHead',)
+        )
+        words = [CONFIG, folder / 'gauges.pth', '--output-file', folder / 'm.onnx', '--panel', 'square']
+        words += ['--verify', '--json', folder / 'verdict.json', '--report', folder / 'report']
+        yield export_app.main([*map(str, words)]), folder
+    FAMILIES.pop('gauges')
+    for name in [name for name in sys.modules if name.split('.')[0] == 'gauges']:
         del sys.modules[name]
 
 
-def test_a_family_that_a_config_imports_is_proven_with_its_form_its_option_and_its_task(exported):
+def test_the_family_of_the_page_is_proven_with_its_option(exported):
     status, folder = exported
     verdict = json.loads((folder / 'verdict.json').read_text())
-    assert (status, verdict['verdict'], verdict['subject']['task']) == (0, 'proven', 'circles.task')
+    assert (status, verdict['verdict'], verdict['subject']['task']) == (0, 'proven', 'bbox2d')
     metadata = read_metadata(str(folder / 'm.onnx'))
-    assert (metadata.family, metadata.form, metadata.options['radius']) == ('circles', 'raw', 'log')
+    assert (metadata.family, metadata.form, metadata.options['panel']) == ('gauges', 'full', 'square')
     assert (folder / 'report/detections.png').is_file()
 
 
 def test_the_same_by_functions(exported):
     _, folder = exported
-    verdict = mmdeploy_ext.prove(CONFIG, folder / 'circles.pth', folder / 'm.onnx', asked=dict(radius='log'))
-    assert verdict.proven and verdict.title == 'PROVEN'
-    verdict = mmdeploy_ext.prove(
-        CONFIG, folder / 'circles.pth', folder / 'm.onnx', asked=dict(radius='pixels')
-    )
-    assert not verdict.passed
-    made = mmdeploy_ext.export(CONFIG, folder / 'circles.pth', folder / 'other.onnx', height=64, width=64)
-    assert made.files == [str(folder / 'other.onnx')] and made.options.radius == 'pixels'
+    checkpoint, file = folder / 'gauges.pth', folder / 'm.onnx'
+    assert mmdeploy_ext.prove(CONFIG, checkpoint, file, asked=dict(panel='square')).proven
+    assert not mmdeploy_ext.prove(CONFIG, checkpoint, file, asked=dict(panel='round')).passed
+    made = mmdeploy_ext.export(CONFIG, checkpoint, folder / 'other.onnx', height=64, width=64)
+    assert made.files == [str(folder / 'other.onnx')] and made.options.panel == 'round'
     with mmdeploy_ext.open_model(made.files[0]) as model:
-        assert len(model(read_image(PICTURE))) == 20
+        assert len(model(read_image(PICTURE))) == 6
 
 
 @pytest.mark.parametrize(
     ('edits', 'expected'),
     [
         ({}, []),
-        (dict(pixel_bar=1e9), ['other circles']),
+        (dict(iou_bar=0.0), ['other bboxes_xyxy']),
         (dict(score_bar=9.0), ['other scores']),
     ],
 )
-def test_a_matching_that_overlooks_differences_is_told(exported, monkeypatch, edits, expected):
-    from circles import task
-    from circles.runtime import Circles
-
-    monkeypatch.setattr(task, 'match_detections', functools.partial(task.match_detections, **edits))
-    places = np.array([[9, 9, 2], [40, 30, 5]], np.float32)
-    results = Circles(places, np.array([0.9, 0.6], np.float32), np.array([0, 1]))
-    assert check_task('circles.task', results, ['circles']) == expected
+def test_a_matching_that_overlooks_differences_is_told(monkeypatch, edits, expected):
+    monkeypatch.setattr(bbox2d, 'match_detections', functools.partial(bbox2d.match_detections, **edits))
+    assert check_task('bbox2d', BEST, ['bboxes_xyxy']) == expected
     with pytest.raises(DataError, match='give some that count'):
-        check_task('circles.task', results[:0])
-
-
-@pytest.mark.parametrize(
-    ('results', 'expected'),
-    [
-        (lambda best: None, 'gives NoneType'),
-        (lambda best: [best.circles], 'gives list of ndarray'),
-        (lambda best: [best[::-1]], 'another order than the best first'),
-    ],
-)
-def test_results_of_a_runtime_that_are_none_or_in_another_order_are_refused(
-    exported, monkeypatch, results, expected
-):
-    from circles import runtime
-
-    best = runtime.Circles(np.ones((2, 3)), np.array([0.9, 0.6], np.float32), np.array([0, 1]))
-    monkeypatch.setattr(runtime, 'detections', lambda *_: results(best))
-    with pytest.raises(ConfigError, match=expected):
-        results_of('circles', None, {}, {})
+        check_task('bbox2d', BEST[:0])
 
 
 def test_weights_that_a_family_calls_unused_and_a_checkpoint_lacks_prove_nothing(exported, monkeypatch):
     _, folder = exported
-    weights = torch.load(folder / 'circles.pth')['state_dict']
-    without = {name: tensor for name, tensor in weights.items() if not name.startswith('radius.')}
+    weights = torch.load(folder / 'gauges.pth')['state_dict']
+    head = 'bbox_head.bbox_pred.'
+    without = {name: tensor for name, tensor in weights.items() if not name.startswith(head)}
     torch.save(dict(state_dict=without), folder / 'without.pth')
-    monkeypatch.setattr(type(FAMILIES['circles']), 'ignored_prefixes', ('radius.',))
+    monkeypatch.setattr(type(FAMILIES['gauges']), 'ignored_prefixes', (head,))
     made = mmdeploy_ext.export(CONFIG, folder / 'without.pth', folder / 'without.onnx', height=64, width=64)
     verdict = mmdeploy_ext.prove(CONFIG, folder / 'without.pth', made.files[0])
     failures = [failure for case in cases_of(verdict) for failure in case.failures]
     assert not verdict.passed and 'NaN' in failures[0]
 
 
-def test_the_same_file_is_drawn_by_its_runtime(exported, capsys):
+def test_the_same_file_is_drawn_by_its_runtime(exported):
     _, folder = exported
-    words = [
-        'run',
-        str(folder / 'm.onnx'),
-        PICTURE,
-        '--out',
-        str(folder / 'drawn'),
-        '--json',
-        str(folder / 'c.json'),
-    ]
-    assert command.main(words) == 0
+    words = ['run', folder / 'm.onnx', PICTURE, '--out', folder / 'drawn', '--json', folder / 'c.json']
+    assert command.main([*map(str, words)]) == 0
     (image,) = json.loads((folder / 'c.json').read_text())['images']
-    assert len(image['detections']) == 20 and len(image['detections'][0]['circle']) == 3
-
-
-def test_metadata_are_checked_by_the_facts_of_the_family(exported):
-    _, folder = exported
-    model = onnx.load(folder / 'm.onnx')
-    props = {prop.key: prop.value for prop in model.metadata_props}
-    facts = json.loads(props['mm2onnx.postprocess']) | dict(count=0)
-    with pytest.raises(ModelFileError, match=r'mm2onnx\.postprocess: count is 0'):
-        Metadata.from_props({**props, 'mm2onnx.postprocess': json.dumps(facts)}, 'm.onnx')
+    assert image['detections']
 
 
 @pytest.fixture
@@ -191,6 +136,25 @@ def test_a_default_that_is_no_choice_and_a_module_that_is_no_runtime_are_refused
     register_family('rings', 'rings.family:Rings', runtime='json')
     with pytest.raises(ConfigError, match='its runtime json has neither detections'):
         runtime_of('rings')
+
+
+@pytest.mark.parametrize(
+    ('results', 'expected'),
+    [
+        (None, 'gives NoneType'),
+        ([BEST.bboxes_xyxy], 'gives list of ndarray'),
+        ([BEST[::-1]], 'another order than the best first'),
+    ],
+)
+def test_results_of_a_runtime_that_are_none_or_in_another_order_are_refused(
+    registered, monkeypatch, results, expected
+):
+    runtime = types.ModuleType('rings_runtime')
+    runtime.detections = lambda *_: results
+    monkeypatch.setitem(sys.modules, 'rings_runtime', runtime)
+    register_family('rings', 'rings:Rings', runtime='rings_runtime')
+    with pytest.raises(ConfigError, match=expected):
+        results_of('rings', None, {}, {})
 
 
 def test_what_is_missing_is_named(registered):

@@ -1,0 +1,8 @@
+from mmdeploy_ext import register_family
+
+register_family(
+    'gauges',
+    'gauges.family:GaugeFamily',
+    claims=('GaugeHead',),
+    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+)

@@ -1,0 +1,47 @@
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections
+from mmdeploy_ext.families.reference import ImageReference
+
+
+class Network(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, scale_factor):
+        head = self.model.bbox_head
+        boxes, scores, labels = head.decode(*head(self.model.extract_feat(images)))
+        return torch.cat([boxes / scale_factor[:, None], scores[..., None]], 2), labels
+
+
+class GaugeReference(ImageReference):
+    def results(self, images, rescale):
+        return box_detections(self.model, images, rescale)
+
+
+class GaugeFamily(ImageFamily):
+    name, task, forms = 'gauges', 'bbox2d', ('full',)
+    untraced = ('simple_test',)
+    reference = GaugeReference
+
+    def claims(self, cfg):
+        return Claim.HEAD if cfg.model.get('bbox_head', {}).get('type') == 'GaugeHead' else Claim.NO
+
+    def spec(self, model, options):
+        batch, height, width = options.batch, options.height, options.width
+        if options.dynamic:
+            batch, height, width = 'B', 'H', 'W'
+        classes = model.bbox_head.num_classes
+        images = TensorSpec('images', 'float32', (batch, 3, height, width), 'normalised', smallest=32)
+        ratios = TensorSpec('scale_factor', 'float32', (batch, 4), 'w h w h, input / original', default=1.0)
+        dets = TensorSpec('dets', 'float32', (batch, classes, 5), 'x1 y1 x2 y2 score', compare='detections')
+        labels = TensorSpec('labels', 'int64', (batch, classes), 'class', compare='detections')
+        return GraphSpec('gauges/full', (images, ratios), (dets, labels))
+
+    def stages(self, model, options):
+        return [Stage('network', Network(model), ('images', 'scale_factor'), ('dets', 'labels'))]
