@@ -1,4 +1,4 @@
-"""The base class of families of single-image models.
+"""The base class of families of single-image models, and the terms of its interface (`__all__`).
 
 Terms of its methods:
 
@@ -22,10 +22,10 @@ import numpy as np
 
 from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec, with_half_features
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, Stage, TensorSpec, with_half_features
 from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.base import Claim, Family
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
@@ -34,6 +34,11 @@ from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    'Claim', 'ColumnGroup', 'Graph', 'GraphSpec', 'ImageFamily', 'ImageReference', 'Options', 'PreparedImage',
+    'PreprocessRule', 'Stage', 'TensorSpec',
+]  # fmt: skip
+"""What a family of another package needs of the interface."""
 
 LAYERS = (
     'ShiftWindowMSA.forward', 'SpatialReductionAttention.forward', 'AdaptivePadding.forward',

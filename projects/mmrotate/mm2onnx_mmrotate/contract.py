@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
+from mmdeploy_ext.families.images import ColumnGroup, TensorSpec
 
 Axis = int | str
 """The size of an axis, or the letter of a dynamic one."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdeploy_ext.core.config import keyed_test_pipeline
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.families.images import PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 
 STEPS = dict(RResize=dict(type='Resize', keep_ratio=True), RRandomFlip=dict(type='RandomFlip'))

@@ -11,8 +11,8 @@ from torch import nn
 
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.families.images import PreparedImage
 from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
 def rotated_detections(

@@ -15,8 +15,7 @@ from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.nms import BELOW_ALL
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
-from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
-from mmdeploy_ext.exporting.postprocess.suppression import capped, gather_rows, limit, number
+from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, capped, gather_rows, limit, number
 
 LIMITS = ('nms_pre', 'max_per_img')
 """Entries of `test_cfg` that limit numbers of boxes."""

@@ -1,11 +1,8 @@
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.images import Claim, GraphSpec, ImageFamily, ImageReference, Stage, TensorSpec
 from mmdeploy_ext.families.parts.mmdet_reference import box_detections
-from mmdeploy_ext.families.reference import ImageReference
 
 
 class Network(nn.Module):

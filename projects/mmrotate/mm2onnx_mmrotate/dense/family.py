@@ -21,17 +21,14 @@ from mm2onnx_mmrotate.dense.reference import RotatedDenseReference
 from mm2onnx_mmrotate.dense.settings import facts_of, thresholds
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mmdeploy_ext.contract.facts import plain
-from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.exporting.postprocess.suppression import capped
-from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense.runtime import level_shapes
-from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.images import Claim, ImageFamily, Options, PreprocessRule
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.models.building import registered_class
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 UNREAD = ('min_bbox_size',)
 """Entries of `test_cfg` that no head reads."""

@@ -13,9 +13,9 @@ from mm2onnx_mmrotate.dense import coders
 from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
 from mm2onnx_mmrotate.suppression import RotatedSuppression
-from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw, limit
+from mmdeploy_ext.families.images import Options
 from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.image_graphs import FULL_NAMES
 

@@ -13,8 +13,7 @@ from mm2onnx_mmrotate.dense.forms import DecodeForm, FullForm, decode_names
 from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, num_levels, raw_names
 from mm2onnx_mmrotate.dense.settings import described, facts_of, priors_per_cell, thresholds
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.families.images import GraphSpec, Options, Stage, TensorSpec
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.image_graphs import (
     image_input,

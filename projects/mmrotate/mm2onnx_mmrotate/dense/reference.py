@@ -17,8 +17,7 @@ from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
 from mm2onnx_mmrotate.readings import read_as
 from mm2onnx_mmrotate.reference import rotated_detections
-from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.families.images import ImageReference, PreparedImage
 from mmdeploy_ext.runtime.detections import count_bounds
 
 

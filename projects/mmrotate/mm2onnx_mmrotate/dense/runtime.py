@@ -21,8 +21,7 @@ from mmdeploy_ext.runtime.detections import check_cap
 
 if TYPE_CHECKING:
     from mm2onnx_mmrotate.dense.facts import RotatedDenseFacts
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.runtime.detections import Arrays, Metadata
 
 __all__ = ['detections', 'draw']
 

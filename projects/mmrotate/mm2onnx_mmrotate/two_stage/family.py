@@ -14,14 +14,11 @@ from mm2onnx_mmrotate.two_stage import graphs, heads
 from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
 from mm2onnx_mmrotate.two_stage.proposals import least_side
 from mm2onnx_mmrotate.two_stage.reference import RotatedTwoStageReference
-from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.images import Claim, ImageFamily, Options, PreprocessRule
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.proposals import generator_of, thresholds
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 
 class RotatedTwoStageFamily(ImageFamily):

@@ -18,10 +18,9 @@ from mm2onnx_mmrotate.suppression import RotatedSuppression, rotated_nms_config
 from mm2onnx_mmrotate.two_stage.boxes import Boxes
 from mm2onnx_mmrotate.two_stage.heads import is_oriented, last_head, output_columns
 from mm2onnx_mmrotate.two_stage.proposals import proposals_of
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.nms import NMS_SCORE_THRESHOLD
+from mmdeploy_ext.families.images import GraphSpec, Options, Stage, TensorSpec
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_graphs import (
     PROPOSALS,

@@ -9,8 +9,7 @@ import numpy as np
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.reference import rotated_detections
 from mm2onnx_mmrotate.two_stage.heads import version_of
-from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.families.images import ImageReference, PreparedImage
 
 
 class RotatedTwoStageReference(ImageReference):

@@ -17,8 +17,7 @@ from mmdeploy_ext.runtime.geometry import softmax
 
 if TYPE_CHECKING:
     from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.runtime.detections import Arrays, Metadata
 
 __all__ = ['detections', 'draw']
 
