@@ -25,6 +25,7 @@ from mmdeploy_ext.contract.options import DRIVE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.sequence_reference import SequenceReference
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-
-FRAME_BARS = (
-    ('frame, against PyTorch', 'torch', 0.5),
-    ('peak memory, against PyTorch', 'memory', 1.3),
-    ('last quarter of 100 frames or more, against the first', 'growth', 1.1),
-)
-"""Limits of a benchmark of one graph with a memory, see `SequenceFamily.bars`."""
 
 
 class SequenceFamily(Family):
@@ -50,22 +44,15 @@ class SequenceFamily(Family):
         unread_fields: fields of a `Frame` that the models do not read, and that data sets may lack; no proof
             compares them.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name has before '.bin', as '_pth'.
-        measured: contracts that a benchmark exports if it is given no files; empty means the default one.
         dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
-        bars: (name, figure, largest value) of each limit in a benchmark of the first contract of `measured`;
-            for the figures see `benchmark.streams.check_bars`.
-        bars_of: the model and machine that the bars were set for.
         ignores_places: whether the files give the same results anywhere on the map.
     """
 
     task = 'bbox3d'
     compared: ClassVar[tuple[str, ...]] = ()
-    measured: ClassVar[tuple[str, ...]] = ()
     unread_fields: ClassVar[tuple[str, ...]] = ()
     dump_suffixes: ClassVar[dict[str, str]] = {}
     dump_names: ClassVar[tuple[str, ...]] = ()
-    bars: ClassVar[tuple[tuple[str, str, float], ...]] = ()
-    bars_of: ClassVar[str] = ''
     ignores_places: ClassVar[bool] = False
 
     @property
@@ -117,37 +104,12 @@ class SequenceFamily(Family):
         """
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
-    def voxel_layer(self, model: torch.nn.Module) -> tuple[torch.nn.Module, str, int] | None:
-        """Return mmcv's `Voxelization` of a model, an order of axes, and the number of values of a point.
-
-        The order is that of coordinates of voxels in the model, 'xyz' or 'zyx'. A proof compares the rule in
-        a file with them; None of a model without voxels.
-        """
-        return None
-
-    def special_samples(self, rule: Any, sample: Frame | Sweep) -> Iterable[Frame | Sweep]:
-        """Yield samples, made of another one, that a usual drive or sweep does not have.
-
-        The rig may come first as it was, then with changes, such as another calibration or order of cameras.
-        Those of a model with a memory are one drive, at whose end poses (of BEVFormer the records of motion)
-        and times change, such as in a turn, and of PETR which camera has which picture. In the frame before
-        this end the pictures have a single colour.
-        """
-        return ()
-
-    def plain_sample(self, rule: Any, sample: Sweep) -> Sweep | None:
-        """Return a sample in which there is next to nothing, such as one point, for a model without memory.
-
-        It is made of another sample; None if the family makes none.
-        """
-        return None
-
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:
         """Return one collated sample of the test loader (batch 1) as a frame; DataError: it lacks a key."""
 
     @abc.abstractmethod
-    def reference(self, model: torch.nn.Module) -> Stepper:
+    def reference(self, model: torch.nn.Module) -> SequenceReference:
         """Return the unpatched PyTorch model as a stepper."""
 
     @abc.abstractmethod
@@ -156,14 +118,6 @@ class SequenceFamily(Family):
 
         `engine` has the arguments of `build_backend` besides the path: `engine`, the backend's name, ONNX
         Runtime's without it, and its options.
-        """
-
-    @abc.abstractmethod
-    def timed_methods(self, model: torch.nn.Module) -> dict[str, list[tuple[object, str]]]:
-        """Return the functions that make up the parts of a sample, for the benchmark.
-
-        The result is part -> list of (owner, name of its method). Parts have the names of `graph_seconds` of
-        its runner; time outside of these functions counts for a part 'head'.
         """
 
     @abc.abstractmethod

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,20 @@ from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.source_code import users_method
 from mmdeploy_ext.families.bevformer.facts import RECORDED, BevFormerFacts
 from mmdeploy_ext.families.bevformer.graphs import BEV, graphs
-from mmdeploy_ext.families.bevformer.reference import BevFormerReference, given_record
+from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import FORM, BevFormerOnnx, frame_with_record
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.parts.camera_samples import loaded_frame
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevformer.head import BEVFormerHead
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.synthetic.moments import changed_drive, record_drive
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 MEMORY = dict(
@@ -121,9 +120,6 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
     )  # fmt: skip
     files = (FORM,)
     opens = BevFormerOnnx
-    measured = ('portable',)
-    bars = FRAME_BARS
-    bars_of = 'the portable contract of tiny at 480x800 on a CPU'
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     frame_of = staticmethod(frame_with_record)
@@ -185,13 +181,3 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
     def memory_spec(self, facts: BevFormerFacts) -> MemorySpec:
         outputs = dict(bev_embed='bev_embed')
         return MemorySpec(tensors=MEMORY, outputs=outputs, needed=PREDICTIONS, per_query=PREDICTIONS)
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        frames = list(changed_drive(sample))
-        yield from frames
-        yield from record_drive(
-            dataclasses.replace(frames[-1], images=sample.images), given_record(frames[-1])
-        )
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        return dict(network=[(model, 'forward_test')])

@@ -13,7 +13,7 @@ from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.sweeps import Sweeps
 from mmdeploy_ext.synthetic import info_files
-from mmdeploy_ext.synthetic.moments import generated_sweeps, plain_sweep
+from mmdeploy_ext.synthetic.moments import generated_sweeps
 
 
 class SweepMethods(LidarMethods):
@@ -47,6 +47,3 @@ class SweepMethods(LidarMethods):
 
     def generated_sweeps(self, rule: VoxelRule, count: int) -> Iterable[Sweep]:
         return generated_sweeps(rule, count)
-
-    def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
-        return plain_sweep(sample, rule.point_cloud_range)

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.synthetic.moments import special_drive
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
@@ -38,8 +37,6 @@ SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
 """Time from one sweep to the next, and the sweeps of which upstream takes one as the frame before."""
 OF_CAMERAS = 'images', 'lidar2img', 'intrinsics', 'image_files'
 """What a frame has of each camera."""
-GAPS_S, LAG_S = (0.5, 0.05, 1.7, 6.0, 0.5), 0.08
-"""Seconds between frames of a drive with irregular gaps, and between the pictures of a frame."""
 
 
 def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
@@ -99,12 +96,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
     files = PORTABLE_FILES
     opens = PetrOnnx
     ignores_places = True  # the motion is composed in float64
-    measured = ('portable',)
-    bars = (
-        ('frame, against PyTorch', 'torch', 0.45),
-        ('peak memory, against PyTorch', 'memory', 1.3),
-    )
-    bars_of = 'the portable contract on a CPU'
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference, graphs = staticmethod(PetrReference), staticmethod(graphs)
 
@@ -146,12 +137,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
         if self.frames > 1:
             tensors = dict(img_feats=FEATURES, lidar2img=EXACT, camera_times_s=EXACT)
         return MemorySpec(tensors=tensors, needed=PREDICTIONS, per_query=PREDICTIONS)
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        return special_drive(sample, GAPS_S, LAG_S)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        return dict(backbone=[(model, 'extract_img_feat')])
 
 
 def models_with(head: str, frames: int, **settings: Any) -> CameraModels:

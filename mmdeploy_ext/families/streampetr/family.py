@@ -3,7 +3,7 @@
 `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,9 @@ from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.reference import StreamPetrReference
 from mmdeploy_ext.families.streampetr.runtime import GRAPHS, StreamPetrOnnx
 from mmdeploy_ext.models.streampetr.dump import DUMP_NAMES, DUMP_SUFFIXES, dump_tensors
-from mmdeploy_ext.models.streampetr.live import HEAD_METHODS, check_parts, is_ours
+from mmdeploy_ext.models.streampetr.live import HEAD_METHODS, check_parts
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.synthetic.moments import special_drive
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
@@ -74,17 +72,9 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
     files = GRAPHS
     opens = StreamPetrOnnx
     ignores_places = True  # its memory is in the last LiDAR frame
-    measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     dump_suffixes, dump_names = DUMP_SUFFIXES, DUMP_NAMES
     needed = ('intrinsics', 'ego_pose', 'timestamp_s', 'scene_token')
-    bars = (
-        ('frame, against PyTorch', 'torch', 0.36),
-        ('frame, against the fork contract', 'fork', 0.95),
-        ('ms of position embedding in the median frame', 'embedding', 0.0),
-        ('bytes fed besides the images', 'fed_bytes', 64_000),
-    )
-    bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     reference, graphs = staticmethod(StreamPetrReference), staticmethod(graphs)
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -129,11 +119,3 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
 
     def dump_tensors(self, model: nn.Module, taps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return dump_tensors(model, taps)
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        return special_drive(sample)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        head = model.pts_bbox_head
-        embedding = 'embed_positions' if is_ours(head) else 'position_embeding'
-        return dict(backbone=[(model, 'extract_img_feat')], embedding=[(head, embedding)])

@@ -353,7 +353,8 @@ def test_frames_of_a_drive_that_is_made_of_a_sample_get_later(deployments):
     deployment = deployments['petrv2']
     (frame,) = drive(deployment, 1)
     frame = dataclasses.replace(frame, camera_times_s=np.full(6, frame.timestamp_s - 0.02))
-    frames = list(deployment.family.special_samples(deployment.rule, frame))
+    reference = deployment.family.reference(deployment.model)
+    frames = list(reference.special_samples(deployment.rule, frame))
     for before, after in itertools.pairwise(frames):
         times = (runtime.camera_times(after), runtime.camera_times(before))
         assert runtime.mean_gap_s(after.timestamp_s, *times) > 0
