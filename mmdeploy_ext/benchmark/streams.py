@@ -105,7 +105,7 @@ class StreamBenchmark(Benchmark):
         if family.memory:
             drive = list(synthetic_drive(max(DRIVE_FRAMES, len(args.sweep)), rule, scenes=1))
         else:
-            drive = list(family.generated_sweeps(rule, len(args.sweep) or SWEEPS))
+            drive = list(family.data.generated_sweeps(rule, len(args.sweep) or SWEEPS))
         for index, (name, points) in enumerate(sweeps):
             drive[index] = dataclasses.replace(drive[index], points=points, name=name)
         count = args.warmup + args.max_iter * args.repeat_num + args.spare_rounds

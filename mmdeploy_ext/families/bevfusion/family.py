@@ -17,18 +17,17 @@ from mmdeploy_ext.core.config import refused_values
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.core.source_code import ModelClass
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.bevfusion.data import BEVFusionData
 from mmdeploy_ext.families.bevfusion.fork import (
     SPARSE_ENCODER,
     Fork,
     ForkReference,
-    RepositoryMoments,
     adapt,
-    with_truth,
 )
 from mmdeploy_ext.families.bevfusion.graphs import facts_of, graphs
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
 from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
-from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, moments
+from mmdeploy_ext.families.bevfusion.samples import fusion_rule
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -36,8 +35,6 @@ from mmdeploy_ext.models.bevfusion.fusion import check_parts
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import Stepper
-from mmdeploy_ext.synthetic.fused import fused_frames
-from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
@@ -51,13 +48,11 @@ class BEVFusionFamily(SequenceFamily):
     files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
     graphs, facts = staticmethod(graphs), staticmethod(facts_of)
-    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
-    dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(fused_frames)
+    result, data = staticmethod(result), BEVFusionData()
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view',
         '*vtransform.pool', 'get_bboxes', 'suppress', 'decode',
     )  # fmt: skip
-    compared = ('cells', 'depth', 'bev')
 
     def claims(self, cfg: Any) -> Claim:
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
@@ -75,14 +70,6 @@ class BEVFusionFamily(SequenceFamily):
             raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
         check_model(cfg)
         check_form(cfg.filename, options, bool(cfg.model.encoders.get('lidar')))
-
-    def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
-        default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
-        dataset = generated_dataset(folder, cfg, dict(type=default), rule.views, rule.voxels)
-        if cfg.get('fork'):
-            with_truth(Path(dataset['ann_file']))
-            dataset.update(type=RepositoryMoments, fork=cfg.fork)
-        return dataset
 
     def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
         """Return the classes of the model; of a repository's, its own, and behind them ours in the graphs."""

@@ -3,12 +3,9 @@
 `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
@@ -18,14 +15,12 @@ from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.streampetr.data import StreamPetrData
 from mmdeploy_ext.families.streampetr.facts import StreamPetrFacts
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.reference import StreamPetrReference
 from mmdeploy_ext.families.streampetr.runtime import GRAPHS, StreamPetrOnnx
-from mmdeploy_ext.models.streampetr.dump import DUMP_NAMES, DUMP_SUFFIXES, dump_tensors
 from mmdeploy_ext.models.streampetr.live import HEAD_METHODS, check_parts
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.synthetic.info_files import generated_dataset
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
@@ -71,10 +66,9 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
     )  # fmt: skip
     files = GRAPHS
     opens = StreamPetrOnnx
+    data = StreamPetrData()
     ignores_places = True  # its memory is in the last LiDAR frame
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
-    dump_suffixes, dump_names = DUMP_SUFFIXES, DUMP_NAMES
-    needed = ('intrinsics', 'ego_pose', 'timestamp_s', 'scene_token')
     reference, graphs = staticmethod(StreamPetrReference), staticmethod(graphs)
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -91,10 +85,6 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
         check_parts(cfg.filename, model)
         model.rule = self.preprocess_rule(cfg)  # for contracts of other programs
         return model
-
-    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        default = dict(type='CustomNuScenesDataset', collect_keys=[])  # these are collected to train a model
-        return generated_dataset(folder, cfg, default, views=rule)
 
     def facts(self, model: nn.Module) -> StreamPetrFacts:
         head = model.pts_bbox_head
@@ -116,6 +106,3 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
             topk=facts.topk_proposals,
             propagated=facts.num_propagated,
         )
-
-    def dump_tensors(self, model: nn.Module, taps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        return dump_tensors(model, taps)

@@ -14,15 +14,12 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import check_head, check_limits
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
+from mmdeploy_ext.families.anchor3d.mvxnet.data import MvxNetData
 from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
 from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
-    dumped,
-    frame,
     fusion_rule,
-    generated,
-    moments,
 )
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts import anchor_heads
@@ -32,7 +29,6 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import Stepper
-from mmdeploy_ext.synthetic.kitti import generated_dataset
 
 DETECTOR = 'DynamicMVXFasterRCNN'
 """The detector whose points take the features of a picture."""
@@ -75,9 +71,7 @@ class MvxNetFamily(LidarMethods, SequenceFamily):
         'obtain_mlvl_feats', 'sample_single', '*fusion_layer.forward',
     )  # fmt: skip
     graphs, reference = staticmethod(graphs), staticmethod(MvxNetReference)
-    result, facts = staticmethod(result), staticmethod(facts_of)
-    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
-    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
+    result, facts, data = staticmethod(result), staticmethod(facts_of), MvxNetData()
 
     def claims(self, cfg: Any) -> Claim:
         names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
