@@ -1,15 +1,7 @@
 """The base class of families of streams and sweeps: models with a memory, and LiDAR models without.
 
-Terms of its methods:
-
-- moment: one sample of a data set: a `Frame` of cameras or a `Sweep` of points (such as a `FusedFrame`, which
-  has pictures, too);
-- infos: the file of a data set that lists its moments, with poses and calibrations;
-- rig: the cameras and the LiDAR of a vehicle, and their calibration;
-- rule: what the family's `preprocess_rule` returns, by which samples are prepared;
-- contract: which program the files are for, an option of the export (`--contract`);
-- stepper: what computes one moment after the other: the reference, which is PyTorch's model, or the runner,
-  which is the exported files on an engine.
+A stepper computes one `Frame` or `Sweep` after the other: the reference, which is PyTorch's model, or the
+runner, which is the exported files on an engine.
 """
 
 from __future__ import annotations
@@ -33,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SequenceFamily(Family):
-    """Export, references and runner of one family whose samples are frames or sweeps.
+    """A family whose samples are frames or sweeps.
 
     Attributes:
         data: makes frames or sweeps of data sets and dumps.
@@ -46,33 +38,25 @@ class SequenceFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The options that the family was registered with, and those of all families of frames or sweeps."""
+        """The registered options, and those of all families of frames or sweeps."""
         return (*options_of(self.name), *DRIVE)
 
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
-        """Return the family's own graphs, in the order in which a frame goes through them."""
+        """The family's own graphs, in the order in which a frame goes through them."""
 
     def memory_spec(self, facts: Any) -> MemorySpec:
-        """Return the description of the memory, from the facts in a file.
-
-        Families that are proven on a drive have one, which has no tensors if the model remembers none, as
-        PETR's. NotImplementedError: the other families.
-        """
+        """The memory by the facts in a file; without tensors if the model remembers none, as PETR."""
         raise NotImplementedError(f'{self.name}: has no memory')
 
     @abc.abstractmethod
     def reference(self, model: torch.nn.Module) -> SequenceReference:
-        """Return the unpatched PyTorch model as a stepper."""
+        """The unpatched PyTorch model as a stepper."""
 
     @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """Return the family's own files on an engine as a stepper.
-
-        `engine` has the arguments of `build_backend` besides the path: `engine`, the backend's name, ONNX
-        Runtime's without it, and its options.
-        """
+        """The family's own files as a stepper; `engine` has the arguments of `build_backend` but the path."""
 
     @abc.abstractmethod
     def result(self, detections: Detections3D) -> dict[str, Any]:
-        """Return detections as the entry of one sample in the test loop's results."""
+        """Detections as the entry of one sample in the test loop's results."""
