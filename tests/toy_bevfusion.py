@@ -216,7 +216,7 @@ def varied(folder):
     cfg = load_config(config)
     family, model = find_family(cfg), seeded(cfg)
     head, reference = model.heads['object'], family.reference(model)
-    frame = next(iter(family.generated_sweeps(family.preprocess_rule(cfg), 1)))
+    frame = next(iter(family.data.generated_sweeps(family.preprocess_rule(cfg), 1)))
     heat = {head.heatmap_head[1]: ([1.5], [-3.0] * 8 + [-4.0] * 2)}
     predicted = {head.prediction_heads[0][name][-1]: values for name, values in PREDICTED.items()}
     for lasts in (heat, predicted):  # queries are peaks of the heat map

@@ -60,7 +60,7 @@ class SeededToy:
         deployment = self.load(folder)
         infos = sorted(pickle.loads(infos_path.read_bytes())['infos'], key=lambda info: info['timestamp'])
         rule = deployment.family.preprocess_rule(deployment.cfg)
-        fit(deployment, infos, list(deployment.family.moments(deployment.cfg, rule, infos_path, root)))
+        fit(deployment, infos, list(deployment.family.data.moments(deployment.cfg, rule, infos_path, root)))
         path, meta = folder / 'fitted.pth', dict(CLASSES=deployment.classes)
         torch.save(dict(state_dict=deployment.model.state_dict(), meta=meta), path)
         return str(path)
@@ -78,9 +78,7 @@ class SeededToy:
 
         return deployment, paths
 
-    def verdict_with(
-        self, fault: Change, deployment: deploy.Model, folder: Path, **options: Any
-    ) -> Verdict:
+    def verdict_with(self, fault: Change, deployment: deploy.Model, folder: Path, **options: Any) -> Verdict:
         """Return the verdict on an export that a fault was planted into, over four frames."""
         with replaced(*fault):
             files = self.export(deployment, folder, **options)

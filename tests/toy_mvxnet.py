@@ -65,7 +65,7 @@ def write_config(folder, **words):
 
 def frames(deployment, count):
     """Return frames of a proof with more points, in clusters."""
-    made = deployment.family.generated_sweeps(deployment.rule, count)
+    made = deployment.family.data.generated_sweeps(deployment.rule, count)
     return [
         dataclasses.replace(frame, points=np.concatenate([sweep(seed, 600)[:, :4], frame.points]))
         for seed, frame in enumerate(made)

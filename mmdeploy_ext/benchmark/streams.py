@@ -30,6 +30,7 @@ from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.base import Benchmark, bar_rows, short_labels
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.benchmark.stream_bars import MEASURED, Measured
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES
 from mmdeploy_ext.families.contracts import contract_of
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.benchmark.base import Runs
+    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DRIVE_FRAMES = 24
@@ -103,7 +105,7 @@ class StreamBenchmark(Benchmark):
         if family.memory:
             drive = list(synthetic_drive(max(DRIVE_FRAMES, len(args.sweep)), rule, scenes=1))
         else:
-            drive = list(family.generated_sweeps(rule, len(args.sweep) or SWEEPS))
+            drive = list(family.data.generated_sweeps(rule, len(args.sweep) or SWEEPS))
         for index, (name, points) in enumerate(sweeps):
             drive[index] = dataclasses.replace(drive[index], points=points, name=name)
         count = args.warmup + args.max_iter * args.repeat_num + args.spare_rounds
@@ -117,7 +119,7 @@ class StreamBenchmark(Benchmark):
     def export(self, folder: str) -> dict[str, str]:
         """Export the contracts that the family measures into a folder; return contract -> file or folder."""
         family, files = self.deployment.family, {}
-        for contract in family.measured or (family.choose(opset=0).contract,):
+        for contract in measured_of(family).contracts:
             files[contract] = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
             options = family.choose(contract=contract, opset=0)
             options = resolve_opset(options, self.deployment.model)
@@ -139,8 +141,9 @@ class StreamBenchmark(Benchmark):
         Until the stack closes, the methods of the model that the family names are timed.
         """
         family, model = self.deployment.family, self.deployment.model
-        clock = stack.enter_context(PartClock(family.timed_methods(model)))
-        return [torch_contender(family.reference(model), clock)]
+        stepper = family.reference(model)
+        clock = stack.enter_context(PartClock(stepper.timed_methods()))
+        return [torch_contender(stepper, clock)]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
         """Compile a copy of the model by `torch.compile` and return a function that runs it on a sample.
@@ -153,7 +156,7 @@ class StreamBenchmark(Benchmark):
         stepper = family.reference(model)
         compiled.first_run(lambda: _run_steps(stepper, self.first_samples(2)))
         stepper.reset()
-        clock = stack.enter_context(PartClock(family.timed_methods(model)))
+        clock = stack.enter_context(PartClock(stepper.timed_methods()))
         return torch_contender(stepper, clock).run
 
     def file_contenders(
@@ -217,10 +220,14 @@ class StreamBenchmark(Benchmark):
         the argument of that name of `Benchmark.result`, name of a contender -> result of `memory.measure`.
         """
         result = super().result(contenders, runs, *memories)
-        ratio, family = contract_ratio(contenders, runs[0]), self.deployment.family
-        form = (family.measured or (family.choose(opset=0).contract,))[0]
-        bars = check_bars(result['contenders'], ratio, family.bars, form)
-        return dict(result, deploy_to_fork=ratio, bars=bars, bars_of=family.bars_of)
+        ratio, measured = contract_ratio(contenders, runs[0]), measured_of(self.deployment.family)
+        bars = check_bars(result['contenders'], ratio, measured.bars, measured.contracts[0])
+        return dict(result, deploy_to_fork=ratio, bars=bars, bars_of=measured.bars_of)
+
+
+def measured_of(family: Family) -> Measured:
+    """Return what a benchmark of a family exports, and its bars."""
+    return MEASURED.get(family.name) or Measured((family.choose(opset=0).contract,))
 
 
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:

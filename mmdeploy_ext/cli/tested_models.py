@@ -291,7 +291,7 @@ def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Datase
     if family.memory:
         scene_tokens(dataset)
     family.check_dataset(cfg, dataset)
-    dump, unit, names = tested.settings['dump'], tested.unit, getattr(family, 'dump_names', ())
+    dump, unit = tested.settings['dump'], tested.unit
     if dump is None:
         return
     indices = [] if isinstance(dump[unit], int) else dump[unit]
@@ -300,6 +300,7 @@ def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Datase
             f'{cfg.filename}: backend_config.dump.{unit} names {too_large}; data.test has {len(dataset)} '
             f'{unit}, counted from 0'
         )
+    names = family.data.dump_names if unit == 'frames' else ()
     unknown = sorted(set(dump['tensors'] or ()) - set(names))
     if names and unknown:
         raise ConfigError(

@@ -223,7 +223,7 @@ class FrameDetector(Network):
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
         """Run one frame, `data` of the data loader at the index of `indices`; return a list of its result."""
         (index,) = indices
-        frame = self.family.frame(data)
+        frame = self.family.data.frame(data)
         if not self.keep_memory:
             self.stepper.reset()
         if self.dump is None or not self.dump.wants(index):
@@ -231,8 +231,8 @@ class FrameDetector(Network):
         with collect_taps() as taps:
             step = self.stepper.step(frame)
         facts = dict(frame=frame.name, scene_token=frame.scene_token, timestamp_s=frame.timestamp_s)
-        tensors = self.family.dump_tensors(self.model, taps)
-        self.dump.write(index, tensors, facts, suffixes=self.family.dump_suffixes)
+        tensors = self.family.data.dump_tensors(self.model, taps)
+        self.dump.write(index, tensors, facts, suffixes=self.family.data.dump_suffixes)
         return [self.family.result(step.detections)]
 
 

@@ -95,7 +95,7 @@ class DatasetFrames:
         """Read the frames."""
         with loader_errors():
             for data in build_loader(self.dataset, self.indices, workers_per_gpu=self.workers):
-                yield self.family.frame(data)
+                yield self.family.data.frame(data)
 
 
 def run_dataset(

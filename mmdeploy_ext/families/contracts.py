@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import Graph, TensorSpec
+    from mmdeploy_ext.families.sequence_reference import SequenceReference
     from mmdeploy_ext.runtime.frames import Stepper
 
 
@@ -62,7 +63,7 @@ class Contract:
         """Return file name -> text of the files beside the graphs."""
         return {}
 
-    def reference(self, model: torch.nn.Module) -> Stepper:
+    def reference(self, model: torch.nn.Module) -> SequenceReference:
         """Return PyTorch's model as a stepper, with what the program does beside the graphs."""
         return self.family.reference(model)
 

@@ -141,7 +141,7 @@ class FrameDumpComparer:
         self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
         self.bars = half_bars.bars_of(last.precision)
         specs = {tensor.name: tensor for file in metadata for tensor in file.spec.outputs}
-        compared = self.family.compared or last.spec.output_names
+        compared = self.family.data.compared or last.spec.output_names
         self.names = tuple(name for name in compared if name in specs)
         outputs = tuple(specs[name] for name in self.names)
         self.spec = dataclasses.replace(last.spec, outputs=outputs, state=())
@@ -152,7 +152,7 @@ class FrameDumpComparer:
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:
-            raise DataError(f'the files give none of {", ".join(self.family.compared)}')
+            raise DataError(f'the files give none of {", ".join(self.family.data.compared)}')
         _require(tensors, self.names)
         distance = 0.0
         if self.family.memory:
@@ -160,7 +160,7 @@ class FrameDumpComparer:
             remembers = float(tensors['prev_exists'].max()) > 0
             if remembers and not continues:
                 raise DataError('the frame before it was not dumped or not compared: its memory is not known')
-        frame = self.family.dumped_frame(tensors, manifest)
+        frame = self.family.data.dumped_frame(tensors, manifest)
         if self.family.memory:
             distance = float(np.linalg.norm(frame.ego_pose[:3, 3]))
             if not remembers:  # a run with memory='reset' dumps frames without a memory

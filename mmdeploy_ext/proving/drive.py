@@ -114,7 +114,7 @@ def prove_frames(
 
         if verdict.precision == 'fp32' and first is not None:
             runner = Shifted(sides.runner, **FAR) if contract.ignores_places else sides.runner
-            samples = family.special_samples(deployment.rule, first)
+            samples = sides.reference.special_samples(deployment.rule, first)
             cases, reasons = special_frames(samples, runner, modes_of, bars, shape)
             results.cases += cases
             results.reasons += reasons

@@ -218,7 +218,7 @@ def compare_preparation(
     are compared with those of the model's own layer, if it has one.
     """
     result = compare_prepared(deployment, rule, samples, unit)
-    layer = deployment.family.voxel_layer(deployment.model)
+    layer = deployment.family.reference(deployment.model).voxel_layer()
     if layer is None or result.error:
         return result
     voxels = compare_voxels(*layer, getattr(rule, 'voxels', rule).to_json())
@@ -370,11 +370,10 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
 
 def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
     """Yield cases of special and plain sweeps, made of the first sample."""
-    family, rule = sides.deployment.family, sides.deployment.rule
-    for special in family.special_samples(rule, first):
+    rule = sides.deployment.rule
+    for special in sides.reference.special_samples(rule, first):
         yield judge_sweep(sides, special, *sides.run(special))[0]
-    if (plain := family.plain_sample(rule, first)) is not None:
-        yield nothing_to_see(sides, plain)
+    yield nothing_to_see(sides, sides.reference.plain_sample(rule, first))
 
 
 def nothing_to_see(sides: Sides, plain: Sweep) -> Case:

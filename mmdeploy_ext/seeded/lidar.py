@@ -99,7 +99,7 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
         encoder = parts.middle_encoder
         if any(True for _ in encoder.parameters()):
             fill_sparse_module(encoder, f'{parts.prefix}middle_encoder.')
-        sweeps = list(family.generated_sweeps(family.preprocess_rule(cfg), SWEEPS))
+        sweeps = list(family.data.generated_sweeps(family.preprocess_rule(cfg), SWEEPS))
 
         def run() -> list[torch.Tensor]:
             maps = []
@@ -127,7 +127,7 @@ def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: 
     with torch.no_grad():
         fill_network(model, seed, RESIDUAL)
         fill_sparse_module(parts.middle_encoder, f'{parts.prefix}middle_encoder.')
-        frames = list(family.generated_sweeps(family.preprocess_rule(cfg), SWEEPS))
+        frames = list(family.data.generated_sweeps(family.preprocess_rule(cfg), SWEEPS))
         later_parts = (parts.middle_encoder, parts.backbone, parts.neck, parts.head)
         later = {module for part in later_parts if part is not None for module in part.modules()}
         norms = [norm for norm in norms_of(model) if norm not in later]
@@ -239,7 +239,7 @@ def fill_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 
         family: its family, which makes the frames that it is calibrated on.
         seed: seed of the other weights.
     """
-    frames = list(family.generated_sweeps(family.preprocess_rule(cfg), FRAMES))
+    frames = list(family.data.generated_sweeps(family.preprocess_rule(cfg), FRAMES))
     reference = family.reference(model.eval())
 
     def run() -> None:

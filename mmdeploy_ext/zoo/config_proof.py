@@ -231,7 +231,7 @@ def _prove_export(
         else:
             options = resolve_opset(family.choose(opset=0), deployment.model)
             shape, name, traced = (0, 0), 'model', ()
-            samples, kept = list(family.generated_sweeps(rule, settings.sweeps)), {}
+            samples, kept = list(family.data.generated_sweeps(rule, settings.sweeps)), {}
         rules = proof_rules(family)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             paths, _ = export_files(deployment, options, str(Path(folder, name)), traced)

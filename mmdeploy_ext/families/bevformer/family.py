@@ -3,36 +3,28 @@
 `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import users_method
+from mmdeploy_ext.families.bevformer.data import BevFormerData
 from mmdeploy_ext.families.bevformer.facts import RECORDED, BevFormerFacts
 from mmdeploy_ext.families.bevformer.graphs import BEV, graphs
-from mmdeploy_ext.families.bevformer.reference import BevFormerReference, given_record
-from mmdeploy_ext.families.bevformer.runtime import FORM, BevFormerOnnx, frame_with_record
+from mmdeploy_ext.families.bevformer.reference import BevFormerReference
+from mmdeploy_ext.families.bevformer.runtime import FORM, BevFormerOnnx
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
-from mmdeploy_ext.families.parts.camera_samples import loaded_frame
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevformer.head import BEVFormerHead
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.bev_motion import CAN_BUS
-from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.synthetic.moments import changed_drive, record_drive
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 MEMORY = dict(
@@ -92,14 +84,6 @@ def check_memory(cfg: Any) -> None:
         )
 
 
-def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return what an info of BEVFormer has beside those of mmdet3d: `can_bus` (18,), drawn by a generator.
-
-    A data set replaces the position, the orientation and the heading by those of the pose.
-    """
-    return dict(can_bus=rng.uniform(-1, 1, CAN_BUS))
-
-
 class BevFormerFamily(CameraFamily, SequenceFamily):
     """`BEVFormer` with `BEVFormerHead`."""
 
@@ -121,12 +105,8 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
     )  # fmt: skip
     files = (FORM,)
     opens = BevFormerOnnx
-    measured = ('portable',)
-    bars = FRAME_BARS
-    bars_of = 'the portable contract of tiny at 480x800 on a CPU'
-    unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
-    frame_of = staticmethod(frame_with_record)
+    data = BevFormerData()
     reference, graphs = staticmethod(BevFormerReference), staticmethod(graphs)
 
     def build(self, cfg: Any) -> nn.Module:
@@ -148,26 +128,6 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
         super().load_weights(model, checkpoint)
         note_convention(model, checkpoint)
 
-    def frame(self, data: Mapping[str, Any]) -> Frame:
-        """Return a sample as a frame; those of BEVFormer's data set have neither a pose nor a time.
-
-        A pose at the position of the record, without a turn, stands for the pose, 0 for the time.
-        """
-        frame = loaded_frame(data, ('can_bus', 'scene_token'))
-        if frame.can_bus.shape != (CAN_BUS,):
-            raise DataError(f'img_metas: can_bus has shape {frame.can_bus.shape}, expected ({CAN_BUS},)')
-        pose = np.eye(4)
-        pose[:3, 3] = frame.can_bus[:3]
-        return dataclasses.replace(
-            frame,
-            ego_pose=pose if frame.ego_pose is None else frame.ego_pose,
-            timestamp_s=frame.timestamp_s or 0.0,
-        )
-
-    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        dataset = dict(type='BevNuScenesDataset')
-        return generated_dataset(folder, cfg, dataset, views=rule, entries=can_bus_entry)
-
     def facts(self, model: nn.Module) -> BevFormerFacts:
         head, transformer = model.pts_bbox_head, model.pts_bbox_head.transformer
         low, high = head.pc_range[:2], head.pc_range[3:5]
@@ -185,13 +145,3 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
     def memory_spec(self, facts: BevFormerFacts) -> MemorySpec:
         outputs = dict(bev_embed='bev_embed')
         return MemorySpec(tensors=MEMORY, outputs=outputs, needed=PREDICTIONS, per_query=PREDICTIONS)
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        frames = list(changed_drive(sample))
-        yield from frames
-        yield from record_drive(
-            dataclasses.replace(frames[-1], images=sample.images), given_record(frames[-1])
-        )
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        return dict(network=[(model, 'forward_test')])

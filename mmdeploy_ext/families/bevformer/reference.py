@@ -1,6 +1,7 @@
 """BEVFormer in PyTorch as a stepper."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from torch import nn
 from mmdeploy_ext.families.bevformer.runtime import record_of
 from mmdeploy_ext.families.parts.camera_reference import CameraReference, array
 from mmdeploy_ext.families.parts.lidar_parts import Watch
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.synthetic.moments import changed_drive, record_drive
 
 
 def given_record(frame: Frame) -> np.ndarray:
@@ -49,6 +52,16 @@ class BevFormerReference(CameraReference):
             return notes
         frames = ', '.join(f'{count} cells of {name}' for name, count in self._ties.items())
         return [*notes, f'rotation of the last view: {frames} are within {TIE_CELLS:g} cells of a tie']
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
+        frames = list(changed_drive(sample))
+        yield from frames
+        yield from record_drive(
+            dataclasses.replace(frames[-1], images=sample.images), given_record(frames[-1])
+        )
+
+    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
+        return dict(network=[(self.model, 'forward_test')])
 
     def forget(self) -> None:
         self.model.prev_frame_info = dict(prev_bev=None, scene_token=None, prev_pos=0, prev_angle=0)

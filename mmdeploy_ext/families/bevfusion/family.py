@@ -5,8 +5,7 @@ defined first: `families/base.py` and `families/sequence.py`. A config of mit-ha
 of it has a `fork`: the code of that repository then runs as the reference, in another process, see `fork.py`.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,24 @@ from mmdeploy_ext.core.config import refused_values
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.core.source_code import ModelClass
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.bevfusion.data import BEVFusionData
 from mmdeploy_ext.families.bevfusion.fork import (
     SPARSE_ENCODER,
     Fork,
     ForkReference,
-    RepositoryMoments,
     adapt,
-    with_truth,
 )
-from mmdeploy_ext.families.bevfusion.graphs import facts_of, graphs, transform_of
+from mmdeploy_ext.families.bevfusion.graphs import facts_of, graphs
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
 from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
-from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, moments
+from mmdeploy_ext.families.bevfusion.samples import fusion_rule
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevfusion.fusion import check_parts
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
-from mmdeploy_ext.synthetic.fused import fused_frames
-from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.synthetic.moments import plain_moment
+from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
@@ -53,25 +48,17 @@ class BEVFusionFamily(SequenceFamily):
     files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
     graphs, facts = staticmethod(graphs), staticmethod(facts_of)
-    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
-    dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(fused_frames)
+    result, data = staticmethod(result), BEVFusionData()
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view',
         '*vtransform.pool', 'get_bboxes', 'suppress', 'decode',
     )  # fmt: skip
-    compared = ('cells', 'depth', 'bev')
 
     def claims(self, cfg: Any) -> Claim:
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
 
     def adapt(self, cfg: Any) -> None:
         adapt(cfg)
-
-    def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int] | None:
-        if 'lidar' not in model.sensors:
-            return None
-        lidar = model.encoders['lidar']
-        return lidar.voxel_layer, 'xyz', int(lidar.in_channels)
 
     def check(self, cfg: Any, options: Options) -> None:
         if cfg.get('fork') and options.contract != 'portable':
@@ -84,21 +71,6 @@ class BEVFusionFamily(SequenceFamily):
         check_model(cfg)
         check_form(cfg.filename, options, bool(cfg.model.encoders.get('lidar')))
 
-    def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
-        default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
-        dataset = generated_dataset(folder, cfg, dict(type=default), rule.views, rule.voxels)
-        if cfg.get('fork'):
-            with_truth(Path(dataset['ann_file']))
-            dataset.update(type=RepositoryMoments, fork=cfg.fork)
-        return dataset
-
-    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
-        return () if rule.views is None else itertools.islice(fused_frames(rule, 2), 1, 2)
-
-    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
-        limits = None if rule.voxels is None else rule.voxels.point_cloud_range
-        return plain_moment(sample, limits)
-
     def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
         """Return the classes of the model; of a repository's, its own, and behind them ours in the graphs."""
         classes = super().model_classes(model)
@@ -108,7 +80,7 @@ class BEVFusionFamily(SequenceFamily):
         ours = [entry for entry in classes if entry.ours and entry.name != Fork.__name__]
         return *repository_classes, *ours
 
-    def reference(self, model: nn.Module) -> Stepper:
+    def reference(self, model: nn.Module) -> BEVFusionReference:
         if model.fork and model.fork.checkpoint:
             return ForkReference(model)
         return BEVFusionReference(model)
@@ -144,16 +116,6 @@ class BEVFusionFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return BEVFusionOnnx(paths, **engine)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        methods: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
-        if 'camera' in model.sensors:
-            transform = transform_of(model)
-            methods |= dict(rig=[(transform, 'cells')], depth=[(transform, 'depth_maps')])
-            methods['frame'].append((model, 'camera_maps'))
-        if 'lidar' in model.sensors:
-            methods['lidar'] = [(model, 'lidar_view')]
-        return methods
 
 
 def check_model(cfg: Any) -> None:

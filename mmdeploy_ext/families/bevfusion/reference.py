@@ -3,7 +3,8 @@
 Glossary: N cameras, H, W pictures of the network, P points, V values per point, K classes, Q queries.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from mmdeploy_ext.families.bevfusion.graphs import TABLES, transform_of
 from mmdeploy_ext.families.bevfusion.runtime.frames import check_images
 from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
+from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
+from mmdeploy_ext.runtime.frames import FusedFrame, StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
+from mmdeploy_ext.synthetic.fused import fused_frames
+from mmdeploy_ext.synthetic.moments import plain_moment
 
 
 class BEVFusionReference:
@@ -32,6 +36,29 @@ class BEVFusionReference:
 
     def reset(self) -> None:
         """Nothing to do: there is no memory."""
+
+    def voxel_layer(self) -> tuple[torch.nn.Module, str, int] | None:
+        if 'lidar' not in self.model.sensors:
+            return None
+        lidar = self.model.encoders['lidar']
+        return lidar.voxel_layer, 'xyz', int(lidar.in_channels)
+
+    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
+        return () if rule.views is None else itertools.islice(fused_frames(rule, 2), 1, 2)
+
+    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
+        limits = None if rule.voxels is None else rule.voxels.point_cloud_range
+        return plain_moment(sample, limits)
+
+    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
+        methods: dict[str, list[tuple[object, str]]] = dict(frame=[(self.model, 'joined')])
+        if 'camera' in self.model.sensors:
+            transform = transform_of(self.model)
+            methods |= dict(rig=[(transform, 'cells')], depth=[(transform, 'depth_maps')])
+            methods['frame'].append((self.model, 'camera_maps'))
+        if 'lidar' in self.model.sensors:
+            methods['lidar'] = [(self.model, 'lidar_view')]
+        return methods
 
     def step(self, frame: FusedFrame) -> StepResult:
         """Run one frame; the outputs are the tensors that `hooks`, `of_rig` and `other_tensors` give.

@@ -111,7 +111,7 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
 
 
 def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceData.moments`.
 
     `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. `cfg` is
     not used. ShapeError: pictures of another size than that of the rule.

@@ -2,11 +2,9 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 from mmdet.models.builder import MODELS as MMDET_MODELS
 from mmdet3d.models import build_model
 from mmdet3d.models.builder import MODELS
@@ -17,16 +15,12 @@ from mmdeploy_ext.core.config import refused_by_name, refused_values, test_pipel
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts.camera_samples import dumped_frame, loaded_frame
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.models.catalogue import MODULES, register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
-from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.runtime.infos import read_frames
-from mmdeploy_ext.runtime.streams import StreamRuntime, frame_of_rig
+from mmdeploy_ext.runtime.streams import StreamRuntime
 
 DEFAULT_CAMERAS = 6
 """Number of cameras of a config without `num_cams`."""
@@ -165,17 +159,12 @@ class CameraFamily:
 
     Attributes:
         models: the models that it exports.
-        needed: fields of a `Frame` that a sample of the test loader and a dump have to have.
-        frame_of: makes a frame of its pictures, its entry in infos and a rule; None: `frame_of_rig` does.
         opens: class that opens its files.
     """
 
     models: CameraModels
-    needed: ClassVar[tuple[str, ...]] = ()
-    frame_of: ClassVar[Callable[..., Frame] | None] = None
     opens: ClassVar[type[StreamRuntime]]
     samples, memory = 'frames', True
-    compared = PREDICTIONS
     result = staticmethod(result)
 
     def claims(self, cfg: Any) -> Claim:
@@ -193,19 +182,6 @@ class CameraFamily:
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> StreamRuntime:
         # the published models know no time gap: proof and metrics compare like with like
         return self.opens(paths, max_gap_s=None, **engine)
-
-    def frame(self, data: Mapping[str, Any]) -> Frame:
-        return loaded_frame(data, self.needed)
-
-    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-        return dumped_frame(tensors, manifest, self.needed)
-
-    def moments(
-        self, cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None
-    ) -> Iterator[Frame]:
-        frame_of = self.frame_of or frame_of_rig
-        for rig in read_frames(infos, rule, root):
-            yield frame_of(rig.read_pictures(), rig, rule)
 
     def box_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return the fields of `QueryBoxFacts`."""

@@ -6,7 +6,7 @@ Glossary: N cameras.
 import abc
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
 from mmdeploy_ext.families.parts.samples import detections_in_1x
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
@@ -71,6 +72,18 @@ class CameraReference(abc.ABC):
     @abc.abstractmethod
     def remember(self, state: StreamState) -> None:
         """Give the detector, whose memory is empty, another memory."""
+
+    @abc.abstractmethod
+    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
+        """See `SequenceReference.timed_methods`."""
+
+    @abc.abstractmethod
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
+        """See `SequenceReference.special_samples`."""
+
+    def voxel_layer(self) -> None:
+        """Return None: there are no points."""
+        return None
 
     def tensors(self, values: Mapping[str, Tensor], was_reset: bool) -> dict[str, np.ndarray]:
         """Return the compared tensors of the frame that was run, from what was watched and tapped."""

@@ -18,7 +18,6 @@ from mmdeploy_ext.families.parts.pillars import (
     MEANS,
     SCATTER,
     has_pillars,
-    width_of_points,
 )
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
@@ -81,20 +80,8 @@ class LidarMethods:
         else:
             load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
 
-    def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int]:
-        parts = parts_of(model)
-        return parts.voxel_layer, 'zyx', width_of_points(parts)
-
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        parts = parts_of(model)
-        encoders = parts.voxel_encoder, parts.middle_encoder
-        return dict(
-            backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
-            boxes=[(parts.head, 'get_bboxes')],
-        )
 
 
 def is_dynamic(model: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """LiDAR detectors in PyTorch as steppers: mmdet3d's detectors as they are, spconv on one thread."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.parts.lidar_parts import Watch, bev_of, parts_of, watching
 from mmdeploy_ext.families.parts.pillars import width_of_points
 from mmdeploy_ext.families.parts.samples import detections
+from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
+from mmdeploy_ext.synthetic.moments import plain_sweep
 
 
 class LidarReference(abc.ABC):
@@ -44,6 +46,23 @@ class LidarReference(abc.ABC):
 
     def reset(self) -> None:  # noqa: B027
         """Nothing to do: there is no memory."""
+
+    def voxel_layer(self) -> tuple[torch.nn.Module, str, int]:
+        return self.parts.voxel_layer, 'zyx', self.width
+
+    def special_samples(self, rule: Any, sample: Sweep) -> Iterable[Sweep]:
+        """None: whatever a sweep has, others have, too."""
+        return ()
+
+    def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
+        return plain_sweep(sample, rule.point_cloud_range)
+
+    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
+        encoders = self.parts.voxel_encoder, self.parts.middle_encoder
+        return dict(
+            backbone=[(self.model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
+            boxes=[(self.parts.head, 'get_bboxes')],
+        )
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes, best first, that the head's own `get_bboxes` makes of its outputs.

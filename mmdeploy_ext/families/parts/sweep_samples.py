@@ -8,19 +8,17 @@ import numpy as np
 
 from mmdeploy_ext.families.parts.lidar_models import LidarMethods
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, result
+from mmdeploy_ext.families.sequence_data import SequenceData
 from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.sweeps import Sweeps
 from mmdeploy_ext.synthetic import info_files
-from mmdeploy_ext.synthetic.moments import generated_sweeps, plain_sweep
+from mmdeploy_ext.synthetic.moments import generated_sweeps
 
 
-class SweepMethods(LidarMethods):
-    """What a family of points alone has beside `SequenceFamily`, before which it derives from this class."""
-
-    files, samples = ('backbone', 'head'), 'sweeps'
-    result = staticmethod(result)
+class SweepData(SequenceData):
+    """Sweeps of points alone."""
 
     def frame(self, data: Mapping[str, Any]) -> Sweep:
         check_given(data, ('points', 'img_metas'))
@@ -48,5 +46,9 @@ class SweepMethods(LidarMethods):
     def generated_sweeps(self, rule: VoxelRule, count: int) -> Iterable[Sweep]:
         return generated_sweeps(rule, count)
 
-    def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
-        return plain_sweep(sample, rule.point_cloud_range)
+
+class SweepMethods(LidarMethods):
+    """What a family of points alone has beside `SequenceFamily`, before which it derives from this class."""
+
+    files, samples, data = ('backbone', 'head'), 'sweeps', SweepData()
+    result = staticmethod(result)

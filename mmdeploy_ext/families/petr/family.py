@@ -4,28 +4,23 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.core.config import test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
-from mmdeploy_ext.families.parts.camera_samples import loaded_frame
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.petr.data import PetrData
 from mmdeploy_ext.families.petr.facts import FRAME, MODEL, RIG, PetrFacts
 from mmdeploy_ext.families.petr.graphs import EXACT, FEATURES, graphs
 from mmdeploy_ext.families.petr.reference import PetrReference
 from mmdeploy_ext.families.petr.runtime import PORTABLE_FILES, PetrOnnx
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.synthetic.moments import special_drive
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
@@ -36,10 +31,6 @@ SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
 """Upstream's steps of a test pipeline: the one that loads the frame before, and the one that resizes."""
 SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
 """Time from one sweep to the next, and the sweeps of which upstream takes one as the frame before."""
-OF_CAMERAS = 'images', 'lidar2img', 'intrinsics', 'image_files'
-"""What a frame has of each camera."""
-GAPS_S, LAG_S = (0.5, 0.05, 1.7, 6.0, 0.5), 0.08
-"""Seconds between frames of a drive with irregular gaps, and between the pictures of a frame."""
 
 
 def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
@@ -84,13 +75,12 @@ class PetrFamily(CameraFamily, SequenceFamily):
     Attributes:
         models: its models.
         frames: number of frames that a head sees, 1 or 2.
-        unread_fields: fields of a `Frame` that the models do not read.
     """
 
     name: str
     models: CameraModels
     frames: int
-    unread_fields: tuple[str, ...]
+    data: PetrData
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
         'pts_bbox_head.forward', 'position_embeding', 'get_bboxes', 'pts_bbox_head.transformer.forward',
@@ -99,12 +89,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
     files = PORTABLE_FILES
     opens = PetrOnnx
     ignores_places = True  # the motion is composed in float64
-    measured = ('portable',)
-    bars = (
-        ('frame, against PyTorch', 'torch', 0.45),
-        ('peak memory, against PyTorch', 'memory', 1.3),
-    )
-    bars_of = 'the portable contract on a CPU'
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference, graphs = staticmethod(PetrReference), staticmethod(graphs)
 
@@ -119,24 +103,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
         super().load_weights(model, checkpoint)
         note_convention(model, checkpoint)
 
-    def frame(self, data: Mapping[str, Any]) -> Frame:
-        """Return a sample as a frame, without the frame before, which PETRv2's data set puts behind it."""
-        sample = loaded_frame(data)
-        if sample.ego_pose is not None:  # a data set of streams
-            return sample
-        cameras, rest = divmod(len(sample.images), self.frames)
-        if rest:
-            raise DataError(
-                f'img: got {len(sample.images)} pictures; expected those of all cameras for '
-                f'{self.frames} frames'
-            )
-        present = {name: getattr(sample, name)[:cameras] for name in OF_CAMERAS}
-        return dataclasses.replace(sample, **present)
-
-    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        ours = dict(collect_keys=[]) if 'collect_keys' in test_dataset(cfg) else {}
-        return generated_dataset(folder, cfg, dict(ours, type='CustomNuScenesDataset'), views=rule)
-
     def facts(self, model: nn.Module) -> PetrFacts:
         settings = dict(start_gap_s=float(model.start_gap_s), valid_for=valid_for(self.frames))
         return PetrFacts(**self.box_facts(model), **settings)
@@ -146,12 +112,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
         if self.frames > 1:
             tensors = dict(img_feats=FEATURES, lidar2img=EXACT, camera_times_s=EXACT)
         return MemorySpec(tensors=tensors, needed=PREDICTIONS, per_query=PREDICTIONS)
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        return special_drive(sample, GAPS_S, LAG_S)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        return dict(backbone=[(model, 'extract_img_feat')])
 
 
 def models_with(head: str, frames: int, **settings: Any) -> CameraModels:
@@ -170,11 +130,11 @@ PETR = PetrFamily(
     name='petr',
     models=models_with('PETRHead', 1),
     frames=1,
-    unread_fields=('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token'),
+    data=PetrData(1, ('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')),
 )
 PETRV2 = PetrFamily(
     name='petrv2',
     models=models_with('PETRv2Head', 2, with_fpe=True, with_time=True, with_multi=True, position_level=0),
     frames=2,
-    unread_fields=('intrinsics',),
+    data=PetrData(2, ('intrinsics',)),
 )

@@ -1,7 +1,7 @@
 """PETR and PETRv2 in PyTorch as a stepper."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,12 @@ from mmdeploy_ext.families.parts.lidar_parts import Watch
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.petr.graphs import frames_of
 from mmdeploy_ext.families.petr.runtime import READS, camera_times
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.synthetic.moments import special_drive
 
+GAPS_S, LAG_S = (0.5, 0.05, 1.7, 6.0, 0.5), 0.08
+"""Seconds between frames of a drive with irregular gaps, and between the pictures of a frame."""
 OLDER_FRAME = (
     'the frame before is the last one that ran; the published evaluation takes sweeps of about 1.25 s '
     'before, which no cache of features holds'
@@ -41,6 +45,12 @@ class PetrReference(CameraReference):
         self.frames = frames_of(model)
         self.reads = READS[self.frames]
         super().__init__(model, [*([OLDER_FRAME] if self.frames > 1 else []), *notes])
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
+        return special_drive(sample, GAPS_S, LAG_S)
+
+    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
+        return dict(backbone=[(self.model, 'extract_img_feat')])
 
     def forget(self) -> None:
         self._before: Frame | None = None

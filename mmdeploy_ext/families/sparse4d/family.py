@@ -3,8 +3,7 @@
 `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,14 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts import samples
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels, is_one_of
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
+from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.sparse4d.data import Sparse4DData
 from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
 from mmdeploy_ext.families.sparse4d.memory import COLUMNS, InstanceBoxes
 from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.families.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DOnnx
 from mmdeploy_ext.models.sparse4d.version import check_version
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.synthetic.info_files import write_infos
-from mmdeploy_ext.synthetic.moments import special_drive
 
 MEMORY = dict(
     cached_feature=FEATURES,
@@ -38,9 +34,6 @@ MEMORY = dict(
     prev_id=ColumnGroup(rtol=0.0, atol=0.0),
 )
 """Tensors of the memory, and their tolerances; of the anchors in every column (m, logarithm, m/s)."""
-GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
-"""Seconds between frames of a drive: around 2 s, the published `max_time_interval`, after which kept
-instances no longer come in, no time at all, and back in time by more and by less than that."""
 
 
 def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
@@ -78,13 +71,8 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
     files = (FORM,)
     opens = Sparse4DOnnx
     ignores_places = True  # the bank composes poses in float64
-    compared = PREDICTIONS
-    measured = ('portable',)
-    bars = FRAME_BARS
-    bars_of = 'the portable contract of R50 at 256x704 on a CPU'
-    unread_fields = ('intrinsics', 'scene_token')
     ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
-    needed = ('ego_pose', 'timestamp_s')
+    data = Sparse4DData()
     reference, graphs = staticmethod(Sparse4DReference), staticmethod(graphs)
 
     def claims(self, cfg: Any) -> Claim:
@@ -106,15 +94,6 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.head.layers[-1].cls_layers[-1].out_features)
-
-    def frame(self, data: Mapping[str, Any]) -> Frame:
-        """Return a sample as a frame; those of the published data set have no scene."""
-        frame = super().frame(data)
-        return dataclasses.replace(frame, scene_token=frame.scene_token or '')
-
-    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        infos = write_infos(folder, test_pipeline(cfg), views=rule)
-        return dict(test_dataset(cfg), ann_file=str(infos), data_root=f'{folder}/')
 
     def facts(self, model: nn.Module) -> Sparse4DFacts:
         bank, coder = model.head.instance_bank, model.head.decoder
@@ -149,9 +128,3 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
         (entry,) = samples.result(detections).values()
         entry['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
         return entry
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        return special_drive(sample, GAPS_S)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        return dict(network=[(model, 'extract_feat'), (model.head, 'forward')])

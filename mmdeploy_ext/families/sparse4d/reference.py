@@ -1,6 +1,6 @@
 """Sparse4D in PyTorch as a stepper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,13 @@ from mmdeploy_ext.families.parts.camera_reference import CameraReference, array
 from mmdeploy_ext.families.parts.lidar_parts import Watch
 from mmdeploy_ext.families.sparse4d.memory import InstanceBoxes
 from mmdeploy_ext.families.sparse4d.runtime import Sparse4DOnnx
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.synthetic.moments import special_drive
 
+GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
+"""Seconds between frames of a drive: around 2 s, the published `max_time_interval`, after which kept
+instances no longer come in, no time at all, and back in time by more and by less than that."""
 CACHED = ('cached_feature', 'cached_anchor', 'confidence')
 """Attributes of the live bank that are its memory, besides the ids."""
 LAST = dict(classification='pred_class_score', prediction='pred_anchor', quality='pred_quality_score')
@@ -28,6 +33,12 @@ class Sparse4DReference(CameraReference):
     def bank(self) -> nn.Module:
         """The instance bank of the head."""
         return self.head.instance_bank
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
+        return special_drive(sample, GAPS_S)
+
+    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
+        return dict(network=[(self.model, 'extract_feat'), (self.head, 'forward')])
 
     def forget(self) -> None:
         self.bank.reset()

@@ -3,12 +3,9 @@
 `families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
@@ -18,16 +15,12 @@ from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.streampetr.data import StreamPetrData
 from mmdeploy_ext.families.streampetr.facts import StreamPetrFacts
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.reference import StreamPetrReference
 from mmdeploy_ext.families.streampetr.runtime import GRAPHS, StreamPetrOnnx
-from mmdeploy_ext.models.streampetr.dump import DUMP_NAMES, DUMP_SUFFIXES, dump_tensors
-from mmdeploy_ext.models.streampetr.live import HEAD_METHODS, check_parts, is_ours
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.synthetic.moments import special_drive
+from mmdeploy_ext.models.streampetr.live import HEAD_METHODS, check_parts
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
@@ -73,18 +66,9 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
     )  # fmt: skip
     files = GRAPHS
     opens = StreamPetrOnnx
+    data = StreamPetrData()
     ignores_places = True  # its memory is in the last LiDAR frame
-    measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
-    dump_suffixes, dump_names = DUMP_SUFFIXES, DUMP_NAMES
-    needed = ('intrinsics', 'ego_pose', 'timestamp_s', 'scene_token')
-    bars = (
-        ('frame, against PyTorch', 'torch', 0.36),
-        ('frame, against the fork contract', 'fork', 0.95),
-        ('ms of position embedding in the median frame', 'embedding', 0.0),
-        ('bytes fed besides the images', 'fed_bytes', 64_000),
-    )
-    bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     reference, graphs = staticmethod(StreamPetrReference), staticmethod(graphs)
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -101,10 +85,6 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
         check_parts(cfg.filename, model)
         model.rule = self.preprocess_rule(cfg)  # for contracts of other programs
         return model
-
-    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        default = dict(type='CustomNuScenesDataset', collect_keys=[])  # these are collected to train a model
-        return generated_dataset(folder, cfg, default, views=rule)
 
     def facts(self, model: nn.Module) -> StreamPetrFacts:
         head = model.pts_bbox_head
@@ -126,14 +106,3 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
             topk=facts.topk_proposals,
             propagated=facts.num_propagated,
         )
-
-    def dump_tensors(self, model: nn.Module, taps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        return dump_tensors(model, taps)
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        return special_drive(sample)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        head = model.pts_bbox_head
-        embedding = 'embed_positions' if is_ours(head) else 'position_embeding'
-        return dict(backbone=[(model, 'extract_img_feat')], embedding=[(head, embedding)])

@@ -13,15 +13,24 @@ from mmdeploy_ext.families.parts.lidar_parts import Watch
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.streampetr.memory import FIELDS, to_global, to_local
 from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
-from mmdeploy_ext.models.streampetr.live import memory_of, set_memory, tap_geometry, tapped
+from mmdeploy_ext.models.streampetr.live import is_ours, memory_of, set_memory, tap_geometry, tapped
 from mmdeploy_ext.models.streampetr.memory import Memory
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.synthetic.moments import special_drive
 
 
 class StreamPetrReference(CameraReference):
     """The detector's own test path; its head keeps the memory in global coordinates."""
 
     reads, outputs = StreamPetrOnnx.reads, PREDICTIONS
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
+        return special_drive(sample)
+
+    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
+        embedding = 'embed_positions' if is_ours(self.head) else 'position_embeding'
+        return dict(backbone=[(self.model, 'extract_img_feat')], embedding=[(self.head, embedding)])
 
     def forget(self) -> None:
         self.head.reset_memory()

@@ -186,7 +186,7 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
         if family.memory:
             scenes = min(PROOF_SCENES, max(count - 1, 1))  # one has two frames, the second with a memory
             return synthetic_drive(count, rule, scenes=scenes), 'synthetic drive'
-        return list(family.generated_sweeps(rule, count)), 'generated sweeps'
+        return list(family.data.generated_sweeps(rule, count)), 'generated sweeps'
     if family.memory:
         indices = choose_frames(scene_tokens(dataset), count)
     else:  # without a memory samples do not depend on each other: they are evenly spread

@@ -72,7 +72,7 @@ def compare_prepared(
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            generated = deployment.family.generated_dataset(folder, deployment.cfg, deployment.rule)
+            generated = deployment.family.data.generated_dataset(folder, deployment.cfg, deployment.rule)
             notes += _notes_on_generated(deployment.cfg, generated)
             try:
                 for dataset, index in _generated_moments(deployment, generated):
@@ -127,7 +127,7 @@ def _compare_moment(
     family, infos = deployment.family, folder / 'moment.pkl'
     expected, data = _read_sample(family, dataset, index, infos)
     try:
-        (moment,) = family.moments(deployment.cfg, rule, infos, getattr(dataset, 'data_root', None))
+        (moment,) = family.data.moments(deployment.cfg, rule, infos, getattr(dataset, 'data_root', None))
     except Mm2OnnxError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
@@ -138,7 +138,7 @@ def _compare_moment(
     points_range = _points_range(deployment.cfg)
     title, differences, absent = expected.name or f'moment {index}', [], []
     for name, value, got, rtol in _moment_values(expected, moment, picture_rtol):
-        if name in family.unread_fields or (name == 'points' and not takes_points):
+        if name in family.data.unread_fields or (name == 'points' and not takes_points):
             continue
         if value is None and got is not None and name in OPTIONAL:
             absent.append(name)
@@ -186,7 +186,7 @@ def _read_sample(
         infos.write_bytes(pickle.dumps(content))  # before the sample is read, which may change it
         with loader_errors():
             (data,) = build_loader(dataset, [index], workers_per_gpu=0)
-            expected = family.frame(data)
+            expected = family.data.frame(data)
     except Mm2OnnxError:
         raise
     except Exception as error:  # a user's class raises what it likes

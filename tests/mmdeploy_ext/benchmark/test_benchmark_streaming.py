@@ -13,11 +13,10 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr_export as toy
 from mmdeploy_ext.benchmark import streams
 from mmdeploy_ext.benchmark.clocks import PartClock
+from mmdeploy_ext.benchmark.stream_bars import MEASURED
 from mmdeploy_ext.benchmark.streams import StreamBenchmark, check_bars, growth
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.families.bevformer.family import BevFormerFamily
-from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 from mmdeploy_ext.runtime.frames import Sweep
 
 CONFIG = """
@@ -216,7 +215,7 @@ def contender(form, torch_ratio=None, fed=72, embedding=0.0):
 
 
 def test_a_bar_that_is_missed_says_so_and_one_that_was_not_measured_is_left_out():
-    bars = StreamPetrFamily.bars
+    bars = MEASURED['streampetr'].bars
     rows = check_bars([contender('deploy', 0.36), contender('fork', 0.5)], dict(median=0.96), bars)
     assert [(row['bar'], row['passed']) for row in rows] == [
         (0.36, True),
@@ -255,10 +254,10 @@ def test_the_clock_counts_a_nested_part_once_and_leaves_nothing_behind():
 def test_memory_and_growth_have_bars_for_the_contract_of_their_family():
     torch_row = dict(engine='torch', form='', memory=dict(peak_mb=100.0))
     row = dict(contender('portable', 0.4), memory=dict(peak_mb=131.0), samples_ms=[10.0] * 75 + [12.0] * 25)
-    rows = check_bars([torch_row, row], None, BevFormerFamily.bars, 'portable')
+    rows = check_bars([torch_row, row], None, MEASURED['bevformer'].bars, 'portable')
     assert [(row['value'], row['passed']) for row in rows] == [(0.4, True), (1.31, False), (1.2, False)]
     rows = check_bars(
-        [torch_row, dict(row, memory=None, samples_ms=[1.0])], None, BevFormerFamily.bars, 'portable'
+        [torch_row, dict(row, memory=None, samples_ms=[1.0])], None, MEASURED['bevformer'].bars, 'portable'
     )
     assert [row['value'] for row in rows] == [0.4]
 

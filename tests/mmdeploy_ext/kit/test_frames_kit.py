@@ -375,7 +375,7 @@ def test_four_files_of_cameras_and_lidar_are_judged_one_by_one_and_in_their_orde
 
     deployment = toy_bevfusion.toy(tmp_path)
     files = toy_bevfusion.export(deployment, tmp_path / 'export')
-    frames = list(deployment.family.generated_sweeps(deployment.rule, 2))
+    frames = list(deployment.family.data.generated_sweeps(deployment.rule, 2))
     write_detector_kit(deployment, str(tmp_path / 'export'), frames, tmp_path / 'kit', GENERATED)
     run_onnxruntime.main(str(tmp_path / 'outputs'), kit=tmp_path / 'kit')
     judgement = judge(tmp_path / 'kit', tmp_path / 'outputs')

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.evaluate.evaluation import build_dataset
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.parts import camera_models
+from mmdeploy_ext.families.parts import camera_data
 from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -110,7 +110,7 @@ FAULTS = [
         'streampetr',
         'ego_pose',
         altered(
-            camera_models,
+            camera_data,
             'frame_of_rig',
             result(lambda one, *_: dataclasses.replace(one, ego_pose=invert_pose(one.ego_pose))),
         ),
@@ -283,7 +283,7 @@ def test_a_users_data_set_that_cannot_be_built_is_named(monkeypatch):
 
 def test_samples_of_a_data_set_stand_for_generated_ones_that_it_cannot_read(monkeypatch, tmp_path):
     one = users_deployment(monkeypatch, DATASETS, entries=['tracks'])
-    generated = one.family.generated_dataset(tmp_path, one.cfg, one.rule)
+    generated = one.family.data.generated_dataset(tmp_path, one.cfg, one.rule)
     content = pickle.loads(Path(generated['ann_file']).read_bytes())
     content['infos'] = [dict(info, tracks=[]) for info in content['infos']]
     Path(generated['ann_file']).write_bytes(pickle.dumps(content))

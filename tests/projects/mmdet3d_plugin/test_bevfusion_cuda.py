@@ -38,7 +38,7 @@ def folder(known, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def frames(known):
-    return list(known.family.generated_sweeps(known.rule, 2))
+    return list(known.family.data.generated_sweeps(known.rule, 2))
 
 
 def paths(folder):

@@ -107,7 +107,7 @@ def known(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def frames(known):
-    return list(known.family.generated_sweeps(known.rule, 3))
+    return list(known.family.data.generated_sweeps(known.rule, 3))
 
 
 def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(known, frames):

@@ -46,7 +46,7 @@ def proof_of(toy, root=None):
     if root is not None:
         deployment = deploy.load(deployment.config, deployment.checkpoint)
         deployment.model.fork.root = str(root)
-    frames = list(deployment.family.generated_sweeps(deployment.rule, 1))
+    frames = list(deployment.family.data.generated_sweeps(deployment.rule, 1))
     return prove(deployment, paths, frames)[0]
 
 

@@ -46,7 +46,7 @@ def files(toys, tmp_path_factory):
 def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, sensor):
     toy, paths = toys[sensor], files(sensor)
     assert [path.rsplit('/', 1)[1] for path in paths] == [f'{name}.onnx' for name in FILES[sensor]]
-    frames = list(toy.family.generated_sweeps(toy.rule, 3))
+    frames = list(toy.family.data.generated_sweeps(toy.rule, 3))
     verdict, _ = prove(toy, paths, frames)
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30
@@ -122,7 +122,7 @@ def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
         return when_traced(lambda _, *args: wrong(*args))(original) if traced else wrong
 
     with replaced(place, planted):
-        frames = list(toy.family.generated_sweeps(toy.rule, 1))
+        frames = list(toy.family.data.generated_sweeps(toy.rule, 1))
         paths = toy_bevfusion.export(toy, tmp_path) if traced else files(sensor)
         verdict = refuted(toy, paths, frames)
     assert not all(case.passed for case in cases_of(verdict))

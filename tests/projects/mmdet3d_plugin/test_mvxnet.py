@@ -109,7 +109,7 @@ def test_voxels_of_other_settings_equal_mmdet3ds(tmp_path, name):
         if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
             norm.running_mean.normal_()
             norm.bias.data.normal_()
-    (frame,) = family.generated_sweeps(rule, 1)
+    (frame,) = family.data.generated_sweeps(rule, 1)
     frame = dataclasses.replace(frame, points=toy_mvxnet.sweep(3, 500)[:, :4])
     expected = family.reference(model).step(frame).outputs[FEATURES]
     inputs = frame.images, *(frame.calibration[name][0] for name in CAMERA)
@@ -342,5 +342,5 @@ def test_sweeps_of_infos_are_in_the_folder_of_the_data_set(tmp_path, wrapped):
     )
     (tmp_path / 'infos.pkl').write_bytes(pickle.dumps([info]))
     family = find_family(cfg)
-    (frame,) = family.moments(cfg, family.preprocess_rule(cfg), tmp_path / 'infos.pkl')
+    (frame,) = family.data.moments(cfg, family.preprocess_rule(cfg), tmp_path / 'infos.pkl')
     np.testing.assert_array_equal(frame.points, points)

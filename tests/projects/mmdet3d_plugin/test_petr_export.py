@@ -103,12 +103,12 @@ def test_the_metadata_say_how_long_each_input_is_valid(exports):
 def test_a_sample_keeps_all_cameras_of_its_rig(family, pictures, cameras):
     matrices = np.stack([np.eye(4) * number for number in range(1, pictures + 1)])
     meta = dict(lidar2img=[*matrices], sample_idx='a')
-    frame = family.frame(dict(img=[torch.zeros(1, pictures, 3, 2, 2)], img_metas=[[meta]]))
+    frame = family.data.frame(dict(img=[torch.zeros(1, pictures, 3, 2, 2)], img_metas=[[meta]]))
     assert frame.images.shape == (cameras, 3, 2, 2)
     assert (frame.lidar2img == matrices[:cameras]).all() and len(frame.intrinsics) == cameras
     if family.frames == 2:
         with pytest.raises(DataError, match='got 5 pictures; expected those of all cameras for 2 frames'):
-            family.frame(dict(img=[torch.zeros(1, 5, 3, 2, 2)], img_metas=[[meta]]))
+            family.data.frame(dict(img=[torch.zeros(1, 5, 3, 2, 2)], img_metas=[[meta]]))
 
 
 def test_a_rig_of_other_cameras_than_the_model_has_is_refused(deployments):
@@ -353,7 +353,8 @@ def test_frames_of_a_drive_that_is_made_of_a_sample_get_later(deployments):
     deployment = deployments['petrv2']
     (frame,) = drive(deployment, 1)
     frame = dataclasses.replace(frame, camera_times_s=np.full(6, frame.timestamp_s - 0.02))
-    frames = list(deployment.family.special_samples(deployment.rule, frame))
+    reference = deployment.family.reference(deployment.model)
+    frames = list(reference.special_samples(deployment.rule, frame))
     for before, after in itertools.pairwise(frames):
         times = (runtime.camera_times(after), runtime.camera_times(before))
         assert runtime.mean_gap_s(after.timestamp_s, *times) > 0

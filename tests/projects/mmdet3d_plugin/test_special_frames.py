@@ -11,7 +11,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
-from mmdeploy_ext.families.sparse4d.family import GAPS_S
+from mmdeploy_ext.families.sparse4d.reference import GAPS_S
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
 from mmdeploy_ext.proving.frames import best_scores_row

@@ -106,7 +106,7 @@ def test_a_sample_of_the_loader_is_a_frame_whatever_wraps_it():
     data['img_metas'][0][0].update(sample_idx='token', filename=['a.jpg', 'b.jpg'])
     wrapped = {key: [DataContainer([value[0]])] for key, value in data.items()}
     for sample in (data, wrapped):
-        frame = FAMILY.frame(sample)
+        frame = FAMILY.data.frame(sample)
         assert (frame.scene_token, frame.name, frame.image_files) == ('night', 'token', ('a.jpg', 'b.jpg'))
         assert frame.timestamp_s == toy.T0 + 0.5
         np.testing.assert_array_equal(frame.images, data['img'][0][0].numpy())
@@ -119,11 +119,11 @@ def test_a_sample_of_the_loader_is_a_frame_whatever_wraps_it():
 def test_samples_that_are_no_single_frame_are_refused():
     data = toy.test_inputs()
     with pytest.raises(DataError, match='no ego_pose'):
-        FAMILY.frame({key: value for key, value in data.items() if key != 'ego_pose'})
+        FAMILY.data.frame({key: value for key, value in data.items() if key != 'ego_pose'})
     with pytest.raises(DataError, match='img: got 2 samples or augmentations, expected one'):
-        FAMILY.frame(dict(data, img=data['img'] * 2))
+        FAMILY.data.frame(dict(data, img=data['img'] * 2))
     with pytest.raises(DataError, match='no scene_token'):
-        FAMILY.frame(dict(data, img_metas=[[dict(sample_idx='x')]]))
+        FAMILY.data.frame(dict(data, img_metas=[[dict(sample_idx='x')]]))
 
 
 def test_a_result_is_what_the_data_set_evaluates():
@@ -188,8 +188,8 @@ def test_a_dump_has_the_forks_names_and_gives_the_frame_back(reference, frames, 
     reference.step(frames[0])
     with collect_taps() as taps:
         reference.step(frames[1])
-    tensors = FAMILY.dump_tensors(model, taps)
-    save_dump(tmp_path, tensors, dict(scene_token='scene0', frame='f'), suffixes=FAMILY.dump_suffixes)
+    tensors = FAMILY.data.dump_tensors(model, taps)
+    save_dump(tmp_path, tensors, dict(scene_token='scene0', frame='f'), suffixes=FAMILY.data.dump_suffixes)
     tokens = 6 * (toy.HEIGHT // 16) * (toy.WIDTH // 16)
     kept = toy.MEMORY_LEN + toy.NUM_PROPAGATED
     names = {path.name for path in tmp_path.glob('*.bin')}
@@ -210,11 +210,11 @@ def test_a_dump_has_the_forks_names_and_gives_the_frame_back(reference, frames, 
     found, manifest = load_dump(tmp_path)
     for name in ('timestamp', 'out_mem_timestamp', 'post_mem_timestamp'):
         assert found[name].dtype == np.float64
-    frame = FAMILY.dumped_frame(found, manifest)
+    frame = FAMILY.data.dumped_frame(found, manifest)
     for field in ('images', 'lidar2img', 'intrinsics', 'ego_pose', 'timestamp_s', 'scene_token'):
         np.testing.assert_array_equal(getattr(frame, field), getattr(frames[1], field))
     with pytest.raises(DataError, match='lidar2img'):
-        FAMILY.dumped_frame({key: value for key, value in found.items() if key != 'lidar2img'}, manifest)
+        FAMILY.data.dumped_frame({key: value for key, value in found.items() if key != 'lidar2img'}, manifest)
 
 
 def test_dumped_matrices_are_the_frames(reference, frames):

@@ -21,7 +21,7 @@ def test_frames_give_boxes_of_several_classes(tmp_path, changes):
     model = seeded_model(cfg, family)
     reference = family.reference(model)
     found = [
-        reference.step(one).detections for one in family.generated_sweeps(family.preprocess_rule(cfg), 3)
+        reference.step(one).detections for one in family.data.generated_sweeps(family.preprocess_rule(cfg), 3)
     ]
     scores = np.concatenate([one.scores for one in found])
     assert (scores > 0.1).sum() >= 20 and scores.std() > 0.05 and scores.max() < 0.999

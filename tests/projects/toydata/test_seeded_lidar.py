@@ -48,7 +48,9 @@ def test_sweeps_give_boxes_of_several_classes_and_an_empty_map_none(tmp_path, na
     family = find_family(cfg, DETECTOR)
     model = seeded_model(cfg, family)
     reference = family.reference(model)
-    sweeps = itertools.islice(family.generated_sweeps(family.preprocess_rule(cfg), SWEEPS + 3), SWEEPS, None)
+    sweeps = itertools.islice(
+        family.data.generated_sweeps(family.preprocess_rule(cfg), SWEEPS + 3), SWEEPS, None
+    )
     results = [reference.step(sweep) for sweep in sweeps]
     counted = [result.detections.above(THRESHOLD) for result in results]
     labels = np.concatenate([one.labels for one in counted])

@@ -4,39 +4,31 @@ What the attributes and methods of `MvxNetFamily` without a docstring are for is
 defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 from mmdet3d.models import builder
-from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import check_head, check_limits
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
+from mmdeploy_ext.families.anchor3d.mvxnet.data import MvxNetData
 from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
 from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
-    dumped,
-    frame,
     fusion_rule,
-    generated,
-    moments,
-    one_point_frame,
 )
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.parts import anchor_heads
 from mmdeploy_ext.families.parts.lidar_models import UNTRACED, LidarMethods, points_width
-from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.runtime.frames import FusedFrame, Stepper
-from mmdeploy_ext.synthetic.kitti import generated_dataset
+from mmdeploy_ext.runtime.frames import Stepper
 
 DETECTOR = 'DynamicMVXFasterRCNN'
 """The detector whose points take the features of a picture."""
@@ -79,9 +71,7 @@ class MvxNetFamily(LidarMethods, SequenceFamily):
         'obtain_mlvl_feats', 'sample_single', '*fusion_layer.forward',
     )  # fmt: skip
     graphs, reference = staticmethod(graphs), staticmethod(MvxNetReference)
-    result, facts = staticmethod(result), staticmethod(facts_of)
-    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
-    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
+    result, facts, data = staticmethod(result), staticmethod(facts_of), MvxNetData()
 
     def claims(self, cfg: Any) -> Claim:
         names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
@@ -106,23 +96,9 @@ class MvxNetFamily(LidarMethods, SequenceFamily):
         check_limits(cfg)
         self.preprocess_rule(cfg)
 
-    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:
-        return itertools.islice(generated(rule, 2), 1, 2)
-
-    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
-        return one_point_frame(sample, rule.voxels.point_cloud_range)
-
     def preprocess_rule(self, cfg: Any) -> FusionRule:
         self.check_model(cfg)
         return fusion_rule(cfg, points_width(cfg.model)[1])
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return MvxNetOnnx(paths, **engine)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        parts = parts_of(model)
-        return dict(
-            voxels=[(model, 'extract_img_feat'), (model, 'voxelize'), (parts.voxel_encoder, 'forward')],
-            backbone=[(parts.middle_encoder, 'forward')],
-            boxes=[(parts.head, 'get_bboxes')],
-        )

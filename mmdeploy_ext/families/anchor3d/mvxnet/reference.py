@@ -1,5 +1,7 @@
 """MVX-Net in PyTorch as a stepper: mmdet3d's detector, unpatched."""
 
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,8 +9,10 @@ import torch
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, check_camera
+from mmdeploy_ext.families.anchor3d.mvxnet.samples import generated, one_point_frame
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.parts.lidar_parts import Watch
+from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame
 
 
@@ -44,3 +48,20 @@ class MvxNetReference(AnchorReference):
     def hooks(self) -> dict[torch.nn.Module, Watch]:
         encoder = self.parts.voxel_encoder
         return {encoder: lambda _, output: {FEATURES: output[0]}, **super().hooks()}
+
+    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
+        return dict(
+            voxels=[
+                (self.model, 'extract_img_feat'),
+                (self.model, 'voxelize'),
+                (self.parts.voxel_encoder, 'forward'),
+            ],
+            backbone=[(self.parts.middle_encoder, 'forward')],
+            boxes=[(self.parts.head, 'get_bboxes')],
+        )
+
+    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:
+        return itertools.islice(generated(rule, 2), 1, 2)
+
+    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
+        return one_point_frame(sample, rule.voxels.point_cloud_range)

@@ -109,7 +109,7 @@ def _calibration(lidar2image: np.ndarray, to_input: np.ndarray) -> dict[str, np.
 
 
 def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceData.moments`.
 
     Sweeps are in the folder that the config's data set names (`pts_prefix`), if it names one, whatever the
     infos say.

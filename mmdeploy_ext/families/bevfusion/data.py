@@ -1,0 +1,27 @@
+"""The frames of BEVFusion."""
+
+from pathlib import Path
+from typing import Any
+
+from mmdeploy_ext.families.bevfusion.fork import RepositoryMoments, with_truth
+from mmdeploy_ext.families.bevfusion.samples import dumped, frame, moments
+from mmdeploy_ext.families.sequence_data import SequenceData
+from mmdeploy_ext.preprocess.fusion import FusionRule
+from mmdeploy_ext.synthetic.fused import fused_frames
+from mmdeploy_ext.synthetic.info_files import generated_dataset
+
+
+class BEVFusionData(SequenceData):
+    """Frames of cameras, a LiDAR or both."""
+
+    compared = ('cells', 'depth', 'bev')
+    frame, moments = staticmethod(frame), staticmethod(moments)
+    dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(fused_frames)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
+        default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
+        dataset = generated_dataset(folder, cfg, dict(type=default), rule.views, rule.voxels)
+        if cfg.get('fork'):
+            with_truth(Path(dataset['ann_file']))
+            dataset.update(type=RepositoryMoments, fork=cfg.fork)
+        return dataset

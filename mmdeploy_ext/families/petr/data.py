@@ -1,0 +1,42 @@
+"""The frames of PETR and PETRv2."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdeploy_ext.core.config import test_dataset
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.parts.camera_data import CameraData
+from mmdeploy_ext.families.parts.camera_samples import loaded_frame
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.synthetic.info_files import generated_dataset
+
+OF_CAMERAS = 'images', 'lidar2img', 'intrinsics', 'image_files'
+"""What a frame has of each camera."""
+
+
+class PetrData(CameraData):
+    """Frames of models whose head sees 1 or 2 of them."""
+
+    def __init__(self, frames: int, unread_fields: tuple[str, ...]) -> None:
+        self.frames, self.unread_fields = frames, unread_fields
+
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        """Return a sample as a frame, without the frame before, which PETRv2's data set puts behind it."""
+        sample = loaded_frame(data)
+        if sample.ego_pose is not None:  # a data set of streams
+            return sample
+        cameras, rest = divmod(len(sample.images), self.frames)
+        if rest:
+            raise DataError(
+                f'img: got {len(sample.images)} pictures; expected those of all cameras for '
+                f'{self.frames} frames'
+            )
+        present = {name: getattr(sample, name)[:cameras] for name in OF_CAMERAS}
+        return dataclasses.replace(sample, **present)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        ours = dict(collect_keys=[]) if 'collect_keys' in test_dataset(cfg) else {}
+        return generated_dataset(folder, cfg, dict(ours, type='CustomNuScenesDataset'), views=rule)
