@@ -146,7 +146,7 @@ def check_backbone(
     check_model(proof)
     rule, settings = sparse_file.read_fact(file.model, file.path, 'voxels'), deployment.settings
     layer = deployment.family.voxel_layer(deployment.model)
-    proof.results.preprocessing = compare_voxels(layer, settings.order, settings.in_channels, rule)
+    proof.results.preprocessing = compare_voxels(layer, settings.order, settings.in_channels, rule.to_json())
     return proof
 
 

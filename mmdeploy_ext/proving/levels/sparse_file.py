@@ -8,7 +8,6 @@ input and weights, by which INT8 is scaled. A node list is a file's nodes and in
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -275,7 +274,7 @@ def metadata_check(file: SparseFile) -> Check:
     """Check that the entries `form` and `voxels`, which runtimes rely on, agree with config and options."""
     props = deploy.metadata_props(file.deployment, file.export_options)
     facts = {name: read_fact(file.model, file.path, name) for name in ('form', 'voxels')}
-    expected = {name: json.loads(props[PREFIX + name]) for name in facts}
+    expected = {name: read_entry(props, name, file.path) for name in facts}
     wrong = [f'{name}: the file says {fact}' for name, fact in facts.items() if fact != expected[name]]
     if file.export_options.int8_fp16_io and file.export_options.precision != 'int8':
         wrong.append('options: int8_fp16_io goes with precision int8')

@@ -119,14 +119,6 @@ def test_infos_with_any_value_changed_are_frames_or_a_refusal_that_names_the_fil
     assert 50 < refused < 150
 
 
-def test_infos_with_any_bytes_changed_are_frames_or_a_refusal_that_names_the_file(right):
-    stored = [pickle.dumps(pickle.loads(right.read_bytes()), protocol) for protocol in range(6)]
-    changed = right.with_name('changed.pkl')
-    for content in infos_fuzz.changed_bytes(stored, 150, seed=45):
-        changed.write_bytes(content)
-        frames_or_refusal(changed)
-
-
 def test_a_picture_that_is_not_there_is_black_where_that_is_asked_for(tmp_path):
     def lose(infos):
         infos[0]['cams']['CAM_BACK'].update(data_path='x.png')
