@@ -81,7 +81,6 @@ def test_another_number_of_classes_is_refused(bench, good):
         ('--cfg-options model.backbone.depth=20', ['depth=20', '18, 34, 50, 101']),
         ('--cfg-options model.test_cfg.max_per_img=400', ['max_per_img=400', '360']),
         ('--cfg-options model.decoder.num_heads=5', ['num_heads=5', 'hidden_dim=96']),
-        ('--cfg-options model.train_cfg.cost.iou=1', ['train_cfg', 'iou']),
     ],
 )
 def test_wrong_options_are_refused_before_the_weights_load(more, words, bench):

@@ -139,16 +139,6 @@ def test_a_file_that_was_just_written_is_not_compared_with_itself(deployment, pa
     assert graphs_of(verdict)[0].passed and graphs_of(verdict)[0].text == 'as written'
 
 
-def test_the_hash_of_a_class_that_is_none_is_refused(path, tmp_path):
-    model = onnx.load(path)
-    entry = next(entry for entry in model.metadata_props if entry.key == f'{PREFIX}model_classes')
-    assert entry.value == '[]'  # all of the installed libraries
-    entry.value = json.dumps([dict(name='MyHead', file='plugin/head.py', sha256='0', ours=False)])
-    onnx.save(model, tmp_path / 'm.onnx')
-    with pytest.raises(ModelFileError, match=r'mm2onnx.model_classes.*\[0\]\.sha256.*.0..*64'):
-        read_metadata(str(tmp_path / 'm.onnx'))
-
-
 EDITS = {
     'simplify': ['simplify', '--no-proof'],
     'replace': ['replace', '--rule', 'y = Relu(x) -> y = Clip(x, 0.0)', '--no-proof'],
