@@ -170,10 +170,11 @@ def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):
         device='cpu', threads=0, providers=None,
     )
     model = SimpleNamespace(model=None, classes=('car', 'bus'))
-    exported = SimpleNamespace(paths=[], metadata=SimpleNamespace(classes=('bus', 'car')))
+    exported = SimpleNamespace(paths=[], metadata=SimpleNamespace(classes=('bus', 'car'), options={}))
     family = SimpleNamespace(reference=lambda model: 'torch', runner=lambda paths, options: 'onnx')
     monkeypatch.setattr(models, 'load', lambda *args: model)
     monkeypatch.setattr(files, 'read_files', lambda path: exported)
+    monkeypatch.setattr(video_app, 'contract_of', lambda family, options: family)
     with pytest.raises(ConfigError, match=r'folder.*bus, car.*c\.pth.*car, bus'):
         video_app.load_steppers(args, ['torch', 'onnx'], family)
     exported.metadata.classes = ('car', 'bus')

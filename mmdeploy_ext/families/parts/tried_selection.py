@@ -6,8 +6,10 @@ whatever version the copy says it has.
 
 import dataclasses
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -137,41 +139,41 @@ def generated(facts: DenseFacts, seed: int) -> Iterator[tuple[str, torch.Tensor]
     Some priors score better than others. No two scores are equal: which of them a top-k takes is no
     behaviour.
     """
-    draw, head = torch.Generator().manual_seed(seed), facts.head
+    draw, head = np.random.default_rng(seed), facts.head
     shape = (5, 8) if len(facts.strides) == 1 else (2, 4)
     share = min(CANDIDATES / facts.num_classes, 0.7)
-    passing = torch.logit(torch.tensor(min(max(facts.score_thr, 0.02), 0.9)))
-    passing = passing - torch.distributions.Normal(0, SPREAD).icdf(torch.tensor(1 - share))
+    threshold = min(max(facts.score_thr, 0.02), 0.9)
+    passing = math.log(threshold / (1 - threshold)) - NormalDist(0, SPREAD).inv_cdf(1 - share)
     for name, columns in head.outputs:
         for level, priors in enumerate(facts.base_anchors):
-            values = torch.randn(1, len(priors), columns, *shape, generator=draw)
+            values = draw.standard_normal((1, len(priors), columns, *shape), np.float32)
             if name == head.scores:
-                of_prior = torch.randn(1, len(priors), 1, *shape, generator=draw)
+                of_prior = draw.standard_normal((1, len(priors), 1, *shape), np.float32)
                 values[:, :, head.first_class :] *= 1.3
                 values[:, :, head.first_class :] += 0.7 * of_prior + passing
                 if head.activation == 'softmax':
                     values[:, :, -1] = 0.0
                 if head.activation == 'none':
-                    values = values.sigmoid()
+                    values = 1 / (1 + np.exp(-values))
                 if name == 'pred_map':
                     values[:, :, 2:4] *= 0.5
                     values[:, :, 4] += 1.0
             elif name in facts.coder.columns:
                 values = _spread(facts, name, values, level)
-            yield f'{name}_{level}', values.flatten(1, 2)
+            yield f'{name}_{level}', torch.from_numpy(values.reshape(1, -1, *shape))
 
 
-def _spread(facts: DenseFacts, name: str, values: torch.Tensor, level: int) -> torch.Tensor:
+def _spread(facts: DenseFacts, name: str, values: np.ndarray, level: int) -> np.ndarray:
     """Return what a coder reads, of normal values, so that boxes overlap and have a size."""
     coder = facts.coder.type
     if coder == 'distance':
-        return values.abs() * facts.strides[level] * 2 + 0.01
+        return np.abs(values) * facts.strides[level] * 2 + 0.01
     if coder == 'tblr':
-        return values.abs() * 0.2 + 0.01
+        return np.abs(values) * 0.2 + 0.01
     if coder == 'scaled':
-        return (values.abs() + 0.5) * 2 * CORNERS
+        return (np.abs(values) + 0.5) * 2 * CORNERS
     if coder == 'centre':
-        return values.abs() * (6.0 if name == 'wh' else 0.3)
+        return np.abs(values) * (6.0 if name == 'wh' else 0.3)
     if coder in ('integral', 'bucket'):
         return values * (1.0 if name == 'bbox_cls' else 2.0)
     return values * (0.3 if name == 'shape_pred' else 0.5)

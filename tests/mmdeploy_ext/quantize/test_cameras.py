@@ -143,9 +143,9 @@ def test_graphs_that_take_more_than_pictures_are_refused_with_what_to_give():
 def test_reports_count_frames_of_cameras_and_a_lidar_as_frames(monkeypatch, tmp_path, samples, title):
     runtime = SimpleNamespace(OPENS=lambda folder: None)
     monkeypatch.setattr(calibration_sets, 'quantised_graph', lambda family: 'frame')
-    monkeypatch.setattr(calibration_sets, 'runtime_of', lambda family: runtime)
+    monkeypatch.setattr(calibration_sets, 'opener', lambda metadata: runtime.OPENS)
     monkeypatch.setitem(calibration_sets.READERS, samples, lambda *_: ([1, 2], None))
-    stub = SimpleNamespace(form='frame', family='toy', samples=samples)
+    stub = SimpleNamespace(form='frame', family='toy', samples=samples, options={})
     found = calibration_sets.calibration_set(tmp_path / 'frame.onnx', stub, 'infos.pkl', None, 0)
     assert (len(found), found.title) == (2, title)
 
