@@ -90,7 +90,7 @@ def found_by(head, outputs, cap=CAP):
     metadata = types.SimpleNamespace(
         form='full',
         options=dict(max_candidates=cap),
-        postprocess=dict(max_per_img=head.test_cfg['max_per_img']),
+        postprocess=types.SimpleNamespace(max_per_img=head.test_cfg['max_per_img']),
     )
     images = runtime.detections(metadata, dict(zip(FULL_NAMES, outputs, strict=True)), {})
     return [(np.c_[image.bboxes_xyxy, image.scores], image.labels) for image in images]
