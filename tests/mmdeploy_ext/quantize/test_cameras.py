@@ -24,6 +24,7 @@ from mmdeploy_ext.quantize import calibration_sets
 from mmdeploy_ext.quantize.calibration_sets import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.quantize.dense_target import find_target, refuse_stale
+from toy_streampetr_export import FACTS
 
 RIG = CAMERAS[:2]
 RULE = MultiViewRule(
@@ -49,7 +50,7 @@ def metadata(form, inputs):
         (TensorSpec('img_feats', 'float32', (2, 8, 32, 64)),),
     )
     options = FAMILIES['streampetr'].choose(opset=17).to_json()
-    return Metadata('streampetr', form, spec, RULE, ('car',), {}, options, 'toy.py', 'c' * 64, 'd' * 64, {})
+    return Metadata('streampetr', form, spec, RULE, ('car',), FACTS, options, 'toy.py', 'c' * 64, 'd' * 64, {})
 
 
 def graph(form, inputs):
