@@ -50,7 +50,8 @@ def metadata(form, inputs):
         (TensorSpec('img_feats', 'float32', (2, 8, 32, 64)),),
     )
     options = FAMILIES['streampetr'].choose(opset=17).to_json()
-    return Metadata('streampetr', form, spec, RULE, ('car',), FACTS, options, 'toy.py', 'c' * 64, 'd' * 64, {})
+    hashes = 'c' * 64, 'd' * 64
+    return Metadata('streampetr', form, spec, RULE, ('car',), FACTS, options, 'toy.py', *hashes, {})
 
 
 def graph(form, inputs):
