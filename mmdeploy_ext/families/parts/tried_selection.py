@@ -31,7 +31,7 @@ CANDIDATES = 2.5
 """How many classes of a prior pass the threshold, on average: priors that are left out have some."""
 SPREAD = 1.5
 """Deviation of class logits."""
-CORNERS = torch.tensor([-1.0, -1.0, 1.0, 1.0]).view(4, 1, 1)
+CORNERS = np.asarray([-1.0, -1.0, 1.0, 1.0], np.float32).reshape(4, 1, 1)
 SCALE = np.asarray([1.5, 1.25, 1.5, 1.25], np.float32)
 BORDER = (3, 6)
 """Rows of padding above, columns left of the picture of a trial."""
