@@ -18,11 +18,10 @@ def test_a_frame_behind_one_that_the_files_refuse_is_not_compared():
             raise DataError('ego_pose: is not a rigid transform')
         return SimpleNamespace(outputs=dict(boxes=np.ones((1, 1, 2), np.float32)))
 
-    family = SimpleNamespace(
-        compared=(),
-        memory=True,
-        dumped_frame=lambda tensors, manifest: SimpleNamespace(number=manifest['sample'], ego_pose=np.eye(4)),
-    )
+    def dumped_frame(tensors, manifest):
+        return SimpleNamespace(number=manifest['sample'], ego_pose=np.eye(4))
+
+    family = SimpleNamespace(memory=True, data=SimpleNamespace(compared=(), dumped_frame=dumped_frame))
     spec = GraphSpec('toy', (), (TensorSpec('boxes', 'float32', (1, 1, 2)),))
     comparer = FrameDumpComparer(
         SimpleNamespace(step=step, reset=lambda: None),
