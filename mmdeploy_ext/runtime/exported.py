@@ -175,17 +175,6 @@ def files_by_name(paths: Paths, names: Sequence[str]) -> dict[str, Path]:
     return dict(zip(names, files, strict=True))
 
 
-def names_in(paths: Paths, *contracts: Sequence[str]) -> Sequence[str]:
-    """Return the names of the files of the contract whose first file is in a folder, for `export_files`.
-
-    `contracts` are the names of each, without `.onnx`; the first one counts if none of them is there, and for
-    `paths` that are no folder.
-    """
-    if not isinstance(paths, str | Path):
-        return contracts[0]
-    return next((names for names in contracts if (Path(paths) / f'{names[0]}.onnx').is_file()), contracts[0])
-
-
 def model_files(path: str | Path) -> list[Path]:
     """Return the ONNX files of a folder, sorted, or the path itself if it is no folder; it may be of no file.
 

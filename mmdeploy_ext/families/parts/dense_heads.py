@@ -40,7 +40,7 @@ CENTERNET_STRIDE = 4
 """Stride of CenterNet's maps behind its own neck, pixels."""
 FAR_PX = 1e6
 """A border that no box reaches, for functions of upstream that always clip."""
-OWN = '--parts, or a family of your own (docs/own-family.md)'
+OWN = 'a family of your own (docs/own-family.md)'
 """What there is for a head whose results no graph of ours makes."""
 
 

@@ -126,7 +126,7 @@ def test_results_that_no_graph_makes_are_refused_by_the_method_before_weights_lo
     status, _ = exported(tmp_path, text)
     said = capsys.readouterr().err
     assert status == 2 and 'your RetinaHeadOfItsOwn.get_bboxes (' in said and 'own_heads.py:' in said
-    for way in ('--postprocess raw', '--parts', 'docs/own-family.md'):
+    for way in ('--postprocess raw', 'docs/own-family.md'):
         assert way in said
     status, file = exported(tmp_path, text, '--postprocess', 'raw', '--verify')
     assert status == 0 and 'PROVEN' in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_an_overridden_method_of_a_known_coder_is_traced():
 
 def test_a_head_that_is_derived_from_no_kind_is_named_with_its_method():
     head = changed('FCOSHead', type('FCOSLikeHead', (torch.nn.Module,), dict(get_bboxes=lambda self: None)))
-    with pytest.raises(ConfigError, match=r'FCOSLikeHead\.get_bboxes \(.*nearest: FCOSHead.*--parts'):
+    with pytest.raises(ConfigError, match=r'FCOSLikeHead\.get_bboxes \(.*nearest: FCOSHead.*own-family'):
         heads.facts_of(head)
 
 
