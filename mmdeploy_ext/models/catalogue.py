@@ -58,8 +58,8 @@ MODELS_3D = {
         'NuScenesSparse4DAdaptor',
         'ResizeCropFlipImage',
     ),
-    'datasets.pipelines.augmentation': ('GlobalRotScaleTransImage', 'ResizeCropFlipRotImage'),
-    'datasets.pipelines.fusion': ('FoldHeading', 'ImageAug3D', 'ImageNormalize', 'LidarAugMatrix'),
+    'datasets.pipelines.augmentation': ('ResizeCropFlipRotImage',),
+    'datasets.pipelines.fusion': ('ImageAug3D', 'ImageNormalize'),
     'datasets.pipelines.multi_view_image': (
         'NormalizeMultiviewImage',
         'PETRFormatBundle3D',
@@ -84,13 +84,11 @@ MODELS_3D = {
     'sparse4d.head': ('Sparse4DHead', 'SparseBox3DDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
     'sparse_backbone.model': ('LidarBackbone',),
-    'streampetr.assigners': ('BBox3DL1Cost', 'HungarianAssigner2D', 'HungarianAssigner3D'),
     'streampetr.coder': ('NMSFreeCoder',),
     'streampetr.detector': ('Petr3D', 'Petr3DONNX', 'Petr3DPTH'),
     'streampetr.focal_head': ('FocalHead',),
     'streampetr.head': ('StreamPETRHead', 'StreamPETRHeadONNX', 'StreamPETRHeadPTH'),
     'streampetr.transformer': ('PETRTemporalDecoderLayer', 'PETRTemporalTransformer'),
-    'streampetr.warmup': ('GeometryWarmupHook',),
     'vovnet': ('VoVNet', 'VoVNetCP'),
 }
 """The same for models that need mmdet3d."""

@@ -82,9 +82,8 @@ class AttentionLayer(BaseTransformerLayer):
     """One layer of attentions and feed-forward networks, in the order that `operation_order` gives.
 
     `attn_cfgs` is the config of all attentions, or a list with one for each, in that order.
-    `with_cp` is kept for subclasses that recompute their activations in the backward pass instead of keeping
-    them; this class does not. The options of `FFN_KEYS` belong to the feed-forward networks, and take
-    precedence over `ffn_cfgs`, the config of all of them or a list with one for each.
+    `with_cp` is of training and not used. The options of `FFN_KEYS` belong to the feed-forward networks, and
+    take precedence over `ffn_cfgs`, the config of all of them or a list with one for each.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class AttentionLayer(BaseTransformerLayer):
         else:
             ffn_cfgs = [{**cfg, **network} for cfg in ffn_cfgs]
         super().__init__(attn_cfgs=attn_cfgs, ffn_cfgs=ffn_cfgs, operation_order=operation_order, **options)
-        self.with_cp = with_cp
 
 
 class DecoderTransformer(BaseModule):

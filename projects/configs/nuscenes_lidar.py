@@ -9,35 +9,6 @@ MODALITY = dict(use_lidar=True, use_camera=False, use_radar=False, use_map=False
 LOAD_POINTS = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)
 
 
-def augmented(
-    pc_range: list[float],
-    rotation: float,
-    scale: tuple[float, float],
-    fold_heading: bool = False,
-    classes: Sequence[str] = CLASS_NAMES,
-    moved: Sequence[dict[str, Any]] = (),
-) -> list[dict[str, Any]]:
-    """Return the steps that change points and boxes; `moved` are those behind the ones that move points.
-
-    `rotation` is in radians to either side, `scale` from and to; the others are those of `lidar_data`.
-    """
-    return [
-        dict(
-            type='GlobalRotScaleTrans',
-            rot_range=[-rotation, rotation],
-            scale_ratio_range=list(scale),
-            translation_std=[0, 0, 0],
-        ),
-        dict(type='RandomFlip3D', sync_2d=False, flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5),
-        *moved,
-        dict(type='PointsRangeFilter', point_cloud_range=pc_range),
-        dict(type='ObjectRangeFilter', point_cloud_range=pc_range),
-        dict(type='ObjectNameFilter', classes=list(classes)),
-        *([dict(type='FoldHeading')] if fold_heading else []),
-        dict(type='PointShuffle'),
-    ]
-
-
 def test_pipeline(
     classes: Sequence[str] = CLASS_NAMES, loads: Sequence[dict[str, Any]] = (LOAD_POINTS,)
 ) -> list[dict[str, Any]]:
@@ -63,35 +34,23 @@ def test_pipeline(
 
 def toy() -> dict[str, Any]:
     """Return the arguments of `lidar_data` and `fusion_data` for the generated data set."""
-    return dict(root='data/toy_nuscenes/', infos='toy_nuscenes_infos', fold_heading=True, workers_per_gpu=1)
+    return dict(root='data/toy_nuscenes/', infos='toy_nuscenes_infos', workers_per_gpu=1)
 
 
 def lidar_data(
-    pc_range: list[float],
-    rotation: float = 0.3925,
-    scale: tuple[float, float] = (0.95, 1.05),
-    fold_heading: bool = False,
-    classes: Sequence[str] = CLASS_NAMES,
-    loads: Sequence[dict[str, Any]] = (LOAD_POINTS,),
-    **files: Any,
+    classes: Sequence[str] = CLASS_NAMES, loads: Sequence[dict[str, Any]] = (LOAD_POINTS,), **files: Any
 ) -> dict[str, Any]:
     """Return the whole `data` section.
 
     Args:
-        pc_range: points and boxes outside are not learned.
-        rotation, scale: of `augmented`.
-        fold_heading: learn axes instead of headings, see `FoldHeading`.
-        classes: of boxes that are learned, by label.
+        classes: of boxes, by label.
         loads: steps that load points.
         files: of `sections`.
     """
-    steps = [
-        *loads,
-        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
-        *augmented(pc_range, rotation, scale, fold_heading, classes),
-        dict(type='DefaultFormatBundle3D', class_names=list(classes)),
-        dict(type='Collect3D', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
-    ]
-    shared = dict(type='NuScenesDataset', classes=list(classes), modality=MODALITY)
-    train = dict(use_valid_flag=True, pipeline=steps)
-    return sections(shared, train, dict(pipeline=test_pipeline(classes, loads)), **files)
+    shared = dict(
+        type='NuScenesDataset',
+        classes=list(classes),
+        modality=MODALITY,
+        pipeline=test_pipeline(classes, loads),
+    )
+    return sections(shared, **files)

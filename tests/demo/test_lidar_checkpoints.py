@@ -37,9 +37,7 @@ def test_it_is_small_plain_and_complete(toy, published):
 def test_it_is_of_the_config_in_the_repository(toy, published):
     config = load_config(str(REPOSITORY / 'projects/configs' / TOYS[toy][0] / f'{toy}.py'))
     trained = Config.fromstring(published['meta']['config'], '.py')
-    for key in ('model', 'optimizer', 'optimizer_config', 'lr_config', 'runner'):
-        assert trained[key] == config[key], key
-    assert trained.data.train.pipeline == config.data.train.pipeline
+    assert trained.model == config.model
     assert trained.data.test.pipeline == config.data.test.pipeline
 
 

@@ -17,25 +17,14 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 
 
-def normalize_bbox(bboxes: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
-    """Return the regression targets (..., 10 or 8) of boxes (..., 9 or 7).
+def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
+    """Return the boxes (..., 9 or 7) of predictions (..., 10 or 8).
 
     Boxes are the centre x, y, z in metres, three sizes in metres, yaw in radians and, where there are nine,
-    the velocity in m/s; targets x, y, z, log sizes in the order given, sin yaw, cos yaw, velocity. A size of
-    0 gives -inf. `pc_range` is unused; it is part of the signature that configs and users know.
+    the velocity in m/s; predictions x, y, z, log sizes in the same order, sin yaw, cos yaw, velocity.
+    `pc_range` is unused; it is part of the signature that configs and users know.
 
-    Source: StreamPETR `core/bbox/util.py`; nothing is scaled to the range, whatever the name says.
-    """
-    yaw = bboxes[..., 6:7]
-    return torch.cat(
-        [bboxes[..., :3], bboxes[..., 3:6].log(), yaw.sin(), yaw.cos(), bboxes[..., 7:9]], dim=-1
-    )
-
-
-def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
-    """Return the boxes (..., 9 or 7) that predictions (..., 10 or 8) mean; see `normalize_bbox`.
-
-    `pc_range` is unused here, too.
+    Source: StreamPETR `core/bbox/util.py`; nothing is scaled to the range.
     """
     yaw = torch.atan2(normalized[..., 6:7], normalized[..., 7:8])
     return torch.cat([normalized[..., :3], normalized[..., 3:6].exp(), yaw, normalized[..., 8:10]], dim=-1)
@@ -43,7 +32,7 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
 
 @registered_if_named(BBOX_CODERS)
 class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
-    """The best (query, class) pairs as boxes, see `QueryBoxCoder`; codes are those of `normalize_bbox`.
+    """The best (query, class) pairs as boxes, see `QueryBoxCoder`; codes as in `denormalize_bbox`.
 
     There are at most `max_num`. Scores below `score_threshold` are dropped; None or 0 drops none. Boxes whose
     centre is outside of `post_center_range` are dropped, too. `pc_range` is kept for the head that reads it.
@@ -57,7 +46,7 @@ class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
         return denormalize_bbox(codes)
 
     def encode(self, *args: Any, **kwargs: Any) -> None:
-        """Raise NotImplementedError: boxes are encoded by `normalize_bbox`."""
+        """Raise NotImplementedError: encoding is of training."""
         raise NotImplementedError('NMSFreeCoder only decodes')
 
     def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -15,7 +15,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.streampetr import memory as temporal
-from mmdeploy_ext.models.streampetr import training
 from mmdeploy_ext.models.streampetr.head_layers import HeadLayers
 from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.models.streampetr.steps import FrameSteps, tap_memory
@@ -37,15 +36,11 @@ class StreamPETRHead(FrameSteps, HeadLayers):
             first depth, m; the end of the range in x, `position_range[3]`, would be the next one.
         position_range: x, y, z low, then high, m: the range that normalises the points of the bins.
         normedlinear: cosine classifier.
-        with_dn: whether there are denoising queries in training, `scalar` groups of them.
-        noise_scale, noise_trans: a noised centre moves by up to (half its box + `noise_trans` m) times
-            `noise_scale` along each axis.
-        split: a box that moved by more than this share of it (Euclidean norm of the three parts) becomes
-            background.
-        dn_weight: factor of the losses of denoising queries.
-        ignored: `with_position` and `depth_step`, which upstream ignores too, and `code_size`, which must be
-            10. ConfigError, which names it: a value that is not supported, or a key that neither this class
-            nor `HeadLayers` describes.
+        ignored: keys of training, `with_position` and `depth_step`, which upstream ignores too, and
+            `code_size`, which must be 10.
+
+    Raises:
+        ConfigError: a value that is not supported, or an unknown key.
     """
 
     memory: Memory | None = None
@@ -65,32 +60,22 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     ) -> dict[str, Any]:
         """Run one frame (B, N, C, h, w) and keep the state; ConfigError: `topk_indexes` is not None.
 
-        Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img (to pixels of the
+        Metas have 'pad_shape'; data are lidar2img (to pixels of the
         padded image times depth), intrinsics (B, N, 4, 4), ego_pose, ego_pose_inv (B, 4, 4; LiDAR to global
         and back), timestamp (B,) float64 s, prev_exists (B,) float32, and keys that are not used.
 
         Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10): x, y, z of the
-        centre (m), logarithms of three sizes, sine and cosine of the yaw, velocity x, y (m/s); both without
-        denoising queries; and dn_mask_dict (None if there are no denoising queries).
+        centre (m), logarithms of three sizes, sine and cosine of the yaw, velocity x, y (m/s).
         """
         if topk_indexes is not None:
             raise ConfigError(
                 'focal token sampling (aux_2d_only=False) is not supported; leave topk_indexes None'
             )
-        pad_shape = img_metas[0]['pad_shape'][0]
-        places = self.embed_positions(data['lidar2img'], data['intrinsics'], pad_shape)
-        queries, attn_mask, mask_dict = None, None, None
-        if self.training and self.with_dn:
-            points, attn_mask, mask_dict = training.prepare_denoising(
-                self, img_feats.shape[0], self.reference_points.weight, img_metas
-            )
-            queries = self.queries_at(points)
-        pad_size = mask_dict['pad_size'] if mask_dict else 0
-        state = *self._state(data), data['prev_exists']
-        outputs, _, pushed = self.step(img_feats, *places, *state, queries, attn_mask, pad_size)
+        places = self.embed_positions(data['lidar2img'], data['intrinsics'], img_metas[0]['pad_shape'][0])
+        outputs, _, pushed = self.step(img_feats, *places, *self._state(data), data['prev_exists'])
         self.memory = temporal.move(pushed, data['ego_pose'], -data['timestamp'])
         tap_memory('post_mem', self.memory)
-        return self._outputs(outputs, mask_dict, pad_size)
+        return {name: tap(name, outputs[name]) for name in ('all_cls_scores', 'all_bbox_preds')}
 
     def _state(self, data: dict[str, Tensor]) -> tuple[Memory, Tensor, Tensor]:
         """Return the state, and the transform and time into the current frame; a fresh state needs none."""
@@ -100,26 +85,6 @@ class StreamPETRHead(FrameSteps, HeadLayers):
         fresh = temporal.empty(poses.shape[0], self.memory_len, self.embed_dims, poses.device, poses.dtype)
         identity = torch.eye(4, dtype=poses.dtype, device=poses.device).expand_as(poses)
         return fresh, identity, torch.zeros_like(data['timestamp'])
-
-    def _outputs(self, outputs: dict[str, Tensor], mask_dict: dict | None, pad_size: int) -> dict[str, Any]:
-        cls_scores, bbox_preds = outputs['all_cls_scores'], outputs['all_bbox_preds']
-        if pad_size:
-            denoised = (cls_scores[:, :, :pad_size], bbox_preds[:, :, :pad_size])
-            mask_dict = {**mask_dict, 'output_known_lbs_bboxes': denoised}
-        return {
-            'all_cls_scores': tap('all_cls_scores', cls_scores[:, :, pad_size:]),
-            'all_bbox_preds': tap('all_bbox_preds', bbox_preds[:, :, pad_size:]),
-            'dn_mask_dict': mask_dict if pad_size else None,
-        }
-
-    def loss(
-        self, gt_bboxes_list: list, gt_labels_list: list, preds_dicts: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """Return the losses by name, see `training.head_losses`.
-
-        Per sample there are LiDARInstance3DBoxes and labels (n,) int64; `preds_dicts` is what `forward` gave.
-        """
-        return training.head_losses(self, gt_bboxes_list, gt_labels_list, preds_dicts)
 
     def get_bboxes(
         self, preds_dicts: dict[str, Tensor], img_metas: list[dict], rescale: bool = False

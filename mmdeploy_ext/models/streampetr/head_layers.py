@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from mmcv.cnn import Linear, bias_init_with_prob
 from mmcv.runner import BaseModule
-from mmdet.core import build_assigner, build_bbox_coder, build_sampler
-from mmdet.models import build_loss
+from mmdet.core import build_bbox_coder
 from mmdet.models.utils import NormedLinear, build_transformer
 from torch import Tensor, nn
 
@@ -29,8 +28,11 @@ MOTION_SIZE = 180
 """Numbers of a `motion_code`."""
 NUM_BRANCHES = 6
 """Number of entries of `cls_branches` and `reg_branches`: most decoder layers of a head."""
-IGNORED_KEYS = {'with_position', 'depth_step', 'code_size'}
-"""Keys of published configs that upstream reads and does not use."""
+IGNORED_KEYS = {
+    'with_position', 'depth_step', 'code_size', 'test_cfg', 'train_cfg', 'with_dn', 'scalar', 'noise_scale',
+    'noise_trans', 'dn_weight', 'split', 'match_with_velo', 'sync_cls_avg_factor', 'loss_bbox', 'loss_iou',
+}  # fmt: skip
+"""Keys of published configs that are not used: of training, and those that upstream ignores."""
 LEGACY_NAMES = {
     '.self_attn.': '.attentions.0.',
     '.multihead_attn.': '.attentions.1.',
@@ -80,14 +82,9 @@ class SELayer(nn.Module):
 class HeadLayers(BaseModule):
     """The layers of a `StreamPETRHead`; no frame is run here.
 
-    The arguments are the keys of its config; see `StreamPETRHead` for those that are not named here, such as
-    sizes, the memory, the depth bins and the denoising queries. `transformer`, `bbox_coder` and the three
-    losses are configs, of which the first two and `loss_cls` are needed, and `loss_iou` is built and not
-    used; `code_weights` and `match_costs` are ten factors of the columns of a box, in the loss (None: eight
-    times 1, twice 0.2) and in the matching (None: those of the loss); `match_with_velo` says whether the
-    matching compares velocities; with `sync_cls_avg_factor` the loss of classes is divided by the ranks' mean
-    of the number of positives, otherwise by its own; `train_cfg` has `assigner`, None for a model that is not
-    trained; `test_cfg` is not used.
+    The arguments are the keys of its config, described at `StreamPETRHead`. `transformer`, `bbox_coder` and
+    `loss_cls` are configs; `loss_cls` only tells that scores are sigmoids. `code_weights` and `match_costs`
+    are of training, and parameters of checkpoints.
     """
 
     _version = 2
@@ -103,28 +100,16 @@ class HeadLayers(BaseModule):
         memory_len: int = 1024,
         topk_proposals: int = 256,
         num_propagated: int = 256,
-        with_dn: bool = True,
         with_ego_pos: bool = True,
-        match_with_velo: bool = True,
         match_costs: Sequence[float] | None = None,
         transformer: dict | None = None,
-        sync_cls_avg_factor: bool = False,
         code_weights: Sequence[float] | None = None,
         bbox_coder: dict | None = None,
         loss_cls: dict | None = None,
-        loss_bbox: dict | None = None,
-        loss_iou: dict | None = None,
-        train_cfg: dict | None = None,
-        test_cfg: dict | None = None,
         depth_num: int = 64,
         LID: bool = False,
         depth_start: float = 1,
         position_range: Sequence[float] = (-65, -65, -8.0, 65, 65, 8.0),
-        scalar: int = 5,
-        noise_scale: float = 0.4,
-        noise_trans: float = 0.0,
-        dn_weight: float = 1.0,
-        split: float = 0.5,
         normedlinear: bool = False,
         init_cfg: dict | None = None,
         **ignored: Any,
@@ -134,14 +119,7 @@ class HeadLayers(BaseModule):
         self.stride, self.num_query, self.num_reg_fcs = stride, num_query, num_reg_fcs
         self.memory_len, self.topk_proposals, self.num_propagated = memory_len, topk_proposals, num_propagated
         self.with_ego_pos, self.depth_num, self.normedlinear = with_ego_pos, depth_num, normedlinear
-        self.with_dn, self.scalar, self.dn_weight, self.split = with_dn, scalar, dn_weight, split
-        self.bbox_noise_scale, self.bbox_noise_trans = noise_scale, noise_trans
-        self.match_with_velo, self.sync_cls_avg_factor = match_with_velo, sync_cls_avg_factor
-        self.code_size, self.bg_cls_weight, self.fp16_enabled = CODE_SIZE, 0, False
-        self.train_cfg, self.test_cfg = train_cfg, test_cfg
-        self._check(ignored)
-
-        self._build_losses(loss_cls, loss_bbox, loss_iou, train_cfg)
+        self._check(ignored, loss_cls or {})
         self.bbox_coder = build_bbox_coder(bbox_coder)
         weights = list(code_weights or [1.0] * 8 + [0.2] * 2)[:CODE_SIZE]
         self.code_weights = _constant(weights)
@@ -155,12 +133,13 @@ class HeadLayers(BaseModule):
         self.transformer = build_transformer(transformer)
         self._check_layers()
 
-    def _check(self, ignored: dict[str, Any]) -> None:
+    def _check(self, ignored: dict[str, Any], loss_cls: dict) -> None:
         """Refuse settings that this head does not support."""
         unknown = sorted(set(ignored) - IGNORED_KEYS)
         num_all = self.num_query + self.num_propagated
         code_size = ignored.get('code_size', CODE_SIZE)
         wrong = {
+            'loss_cls.use_sigmoid must be True: scores are sigmoids': not loss_cls.get('use_sigmoid'),
             f'unknown keys {", ".join(unknown)}': bool(unknown),
             f'code_size={code_size}: boxes have 10 numbers, velocity included': code_size != CODE_SIZE,
             f'in_channels={self.in_channels} must equal embed_dims={self.embed_dims}': (
@@ -193,21 +172,6 @@ class HeadLayers(BaseModule):
                 f'{type(self).__name__}: num_layers={decoder.num_layers}; there are {NUM_BRANCHES} branches'
             )
 
-    def _build_losses(
-        self, loss_cls: dict | None, loss_bbox: dict | None, loss_iou: dict | None, train_cfg: dict | None
-    ) -> None:
-        if not (loss_cls or {}).get('use_sigmoid'):
-            raise ConfigError(
-                f'{type(self).__name__}: loss_cls.use_sigmoid must be True: scores are sigmoids'
-            )
-        self.loss_cls = build_loss(loss_cls)
-        self.loss_bbox = build_loss(loss_bbox or dict(type='L1Loss', loss_weight=5.0))
-        self.loss_iou = build_loss(loss_iou or dict(type='GIoULoss', loss_weight=2.0))
-        self.cls_out_channels = self.num_classes
-        if train_cfg:
-            self.assigner = build_assigner(train_cfg['assigner'])
-            self.sampler = build_sampler(dict(type='PseudoSampler'), context=self)
-
     def _build_layers(self) -> None:
         dims = self.embed_dims
         classifier = NormedLinear if self.normedlinear else Linear
@@ -215,7 +179,7 @@ class HeadLayers(BaseModule):
         for _ in range(self.num_reg_fcs):
             cls_branch += [Linear(dims, dims), nn.LayerNorm(dims), nn.ReLU(inplace=True)]
             reg_branch += [Linear(dims, dims), nn.ReLU()]
-        cls_branch = nn.Sequential(*cls_branch, classifier(dims, self.cls_out_channels))
+        cls_branch = nn.Sequential(*cls_branch, classifier(dims, self.num_classes))
         reg_branch = nn.Sequential(*reg_branch, Linear(dims, CODE_SIZE))
         # one module in every place: the layers share their branches, the checkpoints repeat them
         self.cls_branches = nn.ModuleList([cls_branch] * NUM_BRANCHES)

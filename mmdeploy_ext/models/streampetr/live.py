@@ -57,18 +57,13 @@ class UserSteps(FrameSteps):
         tokens_pos: Tensor,
         temp_memory: Tensor,
         temp_pos: Tensor,
-        attn_mask: Tensor | None,
     ) -> Tensor:
-        """Return the outputs (L, B, Q, C) of the user's transformer.
+        """Return the outputs (L, B, Q, C) of the user's transformer, which takes its arguments in its order.
 
-        The arguments are those of `PETRTemporalTransformer.forward`, batch first: queries and their positions
-        (B, Q, C), tokens and their positions (B, T, C), rows of the memory and their positions (B, M, C), and
-        the mask (Q, Q + M) of the self attention, True if a query must not look, None if all may; here they
-        are passed in the order that the user's transformer takes.
+        Batch first: queries (B, Q, C), tokens (B, T, C) and memory rows (B, M, C), each followed by its
+        positions.
         """
-        outs_dec, _ = self.head.transformer(
-            tokens, tgt, query_pos, tokens_pos, attn_mask, temp_memory, temp_pos
-        )
+        outs_dec, _ = self.head.transformer(tokens, tgt, query_pos, tokens_pos, None, temp_memory, temp_pos)
         return outs_dec
 
 

@@ -176,15 +176,12 @@ class FrameSteps:
         tokens_pos: Tensor,
         memory: Memory,
         queries: Queries | None = None,
-        attn_mask: Tensor | None = None,
         all_layers: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the decoder on tokens (B, T, C), whose positions are added to the keys, and M rows of memory.
+        """Run the decoder on tokens (B, T, C), their positions, and M rows of memory.
 
-        The rows are in the current LiDAR frame. `queries` are those before the propagated ones: the learned
-        ones as constants, or with denoising queries in front; None: `learned_queries`. `attn_mask`
-        (Q, Q - num_propagated + M) bool is that of the self attention over [queries | memory], True if a
-        query must not look; None: all look at all.
+        The rows are in the current LiDAR frame. `queries` are the learned queries as constants; None computes
+        them by `learned_queries`.
 
         Returns:
             outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10): x, y, z
@@ -197,7 +194,7 @@ class FrameSteps:
         propagated, (temp_memory, temp_pos, _) = zip(*rows_of_memory, strict=True)
         queries = [rows.expand(points.shape[0], -1, -1) for rows in queries or self.learned_queries()]
         tgt, query_pos, reference = (torch.cat(rows, dim=1) for rows in zip(queries, propagated, strict=True))
-        outs_dec = self.run_transformer(tgt, query_pos, tokens, tokens_pos, temp_memory, temp_pos, attn_mask)
+        outs_dec = self.run_transformer(tgt, query_pos, tokens, tokens_pos, temp_memory, temp_pos)
         first_layer = 0
         if not all_layers:
             first_layer = len(outs_dec) - 1
@@ -206,12 +203,11 @@ class FrameSteps:
             outs_dec = torch.nan_to_num(outs_dec)
         return outs_dec, *self.predict(outs_dec, reference, first_layer)
 
-    def run_transformer(self, *args: Tensor | None) -> Tensor:
+    def run_transformer(self, *args: Tensor) -> Tensor:
         """Return the outputs (L, B, Q, C) of the decoder.
 
-        The arguments are those of `PETRTemporalTransformer.forward`, batch first: queries and their
-        positions, tokens and their positions, rows of the memory and their positions, and the mask of the
-        self attention or None.
+        The arguments of `PETRTemporalTransformer.forward`, batch first: queries, tokens and memory rows, each
+        followed by its positions.
         """
         return self.transformer(*args)
 
@@ -232,8 +228,7 @@ class FrameSteps:
     def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
         """Return the rows that a frame adds to the memory, the best queries first, with the age 0, detached.
 
-        The arguments are those of the last layer without denoising queries: logits (B, Q, K), boxes
-        (B, Q, 10), outputs (B, Q, C).
+        The arguments are of the last layer: logits (B, Q, K), boxes (B, Q, 10), outputs (B, Q, C).
         """
         scores = cls_scores.sigmoid().amax(dim=-1)
         indexes = scores.topk(self.topk_proposals, dim=1).indices.unsqueeze(-1)
@@ -264,17 +259,15 @@ class FrameSteps:
         delta_t: Tensor,
         prev_exists: Tensor,
         queries: Queries | None = None,
-        attn_mask: Tensor | None = None,
-        pad_size: int = 0,
         all_layers: bool = True,
     ) -> tuple[dict[str, Tensor], Memory, Memory]:
         """Compute one frame: state in, boxes and state out.
 
         The features are (B, N, C, h, w); for `pos_embed_raw` (B, T, C) and `cone` (B, T, 8) see
-        `position_embedding`, for `queries`, `attn_mask` and `all_layers` `decode`. `memory` is the state
+        `position_embedding`, for `queries` and `all_layers` `decode`. `memory` is the state
         after the last frame, of memory_len + topk_proposals rows (or memory_len); `transform` (B, 4, 4)
         brings its places into the current LiDAR frame, `delta_t` (B,) in s makes its times ages, and where
-        `prev_exists` (B,) is 0 it is not used. `pad_size` denoising queries at the front never become memory.
+        `prev_exists` (B,) is 0 it is not used.
 
         Returns:
             outs_dec, all_cls_scores, all_bbox_preds by name; the memory that the frame used (memory_len
@@ -285,8 +278,8 @@ class FrameSteps:
         used = temporal.pre_update(memory, transform, delta_t, prev_exists, fresh, self.memory_len)
         tap_memory('out_mem', used)
         tokens = self.align_tokens(img_feats, pos_embed_raw, cone)
-        outs_dec, cls_scores, bbox_preds = self.decode(*tokens, used, queries, attn_mask, all_layers)
-        new = self.select_topk(*(rows[-1][:, pad_size:] for rows in (cls_scores, bbox_preds, outs_dec)))
+        outs_dec, cls_scores, bbox_preds = self.decode(*tokens, used, queries, all_layers)
+        new = self.select_topk(cls_scores[-1], bbox_preds[-1], outs_dec[-1])
         tap('out_outs_dec', outs_dec[-1])
         outputs = dict(outs_dec=outs_dec, all_cls_scores=cls_scores, all_bbox_preds=bbox_preds)
         return outputs, used, temporal.push(used, new)

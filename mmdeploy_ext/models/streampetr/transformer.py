@@ -7,19 +7,16 @@ attentions and the sequence of layers.
 The classes are offered for mmcv's and mmdet's registries, see `catalogue.py`: they are registered for a
 config that names them, unless other code has registered the name.
 
-Glossary: B batch, C channels, Q queries (new and propagated ones; in training denoising queries, too),
-T tokens, M memory rows that are no queries, L outputs, one per decoder layer, or 1 if the decoder does not
-have `return_intermediate`, n any of Q, T, M.
+Glossary: B batch, C channels, Q queries (new and propagated ones), T tokens, M memory rows that are no
+queries, L outputs, one per decoder layer, or 1 without `return_intermediate`, n any of Q, T, M.
 """
 
 from typing import Any
 
 import torch
-from mmcv.cnn import xavier_init
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
@@ -37,16 +34,7 @@ class PETRTemporalDecoderLayer(AttentionLayer):
                 'PETRTemporalDecoderLayer: batch_first=True is not supported; the decoder is sequence first'
             )
 
-    def forward(self, query: Tensor, *args: Any) -> Tensor:
-        """Run the layer; the arguments are those of `compute`.
-
-        In training its activations are computed again for the gradients, unless `with_cp` is False.
-        """
-        if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpoint(self.compute, query, *args, use_reentrant=False)
-        return self.compute(query, *args)
-
-    def compute(
+    def forward(
         self,
         query: Tensor,
         query_pos: Tensor,
@@ -54,14 +42,11 @@ class PETRTemporalDecoderLayer(AttentionLayer):
         tokens_pos: Tensor,
         temp_memory: Tensor,
         temp_pos: Tensor,
-        attn_mask: Tensor | None,
     ) -> Tensor:
         """Return the queries (Q, B, C) after the layer.
 
-        Positions are added to queries and keys, of which they have the shapes; tokens (T, B, C) are keys and
-        values of the cross attention, the rows of the memory (M, B, C) further ones of the self attention,
-        behind the queries; M may be 0. The mask (Q, Q + M) of the self attention, one for all samples and
-        heads, is True where a query must not look; None lets each look at all.
+        Positions are added to queries and keys. Tokens (T, B, C) are keys and values of the cross attention;
+        memory rows (M, B, C) stand behind the queries in the self attention, and M may be 0.
         """
         identity = query
         attentions, norms, ffns = iter(self.attentions), iter(self.norms), iter(self.ffns)
@@ -73,9 +58,7 @@ class PETRTemporalDecoderLayer(AttentionLayer):
                 continue
             if operation == 'self_attn':
                 keys, keys_pos = torch.cat([query, temp_memory]), torch.cat([query_pos, temp_pos])
-                query = next(attentions)(
-                    query, keys, keys, shortcut, query_pos=query_pos, key_pos=keys_pos, attn_mask=attn_mask
-                )
+                query = next(attentions)(query, keys, keys, shortcut, query_pos=query_pos, key_pos=keys_pos)
             elif operation == 'cross_attn':
                 query = next(attentions)(
                     query, tokens, tokens, shortcut, query_pos=query_pos, key_pos=tokens_pos
@@ -91,16 +74,6 @@ class PETRTemporalDecoderLayer(AttentionLayer):
 class PETRTemporalTransformer(DecoderTransformer):
     """A `DecoderTransformer` for tensors whose first axis is the batch."""
 
-    def init_weights(self) -> None:
-        """Give every `weight` of two axes or more Xavier-uniform values, and its module zeros as bias.
-
-        mmdet's DETR does the same.
-        """
-        for module in self.modules():
-            if isinstance(getattr(module, 'weight', None), Tensor) and module.weight.dim() > 1:
-                xavier_init(module, distribution='uniform')
-        self._is_init = True
-
     def forward(
         self,
         tgt: Tensor,
@@ -109,13 +82,7 @@ class PETRTemporalTransformer(DecoderTransformer):
         tokens_pos: Tensor,
         temp_memory: Tensor,
         temp_pos: Tensor,
-        attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the outputs (L, B, Q, C) of the layers in turn for (B, n, C) inputs.
-
-        For the inputs (`tgt` is its `query`), and the mask, which has no batch axis, see
-        `PETRTemporalDecoderLayer.compute`; for the norm of the outputs see
-        `query_decoder.PETRTransformerDecoder`.
-        """
+        """Return the outputs (L, B, Q, C) of the layers for (B, n, C) inputs."""
         sequences = (tgt, query_pos, tokens, tokens_pos, temp_memory, temp_pos)
-        return self.decoder(*(sequence.transpose(0, 1) for sequence in sequences), attn_mask).transpose(1, 2)
+        return self.decoder(*(sequence.transpose(0, 1) for sequence in sequences)).transpose(1, 2)

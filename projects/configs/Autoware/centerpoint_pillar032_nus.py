@@ -1,12 +1,8 @@
 # For `--contract autoware`: a CenterPoint that lidar_centerpoint can load, on nuScenes; docs/autoware.md.
 from projects.configs.nuscenes_lidar import LOAD_POINTS, lidar_data
 
-_base_ = ['../_base_/models/centerpoint_pillar_node.py', '../_base_/stream_runtime.py']
+_base_ = ['../_base_/models/centerpoint_pillar_node.py', '../_base_/plugin_runtime.py']
 data = lidar_data(
-    [-76.8, -76.8, -4.0, 76.8, 76.8, 6.0],
     classes=['car', 'truck', 'bus', 'bicycle', 'pedestrian'],
     loads=[LOAD_POINTS, dict(type='LoadPointsFromMultiSweeps', sweeps_num=1, use_dim=[0, 1, 2, 4])],
 )
-optimizer = dict(lr=1e-3)
-runner = dict(type='EpochBasedRunner', max_epochs=20)
-evaluation = dict(interval=20, metric='bbox')

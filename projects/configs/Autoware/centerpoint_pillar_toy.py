@@ -1,8 +1,7 @@
 from projects.configs.nuscenes_lidar import LOAD_POINTS, lidar_data, toy
 
-_base_ = ['../_base_/models/centerpoint_pillar_toy.py', '../_base_/schedules/lidar_toy.py']
+_base_ = ['../_base_/models/centerpoint_pillar_toy.py', '../_base_/plugin_runtime.py']
 data = lidar_data(
-    [-22.4, -22.4, -4.0, 22.4, 22.4, 6.0],
     classes=['car', 'truck', 'bus', 'bicycle', 'pedestrian'],
     loads=[LOAD_POINTS, dict(type='LoadPointsFromMultiSweeps', sweeps_num=1, use_dim=[0, 1, 2, 4])],
     **toy(),

@@ -87,12 +87,4 @@ model = dict(
         )
     ),
 )
-data = dict(
-    _delete_=True,
-    **fusion_data(
-        dict(final_dim=[256, 704], resize_lim=[0.48, 0.48]),
-        point_cloud_range,
-        train_image=dict(final_dim=[256, 704], resize_lim=[0.38, 0.55], rot_lim=[-5.4, 5.4], rand_flip=True),
-        samples_per_gpu=6,
-    ),
-)
+data = dict(_delete_=True, **fusion_data(dict(final_dim=[256, 704], resize_lim=[0.48, 0.48])))

@@ -4,4 +4,4 @@ from projects.configs.nuscenes_fusion import fusion_data
 
 _base_ = ['./bevfusion_camera_lidar_r50_nus.py']
 model = dict(encoders=dict(camera=None), fuser=None)
-data = dict(_delete_=True, **fusion_data(None, [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0], scale=(0.9, 1.1)))
+data = dict(_delete_=True, **fusion_data(None))

@@ -1,8 +1,8 @@
 from projects.configs.nuscenes_bev import CAFFE_NORM
-from projects.configs.nuscenes_stream import image_augmentation, stream_test_data
+from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 _base_ = ['../_base_/models/petr_toy.py']
-data = stream_test_data(
+data = stream_data(
     image_augmentation((80, 240), (0.7, 0.7), source=(198, 352), rand_flip=False),
     CAFFE_NORM,
     root='data/toy_nuscenes/',

@@ -8,4 +8,4 @@ model = dict(
         init_cfg=dict(checkpoint='ckpts/cascade_mask_rcnn_r101_fpn_1x_nuim_20201024_134804-45215b1e.pth'),
     )
 )
-data = stream_data(image_augmentation((512, 1408), (0.76, 1.10)), [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0])
+data = stream_data(image_augmentation((512, 1408), (0.76, 1.10)))

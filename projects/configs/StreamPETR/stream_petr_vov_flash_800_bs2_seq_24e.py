@@ -1,7 +1,7 @@
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 from projects.configs.petr_model import VOVNET_99
 
-_base_ = ['../_base_/models/stream_petr_r50.py', '../_base_/schedules/nuscenes_24e.py']
+_base_ = ['../_base_/models/stream_petr_r50.py', '../_base_/plugin_runtime.py']
 attention = dict(embed_dims=256, num_heads=8, dropout=0.1)
 model = dict(
     img_backbone=dict(VOVNET_99, _delete_=True),
@@ -19,5 +19,4 @@ model = dict(
         )
     ),
 )
-data = stream_data(image_augmentation((320, 800), (0.47, 0.625)), [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0])
-load_from = 'ckpts/fcos3d_vovnet_imgbackbone-remapped.pth'
+data = stream_data(image_augmentation((320, 800), (0.47, 0.625)))

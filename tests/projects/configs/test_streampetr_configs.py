@@ -62,7 +62,6 @@ def test_every_config_loads_and_builds(name):
     cfg = load(name)
     model = build_model(cfg.model, train_cfg=cfg.get('train_cfg'))
     assert type(model).__name__ == 'Petr3D' and cfg.data.test.pipeline[1].type == 'ResizeCropFlipRotImage'
-    assert cfg.data.train.pipeline[2].point_cloud_range == cfg.model.pts_bbox_head.bbox_coder.pc_range
     assert sum(p.numel() for p in model.parameters()) * 4 < 8e6 or 'toy' not in name
 
 

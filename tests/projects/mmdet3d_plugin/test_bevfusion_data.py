@@ -11,7 +11,6 @@ from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.cli.nuscenes_infos import create_infos
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.bevfusion.samples import frame
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
@@ -34,9 +33,9 @@ def options(tmp_path_factory):
     root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
     ensure_toy_nuscenes(root, SetOptions(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)
     create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
-    parts = ('train', 'train'), ('test', 'val')
-    found = {f'data.{part}.ann_file': f'{root}/toy_nuscenes_infos_{name}.pkl' for part, name in parts}
-    return {**found, 'data.train.data_root': f'{root}/', 'data.test.data_root': f'{root}/'}
+    return {
+        'data.test.ann_file': f'{root}/toy_nuscenes_infos_val.pkl', 'data.test.data_root': f'{root}/'
+    }  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -48,61 +47,20 @@ def cfg(options):
 def dataset(cfg):
     from mmdet3d.datasets import build_dataset
 
-    return build_dataset(cfg.data.train)
+    return build_dataset(cfg.data.test)
 
 
-def drawn(dataset, seed, *names):
-    """Return a sample before and after the steps of these names, drawn by a seed."""
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    info, before = dataset.get_data_info(0), None
-    dataset.pre_pipeline(info)
-    for step in dataset.pipeline.transforms:
-        kind = type(step).__name__
-        if kind == names[0]:
-            before = dict(info, points=info['points'].tensor.clone(), img=list(info['img']))
-        info = step(info)
-        if kind == names[-1]:
-            return before, info
-    raise AssertionError(names)
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_one_matrix_moves_the_points_as_all_steps_of_training_did(dataset, seed):
-    before, after = drawn(dataset, seed, 'GlobalRotScaleTrans', 'LidarAugMatrix')
-    matrix = after['lidar_aug_matrix']
-    moved = before['points'][:, :3].numpy() @ matrix[:3, :3].T + matrix[:3, 3]
-    assert np.abs(moved - after['points'].tensor[:, :3].numpy()).max() < 1e-4
-    assert not np.allclose(matrix, np.eye(4), atol=0.01)
-
-
-def test_two_steps_whose_notes_overwrite_each_other_are_refused():
-    from mmdeploy_ext.models.datasets.pipelines.fusion import LidarAugMatrix
-
-    with pytest.raises(DataError, match='GlobalRotScaleTrans is in the pipeline twice'):
-        LidarAugMatrix()(dict(transformation_3d_flow=['R', 'S', 'T', 'HF', 'R', 'S', 'T']))
-
-
-@pytest.mark.parametrize('turns', [(0.0, 0.0), (-20.0, 20.0)])
-def test_a_point_of_a_picture_is_where_its_matrix_says(dataset, turns):
+def test_a_point_of_a_picture_is_where_its_matrix_says():
     """A picture whose values are its columns (or rows), so that a value says where it came from."""
     from mmdeploy_ext.models.datasets.pipelines.fusion import ImageAug3D
 
     rows, columns = np.mgrid[:198, :250].astype(np.float32)
     image = np.stack([rows, columns, 0 * rows], -1)
-    np.random.seed(3)
-    limits = [96, 128], [0.7, 0.8], (0.0, 0.1), turns
-    step = ImageAug3D(*limits, rand_flip=True, is_train=True, source=[198, 250])
-    found = step(dict(img=[image] * 4))
-    flips = 0
+    found = ImageAug3D([96, 128], [0.7, 0.8], (0.0, 0.1), source=[198, 250])(dict(img=[image] * 2))
+    y, x = 40, 50
     for changed, matrix in zip(found['img'], found['img_aug_matrix'], strict=True):
-        y, x = 40, 50
         was = np.linalg.inv(matrix[:2, :2]) @ (np.array([x + 0.5, y + 0.5]) - matrix[:2, 3])
-        gap = np.abs(changed[y, x, [1, 0]] + 0.5 - was)
-        assert gap.max() < (2.5 if any(turns) else 1.5)  # it is turned by the nearest pixel, of 1.4 px each
-        flips += np.linalg.det(matrix[:2, :2]) < 0
-        assert (abs(matrix[0, 1]) > 0.01) == any(turns)
-    assert 0 < flips < 4
+        assert np.abs(changed[y, x, [1, 0]] + 0.5 - was).max() < 1.5
 
 
 def test_a_moment_of_the_data_set_has_pictures_points_and_matrices_that_agree(cfg):
@@ -153,14 +111,6 @@ def test_boxes_of_the_head_are_those_of_the_annotations(dataset):
     along = torch.stack([-torch.sin(old[:, 6]), -torch.cos(old[:, 6])], 1)  # of length, in mmdet3d 0.x
     heading = torch.stack([torch.cos(boxes[:, 6]), torch.sin(boxes[:, 6])], 1)
     assert torch.allclose(along, heading, atol=1e-5)
-
-
-def batch(dataset, count):
-    from mmcv.parallel import collate, scatter
-
-    np.random.seed(0)
-    torch.manual_seed(0)
-    return scatter(collate([dataset[index] for index in range(count)], count), [-1])[0]
 
 
 # ---- the test loop
@@ -242,7 +192,7 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp
     path.write_bytes(pickle.dumps(content))
     from projects.configs.nuscenes_fusion import loading
 
-    pipeline = [*loading(sweeps, False, True), *cfg.data.test.pipeline[2:]]
+    pipeline = [*loading(sweeps, True), *cfg.data.test.pipeline[2:]]
     test = dict(cfg.data.test, ann_file=str(path), pipeline=pipeline, test_mode=True)
     wanted = frame(next(iter(build_loader(build_dataset(test), [0], workers_per_gpu=0))))
     (rig,) = read_frames(path, find_family(cfg).preprocess_rule(cfg).views)

@@ -1,7 +1,6 @@
 """The data set on a generated drive: poses, sequences, stacking, the devkit's evaluator, refusals."""
 
 import copy
-import itertools
 import pickle
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from pyquaternion import Quaternion
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.cli.nuscenes_infos import create_infos
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.models.datasets.loaders import build_dataloader
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
 from mmdeploy_ext.models.datasets.track_nuscenes_dataset import NuScenes3DDetTrackDataset
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
@@ -24,7 +22,6 @@ from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, st
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/streampetr/inputs.npz'
 FRAMES = 4
 WIDTH, HEIGHT = 96, 54
-PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 
 
 @pytest.fixture(scope='module')
@@ -37,13 +34,9 @@ def root(tmp_path_factory):
     return f'{folder}/'
 
 
-def data(root, **train):
+def data(root):
     image = image_augmentation((32, 96), (1.0, 1.1), source=(HEIGHT, WIDTH))
-    return stream_data(image, PC_RANGE, root=root, infos='drive2d_temporal_infos', workers_per_gpu=0, **train)
-
-
-def training_set(root, **train):
-    return build_dataset(data(root, filter_empty_gt=False, seq_split_num=1, **train)['train'])
+    return stream_data(image, root=root, infos='drive2d_temporal_infos', workers_per_gpu=0)
 
 
 def val_set(root):
@@ -73,60 +66,6 @@ def test_poses_take_the_lidar_to_the_global_frame(root):
         assert sample['lidar2img'][0].dtype == np.float64 and len(sample['img_filename']) == 6
 
 
-def test_boxes_project_into_their_2d_boxes(root):
-    dataset = training_set(root)
-    seen = 0
-    for index in range(len(dataset)):
-        sample = dataset.get_data_info(index)
-        centers = sample['ann_info']['gt_bboxes_3d'].gravity_center.numpy()
-        homogeneous = np.concatenate([centers, np.ones((len(centers), 1))], 1)
-        for camera, centers2d in enumerate(sample['ann_info']['centers2d']):
-            projected = homogeneous @ sample['lidar2img'][camera].T
-            pixels = projected[:, :2] / np.maximum(projected[:, 2:3], 1e-3)
-            for center, depth in zip(centers2d, sample['ann_info']['depths'][camera], strict=True):
-                distances = np.abs(pixels - center).max(1) + np.abs(projected[:, 2] - depth)
-                seen += bool(len(distances) and distances.min() < 0.1)
-    assert seen > 20
-
-
-def test_a_training_sample_is_one_frame_with_a_leading_axis(root):
-    sample = training_set(root)[1]
-    assert sample['img'].data.shape == (1, 6, 3, 32, 96) and sample['lidar2img'].data.shape == (1, 6, 4, 4)
-    assert sample['timestamp'].data.dtype == torch.float64 and sample['prev_exists'].data.tolist() == [1.0]
-    assert len(sample['img_metas'].data) == 1 and 'scene_token' in sample['img_metas'].data[0]
-    assert len(sample['gt_bboxes'].data) == 1 and len(sample['gt_bboxes'].data[0]) == 6
-    assert sample['gt_bboxes_3d'].cpu_only and sample['gt_bboxes_3d'].data[0].tensor.shape[1] == 9
-
-
-@pytest.mark.parametrize(('split', 'expected'), [(1, [0, 1, 1, 1] * 2), (2, [0, 1] * 4), ('all', [0] * 8)])
-def test_the_memory_begins_anew_with_every_sequence(root, split, expected):
-    config = data(root, filter_empty_gt=False, seq_split_num=split)['train']
-    dataset = build_dataset(config)
-    assert [int(dataset.get_data_info(i)['prev_exists']) for i in range(8)] == expected
-
-
-def test_a_window_of_frames_is_stacked_in_order_of_time(root):
-    dataset = training_set(root, seq_mode=False, queue_length=3, random_length=1)
-    for index in (2, 3, 5):
-        sample = dataset[index]
-        assert sample['img'].data.shape[0] == 3 and len(sample['gt_labels_3d'].data) == 3
-        times, metas = sample['timestamp'].data, sample['img_metas'].data
-        assert (times.diff() >= 0).all() and times[-1] == dataset.data_infos[index]['timestamp'] / 1e6
-        tokens = [meta['scene_token'] for meta in metas]
-        expected = [0.0] + [float(a == b) for a, b in itertools.pairwise(tokens)]
-        assert sample['prev_exists'].data.tolist() == expected
-
-
-def test_frames_without_boxes_give_way_to_others_where_they_are_filtered(root):
-    dataset = build_dataset(data(root, seq_split_num=1)['train'])
-    for info in dataset.data_infos[:3]:
-        info['num_lidar_pts'] = np.zeros_like(info['num_lidar_pts'])
-    assert dataset.prepare_train_data(0) is None
-    assert dataset[0]['img_metas'].data[0]['sample_idx'] == dataset.data_infos[3]['token']
-    dataset.filter_empty_gt = False
-    assert dataset[0]['gt_labels_3d'].data[0].numel() == 0
-
-
 def test_a_test_sample_is_wrapped_for_its_one_augmentation(root):
     dataset = val_set(root)
     sample = dataset[0]
@@ -136,26 +75,6 @@ def test_a_test_sample_is_wrapped_for_its_one_augmentation(root):
     assert meta['sample_idx'] == dataset.data_infos[0]['token']
     assert meta['box_type_3d'] is LiDARInstance3DBoxes
     assert 'gt_bboxes_3d' not in sample and 'prev_exists' not in sample
-
-
-def test_the_loader_batches_sequences_side_by_side(root):
-    config = data(root, filter_empty_gt=False, seq_split_num=1)
-    loader = build_dataloader(build_dataset(config['train']), 2, 0, dist=False, seed=0,
-                              shuffler_sampler=config['shuffler_sampler'])
-    for step, batch in zip(range(2 * FRAMES), loader, strict=False):
-        assert batch['img'].data[0].shape == (2, 1, 6, 3, 32, 96)
-        assert batch['prev_exists'].data[0].tolist() == [[float(step % FRAMES > 0)]] * 2
-        first, second = (metas[0]['scene_token'] for metas in batch['img_metas'].data[0])
-        assert first != second
-
-
-def test_the_test_loader_gives_every_frame_in_order(root):
-    config = data(root)
-    dataset = build_dataset(config['val'])
-    loader = build_dataloader(dataset, 1, 0, dist=False, shuffle=False,
-                              nonshuffler_sampler=config['nonshuffler_sampler'])
-    tokens = [batch['img_metas'][0].data[0][0]['sample_idx'] for batch in loader]
-    assert tokens == [info['token'] for info in dataset.data_infos]
 
 
 def test_ground_truth_as_predictions_scores_one(root, capsys):
@@ -211,10 +130,10 @@ def test_matrices_are_computed_in_the_precision_of_the_golden_ones():
 
 
 def test_infos_are_sorted_by_time(root, tmp_path):
-    path = Path(root) / 'drive2d_temporal_infos_train.pkl'
+    path = Path(root) / 'drive2d_temporal_infos_val.pkl'
     content = pickle.loads(path.read_bytes())
     content['infos'].reverse()
-    (tmp_path / 'drive2d_temporal_infos_train.pkl').write_bytes(pickle.dumps(content))
-    config = data(root)['train']
+    (tmp_path / path.name).write_bytes(pickle.dumps(content))
+    config = data(root)['val']
     reverse = build_dataset(dict(config, ann_file=str(tmp_path / path.name)))
     assert [i['token'] for i in reverse.data_infos] == [i['token'] for i in build_dataset(config).data_infos]

@@ -159,27 +159,6 @@ def test_the_memory_changes_what_the_next_frame_sees(head):
     assert (with_memory - without).abs().max() > 1e-3
 
 
-def test_the_state_carries_no_gradient():
-    model = build(toy.pts_head()).train()
-    model.with_dn = False
-    feats, data = frames(1)[0]
-    outs = model(feats.requires_grad_(), [dict(pad_shape=[SIZE])], **data)
-    assert outs['all_cls_scores'].requires_grad
-    assert not any(rows.requires_grad for rows in model.memory)
-
-
-def test_checkpointing_changes_no_gradient():
-    drive, gradients = frames(1), []
-    for with_cp in (False, True):
-        cfg = toy.pts_head(with_dn=False)
-        cfg['transformer']['decoder']['transformerlayers']['with_cp'] = with_cp
-        model = build(cfg).train()
-        outs = model(drive[0][0], [dict(pad_shape=[SIZE])], **drive[0][1])
-        outs['all_cls_scores'].square().sum().backward()
-        gradients.append(model.memory_embed[0].weight.grad)
-    torch.testing.assert_close(*gradients)
-
-
 def test_the_last_layer_alone_is_the_last_of_all(head):
     with torch.no_grad():
         inputs = step_inputs(head)
