@@ -119,6 +119,7 @@ class HeadLayers(BaseModule):
         self.stride, self.num_query, self.num_reg_fcs = stride, num_query, num_reg_fcs
         self.memory_len, self.topk_proposals, self.num_propagated = memory_len, topk_proposals, num_propagated
         self.with_ego_pos, self.depth_num, self.normedlinear = with_ego_pos, depth_num, normedlinear
+        self.cls_out_channels, self.code_size = num_classes, CODE_SIZE
         self._check(ignored, loss_cls or {})
         self.bbox_coder = build_bbox_coder(bbox_coder)
         weights = list(code_weights or [1.0] * 8 + [0.2] * 2)[:CODE_SIZE]

@@ -14,6 +14,7 @@ queries, L outputs, one per decoder layer, or 1 without `return_intermediate`, n
 from typing import Any
 
 import torch
+from mmcv.cnn import xavier_init
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor
@@ -42,11 +43,13 @@ class PETRTemporalDecoderLayer(AttentionLayer):
         tokens_pos: Tensor,
         temp_memory: Tensor,
         temp_pos: Tensor,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
         """Return the queries (Q, B, C) after the layer.
 
         Positions are added to queries and keys. Tokens (T, B, C) are keys and values of the cross attention;
-        memory rows (M, B, C) stand behind the queries in the self attention, and M may be 0.
+        memory rows (M, B, C) stand behind the queries in the self attention, and M may be 0. `attn_mask`
+        (Q, Q + M) is True where a query must not look.
         """
         identity = query
         attentions, norms, ffns = iter(self.attentions), iter(self.norms), iter(self.ffns)
@@ -58,7 +61,9 @@ class PETRTemporalDecoderLayer(AttentionLayer):
                 continue
             if operation == 'self_attn':
                 keys, keys_pos = torch.cat([query, temp_memory]), torch.cat([query_pos, temp_pos])
-                query = next(attentions)(query, keys, keys, shortcut, query_pos=query_pos, key_pos=keys_pos)
+                query = next(attentions)(
+                    query, keys, keys, shortcut, query_pos=query_pos, key_pos=keys_pos, attn_mask=attn_mask
+                )
             elif operation == 'cross_attn':
                 query = next(attentions)(
                     query, tokens, tokens, shortcut, query_pos=query_pos, key_pos=tokens_pos
@@ -73,6 +78,13 @@ class PETRTemporalDecoderLayer(AttentionLayer):
 @registered_if_named(TRANSFORMER)
 class PETRTemporalTransformer(DecoderTransformer):
     """A `DecoderTransformer` for tensors whose first axis is the batch."""
+
+    def init_weights(self) -> None:
+        """Give every weight of two axes or more Xavier-uniform values, and its module zeros as bias."""
+        for module in self.modules():
+            if isinstance(getattr(module, 'weight', None), Tensor) and module.weight.dim() > 1:
+                xavier_init(module, distribution='uniform')
+        self._is_init = True
 
     def forward(
         self,
