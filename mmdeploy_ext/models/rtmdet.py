@@ -11,7 +11,7 @@ Glossary: B images, H, W pixels of an image, C channels, or classes of logits, h
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import torch
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
@@ -22,7 +22,6 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.dense_heads.dense_test_mixins import BBoxTestMixin
 from mmdet.models.detectors import SingleStageDetector
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
@@ -153,11 +152,10 @@ class CSPNeXt(BaseModule):
         """Build it, of the settings of mmdet 3.
 
         `deepen_factor` and `widen_factor` multiply the numbers of blocks and channels; `out_indices` are, in
-        any order, the stages whose maps are returned, 0 for the stem; stages up to `frozen_stages` do not
-        learn, -1 freezes none; with `use_depthwise` 3x3 convolutions are separable, but for those of the
-        stem; with `norm_eval` statistics of normalisation stay fixed in training. `arch` is a key of
-        `ARCHITECTURES`; `expand_ratio` and `channel_attention` are those of `CSPNeXtLayer`;
-        `spp_kernel_sizes` are those of the poolings of a stage with spatial pyramid pooling.
+        any order, the stages whose maps are returned, 0 for the stem; with `use_depthwise` 3x3 convolutions
+        are separable, but for those of the stem. `arch` is a key of `ARCHITECTURES`; `expand_ratio` and
+        `channel_attention` are those of `CSPNeXtLayer`; `spp_kernel_sizes` are those of the poolings of a
+        stage with spatial pyramid pooling. `frozen_stages` and `norm_eval` are of training, not used.
 
         Raises:
             ConfigError: an unknown architecture, or one of `out_indices` that it does not have.
@@ -189,7 +187,7 @@ class CSPNeXt(BaseModule):
             stage.append(CSPNeXtLayer(*settings, **layers))
             self.add_module(f'stage{index}', nn.Sequential(*stage))
             self.layers.append(f'stage{index}')
-        self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
+        self.out_indices = tuple(out_indices)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the maps (B, C, h, w) of `out_indices`, from fine to coarse, of images (B, 3, H, W).
@@ -202,18 +200,6 @@ class CSPNeXt(BaseModule):
             if index in self.out_indices:
                 maps.append(x)
         return tuple(maps)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; frozen stages, and normalisation with `norm_eval`, stay in evaluation mode."""
-        super().train(mode)
-        for name in self.layers[: self.frozen_stages + 1]:
-            stage = getattr(self, name).eval()
-            stage.requires_grad_(requires_grad=False)
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
 
 
 NEAREST = dict(scale_factor=2, mode='nearest')

@@ -8,15 +8,13 @@ Glossary: B images, H, W pixels of an image, C channels, h, w cells of a map.
 """
 
 from collections import OrderedDict
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmcv.runner import BaseModule
 from mmdet.models import BACKBONES
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
@@ -100,7 +98,7 @@ class OSAModule(nn.Module):
 
     `ESE` is the last step. Parameters begin with `name`, such as OSA2_1. With `identity` the input is added
     to the result; layers may be separable (`depthwise`), behind a 1x1 convolution if the input has another
-    width; `with_cp` recomputes in the backward pass instead of keeping activations.
+    width.
     """
 
     def __init__(
@@ -112,10 +110,9 @@ class OSAModule(nn.Module):
         name: str,
         identity: bool,
         depthwise: bool,
-        with_cp: bool,
     ) -> None:
         super().__init__()
-        self.identity, self.with_cp = identity, with_cp
+        self.identity = identity
         self.conv_reduction = None
         width = inputs
         if depthwise and inputs != layer_channels:
@@ -135,11 +132,6 @@ class OSAModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs, h, w) of x (B, inputs, h, w)."""
-        if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpoint(self._aggregate, x, use_reentrant=False)
-        return self._aggregate(x)
-
-    def _aggregate(self, x: Tensor) -> Tensor:
         parts = [x]
         y = x if self.conv_reduction is None else self.conv_reduction(x)
         for layer in self.layers:
@@ -157,9 +149,7 @@ class VoVNet(BaseModule):
         spec_name: a key of `SPECS`, such as 'V-99-eSE'.
         input_ch: channels of the image.
         out_features: names of the maps to return: 'stem' (stride 4), 'stage2' (4) ... 'stage5' (32).
-        frozen_stages: -1 trains all, 0 freezes the stem, i also the stages up to stage{i + 1}.
-        norm_eval: keep the running statistics fixed in training.
-        with_cp: recompute in the backward pass instead of keeping activations.
+        frozen_stages, norm_eval, with_cp: of training, not used.
         pretrained: path of a checkpoint, in place of `init_cfg`; the older way to write it.
         init_cfg: mmcv's.
 
@@ -187,12 +177,11 @@ class VoVNet(BaseModule):
                 f'out_features: got {out_features!r}, expected some of stem, {", ".join(STAGES)}'
             )
         spec = SPECS[spec_name]
-        self.out_features, self.frozen_stages, self.norm_eval = tuple(out_features), frozen_stages, norm_eval
+        self.out_features = tuple(out_features)
         self.stem = self._stem(spec, input_ch)
         inputs = (spec.stem[2], *spec.out_channels[:-1])
         for i, (name, channels) in enumerate(zip(STAGES, inputs, strict=True)):
-            self.add_module(name, self._stage(spec, i, channels, with_cp))
-        self._freeze()  # now, too: parallel training lists the parameters that learn before it calls `train`
+            self.add_module(name, self._stage(spec, i, channels))
 
     @staticmethod
     def _stem(spec: Spec, input_ch: int) -> nn.Sequential:
@@ -209,7 +198,7 @@ class VoVNet(BaseModule):
         )
 
     @staticmethod
-    def _stage(spec: Spec, index: int, inputs: int, with_cp: bool) -> nn.Sequential:
+    def _stage(spec: Spec, index: int, inputs: int) -> nn.Sequential:
         stage, outputs = nn.Sequential(), spec.out_channels[index]
         if index:
             stage.add_module('Pooling', nn.MaxPool2d(3, 2, ceil_mode=True))
@@ -225,7 +214,6 @@ class VoVNet(BaseModule):
                     name,
                     identity=i > 0,
                     depthwise=spec.depthwise,
-                    with_cp=with_cp,
                 ),
             )
         return stage
@@ -239,24 +227,7 @@ class VoVNet(BaseModule):
                 outputs.append(x)
         return outputs
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; frozen parts and, with `norm_eval`, all norms stay in evaluation mode."""
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def _freeze(self) -> None:
-        for name in ('stem', *STAGES)[: self.frozen_stages + 1]:
-            getattr(self, name).eval().requires_grad_(False)
-
 
 @registered_if_named(BACKBONES)
 class VoVNetCP(VoVNet):
-    """VoVNet that recomputes its modules in the backward pass; the released configs use this one."""
-
-    def __init__(self, *args: object, with_cp: bool = True, **kwargs: object) -> None:
-        super().__init__(*args, with_cp=with_cp, **kwargs)
+    """VoVNet under the name of the released configs, which recompute its modules in training."""
