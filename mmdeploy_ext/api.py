@@ -154,7 +154,7 @@ def export(
 ) -> Exported:
     """Export a detector to ONNX, as `mm2onnx export` does; nothing is compared, see `prove`.
 
-    A sparse backbone alone is exported by `mm2onnx export-backbone`.
+    A sparse backbone alone is exported by `mm2onnx export --backbone`.
 
     Args:
         config: path of an mmcv 1.x config. Modules of its `custom_imports` are imported.

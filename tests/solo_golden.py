@@ -100,11 +100,11 @@ def check_pair(pair: str) -> None:
 
 
 def run_tool(*arguments: object) -> int:
-    """Run tools/convert/solo_wxinlong.py in this process; the exit status."""
+    """Run tools/convert.py solo in this process; the exit status."""
     before = list(sys.path)
     try:
-        main = runpy.run_path(str(REPOSITORY / 'tools/convert/solo_wxinlong.py'))['main']
-        return main([str(argument) for argument in arguments])
+        main = runpy.run_path(str(REPOSITORY / 'tools/convert.py'))['main']
+        return main(['solo', *(str(argument) for argument in arguments)])
     finally:
         sys.path[:] = before
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.cli.command import TOOLS
+from mmdeploy_ext.core.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = (
@@ -20,9 +20,7 @@ PAGES = sorted(
 PARSERS = {
     'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.cli.export_app',
     'tools/deployment/solo2onnx.py': 'mmdeploy_ext.cli.export_app',
-    'tools/convert/solo_wxinlong.py': 'mmdeploy_ext.cli.convert_solo_app',
-    'tools/convert/rtdetr.py': 'mmdeploy_ext.cli.convert_rtdetr_app',
-    'tools/convert/mmdet3.py': 'mmdeploy_ext.cli.convert_mmdet3_app',
+    'tools/convert.py': 'mmdeploy_ext.cli.convert_app',
     'tools/onnx/onnx_rtdetr.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_solo.py': 'mmdeploy_ext.runtime.run_images',
     'tools/deployment/verify.py': 'mmdeploy_ext.cli.verify_app',
@@ -46,7 +44,7 @@ PARSERS = {
     'tools/demo/fusion_video.py': 'mmdeploy_ext.cli.video_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.cli.video_app',
     'mmdeploy_ext.cli.dump_app compare': 'mmdeploy_ext.cli.dump_app',
-    **{f'mm2onnx {name}': tool.module for name, tool in TOOLS.items()},
+    **{f'mm2onnx {name}': entry.module for name, entry in COMMANDS.items()},
 }
 
 

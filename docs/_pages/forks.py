@@ -167,7 +167,7 @@ def refusal_of(
     config, *overrides = words
     if checkpoint.is_file():
         return None
-    _, text, _ = run([*TOOL, 'synthetic', 'seeded', config, str(checkpoint), *overrides], folder, path, log)
+    _, text, _ = run([*TOOL, 'synthetic', 'weights', config, str(checkpoint), *overrides], folder, path, log)
     if checkpoint.is_file():
         return None
     _, checked, seconds = run([*TOOL, 'export', config, '--check', *overrides], folder, path, log)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,9 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.commands import command, tool
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.core.files import will_write
-from mmdeploy_ext.core.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
@@ -36,6 +34,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 
+COMMON = {
+    '-h', '--help-all', '--check', '--output-file', '--verify', '--shape', '--dynamic-export', '--simplify',
+    '--dynamic-batch', '--postprocess', '--opset-version', '--precision', '--backbone', '--test-img',
+    '--cfg-options', '--report',
+}  # fmt: skip
+"""Options that `--help` shows; `--help-all` shows all."""
 IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
 """Arguments about pictures."""
 SIZES = {False: 'fixed', True: 'dynamic'}
@@ -44,13 +48,18 @@ ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 """Arguments about the engine that runs the file."""
 
 
-def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
+def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.ArgumentParser:
     """Return the parser; options of mmdet 2.28's pytorch2onnx.py have their names and meaning."""
     parser = cli.ArgumentParser(
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
     )
     shared.add_model_arguments(parser, needs_checkpoint=not only_check)
     add = cli.adder(parser)
+    add('--help-all', 'show all options, also those of one family or contract', action='help')
+    add(
+        '--backbone',
+        "of a LiDAR model its sparse backbone alone; `--backbone --help` has that export's options",
+    )
     add('--check', 'say what would be exported, how, and what would be refused; takes no CHECKPOINT')
     add(
         '--output-file OUTPUT_FILE',
@@ -76,6 +85,9 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
+    for action in parser._actions:
+        if not show_all and action.option_strings and not COMMON.intersection(action.option_strings):
+            action.help = argparse.SUPPRESS
     return parser
 
 
@@ -98,7 +110,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     check_family(args, family, engine, only)
     options = family.choose(**values)
     options.check(names=values)
-    print_libraries_not_run(deployment.cfg, args)
+    proof.print_libraries_not_run(deployment.cfg, args)
     if args.check:
         return print_exports(deployment, options)
     if args.verify:
@@ -122,7 +134,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
             _show(deployment, files[0], inputs.pictures[0], engine)
 
     if not args.verify:
-        print_proof_command('verify', [args.config, args.checkpoint, output], args)
+        proof.print_proof_command('verify', [args.config, args.checkpoint, output], args)
         return 0
     claims = dict(library=args.library, strict=args.strict)
     verdict, pairs = prove_on(deployment, files, chosen, engine, written=True, **claims)
@@ -156,19 +168,6 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
         reason = f'family {family.name!r} has no such option; {registration_of(family.name).of_config}'
         shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
         check_engine_kind(engine['engine'], engine.get('inference_precision'))
-
-
-def print_libraries_not_run(cfg: Any, args: argparse.Namespace) -> None:
-    """Print which libraries of the user's repository do not run, if there are any."""
-    if not_run := libraries_not_run(cfg):
-        advice = '' if args.library else '; a proof of it takes --library installed'
-        print(not_run_text(not_run) + advice)
-
-
-def print_proof_command(name: str, words: list[str], args: argparse.Namespace) -> None:
-    """Print that nothing was proven, and the command of this name that does it."""
-    words = [*words, *shared.proof_words(args)]
-    print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command(name)} {shlex.join(words)}')
 
 
 def _title(family: Family, options: Options, count: int) -> str:
@@ -277,6 +276,11 @@ def main(argv: Sequence[str] | None = None, only: str = '') -> int:
     Returns 0 exported (and proven with --verify) or checked, 1 not proven, or failed after the weights were
     read, 2 a refused option or file.
     """
-    only_check = '--check' in (sys.argv[1:] if argv is None else argv)
-    build = functools.partial(shared.parser_for, functools.partial(build_parser, only_check), argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if '--backbone' in words:
+        from mmdeploy_ext.cli import export_scn_app
+
+        return export_scn_app.main([word for word in words if word != '--backbone'])
+    make = functools.partial(build_parser, '--check' in words, '--help-all' in words)
+    build = functools.partial(shared.parser_for, make, argv)
     return cli.run(lambda args: run(args, only), build, argv)

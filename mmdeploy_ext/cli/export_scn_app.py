@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.api import check_provable, prove_files, prove_on
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof, ranges
-from mmdeploy_ext.cli.export_app import print_libraries_not_run, print_proof_command
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights, shape_text
@@ -105,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     family = deployment.family
     options = family.choose(**{'order': order_of_name(args.output_file or ''), **typed})
     options.check(names=[*typed, 'order'])
-    print_libraries_not_run(deployment.cfg, args)
+    proof.print_libraries_not_run(deployment.cfg, args)
     if args.verify:
         check_provable(family)
     inputs = Samples(family, args.test_img, option='--input')
@@ -136,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.verify:
         words = [args.config, args.checkpoint, '--output-file', output, '--verify-only']
         words += ['--weight-layout', layout] if layout != 'auto' else []
-        print_proof_command('export-backbone', words, args)
+        proof.print_proof_command('export --backbone', words, args)
         return 0
     claims |= dict(written=True, ranges=int8_ranges)
     verdict, pairs = prove_on(deployment, [output], chosen, engine, **claims)

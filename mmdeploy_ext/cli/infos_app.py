@@ -12,7 +12,7 @@ def run(args: argparse.Namespace) -> int:
 
     Each is a pickle of a dict: `infos`, a list with a dict for each key frame, and `metadata`.
 
-    `args` are those of `build_parser`; for what is raised see `nuscenes_infos.create_infos`.
+    `args` are those of `add_arguments`; for what is raised see `nuscenes_infos.create_infos`.
     """
     compat.apply()
     from mmdeploy_ext.cli.nuscenes_infos import create_infos
@@ -25,11 +25,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; names are those of mmdet3d's create_data.py."""
-    parser = cli.ArgumentParser(description=__doc__.split(';')[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments; names are those of mmdet3d's create_data.py."""
     add = cli.adder(parser)
-    add('dataset', choices=['nuscenes'])
     root = add(
         '--root-path DIR', 'folder with the tables and samples/ (default: %(default)s)', 'data/nuscenes'
     )
@@ -43,15 +41,16 @@ def build_parser() -> argparse.ArgumentParser:
     add('--version VERSION', 'v1.0-trainval, v1.0-mini or v1.0-test (default: %(default)s)', 'v1.0-trainval')
     add('--max-sweeps N', 'LiDAR sweeps before a key frame to list (default: %(default)s)', 10)
     cli.add_debug_option(parser)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `create_data.py nuscenes`."""
+    parser = cli.ArgumentParser(description=__doc__.split(';')[0])
+    cli.add(parser, 'dataset', choices=['nuscenes'])
+    add_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 2 usage or a data set that is missing or damaged.
-
-    It is 1 of a failure of the system, such as a full disk.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
+    """Run `create_data.py` and return its exit status: 0 done, 1 failed, 2 usage or damaged data."""
     return cli.run(run, build_parser(), argv)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.core.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.tasks import task_module
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import Any
 
     import numpy as np
 
@@ -82,3 +87,16 @@ def draw_pairs(pictures: Sequence[Pair], deployment: Model) -> np.ndarray:
         size = PICTURE_WIDTH, round(row.shape[0] * PICTURE_WIDTH / row.shape[1])
         rows.append(cv2.resize(row, size, interpolation=cv2.INTER_AREA))
     return np.concatenate(rows)
+
+
+def print_libraries_not_run(cfg: Any, args: argparse.Namespace) -> None:
+    """Print which libraries of the user's repository do not run, if there are any."""
+    if not_run := libraries_not_run(cfg):
+        advice = '' if args.library else '; a proof of it takes --library installed'
+        print(not_run_text(not_run) + advice)
+
+
+def print_proof_command(name: str, words: list[str], args: argparse.Namespace) -> None:
+    """Print that nothing was proven, and the command of this name that does it."""
+    words = [*words, *shared.proof_words(args)]
+    print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command(name)} {shlex.join(words)}')

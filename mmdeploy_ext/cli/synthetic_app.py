@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.cli import infos_app
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.seeded import image as seeded_image
@@ -36,7 +37,8 @@ KINDS = {
     ),
     'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
     'panoptic': (panoptic.add_arguments, panoptic.run, 'panoptic annotations of the COCO set'),
-    'seeded': (add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
+    'infos': (infos_app.add_arguments, infos_app.run, 'the info files of a nuScenes set'),
+    'weights': (add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
     'seeded-image': (
         seeded_image.add_arguments,
         seeded_image.run,
@@ -48,7 +50,7 @@ KINDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = cli.ArgumentParser(description='Generate data sets, or seeded weights.')
+    parser = cli.ArgumentParser(description='Generate data sets, info files, or seeded weights.')
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
     for name, (add_arguments, _, title) in KINDS.items():
         add_arguments(kinds.add_parser(name, help=title, description=f'Generate {title}.'))

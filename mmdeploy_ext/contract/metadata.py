@@ -217,7 +217,7 @@ def check_entry_names(
         ModelFileError: not written by mm2onnx, by other rules, without an entry, or with one too many.
     """
     if f'{PREFIX}family' not in props:
-        exporter = tool('export' if entries is FILE_ENTRIES else 'export-backbone')
+        exporter = tool('export' if entries is FILE_ENTRIES else 'export --backbone')
         raise ModelFileError(
             f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); export it with {exporter}'
         )

@@ -1,57 +1,130 @@
-"""The commands of this project, by the names that a reader of a message can type.
+"""The commands of this project: one table for `mm2onnx`, its help, the scripts and the words of messages.
 
-A command has a name, such as 'verify'. A checkout of the repository has a script for most of them in its
-folder `tools/`; the sub-command `mm2onnx NAME` does the same from any folder, for the commands of `RUNNERS`
-`mm2onnx run`. Messages name the sub-command if `mm2onnx` was started or if there are no scripts, as in an
-installed wheel, otherwise the script, with the folder in front that the user typed in front of the script
-that runs; 'run' has none, see `command`.
+A checkout has a script for most commands in its folder `tools/`; the sub-command `mm2onnx NAME` does the same
+from any folder. Messages name the sub-command if `mm2onnx` was started or if there are no scripts, as in an
+installed wheel, otherwise the script, behind the folder that the user typed before the script that runs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-SCRIPTS = {
-    'run': '-m mmdeploy_ext run',
-    'export': 'tools/deployment/pytorch2onnx.py',
-    'verify': 'tools/deployment/verify.py',
-    'export-backbone': 'tools/deployment/export_scn.py',
-    'quantize': 'tools/deployment/quantize.py',
-    'calibrate': 'tools/quantization/scn_ptq.py',
-    'tensorrt': 'tools/deployment/onnx2tensorrt.py',
-    'check': 'tools/deployment/check_autoware.py',
-    'graph': 'tools/onnx/graph.py',
-    'lint': 'tools/onnx/lint.py',
-    'benchmark': 'tools/analysis_tools/benchmark.py',
-    'zoo': 'tools/analysis_tools/zoo.py',
-    'sweep': 'tools/demo/lidar_demo.py',
-    'video': 'tools/demo/streampetr_video.py',
-    'test': 'tools/test.py',
-    'infos': 'tools/create_data.py',
-    'convert-mmdet3': 'tools/convert/mmdet3.py',
-    'convert-rtdetr': 'tools/convert/rtdetr.py',
-    'convert-solo': 'tools/convert/solo_wxinlong.py',
+STACK = ('torch', 'mmcv', 'mmdet')
+"""Modules of PyTorch and OpenMMLab."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        module: its `main(argv)` runs it, its `build_parser()` gives its options.
+        help: one line, without a full stop.
+        script: path of the script in a checkout; '' if there is none.
+        needs: modules of `STACK` that it needs.
+        without: an option with which it needs none of them.
+    """
+
+    module: str
+    help: str
+    script: str = ''
+    needs: tuple[str, ...] = ()
+    without: str = ''
+
+
+def _command(app: str, *texts: str, package: str = 'cli', **settings: Any) -> Command:
+    return Command(f'mmdeploy_ext.{package}.{app}', *texts, **settings)
+
+
+COMMANDS = {
+    'run': _command('run_app', 'Run an exported file and draw what it finds'),
+    'info': _command('info_app', 'Show the metadata of an exported file'),
+    'export': _command(
+        'export_app',
+        'Export a detector, or its sparse backbone, and prove the file with --verify',
+        'tools/deployment/pytorch2onnx.py',
+        needs=STACK,
+    ),
+    'verify': _command(
+        'verify_app', 'Prove a file that was exported earlier', 'tools/deployment/verify.py', needs=STACK
+    ),
+    'prove-module': _command(
+        'prove_module_app', 'Prove any ONNX file against any PyTorch module', needs=('torch',)
+    ),
+    'lint': _command(
+        'lint_app', 'Find what an export of a model will get wrong', 'tools/onnx/lint.py', needs=STACK
+    ),
+    'graph': _command('graph_app', 'Show, compare, rewrite and reduce any ONNX file', 'tools/onnx/graph.py'),
+    'check': _command('check_app', 'Find what the program that loads a file or folder would reject'),
+    'quantize': _command(
+        'quantize_app', 'Quantise an exported file to INT8 on images', 'tools/deployment/quantize.py'
+    ),
+    'calibrate': _command(
+        'scn_ptq_app',
+        'Calibrate INT8 ranges of a sparse backbone',
+        'tools/quantization/scn_ptq.py',
+        needs=STACK,
+    ),
+    'tensorrt': _command(
+        'tensorrt_app', 'Build a TensorRT engine of an exported file', 'tools/deployment/onnx2tensorrt.py'
+    ),
+    'kit': _command(
+        'kit_app',
+        "Write a file, inputs and PyTorch's results for another device",
+        needs=STACK,
+        without='--serve',
+    ),
+    'judge': _command('judge_app', 'Judge what a device made of the inputs of a kit'),
+    'test': _command(
+        'test_app', 'Evaluate a detector with PyTorch or an ONNX engine', 'tools/test.py', needs=STACK
+    ),
+    'benchmark': _command(
+        'benchmark_app',
+        'Measure PyTorch and engines against each other',
+        'tools/analysis_tools/benchmark.py',
+        needs=STACK,
+    ),
+    'doctor': _command('doctor', 'Check what is installed; each problem with its fix', package='compat'),
+    'convert': _command(
+        'convert_app', 'Convert a checkpoint of mmdet 3, RT-DETR or SOLO', 'tools/convert.py', needs=STACK
+    ),
+    'synthetic': _command(
+        'synthetic_app',
+        'Generate a COCO set, a nuScenes set, info files, or seeded weights',
+        needs=STACK,
+    ),
 }
-"""Name of a command -> the script that does the same, by its path in a checkout.
-
-'run' has none: what follows `python` in a checkout stands for it.
-"""
+"""Name -> sub-command of `mm2onnx`."""
+SCRIPTS = {
+    'zoo': _command(
+        'zoo_app', 'Export and prove many configs with seeded weights', 'tools/analysis_tools/zoo.py'
+    ),
+    'sweep': _command(
+        'lidar_demo_app', 'Draw the boxes of a LiDAR sweep from above', 'tools/demo/lidar_demo.py'
+    ),
+    'video': _command(
+        'video_app', "Draw a scene's boxes as a film or pictures", 'tools/demo/streampetr_video.py'
+    ),
+}
+"""Name -> command that is a script alone."""
 RUNNERS = {
     'with_postprocess': 'tools/onnx/onnx_with_postprocess.py',
     'no_topk_nms': 'tools/onnx/onnx_no_topk_nms.py',
     'rtdetr': 'tools/onnx/onnx_rtdetr.py',
     'solo': 'tools/onnx/onnx_solo.py',
 }
-"""Name of a further command -> script that runs a file on pictures and draws its results.
+"""Name -> script that runs a file on pictures and draws its results; `mm2onnx run` takes all files.
 
-Each is for the files of some families and forms, see `runtime.detect`; `mm2onnx run` takes all files.
+Each is for the files of some families and forms, see `runtime.detect`.
 """
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Folder that the package is in, without links: the root of a checkout, with `tools/`, or site-packages."""
-_names_scripts = (CHECKOUT / SCRIPTS['export']).is_file()
+_names_scripts = (CHECKOUT / COMMANDS['export'].script).is_file()
 
 
 @contextlib.contextmanager
@@ -82,21 +155,29 @@ def _as_typed(script: str) -> str:
 def tool(name: str) -> str:
     """Return a command as messages name it: the path of its script, or `mm2onnx NAME`.
 
-    `name` is a key of `SCRIPTS`, or of `RUNNERS`, whose sub-command is `mm2onnx run`; any other is a
-    KeyError. 'run', which has no script, is `mm2onnx run` in a checkout, too.
+    `name` is a key of `COMMANDS`, `SCRIPTS` or `RUNNERS`, perhaps with words behind it, such as
+    'convert solo'; any other is a KeyError.
     """
-    if name in RUNNERS:
-        return _as_typed(RUNNERS[name]) if _names_scripts else 'mm2onnx run'
-    script = SCRIPTS[name]
-    return _as_typed(script) if _names_scripts and script.endswith('.py') else f'mm2onnx {name}'
+    line = command(name)
+    return f'mm2onnx {name}' if ' -m mmdeploy_ext ' in line else line.removeprefix('python ')
 
 
 def command(name: str) -> str:
     """Return the beginning of a command line: `python` and the script, or `mm2onnx NAME`.
 
-    `name` is that of `tool`. In a checkout 'run' gives `python -m mmdeploy_ext run`, which works without an
+    `name` is that of `tool`.
+
+    In a checkout a command without a script is `python -m mmdeploy_ext NAME`, which works without an
     installation, too.
     """
-    if not _names_scripts:
-        return tool(name)
-    return f'python {_as_typed(SCRIPTS.get(name) or RUNNERS[name])}'
+    key, _, words = name.partition(' ')
+    if key in RUNNERS:
+        return f'python {_as_typed(RUNNERS[key])}' if _names_scripts else 'mm2onnx run'
+    if key in SCRIPTS:
+        entry = SCRIPTS[key]
+        line = f'python {_as_typed(entry.script) if _names_scripts else f"-m {entry.module}"}'
+    else:
+        script = COMMANDS[key].script
+        typed = _as_typed(script) if script else f'-m mmdeploy_ext {key}'
+        line = f'python {typed}' if _names_scripts else f'mm2onnx {key}'
+    return f'{line} {words}' if words else line

@@ -264,7 +264,7 @@ def _translate_first(path: str, reason: str = '') -> str:
     """Return the message about a config of mmdet 3."""
     return (
         f'{path}: is a config of mmdet 3{reason}; translate it first: '
-        f'`{command("convert-mmdet3")} --config {shlex.quote(path)} OUT.py`, and give OUT.py'
+        f'`{command("convert mmdet3")} {shlex.quote(path)} OUT.py`, and give OUT.py'
     )
 
 

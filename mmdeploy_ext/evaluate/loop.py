@@ -65,7 +65,7 @@ def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
             return [''] * len(dataset)
         raise DataError(
             f'{getattr(dataset, "ann_file", "the data set")}: its infos have no scene_token, so frames '
-            f'cannot be put in sequence; make the info file with {tool("infos")}'
+            f'cannot be put in sequence; make the info file with {tool("synthetic infos")}'
         )
     return [str(info['scene_token']) for info in infos]
 

@@ -337,7 +337,7 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
     """Raise the error of a config that no family of a product claims."""
     reason = LACKING[product]
     if claiming := _closest(cfg, ''):
-        reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export-backbone")})'
+        reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export --backbone")})'
     reason += ''.join(f'; {missing}' for missing in missing_operators(cfg.model))
     libraries = {registration.library for registration in registered().values()} - {''}
     failures = {

@@ -173,7 +173,7 @@ def _read_facts(props: Mapping[str, str], path: object) -> tuple[PortableFacts, 
     if FACTS not in props:
         raise ModelFileError(
             f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '
-            f'export it with {tool("export-backbone")} --target portable'
+            f'export it with {tool("export --backbone")} --target portable'
         )
     check_entries(props, path)
     facts = read_entry(props, FACTS.removeprefix(PREFIX), path, PortableFacts)

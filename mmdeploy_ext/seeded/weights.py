@@ -1,4 +1,4 @@
-"""Weights by a seeded rule, for full-size models: `mm2onnx synthetic seeded CONFIG OUT.pth`.
+"""Weights by a seeded rule, for full-size models: `mm2onnx synthetic weights CONFIG OUT.pth`.
 
 The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norms get
 the statistics of seeded pictures, layer by layer; the last layers of the head are rescaled so that class
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
     the parser refuses.
     """
-    parser = cli.ArgumentParser(prog='mm2onnx synthetic seeded', description=__doc__.splitlines()[0])
+    parser = cli.ArgumentParser(prog='mm2onnx synthetic weights', description=__doc__.splitlines()[0])
     staging.add_seeded(parser)
     return cli.run(run, parser, argv)
 

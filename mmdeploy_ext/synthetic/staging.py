@@ -192,7 +192,7 @@ def make_set(
 
 
 def add_seeded(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `mm2onnx synthetic seeded`, which writes repeatable random weights of a config.
+    """Add the arguments of `mm2onnx synthetic weights`, which writes repeatable random weights of a config.
 
     They are here since `seeded.py` imports torch, which its --help does without.
     """

@@ -19,7 +19,7 @@ from model_shapes import model_shapes
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOLO = REPOSITORY / 'configs/demo/solov2_toy.py'
 RTDETR = REPOSITORY / 'configs/demo/rtdetr_toy.py'
-CONVERTERS = {'solo': 'tools/convert/solo_wxinlong.py', 'rtdetr': 'tools/convert/rtdetr.py'}
+CONVERTERS = ('solo', 'rtdetr')
 NORM = 'backbone.conv1.conv1_1.norm.'
 
 
@@ -27,8 +27,9 @@ def run_tool(tool, *arguments):
     """Return the exit status of a script, run in this process."""
     before = list(sys.path)
     try:
-        main = runpy.run_path(str(REPOSITORY / CONVERTERS.get(tool, tool)))['main']
-        return main([str(argument) for argument in arguments])
+        main = runpy.run_path(str(REPOSITORY / ('tools/convert.py' if tool in CONVERTERS else tool)))['main']
+        kind = [tool] if tool in CONVERTERS else []
+        return main([*kind, *(str(argument) for argument in arguments)])
     finally:
         sys.path[:] = before
 

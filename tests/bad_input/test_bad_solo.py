@@ -15,7 +15,7 @@ from mmdeploy_ext.weights.convert.solo_names import original_name
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOLO = REPOSITORY / 'configs/demo/solov2_toy.py'
 DECOUPLED = REPOSITORY / 'configs/demo/decoupled_solo_toy.py'
-COMMAND = 'tools/convert/solo_wxinlong.py'
+COMMAND = 'tools/convert.py solo'
 
 
 def register():

@@ -46,7 +46,7 @@ def test_a_config_of_an_installed_library_is_proven_in_a_folder_of_the_user(
         (tmp_path / 'projects').mkdir()
         (tmp_path / 'projects/__init__.py').touch()
     path = config_of(library, config)
-    assert installed('synthetic', 'seeded', path, 'seeded.pth').returncode == 0
+    assert installed('synthetic', 'weights', path, 'seeded.pth').returncode == 0
     assert verdict_of(installed, path, 'seeded.pth', '--output-file', output)['verdict'] == 'proven'
     assert installed('info', output).returncode == 0
 
@@ -57,7 +57,7 @@ def test_a_package_with_a_family_is_exported_with(installed, tmp_path):
     installed.folder.mkdir()
     installed_wheel.install_source(installed, OUTSIDE, tmp_path)
     shutil.copy(OUTSIDE / 'config.py', installed.folder)
-    assert installed('synthetic', 'seeded', 'config.py', 'gauges.pth').returncode == 0
+    assert installed('synthetic', 'weights', 'config.py', 'gauges.pth').returncode == 0
     verdict = verdict_of(installed, 'config.py', 'gauges.pth', '--output-file', 'gauges.onnx')
     assert (verdict['verdict'], verdict['subject']['task']) == ('proven', 'bbox2d')
     picture = Path(__file__).resolve().parents[2] / 'demo/toy.jpg'

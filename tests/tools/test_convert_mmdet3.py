@@ -1,4 +1,4 @@
-"""`tools/convert/mmdet3.py`: a config and a checkpoint of mmdet 3 become those of mmdet 2.28."""
+"""`tools/convert.py mmdet3`: a config and a checkpoint of mmdet 3 become those of mmdet 2.28."""
 
 import copy
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdeploy_ext.cli.convert_mmdet3_app import build_parser
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -36,8 +35,8 @@ test_dataloader = dict(dataset=dict(
 def run_tool(*words):
     before = list(sys.path)
     try:
-        main = runpy.run_path(str(REPOSITORY / 'tools/convert/mmdet3.py'))['main']
-        return main([str(word) for word in words])
+        main = runpy.run_path(str(REPOSITORY / 'tools/convert.py'))['main']
+        return main(['mmdet3', *(str(word) for word in words)])
     finally:
         sys.path[:] = before
 
@@ -60,7 +59,7 @@ def write_checkpoint(path, config, **changes):
 
 def test_a_config_and_then_its_checkpoint_are_converted(config3, tmp_path, capsys):
     config, source, target = tmp_path / 'detr2.py', tmp_path / 'epoch_12.pth', tmp_path / 'detr2.pth'
-    assert run_tool('--config', config3, config) == 0
+    assert run_tool(config3, config) == 0
     assert capsys.readouterr().out.startswith(f'{config}: a config of mmdet 2.28')
     cfg = load_config(str(config))
     assert cfg.data.test.classes == ('a', 'b') and cfg.data.test.ann_file == 'data/coco/val.json'
@@ -74,13 +73,13 @@ def test_a_config_and_then_its_checkpoint_are_converted(config3, tmp_path, capsy
     assert 'is a config of mmdet 3; translate it first' in capsys.readouterr().err
 
 
-def test_the_second_file_may_stand_behind_the_config():
-    args = build_parser().parse_args(['IN.pth', '--config', 'C.py', 'OUT.pth'])
-    assert (args.in_file, args.out_file, args.config) == ('IN.pth', 'OUT.pth', 'C.py')
+def test_a_checkpoint_takes_the_config_of_its_model(tmp_path, capsys):
+    assert run_tool(tmp_path / 'in.pth', tmp_path / 'out.pth') == 2
+    assert 'takes --config' in capsys.readouterr().err
 
 
 def test_a_config_of_mmdet_3_is_refused_by_every_tool_with_the_command(config3):
-    command = rf'^{config3}: is a config of mmdet 3; .*: `python tools/convert/mmdet3\.py --config {config3}'
+    command = rf'^{config3}: is a config of mmdet 3; .*: `python tools/convert\.py mmdet3 {config3}'
     with pytest.raises(ConfigError, match=command):
         load_config(str(config3))
 
@@ -109,7 +108,7 @@ def test_a_checkpoint_of_mmdet_3_ends_in_a_proven_file(tmp_path, capsys):
     model = copy.deepcopy(DETR['model'])
     model['bbox_head']['num_classes'] = 2
     config3.write_text(f'model = {pprint.pformat(model)}\n{PIPELINE}')
-    assert run_tool('--config', config3, config2) == 0
+    assert run_tool(config3, config2) == 0
     cfg = load_config(str(config2))
     own = seeded_model(cfg, find_family(cfg)).state_dict()
     names = {to_mmdet2_name(key, 'DETR'): key for key in DETR['names']}
@@ -126,20 +125,14 @@ def test_a_checkpoint_of_mmdet_3_ends_in_a_proven_file(tmp_path, capsys):
     assert 'PROVEN' in capsys.readouterr().out
 
 
-def test_a_config_without_a_target_is_printed(config3, capsys):
-    assert run_tool('--config', config3) == 0
-    assert "type='DetrTransformerDecoderLayer'" in capsys.readouterr().out
-
-
 def test_what_cannot_be_written_or_used_is_refused(config3, tmp_path, capsys):
     config, source = tmp_path / 'detr2.py', tmp_path / 'epoch_12.pth'
-    assert run_tool('--config', config3, config) == 0
+    assert run_tool(config3, config) == 0
     write_checkpoint(source, load_config(str(config)), **{'encoder.x': torch.ones(1)})
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     for words, message in (
-        (('--config', config3, tmp_path / 'detr2.pth'), 'detr2.pth: is not the name of a config'),
-        (('--config', config3, config3), 'detr3.py'),
-        (('--config', config, tmp_path / 'other.py'), 'is no config of mmdet 3'),
+        ((config3, config3), 'detr3.py'),
+        ((config, tmp_path / 'other.py'), 'is no config of mmdet 3'),
         ((source, tmp_path / 'out.pth', '--config', config),
          'epoch_12.pth: does not fit the model of'),
         ((source, source, '--config', config), 'epoch_12.pth'),

@@ -7,7 +7,7 @@ import pytest
 
 import toy_nuscenes
 from marking import in_suite
-from mmdeploy_ext.cli import check_autoware_app, export_app, test_app, verify_app
+from mmdeploy_ext.cli import check_app, export_app, test_app, verify_app
 from mmdeploy_ext.core.dump import list_samples
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
@@ -92,7 +92,7 @@ def test_the_toy_for_autoware_is_proven_through_the_nodes_loop(data, tmp_path, c
     asked = ['--contract', 'autoware', '--output-file', str(tmp_path / 'graphs'), '--verify', '--frames', '2']
     assert export_app.main([config, checkpoint, *asked, '--cfg-options', *data]) == 0
     assert 'NOT PROVEN' not in capsys.readouterr().out
-    assert check_autoware_app.main([str(tmp_path / 'graphs')]) == 0
+    assert check_app.check_autoware([str(tmp_path / 'graphs')]) == 0
 
 
 def test_a_dump_has_points_view_and_raw_outputs(runs):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.cli.check_app import check_autoware
 
 sys.path.remove(str(Path(__file__).resolve().parents[2]))
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(check_autoware())

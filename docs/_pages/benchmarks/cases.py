@@ -32,7 +32,7 @@ class Step:
     shared: bool = False
 
 
-CHECKPOINT = Step('checkpoint', 'seeded.pth', '-m mmdeploy_ext synthetic seeded {config} {out}')
+CHECKPOINT = Step('checkpoint', 'seeded.pth', '-m mmdeploy_ext synthetic weights {config} {out}')
 PICTURES = Step(
     'pictures',
     'toy_coco',

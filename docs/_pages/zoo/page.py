@@ -51,7 +51,7 @@ COLUMNS_3D = """\
 | config | one size | any size | matched | fewest | worst tensor error | worst distance, mm | worst score difference | CPU s |
 |---|---|---|---:|---:|---:|---:|---:|---:|"""  # noqa: E501
 USUAL_SIZE = (320, 448)
-"""(H, W) of the traced input, pixels, which the tables leave out: the default of `mm2onnx zoo`."""
+"""(H, W) of the traced input, pixels, which the tables leave out: the default of the zoo."""
 EXPLANATIONS = {
     'objects365/retinanet_r50_fpn_syncbn_1350k_obj365v1.py': 'mmdet builds it neither: its base is '
     '`_base_/models/faster_rcnn_r50_fpn.py`, whose detector has no `bbox_head`, where RetinaNet was meant',

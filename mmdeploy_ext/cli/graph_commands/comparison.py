@@ -26,10 +26,7 @@ DEFAULT_SEED = 0
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --input, --rtol, --all and --report, and --seed, which only a comparison of two files takes.
-
-    `mm2onnx compare`, which compares two files alone, has them, too.
-    """
+    """Add --input, --rtol, --all and --report, and --seed, which only a comparison of two files takes."""
     add = cli.adder(parser)
     add('--input PATH', 'inputs by name: .npz, a folder of .npy, or a dump of a _pth run')
     add('--seed SEED', 'of random inputs for two files (default: 0)', type=int)

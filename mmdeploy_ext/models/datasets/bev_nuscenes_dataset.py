@@ -48,7 +48,9 @@ class BevNuScenesDataset(NuScenesDataset):
         name = f'{self.ann_file}: sample {info["token"]}'
         cameras = camera_inputs(info.get('cams') or {}, name)
         if 'scene_token' not in info:
-            raise DataError(f'{name}: has no scene_token; make the info file again with {tool("infos")}')
+            raise DataError(
+                f'{name}: has no scene_token; make the info file again with {tool("synthetic infos")}'
+            )
         return dict(
             sample_idx=info['token'],
             scene_token=info['scene_token'],

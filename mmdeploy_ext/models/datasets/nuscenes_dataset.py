@@ -176,7 +176,7 @@ def read_calibration(record: dict[str, Any], key: str, title: str, *shapes: tupl
         DataError: the entry is missing, not finite, of another shape, or a singular matrix or quaternion.
     """
     if key not in record:
-        raise DataError(f'{title}: has no {key}; make the info file again with {tool("infos")}')
+        raise DataError(f'{title}: has no {key}; make the info file again with {tool("synthetic infos")}')
     value = np.asarray(record[key], dtype=np.float64)
     if value.shape not in shapes or not np.isfinite(value).all():
         sizes = ' or '.join(' x '.join(map(str, shape)) for shape in shapes)

@@ -239,7 +239,7 @@ def check_dialect(
     warnings = [entry for entry in violations if entry.severity == WARNING]
     notes = [f'contract: {entry.node or "file"}: {entry.message}' for entry in warnings[:SHOWN]]
     if len(warnings) > SHOWN:
-        notes.append(f'contract: {len(warnings) - SHOWN} more warnings, see {tool("graph")} check-scn')
+        notes.append(f'contract: {len(warnings) - SHOWN} more warnings, see {tool("check")}')
     count = f'{len(model.graph.node)} nodes by the rules of the engine'
     return [Check("contract of NVIDIA's engine", not wrong, first_lines(wrong) or count)], notes
 

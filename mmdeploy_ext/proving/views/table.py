@@ -208,7 +208,7 @@ def next_command(verdict: Verdict) -> str:
 def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str:
     """Return the command that exports a file again, with `changes` of its options."""
     family, options = FAMILIES.get(subject.get('family')), {**subject.get('options', {}), **changes}
-    name = 'export-backbone' if family is not None and family.product == BACKBONE else 'export'
+    name = 'export --backbone' if family is not None and family.product == BACKBONE else 'export'
     words = [*_model_of(subject).values(), '--verify', '--output-file', file]
     for option in detector_options() if family is None else family.options:
         words += option.words(options) if option.name in options else []

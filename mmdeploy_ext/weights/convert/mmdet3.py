@@ -15,7 +15,7 @@ from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, UNUSED_PREFIXES, 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
 """Keys of the file's `meta` that the converted file has, too, if their values are texts or whole numbers."""
 OTHER_CONFIG = (
-    f'. Give the config of the same model with --config; `{command(COMMAND)} --config CONFIG3.py OUT.py` '
+    f'. Give the config of the same model with --config; `{command(COMMAND)} CONFIG3.py OUT.py` '
     f"makes it of mmdet 3's"
 )
 """End of the message about a checkpoint that does not fit the config."""

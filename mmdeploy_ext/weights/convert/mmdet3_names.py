@@ -11,7 +11,7 @@ from typing import Any
 
 from mmdeploy_ext.weights.convert import conversion_command
 
-COMMAND = 'convert-mmdet3'
+COMMAND = 'convert mmdet3'
 """The command that converts these checkpoints, a key of `core/commands.py`."""
 Rule = tuple[str, str]
 """Pattern of a part of a name in mmdet 3, and its replacement in mmdet 2."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmdeploy_ext.weights.convert import conversion_command
 
-COMMAND = 'convert-rtdetr'
+COMMAND = 'convert rtdetr'
 """The command that converts these checkpoints, a key of `core/commands.py`."""
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
 """Suffixes of files that Paddle writes."""

@@ -11,7 +11,7 @@ from typing import Any
 from mmdeploy_ext.core.errors import CheckpointError, check_distinct
 from mmdeploy_ext.weights.convert import conversion_command
 
-COMMAND = 'convert-solo'
+COMMAND = 'convert solo'
 """The command that converts these checkpoints, a key of `core/commands.py`."""
 MODULES = (
     ('bbox_head.solo_ins_list', 'mask_head.conv_mask_list'),

@@ -34,7 +34,7 @@ def installed(tmp_path_factory):
 def test_a_config_of_mmrotate_is_proven_in_an_empty_folder(installed, tmp_path):
     installed.folder = tmp_path
     config = folder_of('mmrotate') / '.mim/configs' / CONFIG
-    done = installed('synthetic', 'seeded', config, 'seeded.pth')
+    done = installed('synthetic', 'weights', config, 'seeded.pth')
     assert done.returncode == 0, done.stderr
     words = ('export', config, 'seeded.pth', '--shape', 128, 128, '--output-file', 'rotated.onnx', '--verify')
     done = installed(*words, '--json', 'verdict.json')

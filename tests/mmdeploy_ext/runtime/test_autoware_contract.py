@@ -10,8 +10,8 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 import toy_autoware
-from mmdeploy_ext.cli.check_autoware_app import main
-from mmdeploy_ext.cli.graph_app import main as graph
+from mmdeploy_ext.cli.check_app import check_autoware as main
+from mmdeploy_ext.cli.check_app import main as check_any
 from mmdeploy_ext.consumers.autoware import check as checker
 from mmdeploy_ext.consumers.autoware import trial
 from mmdeploy_ext.consumers.autoware.check import check
@@ -786,7 +786,7 @@ def test_files_of_two_checkpoints_are_a_warning_and_damaged_metadata_state_nothi
 def test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder(tmp_path, capsys):
     """`main` is all that tools/deployment/check_autoware.py has."""
     toy_autoware.centerpoint(tmp_path)
-    assert main([str(tmp_path)]) == 0 and graph(['check-folder', str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0 and check_any([str(tmp_path)]) == 0
     assert 'autoware, 4 files, 0 errors, 0 warnings' in capsys.readouterr().out
     drop(REMAPPER)(tmp_path)
     target = tmp_path / 'found.json'

@@ -93,7 +93,7 @@ def test_a_key_that_is_not_accounted_for_is_refused(change, message):
 @pytest.mark.parametrize('name', [name for name in RECORDED if not name.startswith(SAME)])
 def test_an_unconverted_file_is_refused_with_the_command(name):
     source = weights_of(name)
-    command = r'names of mmdet 3 .*: python tools/convert/mmdet3\.py epoch_12\.pth OUT\.pth --config CONFIG'
+    command = r'names of mmdet 3 .*: python tools/convert\.py mmdet3 epoch_12\.pth OUT\.pth --config CONFIG'
     with pytest.raises(CheckpointError, match=command):
         load_strict(torch.nn.Linear(1, 1), source)
 

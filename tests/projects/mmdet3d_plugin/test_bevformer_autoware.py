@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.consumers.autoware import car_motion as node
 from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER
 from mmdeploy_ext.runtime.bev_motion import can_bus_record

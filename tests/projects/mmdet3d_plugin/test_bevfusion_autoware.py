@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 import toy_bevfusion
 from marking import in_suite
-from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.consumers.autoware import bevfusion
 from mmdeploy_ext.consumers.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.core.config import load_config

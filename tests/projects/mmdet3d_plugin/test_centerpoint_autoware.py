@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import toy_centerpoint
-from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.consumers.autoware import boxes, pillars
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS, AutowareCenterPoint
 from mmdeploy_ext.consumers.autoware.settings import read_settings

@@ -10,7 +10,7 @@ import pytest
 
 import toy_streampetr_deploy as deployed
 from marking import in_suite
-from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.consumers.autoware.nodes import STREAMPETR
 from mmdeploy_ext.consumers.autoware.streampetr import NORMS, AutowareStreamPetr, from_node
 from mmdeploy_ext.core.errors import UsageError

@@ -1,4 +1,4 @@
-"""tools/convert/rtdetr.py: checkpoints of the original and of transformers become the same state dict."""
+"""tools/convert.py rtdetr: checkpoints of the original and of transformers become the same state dict."""
 
 import json
 import pickle
@@ -140,8 +140,8 @@ def toy(tmp_path_factory):
 def run_tool(*arguments, model=TOY):
     before = list(sys.path)
     try:
-        main = runpy.run_path(str(golden.REPOSITORY / 'tools/convert/rtdetr.py'))['main']
-        return main([*map(str, arguments), '--config', str(golden.REPOSITORY / model)])
+        main = runpy.run_path(str(golden.REPOSITORY / 'tools/convert.py'))['main']
+        return main(['rtdetr', *map(str, arguments), '--config', str(golden.REPOSITORY / model)])
     finally:
         sys.path[:] = before
 
@@ -265,5 +265,5 @@ def test_a_pickle_with_the_names_of_paddle_is_one_of_paddle_without_its_mark_too
 def test_unconverted_files_name_the_tool(toy):
     folder, weights = toy
     torch.save({'model': weights, 'ema': {'module': weights}}, folder / 'original.pth')
-    with pytest.raises(CheckpointError, match=r'tools/convert/rtdetr\.py'):
+    with pytest.raises(CheckpointError, match=r'tools/convert\.py rtdetr'):
         load_checkpoint(folder / 'original.pth')

@@ -1,4 +1,4 @@
-"""tools/convert/solo_wxinlong.py: names, fitting configs, and what it refuses."""
+"""tools/convert.py solo: names, fitting configs, and what it refuses."""
 
 import json
 import re
@@ -240,5 +240,5 @@ def test_an_unconverted_file_is_refused_with_the_command(tmp_path):
 
     source = toy_original(tmp_path / 'in.pth')
     model = build_detector(load_config(TOY).model)
-    with pytest.raises(CheckpointError, match=r'tools/convert/solo_wxinlong\.py .*in\.pth OUT\.pth --config'):
+    with pytest.raises(CheckpointError, match=r'tools/convert\.py solo .*in\.pth OUT\.pth --config'):
         load_strict(model, load_checkpoint(source))

@@ -1,0 +1,164 @@
+"""`mm2onnx check`: what the program that loads a file or a folder would reject or read wrongly.
+
+NVIDIA's libspconv reads a sparse graph; the programs of `consumers` load a folder of graphs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli.graph_commands.command import write_json
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, escape
+from mmdeploy_ext.core.violations import ERROR, WARNING, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
+
+    from rich.console import Console
+
+    from mmdeploy_ext.core.violations import Violation
+
+LONGEST_MESSAGE = 1000
+"""Characters of a message, and of the names of its nodes, that are printed; a file can have more of both."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description="Check a sparse graph against the rules of NVIDIA's libspconv engine, or a folder of "
+        'graphs against the contract of the program that loads it. Exit status 1 with errors.'
+    )
+    add = cli.adder(parser)
+    add('folder PATH', 'sparse graph (.onnx), or folder of ONNX files and manifests, whoever wrote them')
+    add('--contract NAME', 'of a folder, which one (default: by the files that are there)')
+    add(
+        '--max-voxels N',
+        'of a sparse graph: most voxels of one sweep: a smaller output bound is an error, behind a stride a '
+        'warning (default: 160000, and only warnings)',
+        type=int,
+    )
+    add('--strict', 'warnings fail, too')
+    add('--json FILE', 'also write what was found as JSON')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def find_contract(args: argparse.Namespace, modules: Mapping[str, str]) -> tuple[str, ModuleType]:
+    """Return the name of a contract and its module, one of `modules`, a dict of `consumers`.
+
+    The contract is that of --contract; without it the only one, or of several the one with most files in the
+    folder, by the `PATTERNS` of their modules.
+
+    Raises:
+        UsageError: no contract has the name of --contract, or none of several has a file there.
+    """
+    name = args.contract
+    if not name and len(modules) == 1:
+        (name,) = modules
+    elif not name:
+        folder = Path(args.folder)
+        counts = {
+            contract: sum(len(list(folder.glob(text))) for text in importlib.import_module(module).PATTERNS)
+            for contract, module in modules.items()
+        }
+        name = max(counts, key=lambda contract: counts[contract])
+        if not counts[name]:
+            got = 'has no file of a contract' if folder.is_dir() else 'no such folder'
+            if folder.is_file():
+                got = 'is a file, expected the folder that it is in'
+            raise UsageError(f'{args.folder}: {got}; there are {", ".join(modules)}, see --contract')
+    if name not in modules:
+        raise UsageError(f'--contract {name}: expected one of {", ".join(modules)}')
+    return name, importlib.import_module(modules[name])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, and print the findings: 0 kept, 1 broken, with --strict also after warnings."""
+    cli.check_minimums(args, max_voxels=1)
+    is_file = Path(args.folder).is_file()
+    if is_file and not args.contract:
+        return check_sparse(args)
+    if args.max_voxels is not None:
+        raise UsageError(f'--max-voxels {args.max_voxels}: goes with a sparse graph, {args.folder} is none')
+    return check_folder(args)
+
+
+def check_sparse(args: argparse.Namespace) -> int:
+    """Check a file against the rules of libspconv."""
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.sparse import libspconv_contract
+
+    model = files.read(args.folder)
+    if not any(node.op_type == 'SparseConvolution' for node in model.graph.node):
+        raise UsageError(
+            f'{args.folder}: is no sparse graph of libspconv; expected one, or a folder that a program loads'
+        )
+    violations = libspconv_contract.check(model, max_voxels=args.max_voxels, name=args.folder)
+    nodes = len(model.graph.node)
+    return judge(args, violations, dict(file=args.folder, nodes=nodes), f'{args.folder}: {nodes} nodes')
+
+
+def check_folder(args: argparse.Namespace) -> int:
+    """Check a folder against a contract."""
+    from mmdeploy_ext.consumers import FOLDERS
+
+    name, module = find_contract(args, FOLDERS)
+    violations, files = module.check(args.folder)
+    names = {key: str(path) for key, path in files.items()}
+    facts = dict(folder=args.folder, contract=name, files=names)
+    return judge(args, violations, facts, f'{args.folder}: {name}, {len(files)} files')
+
+
+def judge(
+    args: argparse.Namespace, violations: Sequence[Violation], facts: dict[str, Any], title: str
+) -> int:
+    """Write and print violations: 0 the contract is kept, 1 it is not."""
+    held = not (violations if args.strict else errors(violations))
+    write_json(args, dict(facts, kept=held, violations=[dataclasses.asdict(entry) for entry in violations]))
+    console = cli.stdout()
+    if violations:
+        _print_violations(violations, console)
+    counts = [sum(entry.severity == severity for entry in violations) for severity in (ERROR, WARNING)]
+    verdict = ('CONTRACT KEPT', 'bold green') if held else ('CONTRACT BROKEN', 'bold red')
+    cli.say(console, f'{title}, {counts[0]} errors, {counts[1]} warnings', *verdict)
+    return 0 if held else 1
+
+
+def _print_violations(violations: Sequence[Violation], console: Console) -> None:
+    """Print violations as a table; those that differ in the node alone, or in the file, share a row."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title, width in (('', None), ('node', 30), ('rule', None), ('what the engine would do', None)):
+        table.add_column(title, overflow='fold', max_width=width)
+    colours = {'error': 'bold red', 'warning': 'yellow'}
+    nodes_of: dict[tuple[str, str, str], list[str]] = {}
+    for entry in violations:
+        nodes_of.setdefault((entry.severity, entry.rule, entry.message), []).append(entry.node or 'file')
+    for (severity, rule, message), nodes in nodes_of.items():
+        mark = f'[{colours[severity]}]{severity}[/]'
+        texts = [
+            f'{text[:LONGEST_MESSAGE]}...' if len(text) > LONGEST_MESSAGE else text
+            for text in (', '.join(nodes), message)
+        ]
+        table.add_row(mark, escape(texts[0]), rule, escape(texts[1]))
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 kept, 1 broken, 2 a refused option or file."""
+    return cli.run(run, build_parser(), argv)
+
+
+def check_autoware(argv: Sequence[str] | None = None) -> int:
+    """Run `check_autoware.py`: the tool for folders that a node of Autoware loads."""
+    parser = build_parser()
+    parser.set_defaults(contract='autoware')
+    return cli.run(run, parser, argv)

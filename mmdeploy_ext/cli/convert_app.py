@@ -1,0 +1,109 @@
+"""`mm2onnx convert`: checkpoints of mmdet 3, RT-DETR and SOLO under the names of mmdet 2.28."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import UsageError
+
+
+def convert_mmdet3(args: argparse.Namespace) -> int:
+    """Convert a checkpoint of mmdet 3, or translate a config of it where OUT ends with .py."""
+    from mmdeploy_ext.families.base import load_families
+    from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
+
+    load_families('')  # those of mmdet, which register the classes of models
+    if args.out_file.endswith('.py'):
+        translate_file(args.in_file, args.out_file)
+        print(f'{args.out_file}: a config of mmdet 2.28 to export, prove and test with')
+        return 0
+    if args.config is None:
+        raise UsageError(f'{args.out_file}: a checkpoint to write takes --config, the config of the model')
+    converted = convert_file(args.in_file, args.out_file, load_config(args.config))
+    print(f'{args.out_file}: {size_of(converted)}, {converted.renamed} renamed')
+    for key in converted.left_out:
+        print(f'  left out: {key}')
+    print(f'use it with {args.config}')
+    return 0
+
+
+def convert_rtdetr(args: argparse.Namespace) -> int:
+    """Convert a checkpoint of the original RT-DETR repository or of transformers."""
+    from mmdeploy_ext.families.base import load_families
+    from mmdeploy_ext.weights.convert.rtdetr import convert_file
+
+    load_families('')
+    cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
+    converted = convert_file(args.in_file, args.out_file, cfg, args.weights)
+    print(f'{args.out_file}: {size_of(converted)}')
+    print('\n'.join(f'  {note}' for note in (f'from {converted.origin}', *converted.notes)))
+    words = [args.config, *(['--cfg-options', *args.cfg_options] if args.cfg_options else [])]
+    print(f'use it with {shlex.join(words)}')
+    return 0
+
+
+def convert_solo(args: argparse.Namespace) -> int:
+    """Convert a checkpoint of WXinlong/SOLO, and write a config where the given one does not fit."""
+    from mmdeploy_ext.weights.convert.solo import convert_file
+
+    converted, config = convert_file(args.in_file, args.out_file, load_config(args.config))
+    print(f'{args.out_file}: {size_of(converted)}')
+    if config is None:
+        print(f'use it with {args.config}')
+        return 0
+    print(f'use it with {config}, which differs from {args.config} in')
+    print('\n'.join(f'  {change}' for change in converted.changes))
+    return 0
+
+
+def size_of(converted: Any) -> str:
+    """Return the numbers of tensors and values of a converted checkpoint, as text."""
+    numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
+    return f'{len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers'
+
+
+KINDS = {
+    'mmdet3': (convert_mmdet3, 'a checkpoint or a config of mmdet 3 to mmdet 2.28'),
+    'rtdetr': (convert_rtdetr, 'a checkpoint of lyuwenyu/RT-DETR, or of RTDetrForObjectDetection'),
+    'solo': (convert_solo, "a checkpoint of WXinlong/SOLO to mmdet 2.28's names"),
+}
+"""Name -> function that converts, and what it converts."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(description='Convert checkpoints of other repositories.')
+    kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
+    for name, (_, title) in KINDS.items():
+        sub = kinds.add_parser(name, help=title, description=f'Convert {title}.')
+        add = cli.adder(sub)
+        is_mmdet3 = name == 'mmdet3'
+        add('in_file', 'checkpoint to read' + (', or config to translate' if is_mmdet3 else ''))
+        add('out_file', 'file to write' + (', a config ends with .py' if is_mmdet3 else ''), writes='{}')
+        add('--config CONFIG', 'config of mmdet 2.28 of the same model', required=not is_mmdet3)
+        if name == 'rtdetr':
+            add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
+            add(
+                '--weights',
+                'of an original file: EMA weights where it holds them (auto, default), or one of both kinds',
+                'auto',
+                choices=('auto', 'ema', 'model'),
+            )
+        cli.add_debug_option(sub)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, print what was written, and return 0."""
+    compat.apply()
+    return KINDS[args.kind][0](args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit status: 0 done, 1 failed, 2 a refused option or file."""
+    return cli.run(run, build_parser(), argv)
