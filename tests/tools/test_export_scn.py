@@ -144,8 +144,8 @@ def test_without_verify_it_says_what_proves_it_and_that_works(models, tmp_path, 
     assert 'NOT PROVEN' in out
     before = path.read_bytes()
     words = shlex.split(out.splitlines()[-1])
-    assert words[:2] == ['python', 'tools/deployment/export_scn.py']
-    assert export(*words[2:]) == 0
+    assert words[:3] == ['python', 'tools/deployment/pytorch2onnx.py', '--backbone']
+    assert export(*words[3:]) == 0
     assert path.read_bytes() == before and 'WITHIN FP16 BARS' in capsys.readouterr().out
 
 

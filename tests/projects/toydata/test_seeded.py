@@ -195,7 +195,7 @@ def test_seeded_weights_are_of_the_config_with_its_overrides(tmp_path, monkeypat
         out.write_bytes(b'weights')
 
     monkeypatch.setattr(seeded, 'write_seeded', write)
-    words = ['seeded', 'config.py', str(tmp_path / 'w.pth'), '--seed', '3']
+    words = ['weights', 'config.py', str(tmp_path / 'w.pth'), '--seed', '3']
     assert synthetic_app.main([*words, '--cfg-options', 'custom_imports.imports=nets', 'a.b=1']) == 0
     assert written == [('config.py', 3, {'custom_imports.imports': 'nets', 'a.b': 1})]
 
