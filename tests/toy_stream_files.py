@@ -24,7 +24,7 @@ TIMES_S = {'a': (0.0, 0.5, 1.0, 1.5), 'b': (20.0, 20.5)}
 def write_config(folder: Path, name: str = 'toy_stream', tail: str = '') -> str:
     """Write the toy's config, its data set at `folder`/set, and return the path; `tail` is appended."""
     image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=SOURCE)
-    data = stream_data(image, toy.PC_RANGE, root=f'{folder}/set/', infos='toy', workers_per_gpu=0)
+    data = stream_data(image, root=f'{folder}/set/', infos='toy', workers_per_gpu=0)
     text = (
         f'custom_imports = dict(imports=["mmdeploy_ext.families.mmdet3d_plugin"])\n'
         f'model = {toy.model_cfg()!r}\ndata = {data!r}\n{tail}\n'
