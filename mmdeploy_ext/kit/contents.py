@@ -137,47 +137,25 @@ def result_classes(family: str = '') -> dict[str, type]:
     return RESULTS if family_class is None else RESULTS | {family_class.__name__: family_class}
 
 
-def result_type(results: Any, family: str = '') -> str:
-    """Return the key in `result_classes` of the class of an image's results, or of its base that is there.
+def result_parts(results: Any, family: str = '') -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Return class, name -> array and name -> other value of the fields of an image's results.
 
-    `results` are those of one image or frame, `family` is the name of its family, '' if none.
-
-    Raises:
-        UsageError: none is; kits cannot hold such results.
+    The class is the key in `result_classes` of their class or a base of it; fields that are None are left
+    out. UsageError: there is no such class, and kits cannot hold the results.
     """
     classes = result_classes(family)
     for cls in type(results).__mro__:
         if cls is classes.get(cls.__name__):
-            return cls.__name__
+            fields = {field.name: getattr(results, field.name) for field in dataclasses.fields(cls)}
+            arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+            facts = {
+                name: value for name, value in fields.items() if value is not None and name not in arrays
+            }
+            return cls.__name__, arrays, facts
     raise UsageError(
         f'results of the class {type(results).__name__}: kits hold {", ".join(classes)}; prove this model on '
         f'this machine with mm2onnx verify'
     )
-
-
-def result_arrays(results: Any, family: str = '') -> dict[str, np.ndarray]:
-    """Return name -> array of the fields of an image's results, without those that are None or no array.
-
-    The fields are those of the class that `result_type` names, which also has the error.
-    """
-    fields = _result_fields(results, family)
-    return {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-
-
-def result_facts(results: Any, family: str = '') -> dict[str, Any]:
-    """Return name -> value of the fields of an image's results that are neither None nor an array.
-
-    JSON can hold them. The fields and the error are those of `result_arrays`.
-    """
-    fields = _result_fields(results, family)
-    return {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
-
-
-def _result_fields(results: Any, family: str) -> dict[str, Any]:
-    """Return name -> value of the fields of an image's results, without those that are None."""
-    cls = result_classes(family)[result_type(results, family)]
-    fields = ((field.name, getattr(results, field.name)) for field in dataclasses.fields(cls))
-    return {name: value for name, value in fields if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,23 +231,16 @@ class KitCase:
 
         The keys of the entry are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which
         are what `ArrayFolder.write` returns; `results`, per image `type`, a key of `result_classes`,
-        `fields`, arrays too, and, if there are any, `facts`, the fields that are none; and `output_shapes`,
-        output -> shape.
+        `fields`, arrays too, and `facts`, the other fields; and `output_shapes`, output -> shape.
 
         Raises:
-            UsageError: results that kits cannot hold, see `result_type`.
+            UsageError: results that kits cannot hold.
         """
         results = []
         for index, image in enumerate(self.results):
-            place = f'results/{self.name}/{index}'
-            results.append(
-                dict(
-                    type=result_type(image, self.family),
-                    fields=folder.write(place, result_arrays(image, self.family)),
-                )
-            )
-            if facts := result_facts(image, self.family):
-                results[-1]['facts'] = facts
+            name, arrays, facts = result_parts(image, self.family)
+            fields = folder.write(f'results/{self.name}/{index}', arrays)
+            results.append(dict(type=name, fields=fields, facts=facts))
         return dict(
             name=self.name,
             graph=self.graph,
@@ -299,7 +270,7 @@ class KitCase:
                 check_registered(family)
             raise DataError(f'{folder}: results of the class {name}; there are {", ".join(classes)}')
         results = [
-            classes[image['type']](**read_arrays(folder, image['fields']), **image.get('facts', {}))
+            classes[image['type']](**read_arrays(folder, image['fields']), **image['facts'])
             for image in entry['results']
         ]
         parts = {part: read_arrays(folder, entry[part]) for part in ('inputs', 'beside', 'tensors')}

@@ -1,4 +1,4 @@
-"""What a kit has for engines: programs and commands that run its inputs, and Triton's model repository.
+"""What a kit has for engines: programs and commands that run its inputs.
 
 Commands are run in the folder of the kit, to which the paths of its files are relative.
 """
@@ -22,20 +22,13 @@ SPARSE_RUNNER = 'run_libspconv.cpp'
 """The program for kits of sparse backbones."""
 TRTEXEC = 'run_trtexec.sh'
 """Name of the script of `trtexec_script`."""
-TRITON_TYPES = dict(
-    bool='BOOL',
-    **{f'{kind}int{bits}': f'{kind}int{bits}'.upper() for kind in ('', 'u') for bits in (8, 16, 32, 64)},
-    **{f'float{bits}': f'FP{bits}' for bits in (16, 32, 64)},
-)
-"""Name of numpy's dtype -> Triton's, without 'TYPE_'."""
 
 
 def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the runners, `run_trtexec.sh` and the folder `triton` into the folder of a kit.
+    """Write the runners and `run_trtexec.sh` into the folder of a kit.
 
-    `triton` gets a folder with the config.pbtxt of each graph; the ONNX files are not copied there. The kit
-    of a sparse backbone gets the runner of its engine alone. Of the manifest `engine`, `graphs` and
-    `cases` are read; an older `triton` must not be there.
+    The kit of a sparse backbone gets the runner of its engine alone. Of the manifest `engine`, `graphs` and
+    `cases` are read.
     """
     if manifest.get('engine') == LIBSPCONV:
         shutil.copyfile(RUNNERS / SPARSE_RUNNER, folder / SPARSE_RUNNER)
@@ -44,11 +37,6 @@ def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         if program.name != SPARSE_RUNNER:
             shutil.copyfile(program, folder / program.name)
     (folder / TRTEXEC).write_text(trtexec_script(manifest), encoding='utf-8')
-    for entry in manifest['graphs']:
-        graph = KitGraph.from_json(entry)
-        repository = folder / 'triton' / graph.name
-        repository.mkdir(parents=True)
-        (repository / 'config.pbtxt').write_text(triton_config(graph), encoding='utf-8')
 
 
 def shapes_of(case: Mapping[str, Any]) -> str:
@@ -151,58 +139,3 @@ def _quoted(word: str) -> str:
         return shlex.quote(word)
     before, _, after = word.partition('OUTPUTS')
     return f'{before}"$outputs"{shlex.quote(after)}'
-
-
-def polygraphy_command(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> str:
-    """Return the commands of Polygraphy that run all cases of a graph in TensorRT and write their outputs.
-
-    They are two lines; the second writes into the folder `outputs`. `cases` are as in `trtexec_build`.
-    """
-    words = ['polygraphy', 'run', graph.file, '--trt', '--data-loader-script', 'run_polygraphy.py']
-    if is_dynamic(graph):
-        for option, shapes in shape_ranges(cases).items():
-            texts = (f'{name}:[{",".join(map(str, shape))}]' for name, shape in shapes.items())
-            words += [f'--trt-{option}-shapes', *texts]
-    results = f'{graph.name}.json'
-    lines = [[*words, '--save-outputs', results], ['python', 'run_polygraphy.py', results, 'outputs']]
-    return '\n'.join(f'KIT_GRAPH={shlex.quote(graph.name)} {shlex.join(line)}' for line in lines)
-
-
-def benchmark_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
-    """Return the command of OpenVINO's benchmark_app that times a case of a graph on its own inputs.
-
-    `case` is its entry in the manifest.
-    """
-    shapes = ','.join(
-        f'{name}[{",".join(map(str, entry["shape"]))}]' for name, entry in case['inputs'].items()
-    )
-    inputs = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
-    return shlex.join(['benchmark_app', '-m', graph.file, '-d', 'CPU', '-shape', shapes, '-i', inputs])
-
-
-def triton_config(graph: KitGraph) -> str:
-    """Return the text of Triton's config.pbtxt of a graph: every axis is in `dims`, none is Triton's batch.
-
-    An axis of any size is -1; a tensor without axes has `dims` of 1 and is reshaped.
-    """
-    lines = [
-        f'name: "{graph.name}"',
-        'platform: "onnxruntime_onnx"',
-        'max_batch_size: 0',
-        f'default_model_filename: "{Path(graph.file).name}"',
-    ]
-    for kind, tensors in (('input', graph.spec.inputs), ('output', graph.spec.outputs)):
-        for tensor in tensors:
-            dims = [axis if isinstance(axis, int) else -1 for axis in tensor.axes]
-            lines += [
-                f'{kind} {{',
-                f'  name: "{tensor.name}"',
-                f'  data_type: TYPE_{TRITON_TYPES[tensor.dtype]}',
-                f'  dims: [ {", ".join(map(str, dims or [1]))} ]',
-            ]
-            if not dims:
-                lines.append('  reshape { shape: [ ] }')
-            if kind == 'input' and tensor.default is not None:
-                lines.append('  optional: true')
-            lines.append('}')
-    return '\n'.join([*lines, ''])

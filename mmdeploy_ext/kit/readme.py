@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph
-from mmdeploy_ext.kit.engine_files import (
-    benchmark_command,
-    polygraphy_command,
-    shapes_of,
-    trtexec_build,
-    trtexec_run,
-)
+from mmdeploy_ext.kit.engine_files import shapes_of, trtexec_build, trtexec_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +21,6 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
     The other entries are those that the head of `contents.py` lists.
     """
     graphs = [KitGraph.from_json(entry) for entry in manifest['graphs']]
-    cases = {
-        graph.name: [case for case in manifest['cases'] if case['graph'] == graph.name] for graph in graphs
-    }
     facts = dict(
         manifest=manifest,
         graphs=graphs,
@@ -42,16 +33,10 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
     if manifest.get('engine') == LIBSPCONV:
         _render(folder, 'readme_libspconv.md.j2', facts)
         return
-    of_first = cases[graphs[0].name]
-    commands = dict(
-        trtexec_build=trtexec_build(graphs[0], of_first, f'{graphs[0].name}.engine'),
-        trtexec_run=trtexec_run(graphs[0], of_first[0], f'{graphs[0].name}.engine', 'outputs'),
-    )
-    facts |= dict(
-        polygraphy=[polygraphy_command(graph, cases[graph.name]) for graph in graphs],
-        benchmark=[benchmark_command(graph, cases[graph.name][0]) for graph in graphs],
-        **{name: shlex.join(words) for name, words in commands.items()},
-    )
+    first, engine = graphs[0], f'{graphs[0].name}.engine'
+    cases = [case for case in manifest['cases'] if case['graph'] == first.name]
+    facts['trtexec_build'] = shlex.join(trtexec_build(first, cases, engine))
+    facts['trtexec_run'] = shlex.join(trtexec_run(first, cases[0], engine, 'outputs'))
     _render(folder, 'readme.md.j2', facts)
 
 

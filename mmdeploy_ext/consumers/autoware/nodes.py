@@ -19,9 +19,6 @@ from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ATTENTION, ROTATE
 from mmdeploy_ext.core.errors import shortened
 from mmdeploy_ext.core.violations import ERROR, WARNING
 
-LOAD, CONVENTION, MEMORY = 'load', 'convention', 'memory'
-"""Whether a file is only loaded and run on zeros, or a probe of `probes.py` is sent through it, too."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Value:
@@ -97,14 +94,14 @@ class GraphFile:
         name: name of the file without `.onnx`.
         inputs, outputs: tensors in the node's order.
         path_key: key of the manifest that holds the path; '' if the file has its name.
-        probe: `LOAD`, `CONVENTION` or `MEMORY`.
+        has_boxes: whether its box convention is probed, see `probes.py`.
     """
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     path_key: str = ''
-    probe: str = LOAD
+    has_boxes: bool = False
 
 
 class Wrong(NamedTuple):
@@ -301,7 +298,7 @@ CENTERPOINT = Node(
                 Tensor('vel', '1 two cell_rows cell_columns'),
             ),
             'head_onnx_path',
-            CONVENTION,
+            has_boxes=True,
         ),
     ),
     keys={
@@ -350,13 +347,6 @@ CENTERPOINT = Node(
 
 # ---- camera_streampetr
 
-
-def _memory_rows(pre_memory_length: int, post_memory_length: int) -> Iterator[Wrong]:
-    if post_memory_length <= pre_memory_length:
-        text = f'is {post_memory_length}, not above pre_memory_length {pre_memory_length}: new rows stand in '
-        yield Wrong('post_memory_length', f'{text}front of the old')
-
-
 EMBEDDED = (Tensor('pos_embed', '1 ? ?'), Tensor('cone', '1 ? 8'))
 ROWS = dict(embedding='?', reference_point='3', timestamp='1', egopose='4 4', velo='2')
 """Field of the memory -> axes of each of its rows."""
@@ -396,7 +386,6 @@ STREAMPETR = Node(
                     for field, row in ROWS.items()
                 ),
             ),
-            probe=MEMORY,
         ),
     ),
     keys={
@@ -410,7 +399,6 @@ STREAMPETR = Node(
         f'{M}post_memory_length': COUNT,
     },
     sizes=dict(classes=lambda class_names: len(class_names)),
-    rules=(_memory_rows,),
     classes=('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN'),
     is_fixed=True,
     read_paths=(f'{M}backbone_path', f'{M}position_embedding_path', f'{M}head_path'),

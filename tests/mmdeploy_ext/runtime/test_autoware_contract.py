@@ -16,8 +16,7 @@ from mmdeploy_ext.consumers.autoware import check as checker
 from mmdeploy_ext.consumers.autoware import trial
 from mmdeploy_ext.consumers.autoware.check import check
 from mmdeploy_ext.consumers.autoware.nodes import node_cells
-from mmdeploy_ext.consumers.autoware.parameter_file import parameter_text, read_parameters
-from mmdeploy_ext.consumers.graph_tensors import weight_rules
+from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, parameter_text, read_parameters
 from mmdeploy_ext.core.errors import ModelFileError
 from toy_autoware import LOST, key
 
@@ -39,19 +38,10 @@ def _tried_here(request, monkeypatch):
     """Try files in this process: to start one for each folder takes most of the time."""
     if request.node.originalname != 'test_a_file_that_never_ends_is_stopped':
 
-        def try_here(graphs):
-            return [found for path, _, probe in graphs for found in trial.try_file(path, probe)]
+        def try_here(trials):
+            return [found for one in trials for found in trial.try_file(*one)]
 
-        monkeypatch.setattr(checker, 'trial_rules', without_plugins(try_here))
-
-
-def without_plugins(try_here):
-    """Leave out files with operators of other domains, as `trial_rules` does."""
-
-    def filtered(graphs):
-        return try_here([one for one in graphs if not any(node.domain for node in one[1].graph.node)])
-
-    return filtered
+        monkeypatch.setattr(checker, 'trial_rules', try_here)
 
 
 def text(file, new):
@@ -145,19 +135,6 @@ def without(file, node, attribute):
         found.attribute.extend(left)
 
     return graph_of(file, edit)
-
-
-def behind(graph):
-    """New rows behind the old."""
-    for node in graph.node:
-        if node.op_type == 'Concat' and 'post_memory_embedding' in node.output:
-            node.input[:] = node.input[::-1]
-
-
-def bypass(graph):
-    """Places are not taken back to the map."""
-    for node in graph.node:
-        node.input[:] = ['data_ego_pose_inv' if one == 'data_ego_pose' else one for one in node.input]
 
 
 M, S = 'model_params.', 'model_params.detection_score_thresholds.'
@@ -319,12 +296,6 @@ STREAMPETR = {
         f'{M}class_names',
         'class',
     ),
-    'rows that do not grow': (
-        key(STREAM, f'{M}post_memory_length', 8),
-        STREAM,
-        f'{M}post_memory_length',
-        'value',
-    ),
     'another memory': (
         key(STREAM, f'{M}pre_memory_length', 9),
         MEMORY,
@@ -353,25 +324,6 @@ STREAMPETR = {
     'fewer tokens': (resize(PLACES, 'pos_embed', 1, 3, 4), MEMORY, 'pos_embed', 'shape'),
     'other features': (resize(BACKBONE, 'img_feats', 1, 2, 8, 1, 2), MEMORY, 'x', 'shape'),
     'a plug-in': (operator(PLACES, 'mmdeploy'), PLACES, 'odd', 'operator'),
-    'new rows behind': (graph_of(MEMORY, behind), MEMORY, 'post_memory_embedding', 'memory'),
-    'places stay in the vehicle': (
-        graph_of(MEMORY, bypass),
-        MEMORY,
-        'post_memory_reference_point',
-        'memory',
-    ),
-    'new rows have an age': (
-        stored(MEMORY, 'new_timestamp', np.ones((1, 3, 1), np.float32)),
-        MEMORY,
-        'post_memory_timestamp',
-        'memory',
-    ),
-    'new rows without a pose': (
-        stored(MEMORY, 'new_egopose', np.zeros((1, 3, 4, 4), np.float32)),
-        MEMORY,
-        'post_memory_egopose',
-        'memory',
-    ),
 }
 BEVFUSION = {
     'cells as floats': (retype(MAIN, 'geom_feats', TensorProto.FLOAT), MAIN, 'geom_feats', 'type'),
@@ -410,13 +362,6 @@ BEVFUSION = {
         'engine_path',
         'path',
     ),
-    'an engine over the file of pictures': (
-        key(FUSION, 'engine_path', f'$(var model_path)/{PICTURES}'),
-        FUSION,
-        'engine_path',
-        'path',
-    ),
-    'a path that is a number': (key(FUSION, 'onnx_path', 7), FUSION, 'onnx_path', 'value'),
     'no file of pictures': (drop(PICTURES), PICTURES, '', 'missing-file'),
     'other channels': (resize(PICTURES, 'image_feats', 2, 6, 4, 8), PICTURES, 'image_feats', 'shape'),
     'one number of voxels': (resize(MAIN, 'voxels', 60, 10, 5), MAIN, 'voxels', 'dynamic'),
@@ -440,11 +385,10 @@ def no_longer_there(file):
     return graph_of(file, edit)
 
 
-def opset(file, *versions):
+def opset(file, version):
     def change(folder):
         model = onnx.load(folder / file)
-        del model.opset_import[:]
-        model.opset_import.extend(helper.make_opsetid('', version) for version in versions)
+        model.opset_import[0].version = version
         (folder / file).write_bytes(model.SerializeToString())
 
     return change
@@ -484,8 +428,6 @@ FROM_OUTSIDE = {
     ),
     'weights in a file that is not there': (no_longer_there(HEAD), HEAD, 'onnx'),
     'opset 99': (opset(HEAD, 99), HEAD, 'onnx'),
-    'opset 1': (opset(HEAD, 1), HEAD, 'opset'),
-    'no opset': (opset(HEAD), HEAD, 'onnx'),
     'a cycle': (graph_of(HEAD, cyclic), HEAD, 'onnx'),
     'one engine path': (key(ML, 'head_engine_path', 'pts_voxel_encoder.engine'), ML, 'path'),
     'an engine over the file': (key(ML, 'head_engine_path', HEAD), ML, 'path'),
@@ -525,15 +467,6 @@ def test_what_no_node_could_load_is_found_in_one_line(tmp_path, fault):
     assert all('\n' not in one.message for one in violations)
 
 
-def test_long_texts_of_a_manifest_are_printed_short(tmp_path, capsys):
-    toy_autoware.centerpoint(tmp_path)
-    key(ML, 'version', '4' * 5000)(tmp_path)
-    key(ML, f'{M}class_names', ['CAR', 'BICYCLE', 'B' * 10**6])(tmp_path)
-    assert main([str(tmp_path)]) == 1
-    printed = capsys.readouterr().out
-    assert '4...' in printed and 'B...' in printed and len(printed) < 10_000
-
-
 @pytest.mark.matrix
 def test_a_file_that_never_ends_is_stopped(tmp_path, monkeypatch):
     """The head doubles zero 10^12 times in a Loop before it gives its angles."""
@@ -570,7 +503,7 @@ def test_a_file_that_never_ends_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, 'SECONDS', 4)
     (violation,) = [one for one in check(tmp_path)[0] if one.severity == 'error']
     assert (violation.node, violation.rule) == (HEAD, 'load')
-    assert violation.message.endswith('it did not end within 4 s')
+    assert violation.message.endswith('within 4 s')
 
 
 BROKEN = {
@@ -682,14 +615,22 @@ def test_versions_that_the_node_takes_pass(tmp_path, version):
     assert check(tmp_path)[0] == []
 
 
-def test_a_written_text_is_read_as_that_text_by_ros_2(tmp_path):
-    names = ['CAR', 'y', 'N', 'on', '09', '1e5', '.5e3', '0X1F', '.nAn', '-.INF', 'null', '', '12:30']
-    text = parameter_text(dict(class_names=names, name='n', size=1e-5, flag=True))
-    (tmp_path / 'written.yaml').write_text(text)
-    assert read_parameters(tmp_path / 'written.yaml') == dict(
-        class_names=names, name='n', size=1e-5, flag=True
-    )
-    assert 'class_names: [CAR, ' in text  # in one line, and words without need for quotes have none
+def test_a_written_text_is_read_as_it_was(tmp_path):
+    parameters = dict(class_names=['CAR', 'yes', 'null'], name='n', size=1e-5, flag=True)
+    (tmp_path / 'written.yaml').write_text(parameter_text(parameters))
+    assert read_parameters(tmp_path / 'written.yaml') == parameters
+
+
+@pytest.mark.parametrize('text', ['&a [1.0]', '[[1.0], [2.0]]', '[{a: 1}]', '[1.0, 2]'])
+def test_yaml_that_ros_2_does_not_read_is_refused(tmp_path, text):
+    (tmp_path / 'a.yaml').write_text(f'/**: {{ros__parameters: {{key: {text}}}}}')
+    with pytest.raises(ParameterFileError, match='line 1'):
+        read_parameters(tmp_path / 'a.yaml')
+
+
+def test_a_number_with_an_exponent_alone_is_a_number(tmp_path):
+    (tmp_path / 'a.yaml').write_text('/**: {ros__parameters: {a: 1e-3, b: [1E5, 2.0]}}')
+    assert read_parameters(tmp_path / 'a.yaml') == dict(a=1e-3, b=[1e5, 2.0])
 
 
 def test_the_quotient_is_that_of_the_node():
@@ -775,9 +716,9 @@ def test_a_further_file_that_states_other_labels_is_an_error(tmp_path):
     assert f'the labels of {HEAD} are in another order' in found.message
 
 
-def test_files_of_two_checkpoints_are_a_warning_and_damaged_metadata_state_nothing(tmp_path):
+def test_files_of_two_checkpoints_are_a_warning(tmp_path):
     toy_autoware.centerpoint(tmp_path)
-    exported_from(ENCODER, classes=3, preprocess=[])(tmp_path)
+    exported_from(ENCODER)(tmp_path)
     exported_from(HEAD, 'b')(tmp_path)
     (found,) = check(tmp_path)[0]
     assert (found.node, found.rule, found.severity) == (HEAD, 'mixture', 'warning')
@@ -796,15 +737,3 @@ def test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder(tmp_pat
     assert main([str(tmp_path / 'nowhere')]) == 2
     (tmp_path / HEAD).write_bytes(b'no graph')
     assert main([str(tmp_path)]) == 1 and HEAD in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    'kind', ['FLOAT16', 'BFLOAT16', 'FLOAT8E4M3FN', 'FLOAT8E5M2', 'COMPLEX64', 'INT4', 'STRING']
-)
-def test_weights_that_are_not_a_number_are_found_in_every_type_that_has_them(kind):
-    has_nan = kind not in ('INT4', 'STRING')
-    values = [b'nan', b''] if kind == 'STRING' else [np.nan if has_nan else 1, 1.0]
-    weight = helper.make_tensor('w', getattr(TensorProto, kind), [2], values)
-    model = helper.make_model(helper.make_graph([], 'g', [], [], [weight]))
-    rules = [(found.attribute, found.rule) for found in weight_rules('a.onnx', model)]
-    assert rules == [('w', 'not-finite')] * has_nan
