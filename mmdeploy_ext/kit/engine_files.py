@@ -72,45 +72,11 @@ def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list
     return ranges
 
 
-def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: str) -> list[str]:
-    """Return the words of the command that builds an engine for the shapes of all cases of a graph.
-
-    Args:
-        graph: the file that is built.
-        cases: entries of its cases in the manifest, see `KitCase.write`; at least one.
-        engine: path of the engine that is written.
-    """
-    words = ['trtexec', f'--onnx={graph.file}', f'--saveEngine={engine}']
-    if is_dynamic(graph):
-        for option, shapes in shape_ranges(cases).items():
-            texts = (f'{name}:{"x".join(map(str, shape))}' for name, shape in shapes.items())
-            words.append(f'--{option}Shapes={",".join(texts)}')
-    return words
-
-
-def trtexec_run(graph: KitGraph, case: Mapping[str, Any], engine: str, outputs: str) -> list[str]:
-    """Return the words of the command that runs a case, by its entry in the manifest, of a graph.
-
-    `engine` is the path of the engine, `outputs` the folder into which the command writes `CASE.json`.
-    """
-    loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
-    words = ['trtexec', f'--loadEngine={engine}', f'--loadInputs={loaded}']
-    if is_dynamic(graph):
-        words.append(f'--shapes={shapes_of(case)}')
-    return [
-        *words,
-        f'--exportOutput={outputs}/{case["name"]}.json',
-        '--iterations=1',
-        '--duration=0',
-        '--warmUp=0',
-    ]
-
-
 def trtexec_script(manifest: Mapping[str, Any]) -> str:
     """Return the text of a shell script that builds an engine per file of a kit and runs all its cases.
 
-    The cases of all files are run, on the inputs of the kit; `frames`, whose files run on what those before
-    them computed, are not. Of the manifest `graphs` and `cases` are read.
+    Each file runs on the inputs of its cases; `frames`, in which files run on the outputs of files before
+    them, are not run. Of the manifest `graphs` and `cases` are read.
     """
     lines = [
         '#!/bin/sh',
@@ -123,19 +89,19 @@ def trtexec_script(manifest: Mapping[str, Any]) -> str:
     for entry in manifest['graphs']:
         graph = KitGraph.from_json(entry)
         cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
-        engine = f'OUTPUTS/{graph.name}.engine'
-        commands = [trtexec_build(graph, cases, engine)]
-        commands += [trtexec_run(graph, case, engine, 'OUTPUTS') for case in cases]
-        for index, words in enumerate(commands):
-            line = ' '.join(map(_quoted, words))
-            lines.append(line + (' "$@"' if index == 0 else ''))
+        engine = f'"$outputs"/{shlex.quote(graph.name)}.engine'
+        words = [f'--onnx={graph.file}']
+        if is_dynamic(graph):
+            for option, shapes in shape_ranges(cases).items():
+                texts = (f'{name}:{"x".join(map(str, shape))}' for name, shape in shapes.items())
+                words.append(f'--{option}Shapes={",".join(texts)}')
+        lines.append(f'trtexec {shlex.join(words)} --saveEngine={engine} "$@"')
+        for case in cases:
+            loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
+            words = [f'--loadInputs={loaded}', '--iterations=1', '--duration=0', '--warmUp=0']
+            if is_dynamic(graph):
+                words.append(f'--shapes={shapes_of(case)}')
+            results = f'--exportOutput="$outputs"/{case["name"]}.json'
+            lines.append(f'trtexec --loadEngine={engine} {shlex.join(words)} {results}')
     lines.append(f'cp {KIT_HASH} "$outputs/{KIT_HASH}"')
     return '\n'.join([*lines, ''])
-
-
-def _quoted(word: str) -> str:
-    """Return a word for a shell, in which OUTPUTS is the folder of the outputs."""
-    if 'OUTPUTS' not in word:
-        return shlex.quote(word)
-    before, _, after = word.partition('OUTPUTS')
-    return f'{before}"$outputs"{shlex.quote(after)}'

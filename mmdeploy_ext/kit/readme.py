@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph
-from mmdeploy_ext.kit.engine_files import shapes_of, trtexec_build, trtexec_run
+from mmdeploy_ext.kit.engine_files import shapes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,18 +29,7 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
         tensors=_tensors,
         shapes=shapes_of,
     )
-    if manifest.get('engine') == LIBSPCONV:
-        _render(folder, 'readme_libspconv.md.j2', facts)
-        return
-    first, engine = graphs[0], f'{graphs[0].name}.engine'
-    cases = [case for case in manifest['cases'] if case['graph'] == first.name]
-    facts['trtexec_build'] = shlex.join(trtexec_build(first, cases, engine))
-    facts['trtexec_run'] = shlex.join(trtexec_run(first, cases[0], engine, 'outputs'))
-    _render(folder, 'readme.md.j2', facts)
-
-
-def _render(folder: Path, template: str, facts: Mapping[str, Any]) -> None:
-    """Write the README of a kit from a template beside this file."""
+    template = 'readme_libspconv.md.j2' if manifest.get('engine') == LIBSPCONV else 'readme.md.j2'
     text = Path(__file__).with_name(template).read_text(encoding='utf-8')
     (folder / 'README.md').write_text(jinja2.Template(text).render(**facts), encoding='utf-8')
 
