@@ -1,28 +1,32 @@
-"""What is in a kit: raw arrays, and a manifest that names each with its dtype and shape. Needs numpy only.
+"""The content of a kit: raw arrays, and a manifest that names each with dtype and shape. Needs numpy only.
 
 model.onnx                    the file, or all files of an export under their own names
-manifest.json                 what is below, how it was made, and the hash of every file
+manifest.json                 the manifest, with the hash of every file
 manifest.txt                  the same inputs and outputs, a line each, for programs without JSON
 kit.txt                       the hash of the kit, which goes beside the outputs
 inputs/000/img.bin            inputs of the first case, little-endian, row by row
-beside/000/img_shape.bin      what the post-processing outside of the graph takes beside them
+beside/000/img_shape.bin      further inputs of the post-processing outside of the graph
 expected/000/cls_score_0.bin  PyTorch's tensors for it
 results/000/0/scores.bin      PyTorch's results for its first image
 
-A case is one input of one file, with PyTorch's outputs and results for it; 000 is its name. The cases of a
-model of frames or sweeps are called after file and frame, `head_003`; arrays that are equal are one file. Its
-frames say in which order the cases run, and which inputs are then outputs of cases before: `ChainedFrame`.
+A case is one input of one file, with PyTorch's outputs and results; 000 is its name. The cases of a model of
+frames or sweeps are called after file and frame, `head_003`. Equal arrays are one file. A frame says in which
+order the cases run, and which inputs are then outputs of earlier cases: `ChainedFrame`.
 
-The manifest is a dict: `format`; `engine` (`LIBSPCONV` if that engine alone reads the file) and `precision`
-(whose bars outputs have to keep, of such a file); `title` and `origin`, which are a name of the model and a
-sentence about it; `task` (that matches results; None without results); `graphs` (`KitGraph`, and
-`source_sha256`, the hash of the user's file), `cases` (what `KitCase.write` returns) and `frames`
-(`ChainedFrame`), each a list; `file` (of pictures and modules: that of the model); `memory` (`MemorySpec`,
-of a model of frames whose last file gives it); `teacher_forced` (of frames: whether a memory is updated
-outside of the files, and PyTorch's is an input of every frame); `bars` (of pictures and modules: those of the
-page, {} without a page); `config` and `checkpoint_sha256` (of an exported model); `tolerance` and `rows` (of
-a module, see `modules.py`); `pictures` (`name` and `licence` of each); `made_with` (package -> version),
-`python`; `files` (path in the kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
+The keys of the manifest:
+
+format, kit_sha256, files     number of the format, hash of the kit, path in the kit -> SHA-256
+title, origin                 name of the model, and a sentence about it
+graphs, cases, frames         lists of the entries of `KitGraph`, `KitCase` and `ChainedFrame`
+task                          module that matches results; None without results
+pictures                      `name` and `licence` of each
+made_with, python             package -> version, version of Python
+config, checkpoint_sha256     of an exported model
+file, bars                    of pictures and modules: path of the model, bars of the page ({} without a page)
+memory, teacher_forced        of frames: `MemorySpec` of the last file; whether a memory is updated outside
+                              of the files, so that PyTorch's is an input of every frame
+engine, precision             of a file for libspconv: `LIBSPCONV`, and the precision of the bars
+tolerance, rows               of a module, see `modules.py`
 """
 
 from __future__ import annotations
@@ -280,19 +284,17 @@ class KitCase:
 
 @dataclasses.dataclass(frozen=True)
 class ChainedFrame:
-    """One frame of a kit whose files run one after the other, each on what those before it computed.
+    """One frame of a kit in which the files run one after the other, each on the outputs of earlier files.
 
     Attributes:
         name: its number, such as '000'; the outputs of its last file are called `chain_000`.
         title: title of the frame.
-        steps: case, whose inputs are fed, and name of an input -> name of the last output of that name so
-            far, in this frame or in an earlier one, that is fed in place of the case's own.
-        reset: whether the memory is emptied before the frame: then the inputs of the memory are those of the
-            case, too. True of every frame if the files hand on no memory.
-        scene: scene of the frame; frames of another scene follow a reset. '' if it has none.
-        timestamp_s: seconds, absolute; 0 of a module, whose frames have no time.
-        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory, and of
-            a module.
+        steps: a case, and name of an input -> name of the output, the last one so far, that is fed in place
+            of the input of the case.
+        reset: whether the memory is emptied before the frame; True of every frame if the files hand on none.
+        scene: scene of the frame; '' if it has none.
+        timestamp_s: seconds, absolute; 0 of a module.
+        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory.
     """
 
     name: str

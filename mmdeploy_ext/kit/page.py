@@ -34,10 +34,9 @@ TASKS = ('bbox2d', 'boxed_mask', 'mask', 'panoptic')
 
 
 def bars_of(task: str | None) -> dict[str, float]:
-    """Return the bars for float32 by name, as the manifest has them: those of `proving`.
+    """Return the proof's bars for float32 by name, as the manifest has them.
 
-    For a task that is none of `TASKS` those are the tolerance of tensors without column groups, `rtol`, and
-    those of results below the score threshold.
+    `rtol` is the tolerance of tensors without column groups; a task of `TASKS` has bars of its results, too.
     """
     bars = dict(
         rtol=DEFAULT_RTOL, low_alone=matching.ALLOWED_LOW_ALONE, low_alone_share=matching.MAX_LOW_ALONE_SHARE

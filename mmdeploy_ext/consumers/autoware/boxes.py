@@ -87,9 +87,9 @@ def overlap_nms(
 ) -> np.ndarray:
     """Return the ascending rows (m,) int64 whose IoU with every better object is at most a threshold.
 
-    Better objects are those before it, also if they are dropped themselves. Objects are seen from above;
-    labels in `separate_labels` are compared only with equal labels, and no objects whose centres are further
-    apart than `search_m`, in metres.
+    Objects before a row are better, also if they are dropped themselves. Boxes are seen from above. Labels in
+    `separate_labels` are compared only with equal labels, and only objects with centres at most `search_m`
+    metres apart.
     """
     flat = objects.boxes[:, [0, 1, 3, 4, 6]].astype(np.float64)
     corners, areas = bev_corners(flat), flat[:, 2] * flat[:, 3]

@@ -25,8 +25,8 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
     """Return the encoder's input of one cloud, and the pillars' cells.
 
     Args:
-        points: (P, 4 or 5) float32 as `densified` returns them. Those outside the range or at an upper end of
-            it, and of each pillar those after its first 32, are left out.
+        points: (P, 4 or 5) float32. Points outside the range or at an upper end of it, and all but the first
+            32 points of a pillar, are left out.
         settings: the grid, sizes and limits that the manifest states.
 
     Returns:
