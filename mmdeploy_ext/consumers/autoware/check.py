@@ -216,7 +216,6 @@ def _parameters(path: Path, keys: Mapping[str, Value]) -> tuple[dict[str, Any], 
             wrong[name] = rule, f'{name} is {shortened(value)}, expected {text}'
         else:
             values[name] = value
-    values |= {name: value for name, value in _flat(content) if name not in keys}
     return values, [Violation(file, name, rule, text) for name, (rule, text) in wrong.items()]
 
 
@@ -229,14 +228,6 @@ def _lookup(content: Mapping[str, Any], name: str) -> tuple[Any, str]:
             return None, '.'.join(words[:count])
         value = value[word]
     return value, ''
-
-
-def _flat(content: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value
 
 
 def _called(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
@@ -270,17 +261,15 @@ def _class_rules(node: Node, key: str, names: list[str]) -> Iterator[Violation]:
 
 def _path_rules(node: Node, folder: Path, values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield paths that lead out of the folder, to nothing, or to the file of another key."""
-    read = (*(file.path_key for file in node.files), *node.read_paths, node.remapper)
     earlier: dict[PurePath, str] = {}
-    for key in (*read, *node.written_paths):
-        if key not in values:
+    for key, text in values.items():
+        if not key.endswith('_path'):
             continue
-        text = str(values[key])
-        path = PurePath(text.removeprefix(node.folder_text))
+        path, is_read = PurePath(text), not key.endswith('engine_path')
         problem = ''
         if path.is_absolute() or '..' in path.parts:
             problem = 'it leads out of the folder, which has to hold all files of the model'
-        elif key in read and not os.path.isfile(folder / path):
+        elif is_read and not os.path.isfile(folder / path):
             problem = 'there is no such file; the path is relative to this folder'
         elif path in earlier:
             problem = f'that is the file of {earlier[path]}'

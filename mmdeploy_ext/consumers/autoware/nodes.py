@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -35,8 +36,8 @@ class Value:
 
     type: type
     length: int | None = None
-    low: float = -1e5
-    high: float = 1e7
+    low: float = -math.inf
+    high: float = math.inf
     choices: tuple[Any, ...] = ()
     pattern: str = ''
     also: Callable[[Any], str] = lambda value: ''
@@ -130,9 +131,7 @@ class Node:
         is_fixed: whether every axis of a file has to be fixed.
         plugins: operator of the plug-in library -> attributes that it counts on.
         plugin_domain: domain of these operators; None for any.
-        read_paths: further keys of paths of files that the node reads, which a manifest may have.
-        written_paths: keys of paths of engines that the node writes, likewise.
-        folder_text: beginning of a path that the launch file replaces by the folder.
+        remapper: key of the path of the remapper, or its file name; '' if there is none.
         handovers: (file, output, file, input): tensors whose bytes the node copies.
         exported: key of the manifest -> keys of the metadata of an export, with dots, of the same value.
     """
@@ -149,9 +148,6 @@ class Node:
     is_fixed: bool = False
     plugins: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     plugin_domain: str | None = 'autoware'
-    read_paths: tuple[str, ...] = ()
-    written_paths: tuple[str, ...] = ()
-    folder_text: str = '$(var model_path)/'
     remapper: str = ''
     handovers: tuple[tuple[str, str, str, str], ...] = ()
     exported: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -183,7 +179,7 @@ def _is_ascending(value: list[float]) -> str:
 
 
 CUBOID, INTERVAL = Value(float, 6, also=_is_box), Value(float, 3, also=_is_interval)
-CELL = Value(float, 3, low=1e-3, high=1e3)
+CELL = Value(float, 3, low=1e-3)
 
 
 def node_cells(low: float, high: float, step: float) -> int:
@@ -335,8 +331,6 @@ CENTERPOINT = Node(
     rules=(_one_for_each_class, _point_size, _pillars, _scores),
     classes=('CAR', 'TRUCK', 'BUS', 'TRAILER', 'BICYCLE', 'MOTORBIKE', 'PEDESTRIAN'),
     binds='index',
-    written_paths=('encoder_engine_path', 'head_engine_path'),
-    folder_text='',
     remapper='class_remapper_param_path',
     exported={
         f'{M}point_cloud_range': 'preprocess.point_cloud_range',
@@ -401,7 +395,6 @@ STREAMPETR = Node(
     sizes=dict(classes=lambda class_names: len(class_names)),
     classes=('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN'),
     is_fixed=True,
-    read_paths=(f'{M}backbone_path', f'{M}position_embedding_path', f'{M}head_path'),
     handovers=(
         ('simplify_extract_img_feat', 'img_feats', 'simplify_pts_head_memory', 'x'),
         ('simplify_position_embedding', 'pos_embed', 'simplify_pts_head_memory', 'pos_embed'),
@@ -491,8 +484,6 @@ BEVFUSION_LIDAR = Node(
         ),
         'QuickCumsumCuda': ('batch_size', 'dimension', 'height', 'width'),
     },
-    read_paths=('onnx_path', 'image_backbone_onnx_path'),
-    written_paths=('engine_path', 'image_backbone_engine_path'),
     remapper=REMAPPER,
     exported=dict(
         point_cloud_range='preprocess.voxels.point_cloud_range',

@@ -68,7 +68,7 @@ class CudaBEVFusion(FusionRuntime):
     Attributes:
         seconds: time spent so far, by the name of a file or 'pooling'. Depth maps count for
             'camera.backbone', voxels for the first sparse file, the tables of a calibration for 'pooling'.
-        view: how pictures are lifted into the bird's-eye view.
+        view: facts of how pictures are lifted into the bird's-eye view.
         sparse: name of a sparse file -> its graph; the second file is there with `to_compare` alone.
         sessions: name of a file of ordinary ONNX -> its session.
         metadata: metadata of the last file.
@@ -98,7 +98,7 @@ class CudaBEVFusion(FusionRuntime):
         self.sessions = {name: self.opened(engine, files[name], options) for name in DENSE}
         orders = SPARSE if to_compare else SPARSE[:1]
         self.sparse: dict[str, SparseGraph] = {name: read(files[name]) for name in orders}
-        self.view = geometry.View.of(self.metadata.postprocess.view)
+        self.view = self.metadata.postprocess.view
         self.seconds = dict.fromkeys((*GRAPHS, 'pooling'), 0.0)
         self.tables: Tables | None = None
 
@@ -148,7 +148,7 @@ class CudaBEVFusion(FusionRuntime):
         return dict(self.sessions[name].infer(feeds))
 
     def _tables(self, calibration: Mapping[str, np.ndarray]) -> Tables:
-        return tables_of(geometry.cells(calibration, self.view), self.view.shape)
+        return tables_of(geometry.cells(calibration, self.view), self.view.count[:2])
 
     def _lidar_maps(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Return the map of the first sparse file by the name of its output, and that of the other."""

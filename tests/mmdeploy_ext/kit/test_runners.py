@@ -152,7 +152,7 @@ def overflow(kit, case):
 
 
 FAULTY_RUNS = {
-    batch_mixed_up: ('fp32', 'batch of 2'),
+    batch_mixed_up: ('fp32', 'pairs outside the bars'),
     overflow: ('fp16', '000 traced input'),
 }
 

@@ -284,12 +284,6 @@ STREAMPETR = {
     'no manifest': (drop(STREAM), STREAM, '', 'missing-file'),
     'no head': (drop(MEMORY), MEMORY, '', 'missing-file'),
     'no range': (key(STREAM, f'{M}detection_range', LOST), STREAM, f'{M}detection_range', 'key'),
-    'an absolute path of the head': (
-        key(STREAM, f'{M}head_path', f'/x/{MEMORY}'),
-        STREAM,
-        f'{M}head_path',
-        'path',
-    ),
     'a motorbike': (
         key(STREAM, f'{M}class_names', ['CAR', 'MOTORBIKE', 'BUS']),
         STREAM,
@@ -343,25 +337,6 @@ BEVFUSION = {
     'bins of depth': (key(FUSION, 'd_bound', [1.0, 61.0, 0.6]), FUSION, 'num_depth_features', 'grid'),
     'a bound of two numbers': (key(FUSION, 'x_bound', [-54.0, 54.0]), FUSION, 'x_bound', 'value'),
     'no scale': (key(FUSION, 'img_aug_scale_x', LOST), FUSION, 'img_aug_scale_x', 'key'),
-    'a path of pictures up': (
-        key(FUSION, 'image_backbone_onnx_path', f'../x/{PICTURES}'),
-        FUSION,
-        'image_backbone_onnx_path',
-        'path',
-    ),
-    'an absolute path of an engine of pictures': (
-        key(FUSION, 'image_backbone_engine_path', '/x/pictures.engine'),
-        FUSION,
-        'image_backbone_engine_path',
-        'path',
-    ),
-    'an absolute path': (key(FUSION, 'onnx_path', f'/x/{MAIN}'), FUSION, 'onnx_path', 'path'),
-    'a path up from the folder of the model': (
-        key(FUSION, 'engine_path', '$(var model_path)/../main.engine'),
-        FUSION,
-        'engine_path',
-        'path',
-    ),
     'no file of pictures': (drop(PICTURES), PICTURES, '', 'missing-file'),
     'other channels': (resize(PICTURES, 'image_feats', 2, 6, 4, 8), PICTURES, 'image_feats', 'shape'),
     'one number of voxels': (resize(MAIN, 'voxels', 60, 10, 5), MAIN, 'voxels', 'dynamic'),
@@ -394,11 +369,6 @@ def opset(file, version):
     return change
 
 
-def cyclic(graph):
-    """The first node reads what the last one writes."""
-    graph.node[0].input[0] = graph.node[-1].output[0]
-
-
 def replaced_line(file, key, line):
     """Replace the line of a key in a YAML file by another text."""
 
@@ -428,7 +398,6 @@ FROM_OUTSIDE = {
     ),
     'weights in a file that is not there': (no_longer_there(HEAD), HEAD, 'onnx'),
     'opset 99': (opset(HEAD, 99), HEAD, 'onnx'),
-    'a cycle': (graph_of(HEAD, cyclic), HEAD, 'onnx'),
     'one engine path': (key(ML, 'head_engine_path', 'pts_voxel_encoder.engine'), ML, 'path'),
     'an engine over the file': (key(ML, 'head_engine_path', HEAD), ML, 'path'),
     'a path up': (key(ML, 'head_onnx_path', f'../x/{HEAD}'), ML, 'path'),
@@ -445,13 +414,6 @@ FROM_OUTSIDE = {
         ML,
         'manifest',
     ),
-    'a date for a version': (replaced_line(ML, 'version', 'version: 2024-01-01'), ML, 'value'),
-    'ranges of 1e300': (
-        key(ML, f'{M}point_cloud_range', [-1e300, -1e300, -4.0, 1e300, 1e300, 4.0]),
-        ML,
-        'value',
-    ),
-    'tiny voxels': (key(ML, f'{M}voxel_size', [1e-300, 0.5, 8.0]), ML, 'value'),
 }
 
 
@@ -517,16 +479,6 @@ BROKEN = {
 }
 
 
-def with_paths(folder):
-    toy_autoware.bevfusion(folder)
-    for name, stem in (('', MAIN), ('image_backbone_', PICTURES)):
-        path = f'$(var model_path)/{stem}'
-        key(FUSION, f'{name}onnx_path', path)(folder)
-        key(FUSION, f'{name}engine_path', path.replace('.onnx', '.engine'))(folder)
-    key(FUSION, 'image_backbone_trt_precision', 'fp16')(folder)
-    return folder
-
-
 def plain(folder):
     return toy_autoware.centerpoint(folder, converted=False)
 
@@ -548,7 +500,6 @@ def lidar_alone(folder):
         with_variances,
         toy_autoware.streampetr,
         toy_autoware.bevfusion,
-        with_paths,
         lidar_alone,
     ],
 )
