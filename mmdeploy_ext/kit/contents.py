@@ -63,11 +63,7 @@ RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detect
 
 
 def file_stem(name: str) -> str:
-    """Return the name, without a suffix, of the file of a tensor.
-
-    ASCII letters, digits and `_.-~:+@,=()[]` stay; of other characters the bytes in UTF-8 become '%' and two
-    hexadecimal digits, '/' for example '%2F'.
-    """
+    """Return the name, without a suffix, of the file of a tensor: '/' is '%2F' there."""
     return urllib.parse.quote(name, safe='.:+-_@,=()[]')
 
 
@@ -88,15 +84,9 @@ class ArrayFolder:
         self._files: dict[bytes, str] = {}
 
     def write(self, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """Write arrays; one whose bytes this object wrote before, of any name, type or shape, gets that file.
+        """Write arrays as `place`/NAME.bin; return their entries of the manifest: `file`, `dtype`, `shape`.
 
-        Args:
-            place: folder inside of that of the kit, such as 'inputs/000'; no two calls have the same, since
-                a file that is there is not replaced.
-            arrays: name -> array of numbers or truth values.
-
-        Returns:
-            Their entries in the manifest: name -> dict of `file`, the path in the kit, `dtype` and `shape`.
+        An array with the bytes of an earlier one, of any name, type or shape, gets the earlier file.
         """
         entries = {}
         for name, array in arrays.items():
@@ -112,11 +102,7 @@ class ArrayFolder:
 
 
 def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Return the array of an entry of the manifest, a copy that may be changed, in the machine's byte order.
-
-    `folder` is that of the kit; `entry` has `file`, `dtype` and `shape`, as `ArrayFolder.write` returns them.
-    DataError: the file is missing, or has another number of bytes.
-    """
+    """Return the array of an entry of the manifest; DataError: its file is missing or of another size."""
     path = folder / entry['file']
     if not path.is_file():
         raise DataError(f'{path}: is missing; the kit is not whole: make it again')
@@ -128,15 +114,12 @@ def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Return name -> array of entries of the manifest; for the errors see `read_array`."""
+    """Return name -> array of entries of the manifest; DataError: see `read_array`."""
     return {name: read_array(folder, entry) for name, entry in entries.items()}
 
 
 def result_classes(family: str = '') -> dict[str, type]:
-    """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime.
-
-    `family` is the name of a family; of '', and of one without a runtime or a `RESULT`, it is `RESULTS`.
-    """
+    """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime."""
     family_class = getattr(runtime_of(family), 'RESULT', None) if has_runtime(family) else None
     return RESULTS if family_class is None else RESULTS | {family_class.__name__: family_class}
 
@@ -179,10 +162,7 @@ class KitGraph:
     spec: GraphSpec
 
     def to_json(self) -> dict[str, Any]:
-        """Return the graph's entry in the manifest.
-
-        It has `name` and `file`, and the plain texts of `metadata`, or, of a graph without, its `spec`.
-        """
+        """Return the graph's entry in the manifest: `name`, `file`, and `metadata` or else `spec`."""
         entry: dict[str, Any] = dict(name=self.name, file=self.file)
         if self.metadata is not None:
             return entry | dict(metadata=self.metadata.to_props())
@@ -230,15 +210,9 @@ class KitCase:
     def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the arrays into the folder of a kit; return the case's entry in the manifest.
 
-        `outputs` are the outputs of the graph by name, of which only the shapes are kept: those of ONNX
-        Runtime on this machine, or PyTorch's for a file of libspconv.
-
-        The keys of the entry are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which
-        are what `ArrayFolder.write` returns; `results`, per image `type`, a key of `result_classes`,
-        `fields`, arrays too, and `facts`, the other fields; and `output_shapes`, output -> shape.
-
-        Raises:
-            UsageError: results that kits cannot hold.
+        Of `outputs`, the outputs of the graph by name, only the shapes are kept. The entry has the fields of
+        the case, with entries of `ArrayFolder.write` for arrays; per image of `results` it has `type`, a key
+        of `result_classes`, `fields` (arrays) and `facts`. UsageError: results that kits cannot hold.
         """
         results = []
         for index, image in enumerate(self.results):
@@ -259,14 +233,11 @@ class KitCase:
 
     @classmethod
     def read(cls, folder: Path, entry: Mapping[str, Any], family: str = '') -> KitCase:
-        """Return a case from its entry in the manifest, as `write` returns it, with its arrays.
-
-        `folder` is that of the kit, `family` the name of the case's family, '' if none; for the errors of
-        arrays see `read_array`.
+        """Return a case from its entry in the manifest, with its arrays; `family` may be ''.
 
         Raises:
             ModelFileError: results of a class of a family that is not registered here.
-            DataError: results of a class that nothing here has.
+            DataError: results of a class that nothing here has, or see `read_array`.
         """
         classes = result_classes(family)
         for name in {image['type'] for image in entry['results']} - classes.keys():
@@ -316,10 +287,7 @@ class ChainedFrame:
         return self.steps[-1][0]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the frame's entry in the manifest: its attributes, and `outputs`.
-
-        `steps` is a list of dicts of `case` and `computed`.
-        """
+        """Return the frame's entry in the manifest: its attributes, and `outputs`."""
         steps = [dict(case=case, computed=computed) for case, computed in self.steps]
         return dict(dataclasses.asdict(self), steps=steps, outputs=self.outputs)
 
@@ -339,24 +307,13 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 
 def kit_hash(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) by which a kit is recognised.
-
-    It is that of the manifest as JSON with sorted keys, without the key `kit_sha256`. The manifest has the
-    hashes of all files, so that no file can change without it.
-    """
+    """Return the SHA-256 of a manifest without the key `kit_sha256`; it has the hashes of all files."""
     content = {key: value for key, value in manifest.items() if key != 'kit_sha256'}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a kit after its files were compared with the hashes in it.
-
-    `folder` is that of the kit; files in it that the manifest does not name are not looked at.
-
-    Raises:
-        DataError: no manifest, one that is no JSON, of another format or was changed, or a file that is
-            missing or was changed.
-    """
+    """Return the manifest of a kit; DataError: it or one of its files is missing or was changed."""
     path = folder / MANIFEST
     if not path.is_file():
         got = f'{folder}: is a file' if folder.is_file() else f'{path}: no such file'
@@ -380,9 +337,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_lines(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `manifest.txt`: the cases and frames of a manifest as lines of words, for programs without JSON.
 
-    `folder` is that of the kit; of the manifest `graphs`, `cases` and `frames` are read. Words are separated
-    by single blanks; tensors are called as in `file_stem`. AXES is the number of axes, and SIZE the size of
-    each. The lines of a case or a frame follow it:
+    Words are separated by single blanks; tensors are called as in `file_stem`. AXES is the number of axes,
+    and SIZE the size of each. The lines of a case or a frame follow it:
 
         case CASE FILE.onnx
         input NAME DTYPE AXES SIZE... FILE.bin

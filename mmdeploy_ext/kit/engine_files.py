@@ -25,11 +25,7 @@ TRTEXEC = 'run_trtexec.sh'
 
 
 def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the runners and `run_trtexec.sh` into the folder of a kit.
-
-    The kit of a sparse backbone gets the runner of its engine alone. Of the manifest `engine`, `graphs` and
-    `cases` are read.
-    """
+    """Write the runners and `run_trtexec.sh` into the folder of a kit; of a sparse backbone its runner."""
     if manifest.get('engine') == LIBSPCONV:
         shutil.copyfile(RUNNERS / SPARSE_RUNNER, folder / SPARSE_RUNNER)
         return
@@ -40,10 +36,7 @@ def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def shapes_of(case: Mapping[str, Any]) -> str:
-    """Return the shapes of a case's inputs as trtexec takes them, 'img:1x3x64x64,time:1'; without scalars.
-
-    `case` is its entry in the manifest, see `KitCase.write`.
-    """
+    """Return the shapes of a case's inputs as trtexec takes them, 'img:1x3x64x64,time:1'; without scalars."""
     inputs = case['inputs'].items()
     return ','.join(
         f'{name}:{"x".join(map(str, entry["shape"]))}' for name, entry in inputs if entry['shape']
@@ -56,10 +49,9 @@ def is_dynamic(graph: KitGraph) -> bool:
 
 
 def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """Return 'min', 'opt' (that of the first case) and 'max' -> input -> shape, of all cases of a graph.
+    """Return 'min', 'opt' (the first case) and 'max' -> input -> shape over all cases of a graph.
 
-    `cases` are their entries in the manifest, at least one. Least and largest size are of each axis by
-    itself; inputs without axes are left out.
+    Least and largest size are of each axis by itself; inputs without axes are left out.
     """
     ranges: dict[str, dict[str, list[int]]] = {}
     for option, choose in (('min', min), ('opt', None), ('max', max)):
@@ -73,11 +65,7 @@ def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list
 
 
 def trtexec_script(manifest: Mapping[str, Any]) -> str:
-    """Return the text of a shell script that builds an engine per file of a kit and runs all its cases.
-
-    Each file runs on the inputs of its cases; `frames`, in which files run on the outputs of files before
-    them, are not run. Of the manifest `graphs` and `cases` are read.
-    """
+    """Return the text of a shell script that builds an engine per file of a kit and runs all its cases."""
     lines = [
         '#!/bin/sh',
         '# Run the inputs of this kit in TensorRT: sh run_trtexec.sh OUTPUTS [FLAG...]',

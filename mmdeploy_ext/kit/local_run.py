@@ -27,22 +27,20 @@ if TYPE_CHECKING:
 
 
 def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = False) -> str:
-    """Run all inputs and frames of a kit on an engine of this machine, and write what `judge` reads.
+    """Run all inputs and frames of a kit on an engine of this machine, and write the outputs for `judge`.
 
     Args:
         kit: the folder of the kit.
-        outputs: folder to write, in which engines and rewritten files are kept, too; new or empty.
+        outputs: folder to write, new or empty, in which engines and rewritten files are kept, too.
         engine: one of `ENGINES`.
-        fp16: write float16 into the graphs first; otherwise the files run as they are. ONNX Runtime on a CPU
-            and OpenVINO compute such graphs in float32.
+        fp16: write float16 into the graphs first. ONNX Runtime on a CPU and OpenVINO compute such graphs in
+            float32.
 
     Returns:
-        What ran: device, engine, its version, and the median milliseconds of each file, its first run
-        included.
+        Device, engine, its version, and the median milliseconds of each file, its first run included.
 
     Raises:
-        DataError: a kit that is not whole.
-        ModelFileError: the kit was made with other rules of graphs.
+        DataError, ModelFileError: a kit that is not whole, or of other rules of graphs.
         UsageError: another engine, a kit for libspconv, or a folder that is not empty.
         EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
         ExportError: `fp16`, and a file cannot be written in it, see `to_fp16`.
@@ -96,10 +94,7 @@ def _named(kind: type[Mm2OnnxError], subject: str, function: Callable[..., Any])
 
 
 def device_of(engine: str) -> str:
-    """Return what one of `ENGINES` runs on, as text: device, name and version of the engine.
-
-    EngineError: the engine, or the GPU that it needs, is not here.
-    """
+    """Return device, name and version of an engine; EngineError: it, or the GPU for it, is not here."""
     if engine == 'tensorrt':
         from mmdeploy_ext.engines.tensorrt.package import find_package
 

@@ -61,14 +61,8 @@ def bars_of(task: str | None) -> dict[str, float]:
 def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, float]:
     """Write the page into the folder of a kit, without the library that runs the model; return its bars.
 
-    Files in less than float32 are judged by other bars, which the page does not have, and files with their
-    weights beside them are not read by it, and results of a task of one family alone are not matched by it:
-    these get no page, and the bars are {}.
-
-    Args:
-        folder: folder of the kit, with its file.
-        graph: the file.
-        task: task of its family, which matches results; None of a module, which has none.
+    Files in less than float32, files with their weights beside them, and results of a task of one family
+    alone get no page, and the bars are {}. `task` is None of a module.
     """
     is_exact = graph.metadata is None or graph.metadata.precision == 'fp32'
     if not is_exact or task not in (None, *TASKS) or external_locations(folder / graph.file):

@@ -52,7 +52,6 @@ def kit(tmp_path_factory):
     model = ('configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth')
     assert kit_app.main(['demo/atss_toy.onnx', *model, '--out', str(folder)]) == 0
 
-
     def few(manifest):
         batch = next(case for case in manifest['cases'] if case['inputs']['input']['shape'][0] > 1)
         manifest.update(cases=[*manifest['cases'][: CASES - 1], batch])

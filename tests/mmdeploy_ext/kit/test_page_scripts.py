@@ -10,6 +10,7 @@ from mmdeploy_ext.kit.page import SOURCES
 
 pytestmark = pytest.mark.skipif(shutil.which('node') is None, reason='skipped: no Node.js here')
 
+
 def in_node(folder, body):
     """Run JavaScript that may import the modules of the page, and return what it prints, as JSON."""
     shutil.copytree(SOURCES, folder / 'node_modules/kit')

@@ -64,13 +64,14 @@ def test_a_point_on_a_border_is_in_one_cell_whatever_the_rounding(noise):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.models.bevfusion.rig import cells_of
 
-    corner = VIEW.centre - VIEW.step / np.float32(2)
+    step = np.float32(VIEW.step)
+    corner = np.float32(VIEW.centre) - step / np.float32(2)
     border = corner.astype(np.float64) + np.arange(361)[:, None] * np.array([0.3, 0.3, 0])
     border[:, 2] = 0.5
     wanted = geometry.cell_numbers(border, VIEW, corner)
     assert len(np.unique(wanted)) > 300
     np.testing.assert_array_equal(geometry.cell_numbers(border * (1 + noise), VIEW, corner), wanted)
-    given = (torch.from_numpy(values) for values in (border * (1 + noise), corner, VIEW.step))
+    given = (torch.from_numpy(values) for values in (border * (1 + noise), corner, step))
     found = cells_of(*given, torch.tensor(VIEW.count))
     np.testing.assert_array_equal(found.numpy(), wanted)
 
