@@ -65,11 +65,9 @@ class AutowareBEVFusion(FusionRuntime):
         threads: int = 0,
         graph_optimization: str = 'all',
     ) -> None:
-        """Open the folder, or its file.
+        """Open the folder of an export, or its file.
 
-        The options are those of other runtimes: `engine` and `providers` can only have their defaults,
-        `threads` is 0 for all cores, and `graph_optimization` the level of ONNX Runtime by name. `paths` is
-        the folder of an export, or its file.
+        `engine` and `providers` can only have their defaults; `threads` is 0 for all cores.
 
         Raises:
             ModelFileError: it is missing, of another model family, or does not begin as the node's.
@@ -92,10 +90,10 @@ class AutowareBEVFusion(FusionRuntime):
         self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in the points (P, F) of a frame, of which nothing else is read but the name.
+        """Detect in the points (P, F) of a frame.
 
-        Returned are the outputs of all queries, the map `bev` between the two halves, and the boxes that the
-        model's limits and suppression keep, which are not those that the node publishes.
+        The outputs are the values of all queries and the map `bev` between the two halves. The boxes are the
+        ones that the model's limits and suppression keep; the node publishes others.
 
         Raises:
             DataError: points of another width, not finite, or all outside of the range.
@@ -122,10 +120,8 @@ class AutowareBEVFusion(FusionRuntime):
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the part of a model that ends in a tensor, and the part that begins with it.
 
-    `tensor` is its name, `name` that of the file, for the message.
-
-    Raises:
-        ModelFileError: no node has the tensor as its output, or the second part reads the inputs, too.
+    ModelFileError, which begins with `name`: no node has the tensor as its output, or the second part reads
+    the inputs, too.
     """
     from onnx import ValueInfoProto
 

@@ -37,11 +37,10 @@ Source: autoware_universe 4dff8e23, centerpoint_common.param.yaml.
 def decode(outputs: Arrays, settings: CenterPointSettings) -> Detections3D:
     """Return one object for each cell that passes the settings' thresholds, best first, none suppressed.
 
-    `outputs` are those of `OUTPUTS`, in this order: (1, K, H, W) logits, (1, 2, H, W) x, y of the centre in
-    cells from the lower corner of its cell, (1, 1, H, W) z of the centre in m, (1, 3, H, W) logarithms of
-    width, length, height in m, (1, 2, H, W) sine and cosine of the yaw of mmdet3d 0.x, from -y clockwise as
-    seen from above, (1, 2, H, W) velocity along x and y in m/s. With has_variance, all but the heat map have
-    twice the channels; the second half are variances, which are not read.
+    `outputs` are `OUTPUTS`: (1, K, H, W) logits; (1, 2, H, W) x, y of the centre in cells from the lower
+    corner of its cell; (1, 1, H, W) z of the centre in m; (1, 3, H, W) logarithms of width, length, height in
+    m; (1, 2, H, W) sine and cosine of the yaw of mmdet3d 0.x, from -y clockwise as seen from above; (1, 2, H,
+    W) velocity along x and y in m/s.
     """
     heat = exact_sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)

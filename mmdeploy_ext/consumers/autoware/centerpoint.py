@@ -50,14 +50,14 @@ class AutowareCenterPoint(Runtime):
         engine: str = 'OnnxRuntimeBackend',
         **options: Any,
     ) -> None:
-        """Open `paths`, the folder or its two files; `options` are those of the engine, such as `threads`.
+        """Open the folder, or its two files in the order of `GRAPHS`, beside their manifest.
 
-        The files are in the order of `GRAPHS`; settings are those of the manifest beside the first one.
-        `engine` is the registered name of a backend.
+        `options` belong to the engine, such as `threads`.
 
         Raises:
-            ModelFileError: one of the two is missing, the node would reject the folder or read it wrongly, or
-                its remapper changes classes.
+            ModelFileError: a file is missing, the node would reject the folder or read it wrongly, or its
+            remapper
+                changes classes.
             ConfigError: no such backend, or an option that it does not have.
             EngineError: the engine, or an execution provider, is not available here.
         """

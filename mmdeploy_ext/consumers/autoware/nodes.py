@@ -29,9 +29,9 @@ class Value:
         type: bool, int, str, or float, of which ROS 2 takes numbers with a point alone.
         length: entries of a list; 0 for one or more, None for a single value.
         low, high: limits, ends included.
-        choices: all values that it can have; () for any.
+        choices: all allowed values; () for any.
         pattern: of a text.
-        also: returns what is expected besides, '' if that is so.
+        also: returns a further expectation that the value breaks; '' if none.
     """
 
     type: type
@@ -73,12 +73,11 @@ class Tensor:
     """An input or output that a node binds.
 
     Attributes:
-        name: by which the node looks it up, or the customary one if the node counts tensors.
-        axes: a word for each axis: a number, a key of the manifest, a name of `Node.sizes`, or '?' for any
-            size; after '+' the node gives TensorRT a range of sizes, and the file has to leave the axis open.
-            '*' stands for any axes.
-        types: element types that the node reads or writes; it does not check them.
-        note: what another type does.
+        name: by which the node looks it up, or the customary one if the node counts tensors. axes: a word for
+        each axis: a number, a key of the manifest, a name of `Node.sizes`, or '?' for any size;
+            '+' stands before an axis for which the node gives TensorRT a range of sizes. '*': any axes.
+        types: element types that the node reads or writes without a check.
+        note: the effect of another type.
     """
 
     name: str
@@ -119,17 +118,15 @@ class Node:
     """One node.
 
     Attributes:
-        name: name of the node.
         manifest: file name of the parameters.
         patterns: patterns of files by which a folder is recognised.
-        files: the graphs.
-        keys: name of a parameter, with dots -> its value; a key that is missing is a violation.
-        sizes: name -> function of values of the manifest, whose arguments are the last words of their keys.
-        rules: functions of values, as those of `sizes`, that yield what is `Wrong`.
+        keys: name of a parameter, with dots -> its value; a missing key is a violation.
+        sizes: name -> function of values of the manifest; its arguments are the last words of their keys.
+        rules: functions like the ones of `sizes`, which yield `Wrong` values.
         classes: class names that the node knows; () for any.
-        binds: 'name', 'index', or 'exactly': by name, and every tensor and axis has to be as stated.
+        binds: 'name', 'index', or 'exactly': by name, and no other tensor or axis is allowed.
         is_fixed: whether every axis of a file has to be fixed.
-        plugins: operator of the plug-in library -> attributes that it counts on.
+        plugins: operator of the plug-in library -> attributes that it needs.
         plugin_domain: domain of these operators; None for any.
         remapper: key of the path of the remapper, or its file name; '' if there is none.
         handovers: (file, output, file, input): tensors whose bytes the node copies.

@@ -78,10 +78,10 @@ class CudaBEVFusion(FusionRuntime):
     def __init__(
         self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', to_compare: bool = False, **options: Any
     ) -> None:
-        """Open the files; `engine` and its `options` are for the graphs that are ordinary ONNX.
+        """Open the folder of an export, or its six files in the order of `GRAPHS`.
 
-        With `to_compare` the second sparse file is run, too, and all maps of the LiDAR are outputs. `paths`
-        is the folder of an export, or its files in the order of `GRAPHS`; all six have to be there.
+        `engine` and its `options` run the graphs in ordinary ONNX. With `to_compare` the second sparse file
+        runs, too, and all maps of the LiDAR are outputs.
 
         Raises:
             ModelFileError: a file is missing, damaged, or of another export.
@@ -105,15 +105,14 @@ class CudaBEVFusion(FusionRuntime):
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors; the outputs include the tensors between the files.
 
-        `frame` has points, prepared pictures (float32, resized and normalised by the rule of the file), and
-        as calibration the matrices `MATRICES`, (N, 4, 4), but `lidar_aug_matrix` (4, 4), see `FusedFrame`.
-        Points and boxes are in the frame that the latter leads to. Only the outputs of the four ordinary
-        graphs are checked for NaN and infinity.
+        `frame` has points, prepared pictures (float32), and as calibration the matrices `MATRICES`, (N, 4,
+        4), but `lidar_aug_matrix` (4, 4), see `FusedFrame`. Points and boxes are in the frame that the latter
+        leads to.
 
         Raises:
             ShapeError: pictures are missing, or pictures or matrices have another shape.
             DataError: invalid points or matrices, or no point in the range of the model.
-            InferenceError: an engine failed, or the outputs are not finite.
+            InferenceError: an engine failed, or the outputs of an ordinary graph are not finite.
         """
         points, images = checked_inputs(frame, self.rule)
         start = time.perf_counter()

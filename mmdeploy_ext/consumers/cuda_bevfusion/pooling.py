@@ -111,23 +111,17 @@ def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
-    """Write the tables of a rig to an .npz file.
+    """Write the tables of a rig to an .npz file; return the numbers of `points`, `intervals` and `dropped`.
 
     Args:
         folder: folder of an export.
-        calibration: path of an .npz file of the matrices of `FusedFrame.calibration` by their names; without
-            `lidar_aug_matrix` points are not augmented.
+        calibration: path of an .npz file, see `read_calibration`.
         output: path of the tables.
-
-    Returns:
-        'points' and 'intervals' of the tables, and points 'dropped' outside the grid.
 
     Raises:
         ModelFileError: the export is missing, of another family, or of LiDAR alone.
         DataError: the calibration cannot be read or is invalid.
         ShapeError: a matrix of it has another shape.
-        UsageError: the tables cannot be written to `output`, which this run reads; Mm2OnnxError: the write
-            failed.
     """
     path = model_files(folder)[0]
     metadata = read_metadata(path)

@@ -158,11 +158,6 @@ class PluginBackend(Backend):
         self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run all steps on input name -> array; return output name -> array.
-
-        ShapeError: an input is missing, or one with a default is fed, which is a constant here.
-        InferenceError: a step failed.
-        """
         return self.model.run(feeds)
 
 
@@ -176,16 +171,8 @@ def open_with_plugins(
 ) -> PluginBackend:
     """Return the engine of a file with plug-ins, not active yet.
 
-    Args:
-        engine: registered name of a backend; only `ENGINE` will do.
-        path: path of the file.
-        threads: number of threads of ONNX Runtime; 0: as many as it chooses.
-        graph_optimization: level of ONNX Runtime's optimisation, see `PluginBackend`.
-        providers: execution providers; only `PROVIDERS` will do.
-        settings: other settings of sessions, which have no effect.
-
-    Raises:
-        EngineError: another engine or provider than ONNX Runtime and the CPU's.
+    `settings` of sessions have no effect. EngineError: another `engine` than `ENGINE`, or other `providers`
+    than `PROVIDERS`.
     """
     if engine != ENGINE or tuple(providers) != PROVIDERS:
         raise EngineError(

@@ -147,8 +147,8 @@ def attend_cameras(
         module: the attention; its `deformable_attention` samples.
         query: (1, Q, C), positions not added.
         maps: of each level (N, C, h, w), embeddings of camera and level added.
-        places: (N, Q, Z, 2), where each camera sees each point of a pillar, x and y in shares of the picture.
-        is_seen: (N, Q, Z) bool, which of the points are in the pictures.
+        places: (N, Q, Z, 2) of the points of a pillar in each camera, x and y in shares of the picture.
+        is_seen: (N, Q, Z) bool, whether a point is in the picture.
     """
     tokens = torch.cat([level.flatten(2) for level in maps], -1).transpose(1, 2)
     shapes = torch.tensor([level.shape[2:] for level in maps])
