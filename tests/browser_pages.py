@@ -2,9 +2,7 @@
 
 import base64
 import contextlib
-import io
 import json
-import tarfile
 import threading
 
 import numpy as np
@@ -58,15 +56,6 @@ def run_page(browser, address):
     browser.wait_for(ENDED)
     texts = "['verdict', 'failures', 'detail'].map((id) => document.getElementById(id).innerText)"
     return browser.evaluate(texts)
-
-
-def saved_outputs(browser, folder):
-    """Unpack the archive that a page offers after its run into a folder; return the folder of the outputs."""
-    body = "return new Uint8Array(await (await fetch(document.getElementById('save').href)).arrayBuffer());"
-    content = in_page(browser, body).tobytes()
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        archive.extractall(folder, filter='data')
-    return folder / 'outputs'
 
 
 COUNTS = ('reference', 'matched', 'missing', 'extra', 'outside', 'low', 'low_alone')

@@ -66,7 +66,7 @@ LAZY = {
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.parts.upstream_layers'},
     'mmdeploy_ext.contract.registry': {
         'mmdeploy_ext.families.catalogue',
-        'mmdeploy_ext.consumers.catalogue',
+        'mmdeploy_ext.consumers',
     },
     'mmdeploy_ext.core.config': {'mmdeploy_ext.models.catalogue'},
 }

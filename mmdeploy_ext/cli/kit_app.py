@@ -12,7 +12,7 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit import web_library
-from mmdeploy_ext.kit.page import SINGLE_FILE, add_library, has_page, write_single_file
+from mmdeploy_ext.kit.page import add_library, has_page
 from mmdeploy_ext.kit.server import LOOPBACK, serving
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--licence WORDS', 'of the --samples, for the README')
     add('--zip', 'also write KIT.zip')
     add('--web', 'put onnxruntime-web into the kit, so that any web server can show its page')
-    add('--single-file', f'write {SINGLE_FILE} into the kit, one page that browsers open from disk')
     group = parser.add_argument_group('to show a kit in a browser')
     cli.add(group, '--serve KIT', 'serve it on loopback until Ctrl+C; needs no other argument')
     cli.add(group, '--port N', 'of the address (default: a free one)', 0)
@@ -114,14 +113,12 @@ def _write(args: argparse.Namespace) -> int:
         shared.refuse_options(args, build_parser(), OF_DETECTORS, 'does not go with --module')
     else:
         shared.refuse_options(args, build_parser(), OF_MODULES, 'goes with --module only')
-    if args.web or args.single_file:
+    if args.web:
         web_library.package()  # a download that fails does so before PyTorch computes
     cli.wait_passively()
     manifest, out = write_of_module(args) if args.module else write_of_detector(args), Path(args.out)
     if args.web:
         add_library(out)
-    if args.single_file:
-        write_single_file(out)
     frames = f' and {len(manifest["frames"])} frames' if manifest['frames'] else ''
     print(f"{out}: {len(manifest['cases'])} inputs{frames} with PyTorch's results; see {out}/README.md")
     if args.zip:

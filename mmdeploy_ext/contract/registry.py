@@ -3,8 +3,8 @@
 Every family is registered by `register_family`: those of this package in the `__init__` of their folder,
 those of an installed package in the module that its entry point of the group `mm2onnx.families` names, and
 those of a config in a module of its `custom_imports`. Such a module imports no PyTorch, so that files run
-without it. What other programs load of a family is registered by `register_contract`, in
-`consumers/catalogue.py`.
+without it. What other programs load of a family is registered by `register_contract`, in the folders of
+`consumers`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from mmdeploy_ext.contract.options import CONTRACT, IMAGE, OF_SOME
 from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
     from mmdeploy_ext.contract.options import Option
 
 CATALOGUE = 'mmdeploy_ext.families.catalogue'
 """The module that imports what registers families."""
-CONTRACTS = 'mmdeploy_ext.consumers.catalogue'
-"""The module that registers the contracts of other programs."""
+CONTRACTS = 'mmdeploy_ext.consumers'
+"""The package that registers the contracts of other programs."""
 OURS = 'mmdeploy_ext.'
 """Beginning of the modules of the families of this package, which come before others."""
 
@@ -109,6 +109,8 @@ class Registration:
 
 
 _REGISTERED: dict[str, Registration] = {}
+_WAITING: dict[str, list[Callable[[], None]]] = {}
+"""Name of a family that is not registered yet -> registrations of contracts."""
 
 
 def register_family(
@@ -204,6 +206,8 @@ def register_family(
             f'register_family({name!r}, {family!r}): {namesake.family} has that name; choose another'
         )
     _REGISTERED[name] = registration
+    for register in _WAITING.pop(name, ()):
+        register()
 
 
 def register_contract(
@@ -219,7 +223,7 @@ def register_contract(
     """Make the files that another program loads a choice of `--contract` of a family.
 
     Args:
-        family: name of a registered family with the option `contract`.
+        family: name of a family with the option `contract`; it may be registered later.
         name: what the user types.
         contract: `'module:Class'` of a `families.contracts.Contract`.
         loop: `'module:Class'` of what opens an export without PyTorch, the `opens` of the contract.
@@ -227,6 +231,12 @@ def register_contract(
         fixes: name of an option -> the value that the contract fixes it at.
         options: options that only this contract has.
     """
+    if family not in _REGISTERED:
+        again = functools.partial(
+            register_contract, family, name, contract, loop, help=help, fixes=fixes, options=options
+        )
+        _WAITING.setdefault(family, []).append(again)
+        return
     registration = _REGISTERED[family]
     of_contract = [dataclasses.replace(option, only_with=('contract', name)) for option in options]
     extended = tuple(

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.sequence_reference import SequenceReference
     from mmdeploy_ext.runtime.frames import Stepper
 
+PUBLISHED = dict(max_gap_s=None)
+"""`settings` of loops with a memory: published models know no time gap."""
+
 
 def contract_of(family: Any, options: Mapping[str, Any]) -> Contract:
     """Return the files that an export with these options writes: the family's, or another program's."""
@@ -29,10 +32,12 @@ class Contract:
         used_by: command for a proven file, as in `register_family`; '': the family's.
         opens: class of the program's loop, which opens the files of an export, path first; None: the family's
             runtime.
+        settings: arguments of `opens` in a proof.
     """
 
     used_by: ClassVar[str] = ''
     opens: ClassVar[Any] = None
+    settings: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, family: Any) -> None:
         self.family = family
@@ -69,7 +74,9 @@ class Contract:
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """Return the files on an engine as a stepper; `engine` as of `SequenceFamily.runner`."""
-        return self.family.runner(paths, engine) if self.opens is None else self.opens(paths, **engine)
+        if self.opens is None:
+            return self.family.runner(paths, engine)
+        return self.opens(paths, **self.settings, **engine)
 
     def runner_outputs(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         """Return the specs of the tensors that the runner computes beside those of the graphs."""

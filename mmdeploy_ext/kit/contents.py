@@ -1,28 +1,32 @@
-"""What is in a kit: raw arrays, and a manifest that names each with its dtype and shape. Needs numpy only.
+"""The content of a kit: raw arrays, and a manifest that names each with dtype and shape. Needs numpy only.
 
 model.onnx                    the file, or all files of an export under their own names
-manifest.json                 what is below, how it was made, and the hash of every file
+manifest.json                 the manifest, with the hash of every file
 manifest.txt                  the same inputs and outputs, a line each, for programs without JSON
 kit.txt                       the hash of the kit, which goes beside the outputs
 inputs/000/img.bin            inputs of the first case, little-endian, row by row
-beside/000/img_shape.bin      what the post-processing outside of the graph takes beside them
+beside/000/img_shape.bin      further inputs of the post-processing outside of the graph
 expected/000/cls_score_0.bin  PyTorch's tensors for it
 results/000/0/scores.bin      PyTorch's results for its first image
 
-A case is one input of one file, with PyTorch's outputs and results for it; 000 is its name. The cases of a
-model of frames or sweeps are called after file and frame, `head_003`; arrays that are equal are one file. Its
-frames say in which order the cases run, and which inputs are then outputs of cases before: `ChainedFrame`.
+A case is one input of one file, with PyTorch's outputs and results; 000 is its name. The cases of a model of
+frames or sweeps are called after file and frame, `head_003`. Equal arrays are one file. A frame says in which
+order the cases run, and which inputs are then outputs of earlier cases: `ChainedFrame`.
 
-The manifest is a dict: `format`; `engine` (`LIBSPCONV` if that engine alone reads the file) and `precision`
-(whose bars outputs have to keep, of such a file); `title` and `origin`, which are a name of the model and a
-sentence about it; `task` (that matches results; None without results); `graphs` (`KitGraph`, and
-`source_sha256`, the hash of the user's file), `cases` (what `KitCase.write` returns) and `frames`
-(`ChainedFrame`), each a list; `file` (of pictures and modules: that of the model); `memory` (`MemorySpec`,
-of a model of frames whose last file gives it); `teacher_forced` (of frames: whether a memory is updated
-outside of the files, and PyTorch's is an input of every frame); `bars` (of pictures and modules: those of the
-page, {} without a page); `config` and `checkpoint_sha256` (of an exported model); `tolerance` and `rows` (of
-a module, see `modules.py`); `pictures` (`name` and `licence` of each); `made_with` (package -> version),
-`python`; `files` (path in the kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
+The keys of the manifest:
+
+format, kit_sha256, files     number of the format, hash of the kit, path in the kit -> SHA-256
+title, origin                 name of the model, and a sentence about it
+graphs, cases, frames         lists of the entries of `KitGraph`, `KitCase` and `ChainedFrame`
+task                          module that matches results; None without results
+pictures                      `name` and `licence` of each
+made_with, python             package -> version, version of Python
+config, checkpoint_sha256     of an exported model
+file, bars                    of pictures and modules: path of the model, bars of the page ({} without a page)
+memory, teacher_forced        of frames: `MemorySpec` of the last file; whether a memory is updated outside
+                              of the files, so that PyTorch's is an input of every frame
+engine, precision             of a file for libspconv: `LIBSPCONV`, and the precision of the bars
+tolerance, rows               of a module, see `modules.py`
 """
 
 from __future__ import annotations
@@ -59,11 +63,7 @@ RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detect
 
 
 def file_stem(name: str) -> str:
-    """Return the name, without a suffix, of the file of a tensor.
-
-    ASCII letters, digits and `_.-~:+@,=()[]` stay; of other characters the bytes in UTF-8 become '%' and two
-    hexadecimal digits, '/' for example '%2F'.
-    """
+    """Return the name, without a suffix, of the file of a tensor: '/' is '%2F' there."""
     return urllib.parse.quote(name, safe='.:+-_@,=()[]')
 
 
@@ -84,15 +84,9 @@ class ArrayFolder:
         self._files: dict[bytes, str] = {}
 
     def write(self, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """Write arrays; one whose bytes this object wrote before, of any name, type or shape, gets that file.
+        """Write arrays as `place`/NAME.bin; return their entries of the manifest: `file`, `dtype`, `shape`.
 
-        Args:
-            place: folder inside of that of the kit, such as 'inputs/000'; no two calls have the same, since
-                a file that is there is not replaced.
-            arrays: name -> array of numbers or truth values.
-
-        Returns:
-            Their entries in the manifest: name -> dict of `file`, the path in the kit, `dtype` and `shape`.
+        An array with the bytes of an earlier one, of any name, type or shape, gets the earlier file.
         """
         entries = {}
         for name, array in arrays.items():
@@ -108,11 +102,7 @@ class ArrayFolder:
 
 
 def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Return the array of an entry of the manifest, a copy that may be changed, in the machine's byte order.
-
-    `folder` is that of the kit; `entry` has `file`, `dtype` and `shape`, as `ArrayFolder.write` returns them.
-    DataError: the file is missing, or has another number of bytes.
-    """
+    """Return the array of an entry of the manifest; DataError: its file is missing or of another size."""
     path = folder / entry['file']
     if not path.is_file():
         raise DataError(f'{path}: is missing; the kit is not whole: make it again')
@@ -124,60 +114,35 @@ def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Return name -> array of entries of the manifest; for the errors see `read_array`."""
+    """Return name -> array of entries of the manifest; DataError: see `read_array`."""
     return {name: read_array(folder, entry) for name, entry in entries.items()}
 
 
 def result_classes(family: str = '') -> dict[str, type]:
-    """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime.
-
-    `family` is the name of a family; of '', and of one without a runtime or a `RESULT`, it is `RESULTS`.
-    """
+    """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime."""
     family_class = getattr(runtime_of(family), 'RESULT', None) if has_runtime(family) else None
     return RESULTS if family_class is None else RESULTS | {family_class.__name__: family_class}
 
 
-def result_type(results: Any, family: str = '') -> str:
-    """Return the key in `result_classes` of the class of an image's results, or of its base that is there.
+def result_parts(results: Any, family: str = '') -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Return class, name -> array and name -> other value of the fields of an image's results.
 
-    `results` are those of one image or frame, `family` is the name of its family, '' if none.
-
-    Raises:
-        UsageError: none is; kits cannot hold such results.
+    The class is the key in `result_classes` of their class or a base of it; fields that are None are left
+    out. UsageError: there is no such class, and kits cannot hold the results.
     """
     classes = result_classes(family)
     for cls in type(results).__mro__:
         if cls is classes.get(cls.__name__):
-            return cls.__name__
+            fields = {field.name: getattr(results, field.name) for field in dataclasses.fields(cls)}
+            arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+            facts = {
+                name: value for name, value in fields.items() if value is not None and name not in arrays
+            }
+            return cls.__name__, arrays, facts
     raise UsageError(
         f'results of the class {type(results).__name__}: kits hold {", ".join(classes)}; prove this model on '
         f'this machine with mm2onnx verify'
     )
-
-
-def result_arrays(results: Any, family: str = '') -> dict[str, np.ndarray]:
-    """Return name -> array of the fields of an image's results, without those that are None or no array.
-
-    The fields are those of the class that `result_type` names, which also has the error.
-    """
-    fields = _result_fields(results, family)
-    return {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-
-
-def result_facts(results: Any, family: str = '') -> dict[str, Any]:
-    """Return name -> value of the fields of an image's results that are neither None nor an array.
-
-    JSON can hold them. The fields and the error are those of `result_arrays`.
-    """
-    fields = _result_fields(results, family)
-    return {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
-
-
-def _result_fields(results: Any, family: str) -> dict[str, Any]:
-    """Return name -> value of the fields of an image's results, without those that are None."""
-    cls = result_classes(family)[result_type(results, family)]
-    fields = ((field.name, getattr(results, field.name)) for field in dataclasses.fields(cls))
-    return {name: value for name, value in fields if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,10 +162,7 @@ class KitGraph:
     spec: GraphSpec
 
     def to_json(self) -> dict[str, Any]:
-        """Return the graph's entry in the manifest.
-
-        It has `name` and `file`, and the plain texts of `metadata`, or, of a graph without, its `spec`.
-        """
+        """Return the graph's entry in the manifest: `name`, `file`, and `metadata` or else `spec`."""
         entry: dict[str, Any] = dict(name=self.name, file=self.file)
         if self.metadata is not None:
             return entry | dict(metadata=self.metadata.to_props())
@@ -248,28 +210,15 @@ class KitCase:
     def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the arrays into the folder of a kit; return the case's entry in the manifest.
 
-        `outputs` are the outputs of the graph by name, of which only the shapes are kept: those of ONNX
-        Runtime on this machine, or PyTorch's for a file of libspconv.
-
-        The keys of the entry are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which
-        are what `ArrayFolder.write` returns; `results`, per image `type`, a key of `result_classes`,
-        `fields`, arrays too, and, if there are any, `facts`, the fields that are none; and `output_shapes`,
-        output -> shape.
-
-        Raises:
-            UsageError: results that kits cannot hold, see `result_type`.
+        Of `outputs`, the outputs of the graph by name, only the shapes are kept. The entry has the fields of
+        the case, with entries of `ArrayFolder.write` for arrays; per image of `results` it has `type`, a key
+        of `result_classes`, `fields` (arrays) and `facts`. UsageError: results that kits cannot hold.
         """
         results = []
         for index, image in enumerate(self.results):
-            place = f'results/{self.name}/{index}'
-            results.append(
-                dict(
-                    type=result_type(image, self.family),
-                    fields=folder.write(place, result_arrays(image, self.family)),
-                )
-            )
-            if facts := result_facts(image, self.family):
-                results[-1]['facts'] = facts
+            name, arrays, facts = result_parts(image, self.family)
+            fields = folder.write(f'results/{self.name}/{index}', arrays)
+            results.append(dict(type=name, fields=fields, facts=facts))
         return dict(
             name=self.name,
             graph=self.graph,
@@ -284,14 +233,11 @@ class KitCase:
 
     @classmethod
     def read(cls, folder: Path, entry: Mapping[str, Any], family: str = '') -> KitCase:
-        """Return a case from its entry in the manifest, as `write` returns it, with its arrays.
-
-        `folder` is that of the kit, `family` the name of the case's family, '' if none; for the errors of
-        arrays see `read_array`.
+        """Return a case from its entry in the manifest, with its arrays; `family` may be ''.
 
         Raises:
             ModelFileError: results of a class of a family that is not registered here.
-            DataError: results of a class that nothing here has.
+            DataError: results of a class that nothing here has, or see `read_array`.
         """
         classes = result_classes(family)
         for name in {image['type'] for image in entry['results']} - classes.keys():
@@ -299,7 +245,7 @@ class KitCase:
                 check_registered(family)
             raise DataError(f'{folder}: results of the class {name}; there are {", ".join(classes)}')
         results = [
-            classes[image['type']](**read_arrays(folder, image['fields']), **image.get('facts', {}))
+            classes[image['type']](**read_arrays(folder, image['fields']), **image['facts'])
             for image in entry['results']
         ]
         parts = {part: read_arrays(folder, entry[part]) for part in ('inputs', 'beside', 'tensors')}
@@ -309,19 +255,17 @@ class KitCase:
 
 @dataclasses.dataclass(frozen=True)
 class ChainedFrame:
-    """One frame of a kit whose files run one after the other, each on what those before it computed.
+    """One frame of a kit in which the files run one after the other, each on the outputs of earlier files.
 
     Attributes:
         name: its number, such as '000'; the outputs of its last file are called `chain_000`.
         title: title of the frame.
-        steps: case, whose inputs are fed, and name of an input -> name of the last output of that name so
-            far, in this frame or in an earlier one, that is fed in place of the case's own.
-        reset: whether the memory is emptied before the frame: then the inputs of the memory are those of the
-            case, too. True of every frame if the files hand on no memory.
-        scene: scene of the frame; frames of another scene follow a reset. '' if it has none.
-        timestamp_s: seconds, absolute; 0 of a module, whose frames have no time.
-        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory, and of
-            a module.
+        steps: a case, and name of an input -> name of the output, the last one so far, that is fed in place
+            of the input of the case.
+        reset: whether the memory is emptied before the frame; True of every frame if the files hand on none.
+        scene: scene of the frame; '' if it has none.
+        timestamp_s: seconds, absolute; 0 of a module.
+        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory.
     """
 
     name: str
@@ -343,10 +287,7 @@ class ChainedFrame:
         return self.steps[-1][0]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the frame's entry in the manifest: its attributes, and `outputs`.
-
-        `steps` is a list of dicts of `case` and `computed`.
-        """
+        """Return the frame's entry in the manifest: its attributes, and `outputs`."""
         steps = [dict(case=case, computed=computed) for case, computed in self.steps]
         return dict(dataclasses.asdict(self), steps=steps, outputs=self.outputs)
 
@@ -366,24 +307,13 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 
 def kit_hash(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) by which a kit is recognised.
-
-    It is that of the manifest as JSON with sorted keys, without the key `kit_sha256`. The manifest has the
-    hashes of all files, so that no file can change without it.
-    """
+    """Return the SHA-256 of a manifest without the key `kit_sha256`; it has the hashes of all files."""
     content = {key: value for key, value in manifest.items() if key != 'kit_sha256'}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a kit after its files were compared with the hashes in it.
-
-    `folder` is that of the kit; files in it that the manifest does not name are not looked at.
-
-    Raises:
-        DataError: no manifest, one that is no JSON, of another format or was changed, or a file that is
-            missing or was changed.
-    """
+    """Return the manifest of a kit; DataError: it or one of its files is missing or was changed."""
     path = folder / MANIFEST
     if not path.is_file():
         got = f'{folder}: is a file' if folder.is_file() else f'{path}: no such file'
@@ -407,9 +337,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_lines(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `manifest.txt`: the cases and frames of a manifest as lines of words, for programs without JSON.
 
-    `folder` is that of the kit; of the manifest `graphs`, `cases` and `frames` are read. Words are separated
-    by single blanks; tensors are called as in `file_stem`. AXES is the number of axes, and SIZE the size of
-    each. The lines of a case or a frame follow it:
+    Words are separated by single blanks; tensors are called as in `file_stem`. AXES is the number of axes,
+    and SIZE the size of each. The lines of a case or a frame follow it:
 
         case CASE FILE.onnx
         input NAME DTYPE AXES SIZE... FILE.bin

@@ -1,10 +1,9 @@
-"""What an output that is not PyTorch's looks like: constant, permuted, of another image. Needs numpy only."""
+"""What an output that is not PyTorch's looks like: constant, rounded, permuted. Needs numpy only."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,13 +11,10 @@ from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import shape_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.tasks.results import DetectionRow
 
 RTOL = 1e-3
-"""Largest difference of values that count as the same in another order, relative to the largest value."""
+"""Largest difference of values with other axes that count as the same, relative to the largest value."""
 ROUNDED = 5e-3
 """Largest difference, relative to the largest value, that products of rounded factors explain.
 
@@ -30,13 +26,6 @@ EXACT = 1e-5
 are PyTorch's, and what is wrong with them is their dtype."""
 MAX_AXES = 5
 """Tensors with more axes are not looked at in every order of their axes."""
-LAYOUTS = {
-    2: [(1, 0)],
-    3: [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)],
-    4: [(0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 3, 2)],
-}
-"""Number of axes -> the orders of them in which outputs are read again if the results differ; each takes as
-long as the judgement of the results. Of four axes those are channels last, channels first, and W before H."""
 
 
 def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
@@ -62,18 +51,9 @@ def is_constant(array: np.ndarray) -> bool:
 
 
 def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
-    """Return what a wrong output looks like: constant, rounded, PyTorch's values in another order; else ''.
+    """Return what a wrong output looks like: constant, rounded, its axes in another order; else ''.
 
-    An order of axes is that of PyTorch's axes in the output.
-
-    An output counts as constant (`is_constant`) if PyTorch's is not. Of others it is '' for values that are
-    PyTorch's, such as those of an output that is wrong in its dtype alone, for sides of fewer than two values
-    or of different numbers of values, for values that are not finite, and for outputs that are truth values,
-    texts or complex.
-
-    Args:
-        expected: PyTorch's tensor.
-        got: the engine's, of any shape.
+    It is '' for values that are PyTorch's, such as those of an output that is wrong in its dtype alone.
     """
     if is_constant(got) and not is_constant(expected) and not np.array_equal(got, expected):
         return f'every value is {got.flat[0]:g}'
@@ -95,71 +75,5 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
         turned = expected.transpose(order)  # in a raw file it has the shape of the output all the same
         is_moved = got.shape != expected.shape or not np.array_equal(turned.ravel(), expected.ravel())
         if is_moved and np.allclose(turned.ravel(), got.ravel(), rtol=0, atol=tolerance):
-            return f"PyTorch's with its axes in the order {_order_text(order)}"
-    for axis in range(expected.ndim if expected.shape == got.shape else 0):
-        swapped = np.flip(expected, axis)
-        if expected.shape[axis] > 1 and np.allclose(swapped, got, rtol=0, atol=tolerance):
-            return f"PyTorch's with axis {axis} reversed"
-    same_values = np.allclose(np.sort(expected, None), np.sort(got, None), rtol=0, atol=tolerance)
-    return "PyTorch's values in another order" if same_values else ''
-
-
-def _order_text(order: Sequence[int]) -> str:
-    return ', '.join(map(str, order))
-
-
-def with_other_layout(
-    rows: Sequence[DetectionRow],
-    outputs: Mapping[str, np.ndarray],
-    is_equal: Callable[[Mapping[str, np.ndarray]], bool],
-) -> list[DetectionRow]:
-    """Return rows, whose failing ones name an output that was written with its axes in another order.
-
-    Outputs are read again one at a time, in the orders of `LAYOUTS`, until one makes all results equal; if
-    none does, the rows are as they were.
-
-    Args:
-        rows: how the results of each image matched PyTorch's.
-        outputs: name -> output of the engine, in the shapes of the file.
-        is_equal: whether all results of such outputs are PyTorch's.
-    """
-    for name, array in outputs.items():
-        for order in LAYOUTS.get(array.ndim, ()):
-            stored_shape = [array.shape[axis] for axis in order]
-            reading = array.reshape(stored_shape).transpose(np.argsort(order))
-            if not np.array_equal(reading, array) and is_equal({**outputs, name: reading}):
-                reason = f"{name} is PyTorch's with its axes in the order {_order_text(order)}"
-                return [
-                    row if row.passed else dataclasses.replace(row, reason=f'{row.reason}; {reason}')
-                    for row in rows
-                ]
-    return list(rows)
-
-
-def with_mixed_up_images(
-    rows: Sequence[DetectionRow],
-    references: Sequence[Any],
-    candidates: Sequence[Any],
-    match: Callable[..., DetectionRow],
-) -> list[DetectionRow]:
-    """Return rows; a failing one, whose image has the results of another one of the batch, says of which.
-
-    An image without results of the engine gets no such reason.
-
-    Args:
-        rows: how the results of each image matched PyTorch's.
-        references: PyTorch's results of each image.
-        candidates: the engine's.
-        match: takes the title of an image, its reference and a candidate, and returns their row: that is
-            `match_detections` of the task with its keywords, see `tasks`.
-    """
-    named = []
-    for index, row in enumerate(rows):
-        if not row.passed and len(candidates[index]):
-            for position, reference in enumerate(references):
-                if position != index and match(row.image, reference, candidates[index]).passed:
-                    reason = f'{row.reason}; these are the results of image {position} of the batch'
-                    row = dataclasses.replace(row, reason=reason)
-                    break
-        named.append(row)
-    return named
+            return f"PyTorch's with its axes in the order {', '.join(map(str, order))}"
+    return ''

@@ -42,11 +42,9 @@ tolerance.
 class DriveJudge:
     """Collects the frames of each mode, 'teacher' and 'free', and judges the mode as a whole.
 
-    A kit is a folder of files, inputs and PyTorch's outputs with which an engine elsewhere is judged.
-
     Attributes:
         graph: the last file, which gives results and memory.
-        memory: description of those tensors of the memory that the last file has as outputs.
+        memory: description of the tensors of the memory that are outputs of the last file.
         runs: mode -> its judgement so far.
         frames: mode -> names of its frames, in order, also of those without results.
     """
@@ -137,28 +135,18 @@ class DriveJudge:
         The drift of the free memory is among the faults after `finish` alone.
         """
         for mode, run in self.runs.items():
+            wrong: dict[str, list[str]] = {name: [] for name in self.frames[mode]}
             names = run.series['name']
-            counts = zip(run.series['reference'], run.series['matched'], run.series['extra'], strict=True)
-            of_tensors = [
-                (frames[0], f'{tensor} ({run.tensors.text_of(tensor, names.index(frames[0]))})')
-                for tensor, frames in run.tensors.failed.items()
-            ]
-            of_results = [
-                (name, f'{matched} of {reference} results matched, {extra} extra')
-                for name, (reference, matched, extra) in zip(names, counts, strict=True)
-                if reference != matched or extra
-            ]
-            of_faults = [  # a fault may have a detail after the name of its frame
-                (name, fault)
-                for fault, (place, *_) in run.faults.items()
-                for name in self.frames[mode]
-                if place == name or place.startswith(f'{name} (')
-            ]
-            if wrong := {name for name, _ in (*of_tensors, *of_results, *of_faults)}:
-                first = next(name for name in self.frames[mode] if name in wrong)
-                texts = (
-                    next((text for name, text in kind if name == first), '')
-                    for kind in (of_tensors, of_results, of_faults)
-                )
-                return f'{MODE_TITLES[mode]}: {first}: {"; ".join(filter(None, texts))}'
+            for tensor, (first, *_) in run.tensors.failed.items():
+                wrong[first].append(f'{tensor} ({run.tensors.text_of(tensor, names.index(first))})')
+            counts = zip(names, *(run.series[key] for key in ('reference', 'matched', 'extra')), strict=True)
+            for name, reference, matched, extra in counts:
+                if reference != matched or extra:
+                    wrong[name].append(f'{matched} of {reference} results matched, {extra} extra')
+            for fault, (place, *_) in run.faults.items():  # a detail may follow the name of the frame
+                first = next(name for name in self.frames[mode] if place.startswith(name))
+                wrong[first].append(fault)
+            for name, texts in wrong.items():
+                if texts:
+                    return f'{MODE_TITLES[mode]}: {name}: {"; ".join(texts)}'
         return ''

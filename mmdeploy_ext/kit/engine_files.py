@@ -1,4 +1,4 @@
-"""What a kit has for engines: programs and commands that run its inputs, and Triton's model repository.
+"""What a kit has for engines: programs and commands that run its inputs.
 
 Commands are run in the folder of the kit, to which the paths of its files are relative.
 """
@@ -22,21 +22,10 @@ SPARSE_RUNNER = 'run_libspconv.cpp'
 """The program for kits of sparse backbones."""
 TRTEXEC = 'run_trtexec.sh'
 """Name of the script of `trtexec_script`."""
-TRITON_TYPES = dict(
-    bool='BOOL',
-    **{f'{kind}int{bits}': f'{kind}int{bits}'.upper() for kind in ('', 'u') for bits in (8, 16, 32, 64)},
-    **{f'float{bits}': f'FP{bits}' for bits in (16, 32, 64)},
-)
-"""Name of numpy's dtype -> Triton's, without 'TYPE_'."""
 
 
 def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the runners, `run_trtexec.sh` and the folder `triton` into the folder of a kit.
-
-    `triton` gets a folder with the config.pbtxt of each graph; the ONNX files are not copied there. The kit
-    of a sparse backbone gets the runner of its engine alone. Of the manifest `engine`, `graphs` and
-    `cases` are read; an older `triton` must not be there.
-    """
+    """Write the runners and `run_trtexec.sh` into the folder of a kit; of a sparse backbone its runner."""
     if manifest.get('engine') == LIBSPCONV:
         shutil.copyfile(RUNNERS / SPARSE_RUNNER, folder / SPARSE_RUNNER)
         return
@@ -44,18 +33,10 @@ def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         if program.name != SPARSE_RUNNER:
             shutil.copyfile(program, folder / program.name)
     (folder / TRTEXEC).write_text(trtexec_script(manifest), encoding='utf-8')
-    for entry in manifest['graphs']:
-        graph = KitGraph.from_json(entry)
-        repository = folder / 'triton' / graph.name
-        repository.mkdir(parents=True)
-        (repository / 'config.pbtxt').write_text(triton_config(graph), encoding='utf-8')
 
 
 def shapes_of(case: Mapping[str, Any]) -> str:
-    """Return the shapes of a case's inputs as trtexec takes them, 'img:1x3x64x64,time:1'; without scalars.
-
-    `case` is its entry in the manifest, see `KitCase.write`.
-    """
+    """Return the shapes of a case's inputs as trtexec takes them, 'img:1x3x64x64,time:1'; without scalars."""
     inputs = case['inputs'].items()
     return ','.join(
         f'{name}:{"x".join(map(str, entry["shape"]))}' for name, entry in inputs if entry['shape']
@@ -68,10 +49,9 @@ def is_dynamic(graph: KitGraph) -> bool:
 
 
 def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """Return 'min', 'opt' (that of the first case) and 'max' -> input -> shape, of all cases of a graph.
+    """Return 'min', 'opt' (the first case) and 'max' -> input -> shape over all cases of a graph.
 
-    `cases` are their entries in the manifest, at least one. Least and largest size are of each axis by
-    itself; inputs without axes are left out.
+    Least and largest size are of each axis by itself; inputs without axes are left out.
     """
     ranges: dict[str, dict[str, list[int]]] = {}
     for option, choose in (('min', min), ('opt', None), ('max', max)):
@@ -84,46 +64,8 @@ def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list
     return ranges
 
 
-def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: str) -> list[str]:
-    """Return the words of the command that builds an engine for the shapes of all cases of a graph.
-
-    Args:
-        graph: the file that is built.
-        cases: entries of its cases in the manifest, see `KitCase.write`; at least one.
-        engine: path of the engine that is written.
-    """
-    words = ['trtexec', f'--onnx={graph.file}', f'--saveEngine={engine}']
-    if is_dynamic(graph):
-        for option, shapes in shape_ranges(cases).items():
-            texts = (f'{name}:{"x".join(map(str, shape))}' for name, shape in shapes.items())
-            words.append(f'--{option}Shapes={",".join(texts)}')
-    return words
-
-
-def trtexec_run(graph: KitGraph, case: Mapping[str, Any], engine: str, outputs: str) -> list[str]:
-    """Return the words of the command that runs a case, by its entry in the manifest, of a graph.
-
-    `engine` is the path of the engine, `outputs` the folder into which the command writes `CASE.json`.
-    """
-    loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
-    words = ['trtexec', f'--loadEngine={engine}', f'--loadInputs={loaded}']
-    if is_dynamic(graph):
-        words.append(f'--shapes={shapes_of(case)}')
-    return [
-        *words,
-        f'--exportOutput={outputs}/{case["name"]}.json',
-        '--iterations=1',
-        '--duration=0',
-        '--warmUp=0',
-    ]
-
-
 def trtexec_script(manifest: Mapping[str, Any]) -> str:
-    """Return the text of a shell script that builds an engine per file of a kit and runs all its cases.
-
-    The cases of all files are run, on the inputs of the kit; `frames`, whose files run on what those before
-    them computed, are not. Of the manifest `graphs` and `cases` are read.
-    """
+    """Return the text of a shell script that builds an engine per file of a kit and runs all its cases."""
     lines = [
         '#!/bin/sh',
         '# Run the inputs of this kit in TensorRT: sh run_trtexec.sh OUTPUTS [FLAG...]',
@@ -135,74 +77,19 @@ def trtexec_script(manifest: Mapping[str, Any]) -> str:
     for entry in manifest['graphs']:
         graph = KitGraph.from_json(entry)
         cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
-        engine = f'OUTPUTS/{graph.name}.engine'
-        commands = [trtexec_build(graph, cases, engine)]
-        commands += [trtexec_run(graph, case, engine, 'OUTPUTS') for case in cases]
-        for index, words in enumerate(commands):
-            line = ' '.join(map(_quoted, words))
-            lines.append(line + (' "$@"' if index == 0 else ''))
+        engine = f'"$outputs"/{shlex.quote(graph.name)}.engine'
+        words = [f'--onnx={graph.file}']
+        if is_dynamic(graph):
+            for option, shapes in shape_ranges(cases).items():
+                texts = (f'{name}:{"x".join(map(str, shape))}' for name, shape in shapes.items())
+                words.append(f'--{option}Shapes={",".join(texts)}')
+        lines.append(f'trtexec {shlex.join(words)} --saveEngine={engine} "$@"')
+        for case in cases:
+            loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
+            words = [f'--loadInputs={loaded}', '--iterations=1', '--duration=0', '--warmUp=0']
+            if is_dynamic(graph):
+                words.append(f'--shapes={shapes_of(case)}')
+            results = f'--exportOutput="$outputs"/{case["name"]}.json'
+            lines.append(f'trtexec --loadEngine={engine} {shlex.join(words)} {results}')
     lines.append(f'cp {KIT_HASH} "$outputs/{KIT_HASH}"')
-    return '\n'.join([*lines, ''])
-
-
-def _quoted(word: str) -> str:
-    """Return a word for a shell, in which OUTPUTS is the folder of the outputs."""
-    if 'OUTPUTS' not in word:
-        return shlex.quote(word)
-    before, _, after = word.partition('OUTPUTS')
-    return f'{before}"$outputs"{shlex.quote(after)}'
-
-
-def polygraphy_command(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> str:
-    """Return the commands of Polygraphy that run all cases of a graph in TensorRT and write their outputs.
-
-    They are two lines; the second writes into the folder `outputs`. `cases` are as in `trtexec_build`.
-    """
-    words = ['polygraphy', 'run', graph.file, '--trt', '--data-loader-script', 'run_polygraphy.py']
-    if is_dynamic(graph):
-        for option, shapes in shape_ranges(cases).items():
-            texts = (f'{name}:[{",".join(map(str, shape))}]' for name, shape in shapes.items())
-            words += [f'--trt-{option}-shapes', *texts]
-    results = f'{graph.name}.json'
-    lines = [[*words, '--save-outputs', results], ['python', 'run_polygraphy.py', results, 'outputs']]
-    return '\n'.join(f'KIT_GRAPH={shlex.quote(graph.name)} {shlex.join(line)}' for line in lines)
-
-
-def benchmark_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
-    """Return the command of OpenVINO's benchmark_app that times a case of a graph on its own inputs.
-
-    `case` is its entry in the manifest.
-    """
-    shapes = ','.join(
-        f'{name}[{",".join(map(str, entry["shape"]))}]' for name, entry in case['inputs'].items()
-    )
-    inputs = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
-    return shlex.join(['benchmark_app', '-m', graph.file, '-d', 'CPU', '-shape', shapes, '-i', inputs])
-
-
-def triton_config(graph: KitGraph) -> str:
-    """Return the text of Triton's config.pbtxt of a graph: every axis is in `dims`, none is Triton's batch.
-
-    An axis of any size is -1; a tensor without axes has `dims` of 1 and is reshaped.
-    """
-    lines = [
-        f'name: "{graph.name}"',
-        'platform: "onnxruntime_onnx"',
-        'max_batch_size: 0',
-        f'default_model_filename: "{Path(graph.file).name}"',
-    ]
-    for kind, tensors in (('input', graph.spec.inputs), ('output', graph.spec.outputs)):
-        for tensor in tensors:
-            dims = [axis if isinstance(axis, int) else -1 for axis in tensor.axes]
-            lines += [
-                f'{kind} {{',
-                f'  name: "{tensor.name}"',
-                f'  data_type: TYPE_{TRITON_TYPES[tensor.dtype]}',
-                f'  dims: [ {", ".join(map(str, dims or [1]))} ]',
-            ]
-            if not dims:
-                lines.append('  reshape { shape: [ ] }')
-            if kind == 'input' and tensor.default is not None:
-                lines.append('  optional: true')
-            lines.append('}')
     return '\n'.join([*lines, ''])

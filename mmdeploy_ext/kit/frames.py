@@ -53,10 +53,6 @@ def write_frames(
 ) -> dict[str, Any]:
     """Write the files and their cases into the folder of a kit; return their entries of the manifest.
 
-    They are `graphs`, `cases`, `frames` and `teacher_forced`, whether `frames` take PyTorch's memory, too,
-    since no file gives it; and `memory`, the description of the memory by `Family.memory_spec`, if the last
-    file gives it.
-
     Args:
         deployment: the model in PyTorch, from config and checkpoint, of a family of frames or sweeps.
         paths: paths of the exported files, in the order in which a frame goes through them.
@@ -64,9 +60,8 @@ def write_frames(
         folder: folder of the kit.
 
     Raises:
-        UsageError: a contract whose runner computes tensors between the files, frames in which a file does
-            not run, results that kits cannot hold, or a file that states other classes, preparation or
-            post-processing than those of the model.
+        UsageError: a contract with a runner that computes tensors between the files, frames in which a file
+            does not run, results that kits cannot hold, or a file of another model, see `check_facts`.
         ModelFileError: see `ladder.prove`.
     """
     family = deployment.family

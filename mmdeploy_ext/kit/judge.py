@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract import comparison as tensors
-from mmdeploy_ext.contract.comparison import compare_tensors, failed_row
+from mmdeploy_ext.contract.comparison import compare_tensors, failed_row, order_rows
 from mmdeploy_ext.core.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
-from mmdeploy_ext.kit.diagnosis import (
-    diagnose,
-    is_constant,
-    misfit,
-    with_mixed_up_images,
-    with_other_layout,
-)
+from mmdeploy_ext.kit.diagnosis import diagnose, misfit
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.proving import half_precision
@@ -46,17 +39,16 @@ class Judgement:
     """The result of `judge`.
 
     Attributes:
-        told: text of the user about device, engine and version, which is printed and not checked; '' if none.
+        told: the user's words about device, engine and version, which nobody checks; '' if none.
         precision: 'fp32', 'fp16' or 'int8', by whose bars the outputs are judged.
-        ran: what ran the inputs on this machine, as `run_kit` returns it; '' after `judge`, and if that is
-            only told.
+        ran: what ran the inputs on this machine, as `run_kit` returns it; '' otherwise.
         inputs: number of inputs whose outputs were judged.
         frames: number of frames that were judged after the files ran one after the other.
-        cases: one per input and frame; of those in `sequences` only the ones with outputs of a wrong form.
+        cases: one per input and frame; of the inputs in `sequences` only the ones with outputs of a wrong
+            form.
         sequences: of an exported model with a memory, its last file in all frames, teacher-forced, and
             free-running if that was run; [] of others, also of a module with a state.
-        first_difference: sentence about the first frame in `sequences` that differs, and its first tensor,
-            its results or its fault; '' if none does, or there are none.
+        first_difference: sentence about the first frame in `sequences` that differs; '' if none does.
         reasons: why all cases together fail.
         notes: what was not looked at.
     """
@@ -74,27 +66,16 @@ class Judgement:
 
     @property
     def equal(self) -> bool:
-        """Whether all tensors and results of all cases keep the bars of `precision`, and there were some.
-
-        Those of float32 are the tolerances of the files and, for results, of a proof. In float16 and INT8 a
-        share of the results may lack a partner, see `half_precision.accept_rate`.
-        """
+        """Whether all tensors and results keep the bars of `precision`, and there were some."""
         matched = sum(row.matched for case in self.cases for row in case.detections)
         compared = matched or any(row.tensors for row in (*self.cases, *self.sequences))
         return bool(compared) and not self.failures
 
     @property
     def title(self) -> str:
-        """The claim, which is only about these inputs, with what the user told of the device.
-
-        It is 'EQUAL ON 9 INPUTS', in less than float32 'WITHIN FP16 BARS ON 9 INPUTS', both with ' AND 3
-        FRAMES' if there were some, or 'NOT EQUAL', or 'NOT WITHIN FP16 BARS'; at the end '(DEVICE)' if
-        anything is known of it.
-        """
+        """The claim: 'EQUAL ON 9 INPUTS AND 3 FRAMES (DEVICE)', 'NOT WITHIN FP16 BARS' and so on."""
         claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
-        device = self.ran
-        if self.told:
-            device = f'{self.told}, as told'
+        device = f'{self.told}, as told' if self.told else self.ran
         suffix = f' ({device})' if device else ''
         if not self.equal:
             return f'NOT {claim}{suffix}'
@@ -103,16 +84,10 @@ class Judgement:
 
     @property
     def failures(self) -> list[str]:
-        """`reasons`, those of each sequence, and a sentence for each tensor and image of a case that differs.
-
-        Those of a sequence or a case begin with its title.
-        """
-        failures = list(self.reasons)
-        for row in self.sequences:
-            failures += [f'{row.title}: {reason}' for reason in row.reasons]
-        for case in self.cases:
-            failures += case.failures
-        return failures
+        """`reasons`, and a sentence for each sequence, tensor and image that differs, with its title."""
+        of_sequences = [f'{row.title}: {reason}' for row in self.sequences for reason in row.reasons]
+        of_cases = [failure for case in self.cases for failure in case.failures]
+        return [*self.reasons, *of_sequences, *of_cases]
 
     def to_json(self) -> dict[str, Any]:
         """Return `verdict` (the title), `equal`, `failures` and all attributes as plain JSON types."""
@@ -121,15 +96,13 @@ class Judgement:
 
 
 def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
-    """Return failing rows for what a `full` file of pictures promises of order and padding.
+    """Return failing rows for the order and padding that a `full` file of pictures promises.
 
-    The matching of results depends on neither. Other files promise nothing of the kind. `arrays` are the
-    outputs by name.
+    The matching of results depends on neither. `arrays` are the outputs by name.
     """
     if metadata.samples != 'images' or 'labels' not in metadata.spec.output_names:
         return []
-    num_classes = getattr(metadata.postprocess, 'num_classes', len(metadata.classes))
-    return tensors.order_rows(arrays, num_classes)
+    return order_rows(arrays, getattr(metadata.postprocess, 'num_classes', len(metadata.classes)))
 
 
 def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str | None = None) -> Judgement:
@@ -139,8 +112,8 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
         kit: the folder that `mm2onnx kit` wrote.
         outputs: a folder with the outputs of every case, as the module `kit/outputs.py` describes it.
         told: device, engine and version, as the user tells them.
-        precision: 'fp32', or 'fp16' or 'int8', whose wider bars are those of the proof; None: that of the
-            file, of several files the first that is not 'fp32'.
+        precision: 'fp32', or 'fp16' or 'int8', whose wider bars are those of the proof; None: the precision
+            of the file, of several files the first that is not 'fp32'.
 
     Returns:
         The judgement. Outputs that are missing, cannot be read, or have another name, dtype or shape are
@@ -152,6 +125,8 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
             here.
         UsageError: another precision.
     """
+    if precision not in (None, *PRECISIONS):
+        raise UsageError(f'precision={precision!r}: expected one of {", ".join(PRECISIONS)}')
     return _Judge(Path(kit), Path(outputs), told, precision).judge()
 
 
@@ -166,8 +141,6 @@ class _Judge:
     """
 
     def __init__(self, kit: Path, outputs: Path, told: str, precision: str | None) -> None:
-        if precision not in (None, *PRECISIONS):
-            raise UsageError(f'precision={precision!r}: expected one of {", ".join(PRECISIONS)}')
         self.kit, self.outputs, self.manifest = kit, outputs, read_manifest(kit)
         if not outputs.is_dir():
             got = 'is a file' if outputs.exists() else 'no such folder'
@@ -175,11 +148,10 @@ class _Judge:
         is_named = check_kit(outputs, self.manifest['kit_sha256'])
         self.graphs = {entry['name']: KitGraph.from_json(entry) for entry in self.manifest['graphs']}
         self.cases = {entry['name']: entry for entry in self.manifest['cases']}
-        self.last = list(self.graphs.values())[-1]
         precisions = [graph.metadata.precision for graph in self.graphs.values() if graph.metadata]
         of_files = next((name for name in precisions if name != 'fp32'), 'fp32')
-        if 'precision' in self.manifest:  # a file for libspconv, which has no precision in its metadata
-            of_files = self.manifest['precision']
+        # a file for libspconv has no precision in its metadata
+        of_files = self.manifest.get('precision', of_files)
         self.judgement = Judgement(told, precision or of_files)
         self.bars = half_bars.bars_of(self.judgement.precision)
         if not is_named:
@@ -201,25 +173,20 @@ class _Judge:
                 f'{self.outputs}: has the outputs of no input of the kit; expected {runs[0]}.npz or '
                 f'{runs[0]}/NAME.bin and so on, as the programs in {self.kit} write them'
             )
-        drive = (
-            DriveJudge(self.manifest, self.last, judgement.precision) if 'memory' in self.manifest else None
-        )
-        of_drive = {frame.last_case for frame in frames} if drive else set()
-        for name, entry in self.cases.items():
-            judgement.inputs += 1
-            if name not in of_drive:
-                judgement.cases.append(self._judge(entry, name))
         is_chained = any(has_outputs(self.outputs, frame.outputs) for frame in frames)
         if frames and not is_chained:
             judgement.notes.append(
                 f'{len(frames)} frames one after the other: no {frames[0].outputs} and so on; not looked at'
             )
+        judgement.inputs = len(self.cases)
         judgement.frames = len(frames) if is_chained else 0
-        if drive:
-            self._judge_drive(drive, frames, is_chained)
+        has_memory = 'memory' in self.manifest
+        of_drive = {frame.last_case for frame in frames} if has_memory else set()
+        judgement.cases = [self._judge(self.cases[name], name) for name in self.cases if name not in of_drive]
+        if has_memory:
+            self._judge_drive(frames, is_chained)
         elif is_chained:
-            for frame in frames:
-                judgement.cases.append(self._judge(self.cases[frame.last_case], frame.outputs))
+            judgement.cases += [self._judge(self.cases[frame.last_case], frame.outputs) for frame in frames]
         if self.bars:
             judgement.cases, reason = half_precision.accept_rate(judgement.cases, self.bars)
             judgement.reasons += [reason] if reason else []
@@ -231,8 +198,10 @@ class _Judge:
             judgement.reasons.append('nothing was compared: PyTorch has no result in these inputs')
         return judgement
 
-    def _judge_drive(self, drive: DriveJudge, frames: list[ChainedFrame], is_chained: bool) -> None:
+    def _judge_drive(self, frames: list[ChainedFrame], is_chained: bool) -> None:
         """Judge the frames of a model with a memory: teacher-forced, and free-running if those were run."""
+        last = list(self.graphs.values())[-1]
+        drive = DriveJudge(self.manifest, last, self.judgement.precision)
         for mode in ('teacher', 'free') if is_chained else ('teacher',):
             for frame in frames:
                 entry = self.cases[frame.last_case]
@@ -252,7 +221,7 @@ class _Judge:
         return KitCase.read(self.kit, entry, metadata.family if metadata else '')
 
     def _read(self, entry: Mapping[str, Any], name: str) -> tuple[dict[str, np.ndarray], list[TensorRow]]:
-        """Return the outputs of a case that are called `name`, and failing rows for what they lack.
+        """Return the outputs `name` of a case, and failing rows for outputs that cannot be compared.
 
         float16 becomes float32, unless PyTorch's tensor is float16.
         """
@@ -286,19 +255,14 @@ class _Judge:
         return outputs, rows
 
     def _judge(self, entry: Mapping[str, Any], name: str) -> results.Case:
-        """Compare the outputs of one case that are called `name`."""
+        """Compare the outputs `name` with PyTorch's of a case."""
         case = self._case(entry)
         arrays, rows = self._read(entry, name)
         if case.tensors:
-            rows = self._compare(case, arrays, rows)
+            rows = rows or self._compare(case, arrays)
+            rows = [_explained(row, case.tensors, arrays) for row in rows]
         elif not case.results:
             rows.append(failed_row('all outputs', 'the kit has nothing of PyTorch to compare them with'))
-        elif not rows and sum(map(len, case.results)):
-            rows = [
-                failed_row(output, f'every value is {array.flat[0]:g}, PyTorch has results', array)
-                for output, array in arrays.items()
-                if is_constant(array)
-            ]
         detections: tuple[results.DetectionRow, ...] = ()
         if case.results and all(row.passed for row in rows):
             detections = self._match(case, arrays)
@@ -306,71 +270,48 @@ class _Judge:
         shapes = ', '.join('x'.join(map(str, array.shape)) for array in case.inputs.values())
         return results.Case(f'{name} {case.title}', shapes, False, tuple(rows), detections)
 
-    def _compare(
-        self, case: KitCase, arrays: Mapping[str, np.ndarray], rows: list[TensorRow]
-    ) -> list[TensorRow]:
-        """Return rows of all tensors of a case; a reason that fails says what the output looks like.
-
-        `rows` are those of outputs that cannot be compared.
-        """
-        if not rows:
-            spec = self.graphs[case.graph].spec
-            if ordered := self.manifest.get('rows'):
-                smallest = {tensor.name: tensor.column_groups[0].atol for tensor in spec.outputs}
-                arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'], smallest)
-            # outputs without a value on both sides are equal, but show nothing
-            empty = {n for n, a in case.tensors.items() if not a.size and arrays[n].shape == a.shape}
-            sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
-            outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
-            rows = compare_tensors(*sides, dataclasses.replace(spec, outputs=outputs))
-            rows = self.bars.judge(rows) if self.bars else rows
-        explained = []
-        for row in rows:
-            name = row.tensor.partition(' [')[0]
-            if not row.passed and name in case.tensors and name in arrays:
-                diagnosis = diagnose(case.tensors[name], arrays[name])
-                row = dataclasses.replace(row, reason=f'{row.reason}; {diagnosis}') if diagnosis else row
-            explained.append(row)
-        return explained
+    def _compare(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
+        """Return the rows of all tensors of a case."""
+        spec = self.graphs[case.graph].spec
+        if ordered := self.manifest.get('rows'):
+            smallest = {tensor.name: tensor.column_groups[0].atol for tensor in spec.outputs}
+            arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'], smallest)
+        # outputs without a value on both sides are equal, but show nothing
+        empty = {n for n, a in case.tensors.items() if not a.size and arrays[n].shape == a.shape}
+        sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
+        outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
+        rows = compare_tensors(*sides, dataclasses.replace(spec, outputs=outputs))
+        return self.bars.judge(rows) if self.bars else rows
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
         """Match the results of every image with PyTorch's, after the post-processing of the runtime."""
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
-        module, settings = task_module(task), self.bars.of_task(task) if self.bars else {}
+        settings = self.bars.of_task(task) if self.bars else {}
         runtime = runtime_of(metadata.family)
-
-        def candidates_of(outputs: Mapping[str, np.ndarray]) -> list[Any]:
+        try:
             if hasattr(runtime, 'boxes_of_outputs'):
-                candidates = [runtime.boxes_of_outputs(metadata, outputs)]
+                candidates = [runtime.boxes_of_outputs(metadata, arrays)]
             else:
-                candidates = results_of(metadata.family, metadata, outputs, {**case.inputs, **case.beside})
+                candidates = results_of(metadata.family, metadata, arrays, {**case.inputs, **case.beside})
             if len(candidates) != len(case.results):
                 raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
-            return candidates
-
-        def match(title: str, reference: Any, candidate: Any) -> results.DetectionRow:
-            return module.match_detections(title, reference, candidate, **settings)
-
-        def is_equal(outputs: Mapping[str, np.ndarray]) -> bool:
-            try:
-                return all(
-                    row.passed for row in map(match, case.images, case.results, candidates_of(outputs))
-                )
-            except FAILURES:
-                return False
-
-        try:
-            candidates = candidates_of(arrays)
-            rows = [*map(match, case.images, case.results, candidates)]
-            rows = with_mixed_up_images(rows, case.results, candidates, match)
+            sides = zip(case.images, case.results, candidates, strict=True)
+            return tuple(task_module(task).match_detections(*side, **settings) for side in sides)
         except FAILURES as error:
             reason = f'no results: {one_line(error)[:200]}'
-            rows = [
-                results.DetectionRow(
-                    title, len(image), 0, len(image), 0, 0.0, 1.0, False, reason, broken=True
-                )
-                for title, image in zip(case.images, case.results, strict=True)
-            ]
-        if not case.tensors and not all(row.passed for row in rows):
-            rows = with_other_layout(rows, arrays, is_equal)
-        return tuple(rows)
+            counts = [(title, len(image)) for title, image in zip(case.images, case.results, strict=True)]
+            return tuple(
+                results.DetectionRow(title, count, 0, count, 0, 0.0, 1.0, False, reason, broken=True)
+                for title, count in counts
+            )
+
+
+def _explained(
+    row: TensorRow, expected: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
+) -> TensorRow:
+    """Return a row; a reason that fails says what the output looks like."""
+    name = row.tensor.partition(' [')[0]
+    if row.passed or name not in expected or name not in arrays:
+        return row
+    diagnosis = diagnose(expected[name], arrays[name])
+    return dataclasses.replace(row, reason=f'{row.reason}; {diagnosis}') if diagnosis else row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import statistics
 import time
@@ -19,7 +18,7 @@ from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.proving.half_precision import CPU
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -28,22 +27,20 @@ if TYPE_CHECKING:
 
 
 def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = False) -> str:
-    """Run all inputs and frames of a kit on an engine of this machine, and write what `judge` reads.
+    """Run all inputs and frames of a kit on an engine of this machine, and write the outputs for `judge`.
 
     Args:
         kit: the folder of the kit.
-        outputs: folder to write, in which engines and rewritten files are kept, too; new or empty.
+        outputs: folder to write, new or empty, in which engines and rewritten files are kept, too.
         engine: one of `ENGINES`.
-        fp16: write float16 into the graphs first; otherwise the files run as they are. ONNX Runtime on a CPU
-            and OpenVINO compute such graphs in float32.
+        fp16: write float16 into the graphs first. ONNX Runtime on a CPU and OpenVINO compute such graphs in
+            float32.
 
     Returns:
-        What ran: device, engine, its version, and the median milliseconds of each file, its first run
-        included.
+        Device, engine, its version, and the median milliseconds of each file, its first run included.
 
     Raises:
-        DataError: a kit that is not whole.
-        ModelFileError: the kit was made with other rules of graphs.
+        DataError, ModelFileError: a kit that is not whole, or of other rules of graphs.
         UsageError: another engine, a kit for libspconv, or a folder that is not empty.
         EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
         ExportError: `fp16`, and a file cannot be written in it, see `to_fp16`.
@@ -63,14 +60,15 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     def opens(path: Path) -> Run:
         graph = graphs[path.name]
         cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
-        with _raised_as(EngineError, f'{path.name}: {engine} cannot take it'):
-            run = OPENERS[engine](path, outputs, fp16, _shapes(graph, cases))
+        run = _named(EngineError, f'{path.name}: {engine} cannot take it', OPENERS[engine])(
+            path, outputs, fp16, _shapes(graph, cases)
+        )
+        run = _named(InferenceError, f'{path.name}: {engine} failed to run it', run)
         times = seconds.setdefault(graph.name, [])
 
         def timed(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             start = time.perf_counter()
-            with _raised_as(InferenceError, f'{path.name}: {engine} failed to run it'):
-                results = run(inputs)
+            results = run(inputs)
             times.append(time.perf_counter() - start)
             return results
 
@@ -81,22 +79,22 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     return f'{device}, {"in float16, " if fp16 else ""}{medians}'
 
 
-@contextlib.contextmanager
-def _raised_as(kind: type[Mm2OnnxError], subject: str) -> Iterator[None]:
-    """Raise what an engine raises in the block as an error of this project that begins with a `subject`."""
-    try:
-        yield
-    except Mm2OnnxError:
-        raise
-    except (Exception, SystemExit) as error:  # the program of a kit ends where a provider does not start
-        raise kind(f'{subject}: {one_line(error)[:300]}') from error
+def _named(kind: type[Mm2OnnxError], subject: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that raises the errors of an engine as `kind`, with a `subject` in front."""
+
+    def named(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Mm2OnnxError:
+            raise
+        except (Exception, SystemExit) as error:  # the program of a kit ends where a provider does not start
+            raise kind(f'{subject}: {one_line(error)[:300]}') from error
+
+    return named
 
 
 def device_of(engine: str) -> str:
-    """Return what one of `ENGINES` runs on, as text: device, name and version of the engine.
-
-    EngineError: the engine, or the GPU that it needs, is not here.
-    """
+    """Return device, name and version of an engine; EngineError: it, or the GPU for it, is not here."""
     if engine == 'tensorrt':
         from mmdeploy_ext.engines.tensorrt.package import find_package
 

@@ -19,18 +19,10 @@ if TYPE_CHECKING:
 
 
 def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: Any) -> None:
-    """Refuse a file whose classes, preparation or post-processing are not the model's.
+    """Raise UsageError for a file whose classes, preparation or post-processing are not the model's.
 
     The page of a kit and all runners read these from the file, so that no comparison of arrays shows them.
-
-    Args:
-        deployment: the model in PyTorch, from config and checkpoint.
-        path: path of the file, for the message.
-        metadata: metadata of the file.
-        rule: the rule by which samples become its input.
-
-    Raises:
-        UsageError: it names the first entry that differs.
+    `rule` is the rule by which samples become its input.
     """
     for check in facts_checks(deployment, metadata, rule):
         if not check.passed:
@@ -41,25 +33,11 @@ def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: A
 
 
 def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str]:
-    """Copy an ONNX file, with its external data, into the folder of a kit.
+    """Copy an ONNX file, with its external data, into a kit; return the hash of the user's file.
 
-    TensorRT, OpenVINO and onnxruntime-node take an input with a default for a constant. The cases of a kit
-    feed every input, so that in its file these have no defaults; and a Loop without a condition, which
-    TensorRT does not read, gets one that is always true. ONNX Runtime computes the same from both files. A
-    file that lists weights as inputs, as old exporters do, is copied as it is.
-
-    Args:
-        path: path of the user's file, beside which its external data lies.
-        folder: folder of the kit, which exists.
-        graph: to which the copy belongs; its `file` is the name of the copy, directly in the folder.
-
-    Returns:
-        A dict of `source_sha256`, the hash of the user's file, without its external data.
-
-    Raises:
-        ModelFileError: the file is missing or no readable ONNX file.
-        UsageError: it is a pipe or a device.
-        OSError: a file of its external data is missing, or a copy cannot be written.
+    TensorRT, OpenVINO and onnxruntime-node take an input with a default for a constant, so that the copy has
+    no defaults: the cases feed every input. A Loop without a condition, which TensorRT does not read, gets
+    one that is always true. A file that lists weights as inputs, as old exporters do, is copied as it is.
     """
     path, target = Path(path), folder / graph.file
     model = files.read(path)

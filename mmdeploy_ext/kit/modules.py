@@ -50,10 +50,10 @@ def write_module_kit(
     seed: int = 0,
     pictures: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
-    """Write the kit of a PyTorch module and an ONNX file, for engines elsewhere; return its manifest.
+    """Write the kit of a PyTorch module and an ONNX file; return its manifest.
 
-    Both are compared on the inputs here first, as `prove_module` does, whose arguments these are, too;
-    `pictures` has `name` and `licence` of what the inputs were made of. With a `state` nothing is generated.
+    Both are compared on the inputs here first, as by `prove_module`, which has the same arguments; `pictures`
+    has `name` and `licence` of the sources of the inputs. With a `state` nothing is generated.
 
     Raises:
         UsageError: the file does not compute what the module computes, or the folder `out` is not empty.
@@ -71,7 +71,6 @@ def write_module_kit(
 
 
 def _write_contents(proof: ModuleProof, pictures: Sequence[dict[str, str]], folder: Path) -> dict[str, Any]:
-    """Write the file and its cases into the folder of a kit; return their entries of the manifest."""
     graph = KitGraph('model', MODEL, None, _graph_spec(proof))
     entry = graph.to_json() | copy_model(proof.path, folder, graph)
     arrays, subject = ArrayFolder(folder), proof.verdict.subject

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,12 +33,11 @@ def has_outputs(folder: Path, name: str) -> bool:
 def read_outputs(
     folder: Path, name: str, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of one run of a graph by name, in the dtypes and shapes that they were written in.
+    """Return the outputs of one run of a graph by name, in their dtypes and shapes in the files.
 
-    They are in NAME.npz, in NAME.json, or in .npy and .bin of the folder NAME. Names and shapes need not be
-    those of the graph, except for .bin, which has neither dtype nor shape. JSON has no dtypes: an array has
-    that of the graph's output, float64 if that is of whole numbers or truth values and the array holds
-    others, and float32 if the graph has no such output.
+    They are in NAME.npz, in NAME.json, or in .npy and .bin of the folder NAME. A .bin file has the dtype and
+    shape of the graph's output of its name. An array of JSON has the dtype of the graph's output, or float64
+    if the output is of whole numbers and the array is not.
 
     Args:
         folder: folder of the outputs of all runs.
@@ -48,9 +46,8 @@ def read_outputs(
         shapes: name of an output -> its shape, of the manifest, for raw files.
 
     Raises:
-        DataError: there is nothing of this name, a file that cannot be read, a raw file of another number of
-            bytes or of no output of the graph, or the same outputs in two ways, of which one is of another
-            run.
+        DataError: there is nothing of this name, or twice; a file that cannot be read; a raw file of another
+            number of bytes or of no output of the graph.
     """
     archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
     arrays_in_folder = [path for path in sorted(single.glob('*')) if path.suffix in ('.npy', '.bin')]
@@ -86,9 +83,7 @@ def _load(file: Path, name: str = '') -> dict[str, np.ndarray]:
             return {name: stored}
         with stored:  # its arrays are read here; what is no array in it are bytes
             return {output: np.asarray(stored[output]) for output in stored.files}
-    except (
-        ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f'{file}: cannot be read as arrays of numpy: {one_line(error)}') from error
 
 
@@ -124,7 +119,7 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
                 array = values.astype(dtype)
             is_cut = array.dtype.kind in 'iub' and not np.array_equal(array, values)  # 0.7 is no label
             arrays[entry['name']] = values if is_cut else array
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{file}: is not what trtexec --exportOutput writes: {one_line(error)}') from error
     return arrays
 

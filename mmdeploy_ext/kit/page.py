@@ -6,20 +6,16 @@ second copies of bars, tolerances and rules.
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.files import atomic_path, external_locations
+from mmdeploy_ext.core.files import external_locations
 from mmdeploy_ext.core.folders import replaced_folder
 from mmdeploy_ext.kit import web_library
-from mmdeploy_ext.kit.contents import MANIFEST, read_manifest
+from mmdeploy_ext.kit.contents import read_manifest
 from mmdeploy_ext.tasks import bbox2d, boxed_mask, mask, matching, task_module
 
 if TYPE_CHECKING:
@@ -28,24 +24,19 @@ if TYPE_CHECKING:
     from mmdeploy_ext.kit.contents import KitGraph
 
 SOURCES = Path(__file__).with_name('web')
-INDEX, STYLE = 'index.html', 'style.css'
+INDEX = 'index.html'
 PLACE = 'web'
 """Folder of the page's scripts and style in a kit."""
 LIBRARY = f'{PLACE}/ort'
 """Folder of onnxruntime-web in a kit."""
 TASKS = ('bbox2d', 'boxed_mask', 'mask', 'panoptic')
 """Tasks whose results the page compares; of a module, which has none, it compares tensors."""
-IMPORT_MAP, FILES_MARK = '{"imports": {"kit/": "./web/"}}', '<!-- files -->'
-"""Texts of the page that a single file replaces."""
-SINGLE_FILE = 'kit.html'
-"""Name of the page that holds the whole kit."""
 
 
 def bars_of(task: str | None) -> dict[str, float]:
-    """Return the bars for float32 by name, as the manifest has them: those of `proving`.
+    """Return the proof's bars for float32 by name, as the manifest has them.
 
-    For a task that is none of `TASKS` those are the tolerance of tensors without column groups, `rtol`, and
-    those of results below the score threshold.
+    `rtol` is the tolerance of tensors without column groups; a task of `TASKS` has bars of its results, too.
     """
     bars = dict(
         rtol=DEFAULT_RTOL, low_alone=matching.ALLOWED_LOW_ALONE, low_alone_share=matching.MAX_LOW_ALONE_SHARE
@@ -70,14 +61,8 @@ def bars_of(task: str | None) -> dict[str, float]:
 def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, float]:
     """Write the page into the folder of a kit, without the library that runs the model; return its bars.
 
-    Files in less than float32 are judged by other bars, which the page does not have, and files with their
-    weights beside them are not read by it, and results of a task of one family alone are not matched by it:
-    these get no page, and the bars are {}.
-
-    Args:
-        folder: folder of the kit, with its file.
-        graph: the file.
-        task: task of its family, which matches results; None of a module, which has none.
+    Files in less than float32, files with their weights beside them, and results of a task of one family
+    alone get no page, and the bars are {}. `task` is None of a module.
     """
     is_exact = graph.metadata is None or graph.metadata.precision == 'fp32'
     if not is_exact or task not in (None, *TASKS) or external_locations(folder / graph.file):
@@ -115,44 +100,3 @@ def add_library(kit: Path) -> None:
     check_page(kit)
     with replaced_folder(kit / LIBRARY) as folder:
         web_library.unpack(folder)
-
-
-def write_single_file(kit: Path) -> Path:
-    """Write the whole kit as one page, `SINGLE_FILE` in its folder, which a browser also opens from disk.
-
-    Scripts are modules at addresses of their text; the model, the arrays, the manifest and the WebAssembly
-    are elements of the page, compressed in base64. Returned is the page's path. The errors are those of
-    `add_library`.
-    """
-    manifest = check_page(kit)
-    files = {file: kit / file for file in manifest['files'] if file.endswith(('.onnx', '.bin'))}
-    with tempfile.TemporaryDirectory() as unpacked:
-        library = Path(unpacked)
-        web_library.unpack(library)
-        loader, binary = next(iter(web_library.LOADERS.items()))
-        modules = {f'kit/{path.name}': path for path in sorted(SOURCES.glob('*.js'))}
-        modules[f'kit/ort/{loader}'] = library / loader
-        files |= {MANIFEST: kit / MANIFEST, f'{LIBRARY}/{binary}': library / binary}
-        addresses = {name: f'data:text/javascript;base64,{_base64(path)}' for name, path in modules.items()}
-        licence = (library / web_library.LICENCES[0]).read_text(encoding='utf-8')
-        elements = [f'<!--\n{web_library.NAME} {web_library.VERSION}\n{licence}-->']
-        elements += [
-            f'<script type="text/plain" data-file="{name}">{_base64(path, compressed=True)}</script>'
-            for name, path in files.items()
-        ]
-    text = (SOURCES / INDEX).read_text(encoding='utf-8')
-    style = (SOURCES / STYLE).read_text(encoding='utf-8')
-    for mark, content in (
-        (f'<link rel="stylesheet" href="{PLACE}/{STYLE}">', f'<style>\n{style}</style>'),
-        (IMPORT_MAP, json.dumps(dict(imports=addresses))),
-        (FILES_MARK, '\n'.join(elements)),
-    ):
-        text = text.replace(mark, content)
-    with atomic_path(kit / SINGLE_FILE) as temporary:
-        temporary.write_text(text, encoding='utf-8')
-    return kit / SINGLE_FILE
-
-
-def _base64(path: Path, compressed: bool = False) -> str:
-    content = path.read_bytes()
-    return base64.b64encode(gzip.compress(content, 6, mtime=0) if compressed else content).decode()

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 def write_pictures(deployment: Model, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
-    They are `file`, `graphs`, `cases`, `frames`, an empty list, and `bars`, those of the page, see
-    `page.write_page`. A case is an input of the proof, one picture or a batch. It has PyTorch's tensors and
-    results; of the outputs of ONNX Runtime it has the shapes alone, and nothing is compared here.
+    A case is an input of the proof, one picture or a batch. Nothing is compared here.
 
     Args:
         deployment: the model in PyTorch, from config and checkpoint.
@@ -38,8 +36,7 @@ def write_pictures(deployment: Model, path: str, samples: Collection[Any], folde
         folder: folder of the kit.
 
     Raises:
-        UsageError: results that kits cannot hold, see `contents.result_type`, or a file that states other
-            classes, preparation or post-processing than those of the model.
+        UsageError: results that kits cannot hold, or a file of another model, see `check_facts`.
         ModelFileError: see `ladder.prove`.
     """
     file, options = read_picture_file(deployment, path)

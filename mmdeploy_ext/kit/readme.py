@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph
-from mmdeploy_ext.kit.engine_files import (
-    benchmark_command,
-    polygraphy_command,
-    shapes_of,
-    trtexec_build,
-    trtexec_run,
-)
+from mmdeploy_ext.kit.engine_files import shapes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +20,6 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
     The other entries are those that the head of `contents.py` lists.
     """
     graphs = [KitGraph.from_json(entry) for entry in manifest['graphs']]
-    cases = {
-        graph.name: [case for case in manifest['cases'] if case['graph'] == graph.name] for graph in graphs
-    }
     facts = dict(
         manifest=manifest,
         graphs=graphs,
@@ -39,24 +29,7 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
         tensors=_tensors,
         shapes=shapes_of,
     )
-    if manifest.get('engine') == LIBSPCONV:
-        _render(folder, 'readme_libspconv.md.j2', facts)
-        return
-    of_first = cases[graphs[0].name]
-    commands = dict(
-        trtexec_build=trtexec_build(graphs[0], of_first, f'{graphs[0].name}.engine'),
-        trtexec_run=trtexec_run(graphs[0], of_first[0], f'{graphs[0].name}.engine', 'outputs'),
-    )
-    facts |= dict(
-        polygraphy=[polygraphy_command(graph, cases[graph.name]) for graph in graphs],
-        benchmark=[benchmark_command(graph, cases[graph.name][0]) for graph in graphs],
-        **{name: shlex.join(words) for name, words in commands.items()},
-    )
-    _render(folder, 'readme.md.j2', facts)
-
-
-def _render(folder: Path, template: str, facts: Mapping[str, Any]) -> None:
-    """Write the README of a kit from a template beside this file."""
+    template = 'readme_libspconv.md.j2' if manifest.get('engine') == LIBSPCONV else 'readme.md.j2'
     text = Path(__file__).with_name(template).read_text(encoding='utf-8')
     (folder / 'README.md').write_text(jinja2.Template(text).render(**facts), encoding='utf-8')
 

@@ -27,16 +27,10 @@ class KitRequest(http.server.SimpleHTTPRequestHandler):
     """
 
     extensions_map = {  # noqa: RUF012 - of the base class; browsers load modules and WebAssembly of these alone
-        '': 'application/octet-stream',
-        '.html': 'text/html; charset=utf-8',
-        '.css': 'text/css; charset=utf-8',
+        **http.server.SimpleHTTPRequestHandler.extensions_map,
         '.js': 'text/javascript; charset=utf-8',
         '.mjs': 'text/javascript; charset=utf-8',
-        '.json': 'application/json',
         '.wasm': 'application/wasm',
-        '.md': 'text/plain; charset=utf-8',
-        '.txt': 'text/plain; charset=utf-8',
-        '.py': 'text/plain; charset=utf-8',
     }
 
     def __init__(self, *request: object, directory: str, library: Path) -> None:

@@ -35,15 +35,11 @@ if TYPE_CHECKING:
 def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], folder: Path) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
-    They are `graphs`, `cases`, `frames`, an empty list, `engine` and `precision`. The file is read, and not
-    run: what a case expects is computed by the model in PyTorch alone.
-
     Args:
         deployment: the model in PyTorch, from config and checkpoint, of a family of backbones.
-        path: path of the file.
+        path: path of the file, which is read and not run.
         samples: real voxels, with coordinates in the model's order of axes. A file of float16 has cases of
-            the synthetic sets of a proof that have voxels, too, before these; INT8 has those of real voxels
-            alone, for which its ranges were made.
+            the proof's synthetic voxels, too; the ranges of INT8 were made for real voxels alone.
         folder: folder of the kit.
 
     Raises:
@@ -103,11 +99,7 @@ def _spec(network: SparseGraph) -> GraphSpec:
 
 
 def open_interpreted(path: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return a function from the inputs of a case to `dense` in float16, which interprets a file in numpy.
-
-    Inputs and outputs are arrays by name, as at the top of this module; `grid` is not read. ModelFileError:
-    the file at `path` is no graph of libspconv.
-    """
+    """Return a function from the inputs of a case to `dense` in float16, which interprets a file in numpy."""
     network = libspconv.read(path)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

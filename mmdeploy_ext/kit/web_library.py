@@ -66,12 +66,8 @@ def _download(path: Path) -> None:
         command = [npm, 'pack', '--ignore-scripts', '--silent', f'{NAME}@{VERSION}']
         try:
             subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise UsageError(
-                f'npm: no answer of its registry in {SECONDS} s; try again, {by_hand}'
-            ) from error
-        except subprocess.CalledProcessError as error:
-            reason = one_line(error.stderr)[:300] or f'exit status {error.returncode}'
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+            reason = one_line(error.stderr or '')[:300] or error
             raise UsageError(
                 f'npm pack {NAME}@{VERSION} failed: {reason}; is its registry reachable (npm ping)? Try '
                 f'again, {by_hand}'

@@ -36,7 +36,7 @@ def write_detector_kit(
     out: str | Path,
     pictures: Sequence[dict[str, str]],
 ) -> dict[str, Any]:
-    """Write the kit of an exported detector; return its manifest, the dict that `manifest.json` holds.
+    """Write the kit of an exported detector; return its manifest.
 
     Args:
         deployment: the model in PyTorch, from config and checkpoint.
@@ -46,11 +46,6 @@ def write_detector_kit(
         out: the folder, see `write_kit`.
         pictures: `name` and `licence` of each picture that the kit gives away, or one entry for the source of
             all frames, sweeps or voxels.
-
-    Raises:
-        UsageError: see `write_kit`, `pictures.write_pictures`, `frames.write_frames` and
-            `voxels.write_voxels`.
-        ModelFileError: see `ladder.prove`.
     """
     from mmdeploy_ext.families.files import read_files
 
@@ -89,17 +84,15 @@ def write_kit(
     The outputs of the file on this machine are judged first, and no kit is written if they are wrong.
 
     Args:
-        out: the folder, which appears whole or not at all; it has to be new or empty.
+        out: the folder, new or empty, which appears whole or not at all.
         path: path of the file or folder, for messages.
-        write_contents: writes files and cases into a folder and returns the entries of the manifest that
-            the docstring of `kit/contents.py` describes, but for those that are added here: `format`,
-            `made_with`, `python`, `files` and `kit_sha256`.
+        write_contents: writes files and cases into a folder and returns their entries of the manifest, see
+            `kit/contents.py`.
         opens: takes the path of a file and returns a function that runs it here, from inputs to outputs by
             name.
 
     Raises:
         UsageError: a folder that is not empty, or a file whose results on this machine differ from PyTorch's.
-            What `write_contents` and `opens` raise is not caught.
     """
     out = Path(out)
     check_new_folder(out)

@@ -305,7 +305,7 @@ BACKENDS = {
     'dump.tensors=7': ['dump.tensors=7, expected names'],
     'dump.dir=5': ['dump.dir=5, expected a folder'],
     'memory=never': ["backend_config.memory='never', expected keep or reset"],
-    'contract=trt': ["backend_config.contract='trt', expected one of deploy, fork, autoware"],
+    'contract=trt': ["backend_config.contract='trt', expected one of deploy, autoware, fork"],
     'opset_version=0': ['--opset-version 0: '],
     'opset_version=new': ["opset_version='new', expected a number"],
     'fork_version=1.1': ["fork_version='1.1' goes with ", "contract='fork', got deploy"],

@@ -189,7 +189,7 @@ def test_dumps_are_listed_shown_and_compared(pth_run, tmp_path, capfd):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['backend_config.contract=other'], "contract='other', expected one of deploy, fork, autoware"),
+        (['backend_config.contract=other'], "contract='other', expected one of deploy, autoware, fork"),
         (['backend_config.fork_version=1.1'], "fork_version='1.1' goes with "),
         (['backend_config.postprocess=raw'], "unknown keys ['postprocess']"),
         (['backend_config.opset_version=9'], 'opset'),

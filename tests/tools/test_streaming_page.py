@@ -34,7 +34,7 @@ def drive(request, tmp_path):
         write_dataset(tmp_path)
         path = tmp_path / 'infos_val.pkl'
     image = image_augmentation((32, 96), (0.6, 0.7), source=SOURCES[request.param])
-    test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
+    test = stream_data(image, root=f'{tmp_path}/', infos='infos')['test']
     deployment = dataclasses.replace(toy.deployment(), rule=multiview_rule(test['pipeline']))
     files = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
     return test, path, files

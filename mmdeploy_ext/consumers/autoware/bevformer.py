@@ -1,4 +1,25 @@
-"""tensorrt_bevformer: its file with the record of the car's motion as the node has it. Needs numpy."""
+"""tensorrt_bevformer: its file with the record of the car's motion as the node has it. Needs numpy.
+
+A record is the 18 numbers of BEVFormer's input `can_bus`, of a car in the map:
+
+| entries | in the node | in a model, see `bev_motion.motion_since` |
+|---|---|---|
+| 0 to 2 | position x, y, z, m | the same |
+| 3 to 6 | orientation, quaternion w, x, y, z | the same, or w four times |
+| 7 to 9 | velocity, m/s | acceleration, m/s^2 |
+| 10 to 12 | rotation rate, rad/s | the same |
+| 13 to 15 | acceleration, m/s^2 | velocity, m/s |
+| 16, 17 | heading about the map's z, 0 to a whole turn, rad and degrees | the same |
+
+Only positions and the heading in degrees are fed as differences to the frame before; the map's axes stay.
+
+Differs from the node in: the heading is the one of the model's record, not computed anew from the quaternion;
+the first frame of each scene has no frame before it. The version of the node that was read has none only at
+the first frame after its start, though its README names a topic for new scenes.
+
+Source: autoware_universe, autoware_tensorrt_bevformer, src/{bevformer_node.cpp@0d02fce,
+bevformer_data_manager.cpp@df68ec3} (formulas, no code).
+"""
 
 from __future__ import annotations
 
@@ -6,25 +27,49 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware import car_motion
 from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER
 from mmdeploy_ext.consumers.tensorrt_plugins.loop import PluginOnnx
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
+from mmdeploy_ext.runtime.bev_motion import YAW_DEG
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame
 
+POSITION = slice(0, 3)
+"""Entries of a record."""
+
 
 class AutowareBevFormer(BevFormerOnnx):
-    """The node's file with the node's record of the motion."""
+    """The node's file with the node's float32 record of the motion."""
 
     files, names = BEVFORMER.graphs, PluginOnnx.names
 
     def record(self, frame: Frame) -> np.ndarray:
-        orientation = self.metadata.postprocess.can_bus_orientation
-        self._fed = car_motion.absolute(car_motion.motion_of(super().record(frame), orientation))
-        return car_motion.trained_record(self._fed, orientation)
+        return np.float32(super().record(frame)).astype(np.float64)
 
     def feeds_of(self, frame: Frame, before: np.ndarray | None) -> dict[str, np.ndarray]:
-        motion = car_motion.relative(self._fed, None if before is None else np.float32(before))
+        motion = relative(node_record(frame.can_bus), None if before is None else np.float32(before))
         return dict(image=frame.images[None], lidar2img=frame.lidar2img[None], can_bus=motion)
+
+
+def node_record(record: np.ndarray) -> np.ndarray:
+    """Return a model's record (18,) in the node's order, float32."""
+    acceleration, rates, velocity = record[7:10], record[10:13], record[13:16]
+    return np.float32(np.r_[record[:7], velocity, rates, acceleration, record[16:]])
+
+
+def relative(record: np.ndarray, last: np.ndarray | None) -> np.ndarray:
+    """Return the record (18,) that is fed: position and heading in degrees are differences to the last frame.
+
+    The difference of headings is not wrapped, neither here nor in the node or upstream's data set: from 359
+    to 1 degrees it is -358, as the model was trained.
+
+    Args:
+        record: record (18,) of this frame.
+        last: absolute record of the frame before, of which only position and heading in degrees are read;
+            None at the first frame of a scene, whose differences are 0.
+    """
+    changed = record.copy()
+    for entries in (POSITION, YAW_DEG):
+        changed[entries] = 0 if last is None else record[entries] - last[entries]
+    return changed

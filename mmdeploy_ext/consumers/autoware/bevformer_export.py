@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.consumers.autoware import car_motion
 from mmdeploy_ext.consumers.autoware.bevformer import AutowareBevFormer
 from mmdeploy_ext.consumers.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER, CAMERAS
@@ -25,9 +24,8 @@ from mmdeploy_ext.runtime.frames import Frame
 
 SCORE_THRESHOLD = 0.2
 """Score that a box has to exceed, the node's default; tune it there."""
-FLOAT32_STEPS = 4
-"""Steps of float32 by which a record of the node may differ from the exact one: it computes the heading of a
-rounded quaternion."""
+TRAINED_ORDER = (*range(7), 13, 14, 15, 10, 11, 12, 7, 8, 9, 16, 17)
+"""Entry of a model's record -> entry of the node's record with that number, see `bevformer.py`."""
 
 
 class NodeFrame(DeployedFrame):
@@ -36,20 +34,16 @@ class NodeFrame(DeployedFrame):
     def record(self, can_bus: Tensor) -> Tensor:
         """Return the record (18,) as the model has it.
 
-        The node has velocity, rotation rate and acceleration; the model acceleration, rotation rate and
-        velocity. The node has w, x, y, z; a model that was trained with w four times gets w four times.
+        A model that was trained with w four times gets w four times.
         """
-        places = list(car_motion.TRAINED_ORDER)
+        places = list(TRAINED_ORDER)
         if self.model.can_bus_orientation == 'wwww':
             places[3:7] = [3] * 4
         return can_bus[torch.tensor(places, device=can_bus.device)]
 
 
 class NodeReference(BevFormerReference):
-    """The detector's own test path, with the node's float32 records of the motion.
-
-    The node rounds positions and headings to float32, which decides ties of the rotation.
-    """
+    """The detector's own test path; positions and headings in float32, as the node has them, decide ties."""
 
     @property
     def notes(self) -> list[str]:
@@ -59,11 +53,7 @@ class NodeReference(BevFormerReference):
         ]
 
     def record(self, frame: Frame) -> np.ndarray:
-        record, orientation = super().record(frame), self.model.can_bus_orientation
-        rounded = car_motion.absolute(car_motion.motion_of(record, orientation))
-        rounded = car_motion.trained_record(rounded, orientation)
-        steps = np.spacing(np.maximum(np.abs(record), 1).astype(np.float32))
-        return np.where(np.abs(rounded - record) <= FLOAT32_STEPS * steps, rounded, record)
+        return np.float32(super().record(frame)).astype(np.float64)
 
 
 class BevFormerFiles(AutowareContract):

@@ -65,11 +65,9 @@ class AutowareBEVFusion(FusionRuntime):
         threads: int = 0,
         graph_optimization: str = 'all',
     ) -> None:
-        """Open the folder, or its file.
+        """Open the folder of an export, or its file.
 
-        The options are those of other runtimes: `engine` and `providers` can only have their defaults,
-        `threads` is 0 for all cores, and `graph_optimization` the level of ONNX Runtime by name. `paths` is
-        the folder of an export, or its file.
+        `engine` and `providers` can only have their defaults; `threads` is 0 for all cores.
 
         Raises:
             ModelFileError: it is missing, of another model family, or does not begin as the node's.
@@ -92,10 +90,10 @@ class AutowareBEVFusion(FusionRuntime):
         self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in the points (P, F) of a frame, of which nothing else is read but the name.
+        """Detect in the points (P, F) of a frame.
 
-        Returned are the outputs of all queries, the map `bev` between the two halves, and the boxes that the
-        model's limits and suppression keep. The latter are not those that the node publishes, see `objects`.
+        The outputs are the values of all queries and the map `bev` between the two halves. The boxes are the
+        ones that the model's limits and suppression keep; the node publishes others.
 
         Raises:
             DataError: points of another width, not finite, or all outside of the range.
@@ -122,10 +120,8 @@ class AutowareBEVFusion(FusionRuntime):
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the part of a model that ends in a tensor, and the part that begins with it.
 
-    `tensor` is its name, `name` that of the file, for the message.
-
-    Raises:
-        ModelFileError: no node has the tensor as its output, or the second part reads the inputs, too.
+    ModelFileError, which begins with `name`: no node has the tensor as its output, or the second part reads
+    the inputs, too.
     """
     from onnx import ValueInfoProto
 
@@ -143,17 +139,6 @@ def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelPr
     return first, part(index, later, typed, model.graph.output)
 
 
-def places(boxes: np.ndarray, coder: Coder) -> np.ndarray:
-    """Return centres (Q, 3) in metres of `bbox_pred` (10, Q), whose first rows are x, y in cells and z in m.
-
-    The cells count from the corner of the map. `coder` is that of the file's facts: `voxel_size` and
-    `pc_range` in metres, and `out_size_factor`, voxels per cell.
-    """
-    step = np.float32(coder.voxel_size[:2]) * np.float32(coder.out_size_factor)
-    flat = boxes[:2] * step[:, None] + np.float32(coder.pc_range[:2])[:, None]
-    return np.concatenate([flat, boxes[2:3]]).T
-
-
 def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
     """Return the boxes of the file's outputs within the model's own limits, best first.
 
@@ -164,9 +149,12 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
             0..1 and `label_pred` (Q,).
         coder: coder of the file's facts.
     """
-    values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T
-    bottom = places(values, coder) - sizes * np.float32([0, 0, 0.5])
-    boxes = np.concatenate([bottom, sizes, np.arctan2(values[6], values[7])[:, None], values[8:].T], 1)
+    values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6])
+    step = np.float32(coder.voxel_size[:2]) * np.float32(coder.out_size_factor)
+    place = values[:2] * step[:, None] + np.float32(coder.pc_range[:2])[:, None]
+    bottom = values[2:3] - sizes[2:] * np.float32(0.5)
+    yaw = np.arctan2(values[6:7], values[7:8])
+    boxes = np.concatenate([place, bottom, sizes, yaw, values[8:]]).T
     return filter_boxes(boxes, outputs['score'], outputs['label_pred'], coder)
 
 

@@ -17,6 +17,8 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
     from mmdeploy_ext.runtime.detections import Arrays
 
@@ -24,23 +26,28 @@ OUTPUTS = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
 """Outputs of CenterPoint's head in the order in which the node takes them."""
 SMALLEST_UNION_M2 = 0.01
 """Boxes that cover less together do not overlap."""
+CIRCLE_M, OVERLAP, OVERLAP_SEARCH_M = 0.5, 0.1, 10.0
+"""The node's default limits: boxes that are closer than the first to a better one that stays are dropped; so
+are boxes with a larger IoU from above, unless their centres are further apart than the last.
+
+Source: autoware_universe 4dff8e23, centerpoint_common.param.yaml.
+"""
 
 
 def decode(outputs: Arrays, settings: CenterPointSettings) -> Detections3D:
     """Return one object for each cell that passes the settings' thresholds, best first, none suppressed.
 
-    `outputs` are those of `OUTPUTS`, in this order: (1, K, H, W) logits, (1, 2, H, W) x, y of the centre in
-    cells from the lower corner of its cell, (1, 1, H, W) z of the centre in m, (1, 3, H, W) logarithms of
-    width, length, height in m, (1, 2, H, W) sine and cosine of the yaw of mmdet3d 0.x, from -y clockwise as
-    seen from above, (1, 2, H, W) velocity along x and y in m/s. With has_variance, all but the heat map have
-    twice the channels; the second half are variances, which are not read.
+    `outputs` are `OUTPUTS`: (1, K, H, W) logits; (1, 2, H, W) x, y of the centre in cells from the lower
+    corner of its cell; (1, 1, H, W) z of the centre in m; (1, 3, H, W) logarithms of width, length, height in
+    m; (1, 2, H, W) sine and cosine of the yaw of mmdet3d 0.x, from -y clockwise as seen from above; (1, 2, H,
+    W) velocity along x and y in m/s.
     """
     heat = exact_sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
     values = {name: outputs[name][0].reshape(outputs[name].shape[1], -1) for name in OUTPUTS[1:]}
-    step = np.float32(settings.voxel[:2]) * np.float32(settings.stride)
+    step = np.float32(settings.voxel_size[:2]) * np.float32(settings.downsample_factor)
     cells = np.stack(np.divmod(np.arange(len(labels)), heat.shape[2])[::-1]).astype(np.float32)
-    xy = step[:, None] * (cells + values['reg'][:2]) + np.float32(settings.cloud[:2])[:, None]
+    xy = step[:, None] * (cells + values['reg'][:2]) + np.float32(settings.point_cloud_range[:2])[:, None]
     sizes = np.exp(values['dim'][[1, 0, 2]])
     bottom = values['height'][:1] - np.float32(0.5) * sizes[2:]
     sine, cosine = values['rot'][:2]
@@ -48,7 +55,7 @@ def decode(outputs: Arrays, settings: CenterPointSettings) -> Detections3D:
     velocity = values['vel'][:2] * np.float32(settings.has_twist)
     boxes = np.concatenate([xy, bottom, sizes, yaw[None], velocity]).T.astype(np.float32)
     passes = passing(boxes[:, :2], scores, labels, settings)
-    passes &= np.hypot(sine, cosine) >= np.float32(settings.yaw_norms)[labels]
+    passes &= np.hypot(sine, cosine) >= np.float32(settings.yaw_norm_thresholds)[labels]
     return Detections3D(boxes, scores, labels)[passes].best_first()
 
 
@@ -66,13 +73,12 @@ def passing(
     return (bins <= last) & (scores >= thresholds) & (scores > 0)
 
 
-def suppressed(objects: Detections3D, settings: CenterPointSettings) -> Detections3D:
+def suppressed(objects: Detections3D, class_names: Sequence[str]) -> Detections3D:
     """Return the objects that the node's two suppressions keep; they are given and returned best first."""
-    if settings.circle_m > 0:
-        radius2 = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far
-        objects = objects[circle_nms(objects.boxes[:, :2].astype(np.float64), radius2)]
-    pedestrians = {index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN'}
-    return objects[overlap_nms(objects, pedestrians, settings.iou, settings.iou_search_m)]
+    radius2 = np.nextafter(np.float64(CIRCLE_M) ** 2, 0)  # the node keeps boxes that are exactly as far
+    objects = objects[circle_nms(objects.boxes[:, :2].astype(np.float64), radius2)]
+    pedestrians = {index for index, name in enumerate(class_names) if name == 'PEDESTRIAN'}
+    return objects[overlap_nms(objects, pedestrians, OVERLAP, OVERLAP_SEARCH_M)]
 
 
 def overlap_nms(
@@ -80,9 +86,9 @@ def overlap_nms(
 ) -> np.ndarray:
     """Return the ascending rows (m,) int64 whose IoU with every better object is at most a threshold.
 
-    Better objects are those before it, also if they are dropped themselves. Objects are seen from above;
-    labels in `separate_labels` are compared only with equal labels, and no objects whose centres are further
-    apart than `search_m`, in metres.
+    Objects before a row are better, also if they are dropped themselves. Boxes are seen from above. Labels in
+    `separate_labels` are compared only with equal labels, and only objects with centres at most `search_m`
+    metres apart.
     """
     flat = objects.boxes[:, [0, 1, 3, 4, 6]].astype(np.float64)
     corners, areas = bev_corners(flat), flat[:, 2] * flat[:, 3]

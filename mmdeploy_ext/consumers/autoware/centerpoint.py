@@ -11,7 +11,6 @@ Glossary: P points, D values of a point.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS, decode, suppressed
 from mmdeploy_ext.consumers.autoware.nodes import CENTERPOINT
 from mmdeploy_ext.consumers.autoware.pillars import decorated, scattered
-from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings, read_settings
+from mmdeploy_ext.consumers.autoware.settings import read_settings
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
@@ -49,27 +48,22 @@ class AutowareCenterPoint(Runtime):
         paths: Paths,
         *,
         engine: str = 'OnnxRuntimeBackend',
-        node: dict[str, float] | None = None,
         **options: Any,
     ) -> None:
-        """Open `paths`, the folder or its two files; `options` are those of the engine, such as `threads`.
+        """Open the folder, or its two files in the order of `GRAPHS`, beside their manifest.
 
-        The files are in the order of `GRAPHS`; settings are those of the manifest beside the first one.
-        `node` holds `circle_m`, `iou` or `iou_search_m`, see `CenterPointSettings`, if they differ from the
-        node's defaults; None: none does. It may hold other fields, which replace what the manifest states.
-        `engine` is the registered name of a backend.
+        `options` belong to the engine, such as `threads`.
 
         Raises:
-            ModelFileError: one of the two is missing, the node would reject the folder or read it wrongly, or
-                its remapper changes classes.
+            ModelFileError: a file is missing, the node would reject the folder or read it wrongly, or its
+            remapper
+                changes classes.
             ConfigError: no such backend, or an option that it does not have.
             EngineError: the engine, or an execution provider, is not available here.
-            TypeError: `node` has a key that is no field of `CenterPointSettings`.
         """
         super().__init__()
         files = files_by_name(paths, GRAPHS)
-        settings: CenterPointSettings = read_settings(files[ENCODER].parent)
-        self.settings = dataclasses.replace(settings, **(node or {}))
+        self.settings = read_settings(files[ENCODER].parent)
         self.sessions = {name: self.opened(engine, path, options) for name, path in files.items()}
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
@@ -84,11 +78,11 @@ class AutowareCenterPoint(Runtime):
             InferenceError: the engine failed, or gave NaN or infinity.
         """
         settings = self.settings
-        points = check_points(sweep.points, settings.point_width, sweep.name)
-        check_in_range(points, settings.cloud, sweep.name)
+        points = check_points(sweep.points, settings.point_feature_size, sweep.name)
+        check_in_range(points, settings.point_cloud_range, sweep.name)
         start = time.perf_counter()
         pillars, cells = decorated(points, settings)
-        padded = np.zeros((settings.pillars, *pillars.shape[1:]), np.float32)
+        padded = np.zeros((settings.max_voxel_size, *pillars.shape[1:]), np.float32)
         padded[: len(pillars)] = pillars
         (features,) = self.sessions[ENCODER].infer(dict(input_features=padded)).values()
         features = features[: len(pillars)]
@@ -98,7 +92,7 @@ class AutowareCenterPoint(Runtime):
         check_finite(outputs, sweep.name or 'sweep')
         start = self.passed(HEAD, start)
         named = dict(zip(OUTPUTS, outputs.values(), strict=True))
-        objects = suppressed(decode(named, settings), settings)
+        objects = suppressed(decode(named, settings), settings.class_names)
         self.passed('boxes', start)
         order = np.lexsort((cells[:, 1], cells[:, 0]))
         return StepResult({PILLARS: features[order], SPATIAL: canvas, **outputs}, objects)

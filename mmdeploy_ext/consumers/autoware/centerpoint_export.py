@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmcv.ops import box_iou_rotated
-from mmdet3d.core import circle_nms
 from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCoder
 from torch import Tensor, nn
 
-from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS
+from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS, suppressed
 from mmdeploy_ext.consumers.autoware.centerpoint import ENCODER, HEAD, PILLARS, SPATIAL, AutowareCenterPoint
 from mmdeploy_ext.consumers.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.consumers.autoware.nodes import (
@@ -55,12 +53,6 @@ EXAMPLE = 3
 """Pillars of the traced input."""
 FAR_M = 1e6
 """Limit of a range that no box reaches, metres."""
-CIRCLE_M2, OVERLAP, OVERLAP_SEARCH_M = 0.25, 0.1, 10.0
-"""The node's default limits: squared distance in m^2 up to which the worse of two objects is dropped; IoU in
-the bird's-eye view above which it is; distance in metres up to which the IoU is looked at.
-
-Source: autoware_universe 4dff8e23, centerpoint_common.param.yaml.
-"""
 
 
 class PillarEncoder(nn.Module):
@@ -121,8 +113,7 @@ class NodeReference(CenterPointReference):
     """The unpatched detector, whose head has one task, with the boxes that Autoware's node selects.
 
     mmdet3d decodes a box in every cell; the node's thresholds and suppressions select among them. The
-    threshold of scores is read from the head, and both suppressions are computed by mmdet3d's and mmcv's
-    operators, so that a fault of the manifest, or of our port of the node, is not in the reference as well.
+    threshold of scores is read from the head, so that a fault of the manifest is not in the reference, too.
     Voxels, decoration, network, decoding and convention of the boxes are mmdet3d's.
     """
 
@@ -160,23 +151,8 @@ class NodeReference(CenterPointReference):
         labels = np.repeat(np.arange(len(classes)), [len(decoded['scores']) for decoded in classes])
         threshold = np.float32(self.parts.head.bbox_coder.score_threshold or 0.0)
         objects = Detections3D(boxes, scores, labels)[(scores >= threshold) & (scores > 0)].best_first()
-        centres = np.concatenate([objects.boxes[:, :2], objects.scores[:, None]], axis=1).astype(np.float32)
-        objects = objects[np.array(circle_nms(centres, CIRCLE_M2, len(centres)), np.int64)]
-        objects = objects[self._without_overlaps(objects)]
         objects.boxes[:, 2] -= objects.boxes[:, 5] / 2  # z at the bottom
-        return objects
-
-    def _without_overlaps(self, objects: Detections3D) -> np.ndarray:
-        """Return (n,) bool: True for objects that no better object which they are compared with overlaps."""
-        boxes_bev = objects.boxes[:, [0, 1, 3, 4, 6]]
-        rows = torch.from_numpy(boxes_bev.astype(np.float32))
-        overlaps = box_iou_rotated(rows, rows).numpy()
-        distances = np.linalg.norm(boxes_bev[:, None, :2] - boxes_bev[None, :, :2], axis=-1)
-        walks = np.array([str(name).upper() == 'PEDESTRIAN' for name in self.model.CLASSES])[objects.labels]
-        compared = (objects.labels[:, None] == objects.labels) | ~(walks[:, None] | walks)
-        better = np.tri(len(boxes_bev), k=-1, dtype=bool)
-        overlapped = (overlaps > OVERLAP) & (distances <= OVERLAP_SEARCH_M) & compared & better
-        return ~overlapped.any(axis=1)
+        return suppressed(objects, [str(name).upper() for name in self.model.CLASSES])
 
     def _decoded(self, heat: torch.Tensor, raw: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return mmdet3d's boxes of all cells for one class; no number and no range cuts any off."""

@@ -11,26 +11,31 @@ import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmdeploy_ext.consumers.autoware.nodes import NODES, REMAPPER_KEYS
 from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, read_parameters
 from mmdeploy_ext.consumers.autoware.trial import trial_rules
 from mmdeploy_ext.consumers.autoware.words import in_words_of, word_of
-from mmdeploy_ext.consumers.export_records import export_rules, mixture_rules, recorded
-from mmdeploy_ext.consumers.graph_tensors import graph_tensors, shape_text, weight_rules
+from mmdeploy_ext.consumers.folder_rules import (
+    expected_shape,
+    fits,
+    graph_tensors,
+    mixture_rules,
+    recorded,
+    shape_text,
+    weight_rules,
+)
 from mmdeploy_ext.core.errors import ModelFileError, one_line, shortened
 from mmdeploy_ext.core.violations import WARNING, Violation, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import onnx
 
     from mmdeploy_ext.consumers.autoware.nodes import GraphFile, Node, Tensor, Value
-    from mmdeploy_ext.consumers.graph_tensors import GraphTensors
-
-OPSETS = range(9, 25)
-"""Opsets that TensorRT's parsers read; not looked up for the version of the nodes, which may refuse some."""
-
+    from mmdeploy_ext.consumers.folder_rules import GraphTensors
 
 PATTERNS = tuple(dict.fromkeys(pattern for node in NODES for pattern in node.patterns))
 """Patterns of files by which a folder is recognised."""
@@ -83,19 +88,60 @@ def check_node(node: Node, folder: Path) -> tuple[list[Violation], dict[str, Pat
             text = f'{name} was exported with --contract {contract}; the node takes --contract autoware'
             violations.append(Violation(name, '', 'contract', text))
     violations += mixture_rules(by_file)
-    stated = {name: values[name] for name in node.exported if name in values}
-    violations += export_rules(
-        node.manifest,
-        stated,
-        node.exported,
-        by_file,
-        lambda names: in_words_of(node.classes, names)[0] if node.classes else list(names),
-        node.classes,
-    )
+    violations += _export_rules(node, values, by_file)
     if not errors(violations):
-        trials = [(*models[file.name], file.probe) for file in node.files]
-        violations += trial_rules(trials)
+        trials = [
+            (models[file.name][0], file.has_boxes)
+            for file in node.files
+            if _is_standard(models[file.name][1])
+        ]
+        violations += trial_rules(trials) if trials else []
     return violations, {path.name: path for path in paths.values()}
+
+
+def _is_standard(model: onnx.ModelProto) -> bool:
+    """Return whether ONNX Runtime has the operators of a model."""
+    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.index import all_nodes
+
+    return all(node.domain in DEFAULT_DOMAINS for node in all_nodes(model))
+
+
+def _export_rules(
+    node: Node, values: Mapping[str, Any], models: Mapping[str, onnx.ModelProto]
+) -> Iterator[Violation]:
+    """Yield values of the manifest that are not those with which a graph was exported."""
+    for key, entry in node.exported.items():
+        stated: dict[str, tuple[str, Any]] = {}
+        for graph, model in models.items():
+            expected = recorded(model, entry)
+            stated.setdefault(repr(expected), (graph, expected))
+        for graph, expected in stated.values():
+            if expected is None or key not in values:
+                continue
+            value = values[key]
+            if entry == 'classes':
+                yield from _label_rules(node, key, value, graph, expected)
+            elif np.shape(value) != np.shape(expected) or not np.allclose(value, expected, rtol=1e-6):
+                message = f'{key} is {value}; {graph} states {expected}, with which it was exported'
+                yield Violation(node.manifest, key, 'export', message)
+
+
+def _label_rules(
+    node: Node, key: str, names: Sequence[str], graph: str, classes: Sequence[str]
+) -> Iterator[Violation]:
+    """Yield an error for names in another order; else a warning for each label with another known name."""
+    expected = in_words_of(node.classes, classes)[0] if node.classes else list(classes)
+    if list(names) != expected and sorted(names) == sorted(expected):
+        message = f'{key} are {", ".join(names)}; the labels of {graph} are in another order: '
+        yield Violation(node.manifest, key, 'export', message + ', '.join(expected))
+        return
+    for label, (name, stated) in enumerate(zip(names, expected, strict=False)):
+        if name != stated and (stated in node.classes or name in expected):
+            message = (
+                f'{key}[{label}] is {name}; that label of {graph} is {stated}: is it renamed on purpose?'
+            )
+            yield Violation(node.manifest, key, 'export', message, WARNING)
 
 
 def _files(node: Node, folder: Path) -> tuple[dict[str, Any], dict[str, Path], list[Violation]]:
@@ -170,7 +216,6 @@ def _parameters(path: Path, keys: Mapping[str, Value]) -> tuple[dict[str, Any], 
             wrong[name] = rule, f'{name} is {shortened(value)}, expected {text}'
         else:
             values[name] = value
-    values |= {name: value for name, value in _flat(content) if name not in keys}
     return values, [Violation(file, name, rule, text) for name, (rule, text) in wrong.items()]
 
 
@@ -183,14 +228,6 @@ def _lookup(content: Mapping[str, Any], name: str) -> tuple[Any, str]:
             return None, '.'.join(words[:count])
         value = value[word]
     return value, ''
-
-
-def _flat(content: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value
 
 
 def _called(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
@@ -224,23 +261,16 @@ def _class_rules(node: Node, key: str, names: list[str]) -> Iterator[Violation]:
 
 def _path_rules(node: Node, folder: Path, values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield paths that lead out of the folder, to nothing, or to the file of another key."""
-    read = (*(file.path_key for file in node.files), *node.read_paths, node.remapper)
     earlier: dict[PurePath, str] = {}
-    for key in (*read, *node.written_paths):
-        if key not in values:
+    for key, text in values.items():
+        if not key.endswith('_path'):
             continue
-        text = values[key]
-        if not isinstance(text, str):
-            yield Violation(node.manifest, key, 'value', f'{key} is {shortened(text)}, expected a text')
-            continue
-        path = PurePath(text.removeprefix(node.folder_text))
+        path, is_read = PurePath(text), not key.endswith('engine_path')
         problem = ''
         if path.is_absolute() or '..' in path.parts:
             problem = 'it leads out of the folder, which has to hold all files of the model'
-        elif key in read and not os.path.isfile(folder / path):
+        elif is_read and not os.path.isfile(folder / path):
             problem = 'there is no such file; the path is relative to this folder'
-        elif key not in read and path.suffix in ('.onnx', '.yaml'):
-            problem = 'the node writes its engine there, over a file that it has to read'
         elif path in earlier:
             problem = f'that is the file of {earlier[path]}'
         earlier[path] = key
@@ -258,22 +288,16 @@ def _read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
     """
     from onnx import checker, shape_inference
 
-    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, load
-    from mmdeploy_ext.graph.io.index import all_nodes
+    from mmdeploy_ext.graph.io.files import load
 
     file = path.name
     try:
         model = load(path)
     except ModelFileError as error:
         return None, [Violation(file, '', 'onnx', one_line(error).replace(str(path), file))]
-    opsets = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
-    if len(opsets) != 1 or opsets[0] not in OPSETS:
-        text = f'{file} is of opset {opsets}; expected one of {OPSETS[0]} to {OPSETS[-1]}'
-        return model, [Violation(file, '', 'opset', text)]
     try:
         checker.check_model(model)
-        # ONNX Runtime, which loads the others, has no operators of plug-ins
-        if any(node.domain not in DEFAULT_DOMAINS for node in all_nodes(model)):
+        if not _is_standard(model):  # ONNX Runtime loads the others
             shape_inference.infer_shapes(model, strict_mode=True)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
         return model, [Violation(file, '', 'onnx', f'{file}: onnx.checker: {one_line(error)[:300]}')]
@@ -349,13 +373,9 @@ def _tensor_rules(
         yield Violation(file, name, 'type', f'{text}it{": " if tensor.note else ""}{tensor.note}')
     if tensor.axes == '*':
         return
-    words = tensor.axes.split()
-    expected = [
-        int(word) if word.isdigit() else sizes.get(word) for word in (word.lstrip('+') for word in words)
-    ]
-    pairs = zip(shape, expected, strict=False)
-    if len(shape) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in pairs):
-        text = f'{file}: {name} is {shape_text(shape)}, expected {shape_text(tuple(expected))}'
+    words, expected = tensor.axes.split(), expected_shape(tensor.axes, sizes)
+    if not fits(shape, expected):
+        text = f'{file}: {name} is {shape_text(shape)}, expected {shape_text(expected)}'
         yield Violation(file, name, 'shape', text)
     for axis, (word, size, size_of_node) in enumerate(zip(words, shape, expected, strict=False)):
         text = ''

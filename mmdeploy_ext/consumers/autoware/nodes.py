@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,9 +20,6 @@ from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ATTENTION, ROTATE
 from mmdeploy_ext.core.errors import shortened
 from mmdeploy_ext.core.violations import ERROR, WARNING
 
-LOAD, CONVENTION, MEMORY = 'load', 'convention', 'memory'
-"""Whether a file is only loaded and run on zeros, or a probe of `probes.py` is sent through it, too."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Value:
@@ -31,15 +29,15 @@ class Value:
         type: bool, int, str, or float, of which ROS 2 takes numbers with a point alone.
         length: entries of a list; 0 for one or more, None for a single value.
         low, high: limits, ends included.
-        choices: all values that it can have; () for any.
+        choices: all allowed values; () for any.
         pattern: of a text.
-        also: returns what is expected besides, '' if that is so.
+        also: returns a further expectation that the value breaks; '' if none.
     """
 
     type: type
     length: int | None = None
-    low: float = -1e5
-    high: float = 1e7
+    low: float = -math.inf
+    high: float = math.inf
     choices: tuple[Any, ...] = ()
     pattern: str = ''
     also: Callable[[Any], str] = lambda value: ''
@@ -75,12 +73,11 @@ class Tensor:
     """An input or output that a node binds.
 
     Attributes:
-        name: by which the node looks it up, or the customary one if the node counts tensors.
-        axes: a word for each axis: a number, a key of the manifest, a name of `Node.sizes`, or '?' for any
-            size; after '+' the node gives TensorRT a range of sizes, and the file has to leave the axis open.
-            '*' stands for any axes.
-        types: element types that the node reads or writes; it does not check them.
-        note: what another type does.
+        name: by which the node looks it up, or the customary one if the node counts tensors. axes: a word for
+        each axis: a number, a key of the manifest, a name of `Node.sizes`, or '?' for any size;
+            '+' stands before an axis for which the node gives TensorRT a range of sizes. '*': any axes.
+        types: element types that the node reads or writes without a check.
+        note: the effect of another type.
     """
 
     name: str
@@ -97,14 +94,14 @@ class GraphFile:
         name: name of the file without `.onnx`.
         inputs, outputs: tensors in the node's order.
         path_key: key of the manifest that holds the path; '' if the file has its name.
-        probe: `LOAD`, `CONVENTION` or `MEMORY`.
+        has_boxes: whether its box convention is probed, see `probes.py`.
     """
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     path_key: str = ''
-    probe: str = LOAD
+    has_boxes: bool = False
 
 
 class Wrong(NamedTuple):
@@ -121,21 +118,17 @@ class Node:
     """One node.
 
     Attributes:
-        name: name of the node.
         manifest: file name of the parameters.
         patterns: patterns of files by which a folder is recognised.
-        files: the graphs.
-        keys: name of a parameter, with dots -> its value; a key that is missing is a violation.
-        sizes: name -> function of values of the manifest, whose arguments are the last words of their keys.
-        rules: functions of values, as those of `sizes`, that yield what is `Wrong`.
+        keys: name of a parameter, with dots -> its value; a missing key is a violation.
+        sizes: name -> function of values of the manifest; its arguments are the last words of their keys.
+        rules: functions like the ones of `sizes`, which yield `Wrong` values.
         classes: class names that the node knows; () for any.
-        binds: 'name', 'index', or 'exactly': by name, and every tensor and axis has to be as stated.
+        binds: 'name', 'index', or 'exactly': by name, and no other tensor or axis is allowed.
         is_fixed: whether every axis of a file has to be fixed.
-        plugins: operator of the plug-in library -> attributes that it counts on.
+        plugins: operator of the plug-in library -> attributes that it needs.
         plugin_domain: domain of these operators; None for any.
-        read_paths: further keys of paths of files that the node reads, which a manifest may have.
-        written_paths: keys of paths of engines that the node writes, likewise.
-        folder_text: beginning of a path that the launch file replaces by the folder.
+        remapper: key of the path of the remapper, or its file name; '' if there is none.
         handovers: (file, output, file, input): tensors whose bytes the node copies.
         exported: key of the manifest -> keys of the metadata of an export, with dots, of the same value.
     """
@@ -152,9 +145,6 @@ class Node:
     is_fixed: bool = False
     plugins: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     plugin_domain: str | None = 'autoware'
-    read_paths: tuple[str, ...] = ()
-    written_paths: tuple[str, ...] = ()
-    folder_text: str = '$(var model_path)/'
     remapper: str = ''
     handovers: tuple[tuple[str, str, str, str], ...] = ()
     exported: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -186,7 +176,7 @@ def _is_ascending(value: list[float]) -> str:
 
 
 CUBOID, INTERVAL = Value(float, 6, also=_is_box), Value(float, 3, also=_is_interval)
-CELL = Value(float, 3, low=1e-3, high=1e3)
+CELL = Value(float, 3, low=1e-3)
 
 
 def node_cells(low: float, high: float, step: float) -> int:
@@ -301,7 +291,7 @@ CENTERPOINT = Node(
                 Tensor('vel', '1 two cell_rows cell_columns'),
             ),
             'head_onnx_path',
-            CONVENTION,
+            has_boxes=True,
         ),
     ),
     keys={
@@ -338,8 +328,6 @@ CENTERPOINT = Node(
     rules=(_one_for_each_class, _point_size, _pillars, _scores),
     classes=('CAR', 'TRUCK', 'BUS', 'TRAILER', 'BICYCLE', 'MOTORBIKE', 'PEDESTRIAN'),
     binds='index',
-    written_paths=('encoder_engine_path', 'head_engine_path'),
-    folder_text='',
     remapper='class_remapper_param_path',
     exported={
         f'{M}point_cloud_range': 'preprocess.point_cloud_range',
@@ -349,13 +337,6 @@ CENTERPOINT = Node(
 )
 
 # ---- camera_streampetr
-
-
-def _memory_rows(pre_memory_length: int, post_memory_length: int) -> Iterator[Wrong]:
-    if post_memory_length <= pre_memory_length:
-        text = f'is {post_memory_length}, not above pre_memory_length {pre_memory_length}: new rows stand in '
-        yield Wrong('post_memory_length', f'{text}front of the old')
-
 
 EMBEDDED = (Tensor('pos_embed', '1 ? ?'), Tensor('cone', '1 ? 8'))
 ROWS = dict(embedding='?', reference_point='3', timestamp='1', egopose='4 4', velo='2')
@@ -396,7 +377,6 @@ STREAMPETR = Node(
                     for field, row in ROWS.items()
                 ),
             ),
-            probe=MEMORY,
         ),
     ),
     keys={
@@ -410,10 +390,8 @@ STREAMPETR = Node(
         f'{M}post_memory_length': COUNT,
     },
     sizes=dict(classes=lambda class_names: len(class_names)),
-    rules=(_memory_rows,),
     classes=('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN'),
     is_fixed=True,
-    read_paths=(f'{M}backbone_path', f'{M}position_embedding_path', f'{M}head_path'),
     handovers=(
         ('simplify_extract_img_feat', 'img_feats', 'simplify_pts_head_memory', 'x'),
         ('simplify_position_embedding', 'pos_embed', 'simplify_pts_head_memory', 'pos_embed'),
@@ -503,8 +481,6 @@ BEVFUSION_LIDAR = Node(
         ),
         'QuickCumsumCuda': ('batch_size', 'dimension', 'height', 'width'),
     },
-    read_paths=('onnx_path', 'image_backbone_onnx_path'),
-    written_paths=('engine_path', 'image_backbone_engine_path'),
     remapper=REMAPPER,
     exported=dict(
         point_cloud_range='preprocess.voxels.point_cloud_range',

@@ -1,15 +1,14 @@
-"""ROS 2 parameter files: read with the types that ROS 2 gives their values, and written. Needs PyYAML.
+"""Parameter files of ROS 2, in which people's YAML means something else there than to PyYAML. Needs PyYAML.
 
-ROS 2 has no anchors, aliases or nested lists, a list has one type, and a plain scalar is a truth value, a
-64-bit integer, a floating-point number or a text, whatever YAML calls it. Of two equal keys `yaml.safe_load`
-would keep the last without a word.
+ROS 2 has no anchors, aliases or nested lists, and a list has one type. Of two equal keys PyYAML alone would
+keep the last without a word.
 
 Source: ros2/rcl, rcl_yaml_param_parser, src/parse.c and src/yaml_variant.c (behaviour in own words).
 """
 
 from __future__ import annotations
 
-import math
+import functools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import yaml
-
 ANY_NODE, PARAMETERS = '/**', 'ros__parameters'
 """Keys above all parameters of a file."""
-TRUE_WORDS = ('Y', 'y', 'yes', 'Yes', 'YES', 'true', 'True', 'TRUE', 'on', 'On', 'ON')
-FALSE_WORDS = ('N', 'n', 'no', 'No', 'NO', 'false', 'False', 'FALSE', 'off', 'Off', 'OFF')
-INTEGER = re.compile(r'[-+]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)')
-REAL = re.compile(r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?')
-NOT_FINITE = {'.nan': math.nan, '.inf': math.inf, '+.inf': math.inf, '-.inf': -math.inf}
-NO_TEXT = re.compile(
-    f'({"|".join(TRUE_WORDS + FALSE_WORDS)}|{INTEGER.pattern}|{REAL.pattern}|[-+]?[.](?i:inf|nan))$'
-)
-"""Words that ROS 2 takes for a text only in quotes, beside null ones."""
+EXPONENT = re.compile(r'[-+]?[0-9]+([.][0-9]*)?[eE][-+]?[0-9]+$')
+"""Numbers such as 1e5, which are texts to PyYAML."""
 
 
 class ParameterFileError(ValueError):
@@ -40,8 +30,6 @@ class ParameterFileError(ValueError):
 
 def read_parameters(path: Path) -> dict[str, Any]:
     """Return the parameters of a file for all nodes, key -> value: nested dicts, values and lists of values.
-
-    An empty or null value is None. A whole number that 64 bits do not hold is a float.
 
     Raises:
         ModelFileError: PyYAML is not installed.
@@ -52,16 +40,11 @@ def read_parameters(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ModelFileError(f'{path}: reading it needs PyYAML; pip install pyyaml') from error
     try:
-        text = path.read_text(encoding='utf-8')
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if getattr(event, 'anchor', None):
-                raise _refused(event, 'an anchor or alias, which ROS 2 does not read')
-        document = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.load(path.read_text(encoding='utf-8'), Loader=_loader())
     except OSError as error:
         raise ParameterFileError(f'cannot be read: {error.strerror}') from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ParameterFileError(f'is no YAML: {one_line(error)}') from error
-    content = None if document is None else _value(document, '')
     for key in (ANY_NODE, PARAMETERS):
         if not isinstance(content, dict) or key not in content:
             raise ParameterFileError(
@@ -76,61 +59,42 @@ def parameter_text(parameters: Mapping[str, Any]) -> str:
     """Return the text of a file that gives all nodes these parameters."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
-        """Quotes texts such as y and 09, too, which are texts to PyYAML, but not to ROS 2."""
-
-    Dumper.add_implicit_resolver('!no-text', NO_TEXT, None)
     content = {ANY_NODE: {PARAMETERS: dict(parameters)}}
-    return yaml.dump(content, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=100)
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
 
 
-def _value(node: yaml.Node, key: str) -> Any:
+@functools.cache
+def _loader() -> type:
     import yaml
 
-    if isinstance(node, yaml.ScalarNode):
-        return _scalar(node)
-    if isinstance(node, yaml.SequenceNode):
-        return _list(node, key)
-    entries: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        name = f'{key}.{key_node.value}' if key else str(key_node.value)
-        if key_node.value in entries:
-            raise _refused(key_node, f'{name} is there twice; keep one of them')
-        entries[key_node.value] = _value(value_node, name)
-    return entries
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if event.anchor:
+                raise _refused(event, 'an anchor or alias, which ROS 2 does not read')
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise _refused(node, f'{twice[0]} is there twice; keep one of them')
+            return super().construct_mapping(node, deep)
+
+        def construct_sequence(self, node: Any, deep: bool = False) -> list[Any]:
+            values = super().construct_sequence(node, deep)
+            if any(isinstance(value, list | dict) for value in values):
+                raise _refused(node, 'a list of lists or mappings, which ROS 2 refuses')
+            if len({type(value) for value in values}) > 1:
+                raise _refused(
+                    node,
+                    'a list of several types, which ROS 2 refuses: write 0.0, not 0, among numbers with a '
+                    'point',
+                )
+            return values
+
+    Loader.add_implicit_resolver('tag:yaml.org,2002:float', EXPONENT, list('-+0123456789'))
+    return Loader
 
 
-def _list(node: yaml.SequenceNode, key: str) -> list[Any]:
-    import yaml
-
-    if not all(isinstance(entry, yaml.ScalarNode) for entry in node.value):
-        raise _refused(node, f'{key} is a list of lists or mappings, which ROS 2 refuses')
-    values = [_scalar(entry) for entry in node.value]
-    if len({type(value) for value in values}) > 1:
-        raise _refused(
-            node,
-            f'{key} is a list of several types, which ROS 2 refuses: write 0.0, not 0, among numbers with a '
-            f'point',
-        )
-    return values
-
-
-def _scalar(node: yaml.ScalarNode) -> Any:
-    text = node.value
-    if node.style is not None or text in TRUE_WORDS:
-        return text if node.style is not None else True
-    if text in FALSE_WORDS:
-        return False
-    if text in ('', '~', 'null'):
-        return None
-    if text.lower() in NOT_FINITE:
-        return NOT_FINITE[text.lower()]
-    if INTEGER.fullmatch(text):
-        digits = text.lstrip('+-')
-        value = int(text, 16 if digits[:2].lower() == '0x' else 8 if digits[0] == '0' else 10)
-        return value if -(2**63) <= value < 2**63 else float(value)
-    return float(text) if REAL.fullmatch(text) else text
-
-
-def _refused(place: yaml.Event | yaml.Node, problem: str) -> ParameterFileError:
+def _refused(place: Any, problem: str) -> ParameterFileError:
     return ParameterFileError(f'line {place.start_mark.line + 1}: {problem}')

@@ -25,20 +25,20 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
     """Return the encoder's input of one cloud, and the pillars' cells.
 
     Args:
-        points: (P, 4 or 5) float32 as `densified` returns them. Those outside the range or at an upper end of
-            it, and of each pillar those after its first 32, are left out.
+        points: (P, 4 or 5) float32. Points outside the range or at an upper end of it, and all but the first
+            32 points of a pillar, are left out.
         settings: the grid, sizes and limits that the manifest states.
 
     Returns:
         (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 cells y, x of the pillars,
-        which are sorted by falling x, then by rising y; the first `settings.pillars` at most. The F values
+        which are sorted by falling x, then by rising y; the first `max_voxel_size` at most. The F values
         are those of the point, its offset x, y, z from the mean of its pillar's points, those left out not
         counted, and that from the pillar's centre: x, y, and z unless F is 9.
     """
-    low, high = np.float32(settings.cloud[:3]), np.float32(settings.cloud[3:])
+    low, high = np.float32(settings.point_cloud_range[:3]), np.float32(settings.point_cloud_range[3:])
     points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]
     columns, rows = settings.grid
-    size = np.float32(settings.voxel)
+    size = np.float32(settings.voxel_size)
     x, y = np.floor((points[:, :2] - low[:2]) / size[:2]).astype(np.int64).T
     x, y = x.clip(0, columns - 1), y.clip(0, rows - 1)
     order = (columns - 1 - x) * rows + y
@@ -46,12 +46,12 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
     by_pillar = np.argsort(pillar, kind='stable')
     rank = np.empty(len(points), np.int64)
     rank[by_pillar] = np.arange(len(points)) - np.repeat(np.cumsum(counts) - counts, counts)
-    fits = (rank < POINTS) & (pillar < settings.pillars)
-    keys, counts = keys[: settings.pillars], counts[: settings.pillars].clip(max=POINTS)
+    fits = (rank < POINTS) & (pillar < settings.max_voxel_size)
+    keys, counts = keys[: settings.max_voxel_size], counts[: settings.max_voxel_size].clip(max=POINTS)
     pillars = np.zeros((len(keys), POINTS, points.shape[1]), np.float32)
     pillars[pillar[fits], rank[fits]] = points[fits]
     cells = np.stack([keys % rows, columns - 1 - keys // rows], axis=1)
-    return _features(pillars, counts, cells, low, size, settings.features), cells
+    return _features(pillars, counts, cells, low, size, settings.encoder_in_feature_size), cells
 
 
 def _features(

@@ -1,11 +1,6 @@
-"""Probes: synthetic boxes and memories through a graph, whose treatment of them depends on no weight.
+"""Synthetic boxes through CenterPoint's head, which treats them by its box convention, whatever its weights.
 
-`convention_rules` sends boxes through CenterPoint's head, `memory_rules` a memory of known rows through
-StreamPETR's, as autoware_camera_streampetr keeps them. Needs onnx and ONNX Runtime.
-
-Source: autoware_camera_streampetr at 5e12a711, network.cpp:276-300, memory.cu (the node copies the first rows
-of each memory to the next frame), and tier4/AWML 7a6ec07c, StreamPETR/deploy/containers.py:140-200 (what the
-graph computes): facts, no code.
+Needs onnx and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -14,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.consumers.graph_tensors import shape_of
+from mmdeploy_ext.consumers.folder_rules import shape_of
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.core.violations import WARNING, Violation
 
@@ -23,7 +18,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.consumers.graph_tensors import GraphTensors
     from mmdeploy_ext.graph.io.index import Index
 
 LAYERS = ('Conv', 'ConvTranspose', 'MatMul', 'Gemm', 'BatchNormalization')
@@ -32,11 +26,6 @@ SINE, COSINE = 0.6, -0.8
 """Direction of the synthetic boxes."""
 UNCHANGED, CONVERTED = 'unchanged', 'converted'
 """Treatments of the boxes of mmdet3d 1.0: they are right for the node once they are converted."""
-TOLERANCE = 1e-3
-"""Absolute tolerance of all values of a memory: metres, seconds, entries of poses and of embeddings."""
-
-
-# ---- boxes
 
 
 def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[Violation]:
@@ -126,81 +115,3 @@ def _last_layers(index: Index, name: str) -> list[str]:
         elif node is not None or tensor in index.inputs:
             starts[tensor] = None
     return list(starts)
-
-
-# ---- memories
-
-
-def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> Iterator[Violation]:
-    """Yield a violation for each change of the memory by StreamPETR's head that the node does not expect.
-
-    The head runs once, on features of zeros, a random memory and two poses. `file` is its name; `model` has
-    passed the checks of names and sizes, and `tensors` are those of `graph_tensors(model)`.
-    """
-    from mmdeploy_ext.graph.run import run
-
-    feeds = _memory_feeds(tensors)
-    outputs = run(model, feeds)
-    pose = feeds['data_ego_pose'][0]
-    for field, old in _old_rows(feeds, pose.astype(np.float64)).items():
-        name = f'post_memory_{field}'
-        memory, new_count = outputs[name], outputs[name].shape[1] - old.shape[1]
-        if np.allclose(memory[:, new_count:], old, rtol=1e-3, atol=TOLERANCE):
-            continue
-        problem = f'rows {new_count} and later are not those of pre_memory, places by way of the poses'
-        if np.allclose(memory[:, : old.shape[1]], old, rtol=1e-3, atol=TOLERANCE):
-            problem = 'new rows stand behind the old; the node keeps the first ones'
-        yield Violation(file, name, 'memory', f'{file}: {name}: {problem}')
-    # new rows have to be of this frame: of age 0 and of its pose
-    new_count = outputs['post_memory_egopose'].shape[1] - feeds['pre_memory_egopose'].shape[1]
-    for name, expected, text in (
-        ('post_memory_timestamp', 0, '0; the node takes the time off'),
-        ('post_memory_egopose', pose, 'data_ego_pose'),
-    ):
-        if not np.allclose(outputs[name][:, :new_count], expected, atol=TOLERANCE):
-            message = f'{file}: {name} of the {new_count} new rows is not {text}'
-            yield Violation(file, name, 'memory', message)
-
-
-def _memory_feeds(tensors: GraphTensors) -> dict[str, np.ndarray]:
-    """Return zeros for the features of the cameras and their embeddings, a random memory, and two poses.
-
-    `data_ego_pose_inv` is the inverse of another pose than `data_ego_pose`, so that the memory moves.
-    """
-    random = np.random.default_rng(0)
-    feeds = {
-        name: np.zeros([size or 1 for size in shape], np.float32) for name, shape in tensors.inputs.items()
-    }
-    for name in feeds:
-        if name.startswith('pre_memory_'):
-            feeds[name] = random.uniform(-1, 1, feeds[name].shape).astype(np.float32)
-    feeds['data_ego_pose'][:] = _pose(0.3, 4.0, -2.0)
-    # not the same pose: both inputs have to be used
-    feeds['data_ego_pose_inv'][:] = np.linalg.inv(_pose(0.2, 3.0, 1.0))
-    rows = feeds['pre_memory_egopose'].shape[1]
-    moves = np.tile(np.eye(4, dtype=np.float32), (1, rows, 1, 1))
-    moves[..., :3, 3] = random.uniform(-5, 5, (1, rows, 3))
-    feeds['pre_memory_egopose'] = moves
-    feeds['pre_memory_reference_point'] = random.uniform(-20, 20, (1, rows, 3)).astype(np.float32)
-    feeds['pre_memory_timestamp'] = random.uniform(0, 2, (1, rows, 1)).astype(np.float32)
-    return feeds
-
-
-def _pose(yaw: float, x: float, y: float) -> np.ndarray:
-    pose = np.eye(4)
-    pose[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
-    pose[:3, 3] = x, y, 0.5
-    return pose
-
-
-def _old_rows(feeds: dict[str, np.ndarray], pose: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the old rows after a frame: places go to the vehicle and back, the others stay as they are."""
-    motion = pose @ feeds['data_ego_pose_inv'][0].astype(np.float64)
-    points = feeds['pre_memory_reference_point'].astype(np.float64)
-    return dict(
-        embedding=feeds['pre_memory_embedding'],
-        reference_point=points @ motion[:3, :3].T + motion[:3, 3],
-        timestamp=feeds['pre_memory_timestamp'],
-        egopose=motion @ feeds['pre_memory_egopose'].astype(np.float64),
-        velo=feeds['pre_memory_velo'],
-    )

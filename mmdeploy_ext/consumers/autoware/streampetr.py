@@ -2,7 +2,8 @@
 
 Differs from the node in: memories begin as zeros (there they are whatever the device memory held; open pull
 requests 13161, 13267); another calibration is embedded again (there the first one stays for good); pictures
-come prepared as the model was trained, not by the node's own resize, and get the node's planes and norm.
+come prepared as the model was trained, not by the node's own resize, and get the node's planes and norm; the
+clock does not begin again after ten minutes.
 
 Source: autoware_universe 5e12a711, autoware_camera_streampetr, lib/network/{network.cpp:212-300,memory.cu},
 src/node.cpp:252-258,501-580, lib/network/camera_data_store.cpp:462-470 (formulas and defaults, no code).
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, StreamState
 
 BACKBONE, POSITIONS, HEAD = STREAMPETR.graphs
-RESTART_S = 600.0
-"""Seconds after which the node's clock begins again at 0."""
 NORMS = dict(
     bgr=((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
     rgb=((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -70,7 +69,7 @@ class AutowareStreamPetr(StreamPetrOnnx):
 
     Attributes:
         place: (3,) metres, translation of the first pose; None before it.
-        started_s: time of the first frame, or of the last restart of the clock; None before.
+        started_s: time of the first frame; None before it.
     """
 
     files = STREAMPETR.graphs
@@ -88,8 +87,6 @@ class AutowareStreamPetr(StreamPetrOnnx):
         motion_since(memory, frame)  # refuses a frame before the last one
         features = self.graphs[BACKBONE].run(dict(img=np.float32(self.node_planes(frame.images))[None]))
         pose, seconds = self.relative(frame.ego_pose), self.clock(frame.timestamp_s)
-        if seconds > RESTART_S:  # the rows in the memory are then dated wrongly, as in the node
-            self.started_s, seconds = frame.timestamp_s, np.float32(0)
         head = self.graphs[HEAD]
         before = {field: np.zeros(shape, np.float32) for field, shape in self.memory_shapes().items()}
         if memory is not None:

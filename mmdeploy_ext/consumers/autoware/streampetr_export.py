@@ -12,8 +12,6 @@ classes.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from mmdeploy_ext.consumers.autoware.streampetr import AutowareStreamPetr, from_
 from mmdeploy_ext.consumers.autoware.words import published
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.families.contracts import PUBLISHED
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.graphs import ExtractImgFeat, HeadStep, RigEmbedding
@@ -164,12 +163,10 @@ class StreamPetrFiles(AutowareContract):
     """The three graphs, and the manifest."""
 
     node, opens, ignores_places = STREAMPETR, AutowareStreamPetr, False
+    settings = PUBLISHED
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         return graphs(model, options)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> AutowareStreamPetr:
-        return AutowareStreamPetr(paths, max_gap_s=None, **engine)  # the published model knows no time gap
 
     def runner_outputs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         """Results of the last layer, a row for each query."""

@@ -245,7 +245,7 @@ class CudaReference(BEVFusionReference):
 class CudaFiles(Contract):
     """The six files."""
 
-    files, opens = GRAPHS, CudaBEVFusion
+    files, opens, settings = GRAPHS, CudaBEVFusion, dict(to_compare=True)
 
     def check(self, cfg: Any) -> None:
         check_head(cfg, 'cuda-bevfusion')
@@ -263,9 +263,6 @@ class CudaFiles(Contract):
 
     def reference(self, model: nn.Module) -> CudaReference:
         return CudaReference(model)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> CudaBEVFusion:
-        return CudaBEVFusion(paths, to_compare=True, **engine)
 
     def runner_outputs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         """Tensors between the files, and two more maps of the LiDAR; cells have to be equal."""

@@ -12,7 +12,6 @@ the bird's-eye view, P points.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,59 +25,19 @@ NEAREST, FARTHEST = 1e-5, 1e5
 """Limits of depths in metres; a point behind a camera gets the first."""
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-    """The frustum and the grid of a model, float32; with a calibration they decide the cells of points.
-
-    Attributes:
-        image_size: (H, W) of the network's pictures, pixels.
-        columns, rows: (w,), (h,) pixels of the columns and rows of a feature map.
-        depths: (D,) depths of the bins, metres.
-        centre: (3,) centre of the first cell, metres.
-        step: (3,) size of a cell, metres.
-        count: numbers of cells along x, y and z; one along z.
-    """
-
-    image_size: tuple[int, int]
-    columns: np.ndarray
-    rows: np.ndarray
-    depths: np.ndarray
-    centre: np.ndarray
-    step: np.ndarray
-    count: tuple[int, int, int]
-
-    @classmethod
-    def of(cls, facts: ViewFacts) -> View:
-        """Return the view of a file's facts."""
-        return cls(
-            facts.image_size,
-            np.float32(facts.columns),
-            np.float32(facts.rows),
-            np.float32(facts.depths),
-            np.float32(facts.centre),
-            np.float32(facts.step),
-            facts.count,
-        )
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(X, Y)."""
-        return self.count[:2]
-
-
-def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
+def cells(calibration: Mapping[str, np.ndarray], view: ViewFacts) -> np.ndarray:
     """Return the cell `x * Y + y` of each point of the frustum, X * Y outside: (N, D, h, w) int64.
 
-    `calibration` has the matrices by name; `view` has the frustum and the grid.
+    `calibration` has the matrices by name; `view` has the frustum and the grid, which are float32.
     """
     aug, camera, lidar, intrinsics = (
         calibration[name].astype(np.float64)
         for name in ('img_aug_matrix', 'camera2lidar', 'lidar_aug_matrix', 'camera_intrinsics')
     )
-    depth, y, x = np.meshgrid(view.depths, view.rows, view.columns, indexing='ij')
+    depth, y, x = np.meshgrid(*map(np.float32, (view.depths, view.rows, view.columns)), indexing='ij')
     points = np.stack([x, y, depth], -1).astype(np.float64)
     pixels_to_lidar = camera[:, :3, :3] @ np.linalg.inv(intrinsics[:, :3, :3])
-    corner = view.centre - view.step / np.float32(2)
+    corner = np.float32(view.centre) - np.float32(view.step) / np.float32(2)
     frustum_cells = np.empty((len(aug), *points.shape[:3]), np.int64)
     for index, matrix in enumerate(pixels_to_lidar):
         pixels = (points - aug[index, :3, 3]) @ np.linalg.inv(aug[index, :3, :3]).T
@@ -88,16 +47,16 @@ def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
     return frustum_cells
 
 
-def cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
+def cell_numbers(points: np.ndarray, view: ViewFacts, corner: np.ndarray) -> np.ndarray:
     """Return the cells (...) int64, see `cells`, of points (..., 3) in metres, which are rounded to float32.
 
     Points are in the frame of the grid, the augmented LiDAR's. `view` has the grid; `corner` (3,) is that of
     the first cell, metres. Indices are truncated towards zero, so that the first cell of an axis is twice as
     wide as the others.
     """
-    x, y = view.shape
+    x, y = view.count[:2]
     points = points.astype(np.float32).astype(np.float64)
-    cell = np.trunc((points - corner.astype(np.float64)) / view.step.astype(np.float64))
+    cell = np.trunc((points - corner.astype(np.float64)) / np.float32(view.step).astype(np.float64))
     inside = ((cell >= 0) & (cell < (x, y, 1))).all(-1)
     return np.where(inside, cell[..., 0] * y + cell[..., 1], x * y).astype(np.int64)
 

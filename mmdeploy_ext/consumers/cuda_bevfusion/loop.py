@@ -68,7 +68,7 @@ class CudaBEVFusion(FusionRuntime):
     Attributes:
         seconds: time spent so far, by the name of a file or 'pooling'. Depth maps count for
             'camera.backbone', voxels for the first sparse file, the tables of a calibration for 'pooling'.
-        view: how pictures are lifted into the bird's-eye view.
+        view: facts of how pictures are lifted into the bird's-eye view.
         sparse: name of a sparse file -> its graph; the second file is there with `to_compare` alone.
         sessions: name of a file of ordinary ONNX -> its session.
         metadata: metadata of the last file.
@@ -78,10 +78,10 @@ class CudaBEVFusion(FusionRuntime):
     def __init__(
         self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', to_compare: bool = False, **options: Any
     ) -> None:
-        """Open the files; `engine` and its `options` are for the graphs that are ordinary ONNX.
+        """Open the folder of an export, or its six files in the order of `GRAPHS`.
 
-        With `to_compare` the second sparse file is run, too, and all maps of the LiDAR are outputs. `paths`
-        is the folder of an export, or its files in the order of `GRAPHS`; all six have to be there.
+        `engine` and its `options` run the graphs in ordinary ONNX. With `to_compare` the second sparse file
+        runs, too, and all maps of the LiDAR are outputs.
 
         Raises:
             ModelFileError: a file is missing, damaged, or of another export.
@@ -98,22 +98,21 @@ class CudaBEVFusion(FusionRuntime):
         self.sessions = {name: self.opened(engine, files[name], options) for name in DENSE}
         orders = SPARSE if to_compare else SPARSE[:1]
         self.sparse: dict[str, SparseGraph] = {name: read(files[name]) for name in orders}
-        self.view = geometry.View.of(self.metadata.postprocess.view)
+        self.view = self.metadata.postprocess.view
         self.seconds = dict.fromkeys((*GRAPHS, 'pooling'), 0.0)
         self.tables: Tables | None = None
 
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors; the outputs include the tensors between the files.
 
-        `frame` has points, prepared pictures (float32, resized and normalised by the rule of the file), and
-        as calibration the matrices `MATRICES`, (N, 4, 4), but `lidar_aug_matrix` (4, 4), see `FusedFrame`.
-        Points and boxes are in the frame that the latter leads to. Only the outputs of the four ordinary
-        graphs are checked for NaN and infinity.
+        `frame` has points, prepared pictures (float32), and as calibration the matrices `MATRICES`, (N, 4,
+        4), but `lidar_aug_matrix` (4, 4), see `FusedFrame`. Points and boxes are in the frame that the latter
+        leads to.
 
         Raises:
             ShapeError: pictures are missing, or pictures or matrices have another shape.
             DataError: invalid points or matrices, or no point in the range of the model.
-            InferenceError: an engine failed, or the outputs are not finite.
+            InferenceError: an engine failed, or the outputs of an ordinary graph are not finite.
         """
         points, images = checked_inputs(frame, self.rule)
         start = time.perf_counter()
@@ -148,7 +147,7 @@ class CudaBEVFusion(FusionRuntime):
         return dict(self.sessions[name].infer(feeds))
 
     def _tables(self, calibration: Mapping[str, np.ndarray]) -> Tables:
-        return tables_of(geometry.cells(calibration, self.view), self.view.shape)
+        return tables_of(geometry.cells(calibration, self.view), self.view.count[:2])
 
     def _lidar_maps(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Return the map of the first sparse file by the name of its output, and that of the other."""

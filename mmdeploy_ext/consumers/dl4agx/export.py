@@ -6,7 +6,6 @@ Glossary: N cameras of a frame, C channels, h, w feature map, L decoder layers, 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from mmdeploy_ext.consumers.dl4agx.loop import (
 )
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.families.contracts import Contract
+from mmdeploy_ext.families.contracts import PUBLISHED, Contract
 from mmdeploy_ext.families.parts.camera_graphs import camera_graphs, feature_maps
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.petr.graphs import (
@@ -98,6 +97,12 @@ def bound(size: Sizes) -> list[GraphSpec]:
 class Dl4agxFiles(Contract):
     """The two graphs, and that of the positions."""
 
+    opens = PetrBound
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(PUBLISHED, frames=self.family.frames)
+
     @property
     def files(self) -> tuple[str, ...]:
         return bound_files(self.family.frames)
@@ -111,10 +116,6 @@ class Dl4agxFiles(Contract):
 
     def reference(self, model: nn.Module) -> PetrReference:
         return PetrReference(model, [bound_note(self.family.frames)])
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> PetrBound:
-        # the published model knows no time gap
-        return PetrBound(paths, self.family.frames, max_gap_s=None, **engine)
 
     def runner_outputs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         return predictions(Sizes(model))

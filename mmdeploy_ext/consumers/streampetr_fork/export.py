@@ -6,16 +6,13 @@ Glossary: N cameras, H, W network input in pixels, T tokens, C channels, n rows 
 layers in the outputs (all, or 1: the last one), Q queries, K classes.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.streampetr_fork.loop import FORK_NAMES, ForkOnnx
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.families.contracts import Contract
+from mmdeploy_ext.families.contracts import PUBLISHED, Contract
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr.graphs import HeadStep, register_frustum
 from mmdeploy_ext.families.streampetr.spec import (
@@ -183,13 +180,10 @@ class ForkFiles(Contract):
     """The one graph."""
 
     files, one_file, ignores_places = ForkOnnx.files, True, False
-    opens = ForkOnnx
+    opens, settings = ForkOnnx, PUBLISHED
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         size = sizes(model, *model.input_sizes, options.layers)
         frame = ForkFrame10 if options.fork_version == '1.0' else ForkFrame
         module = frame(model, options.layers == 'all', size.cameras, size.height, size.width)
         return with_examples(model, [('fork', module, fork_spec(size, options))])
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> ForkOnnx:
-        return ForkOnnx(paths, max_gap_s=None, **engine)  # the published model knows no time gap

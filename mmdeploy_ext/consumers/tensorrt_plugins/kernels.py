@@ -30,24 +30,18 @@ ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 """The one engine between the plug-ins, and its providers."""
 
 
-def rotate(image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolation: int = 0) -> np.ndarray:
+def rotate(
+    image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolation: int = NEAREST
+) -> np.ndarray:
     """Return a picture (C, H, W) float32 turned about a point; a cell whose source is outside of it is 0.
 
     Args:
         image: (C, H, W) float32.
         angle: () degrees, counter-clockwise with row 0 on top, as torchvision has it.
         center: (2,) x, y, pixels from the corner of the picture: (0.5, 0.5) is the middle of the first one.
-        interpolation: attribute of the plug-in, whose default is 0; has to be `NEAREST`. A source between two
-            pixels goes to the one further from 0, where torchvision takes the even one.
-
-    Raises:
-        InferenceError: another interpolation.
+        interpolation: attribute of the plug-in, `NEAREST` in BEVFormer. A source between two pixels goes to
+            the one further from 0, where torchvision takes the even one.
     """
-    if interpolation != NEAREST:
-        raise InferenceError(
-            f'{ROTATE}: interpolation is {interpolation}, expected {NEAREST}, the nearest cell: BEVFormer '
-            f'mixes no cells of a view'
-        )
     height, width = image.shape[1:]
     radians = np.float32(-float(angle) * np.pi / 180)
     cosine, sine = np.cos(radians), np.sin(radians)
@@ -164,11 +158,6 @@ class PluginBackend(Backend):
         self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run all steps on input name -> array; return output name -> array.
-
-        ShapeError: an input is missing, or one with a default is fed, which is a constant here.
-        InferenceError: a step failed.
-        """
         return self.model.run(feeds)
 
 
@@ -182,16 +171,8 @@ def open_with_plugins(
 ) -> PluginBackend:
     """Return the engine of a file with plug-ins, not active yet.
 
-    Args:
-        engine: registered name of a backend; only `ENGINE` will do.
-        path: path of the file.
-        threads: number of threads of ONNX Runtime; 0: as many as it chooses.
-        graph_optimization: level of ONNX Runtime's optimisation, see `PluginBackend`.
-        providers: execution providers; only `PROVIDERS` will do.
-        settings: other settings of sessions, which have no effect.
-
-    Raises:
-        EngineError: another engine or provider than ONNX Runtime and the CPU's.
+    `settings` of sessions have no effect. EngineError: another `engine` than `ENGINE`, or other `providers`
+    than `PROVIDERS`.
     """
     if engine != ENGINE or tuple(providers) != PROVIDERS:
         raise EngineError(

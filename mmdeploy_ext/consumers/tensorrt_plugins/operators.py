@@ -147,20 +147,14 @@ def attend_cameras(
         module: the attention; its `deformable_attention` samples.
         query: (1, Q, C), positions not added.
         maps: of each level (N, C, h, w), embeddings of camera and level added.
-        places: (N, Q, Z, 2), where each camera sees each point of a pillar, x and y in shares of the picture.
-        is_seen: (N, Q, Z) bool, which of the points are in the pictures.
+        places: (N, Q, Z, 2) of the points of a pillar in each camera, x and y in shares of the picture.
+        is_seen: (N, Q, Z) bool, whether a point is in the picture.
     """
-    sampler = module.deformable_attention
     tokens = torch.cat([level.flatten(2) for level in maps], -1).transpose(1, 2)
-    values = sampler.value_proj(tokens).unflatten(-1, (sampler.num_heads, -1))
-    offsets, logits = (
-        layer(query).unflatten(-1, (sampler.num_heads, -1)).expand(len(tokens), -1, -1, -1)
-        for layer in (sampler.sampling_offsets, sampler.attention_weights)
-    )
     shapes = torch.tensor([level.shape[2:] for level in maps])
-    mixed = ATTENTION(values, shapes, places.flatten(2)[:, :, None], offsets, logits)
+    mixed = _mixed(module.deformable_attention, tokens, query, shapes, places.flatten(2))
     hits = is_seen.any(-1).to(query.dtype)  # (N, Q)
-    total = (mixed.flatten(2) * hits[..., None]).sum(0, keepdim=True)
+    total = (mixed * hits[..., None]).sum(0, keepdim=True)
     return module.output_proj(total / hits.sum(0).clamp(min=1)[:, None])
 
 
@@ -172,10 +166,19 @@ def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
         query: (1, Q, C), positions added.
         view: one view, and where each query looks in it.
     """
-    values = module.value_proj(view.cells).unflatten(-1, (module.num_heads, -1))
+    return module.output_proj(_mixed(module, view.cells, query, torch.tensor([view.size]), view.places))
+
+
+def _mixed(sampler: nn.Module, tokens: Tensor, query: Tensor, shapes: Tensor, places: Tensor) -> Tensor:
+    """Return the values (N, Q, C) that a deformable attention samples from tokens (N, S, C) of maps.
+
+    `query` is (1, Q, C), `shapes` (L, 2) and `places` (N, Q, 2 Z).
+    """
+    values = sampler.value_proj(tokens).unflatten(-1, (sampler.num_heads, -1))
     offsets, logits = (
-        layer(query).unflatten(-1, (module.num_heads, -1))
-        for layer in (module.sampling_offsets, module.attention_weights)
+        layer(query).unflatten(-1, (sampler.num_heads, -1))
+        for layer in (sampler.sampling_offsets, sampler.attention_weights)
     )
-    mixed = ATTENTION(values, torch.tensor([view.size]), view.places[:, :, None], offsets, logits)
-    return module.output_proj(mixed.flatten(2))
+    if len(tokens) > 1:
+        offsets, logits = (rows.expand(len(tokens), -1, -1, -1) for rows in (offsets, logits))
+    return ATTENTION(values, shapes, places[:, :, None], offsets, logits).flatten(2)

@@ -1,6 +1,5 @@
 /** The page of a kit: runs its inputs on the visitor's device, judges the outputs, and takes pictures. */
 
-import { OutputArchive } from 'kit/archive.js';
 import { shapeText } from 'kit/arrays.js';
 import { classColour, className, drawResults } from 'kit/draw.js';
 import { Engine, PROVIDERS } from 'kit/engine.js';
@@ -55,10 +54,8 @@ const painted = () =>
 async function run() {
   const { cases } = kit.manifest;
   const judgements = [];
-  const archive = new OutputArchive(kit.manifest.kit_sha256);
   element('run').disabled = true;
   element('failures').replaceChildren();
-  element('saving').hidden = true;
   cases.forEach((entry) => showRow(entry, 'waiting', '', ''));
   try {
     show('running', 'Loading the engine and the model', PROVIDERS[provider()].title);
@@ -72,7 +69,6 @@ async function run() {
       const start = performance.now();
       const outputs = await engine.run(kitCase.inputs);
       const milliseconds = performance.now() - start;
-      archive.addCase(entry.name, outputs);
       const judgement = judgeCase(kitCase, outputs, kit);
       judgements.push(judgement);
       showRow(
@@ -84,8 +80,6 @@ async function run() {
       element('progress').value = (index + 1) / cases.length;
     }
     showVerdict(verdictOf(judgements, kit), engine);
-    element('save').href = URL.createObjectURL(archive.toBlob());
-    element('saving').hidden = false;
   } catch (error) {
     show('failed', 'Stopped', error.message);
     throw error;
@@ -237,10 +231,8 @@ async function start() {
   }
   showFacts();
   const webgpu = document.querySelector('input[value=webgpu]');
-  const isInside = Boolean(document.querySelector('script[data-file]'));
-  webgpu.disabled = isInside || !navigator.gpu;
+  webgpu.disabled = !navigator.gpu;
   if (!navigator.gpu) element('webgpu-note').textContent = 'not in this browser';
-  if (isInside) element('webgpu-note').textContent = 'not in a single file';
   element('run').addEventListener('click', run);
   element('run').disabled = false;
   show(

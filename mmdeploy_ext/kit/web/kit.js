@@ -1,20 +1,15 @@
-/** Reads the files of a kit, over HTTP or out of the page itself, and compares them with their hashes. */
+/** Reads the files of a kit over HTTP, and compares them with their hashes. */
 
 import { arrayOf } from 'kit/arrays.js';
 import { resultsOfKit } from 'kit/results.js';
 
 export const MANIFEST = 'manifest.json';
 
-/** Return the bytes of a file: of an element of a single file, compressed in base64, or from the server. */
+/** Return the bytes of a file, from the server. */
 async function readFile(file) {
-  const element = document.querySelector(`script[data-file="${file}"]`);
-  if (!element) {
-    const response = await fetch(file.split('/').map(encodeURIComponent).join('/'));
-    if (!response.ok) throw new Error(`${file}: the server answered ${response.status}`);
-    return response.arrayBuffer();
-  }
-  const compressed = await fetch(`data:application/octet-stream;base64,${element.textContent}`);
-  return new Response(compressed.body.pipeThrough(new DecompressionStream('gzip'))).arrayBuffer();
+  const response = await fetch(file.split('/').map(encodeURIComponent).join('/'));
+  if (!response.ok) throw new Error(`${file}: the server answered ${response.status}`);
+  return response.arrayBuffer();
 }
 
 /** Return the SHA-256 of bytes in hexadecimal digits. */

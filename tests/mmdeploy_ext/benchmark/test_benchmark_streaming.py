@@ -25,7 +25,7 @@ from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 model = toy.model_cfg()
 data = stream_data(
-    image_augmentation((32, 96), (0.6, 0.7), source=(90, 160)), toy.PC_RANGE, root='nowhere/',
+    image_augmentation((32, 96), (0.6, 0.7), source=(90, 160)), root='nowhere/',
     infos='infos', workers_per_gpu=0)
 """
 

@@ -167,22 +167,6 @@ def test_outputs_of_a_case_by_two_runs_are_refused(tmp_path, first, second, name
         read_outputs(tmp_path, '000', GraphSpec('g', (), outputs), {'dets': (2,)})
 
 
-@pytest.mark.parametrize('value', ['1' + '0' * 400, '[' * 100_000])
-def test_outputs_of_trtexec_that_no_array_holds_are_refused_by_file(tmp_path, value):
-    (tmp_path / '000.json').write_text(f'[{{"name": "dets", "dimensions": "1", "values": [{value}]}}]')
-    outputs = (TensorSpec('dets', 'float32', (1,)),)
-    with pytest.raises(DataError, match=r'000\.json: is not what trtexec --exportOutput writes'):
-        read_outputs(tmp_path, '000', GraphSpec('g', (), outputs), {})
-
-
-def test_an_array_that_is_larger_than_the_memory_by_its_header_is_refused_by_file(tmp_path):
-    (tmp_path / '000').mkdir()
-    with open(tmp_path / '000/dets.npy', 'wb') as file:
-        np.lib.format.write_array_header_1_0(file, dict(descr='<f4', fortran_order=False, shape=(10**13,)))
-    with pytest.raises(DataError, match=r'dets\.npy: cannot be read as arrays of numpy'):
-        read_outputs(tmp_path, '000', GraphSpec('g', (), (TensorSpec('dets', 'float32', (2,)),)), {})
-
-
 def test_a_case_without_outputs_fails_by_name(kit, outputs, tmp_path):
     shutil.copytree(outputs, tmp_path / 'lost')
     (tmp_path / 'lost/003.npz').unlink()
@@ -208,7 +192,7 @@ def test_folders_that_are_no_kit_or_not_empty_are_refused(kit, outputs, tmp_path
     assert str(outputs) in capsys.readouterr().err
 
 
-def test_rounded_factors_are_told_from_values_in_another_order():
+def test_rounded_factors_are_told():
     expected = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     inputs = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
 
@@ -217,7 +201,6 @@ def test_rounded_factors_are_told_from_values_in_another_order():
 
     rounded = tf32(expected) @ tf32(inputs)
     assert 'is TF32 on' in diagnose(expected @ inputs, rounded)
-    assert diagnose(expected, np.roll(expected, 7)) == "PyTorch's values in another order"
 
 
 @pytest.mark.parametrize('expected', [np.random.default_rng(0).random((2, 3, 4)), np.zeros((2, 3))])
@@ -229,15 +212,9 @@ def test_values_that_are_pytorchs_get_no_explanation(expected):
 
 def named(fault):
     return {
-        'constant': (changed(dets=np.ones_like), 'dets: every value is 1, PyTorch has results'),
         'other axes': (changed(dets=lambda array: array.transpose(0, 2, 1)), 'dets: shape: got 1x5x'),
-        'mixed up': (FAULTS['images of a batch mixed up'], 'these are the results of image 0 of the batch'),
         'missing': (FAULTS['a missing output'], 'labels: missing; the engine gave dets'),
         'dtype': (FAULTS['another dtype'], 'dets: dtype: got float64, expected float32'),
-        'raw, other axes': (
-            as_raw(dets=lambda array: array.transpose(0, 2, 1)),
-            "dets is PyTorch's with its axes in the order 0, 2, 1",
-        ),
         'raw, half': (
             as_raw(dets=lambda array: array.astype(np.float16)),
             '; 2 bytes per value: write the dtype of the file, or .npy',
@@ -262,8 +239,7 @@ def renamed(target, arrays):
     np.savez(target.with_suffix('.npz'), boxes=arrays['dets'], labels=arrays['labels'])
 
 
-NAMED = ['constant', 'other axes', 'mixed up', 'missing', 'dtype', 'extra']
-NAMED += ['raw, other axes', 'raw, half', 'raw, fewer rows']
+NAMED = ['other axes', 'missing', 'dtype', 'extra', 'raw, half', 'raw, fewer rows']
 
 
 @pytest.mark.parametrize('fault', NAMED)

@@ -19,7 +19,6 @@ from browser_pages import (
     needs_library,
     opened_browser,
     run_page,
-    saved_outputs,
 )
 from mmdeploy_ext.cli import export_app, kit_app
 from mmdeploy_ext.core.errors import DataError
@@ -28,7 +27,7 @@ from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import KitCase, read_manifest
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.modules import write_module_kit
-from mmdeploy_ext.kit.page import LIBRARY, add_library, write_single_file
+from mmdeploy_ext.kit.page import LIBRARY, add_library
 from mmdeploy_ext.kit.server import serving
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detect import detect
@@ -53,7 +52,6 @@ def kit(tmp_path_factory):
     model = ('configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth')
     assert kit_app.main(['demo/atss_toy.onnx', *model, '--out', str(folder)]) == 0
 
-
     def few(manifest):
         batch = next(case for case in manifest['cases'] if case['inputs']['input']['shape'][0] > 1)
         manifest.update(cases=[*manifest['cases'][: CASES - 1], batch])
@@ -76,13 +74,11 @@ def page(browser, kit):
         yield browser
 
 
-def test_a_browser_gives_pytorchs_results_and_asks_nobody_else(browser, kit, tmp_path):
+def test_a_browser_gives_pytorchs_results_and_asks_nobody_else(browser, kit):
     with address_of(kit) as address:
         verdict, failures, detail = run_page(browser, address)
-        judgement = judge(kit, saved_outputs(browser, tmp_path))
     assert verdict == f'EQUAL ON {CASES} INPUTS', failures
     assert f'onnxruntime-web {web_library.VERSION}, WebAssembly' in detail and not browser.problems
-    assert judgement.title == verdict and not judgement.notes
     elsewhere = [
         request for request in browser.requests if not request.startswith((address, 'data:', 'blob:'))
     ]
@@ -96,15 +92,6 @@ def test_a_page_from_disk_shows_the_command_and_stops(browser, kit):
     assert f'mm2onnx kit --serve {kit}' in text and 'Run' not in text and not browser.problems
 
 
-def test_a_single_file_runs_from_disk(browser, changed_kit):
-    change_manifest(changed_kit, lambda manifest: manifest.update(cases=manifest['cases'][:1]))
-    page = write_single_file(changed_kit)
-    verdict, failures, _ = run_page(browser, page.as_uri())
-    assert verdict == 'EQUAL ON 1 INPUT', failures
-    assert [address for address in browser.requests if not address.startswith('data:')] == [page.as_uri()]
-    assert not browser.problems
-
-
 def test_the_file_of_a_module_is_compared_by_its_tensors(browser, tmp_path):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
     picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -113,8 +100,7 @@ def test_the_file_of_a_module_is_compared_by_its_tensors(browser, tmp_path):
     write_module_kit(module, path, [(picture,)], folder)
     with address_of(folder) as address:
         verdict, failures, detail = run_page(browser, address)
-        judgement = judge(folder, saved_outputs(browser, tmp_path))
-    assert verdict == judgement.title and verdict.startswith('EQUAL ON '), failures
+    assert verdict.startswith('EQUAL ON '), failures
     assert "tensors compared with PyTorch's" in detail and not browser.problems
 
 
@@ -231,8 +217,6 @@ def test_other_models_are_equal_in_a_browser(browser, tmp_path, name):
     assert kit_app.main([file, *model, '--out', str(folder)]) == 0
     with address_of(folder) as address:
         verdict, failures, _ = run_page(browser, address)
-        judgement = judge(folder, saved_outputs(browser, tmp_path))
-    assert judgement.equal, judgement.failures
     claim = 'TENSORS EQUAL' if MODELS[name] else 'EQUAL'
     assert verdict.startswith(f'{claim} ON '), failures
     assert not browser.problems

@@ -7,7 +7,7 @@ from browser_pages import COUNTS, address_of, counts, in_page, opened_browser, w
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
-from mmdeploy_ext.kit.contents import result_arrays
+from mmdeploy_ext.kit.contents import result_parts
 from mmdeploy_ext.kit.page import bars_of
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -110,7 +110,7 @@ def test_generated_results_are_matched_as_in_python(page, task):
                 return counts.map((name) => row[name]);
             });
         """,
-        pairs=[list(map(result_arrays, pair)) for pair in pairs],
+        pairs=[[result_parts(results)[1] for results in pair] for pair in pairs],
         task=task,
         bars=bars_of(task),
         counts=COUNTS,

@@ -35,9 +35,9 @@ def kit(tmp_path):
 
 
 TYPES = {
-    '/': 'text/html; charset=utf-8',
+    '/': 'text/html',
     '/web/app.js': 'text/javascript; charset=utf-8',
-    '/web/style.css': 'text/css; charset=utf-8',
+    '/web/style.css': 'text/css',
     '/web/ort/a.mjs': 'text/javascript; charset=utf-8',
     '/web/ort/a.wasm': 'application/wasm',
     '/manifest.json': 'application/json',

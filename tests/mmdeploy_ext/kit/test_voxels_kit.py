@@ -59,7 +59,6 @@ def test_all_voxels_are_within_the_bars_of_the_file(kit):
 
 def test_the_kit_has_the_program_of_its_engine_alone(kit, tmp_path, capsys):
     assert [path.name for path in kit[0].glob('run_*')] == ['run_libspconv.cpp']
-    assert not (kit[0] / 'triton').exists()
     page = (kit[0] / 'README.md').read_text()
     assert './run_libspconv outputs fp16' in page and 'onnxruntime' not in page.replace('onnxruntime 1.', '')
     assert judge_app.main([str(kit[0]), str(tmp_path / 'o'), '--run', 'onnxruntime']) == 2

@@ -264,7 +264,7 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
         real_nuscenes.scene_0103(tmp_path) if made == 'scene_0103' else real_nuscenes.mini_val(tmp_path, 3)
     )
     image = image_augmentation((32, 96), (0.06, 0.07))
-    test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
+    test = stream_data(image, root=f'{tmp_path}/', infos='infos')['test']
     assert test['ann_file'] == str(infos)
     test['classes'] = list(toy.deployment().classes)
     cfg = Config(dict(model=toy_streampetr.model_cfg(), data=dict(test=test)))

@@ -16,8 +16,7 @@ from mmdeploy_ext.consumers.autoware import check as checker
 from mmdeploy_ext.consumers.autoware import trial
 from mmdeploy_ext.consumers.autoware.check import check
 from mmdeploy_ext.consumers.autoware.nodes import node_cells
-from mmdeploy_ext.consumers.autoware.parameter_file import parameter_text, read_parameters
-from mmdeploy_ext.consumers.graph_tensors import weight_rules
+from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, parameter_text, read_parameters
 from mmdeploy_ext.core.errors import ModelFileError
 from toy_autoware import LOST, key
 
@@ -39,19 +38,10 @@ def _tried_here(request, monkeypatch):
     """Try files in this process: to start one for each folder takes most of the time."""
     if request.node.originalname != 'test_a_file_that_never_ends_is_stopped':
 
-        def try_here(graphs):
-            return [found for path, _, probe in graphs for found in trial.try_file(path, probe)]
+        def try_here(trials):
+            return [found for one in trials for found in trial.try_file(*one)]
 
-        monkeypatch.setattr(checker, 'trial_rules', without_plugins(try_here))
-
-
-def without_plugins(try_here):
-    """Leave out files with operators of other domains, as `trial_rules` does."""
-
-    def filtered(graphs):
-        return try_here([one for one in graphs if not any(node.domain for node in one[1].graph.node)])
-
-    return filtered
+        monkeypatch.setattr(checker, 'trial_rules', try_here)
 
 
 def text(file, new):
@@ -145,19 +135,6 @@ def without(file, node, attribute):
         found.attribute.extend(left)
 
     return graph_of(file, edit)
-
-
-def behind(graph):
-    """New rows behind the old."""
-    for node in graph.node:
-        if node.op_type == 'Concat' and 'post_memory_embedding' in node.output:
-            node.input[:] = node.input[::-1]
-
-
-def bypass(graph):
-    """Places are not taken back to the map."""
-    for node in graph.node:
-        node.input[:] = ['data_ego_pose_inv' if one == 'data_ego_pose' else one for one in node.input]
 
 
 M, S = 'model_params.', 'model_params.detection_score_thresholds.'
@@ -307,23 +284,11 @@ STREAMPETR = {
     'no manifest': (drop(STREAM), STREAM, '', 'missing-file'),
     'no head': (drop(MEMORY), MEMORY, '', 'missing-file'),
     'no range': (key(STREAM, f'{M}detection_range', LOST), STREAM, f'{M}detection_range', 'key'),
-    'an absolute path of the head': (
-        key(STREAM, f'{M}head_path', f'/x/{MEMORY}'),
-        STREAM,
-        f'{M}head_path',
-        'path',
-    ),
     'a motorbike': (
         key(STREAM, f'{M}class_names', ['CAR', 'MOTORBIKE', 'BUS']),
         STREAM,
         f'{M}class_names',
         'class',
-    ),
-    'rows that do not grow': (
-        key(STREAM, f'{M}post_memory_length', 8),
-        STREAM,
-        f'{M}post_memory_length',
-        'value',
     ),
     'another memory': (
         key(STREAM, f'{M}pre_memory_length', 9),
@@ -353,25 +318,6 @@ STREAMPETR = {
     'fewer tokens': (resize(PLACES, 'pos_embed', 1, 3, 4), MEMORY, 'pos_embed', 'shape'),
     'other features': (resize(BACKBONE, 'img_feats', 1, 2, 8, 1, 2), MEMORY, 'x', 'shape'),
     'a plug-in': (operator(PLACES, 'mmdeploy'), PLACES, 'odd', 'operator'),
-    'new rows behind': (graph_of(MEMORY, behind), MEMORY, 'post_memory_embedding', 'memory'),
-    'places stay in the vehicle': (
-        graph_of(MEMORY, bypass),
-        MEMORY,
-        'post_memory_reference_point',
-        'memory',
-    ),
-    'new rows have an age': (
-        stored(MEMORY, 'new_timestamp', np.ones((1, 3, 1), np.float32)),
-        MEMORY,
-        'post_memory_timestamp',
-        'memory',
-    ),
-    'new rows without a pose': (
-        stored(MEMORY, 'new_egopose', np.zeros((1, 3, 4, 4), np.float32)),
-        MEMORY,
-        'post_memory_egopose',
-        'memory',
-    ),
 }
 BEVFUSION = {
     'cells as floats': (retype(MAIN, 'geom_feats', TensorProto.FLOAT), MAIN, 'geom_feats', 'type'),
@@ -391,32 +337,6 @@ BEVFUSION = {
     'bins of depth': (key(FUSION, 'd_bound', [1.0, 61.0, 0.6]), FUSION, 'num_depth_features', 'grid'),
     'a bound of two numbers': (key(FUSION, 'x_bound', [-54.0, 54.0]), FUSION, 'x_bound', 'value'),
     'no scale': (key(FUSION, 'img_aug_scale_x', LOST), FUSION, 'img_aug_scale_x', 'key'),
-    'a path of pictures up': (
-        key(FUSION, 'image_backbone_onnx_path', f'../x/{PICTURES}'),
-        FUSION,
-        'image_backbone_onnx_path',
-        'path',
-    ),
-    'an absolute path of an engine of pictures': (
-        key(FUSION, 'image_backbone_engine_path', '/x/pictures.engine'),
-        FUSION,
-        'image_backbone_engine_path',
-        'path',
-    ),
-    'an absolute path': (key(FUSION, 'onnx_path', f'/x/{MAIN}'), FUSION, 'onnx_path', 'path'),
-    'a path up from the folder of the model': (
-        key(FUSION, 'engine_path', '$(var model_path)/../main.engine'),
-        FUSION,
-        'engine_path',
-        'path',
-    ),
-    'an engine over the file of pictures': (
-        key(FUSION, 'engine_path', f'$(var model_path)/{PICTURES}'),
-        FUSION,
-        'engine_path',
-        'path',
-    ),
-    'a path that is a number': (key(FUSION, 'onnx_path', 7), FUSION, 'onnx_path', 'value'),
     'no file of pictures': (drop(PICTURES), PICTURES, '', 'missing-file'),
     'other channels': (resize(PICTURES, 'image_feats', 2, 6, 4, 8), PICTURES, 'image_feats', 'shape'),
     'one number of voxels': (resize(MAIN, 'voxels', 60, 10, 5), MAIN, 'voxels', 'dynamic'),
@@ -440,19 +360,13 @@ def no_longer_there(file):
     return graph_of(file, edit)
 
 
-def opset(file, *versions):
+def opset(file, version):
     def change(folder):
         model = onnx.load(folder / file)
-        del model.opset_import[:]
-        model.opset_import.extend(helper.make_opsetid('', version) for version in versions)
+        model.opset_import[0].version = version
         (folder / file).write_bytes(model.SerializeToString())
 
     return change
-
-
-def cyclic(graph):
-    """The first node reads what the last one writes."""
-    graph.node[0].input[0] = graph.node[-1].output[0]
 
 
 def replaced_line(file, key, line):
@@ -484,9 +398,6 @@ FROM_OUTSIDE = {
     ),
     'weights in a file that is not there': (no_longer_there(HEAD), HEAD, 'onnx'),
     'opset 99': (opset(HEAD, 99), HEAD, 'onnx'),
-    'opset 1': (opset(HEAD, 1), HEAD, 'opset'),
-    'no opset': (opset(HEAD), HEAD, 'onnx'),
-    'a cycle': (graph_of(HEAD, cyclic), HEAD, 'onnx'),
     'one engine path': (key(ML, 'head_engine_path', 'pts_voxel_encoder.engine'), ML, 'path'),
     'an engine over the file': (key(ML, 'head_engine_path', HEAD), ML, 'path'),
     'a path up': (key(ML, 'head_onnx_path', f'../x/{HEAD}'), ML, 'path'),
@@ -503,13 +414,6 @@ FROM_OUTSIDE = {
         ML,
         'manifest',
     ),
-    'a date for a version': (replaced_line(ML, 'version', 'version: 2024-01-01'), ML, 'value'),
-    'ranges of 1e300': (
-        key(ML, f'{M}point_cloud_range', [-1e300, -1e300, -4.0, 1e300, 1e300, 4.0]),
-        ML,
-        'value',
-    ),
-    'tiny voxels': (key(ML, f'{M}voxel_size', [1e-300, 0.5, 8.0]), ML, 'value'),
 }
 
 
@@ -523,15 +427,6 @@ def test_what_no_node_could_load_is_found_in_one_line(tmp_path, fault):
     violations = [one for one in check(folder)[0] if one.severity == 'error']
     assert (file, rule) in {(one.node, one.rule) for one in violations}, violations
     assert all('\n' not in one.message for one in violations)
-
-
-def test_long_texts_of_a_manifest_are_printed_short(tmp_path, capsys):
-    toy_autoware.centerpoint(tmp_path)
-    key(ML, 'version', '4' * 5000)(tmp_path)
-    key(ML, f'{M}class_names', ['CAR', 'BICYCLE', 'B' * 10**6])(tmp_path)
-    assert main([str(tmp_path)]) == 1
-    printed = capsys.readouterr().out
-    assert '4...' in printed and 'B...' in printed and len(printed) < 10_000
 
 
 @pytest.mark.matrix
@@ -570,7 +465,7 @@ def test_a_file_that_never_ends_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, 'SECONDS', 4)
     (violation,) = [one for one in check(tmp_path)[0] if one.severity == 'error']
     assert (violation.node, violation.rule) == (HEAD, 'load')
-    assert violation.message.endswith('it did not end within 4 s')
+    assert violation.message.endswith('within 4 s')
 
 
 BROKEN = {
@@ -582,16 +477,6 @@ BROKEN = {
     )
     for name, rest in faults.items()
 }
-
-
-def with_paths(folder):
-    toy_autoware.bevfusion(folder)
-    for name, stem in (('', MAIN), ('image_backbone_', PICTURES)):
-        path = f'$(var model_path)/{stem}'
-        key(FUSION, f'{name}onnx_path', path)(folder)
-        key(FUSION, f'{name}engine_path', path.replace('.onnx', '.engine'))(folder)
-    key(FUSION, 'image_backbone_trt_precision', 'fp16')(folder)
-    return folder
 
 
 def plain(folder):
@@ -615,7 +500,6 @@ def lidar_alone(folder):
         with_variances,
         toy_autoware.streampetr,
         toy_autoware.bevfusion,
-        with_paths,
         lidar_alone,
     ],
 )
@@ -682,14 +566,22 @@ def test_versions_that_the_node_takes_pass(tmp_path, version):
     assert check(tmp_path)[0] == []
 
 
-def test_a_written_text_is_read_as_that_text_by_ros_2(tmp_path):
-    names = ['CAR', 'y', 'N', 'on', '09', '1e5', '.5e3', '0X1F', '.nAn', '-.INF', 'null', '', '12:30']
-    text = parameter_text(dict(class_names=names, name='n', size=1e-5, flag=True))
-    (tmp_path / 'written.yaml').write_text(text)
-    assert read_parameters(tmp_path / 'written.yaml') == dict(
-        class_names=names, name='n', size=1e-5, flag=True
-    )
-    assert 'class_names: [CAR, ' in text  # in one line, and words without need for quotes have none
+def test_a_written_text_is_read_as_it_was(tmp_path):
+    parameters = dict(class_names=['CAR', 'yes', 'null'], name='n', size=1e-5, flag=True)
+    (tmp_path / 'written.yaml').write_text(parameter_text(parameters))
+    assert read_parameters(tmp_path / 'written.yaml') == parameters
+
+
+@pytest.mark.parametrize('text', ['&a [1.0]', '[[1.0], [2.0]]', '[{a: 1}]', '[1.0, 2]'])
+def test_yaml_that_ros_2_does_not_read_is_refused(tmp_path, text):
+    (tmp_path / 'a.yaml').write_text(f'/**: {{ros__parameters: {{key: {text}}}}}')
+    with pytest.raises(ParameterFileError, match='line 1'):
+        read_parameters(tmp_path / 'a.yaml')
+
+
+def test_a_number_with_an_exponent_alone_is_a_number(tmp_path):
+    (tmp_path / 'a.yaml').write_text('/**: {ros__parameters: {a: 1e-3, b: [1E5, 2.0]}}')
+    assert read_parameters(tmp_path / 'a.yaml') == dict(a=1e-3, b=[1e5, 2.0])
 
 
 def test_the_quotient_is_that_of_the_node():
@@ -775,9 +667,9 @@ def test_a_further_file_that_states_other_labels_is_an_error(tmp_path):
     assert f'the labels of {HEAD} are in another order' in found.message
 
 
-def test_files_of_two_checkpoints_are_a_warning_and_damaged_metadata_state_nothing(tmp_path):
+def test_files_of_two_checkpoints_are_a_warning(tmp_path):
     toy_autoware.centerpoint(tmp_path)
-    exported_from(ENCODER, classes=3, preprocess=[])(tmp_path)
+    exported_from(ENCODER)(tmp_path)
     exported_from(HEAD, 'b')(tmp_path)
     (found,) = check(tmp_path)[0]
     assert (found.node, found.rule, found.severity) == (HEAD, 'mixture', 'warning')
@@ -796,15 +688,3 @@ def test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder(tmp_pat
     assert main([str(tmp_path / 'nowhere')]) == 2
     (tmp_path / HEAD).write_bytes(b'no graph')
     assert main([str(tmp_path)]) == 1 and HEAD in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    'kind', ['FLOAT16', 'BFLOAT16', 'FLOAT8E4M3FN', 'FLOAT8E5M2', 'COMPLEX64', 'INT4', 'STRING']
-)
-def test_weights_that_are_not_a_number_are_found_in_every_type_that_has_them(kind):
-    has_nan = kind not in ('INT4', 'STRING')
-    values = [b'nan', b''] if kind == 'STRING' else [np.nan if has_nan else 1, 1.0]
-    weight = helper.make_tensor('w', getattr(TensorProto, kind), [2], values)
-    model = helper.make_model(helper.make_graph([], 'g', [], [], [weight]))
-    rules = [(found.attribute, found.rule) for found in weight_rules('a.onnx', model)]
-    assert rules == [('w', 'not-finite')] * has_nan

@@ -83,7 +83,8 @@ def test_the_node_would_take_the_folder(toy, capsys):
 
 def test_boxes_are_those_of_our_own_runtime_within_a_centimetre(toy, ours):
     """Both suppress by the distance of centres; overlap, which mmdet3d has not, is off in the node."""
-    with AutowareCenterPoint(toy[1], node=dict(iou=2.0)) as node, CenterPointOnnx(ours) as runtime:
+    without_overlap = replaced(f'{RUNTIME}.boxes:OVERLAP', lambda _: 2.0)
+    with without_overlap, AutowareCenterPoint(toy[1]) as node, CenterPointOnnx(ours) as runtime:
         for sweep in sweeps(3):
             one, two = node.step(sweep).detections, runtime.step(sweep).detections
             known = np.abs(two.boxes[:, :2]).max(1) < 9  # post_center_range, which the node has not
@@ -97,8 +98,10 @@ def test_boxes_are_those_of_our_own_runtime_within_a_centimetre(toy, ours):
 
 
 def test_what_overlaps_goes_by_the_rule_of_the_node(toy):
-    with AutowareCenterPoint(toy[1]) as node, AutowareCenterPoint(toy[1], node=dict(iou=2.0)) as all_of_them:
-        few, many = (one.step(Sweep(points(0), '')).detections for one in (node, all_of_them))
+    with AutowareCenterPoint(toy[1]) as node:
+        few = node.step(Sweep(points(0), '')).detections
+        with replaced(f'{RUNTIME}.boxes:OVERLAP', lambda _: 2.0):
+            many = node.step(Sweep(points(0), '')).detections
     rows = boxes.overlap_nms(many, {2}, 0.1, 10.0)
     assert 0 < len(rows) < len(many.scores) and np.array_equal(many.boxes[rows], few.boxes)
 
@@ -180,7 +183,7 @@ IN_THE_NODE = {
         f'{RUNTIME}.centerpoint:decode',
         result(columns([7, 8], lambda speed: speed[:, ::-1])),
     ),
-    'nothing suppressed': (f'{RUNTIME}.centerpoint:suppressed', lambda _: lambda found, settings: found),
+    'nothing suppressed': (f'{RUNTIME}.centerpoint:suppressed', lambda _: lambda found, names: found),
 }
 
 
@@ -327,24 +330,6 @@ def test_the_config_that_fits_is_what_the_node_takes():
     assert family.preprocess_rule(cfg).grid_size == (480, 480, 1)
 
 
-@pytest.mark.parametrize(
-    ('place', 'change'),
-    [
-        pytest.param(
-            'suppressed',
-            lambda found, settings: (found, dataclasses.replace(settings, circle_m=0.0)),
-            marks=pytest.mark.matrix,
-        ),
-        ('overlap_nms', lambda found, alone, *rest: (found, set(), *rest)),
-    ],
-)
-def test_a_fault_of_the_nodes_suppressions_is_not_on_both_sides(place, change):
-    deployment, folder, *_ = toy_centerpoint.exported('node_oblong', 'autoware')
-    with replaced(f'{RUNTIME}.boxes:{place}', arguments(change)):
-        verdict = refuted(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
-    assert not verdict.passed
-
-
 def crowded_points(rule):
     """Return points of more pillars than `rule` takes, some with more points than it takes.
 
@@ -376,15 +361,19 @@ def crowd(toy):
 def pillars_of_the_node(points, settings):
     features, cells = pillars.decorated(points, settings)
     order = np.lexsort((cells[:, 1], cells[:, 0]))
-    return features[order, :, : settings.point_width], cells[order]
+    return features[order, :, : settings.point_feature_size], cells[order]
 
 
 def test_a_crowded_sweep_has_the_same_pillars_in_the_node_and_in_mmdet3d(toy, crowd):
     settings = read_settings(toy[1])
     points, *expected = crowd
-    assert len(expected[0]) == settings.pillars
+    assert len(expected[0]) == settings.max_voxel_size
     found = pillars_of_the_node(points, settings)
     assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def rows(settings, more):
+    return dataclasses.replace(settings, max_voxel_size=settings.max_voxel_size + more)
 
 
 @pytest.mark.suite('last points')
@@ -392,8 +381,8 @@ def test_a_crowded_sweep_has_the_same_pillars_in_the_node_and_in_mmdet3d(toy, cr
     'wrong',
     [
         lambda points, settings: (points[::-1], settings),
-        lambda points, settings: (points, dataclasses.replace(settings, pillars=settings.pillars - 1)),
-        lambda points, settings: (points, dataclasses.replace(settings, pillars=settings.pillars + 1)),
+        lambda points, settings: (points, rows(settings, -1)),
+        lambda points, settings: (points, rows(settings, 1)),
     ],
     ids=['last points', 'a pillar less', 'a pillar more'],
 )

@@ -133,7 +133,6 @@ def test_a_fault_in_the_graph_is_refused(toy, tmp_path, fault, drive):
         assert not all(row.passed for row in sequence_of(verdict))
     else:
         verdict = check_files(toy, paths(tmp_path / 'deploy'))
-        assert main([str(tmp_path / 'deploy')]) == 1  # the probe of the memory needs no PyTorch
     assert [graph.name for graph in graphs_of(verdict) if not graph.passed] == ['simplify_pts_head_memory']
 
 
@@ -208,17 +207,6 @@ def test_the_first_frame_and_a_frame_after_a_reset_are_alike(folder, drive):
         again = runtime.step(frames[0]).outputs
     for name, values in first.items():
         np.testing.assert_array_equal(values, again[name])
-
-
-def test_the_clock_begins_again_after_ten_minutes_and_ages_are_then_wrong(folder, drive):
-    first, second = list(drive)[:2]
-    late = dataclasses.replace(second, timestamp_s=first.timestamp_s + 601, scene_token=first.scene_token)
-    with AutowareStreamPetr(folder, max_gap_s=None) as runtime:
-        runtime.step(first)
-        runtime.step(late)
-        assert runtime.started_s == late.timestamp_s
-        old = runtime.state.tensors['timestamp'][:, runtime.memory_shapes()['timestamp'][1] - 20 :]
-    assert old.max() < 600  # and not 601, as they are
 
 
 def test_another_manifest_is_told(toy, folder, tmp_path):

@@ -59,7 +59,7 @@ def test_the_number_of_cameras_is_the_configs():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(contract='tensorrt'), '--contract tensorrt: expected one of deploy, fork, autoware'),
+        (dict(contract='tensorrt'), '--contract tensorrt: expected one of deploy, autoware, fork'),
         (dict(contract='fork', fork_version='2.0'), '--fork-version 2.0: expected 1.0 or 1.1'),
         (dict(contract='fork', fork_img2lidar='camera'), '--fork-img2lidar camera: expected token or depth'),
         (dict(layers='first'), '--layers first: expected all or last'),

@@ -1,0 +1,124 @@
+"""Rules of ONNX files in a folder that several programs share: tensors, weights, checkpoints. Needs onnx."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.core.violations import WARNING, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import onnx
+
+Shape = tuple[int | None, ...]
+"""Sizes of the axes; None for an axis that is not fixed. () is a scalar, or a tensor of unknown rank."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphTensors:
+    """Inputs and outputs of one file, in its order.
+
+    Attributes:
+        inputs, outputs: name -> shape; an initializer is no input.
+        types: name -> type in ONNX's words, such as 'FLOAT'.
+    """
+
+    inputs: dict[str, Shape]
+    outputs: dict[str, Shape]
+    types: dict[str, str]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Name -> shape of both inputs and outputs."""
+        return self.inputs | self.outputs
+
+
+def graph_tensors(model: onnx.ModelProto) -> GraphTensors:
+    """Return the inputs without an initializer and the outputs of a model."""
+    from mmdeploy_ext.graph.io.types import type_name
+
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    outputs = list(model.graph.output)
+    types = {value.name: type_name(value.type.tensor_type.elem_type) for value in [*inputs, *outputs]}
+    return GraphTensors(
+        {value.name: shape_of(value) for value in inputs},
+        {value.name: shape_of(value) for value in outputs},
+        types,
+    )
+
+
+def shape_of(value: onnx.ValueInfoProto) -> Shape:
+    """Return the sizes of the axes of an input or output, see `Shape`."""
+    axes = value.type.tensor_type.shape.dim
+    return tuple(axis.dim_value if axis.HasField('dim_value') else None for axis in axes)
+
+
+def shape_text(shape: Shape) -> str:
+    """Return a shape as messages have it, '1x?x3'; of () it is ''."""
+    return 'x'.join('?' if size is None else str(size) for size in shape)
+
+
+def expected_shape(axes: str, sizes: Mapping[str, Any]) -> Shape:
+    """Return the shape that a word for each axis states.
+
+    A word is a number or the name of a size, with or without '+' in front; None stands for other names.
+    """
+    words = axes.replace('+', '').split()
+    return tuple(int(word) if word.isdigit() else sizes.get(word) for word in words)
+
+
+def fits(shape: Shape, expected: Shape) -> bool:
+    """Return whether two shapes have equal sizes on all axes that are fixed in both."""
+    pairs = zip(shape, expected, strict=False)
+    return len(shape) == len(expected) and all(None in pair or pair[0] == pair[1] for pair in pairs)
+
+
+def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
+    """Yield a violation for each weight of a model with a NaN; weights in another file are left out.
+
+    `file` is the name of the model's file.
+    """
+    from onnx import external_data_helper, numpy_helper
+
+    from mmdeploy_ext.graph.io.index import all_tensors
+
+    for tensor in all_tensors(model):
+        if external_data_helper.uses_external_data(tensor):
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == 'f' and np.isnan(values).any():
+            count = int(np.isnan(values).sum())
+            message = f'{file}: {count} of {values.size} weights of {tensor.name!r} are not a number'
+            yield Violation(file, tensor.name, 'not-finite', message)
+
+
+def recorded(model: onnx.ModelProto, name: str) -> Any:
+    """Return an entry of the metadata of an export by its keys with dots; None if there is none."""
+    entry, *keys = name.split('.')
+    text = next((prop.value for prop in model.metadata_props if prop.key == f'{PREFIX}{entry}'), 'null')
+    value = json.loads(text)
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
+    """Yield a warning of the first file that was exported from another checkpoint than a file before it.
+
+    `models` is name of a file -> its model.
+    """
+    hashes = {file: recorded(model, 'checkpoint_sha256') for file, model in models.items()}
+    stated = [(file, text) for file, text in hashes.items() if text]
+    for file, text in stated[1:]:
+        first_file, first = stated[0]
+        if text != first:
+            message = f'{file} was exported from the checkpoint {text[:12]}, {first_file} from {first[:12]}'
+            yield Violation(file, '', 'mixture', f'{message}: are they of one model?', WARNING)
+            return
