@@ -10,7 +10,6 @@ import pytest
 from test_streampetr_video import write_dataset
 
 import real_nuscenes
-import toy_streampetr
 import toy_streampetr_deploy as toy
 from marking import in_suite
 from mmdeploy_ext.cli import command
