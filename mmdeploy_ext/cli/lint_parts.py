@@ -13,7 +13,7 @@ from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import prepare_fixed, resolve
-from mmdeploy_ext.lint.nested import without_sizes
+from mmdeploy_ext.lint.observe import Upstream
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import other_view
 from mmdeploy_ext.proving.inputs.samples import read_images
@@ -32,23 +32,6 @@ LARGER = 128
 
 It is wider by twice as many.
 """
-
-
-class Upstream(torch.nn.Module):
-    """Calls `simple_test` of a detector, with the metadata of a picture that was not resized."""
-
-    def __init__(self, detector: torch.nn.Module) -> None:
-        """Keep the detector, a model of mmdet with `simple_test`."""
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, img: torch.Tensor) -> Any:
-        """Return what the detector's `simple_test` returns for pictures `img` (B, 3, H, W), normalised."""
-        batch, _, height, width = without_sizes(img.shape)  # the linter watches others
-        shape = (height, width, 3)
-        meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
-        meta.update(batch_input_shape=shape[:2], border=(0, height, 0, width))
-        return self.detector.simple_test(img, [meta] * batch)
 
 
 @dataclasses.dataclass(frozen=True)

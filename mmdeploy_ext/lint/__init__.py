@@ -1,12 +1,7 @@
-"""Find what an export of a module will get wrong, before it: with the line of code and the fix.
+"""Find what an export of a module will get wrong, before the export: with the line of code and the fix.
 
-`check(module, example_inputs)` observes one run and returns a `Report`. `tools/onnx/lint.py CONFIG CKPT`
-does it for the families of this project. `docs/export-pitfalls.md` is made from the rules, and from a failing
-and a passing module for each (`docs/_pages/lint`); tests export these modules with both exporters.
-
-How a run is observed: numbers from shapes are marked with their origins (`record`), tensors with the inputs
-that they depend on (`observe`), watches see each call of torch and add events (`watches`), and an event is
-dropped if the sizes that it depends on do not differ between inputs (`check`).
+`check(module, example_inputs)` traces a copy of a module once and returns a `Report`. `mm2onnx lint` does it
+for the families of this project. `docs/export-pitfalls.md` lists the rules.
 """
 
 from mmdeploy_ext.lint.check import check

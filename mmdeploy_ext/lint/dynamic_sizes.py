@@ -14,7 +14,7 @@ from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.source_code import file_of, files_of_users_classes, is_in_package
 from mmdeploy_ext.lint.check import check
-from mmdeploy_ext.lint.nested import tensors_in
+from mmdeploy_ext.lint.observe import tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,7 @@ They are made larger if the detector needs it, see `check_dynamic_parts`.
 """
 RTOL = 1e-3
 """Tolerance relative to the largest value of a map; a wrong size changes maps by far more."""
-RULES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
-"""Rules of the linter about sizes."""
+RULES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'topk-from-size')
 LISTED = 3
 """Lines of code that a refusal names."""
 

@@ -1,12 +1,18 @@
-"""Run a module once and see every call of torch that it makes, with what each tensor depends on."""
+"""One trace of a module by `torch.jit.trace`, observed.
+
+While a module is traced, sizes are tensors too. The tracer warns of each number, bool or array that Python
+takes out of a tensor; the graph so far says on which inputs and sizes this tensor depends.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-import functools
+import pickle
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,300 +20,366 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.lint.nested import leaves, tensors_in, without_sizes
-from mmdeploy_ext.lint.record import Origins, Recorder, mark_size, origins_of
-from mmdeploy_ext.lint.sites import Site, caller
+from mmdeploy_ext.exporting.export import patched_libraries
+from mmdeploy_ext.lint.sites import Site, caller, calling_frame, site_of, site_of_trace, use_at
 
+RANGE = re.compile(r'^(.+\.py)\((\d+)\): (\S+)$', re.M)
+"""A frame in the source range of a traced node: file, line, function."""
 SHAPE_ONLY = {
-    'zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like', 'randint_like',
-    'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor', 'dim', 'size', 'numel',
-    'stride', 'ndimension', 'nelement', 'is_floating_point', 'element_size', 'is_contiguous',
-    'get_device', 'data_ptr',
+    f'aten::{name}'
+    for name in (
+        'zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like', 'new_zeros',
+        'new_ones', 'new_full', 'new_empty',
+    )
 }  # fmt: skip
-"""Functions of torch whose result does not depend on the values of the tensor that they are called on."""
-
-VALUES_FROM_SIZES = {
-    'arange', 'linspace', 'range', 'tensor', 'as_tensor', 'full', 'full_like', 'new_full', 'new_tensor',
-    'scalar_tensor', 'add', 'sub', 'rsub', 'mul', 'div', 'true_divide', 'floor_divide', 'remainder', 'pow',
-    'clamp', 'add_', 'sub_', 'mul_', 'div_', 'clamp_', 'fill_', '__rsub__', '__rdiv__', '__rpow__',
-    '__setitem__',
-}  # fmt: skip
-"""Functions of torch that put a number among their arguments into the values of their result."""
-
-IN_PLACE_OPERATORS = {'__iand__', '__ior__', '__ixor__', '__ilshift__', '__irshift__', '__ipow__'}
-"""Functions of `&=`, `|=`, `^=`, `<<=`, `>>=` and `**=`; that of `+=` is `add_`, and so on."""
-OF_ALL_SIZES = {'numel', 'nelement', 'stride', 'nbytes.__get__'}
-"""Functions of torch that give numbers which follow from all sizes of a tensor."""
+"""Nodes with results that do not depend on the values of their first input."""
+SIZES = ('aten::size', 'aten::len', 'aten::numel')
 
 
 @dataclasses.dataclass(frozen=True)
-class Mark:
-    """What a tensor depends on.
+class Event:
+    """One rule met at one line, once.
 
     Attributes:
-        inputs: bit i is set if its values depend on those of input i.
-        origins: the sizes, of shapes that were read, from which its values were computed.
+        site: None if the event is about the module or an input as a whole.
+        sizes: sizes that the event depends on; None if it depends on none. Equal sizes in a run with other
+            inputs mean that they are fixed.
     """
 
-    inputs: int = 0
-    origins: Origins = frozenset()
-
-    def __or__(self, other: Mark) -> Mark:
-        """Return what depends on both."""
-        if other is self or other is NOTHING:
-            return self
-        if self is NOTHING:
-            return other
-        return Mark(self.inputs | other.inputs, self.origins | other.origins)
+    rule: str
+    site: Site | None
+    detail: str
+    sizes: tuple[int, ...] | None = None
 
 
-NOTHING = Mark()
-"""The mark of a tensor that depends on no input and no size."""
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield the leaves of nested lists, tuples and dicts in order."""
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves(item)
+    else:
+        yield value
 
 
-class Marks:
-    """The marks of all live tensors of a run; a tensor without one has `NOTHING`."""
-
-    def __init__(self) -> None:
-        self._of = WeakIdKeyDictionary()
-
-    def put(self, tensor: torch.Tensor, mark: Mark) -> None:
-        """Set the mark of a tensor, in place of an earlier one; that of its base stays."""
-        self._of[tensor] = mark
-
-    def of(self, tensor: torch.Tensor) -> Mark:
-        """Return the mark of a tensor: its own, together with that of the tensor of which it is a view."""
-        mark, base = self._of.get(tensor, NOTHING), tensor._base
-        return mark if base is None else mark | self._of.get(base, NOTHING)
-
-    def of_all(self, values: Any) -> Mark:
-        """Return the marks of all tensors in nested lists, tuples and dicts as one; `NOTHING` without any."""
-        mark = NOTHING
-        for tensor in tensors_in(values):
-            mark |= self.of(tensor)
-        return mark
-
-    def add(self, tensor: torch.Tensor, mark: Mark) -> None:
-        """Add a mark to that of a tensor that was written in place, and of the one of which it is a view."""
-        self.put(tensor, self.of(tensor) | mark)
-        if tensor._base is not None:
-            self.put(tensor._base, self._of.get(tensor._base, NOTHING) | mark)
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested lists, tuples and dicts in order."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
 
 
-@dataclasses.dataclass
-class Call:
-    """One call of torch.
-
-    Attributes:
-        name: name of the function without its module: 'item', '__setitem__', 'data.__get__', 'topk'; or
-            'Function.apply', whose first argument is the class of the `torch.autograd.Function`.
-        args, kwargs: its arguments; sizes among them are marked.
-        result: value that it returned.
-        mark: what its arguments depend on.
-        observer: observer that saw it.
-    """
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-    mark: Mark
-    observer: Observer
-
-    @property
-    def written(self) -> list[torch.Tensor]:
-        """The tensors that it writes into: `out`, and its first argument if `in_place` or `inplace=True`."""
-        targets = [self.argument(0, 'input')] if self.in_place or self.kwargs.get('inplace') is True else []
-        return [*tensors_in((targets, self.kwargs.get('out')))]
-
-    @property
-    def in_place(self) -> bool:
-        """Whether it writes into its first argument, by its name; `inplace=True` and `out=` do not count."""
-        if self.name.endswith('__'):
-            return self.name == '__setitem__' or self.name in IN_PLACE_OPERATORS
-        return self.name.endswith('_')
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Return the argument of a position or name, however it was passed; `default` if it was not."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
-
-    def add(self, rule: str, detail: str, through_torch: bool = False, sizes: bool = False) -> None:
-        """Add an event at the line outside of torch that made the call, of the user's code or of a library.
-
-        Without such a line, or if torch made the call for itself, none is added.
-
-        Args:
-            rule: id of the rule.
-            detail: text on what was done there, for the report.
-            through_torch: also add it if torch made the call for itself, at the line that led there.
-            sizes: the event counts only if one of the sizes that its arguments depend on differs between two
-                runs with other inputs.
-        """
-        if (site := caller(through_torch)) is not None:
-            self.observer.recorder.add(rule, detail, site, self.mark.origins if sizes else None)
+def replaced(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """Return nested lists, tuples and dicts with `change(tensor)` in place of each tensor."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: replaced(item, change) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, '_fields'):
+        return type(value)(*(replaced(item, change) for item in value))
+    return type(value)(replaced(item, change) for item in value) if type(value) in (list, tuple) else value
 
 
-@functools.lru_cache(maxsize=4096)
-def name_of(func: Callable[..., Any]) -> str:
-    """Return the name of a function of torch without its module and overload, see `Call.name`."""
-    if isinstance(func, torch._ops.OpOverload):
-        func = func.overloadpacket
-    full = resolve_name(func) or getattr(func, '__name__', '')
-    parts = full.rpartition('::')[2].split('.')
-    if parts[-1] in ('__get__', '__set__', '__delete__'):
-        return '.'.join(parts[-2:])
-    return 'grid_sample' if parts[-1] == 'grid_sampler' else parts[-1]
+def copies(value: Any) -> Any:
+    """Return nested values with every tensor copied and detached."""
+    return replaced(value, lambda tensor: tensor.detach().clone())
+
+
+def copy_of(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a deep copy of a module, or the module itself if PyTorch cannot copy it."""
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError, NotImplementedError, pickle.PickleError):
+        return module  # non-leaf tensors, locks, functions of torch.jit.script
+
+
+class Upstream(torch.nn.Module):
+    """Calls `simple_test` of a detector, with the metadata of a picture that was not resized."""
+
+    def __init__(self, detector: torch.nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, img: torch.Tensor) -> Any:
+        """Return the results of `simple_test` for normalised pictures (B, 3, H, W)."""
+        batch, _, height, width = map(int, img.shape)
+        shape = (height, width, 3)
+        meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
+        meta.update(batch_input_shape=shape[:2], border=(0, height, 0, width))
+        return self.detector.simple_test(img, [meta] * batch)
+
+
+class Flat(torch.nn.Module):
+    """Takes and gives flat tensors in place of a module's nested arguments and outputs."""
+
+    def __init__(self, module: torch.nn.Module, args: Sequence[Any], observer: Observer) -> None:
+        super().__init__()
+        self.module = module
+        self.call = lambda tensors: self._call(list(args), tensors, observer)
+
+    def _call(self, args: list[Any], tensors: tuple[torch.Tensor, ...], observer: Observer) -> Any:
+        given = iter(tensors)
+        observer.begin(tensors)
+        outputs = self.module(*replaced(args, lambda _: next(given)))
+        return tuple(tensors_in(outputs)) or torch.zeros(1)
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.call(tensors)
 
 
 class Observer(TorchFunctionMode):
-    """Sees every call, sets the marks of its results and calls the watches.
-
-    Of calls that read sizes, `shape`, `size()` and those of `OF_ALL_SIZES`, the results are marked sizes, and
-    no watch is called; torch's own calls of these get plain numbers.
-
-    Args:
-        inputs: the tensors whose values may change later: bit 0 of the marks is the first.
-        module: the module that runs; its parameters and buffers are state.
-        watches: each is called with every other call of torch.
+    """Sees every call of torch while a module is traced.
 
     Attributes:
-        recorder: the events and sizes of the run.
-        marks: what each tensor of the run depends on.
-        parts: view -> how and on which line (`Site.text`) it was made, for views that are one indexing of a
-            whole tensor by numbers ('select') or also by slices ('slice'), see `watches.parts`.
-        hidden: tensors inside of torch of which a result is a view, such as that of a linear layer: no code
-            outside of torch has them.
-        sized: numbers of the inputs whose sizes a line outside of torch read.
-        state: id -> name of the module's parameters and buffers.
+        events: in their order.
+        traced: the traced module, of flat tensors; None until `trace` has ended.
+        graph: its graph without dead nodes.
+        error: the error that ended the trace.
+        has_data: `.data` was read or written.
     """
 
-    def __init__(
-        self,
-        inputs: Sequence[torch.Tensor],
-        module: torch.nn.Module,
-        watches: Sequence[Callable[[Call], None]],
-    ) -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
-        self.recorder = Recorder()
-        self.marks = Marks()
-        self.inputs = list(inputs)
-        self.watches = watches
-        self.parts = WeakIdKeyDictionary()
-        self.hidden = WeakIdKeyDictionary()
-        self.sized: set[int] = set()
-        state = (*module.named_buffers(), *module.named_parameters())
-        self.state = {id(tensor): name for name, tensor in state}
-        for index, tensor in enumerate(inputs):
-            self.marks.put(tensor, Mark(1 << index))
+        self.module = module
+        self.events: list[Event] = []
+        self.traced: Any = None
+        self.graph: torch._C.Graph | None = None
+        self.error: Exception | None = None
+        self.has_data = False
+        self._inputs: dict[int, int] = {}  # value of the graph -> number of the input
+        self._writes: dict[int, list[torch._C.Value]] = {}  # value -> values written into its tensor
+        self._views = WeakIdKeyDictionary()  # view -> whether it is one indexing of a whole tensor, its line
+        self._warnings: list[warnings.WarningMessage] = []
+        self._state = {
+            id(tensor): name for name, value in attributes_of(module) for tensor in tensors_in(value)
+        }
+        self._written_state: set[str] = set()
+
+    def trace(self, inputs: Sequence[Any], exporting: bool) -> None:
+        """Trace the module; an error of its code is kept in `error`."""
+        state = torch.onnx.is_in_onnx_export
+        is_exporting = (lambda: True) if exporting else state
+        flat = Flat(self.module, inputs, self)
+        flat.train(self.module.training)
+        before = _versions(self.module)
+        with (
+            warnings.catch_warnings(record=True) as self._warnings,
+            patched(torch.onnx, is_in_onnx_export=is_exporting),
+            patched_libraries(),
+            torch.no_grad(),
+            self._watched_attributes(),
+        ):
+            warnings.simplefilter('always')
+            try:
+                with self:
+                    traced = torch.jit.trace(flat, tuple(tensors_in(inputs)), check_trace=False, strict=False)
+            except Exception as error:
+                self.error = error
+                return
+        for name, tensors in _versions(self.module).items():
+            if name not in self._written_state and tensors != before.get(name):
+                self.add('state-written', f'attribute {name!r} changed', None)
+        self.traced, self.graph = traced, traced.inlined_graph
+        for node in self.graph.nodes():
+            if _draws(node):
+                site = site_of_trace(RANGE.findall(node.sourceRange()))
+                self.add('random', f'{node.kind().removeprefix("aten::")} draws numbers', site)
+        torch._C._jit_pass_dce(self.graph)
+
+    def begin(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Note the inputs, when the traced module is called."""
+        self._inputs = {_value(tensor).unique(): index for index, tensor in enumerate(tensors)}
+        self._warnings.clear()
+
+    def add(self, rule: str, detail: str, site: Site | None, sizes: tuple[int, ...] | None = None) -> None:
+        """Add an event."""
+        self.events.append(Event(rule, site, detail, sizes))
+
+    def depends(self, *tensors: torch.Tensor) -> tuple[list[int], tuple[int, ...]]:
+        """Return the numbers of the inputs that tensors depend on, and the sizes."""
+        inputs, sizes, seen = set(), [], set()
+        stack = [value for value in map(_value, tensors) if value is not None]
+        while stack:
+            value = stack.pop()
+            if value.unique() in seen:
+                continue
+            seen.add(value.unique())
+            stack += self._writes.get(value.unique(), [])
+            node = value.node()
+            if value.unique() in self._inputs:
+                inputs.add(self._inputs[value.unique()])
+            elif node.kind() in SIZES:
+                sizes += _sizes(node)
+            else:
+                stack += list(node.inputs())[node.kind() in SHAPE_ONLY :]
+        return sorted(inputs), tuple(sizes)
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run one call with plain sizes, and `see` it; calls that read sizes return marked ones."""
-        kwargs = kwargs or {}
-        name = name_of(func)
-        if name in ('shape.__get__', 'size') or name in OF_ALL_SIZES:
-            return self._sizes(name, func, args, kwargs)
-        mark = self.marks.of_all((args, kwargs))
-        if name in VALUES_FROM_SIZES:
-            mark |= Mark(0, origins_of(*leaves((args, kwargs))))
-        result = func(*without_sizes(args), **without_sizes(kwargs))
-        return self.see(Call(name, args, kwargs, result, mark, self))
-
-    def see(self, call: Call) -> Any:
-        """Show a call to the watches, mark its results, and return `call.result`."""
-        for watch in self.watches:
-            watch(call)
-        self._mark_results(call)
-        return call.result
-
-    def _sizes(
-        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Return a shape whose numbers are watched, but plain numbers to torch's own code."""
-        result = func(*without_sizes(args), **kwargs)
-        site = caller()
-        if site is None or not isinstance(result, int | tuple):
+        """Make a call, and look at its warnings, writes and views."""
+        result = func(*args, **(kwargs or {}))
+        if torch._C._get_tracing_state() is None or not self._inputs:
             return result
-        tensor = args[0] if args else kwargs['input']
-        shape = tuple(tensor.shape)
-        origins = self.read_sizes(site, tensor)
-        if site.waiting == 'counted':
-            self.recorder.add(
-                'size-in-loop', f'a loop over a size of {shape}', site, frozenset().union(*origins)
+        name, arguments = _name(func), [*tensors_in((args, kwargs or {}))]
+        if name == '__index__':  # the tracer does not warn of `range(size)`
+            self._convert('Converting a tensor to a Python index', arguments, result)
+        while self._warnings:
+            message = str(self._warnings.pop(0).message)
+            if not (message.startswith('torch.') and isinstance(args[:1] and args[0], torch.Tensor)):
+                self._convert(message, arguments, result)  # `torch.as_tensor(t)` is a tensor as it was
+        if name in ('data.__get__', 'data.__set__'):
+            self.has_data = True
+            if inputs := self.depends(*arguments)[0]:
+                self.add('tensor-data', f'.data of a tensor that depends on {_text(inputs)}', caller())
+        for target in _written(name, args, kwargs or {}):
+            self._write(name, target, arguments)
+        for view in tensors_in(result):
+            # an in-place call returns its argument; the base of a linear layer's result is torch's own
+            bases = [base for part in arguments if part is not view for base in (part, part._base)]
+            if view._base is not None and any(view._base is base for base in bases):
+                is_indexing = name in ('__getitem__', 'select') and view._base is args[0]
+                self._views[view] = is_indexing, caller()
+        return result
+
+    def _convert(self, message: str, arguments: list[torch.Tensor], result: Any) -> None:
+        """Add the event of a warning of the tracer."""
+        frame = calling_frame()
+        if frame is None or not arguments:
+            return
+        inputs, sizes = self.depends(*arguments)
+        use = use_at(frame)
+        if message.startswith(('Using len', 'Iterating')):
+            if use == ('unpack' if message.startswith('Iterating') else 'guard') or not arguments[0].dim():
+                return
+            kind = 'in-loop' if message.startswith('Iterating') or use == 'loop' else 'to-python'
+            kind = 'in-branch' if use == 'branch' else kind
+            rows = arguments[0].shape[0] if arguments[0].dim() else 0
+            with torch._C.DisableTorchFunction():
+                rows = int(rows)
+            self._warnings.clear()  # of this line's own conversion
+            verb = 'a loop over' if message.startswith('Iterating') else 'len() of'
+            self.add(f'size-{kind}', f'{verb} a tensor of {rows} rows', site_of(frame), (rows,))
+            return
+        what = re.search(r'^Converting a tensor to a (?:Python )?(\w+)', message)
+        if what is None and not message.startswith('torch.'):  # 'torch.tensor results are registered ...'
+            return
+        to = what[1] if what else 'tensor'
+        if inputs:
+            decides = to == 'boolean' or use in ('branch', 'guard', 'loop')
+            rule = 'value-in-branch' if decides else 'value-to-python'
+            shown = f', {result:.6g},' if isinstance(result, int | float) else ''
+            self.add(rule, f'a {to}{shown} of {_text(inputs)}', site_of(frame))
+        elif sizes and use != 'guard':
+            rules = dict(branch='size-in-branch', loop='size-in-loop')
+            rule = rules.get(use, 'topk-from-size' if to == 'boolean' else 'size-to-python')
+            self.add(rule, f'a {to} of a size {"x".join(map(str, sizes))}', site_of(frame), sizes)
+
+    def _write(self, name: str, target: torch.Tensor, values: list[torch.Tensor]) -> None:
+        """Note a write into a tensor; add events for state and views."""
+        base = target if target._base is None else target._base
+        site = caller()
+        if id(base) in self._state:
+            self._written_state.add(self._state[id(base)])
+            if site is not None:
+                self.add('state-written', f'{name.strip("_")} into {self._state[id(base)]!r}', site)
+        if target in self._views and self.depends(target, *values)[0] and site is not None:
+            is_indexing, view_site = self._views[target]
+            is_call = name.endswith('_') and name != '__setitem__'  # no `t[0][1] = v`, `out=t[0]`
+            if not (is_indexing and is_call and view_site == site):
+                self.add('write-to-view', f'{name.strip("_")} into a view', site)
+        sources = [value for value in map(_value, values) if value is not None]
+        for tensor in (target, base):
+            if (value := _value(tensor)) is not None:
+                self._writes.setdefault(value.unique(), []).extend(sources)
+
+    @contextlib.contextmanager
+    def _watched_attributes(self) -> Iterator[None]:
+        """Add an event where `forward` sets an attribute to tensors, or a number to another number."""
+        paths = {id(part): path for path, part in self.module.named_modules()}
+        original = torch.nn.Module.__setattr__
+
+        def watched(module: torch.nn.Module, name: str, value: Any) -> None:
+            old = module.__dict__.get(name)
+            are_numbers = name != 'training' and all(
+                type(each) in (int, float, bool) for each in (old, value)
             )
-        if name in OF_ALL_SIZES:
-            return mark_size(result, frozenset().union(*origins), self.recorder)
-        if isinstance(result, int):
-            axis = without_sizes(args[1] if len(args) > 1 else kwargs['dim'])
-            return mark_size(result, origins[axis], self.recorder)
-        return torch.Size(
-            mark_size(size, origin, self.recorder) for size, origin in zip(result, origins, strict=True)
-        )
+            tensors = list(tensors_in(value))
+            is_counter = are_numbers and old != value
+            if id(module) in paths and self._inputs and (tensors or is_counter):
+                site, full_name = caller(), f'{paths[id(module)]}.{name}'.lstrip('.')
+                self._written_state.add(full_name)
+                inputs, sizes = self.depends(*tensors)
+                is_size = bool(sizes) and not inputs  # a size that is kept is no memory
+                if site is not None and not is_size:
+                    self.add('state-written', f'attribute {full_name!r} is set', site)
+            original(module, name, value)
 
-    def read_sizes(self, site: Site, tensor: torch.Tensor) -> list[Origins]:
-        """Note that a line read the sizes of a tensor; return origins, see `Recorder.read_sizes`."""
-        self.sized |= {index for index, entry in enumerate(self.inputs) if entry is tensor}
-        return self.recorder.read_sizes(site, tuple(tensor.shape))
-
-    def _mark_results(self, call: Call) -> None:
-        """Give the results the marks of the arguments."""
-        mark = call.mark
-        if call.name in SHAPE_ONLY:
-            others = {name: value for name, value in call.kwargs.items() if name != 'input'}
-            mark = self.marks.of_all((call.args[1:], others))
-            if call.name in VALUES_FROM_SIZES:
-                mark |= Mark(0, call.mark.origins)
-        target = call.args[0] if call.in_place and call.args else None
-        if isinstance(target, torch.Tensor):
-            self.marks.add(target, mark)
-        for tensor in tensors_in(call.result):
-            if tensor is not target:
-                self.marks.put(tensor, mark)
-        for tensor in tensors_in(call.kwargs.get('out')):
-            self.marks.add(tensor, mark)
+        with patched(torch.nn.Module, __setattr__=watched):
+            yield
 
 
-@contextlib.contextmanager
-def as_exporting() -> Iterator[None]:
-    """Pretend that an export is running, so that the forms made for exports run.
+def attributes_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield 'module.attribute' and value of all attributes, parameters and buffers of a module."""
+    for path, part in module.named_modules():
+        values = {**part.__dict__, **part._parameters, **part._buffers}
+        for name, value in values.items():
+            if name not in ('_buffers', '_parameters', '_modules') and 'hooks' not in name:
+                yield f'{path}.{name}'.lstrip('.'), value
 
-    Two targets, `torch.onnx.is_in_onnx_export` and `torch.jit.is_tracing`, restored on exit (torch 2.13).
-    """
-    with patched(torch.onnx, is_in_onnx_export=lambda: True), patched(torch.jit, is_tracing=lambda: True):
-        yield
+
+def _versions(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
+    """Return attribute -> identity and version of its tensors."""
+    versions = {
+        name: [(id(tensor), tensor._version) for tensor in tensors_in(value)]
+        for name, value in attributes_of(module)
+    }
+    return {name: tensors for name, tensors in versions.items() if tensors}
 
 
-@contextlib.contextmanager
-def functions_carry_marks(observer: Observer) -> Iterator[None]:
-    """Let results of `autograd.Function.apply` depend on its arguments, and let the observer see the calls.
+def _name(func: Callable[..., Any]) -> str:
+    """Return the name of a function of torch: 'add_', '__setitem__', 'data.__get__'."""
+    func = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
+    full = resolve_name(func) or getattr(func, '__name__', '')
+    parts = full.rpartition('::')[2].split('.')
+    return '.'.join(parts[-2:]) if parts[-1] in ('__get__', '__set__') else parts[-1]
 
-    One target, the code of `torch.autograd.Function.apply`, restored on exit: it is no function that a
-    `TorchFunctionMode` sees, and mmcv has bound it to names, such as `roi_align` (torch 2.13).
-    """
-    apply = torch.autograd.Function.__dict__['apply'].__func__
-    code = apply.__code__
-    original = FunctionType(code, apply.__globals__, apply.__name__, apply.__defaults__, apply.__closure__)
 
-    def observed(kind: type, *args: Any, **kwargs: Any) -> Any:
-        result = original(kind, *without_sizes(args), **without_sizes(kwargs))
-        mark = observer.marks.of_all((args, kwargs))
-        return observer.see(Call('Function.apply', (kind, *args), kwargs, result, mark, observer))
-
-    def with_free_variable(__class__: type) -> Callable[..., Any]:  # the code of `apply` has this one
-        def replacement(cls, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
-            return __class__._observed(cls, *args, **kwargs)
-
-        return replacement
-
-    torch.autograd.Function._observed = staticmethod(observed)
-    apply.__code__ = with_free_variable(torch.autograd.Function).__code__
+def _value(tensor: torch.Tensor) -> torch._C.Value | None:
+    """Return the value of a tensor in the graph so far."""
     try:
-        yield
-    finally:
-        apply.__code__ = code
-        del torch.autograd.Function._observed
+        return torch._C._get_value_trace(tensor)
+    except RuntimeError:  # a constant that requires a gradient
+        return None
+
+
+def _sizes(node: torch._C.Node) -> list[int]:
+    shape = next(node.inputs()).type().sizes() or []
+    if node.kind() != 'aten::size':
+        return list(shape)
+    axis = list(node.inputs())[1].toIValue()
+    return [shape[axis]] if isinstance(axis, int) and -len(shape) <= axis < len(shape) else list(shape)
+
+
+def _draws(node: torch._C.Node) -> bool:
+    """Return whether a node draws random numbers."""
+    namespace, _, name = node.kind().partition('::')
+    packet = getattr(torch.ops.aten, name, None) if namespace == 'aten' else None
+    if packet is None:
+        return False
+    tags = [tag for overload in packet.overloads() for tag in getattr(packet, overload).tags]
+    if torch.Tag.nondeterministic_seeded not in tags:
+        return False
+    names = [argument.name for argument in torch._C.parse_schema(node.schema()).arguments]
+    values = {key: value.toIValue() for key, value in zip(names, node.inputs(), strict=False)}
+    is_off = values.get('train') is False or values.get('training') is False
+    return not (is_off or values.get('p') == 0 or values.get('dropout_p') == 0)
+
+
+def _written(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    in_place = name in ('__setitem__', '__iand__', '__ior__', '__ixor__', '__ipow__') or (
+        name.endswith('_') and not name.endswith('__')
+    )
+    first = args[0] if args else kwargs.get('input')
+    return [*tensors_in(([first] if in_place or kwargs.get('inplace') is True else [], kwargs.get('out')))]
+
+
+def _text(inputs: Sequence[int]) -> str:
+    return f'input{"s" if len(inputs) > 1 else ""} {", ".join(map(str, inputs))}'

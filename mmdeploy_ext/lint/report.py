@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.lint.record import Event
+    from mmdeploy_ext.lint.observe import Event
     from mmdeploy_ext.lint.sites import Site
     from mmdeploy_ext.lint.trial import Trial
 
 COLOURS = dict(error='bold red', warning='yellow', note='dim')
-"""Severity -> its style on the console."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +26,10 @@ class Finding:
     """One pitfall at one line.
 
     Attributes:
-        rule: id of the rule.
         severity: 'note', 'warning' or 'error', for the exporters that were asked for.
-        site: the line; None if it is about the module or an input as a whole.
-        details: texts on what was done there, each text once.
-        count: how often it happened in the observed run and the trial exports; 1 without a line.
+        site: None if the finding is about the module or an input as a whole.
+        details: what was done there, each text once.
+        count: how often it happened in the observed run.
     """
 
     rule: str
@@ -41,7 +39,7 @@ class Finding:
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types: the attributes, texts of the rule, and the parts of the site."""
+        """Return plain JSON types: the attributes, the texts of the rule, and the parts of the site."""
         rule, site, via = RULES[self.rule], self.site, None if self.site is None else self.site.via
         place = {name: getattr(site, name, None) for name in ('file', 'line', 'function', 'code', 'library')}
         return dict(
@@ -60,15 +58,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The findings of one module.
-
-    Attributes:
-        name: name of the module.
-        findings: by falling severity; of equal ones those without a line come first, then lines of the user,
-            then of libraries, each by file and line.
-        trials: the trial exports.
-        exporters: names of those that were asked for: 'torchscript', 'dynamo'.
-    """
+    """The findings of one module: the most severe first, lines of the user before lines of libraries."""
 
     name: str
     findings: tuple[Finding, ...]
@@ -76,19 +66,18 @@ class Report:
     exporters: tuple[str, ...]
 
     def __iter__(self) -> Iterator[Finding]:
-        """Iterate over the findings."""
         return iter(self.findings)
 
     @property
     def failed(self) -> bool:
-        """Whether there is a finding of severity error, or an exporter refused; False of an empty report."""
+        """Whether there is a finding of severity error, or an exporter refused."""
         return any(finding.severity == 'error' for finding in self) or any(
             trial.refused for trial in self.trials
         )
 
     @property
     def rules(self) -> set[str]:
-        """The ids of the rules, each of which names a pitfall, that the findings are of."""
+        """The ids of the rules of the findings."""
         return {finding.rule for finding in self}
 
     def to_json(self) -> dict[str, Any]:
@@ -109,15 +98,9 @@ def make_report(
     trials: Sequence[Trial],
     names: Sequence[str],
 ) -> Report:
-    """Return a report in which events of one rule at one line are one finding, and those without one by text.
+    """Return a report with one finding for each rule and line.
 
-    Args:
-        name: name of the module.
-        events: what was noticed in the observed run and in the trials.
-        exporters: names of those that severities are for: 'torchscript', 'dynamo'.
-        trials: the trial exports.
-        names: names of the input tensors, in order; in the events' details they take the place of the
-            numbers behind 'input' and 'inputs'.
+    `names` of the input tensors replace the numbers behind 'input' and 'inputs' in the details.
     """
 
     def with_names(match: re.Match[str]) -> str:
@@ -135,7 +118,9 @@ def make_report(
         texts = [re.sub(r'\b(inputs?) (\d+(?:, \d+)*)\b', with_names, event.detail) for event in group]
         details = tuple(dict.fromkeys(texts))
         severity = RULES[rule].severity(exporters)
-        site = min((event.site for event in group), key=_rank)
+        site = max(
+            (event.site for event in group), key=lambda site: site is not None and site.via is not None
+        )
         if site is None:  # one finding per input or attribute
             findings += [Finding(rule, severity, None, (detail,), 1) for detail in details]
         else:
@@ -151,22 +136,12 @@ def make_report(
     return Report(name, tuple(findings), tuple(trials), tuple(exporters))
 
 
-def _rank(site: Site | None) -> tuple[bool, ...]:
-    """Return the rank of a site among those of one line: the one that says most has the lowest."""
-    if site is None:
-        return (True,)
-    return (False, site.via is None, site.waiting == 'guard')
-
-
 MAX_DETAILS = 2
 """Details of a finding that are printed; the JSON has all of them."""
 
 
 def print_report(report: Report, console: Console, notes: bool = False) -> None:
-    """Print a report on a console of rich: trials, findings with their lines, and the numbers of findings.
-
-    A rule is explained at its first finding. Notes are only counted, unless `notes` is True.
-    """
+    """Print trials and findings on a console of rich; notes are only counted unless `notes`."""
     from rich.markup import escape
 
     console.print(f'[bold]{escape(report.name)}[/bold]')
@@ -208,10 +183,7 @@ def _print_finding(finding: Finding, console: Console, explain: bool) -> None:
 
 
 def summary(report: Report, notes: bool = True) -> str:
-    """Return the numbers of findings as text: '2 errors, 1 note'; 'nothing found' without any.
-
-    A hint to --notes follows if there are notes, unless `notes` says that they were printed.
-    """
+    """Return the numbers of findings: '2 errors, 1 note'."""
     counts = collections.Counter(finding.severity for finding in report)
     if not counts:
         return 'nothing found'
