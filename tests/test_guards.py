@@ -318,8 +318,7 @@ OF_FAMILIES = (
     *('seeded/', 'runtime/'),
     *('weights/', 'compat/patches', 'exporting/postprocess/'),  # names of others, of upstream modules
     'core/commands', 'cli/command', 'cli/convert_',  # names of converters and of scripts
-    'cli/lidar_demo_app', 'cli/ranges', 'cli/scn_ptq_app',  # tools of one family
-    'benchmark/stream_bars')  # a table by family
+    'cli/lidar_demo_app', 'cli/ranges', 'cli/scn_ptq_app')  # tools of one family
 
 
 def words(code: list[ast.AST]) -> set[str]:

@@ -1,10 +1,8 @@
-"""The base of all benchmarks: contenders take turns on the same samples, in one process.
+"""The loop of all benchmarks: contenders take turns on the same samples, in one process.
 
-A contender is the PyTorch model, or one exported file (or folder of graphs) on one engine; a round runs each
-of them once on one sample. A group is the samples whose times belong together: all batches of pictures, all
-frames of a drive, or one set of voxels. Figures are computed per group. A contender's time begins with
-prepared samples and ends with results in numpy. `images.py`, `streams.py` and `sparse.py` have the benchmarks
-of pictures, of frames of a drive and of sets of voxels.
+A contender is the PyTorch model, or one exported file (or folder of graphs) on one engine. Its time begins
+with a prepared sample and ends with results in numpy. A group is the samples whose times belong together: all
+batches of pictures, all frames of a drive, or one set of voxels.
 """
 
 from __future__ import annotations
@@ -41,23 +39,15 @@ class Benchmark(abc.ABC):
     """One run of the tool on one model.
 
     Attributes:
-        kind: kind of models: 'images', 'stream' or 'sparse', as in `EngineInfo.runs`.
+        kind: 'images', 'stream' or 'sparse', as in `EngineInfo.runs`.
         models: name of these models in messages, in the plural.
-        foreign: attributes of options of `benchmark.py`, such as 'no_racing', that do not apply to these
-            models: the program refuses them.
-        seconds: what `--max-seconds`, the limit for each of `groups`, is if the user does not type it; 0 runs
-            all rounds.
-        args: options of the command line; `cfg_options` are parsed.
-        engines: names of the engines on trial, keys of `registry.ENGINES`.
-        ranks: the processes that measure together, of which this is one.
-        threads: numbers of threads of the engines; of all benchmarks but that of sparse backbones there is
-            one.
+        foreign: attributes of options that do not apply to these models.
+        seconds: default of `--max-seconds` per group (0: no limit).
+        threads: threads of the engines; sparse backbones alone have several.
         deployment: the model; set by `load`.
         files: label -> exported file or folder, given by the user or exported for the run.
-        batch: pictures, frames or sweeps in a sample, which is what a contender takes in one run.
-        notes: notes about the files.
-        refused: files that engines refused: engine, label, file, reason; `file` is '' for a model that
-            `torch.compile` refused.
+        batch: pictures, frames or sweeps in a sample.
+        refused: files that engines refused: engine, label, file, reason.
     """
 
     kind: ClassVar[str]
@@ -68,10 +58,7 @@ class Benchmark(abc.ABC):
     batch: int = 1
 
     def __init__(self, args: argparse.Namespace, engines: Sequence[str], ranks: Ranks) -> None:
-        """Keep the arguments, which are those attributes; `load` has to be called next.
-
-        UsageError: these models do not run on one of the engines.
-        """
+        """Raise UsageError if these models do not run on one of the engines."""
         supported = engines_of(self.kind)
         unsupported = [name for name in engines if name not in supported]
         if unsupported:
@@ -109,11 +96,10 @@ class Benchmark(abc.ABC):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the contenders of an engine, a key of `ENGINES`, on a file; the stack closes what they open.
+        """Return the contenders of an engine on a file; the stack closes what they open.
 
-        `label` and `path` are those of the file in `files`. With `--skip-refused` all but those of sparse
-        backbones are run here on the first samples, so that an engine that cannot run the file raises its
-        error now, and is left out.
+        With `--skip-refused` they run the first samples here, so that an engine that cannot run the file
+        raises its error now.
         """
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
@@ -134,35 +120,19 @@ class Benchmark(abc.ABC):
     def facts(self) -> dict[str, Any]:
         """Return the entries of the JSON file about the input."""
 
-    def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
-        """Add figures of this kind of model to the row of a contender in the JSON file, from its runs."""
-        return
-
     def rows(
         self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """Return the row of each contender in the JSON file, as `measure.summarise` and `complete` make it.
-
-        `runs` are those of one group; `memories` is name of a contender -> result of `memory.measure`,
-        without those that were not measured.
-        """
+        """Return the row of each contender in the JSON file, from the runs of one group."""
         rows = measure.summarise(contenders, runs, self.batch, self.ranks.size)
-        for row, contender in zip(rows, contenders, strict=True):
-            row['memory'] = memories.get(contender.name)
-            self.complete(row, contender, runs[contender.name])
+        for row in rows:
+            row['memory'] = memories.get(row['name'])
         return rows
 
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return the content of the JSON file: `common_facts`, `facts`, `contenders`, `forms` and `notes`.
-
-        An entry of `facts` replaces a common one of its name.
-
-        `runs` has the runs of each group of samples, of which there has to be one; `memories` are those of
-        `rows`. `contenders` are the rows of `rows`, `forms` those of `measure.compare_forms`, `notes` what
-        makes the figures doubtful.
-        """
+        """Return the content of the JSON file; `runs` has the runs of each group of samples."""
         (group_runs,), load = runs, self.other_load(runs)
         rows = self.rows(contenders, group_runs, memories)
         return dict(
@@ -179,9 +149,7 @@ class Benchmark(abc.ABC):
     def open_contenders(self) -> Iterator[list[Contender]]:
         """Open every engine on every file, PyTorch first; if the user named no file, export before.
 
-        The first process exports. Yields the contenders, which are closed after the block. EngineError: none
-        is left. If the user named files, the error of an engine that refuses one, or of `torch.compile`, is
-        raised, too, unless `--skip-refused` is given.
+        EngineError: no contender is left, or an engine refuses a file that the user named.
         """
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
@@ -225,12 +193,7 @@ class Benchmark(abc.ABC):
         return contenders
 
     def run(self) -> dict[str, Any]:
-        """Measure memory, then times; return the content of the JSON file, see `result`.
-
-        `load` has to be called before. The first process measures memory, unless `--no-memory` is given or
-        the system has no figures of it. EngineError: the measurement of memory fails; see `open_contenders`,
-        too. What a contender raises while it is timed is raised as it is.
-        """
+        """Measure memory, then times; return the content of the JSON file."""
         memories = {}
         with self.open_contenders() as contenders:
             if self.ranks.rank == 0 and not self.args.no_memory and memory.is_supported():
@@ -282,23 +245,11 @@ class Benchmark(abc.ABC):
         return memory.Source(model.config, model.checkpoint, model.cfg_options, self.threads[0])
 
     def other_load(self, runs: Sequence[Runs]) -> float | None:
-        """Return the mean share of the cores that other processes used in all runs, 0..1.
-
-        None: that of a run is unknown, or several processes measure.
-        """
+        """Return the mean share of the cores that other processes used; None if several processes measure."""
         return measure.mean_load(runs) if self.ranks.size == 1 else None
 
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
-        """Return the entries of every JSON file about model, machine and rounds.
-
-        These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`,
-        `threads`, `processes` that measured at a time, `rounds` of the first group (those of all processes
-        together), `warmup`, `spare_rounds` that were allowed (none with several processes, which run in
-        step), `machine`, `memory_method`, `other_load`, and `refused`, the attribute of that name:
-        `engine`, `label`, `file` and `reason` of each. `preprocess_ms` is None and `profiles` {} here; only
-        benchmarks of pictures replace them: `profiles` then has, with `--profile`, 'onnxruntime LABEL' ->
-        times of the operators of that file, see `ort_profile`.
-        """
+        """Return the entries of every JSON file about model, machine and rounds."""
         deployment, args = self.deployment, self.args
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')
         return dict(
@@ -321,32 +272,20 @@ class Benchmark(abc.ABC):
 
 
 def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str, str]:
-    """Return label -> path of each file; one that is there twice may have one label.
-
-    `label_kinds` are lists with a label for each path. The first list whose labels all differ is taken; if
-    there is none, the paths are their own labels.
-    """
+    """Return label -> path, by the first of the lists of labels that are all different, else by path."""
     distinct = next((labels for labels in label_kinds if len(set(labels)) == len(paths)), paths)
     return dict(zip(distinct, paths, strict=True))
 
 
 def load_notes(other_load: float | None) -> list[str]:
-    """Return a note if other processes used so much of the cores that the figures are doubtful.
-
-    `other_load` is their share, 0..1; None if unknown, which gives no note.
-    """
+    """Return a note if other processes used more than `QUIET_SHARE` of the cores."""
     if other_load is None or other_load <= QUIET_SHARE:
         return []
     return [f'other processes used {other_load:.0%} of the cores meanwhile: measure again when it is quiet']
 
 
 def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None) -> list[str]:
-    """Return notes about what makes the figures of contenders doubtful; [] if nothing does.
-
-    That is a load by other processes, that nothing was found, or numbers of detections that differ by more
-    than `COUNT_TOLERANCE` of the largest. `contenders` are rows of the JSON file, at least one, of which
-    `detections_per_image` is read; `other_load` is that of `load_notes`.
-    """
+    """Return notes about load, nothing found, and numbers of detections that differ too much."""
     counts, notes = sorted(row['detections_per_image'] for row in contenders), load_notes(other_load)
     if counts[-1] == 0:
         notes += ['nothing was found on these images: the cost of post-processing depends on what is found']
@@ -356,15 +295,3 @@ def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None
             f'model? {tool("verify")} tells'
         )
     return notes
-
-
-def bar_rows(values: Sequence[tuple[str, float | None, float]]) -> list[dict[str, Any]]:
-    """Return dicts of `name`, `value`, `bar` (the largest value that passes) and `passed`.
-
-    `values` are triples of name, value and bar; those whose value is None are skipped, and NaN does not pass.
-    """
-    return [
-        dict(name=name, value=value, bar=bar, passed=value <= bar)
-        for name, value, bar in values
-        if value is not None
-    ]

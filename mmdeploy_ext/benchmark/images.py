@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.base import Benchmark, short_labels
@@ -23,7 +20,6 @@ from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting.copy import fused
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.model import build, load_weights, prepare_fixed, read_config, resolve
-from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import PreparedImage, list_images, read_image
 from mmdeploy_ext.proving.provenance import refuse_other_settings
@@ -47,8 +43,6 @@ MAX_IMAGES = 64
 """Pictures that are used of those that the user names."""
 PREPROCESS_RUNS = 10
 """Runs of the pre-processing that are measured."""
-PREPARED_ARRAYS = ('input', 'img_shape', 'ori_shape')
-"""Arrays in the file of --prepared; see `read_prepared`."""
 
 
 class ImageBenchmark(Benchmark):
@@ -57,8 +51,7 @@ class ImageBenchmark(Benchmark):
     Results are in pixels of the original pictures: `rescale` is True in every call.
 
     Attributes:
-        images: BGR pictures, at most `MAX_IMAGES`, empty if there is a `prepared` input.
-        prepared: the input of `--prepared`, which every place of a batch holds, or None.
+        images: BGR pictures, at most `MAX_IMAGES`.
         options: height, width and batch of the run.
     """
 
@@ -69,16 +62,13 @@ class ImageBenchmark(Benchmark):
     def load(self) -> None:
         """Load the model and the pictures.
 
-        The size comes from exported files, `--shape` or the `--prepared` input, else from the test pipeline;
-        mean and std come from the first file, else from the config.
-
-        Files of another family (ModelFileError), or with other overrides of the config (UsageError), are
-        refused before weights are read; see `read_files` and `read_prepared`, too.
+        The size comes from exported files or `--shape`, else from the test pipeline; mean and std come from
+        the first file, else from the config. Files of another family (ModelFileError), or with other
+        overrides of the config (UsageError), are refused before weights are read.
         """
         args = self.args
         files_metadata, self.options = read_files(args)
-        self.prepared: PreparedImage | None = read_prepared(args.prepared) if args.prepared else None
-        paths = [] if args.prepared else list_images(args.images or [DEFAULT_PICTURE])
+        paths = list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
@@ -116,8 +106,6 @@ class ImageBenchmark(Benchmark):
 
     def prepare(self, start: int = 0) -> list[PreparedImage]:
         """Return one prepared batch of images from index `start` on; after the last comes the first."""
-        if self.prepared is not None:
-            return [self.prepared] * self.batch
         size = self.options.height, self.options.width
         pictures = [self.images[(start + index) % len(self.images)] for index in range(self.batch)]
         return [prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
@@ -147,12 +135,7 @@ class ImageBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the graph of a file on an engine, with the post-processing that its form leaves out.
-
-        `engine` is a key of `ENGINES` that runs files, `label` and `path` are those of the file in `files`;
-        `stack` closes the engine. With `--skip-refused` one batch is run here, so that an engine that cannot
-        run the file raises its error now.
-        """
+        """Return the graph of a file on an engine, with the post-processing that its form leaves out."""
         backend = stack.enter_context(ENGINES[engine].open(path, self.threads[0]))
         contender = backend_contender(self.deployment.family, backend, engine, label, path)
         if self.args.skip_refused:  # an engine may refuse a graph only when it runs it
@@ -160,10 +143,7 @@ class ImageBenchmark(Benchmark):
         return [contender]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Compile a copy of the model by `torch.compile` on one batch; return a function that runs a batch.
-
-        `stack` stays as it is. EngineError: the model cannot be compiled.
-        """
+        """Compile a copy of the model on one batch; return a function that runs a batch."""
         model = compiled.compiled(self.deployment.model)
         run = torch_contender(self.deployment.family, model).run
         compiled.first_run(lambda: run(self.prepare()))
@@ -179,16 +159,12 @@ class ImageBenchmark(Benchmark):
         return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
 
     def facts(self) -> dict[str, Any]:
-        """Return `input_shape`, such as '1x3x800x1216', and `images`, their number (--prepared: 0)."""
+        """Return `input_shape`, such as '1x3x800x1216', and `images`, their number."""
         size = f'{self.options.height}x{self.options.width}'
         return dict(input_shape=f'{self.batch}x3x{size}', images=len(self.images))
 
     def result(self, *measurements: Any) -> dict[str, Any]:
-        """Return the content of the JSON file; the first process adds pre-processing and profiles.
-
-        `measurements` are the arguments of `Benchmark.result`: the contenders, for the one group name of a
-        contender -> its runs, and name of a contender -> result of `memory.measure`.
-        """
+        """Return the content of the JSON file; the first process adds pre-processing and profiles."""
         result = super().result(*measurements)
         if self.ranks.rank == 0:
             result['preprocess_ms'] = measure.repeated(self.prepare, PREPROCESS_RUNS)
@@ -199,24 +175,15 @@ class ImageBenchmark(Benchmark):
 
 
 def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
-    """Read the metadata of the user's files, and the options on which files and command line agree.
+    """Read the metadata of the user's files, and the size and batch that files and command line agree on.
 
-    Height and width are 0 if neither fixes them.
-
-    Returns:
-        The metadata of each file of `args.onnx`, in their order; and options of which only `height`, `width`
-        and `batch`, 1 if nobody fixes it, are other than the default.
-
-    Raises:
-        UsageError: two of them fix different sizes or batches, or --prepared cannot be read.
-        ModelFileError: a file cannot be read, or is none of this project, or of no model of pictures.
+    UsageError: two of them fix different sizes or batches. ModelFileError: a file cannot be read, or is no
+    model of pictures.
     """
     # pairs of where a value comes from, and the value
     sizes, batches = [], []
     if args.shape:
         sizes.append(('--shape', (args.shape[0], args.shape[-1])))
-    if args.prepared:
-        sizes.append((args.prepared, read_prepared(args.prepared).tensor.shape[1:]))
     if args.samples_per_gpu:
         batches.append(('--samples-per-gpu', args.samples_per_gpu))
     files_metadata = [_read_metadata(path) for path in args.onnx]
@@ -253,12 +220,7 @@ def torch_contender(
 ) -> Contender:
     """Return a contender that runs upstream's test path in eager PyTorch.
 
-    Args:
-        family: family of the model.
-        model: the model with its weights, on the device that it runs on.
-        name: name of the contender.
-        clock: an entered `NetworkClock` of the model; with it runs on CPU also have the network's time; None:
-            that time is unknown.
+    With an entered `clock` of the model, runs on a CPU have the network's time.
     """
     import torch
 
@@ -279,15 +241,7 @@ def torch_contender(
 
 
 def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
-    """Return a contender that runs a graph, and in numpy the post-processing that its form leaves out.
-
-    Args:
-        family: family of the model.
-        backend: an open backend with the graph.
-        engine: name of the engine.
-        label: label of the file in `Benchmark.files`.
-        file: path of the graph.
-    """
+    """Return a contender that runs a graph, and in numpy the post-processing that its form leaves out."""
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
@@ -304,67 +258,9 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
 def run_model(
     source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
 ) -> tuple[int, object]:
-    """Load a model on the CPU and run it `memory.RUNS` times in a child process, for `memory.measure`.
-
-    Args:
-        source: the config and the checkpoint, for the child process.
-        images: one batch of prepared images.
-        change: takes the model and returns the one that is run; None runs it as it is.
-
-    Returns:
-        kB of the process before the model had weights, and the deployment, which keeps the model alive until
-        the memory has been read.
-    """
+    """Load a model on the CPU, apply `change`, and run it `memory.RUNS` times, for `memory.measure`."""
     baseline_kb, deployment = source.load(change)
     reference = deployment.family.reference(deployment.model)
     for _ in range(memory.RUNS):
         reference.results(images, rescale=True)
     return baseline_kb, deployment
-
-
-def read_prepared(path: str | Path) -> PreparedImage:
-    """Read an .npz of `input` (3, H, W) or (1, 3, H, W) float32, `img_shape` (2,) and `ori_shape` (2,).
-
-    `input` is normalised and padded, its channels in the order that the network takes (R G B if the config
-    has `to_rgb=True`); `img_shape` is the size of its content before padding, `ori_shape` the size of the
-    original image: height and width in pixels.
-
-    Raises:
-        UsageError: the file is missing or damaged, lacks an array, or has one of another shape or type; a
-            value is not finite, or `img_shape` is larger than the input.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in PREPARED_ARRAYS if key in stored.files}
-    except FileNotFoundError as error:
-        raise UsageError(f'{path}: no such file') from error
-    except (*CANNOT_READ, TypeError) as error:  # TypeError: a file of one array, .npy
-        expected = ', '.join(PREPARED_ARRAYS)
-        raise UsageError(f'{path}: is no .npz of arrays ({error}); it needs {expected}') from error
-    missing = [key for key in PREPARED_ARRAYS if key not in arrays]
-    if missing:
-        raise UsageError(f'{path}: has no {", ".join(missing)}; expected {", ".join(PREPARED_ARRAYS)}')
-    tensor = arrays['input'][0] if arrays['input'].shape[:1] == (1,) else arrays['input']
-    sizes = [arrays[key].reshape(-1).tolist() for key in PREPARED_ARRAYS[1:]]
-    _check_prepared(path, tensor, sizes)
-    (height, width), (ori_height, ori_width) = ((int(h), int(w)) for h, w in sizes)
-    ratio = np.array([width / ori_width, height / ori_height] * 2, np.float32)
-    return PreparedImage(np.ascontiguousarray(tensor), (height, width), ratio, (ori_height, ori_width))
-
-
-def _check_prepared(path: str | Path, tensor: np.ndarray, sizes: list[list[float]]) -> None:
-    if tensor.dtype != np.float32 or tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.size == 0:
-        raise UsageError(
-            f'{path}: input is {tensor.dtype} {tensor.shape}, expected float32 (3, H, W), '
-            f'normalised and padded'
-        )
-    if not np.isfinite(tensor).all():
-        raise UsageError(f'{path}: input has values that are not finite; no network result means anything')
-    for key, size in zip(PREPARED_ARRAYS[1:], sizes, strict=True):
-        if len(size) != 2 or not all(isinstance(side, int | float) and 1 <= side < math.inf for side in size):
-            raise UsageError(f'{path}: {key} is {size}, expected height and width in pixels')
-    if sizes[0][0] > tensor.shape[1] or sizes[0][1] > tensor.shape[2]:
-        raise UsageError(
-            f'{path}: img_shape {sizes[0]} is larger than the input of {list(tensor.shape[1:])}; it is the '
-            f'part of the input before padding'
-        )

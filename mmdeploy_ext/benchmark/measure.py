@@ -1,12 +1,7 @@
 """Interleaved timing: contenders, rounds, and the statistics of their times.
 
 All contenders run in one process and take turns: every round runs each of them once, in an order that
-rotates, so that a machine that becomes slower or warmer does so for all. In the benchmark a contender's time
-begins with a prepared sample and ends with detections in numpy, whatever part of the post-processing its
-graph holds, of sparse backbones with their map; `time_files` measures graphs alone.
-
-A sample is what a contender's function takes: a batch of prepared images, a frame of a drive, a sweep, a set
-of voxels, or the arrays of a graph's inputs.
+rotates, so that a machine that becomes slower or warmer does so for all.
 """
 
 from __future__ import annotations
@@ -41,15 +36,11 @@ class Run:
     """The measured times of one run of one contender.
 
     Attributes:
-        total_s: time from the prepared sample to the detections, of sparse backbones to the map.
-        network_s: time of the network, or of the graphs, without what decodes their tensors; of sparse
-            backbones without the search for pairs of voxels, too; None if unknown.
-        detections: number of detections in the sample, of all images of a batch together; of sparse
-            backbones that of voxels, and 0 of graphs that `timed` runs.
-        other_load: share of all cores of the machine that other processes used in this round, 0..1; None if
-            unknown. Processes that measure in step count as others, too.
-        parts_s: part of a model, such as 'backbone', or 'cpu' for the CPU time of this process -> seconds; {}
-            of models of pictures.
+        total_s: from the prepared sample to the detections; of sparse backbones to the map.
+        network_s: the graphs or networks alone; None if unknown.
+        detections: in the whole sample; of sparse backbones the number of voxels.
+        other_load: share of all cores that other processes used in this round, 0..1; None if unknown.
+        parts_s: part of a model, such as 'backbone', or 'cpu' for the CPU time of the process -> seconds.
         fed_bytes: bytes that the engine was fed besides images; None if unknown.
     """
 
@@ -66,15 +57,12 @@ class Contender:
     """A model on an engine, which turns a prepared sample into detections, or voxels into a map.
 
     Attributes:
-        name: unique name for tables; that of eager PyTorch is `registry.BASELINE`.
+        name: unique name for tables; eager PyTorch is `registry.BASELINE`.
         engine: name in `registry.ENGINES`.
-        form: form of its graph, which tells how much of the post-processing the graph holds: 'raw' ends with
-            the outputs of the head, 'full' with the results; other families have others. '' for PyTorch,
-            `COMPILED_FORM` for `torch.compile`.
+        form: form or contract of the file; '' for PyTorch, `COMPILED_FORM` for `torch.compile`.
         run: runs the model on a sample and returns the times.
-        file: path of the exported file or folder, '' if it runs no file.
-        threads: number of threads of a contender of a sparse backbone; 0 of others, which all have the one
-            number of the benchmark.
+        file: path of the exported file or folder; '' if it runs no file.
+        threads: threads of a contender of a sparse backbone; 0: the benchmark's number.
     """
 
     name: str
@@ -86,10 +74,7 @@ class Contender:
 
 
 def timed(call: Callable[[Any], object]) -> Callable[[Any], Run]:
-    """Return a function that times `call` on a sample, as the `run` of a `Contender`.
-
-    The result of the call is dropped. `parts_s` of the times has the CPU time of the process as 'cpu'.
-    """
+    """Return a `Contender.run` that times `call`, also the CPU time of the process."""
 
     def run(sample: Any) -> Run:
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -112,20 +97,14 @@ def interleave(
     """Run every contender once per round; return name -> one run per round that counts.
 
     Args:
-        contenders: contenders, at least one, with unique names.
-        batches: samples that contenders run, at least one; round i takes sample i modulo their number, those
-            of the warm-up, from -`warmup` to -1, the last ones.
+        contenders: at least one, with unique names.
+        batches: samples; round i takes sample i modulo their number, warm-up rounds the last ones.
         rounds: number of rounds that count.
         warmup: number of rounds before them.
-        before_each: called before every run. Processes that measure in step wait for each other there, so
-            that they need the same number of rounds: `spare` and `seconds` have to be 0 (benchmark.py refuses
-            them with --launcher).
-        on_round: called after every round that counts, with its index and the runs so far; by default nothing
-            is called.
-        spare: number of rounds that may be repeated, with the same sample, because other processes used more
-            than `QUIET_SHARE` of the cores; an unknown load repeats none.
-        seconds: time since the beginning of the first round that counts after which no round begins, once
-            `MIN_ROUNDS` count; 0 runs all rounds.
+        before_each: called before every run; processes that measure in step wait for each other there.
+        on_round: called after every round that counts, with its index and the runs so far.
+        spare: rounds that may be repeated if other processes used more than `QUIET_SHARE` of the cores.
+        seconds: no round begins so long after the first one, once `MIN_ROUNDS` count; 0 runs all rounds.
 
     Raises:
         UsageError: there is no contender, or two have one name.
@@ -167,22 +146,14 @@ def time_files(
     threads: int = 0,
     engine: str = 'onnxruntime',
 ) -> dict[str, Any]:
-    """Run a float ONNX file and the INT8 file made of it in turns; a time is that of the graph alone.
+    """Run a float ONNX file and the INT8 file made of it in turns; a time is the graph's alone.
 
-    Args:
-        float_file: path of the float file.
-        int8_file: path of the INT8 file.
-        batches: dicts of input name -> array, the images (B, C, H, W) first.
-        rounds: number of rounds after the warm-up; up to as many that other processes disturbed are repeated.
-        threads: number of threads; 0 leaves it to the engine.
-        engine: one of `registry.QUANTISED`.
+    `batches` are dicts of input name -> array, the images (B, C, H, W) first; `threads` 0 leaves the number
+    to the engine, one of `registry.QUANTISED`.
 
     Returns:
-        `ratio`: INT8 time over float time, per round; `cpu_ratio`: the same of the CPU time. With one thread
-        other processes hardly change it; with more it includes threads that wait. `float_ms` and `int8_ms`:
-        the times. These four are dicts of `spread`. `rounds`, `engine`, `threads`, `height` and `width` of
-        the first batch, `other_load`, the share of the cores that others used (0..1 or None), and
-        `quiet_share`, the share up to which the figures are not doubtful.
+        `ratio`, INT8 time over float time per round; `cpu_ratio`, the same of the CPU time, which other
+        processes hardly change on one thread; `float_ms`, `int8_ms`, all by `spread`; and the settings.
     """
     info = ENGINES[engine]
     with contextlib.ExitStack() as stack:
@@ -248,17 +219,9 @@ def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
 def summarise(
     contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]], batch: int, processes: int = 1
 ) -> list[dict[str, Any]]:
-    """Return one plain dict per contender: times in ms, ratio to PyTorch round by round, images per second.
+    """Return a dict per contender: times in ms, ratio to PyTorch round by round, images per second.
 
-    `ratio_to_torch` is None without a contender named `registry.BASELINE`; `network_ms` and `postprocess_ms`
-    are None if the `network_s` of a run is.
-
-    Args:
-        contenders: contenders in the order of the result.
-        runs: name -> runs that `interleave` returned; of several processes those of all, one process after
-            the other.
-        batch: number of images, frames or sweeps in a run.
-        processes: number of processes that measured at the same time.
+    `batch` is the number of images, frames or sweeps in a run; `processes` measured at the same time.
     """
     rows = []
     for contender in contenders:
@@ -278,6 +241,12 @@ def summarise(
             detections_per_image=round(statistics.mean(run.detections for run in its_runs) / batch, 2),
             ratio_to_torch=ratio(its_runs, runs[BASELINE]) if BASELINE in runs else None,
             samples_ms=[round(run.total_s * 1e3, 3) for run in its_runs],
+            parts_ms={
+                part: round(statistics.median(run.parts_s[part] for run in its_runs) * 1e3, 3)
+                for part in its_runs[0].parts_s
+            },
+            fed_bytes=its_runs[0].fed_bytes,
+            threads=contender.threads,
         )
         rows.append(row)
     return rows
@@ -286,13 +255,9 @@ def summarise(
 def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     """Return the cost of post-processing in the graph: other forms against `raw` of the same engine.
 
-    That is the first contender of an engine whose form is 'raw'; without one the engine is left out. All runs
-    of both need their `network_s`. `runs` is name of a contender -> its runs.
-
     Returns:
-        A dict for each contender of another form: `graph`, its name; `raw`, the name of the `raw` contender;
-        `ratio`, the `spread` over the rounds of the time of its graph divided by that of the raw one; and
-        `postprocess_in_graph_ms`, that of the time of its graph less that of the raw one.
+        For each contender of another form `graph` and `raw`, names of contenders; by `spread` over the rounds
+        `ratio`, of the graphs' times, and `postprocess_in_graph_ms`, their difference.
     """
     raws = {contender.engine: contender for contender in reversed(contenders) if contender.form == 'raw'}
     rows = []

@@ -61,14 +61,7 @@ def reset_peak_with(model: torch.nn.Module) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Arguments with which a child process loads a model.
-
-    Attributes:
-        config: path of the config.
-        checkpoint: path of the weights.
-        cfg_options: overrides of the config: key with dots -> value.
-        threads: number of PyTorch's threads, at least 1.
-    """
+    """Arguments with which a child process loads a model on the CPU."""
 
     config: str
     checkpoint: str
@@ -76,10 +69,7 @@ class Source:
     threads: int
 
     def prepare(self, *modules: str) -> None:
-        """Import the libraries, the families and the `modules` of these names, whose memory does not count.
-
-        PyTorch gets the number of threads.
-        """
+        """Import libraries, families and `modules`, so that their memory does not count."""
         import torch
 
         from mmdeploy_ext.families.base import load_families
@@ -90,10 +80,7 @@ class Source:
             importlib.import_module(name)
 
     def load(self, change: Callable[[Any], Any] | None) -> tuple[int, Any]:
-        """Load the model on the CPU, apply `change`; return the kB before it had weights, and its deployment.
-
-        `change` takes the model and returns the one that is run; None changes nothing.
-        """
+        """Return the kB before the model had weights, and its deployment after `change` of the model."""
         self.prepare()
         from mmdeploy_ext.families.model import build, load_weights, read_config
 
@@ -107,11 +94,7 @@ class Source:
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
-    """Run the file at `path` `RUNS` times on an engine, with a number of threads; 0 leaves it to the engine.
-
-    `engine` is a key of `registry.ENGINES` that runs files, `feeds` is input name -> array; surplus ones are
-    ignored. The kB before loading and the backend are returned, as `measure` expects.
-    """
+    """Run a file `RUNS` times on an engine; return the kB before loading, and the backend."""
     backend = ENGINES[engine].open(path, threads)
     importlib.import_module(ENGINES[engine].package)
     baseline_kb = reset_peak()
@@ -140,13 +123,8 @@ def _child(parent: Connection) -> None:
 def measure(call: Callable[[], tuple[int, object]], name: str) -> dict[str, float]:
     """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB more than before loading.
 
-    Args:
-        call: loads it and runs it `RUNS` times; returns the kB before loading, those of `reset_peak` or
-            `reset_peak_with`, and the object that has to stay alive. It can be pickled.
-        name: name of the contender for the message.
-
-    Raises:
-        EngineError: the process failed or was killed.
+    `call` can be pickled; it returns the kB before loading, and the object that has to stay alive.
+    EngineError: the process failed or was killed.
     """
     context = multiprocessing.get_context('spawn')
     # sent by a pipe: an argument of the process blocks for ever if the process ends before it has read it

@@ -10,7 +10,7 @@ from rich.markup import escape
 from mmdeploy_ext.quantize import views
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -23,21 +23,11 @@ if TYPE_CHECKING:
     """Title of a column -> function that returns the text of its cell in a row."""
 
 NETWORK_COLOUR, POSTPROCESS_COLOUR = '#3b6ea5', '#e0973a'
-"""Colours of the two parts of a bar: time of the network, and of the post-processing; of lines see below."""
-LINE_COLOURS = ('#1b2330', NETWORK_COLOUR, NETWORK_COLOUR, POSTPROCESS_COLOUR, POSTPROCESS_COLOUR)
-"""Colours of lines over voxels in the order of the contenders, begun again at the end.
-
-By default these are spconv, then two numbers of threads for each engine.
-"""
-SPCONV = 'spconv, 1 thread'
-"""Name of the contender 'torch' in tables and charts of sparse backbones."""
+"""Colours of the two parts of a bar: time of the network, and of the post-processing."""
 
 
 def headline(result: Row) -> str:
-    """Return config, input, threads, processes, rounds and machine (CPU and its cores) in one line.
-
-    Of a sparse backbone these are config, grid and machine. `result` is the content of the JSON file.
-    """
+    """Return config, input, threads, processes, rounds and machine in one line."""
     machine = f'{result["machine"]["cpu"]}, {result["machine"]["cores"]} cores'
     if 'grid' in result:
         return f'{result["config"]}, grid {result["grid"]}; {machine}'
@@ -69,16 +59,10 @@ def _ratio(row: Row) -> str:
     return '-' if ratio is None else f'[bold]{ratio["median"]:.3f}x[/bold]'
 
 
-TIMES: Columns = {
+COLUMNS: Columns = {
     'engine': lambda row: escape(row['name']),
     'median ms': lambda row: f'[bold]{_median(row["total_ms"])}[/bold]',
     'quartiles': lambda row: _quartiles(row['total_ms']),
-}
-"""First columns of both tables of contenders: name and times."""
-PEAK: Columns = {'peak MB': lambda row: f'{row["memory"]["peak_mb"]:.0f}' if row['memory'] else '-'}
-"""Column of both tables of contenders: memory, '-' if it was not measured."""
-COLUMNS: Columns = {
-    **TIMES,
     'MAD': lambda row: f'{row["total_ms"]["mad"]:.1f}',
     'vs PyTorch': _ratio,
     'quartiles ': lambda row: _quartiles(row['ratio_to_torch'], 3),
@@ -86,21 +70,8 @@ COLUMNS: Columns = {
     'post-process': lambda row: _median(row['postprocess_ms']),
     'images/s': lambda row: f'{row["images_per_s"]:.2f}',
     'found': lambda row: f'{row["detections_per_image"]:g}',
-    **PEAK,
+    'peak MB': lambda row: f'{row["memory"]["peak_mb"]:.0f}' if row['memory'] else '-',
 }
-"""Columns of the table of contenders on pictures or frames."""
-SPARSE_COLUMNS: Columns = {
-    **TIMES,
-    'engine': lambda row: SPCONV if row['name'] == 'torch' else escape(row['name']),
-    'vs spconv': _ratio,
-    'rulebook': lambda row: _median(row['parts_ms']['rulebook']),
-    'network': lambda row: _median(row['parts_ms']['network']),
-    'of GEMM roofline': lambda row: (
-        '-' if row['of_roofline'] is None else f'{row["of_roofline"]:.1f}x of {row["roofline_ms"]:.1f} ms'
-    ),
-    **PEAK,
-}
-"""Columns of the table of contenders on a set of voxels."""
 PROFILE_COLUMNS: Columns = {
     'operator': lambda row: escape(row['name']),
     'calls': lambda row: f'{row["calls"]:g}',
@@ -118,7 +89,7 @@ def _part_columns(rows: Sequence[Row]) -> Columns:
         return lambda row: f'{row["parts_ms"][part]:.1f}' if part in row['parts_ms'] else '-'
 
     return {
-        'median ms per frame': TIMES['engine'],
+        'median ms': COLUMNS['engine'],
         **{part: cell(part) for part in parts},
         'fed besides images': lambda row: (
             '-' if row['fed_bytes'] is None else f'{row["fed_bytes"] / 1e3:.1f} kB'
@@ -134,12 +105,19 @@ def print_result(result: Row, console: Console) -> None:
             console.print(part, soft_wrap=isinstance(part, str))
 
     show(escape(headline(result)))
-    show(*(_set_parts(result) if 'sets' in result else _contender_parts(result)))
-    if result.get('bars'):
-        show(f'bars, set for {result["bars_of"]}:')
-    for bar in result.get('bars', ()):
-        mark = '[green]ok[/green]' if bar['passed'] else '[bold red]MISSED[/bold red]'
-        console.print(f'  {mark} {escape(bar["name"])}: {bar["value"]:g} (at most {bar["bar"]:g})')
+    for entry in result.get('sets', [result]):
+        title = f'{entry["name"]}: {entry["voxels"]} voxels' if 'sets' in result else None
+        show(_table(entry['contenders'], COLUMNS, title))
+        if any(row['parts_ms'] for row in entry['contenders']):
+            show(_table(entry['contenders'], _part_columns(entry['contenders'])))
+    for row in result['forms']:
+        cost = row['postprocess_in_graph_ms']
+        show(
+            f'{escape(row["graph"])} against {escape(row["raw"])}, graphs alone: '
+            f'{row["ratio"]["median"]:.3f}x '
+            f'({_quartiles(row["ratio"], 3)}); its post-processing: {_median(cost, 2)} ms '
+            f'({_quartiles(cost, 2)})'
+        )
     if preprocess_ms := result['preprocess_ms']:
         console.print(
             f'pre-processing, the same for all and not in the times: {_median(preprocess_ms, 2)} ms'
@@ -154,65 +132,17 @@ def print_result(result: Row, console: Console) -> None:
         show(f'\n{escape(name)}: {runs} ({escape(parts)})', _table(profile['operators'], PROFILE_COLUMNS))
 
 
-def _contender_parts(result: Row) -> Iterator[str | Table]:
-    """Yield tables and lines of a benchmark of pictures or frames."""
-    rows = result['contenders']
-    yield _table(rows, COLUMNS)
-    for row in result['forms']:
-        cost = row['postprocess_in_graph_ms']
-        yield (
-            f'{escape(row["graph"])} against {escape(row["raw"])}, graphs alone: '
-            f'{row["ratio"]["median"]:.3f}x '
-            f'({_quartiles(row["ratio"], 3)}); its post-processing: {_median(cost, 2)} ms '
-            f'({_quartiles(cost, 2)})'
-        )
-    if any('parts_ms' in row for row in rows):
-        yield _table(rows, _part_columns(rows))
-    if ratio := result.get('deploy_to_fork'):
-        yield f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})'
-
-
-def _set_parts(result: Row) -> Iterator[str | Table]:
-    """Yield tables and lines of a benchmark of sets of voxels."""
-    for entry in result['sets']:
-        title = '{name}: {voxels} voxels, {pairs} pairs, {gflop:.2f} GFLOP'.format_map(entry)
-        title += ''.join(f', voxelise ({name}) {ms:.1f} ms' for name, ms in entry['voxelise_ms'].items())
-        yield _table(entry['contenders'], SPARSE_COLUMNS, title)
-    if result['growth'] and result['work_growth'] is not None:
-        exponents = ', '.join(
-            f'{name} {exponent:.2f}' for name, exponent in result['growth'].items() if exponent is not None
-        )
-        yield (
-            f'growth, exponent of the fastest time in voxels over the synthetic sets: {escape(exponents)}; '
-            f'of the multiplications {result["work_growth"]:.2f}'
-        )
-    if racing := result['racing']:
-        yield (
-            f'spconv with {racing["threads"]} threads, [bold]WRONG[/bold] (its kernels race): '
-            f'{racing["median_ms"]:.0f} ms at {racing["voxels"]} voxels, off by up to '
-            f'{racing["worst_rel"]:.1e} of the largest value in {racing["runs"]} runs'
-        )
-    exports = ', '.join(f'{target} {seconds:.2f} s' for target, seconds in result['export_s'].items())
-    yield f'export, tracing included: {exports}'
-
-
 def write_chart(result: Row, target: str | Path) -> None:
-    """Draw `result`, the content of the JSON file of a benchmark, into the PNG `target`.
-
-    The chart has a bar for each contender; of a sparse backbone it has lines of times over numbers of voxels.
-    """
-    height = 6 if 'sets' in result else 1.9 + 0.62 * len(result['contenders'])
-    draw = _draw_lines if 'sets' in result else _draw_bars
-    with views.png(target, 9.5, height, font=11, dpi=120) as figure:
-        draw(result, figure.add_subplot())
+    """Draw the content of a JSON file into a PNG: a bar for each contender, of the last set of voxels."""
+    rows = result['sets'][-1]['contenders'] if 'sets' in result else result['contenders']
+    with views.png(target, 9.5, 1.9 + 0.62 * len(rows), font=11, dpi=120) as figure:
+        _draw_bars(result, rows, figure.add_subplot())
 
 
-def _draw_bars(result: Row, axes: Axes) -> None:
+def _draw_bars(result: Row, rows: Sequence[Row], axes: Axes) -> None:
     """Draw medians as bars, with quartiles and the ratio to PyTorch."""
-    rows = result['contenders']
-    model = f'{result["config"]}, input {result["input_shape"]}'
-    machine = f'{result["threads"]} threads of {result["machine"]["cpu"]}, {result["rounds"]} rounds'
-    axes.set_title(f'{model}\n{machine}', loc='left', fontsize=11)
+    title = headline(result).replace('; ', '\n').replace(', input', '\ninput')
+    axes.set_title(title, loc='left', fontsize=11)
     names = [row['name'] for row in rows]
     totals = [row['total_ms']['median'] for row in rows]
     networks = [
@@ -236,30 +166,3 @@ def _draw_bars(result: Row, axes: Axes) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     legend_y = -0.28 if len(rows) < 4 else -0.18
     axes.legend(loc='upper center', bbox_to_anchor=(0.5, legend_y), ncols=2, frameon=False)
-
-
-def _draw_lines(result: Row, axes: Axes) -> None:
-    """Draw time over voxels, both logarithmic; real sweeps are crosses."""
-    sets = result['sets']
-    for index, row in enumerate(sets[0]['contenders']):
-        colour = LINE_COLOURS[index % len(LINE_COLOURS)]
-        for real in (False, True):
-            entries = [entry for entry in sets if entry['real'] == real]
-            times = [entry['contenders'][index]['total_ms']['median'] for entry in entries]
-            label = None if real else SPARSE_COLUMNS['engine'](row)
-            line_format = 'o--' if row['threads'] == 1 and row['engine'] != 'torch' else 'o-'
-            if real:
-                line_format = 'x'
-            axes.plot([entry['voxels'] for entry in entries], times, line_format, color=colour, label=label)
-    axes.set_xscale('log')
-    axes.set_yscale('log')
-    axes.set_xlabel('voxels (crosses: real sweeps)')
-    axes.set_ylabel('ms, rulebook and network: median')
-    axes.grid(True, which='both', alpha=0.25)
-    axes.set_xticks([entry['voxels'] for entry in sets if not entry['real']])
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter('{x:,.0f}')
-    axes.xaxis.set_minor_formatter('')
-    axes.yaxis.set_minor_formatter('{x:,.0f}')
-    axes.set_title(f'{result["config"]}\n{result["machine"]["cpu"]}', loc='left', fontsize=11)
-    axes.legend(frameon=False)

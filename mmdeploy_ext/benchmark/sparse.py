@@ -1,7 +1,7 @@
 """The benchmark of sparse backbones: spconv against portable ONNX on CPU engines, for several scenes.
 
 A contender's time begins with voxels and ends with the dense map. Its parts are 'rulebook', which finds the
-pairs of voxels and weights, and 'network'. The voxelisation of points is measured separately.
+pairs of voxels and weights, and 'network'.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.benchmark import measure, memory
-from mmdeploy_ext.benchmark import sparse_figures as figures
+from mmdeploy_ext.benchmark import memory
 from mmdeploy_ext.benchmark.base import Benchmark, load_notes
 from mmdeploy_ext.benchmark.clocks import PartClock
-from mmdeploy_ext.benchmark.machine import cores
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.openvino import compiled
@@ -42,11 +39,20 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.benchmark.base import Runs
     from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.sparse.ir import Triple
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
 """Numbers of voxels of the generated scenes."""
 THREADS = (1, 2)
 """Numbers of threads on which files are measured if the user gives none."""
+PATCH = 24
+"""Side of a piece of ground or wall, cells."""
+FILLED = 0.45
+"""Share of the cells of a piece that have points."""
+WALLS = 0.3
+"""Share of the pieces that stand upright."""
+MAX_FILLED = 0.5
+"""Largest share of a small grid that is filled."""
 
 
 class SparseBenchmark(Benchmark):
@@ -63,7 +69,7 @@ class SparseBenchmark(Benchmark):
     kind = 'sparse'
     models = 'sparse LiDAR backbones'
     foreign = (
-        'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'prepared', 'device',
+        'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'device',
     )  # fmt: skip
     seconds = 45.0
 
@@ -94,7 +100,7 @@ class SparseBenchmark(Benchmark):
 
     @property
     def main_set(self) -> VoxelSet:
-        """The set of the bars of time and of memory: the first real sweep, else the largest scene."""
+        """The set on which memory is measured: the first real sweep, else the largest scene."""
         return self.sweeps[0] if self.sweeps else self.scenes[-1]
 
     def groups(self) -> list[list[VoxelSet]]:
@@ -109,10 +115,7 @@ class SparseBenchmark(Benchmark):
         return dict(portable=path)
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the unpatched model on spconv with one thread, its only correct mode.
-
-        Until `stack` closes, the function of spconv that finds the pairs is timed.
-        """
+        """Return the unpatched model on spconv with one thread, its only correct mode."""
         family, model = self.deployment.family, self.deployment.model
         ops = importlib.import_module('spconv.pytorch.ops')
         clock = stack.enter_context(PartClock(dict(rulebook=[(ops, 'get_indice_pairs')])))
@@ -128,24 +131,17 @@ class SparseBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return a contender for each number of threads, all of which have the file open from now on.
-
-        `engine` is a key of `STEPS`, `label` and `path` are those of the portable file. `stack` is not used:
-        it does not close them.
-        """
+        """Return a contender for each number of threads."""
         contenders = []
         for threads in self.threads:
             run = STEPS[engine](path, threads, self.graph.order)
             contenders.append(
-                Contender(f'{engine}, {figures.thread_count(threads)}', engine, label, run, path, threads)
+                Contender(f'{engine}, {thread_count(threads)}', engine, label, run, path, threads)
             )
         return contenders
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that runs the contender on the main set of voxels in a child process.
-
-        It is `run_spconv` or `run_portable` with its arguments, which tell what it returns.
-        """
+        """Return a function that runs the contender on the main set of voxels."""
         if contender.engine == BASELINE:
             return functools.partial(run_spconv, self.source(), self.main_set)
         file, threads = contender.file, contender.threads
@@ -154,100 +150,80 @@ class SparseBenchmark(Benchmark):
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return `grid`, voxels along each axis in the graph's order, and `threads`, the numbers of threads.
-
-        A grid is a text, such as '41x1440x1440' of the order 'zyx'.
-        """
+        """Return `grid`, voxels along each axis in the graph's order, and `threads`."""
         return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
-
-    def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
-        """Add `parts_ms`, part -> `spread` of its times in ms, and `threads` to a row of the JSON file.
-
-        `images_per_s`, `detections_per_image`, `postprocess_ms` and `samples_ms` are removed from it. `runs`,
-        at least one, are those of the `contender`.
-        """
-        parts = runs[0].parts_s
-        row['parts_ms'] = {part: measure.milliseconds(run.parts_s[part] for run in runs) for part in parts}
-        row['threads'] = contender.threads
-        for name in ('images_per_s', 'detections_per_image', 'postprocess_ms', 'samples_ms'):
-            row.pop(name)
 
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return the content of the JSON file.
-
-        Beside the common facts and those of `facts` it has `sets`, an entry for each set of voxels, `growth`
-        and `work_growth`, exponents of time and of multiplications in the number of voxels over the generated
-        sets, `racing`, how wrong spconv is with all threads (None if that was not measured), `export_s`,
-        target -> seconds, `bars` and what they are of (`bars_of`), and `notes`. `runs` has those of each of
-        `groups`, name of a contender -> its runs; `memories` are those of the main set alone.
-        """
-        roofline = {threads: figures.gemm_flops(threads) for threads in {1, *self.threads}}
+        """Return the content of the JSON file, with an entry in `sets` for each set of voxels."""
         entries = []
         for (voxels,), set_runs in zip(self.groups(), runs, strict=True):
             rows = self.rows(contenders, set_runs, memories if voxels is self.main_set else {})
-            work = figures.pair_flops(self.graph, voxels.coordinates)
-            figures.add_roofline(rows, work['gflop'], roofline)
             entries.append(
                 dict(
                     name=voxels.name,
                     voxels=len(voxels.features),
-                    **work,
                     contenders=rows,
                     rounds=len(next(iter(set_runs.values()))),
                     real=any(voxels is sweep for sweep in self.sweeps),
-                    voxelise_ms=figures.voxelise_ms(self.deployment.rule, voxels),
                 )
             )
-        generated = [entry for entry in entries if not entry['real']]
-        growth, export_s = figures.growth(generated), export_seconds(self.deployment)
-        main_entry = next(entry for entry in entries if entry['name'] == self.main_set.name)
-        racing = None
-        if BASELINE in self.engines and not self.args.no_racing and cores() > 1:
-            voxels = self.sweeps[0] if self.sweeps else self.scenes[0]
-            racing = figures.racing_spconv(self.deployment, voxels, cores())
-        return dict(
-            self.common_facts(runs),
-            **self.facts(),
-            sets=entries,
-            growth=growth,
-            racing=racing,
-            work_growth=figures.work_growth(generated),
-            export_s=export_s,
-            bars_of=figures.BARS_OF,
-            bars=figures.check_bars(main_entry, growth, export_s),
-            notes=load_notes(self.other_load(runs)),
-        )
+        notes = load_notes(self.other_load(runs))
+        return dict(self.common_facts(runs), **self.facts(), sets=entries, forms=[], notes=notes)
+
+
+def thread_count(threads: int) -> str:
+    """Return '1 thread', '2 threads' and so on."""
+    return f'{threads} thread{"" if threads == 1 else "s"}'
+
+
+def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
+    """Return voxels (count, 4) int32 on pieces of ground and wall, as a LiDAR sees them, in random order.
+
+    The columns are the index in the batch, 0, and the axes in `order`, 'xyz' or 'zyx', the order of
+    `spatial_shape`. Pieces have one size, so that a voxel has as many neighbours in a small scene as in a
+    large one. A small grid gets fewer voxels, see `MAX_FILLED`.
+    """
+    shape = np.array(spatial_shape if order == 'xyz' else spatial_shape[::-1], np.int64)
+    count = min(count, int(MAX_FILLED * shape.prod()))
+    rng, keys = np.random.default_rng(seed), np.zeros(0, np.int64)
+    while len(keys) < count:
+        pieces = [_piece(shape, rng) for _ in range(64)]
+        keys = np.unique(np.concatenate([keys, *pieces]))
+    start = int(rng.integers(0, len(keys) - count + 1))
+    keys = rng.permutation(keys[start : start + count])  # a contiguous run: neighbours stay together
+    axes = np.stack(np.unravel_index(keys, shape), 1)
+    if order == 'zyx':
+        axes = axes[:, ::-1]
+    return np.concatenate([np.zeros((len(axes), 1), np.int32), axes.astype(np.int32)], 1)
+
+
+def _piece(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the flat indices of the voxels of one piece: nearly flat ground, or a wall along x or y."""
+    first, second = np.meshgrid(np.arange(PATCH), np.arange(PATCH), indexing='ij')
+    filled = rng.random((PATCH, PATCH)) < FILLED
+    first, second = first[filled], second[filled]
+    bumps = rng.integers(0, 2, len(first))
+    if rng.random() < WALLS:
+        cells = [first, bumps, second] if rng.random() < 0.5 else [bumps, first, second]
+    else:
+        cells = [first, second, bumps]
+    corner = rng.integers(-PATCH // 2, np.maximum(shape - PATCH // 2, 1), 3)
+    coordinates = np.stack(cells, 1) + corner
+    coordinates = coordinates[((coordinates >= 0) & (coordinates < shape)).all(1)]
+    return np.ravel_multi_index(tuple(coordinates.T), tuple(shape)).astype(np.int64)
 
 
 def synthetic_sets(deployment: Model, sizes: Sequence[int]) -> list[VoxelSet]:
-    """Return a set of voxels for each number of them in `sizes`, smallest first, with random features.
-
-    The voxels are on pieces of ground and wall, in the grid of the encoder of the `deployment`. Numbers for
-    which the grid is too small (`figures.surfaces`) have one set together.
-    """
+    """Return a set of voxels with random features for each number in `sizes`, smallest first."""
     settings, sets = deployment.settings, {}
     for count in sorted(set(sizes)):
-        coordinates = figures.surfaces(settings.spatial_shape, settings.order, count, seed=count)
+        coordinates = surfaces(settings.spatial_shape, settings.order, count, seed=count)
         shape = len(coordinates), settings.in_channels
         features = np.random.default_rng(count).standard_normal(shape).astype(np.float32)
         sets.setdefault(len(features), VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
     return list(sets.values())
-
-
-def export_seconds(deployment: Model) -> dict[str, float]:
-    """Return target of an export, 'libspconv' or 'portable', -> seconds that it takes, with tracing.
-
-    `deployment` is a sparse backbone; the files are written to a temporary folder.
-    """
-    seconds_of = {}
-    with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
-        for target in deployment.family.options[0].choices:
-            options = deployment.family.choose(target=target)
-            _, seconds = deploy.export_file(deployment, options, str(Path(folder) / 'x.onnx'))
-            seconds_of[target] = round(seconds, 3)
-    return seconds_of
 
 
 def _run(voxels: VoxelSet, total_s: float, rulebook_s: float, network_s: float) -> Run:
@@ -256,13 +232,7 @@ def _run(voxels: VoxelSet, total_s: float, rulebook_s: float, network_s: float) 
 
 
 def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return a function that runs a portable file on ONNX Runtime by `ScnOnnx`.
-
-    Args:
-        path: path of the file.
-        threads: number of threads of the engine.
-        order: axis order of the coordinates of the voxels that the function takes, 'xyz' or 'zyx'.
-    """
+    """Return a function that runs a portable file on ONNX Runtime; `order` is the axis order of voxels."""
     engine = ScnOnnx(path, threads=threads)
 
     def run(voxels: VoxelSet) -> Run:
@@ -275,10 +245,7 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 
 
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return a function that runs a portable file on OpenVINO.
-
-    `path`, `threads` and `order` are those of `onnxruntime_step`.
-    """
+    """Return a function that runs a portable file on OpenVINO; `order` is the axis order of voxels."""
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
     facts = json.loads(props[buckets.FACTS])
     plan, same_order = Plan.from_json(facts['plan']), facts['order'] == order
@@ -298,18 +265,11 @@ def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], R
 
 
 STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
-"""Engine -> function that opens a portable file on it, and returns what runs a set of voxels.
-
-The engines are 'onnxruntime' and 'openvino'.
-"""
+"""Engine -> function that opens a portable file on it."""
 
 
 def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
-    """Run the model on a set of voxels in a child process, for `memory.measure`.
-
-    `source` has the config and the checkpoint. Returned are the kB of the process after a first run on one
-    voxel, which loads all libraries, less those of the weights, and the object that has to stay alive.
-    """
+    """Run the model on a set of voxels, for `memory.measure`; a first run on one voxel loads libraries."""
     source.prepare()
     deployment = models.load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
     family, model = deployment.family, deployment.model
@@ -321,11 +281,7 @@ def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
 
 
 def run_portable(engine: str, path: str, threads: int, order: str, voxels: VoxelSet) -> tuple[int, object]:
-    """Run a portable file on a set of voxels in a child process, for `memory.measure`.
-
-    `engine` is a key of `STEPS`; `path`, `threads` and `order` are the arguments of its function. Returned
-    are the kB of the process before the file is opened, and the object that has to stay alive.
-    """
+    """Run a portable file on a set of voxels, for `memory.measure`."""
     importlib.import_module(engine)
     baseline_kb, run = memory.reset_peak(), STEPS[engine](path, threads, order)
     for _ in range(memory.RUNS):

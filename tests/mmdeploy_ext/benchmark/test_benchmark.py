@@ -15,7 +15,6 @@ import torch
 from mmdeploy_ext.benchmark import compiled, measure, memory, ort_profile, report
 from mmdeploy_ext.benchmark.base import doubts
 from mmdeploy_ext.benchmark.clocks import NetworkClock
-from mmdeploy_ext.benchmark.images import read_prepared
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.core.errors import EngineError, UsageError
@@ -329,65 +328,9 @@ def test_files_of_the_same_form_go_by_their_names(toy, tmp_path):
     assert all(row['ratio_to_torch'] is None for row in rows)
 
 
-def prepared_input(path, shape=(3, 128, 160), **replaced):
-    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    np.savez(path, **{'input': values, 'img_shape': (128, 150), 'ori_shape': (256, 300), **replaced})
-    return ['--prepared', str(path)]
-
-
-def measured_on(toy, *arguments):
-    paths = [str(REPOSITORY / CONFIG), str(toy / 'toy.pth'), '--onnx', str(toy / 'full.onnx')]
-    return benchmark_app.main([*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments])
-
-
-@pytest.mark.matrix
-def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, tmp_path, capsys):
-    arguments = prepared_input(tmp_path / 'input.npz')
-    assert measured_on(toy, *arguments, '--json', str(tmp_path / 'b.json')) == 0, capsys.readouterr().err
-    result = json.loads((tmp_path / 'b.json').read_text())
-    assert (result['input_shape'], result['images']) == ('1x3x128x160', 0)
-    found = {row['detections_per_image'] for row in result['contenders']}
-    assert len(found) == 1 and found.pop() > 0
-    assert all(row['memory']['peak_mb'] > 0 for row in result['contenders'])
-
-
-@pytest.mark.parametrize(
-    ('replaced', 'words'),
-    [
-        (dict(shape=(3, 128, 192)), ['input.npz says (128, 192)', 'one run measures one size']),
-        (
-            dict(input=np.zeros((3, 128, 160))),
-            ['input is float64 (3, 128, 160)', 'expected float32 (3, H, W)'],
-        ),
-        (dict(input=np.full((3, 128, 160), np.nan, np.float32)), ['not finite']),
-        (dict(img_shape=(128, 161)), ['img_shape [128, 161] is larger than the input of [128, 160]']),
-        (dict(ori_shape=(0, 5)), ['ori_shape is [0, 5]']),
-        (dict(ori_shape=(5.0, np.nan)), ['ori_shape is [5.0, nan]']),
-        (None, ['input.npz: is no .npz of arrays']),
-    ],
-)
-def test_a_network_input_that_does_not_fit_is_refused(replaced, words, toy, tmp_path, capsys):
-    arguments = prepared_input(tmp_path / 'input.npz', **(replaced or {}))
-    if replaced is None:
-        (tmp_path / 'input.npz').write_text('1 2 3')
-    assert measured_on(toy, *arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith('error: ') and error.count('\n') == 1
-    assert all(word in error for word in words), error
-
-
-def test_one_array_and_sizes_that_are_texts_are_no_network_input(tmp_path):
-    np.save(tmp_path / 'one.npy', np.zeros((3, 8, 8), np.float32))
-    prepared_input(tmp_path / 'texts.npz', (3, 8, 8), img_shape=('8', '8'))
-    for name, words in (('one.npy', 'one.npy: is no .npz of arrays'), ('texts.npz', 'img_shape is ')):
-        with pytest.raises(UsageError, match=words):
-            read_prepared(tmp_path / name)
-
-
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--prepared', 'input.npz'], '--prepared and --images'),
         (['--engines', 'torch,tensorflow'], '--engines torch,tensorflow: expected some of'),
         (['--engines', 'torch,torch'], 'each once'),
         (['--max-iter', '0'], '--max-iter 0: expected 1 or more'),
@@ -446,8 +389,8 @@ def test_tensorrt_without_package_or_gpu_is_refused_by_name(found, reason, toy, 
 def test_the_chart_takes_one_bar_and_no_ratio(tmp_path):
     figures = measure.spread([1.0, 2.0])
     row = dict(name='onnxruntime full', total_ms=figures, network_ms=None, ratio_to_torch=None)
-    result = dict(config='c.py', input_shape='1x3x8x8', threads=1, rounds=2, machine=dict(cpu='cpu'),
-                  contenders=[row])  # fmt: skip
+    result = dict(config='c.py', input_shape='1x3x8x8', threads=1, rounds=2, machine=dict(cpu='cpu', cores=1),
+                  processes=1, contenders=[row])  # fmt: skip
     report.write_chart(result, tmp_path / 'b.png')
     assert cv2.imread(str(tmp_path / 'b.png')) is not None
 

@@ -1,4 +1,4 @@
-"""The benchmark of sparse backbones: scenes, growth, one small run of the tool, and refusals."""
+"""The benchmark of sparse backbones: scenes, one small run of the tool, and refusals."""
 
 import importlib.util
 import json
@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 
 import toy_scn_family
-import toy_sparse
-from mmdeploy_ext.benchmark import measure, report
-from mmdeploy_ext.benchmark import sparse_figures as figures
-from mmdeploy_ext.benchmark.sparse import SparseBenchmark, synthetic_sets
-from mmdeploy_ext.benchmark.sparse_figures import growth_exponent, points_in, surfaces
+from mmdeploy_ext.benchmark import measure
+from mmdeploy_ext.benchmark.sparse import SparseBenchmark, surfaces, synthetic_sets
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.cli.benchmark_app import main
-from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.rulebook import Level
 from toy_rulebook import submanifold_table
 
@@ -73,15 +69,6 @@ def test_a_voxel_has_as_many_neighbours_in_a_small_scene_as_in_a_large_one():
     assert 3 < found[0] < 27 and found[1] == pytest.approx(found[0], rel=0.15)
 
 
-@pytest.mark.parametrize('order', ['xyz', 'zyx'])
-def test_points_fall_into_the_voxels_that_they_were_made_for(order):
-    rule = VoxelRule((-18, -16, -4, 18, 16, 4), (0.1, 0.1, 0.2), 10, 5000, order, 5, 'hard')
-    shape = rule.grid_size if order == 'xyz' else rule.grid_size[::-1]
-    coordinates = surfaces(shape, order, 900)
-    _, found = voxelise(points_in(coordinates, rule), rule)
-    assert {*map(tuple, found.tolist())} == {*map(tuple, coordinates.tolist())}
-
-
 def test_numbers_that_a_grid_has_no_room_for_have_one_scene_together():
     deployment = SimpleNamespace(
         settings=SimpleNamespace(spatial_shape=(4, 4, 4), order='xyz', in_channels=5)
@@ -91,58 +78,6 @@ def test_numbers_that_a_grid_has_no_room_for_have_one_scene_together():
         (10, 'synthetic 10'),
         (32, 'synthetic 32'),
     ]
-
-
-def test_growth_that_cannot_be_told_is_not_printed():
-    result = dict(sets=[], growth=dict(a=None), work_growth=None, racing=None, export_s={})
-    assert list(report._set_parts(result)) == ['export, tracing included: ']
-
-
-def test_growth_is_the_slope_of_the_logarithms():
-    counts = [5000, 20000, 60000]
-    assert growth_exponent(counts, [count**1.5 for count in counts]) == pytest.approx(1.5)
-    assert growth_exponent([5000], [1.0]) is None
-
-
-def test_growth_is_that_of_the_fastest_runs():
-    entries = [
-        dict(voxels=count, contenders=[dict(name='a', total_ms=dict(min=count / 1e3, median=count**1.5))])
-        for count in (5000, 20000, 60000)
-    ]
-    assert figures.growth(entries) == {'a': 1.0}
-
-
-def test_a_scene_of_any_size_has_the_same_work_per_voxel():
-    grid = (1440, 1440, 41)
-    graph = toy_sparse.bevfusion(grid)
-    entries = []
-    for count in (2000, 20000):
-        entries.append(
-            dict(voxels=count, **figures.pair_flops(graph, surfaces(grid, 'xyz', count, seed=count)))
-        )
-    assert abs(figures.work_growth(entries) - 1) < 0.05
-
-
-def test_flop_of_a_scene_are_those_of_its_pairs():
-    from toy_sparse import bevfusion
-
-    graph = bevfusion()
-    work = figures.pair_flops(graph, np.array([[0, 0, 0, 0]]))
-    first = graph.convolutions()[0]
-    assert work['pairs'] >= len(graph.convolutions()) and work['sites'] >= 1
-    assert work['gflop'] >= 2e-9 * first.in_channels * first.out_channels
-
-
-def test_bars_name_what_missed():
-    rows = [
-        dict(engine='torch', threads=1, ratio_to_torch=dict(median=1.0), memory=dict(peak_mb=100)),
-        dict(engine='onnxruntime', threads=1, ratio_to_torch=dict(median=0.79), memory=dict(peak_mb=150)),
-        dict(engine='onnxruntime', threads=2, ratio_to_torch=dict(median=0.51), memory=dict(peak_mb=201)),
-    ]
-    found = figures.check_bars(
-        dict(name='s', contenders=rows), {'torch': 1.5, 'onnxruntime, 1 thread': 1.0}, dict(libspconv=0.6)
-    )
-    assert [row['passed'] for row in found] == [True, True, False, False, True, True]
 
 
 # ---- the tool
@@ -165,18 +100,10 @@ def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
         'torch',
         *(f'{engine}, {threads}' for engine in ONNX_ENGINES for threads in ('1 thread', '2 threads')),
     ]
-    for entry in content['sets']:
-        assert entry['gflop'] > 0 and entry['pairs'] >= entry['voxels'] and entry['voxelise_ms']['numba'] > 0
-        for row in entry['contenders']:
-            parts = row['parts_ms']
-            assert (
-                row['total_ms']['median'] > 0 and parts['rulebook']['median'] > 0 < parts['network']['median']
-            )
-            assert row['ratio_to_torch'] and row['of_roofline'] > 0
-    assert set(content['growth']) == set(names) and content['export_s'].keys() == {'libspconv', 'portable'}
-    assert content['racing'] is None or content['racing']['threads'] > 1
-    out = capsys.readouterr().out
-    assert 'against spconv' in out and 'WRONG' in out and 'GFLOP' in out
+    for row in (row for entry in content['sets'] for row in entry['contenders']):
+        assert row['total_ms']['median'] > 0 and min(row['parts_ms'].values()) > 0
+        assert row['parts_ms'].keys() == {'rulebook', 'network'} and row['ratio_to_torch']
+    assert 'synthetic 400: 400 voxels' in capsys.readouterr().out
     assert chart.stat().st_size > 10_000
 
 
