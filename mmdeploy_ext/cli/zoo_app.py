@@ -35,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
         description='Export every config with seeded weights, with one size and with any, and prove the '
         'files against PyTorch. A run that was stopped goes on when it is started again, and what was proven '
-        'is not proven again until its graph or the code of the proof changes. Exit status 1 when a config '
-        'of a known family is not proven.'
+        'is not proven again until the config, this package or the libraries change. Exit status 1 when a '
+        'config of a known family is not proven.'
     )
     add = cli.adder(parser)
     add(
@@ -125,7 +125,6 @@ def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> 
     from mmdeploy_ext.engines.registry import DEFAULT
     from mmdeploy_ext.zoo import processes
     from mmdeploy_ext.zoo.config_proof import Settings
-    from mmdeploy_ext.zoo.time_left import TimeLeft, duration_text
 
     picture = read_images([DEFAULT_PICTURE], 1)[0]
     engine = DEFAULT.runner_options(threads=1) | dict(plan_memory=False)  # a second plan of all tensors
@@ -139,21 +138,16 @@ def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> 
     records = [record for group in finished for record in group]
     if records:
         print(f'{len(records)} configs are as an earlier run into {args.out} left them')
-    earlier = [processes.read_record(processes.record_path(group[0], args.out)) for group in waiting]
-    time_left = TimeLeft(earlier, settings.export_kinds)
     limits = processes.Limits(args.timeout, args.memory)
     done, total, target = len(records), sum(map(len, groups)), _zoo_file(args)
     with cli.progress('zoo', total) as update:
         for group in processes.run_all(waiting, settings, args.out, jobs, limits):
             records += group
             done += len(group)
-            time_left.end(group[0])
-            seconds = time_left.seconds
-            rest = f', about {duration_text(seconds)} left' if seconds and done < total else ''
             for record in group:
                 outcomes = f'fixed {_text(record.fixed)}; dynamic {_text(record.dynamic)}'
-                print(f'[{done} of {total}{rest}] {record.config}: {outcomes}', flush=True)
-            update(completed=done, description=f'zoo{rest}')
+                print(f'[{done} of {total}] {record.config}: {outcomes}', flush=True)
+            update(completed=done)
             write_json(target, zoo_content(records))  # also of a run that is stopped
     write_json(target, zoo_content(records))
     print(f'{summary_line(records)}; {target}')

@@ -6,6 +6,7 @@ Models of sweeps have one export, a folder of graphs, which takes any sweep.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -13,8 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import onnx
 
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
 from mmdeploy_ext.contract.registry import registered, registration_of
@@ -28,7 +27,6 @@ from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import Model, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
-from mmdeploy_ext.zoo.digests import export_digest, files_digest, proof_rules
 from mmdeploy_ext.zoo.records import (
     EXPORT_KINDS,
     MAX_CHARACTERS,
@@ -104,6 +102,18 @@ def origin_digest(config: Config, settings: Settings) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
+def files_digest(path: Path) -> str:
+    """Return a hash of a file, or of the names and contents of the Python and JSON files below a folder."""
+    digest = hashlib.sha256()
+    suffixes = 'py', 'json'
+    files = [path] if path.is_file() else [file for suffix in suffixes for file in path.rglob(f'*.{suffix}')]
+    for file in sorted(files):
+        content = file.read_bytes()
+        digest.update(f'{file.relative_to(path)} {len(content)} '.encode() + content)
+    return digest.hexdigest()
+
+
 def prove_config(
     config: Config, settings: Settings, earlier: Record | None, keep: Callable[[Record], None]
 ) -> Record:
@@ -112,8 +122,7 @@ def prove_config(
     Args:
         config: config to prove.
         settings: settings of the run.
-        earlier: record of an earlier run. Its proofs hold if graph and rules are equal; its outcomes of
-            exports that this run leaves out stay; None if there is none.
+        earlier: record of an earlier run, of which outcomes of exports that this run leaves out stay.
         keep: called with the record after each export of the family, also after one that this run leaves
             out, since the next one may kill the process.
     """
@@ -134,7 +143,7 @@ def prove_config(
     for kind in export_kinds_of(family):
         outcome = getattr(earlier, kind, None)
         if kind in settings.export_kinds:
-            outcome = _prove_export(deployment, settings, kind == 'dynamic', outcome, references)
+            outcome = _prove_export(deployment, settings, kind == 'dynamic', references)
             outcome = _with_origin(outcome, made_from)
         record = dataclasses.replace(record, **{kind: outcome})
         keep(record)
@@ -210,16 +219,9 @@ def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Opti
 
 
 def _prove_export(
-    deployment: Model,
-    settings: Settings,
-    dynamic: bool,
-    earlier: Outcome | None,
-    references: dict[bytes, Any],
+    deployment: Model, settings: Settings, dynamic: bool, references: dict[bytes, Any]
 ) -> Outcome:
-    """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal.
-
-    `references` are what PyTorch gave for pictures of other files, see `InputReference.known`.
-    """
+    """Return the outcome of one export; `references` are PyTorch's results on pictures of other files."""
     start = time.process_time()
     family, rule = deployment.family, deployment.rule
     try:
@@ -232,19 +234,15 @@ def _prove_export(
             options = resolve_opset(family.choose(opset=0), deployment.model)
             shape, name, traced = (0, 0), 'model', ()
             samples, kept = list(family.data.generated_sweeps(rule, settings.sweeps)), {}
-        rules = proof_rules(family)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             paths, _ = export_files(deployment, options, str(Path(folder, name)), traced)
-            digest = export_digest([onnx.load(path) for path in paths])
-            if earlier is not None and (earlier.digest, earlier.rules) == (digest, rules):
-                return earlier
             verdict, pairs = prove(
                 deployment, paths, samples, settings.engine, written=True, timed=False, **kept
             )
     except Exception as error:
         return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
     seconds = time.process_time() - start
-    return Outcome(digest=digest, rules=rules, shape=shape, seconds=seconds, **_figures(verdict, pairs))
+    return Outcome(shape=shape, seconds=seconds, **_figures(verdict, pairs))
 
 
 def _figures(verdict: Verdict, pairs: Sequence[Pair]) -> dict[str, Any]:

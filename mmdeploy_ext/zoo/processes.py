@@ -17,7 +17,6 @@ from mmdeploy_ext.core.heap import keep_freed_memory, resident_bytes
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.zoo.config_proof import Settings, export_kinds_of, origin_digest, prove_config
 from mmdeploy_ext.zoo.configs import Config
-from mmdeploy_ext.zoo.digests import hash_judges
 from mmdeploy_ext.zoo.records import (
     CRASH,
     EXPORT_KINDS,
@@ -169,12 +168,10 @@ def _write_same_models(record: Record, same_models: Sequence[Config], out: Path)
 
 
 def import_libraries(config: Config) -> None:
-    """Import the libraries of a config and hash the judges, which forked processes then have: 3 s.
+    """Import the libraries of a config, which forked processes then have.
 
-    The judges are the modules of proofs; by their hash a later run sees whether an outcome still holds, see
-    `digests.py`. A config that no family exports imports less; its own process says why.
+    A config that no family exports imports less; its own process says why.
     """
-    hash_judges()
     with contextlib.suppress(UsageError):
         find_family(load_config(config.path))
 

@@ -53,9 +53,6 @@ class Outcome:
         reason: one of `REASONS` if it is not.
         why: what fails in the proof, or the message of the error that ended the export or the proof (a trace
             if PyTorch failed; the end of the log if the process was stopped); '' if it is proven.
-        digest: hash of the exported graphs, see `digests.graph_digest`; '' if the export or the proof ended
-            with an error.
-        rules: hash of the code that judged it, see `digests.proof_rules`; likewise.
         shape: (H, W) of the network's input, pixels; (0, 0) of models of sweeps, and after an error.
         inputs: number of cases of the proof (`Verdict.cases`), not of inputs of the graph: pictures, batches
             or sweeps that both engines ran.
@@ -81,8 +78,6 @@ class Outcome:
     proven: bool = False
     reason: str = ''
     why: str = ''
-    digest: str = ''
-    rules: str = ''
     shape: tuple[int, int] = (0, 0)
     inputs: int = 0
     reference: int = 0

@@ -2,10 +2,8 @@
 
 import ast
 import dataclasses
-import importlib
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import time
@@ -24,8 +22,7 @@ from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from mmdeploy_ext.zoo import config_proof, configs, digests, processes, records
-from mmdeploy_ext.zoo.time_left import TimeLeft, duration_text
+from mmdeploy_ext.zoo import config_proof, configs, processes, records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"
@@ -298,10 +295,6 @@ def test_a_process_that_dies_after_its_work_keeps_its_record(tmp_path, monkeypat
     assert records.read_record(job.record_path) == finished
 
 
-def no_proof(*given, **named):
-    raise AssertionError('proven again')
-
-
 def test_what_a_process_was_forked_with_is_not_its_own_memory():
     held = bytearray(b'1') * (256 << 20)
     child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
@@ -310,70 +303,6 @@ def test_what_a_process_was_forked_with_is_not_its_own_memory():
     child.kill()
     child.join()
     assert 0 < own < len(held) // 2 and whole > 0
-
-
-@pytest.mark.matrix
-def test_what_was_proven_is_taken_over_until_the_rules_change(zoo, monkeypatch):
-    folder, _, found = zoo
-    for path in (folder / 'configs').glob('*.py'):
-        if path.stem != 'toy':
-            path.unlink()
-    monkeypatch.setattr(config_proof, 'prove', no_proof)
-    assert run(folder)[1]['toy'] == found['toy']
-    monkeypatch.setattr(config_proof, 'proof_rules', lambda family: 'others')
-    _, one = run(folder, '--files', 'fixed')
-    assert 'proven again' in one['toy'].fixed.why
-    assert one['toy'].dynamic == found['toy'].dynamic
-    status, again = run(folder)
-    assert status == 1
-    assert 'proven again' in again['toy'].dynamic.why
-
-
-def test_the_digest_of_a_graph_counts_constants_of_weights_by_their_shape():
-    """The last bits of seeded weights are other ones on another CPU, where the graph is the same."""
-    import onnx
-
-    def graph(weights='float[2] w = {1, 2}', shape='int64[1] s = {2}', name='n'):
-        return onnx.parser.parse_model(
-            f'<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[N] y) <{weights}, {shape}> '
-            f'{{ {name} = Add(x, w) y = Reshape({name}, s) }}'
-        )
-
-    digest = digests.graph_digest(graph())
-    assert digests.graph_digest(graph(weights='float[2] w = {1, 3}')) == digest
-    assert digests.graph_digest(graph(name='renamed')) == digest
-    assert digests.graph_digest(graph(weights='float[1] w = {1}')) != digest
-    assert digests.graph_digest(graph(shape='int64[1] s = {-1}')) != digest
-
-
-def test_the_rules_cover_what_a_proof_imports():
-    files = (digests.PACKAGE / 'proving').rglob('*.py')
-    names = {name for file in files for name in re.findall(r'mmdeploy_ext\.(\w+)', file.read_text())}
-    packages = {name for name in names if (digests.PACKAGE / name).is_dir()}
-    # the zoo evaluates nothing and quantises nothing; of families see `proof_rules`
-    assert packages - {'evaluate', 'families', 'quantize'} <= set(digests.JUDGES)
-
-
-def test_rules_change_with_code_and_not_with_words(tmp_path):
-    found = []
-    for index, text in enumerate(('x = 1\n', '"""Words."""\nx = 1  # more\n', 'x = 2\n')):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        (folder / 'code.py').write_text(text)
-        found.append(digests.code_digest(folder, '.'))
-    assert found[0] == found[1] != found[2]
-
-
-def test_code_of_a_family_from_outside_is_its_whole_package(tmp_path, monkeypatch):
-    for name in ('foreign', 'foreign/inner', 'foreign/inner/deep'):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / '__init__.py').write_text('class Outside:\n    pass\n')
-    for name in ('foreign/inner/deep/family.py', 'foreign_module.py'):
-        (tmp_path / name).write_text('class Outside:\n    pass\n')
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ('foreign', 'foreign.inner', 'foreign.inner.deep', 'foreign.inner.deep.family'):
-        assert digests.family_folder(importlib.import_module(name).Outside) == tmp_path / 'foreign', name
-    assert digests.family_folder(importlib.import_module('foreign_module').Outside) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -479,8 +408,6 @@ def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path,
     assert found.fixed.matched >= 10
     assert found.fixed.worst_iou is None and 0 <= found.fixed.worst_distance < 1e-3
     assert config.parts['encoder'] == 'PillarFeatureNet+PointPillarsScatter'
-    monkeypatch.setattr(config_proof, 'prove', no_proof)
-    assert config_proof.prove_config(config, settings, found, lambda record: None) == found
 
 
 def test_a_config_that_no_longer_loads_keeps_the_outcome_of_an_export_that_is_left_out(tmp_path):
@@ -640,20 +567,3 @@ def test_a_run_that_was_stopped_leaves_alone_what_is_done_until_the_code_changes
     assert config_proof.origin_digest(own, settings) == ''
     families['gone'] = dataclasses.replace(families['dense'], family='package_that_is_gone:Family')
     assert config_proof.origin_digest(config, settings) == ''
-
-
-def test_the_time_left_follows_from_what_configs_cost_before(monkeypatch):
-    now = iter([0.0, 30.0, 90.0])
-    monkeypatch.setattr(time, 'monotonic', lambda: next(now))
-    a, b, c = (
-        records.Record(name, {}, fixed=records.Outcome(seconds=seconds), dynamic=records.Outcome())
-        for name, seconds in (('a', 10.0), ('b', 40.0), ('c', 10.0))
-    )
-    left = TimeLeft([a, b, None], records.EXPORT_KINDS)
-    assert left.seconds is None
-    left.end(a)  # 3 s of wall for a second of CPU; the third is taken to cost (10 + 40) / 2
-    assert left.seconds == 3 * (40 + 25)
-    left.end(b)
-    left.end(c)
-    assert left.seconds == 0
-    assert [duration_text(seconds) for seconds in (5, 300, 5000)] == ['1 min', '5 min', '1 h 23 min']

@@ -1,4 +1,4 @@
-"""The zoo of mmrotate's configs: which are one model at test time, and what a change of code invalidates."""
+"""The zoo of mmrotate's configs: which are one model at test time."""
 
 import ast
 import importlib.util
@@ -10,8 +10,7 @@ from docs._pages.zoo import rotated
 from mm2onnx_mmrotate import TRAINING_KEYS
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.zoo import configs, digests
+from mmdeploy_ext.zoo import configs
 
 MMROTATE = Path(importlib.util.find_spec('mmrotate').origin).parent
 OF_TRAINING = ('loss', 'target', 'train', 'quality')
@@ -52,13 +51,6 @@ def test_configs_of_one_model_are_proven_once_and_those_of_another_are_not():
         by_digest.setdefault(config.test_digest, []).append(config.name)
     models = sorted(sorted({name.rsplit('_', 1)[1] for name in names}) for names in by_digest.values())
     assert models == [['le135.py'], ['le90.py'], ['le90.py'], ['oc.py']]  # of `le90` one has a single class
-
-
-def test_a_proof_is_kept_until_code_of_the_whole_package_changes():
-    package = Path(importlib.util.find_spec('mm2onnx_mmrotate').origin).parent
-    for name in ('rotated_dense', 'rotated_two_stage'):
-        assert digests.family_folder(type(FAMILIES[name])) == package
-    assert digests.family_folder(type(FAMILIES['dense'])).name == 'dense'
 
 
 def test_the_page_has_a_row_for_each_model():
