@@ -4,15 +4,15 @@ Six shape classes with procedural fills on textured ground, occluding each other
 pictures are empty. The layout is COCO's: `train2017/`, `val2017/`, `annotations/instances_*2017.json`, the
 segmentations as compressed RLE of the visible pixels.
 
-Every picture has its own random stream, seeded by (seed, split, index): equal parameters give equal bytes,
-however often the run was interrupted. (Equal bytes also need the same builds of NumPy and OpenCV: JPEG
+Every picture has its own random stream, seeded by (seed, split, index): equal parameters give equal bytes.
+(Equal bytes also need the same builds of NumPy and OpenCV: JPEG
 encoders and resampling differ in last bits between builds.) A set is made in a folder beside its own, see
 `staging.make_set`. H, W: height and width of a picture, pixels.
 """
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import CLASSES, Instance, make_scene
 
@@ -39,8 +39,6 @@ MAX_PROPOSALS = 9
 """Largest number of shapes that is drawn for a picture, to be tried; not all find room."""
 JPEG_QUALITY = 92
 """Quality of the pictures, 0..100."""
-SHARD = 50
-"""Number of pictures whose annotations are one file of `staging.SHARDS`, so that a run can be resumed."""
 SPLITS = ('train2017', 'val2017')
 """Parts of the set, and names of their folders of pictures."""
 _STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
@@ -115,32 +113,13 @@ def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: i
     return {'image': entry, 'annotations': annotations}
 
 
-def _shard(folder: Path, start: int) -> Path:
-    return folder.parent / staging.SHARDS / f'{folder.name}_{start:06d}.json'
-
-
 def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterator[int]:
-    """Write the pictures of a split, and their annotations by shards.
-
-    Yields the number of pictures of every step; those of an earlier run count, too.
-    """
-    folder.mkdir(exist_ok=True)
-    for start in range(0, count, SHARD):
-        shard = _shard(folder, start)
-        indices = range(start, min(start + SHARD, count))
-        if shard.is_file():
-            yield len(indices)
-            continue
-        records = []
-        for index in indices:
-            records.append(_write_image(folder, parameters['seed'], parameters['size'], index))
-            yield 1
-        write_json(shard, records)
-
-
-def _merge_shards(folder: Path, count: int) -> None:
-    """Write the annotations of a split from its shards."""
-    records = [record for start in range(0, count, SHARD) for record in read_json(_shard(folder, start))]
+    """Write the pictures and the annotations of a split; yield 1 after each picture."""
+    folder.mkdir()
+    records = []
+    for index in range(count):
+        records.append(_write_image(folder, parameters['seed'], parameters['size'], index))
+        yield 1
     annotations = []
     for record in records:
         for annotation in record['annotations']:
@@ -209,8 +188,6 @@ def ensure_toy_coco(
     def write(folder: Path) -> Iterator[int]:
         for split, count in counts.items():
             yield from _write_split(folder / split, count, parameters)
-        for split, count in counts.items():
-            _merge_shards(folder / split, count)
 
     return staging.make_set(root, parameters, write, train_images + val_images, force=force, quiet=quiet)
 
@@ -253,19 +230,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
     parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')
     cli.add_debug_option(parser)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture as the set has them; return the exit status, 0 of a success.
-
-    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
-    the parser refuses.
-    """
-    parser = cli.ArgumentParser(prog='mm2onnx synthetic coco', description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    return cli.run(run, parser, argv)
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.runtime.geometry import rotation_of
@@ -34,27 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 VERSION = 'v1.0-trainval'
-TABLES = dict(
-    sample=('timestamp', 'scene_token'),
-    sample_data=(
-        'sample_token', 'ego_pose_token', 'calibrated_sensor_token', 'is_key_frame', 'filename', 'width',
-        'height',
-    ),
-    calibrated_sensor=('sensor_token', 'rotation', 'translation', 'camera_intrinsic'),
-    ego_pose=('rotation', 'translation'),
-    scene=('name',),
-    sensor=('channel',),
-    sample_annotation=(
-        'sample_token', 'instance_token', 'attribute_tokens', 'size', 'rotation', 'translation', 'prev',
-        'next',
-    ),
-    instance=('category_token',),
-    category=('name',),
-    attribute=('name',),
+TABLES = (
+    'sample', 'sample_data', 'calibrated_sensor', 'ego_pose', 'scene', 'sensor', 'sample_annotation',
+    'instance', 'category', 'attribute',
 )  # fmt: skip
-"""Table that is read -> keys of its records that are read, beside `token`."""
-ADVICE = 'Make the set again with `mm2onnx synthetic nuscenes --force`'
-"""End of messages about tables that are damaged."""
+"""Tables that are read."""
 CAMERAS = ('FRONT', 'FRONT_RIGHT', 'FRONT_LEFT', 'BACK', 'BACK_LEFT', 'BACK_RIGHT')
 """Cameras in the order in which mmdet3d's evaluator joins the pictures of a key frame."""
 CLASSES = {
@@ -116,7 +99,7 @@ class Tables:
     def __init__(self, root: Path) -> None:
         """Read the tables of the set at `root`; UsageError: a file of them is missing or damaged."""
         self.root = root
-        self.tables = {name: _read_table(root / VERSION / f'{name}.json', TABLES[name]) for name in TABLES}
+        self.tables = {name: _read_table(root / VERSION / f'{name}.json') for name in TABLES}
         self.annotations: dict[str, list[dict[str, Any]]] = {}
         for record in self.tables['sample_annotation'].values():
             self.annotations.setdefault(record['sample_token'], []).append(record)
@@ -130,8 +113,7 @@ class Tables:
         """Yield the records, in the table sample_data, of the pictures of key frames.
 
         Those of scenes that are not among the names `scenes` are left out. They are in the order of the
-        scenes' names, of time, and of `CAMERAS`: six of each key frame, of which UsageError names
-        one that lacks a picture.
+        scenes' names, of time, and of `CAMERAS`: six of each key frame.
         """
         by_sample: dict[str, dict[str, dict[str, Any]]] = {}
         for record in self.tables['sample_data'].values():
@@ -145,10 +127,7 @@ class Tables:
                 samples.append((name, sample['timestamp'], sample['token']))
         for _, _, token in sorted(samples):
             for camera in CAMERAS:
-                picture = by_sample.get(token, {}).get(f'CAM_{camera}')
-                if picture is None:
-                    raise UsageError(f'{self.root}: the key frame {token} has no CAM_{camera}. {ADVICE}')
-                yield picture
+                yield by_sample[token][f'CAM_{camera}']
 
     def sweep(self, image: dict[str, Any]) -> np.ndarray:
         """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
@@ -164,8 +143,7 @@ class Tables:
             and record['is_key_frame']
             and self.channel(record) == 'LIDAR_TOP'
         )
-        if (record := next(records, None)) is None:
-            raise UsageError(f'{self.root}: the key frame {image["token"]} has no LIDAR_TOP. {ADVICE}')
+        record = next(records)
         sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
         pose = self.tables['ego_pose'][record['ego_pose_token']]
         from_camera = np.linalg.inv(from_global(image)) @ LIDAR_TO_CAMERA
@@ -242,29 +220,9 @@ class Tables:
             )
 
 
-class _Table(dict[str, dict[str, Any]]):
-    """Token -> record of the file of a table at `path`."""
-
-    path: Path
-
-    def __missing__(self, token: str) -> None:
-        raise UsageError(f'{self.path}: has no record {token}, which another table names. {ADVICE}')
-
-
-def _read_table(path: Path, keys: Sequence[str]) -> _Table:
-    """Return token -> record of a file of a table, whose records have the keys."""
-    records = read_json(path)
-    try:
-        table = _Table({record['token']: record for record in records})
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f'{path}: is no table of nuScenes; expected a list of records with `token`. {ADVICE}'
-        ) from error
-    for token, record in table.items():
-        if missing := [key for key in keys if key not in record]:
-            raise UsageError(f'{path}: the record {token} has no {", ".join(missing)}. {ADVICE}')
-    table.path = path
-    return table
+def _read_table(path: Path) -> dict[str, dict[str, Any]]:
+    """Return token -> record of a table; UsageError: the file is missing or no JSON."""
+    return {record['token']: record for record in read_json(path)}
 
 
 def seen_box(

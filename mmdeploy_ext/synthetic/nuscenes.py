@@ -5,14 +5,14 @@ with a hue and a pattern of its own; boxes hide each other, and a camera that dr
 frame. Version `v1.0-trainval`, all tables of the devkit, scene names from the devkit's train and val lists.
 
 Every scene has random streams of its own, seeded by (seed, scene name); its number in the set decides on its
-times and its map. Equal parameters give equal bytes, however often the run was interrupted and with however
-many processes it ran. (Equal bytes also need the same builds of NumPy and OpenCV.)
+times and its map. Equal parameters give equal bytes with any number of processes, from the same builds of
+NumPy and OpenCV.
 """
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import read_json, write_json
+from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.nuscenes_scene import (
     MAX_FRAMES,
@@ -98,30 +98,17 @@ def plans(options: SetOptions) -> list[ScenePlan]:
     return [ScenePlan(**vars(options), name=name, number=number) for number, name in enumerate(scene_names)]
 
 
-def _shard(root: Path, plan: ScenePlan) -> Path:
-    return root / staging.SHARDS / f'{plan.name}.json'
-
-
-def _write_shard(root: Path, plan: ScenePlan) -> int:
-    """Write a scene and its shard unless an interrupted run did; return 1."""
-    if not _shard(root, plan).is_file():
-        write_json(_shard(root, plan), write_scene(root, plan))
-    return 1
-
-
-def _write_scenes(root: Path, scene_plans: list[ScenePlan], jobs: int) -> Iterator[int]:
-    """Write the shards of scenes; yield 1 after each."""
+def _write_scenes(root: Path, scene_plans: list[ScenePlan], jobs: int) -> Iterator[dict[str, list[Record]]]:
+    """Write the files of scenes; yield the tables of each."""
     for channel in (*CAMERAS, LIDAR):
         for folder in ('samples', 'sweeps'):
-            (root / folder / channel).mkdir(parents=True, exist_ok=True)
+            (root / folder / channel).mkdir(parents=True)
     if jobs == 1:
-        for plan in scene_plans:
-            yield _write_shard(root, plan)
+        yield from (write_scene(root, plan) for plan in scene_plans)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context('spawn')) as pool:
         try:
-            for job in as_completed([pool.submit(_write_shard, root, plan) for plan in scene_plans]):
-                yield job.result()
+            yield from pool.map(write_scene, [root] * len(scene_plans), scene_plans)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -144,13 +131,12 @@ def _write_map(path: Path, poses: list[Record]) -> None:
         raise DataError(f'{path}: OpenCV could not write the map mask')
 
 
-def _merge_shards(root: Path, scene_plans: list[ScenePlan]) -> None:
-    """Write the tables of the set from those of its scenes, and a map of each location."""
+def _write_tables(root: Path, scenes: list[dict[str, list[Record]]]) -> None:
+    """Write the tables of the set, and a map of each location."""
     tables, poses_of_log = fixed_tables(), {}
-    for plan in scene_plans:
-        shard = read_json(_shard(root, plan))
-        poses_of_log[shard['log'][0]['token']] = shard['ego_pose']
-        for name, records in shard.items():
+    for scene in scenes:
+        poses_of_log[scene['log'][0]['token']] = scene['ego_pose']
+        for name, records in scene.items():
             tables.setdefault(name, []).extend(records)
     tables['map'] = []
     for location in sorted({log['location'] for log in tables['log']}):
@@ -199,8 +185,11 @@ def ensure_toy_nuscenes(
     parameters = {'world': WORLD, **asdict(options), 'image_size': list(options.image_size)}
 
     def write(folder: Path) -> Iterator[int]:
-        yield from _write_scenes(folder, scene_plans, jobs)
-        _merge_shards(folder, scene_plans)
+        scenes = []
+        for tables in _write_scenes(folder, scene_plans, jobs):
+            scenes.append(tables)
+            yield 1
+        _write_tables(folder, scenes)
 
     return staging.make_set(root, parameters, write, len(scene_plans), force=force, quiet=quiet)
 
@@ -226,19 +215,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--jobs', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace a generated set at --root')
     cli.add_debug_option(parser)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set unless it is there already; return the exit status, 0 of a success.
-
-    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
-    the parser refuses.
-    """
-    parser = cli.ArgumentParser(prog='mm2onnx synthetic nuscenes', description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    return cli.run(run, parser, argv)
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

@@ -155,19 +155,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run` to a parser: --out and --debug."""
     staging.add_folder(parser, '--out', 'data/toy_coco')
     cli.add_debug_option(parser)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the annotations unless they are there already; return the exit status, 0 of a success.
-
-    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
-    the parser refuses.
-    """
-    parser = cli.ArgumentParser(prog='mm2onnx synthetic panoptic', description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    return cli.run(run, parser, argv)
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

@@ -1,13 +1,8 @@
-"""Sets of generated files: a folder that appears whole, with a manifest of its parameters; their options.
-
-A set is made in the staging folder, a hidden folder beside its own, and moved to its place when it is
-finished; what an interrupted run has done there is used by the next one.
-"""
+"""Sets of generated files: a folder that appears whole, with a manifest of its parameters; their options."""
 
 import argparse
 import contextlib
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,33 +18,21 @@ from mmdeploy_ext.core.files import check_writable, read_json, sha256_file, writ
 
 MANIFEST = 'READY.json'
 """File that is written last into a finished folder: `parameters`, and `sha256`, file name -> its hash."""
-SHARDS = 'shards'
-"""Folder of the pieces that an unfinished set has; `make_set` removes it when the set is finished."""
-_PARAMETERS = 'PARAMETERS.json'
-"""File with the parameters of an unfinished set."""
 EXISTS = 'already there with the same parameters, nothing to do'
 """Text that is printed if the set is there already."""
 
 
 def staging_folder(root: Path) -> Path:
-    """Return the folder beside `root` in which it is made: `.NAME.part`; it need not exist.
-
-    If `root` is a link, it is beside the folder that the link names.
-    """
+    """Return the folder beside `root`, or beside the folder that a link there names, in which it is made."""
     root = root.resolve()
     return root.with_name(f'.{root.name}.part')
 
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time make `root`, inside the block; others wait for it without a limit.
+    """Let one process at a time make `root`; the lock file beside it stays.
 
-    The lock is that of a file beside `root`, or beside the folder that a link there names, in a folder that
-    is made; the file stays, the lock ends with the process, too.
-
-    Raises:
-        DataError: see `check_replaceable`; nothing is written then.
-        UsageError: the folder of `root` cannot be written.
+    DataError: see `check_replaceable`. UsageError: the folder of `root` cannot be written.
     """
     check_replaceable(root)
     root = root.resolve()  # '.' has no name
@@ -62,10 +45,7 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def check_replaceable(root: Path) -> None:
-    """Raise DataError if there is something at `root` that this package has not made.
-
-    That is a file, or a folder that is not empty and has no manifest; what a manifest says is not read.
-    """
+    """Raise DataError if there is a file or a folder at `root` that this package has not made."""
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
         raise DataError(
             f'{root}: exists, but is not a generated set ({MANIFEST} is missing); '
@@ -74,14 +54,10 @@ def check_replaceable(root: Path) -> None:
 
 
 def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
-    """Return whether `root` is a finished set with these parameters; False if it is missing or empty.
+    """Return whether `root` is a finished set with these parameters, name -> value as JSON gives it back.
 
-    Files are looked for, their hashes are not computed. `parameters` are name -> value as JSON gives it back:
-    lists, no tuples.
-
-    Raises:
-        DataError: `root` has files of another origin, or a set that lost files or has other parameters.
-        UsageError: its manifest is no JSON.
+    DataError: `root` has files of another origin, or a set that lost files or has other parameters.
+    UsageError: its manifest is no JSON.
     """
     check_replaceable(root)
     if not (root / MANIFEST).is_file():
@@ -107,32 +83,9 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
     return True
 
 
-def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
-    """Return the staging folder of `root`, which may have files of an interrupted run with these parameters.
-
-    The folder is made if it is missing; the files of a run with others are removed. `parameters` are those of
-    `is_ready`.
-    """
-    staging = staging_folder(root)
-    marker = staging / _PARAMETERS
-    with contextlib.suppress(ValueError):  # a marker that is no JSON is that of another run
-        if marker.is_file() and json.loads(marker.read_text(encoding='utf-8')) == parameters:
-            return staging
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
-    write_json(marker, parameters)
-    return staging
-
-
 def publish(root: Path, parameters: dict[str, Any]) -> None:
-    """Write the manifest of the staging folder, with these parameters, and move the folder to `root`.
-
-    The staging folder is one of `open_staging`. An older set at `root` is moved away first and
-    removed then. A link at `root` stays.
-    """
+    """Write the manifest of the staging folder, and move the folder to `root`; a link at `root` stays."""
     staging, root = staging_folder(root), root.resolve()
-    (staging / _PARAMETERS).unlink()
     files = sorted(path for path in staging.rglob('*') if path.is_file() and path.name != MANIFEST)
     hashes = {path.relative_to(staging).as_posix(): sha256_file(path) for path in files}
     write_json(staging / MANIFEST, {'parameters': parameters, 'sha256': hashes})
@@ -159,8 +112,6 @@ def make_set(
         root: folder of the set, or a link to it; it is written atomically.
         parameters: everything that decides on the content, name -> value as JSON gives it back.
         write: takes the folder, writes the files into it, and yields the number of steps that were just done.
-            It has to make the folder `SHARDS` in it, with pieces that a run after an interrupted one finds
-            there.
         total: number of all steps, the sum of what `write` yields.
         force: replace a set at `root`, whatever its parameters are; other folders are never replaced.
         quiet: show no progress bar.
@@ -181,21 +132,19 @@ def make_set(
             check_replaceable(root)
         elif is_ready(root, parameters):
             return False
-        folder = open_staging(root, parameters)
+        folder = staging_folder(root)
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+        folder.mkdir(parents=True)
         with Progress(console=cli.stderr(), disable=quiet) as progress:
             task = progress.add_task(f'making {root}', total=total)
             for steps in write(folder):
                 progress.advance(task, steps)
-        shutil.rmtree(folder / SHARDS)
         publish(root, parameters)
     return True
 
 
 def add_seeded(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `mm2onnx synthetic weights`, which writes repeatable random weights of a config.
-
-    They are here since `seeded.py` imports torch, which its --help does without.
-    """
+    """Add the arguments of `mm2onnx synthetic weights`, without the import of torch of `seeded.py`."""
     parser.add_argument('config')
     cli.writes(parser.add_argument('out', type=Path))
     parser.add_argument('--seed', type=int, default=0)
@@ -203,17 +152,13 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
 
 
 def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:
-    """Add an option that names the folder of a set: `option`, such as '--out', with its default, a text."""
+    """Add an option that names the folder of a set."""
     text = 'folder of the set (default: %(default)s)'
     cli.writes(parser.add_argument(option, default=default, help=text), '')
 
 
 def add_pictures(parser: argparse.ArgumentParser, default: str, train_images: int, val_images: int) -> None:
-    """Add the options of a set of training and validation pictures.
-
-    They are --out (the folder, whose default is `default`), --seed, --train-images and --val-images (numbers
-    of pictures, with these defaults), and --force.
-    """
+    """Add the options of a set of training and validation pictures."""
     add_folder(parser, '--out', default)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=train_images, metavar='N')
@@ -222,14 +167,7 @@ def add_pictures(parser: argparse.ArgumentParser, default: str, train_images: in
 
 
 def make_pictures(args: argparse.Namespace, ensure: Callable[..., bool], **settings: Any) -> None:
-    """Make a set of pictures as the options of `add_pictures` state, and print what was done.
-
-    Args:
-        args: parsed options.
-        ensure: makes the set unless it exists already, and returns whether it did; called with the folder, a
-            text, and `seed`, `force`, `train_images`, `val_images`.
-        settings: further keyword arguments of `ensure`.
-    """
+    """Make a set of pictures by `ensure` as the options of `add_pictures` state, and print the result."""
     counts = dict(train_images=args.train_images, val_images=args.val_images)
     was_made = ensure(args.out, seed=args.seed, force=args.force, **counts, **settings)
     pictures = f'{args.train_images} training and {args.val_images} validation pictures made'

@@ -272,7 +272,6 @@ def ensure_toy_dota(
     parameters: dict[str, Any] = dict(kind='dota', world=WORLD, seed=seed, **counts)
 
     def write(folder: Path) -> Iterator[int]:
-        (folder / staging.SHARDS).mkdir(exist_ok=True)
         for split, count in counts.items():
             yield from _write_split(folder / split, seed, count)
 

@@ -16,6 +16,7 @@ from pycocotools import mask as mask_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mmdeploy_ext.cli.synthetic_app import main as synthetic
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.synthetic import coco, scene, staging
 
@@ -60,7 +61,7 @@ def test_a_ready_set_is_left_alone(small_set, monkeypatch, capsys):
     monkeypatch.setattr(coco, 'make_scene', lambda *_: pytest.fail('made again'))
     assert not coco.ensure_toy_coco(small_set, **SMALL)
     options = ['--seed', '3', '--train-images', '24', '--val-images', '40']
-    assert coco.main(['--out', str(small_set), *options]) == 0
+    assert synthetic(['coco', '--out', str(small_set), *options]) == 0
     assert 'nothing to do' in capsys.readouterr().out
 
 
@@ -105,38 +106,8 @@ def test_a_manifest_whose_entries_are_no_dicts_is_refused_by_name(tmp_path, key,
         staging.is_ready(tmp_path, {})
 
 
-def test_leavings_whose_parameters_cannot_be_read_are_not_used(tmp_path):
-    folder = staging.open_staging(tmp_path / 'set', {'seed': 1})
-    (folder / 'PARAMETERS.json').write_bytes(b'{\xff')
-    (folder / 'stray.jpg').write_text('x')
-    assert [path.name for path in staging.open_staging(tmp_path / 'set', {'seed': 1}).iterdir()] == [
-        'PARAMETERS.json'
-    ]
-
-
-def test_an_interrupted_run_resumes_with_what_it_had(small_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(coco, 'SHARD', 8)
-    root, made, write = tmp_path / 'set', [], coco._write_image
-
-    def stop_at_20(folder, seed, size, index):
-        if len(made) == 20:
-            raise KeyboardInterrupt
-        made.append(index)
-        return write(folder, seed, size, index)
-
-    monkeypatch.setattr(coco, '_write_image', stop_at_20)
-    with pytest.raises(KeyboardInterrupt):
-        coco.ensure_toy_coco(root, **SMALL)
-    assert not root.exists()
-    made.clear()
-    monkeypatch.setattr(coco, '_write_image', lambda *a: (made.append(a[-1]), write(*a))[1])
-    assert coco.ensure_toy_coco(root, **SMALL)
-    assert len(made) == 64 - 16  # two shards of eight were whole
-    assert file_hashes(root) == file_hashes(small_set)
-
-
-def test_leavings_with_other_parameters_are_not_used(tmp_path, small_set):
-    staging.open_staging(tmp_path / 'set', {'seed': 99})
+def test_leavings_of_an_interrupted_run_are_not_used(tmp_path, small_set):
+    staging.staging_folder(tmp_path / 'set').mkdir()
     (staging.staging_folder(tmp_path / 'set') / 'stray.jpg').write_text('x')
     coco.ensure_toy_coco(tmp_path / 'set', **SMALL)
     assert file_hashes(tmp_path / 'set') == file_hashes(small_set)
@@ -144,7 +115,8 @@ def test_leavings_with_other_parameters_are_not_used(tmp_path, small_set):
 
 def test_a_killed_run_leaves_no_set_and_the_next_one_works(tmp_path):
     root = tmp_path / 'set'
-    command = [sys.executable, '-m', 'projects.toydata.coco', '--out', str(root), '--train-images', '5000']
+    tool = [sys.executable, '-m', 'mmdeploy_ext', 'synthetic', 'coco']
+    command = [*tool, '--out', str(root), '--train-images', '5000']
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as job:
         deadline = time.monotonic() + 20
         while not list(staging.staging_folder(root).glob('train2017/*.jpg')) and time.monotonic() < deadline:
@@ -188,7 +160,7 @@ def test_of_two_at_once_one_makes_the_set(tmp_path):
     ],
 )
 def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, message):
-    assert coco.main(['--out', str(tmp_path / 'set'), *options]) == 2
+    assert synthetic(['coco', '--out', str(tmp_path / 'set'), *options]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ') and message in captured.err
     assert list(tmp_path.iterdir()) == []
@@ -266,7 +238,7 @@ def test_one_size_can_be_asked_for(tmp_path):
 
 def test_a_single_picture_can_be_asked_for(tmp_path):
     options = ['--size', '360', '480', '--shapes', '10', '--seed', '6']
-    assert coco.main(['--picture', str(tmp_path / 'a.jpg'), *options]) == 0
+    assert synthetic(['coco', '--picture', str(tmp_path / 'a.jpg'), *options]) == 0
     assert cv2.imread(str(tmp_path / 'a.jpg')).shape == (360, 480, 3)
     assert [path.name for path in tmp_path.iterdir()] == ['a.jpg']
 

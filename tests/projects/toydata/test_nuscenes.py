@@ -3,7 +3,6 @@
 import colorsys
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import cv2
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
+from mmdeploy_ext.cli.synthetic_app import main as synthetic
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.synthetic import nuscenes as toy
-from mmdeploy_ext.synthetic import nuscenes_scene, nuscenes_sensors, nuscenes_world, staging
+from mmdeploy_ext.synthetic import nuscenes_scene, nuscenes_sensors, nuscenes_world
 from mmdeploy_ext.synthetic.monocular import Tables
 from mmdeploy_ext.synthetic.nuscenes_sensors import ray_box, render
 
@@ -329,34 +329,13 @@ def test_a_ready_set_is_left_alone_and_another_one_is_refused(tmp_path, monkeypa
         '--jobs',
         '1',
     ]
-    assert toy.main(options) == 0
+    assert synthetic(['nuscenes', *options]) == 0
     assert '1 training and 1 validation scenes of 2 key frames made' in capsys.readouterr().out
     monkeypatch.setattr(toy, 'write_scene', lambda *_: pytest.fail('made again'))
-    assert toy.main(options) == 0
+    assert synthetic(['nuscenes', *options]) == 0
     assert 'nothing to do' in capsys.readouterr().out
     with pytest.raises(DataError, match=r"\{'frames'.*2\}.*\{'frames'.*3\}.*--force"):
         toy.ensure_toy_nuscenes(root, toy.SetOptions(1, 1, 3, 3, (48, 32)), quiet=True)
-
-
-def test_an_interrupted_run_resumes_with_the_scenes_it_had(tmp_path, monkeypatch):
-    made, write = [], toy.write_scene
-
-    def stop_at_the_second(root, plan):
-        if made:
-            raise KeyboardInterrupt
-        made.append(plan.name)
-        return write(root, plan)
-
-    monkeypatch.setattr(toy, 'write_scene', stop_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        toy.ensure_toy_nuscenes(tmp_path / 'set', TINY, jobs=1, quiet=True)
-    assert not (tmp_path / 'set').exists() and staging.staging_folder(tmp_path / 'set').exists()
-    monkeypatch.setattr(toy, 'write_scene', lambda root, plan: (made.append(plan.name), write(root, plan))[1])
-    assert toy.ensure_toy_nuscenes(tmp_path / 'set', TINY, jobs=1, quiet=True)
-    assert made == ['scene-0001', 'scene-0003']
-    monkeypatch.undo()
-    toy.ensure_toy_nuscenes(tmp_path / 'again', TINY, jobs=1, quiet=True)
-    assert file_hashes(tmp_path / 'again') == file_hashes(tmp_path / 'set')
 
 
 @pytest.mark.parametrize(
@@ -373,39 +352,12 @@ def test_an_interrupted_run_resumes_with_the_scenes_it_had(tmp_path, monkeypatch
     ],
 )
 def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, message):
-    assert toy.main(['--root', str(tmp_path / 'set'), *options]) == 2
+    assert synthetic(['nuscenes', '--root', str(tmp_path / 'set'), *options]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ') and message in captured.err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError):
         toy.ensure_toy_nuscenes(tmp_path / 'set', toy.SetOptions(frames=0))
-
-
-@pytest.mark.parametrize('content', ['[{}]', '{"a": 1}', '5', '[1]'])
-def test_a_table_of_other_entries_is_refused_by_name(tmp_path, content):
-    (tmp_path / 'v1.0-trainval').mkdir()
-    (tmp_path / 'v1.0-trainval/sample.json').write_text(content)
-    with pytest.raises(UsageError, match=r'sample\.json: is no table of nuScenes'):
-        Tables(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ('name', 'change', 'message'),
-    [
-        ('sample_data', lambda records: records[0].pop('filename'), 'the record .* has no filename'),
-        ('scene', lambda records: records.clear(), 'has no record .*, which another table names'),
-        ('sensor', lambda records: records.pop(0), 'has no record .*, which another table names'),
-        ('sample_data', lambda records: records.pop(0), 'the key frame .* has no CAM_FRONT'),
-    ],
-)
-def test_tables_that_do_not_fit_together_are_refused_by_name(root, tmp_path, name, change, message):
-    shutil.copytree(root / 'v1.0-trainval', tmp_path / 'v1.0-trainval')
-    path = tmp_path / f'v1.0-trainval/{name}.json'
-    records = json.loads(path.read_text())
-    change(records)
-    path.write_text(json.dumps(records))
-    with pytest.raises(UsageError, match=message):
-        list(Tables(tmp_path).pictures(['scene-0001', 'scene-0002']))
 
 
 def test_a_damaged_sweep_is_refused_by_name(root, tmp_path):
@@ -420,7 +372,4 @@ def test_a_damaged_sweep_is_refused_by_name(root, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b'abc')
     with pytest.raises(DataError, match=r'LIDAR_TOP.*pcd\.bin: has 3 bytes'):
-        tables.sweep(image)
-    tables.tables['sample_data'].clear()
-    with pytest.raises(UsageError, match=r'the key frame .* has no LIDAR_TOP'):
         tables.sweep(image)
