@@ -50,24 +50,18 @@ class Limits:
 class ConfigProcess:
     """The process that exports and proves one config.
 
-    Below the folder `out` of the run, `records/` has a JSON file for each config, a file with the suffix
-    '.unfinished' from the first export that ended until its process has, and `logs/` has the output of its
-    process. An unfinished file and a log of an earlier run are removed first; its record stays until this
-    process replaces it. `log`, `record_path` and `unfinished_path` are these files of the config, `start_s`
-    is when it began, by `time.monotonic`, `export_kinds` are the exports of the run, in their order, and
-    `is_done.value` is whether the process has written its record.
+    Below the folder `out` of the run, `records/` has a JSON file for each config, written again after each
+    export, and `logs/` has the output of its process.
     """
 
     def __init__(self, config: Config, settings: Settings, out: Path) -> None:
-        """Start the process with the settings of the run."""
         self.config, self.log = config, out / 'logs' / f'{config.slug}.txt'
         self.record_path = record_path(config, out)
-        self.unfinished_path = self.record_path.with_suffix('.unfinished')
         self.export_kinds = [kind for kind in EXPORT_KINDS if kind in settings.export_kinds]
-        for path in (self.unfinished_path, self.log):  # of another run: this process may die before it writes
-            path.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
+        left_out = left_out_outcomes(read_record(self.record_path), self.export_kinds)
+        Record(config.name, config.parts, **left_out).write(self.record_path)
         context = multiprocessing.get_context('fork')  # the libraries take seconds to import
-        self.is_done = context.Value('b', False, lock=False)  # a killed process would keep a lock
         self.process = context.Process(target=self._run, args=(settings,))
         self.process.start()
         self.start_s = time.monotonic()
@@ -83,12 +77,8 @@ class ConfigProcess:
         for stream in (1, 2):
             os.dup2(log, stream)
         earlier = read_record(self.record_path)
-        record = prove_config(
-            self.config, settings, earlier, lambda record: record.write(self.unfinished_path)
-        )
+        record = prove_config(self.config, settings, earlier, lambda done: done.write(self.record_path))
         record.write(self.record_path)
-        self.is_done.value = True
-        self.unfinished_path.unlink(missing_ok=True)
         sys.stdout.flush()
 
     def exceeded_limit(self, limits: Limits) -> str:
@@ -108,20 +98,15 @@ class ConfigProcess:
         self.process.join()
 
     def record(self, limit: str) -> Record:
-        """Return the record of the ended process; one of a process that failed is made and written here.
+        """Return the record of the ended process.
 
-        The failure becomes the outcome of the first export without one, among those of `export_kinds` that
-        the config's family has. If all have one, or the process had written its record, it failed after its
-        work, and the outcomes stay; so do earlier ones of exports that this run leaves out. `limit` is the
-        reason for which it was killed; '' if it ended by itself.
+        The failure of a process, or the `limit` for which it was killed, becomes the outcome of the first
+        export of this run without one.
         """
-        status, earlier = self.process.exitcode, read_record(self.record_path)
-        left_out = left_out_outcomes(earlier, self.export_kinds)
-        empty = Record(self.config.name, self.config.parts, **left_out)
-        if self.is_done.value:
-            self.unfinished_path.unlink(missing_ok=True)
-            return earlier or empty
-        record = read_record(self.unfinished_path) or empty
+        status, record = self.process.exitcode, read_record(self.record_path)
+        if record is not None and status == 0 and not limit:
+            return record
+        record = record or Record(self.config.name, self.config.parts)
         lines = self.log.read_text(errors='replace').splitlines()[-LOG_LINES:] if self.log.is_file() else []
         status_text = f'signal {-status}' if status is not None and status < 0 else f'exit status {status}'
         last_words = portable('\n'.join(lines))[-(MAX_CHARACTERS - len(status_text) - 1) :]
@@ -130,7 +115,6 @@ class ConfigProcess:
         if open_kinds := [kind for kind in tried if getattr(record, kind) is None]:
             record = dataclasses.replace(record, **{open_kinds[0]: failure})
         record.write(self.record_path)
-        self.unfinished_path.unlink(missing_ok=True)
         return record
 
 
@@ -141,12 +125,7 @@ def _export_kinds(record: Record) -> tuple[str, ...]:
 
 
 def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> list[Record]:
-    """Return the records of a group, configs that are the same model, if the first has one that still holds.
-
-    That is one of an earlier run into `out`; the others get copies of it, which are written here. The list is
-    empty if there is none, if a wanted export was not tried, if its process died or exceeded a limit, or if
-    anything changed that the outcome follows from.
-    """
+    """Return the records of a group of configs of one model, if the first has a record that still holds."""
     record = read_record(record_path(group[0], out))
     if record is None:
         return []
@@ -179,11 +158,9 @@ def import_libraries(config: Config) -> None:
 def run_all(
     groups: Sequence[Sequence[Config]], settings: Settings, out: Path, jobs: int, limits: Limits
 ) -> Iterator[list[Record]]:
-    """Yield the records of each group of configs as soon as they are known.
+    """Yield the records of each group of configs of one model, of which only the first is proven.
 
-    `jobs` processes, one or more, run at a time; a group has at least one config. The configs of a group are
-    the same model to test, of which only the first is proven. A process that exceeds one of the limits is
-    killed. `ConfigProcess` says what is written below `out`.
+    `jobs` processes run at a time; a process that exceeds one of the limits is killed.
     """
     for name in ('records', 'logs'):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -214,10 +191,7 @@ def record_path(config: Config, out: Path) -> Path:
 
 
 def private_bytes(pid: int | None) -> int:
-    """Return the bytes that a process wrote and does not share with its parent; 0 if they cannot be read.
-
-    `pid` is that of the process, None of one that has not started.
-    """
+    """Return the bytes that a process does not share with its parent; 0 if they cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines():
             if line.startswith('Private_Dirty:'):

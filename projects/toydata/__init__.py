@@ -1,1 +1,1 @@
-"""Generated data sets: the commands of `mmdeploy_ext.synthetic`."""
+"""Seeded weights of toys."""

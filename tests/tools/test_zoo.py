@@ -231,15 +231,13 @@ def test_a_process_that_died_left_out_an_export_that_was_asked_for(tmp_path, ask
     job = object.__new__(processes.ConfigProcess)
     job.config, job.export_kinds = types.SimpleNamespace(name='one.py', parts={}), asked
     job.process, job.log = types.SimpleNamespace(exitcode=-9), tmp_path / 'none.txt'
-    job.is_done = types.SimpleNamespace(value=False)
-    job.record_path, job.unfinished_path = tmp_path / 'one.json', tmp_path / 'one.unfinished'
+    job.record_path = tmp_path / 'one.json'
     if done:
         family = 'centerpoint' if 'lidar' in done else ''
         proven = {kind: records.Outcome(True) for kind in done if kind in records.EXPORT_KINDS}
-        records.Record('one.py', {}, family=family, **proven).write(job.unfinished_path)
+        records.Record('one.py', {}, family=family, **proven).write(job.record_path)
     job.log.write_text('word ' * 1000)
     record = job.record('')
-    assert not job.unfinished_path.exists()
     if expected:
         failure = getattr(record, expected)
         assert failure.reason == records.CRASH and failure.why.startswith('signal 9\n')
@@ -253,15 +251,14 @@ def test_a_process_that_dies_at_once_leaves_nothing_of_an_earlier_run(tmp_path, 
     for name in ('records', 'logs'):
         (tmp_path / name).mkdir()
     (tmp_path / 'logs/one.txt').write_text('of an earlier run')
-    unfinished = tmp_path / 'records/one.unfinished'
-    records.Record('one.py', {}, fixed=records.Outcome(True)).write(unfinished)
+    records.Record('one.py', {}, fixed=records.Outcome(True)).write(tmp_path / 'records/one.json')
     monkeypatch.setattr(processes.ConfigProcess, '_run', lambda *_: os._exit(3))
     settings = types.SimpleNamespace(export_kinds=('fixed',))
     job = processes.ConfigProcess(config, settings, tmp_path)
     job.process.join()
     record = job.record('')
     assert (record.fixed.reason, record.fixed.why) == (records.CRASH, 'exit status 3')
-    assert records.read_record(job.record_path) == record and not unfinished.exists()
+    assert records.read_record(job.record_path) == record
 
 
 def test_a_process_that_dies_at_once_keeps_the_outcome_that_the_run_leaves_out(tmp_path, monkeypatch):
