@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.base import Benchmark, short_labels
 from mmdeploy_ext.benchmark.clocks import NetworkClock
@@ -15,7 +17,7 @@ from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
 from mmdeploy_ext.benchmark.ort_profile import profile_graph
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import ModelFileError, UsageError, one_line
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting.copy import fused
 from mmdeploy_ext.families.files import export_files
@@ -52,6 +54,7 @@ class ImageBenchmark(Benchmark):
 
     Attributes:
         images: BGR pictures, at most `MAX_IMAGES`.
+        prepared: the input of `--prepared`, in every place of a batch, or None.
         options: height, width and batch of the run.
     """
 
@@ -68,7 +71,8 @@ class ImageBenchmark(Benchmark):
         """
         args = self.args
         files_metadata, self.options = read_files(args)
-        paths = list_images(args.images or [DEFAULT_PICTURE])
+        self.prepared = read_prepared(args.prepared) if args.prepared else None
+        paths = [] if args.prepared else list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
@@ -106,6 +110,8 @@ class ImageBenchmark(Benchmark):
 
     def prepare(self, start: int = 0) -> list[PreparedImage]:
         """Return one prepared batch of images from index `start` on; after the last comes the first."""
+        if self.prepared is not None:
+            return [self.prepared] * self.batch
         size = self.options.height, self.options.width
         pictures = [self.images[(start + index) % len(self.images)] for index in range(self.batch)]
         return [prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
@@ -184,6 +190,8 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
     sizes, batches = [], []
     if args.shape:
         sizes.append(('--shape', (args.shape[0], args.shape[-1])))
+    if args.prepared:
+        sizes.append((args.prepared, read_prepared(args.prepared).tensor.shape[1:]))
     if args.samples_per_gpu:
         batches.append(('--samples-per-gpu', args.samples_per_gpu))
     files_metadata = [_read_metadata(path) for path in args.onnx]
@@ -264,3 +272,21 @@ def run_model(
     for _ in range(memory.RUNS):
         reference.results(images, rescale=True)
     return baseline_kb, deployment
+
+
+def read_prepared(path: str) -> PreparedImage:
+    """Read an .npz with a normalised, padded `input` (3, H, W) float32, `img_shape` and `ori_shape` (2,).
+
+    The shapes are height and width in pixels of the content before padding, and of the original image.
+    UsageError: the file is missing, or lacks an array, or has one of another shape.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            tensor = np.float32(arrays['input']).reshape(3, *arrays['input'].shape[-2:])
+            height, width = map(int, arrays['img_shape'])
+            ori_height, ori_width = map(int, arrays['ori_shape'])
+    except Exception as error:
+        expected = 'input (3, H, W), img_shape (2,) and ori_shape (2,)'
+        raise UsageError(f'{path}: is no .npz of {expected}: {one_line(error)}') from error
+    ratio = np.array([width / ori_width, height / ori_height] * 2, np.float32)
+    return PreparedImage(np.ascontiguousarray(tensor), (height, width), ratio, (ori_height, ori_width))

@@ -69,7 +69,7 @@ class SparseBenchmark(Benchmark):
     kind = 'sparse'
     models = 'sparse LiDAR backbones'
     foreign = (
-        'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'device',
+        'shape', 'samples_per_gpu', 'images', 'prepared', 'fuse_conv_bn', 'profile', 'launcher', 'device',
     )  # fmt: skip
     seconds = 45.0
 

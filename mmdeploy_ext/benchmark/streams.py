@@ -54,7 +54,7 @@ class StreamBenchmark(Benchmark):
     kind = 'stream'
     models = 'streaming models'
     foreign = (
-        'shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'profile', 'launcher', 'voxels',
+        'shape', 'samples_per_gpu', 'images', 'prepared', 'fuse_conv_bn', 'profile', 'launcher', 'voxels',
         'no_racing',
     )  # fmt: skip
 

@@ -62,6 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     add('--samples-per-gpu --batch-size N', 'images per batch (default: of the files, else 1)', 0)
     add('--threads N', 'of every engine (default: the cores)', 0)
     add('--images PATH...', 'images or folders (default: demo/toy.jpg)')
+    add(
+        '--prepared FILE.npz',
+        'a network input instead of images: arrays input (3, H, W), img_shape, ori_shape',
+    )
     add('--profile', "operators by ONNX Runtime's profiler, in sessions of their own")
     add('--no-memory', 'do not measure memory (a process per contender)')
     add('--json FILE', 'write all figures as JSON')
@@ -100,6 +104,8 @@ def _check(args: argparse.Namespace) -> list[str]:
     check_names(engines, option=f'--engines {args.engines}')
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
+    if args.prepared and args.images:
+        raise UsageError('--prepared and --images: the benchmark measures on one of them')
     _check_engines(args, engines)
     for name in ('max_seconds', 'spare_rounds'):
         if getattr(args, name) and args.launcher != 'none':

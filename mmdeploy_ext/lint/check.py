@@ -52,13 +52,14 @@ def check(
     check_exporters(exporters)
     _check_inputs(example_inputs, other_inputs)
     outputs = _outputs(module, example_inputs)
-    observer = _observe(module, example_inputs)
+    names = _tensor_names(module, example_inputs, input_names)
+    observer = _observe(module, example_inputs, names)
     events = list(observer.events)
     if not dynamic:
         events = [event for event in events if event.sizes is None]
     elif other_inputs is not None:
         _outputs(module, other_inputs)
-        events = _without_fixed(events, _observe(module, other_inputs).events)
+        events = _without_fixed(events, _observe(module, other_inputs, names).events)
     events += _input_events(module, example_inputs, outputs, observer, dynamic)
     trained = [part for part in module.modules() if part.training and isinstance(part, TRAINED_LAYERS)]
     if any(getattr(part, 'p', 1) > 0 for part in trained):  # dropout with p = 0 does nothing
@@ -71,8 +72,7 @@ def check(
     for trial in trials:
         if trial.exporter == 'torchscript' and trial.refused and observer.graph is not None:
             events += unknown_operators(observer.graph, trial.opset)
-    names = _tensor_names(module, example_inputs, input_names)
-    return make_report(name or type(module).__name__, events, exporters, trials, names)
+    return make_report(name or type(module).__name__, events, exporters, trials)
 
 
 def _check_inputs(example_inputs: Any, other_inputs: Any) -> None:
@@ -100,10 +100,10 @@ def _outputs(module: torch.nn.Module, inputs: Sequence[Any]) -> list[Any]:
         ) from error
 
 
-def _observe(module: torch.nn.Module, inputs: Sequence[Any]) -> Observer:
+def _observe(module: torch.nn.Module, inputs: Sequence[Any], names: Sequence[str]) -> Observer:
     """Trace a copy of a module, as in an export; if that fails, as outside of exports."""
     for exporting in (True, False):
-        observer = Observer(copy_of(module))
+        observer = Observer(copy_of(module), names)
         observer.trace(copies(list(inputs)), exporting)
         if observer.error is None:
             break
@@ -133,17 +133,17 @@ def _input_events(
     count = len(list(tensors_in(inputs)))
     traced_outputs = _traced_outputs(observer, inputs)
     for index, value in enumerate(list(observer.graph.inputs())[-count:]):
-        changed = _with_change(inputs, index)
+        name, changed = observer.names[index], _with_change(inputs, index)
         uses = {use.user.kind() for use in value.uses()}
         if _differs(traced_outputs, _traced_outputs, observer, changed):
             continue
         if _differs(outputs, _outputs, module, changed):
-            detail = f'input {index} changes the outputs, but not through tensors'
+            detail = f'input {name!r} changes the outputs, but not through tensors'
             events.append(Event('frozen-input', None, detail))
         elif not uses:
-            events.append(Event('unused-input', None, f'input {index} reaches no output'))
+            events.append(Event('unused-input', None, f'input {name!r} reaches no output'))
         elif not dynamic and uses == {'aten::size'}:
-            events.append(Event('unused-input', None, f'input {index} counts for its sizes alone'))
+            events.append(Event('unused-input', None, f'input {name!r} counts for its sizes alone'))
     return events
 
 

@@ -128,6 +128,7 @@ class Observer(TorchFunctionMode):
     """Sees every call of torch while a module is traced.
 
     Attributes:
+        names: names of the input tensors.
         events: in their order.
         traced: the traced module, of flat tensors; None until `trace` has ended.
         graph: its graph without dead nodes.
@@ -135,9 +136,9 @@ class Observer(TorchFunctionMode):
         has_data: `.data` was read or written.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.names = module, names
         self.events: list[Event] = []
         self.traced: Any = None
         self.graph: torch._C.Graph | None = None
@@ -228,7 +229,7 @@ class Observer(TorchFunctionMode):
         if name in ('data.__get__', 'data.__set__'):
             self.has_data = True
             if inputs := self.depends(*arguments)[0]:
-                self.add('tensor-data', f'.data of a tensor that depends on {_text(inputs)}', caller())
+                self.add('tensor-data', f'.data of a tensor that depends on {self._text(inputs)}', caller())
         for target in _written(name, args, kwargs or {}):
             self._write(name, target, arguments)
         for view in tensors_in(result):
@@ -266,7 +267,7 @@ class Observer(TorchFunctionMode):
             decides = to == 'boolean' or use in ('branch', 'guard', 'loop')
             rule = 'value-in-branch' if decides else 'value-to-python'
             shown = f', {result:.6g},' if isinstance(result, int | float) else ''
-            self.add(rule, f'a {to}{shown} of {_text(inputs)}', site_of(frame))
+            self.add(rule, f'a {to}{shown} of {self._text(inputs)}', site_of(frame))
         elif sizes and use != 'guard':
             rules = dict(branch='size-in-branch', loop='size-in-loop')
             rule = rules.get(use, 'topk-from-size' if to == 'boolean' else 'size-to-python')
@@ -289,6 +290,11 @@ class Observer(TorchFunctionMode):
         for tensor in (target, base):
             if (value := _value(tensor)) is not None:
                 self._writes.setdefault(value.unique(), []).extend(sources)
+
+    def _text(self, inputs: Sequence[int]) -> str:
+        return (
+            f'input{"s" if len(inputs) > 1 else ""} {", ".join(repr(self.names[index]) for index in inputs)}'
+        )
 
     @contextlib.contextmanager
     def _watched_attributes(self) -> Iterator[None]:
@@ -379,7 +385,3 @@ def _written(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[t
     )
     first = args[0] if args else kwargs.get('input')
     return [*tensors_in(([first] if in_place or kwargs.get('inplace') is True else [], kwargs.get('out')))]
-
-
-def _text(inputs: Sequence[int]) -> str:
-    return f'input{"s" if len(inputs) > 1 else ""} {", ".join(map(str, inputs))}'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import re
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.lint.rules import RULES, SEVERITIES
@@ -92,31 +91,15 @@ class Report:
 
 
 def make_report(
-    name: str,
-    events: Sequence[Event],
-    exporters: Sequence[str],
-    trials: Sequence[Trial],
-    names: Sequence[str],
+    name: str, events: Sequence[Event], exporters: Sequence[str], trials: Sequence[Trial]
 ) -> Report:
-    """Return a report with one finding for each rule and line.
-
-    `names` of the input tensors replace the numbers behind 'input' and 'inputs' in the details.
-    """
-
-    def with_names(match: re.Match[str]) -> str:
-        numbers = [int(number) for number in re.findall(r'\d+', match[2])]
-        if max(numbers) >= len(names):  # a text of the module itself
-            return match[0]
-        return f'{match[1]} {", ".join(repr(names[number]) for number in numbers)}'
-
+    """Return a report with one finding for each rule and line."""
     groups: dict[tuple[str, str], list[Event]] = collections.defaultdict(list)
     for event in events:
         groups[event.rule, '' if event.site is None else event.site.text].append(event)
     findings = []
     for (rule, _), group in groups.items():
-        # 'input 0' and 'inputs 0, 2' get their names
-        texts = [re.sub(r'\b(inputs?) (\d+(?:, \d+)*)\b', with_names, event.detail) for event in group]
-        details = tuple(dict.fromkeys(texts))
+        details = tuple(dict.fromkeys(event.detail for event in group))
         severity = RULES[rule].severity(exporters)
         site = max(
             (event.site for event in group), key=lambda site: site is not None and site.via is not None

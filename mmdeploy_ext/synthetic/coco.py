@@ -48,19 +48,10 @@ _STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
 def start_sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None
 ) -> tuple[np.random.Generator, tuple[int, int], int]:
-    """Make the first draws of a picture: its size, and the number of shapes to try.
+    """Return the generator after the first draws of a picture, (H, W) in pixels, and the number of shapes.
 
-    Other makers of pictures begin with it, so that their sizes are those of this set.
-
-    Args:
-        seed: seed of the set, 0 or more.
-        split: `train2017`, `val2017` or `picture`; any other is a KeyError.
-        index: number of the picture in its split, from 0.
-        size: (H, W) in pixels, which is returned; None: one of `SIZES`, which is drawn in any case.
-
-    Returns:
-        The random generator after these draws, (H, W) in pixels, and the number of shapes, 0 for an empty
-        picture.
+    Other makers of pictures begin with it. `split` is `train2017`, `val2017` or `picture`. The size is one of
+    `SIZES` by default; it is drawn in any case. An empty picture has 0 shapes.
     """
     rng = np.random.default_rng([seed, _STREAMS[split], index])
     drawn_size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
@@ -71,18 +62,10 @@ def start_sample(
 def sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None, proposals: int | None = None
 ) -> tuple[np.ndarray, list[Instance]]:
-    """Make one picture, (H, W, 3) uint8 BGR, and its instances.
+    """Make one picture, (H, W, 3) uint8 BGR, and its instances, front to back.
 
-    The instances are those of `scene.make_scene`, front to back: `mask` (H, W) of the visible pixels, and
-    `label`, an index of `scene.CLASSES`.
-
-    Args:
-        seed: seed of the set, 0 or more.
-        split: `train2017`, `val2017`, or `picture` for pictures that are in neither; any other is a KeyError.
-        index: number of the picture in its split, from 0.
-        size: (H, W) in pixels; None draws one of `SIZES`.
-        proposals: number of shapes to try, of which not all find room; None draws 1 to `MAX_PROPOSALS`, or 0
-            for an empty picture.
+    `split` is `train2017`, `val2017`, or `picture` for pictures that are in neither; `size` (H, W) is one of
+    `SIZES` by default; `proposals` shapes are tried, by default 1 to `MAX_PROPOSALS`, or 0.
     """
     rng, (height, width), drawn_proposals = start_sample(seed, split, index, size)
     return make_scene(rng, height, width, drawn_proposals if proposals is None else proposals)
@@ -158,27 +141,14 @@ def ensure_toy_coco(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set unless it exists already.
+    """Make the set unless it exists already; return whether it was made.
 
-    Args:
-        root: folder of the set; it is written atomically.
-        seed: seed of the set; together with the following three it decides on the content.
-        train_images: number of pictures in `train2017`.
-        val_images: number of pictures in `val2017`.
-        size: (H, W) of all pictures; None mixes `SIZES`.
-        force: replace a generated set at `root`, whether its parameters are these or others; other folders
-            are never replaced.
-        quiet: show no progress bar.
-
-    Returns:
-        True if the set was made, False if it existed.
+    `size` (H, W) is the size of all pictures (None: a mix of `SIZES`). `force` replaces a generated set at
+    `root`; other folders are never replaced.
 
     Raises:
-        DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
-            parameters or lost files.
-        UsageError: a parameter is out of range, or, without `force`, the manifest of a set at `root` is no
-            JSON.
-        Mm2OnnxError, OSError: a file cannot be written.
+        DataError: `root` is another folder, the working directory, or a set with other parameters.
+        UsageError: a parameter is out of range.
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
     root = Path(root)
@@ -193,15 +163,7 @@ def ensure_toy_coco(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set or the picture of the command line, and return 0.
-
-    The picture has the index 0 of the split 'picture'. `args` are those of `add_arguments`.
-
-    Raises:
-        UsageError: an option is out of range, or goes with another one.
-        DataError: as `ensure_toy_coco`.
-        Mm2OnnxError: the picture cannot be written.
-    """
+    """Make the set or the picture of the command line."""
     size = tuple(args.size) if args.size else None
     cli.check_minimums(args, shapes=0)
     if args.shapes is not None and not args.picture:
@@ -220,10 +182,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser.
-
-    They are those of `staging.add_pictures`, --size, --picture, --shapes and --debug.
-    """
+    """Add the options of `run` to a parser."""
     staging.add_pictures(parser, 'data/toy_coco', TRAIN_IMAGES, VAL_IMAGES)
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
     text = 'write one picture of no split, not a set'

@@ -68,20 +68,14 @@ NEAR_M, SMALLEST_PX = 0.5, 2.0
 
 
 def to_parent(record: dict[str, Any]) -> np.ndarray:
-    """Return the matrix (4, 4) from a frame to the one that the record of a table gives its pose in.
-
-    The record has `rotation`, a quaternion w x y z, and `translation`, metres.
-    """
+    """Return the matrix (4, 4) from the frame of a table's record to its parent frame, metres."""
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation_of(np.asarray(record['rotation'])), record['translation']
     return matrix
 
 
 def from_global(image: dict[str, Any]) -> np.ndarray:
-    """Return the matrix (4, 4) from the global frame to that of a picture's camera, metres.
-
-    `image` is an entry of `Tables.image`.
-    """
+    """Return the matrix (4, 4) from the global frame to the camera of an entry of `Tables.image`, metres."""
     ego = dict(rotation=image['ego2global_rotation'], translation=image['ego2global_translation'])
     camera = dict(rotation=image['cam2ego_rotation'], translation=image['cam2ego_translation'])
     return np.linalg.inv(to_parent(ego) @ to_parent(camera))
@@ -97,7 +91,7 @@ class Tables:
     """
 
     def __init__(self, root: Path) -> None:
-        """Read the tables of the set at `root`; UsageError: a file of them is missing or damaged."""
+        """Read the tables; UsageError: a file of them is missing or no JSON."""
         self.root = root
         self.tables = {name: _read_table(root / VERSION / f'{name}.json') for name in TABLES}
         self.annotations: dict[str, list[dict[str, Any]]] = {}
@@ -110,10 +104,9 @@ class Tables:
         return self.tables['sensor'][sensor['sensor_token']]['channel']
 
     def pictures(self, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield the records, in the table sample_data, of the pictures of key frames.
+        """Yield the records of table sample_data of the pictures of key frames of some scenes.
 
-        Those of scenes that are not among the names `scenes` are left out. They are in the order of the
-        scenes' names, of time, and of `CAMERAS`: six of each key frame.
+        They are in the order of the scenes' names, of time, and of `CAMERAS`.
         """
         by_sample: dict[str, dict[str, dict[str, Any]]] = {}
         for record in self.tables['sample_data'].values():
@@ -132,9 +125,8 @@ class Tables:
     def sweep(self, image: dict[str, Any]) -> np.ndarray:
         """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
 
-        Its columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
-        `image` is an entry of the method `image`. UsageError: the key frame has no sweep; DataError: its file
-        is missing or damaged.
+        The columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
+        DataError: the file is missing or damaged.
         """
         records = (
             record
@@ -153,10 +145,7 @@ class Tables:
         return np.column_stack([xyz, points[:, 3] / 255]).astype(np.float32)
 
     def image(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry of a picture in the annotations of COCO's kind, with its camera and its poses.
-
-        `index` is its `id` there, `record` its record in nuScenes' table sample_data.
-        """
+        """Return the entry of a picture in COCO's annotations, with its camera and its poses."""
         sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
         pose = self.tables['ego_pose'][record['ego_pose_token']]
         return dict(
@@ -173,11 +162,7 @@ class Tables:
         )
 
     def velocity(self, record: dict[str, Any]) -> np.ndarray:
-        """Return the velocity (3,) of an annotated object in the global frame, m/s; 0 if it is seen once.
-
-        It is the mean from its annotation before to that after `record`, its record in sample_annotation, or
-        to `record` itself if that is the first or the last.
-        """
+        """Return the mean velocity (3,) from the annotation before to the one after, global frame, m/s."""
         ends = [self.tables['sample_annotation'].get(record[key], record) for key in ('prev', 'next')]
         first_s, last_s = (self.tables['sample'][end['sample_token']]['timestamp'] / 1e6 for end in ends)
         moved = np.subtract(ends[1]['translation'], ends[0]['translation'])
@@ -249,11 +234,7 @@ def seen_box(
 
 
 def annotated(tables: Tables, scenes: Sequence[str]) -> dict[str, Any]:
-    """Return the annotations of the pictures of scenes, as `NuScenesMonoDataset` reads them.
-
-    They are `images` (`Tables.image`), `annotations` (`Tables.objects` with `id` and `image_id`) and
-    `categories`. `tables` are those of the set; names in `scenes` that it does not have are left out.
-    """
+    """Return `images`, `annotations` and `categories` of scenes, as `NuScenesMonoDataset` reads them."""
     images = [tables.image(index, record) for index, record in enumerate(tables.pictures(scenes))]
     objects = [dict(entry, image_id=image['id']) for image in images for entry in tables.objects(image)]
     annotations = [dict(entry, id=index) for index, entry in enumerate(objects)]
@@ -264,8 +245,7 @@ def annotated(tables: Tables, scenes: Sequence[str]) -> dict[str, Any]:
 def as_kitti(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the annotations and the infos of pictures of `annotated`, for `KittiMonoDataset`.
 
-    Pictures without a car, cyclist or pedestrian are left out: mmdet3d's evaluator of KITTI takes none. The
-    others, and their objects, are numbered anew; an info is one of `kitti_info`.
+    Pictures without a car, cyclist or pedestrian are left out: mmdet3d's evaluator of KITTI takes none.
     """
     labels, annotations, infos, images = list(KITTI), [], [], []
     for image in content['images']:
@@ -291,14 +271,7 @@ def as_kitti(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, An
 def kitti_info(
     index: int, image: dict[str, Any], camera: np.ndarray, objects: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return what KITTI's evaluator knows of a picture: its size, calibration and objects.
-
-    Args:
-        index: number of the picture in the data set.
-        image: entry of the picture.
-        camera: (4, 4), its intrinsic matrix, from the camera's frame to pixels.
-        objects: entries of `Tables.objects` in the picture.
-    """
+    """Return what KITTI's evaluator knows of a picture; `camera` (4, 4) is its intrinsic matrix."""
     boxes = np.array([entry['bbox_cam3d'] for entry in objects]).reshape(-1, 7)
     bottoms = boxes[:, :3] + np.array([0, 0.5, 0]) * boxes[:, 3:6]
     corners = np.array([entry['bbox'] for entry in objects]).reshape(-1, 4)
@@ -325,14 +298,7 @@ def kitti_info(
 
 
 def write_sweeps(tables: Tables, split: str, content: dict[str, Any], infos: list[dict[str, Any]]) -> None:
-    """Write the sweeps of KITTI's pictures of a split, and name them in the infos.
-
-    Args:
-        tables: tables of the set, below whose folder they are written.
-        split: 'train' or 'val', the folder.
-        content: pictures, as `annotated` returns them.
-        infos: those of `as_kitti`; each gets an entry `point_cloud`, in place.
-    """
+    """Write the sweeps of KITTI's pictures of a split, and name them in the infos, in place."""
     images = {image['file_name']: image for image in content['images']}
     folder = Path(split, SWEEPS)
     (tables.root / folder).mkdir(parents=True, exist_ok=True)
@@ -345,16 +311,7 @@ def write_sweeps(tables: Tables, split: str, content: dict[str, Any], infos: lis
 
 
 def write_annotations(root: Path) -> dict[str, int]:
-    """Write the files beside the tables of the set at `root`; files that exist are replaced.
-
-    Returns:
-        Name of a file of annotations -> number of its pictures.
-
-    Raises:
-        UsageError: a table of the set is missing or damaged.
-        DataError: a sweep of the set is missing or damaged.
-        Mm2OnnxError: a file cannot be written.
-    """
+    """Write the files beside the tables of a set; return name of a file -> number of its pictures."""
     from nuscenes.utils import splits
 
     tables, counts = Tables(root), {}
@@ -372,7 +329,7 @@ def write_annotations(root: Path) -> dict[str, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the annotations of the set at `args.root`, and return 0; the errors are `write_annotations`'s."""
+    """Write the annotations of the set at `args.root`."""
     root = Path(args.root)
     for name, count in write_annotations(root).items():
         print(f'{root / name}: {count} pictures')
@@ -380,6 +337,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser: --root, and --debug."""
+    """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
     cli.add_debug_option(parser)

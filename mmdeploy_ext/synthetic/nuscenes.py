@@ -60,11 +60,7 @@ OPTIONS = (
 
 
 def check_options(options: SetOptions) -> None:
-    """Raise UsageError for values out of range.
-
-    There are at least 1 scene of each kind, 2 to `MAX_FRAMES` key frames, and 32 pixels each way; seed and
-    sweeps are 0 or more, the share is 0 to 1.
-    """
+    """Raise UsageError for values out of range."""
     minima = dict(train_scenes=1, val_scenes=1, frames=2, seed=0, sweeps=0)
     for name, minimum in minima.items():
         if getattr(options, name) < minimum:
@@ -81,10 +77,7 @@ def check_options(options: SetOptions) -> None:
 
 
 def plans(options: SetOptions) -> list[ScenePlan]:
-    """Return the plans of all scenes of a set, training scenes first, numbered from 0.
-
-    UsageError: the devkit has fewer names of scenes.
-    """
+    """Return the plans of all scenes, training scenes first; UsageError: nuScenes has fewer names."""
     from nuscenes.utils import splits
 
     scene_names = []
@@ -157,25 +150,14 @@ def ensure_toy_nuscenes(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set unless it exists already.
+    """Make the set unless it exists already; return whether it was made.
 
-    Args:
-        root: folder of the set; it is written atomically.
-        options: what decides on the content; None takes the defaults.
-        jobs: processes that write scenes; 1 writes them in this process.
-        force: replace a generated set at `root`, whether its parameters are these or others; other folders
-            are never replaced.
-        quiet: show no progress bar.
-
-    Returns:
-        True if the set was made, False if it existed.
+    `jobs` processes write scenes; 1 writes them in this process. `force` replaces a generated set at `root`;
+    other folders are never replaced.
 
     Raises:
-        DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
-            parameters or lost files.
-        UsageError: a parameter is out of range, or, without `force`, the manifest of a set at `root` is no
-            JSON.
-        Mm2OnnxError, OSError: a file cannot be written.
+        DataError: `root` is another folder, the working directory, or a set with other parameters.
+        UsageError: a parameter is out of range.
     """
     options = options or SetOptions()
     check_options(options)
@@ -195,7 +177,7 @@ def ensure_toy_nuscenes(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set of the command line, and return 0; the errors are those of `ensure_toy_nuscenes`."""
+    """Make the set of the command line."""
     args.image_size = tuple(args.image_size)
     options = SetOptions(**{field.name: getattr(args, field.name) for field in fields(SetOptions)})
     was_made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
@@ -205,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser: --root, `OPTIONS`, --jobs, --force and --debug."""
+    """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
     for (name, metavar, text), field in zip(OPTIONS, fields(SetOptions), strict=True):
         value = (

@@ -34,16 +34,9 @@ STUFF = tuple(pattern.__name__.strip('_') for pattern in PATTERNS)
 def ground_and_shapes(
     seed: int, split: str, index: int, size: tuple[int, int] | None
 ) -> tuple[int, list[Instance], tuple[int, int]]:
-    """Return the pattern of the ground (index into `STUFF`), the shapes, and the size of one picture.
+    """Return the ground (index into `STUFF`), the shapes, front to back, and (H, W) of a picture.
 
-    The random stream is read in the same order as in `coco.sample`, so that the shapes are those of the
-    picture. They are in order from front to back; the size is (H, W) in pixels.
-
-    Args:
-        seed: seed of the set.
-        split: 'train2017' or 'val2017'.
-        index: number of the picture in its split, from 0.
-        size: (H, W) of all pictures of the set; None if each has its own.
+    The random stream is read in the same order as in `coco.sample`.
     """
     rng, (height, width), proposals = start_sample(seed, split, index, size)
     shapes = layout(rng, height, width, proposals)
@@ -103,20 +96,10 @@ def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[s
 
 
 def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
-    """Make the annotations unless they exist, and a missing set first.
+    """Make the annotations unless they exist, and a missing set first; return whether they were made.
 
-    Args:
-        root: folder of the set.
-        parameters: keyword arguments of `ensure_toy_coco` for a missing set; a set that is there has its own.
-
-    Returns:
-        True if annotations were made, False if they existed.
-
-    Raises:
-        DataError: `root` is not a generated set of pictures, or one of an older world, its manifest is
-            damaged, or a picture cannot be written.
-        UsageError: a parameter of a missing set is out of range.
-        Mm2OnnxError, OSError: another file cannot be written.
+    `parameters` are keyword arguments of `ensure_toy_coco` for a missing set. DataError: `root` is not a
+    generated set of pictures of this world.
     """
     root = Path(root)
     if not (root / staging.MANIFEST).is_file():
@@ -145,13 +128,13 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the annotations of the set in `args.out`, and return 0; `ensure_toy_panoptic` has the errors."""
+    """Make the annotations of the set in `args.out`."""
     was_made = ensure_toy_panoptic(args.out)
     print(f'{args.out}: panoptic annotations {"made" if was_made else "already there, nothing to do"}')
     return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser: --out and --debug."""
+    """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--out', 'data/toy_coco')
     cli.add_debug_option(parser)

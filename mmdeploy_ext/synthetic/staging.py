@@ -106,24 +106,18 @@ def make_set(
     force: bool,
     quiet: bool,
 ) -> bool:
-    """Make a set unless it exists already.
+    """Make a set unless it exists already; return whether it was made.
 
     Args:
-        root: folder of the set, or a link to it; it is written atomically.
+        root: folder of the set, or a link to it; it appears whole.
         parameters: everything that decides on the content, name -> value as JSON gives it back.
-        write: takes the folder, writes the files into it, and yields the number of steps that were just done.
-        total: number of all steps, the sum of what `write` yields.
-        force: replace a set at `root`, whatever its parameters are; other folders are never replaced.
+        write: writes the files into a folder, and yields the number of steps that were just done.
+        total: number of all steps.
+        force: replace a set at `root`; other folders are never replaced.
         quiet: show no progress bar.
 
-    Returns:
-        True if the set was made, False if it existed.
-
     Raises:
-        DataError: `root` is another folder, the working directory, or, without `force`, a set with other
-            parameters, or one that lost files.
-        UsageError: without `force`, a set whose manifest is no JSON.
-        Mm2OnnxError, OSError: a file cannot be written.
+        DataError: `root` is another folder, the working directory, or a set with other parameters.
     """
     if root.resolve() == Path.cwd():
         raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')

@@ -78,12 +78,10 @@ class Settings:
 
 
 def origin_digest(config: Config, settings: Settings) -> str:
-    """Return a hash of all that the outcomes of a config follow from; '' if the hash cannot cover that.
+    """Return a hash of everything that decides the outcomes of a config; '' if the hash cannot cover that.
 
-    It covers what tests read of the config, size, picture, sweeps and engine of the run, the versions of the
-    libraries, and every Python and JSON file of this package and of the packages of families from outside. A
-    config that no library was installed with may import code from anywhere, so that its outcomes are never
-    taken over unseen.
+    A config that no library was installed with may import code from anywhere, so that its outcomes are never
+    taken over.
     """
     try:
         version = importlib.metadata.version(library_of(Path(config.path)))
@@ -119,12 +117,8 @@ def prove_config(
 ) -> Record:
     """Export and prove a config; an error becomes the outcome in its record.
 
-    Args:
-        config: config to prove.
-        settings: settings of the run.
-        earlier: record of an earlier run, of which outcomes of exports that this run leaves out stay.
-        keep: called with the record after each export of the family, also after one that this run leaves
-            out, since the next one may kill the process.
+    Outcomes in `earlier` of exports that this run leaves out stay. `keep` gets the record after each export,
+    since the next one may kill the process.
     """
     left_out = left_out_outcomes(earlier, settings.export_kinds)
     record, made_from = Record(config.name, config.parts, **left_out), origin_digest(config, settings)
@@ -201,8 +195,7 @@ def _image_options(family: Family, size: tuple[int, int], dynamic: bool) -> Opti
 def choose_options(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
     """Return the options of an export at a size (H, W), rounded up to multiples that the network takes.
 
-    `dynamic` exports take any size and batch. If the size is refused, sides below `MIN_SIDE` are increased to
-    that; UsageError: that size is refused, too.
+    If the size is refused, sides below `MIN_SIDE` are increased to that.
     """
     try:
         return _options_at(deployment, size, dynamic)

@@ -156,20 +156,12 @@ def read_record(path: Path) -> Record | None:
 
 
 def left_out_outcomes(earlier: Record | None, export_kinds: Sequence[str]) -> dict[str, Outcome | None]:
-    """Return kind -> earlier outcome of the exports that are not in `export_kinds`, as a run leaves them out.
-
-    They are None without an earlier record, and for an export that no earlier run has tried.
-    """
+    """Return kind -> earlier outcome of the exports that a run leaves out."""
     return {kind: getattr(earlier, kind, None) for kind in EXPORT_KINDS if kind not in export_kinds}
 
 
 def outcome_of_error(error: Exception) -> Outcome:
-    """Return the outcome of an export that raised an error, with a reason that follows from the error.
-
-    The first that holds is taken: an error of its chain is about an operator without a CPU kernel, one is a
-    MemoryError, it is a UsageError (whose message tells which of three reasons), it is an ExportError. Every
-    other error counts as one of PyTorch or of the model's code; `why` is the trace then.
-    """
+    """Return the outcome of an export that raised an error, with the reason that its messages give."""
     text, causes, cause = portable(one_line(error)), [], error
     while cause is not None:
         causes.append(cause)
@@ -197,11 +189,7 @@ def portable(text: str) -> str:
 
 
 def merge_records(earlier: Sequence[Record], later: Sequence[Record]) -> list[Record]:
-    """Return a record for each config of either sequence, sorted by name.
-
-    A later record replaces an earlier one of the same config, but an export that only the earlier run tried
-    keeps its outcome.
-    """
+    """Return a record for each config, sorted by name; later outcomes replace earlier ones."""
     merged = {record.config: record for record in earlier}
     for record in later:
         before = merged.get(record.config)
@@ -269,11 +257,7 @@ def count_records(records: Sequence[Record]) -> Count:
 
 
 def summary_line(records: Sequence[Record]) -> str:
-    """Return the counts of all records in one line.
-
-    Its reasons are of all configs that were tried, so that they may add up to more than the referenced ones
-    that are not proven.
-    """
+    """Return the counts of all records in one line."""
     count = count_records(records)
     text = (
         f'{count.fixed} of {count.referenced} configs with a CPU reference proven, '

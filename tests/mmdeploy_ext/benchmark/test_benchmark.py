@@ -351,6 +351,23 @@ def test_bad_options_are_one_line_and_exit_2_before_anything_is_measured(toy, ar
     assert captured.out == ''
 
 
+@pytest.mark.parametrize('shape', [(3, 128, 160), (3, 128, 192), (2, 8)])
+def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, shape, tmp_path, capsys):
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.savez(tmp_path / 'input.npz', input=values, img_shape=(128, 150), ori_shape=(256, 300))
+    paths = [str(REPOSITORY / CONFIG), str(toy / 'toy.pth'), '--onnx', str(toy / 'full.onnx')]
+    words = ['--max-iter', '1', '--warmup', '0', '--threads', '1', '--no-memory']
+    words += ['--prepared', str(tmp_path / 'input.npz'), '--json', str(tmp_path / 'b.json')]
+    if shape != (3, 128, 160):
+        assert benchmark_app.main([*paths, *words]) == 2
+        assert 'input.npz' in capsys.readouterr().err
+        return
+    assert benchmark_app.main([*paths, *words]) == 0
+    result = json.loads((tmp_path / 'b.json').read_text())
+    assert (result['input_shape'], result['images']) == ('1x3x128x160', 0)
+    assert len({row['detections_per_image'] for row in result['contenders']}) == 1
+
+
 def test_when_every_file_is_refused_the_reasons_are_told(toy, tmp_path, capsys):
     model = onnx.load(toy / 'raw.onnx')
     first = model.graph.node[0]
