@@ -63,9 +63,6 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
     if not (root / MANIFEST).is_file():
         return False
     manifest = read_json(root / MANIFEST)
-    parts = [manifest.get(key) for key in ('parameters', 'sha256')] if isinstance(manifest, dict) else ()
-    if not parts or not all(isinstance(part, dict) for part in parts):
-        raise DataError(f'{root / MANIFEST}: is not the manifest of a generated set; choose another folder')
     existing = manifest['parameters']
     keys = sorted(key for key in {*existing, *parameters} if existing.get(key) != parameters.get(key))
     if keys:

@@ -98,14 +98,6 @@ def test_a_set_that_lost_a_picture_is_found_out(tmp_path):
         coco.ensure_toy_coco(tmp_path / 'set', **few)
 
 
-@pytest.mark.parametrize('part', [1, None, [1], 'text'])
-@pytest.mark.parametrize('key', ['parameters', 'sha256'])
-def test_a_manifest_whose_entries_are_no_dicts_is_refused_by_name(tmp_path, key, part):
-    (tmp_path / staging.MANIFEST).write_text(json.dumps(dict(parameters={}, sha256={}) | {key: part}))
-    with pytest.raises(DataError, match=r'READY\.json: is not the manifest of a generated set'):
-        staging.is_ready(tmp_path, {})
-
-
 def test_leavings_of_an_interrupted_run_are_not_used(tmp_path, small_set):
     staging.staging_folder(tmp_path / 'set').mkdir()
     (staging.staging_folder(tmp_path / 'set') / 'stray.jpg').write_text('x')
