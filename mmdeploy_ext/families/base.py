@@ -101,13 +101,15 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
-        """Return how much of the model of a config, before `adapt`, the family claims."""
+        """Return how much of the model of a config, before `for_config`, the family claims."""
 
-    def adapt(self, cfg: Any) -> None:  # noqa: B027 most families know configs of OpenMMLab alone
-        """Translate a config of another repository to the keys that the family reads, in place.
+    def for_config(self, cfg: Any) -> Family:
+        """Return the object of this family for a config that it claims.
 
-        A translated config has the one that was read, a `Config`, as `as_read`.
+        Families whose models give different results (boxes, masks, maps) have one object for each. A config
+        of another repository is translated in place; `cfg.as_read` is then the `Config` that was read.
         """
+        return self
 
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
         """Refuse settings that cannot be exported, by name, before the weights load.
@@ -288,7 +290,7 @@ def library_failure(library: str) -> str:
 
 
 def find_family(cfg: Any, product: str = '') -> Family:
-    """Return the family that claims most of the model of a config, which it adapts in place (`Family.adapt`).
+    """Return the family that claims most of the model of a config, see also `Family.for_config`.
 
     Families are asked that are imported, or whose registration names the detector or its head; the others
     only if none of these claims the model.
@@ -299,8 +301,8 @@ def find_family(cfg: Any, product: str = '') -> Family:
 
     Raises:
         ConfigError: there is no `model`, it has a `test_cfg` inside and beside it, no family claims it (the
-            message names its heads and the nearest family), two claim most of it equally, or `Family.adapt`
-            refuses it.
+            message names its heads and the nearest family), two claim most of it equally, or
+            `Family.for_config` refuses it.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
@@ -321,8 +323,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
         )
     if not best:
         _refuse(cfg, product or DETECTOR)
-    best[0].adapt(cfg)
-    return best[0]
+    return best[0].for_config(cfg)
 
 
 def _closest(cfg: Any, product: str) -> list[Family]:

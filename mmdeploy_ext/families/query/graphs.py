@@ -100,7 +100,7 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
     image = mask_image(model, options)
     batch, rows = image.axes[0], masks.max_per_image(model.panoptic_fusion_head)
     inputs = image, *mask_inputs(batch, SIZE_DEFAULT)
-    return GraphSpec('query_masks/full', inputs, mask_outputs(batch, rows))
+    return GraphSpec('query/full', inputs, mask_outputs(batch, rows))
 
 
 def masks_stages(model: nn.Module, options: Options) -> list[Stage]:
@@ -128,7 +128,7 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
     batch = image.axes[0]
     content, original = mask_inputs(batch, SIZE_DEFAULT)
     if options.form == 'full':
-        return GraphSpec('query_panoptic/full', (image, content, original), map_output(batch))
+        return GraphSpec('query/full', (image, content, original), map_output(batch))
     inputs = (image,) if attends_inside_masks(model.panoptic_head) else (image, content)
     head = model.panoptic_head
     quarter = (options.height // masks.RATIO, options.width // masks.RATIO)
@@ -140,7 +140,7 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
         TensorSpec('logits', 'float32', (*rows, columns), meaning, 'logit'),
         TensorSpec('mask_logits', 'float32', (*rows, *quarter), 'masks of queries', 'logit'),
     )
-    return GraphSpec('query_panoptic/raw', inputs, outputs)
+    return GraphSpec('query/raw', inputs, outputs)
 
 
 def panoptic_stages(model: nn.Module, options: Options) -> list[Stage]:
@@ -162,7 +162,7 @@ def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
     outputs = box_outputs(batch, rows)
     outputs += (mask_output(model, options, batch, rows),) if has_masks(model) else ()
     inputs = (image, *optional_inputs(batch, clips=True), *size_inputs(options, batch))
-    return GraphSpec('query_regions/full', inputs, outputs)
+    return GraphSpec('query/full', inputs, outputs)
 
 
 def regions_stages(model: nn.Module, options: Options) -> list[Stage]:
@@ -173,8 +173,8 @@ def regions_stages(model: nn.Module, options: Options) -> list[Stage]:
     """
     network, form = regions.RegionsNetwork(model), regions.RegionsFullForm(model)
     chain = [
-        Stage('network', network, ('input', 'img_shape'), network.names),
-        Stage('postprocess', form, ('scale_factor', *network.names), form.names),
+        Stage('regions', network, ('input', 'img_shape'), network.names),
+        Stage('results', form, ('scale_factor', *network.names), form.names),
     ]
     if not has_masks(model):
         return chain

@@ -37,7 +37,7 @@ from mmdeploy_ext.families.parts.query_networks import (
     run_layer,
     tokens_inside,
 )
-from mmdeploy_ext.families.query.facts import QueryPanopticFacts
+from mmdeploy_ext.families.query.facts import QueryFacts
 from mmdeploy_ext.families.query.postprocess import best_pairs
 
 NAMES = ('logits', 'mask_logits')
@@ -274,10 +274,10 @@ class QueryMapFullForm(nn.Module):
         return (tap('panoptic', self.fusion(logits, values)),)
 
 
-def facts_of(fusion: nn.Module) -> QueryPanopticFacts:
+def facts_of(fusion: nn.Module) -> QueryFacts:
     """Return the settings of mmdet's fusion head; ConfigError: a threshold is no number."""
     test_cfg = fusion.test_cfg
-    return QueryPanopticFacts(
+    return QueryFacts(
         num_classes=int(fusion.num_classes),
         num_things=int(fusion.num_things_classes),
         object_mask_thr=number('object_mask_thr', test_cfg.get('object_mask_thr', 0.8), float),

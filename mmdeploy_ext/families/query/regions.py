@@ -122,8 +122,3 @@ class RegionsFullForm(nn.Module):
                 masks = self.mask_head(self.regions.features(maps, best), queries).sigmoid()
             outputs.append(masks.reshape(*labels.shape, *masks.shape[2:]))
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
-
-
-def pairs(model: nn.Module) -> int:
-    """Return the number of pairs of query and class, of which the best `max_per_img` become results."""
-    return int(model.rpn_head.num_proposals) * int(model.roi_head.bbox_head[-1].num_classes)

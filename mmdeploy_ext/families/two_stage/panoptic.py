@@ -155,14 +155,14 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     if options.form == 'full':
         meaning = 'height and width of the original images, which the maps have'
         original = TensorSpec('ori_shape', 'int64', (2,), meaning, 'pixel', positive=True)
-        return GraphSpec('two_stage_panoptic/full', (*inputs, original), map_output(batch))
+        return GraphSpec('two_stage/full', (*inputs, original), map_output(batch))
     side, columns = side_of(model.roi_head), int(model.panoptic_fusion_head.num_stuff_classes) + 1
     sides = (options.height // RATIO, options.width // RATIO)
     quarter = ('H4', 'W4') if options.dynamic else sides
     masks = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
     stuff = 'logits of stuff; the last class is no stuff'
     return GraphSpec(
-        'two_stage_panoptic/raw',
+        'two_stage/raw',
         inputs,
         (
             *box_outputs(batch, 'n'),

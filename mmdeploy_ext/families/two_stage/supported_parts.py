@@ -8,6 +8,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import library_failure
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 from mmdeploy_ext.families.parts.mask_heads import check_flow, points_of, threshold
 from mmdeploy_ext.families.parts.regions import (
@@ -19,6 +20,7 @@ from mmdeploy_ext.families.parts.regions import (
     stages_of,
 )
 from mmdeploy_ext.families.two_stage import boxes, masks
+from mmdeploy_ext.models.building import names_of_class
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
 dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.seg_heads')
@@ -52,6 +54,18 @@ UNTRACED = (
     'roi_head.grid_head.forward', 'semantic_head.forward', '*roi_extractor*.forward', '*roi_layers.?.forward',
 )  # fmt: skip
 """Methods that the graphs compute by themselves beside those of `ImageFamily`, see `Family.untraced`."""
+
+
+def is_image_branch(cfg: Any) -> bool:
+    """Return whether a config is ImVoteNet's first stage, which has no branch of points.
+
+    mmdet3d is imported if the detector is an ImVoteNet; without mmdet3d it is none.
+    """
+    model = cfg.model
+    if 'ImVoteNet' not in names_of_class(DETECTORS, model.get('type')) or library_failure('mmdet3d'):
+        return False
+    has_points = any(model.get(key) for key in model if key.startswith('pts_'))
+    return not has_points and bool(model.get('img_rpn_head') and model.get('img_roi_head'))
 
 
 def result_key(detector: type) -> str:
@@ -88,6 +102,8 @@ def check_detector(model: Mapping[str, Any]) -> None:
     for key in keys:
         if not model.get(key):
             raise ConfigError(f'model.{key} is missing; {detector.__name__} exports with one')
+    if 'rpn_head' not in keys and model['roi_head'].get('mask_head'):
+        raise ConfigError(f'model.roi_head.mask_head: {detector.__name__} exports without')
     if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
         raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with the index of a branch')
 
