@@ -167,7 +167,7 @@ def check_registered(family: str) -> None:
     if family not in registered():
         raise ModelFileError(
             f'family {family!r} is not registered here; there are {", ".join(sorted(registered()))}. Install '
-            f'the package that the file was exported with'
+            f'the package that the file was exported with, or export it again'
         )
 
 
