@@ -226,7 +226,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
     from mmdeploy_ext.runtime.detect import check_registered, runner_of
 
     check_registered(metadata.family)
-    expected = runner_of(metadata.family, metadata.form)
+    expected = runner_of(metadata.family, metadata.form, metadata.spec.input_names)
     if not expected or expected != runner:
         advice = f'use {tool(expected)} for it' if expected else 'no tool for pictures takes it'
         raise ModelFileError(
@@ -243,7 +243,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
 
 
 def check_picture_graph(path: str, metadata: Metadata) -> None:
-    """Refuse a file whose graph or rule is not one of pictures alone; ModelFileError names the key."""
+    """Refuse a file whose graph or rule is not one of pictures; ModelFileError names the key."""
     from mmdeploy_ext.contract.metadata import damaged
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -251,8 +251,6 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
     if len(first.axes) != 4 or first.axes[1] != 3 or not first.dtype.startswith('float'):
         problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx3xHxW'
         raise damaged(path, 'spec', problem)
-    if 'proposals' in metadata.spec.input_names:
-        raise ModelFileError(f'{path}: takes proposals, too; no tool for pictures takes it')
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
 

@@ -12,7 +12,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.evaluate import evaluation
 from mmdeploy_ext.families.two_stage.checks import heads_of
-from mmdeploy_ext.runtime.run_images import check_picture_graph
+from mmdeploy_ext.runtime.run_images import check_file
 from toy_two_stage import family_of, options_of, seeded, toy, write_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -52,8 +52,9 @@ def test_a_pipeline_that_leaves_proposals_out_is_refused(bench):
 
 def test_pictures_alone_do_not_run_a_file_that_is_given_its_proposals():
     spec = family_of('fast').spec(seeded('fast'), options_of('fast'))
-    with pytest.raises(ModelFileError, match=r'fast\.onnx: takes proposals, too; no tool for pictures'):
-        check_picture_graph('fast.onnx', types.SimpleNamespace(spec=spec))
+    metadata = types.SimpleNamespace(family='two_stage', form='full', spec=spec)
+    with pytest.raises(ModelFileError, match=r'fast\.onnx: .*no tool for pictures takes it'):
+        check_file('fast.onnx', metadata, 'with_postprocess')
 
 
 def test_masks_are_not_evaluated_of_results_that_have_none(bench):

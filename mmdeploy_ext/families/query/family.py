@@ -38,6 +38,13 @@ def claims(cfg: Any) -> Claim:
     return Claim.DETECTOR if is_co_detr or detector_parts.detects(cfg, classes) else Claim.NO
 
 
+def check_network(cfg: Any, head: nn.Module, options: Options) -> None:
+    """Refuse (ConfigError, UsageError) other parts of a detector, and an opset that its head cannot have."""
+    detector_parts.check(cfg.model, options)
+    if supported_parts.samples_points(head) and options.opset:
+        detector_parts.check_grid_sample(type(head).__name__, options)
+
+
 class QueryFamily(ImageFamily):
     """Detectors of boxes by queries without regions: DETR, Deformable DETR, DINO, and a user's Co-DETR."""
 
@@ -76,9 +83,7 @@ class QueryFamily(ImageFamily):
             if key == 'query_head' and postprocess.suppression_of(head):
                 available = int(head.num_query)
             detector_parts.check_limit('max_per_img', postprocess.max_per_img(head), available)
-        detector_parts.check(cfg.model, options)
-        if supported_parts.samples_points(head) and options.opset:
-            detector_parts.check_grid_sample(type(head).__name__, options)
+        check_network(cfg, head, options)
 
     def build(self, cfg: Any) -> nn.Module:
         return super().build(copy.deepcopy(cfg))  # `DETRHead` writes a tensor into its config
@@ -103,9 +108,7 @@ def check_masks(cfg: Any, options: Options) -> list[nn.Module]:
             for key in ('panoptic_head', 'panoptic_fusion_head')
         ]
         supported_parts.check_mask_heads(*heads)
-    detector_parts.check(cfg.model, options)
-    if supported_parts.samples_points(heads[0]) and options.opset:
-        detector_parts.check_grid_sample(type(heads[0]).__name__, options)
+    check_network(cfg, heads[0], options)
     return heads
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.image_graphs import PROPOSALS
+from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.parts.regions import (
     context_names,
     feature_names,
@@ -29,11 +30,6 @@ SAME_PLACE = 1e-2
 """Largest distance, pixels, of the sides of two boxes that are one region."""
 
 
-def batched(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return maps of several calls as one batch."""
-    return images[0] if len(images) == 1 else torch.cat(list(images))
-
-
 def given_to_heads(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return features, proposals and outputs of the heads of regions by the tensors of a file.
 
@@ -43,22 +39,18 @@ def given_to_heads(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[
     roi_head, rows = roi_head_of(model), tensors.get(PROPOSALS)
     if not proposes(model) or roi_head is None or context_names(roi_head):
         return {}
-    if rows is None or rows.shape[2] != 5 or not has_all(tensors, feature_names(model)):
+    features = [*given_to(model, tensors, feature_names(model)).values()]
+    if rows is None or rows.shape[2] != 5 or not features:
         return {}
     given = {
-        'extract_feat': [as_tensor(model, tensors[name]) for name in feature_names(model)],
+        'extract_feat': features,
         'rpn_head.simple_test_rpn': [as_tensor(model, of_image[present_rows(of_image)]) for of_image in rows],
     }
-    if box_borders(roi_head) and has_all(tensors, box_borders(roi_head)):
+    if box_borders(roi_head) and tensors.keys() >= set(box_borders(roi_head)):
         given['roi_head._bbox_forward'] = functools.partial(given_boxes, model, tensors)
-    if mask_borders(roi_head) and has_all(tensors, ('labels', *mask_borders(roi_head))):
+    if mask_borders(roi_head) and tensors.keys() >= {'labels', *mask_borders(roi_head)}:
         given['roi_head._mask_forward'] = functools.partial(given_masks, model, tensors)
     return given
-
-
-def has_all(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> bool:
-    """Return whether a file has all tensors of these names."""
-    return all(name in tensors for name in names)
 
 
 def as_tensor(model: nn.Module, array: np.ndarray) -> torch.Tensor:

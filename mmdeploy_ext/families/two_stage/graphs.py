@@ -215,25 +215,6 @@ class TwoStageFullForm(nn.Module):
         return tuple(tensor[:, :-1] for tensor in head(features, dets, labels, scale_factor, *stage_tensors))
 
 
-class ProposalsForm(nn.Module):
-    """The part behind the network that makes proposals alone."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.proposals = proposals_of(model.rpn_head)
-
-    def forward(
-        self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, 4) of the head's outputs, xyxy in pixels of the network input.
-
-        Rows that an image does not have are zero.
-        `maps` are these outputs alone, by `proposal_names`; for the others see `TwoStageFullForm.forward`.
-        """
-        dets, *_ = self.proposals(maps, clip_size(image, img_shape))
-        return (tap(PROPOSALS, dets[..., :4]),)
-
-
 def with_area(boxes: torch.Tensor) -> torch.Tensor:
     """Return (B, K) bool: whether x2 > x1 and y2 > y1 in boxes (B, K, 4) xyxy."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
@@ -259,6 +240,12 @@ def clips_regions(model: nn.Module) -> bool:
     return any(clips(head) if getattr(head, 'with_reg', True) else True for head in heads)
 
 
+def proposals_tensor(batch: int | str) -> TensorSpec:
+    """Return the spec of proposals (B, K, 4)."""
+    meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
+    return TensorSpec(PROPOSALS, 'float32', (batch, 'K', 4), meaning, 'pixel')
+
+
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph from pictures to results, of a detector with these options."""
     image = image_input(options, smallest_input(model), detector_parts.multiple(model))
@@ -278,8 +265,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     clipped = clips_proposals(model) or clips_regions(model)
     inputs = (image, *optional_inputs(batch, clipped), *size_inputs(options, batch))
     if not proposes(model):
-        meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
-        inputs += (TensorSpec(PROPOSALS, 'float32', (batch, 'K', 4), meaning, 'pixel'),)
+        inputs += (proposals_tensor(batch),)
     return GraphSpec(f'two_stage/{options.form}', inputs, outputs)
 
 
@@ -300,9 +286,3 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
         Stage('regions', form, inputs, outputs),
     ]
     return with_pasting(chain, options, threshold(result_cfg(model))) if has_masks(model) else chain
-
-
-def proposals_stage(model: nn.Module) -> Stage:
-    """Return the stage behind the network that makes proposals alone."""
-    inputs = ('input', 'img_shape', *proposal_names(model))
-    return Stage(PROPOSALS, ProposalsForm(model), inputs, (PROPOSALS,))

@@ -23,6 +23,7 @@ from mmdeploy_ext.families.parts.mask_heads import heads_of
 from mmdeploy_ext.families.parts.mmdet_reference import (
     RegionInputs,
     boxes_of_classes,
+    given_to,
     metas_of_images,
     tested,
 )
@@ -34,9 +35,7 @@ from mmdeploy_ext.families.two_stage.file_tensors import (
     SAMPLED_BOXES,
     SAMPLED_MASKS,
     as_tensor,
-    batched,
     given_to_heads,
-    has_all,
     mask_rows,
     outputs_of_stage,
     present_rows,
@@ -159,12 +158,12 @@ class TwoStageReference(ImageReference):
         def features(calls: list[Any]) -> dict[str, torch.Tensor]:
             # maps of whole images, behind the levels, are none of the neck's
             names = [name for name in feature_names(self.model) if name.startswith('features_')]
-            return {name: batched(levels) for name, *levels in zip(names, *calls, strict=False)}
+            return {name: torch.cat(levels) for name, *levels in zip(names, *calls, strict=False)}
 
         def proposed(calls: list[Any]) -> dict[str, torch.Tensor]:
             flat_calls = [[level for levels in call for level in levels] for call in calls]
             return {
-                name: batched(levels)
+                name: torch.cat(levels)
                 for name, *levels in zip(proposal_names(self.model), *flat_calls, strict=False)
             }
 
@@ -220,16 +219,14 @@ class TwoStageReference(ImageReference):
         self, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
     ) -> list[tuple[Detections, Detections]]:
         """Return proposals by mmdet's head of the maps of a file, and those of the file, for each image."""
-        names, rows = proposal_names(self.model), tensors.get(PROPOSAL_ROWS)
-        if (
-            not proposes(self.model)
-            or output_kinds(self.model.rpn_head) != ('cls', 'reg')
-            or roi_head_of(self.model) is None
-        ):
+        rows = tensors.get(PROPOSAL_ROWS)
+        if roi_head_of(self.model) is None or rows is None or rows.shape[2] != 5:
             return []
-        if rows is None or rows.shape[2] != 5 or not has_all(tensors, names):
+        if not proposes(self.model) or output_kinds(self.model.rpn_head) != ('cls', 'reg'):
             return []
-        maps = [as_tensor(self.model, tensors[name]) for name in names]
+        maps = [*given_to(self.model, tensors, proposal_names(self.model)).values()]
+        if not maps:
+            return []
         levels = len(maps) // 2
         with torch.no_grad(), substituted(self.model, {'rpn_head.forward': (maps[:levels], maps[levels:])}):
             proposals = self.model.rpn_head.simple_test_rpn(None, metas_of_images(images, rescale=True))
@@ -335,13 +332,6 @@ def _needed_proposals(
     return np.min(needed_counts, 0), np.max(needed_counts, 0)
 
 
-def without_masks(roi_head: nn.Module | None) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a head of regions gives boxes alone; for None it does nothing."""
-    if roi_head is None:
-        return contextlib.nullcontext()
-    return replaced_entry(roi_head._modules, 'mask_head', None)
-
-
 @contextlib.contextmanager
 def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
     """Inside the block a head of regions gives no masks, and any number of boxes that its suppression keeps.
@@ -350,7 +340,8 @@ def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
     """
     changed = copy.deepcopy(roi_head.test_cfg)
     changed.update(max_per_img=10**9, **test_cfg)
-    with without_masks(roi_head), replaced_entry(vars(roi_head), 'test_cfg', changed):
+    without_masks = replaced_entry(roi_head._modules, 'mask_head', None)
+    with without_masks, replaced_entry(vars(roi_head), 'test_cfg', changed):
         yield
 
 

@@ -18,7 +18,9 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, smallest_side
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.families.parts.image_graphs import clip_size
+from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, proposals_of, smallest_side
 from mmdeploy_ext.families.parts.regions import context_names, feature_names, grid_of
 from mmdeploy_ext.families.two_stage import graphs
 
@@ -73,6 +75,24 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
             f'test_cfg.rpn.min_bbox_size={size:g}{older}: --postprocess {options.form} takes proposals '
             f'without an area for padding; set {1 if older else 0} or more, or export full'
         )
+
+
+class ProposalsForm(nn.Module):
+    """The end of the first graph: outputs of the head of proposals to proposals."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.proposals = proposals_of(model.rpn_head)
+
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Return proposals (B, K, 4) xyxy, pixels of the network input; rows of padding are zero.
+
+        `maps` are the outputs by `proposal_names`; for the others see `TwoStageFullForm.forward`.
+        """
+        dets, *_ = self.proposals(maps, clip_size(image, img_shape))
+        return (tap(PROPOSALS, dets[..., :4]),)
 
 
 class RegionsForm(graphs.TwoStageFullForm):
@@ -182,8 +202,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     full = graphs.spec(model, options)
     image, img_shape, scale_factor = full.inputs
     features = tensors(feature_names(model))
-    meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
-    proposals = TensorSpec('proposals', 'float32', (image.axes[0], 'K', 4), meaning, 'pixel')
+    proposals = graphs.proposals_tensor(image.axes[0])
     if options.form == PROPOSALS:
         inputs = image, dataclasses.replace(img_shape, unused=not graphs.clips_proposals(model))
         scored = dataclasses.replace(proposals, compare='detections')
@@ -205,9 +224,10 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
         inputs = ('img_shape', 'scale_factor', 'proposals', *feature_names(model))
         return [Stage('regions', RegionsForm(model), inputs, names)]
     network = graphs.TwoStageNetwork(model)
+    inputs = ('input', 'img_shape', *graphs.proposal_names(model))
     return [
         Stage('network', network, ('input',), network.names),
-        graphs.proposals_stage(model),
+        Stage('proposals', ProposalsForm(model), inputs, ('proposals',)),
     ]
 
 
