@@ -53,14 +53,11 @@ UNTRACED = (
     'anchor_offset', 'rpn_head.stages.?.forward', 'rpn_head.stages.?.forward_single',
     'roi_head.grid_head.forward', 'semantic_head.forward', '*roi_extractor*.forward', '*roi_layers.?.forward',
 )  # fmt: skip
-"""Methods that the graphs compute by themselves beside those of `ImageFamily`, see `Family.untraced`."""
+"""Further methods that the graphs compute by themselves, see `Family.untraced`."""
 
 
 def is_image_branch(cfg: Any) -> bool:
-    """Return whether a config is ImVoteNet's first stage, which has no branch of points.
-
-    mmdet3d is imported if the detector is an ImVoteNet; without mmdet3d it is none.
-    """
+    """Return whether a config is ImVoteNet's first stage, without points; False without mmdet3d."""
     model = cfg.model
     if 'ImVoteNet' not in names_of_class(DETECTORS, model.get('type')) or library_failure('mmdet3d'):
         return False
@@ -69,29 +66,19 @@ def is_image_branch(cfg: Any) -> bool:
 
 
 def result_key(detector: type) -> str:
-    """Return the key in the config's `test_cfg` of the settings by which boxes of regions become results.
-
-    `detector` is the class of a detector with a `roi_head`; that of proposals alone has no such settings.
-    """
+    """Return the key in `test_cfg` of the settings of results of a class of detectors with a `roi_head`."""
     return 'panoptic' if issubclass(detector, PANOPTIC) else 'rcnn'
 
 
 def result_cfg(model: nn.Module) -> Any:
-    """Return the settings by which boxes become results, of a detector without regions its proposals.
-
-    They are `test_cfg.panoptic` of a panoptic detector, of others that of `roi_head` or else of `rpn_head`.
-    """
+    """Return the `test_cfg` of results: panoptic, of `roi_head`, or of `rpn_head`."""
     if getattr(model, 'roi_head', None) is None:
         return model.rpn_head.test_cfg
     return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) a detector that lacks a head, or a TridentNet that tests all its branches.
-
-    `model` is that of a config whose type is derived from one of `DETECTOR_CLASSES`: the family has claimed
-    it.
-    """
+    """Refuse (ConfigError) a detector that lacks a head, or a TridentNet that tests all its branches."""
     detector = DETECTORS.get(model['type'])
     upstream = next(kind for kind in DETECTOR_CLASSES if issubclass(detector, kind))
     keys = []
@@ -109,12 +96,7 @@ def check_detector(model: Mapping[str, Any]) -> None:
 
 
 def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
-    """Refuse (ConfigError) a head of regions, a part of it, or settings that the graph does not repeat.
-
-    Args:
-        roi_head: a live head, without weights.
-        key: key of its settings in the config's `test_cfg`, see `result_key`.
-    """
+    """Refuse (ConfigError) a head of regions, a part of it, or settings that the graph does not repeat."""
     name = type(roi_head).__name__
     if not isinstance(roi_head, ROI_HEADS):
         raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')
