@@ -9,9 +9,7 @@ register_family(
     options=(GRID_SAMPLE, PASTE_MASKS),
     facts='mmdeploy_ext.families.query.facts:QueryFacts',
     runtime='mmdeploy_ext.families.query.runtime',
-    # of queries with regions all but backbone and neck, as of two-stage detectors; a map has more pixels than
-    # float16 can count
-    keep_fp32=('regions/[!bn]*', 'results/*', 'fusion/*'),
+    keep_fp32=('region_network/[!bn]*',),  # all but backbone and neck, as of two-stage detectors
     claims=('DETR', 'DeformableDETR', 'DINO', 'CoDETR', 'MaskFormer', 'SparseRCNN', 'QueryInst'),
     exports=(
         'DETR, Deformable DETR, DINO, Co-DINO, Mask2Former, MaskFormer, Sparse R-CNN and QueryInst '

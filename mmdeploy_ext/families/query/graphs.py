@@ -163,8 +163,8 @@ def regions_stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the stages of a graph of queries with regions."""
     network, form = regions.RegionsNetwork(model), regions.RegionsFullForm(model)
     chain = [
-        Stage('regions', network, ('input', 'img_shape'), network.names),
-        Stage('results', form, ('scale_factor', *network.names), form.names),
+        Stage('region_network', network, ('input', 'img_shape'), network.names),
+        Stage('postprocess', form, ('scale_factor', *network.names), form.names),
     ]
     if not has_masks(model):
         return chain

@@ -10,7 +10,6 @@ register_family(
     options=(MAX_CANDIDATES, MAX_PROPOSALS, PASTE_MASKS),
     facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.two_stage.runtime',
-    keep_fp32=('proposals/*', 'regions/*', 'paste/*', 'fusion/*'),  # float16 is half a pixel coarse
     claims=('TwoStageDetector', 'RPN', 'ImVoteNet'),
     exports=(
         "two-stage detectors with an rpn_head, a roi_head or both, Panoptic FPN, and ImVoteNet's first stage "

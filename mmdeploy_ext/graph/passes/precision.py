@@ -27,8 +27,9 @@ from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 FACTS = 'fp16.'
 """Prefix of the entries of `metadata_props` that state what was done."""
-STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*')
-"""Patterns of the names of nodes that make and read boxes; in float16 a pixel near 608 is 0.5 wide."""
+STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*', 'fusion/*')
+"""Patterns of the names of nodes that make and read boxes and maps: in float16 a pixel near 608 is 0.5 wide,
+and a map has more pixels than float16 can count."""
 
 
 def in_precision(
