@@ -284,16 +284,6 @@ def registration_of(family: str) -> Registration:
     return registered().get(family) or Registration(family, '')
 
 
-def options_of(family: str) -> tuple[Option, ...]:
-    """Return the registered options of a family; () if it is not registered."""
-    return registration_of(family).options
-
-
-def keep_fp32_of(family: str) -> tuple[str, ...]:
-    """Return the patterns of nodes that stay float32; () if the family is not registered."""
-    return registration_of(family).keep_fp32
-
-
 def detector_options() -> tuple[Option, ...]:
     """Return `IMAGE` and the options of all registered families, each once.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
-from mmdeploy_ext.contract.registry import options_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, Stage, TensorSpec, with_half_features
 from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
@@ -73,7 +73,7 @@ class ImageFamily(Family):
         default = FORM.default if FORM.default in self.forms else self.forms[0]
         form = dataclasses.replace(FORM, choices=self.forms, default=default)
         image_options = tuple(form if option is FORM else option for option in IMAGE)
-        return (*image_options, *options_of(self.name))
+        return (*image_options, *registration_of(self.name).options)
 
     def build(self, cfg: Any) -> torch.nn.Module:
         from mmdet.models import build_detector

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import DRIVE, Option, Options
-from mmdeploy_ext.contract.registry import options_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.sequence_data import SequenceData
@@ -39,7 +39,7 @@ class SequenceFamily(Family):
     @property
     def options(self) -> tuple[Option, ...]:
         """The registered options, and the options of all families of frames or sweeps."""
-        return (*options_of(self.name), *DRIVE)
+        return (*registration_of(self.name).options, *DRIVE)
 
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata, read_entry
-from mmdeploy_ext.contract.registry import keep_fp32_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io import types
@@ -168,7 +168,8 @@ def family_patterns(model: onnx.ModelProto) -> list[str]:
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
         return []
-    positions = match_patterns(model.graph.node, keep_fp32_of(read_entry(props, 'family', 'the file')))
+    family = read_entry(props, 'family', 'the file')
+    positions = match_patterns(model.graph.node, registration_of(family).keep_fp32)
     return [pattern for pattern, nodes in positions.items() if nodes]
 
 
