@@ -8,7 +8,7 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from made_once import made_once
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.seeded.weights import seeded_model, seeded_scene
 from mmdeploy_ext.tasks import task_module
@@ -123,7 +123,7 @@ def images(count=2, size=SIZE, seed=5):
 
 def options_of(kind, size=SIZE, **chosen):
     values = dict(height=size[0], width=size[1], opset=17) | chosen
-    return FAMILIES[family_of(kind).name].choose(**values)
+    return family_of(kind).choose(**values)
 
 
 def run_stages(stages, feeds):

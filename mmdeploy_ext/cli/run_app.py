@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         if len(files) > 1:
             raise ModelFileError(f'{args.model}: has {len(files)} image models; name one of the files')
         args.model = str(files[0])
-        return run_images.run_files(args, runner_of(metadata.family, metadata.form))
+        runner = runner_of(metadata.family, metadata.form, metadata.spec.input_names)
+        return run_images.run_files(args, runner)
     return RUNS[metadata.samples](args, metadata)
 
 

@@ -232,6 +232,12 @@ class Options(Mapping[str, Any]):
                 reason = f'{by_name[fixing].with_value(self[fixing], prefix)} is written with {fixed_value}'
                 raise UsageError(f'{option.with_value(value, prefix)}: {reason}; leave it out')
 
+    def refuse(self, options: Iterable[Option], reason: str) -> None:
+        """Raise UsageError, which gives `reason`, if one of the options is chosen."""
+        for option in options:
+            if self[option.name] != option.default:
+                raise UsageError(f'{option.with_value_of(self)}: {reason}; leave it out')
+
     @property
     def fixed(self) -> dict[str, tuple[str, Any]]:
         """Name of an option -> (name of the option whose choice fixes it, the value that it is fixed at)."""

@@ -1,10 +1,8 @@
-"""Families of models by name: their options and checks, and the names of the modules that need PyTorch.
+"""Families of models by name: what is known of them without PyTorch.
 
-Every family is registered by `register_family`: those of this package in the `__init__` of their folder,
-those of an installed package in the module that its entry point of the group `mm2onnx.families` names, and
-those of a config in a module of its `custom_imports`. Such a module imports no PyTorch, so that files run
-without it. What other programs load of a family is registered by `register_contract`, in the folders of
-`consumers`.
+`register_family` is called in the `__init__` of a family's folder, in the module of an entry point of the
+group `mm2onnx.families`, or in a module of the `custom_imports` of a config. The caller imports no PyTorch,
+so that files run without it. The folders of `consumers` register the files that other programs load.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ CATALOGUE = 'mmdeploy_ext.families.catalogue'
 CONTRACTS = 'mmdeploy_ext.consumers'
 """The package that registers the contracts of other programs."""
 OURS = 'mmdeploy_ext.'
-"""Beginning of the modules of the families of this package, which come before others."""
+"""Prefix of the families of this package, which come before others."""
 
 USED_BY = {'': 'graph show {file}'}
 """`used_by` of a family that names no command."""
@@ -39,7 +37,7 @@ USED_BY = {'': 'graph show {file}'}
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """The arguments of `register_family`: all that can be read of a family without importing it."""
+    """The arguments of `register_family`."""
 
     name: str
     family: str
@@ -58,11 +56,9 @@ class Registration:
     contracts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # of other programs
 
     def load_family(self) -> Any:
-        """Import the family, and return it: an instance of the class that `family` names, or what it names.
+        """Import the family and return it.
 
-        Raises:
-            ConfigError: the module has no such class or instance, or its family has another name.
-            ImportError: there is no such module, or one that it imports is not there.
+        ConfigError: the module has no such class or instance, or the family has another name.
         """
         module, _, cls = self.family.partition(':')
         try:
@@ -82,17 +78,14 @@ class Registration:
         return family
 
     def load_facts(self) -> type[Facts]:
-        """Import the class of the facts in its files; `Facts`, without a field, if it names none."""
+        """Import the class of the facts in its files; `Facts` without a field if it names none."""
         if not self.facts:
             return Facts
         module, _, cls = self.facts.partition(':')
         return getattr(importlib.import_module(module), cls)
 
     def load_runtime(self) -> ModuleType:
-        """Import what makes results of the outputs of its files.
-
-        ConfigError: the family names no module, or one that is no runtime; ImportError: it is not there.
-        """
+        """Import the module that makes results of outputs; ConfigError: there is none, or no runtime."""
         if not self.runtime:
             raise ConfigError(
                 f'family {self.name!r} has no runtime, which turns the outputs of its files into results; '
@@ -132,45 +125,35 @@ def register_family(
 ) -> None:
     """Make a family known to every command and function.
 
-    Call it in a module that imports neither PyTorch nor mmcv. The modules that it names are imported when
-    they are needed. A second registration of the same `family`, when its module is loaded again, replaces the
-    first.
+    Call it in a module that imports neither PyTorch nor mmcv; the modules that it names are imported when
+    they are needed. A second registration of the same `family` replaces the first.
 
     Args:
-        name: name of the family, as the metadata of its files have it: a lower-case letter, then letters,
-            digits, '_' and '-'.
-        family: `'module:Class'` of the `Family`, for example `'my_package.family:CircleFamily'`; of several
-            families that are instances of one class `'module:INSTANCE'`.
-        options: what can be chosen about its graphs besides what all families have, each an
-            `mmdeploy_ext.contract.options.Option`. They become options of the command line, keys of
-            `backend_config` and entries of the metadata.
-        facts: `'module:Class'` of the dataclass of `postprocess` in the metadata, a subclass of
-            `mmdeploy_ext.contract.facts.Facts`, in a module without PyTorch.
-        runtime: module, without PyTorch, that turns the outputs of its files into results, see
-            `mmdeploy_ext.runtime.detect`.
-        library: import name of a library that the family needs and that takes long to import, such as
-            'mmdet3d': the family is imported only for configs that no family without a library claims, and
-            left out if the library cannot be imported.
-        training_keys: keys of `model` in the configs of `library` that only training reads, such as losses of
-            boxes. Configs that differ in them alone are one model of the zoo, which is proven once.
-        keep_fp32: patterns ('*', '?', '[...]') of nodes that stay float32 in its float16 files, besides those
-            of every family; one fits a node by its name, operator, module or an output, see
-            `graph.passes.select.match_patterns`. Those that fit no node of a file are left out.
-        claims: names of classes; the family is imported for configs whose detector or head is one of them, or
-            derived from one. (): for configs that no family with such names claims, and, without a `library`,
-            for all.
-        exports: the models that it exports, and its page, for the message about a detector of no family.
-        similar_names: words in the names of similar detectors and heads, for the same message.
+        name: name of the family in the metadata: a lower-case letter, then letters, digits, '_' and '-'.
+        family: `'module:Class'` of the `Family`, or `'module:INSTANCE'`.
+        options: `contract.options.Option`s of its exports beside the options of all families.
+        facts: `'module:Class'` of its subclass of `contract.facts.Facts`, in a module without PyTorch.
+        runtime: module without PyTorch that makes results of outputs, see `runtime.detect`.
+        library: import name of a library that the family needs, such as 'mmdet3d'. The family is imported
+            only for configs that no family without a library claims, and left out without the library.
+        training_keys: keys of `model` in the configs of `library` that only training reads. Configs that
+            differ in these keys alone are one model of the zoo.
+        keep_fp32: patterns of nodes that stay float32 in float16 files, see
+            `graph.passes.select.match_patterns`; a pattern may fit no node of a file.
+        claims: class names of detectors or heads; the family is imported for a config with one of the classes
+            or a class derived from it. (): for configs that no family with names claims, and, without a
+            `library`, for all.
+        exports: models that it exports, and its page, for the message about a detector of no family.
+        similar_names: words in names of similar detectors and heads, for the same message.
         of_config: what its configs fix, for the message about an option that it does not have.
-        used_by: form -> the command that uses a proven file, as it is typed behind `mm2onnx`, with {file},
-            {folder} of it, {config} and {checkpoint}; '' for all other forms. A runtime that names a command
-            comes first, see `runtime.detect.runner_of`.
-        own_kernels: names of classes of layers or heads that need an operator without a CPU kernel in its
-            library, so that a proof compares with a kernel of the family's package.
+        used_by: form -> the command for a proven file, as typed behind `mm2onnx`, with {file}, {folder},
+            {config} and {checkpoint}; '' for all other forms. `runtime.detect.runner_of` comes first.
+        own_kernels: class names of layers or heads without a CPU kernel in their library; a proof compares
+            with a kernel of the family's package.
 
     Raises:
-        ConfigError: another family has the name, the name or `family` is not of that form, or the default of
-            an option is none of its choices.
+        ConfigError: the name is taken, the name or `family` has another form, or the default of an option is
+            none of its choices.
     """
     registration = Registration(
         name,
@@ -224,12 +207,12 @@ def register_contract(
 
     Args:
         family: name of a family with the option `contract`; it may be registered later.
-        name: what the user types.
+        name: name of the choice.
         contract: `'module:Class'` of a `families.contracts.Contract`.
-        loop: `'module:Class'` of what opens an export without PyTorch, the `opens` of the contract.
+        loop: `'module:Class'` that opens an export without PyTorch, the `opens` of the contract.
         help: text for the command line.
         fixes: name of an option -> the value that the contract fixes it at.
-        options: options that only this contract has.
+        options: options of this contract alone.
     """
     if family not in _REGISTERED:
         again = functools.partial(
@@ -264,7 +247,7 @@ def contract_class(family: str, name: str) -> Any:
 
 
 def program_loop(family: str, name: str) -> Any:
-    """Return what opens the files of another program's contract; None for the files of the family."""
+    """Return the class that opens the files of another program's contract; None for the family's files."""
     paths = _contract_paths(family, name)
     return _imported(paths[1]) if paths else None
 
@@ -279,10 +262,9 @@ def _imported(path: str) -> Any:
 
 
 def registered() -> Mapping[str, Registration]:
-    """Return name -> registration of every family; ConfigError: the module of an entry point fails.
+    """Return name -> registration of every family, the mapping itself.
 
-    Those of a config are among them once a module of its `custom_imports` has been imported, also in a
-    mapping that was returned before.
+    ConfigError: the module of an entry point fails.
     """
     _import_all()
     return _REGISTERED
@@ -298,28 +280,15 @@ def _import_all() -> None:
 
 
 def registration_of(family: str) -> Registration:
-    """Return the registration of a family; of a name that nobody has registered one without any facts."""
+    """Return the registration of a family, an empty one if the family is not registered."""
     return registered().get(family) or Registration(family, '')
 
 
-def options_of(family: str) -> tuple[Option, ...]:
-    """Return the options that a family has besides those of all; empty if it is not registered."""
-    return registration_of(family).options
-
-
-def keep_fp32_of(family: str) -> tuple[str, ...]:
-    """Return the patterns of nodes that a family keeps in float32, see `register_family`.
-
-    Empty if it is not registered.
-    """
-    return registration_of(family).keep_fp32
-
-
 def detector_options() -> tuple[Option, ...]:
-    """Return `IMAGE` and the options of all registered families, each once, with the choices of all of them.
+    """Return `IMAGE` and the options of all registered families, each once.
 
-    All else, such as the default, is that of the first family that has the option. Its help names families if
-    only some families of images have it, or if their texts differ.
+    An option has the choices of all its families and the default of the first; the help names families if
+    only some families of images have the option, or if the texts differ.
     """
     options: dict[str, dict[str, Option]] = {}
     for registration in registered().values():
@@ -329,7 +298,7 @@ def detector_options() -> tuple[Option, ...]:
 
 
 def _merged_option(by_family: Mapping[str, Option]) -> Option:
-    """Return one option with the choices and help texts that several families have for it."""
+    """Return the option of several families as one."""
     families_by_help: dict[str, list[str]] = {}
     for family, option in by_family.items():
         families_by_help.setdefault(option.help, []).append(family)

@@ -1,8 +1,8 @@
-"""From config and checkpoint to a file of a sparse backbone: what `export_scn.py` and `benchmark.py` call.
+"""From config and checkpoint to a file of a sparse backbone.
 
-Glossary: order, that of the axes of the sparse grid, 'xyz' or 'zyx'; folded, with batch normalisation
-computed into the weights of the convolution before it; range, the largest absolute value that a quantiser of
-INT8 represents; bound, the most active sites of a layer that an engine makes room for.
+Glossary: order, of the axes of the sparse grid, 'xyz' or 'zyx'; folded, with batch normalisation computed
+into the weights of the convolution before it; range, the largest absolute value that a quantiser of INT8
+represents; bound, the most active sites of a layer that an engine makes room for.
 """
 
 import dataclasses
@@ -25,10 +25,9 @@ from mmdeploy_ext.sparse.ranges import Ranges
 
 
 def trace(deployment: Model) -> SparseGraph:
-    """Return the graph of the deployment's encoder in the encoder's axis order, BatchNorm and Relu as nodes.
+    """Return the graph of the encoder in its own order, with BatchNorm and Relu as nodes.
 
-    ConfigError: the encoder gives another shape than the config says; ExportError, ShapeError: as
-    `sparse.trace.trace`.
+    ConfigError: the encoder gives another shape than the config says.
     """
     from mmdeploy_ext.exporting.sparse import trace as tracing
 
@@ -49,12 +48,12 @@ def trace(deployment: Model) -> SparseGraph:
 
 
 def has_precision(options: Options) -> bool:
-    """Return whether the export options give layers a precision, which the file states as attributes."""
+    """Return whether layers of the file have a precision."""
     return bool(options.precision or options.layer_precision)
 
 
 def has_int8(options: Options) -> bool:
-    """Return whether the export options let a layer compute or store in INT8."""
+    """Return whether a layer computes or stores in INT8."""
     return options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
 
 
@@ -65,15 +64,14 @@ def make_graph(
     ranges: Ranges | None = None,
     checkpoint_sha256: str = '',
 ) -> SparseGraph:
-    """Return the traced graph folded, in the order, precision and bound of the options.
+    """Return the graph of `trace` folded, in the order, precision and bound of the options.
 
     Args:
         traced: the graph of `trace`.
         options: options of the export; with `layer_precision` and no `precision` the other layers get fp16.
         family: family of the model.
-        ranges: ranges of the quantisers; INT8 needs them; None for precisions without INT8. They have to be
-            of this graph and these weights, which the norms of its kernels tell.
-        checkpoint_sha256: digest of the checkpoint, for the message of ranges of other weights.
+        ranges: ranges of this graph with these weights, for INT8.
+        checkpoint_sha256: digest of the checkpoint, for a message.
 
     Raises:
         UsageError: ranges are missing, of another network or of other weights; a pattern matches no layer.
@@ -98,24 +96,15 @@ def make_graph(
 
 
 def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
-    """Return the paths of the convolutions that are folded in fp16, whatever `options.fold`.
-
-    They are those of NVIDIA's INT8 file of this `family`, if the option `int8_fp16_io` is set, else ().
-    """
+    """Return the paths of the convolutions that are folded in fp16 in NVIDIA's INT8 file, else ()."""
     return family.int8.fp16_folded if options.int8_fp16_io else ()
 
 
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
-    """Return pattern of layers -> (precision, output precision); of the patterns of a layer the last counts.
+    """Return pattern of layers -> (precision, output precision); the last pattern that fits a layer counts.
 
-    Patterns (`fnmatch`) are compared with node names ('conv3') and module paths ('conv_input.*').
-
-    Args:
-        graph: the folded graph; its first layer computes in fp16 and its last one stores fp16 in NVIDIA's
-            INT8 file, if the family does not state the patterns of that file.
-        options: with `int8_fp16_io` the patterns of that file come first; those of `layer_precision`, the
-            user's, follow in their order, the last entry of a pattern alone.
-        family: family of the model.
+    Patterns (`fnmatch`) fit node names ('conv3') and module paths ('conv_input.*'). With `int8_fp16_io` the
+    patterns of NVIDIA's INT8 file come before the user's.
     """
     from mmdeploy_ext.sparse.precision import fp16_ends
 
@@ -129,15 +118,7 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 
 
 def metadata_props(deployment: Model, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
-    """Return the metadata of the file of an export, key with `PREFIX` -> JSON text.
-
-    Engines do not read them; the tools and runtimes of this package do.
-
-    Args:
-        deployment: the model.
-        options: options of the export; the entry `form` is their `target`.
-        ranges: those of INT8; None of a file in floating point, which then has no entry `ranges`.
-    """
+    """Return the metadata of a file, key with `PREFIX` -> JSON text; `ranges` are of INT8."""
     values = dict(
         family=deployment.family.name,
         form=options.target,
@@ -158,18 +139,9 @@ def metadata_props(deployment: Model, options: Options, ranges: Ranges | None = 
 def write_file(
     deployment: Model, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
 ) -> None:
-    """Write a graph to a file, atomically, with the metadata of `metadata_props`.
+    """Write the graph of `make_graph` to a file with its metadata; an older file is replaced at once.
 
-    Args:
-        deployment: the model.
-        graph: what `make_graph` returned.
-        options: options of the export; `target` is 'libspconv', or the portable file in the form `form`.
-        path: path of the file; an older one is replaced at once, or stays after an error.
-        ranges: those of INT8; None for other precisions.
-
-    Raises:
-        ExportError: the target cannot express a part of the graph.
-        Mm2OnnxError: the file cannot be written.
+    ExportError: the target cannot express a part of the graph.
     """
     props = metadata_props(deployment, options, ranges)
     if options.target == 'libspconv':
@@ -187,16 +159,9 @@ def write_file(
 def export_file(
     deployment: Model, options: Options, path: str, ranges: Ranges | None = None
 ) -> tuple[SparseGraph, float]:
-    """Trace, fold and write a backbone; return the graph that was written and the seconds it took.
+    """Trace, fold and write a backbone; return the graph in the file and the seconds it took.
 
-    Args:
-        deployment: the model.
-        options: options of the export.
-        path: path of the file, which is written atomically.
-        ranges: ranges of the quantisers, which INT8 needs; None for other precisions.
-
-    Raises:
-        ConfigError, UsageError, ExportError, Mm2OnnxError: as `trace`, `make_graph` and `write_file`.
+    For the errors see `trace`, `make_graph` and `write_file`.
     """
     start = time.perf_counter()
     graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)

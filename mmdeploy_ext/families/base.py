@@ -1,4 +1,4 @@
-"""The base class of model families, and their registry."""
+"""The base class of model families, and the family of a config."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:  # --help and messages about what is missing come without any 
 
 
 class Claim(enum.IntEnum):
-    """How much of a config's model a family claims; `find_family` returns the one that claims most."""
+    """How much of a config's model a family claims; the family that claims most exports it."""
 
     NO = 0
     PART = 1
-    """One part of it, e.g. the sparse encoder of a detector, or a head that `check` refuses by its name."""
+    """One part, such as the sparse encoder of a detector, or a head that `check` refuses by its name."""
     HEAD = 2
-    """Its head, whatever the detector around it is; `check` then refuses what the family does not export."""
+    """The head in any detector; `check` refuses other parts that the family does not export."""
     DETECTOR = 3
-    """The detector as a whole."""
+    """The whole detector."""
 
 
 DETECTOR, BACKBONE = 'detector', 'backbone'
@@ -53,24 +53,22 @@ DETECTOR, BACKBONE = 'detector', 'backbone'
 
 
 class Family(abc.ABC):
-    """A family of models: how their configs, weights and samples are read, and their graphs made.
+    """How configs, weights and samples of similar models are read, and graphs of the models made.
 
     Attributes:
-        name: name of the family, as the metadata keeps it.
-        task: module that matches and draws its results: a key of `tasks.TASKS`, or the dotted name of
-            a module that has the same functions; of a backbone 'bev', whose maps are drawn and not matched.
-        product: part of a model that its files hold: 'detector', or 'backbone' of one.
-        samples: kind of its samples: 'images', 'frames' of cameras on a drive, 'sweeps' of a LiDAR, or
-            'fused' moments of cameras, a LiDAR or both.
-        memory: whether the result of a sample depends on earlier ones, at least for some of its configs.
-        files: names of the graphs in its folders, in the order in which a sample goes through them; empty for
-            families that write one file.
-        ignored_prefixes: beginnings of the keys of a checkpoint that inference does not use.
-        options: options of its exports, in the order of the metadata.
-        untraced: names of methods that its graphs or runtime compute by themselves, of any part of a model:
-            before a dot may stand a pattern of the part's path, as in 'bbox_head.forward', or the name of a
-            class that it is or derives from; '.forward' is of the model itself. A verdict names those of
-            the user.
+        name: name in the metadata of files.
+        task: module that matches and draws results: a key of `tasks.TASKS`, or the dotted name of a module
+            with the same functions; 'bev' of backbones, whose maps are drawn and not matched.
+        product: part of a model that a file holds: 'detector' or 'backbone'.
+        samples: 'images', 'frames' of cameras on a drive, 'sweeps' of a LiDAR, or 'fused' moments of cameras,
+            a LiDAR or both.
+        memory: whether results of some of its models depend on earlier samples.
+        files: names of the graphs of an export in the order of their use; () for one file.
+        ignored_prefixes: prefixes of the keys of a checkpoint that inference does not use.
+        options: options of an export, in the order of the metadata.
+        untraced: names of methods that graphs or runtime compute by themselves. `PART.NAME` restricts a name
+            to parts of a model by a pattern of their path, as in 'bbox_head.forward', or by a class that they
+            are or derive from; '.forward' is the model's own. A verdict names such methods of the user's.
     """
 
     name: ClassVar[str]
@@ -84,48 +82,47 @@ class Family(abc.ABC):
     untraced: ClassVar[tuple[str, ...]] = ()
 
     def choose(self, /, **values: Any) -> Options:
-        """Return options with these values, by name of the option; the others have the family's defaults.
+        """Return options with these values, and defaults for the others; values are not checked.
 
-        Values are checked by `Options.check`, not here. UsageError: an option that the family does not have,
-        with the message of `missing_option_message`.
+        UsageError: the family has no such option.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
             raise UsageError(missing_option_message(self, name, values))
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
-        """Refuse a data set whose samples lack an input of the family's models, before a model runs.
+        """Raise ConfigError, which names the key, if samples of a data set lack an input of the model.
 
-        `dataset` is the one that mmdet or mmdet3d built of `data.test` of `cfg`. ConfigError names the key.
+        `dataset` was built of `cfg.data.test`.
         """
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
-        """Return how much of the model of a config, before `adapt`, the family claims."""
+        """Return how much of the model of a config the family claims."""
 
-    def adapt(self, cfg: Any) -> None:  # noqa: B027 most families know configs of OpenMMLab alone
-        """Translate a config of another repository to the keys that the family reads, in place.
+    def for_config(self, cfg: Any) -> Family:
+        """Return the object of this family for a config that it claims.
 
-        A translated config has the one that was read, a `Config`, as `as_read`.
+        Families whose models give different results (boxes, masks, maps) have one object for each. A config
+        of another repository is translated in place; `cfg.as_read` is then the `Config` that was read.
         """
+        return self
 
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
-        """Refuse settings that cannot be exported, by name, before the weights load.
+        """Refuse what cannot be exported, before weights load.
 
-        ConfigError for an entry of the config, or for an option that does not go with it; UsageError for
-        another option, such as the size.
+        ConfigError names an entry of the config; UsageError an option that does not go with the model.
         """
 
     @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:
-        """Build the PyTorch model of a config, without the weights of a checkpoint, in evaluation mode."""
+        """Return the PyTorch model of a config without weights, in evaluation mode."""
 
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint into the model; every key has to be accounted for.
+        """Put a checkpoint into the model, see `load_strict`.
 
-        Keys that begin with one of `ignored_prefixes` may be missing, unexpected, of any type and not finite,
-        but not of another shape; `load_strict` has the few others that may be missing or unexpected.
-        CheckpointError: others are, or shapes or types differ, or weights are not finite.
+        Keys with one of `ignored_prefixes` may be missing or unexpected. CheckpointError: other keys are, or
+        shapes or types differ, or weights are not finite.
         """
         from mmdeploy_ext.weights.checkpoint import load_strict
 
@@ -133,26 +130,23 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:
-        """Return the rule by which samples are prepared; the metadata keep it.
-
-        It is that of the config's test pipeline; how points become voxels follows from the config's model.
-        """
+        """Return how samples become inputs, by the config's test pipeline; files keep the rule."""
 
     def num_classes(self, model: torch.nn.Module) -> int:
-        """Return the number of classes of the model's head, or of a model without one; 0 of a backbone."""
+        """Return the number of classes of the results; 0 of a backbone."""
         return int((head_of(model) if has_head(model) else model).num_classes)
 
     def model_classes(self, model: torch.nn.Module) -> tuple[ModelClass, ...]:
-        """Return the classes of a model that no installed library defines: the user's, and ours."""
+        """Return the classes of a model that no installed library defines: the user's and ours."""
         return model_classes(model)
 
     def facts(self, model: torch.nn.Module) -> Facts:
-        """Return the facts of the model: an object of the class that the family was registered with."""
+        """Return thresholds, coders, strides and sizes: an object of the registered class of facts."""
         return Facts()
 
 
 UPSTREAM_LAYERS = 'mmdeploy_ext.families.parts.upstream_layers'
-"""Module that registers the replacements of layers of mmcv and mmdet in exported copies, for every family."""
+"""Module that registers replacements of layers of mmcv and mmdet in exported copies."""
 
 
 class Families(dict[str, Family]):
@@ -165,16 +159,16 @@ class Families(dict[str, Family]):
         return self[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return a family, or the default for a name that nobody has registered."""
+        """Return a family; `default` if none of this name is registered."""
         return self[name] if name in self or name in registered() else default
 
 
 FAMILIES = Families()
-"""Name -> family, of every registered one; as a list of values it has those alone that are imported."""
+"""Name -> family; `values()` are the imported families."""
 LEFT_OUT: dict[str, str] = {}
-"""Name of a family that needs more of mmdet than the imported, older copy has -> the error of its import."""
+"""Name of a family that the imported mmdet is too old for -> the error of its import."""
 NOT_INSTALLED = 'not installed'
-"""Why a library cannot be imported that is not there; messages leave its families out without a word."""
+"""`library_failure` of a library that is not there, which no message mentions."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 """Product -> what a config has to be."""
 LACKING = {
@@ -187,9 +181,13 @@ LACKING = {
 def exported_options(family: Family, content: Mapping[str, Any], path: object = 'the file') -> Options:
     """Return the options that a file was exported with.
 
-    `content` is the entry `options` of its metadata, name -> value, of which `cfg_options` is no option
-    and is left out; `path` names the file in messages. ModelFileError: one is missing, or the family has
-    no such option.
+    Args:
+        family: family of the file.
+        content: entry `options` of the metadata, name -> value.
+        path: the file, for messages.
+
+    Raises:
+        ModelFileError: an option is missing, or the family has no such option.
     """
     values = {name: value for name, value in content.items() if name != 'cfg_options'}
     names = [option.name for option in family.options]
@@ -201,11 +199,9 @@ def exported_options(family: Family, content: Mapping[str, Any], path: object = 
 
 
 def missing_option_message(family: Family, name: str, values: Mapping[str, Any]) -> str:
-    """Return the message about an option that the family lacks, and the imported families that have it.
+    """Return the message about an option that a family lacks, with the families that have it, or its options.
 
-    Families of libraries that were not imported are left out. If no family has such an option, the
-    message names those of this one. `values` are name ->
-    value of the options that were chosen or are in a file, `name` is one of them.
+    `values` is name -> value of all options that were chosen or are in a file.
     """
     load_families('')
     families = [entry for entry in FAMILIES.values() if entry.product == family.product]
@@ -223,20 +219,16 @@ def missing_option_message(family: Family, name: str, values: Mapping[str, Any])
 
 
 def load_families(library: str | None = None) -> None:
-    """Import the families that were registered with a library, see `contract.registry.register_family`.
-
-    `library` is its import name, such as 'mmdet3d'; '' stands for the families that name none, such as those
-    of mmdet; None for all families whose library can be imported.
-    """
+    """Import the families that need a library ('mmdet3d'), or no library (''), or all families (None)."""
     for registration in registered().values():
         if library in (None, registration.library):
             _import(registration)
 
 
 def load_candidates(cfg: Any) -> None:
-    """Import the families whose registration names the detector of a config, its head, or a base of them.
+    """Import the families that may claim a config, by the classes of its detector and heads and their bases.
 
-    Families that name none and need no library are imported, too.
+    Families that name no class and need no library are imported, too.
     """
     names = _type_names(cfg)
     for registration in registered().values():
@@ -246,10 +238,7 @@ def load_candidates(cfg: Any) -> None:
 
 
 def _import(registration: Registration) -> None:
-    """Import a family unless its library cannot be imported.
-
-    One that needs a part of mmdet which the imported copy is too old to have is put into `LEFT_OUT`.
-    """
+    """Import a family unless its library cannot be imported; see also `LEFT_OUT`."""
     if registration.library and library_failure(registration.library):
         return
     try:
@@ -261,7 +250,7 @@ def _import(registration: Registration) -> None:
 
 
 def _type_names(cfg: Any) -> set[str]:
-    """Return the types of a detector and its heads (not of proposals), and the names of their bases."""
+    """Return the types of a detector and its heads (without `rpn_head`), and the names of their bases."""
     heads = [part for key, part in cfg.model.items() if str(key).endswith('head') and key != 'rpn_head']
     types = [str(part.get('type')) for part in (cfg.model, *heads) if isinstance(part, Mapping)]
     names = set(types)
@@ -277,7 +266,7 @@ def _type_names(cfg: Any) -> set[str]:
 
 @functools.cache
 def library_failure(library: str) -> str:
-    """Return why a library cannot be imported, for example beside the mmdet of a repository; '' if it can."""
+    """Return why a library cannot be imported; '' if it can."""
     if importlib.util.find_spec(library) is None:
         return NOT_INSTALLED
     try:
@@ -288,19 +277,17 @@ def library_failure(library: str) -> str:
 
 
 def find_family(cfg: Any, product: str = '') -> Family:
-    """Return the family that claims most of the model of a config, which it adapts in place (`Family.adapt`).
+    """Return the family that claims most of the model of a config, see also `Family.for_config`.
 
-    Families are asked that are imported, or whose registration names the detector or its head; the others
-    only if none of these claims the model.
+    Only if no candidate claims the model are all families imported.
 
     Args:
         cfg: the config.
-        product: product of the family, see `Family.product`; '' takes any.
+        product: 'detector' or 'backbone'; '' takes any.
 
     Raises:
-        ConfigError: there is no `model`, it has a `test_cfg` inside and beside it, no family claims it (the
-            message names its heads and the nearest family), two claim most of it equally, or `Family.adapt`
-            refuses it.
+        ConfigError: no `model`, or two `test_cfg`; no family claims it (the message names its heads and the
+            nearest family); two families claim it equally; or `Family.for_config` refuses it.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
@@ -321,12 +308,11 @@ def find_family(cfg: Any, product: str = '') -> Family:
         )
     if not best:
         _refuse(cfg, product or DETECTOR)
-    best[0].adapt(cfg)
-    return best[0]
+    return best[0].for_config(cfg)
 
 
 def _closest(cfg: Any, product: str) -> list[Family]:
-    """Return the imported families whose claim is the highest; empty if all claims are `Claim.NO`."""
+    """Return the imported families with the highest claim above `Claim.NO`."""
     families = [family for family in FAMILIES.values() if product in ('', family.product)]
     claims = {family: family.claims(cfg) for family in families}
     highest = max(claims.values(), default=Claim.NO)

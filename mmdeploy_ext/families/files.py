@@ -11,7 +11,7 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.registry import keep_fp32_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
@@ -170,7 +170,7 @@ def export_graphs(
         for stage in graph.stages:
             stage.module.to(device)
         with recorded_warnings(deployment.code_warnings):
-            model = export_graph(graph, options, keep_fp32_of(family.name), example)
+            model = export_graph(graph, options, registration_of(family.name).keep_fp32, example)
         exported.append((model, make_metadata(deployment, options, graph)))
     check_patterns([model for model, _ in exported], options.keep_fp32)
     return exported

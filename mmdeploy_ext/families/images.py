@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
-from mmdeploy_ext.contract.registry import options_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, Stage, TensorSpec, with_half_features
 from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
@@ -38,20 +38,20 @@ __all__ = [
     'Claim', 'ColumnGroup', 'Graph', 'GraphSpec', 'ImageFamily', 'ImageReference', 'Options', 'PreparedImage',
     'PreprocessRule', 'Stage', 'TensorSpec',
 ]  # fmt: skip
-"""What a family of another package needs of the interface."""
+"""Names for families of other packages."""
 
 LAYERS = (
     'ShiftWindowMSA.forward', 'SpatialReductionAttention.forward', 'AdaptivePadding.forward',
     'Conv2dAdaptivePadding.forward', 'CornerPool.forward', 'BFP.forward',
 )  # fmt: skip
-"""Methods of layers that exports compute by themselves, some of them at any size alone."""
+"""Methods of layers that exports compute by themselves, some only in graphs of any size."""
 
 
 class ImageFamily(Family):
-    """Export, references and post-processing of one family of single-image models.
+    """A family of models of single pictures.
 
     Attributes:
-        forms: how much of the post-processing its graphs may contain.
+        forms: forms of its graphs.
     """
 
     forms: ClassVar[tuple[str, ...]] = ()
@@ -67,16 +67,13 @@ class ImageFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The options of all families of images, and those that the family was registered with.
-
-        ConfigError: it has no `forms`.
-        """
+        """The options of all families of images, and the registered options; ConfigError: no `forms`."""
         if not self.forms:
             raise ConfigError(f"family {self.name!r} has no forms; expected one at least, such as ('raw',)")
         default = FORM.default if FORM.default in self.forms else self.forms[0]
         form = dataclasses.replace(FORM, choices=self.forms, default=default)
         image_options = tuple(form if option is FORM else option for option in IMAGE)
-        return (*image_options, *options_of(self.name))
+        return (*image_options, *registration_of(self.name).options)
 
     def build(self, cfg: Any) -> torch.nn.Module:
         from mmdet.models import build_detector
@@ -90,10 +87,10 @@ class ImageFamily(Family):
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:
-        """Return the contract of the graph."""
+        """Return the contract of the graph; UsageError: an option that does not go with the model."""
 
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
-        """Return a list of the one graph, whose stages are made when they are needed."""
+        """Return the one graph; its stages are made when they are needed."""
         spec = self.spec(model, options)
         spec = with_half_features(spec) if options.fp16_io else spec
         make = functools.partial(self.stages, model, options)
@@ -101,13 +98,13 @@ class ImageFamily(Family):
 
     @abc.abstractmethod
     def stages(self, model: torch.nn.Module, options: Options) -> list[Stage]:
-        """Return the chain of modules whose composition is the graph. They run parts of the model itself."""
+        """Return the modules that compute the graph one after the other, with parts of `model` itself."""
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """Batch prepared images of one size into graph inputs, and what the runtime needs of them besides.
+        """Return the feeds of prepared images of one size; the graph may take fewer.
 
-        Here: `images` (B, 3, H, W) float32, and with `rescale` the `scale_factor` (B, 4) float32,
-        `w h w h`, input / original.
+        Here: `images` (B, 3, H, W) float32, and with `rescale` the `scale_factor` (B, 4) float32, `w h w h`,
+        input / original. ShapeError: images that a graph does not take together.
         """
         feeds = dict(images=np.stack([image.tensor for image in images]))
         if rescale:
@@ -116,11 +113,11 @@ class ImageFamily(Family):
 
     @abc.abstractmethod
     def reference(self, model: torch.nn.Module) -> ImageReference:
-        """Return what runs the model by the user's own code; families assign their class."""
+        """Return the user's own test path of the model."""
 
 
 def picture_of(family: ImageFamily, model: torch.nn.Module, options: Options) -> TensorSpec:
-    """Return the spec of the input of pictures; of a graph of features, that of the graph that makes them."""
+    """Return the spec of the input of pictures, also of a form whose graph takes features of pictures."""
     first = family.spec(model, options).inputs[0]
     if first.axes[1] == 3:
         return first
@@ -128,10 +125,7 @@ def picture_of(family: ImageFamily, model: torch.nn.Module, options: Options) ->
 
 
 def batches(family: ImageFamily, images: Sequence[PreparedImage]) -> list[list[int]]:
-    """Return lists of indices of the images that one run may take together.
-
-    Inputs without an axis of the batch, such as the size of masks, are equal in a list.
-    """
+    """Return lists of indices of images that one run may take: inputs without a batch axis are equal."""
     groups: dict[tuple[bytes, ...], list[int]] = {}
     for index, image in enumerate(images):
         arrays = family.feeds([image], rescale=True).values()

@@ -1,7 +1,7 @@
 """The base class of families of streams and sweeps: models with a memory, and LiDAR models without.
 
-A stepper computes one `Frame` or `Sweep` after the other: the reference, which is PyTorch's model, or the
-runner, which is the exported files on an engine.
+A stepper computes one `Frame` or `Sweep` after the other. The reference is PyTorch's model as a stepper, the
+runner the exported files on an engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import DRIVE, Option, Options
-from mmdeploy_ext.contract.registry import options_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.sequence_data import SequenceData
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class SequenceFamily(Family):
-    """A family whose samples are frames or sweeps.
+    """A family of models of frames or sweeps.
 
     Attributes:
-        data: makes frames or sweeps of data sets and dumps.
-        ignores_places: whether the files give the same results anywhere on the map.
+        data: frames or sweeps of data sets and dumps.
+        ignores_places: whether results are the same anywhere on the map.
     """
 
     task = 'bbox3d'
@@ -38,25 +38,25 @@ class SequenceFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The registered options, and those of all families of frames or sweeps."""
-        return (*options_of(self.name), *DRIVE)
+        """The registered options, and the options of all families of frames or sweeps."""
+        return (*registration_of(self.name).options, *DRIVE)
 
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
-        """The family's own graphs, in the order in which a frame goes through them."""
+        """Return the family's own graphs in the order of their use."""
 
     def memory_spec(self, facts: Any) -> MemorySpec:
-        """The memory by the facts in a file; without tensors if the model remembers none, as PETR."""
+        """Return the memory of a file with these facts; it has no tensors if the model remembers nothing."""
         raise NotImplementedError(f'{self.name}: has no memory')
 
     @abc.abstractmethod
     def reference(self, model: torch.nn.Module) -> SequenceReference:
-        """The unpatched PyTorch model as a stepper."""
+        """Return the unpatched PyTorch model as a stepper."""
 
     @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """The family's own files as a stepper; `engine` has the arguments of `build_backend` but the path."""
+        """Return the family's own files as a stepper; `engine` is arguments of `build_backend`."""
 
     @abc.abstractmethod
     def result(self, detections: Detections3D) -> dict[str, Any]:
-        """Detections as the entry of one sample in the test loop's results."""
+        """Return detections as the entry of one sample in the test loop's results."""

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import OF_SPARSE_GRAPHS, PREFIX
-from mmdeploy_ext.contract.registry import keep_fp32_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
@@ -70,7 +70,8 @@ def of_graph(deployment: Model, options: Options, name: str) -> Export:
         for graph in contract_of(deployment.family, options).graphs(prepared(deployment.model), options):
             if graph.name == name:
                 with recorded_warnings(deployment.code_warnings):
-                    return files.export_graph(graph, options, keep_fp32_of(deployment.family.name))
+                    keep_fp32 = registration_of(deployment.family.name).keep_fp32
+                    return files.export_graph(graph, options, keep_fp32)
         raise ModelFileError(f'the model has no graph {name!r} with the options in the file')
 
     return export

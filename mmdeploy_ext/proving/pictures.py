@@ -164,6 +164,7 @@ def check_pictures(
     facts = dict(
         file_sha256=sha256_file(file.path),
         form=file.metadata.form,
+        inputs=list(file.metadata.spec.input_names),
         shape=shape,
         engine=kind,
         **file.facts,

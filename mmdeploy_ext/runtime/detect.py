@@ -38,7 +38,7 @@ from mmdeploy_ext.preprocess.cam2img import (
 from mmdeploy_ext.runtime.detections import check_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from types import ModuleType
 
     from mmdeploy_ext.contract.metadata import Metadata
@@ -167,7 +167,7 @@ def check_registered(family: str) -> None:
     if family not in registered():
         raise ModelFileError(
             f'family {family!r} is not registered here; there are {", ".join(sorted(registered()))}. Install '
-            f'the package that the file was exported with'
+            f'the package that the file was exported with, or export it again'
         )
 
 
@@ -245,17 +245,20 @@ def has_runtime(family: str) -> bool:
     return family in registered() and bool(registered()[family].runtime)
 
 
-def runner_of(family: str, form: str) -> str:
+def runner_of(family: str, form: str, inputs: Collection[str] = ()) -> str:
     """Return the command that draws a file's results in pictures, 'run' or a key of `commands.RUNNERS`.
 
     It is '' if none does: of a family of frames or sweeps, of one that is not registered or has no runtime,
-    and of a form that is not in `RUNNERS`.
+    of a form that is not in `RUNNERS`, and of a file that takes proposals, which pictures come without.
 
     Args:
         family: name of the family, as in the metadata of the file.
         form: form of the file, such as 'full' or 'raw', by which `RUNNERS` of the runtime decides; a runtime
             of images without `RUNNERS` has 'run' for every form.
+        inputs: names of the inputs of the file.
     """
+    if 'proposals' in inputs:
+        return ''
     runtime = runtime_of(family) if has_runtime(family) else None
     if hasattr(runtime, 'RUNNERS'):
         return runtime.RUNNERS.get(form, '')

@@ -226,7 +226,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
     from mmdeploy_ext.runtime.detect import check_registered, runner_of
 
     check_registered(metadata.family)
-    expected = runner_of(metadata.family, metadata.form)
+    expected = runner_of(metadata.family, metadata.form, metadata.spec.input_names)
     if not expected or expected != runner:
         advice = f'use {tool(expected)} for it' if expected else 'no tool for pictures takes it'
         raise ModelFileError(

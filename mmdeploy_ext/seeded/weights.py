@@ -47,8 +47,11 @@ from mmdeploy_ext.seeded.rules import RULES, rule_of
 from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import make_scene
 
-PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
-"""Family that exports a sparse backbone alone -> prefix of the backbone's keys in published checkpoints.
+PUBLISHED_PREFIXES = {
+    'BEVFusionSparseEncoder': 'encoders.lidar.backbone.',
+    'CenterPointSparseEncoder': 'backbone.',
+}
+"""Class of a sparse encoder that is exported alone -> prefix of its keys in published checkpoints.
 
 Weights depend on the key with this prefix.
 """
@@ -240,8 +243,9 @@ def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     model = family.build(cfg)
     path = f'{family.settings(cfg, model).path}.'
     rest = {key: value for key, value in model.state_dict().items() if not key.startswith(path)}
-    prefix = PUBLISHED_PREFIXES.get(family.name, path)
-    weights = fill_sparse_module(family.encoder(model), prefix)
+    encoder = family.encoder(model)
+    prefix = PUBLISHED_PREFIXES.get(type(encoder).__name__, path)
+    weights = fill_sparse_module(encoder, prefix)
     return rest | {prefix + key: torch.from_numpy(array) for key, array in weights.items()}
 
 

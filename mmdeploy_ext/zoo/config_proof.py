@@ -132,7 +132,7 @@ def prove_config(
         return dataclasses.replace(record, **{first: _with_origin(outcome_of_error(error), made_from)})
     types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
     own_kernels = tuple(sorted(types & {*MMCV_MODULES, *registration_of(family.name).own_kernels}))
-    record = dataclasses.replace(record, family=family.name, own_kernels=own_kernels)
+    record = dataclasses.replace(record, family=family.name, task=family.task, own_kernels=own_kernels)
     references: dict[bytes, Any] = {}  # both files are proven on some of the same pictures
     for kind in export_kinds_of(family):
         outcome = getattr(earlier, kind, None)

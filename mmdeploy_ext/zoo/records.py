@@ -101,6 +101,7 @@ class Record:
         parts: detector, encoder, backbone, neck, head -> class names; see `configs.part_types`.
         notes: changes that the export made to the config, such as test-time augmentation that it removed.
         family: name of the family that exports it; '' if its model was not built.
+        task: kind of its results, see `Family.task`.
         own_kernels: names of classes of the model's layers and heads that need an operator for which their
             library has no CPU kernel; PyTorch ran them with a kernel of this project.
         fixed: outcome with one input size, of models of sweeps the only one; None if it was not tried.
@@ -113,6 +114,7 @@ class Record:
     parts: dict[str, str]
     notes: tuple[str, ...] = ()
     family: str = ''
+    task: str = ''
     own_kernels: tuple[str, ...] = ()
     fixed: Outcome | None = None
     dynamic: Outcome | None = None

@@ -1,44 +1,23 @@
 """Two-stage detectors given what is not theirs: one line that names the file, the key or the layer."""
 
-import json
+import types
 from pathlib import Path
 
 import mmcv
 import numpy as np
-import onnx
 import pytest
 
 from mmdeploy_ext.cli.options import parse_cfg_options
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.evaluate import evaluation
-from mmdeploy_ext.families.two_stage.models import heads_of
-from toy_two_stage import toy, write_config
+from mmdeploy_ext.families.two_stage.checks import heads_of
+from mmdeploy_ext.runtime.run_images import check_file
+from toy_two_stage import family_of, options_of, seeded, toy, write_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINT = REPOSITORY / 'demo/checkpoints/mask_rcnn_toy.pth'
 MASKS = REPOSITORY / 'configs/demo/mask_rcnn_toy.py'
-LIMITS = dict(score_thr=0.05, nms_pre=-1, iou_threshold=0.5, max_per_img=100, class_agnostic=False)
-FACTS = LIMITS | dict(num_classes=6, proposals=LIMITS | dict(nms_pre=300))
-
-
-def claimed(source, target, family):
-    """Write a file that says to be of another family."""
-    model = onnx.load(source)
-    kept = {entry.key: entry.value for entry in model.metadata_props}
-    del model.metadata_props[:]
-    own = dict(family=family, form='full', postprocess=FACTS)
-    onnx.helper.set_model_props(
-        model, kept | {f'mm2onnx.{key}': json.dumps(value) for key, value in own.items()}
-    )
-    onnx.save(model, target)
-
-
-def test_a_file_without_masks_is_no_file_of_a_detector_with_masks(bench):
-    path = bench.folder / 'boxes.onnx'
-    claimed(bench.onnx_file, path, 'two_stage')
-    words = "boxes.onnx: is a model of family 'two_stage', expected 'two_stage_masks'"
-    bench.refuses('verify', words, onnx=path, config=MASKS, checkpoint=CHECKPOINT)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +50,11 @@ def test_a_pipeline_that_leaves_proposals_out_is_refused(bench):
     bench.refuses('test', *words, config=given(bench, proposal_file=str(proposals)), checkpoint='no.pth')
 
 
-def test_pictures_alone_do_not_run_a_file_that_is_given_its_proposals(bench):
-    path = bench.folder / 'fast.onnx'
-    claimed(bench.onnx_file, path, 'two_stage_regions')
-    words = "is a model of family 'two_stage_regions'", 'no tool for pictures takes it'
-    bench.refuses('run', 'fast.onnx: ', *words, onnx=path)
+def test_pictures_alone_do_not_run_a_file_that_is_given_its_proposals():
+    spec = family_of('fast').spec(seeded('fast'), options_of('fast'))
+    metadata = types.SimpleNamespace(family='two_stage', form='full', spec=spec)
+    with pytest.raises(ModelFileError, match=r'fast\.onnx: .*no tool for pictures takes it'):
+        check_file('fast.onnx', metadata, 'with_postprocess')
 
 
 def test_masks_are_not_evaluated_of_results_that_have_none(bench):

@@ -76,7 +76,7 @@ def test_a_text_for_a_list_is_refused_by_its_name(name, value):
     ('name', 'value'), [('metrics', ['bbox']), ('engine', 'openvino'), ('device', 'cuda')]
 )
 def test_what_backbones_do_not_have_is_refused_by_prove_as_by_the_command(monkeypatch, name, value):
-    family = SimpleNamespace(name='bevfusion', samples='sweeps', product=BACKBONE)
+    family = SimpleNamespace(name='sparse_backbone', samples='sweeps', product=BACKBONE)
     monkeypatch.setattr(api, 'read_config', lambda *_, **__: Model('no.py', 'no.pth', {}, None, family))
     with pytest.raises(UsageError, match=rf'{name}=.*: sparse backbones do not have it'):
         mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})

@@ -17,8 +17,9 @@ class Kind:
 
     Attributes:
         page: stem of its page below docs/zoo/.
-        families: families whose configs belong to it; '' is that of configs that no family takes.
+        families: families of its configs; '' stands for configs that no family takes.
         title: English name.
+        tasks: tasks of its configs, see `Record.task`; () for all.
         any_input: whether there is one file that takes any input, and none of a fixed size.
         in_3d: whether results are boxes in 3D, which differ by metres and not by IoU.
     """
@@ -26,22 +27,20 @@ class Kind:
     page: str
     families: tuple[str, ...]
     title: str
+    tasks: tuple[str, ...] = ()
     any_input: bool = False
     in_3d: bool = False
 
 
-TWO_STAGES = 'two_stage', 'two_stage_regions', 'two_stage_image_branch'
-QUERIES = 'query', 'query_regions', 'query_masks', 'query_regions_masks'
-PANOPTIC = 'two_stage_panoptic', 'query_panoptic'
 ANCHORS = 'anchor3d', 'mvxnet'
 CAMERAS = 'bevformer', 'petr', 'petrv2', 'streampetr', 'sparse4d', 'bevfusion_det'
 PICTURES_3D = 'monocular', 'smoke', 'imvoxelnet'
 KINDS = (
     Kind('one-stage', ('dense',), 'One-stage detectors'),
-    Kind('two-stage', TWO_STAGES, 'Two-stage detectors: boxes'),
-    Kind('two-stage-masks', ('two_stage_masks',), 'Two-stage detectors: masks'),
-    Kind('queries', QUERIES, 'Detectors of queries: boxes and masks'),
-    Kind('panoptic', PANOPTIC, 'Panoptic segmentation'),
+    Kind('two-stage', ('two_stage',), 'Two-stage detectors: boxes', ('bbox2d',)),
+    Kind('two-stage-masks', ('two_stage',), 'Two-stage detectors: masks', ('boxed_mask',)),
+    Kind('queries', ('query',), 'Detectors of queries: boxes and masks', ('bbox2d', 'mask', 'boxed_mask')),
+    Kind('panoptic', ('two_stage', 'query'), 'Panoptic segmentation', ('panoptic',)),
     Kind('solo', ('solo',), 'SOLO, SOLOv2, Decoupled SOLO'),
     Kind('yolact', ('yolact',), 'YOLACT'),
     Kind('corner', ('corner',), 'CornerNet, CentripetalNet'),
@@ -56,6 +55,7 @@ KINDS = (
 def records_of(kind: Kind, records: Sequence[Record]) -> list[Record]:
     """Return the records that belong to a kind; 'no-family' has those of families in no other kind, too."""
     if '' not in kind.families:
-        return [record for record in records if record.family in kind.families]
+        of_families = [record for record in records if record.family in kind.families]
+        return [record for record in of_families if not kind.tasks or record.task in kind.tasks]
     others = {family for other in KINDS if other is not kind for family in other.families}
     return [record for record in records if record.family not in others]

@@ -234,7 +234,7 @@ def _matched(record: Record, outcomes: Sequence[Outcome]) -> str:
         f'{sum(outcome.matched for outcome in outcomes)} / {sum(outcome.reference for outcome in outcomes)}'
     )
     classes = max(outcome.classes for outcome in outcomes)
-    return f'{text}, {classes} classes' if classes and 'panoptic' in record.family else text
+    return f'{text}, {classes} classes' if classes and record.task == 'panoptic' else text
 
 
 def _verdict(outcome: Outcome | None) -> str:

@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, read_entry
 from mmdeploy_ext.contract.options import LIMITS
-from mmdeploy_ext.contract.registry import options_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
@@ -187,7 +187,7 @@ class _Rules:
         props = {entry.key: entry.value for entry in model.metadata_props}
         if f'{PREFIX}family' in props:
             family = read_entry(props, 'family', 'the file')
-            if not any(option.name in LIMITS for option in options_of(family)):
+            if not any(option.name in LIMITS for option in registration_of(family).options):
                 self.form = f'the family {family} has no form with constant shapes'
         self.types = types.infer(model)
         opset = opsets_of(model).get('', 0)

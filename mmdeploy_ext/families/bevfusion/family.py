@@ -57,8 +57,9 @@ class BEVFusionFamily(SequenceFamily):
     def claims(self, cfg: Any) -> Claim:
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
 
-    def adapt(self, cfg: Any) -> None:
+    def for_config(self, cfg: Any) -> SequenceFamily:
         adapt(cfg)
+        return self
 
     def check(self, cfg: Any, options: Options) -> None:
         if cfg.get('fork') and options.contract != 'portable':

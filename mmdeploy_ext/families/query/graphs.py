@@ -1,6 +1,6 @@
-"""The graphs of detectors of queries: their contract, and the chain of modules that keeps it.
+"""The graphs of detectors of queries: their contracts, and the modules that keep them.
 
-`model` is the detector, `options` are those of the export. Glossary: H, W network input in pixels.
+Glossary: H, W network input in pixels.
 """
 
 import itertools
@@ -32,9 +32,9 @@ from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 SIZE_DEFAULT = '0 means those of the input'
 """Meaning of a size of 0."""
 MASK_MULTIPLE = 32
-"""Sides of an input of graphs of masks, which are a quarter of it, are multiples of this."""
+"""Sides of the input of a graph of masks are multiples of this; masks have a quarter of the sides."""
 PROBE = 256
-"""Side of the input from whose maps strides are measured, pixels."""
+"""Side of the input by which strides are measured, pixels."""
 _STRIDES: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
 
 
@@ -53,23 +53,20 @@ def count_tokens(model: nn.Module, height: int, width: int) -> int:
 
 
 def num_proposals(model: nn.Module) -> int:
-    """Return how many tokens become queries; 0 where queries are learned."""
+    """Return how many tokens become queries; 0 of learned queries."""
     head = query_head(model)
     two_stage = getattr(head, 'as_two_stage', False)
     return int(head.transformer.two_stage_num_proposals) if two_stage else 0
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels: its square has at least as many tokens as become queries.
-
-    It is 1 where queries are learned.
-    """
+    """Return the smallest side, pixels, of a square with as many tokens as become queries."""
     fewest = num_proposals(model)
     return next(side for side in itertools.count(1) if count_tokens(model, side, side) >= fewest)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph; UsageError: its size has fewer tokens than become queries."""
+    """Return the contract of boxes; UsageError: the size has fewer tokens than become queries."""
     tokens = count_tokens(model, options.height, options.width)
     detector_parts.check_tokens(tokens, options, 'two_stage_num_proposals', num_proposals(model))
     image = image_input(options, smallest(model), detector_parts.multiple(model))
@@ -79,7 +76,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and the part of the form behind it; see `ImageFamily.stages`."""
+    """Return the stages of a graph of boxes."""
     network = NETWORKS[kind_of(query_head(model))](model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
@@ -90,7 +87,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def mask_image(model: nn.Module, options: Options) -> TensorSpec:
-    """Return the contract of the input of a graph of masks: pictures (B, 3, H, W)."""
+    """Return the contract of the pictures of a graph of masks."""
     step = max(detector_parts.multiple(model), MASK_MULTIPLE)
     return image_input(options, step, step)
 
@@ -100,11 +97,11 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
     image = mask_image(model, options)
     batch, rows = image.axes[0], masks.max_per_image(model.panoptic_fusion_head)
     inputs = image, *mask_inputs(batch, SIZE_DEFAULT)
-    return GraphSpec('query_masks/full', inputs, mask_outputs(batch, rows))
+    return GraphSpec('query/full', inputs, mask_outputs(batch, rows))
 
 
 def masks_stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the networks, and the post-processing after them; see `ImageFamily.stages`."""
+    """Return the stages of a graph of instances."""
     form = masks.MasksFullForm(model.panoptic_fusion_head)
     inputs = 'img_shape', 'ori_shape', *masks.NAMES
     return [*mask_networks(model, options), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
@@ -123,12 +120,12 @@ def mask_networks(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a graph of panoptic maps, or of the logits that they are made of."""
+    """Return the contract of a graph of panoptic maps, or of their logits."""
     image = mask_image(model, options)
     batch = image.axes[0]
     content, original = mask_inputs(batch, SIZE_DEFAULT)
     if options.form == 'full':
-        return GraphSpec('query_panoptic/full', (image, content, original), map_output(batch))
+        return GraphSpec('query/full', (image, content, original), map_output(batch))
     inputs = (image,) if attends_inside_masks(model.panoptic_head) else (image, content)
     head = model.panoptic_head
     quarter = (options.height // masks.RATIO, options.width // masks.RATIO)
@@ -140,11 +137,11 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
         TensorSpec('logits', 'float32', (*rows, columns), meaning, 'logit'),
         TensorSpec('mask_logits', 'float32', (*rows, *quarter), 'masks of queries', 'logit'),
     )
-    return GraphSpec('query_panoptic/raw', inputs, outputs)
+    return GraphSpec('query/raw', inputs, outputs)
 
 
 def panoptic_stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the networks, and for `full` the fusion of the masks behind them; see `ImageFamily.stages`."""
+    """Return the stages of a graph of panoptic maps, or of their logits."""
     networks = mask_networks(model, options)
     if options.form == 'raw':
         return networks
@@ -153,27 +150,20 @@ def panoptic_stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a graph of queries with regions.
-
-    With `--paste-masks` it has the input `ori_shape`, and masks of the size of the original.
-    """
+    """Return the contract of a graph of queries with regions."""
     image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
     batch, rows = image.axes[0], int(model.roi_head.test_cfg.max_per_img)
     outputs = box_outputs(batch, rows)
     outputs += (mask_output(model, options, batch, rows),) if has_masks(model) else ()
     inputs = (image, *optional_inputs(batch, clips=True), *size_inputs(options, batch))
-    return GraphSpec('query_regions/full', inputs, outputs)
+    return GraphSpec('query/full', inputs, outputs)
 
 
 def regions_stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
-
-    With `--paste-masks` a stage `paste` follows, which puts the masks into the original pictures; else they
-    stay in the frames of their boxes.
-    """
+    """Return the stages of a graph of queries with regions."""
     network, form = regions.RegionsNetwork(model), regions.RegionsFullForm(model)
     chain = [
-        Stage('network', network, ('input', 'img_shape'), network.names),
+        Stage('region_network', network, ('input', 'img_shape'), network.names),
         Stage('postprocess', form, ('scale_factor', *network.names), form.names),
     ]
     if not has_masks(model):

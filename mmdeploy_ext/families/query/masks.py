@@ -37,7 +37,7 @@ from mmdeploy_ext.families.parts.query_networks import (
     run_layer,
     tokens_inside,
 )
-from mmdeploy_ext.families.query.facts import QueryPanopticFacts
+from mmdeploy_ext.families.query.facts import QueryFacts
 from mmdeploy_ext.families.query.postprocess import best_pairs
 
 NAMES = ('logits', 'mask_logits')
@@ -82,8 +82,8 @@ class MaskFormerNetwork(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features (B, D, H4, W4) of masks, and the map (B, channels, h, w) that queries look at.
 
-        `maps` are of the backbone, fine to coarse, `level` has the padding of the last one, and `padded`
-        (B, 1, 1, h * w) bool is True for its tokens of padding.
+        `maps` are of the backbone, fine to coarse; `level` and `padded` (B, 1, 1, h * w) bool have the
+        padding of the last map.
         """
         decoder = self.model.panoptic_head.pixel_decoder
         if self.pixel_positions is None:
@@ -102,7 +102,7 @@ class MaskFormerNetwork(nn.Module):
 
 
 class Mask2FormerPixels(nn.Module):
-    """Backbone and pixel decoder of `Mask2FormerHead`, to which padding is no different from the image."""
+    """Backbone and pixel decoder of `Mask2FormerHead`, which treats padding as image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -112,8 +112,7 @@ class Mask2FormerPixels(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return `pixel_names` of normalised images (B, 3, H, W).
 
-        They are the features (B, D, H4, W4) of masks, and the maps (B, D, h, w) that queries look at, coarse
-        to fine.
+        These are the features (B, D, H4, W4) of masks, and the maps (B, D, h, w) of queries, coarse to fine.
         """
         maps = self.model.extract_feat(image)
         projected = self.projected(maps)
@@ -121,7 +120,7 @@ class Mask2FormerPixels(nn.Module):
         return features, *sources
 
     def projected(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the inputs of the encoder, coarse to fine, (B, D, h, w), of the maps of the backbone."""
+        """Return the inputs (B, D, h, w) of the encoder, coarse to fine."""
         convs = self.model.panoptic_head.pixel_decoder.input_convs
         return [conv(maps[-1 - index]) for index, conv in enumerate(convs)]
 
@@ -130,8 +129,7 @@ class Mask2FormerPixels(nn.Module):
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Return the maps that queries look at, coarse to fine, and the features (B, D, H4, W4) of masks.
 
-        `maps` are of the backbone, fine to coarse, `projected` those of `projected()`, `levels` their rows
-        and columns.
+        `maps` are of the backbone, fine to coarse, `projected` of `projected()`, with their `levels`.
         """
         decoder = self.model.panoptic_head.pixel_decoder
         keep = tokens_inside(levels)
@@ -167,7 +165,7 @@ class Mask2FormerQueries(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) after the last layer.
 
-        `features` and `sources` are those of `Mask2FormerPixels`; of `image`, its input, the size is used.
+        `features` and `sources` are of `Mask2FormerPixels`; of `image` only the size is used.
         """
         head, levels = self.model.panoptic_head, levels_of(image, sources)
         values = [
@@ -195,7 +193,7 @@ class Mask2FormerQueries(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
 
     def _outside(self, query: torch.Tensor, features: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """Return (B, 1, Q, h * w) bool: cells outside of the mask of a query; none if it is empty."""
+        """Return the cells outside of the mask of a query, (B, 1, Q, h * w) bool; none of an empty mask."""
         head = self.model.panoptic_head
         masks = masks_of(head.mask_embed(head.transformer_decoder.post_norm(query)), features)
         masks = F.interpolate(masks, source.shape[-2:], mode='bilinear', align_corners=False)
@@ -209,7 +207,7 @@ def pixel_names(head: nn.Module) -> tuple[str, ...]:
 
 
 def levels_of(image: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[PaddedMap]:
-    """Return the rows and columns of maps; no cell is padding."""
+    """Return the rows and columns of maps without padding."""
     content = hw(image).to(image)[None]
     return [PaddedMap(content, image, tensor) for tensor in maps]
 
@@ -274,10 +272,10 @@ class QueryMapFullForm(nn.Module):
         return (tap('panoptic', self.fusion(logits, values)),)
 
 
-def facts_of(fusion: nn.Module) -> QueryPanopticFacts:
+def facts_of(fusion: nn.Module) -> QueryFacts:
     """Return the settings of mmdet's fusion head; ConfigError: a threshold is no number."""
     test_cfg = fusion.test_cfg
-    return QueryPanopticFacts(
+    return QueryFacts(
         num_classes=int(fusion.num_classes),
         num_things=int(fusion.num_things_classes),
         object_mask_thr=number('object_mask_thr', test_cfg.get('object_mask_thr', 0.8), float),

@@ -1,4 +1,4 @@
-"""From logits and relative boxes of queries to detections: the best pairs, of Co-DETR suppressed, too.
+"""From logits and relative boxes of queries to detections: the best pairs; Co-DETR suppresses, too.
 
 Source of the algorithm: mmdet 2.28.2 `dense_heads/detr_head.py` and Co-DETR 2665352
 `projects/models/co_deformable_detr_head.py` (`_get_bboxes_single`).
@@ -22,12 +22,12 @@ FULL_NAMES = ('dets', 'labels')
 
 
 def max_per_img(head: nn.Module) -> int:
-    """Return `max_per_img` of a head, how many results it gives: as many as there are queries without it."""
+    """Return how many results a head gives: `max_per_img`, by default the number of queries."""
     return head.test_cfg.get('max_per_img', head.num_query)
 
 
 def pairs(head: nn.Module) -> int:
-    """Return how many results a head can give: pairs of query and class, or, with a softmax, queries."""
+    """Return how many results a head can give: pairs of query and class, with a softmax queries."""
     queries = getattr(head.transformer, 'two_stage_num_proposals', head.num_query)
     queries = queries if getattr(head, 'as_two_stage', False) else head.num_query
     queries = getattr(head, 'num_query_one2one', queries)  # those of H-DETR that do not only train
@@ -35,10 +35,7 @@ def pairs(head: nn.Module) -> int:
 
 
 def best_pairs(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return scores, classes and queries (B, n) of the `count` best of scores (B, Q, C), the best first.
-
-    Classes and queries are indices.
-    """
+    """Return scores, classes and queries (B, n) of the `count` best of scores (B, Q, C), the best first."""
     num_classes = scores.shape[2]
     scores, index = scores.flatten(1).topk(count, 1)
     return scores, index % num_classes, torch.div(index, num_classes, rounding_mode='floor')
@@ -47,7 +44,7 @@ def best_pairs(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 class QueryFullForm(nn.Module):
     """The part of a `full` graph behind the network.
 
-    Of Co-DETR with a suppression as many of the best pairs enter it as there are queries.
+    The suppression of Co-DETR gets as many of the best pairs as there are queries.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,18 +75,16 @@ class QueryFullForm(nn.Module):
         logits: torch.Tensor,
         boxes: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return dets (B, n, 5) and labels (B, n), best first.
+        """Return dets (B, n, 5) xyxy, clipped, and score, and labels (B, n), best first.
 
-        Columns of dets are xyxy, clipped, pixels of the originals, and the score. Rows behind the results,
-        which only Co-DETR has, are zero with label -1.
+        Only Co-DETR has rows of padding, zero with label -1.
 
         Args:
-            image: the input of the network, of which only the size is used.
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
-            logits: (B, Q, C), which may have a column more for the background.
-            boxes: (B, Q, 4) cxcywh relative to the part of the image that `content_size` gives: without its
-                padding, but for a Co-DETR that takes it.
+            image: input of the network; only its size is used.
+            img_shape: (B, 2) height and width before padding; 0 means the input size.
+            scale_factor: (B, 4) `w h w h`, input / original, which boxes are divided by.
+            logits: (B, Q, C), or C + 1 with the background.
+            boxes: (B, Q, 4) cxcywh relative to `content_size`.
         """
         if self.sigmoid:
             scores, labels, query = best_pairs(logits.sigmoid(), self.count)
@@ -110,10 +105,7 @@ class QueryFullForm(nn.Module):
 
 
 def suppression_of(head: nn.Module) -> NmsConfig | None:
-    """Return the settings of the suppression of results, None without one.
-
-    ConfigError names settings that have no form in ONNX.
-    """
+    """Return the settings of the suppression, None without; ConfigError: they have no ONNX form."""
     if not head.test_cfg.get('nms'):
         return None
     test_cfg = dict(head.test_cfg, max_per_img=max_per_img(head))

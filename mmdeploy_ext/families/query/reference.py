@@ -1,8 +1,6 @@
-"""Detectors of queries as mmdet runs them, unpatched: what a proof compares the graphs with.
+"""Detectors of queries as mmdet runs them, unpatched: the reference of proofs.
 
-The images of one call are prepared to one size, except for detectors with regions, which run one by one.
-
-Glossary: B batch, H, W network input in pixels, h, w size of the masks that the network gives.
+Glossary: B batch, H, W network input in pixels, h, w size of the masks of the network.
 """
 
 import inspect
@@ -74,7 +72,7 @@ def _head_name(model: nn.Module) -> str:
 
 
 def _token_branch(model: nn.Module) -> str:
-    """Return the path of what gives the logits (B, S, C) of all tokens, of which the best become queries."""
+    """Return the path of the layer that gives the logits (B, S, C) of all tokens."""
     last = query_head(model).transformer.decoder.num_layers
     return f'{_head_name(model)}.cls_branches.{last}.forward'
 
@@ -83,7 +81,7 @@ class QueryMasksReference(ImageReference):
     """A detector whose queries have masks, of which its config makes instances."""
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-        """Masks have the original size whatever `rescale` is; an empty one has score 0, and is no result."""
+        """Return instances at the original size, whatever `rescale` is, without empty masks."""
         image_instances = []
         for result, image in zip(
             tested(self.model, images, metas_of(images), rescale=True), images, strict=True
@@ -103,7 +101,7 @@ class QueryMasksReference(ImageReference):
         return {'extract_feat': None, 'panoptic_head.forward': outputs} if outputs else {}
 
     def borders(self) -> dict[str, Any]:
-        """The head's last layer, or the pixel decoder, where queries look inside their masks alone."""
+        """Return the head's last layer, or the pixel decoder if queries look inside their masks."""
         if supported_parts.attends_inside_masks(self.model.panoptic_head):
             names = masks.pixel_names(self.model.panoptic_head)
 
@@ -132,11 +130,7 @@ class QueryPanopticReference(QueryMasksReference):
     """A detector whose queries have masks, fused into a panoptic map."""
 
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-        """Return `logits` (B, Q, C + 1) and `mask_logits` (B, Q, h, w) after the last layer of mmdet's head.
-
-        Q is the number of queries, C of classes. `feeds` hold `input` (B, 3, H, W), and may hold `img_shape`
-        (B, 2), height and width of the images before padding, which are positive here. `form` is not used.
-        """
+        """Return `logits` (B, Q, C + 1) and `mask_logits` (B, Q, h, w) of the last layer of mmdet's head."""
         image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
         batch, _, *size = image.shape
         shapes = feeds.get('img_shape', np.full((batch, 2), size))
@@ -146,7 +140,7 @@ class QueryPanopticReference(QueryMasksReference):
         return {name: layers[-1].cpu().numpy() for name, layers in zip(masks.NAMES, outputs, strict=True)}
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-        """Segments have the original size whatever `rescale` is."""
+        """Return segments at the original size, whatever `rescale` is."""
         results = tested(self.model, images, metas_of(images), rescale=True)
         classes = int(self.model.panoptic_fusion_head.num_classes)
         return [Segments.of_map(result['pan_results'], classes) for result in results]
@@ -156,9 +150,6 @@ class QueryRegionsReference(ImageReference):
     """A detector whose queries have regions of their own."""
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections | Instances]:
-        """Run one image at a time; results of QueryInst have masks.
-
-        For all images of a batch mmdet takes the masks of those queries that are the best of the last image.
-        """
+        """Run one image at a time: mmdet takes masks of a batch by the best queries of its last image."""
         results = (mmdet_reference.detections(self.model, [image], rescale) for image in images)
         return [of_image for (of_image,) in results]

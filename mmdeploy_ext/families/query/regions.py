@@ -37,23 +37,18 @@ class RegionsNetwork(nn.Module):
         self.names = (*NAMES, 'attended', *feature_names(model)) if has_masks(model) else NAMES
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input.
+        """Return class logits (B, Q, C), with a softmax C + 1, and boxes (B, Q, 4) xyxy, pixels of the input.
 
-        The logits have a column more, for the background, if scores are by a softmax. With masks also the
-        queries after they have looked at each other in the last stage (B, Q, D), and the maps that regions
-        are pooled from.
-        `image` is (B, 3, H, W) float32 normalised; `img_shape` (B, 2) is the height and width before padding;
-        0 means the input size.
+        With masks also the queries of the last stage after their attention (B, Q, D), and the maps that
+        regions are pooled from. `image` is (B, 3, H, W) normalised; `img_shape` (B, 2) is height and width
+        before padding; 0 means the input size.
         """
         maps = self.model.extract_feat(image)
         outputs = (*self.look(maps, clip_size(image, img_shape)), *maps)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=False))
 
     def look(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the tensors before the maps in `forward`.
-
-        `clip_hw` (B, 2) is the height and width of the images before padding, pixels; not 0.
-        """
+        """Return the tensors before the maps in `forward`; `clip_hw` (B, 2) is not 0."""
         learned = self.model.rpn_head
         size_whwh = clip_hw.flip(1).repeat(1, 2)[:, None]
         boxes = cxcywh_to_xyxy(learned.init_proposal_bboxes.weight)[None] * size_whwh
@@ -68,10 +63,8 @@ class RegionsNetwork(nn.Module):
 def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Run mmdet's `DIIHead`: queries (B, Q, D) look at each other, and then each at its region (R, D, h, w).
 
-    Returns:
-        Class logits (B, Q, C), with a column more for the background if scores are by a softmax, deltas of
-        boxes (B, Q, 4), queries of the next stage (B, Q, D), and queries that have looked at each other alone
-        (B, Q, D).
+    Returns class logits (B, Q, C), with a softmax C + 1, deltas of boxes (B, Q, 4), queries of the next stage
+    (B, Q, D), and queries after their attention (B, Q, D).
     """
     attended = head.attention_norm(query + attend_to(head.attention, query, query, query))
     rows = attended.flatten(0, 1)
@@ -100,16 +93,10 @@ class RegionsFullForm(nn.Module):
     def forward(
         self, scale_factor: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor, *of_masks: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Return dets (B, n, 5), labels (B, n), and masks (B, n, m, m) in the box's frame, if there are any.
+        """Return dets (B, n, 5) xyxy and score, best first, labels (B, n), and any masks (B, n, m, m).
 
-        Rows are the `max_per_img` best, the best first; columns of dets are xyxy, pixels of the originals,
-        and the score.
-
-        Args:
-            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
-            logits: (B, Q, C), which may have a column more for the background.
-            boxes: (B, Q, 4) xyxy, pixels of the input.
-            of_masks: the other outputs of the network.
+        `scale_factor` (B, 4) is `w h w h`, input / original, which boxes are divided by; `boxes` (B, Q, 4)
+        are xyxy, pixels of the input; `of_masks` are the other outputs of the network.
         """
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(2)[..., :-1]
         scores, labels, query = best_pairs(scores, self.max_per_img)
@@ -122,8 +109,3 @@ class RegionsFullForm(nn.Module):
                 masks = self.mask_head(self.regions.features(maps, best), queries).sigmoid()
             outputs.append(masks.reshape(*labels.shape, *masks.shape[2:]))
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
-
-
-def pairs(model: nn.Module) -> int:
-    """Return the number of pairs of query and class, of which the best `max_per_img` become results."""
-    return int(model.rpn_head.num_proposals) * int(model.roi_head.bbox_head[-1].num_classes)

@@ -1,7 +1,9 @@
-"""Detectors of queries that give panoptic maps, without PyTorch: numpy fusion of the form 'raw'.
+"""Detectors of queries without PyTorch: boxes, boxes with masks, instances and panoptic maps.
 
-A graph of the form 'full' ends with the maps, one of the form 'raw' with the outputs of the head. Glossary: B
-batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the original.
+A graph of panoptic maps of the form 'full' ends with the maps, one of the form 'raw' with the outputs of the
+head, which are fused here.
+
+Glossary: B batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the original.
 """
 
 from __future__ import annotations
@@ -10,22 +12,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.families.parts.runtime import padded_results, pasted_masks
 from mmdeploy_ext.runtime.panoptic import Segments, fuse_queries, resized, segments_of
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.runtime.detections import Arrays, Detections, Instances
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
 """Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
-def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
+def detections(
+    metadata: Metadata, outputs: Arrays, feeds: Arrays
+) -> list[Detections] | list[Instances] | list[Segments]:
+    """Return the results of each image of a batch; the facts in the metadata say of which kind they are.
+
+    For boxes and instances see `padded_results.detections`, for boxes with masks `pasted_masks.detections`,
+    for maps `panoptic_maps`, also for arguments and errors.
+    """
+    facts = metadata.postprocess
+    if facts.num_things is not None:
+        return panoptic_maps(metadata, outputs, feeds)
+    if facts.mask_thr is not None:
+        return pasted_masks.detections(metadata, outputs, feeds)
+    return padded_results.detections(metadata, outputs, feeds)
+
+
+def panoptic_maps(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
     """Return the segments of each image of a batch.
 
     Args:
-        metadata: metadata of the file: `form`, and `postprocess` with `num_classes`, for the form 'raw' also
-            `num_things`, `object_mask_thr`, `iou_thr` and `filter_low_score`, see `fuse_queries`.
+        metadata: metadata of the file.
         outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, pixels of class
             + 1000 * number (of things from 1 on, 0 of stuff), or of the number of classes where no segment
             is; of the form 'raw' `logits` (B, Q, C + 1) and `mask_logits` (B, Q, H4, W4) float32.

@@ -62,12 +62,11 @@ TRANSFORMERS = dict(
     DINOHead=dino.DinoTransformer,
     HybridBranchDeformableDETRHead=transformer.DeformableDetrTransformer,
 )
-"""Head -> its transformer. The last head is that of H-DETR, a `DETRHead` whose class is in the user's tree
-alone: it is known by its name."""
+"""Head -> its transformer. H-DETR's head, the last, is in the user's tree and known by its name."""
 CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
-"""Detector and head of Co-DETR, whose classes are in the user's tree alone: they are known by their names."""
+"""Detector and head of Co-DETR, which are in the user's tree and known by their names."""
 CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
-"""Parts of the transformer of a `CoDINOHead`, beside those of mmdet."""
+"""Parts of the transformer of a `CoDINOHead` that mmdet lacks."""
 CO_DETR_MASKS = ('mask_head', 'mask_iou_head')
 """Heads of a CoDETR that give masks of its boxes."""
 PARTS = (
@@ -93,7 +92,7 @@ UNTRACED = (
     '*transformer.?ncoder.forward', '*transformer.?ecoder.forward', '*layers.?.forward',
     '*attentions.?.forward', '*positional_encoding.forward', '*roi_extractor*.forward',
 )  # fmt: skip
-"""Methods that the graphs compute by themselves beside those of `ImageFamily`, see `Family.untraced`."""
+"""Further methods that the graphs compute by themselves, see `Family.untraced`."""
 
 
 def kind_of(head: nn.Module) -> str:
@@ -105,29 +104,24 @@ def kind_of(head: nn.Module) -> str:
 
 
 def is_co_detr(detector: type | None) -> bool:
-    """Return whether a class of a detector is `CO_DETR` or derived from it; None, an unknown one, is not."""
+    """Return whether the class of a detector is `CO_DETR` or derived from it."""
     return CO_DETR in [kind.__name__ for kind in getattr(detector, '__mro__', ())]
 
 
 def has_name(part: nn.Module, names: Sequence[str]) -> bool:
-    """Return whether the class of a part, or one that it is derived from, has one of these names."""
+    """Return whether the class of a part, or a base of it, has one of these names."""
     return nearest_base(type(part), names) is not None
 
 
 def head_key(cfg: Any) -> str:
-    """Return the key of the head of queries in the `model` of a config.
-
-    It is 'bbox_head' also if the detector is not registered.
-    """
+    """Return the key of the head of queries in the `model` of a config."""
     return 'query_head' if is_co_detr(detector_parts.detector_of(cfg)) else 'bbox_head'
 
 
 def check_co_detr(model: Mapping[str, Any], test_cfg: Any) -> None:
-    """Refuse (ConfigError) a CoDETR whose results are not the boxes of its head of queries.
+    """Refuse (ConfigError) a CoDETR whose results are not the boxes of a head of the name `CO_DINO_HEAD`.
 
-    That head has to be a `CO_DINO_HEAD` by this name: one with another name is refused even if it is derived
-    from it.
-    `model` is that of a config, `test_cfg` its settings of tests: a list, the first for the head of queries.
+    `test_cfg` is a list, the first entry for the head of queries.
     """
     kind = (model.get('query_head') or {}).get('type')
     if kind != CO_DINO_HEAD:
@@ -151,15 +145,12 @@ def check_co_detr(model: Mapping[str, Any], test_cfg: Any) -> None:
 
 
 def samples_points(head: nn.Module) -> bool:
-    """Return whether a head looks at points of maps, by GridSample."""
+    """Return whether a head samples points of maps by GridSample."""
     return any(isinstance(part, deformable.MultiScaleDeformableAttention) for part in head.modules())
 
 
 def check_class(kind: type, exported: tuple[type, ...], role: str) -> None:
-    """Refuse (ConfigError) a class `kind` that is not exported, nor derived from one that is.
-
-    `role` is what the class is in a detector, for the message.
-    """
+    """Refuse (ConfigError) a class that derives from none of `exported`; `role` is a word for the message."""
     if not issubclass(kind, exported):
         names = ', '.join(upstream.__name__ for upstream in exported)
         raise ConfigError(f'{kind.__name__}: no {role} that is exported; expected {names}')
@@ -218,20 +209,17 @@ def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def attends_inside_masks(head: nn.Module) -> bool:
-    """Return whether queries look at maps inside their masks only; otherwise at all of the image."""
+    """Return whether queries look at maps inside their masks only."""
     return isinstance(head, heads.Mask2FormerHead)
 
 
 def fuses(cfg: Any) -> bool:
-    """Return whether the config of a `MASKFORMER` makes a panoptic map of its masks.
-
-    That is so unless its `test_cfg` has a `panoptic_on` that is false. The detector is not looked at.
-    """
+    """Return whether the config of a `MASKFORMER` makes a panoptic map of its masks, as by default."""
     return bool(detector_parts.test_cfg_of(cfg).get('panoptic_on', True))
 
 
 def check_instances(fusion: nn.Module) -> None:
-    """Refuse (ConfigError) a fusion head that gives no instances, of a config without a map (`fuses`)."""
+    """Refuse (ConfigError) a fusion head that gives no instances."""
     if not fusion.test_cfg.get('instance_on', False):
         raise ConfigError(
             'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
@@ -253,10 +241,7 @@ def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
-    """Refuse (ConfigError) heads of queries with regions that the graphs do not repeat.
-
-    `parts` are the `rpn_head` and the `roi_head` by these keys.
-    """
+    """Refuse (ConfigError) an `rpn_head` or a `roi_head` that the graphs do not repeat."""
     for name, part in parts.items():
         if not has_name(part, (QUERY_ROI_HEAD,)):
             check_class(type(part), (REGION_PARTS[name],), name)
@@ -273,7 +258,7 @@ def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
 
 
 def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> None:
-    """Refuse parts of transformers that the graphs do not repeat; `stacks` are encoders and decoders."""
+    """Refuse (ConfigError) parts of encoders and decoders (`stacks`) that the graphs do not repeat."""
     layers = [layer for stack in stacks for layer in stack.layers]
     attentions = [attention for layer in layers for attention in layer.attentions]
     for part in (*parts, *layers, *attentions):
@@ -282,10 +267,9 @@ def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> Non
 
 
 def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str]) -> None:
-    """Refuse (ConfigError) attention in a place that has another one in the graphs.
+    """Refuse (ConfigError) attention of another kind than the graphs have in its place.
 
-    `points_in` names those of the `stacks`, 'encoder' and 'decoder', that look at points of maps; queries
-    always look at each other in full.
+    `points_in` names the stacks ('encoder', 'decoder') that look at points of maps.
     """
     plain, points = bricks.MultiheadAttention, deformable.MultiScaleDeformableAttention
     for stack, part in stacks.items():

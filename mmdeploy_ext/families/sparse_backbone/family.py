@@ -1,7 +1,6 @@
-"""The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder.
+"""The family of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder.
 
-What the attributes and methods without a docstring are for is documented where they are defined first:
-`families/base.py` and `families/sparse.py`.
+`families/base.py` and `families/sparse.py` document the members.
 """
 
 import dataclasses
@@ -24,28 +23,18 @@ from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class EncoderFamily(SparseFamily):
-    """Models of mmdet3d, or `LidarBackbone`, whose sparse encoder has a certain registered type.
+    """Models of mmdet3d, or `LidarBackbone`, with a sparse encoder; instances are below, in `ENCODERS`."""
 
-    The families are instances of it, see below.
-
-    Attributes:
-        name: name of the family.
-        encoder_types: the types of encoders that the family exports.
-        orders: both orders of axes; the first is that of the model and of NVIDIA's files.
-        int8: particulars of NVIDIA's INT8 file.
-    """
-
-    name: str
-    encoder_types: tuple[str, ...]
     orders: tuple[str, ...]
     int8: Int8Reference
+    name = 'sparse_backbone'
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
 
     def claims(self, cfg: Any) -> Claim:
-        parts = graphs.parts_of(cfg)
-        if parts is not None and cfg.model[parts['encoder']].get('type') in self.encoder_types:
-            return Claim.PART
-        return Claim.NO
+        return Claim.PART if graphs.encoder_type(cfg) in ENCODERS else Claim.NO
+
+    def for_config(self, cfg: Any) -> SparseFamily:
+        return ENCODERS[graphs.encoder_type(cfg)]
 
     def build(self, cfg: Any) -> nn.Module:
         return build_without_weights(cfg, build_model)
@@ -67,19 +56,12 @@ class EncoderFamily(SparseFamily):
 
 ENDS = {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
 """First and last convolution -> its precision and that of its output in NVIDIA's INT8 files."""
-BEVFUSION = EncoderFamily(
-    name='bevfusion',
-    encoder_types=('BEVFusionSparseEncoder',),
-    orders=('xyz', 'zyx'),
-    int8=Int8Reference(ENDS, half_ranges=True),
-)
-"""BEVFusion's LiDAR backbone, x, y, z.
+BEVFUSION = EncoderFamily(orders=('xyz', 'zyx'), int8=Int8Reference(ENDS, half_ranges=True))
+"""BEVFusion's LiDAR backbone.
 
 Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5: NVIDIA's `model.half()` rounds the
 ranges, too."""
 CENTERPOINT = EncoderFamily(
-    name='centerpoint-det3d',
-    encoder_types=('CenterPointSparseEncoder',),
     orders=('zyx', 'xyz'),
     int8=Int8Reference(
         {
@@ -94,16 +76,18 @@ CENTERPOINT = EncoderFamily(
         add_method='max',
     ),
 )
-"""The published CenterPoint's encoder, z, y, x.
+"""The published CenterPoint's encoder.
 
 Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5 and 6: the Add of a block has its path;
 conv_input is folded last."""
-SPARSE_ENCODER = EncoderFamily(
-    name='sparse-encoder',
-    encoder_types=('SparseEncoder', 'SparseEncoderSASSD'),
-    orders=('zyx', 'xyz'),
-    int8=Int8Reference(ENDS),
-)
-"""mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD ...; z, y, x.
+SPARSE_ENCODER = EncoderFamily(orders=('zyx', 'xyz'), int8=Int8Reference(ENDS))
+"""mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD.
 
-Precisions are those of BEVFusion's, whose encoder has another order of axes; ranges are not rounded."""
+Its precisions are BEVFusion's, whose encoder has another order of axes; ranges are not rounded."""
+ENCODERS = dict(
+    BEVFusionSparseEncoder=BEVFUSION,
+    CenterPointSparseEncoder=CENTERPOINT,
+    SparseEncoder=SPARSE_ENCODER,
+    SparseEncoderSASSD=SPARSE_ENCODER,
+)
+"""Type of an encoder -> the object that exports it."""

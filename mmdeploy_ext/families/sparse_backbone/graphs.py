@@ -41,6 +41,12 @@ def parts_of(cfg: Any) -> dict[str, str] | None:
     return None
 
 
+def encoder_type(cfg: Any) -> str | None:
+    """Return the type of the encoder of `parts_of` a config; None without one."""
+    parts = parts_of(cfg)
+    return None if parts is None else cfg.model[parts['encoder']].get('type')
+
+
 def voxel_rule(cfg: Any, order: str) -> VoxelRule:
     """Return the rule by which points become voxels with coordinates in an order, 'xyz' or 'zyx'.
 

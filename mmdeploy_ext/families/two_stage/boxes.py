@@ -38,15 +38,15 @@ INVERTING_CODERS = ('tblr', 'bucket')
 NEEDED = ('score_thr', 'nms', 'max_per_img')
 """Settings of `test_cfg.rcnn` that these heads read without a default."""
 PADDING_RELEASES = ((2, 11), (2, 12), (2, 13))
-"""Releases of mmdet whose heads of one stage put all images' regions into one array, see `is_padding`; those
-before and after split them by their image (compared: 2.6.0 to 2.14.0)."""
+"""Releases of mmdet whose heads of one stage put the regions of all images into one array, see `is_padding`;
+other releases split regions by their image (compared: 2.6.0 to 2.14.0)."""
 
 
 def is_padding(regions: torch.Tensor) -> torch.Tensor:
-    """Return which regions (B, K, 4) the imported mmdet, of `PADDING_RELEASES`, takes for padding, (B, K, 1).
+    """Return which regions (B, K, 4) mmdet of `PADDING_RELEASES` takes for padding, (B, K, 1) bool.
 
-    mmdet 2.11 takes those whose lower side is at 0, 2.12 and 2.13 those at 0 with all sides. It puts zeros in
-    place of what the head gives for them, of SABL's in place of the class logits alone.
+    mmdet 2.11 looks at the lower side, 2.12 and 2.13 at all sides: 0 is padding. Outputs of the head for
+    padding become zero, of SABL only the class logits.
     """
     if mmdet_release() == PADDING_RELEASES[0]:
         return regions[..., 3:] == 0
@@ -67,17 +67,15 @@ def check_head(head: nn.Module) -> None:
 
 
 def thresholds(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> NmsConfig:
-    """Return the thresholds of results in `test_cfg`.
+    """Return the thresholds of results in the entry `key` ('rcnn' or 'panoptic') of the config's `test_cfg`.
 
-    `test_cfg` is that of a head of regions, the entry `key` of the config's: 'rcnn', or 'panoptic' of
-    Panoptic FPN.
-    ConfigError: a type or setting of the suppression that the graph does not reproduce.
+    ConfigError: a type or setting of the suppression that the graph does not repeat.
     """
     return nms_config(test_cfg, soft=True, key=f'model.test_cfg.{key}.nms')
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of a box head, in its order."""
+    """Return the names of the outputs of a box head."""
     if not getattr(head, 'with_reg', True):
         return ('cls_score',)
     if isinstance(head, bbox_heads.SABLHead):
@@ -86,10 +84,9 @@ def output_names(head: nn.Module) -> tuple[str, ...]:
 
 
 def box_borders(roi_head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the tensors between the stages of a cascade and the post-processing of its boxes.
+    """Return the names of the outputs of the box heads, and of the regions of stages behind the first.
 
-    They are the outputs of the box head of every stage, and the regions of stages behind the first. () of
-    heads that give more to those behind them, or take more than regions (HTC, SCNet).
+    () of heads that take more than regions, or give more to the next stage (HTC, SCNet).
     """
     if context_names(roi_head) or getattr(roi_head, 'with_feat_relay', False):
         return ()
@@ -106,10 +103,7 @@ def last_head(roi_head: nn.Module) -> nn.Module:
 
 
 def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Return class scores (..., C) in 0..1 of a box head's class logits, without that of the background.
-
-    Logits are (..., C + 1), of a loss with columns of its own (SeesawLoss) (..., C + 2).
-    """
+    """Return class scores (..., C) in 0..1 of logits (..., C + 1), or of SeesawLoss (..., C + 2)."""
     scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
     return scores[..., :-1]
 
@@ -118,11 +112,7 @@ class Boxes(nn.Module):
     """All stages of the box heads, and the post-processing of the last one."""
 
     def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0) -> None:
-        """Keep the heads; `config` has the thresholds of the results.
-
-        `cap` is the largest number of candidates that enter the suppression, the best by score, with which
-        all shapes are constant; 0 lets all in.
-        """
+        """Keep heads and thresholds; `cap` is `max_candidates`, with which shapes are constant."""
         super().__init__()
         self.stages = nn.ModuleList(
             RegionBranch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
@@ -141,22 +131,18 @@ class Boxes(nn.Module):
         scale_factor: torch.Tensor,
         stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Return dets (B, n, 5) and labels (B, n) int64, with a cap also the number of candidates (B,) int64.
+        """Return dets (B, n, 5) x1 y1 x2 y2 score, best first, and labels (B, n) int64, -1 for padding.
 
-        The number is that before the cap; dets are x1 y1 x2 y2 score, best first; rows that an image does not
-        have are zero with label -1.
+        With a cap also the number of candidates (B,) int64 before it.
 
         Args:
-            maps: those of `regions.region_maps`, (B, channels, h, w) each.
+            maps: of `regions.region_maps`, (B, channels, h, w) each.
             proposals: (B, K, 4) xyxy, pixels of the network input.
             present: (B, K) bool; other rows are padding.
-            clip_hw: (B, 2) float32 height and width, pixels of the input, that boxes are clipped to if
-                their head clips any.
-            scale_factor: (B, 4) float32 `w h w h`, input / original; boxes are divided by it.
-            stage_tensors: if it is a list, a dict per stage is appended to it, with `_` and the number of the
-                stage at the end of each name: `region_features` (B * K, channels, h, w), which its head
-                takes, the outputs of the head (B, K, columns), see `output_names`, and behind the first stage
-                its `regions` (B, K, 4); None if nobody needs them.
+            clip_hw: (B, 2) height and width, pixels of the input, that boxes are clipped to.
+            scale_factor: (B, 4) `w h w h`, input / original; boxes are divided by it.
+            stage_tensors: a dict per stage is appended: `region_features_<stage>` (B * K, channels, h, w),
+                `output_names` (B, K, columns), and behind the first stage `regions_<stage>` (B, K, 4).
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):
@@ -200,7 +186,7 @@ class Boxes(nn.Module):
 
 
 def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Return the box (B, K, 4) of each region's best class; `scores` are its logits."""
+    """Return the box (B, K, 4) of the best class of each region; `scores` are logits."""
     if boxes.shape[2] == 1:
         return boxes[:, :, 0]
     if head.custom_activation:
@@ -210,18 +196,14 @@ def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -
 
 
 class Grid(nn.Module):
-    """The maps of points of every detection of Grid R-CNN, and the box that they vote for.
+    """Grid R-CNN: maps of points of every detection, and the box that the points vote for.
 
-    A point is in the cell where it is the likeliest; the place of each side of a box is the mean of those of
-    the points on it, weighted by their probabilities. mmdet clips a copy of the boxes: they reach beyond the
-    image.
+    A point is in its likeliest cell. A side of the box is the mean of its points, weighted by probability.
+    mmdet clips a copy of the boxes, so that results reach beyond the image.
     """
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
-        """Keep extractor and head, and which points lie on which side.
-
-        `constant`: no shape of the graph may depend on values.
-        """
+        """Keep extractor, head and the points of each side; `constant`: no shape depends on values."""
         super().__init__()
         self.pool, self.head = Pool(roi_head.grid_roi_extractor, constant), grid_of(roi_head)
         side, points = self.head.grid_size, range(self.head.grid_points)
@@ -240,9 +222,7 @@ class Grid(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor` (B, 4).
 
-        `maps` are features of all levels, (B, channels, h, w) each. `dets` (B, n, 5) are boxes in pixels of
-        the network input, and scores; `labels` (B, n) are -1 where a row is padding, which is zero in the
-        result. `scale_factor` is `w h w h`, input / original.
+        `dets` (B, n, 5) are in pixels of the network input; rows with a label of -1 become zero.
         """
         images = torch.arange(dets.shape[0], device=dets.device)[:, None].expand(-1, dets.shape[1])
         boxes = dets[..., :4].flatten(0, 1)

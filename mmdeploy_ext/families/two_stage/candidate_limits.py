@@ -1,7 +1,4 @@
-"""Limits of how many boxes enter the NMS of proposals and of results, which make all shapes constant.
-
-Checked is which limits a model takes; `rows_of` is how many rows its results then have.
-"""
+"""Limits of how many boxes enter the NMS of proposals and of results, which make all shapes constant."""
 
 import math
 from collections.abc import Mapping
@@ -23,21 +20,13 @@ from mmdeploy_ext.families.parts.proposals import (
 from mmdeploy_ext.families.two_stage import boxes
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
-"""Name of an output -> the option with which a file has it. The output counts the candidates before they were
-cut to the limit."""
+"""Name of an output, the number of candidates before the limit -> the option with which a file has it."""
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse limits that do not make the model's shapes constant, or are larger than what they limit.
+    """Refuse (UsageError) limits that do not make shapes constant, or that no number of candidates reaches.
 
-    A detector of two stages needs both or none, an RPN alone takes `max_proposals` only.
-
-    Args:
-        heads: attribute of the detector ('rpn_head', 'roi_head') -> head.
-        options: options of the export.
-
-    Raises:
-        UsageError: the message begins with a limit as the user typed it.
+    A detector of two stages needs both limits or none, an RPN alone takes `max_proposals`.
     """
     limits = {name: options[name] for name in LIMITS if options.get(name)}
     if not limits:
@@ -64,10 +53,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
 
 def check_proposals(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) options that an RPN head of guided anchors or of several stages does not take.
-
-    Both take no `max_proposals`; guided anchors take one image, and no dynamic sizes.
-    """
+    """Refuse (UsageError) options that a head of guided anchors or of several stages does not take."""
     if is_guided(head):
         detector_parts.check_one_image(head, options)
     if options.get('max_proposals') and (is_guided(head) or is_staged(head)):
@@ -75,7 +61,7 @@ def check_proposals(head: nn.Module, options: Options) -> None:
 
 
 def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
-    """Return option -> how many boxes can enter the suppression that it limits."""
+    """Return option -> number of boxes that can enter the suppression."""
     rpn_head, roi_head = heads['rpn_head'], heads.get('roi_head')
     generator, nms_pre = generator_of(rpn_head), thresholds(rpn_head).nms_pre
     anchors = 0
@@ -89,10 +75,7 @@ def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, in
 
 
 def rows_of(limit: int, head: nn.Module) -> int:
-    """Return how many results the NMS of a head (RPN or RoI head) has if `limit` boxes enter it.
-
-    It is the smaller of `limit` and the head's `max_per_img`, of which one that is 0 or below limits nothing.
-    """
+    """Return how many results the NMS of a head (RPN or RoI head) gives of `limit` boxes."""
     proposes = isinstance(head, HEADS) or is_users_own(head)
     config = thresholds(head) if proposes else nms_config(head.test_cfg)
     return capped(limit, config.max_per_img)

@@ -9,7 +9,7 @@ from mmdeploy_ext.contract.nms import NmsConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TwoStageFacts(NmsConfig):
-    """The suppression of the results, and what else files tell; the last four are of panoptic maps.
+    """Facts of a two-stage detector, first of the suppression of its results; the last three are of maps.
 
     Attributes:
         proposals: suppression of the proposals; None if they are an input.

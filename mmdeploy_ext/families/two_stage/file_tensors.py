@@ -1,4 +1,4 @@
-"""The tensors of a file between its stages, and the methods of mmdet's detectors that give them.
+"""The tensors of a file between its stages in place of the results of methods of mmdet's detectors.
 
 Glossary: B batch, K proposals, n detections of an image, C classes, m side of a mask in cells.
 """
@@ -13,6 +13,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.image_graphs import PROPOSALS
+from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.parts.regions import (
     context_names,
     feature_names,
@@ -29,36 +30,26 @@ SAME_PLACE = 1e-2
 """Largest distance, pixels, of the sides of two boxes that are one region."""
 
 
-def batched(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return maps of several calls as one batch."""
-    return images[0] if len(images) == 1 else torch.cat(list(images))
-
-
 def given_to_heads(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return features, proposals and outputs of the heads of regions by the tensors of a file.
+    """Return path of a method -> features, proposals or outputs of heads of regions of a file.
 
-    Heads whose outputs the file has pool and compute nothing. {} of a head of regions that looks at more than
-    the features of regions, and of files whose proposals have no scores.
+    {} of heads that look at more than the features of regions, and of files whose proposals have no scores.
     """
     roi_head, rows = roi_head_of(model), tensors.get(PROPOSALS)
     if not proposes(model) or roi_head is None or context_names(roi_head):
         return {}
-    if rows is None or rows.shape[2] != 5 or not has_all(tensors, feature_names(model)):
+    features = [*given_to(model, tensors, feature_names(model)).values()]
+    if rows is None or rows.shape[2] != 5 or not features:
         return {}
     given = {
-        'extract_feat': [as_tensor(model, tensors[name]) for name in feature_names(model)],
+        'extract_feat': features,
         'rpn_head.simple_test_rpn': [as_tensor(model, of_image[present_rows(of_image)]) for of_image in rows],
     }
-    if box_borders(roi_head) and has_all(tensors, box_borders(roi_head)):
+    if box_borders(roi_head) and tensors.keys() >= set(box_borders(roi_head)):
         given['roi_head._bbox_forward'] = functools.partial(given_boxes, model, tensors)
-    if mask_borders(roi_head) and has_all(tensors, ('labels', *mask_borders(roi_head))):
+    if mask_borders(roi_head) and tensors.keys() >= {'labels', *mask_borders(roi_head)}:
         given['roi_head._mask_forward'] = functools.partial(given_masks, model, tensors)
     return given
-
-
-def has_all(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> bool:
-    """Return whether a file has all tensors of these names."""
-    return all(name in tensors for name in names)
 
 
 def as_tensor(model: nn.Module, array: np.ndarray) -> torch.Tensor:
@@ -67,21 +58,18 @@ def as_tensor(model: nn.Module, array: np.ndarray) -> torch.Tensor:
 
 
 def present_rows(rows: np.ndarray) -> np.ndarray:
-    """Return which rows (..., 5) of proposals are no padding."""
+    """Return which rows (..., 5) are not padding."""
     return (rows != 0).any(-1)
 
 
 def outputs_of_stage(roi_head: nn.Module, stage: int) -> list[str]:
-    """Return the names of the outputs of the box head of a stage, in order."""
+    """Return the names of the outputs of the box head of a stage."""
     regions = f'regions_{stage}'
     return [name for name in box_borders(roi_head) if name.endswith(f'_{stage}') and name != regions]
 
 
 def given_boxes(model: nn.Module, tensors: Mapping[str, np.ndarray], *args: Any, **_: Any) -> dict[str, Any]:
-    """Return the file's outputs of a box head, as `_bbox_forward([stage,] maps, rois)` of a roi_head does.
-
-    ConfigError: they are of another number of regions.
-    """
+    """Stand in for `_bbox_forward([stage,] maps, rois)`; ConfigError: the file has other regions."""
     *stage, _maps, rois = args
     present = present_rows(tensors[PROPOSALS])
     names = outputs_of_stage(model.roi_head, stage[0] if stage else 0)
@@ -94,11 +82,7 @@ def given_boxes(model: nn.Module, tensors: Mapping[str, np.ndarray], *args: Any,
 
 
 def given_masks(model: nn.Module, tensors: Mapping[str, np.ndarray], *args: Any, **_: Any) -> dict[str, Any]:
-    """Return the file's logits of masks, as `_mask_forward([stage,] maps, rois)` of a roi_head does.
-
-    A region has those of the file's detections at its place, each as the mask of its class; other masks are
-    zero.
-    """
+    """Stand in for `_mask_forward([stage,] maps, rois)`: masks of the file's detections at the same place."""
     *stage, _maps, rois = args
     stage_index = stage[0] if stage else 0
     head, labels = part_of(model.roi_head, 'mask_head', stage_index), tensors['labels']
@@ -117,13 +101,13 @@ def given_masks(model: nn.Module, tensors: Mapping[str, np.ndarray], *args: Any,
 
 
 def mask_rows(tensors: Mapping[str, np.ndarray], stage: int) -> np.ndarray:
-    """Return the logits of masks (B, n, m, m) of a stage; behind the detections there may be a spare row."""
+    """Return the logits of masks (B, n, m, m) of a stage; the last row may be a spare one."""
     logits = tensors[f'mask_logits_{stage}']
     return logits.reshape(*tensors['mask_regions'].shape[:2], *logits.shape[2:])
 
 
 def spread_rows(chosen: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
-    """Return image and row of up to `count` of the chosen (B, K) bool, evenly spread."""
+    """Return images and rows of up to `count` entries of `chosen` (B, K) bool, evenly spread."""
     places = np.argwhere(chosen)
     indices = np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)
     return tuple(places[indices].T)
@@ -137,7 +121,7 @@ def run_head(
     boxes: np.ndarray,
     rows: tuple[np.ndarray, ...],
 ) -> dict[str, Any]:
-    """Run a method of the roi_head on rows, image and index, of boxes (B, K, 4)."""
+    """Run a method of the roi_head on rows (image, index) of boxes (B, K, 4)."""
     rois = as_tensor(model, np.concatenate([rows[0][:, None], boxes[rows]], axis=1))
     run: Callable[..., dict[str, Any]] = getattr(model.roi_head, method)
     with torch.no_grad():

@@ -60,7 +60,7 @@ def proposes(model: nn.Module) -> bool:
 
 
 def proposal_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of the head of proposals, by kind, then by level; () without one."""
+    """Return the names of the outputs of the head of proposals, by kind, then by level."""
     if not proposes(model):
         return ()
     levels = range(len(generator_of(model.rpn_head).strides))
@@ -68,10 +68,7 @@ def proposal_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def border_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the inner tensors of a `full` graph between regions and results, see `substitutes`.
-
-    () of a detector that finds no proposals, or looks at no regions.
-    """
+    """Return the names of the tensors between proposals and results; () without two stages."""
     roi_head = roi_head_of(model)
     if roi_head is None or not proposes(model):
         return ()
@@ -79,7 +76,7 @@ def border_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def network_inputs(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the inputs of the network; a Cascade RPN clips its anchors to the images."""
+    """Return the names of the inputs of the network: a Cascade RPN clips anchors to the images."""
     return ('input', 'img_shape') if proposes(model) and is_staged(model.rpn_head) else ('input',)
 
 
@@ -87,7 +84,7 @@ class TwoStageNetwork(nn.Module):
     """Backbone, neck and the head of proposals behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector itself, no copy; `names` are those of the outputs, in order."""
+        """Keep the detector itself; `names` are the names of the outputs."""
         super().__init__()
         self.model = model
         self.names = (*feature_names(model), *proposal_names(model))
@@ -96,11 +93,8 @@ class TwoStageNetwork(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        The latter are logits and deltas, no proposals yet; a Cascade RPN and guided anchors give more kinds,
-        see `output_kinds`.
-
-        `image` is (B, 3, H, W) float32 normalised; `img_shape` (B, 2), see `TwoStageFullForm.forward`, is an
-        input if several stages refine anchors, else None.
+        `image` is (B, 3, H, W) normalised; `img_shape` (B, 2), see `TwoStageFullForm.forward`, is given to a
+        Cascade RPN.
         """
         outputs = self.head_outputs(self.model.extract_feat(image), image, img_shape)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
@@ -108,10 +102,7 @@ class TwoStageNetwork(nn.Module):
     def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return the tensors of `names`, from the maps of all levels; for the others see `forward`.
-
-        `img_shape` may be None but for a Cascade RPN, whose anchors are clipped.
-        """
+        """Return the tensors of `names`, of the maps of all levels."""
         outputs = []
         if proposes(self.model):
             clip_hw = None if img_shape is None else clip_size(image, img_shape)
@@ -123,15 +114,11 @@ class TwoStageFullForm(nn.Module):
     """The part of a `full` graph behind the network: proposals, regions, results.
 
     Attributes:
-        borders: names of `border_names` whose tensors are outputs, too; () unless it is set.
+        borders: names of inner tensors that are outputs, too, see `border_names`.
     """
 
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
-        """Keep the heads of regions, and the settings of all post-processing.
-
-        `max_proposals` and `max_candidates`, options of the export, are the largest numbers of boxes that
-        enter the suppression of proposals and of results; 0 lets all in. With them all shapes are constant.
-        """
+        """Keep the heads and settings; the limits are options of the export, 0: none."""
         super().__init__()
         self.borders: tuple[str, ...] = ()
         roi_head = roi_head_of(model)
@@ -151,11 +138,10 @@ class TwoStageFullForm(nn.Module):
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
-            maps: the outputs of `TwoStageNetwork`, and before them proposals (B, K, 4) if the model finds
-                none.
+            maps: outputs of `TwoStageNetwork`, behind proposals (B, K, 4) if these are an input.
 
         Returns:
-            The outputs, and behind them the tensors of `borders`; the proposals (B, K, 5) have scores.
+            The outputs of `spec`, and the tensors of `borders`; proposals (B, K, 5) have scores.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:
@@ -181,7 +167,7 @@ class TwoStageFullForm(nn.Module):
         scale_factor: torch.Tensor,
         stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Look at regions, and return the outputs of `spec`; the arguments are those of `Boxes.forward`."""
+        """Look at regions and return the outputs of `spec`; for the arguments see `Boxes.forward`."""
         regions = features, proposals, present, clip_hw
         if self.grid is None:
             dets, labels, *counts = self.boxes(*regions, scale_factor, stage_tensors)
@@ -203,10 +189,7 @@ class TwoStageFullForm(nn.Module):
         scale_factor: torch.Tensor,
         *stage_tensors: list[dict[str, torch.Tensor]] | None,
     ) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of a head for detections and one row of padding, which is dropped from them.
-
-        So no head sees zero rows: ONNX's Reshape reads a size of 0 as that of its input.
-        """
+        """Run a head on detections and a spare row, since ONNX's Reshape reads a size of 0 as the input's."""
         if self.constant:
             return head(features, dets, labels, scale_factor, *stage_tensors)
         spare = dets.new_zeros(1, 1, dets.shape[2]).expand(dets.shape[0], -1, -1)
@@ -215,32 +198,13 @@ class TwoStageFullForm(nn.Module):
         return tuple(tensor[:, :-1] for tensor in head(features, dets, labels, scale_factor, *stage_tensors))
 
 
-class ProposalsForm(nn.Module):
-    """The part behind the network that makes proposals alone."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.proposals = proposals_of(model.rpn_head)
-
-    def forward(
-        self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, 4) of the head's outputs, xyxy in pixels of the network input.
-
-        Rows that an image does not have are zero.
-        `maps` are these outputs alone, by `proposal_names`; for the others see `TwoStageFullForm.forward`.
-        """
-        dets, *_ = self.proposals(maps, clip_size(image, img_shape))
-        return (tap(PROPOSALS, dets[..., :4]),)
-
-
 def with_area(boxes: torch.Tensor) -> torch.Tensor:
-    """Return (B, K) bool: whether x2 > x1 and y2 > y1 in boxes (B, K, 4) xyxy."""
+    """Return which boxes (B, K, 4) xyxy have x2 > x1 and y2 > y1, (B, K) bool."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
 
 
 def clips_proposals(model: nn.Module) -> bool:
-    """Return whether a head of proposals clips boxes to the image, in any of its stages."""
+    """Return whether a stage of the head of proposals clips boxes to the image."""
     if not proposes(model):
         return False
     head = model.rpn_head
@@ -248,10 +212,7 @@ def clips_proposals(model: nn.Module) -> bool:
 
 
 def clips_regions(model: nn.Module) -> bool:
-    """Return whether a head of regions, of any stage, clips boxes to the image.
-
-    One that moves no box clips the regions, its results.
-    """
+    """Return whether a head of regions clips boxes to the image, or without regression regions."""
     roi_head = roi_head_of(model)
     if roi_head is None:
         return False
@@ -259,8 +220,14 @@ def clips_regions(model: nn.Module) -> bool:
     return any(clips(head) if getattr(head, 'with_reg', True) else True for head in heads)
 
 
+def proposals_tensor(batch: int | str) -> TensorSpec:
+    """Return the spec of proposals (B, K, 4)."""
+    meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
+    return TensorSpec(PROPOSALS, 'float32', (batch, 'K', 4), meaning, 'pixel')
+
+
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph from pictures to results, of a detector with these options."""
+    """Return the contract of the graph from pictures to results."""
     image = image_input(options, smallest_input(model), detector_parts.multiple(model))
     batch, roi_head = image.axes[0], roi_head_of(model)
     cap = options.get('max_proposals' if roi_head is None else 'max_candidates')
@@ -278,16 +245,12 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     clipped = clips_proposals(model) or clips_regions(model)
     inputs = (image, *optional_inputs(batch, clipped), *size_inputs(options, batch))
     if not proposes(model):
-        meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
-        inputs += (TensorSpec(PROPOSALS, 'float32', (batch, 'K', 4), meaning, 'pixel'),)
+        inputs += (proposals_tensor(batch),)
     return GraphSpec(f'two_stage/{options.form}', inputs, outputs)
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of the graph of `spec`: the network, and the part behind it that makes results.
-
-    With `--paste-masks` a third one pastes the masks.
-    """
+    """Return the stages of the graph of `spec`: network, results, with `--paste-masks` pasting."""
     network = TwoStageNetwork(model)
     form = TwoStageFullForm(model, options.get('max_proposals', 0), options.get('max_candidates', 0))
     inputs = ('input', 'img_shape', 'scale_factor')
@@ -300,9 +263,3 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
         Stage('regions', form, inputs, outputs),
     ]
     return with_pasting(chain, options, threshold(result_cfg(model))) if has_masks(model) else chain
-
-
-def proposals_stage(model: nn.Module) -> Stage:
-    """Return the stage behind the network that makes proposals alone."""
-    inputs = ('input', 'img_shape', *proposal_names(model))
-    return Stage(PROPOSALS, ProposalsForm(model), inputs, (PROPOSALS,))

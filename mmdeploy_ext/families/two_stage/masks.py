@@ -39,9 +39,9 @@ def check_head(head: nn.Module) -> None:
 
 
 def mask_borders(roi_head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the tensors between mask heads and their post-processing: regions and logits.
+    """Return the names of the regions and logits of mask heads.
 
-    () without mask heads, and of those that are followed by others or take features of others.
+    () without mask heads, and of heads whose masks or features go through other heads.
     """
     if not roi_head.with_mask or points_of(roi_head) or judge_of(roi_head):
         return ()
@@ -54,7 +54,7 @@ class Masks(nn.Module):
     """All stages of the mask heads: probabilities of each detection's class, and scores of the masks."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
-        """Keep the heads; `constant`: no shape of the graph may depend on values."""
+        """Keep the heads; `constant`: no shape depends on values."""
         super().__init__()
         self.logits = mask_logits_module(roi_head, constant)
         self.by_class = not heads_of(roi_head)[-1].class_agnostic
@@ -69,13 +69,15 @@ class Masks(nn.Module):
         scale_factor: torch.Tensor,
         stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Return masks (B, n, m, m) in 0..1, and of scoring heads scores (B, n); zero where a row is padding.
+        """Return masks (B, n, m, m) in 0..1, and of scoring heads scores (B, n); rows of padding are zero.
 
-        `maps` are those of `regions.region_maps`, (B, channels, h, w) each: levels, then those of
-        `context_names`. `dets` (B, n, 5) are boxes `x1 y1 x2 y2` that were divided by `scale_factor` (B, 4)
-        `w h w h`, input / original, and scores; `labels` (B, n) are -1 where a row is padding. If
-        `stage_tensors` is a list, a dict is appended to it: `mask_regions` (B, n, 4), pixels of the network
-        input, and of every stage `mask_logits_<stage>` (R, 1, m, m) of each region's class.
+        Args:
+            maps: of `regions.region_maps`, (B, channels, h, w) each.
+            dets: (B, n, 5) boxes xyxy divided by `scale_factor`, and scores.
+            labels: (B, n), -1 for padding.
+            scale_factor: (B, 4) `w h w h`, input / original.
+            stage_tensors: a dict is appended: `mask_regions` (B, n, 4), pixels of the network input, and of
+                every stage `mask_logits_<stage>` (R, 1, m, m).
         """
         boxes, classes = dets[..., :4] * scale_factor[:, None], labels.flatten()
         features, logits = self._logits_of_classes(maps, boxes, classes)
@@ -94,7 +96,7 @@ class Masks(nn.Module):
     def _logits_of_classes(
         self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, classes: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return features of regions, and the logits (R, 1, m, m) of each one's class by every stage."""
+        """Return features of regions, and of every stage the logits (R, 1, m, m) of the regions' classes."""
         has_last_layer = all(hasattr(head, 'conv_logits') for head in self.heads)  # not CoarseMaskHead's
         if self.points is None and self.by_class and has_last_layer:
             with predicted_class_only(self.heads, classes.clamp(min=0)):
@@ -108,13 +110,13 @@ class Masks(nn.Module):
 
 
 class Points(nn.Module):
-    """Masks of PointRend: enlarged step by step, where the least certain cells are looked at again.
+    """Masks of PointRend, enlarged step by step; the head looks at the least certain cells again.
 
-    mmdet refines the masks of all classes, of which one is used: here it is that one.
+    mmdet refines the masks of all classes and uses one; here only this one is refined.
     """
 
     def __init__(self, roi_head: nn.Module) -> None:
-        """Keep the head of points of a live head of regions, and the settings of its `test_cfg`."""
+        """Keep the head of points, and the settings of `test_cfg`."""
         super().__init__()
         self.head, config = points_of(roi_head), roi_head.test_cfg
         self.scales = [1.0 / stride for stride in roi_head.mask_roi_extractor.featmap_strides]
@@ -131,8 +133,8 @@ class Points(nn.Module):
     ) -> torch.Tensor:
         """Return refined logits (R, 1, m, m) of boxes (B, n, 4), pixels of the network input.
 
-        `coarse` (R, C, h, h) are logits of the mask head, C being 1 if it is class-agnostic; `logits` (R, 1,
-        h, h) are those of each region's class, a label of `classes` (R,). `maps` are those of all levels.
+        `coarse` (R, C, h, h) are logits of the mask head (C is 1 of a class-agnostic one), `logits` (R, 1, h,
+        h) of the classes (R,) of the regions.
         """
         boxes, side = boxes.flatten(0, 1), int(logits.shape[-1])
         for step in range(self.steps):

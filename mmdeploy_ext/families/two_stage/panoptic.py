@@ -54,10 +54,7 @@ TIE_SCORE = 1e-6
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
-    """Refuse (ConfigError) heads or settings of a fusion that the graph does not repeat.
-
-    Also numbers of classes that differ between the heads of a config; `roi_head` is its live head of regions.
-    """
+    """Refuse (ConfigError) heads, classes and settings of a fusion that the graph does not repeat."""
     for key, upstream in (
         ('semantic_head', seg_heads.PanopticFPNHead),
         ('panoptic_fusion_head', seg_heads.HeuristicFusionHead),
@@ -91,10 +88,7 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
 
 
 class PanopticNetwork(graphs.TwoStageNetwork):
-    """Backbone, neck, the head of proposals and the head of stuff behind flat tensors.
-
-    `names` are those of its outputs; for `forward` see `TwoStageNetwork`.
-    """
+    """Backbone, neck, the head of proposals and the head of stuff behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -103,14 +97,7 @@ class PanopticNetwork(graphs.TwoStageNetwork):
     def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last.
-
-        Before them are maps for regions, and logits, deltas and the like of the head of proposals, see
-        `output_kinds`.
-
-        `maps` are those of all levels (B, channels, h, w). Of `image` (B, 3, H, W) and `img_shape`, height
-        and width (B, 2) before padding or None, only a head of proposals of several stages uses any.
-        """
+        """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last."""
         return [*super().head_outputs(maps, image, img_shape), self.model.semantic_head(maps)['seg_preds']]
 
 
@@ -118,7 +105,6 @@ class RegionMapFullForm(nn.Module):
     """The end of a `full` graph: instances and stuff at the size of the original, fused into a map."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Read the settings of the detector's fusion."""
         super().__init__()
         facts = facts_of(model)
         self.paste, self.fusion = Paste(facts.mask_thr), InstanceFusion(facts)
@@ -133,12 +119,16 @@ class RegionMapFullForm(nn.Module):
         box_masks: torch.Tensor,
         semantic: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Return the map (B, h, w) int32 of images of size `ori_shape` (2,), see `postprocess.panoptic`.
+        """Return the map (B, h, w) int32, see `postprocess.panoptic`.
 
-        `dets` (B, n, 5) are boxes `x1 y1 x2 y2` that were divided by `scale_factor` (B, 4) `w h w h`, input /
-        original, and scores, the best first; `labels` (B, n) int64 are -1 where a row is padding; `box_masks`
-        (B, n, m, m) are in 0..1, and zero there; `semantic` (B, S + 1, H4, W4) are logits, whose content has
-        height and width `img_shape` (B, 2), pixels of the input; 0: all.
+        Args:
+            img_shape: (B, 2) height and width before padding, pixels of the input; 0: all.
+            scale_factor: (B, 4) `w h w h`, input / original.
+            ori_shape: (2,) height and width of the map.
+            dets: (B, n, 5) boxes xyxy divided by `scale_factor`, and scores, the best first.
+            labels: (B, n) int64, -1 for padding.
+            box_masks: (B, n, m, m) in 0..1, zero for padding.
+            semantic: (B, S + 1, H4, W4) logits.
         """
         (masks,) = self.paste(dets, scale_factor, ori_shape[None], box_masks)
         rows, columns = resizing_of(semantic, img_shape, ori_shape, RATIO)
@@ -147,7 +137,7 @@ class RegionMapFullForm(nn.Module):
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the form of the options: 'full' gives maps, 'raw' instances and stuff logits."""
+    """Return the contract: 'full' gives maps, 'raw' instances and logits of stuff."""
     step = max(detector_parts.multiple(model), MULTIPLE)
     image = image_input(options, max(step, smallest_input(model)), step)
     batch = image.axes[0]
@@ -155,14 +145,14 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     if options.form == 'full':
         meaning = 'height and width of the original images, which the maps have'
         original = TensorSpec('ori_shape', 'int64', (2,), meaning, 'pixel', positive=True)
-        return GraphSpec('two_stage_panoptic/full', (*inputs, original), map_output(batch))
+        return GraphSpec('two_stage/full', (*inputs, original), map_output(batch))
     side, columns = side_of(model.roi_head), int(model.panoptic_fusion_head.num_stuff_classes) + 1
     sides = (options.height // RATIO, options.width // RATIO)
     quarter = ('H4', 'W4') if options.dynamic else sides
     masks = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
     stuff = 'logits of stuff; the last class is no stuff'
     return GraphSpec(
-        'two_stage_panoptic/raw',
+        'two_stage/raw',
         inputs,
         (
             *box_outputs(batch, 'n'),
@@ -191,10 +181,9 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch, and `ori_shape` (2,) int64 height and width, which maps have in any case.
+    """Return `image_graphs.feeds`, and `ori_shape` (2,) int64, the one `pasted_size` of all images.
 
-    It is the `pasted_size`: along each side the longer one of the original and of the input's content divided
-    by its ratio. ShapeError: the images have several. `rescale` has no effect.
+    `rescale` has no effect. ShapeError: the images have several sizes.
     """
     sizes = [pasted_size(image, rescale=True) for image in images]
     return dict(feeds(images, rescale=True), ori_shape=one_size(sizes, 'maps'))

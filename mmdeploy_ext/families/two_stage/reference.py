@@ -23,6 +23,7 @@ from mmdeploy_ext.families.parts.mask_heads import heads_of
 from mmdeploy_ext.families.parts.mmdet_reference import (
     RegionInputs,
     boxes_of_classes,
+    given_to,
     metas_of_images,
     tested,
 )
@@ -34,9 +35,7 @@ from mmdeploy_ext.families.two_stage.file_tensors import (
     SAMPLED_BOXES,
     SAMPLED_MASKS,
     as_tensor,
-    batched,
     given_to_heads,
-    has_all,
     mask_rows,
     outputs_of_stage,
     present_rows,
@@ -70,18 +69,14 @@ class TwoStageReference(ImageReference):
         images: Sequence[PreparedImage],
         rescale: bool,
     ) -> list[Detections] | None:
-        """Of a graph of proposals mmdet's head of regions makes the results of its features and proposals."""
+        """Return results of mmdet's head of regions for the outputs of a graph of proposals."""
         if metadata.form != PROPOSALS:
             return None
         regions = outputs_of_first(self.model, outputs)
         return mmdet_reference.detections(self.model, images, rescale, regions)
 
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-        """Return the outputs by name that are compared by value, of the form 'proposals' or 'regions'.
-
-        They are the features and the outputs of the RPN head, or the inputs and outputs of the heads of
-        regions. `feeds` hold `input`, for 'regions' too: its size is read.
-        """
+        """Return the outputs of the form 'proposals' or 'regions' that are compared by value."""
         if form != PROPOSALS:
             return _region_tensors(self.model, feeds, {})
         with torch.no_grad():
@@ -92,10 +87,7 @@ class TwoStageReference(ImageReference):
         return {name: tensor.cpu().numpy() for name, tensor in zip(names, (*features, *outputs), strict=True)}
 
     def inner_inputs(self, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
-        """Return features, `proposals` and `img_shape` for a graph of regions.
-
-        `proposals` (B, K + 1, 4) end with a row of zeros, as padding does.
-        """
+        """Return features, `proposals` (B, K + 1, 4), the last row padding, and `img_shape` for 'regions'."""
         if form != REGIONS:
             return {}
         with torch.no_grad():
@@ -115,9 +107,9 @@ class TwoStageReference(ImageReference):
         form: str,
         **_: Any,
     ) -> dict[str, np.ndarray] | None:
-        """Return the outputs of a graph of regions, with the file's regions as inputs of later stages.
+        """Return the outputs of 'regions' with the file's regions as inputs of later stages.
 
-        Regions that differ by rounding may be pooled from other levels, and with other numbers of samples.
+        Regions that differ by rounding may be pooled from another level.
         """
         later = {name: array for name, array in given.items() if name.startswith('regions_')}
         if form == PROPOSALS or not later:
@@ -133,7 +125,7 @@ class TwoStageReference(ImageReference):
         max_proposals: int = 0,
         max_candidates: int = 0,
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Bounds of the candidates, and of proposals, with overlaps and sides `EDGE` off their limits."""
+        """Return the bounds with overlaps and sides `EDGE` off their limits."""
         bounds = {}
         with torch.no_grad():
             maps, metas = maps_of(self.model, feeds), metas_of(feeds)
@@ -154,17 +146,17 @@ class TwoStageReference(ImageReference):
         return bounds
 
     def borders(self) -> dict[str, Any]:
-        """The outputs of the neck and of a plain head of proposals."""
+        """Return the outputs of the neck and of a plain head of proposals."""
 
         def features(calls: list[Any]) -> dict[str, torch.Tensor]:
-            # maps of whole images, behind the levels, are none of the neck's
+            # maps of whole images, behind the levels, are not the neck's
             names = [name for name in feature_names(self.model) if name.startswith('features_')]
-            return {name: batched(levels) for name, *levels in zip(names, *calls, strict=False)}
+            return {name: torch.cat(levels) for name, *levels in zip(names, *calls, strict=False)}
 
         def proposed(calls: list[Any]) -> dict[str, torch.Tensor]:
             flat_calls = [[level for levels in call for level in levels] for call in calls]
             return {
-                name: batched(levels)
+                name: torch.cat(levels)
                 for name, *levels in zip(proposal_names(self.model), *flat_calls, strict=False)
             }
 
@@ -193,7 +185,7 @@ class TwoStageReference(ImageReference):
     def inner_tensors(
         self, tensors: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return the outputs of the heads of regions for some of the file's regions, see `ImageFamily`."""
+        """Return the outputs of the heads of regions for some of the file's regions."""
         given = given_to_heads(self.model, tensors)
         expected: dict[str, np.ndarray] = {}
         actual: dict[str, np.ndarray] = {}
@@ -219,17 +211,15 @@ class TwoStageReference(ImageReference):
     def inner_results(
         self, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
     ) -> list[tuple[Detections, Detections]]:
-        """Return proposals by mmdet's head of the maps of a file, and those of the file, for each image."""
-        names, rows = proposal_names(self.model), tensors.get(PROPOSAL_ROWS)
-        if (
-            not proposes(self.model)
-            or output_kinds(self.model.rpn_head) != ('cls', 'reg')
-            or roi_head_of(self.model) is None
-        ):
+        """Return mmdet's proposals of the file's maps, and the file's proposals, for each image."""
+        rows = tensors.get(PROPOSAL_ROWS)
+        if roi_head_of(self.model) is None or rows is None or rows.shape[2] != 5:
             return []
-        if rows is None or rows.shape[2] != 5 or not has_all(tensors, names):
+        if not proposes(self.model) or output_kinds(self.model.rpn_head) != ('cls', 'reg'):
             return []
-        maps = [as_tensor(self.model, tensors[name]) for name in names]
+        maps = [*given_to(self.model, tensors, proposal_names(self.model)).values()]
+        if not maps:
+            return []
         levels = len(maps) // 2
         with torch.no_grad(), substituted(self.model, {'rpn_head.forward': (maps[:levels], maps[levels:])}):
             proposals = self.model.rpn_head.simple_test_rpn(None, metas_of_images(images, rescale=True))
@@ -241,7 +231,7 @@ class TwoStageReference(ImageReference):
 
 
 def stacked(boxes: Sequence[np.ndarray]) -> np.ndarray:
-    """Return boxes of each image as (B, K, 4), K at least 1: rows that an image does not have are zero."""
+    """Return boxes of each image as (B, K, 4), K at least 1; rows of padding are zero."""
     rows = max(1, *map(len, boxes))
     return np.stack([np.pad(of_image, ((0, rows - len(of_image)), (0, 0))) for of_image in boxes])
 
@@ -249,10 +239,9 @@ def stacked(boxes: Sequence[np.ndarray]) -> np.ndarray:
 def _region_tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return the inputs and outputs of mmdet's heads, stage by stage, for the proposals of `inner_inputs`.
+    """Return inputs and outputs of mmdet's box heads for the proposals of `inner_inputs`.
 
-    The unpatched model's `_bbox_forward` is watched; `later` are regions of later stages, which its heads get
-    in place of its own.
+    `later` are regions of later stages in place of the model's own.
     """
     roi_head, recorded_tensors = model.roi_head, {}
     watched = functools.partial(_recording_forward, roi_head._bbox_forward, roi_head, later, recorded_tensors)
@@ -275,7 +264,7 @@ def _recording_forward(
     *args: Any,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Run the `_bbox_forward` of a head of regions; record its regions, features and outputs by name."""
+    """Run the `_bbox_forward` of a head of regions and record regions, features and outputs by name."""
     *stage, maps, rois = args
     stage_index = stage[0] if stage else 0
     if stage_index:
@@ -297,11 +286,7 @@ def _recording_forward(
 
 
 def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> RegionInputs:
-    """Return features and proposals, outputs of the first graph, as mmdet takes them.
-
-    The array `proposals` is (B, K, 4), without scores. The list of each image's leaves out those without an
-    area, which are padding.
-    """
+    """Return features, and each image's proposals with an area, of the first graph, as mmdet takes them."""
     like = next(model.parameters())
     maps = [torch.from_numpy(outputs[name]).to(like) for name in feature_names(model)]
     proposals = [torch.from_numpy(boxes).to(like) for boxes in outputs['proposals']]
@@ -313,7 +298,7 @@ def _needed_proposals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the least and the largest number of boxes (B,) that the suppression has to look at.
 
-    The graph counts by `proposals.needed`; this is other code, so that a fault there shows.
+    The graph counts by other code, `proposals.needed`, whose faults this shows.
     """
     outputs, settings = head(maps), settings_of(head)
     iou_threshold, max_per_img = nms_arguments(settings['nms'])['iou_threshold'], settings['max_per_img']
@@ -335,39 +320,24 @@ def _needed_proposals(
     return np.min(needed_counts, 0), np.max(needed_counts, 0)
 
 
-def without_masks(roi_head: nn.Module | None) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a head of regions gives boxes alone; for None it does nothing."""
-    if roi_head is None:
-        return contextlib.nullcontext()
-    return replaced_entry(roi_head._modules, 'mask_head', None)
-
-
 @contextlib.contextmanager
 def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
-    """Inside the block a head of regions gives no masks, and any number of boxes that its suppression keeps.
-
-    `test_cfg` are entries of its `test_cfg` that have other values there.
-    """
+    """Let a head of regions give no masks and any number of boxes, with these entries of `test_cfg`."""
     changed = copy.deepcopy(roi_head.test_cfg)
     changed.update(max_per_img=10**9, **test_cfg)
-    with without_masks(roi_head), replaced_entry(vars(roi_head), 'test_cfg', changed):
+    without_masks = replaced_entry(roi_head._modules, 'mask_head', None)
+    with without_masks, replaced_entry(vars(roi_head), 'test_cfg', changed):
         yield
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
-    """Return the maps of all levels of the unpatched model; `feeds` hold `input`.
-
-    They are (B, channels, h, w), the finest first.
-    """
+    """Return the maps of all levels of the unpatched model for `input` of the feeds, the finest first."""
     image = torch.from_numpy(feeds['input']).contiguous().to(next(model.parameters()).device)
     return model.extract_feat(image)
 
 
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return mmdet's `img_metas` of every image, from the `feeds`: `input` and, if there are such, sizes.
-
-    The sizes are `img_shape`, else that of `input`, and `scale_factor`, else 1.
-    """
+    """Return mmdet's `img_metas`, of `input`, `img_shape` and `scale_factor` of the feeds."""
     batch, _, *size = feeds['input'].shape
     shapes = [(*map(int, shape), 3) for shape in sizes_of(feeds)]
     scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
@@ -378,10 +348,7 @@ def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return height and width (B, 2) of the contents of images, those of the input if they are not fed.
-
-    A fed 0, which stands for the size of the input in a graph, stays 0.
-    """
+    """Return `img_shape` (B, 2) of the feeds, else the size of the input."""
     batch, _, *size = feeds['input'].shape
     return feeds.get('img_shape', np.full((batch, 2), size))
 
@@ -393,9 +360,8 @@ class TwoStagePanopticReference(TwoStageReference):
         return None
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-        """Return the segments of a panoptic detector's own test path, whatever `rescale` is.
+        """Return segments of the size of the original, or larger, see `panoptic.feeds_with_size`.
 
-        They have the size of `panoptic.feeds_with_size`, which is that of the original or larger.
         Images run one by one: mmdet resizes the semantic maps of a batch by the sizes of its first image.
         """
         classes, results = int(self.model.panoptic_fusion_head.num_classes), []
@@ -405,7 +371,7 @@ class TwoStagePanopticReference(TwoStageReference):
         return results
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Features, proposals and logits of stuff of a file, image by image, as `results` runs them."""
+        """Return features, proposals and logits of stuff of a file, image by image."""
         given, stuff = given_to_heads(self.model, tensors), tensors.get(SEMANTIC)
         if not given or stuff is None:
             return {}

@@ -1,9 +1,10 @@
-"""A detector in two graphs, which may run at different times: pictures to proposals, regions to results.
+"""A detector in two graphs: pictures to proposals, regions to results.
 
-Features and proposals, outputs of the first graph, are inputs of the second by their names. Both also give
-the tensors from which their results were made, for a proof to compare: the first the outputs of its head of
-proposals, the second, with PyTorch's own proposals as input, the features of regions and the outputs of its
-heads. Glossary: B batch, K proposals, H, W network input in pixels.
+Features and proposals, outputs of the first graph, are inputs of the second by their names. For proofs both
+give further tensors: the first the outputs of its head of proposals, the second the features of regions and
+the outputs of its heads.
+
+Glossary: B batch, K proposals, H, W network input in pixels.
 """
 
 import dataclasses
@@ -18,7 +19,9 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, smallest_side
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.families.parts.image_graphs import clip_size
+from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, proposals_of, smallest_side
 from mmdeploy_ext.families.parts.regions import context_names, feature_names, grid_of
 from mmdeploy_ext.families.two_stage import graphs
 
@@ -39,14 +42,13 @@ MEANINGS = dict(
 UNITS = dict(rpn_cls='logit', cls_score='logit', bbox_cls='logit', regions='pixel')
 """Kind of a tensor -> its unit; others have none."""
 SEED = 0
-"""Of the random numbers that the second graph is traced with."""
+"""Seed of the numbers that the second graph is traced with."""
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     """Refuse (UsageError) two graphs of a detector that cannot be split, and half precision of the second.
 
-    `heads` are 'rpn_head' and 'roi_head' -> head, of those that the config has. ConfigError: its proposals
-    may have no area, so that the second graph would take them for padding.
+    ConfigError: proposals may have no area, which the second graph takes for padding.
     """
     if options.form not in FORMS:
         return
@@ -75,8 +77,26 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
         )
 
 
+class ProposalsForm(nn.Module):
+    """The end of the first graph: outputs of the head of proposals to proposals."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.proposals = proposals_of(model.rpn_head)
+
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Return proposals (B, K, 4) xyxy, pixels of the network input; rows of padding are zero.
+
+        `maps` are the outputs by `proposal_names`; for the others see `TwoStageFullForm.forward`.
+        """
+        dets, *_ = self.proposals(maps, clip_size(image, img_shape))
+        return (tap(PROPOSALS, dets[..., :4]),)
+
+
 class RegionsForm(graphs.TwoStageFullForm):
-    """The second graph: regions to results, with the tensors from which these were made."""
+    """The second graph: regions to results, with the tensors that results are made of."""
 
     def forward(
         self,
@@ -87,9 +107,11 @@ class RegionsForm(graphs.TwoStageFullForm):
     ) -> tuple[torch.Tensor, ...]:
         """Return the outputs of the `full` form, and the tensors of `inner_names`, (B, K, ...).
 
-        Boxes are clipped to `img_shape` (B, 2) h, w, and those of results divided by `scale_factor` (B, 4) `w
-        h w h`, input / original; `proposals` (B, K, 4) xyxy, pixels of the network input, without an area are
-        padding; `features` are those of `feature_names`: the levels that regions are pooled from.
+        Args:
+            img_shape: (B, 2) height and width that boxes are clipped to.
+            scale_factor: (B, 4) `w h w h`, input / original, which results are divided by.
+            proposals: (B, K, 4) xyxy, pixels of the network input; rows without an area are padding.
+            features: of `feature_names`, the levels that regions are pooled from.
         """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()
@@ -101,10 +123,7 @@ class RegionsForm(graphs.TwoStageFullForm):
         img_shape: torch.Tensor,
         scale_factor: torch.Tensor,
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-        """Return the outputs of the `full` form, and name -> inputs and outputs of heads (B, K, ...).
-
-        The arguments are those of `forward`.
-        """
+        """Return the outputs of the `full` form, and name -> inputs and outputs of heads (B, K, ...)."""
         stage_tensors: list[dict[str, torch.Tensor]] = []
         present, rows = graphs.with_area(proposals), proposals.shape[:2]
         results = self._results(features, proposals, present, img_shape, scale_factor, stage_tensors)
@@ -119,16 +138,15 @@ class RegionsForm(graphs.TwoStageFullForm):
 _SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[str, tuple[int, ...]]]] = (
     weakref.WeakKeyDictionary()
 )
-"""Model -> input (H, W) -> name of a tensor -> its shape, of one image with `PROBED` regions."""
+"""Model -> input (H, W) -> name of a tensor -> shape for one image with `PROBED` regions."""
 PROBED = 3
-"""Number of regions of the run that shapes are read from."""
+"""Number of regions of the run that gives the shapes."""
 
 
 def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of the features, the outputs of the head of proposals, and those of `inner_names`.
+    """Return name -> shape of features, outputs of the head of proposals, and `inner_names`, for one image.
 
-    They are of one image, at the size of the options, with `PROBED` regions; `proposals` are not among them.
-    UsageError: the model does not take images of that size.
+    UsageError: the model does not take images of the size of the options.
     """
     shapes_of_sizes = _SHAPES.setdefault(model, {})
     size = options.height, options.width
@@ -149,10 +167,7 @@ def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
 
 
 def inner_names(model: nn.Module, options: Options) -> tuple[str, ...]:
-    """Return the names of the inputs and outputs of heads of regions, stage by stage.
-
-    Each is a kind of `MEANINGS`, from `regions` on, and the index of the stage, such as 'cls_score_0'.
-    """
+    """Return the names of inputs and outputs of heads of regions, stage by stage, such as 'cls_score_0'."""
     outside = (*feature_names(model), *graphs.proposal_names(model))
     return tuple(name for name in shapes(model, options) if name not in outside)
 
@@ -170,10 +185,7 @@ def _tensor(name: str, options: Options, shape: Sequence[int], of_regions: bool)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of one of the two graphs, that of the form of the options.
-
-    UsageError: the model does not take the size of the options.
-    """
+    """Return the contract of the form; UsageError: the model does not take the size of the options."""
 
     def tensors(names: Sequence[str], of_regions: bool = False) -> tuple[TensorSpec, ...]:
         shape_of = shapes(model, options)
@@ -182,8 +194,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     full = graphs.spec(model, options)
     image, img_shape, scale_factor = full.inputs
     features = tensors(feature_names(model))
-    meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
-    proposals = TensorSpec('proposals', 'float32', (image.axes[0], 'K', 4), meaning, 'pixel')
+    proposals = graphs.proposals_tensor(image.axes[0])
     if options.form == PROPOSALS:
         inputs = image, dataclasses.replace(img_shape, unused=not graphs.clips_proposals(model))
         scored = dataclasses.replace(proposals, compare='detections')
@@ -199,23 +210,21 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of one of the two graphs, that of the form of the options."""
+    """Return the stages of the form."""
     if options.form == REGIONS:
         names = (*graphs.spec(model, options).output_names, *inner_names(model, options))
         inputs = ('img_shape', 'scale_factor', 'proposals', *feature_names(model))
         return [Stage('regions', RegionsForm(model), inputs, names)]
     network = graphs.TwoStageNetwork(model)
+    inputs = ('input', 'img_shape', *graphs.proposal_names(model))
     return [
         Stage('network', network, ('input',), network.names),
-        graphs.proposals_stage(model),
+        Stage('proposals', ProposalsForm(model), inputs, ('proposals',)),
     ]
 
 
 def example(model: nn.Module, options: Options) -> dict[str, torch.Tensor]:
-    """Return name -> tensor to trace the second graph with: seeded features, and windows of several sizes.
-
-    They are the features by their names, `proposals`, `img_shape` and `scale_factor`.
-    """
+    """Return name -> tensor to trace the second graph with: seeded features, and windows of several sizes."""
     shape_of, numbers = shapes(model, options), torch.Generator().manual_seed(SEED)
     features = {
         name: torch.randn((options.batch, *shape_of[name][1:]), generator=numbers)

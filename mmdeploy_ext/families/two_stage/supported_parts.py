@@ -8,6 +8,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import library_failure
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 from mmdeploy_ext.families.parts.mask_heads import check_flow, points_of, threshold
 from mmdeploy_ext.families.parts.regions import (
@@ -19,6 +20,7 @@ from mmdeploy_ext.families.parts.regions import (
     stages_of,
 )
 from mmdeploy_ext.families.two_stage import boxes, masks
+from mmdeploy_ext.models.building import names_of_class
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
 dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.seg_heads')
@@ -51,33 +53,32 @@ UNTRACED = (
     'anchor_offset', 'rpn_head.stages.?.forward', 'rpn_head.stages.?.forward_single',
     'roi_head.grid_head.forward', 'semantic_head.forward', '*roi_extractor*.forward', '*roi_layers.?.forward',
 )  # fmt: skip
-"""Methods that the graphs compute by themselves beside those of `ImageFamily`, see `Family.untraced`."""
+"""Further methods that the graphs compute by themselves, see `Family.untraced`."""
+
+
+def is_image_branch(cfg: Any) -> bool:
+    """Return whether a config is ImVoteNet's first stage, without points; False without mmdet3d."""
+    model = cfg.model
+    if 'ImVoteNet' not in names_of_class(DETECTORS, model.get('type')) or library_failure('mmdet3d'):
+        return False
+    has_points = any(model.get(key) for key in model if key.startswith('pts_'))
+    return not has_points and bool(model.get('img_rpn_head') and model.get('img_roi_head'))
 
 
 def result_key(detector: type) -> str:
-    """Return the key in the config's `test_cfg` of the settings by which boxes of regions become results.
-
-    `detector` is the class of a detector with a `roi_head`; that of proposals alone has no such settings.
-    """
+    """Return the key in `test_cfg` of the settings of results of a class of detectors with a `roi_head`."""
     return 'panoptic' if issubclass(detector, PANOPTIC) else 'rcnn'
 
 
 def result_cfg(model: nn.Module) -> Any:
-    """Return the settings by which boxes become results, of a detector without regions its proposals.
-
-    They are `test_cfg.panoptic` of a panoptic detector, of others that of `roi_head` or else of `rpn_head`.
-    """
+    """Return the `test_cfg` of results: panoptic, of `roi_head`, or of `rpn_head`."""
     if getattr(model, 'roi_head', None) is None:
         return model.rpn_head.test_cfg
     return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) a detector that lacks a head, or a TridentNet that tests all its branches.
-
-    `model` is that of a config whose type is derived from one of `DETECTOR_CLASSES`: the family has claimed
-    it.
-    """
+    """Refuse (ConfigError) a detector that lacks a head, or a TridentNet that tests all its branches."""
     detector = DETECTORS.get(model['type'])
     upstream = next(kind for kind in DETECTOR_CLASSES if issubclass(detector, kind))
     keys = []
@@ -88,17 +89,14 @@ def check_detector(model: Mapping[str, Any]) -> None:
     for key in keys:
         if not model.get(key):
             raise ConfigError(f'model.{key} is missing; {detector.__name__} exports with one')
+    if 'rpn_head' not in keys and model['roi_head'].get('mask_head'):
+        raise ConfigError(f'model.roi_head.mask_head: {detector.__name__} exports without')
     if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
         raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with the index of a branch')
 
 
 def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
-    """Refuse (ConfigError) a head of regions, a part of it, or settings that the graph does not repeat.
-
-    Args:
-        roi_head: a live head, without weights.
-        key: key of its settings in the config's `test_cfg`, see `result_key`.
-    """
+    """Refuse (ConfigError) a head of regions, a part of it, or settings that the graph does not repeat."""
     name = type(roi_head).__name__
     if not isinstance(roi_head, ROI_HEADS):
         raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata, read_entry
-from mmdeploy_ext.contract.registry import keep_fp32_of
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io import types
@@ -27,8 +27,9 @@ from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 FACTS = 'fp16.'
 """Prefix of the entries of `metadata_props` that state what was done."""
-STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*')
-"""Patterns of the names of nodes that make and read boxes; in float16 a pixel near 608 is 0.5 wide."""
+STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*', 'fusion/*')
+"""Patterns of the names of nodes that make and read boxes and maps: in float16 a pixel near 608 is 0.5 wide,
+and a map has more pixels than float16 can count."""
 
 
 def in_precision(
@@ -167,7 +168,8 @@ def family_patterns(model: onnx.ModelProto) -> list[str]:
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
         return []
-    positions = match_patterns(model.graph.node, keep_fp32_of(read_entry(props, 'family', 'the file')))
+    family = read_entry(props, 'family', 'the file')
+    positions = match_patterns(model.graph.node, registration_of(family).keep_fp32)
     return [pattern for pattern, nodes in positions.items() if nodes]
 
 

@@ -171,7 +171,7 @@ def next_command(verdict: Verdict) -> str:
     family = FAMILIES.get(subject.get('family'))
     if verdict.passed:
         form = subject.get('form') or Path(list(subject.get('files', ['']))[-1]).stem
-        runner = runner_of(subject.get('family', ''), form)
+        runner = runner_of(subject.get('family', ''), form, subject.get('inputs', ()))
         used_by = registration_of(subject.get('family', '')).used_by
         contract = contract_of(family, subject.get('options', {})) if family else None
         of_form = (contract and contract.used_by) or used_by.get(form) or used_by['']

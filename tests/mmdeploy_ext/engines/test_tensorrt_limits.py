@@ -139,7 +139,7 @@ def test_tensorrt_proper_has_these(case):
     ('family', 'hint'),
     [
         ('two_stage', r'export full with --max-candidates K'),
-        ('query_regions', r'the family query_regions has no form with constant shapes, or build with'),
+        ('query', r'the family query has no form with constant shapes, or build with'),
     ],
 )
 def test_the_way_out_is_one_that_the_family_has(family, hint):

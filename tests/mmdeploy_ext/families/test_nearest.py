@@ -13,7 +13,7 @@ from mmdeploy_ext.families.nearest import part_types, refusal
 CASES = {
     'detr/detr_r50_8x2_150e_coco.py': ('ConditionalDETR', ['bbox_head', 'bbox_head.transformer'], 'query'),
     'deformable_detr/deformable_detr_r50_16x2_50e_coco.py': ('DABDETR', ['bbox_head'], 'query'),
-    'mask2former/mask2former_r50_lsj_8x2_50e_coco.py': ('KMaXDeepLab', ['panoptic_head'], 'query_masks'),
+    'mask2former/mask2former_r50_lsj_8x2_50e_coco.py': ('KMaXDeepLab', ['panoptic_head'], 'query'),
 }
 
 
@@ -68,7 +68,7 @@ def test_every_family_says_in_one_line_what_it_takes():
 def test_the_closest_claim_gets_the_config_and_a_part_is_had_by_asking_for_it():
     cfg = load_config('projects/configs/BEVFusion/centerpoint_toy.py')
     assert find_family(cfg).name == find_family(cfg, DETECTOR).name == 'centerpoint'
-    assert find_family(cfg, BACKBONE).name == 'sparse-encoder'
+    assert find_family(cfg, BACKBONE).name == 'sparse_backbone'
 
 
 def test_a_backbone_alone_is_no_detector_and_the_message_says_what_exports_it():

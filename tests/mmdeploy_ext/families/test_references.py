@@ -22,19 +22,42 @@ CONFIGS = dict(
     dense=demo('atss'),
     solo=demo('decoupled_solo'),
     rtdetr=demo('rtdetr'),
-    two_stage_masks=demo('mask_rcnn'),
-    two_stage_panoptic=demo('panoptic_fpn'),
-    two_stage_regions=lambda: toy_two_stage.toy('fast'),
-    two_stage_image_branch=toy_two_stage.image_branch,
+    two_stage=demo('mask_rcnn'),
+    panoptic_fpn=demo('panoptic_fpn'),
+    fast_rcnn=lambda: toy_two_stage.toy('fast'),
+    imvotenet=toy_two_stage.image_branch,
     query=toy_query.toy,
-    query_masks=lambda: toy_query.toy('instances'),
-    query_panoptic=lambda: toy_query.toy('panoptic'),
-    query_regions=lambda: toy_query.toy('regions'),
-    query_regions_masks=lambda: toy_query.toy('regions_masks'),
+    mask2former=lambda: toy_query.toy('instances'),
+    mask2former_panoptic=lambda: toy_query.toy('panoptic'),
+    sparse_rcnn=lambda: toy_query.toy('regions'),
+    queryinst=lambda: toy_query.toy('regions_masks'),
     corner=toy_corner.toy,
     yolact=toy_yolact.toy,
 )
-"""Family -> config of a toy."""
+"""Family, or detector of one -> config of a toy."""
+
+
+OBJECTS = dict(
+    two_stage=('two_stage', 'boxed_mask', 'proposals'),
+    panoptic_fpn=('two_stage', 'panoptic', 'raw'),
+    fast_rcnn=('two_stage', 'bbox2d', 'full'),
+    imvotenet=('two_stage', 'bbox2d', 'proposals'),
+    query=('query', 'bbox2d', 'full'),
+    mask2former=('query', 'mask', 'full'),
+    mask2former_panoptic=('query', 'panoptic', 'raw'),
+    sparse_rcnn=('query', 'bbox2d', 'full'),
+    queryinst=('query', 'boxed_mask', 'full'),
+)
+"""Detector -> name of its family, its task, and a form that it has."""
+
+
+@pytest.mark.parametrize('name', OBJECTS)
+def test_a_family_with_several_results_has_an_object_for_each(name):
+    family_name, task, form = OBJECTS[name]
+    cfg = CONFIGS[name]()
+    family = find_family(cfg)
+    assert (family.name, family.task) == (family_name, task) and form in family.forms
+    assert family is find_family(cfg)
 
 
 class Called(Exception):
@@ -45,7 +68,6 @@ class Called(Exception):
 def test_results_come_from_the_detectors_own_forward(name, monkeypatch):
     cfg = CONFIGS[name]()
     family = find_family(cfg)
-    assert family.name == name
     model = family.build(cfg)
     size = (256, 256)
     (image,) = toy_query.images(1, size)

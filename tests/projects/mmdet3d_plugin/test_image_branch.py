@@ -6,7 +6,7 @@ import pytest
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.two_stage.family import TWO_STAGE
+from mmdeploy_ext.families.two_stage.family import BOXES
 from mmdeploy_ext.proving.open_points import untraced_methods
 from mmdeploy_ext.seeded.weights import seeded_model
 from toy_two_stage import SIZE, image_branch, images, run_stages, toy
@@ -40,7 +40,7 @@ def test_results_are_those_of_mmdets_detector_with_the_same_weights(seeded):
     faster.load_state_dict({key.removeprefix('img_'): value for key, value in model.state_dict().items()})
     for of_branch, of_faster in zip(
         family.reference(model).results(images(), True),
-        TWO_STAGE.reference(faster).results(images(), True),
+        BOXES.reference(faster).results(images(), True),
         strict=True,
     ):
         assert (of_branch.bboxes_xyxy == of_faster.bboxes_xyxy).all()

@@ -10,17 +10,20 @@ import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES, find_family, load_families
+from mmdeploy_ext.families.sparse_backbone.family import BEVFUSION as BEVFUSION_ENCODER
+from mmdeploy_ext.families.sparse_backbone.family import CENTERPOINT as CENTERPOINT_ENCODER
+from mmdeploy_ext.families.sparse_backbone.family import SPARSE_ENCODER
 from mmdeploy_ext.quantize.sparse_calibration import Calibration
 
 CONFIGS = 'projects/configs/BEVFusion'
 NAMES = {
-    'bevfusion_lidar_0075voxel_nus': ('bevfusion', (1, 256, 180, 180)),
-    'bevfusion_lidar_0075voxel_dynamic_nus': ('bevfusion', (1, 256, 180, 180)),
-    'centerpoint_lidar_0075voxel_nus': ('centerpoint-det3d', (1, 256, 180, 180)),
-    'centerpoint_0075voxel_second_secfpn_nus': ('sparse-encoder', (1, 256, 180, 180)),
-    'centerpoint_01voxel_second_secfpn_nus': ('sparse-encoder', (1, 256, 128, 128)),
-    'second_secfpn_kitti': ('sparse-encoder', (1, 256, 200, 176)),
-    'second_dynamic_secfpn_kitti': ('sparse-encoder', (1, 256, 200, 176)),
+    'bevfusion_lidar_0075voxel_nus': (BEVFUSION_ENCODER, (1, 256, 180, 180)),
+    'bevfusion_lidar_0075voxel_dynamic_nus': (BEVFUSION_ENCODER, (1, 256, 180, 180)),
+    'centerpoint_lidar_0075voxel_nus': (CENTERPOINT_ENCODER, (1, 256, 180, 180)),
+    'centerpoint_0075voxel_second_secfpn_nus': (SPARSE_ENCODER, (1, 256, 180, 180)),
+    'centerpoint_01voxel_second_secfpn_nus': (SPARSE_ENCODER, (1, 256, 128, 128)),
+    'second_secfpn_kitti': (SPARSE_ENCODER, (1, 256, 200, 176)),
+    'second_dynamic_secfpn_kitti': (SPARSE_ENCODER, (1, 256, 200, 176)),
 }
 
 
@@ -31,12 +34,13 @@ def load(name, **overrides):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_has_one_family_and_its_output_is_as_published(name):
-    family_name, output = NAMES[name]
+    encoder_family, output = NAMES[name]
     cfg = load(name)
     load_families()
     known = [family.name for family in FAMILIES.values() if family.product == BACKBONE and family.claims(cfg)]
-    assert known == [family_name]
+    assert known == ['sparse_backbone']
     family = find_family(cfg, BACKBONE)
+    assert family is encoder_family
     model = family.build(cfg)
     settings = family.settings(cfg, model)
     assert settings.output_shape == output and settings.order == family.orders[0] and not model.training
@@ -143,7 +147,7 @@ def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
 
 
 def test_calibration_is_the_references_unless_options_say_otherwise():
-    bevfusion, centerpoint = FAMILIES['bevfusion'], FAMILIES['centerpoint-det3d']
+    bevfusion, centerpoint = BEVFUSION_ENCODER, CENTERPOINT_ENCODER
     assert Calibration().resolved(bevfusion) == Calibration(add_method='', unfolded=(), half=True)
     assert Calibration().resolved(centerpoint) == Calibration(add_method='max', unfolded=(), half=False)
     assert Calibration(int8_fp16_io=True).resolved(centerpoint).unfolded == ('conv_input.0',)

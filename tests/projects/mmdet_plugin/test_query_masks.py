@@ -8,14 +8,14 @@ import pytest
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
-from mmdeploy_ext.families.query.family import check_instances
+from mmdeploy_ext.families.query.family import INSTANCES as FAMILY
+from mmdeploy_ext.families.query.masks import max_per_image
 from mmdeploy_ext.tasks.mask import match_detections
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
 FULL = types.SimpleNamespace(form='full', options={})
-FAMILY = FAMILIES['query_masks']
 ORIGINAL = (150, 210)
 
 
@@ -39,7 +39,7 @@ def same(kind, outputs, prepared):
 
 @pytest.mark.parametrize('kind', ['instances', 'panoptic'])
 def test_eager_results_of_every_image_are_those_of_simple_test(kind):
-    prepared, options = pictures(3), options_of(family='query_masks')
+    prepared, options = pictures(3), options_of()
     FAMILY.check(toy(kind), options)
     same(kind, run_stages(FAMILY.stages(seeded(kind), options), FAMILY.feeds(prepared, True)), prepared)
 
@@ -47,7 +47,7 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
 @pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(exporter):
     model = seeded('panoptic')
-    options = options_of(family='query_masks', dynamic=True, exporter=exporter)
+    options = options_of(dynamic=True, exporter=exporter)
     options = options.replace(opset=18) if exporter == 'dynamo' else options
     run = exported(FAMILY, model, options, pictures(1))
     for prepared in (pictures(3, (192, 256), 9), pictures(2, (256, 160), 3)):
@@ -64,7 +64,7 @@ def test_what_gives_no_instances_is_refused_by_name(config, said):
     cfg = load_config(mmdet_config(config))
     cfg.model.test_cfg.instance_on = False
     with pytest.raises(ConfigError, match=said) as refused:
-        find_family(cfg).check(cfg, options_of(family='query_masks'))
+        find_family(cfg).check(cfg, options_of())
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
 
 
@@ -72,4 +72,4 @@ def test_what_gives_no_instances_is_refused_by_name(config, said):
 def test_a_limit_that_is_no_whole_number_is_refused_by_its_key(value):
     fusion = types.SimpleNamespace(test_cfg=dict(instance_on=True, max_per_image=value))
     with pytest.raises(ConfigError, match=r'test_cfg\.max_per_image=.*: expected a whole number'):
-        check_instances(None, fusion)
+        max_per_image(fusion)

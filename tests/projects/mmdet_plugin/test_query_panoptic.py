@@ -9,14 +9,16 @@ import pytest
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
-from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.query.family import check_panoptic
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.query.family import INSTANCES
+from mmdeploy_ext.families.query.family import MAPS as FAMILY
+from mmdeploy_ext.families.query.masks import facts_of
 from mmdeploy_ext.families.query.runtime import detections
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
 from mmdeploy_ext.tasks.panoptic import match_detections
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
-FAMILY, CLASSES = FAMILIES['query_panoptic'], 6
+CLASSES = 6
 ORIGINAL = (150, 210)
 KINDS = ('panoptic', 'maskformer')
 
@@ -50,14 +52,14 @@ def same(kind, form, outputs, prepared):
 @pytest.mark.parametrize('form', ['full', 'raw'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_eager_segments_of_every_image_are_those_of_simple_test(kind, form):
-    prepared, options = pictures(3), options_of(family='query_panoptic', form=form)
+    prepared, options = pictures(3), options_of(form=form)
     FAMILY.check(toy(kind), options)
     same(kind, form, run_stages(FAMILY.stages(seeded(kind), options), FAMILY.feeds(prepared, True)), prepared)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_tensors_of_the_raw_form_are_those_of_the_head(kind):
-    feeds, options = FAMILY.feeds(pictures(3), True), options_of(family='query_panoptic', form='raw')
+    feeds, options = FAMILY.feeds(pictures(3), True), options_of(form='raw')
     outputs = run_stages(FAMILY.stages(seeded(kind), options), feeds)
     for name, wanted in FAMILY.reference(seeded(kind)).tensors(feeds, 'raw').items():
         assert np.abs(np.asarray(outputs[name]) - wanted).max() < 1e-5 * np.abs(wanted).max()
@@ -73,7 +75,7 @@ def test_tensors_of_the_raw_form_are_those_of_the_head(kind):
     ],
 )
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
-    options = options_of(family='query_panoptic', dynamic=True, exporter=exporter)
+    options = options_of(dynamic=True, exporter=exporter)
     options = options.replace(opset=18) if exporter == 'dynamo' else options
     run = exported(FAMILY, seeded(kind), options, pictures(1))
     for prepared in (pictures(3, (192, 256), 9), pictures(2, (256, 160), 3)):
@@ -126,12 +128,12 @@ def test_what_cannot_be_fused_is_refused_by_name():
     assert find_family(cfg) is FAMILY
     cfg.model.panoptic_fusion_head.num_things_classes = 79
     with pytest.raises(ConfigError, match=r'80.*53.*panoptic_fusion_head 79.*53'):
-        FAMILY.check(cfg, options_of(family='query_panoptic'))
+        FAMILY.check(cfg, options_of())
     cfg = load_config(config)
     cfg.model.test_cfg.panoptic_on = False
-    assert find_family(cfg).name == 'query_masks'
+    assert find_family(cfg) is INSTANCES
     with pytest.raises(ConfigError, match=r'instance_on.*panoptic_on') as refused:
-        find_family(cfg).check(cfg, options_of(family='query_masks'))
+        find_family(cfg).check(cfg, options_of())
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
 
 
@@ -140,4 +142,4 @@ def test_a_threshold_that_is_no_number_is_refused_by_its_key(key, value):
     classes = dict(num_things_classes=2, num_stuff_classes=1, num_classes=3)
     part = types.SimpleNamespace(**classes, test_cfg={key: value})
     with pytest.raises(ConfigError, match=f'test_cfg.{key}=.*: expected a number'):
-        check_panoptic(part, part)
+        facts_of(part)

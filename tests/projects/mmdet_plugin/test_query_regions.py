@@ -12,21 +12,20 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks import task_module
 from toy_query import REGIONS, exported, images, options_of, run_stages, seeded, toy
 
-FULL = types.SimpleNamespace(form='full', options={}, postprocess=types.SimpleNamespace(mask_thr=0.5))
-
 
 def family_of(kind):
     return find_family(toy(kind))
 
 
 def options(kind, **chosen):
-    return options_of(family=family_of(kind).name, **chosen)
+    return options_of(**chosen)
 
 
 def rows(kind, outputs, prepared, wanted=None):
     """Return how results match those of `simple_test`, a row per image."""
     family = family_of(kind)
-    found = results_of(family.name, FULL, outputs, family.feeds(prepared, True))
+    metadata = types.SimpleNamespace(form='full', options={}, postprocess=family.facts(seeded(kind)))
+    found = results_of(family.name, metadata, outputs, family.feeds(prepared, True))
     wanted = family.reference(seeded(kind)).results(prepared, True) if wanted is None else wanted
     match = task_module(family.task).match_detections
     return [match('image', *pair) for pair in zip(wanted, found, strict=True)]

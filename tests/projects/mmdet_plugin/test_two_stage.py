@@ -46,13 +46,17 @@ LIKE = (
 """Kinds whose parts other kinds have, or other files of tests look at: `test_two_stage_{faults,split}.py`."""
 ALONE = ('rpn', 'guided_alone', 'staged_alone')
 """Kinds whose results are proposals."""
-FULL = types.SimpleNamespace(form='full', options={}, postprocess=types.SimpleNamespace(mask_thr=0.5))
+
+
+def full(family, model):
+    """Return what the runtime reads of a file."""
+    return types.SimpleNamespace(form='full', options={}, postprocess=family.facts(model))
 
 
 def same(kind, model, outputs, prepared, least=1, ties=0):
     """Assert that results are those of `simple_test`, and that every image has some."""
     family = family_of(kind)
-    found = results_of(family.name, FULL, outputs, family.feeds(prepared, True))
+    found = results_of(family.name, full(family, model), outputs, family.feeds(prepared, True))
     check_results(family, model, prepared, found, least, ties)
 
 
@@ -136,7 +140,7 @@ def test_without_proposals_or_detections_results_are_empty(kind, proposals):
     outputs, nothing = run(prepared), [0] * len(prepared)
     assert [len(one) for one in family.reference(model).results(prepared, True)] == nothing
     assert outputs['labels'].max(initial=-1) == -1
-    found = results_of(family.name, FULL, outputs, family.feeds(prepared, True))
+    found = results_of(family.name, full(family, model), outputs, family.feeds(prepared, True))
     assert [len(one) for one in found] == nothing
 
 
@@ -162,7 +166,8 @@ def test_distances_to_the_sides_of_chosen_anchors_and_of_regions_are_decoded():
     feeds = family.feeds(prepared, True)
     _, run = exported('faster', model=model)
     for outputs in (run_stages(family.stages(model, options), feeds), run(prepared)):
-        check_results(family, model, prepared, results_of(family.name, FULL, outputs, feeds), least=15)
+        found = results_of(family.name, full(family, model), outputs, feeds)
+        check_results(family, model, prepared, found, least=15)
     boxes = np.concatenate([one.bboxes_xyxy for one in family.reference(model).results(prepared, True)])
     assert (boxes[:, 2:] < boxes[:, :2]).any(), 'some results of these coders end before they begin'
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.postprocess import panoptic
-from mmdeploy_ext.families.two_stage.runtime.panoptic import detections
+from mmdeploy_ext.families.two_stage.runtime import detections
 from mmdeploy_ext.runtime.panoptic import fuse_instances
 from mmdeploy_ext.tasks.panoptic import match_detections
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy

@@ -17,7 +17,8 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
 
-METADATA = types.SimpleNamespace(form='full', options={}, postprocess=types.SimpleNamespace(mask_thr=0.5))
+FACTS = types.SimpleNamespace(mask_thr=0.5, num_things=None)
+METADATA = types.SimpleNamespace(form='full', options={}, postprocess=FACTS)
 BOXES = [
     [0, 0, 80, 60],
     [79.9, 10, 80, 40],
@@ -161,5 +162,5 @@ def test_pasting_where_it_cannot_be_is_a_usage_error():
         family_of('mask').check(toy('mask'), options)
     with pytest.raises(UsageError, match=r'mask_thr_binary.*0.*0'):
         family_of('mask').check(toy('mask', mask_thr_binary=0), options_of('mask', paste_masks=True))
-    with pytest.raises(UsageError, match=r'paste_masks.*two_stage_masks has it|no such option'):
-        options_of('faster', paste_masks=True)
+    with pytest.raises(UsageError, match='--paste-masks: the model has no mask_head'):
+        family_of('faster').check(toy('faster'), options_of('faster', paste_masks=True))

@@ -35,7 +35,8 @@ ONE = dict(rpn='the model has no roi_head', fast='the model has no rpn_head') | 
 ONE |= dict.fromkeys(('guided', 'guided_alone', 'staged', 'staged_alone'), '(RPN|no roi_head)')
 """Kinds that are one graph, and what is said of them."""
 WHOLE = [kind for kind in KINDS if kind not in ONE]
-MASKS = types.SimpleNamespace(form='regions', options={}, postprocess=types.SimpleNamespace(mask_thr=0.5))
+FACTS = types.SimpleNamespace(mask_thr=0.5, num_things=None)
+MASKS = types.SimpleNamespace(form='regions', options={}, postprocess=FACTS)
 
 
 TWO = images(2)

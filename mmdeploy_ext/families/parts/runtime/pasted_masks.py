@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
 
-RUNNERS = {'full': 'with_postprocess'}
-"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
-
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
     """Return the instances of each image of a batch, of the outputs of a graph of the form 'full'.

@@ -1,9 +1,11 @@
-"""Two-stage detectors that give panoptic maps, without PyTorch: numpy fusion of the form 'raw'.
+"""Two-stage detectors without PyTorch: boxes, boxes with masks, and panoptic maps.
 
-A graph of the form 'full' ends with the maps, one of the form 'raw' with boxes, their masks and a semantic
-map. A pixel of a panoptic map is class + 1000 * number of the thing (0 of stuff), or the number of classes
-if it is in no segment. Glossary: B batch, n boxes, m side of a mask, S classes of stuff, H4, W4 size of the
-semantic map, h, w size of the original.
+A graph of panoptic maps of the form 'full' ends with the maps, one of the form 'raw' with boxes, their masks
+and a semantic map, which are fused here. A pixel of a panoptic map is class + 1000 * number of the thing (0
+of stuff), or the number of classes if it is in no segment.
+
+Glossary: B batch, n boxes, m side of a mask, S classes of stuff, H4, W4 size of the semantic map, h, w size
+of the original.
 """
 
 from __future__ import annotations
@@ -12,24 +14,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
+from mmdeploy_ext.families.parts.runtime import padded_results, pasted_masks
 from mmdeploy_ext.runtime.panoptic import Segments, fuse_instances, resized, segments_of
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.runtime.detections import Arrays, Detections, Instances
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
 """Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
-def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
+def detections(
+    metadata: Metadata, outputs: Arrays, feeds: Arrays
+) -> list[Detections] | list[Instances] | list[Segments]:
+    """Return the results of each image of a batch; the facts in the metadata say of which kind they are.
+
+    For boxes see `padded_results.detections`, for boxes with masks `pasted_masks.detections`, for maps
+    `panoptic_maps`, also for arguments and errors.
+    """
+    facts = metadata.postprocess
+    if facts.num_things is not None:
+        return panoptic_maps(metadata, outputs, feeds)
+    if facts.mask_thr is not None:
+        return pasted_masks.detections(metadata, outputs, feeds)
+    return padded_results.detections(metadata, outputs, feeds)
+
+
+def panoptic_maps(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
     """Return the segments of each image of a batch.
 
     Args:
-        metadata: metadata of the file: `form`, and `postprocess` with `num_classes`, for the form 'raw' also
-            `num_things`, `mask_overlap` and `stuff_area_limit`, see `fuse_instances`, and `mask_thr`, the
-            value 0..1 from which on a pixel belongs to a mask.
+        metadata: metadata of the file.
         outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, pixels of class
             + 1000 * number (of things from 1 on, 0 of stuff), or of the number of classes where no segment
             is; of the form 'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, the best
@@ -57,7 +73,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
     ):
         present = labels >= 0
         boxes = dets[present, :4] * scale / scale  # as the graph does, which rounds
-        pasted = paste(masks[present], boxes, height, width, facts.mask_thr)
+        pasted = pasted_masks.paste(masks[present], boxes, height, width, facts.mask_thr)
         stuff = resized(semantic, shape, (height, width))
         panoptic = fuse_instances(pasted, labels[present], stuff, facts)
         segments.append(Segments.of_map(panoptic, facts.num_classes))

@@ -1,1 +1,0 @@
-"""Two-stage detectors without PyTorch."""
