@@ -40,6 +40,8 @@ CENTERNET_STRIDE = 4
 """Stride of CenterNet's maps behind its own neck, pixels."""
 FAR_PX = 1e6
 """A border that no box reaches, for functions of upstream that always clip."""
+RESULTS = ('get_bboxes', 'simple_test_rpn', '_get_bboxes', '_get_bboxes_single', '_bbox_post_process')
+"""Methods of heads that make results of outputs."""
 OWN = 'a family of your own (docs/own-family.md)'
 """What there is for a head whose results no graph of ours makes."""
 
@@ -527,7 +529,7 @@ def kind_of(head: nn.Module) -> HeadKind:
     if name is None:
         (nearest,) = difflib.get_close_matches(type(head).__name__, KINDS, 1, 0)
         raise ConfigError(
-            f'{place_of_method(head)}: of no kind of dense head that is exported '
+            f'{place_of_results(head)}: of no kind of dense head that is exported '
             f'(nearest: {nearest}); expected {OWN}'
         )
     if name == 'AnchorFreeHead' and hasattr(head, 'integral'):
@@ -535,7 +537,13 @@ def kind_of(head: nn.Module) -> HeadKind:
     return KINDS[name]
 
 
-def place_of_method(head: nn.Module, path: str = 'get_bboxes') -> str:
+def place_of_results(head: nn.Module) -> str:
+    """Return the method that makes the results of a head: the first of `RESULTS` that is the user's."""
+    places = [place_of_method(head, name) for name in RESULTS if hasattr(head, name)]
+    return next((place for place in places if place.startswith('your ')), places[0] if places else '')
+
+
+def place_of_method(head: nn.Module, path: str) -> str:
     """Return a method of a head, or of its coder, by path: `your Head.get_bboxes (plugin/head.py:120)`."""
     *parts, name = path.split('.')
     owner = type(functools.reduce(getattr, parts, head))
