@@ -30,6 +30,14 @@ PICODET = (
     loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
 """
 )
+POINT_GFL = (
+    ATSS
+    + """model = dict(bbox_head=dict(
+    _delete_=True, type='PointGFLHead', num_classes=6, in_channels=64, feat_channels=24, stacked_convs=2,
+    strides=[8, 16, 32, 64, 128], reg_max=7,
+    loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
+"""
+)
 LOG_BOXES = (
     RETINA
     + """model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='LogBoxCoder')))
@@ -106,12 +114,17 @@ def exported(tmp_path, text, *words):
     return status, file
 
 
-@pytest.mark.parametrize('text', [PICODET, LOG_BOXES], ids=['PicoDet', 'LogBoxCoder'])
+@pytest.mark.parametrize(
+    'text',
+    [pytest.param(PICODET, marks=pytest.mark.matrix), POINT_GFL, LOG_BOXES],
+    ids=['PicoDet', 'GFL', 'LogBoxCoder'],
+)
 def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
     for form in ('full', 'decode', 'raw'):
         status, file = exported(tmp_path, text, '--verify', '--postprocess', form)
         said = capsys.readouterr()
         assert status == 0 and 'PROVEN' in said.out, said.out + said.err
+        assert 'LogBoxCoder.decode' not in said.out  # in the graph, or in no file
         file.rename(tmp_path / f'{form}.onnx')
     facts = open_model(str(tmp_path / 'raw.onnx')).metadata.postprocess
     assert isinstance(facts.coder, Traced) == (text is LOG_BOXES)
