@@ -134,7 +134,7 @@ def scale_outputs(
             mean, deviation = targets_of(targets * (len(outputs) // len(targets)))
         rescale(layer, outputs, mean, deviation)
         if role == 'class' and exposed and not has_background(head):
-            _bound_logits(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
+            bound_logits(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
 
 
 def _kind_of(head: nn.Module) -> Any:
@@ -160,7 +160,7 @@ def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torc
     return [level[:1] for level in features] if masked else features
 
 
-def _bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
+def bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
     """Reduce the deviation of a layer's outputs until none is over `MAX_LOGIT`."""
     share = ((MAX_LOGIT - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
     if share < 1:

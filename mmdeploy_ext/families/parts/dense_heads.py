@@ -361,7 +361,7 @@ class VfnetKind(HeadKind):
 
 
 class ToodKind(HeadKind):
-    """`TOODHead`: the network outputs scores, which are roots of a product with a quality; boxes in strides."""
+    """`TOODHead`: the network outputs boxes in strides, and scores: roots of a product with a quality."""
 
     own, classes = '', (-6.5, 1.3)
 
@@ -648,9 +648,12 @@ def kind_of(head: nn.Module) -> HeadKind:
 
 
 def place_of_results(head: nn.Module) -> str:
-    """Return the method that makes the results of a head: the first of `RESULTS` that is the user's."""
-    places = [place_of_method(head, name) for name in RESULTS if hasattr(head, name)]
-    return next((place for place in places if place.startswith('your ')), places[0] if places else '')
+    """Return the method of `RESULTS` that the class nearest to the head defines, see `place_of_method`."""
+    for base in type(head).__mro__:
+        for name in RESULTS:
+            if name in vars(base):
+                return place_of_method(head, name)
+    return type(head).__name__
 
 
 def place_of_method(head: nn.Module, path: str) -> str:

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import mmdet
 import torch
 from torch import nn
 

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from mmdet.models.builder import HEADS
+from test_own_proposals import KeepsEqualSides
 
 from marking import in_suite
 from mmdeploy_ext.contract.comparison import compare_tensors
@@ -16,7 +17,6 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.tasks import task_module
-from test_own_proposals import KeepsEqualSides
 from toy_two_stage import (
     KINDS,
     TIES,
