@@ -468,25 +468,21 @@ def generated(head: nn.Module, module: Proposals, seed: int) -> tuple[list[torch
 
     Some boxes lie outside of the picture: clipped, they have no area.
     """
-    draw, generator = torch.Generator().manual_seed(seed), generator_of(head)
-    strides = [int(stride[0]) for stride in generator.strides]
-    rows, columns = (5, 8) if len(strides) == 1 else (2, 4)
-    spread = dict(cls_score=2.0, bbox_pred=0.4, shape_pred=0.3, loc_pred=3.0)
-    maps = []
-    for name, width in module.facts['head'].outputs:
+    draw, generator, maps = torch.Generator().manual_seed(seed), generator_of(head), []
+    size = (5, 8) if len(generator.strides) == 1 else (2, 4)
+    for name, columns in module.facts['head'].outputs:
         for priors in generator.num_base_priors:
-            values = torch.randn(1, priors, width, rows, columns, generator=draw) * spread[name]
+            values = torch.randn(1, priors, columns, *size, generator=draw)
+            values *= 2.0 if name in ('cls_score', 'loc_pred') else 0.4
             if name == 'bbox_pred':
-                outside = torch.rand(1, priors, 1, rows, columns, generator=draw) < 0.2
+                outside = torch.rand(1, priors, 1, *size, generator=draw) < 0.2
                 values[:, :, :1] += 60.0 * outside
             maps.append(values.flatten(1, 2))
     if is_staged(head):
-        for stride in strides:
-            centres = torch.rand(1, rows * columns, 2, generator=draw) * stride * 4
-            sides = (0.5 + torch.rand(1, rows * columns, 2, generator=draw)) * stride * 4
-            maps.append(torch.cat([centres - sides / 2, centres + sides / 2], 2))
-    like = next(head.parameters())
-    return [tensor.to(like) for tensor in maps], (round(1.2 * max(strides)), round(3.3 * max(strides)))
+        levels = range(len(generator.strides))
+        maps += [generator.single_level_grid_priors(size, level, device='cpu')[None] for level in levels]
+    largest, like = max(int(stride[0]) for stride in generator.strides), next(head.parameters())
+    return [tensor.to(like) for tensor in maps], (round(1.2 * largest), round(3.3 * largest))
 
 
 def own_proposals(head: nn.Module, maps: Sequence[torch.Tensor], size: tuple[int, int]) -> Detections:
