@@ -5,20 +5,13 @@ a model; stages, metadata and runtime read it. Modules of facts import no PyTorc
 `core/typed_json.py`.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from mmdeploy_ext.core.typed_json import Bounds, JsonDataclass, Mismatch, optional, plain, read
 
 __all__ = ['Bounds', 'Facts', 'Mismatch', 'optional', 'plain', 'read']
 
-
-class Facts(JsonDataclass):
-    """Base class of the facts of families, and of nested facts."""
-
-    traced: ClassVar[tuple[str, ...]] = ()
-    """Methods of the user's that graphs run: `LogBoxCoder.decode (plugin/coder.py:12)`."""
-
-
+Facts = JsonDataclass
 Count = Annotated[int, Bounds(1, 100_000)]
 """Number of things, at least 1."""
 Limit = Annotated[int, Bounds(-1, 10**9)]

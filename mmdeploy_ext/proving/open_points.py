@@ -67,7 +67,7 @@ def untraced_methods(
     """Return the user's methods that a graph computes by itself, and steps and data sets, each once.
 
     A copy of a library in the user's folder has one line for all of its classes. Methods of `traced` are in
-    the graph, see `Facts.traced`.
+    the graph, such as `LogBoxCoder.decode (plugin/coder.py:12)`.
     """
     libraries = copied_libraries().items()
     copies = {f'{package} {sys.modules[package].__version__}': folder for package, folder in libraries}

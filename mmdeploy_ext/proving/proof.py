@@ -235,7 +235,8 @@ def check_model(proof: Proof) -> None:
     deployment, verdict = proof.deployment, proof.verdict
     verdict.model_classes = class_lines(deployment.model_classes)
     family, model = deployment.family, deployment.model
-    untraced = untraced_methods(family, model, deployment.cfg, family.facts(model).traced)
+    traced = getattr(family.facts(model), 'traced', ())
+    untraced = untraced_methods(family, model, deployment.cfg, traced)
     untraced += warning_lines(deployment.code_warnings) + export_switches(deployment.model)
     verdict.untraced += [entry.text for entry in untraced]
     proof.results.checks += weights_checks(deployment)

@@ -153,6 +153,7 @@ class DenseFacts(NmsConfig):
 
     @property
     def traced(self) -> tuple[str, ...]:
+        """The user's own decoding, which graphs run."""
         return (self.coder.code.removeprefix('your '),) if isinstance(self.coder, Traced) else ()
 
     def check(self) -> None:
