@@ -466,7 +466,7 @@ def tried(head: nn.Module, make: type[Proposals]) -> bool:
 def generated(head: nn.Module, module: Proposals, seed: int) -> tuple[list[torch.Tensor], tuple[int, int]]:
     """Return outputs of small maps, kind by kind and level by level, and the size (h, w) of a picture.
 
-    Some boxes lie outside of the picture: clipped, they have no area.
+    Some boxes have no area: they lie outside of the picture and are clipped, or are lines.
     """
     draw, generator, maps = torch.Generator().manual_seed(seed), generator_of(head), []
     size = (5, 8) if len(generator.strides) == 1 else (2, 4)
@@ -477,6 +477,7 @@ def generated(head: nn.Module, module: Proposals, seed: int) -> tuple[list[torch
             if name == 'bbox_pred':
                 outside = torch.rand(1, priors, 1, *size, generator=draw) < 0.2
                 values[:, :, :1] += 60.0 * outside
+                values[:, :, 4:] *= 5.0  # offsets of corners, which are clamped: both may leave a line
             maps.append(values.flatten(1, 2))
     if is_staged(head):
         levels = range(len(generator.strides))
