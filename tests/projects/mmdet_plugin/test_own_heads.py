@@ -134,6 +134,21 @@ def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
             facts.coder.boxes(None, None, {}, 0)
 
 
+def test_a_layer_of_other_channels_than_the_kind_has_is_refused_by_check(tmp_path, capsys, monkeypatch):
+    init = own_heads.PointGFLHead._init_layers
+
+    def of_32_columns(self):
+        self.reg_max, bins = 7, self.reg_max
+        init(self)
+        self.reg_max = bins
+
+    monkeypatch.setattr(own_heads.PointGFLHead, '_init_layers', of_32_columns)
+    (tmp_path / 'own.py').write_text(POINT_GFL.replace('reg_max=7', 'reg_max=9'))
+    words = [str(tmp_path / 'own.py'), '--check', '--shape', '128', '160', '--postprocess', 'full']
+    assert export_app.main(words) == 2
+    assert 'PointGFLHead: bbox_pred_0 has 32 channels; expected 40' in capsys.readouterr().err
+
+
 def test_results_that_no_graph_makes_are_refused_by_the_method_before_weights_load(tmp_path, capsys):
     text = RETINA + "model = dict(bbox_head=dict(type='RetinaHeadOfItsOwn'))\n"
     status, _ = exported(tmp_path, text)
