@@ -151,9 +151,8 @@ def _checked_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor
     channels = [columns * priors for _, columns in facts.head.outputs for priors in facts.priors_per_cell]
     for name, tensor, expected in zip(raw_names(model), outputs, channels, strict=True):
         if tensor.shape[1] != expected:
-            raise ConfigError(
-                f'{type(model.bbox_head).__name__}: {name} has {tensor.shape[1]} channels; expected {expected}'
-            )
+            head = type(model.bbox_head).__name__
+            raise ConfigError(f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}')
     return outputs
 
 
