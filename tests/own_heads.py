@@ -1,6 +1,7 @@
 """Dense heads and a coder as users have them: none is known by its code."""
 
 import torch
+from mmcv.cnn import DepthwiseSeparableConvModule
 from mmdet.core import distance2bbox, multiclass_nms
 from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet.models.builder import HEADS
@@ -77,6 +78,40 @@ class PicoDetHead(AnchorFreeHead):
 
     def get_targets(self, *args, **kwargs):
         raise NotImplementedError
+
+
+@HEADS.register_module()
+class PointGFLHead(GFLHead):
+    """PicoDet on top of GFL: points, depthwise towers per level, one layer for classes and sides."""
+
+    def __init__(self, *args, strides, **kwargs):
+        points = dict(type='MlvlPointGenerator', strides=strides, offset=0.5)
+        super().__init__(*args, anchor_generator=points, **kwargs)
+
+    def _init_layers(self):
+        self.towers, self.gfl_cls = nn.ModuleList(), nn.ModuleList()
+        width, self.columns = self.feat_channels, (self.cls_out_channels, 4 * (self.reg_max + 1))
+        for _ in self.prior_generator.strides:
+            convolutions = [DepthwiseSeparableConvModule(self.in_channels, width, 5, padding=2)]
+            for _ in range(self.stacked_convs - 1):
+                convolutions.append(DepthwiseSeparableConvModule(width, width, 5, padding=2))
+            self.towers.append(nn.Sequential(*convolutions))
+            self.gfl_cls.append(nn.Conv2d(width, sum(self.columns), 1))
+
+    def forward(self, feats):
+        levels = zip(self.towers, self.gfl_cls, feats, strict=True)
+        outputs = [layer(tower(feature)).split(self.columns, 1) for tower, layer, feature in levels]
+        return tuple(map(list, zip(*outputs, strict=True)))
+
+    def anchor_center(self, points):
+        return points
+
+    def get_bboxes(self, cls_scores, bbox_preds, img_metas, cfg=None, rescale=False):
+        return PicoDetHead.get_bboxes(self, cls_scores, bbox_preds, img_metas, cfg, rescale)
+
+    @property
+    def strides(self):
+        return [stride[0] for stride in self.prior_generator.strides]
 
 
 class Priors:

@@ -27,7 +27,7 @@ from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.runtime.panoptic import Segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -61,15 +61,13 @@ class Untraced:
         return f'{self.subject}: {self.reason}'
 
 
-def untraced_methods(family: Family, model: nn.Module, cfg: Any) -> list[Untraced]:
+def untraced_methods(
+    family: Family, model: nn.Module, cfg: Any, traced: Container[str] = ()
+) -> list[Untraced]:
     """Return the user's methods that a graph computes by itself, and steps and data sets, each once.
 
-    A copy of a library in the user's folder has one line for all of its classes.
-
-    Args:
-        family: that of the model.
-        model: the live model.
-        cfg: its config, an `mmcv.Config`.
+    A copy of a library in the user's folder has one line for all of its classes. Methods of `traced` are in
+    the graph, such as `LogBoxCoder.decode (plugin/coder.py:12)`.
     """
     libraries = copied_libraries().items()
     copies = {f'{package} {sys.modules[package].__version__}': folder for package, folder in libraries}
@@ -85,7 +83,8 @@ def untraced_methods(family: Family, model: nn.Module, cfg: Any) -> list[Untrace
         for entry in family.untraced:
             place, dot, name = entry.rpartition('.')
             method = find(kind, name)
-            if method and (not dot or any(fnmatchcase(one, place) for one in names)):
+            is_here = not dot or any(fnmatchcase(one, place) for one in names)
+            if method and is_here and method not in traced:
                 lines.append(Untraced(method, 'compared by its results'))
     by = 'pictures' if family.samples == 'images' else 'samples'
     lines += [Untraced(name, f'compared by {by}') for name in _users_data(cfg)]

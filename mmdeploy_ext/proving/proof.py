@@ -234,7 +234,9 @@ def check_model(proof: Proof) -> None:
     """Check the weights of the model and what was asked for; name what a graph cannot show of its code."""
     deployment, verdict = proof.deployment, proof.verdict
     verdict.model_classes = class_lines(deployment.model_classes)
-    untraced = untraced_methods(deployment.family, deployment.model, deployment.cfg)
+    family, model = deployment.family, deployment.model
+    traced = getattr(family.facts(model), 'traced', ())
+    untraced = untraced_methods(family, model, deployment.cfg, traced)
     untraced += warning_lines(deployment.code_warnings) + export_switches(deployment.model)
     verdict.untraced += [entry.text for entry in untraced]
     proof.results.checks += weights_checks(deployment)

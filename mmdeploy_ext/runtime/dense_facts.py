@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from mmdeploy_ext.contract.facts import Bounds, Count, Facts, Mismatch, Stride
 from mmdeploy_ext.contract.nms import NmsConfig
-from mmdeploy_ext.runtime.box_coders import AnyCoder, Bucket, Coder, Rows, class_scores, constant
+from mmdeploy_ext.runtime.box_coders import AnyCoder, Bucket, Coder, Rows, Traced, class_scores, constant
 from mmdeploy_ext.runtime.geometry import sigmoid
 
 PRIOR_CHOICES = ('priors', 'class_priors', 'factor_priors')
@@ -150,6 +150,11 @@ class DenseFacts(NmsConfig):
     def priors_per_cell(self) -> list[int]:
         """Number of priors of a cell, per level."""
         return [len(priors) for priors in self.base_anchors]
+
+    @property
+    def traced(self) -> tuple[str, ...]:
+        """The user's own decoding, which graphs run."""
+        return (self.coder.code.removeprefix('your '),) if isinstance(self.coder, Traced) else ()
 
     def check(self) -> None:
         levels = len(self.strides)

@@ -1,8 +1,8 @@
 """The seeded rule of one-stage detectors: targets of the outputs of their last layers.
 
-Layers are found by mmdet's names, and targets chosen by the class of the head. Class logits spread so that a
-few per cent of the scores pass the threshold, boxes differ between priors by amounts that stay inside the
-picture, quality maps spread around their middle.
+The kind of a head (`families/parts/dense_heads.py`) names its last layers and their targets: class logits
+spread so that a few per cent of the scores pass the threshold, boxes differ between priors by amounts that
+stay inside the picture, quality maps spread around their middle.
 
 Glossary: B pictures, C channels, H, W rows and columns of a map.
 
@@ -11,7 +11,7 @@ Functions that change weights or statistics have to be called inside `torch.no_g
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,41 +70,10 @@ ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_
 """ATSSHead keeps the first version of the rule, which does not centre channels: published figures rest on
 it."""
 
-LAYERS = {
-    'box': r'(atss|conv|gfl|retina|rpn|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|retina_bbox_(cls|reg)|'
-    r'conv_shape|reppoints_pts_(init|refine)_out|multi_level_conv_reg\.\d+|reg_convs\.\d+\.\d+|'
-    r'(wh|offset)_head\.2|reg_offset_module\.2|rtm_reg\.\d+',
-    'quality': r'(atss|conv)_centerness|atss_iou|object_pred|conv_loc|multi_level_conv_obj\.\d+|'
-    r'cls_prob_module\.2|rtm_obj\.\d+',
-    'class': r'(atss|conv|gfl|retina|rpn|tood|vfnet)_cls|cls_score|reppoints_cls_out|'
-    r'multi_level_conv_cls\.\d+|cls_convs\.\d+\.\d+|heatmap_head\.2|rtm_cls\.\d+',
-    'mixed': r'convs_pred\.\d+',
-}
-"""Role -> names of last layers. The layer of YOLOv3 is mixed: boxes, objectness and classes of each prior are
-its channels."""
-
 CLASS_TARGET = Target(-4.6, 1.3)
 """Mean and deviation of class logits."""
-QUALITY_TARGET = Target(0.5, 1.0)
-"""The same of centerness and the like."""
-OBJECTNESS_TARGET = Target(-4.0, 1.3)
-"""The same of objectness."""
-YOLOX_OBJECTNESS = Target(-2.0, 1.3)
-"""The same of YOLOX."""
 DELTA_TARGET = Target(0.0, 0.4)
 """The same of deltas of boxes."""
-SMALL_TARGET = Target(0.0, 0.2)
-"""Deltas whose coder has no standard deviations, and whose boxes place samples."""
-GROWTH_TARGET = Target(0.8, 1.0)
-"""Sizes of proposals: most of the best anchors are of the finest level; they grow, for regions of all
-levels."""
-FREE_GROWTH_TARGET = Target(0.5, 0.5)
-"""The same of proposals that are no upright boxes, which no head clips: with `GROWTH_TARGET` some were 4,000
-pixels long and 3 wide in a picture of 256, and rounding left an IoU of 0.998 of two engines."""
-UNUSED_BIAS = -20.0
-"""Mean logit of a column that no label stands for: its scores are near 0, as in a trained head."""
-BACKGROUND_BIAS = 6.0
-"""Mean logit of the background beside class logits around 0: exp(6) weighs as much as 170 of them."""
 BACKGROUND = 1.5
 """Logarithm of the weight of the background over that of all classes together."""
 
@@ -112,20 +81,6 @@ COEFFICIENT_DEVIATION = 0.5
 """Deviation before tanh; with 32 prototypes of deviation 1, mask logits have a deviation of about 1.5."""
 MAX_LOGIT = 6.0
 """Largest class logit. From about 12 on, float32 has no numbers between the sigmoids of different logits."""
-
-
-BOXES_OF_HEADS = {
-    'FSAFHead': {'retina_reg': Target(0.5, 0.25)},
-    'VFNetHead': {'vfnet_reg': Target(-1.0, 0.4), 'vfnet_reg_refine': Target(0.0, 0.2)},
-    'GFLHead': {'gfl_reg': Target(0.0, 2.0)},
-    'GFocalHead': {'gfl_reg': Target(0.0, 2.0)},
-    'PicoDetHead': {r'gfl_reg\.\d+': Target(0.0, 2.0)},
-    'SABLRetinaHead': {'retina_bbox_cls': Target(0.0, 2.0)},
-    'YOLOXHead': {'.*': Target(0.8, 0.5)},
-    'CenterNetHead': {'wh_head.*': Target(8.0, 2.5), 'offset_head.*': Target(0.5, 0.2)},
-    'AutoAssignHead': {'conv_reg': Target(2.0, 0.7)},
-}
-"""Class of a head (or a base of it) -> layers whose outputs are not deltas of anchors."""
 
 
 def calibration_of(model: nn.Module) -> NetworkCalibration:
@@ -167,26 +122,33 @@ def scale_outputs(
             layer.weight.mul_(target.deviation / outputs_of(layer, run).std())
             layer.bias.fill_(target.mean)
         return
-    exposed, layers = exposed_features and exposed_features(), list(_last_layers(head))
-    for role in LAYERS:
-        for name in (name for layer_role, name in layers if layer_role == role):
-            layer = head.get_submodule(name)
-            outputs = outputs_of(layer, run)
-            mean, deviation = _targets(head, name, role, len(outputs))
-            rescale(layer, outputs, mean, deviation)
-            if role == 'class' and exposed and not _has_background(head):
-                _bound_logits(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
+    from mmdeploy_ext.families.parts.dense_heads import has_background  # imports mmdet
+
+    exposed, kind = exposed_features and exposed_features(), _kind_of(head)
+    for role, name in _last_layers(head):
+        layer = head.get_submodule(name)
+        outputs = outputs_of(layer, run)
+        targets = kind.seeded(head, role, name, len(outputs))
+        mean, deviation = targets[0]
+        if len(targets) > 1:
+            mean, deviation = targets_of(targets * (len(outputs) // len(targets)))
+        rescale(layer, outputs, mean, deviation)
+        if role == 'class' and exposed and not has_background(head):
+            bound_logits(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
 
 
-def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield role and name of the last layers of a head: those of its kind, or else of mmdet's names."""
-    from mmdeploy_ext.families.parts.dense_heads import KINDS  # imports mmdet
+def _kind_of(head: nn.Module) -> Any:
+    """Return the kind of a head; of another head, such as mmrotate's, the plain kind."""
+    from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind  # imports mmdet
 
-    kind = KINDS.get(nearest_base(type(head), KINDS))
-    layers = LAYERS | kind.seeded if kind else LAYERS
-    for name, module in head.named_modules():
-        if isinstance(module, nn.Conv2d):
-            yield from ((role, name) for role, names in layers.items() if re.fullmatch(names, name))
+    return KINDS.get(nearest_base(type(head), KINDS), HeadKind())
+
+
+def _last_layers(head: nn.Module) -> list[tuple[str, str]]:
+    """Return role and name of the last layers of a head, in the order in which they are scaled."""
+    names = [name for name, module in head.named_modules() if isinstance(module, nn.Conv2d)]
+    layers = _kind_of(head).layers
+    return [(role, name) for role in layers for name in names if re.fullmatch(layers[role], name)]
 
 
 def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -198,67 +160,12 @@ def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torc
     return [level[:1] for level in features] if masked else features
 
 
-def _bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
+def bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
     """Reduce the deviation of a layer's outputs until none is over `MAX_LOGIT`."""
     share = ((MAX_LOGIT - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
     if share < 1:
         layer.weight.mul_(share)
         layer.bias.copy_(mean - share * (mean - layer.bias))
-
-
-def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[Numbers, Numbers]:
-    """Return mean and standard deviation of each channel of a layer."""
-    if role == 'mixed' or name == 'rpn_reg':
-        if role == 'mixed':
-            of_prior = [DELTA_TARGET] * 4 + [OBJECTNESS_TARGET] + [CLASS_TARGET] * (head.num_attrib - 5)
-        else:
-            columns = channels // head.num_base_priors
-            growth = GROWTH_TARGET if columns == 4 else FREE_GROWTH_TARGET
-            of_prior = [DELTA_TARGET] * 2 + [growth] * 2 + [DELTA_TARGET] * (columns - 4)
-        return targets_of(of_prior * (channels // len(of_prior)))
-    if role == 'box':
-        return _box_target(head, name)
-    if role == 'quality':
-        if name == 'conv_loc':
-            return CLASS_TARGET  # guided anchors are at cells where it is over 0.01: at half of them
-        return YOLOX_OBJECTNESS if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
-    if 'GFocalHead' in _kinds(head) and _has_background(head):  # the last column is of no class
-        return torch.tensor([CLASS_TARGET.mean] * head.num_classes + [UNUSED_BIAS]), CLASS_TARGET.deviation
-    if _has_background(head):
-        mean = torch.tensor([0.0] * head.num_classes + [BACKGROUND_BIAS])
-        return mean.repeat(channels // len(mean)), CLASS_TARGET.deviation
-    if {'RPNHead', 'GARPNHead'} & set(_kinds(head)):
-        return Target(-1.0, 1.5)
-    if {'PAAHead', 'TOODHead'} & set(_kinds(head)):
-        return Target(-6.5, CLASS_TARGET.deviation)  # scores are roots of a product with the quality
-    return CLASS_TARGET
-
-
-def _has_background(head: nn.Module) -> bool:
-    """Return whether class logits go through a softmax with a background."""
-    return getattr(head, 'cls_out_channels', None) == head.num_classes + 1
-
-
-def _kinds(head: nn.Module) -> list[str]:
-    return [kind.__name__ for kind in type(head).__mro__]
-
-
-def _box_target(head: nn.Module, name: str) -> Target:
-    if name.startswith('reg_offset_module'):
-        return DELTA_TARGET  # offsets at which TOOD samples its boxes, in cells
-    for kind in _kinds(head):
-        for pattern, target in BOXES_OF_HEADS.get(kind, {}).items():
-            if re.fullmatch(pattern, name):
-                return target
-    if 'RepPointsHead' in _kinds(head):
-        return SMALL_TARGET if head.use_grid_points else Target(0.0, 0.8)
-    if 'TOODHead' in _kinds(head):
-        return Target(0.7, 0.4) if head.anchor_type == 'anchor_free' else DELTA_TARGET
-    if 'RTMDetSepBNHead' in _kinds(head):
-        return Target(0.7, 0.4) if head.exp_on_reg else Target(2.0, 0.7)
-    if 'FCOSHead' in _kinds(head):
-        return Target(2.0, 0.7) if head.norm_on_bbox else Target(3.4, 0.5)
-    return DELTA_TARGET
 
 
 def scale_prototypes(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
@@ -335,7 +242,7 @@ def build_student(cfg: Any) -> nn.Module:
 
 
 def is_supported(head: nn.Module) -> bool:
-    """Return whether a stage of a head has a convolution for class scores with a name in `LAYERS`."""
+    """Return whether a stage of a head has a convolution for class scores that its kind names."""
     return any(role in ('class', 'mixed') for stage in stages_of(head) for role, _ in _last_layers(stage))
 
 
@@ -356,5 +263,5 @@ def check_supported(model: nn.Module, filename: str) -> None:
     if head is None or not is_supported(head):
         raise ConfigError(
             f'{filename}: the seeded rule knows no layer of {type(head).__name__} that gives class scores; '
-            f'expected a convolution named as in mmdet 2.28: {LAYERS["class"]}|{LAYERS["mixed"]}'
+            f'expected a convolution named as in mmdet 2.28: {_kind_of(head).layers["class"]}'
         )

@@ -4,7 +4,6 @@
 """
 
 import argparse
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,19 +48,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--ori-shape', **size, required=True, help='of the original image, which masks get')
     cli.writes(parser.add_argument('--out', required=True, metavar='FILE.npz'))
     cli.add_debug_option(parser)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the file; return the exit status, 0 if it is written.
-
-    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
-    the parser refuses.
-    """
-    parser = cli.ArgumentParser(prog='mm2onnx synthetic seeded-image', description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    return cli.run(run, parser, argv)
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.seeded.dense import MAX_LOGIT
+from mmdeploy_ext.seeded.dense import bound_logits
 from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale
 from mmdeploy_ext.seeded.weights import HeadStep, fill_seeded, normalised_photograph
 
@@ -82,7 +82,4 @@ def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[
                 continue
             rescale(layer, outputs_of(layer, lambda: head(features)), mean, deviation)
             if name == 'conv_cls':
-                logits = outputs_of(layer, lambda: head(exposed))
-                share = min(1.0, float((MAX_LOGIT - mean) / (logits.amax() - mean).clamp(min=1e-6)))
-                layer.weight.mul_(share)
-                layer.bias.copy_(mean - share * (mean - layer.bias))
+                bound_logits(layer, outputs_of(layer, lambda: head(exposed)), mean)

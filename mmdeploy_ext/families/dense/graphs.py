@@ -82,9 +82,10 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         options: options of the export.
 
     Raises:
-        ConfigError: the maps have another stride than the head decodes by, or no graph makes its results.
-        UsageError: a fixed size that is smaller than the head takes (`detector_parts.smallest`), or, of the
-            forms 'decode' and 'raw', that the model does not run on.
+        ConfigError: the maps have another stride, number or channels than the kind of the head has, or no
+            graph makes its results.
+        UsageError: a fixed size that is smaller than the head takes (`detector_parts.smallest`), or that the
+            model does not run on.
     """
     _check_stride(model)
     check_results(model.bbox_head, options.form)
@@ -93,6 +94,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     smallest = detector_parts.smallest(model.bbox_head, stride, detector_parts.round_down(model))
     padded = 'all around' if bordered else 'bottom and right'
     image = image_input(options, smallest, detector_parts.multiple(model), padded)
+    feature_shapes(model, options)  # refuses what does not run, whatever the form
     inputs = [image]
     if options.form == 'full':
         inputs += optional_inputs(image.axes[0], facts.clip_border, bordered)
@@ -139,9 +141,19 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
     """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each.
 
-    UsageError: the model does not take the size.
+    UsageError: the model does not take the size. ConfigError: maps have other channels than the kind says.
     """
-    return detector_parts.map_sizes(model, flat_outputs, len(model_facts(model).strides), options)
+    return detector_parts.map_sizes(model, _checked_outputs, len(model_facts(model).strides), options)
+
+
+def _checked_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    outputs, facts = flat_outputs(model, image), model_facts(model)
+    channels = [columns * priors for _, columns in facts.head.outputs for priors in facts.priors_per_cell]
+    for name, tensor, expected in zip(raw_names(model), outputs, channels, strict=True):
+        if tensor.shape[1] != expected:
+            head = type(model.bbox_head).__name__
+            raise ConfigError(f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}')
+    return outputs
 
 
 def _check_stride(model: nn.Module) -> None:

@@ -19,7 +19,14 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.parts import image_graphs
-from mmdeploy_ext.families.parts.dense_heads import OWN, base_priors, kind_of, place_of_method, rows_of
+from mmdeploy_ext.families.parts.dense_heads import (
+    OWN,
+    base_priors,
+    kind_of,
+    place_of_method,
+    place_of_results,
+    rows_of,
+)
 from mmdeploy_ext.families.parts.detector_parts import check_settings
 from mmdeploy_ext.families.parts.tried_selection import first_equal, trials, variants
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -47,7 +54,7 @@ def thresholds(head: nn.Module) -> NmsConfig:
 
     ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that the graph does not reproduce.
     """
-    kind, place = kind_of(head), place_of_method(head)
+    kind, place = kind_of(head), place_of_results(head)
     reader = place if place.startswith('your ') else type(head).__name__
     check_settings(head.test_cfg, 'model.test_cfg', kind.needed, reader)
     return kind.thresholds(head.test_cfg)
@@ -105,7 +112,7 @@ def check_results(head: nn.Module, form: str) -> None:
 
 def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
     """Try the known selections with the coder of the facts, then with the user's own decoding."""
-    kind, place = kind_of(head), place_of_method(head)
+    kind, place = kind_of(head), place_of_results(head)
     code = place_of_method(head, kind.own) if kind.own else ''
     traced = f', also with {code} traced' if code.startswith('your ') else ''
     problem = f'{place} gives other boxes than any that we know{traced}: --postprocess raw, or {OWN}'

@@ -32,15 +32,6 @@ def claim_of_head(cfg: Any, head_class: type) -> Claim:
     return Claim.DETECTOR if issubclass(head, head_class) else Claim.NO
 
 
-def build(cfg: Any) -> nn.Module:
-    """Return mmdet3d's detector of a config, without weights, in evaluation mode.
-
-    The `init_cfg` and `pretrained` of its `backbone` become None in `cfg` itself, unless it cannot be built
-    without them. ConfigError: it cannot be built.
-    """
-    return build_without_weights(cfg, builder.build_detector, 'backbone')
-
-
 def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Module], None]) -> None:
     """Refuse (ConfigError, UsageError) what does not export, before weights load; the head is built alone.
 
@@ -53,19 +44,6 @@ def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Mod
         head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg, builder.build_head)
         check_head(cfg, head)
     detector_parts.check(cfg.model, options)
-
-
-def check_dataset(cfg: Any, dataset: Any) -> None:
-    """Refuse (ConfigError) a data set whose pictures come without `cam2img`, by the test pipeline of `cfg`.
-
-    `dataset` is not read.
-    """
-    steps = [step.get('type') for step in steps_of(test_pipeline(cfg), 'LoadImageFromFileMono3D')]
-    if not steps:
-        raise ConfigError(
-            f'{cfg.filename}: data.test: its pipeline has no LoadImageFromFileMono3D, so that pictures '
-            f'come without cam2img'
-        )
 
 
 def check_points_head(cfg: Any, head: nn.Module) -> None:
@@ -89,7 +67,16 @@ class MonocularMethods:
         'decode_yaw', '_decode_depth', '_decode_location', '_decode_dimension', '_decode_orientation',
     )  # fmt: skip
     feeds = staticmethod(cameras.feeds)
-    build, check_dataset = staticmethod(build), staticmethod(check_dataset)
+
+    def build(self, cfg: Any) -> nn.Module:
+        return build_without_weights(cfg, builder.build_detector, 'backbone')
+
+    def check_dataset(self, cfg: Any, dataset: Any) -> None:
+        if not list(steps_of(test_pipeline(cfg), 'LoadImageFromFileMono3D')):
+            raise ConfigError(
+                f'{cfg.filename}: data.test: its pipeline has no LoadImageFromFileMono3D, so that pictures '
+                f'come without cam2img'
+            )
 
 
 class PointsFamily(MonocularMethods, ImageFamily):

@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.monocular.facts import Depth, PointsFacts
 from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime import decoding
-from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, result_specs, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.image_graphs import clip_size, image_input, optional_inputs
@@ -145,7 +145,7 @@ def map_sizes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
     """Return the contracts of the network's outputs; `batch` is a number, or 'B' if it is dynamic."""
-    head, sizes, outputs = model.bbox_head, map_sizes(model, options), []
+    head = model.bbox_head
     columns = dict(
         cls_score=int(head.num_classes),
         bbox_pred=sum(head.group_reg_dims),
@@ -155,13 +155,9 @@ def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[T
         attr_pred=int(head.num_attrs),
         centerness=1,
     )
-    for name in output_names(head):
-        meaning, unit = RAW_MEANINGS[name]
-        for level in range(len(head.strides)):
-            size = (f'h{level}', f'w{level}') if options.dynamic else sizes[level]
-            axes = (batch, columns[name], *size)
-            outputs.append(TensorSpec(f'{name}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
-    return tuple(outputs)
+    outputs = [(name, columns[name]) for name in output_names(head)]
+    sizes = map_sizes(model, options)
+    return image_graphs.raw_outputs(outputs, RAW_MEANINGS, [1] * len(sizes), sizes, options)
 
 
 def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
@@ -236,31 +232,25 @@ class Decode(nn.Module):
         super().__init__()
         self.facts, self.names = facts_of(model), output_names(model.bbox_head)
 
-    def forward(
-        self, cam2img: torch.Tensor, clip_hw: torch.Tensor | None, maps: tuple[torch.Tensor, ...]
-    ) -> list[dict[str, torch.Tensor]]:
+    def forward(self, cam2img: torch.Tensor, *sizes_and_maps: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """Return for each level: name of an output of 'decode' -> its rows (B, A, columns) in that level.
 
         Args:
             cam2img: (B, 4, 4).
-            clip_hw: (B, 2) height and width to which boxes in the picture are clipped; None without such.
-            maps: outputs of the network, in the order of `raw_names`.
+            sizes_and_maps: maps of the network, in the order of `raw_names`; before them, of models with
+                boxes in the picture alone, image (B, 3, H, W), of which only the size is used, and img_shape
+                (B, 2), height and width before padding, 0 for those of the input.
         """
-        levels, count = [], len(self.facts.strides)
+        maps, clip_hw, levels = sizes_and_maps, None, []
+        if self.facts.sides:
+            image, img_shape, *maps = sizes_and_maps
+            clip_hw = clip_size(image, img_shape)
+        count = len(self.facts.strides)
         for level, stride in enumerate(self.facts.strides):
             level_maps = dict(zip(self.names, maps[level::count], strict=True))
             rows = {name: rows_of(tensor, tensor.shape[1]) for name, tensor in level_maps.items()}
             points = cell_points(level_maps['cls_score'], stride)
-            decoded = dict(
-                boxes=decoding.boxes_of(torch, rows, points, cam2img, self.facts),
-                scores=decoding.scores_of(torch, rows, self.facts),
-            )
-            if self.facts.attributes:
-                decoded['attr_pred'] = rows['attr_pred']
-            if self.facts.sides:
-                sides = rows['bbox_pred'][..., -4:]
-                decoded['bboxes'] = decoding.corners_of(torch, sides, points, clip_hw)
-            levels.append(decoded)
+            levels.append(decoding.rows_of_results(torch, rows, points, cam2img, clip_hw, self.facts))
         return levels
 
 
@@ -271,30 +261,10 @@ class DecodeForm(nn.Module):
         super().__init__()
         self.decode, self.names = Decode(model), result_names(model, 'decode')
 
-    def forward(self, cam2img: torch.Tensor, *sizes_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of 'decode', (B, A, ...), by cameras (B, 4, 4).
-
-        `sizes_and_maps` are the maps of the network, in the order of `raw_names`; before them, of models with
-        boxes in the picture alone, image (B, 3, H, W), of which only the size is used, and img_shape (B, 2),
-        height and width before padding, 0 for those of the input.
-        """
-        clip_hw, maps = clip_and_maps(self.decode.facts, sizes_and_maps)
-        levels = self.decode(cam2img, clip_hw, maps)
+    def forward(self, *cameras_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of 'decode', (B, A, ...); for the arguments see `Decode.forward`."""
+        levels = self.decode(*cameras_and_maps)
         return tuple(tap(name, torch.cat([level[name] for level in levels], 1)) for name in self.names)
-
-
-def clip_and_maps(
-    facts: PointsFacts, sizes_and_maps: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
-    """Return the sizes (B, 2) that boxes in the picture are clipped to, and the maps of the network.
-
-    `sizes_and_maps` those of `DecodeForm.forward`; the sizes are
-    None for models without such boxes.
-    """
-    if not facts.sides:
-        return None, sizes_and_maps
-    image, img_shape, *maps = sizes_and_maps
-    return clip_size(image, img_shape), tuple(maps)
 
 
 class FullForm(nn.Module):
@@ -304,14 +274,13 @@ class FullForm(nn.Module):
         super().__init__()
         self.decode, self.names = Decode(model), result_names(model, 'full')
 
-    def forward(self, cam2img: torch.Tensor, *sizes_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *cameras_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the outputs of 'full', (B, n, ...), best first; rows behind are zero, label -1.
 
-        For the arguments see `DecodeForm.forward`.
+        For the arguments see `Decode.forward`.
         """
         facts = self.decode.facts
-        clip_hw, maps = clip_and_maps(facts, sizes_and_maps)
-        levels = [best_rows(level, facts.nms_pre) for level in self.decode(cam2img, clip_hw, maps)]
+        levels = [best_rows(level, facts.nms_pre) for level in self.decode(*cameras_and_maps)]
         rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
         above = decoding.seen_from_above(torch, rows['boxes'])
         limits = facts.score_thr, facts.nms_thr, facts.max_per_img

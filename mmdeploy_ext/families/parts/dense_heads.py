@@ -33,6 +33,8 @@ from mmdeploy_ext.runtime.dense_facts import Head, factor_head
 coders = mmdet_module('mmdet.core.bbox.coder')
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
 
+Moments = tuple[float, float]
+"""Mean and standard deviation of the outputs of a layer with seeded weights."""
 Rows = Mapping[str, torch.Tensor]
 """Name of an output -> its rows (A, columns) of one level and image."""
 
@@ -40,6 +42,8 @@ CENTERNET_STRIDE = 4
 """Stride of CenterNet's maps behind its own neck, pixels."""
 FAR_PX = 1e6
 """A border that no box reaches, for functions of upstream that always clip."""
+RESULTS = ('get_bboxes', 'simple_test_rpn', '_get_bboxes', '_get_bboxes_single', '_bbox_post_process')
+"""Methods of heads that make results of outputs."""
 OWN = 'a family of your own (docs/own-family.md)'
 """What there is for a head whose results no graph of ours makes."""
 
@@ -116,6 +120,33 @@ def border_inset(head: nn.Module) -> float:
     return float(isinstance(head.bbox_coder, coders.LegacyDeltaXYWHBBoxCoder))
 
 
+# --- seeded weights -------------------------------------------------------------------------------------
+
+BACKGROUND_MEAN = 6.0
+"""Mean logit of the background beside class logits around 0: exp(6) weighs as much as 170 of them."""
+UNUSED_MEAN = -20.0
+"""Mean logit of a column that no label stands for: its scores are near 0, as in a trained head."""
+PROPOSAL_CLASSES = (-1.0, 1.5)
+"""Moments of the logits of proposals."""
+STRIDES, LOG_STRIDES = (2.0, 0.7), (0.7, 0.4)
+"""Moments of distances of the sides from the point, in strides, and of their logarithms."""
+
+
+def has_background(head: nn.Module) -> bool:
+    """Return whether class logits go through a softmax with a background."""
+    return getattr(head, 'cls_out_channels', None) == head.num_classes + 1
+
+
+def seeded_proposals(columns: int) -> list[Moments]:
+    """Return the moments of the columns of a proposal: most of the best anchors are of the finest level.
+
+    They grow, for regions of all levels. Proposals that are no upright boxes grow less, since no head clips
+    them: some were 4,000 pixels long and 3 wide, and rounding left an IoU of 0.998 of two engines.
+    """
+    growth = (0.8, 1.0) if columns == 4 else (0.5, 0.5)
+    return [(0.0, 0.4)] * 2 + [growth] * 2 + [(0.0, 0.4)] * (columns - 4)
+
+
 # --- heads ----------------------------------------------------------------------------------------------
 
 
@@ -159,7 +190,10 @@ class HeadKind:
         own: path of the method of the user's that decodes; '' if there is none.
         own_clips: whether it always clips, here to the upper and the left border.
         needed: entries of `test_cfg` that upstream's `get_bboxes` reads without a default.
-        seeded: role ('class' or 'box') -> pattern of the names of its last layers, if they are not mmdet's.
+        layers: role of a last layer in seeded weights -> pattern of its name, in the order of their scaling.
+        classes: moments of class logits in seeded weights: a few per cent of the scores pass the threshold.
+        quality: moments of the logits of a score factor.
+        boxes: moments of the layer of boxes, deltas unless a kind says otherwise.
     """
 
     priors: ClassVar[str] = 'prior_generator'
@@ -167,10 +201,38 @@ class HeadKind:
     own: ClassVar[str] = 'bbox_coder.decode'
     own_clips: ClassVar[bool] = False
     needed: ClassVar[tuple[str, ...]] = ('score_thr', 'nms', 'max_per_img')
-    seeded: ClassVar[Mapping[str, str]] = {}
+    layers: ClassVar[Mapping[str, str]] = {
+        'box': r'(atss|conv|gfl|retina|rpn|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|'
+        r'retina_bbox_(cls|reg)|conv_shape|reppoints_pts_(init|refine)_out|multi_level_conv_reg\.\d+|'
+        r'reg_convs\.\d+\.\d+|(wh|offset)_head\.2|reg_offset_module\.2|rtm_reg\.\d+',
+        'quality': r'(atss|conv)_centerness|atss_iou|object_pred|conv_loc|multi_level_conv_obj\.\d+|'
+        r'cls_prob_module\.2|rtm_obj\.\d+',
+        'class': r'(atss|conv|gfl|retina|rpn|tood|vfnet)_cls|cls_score|reppoints_cls_out|'
+        r'multi_level_conv_cls\.\d+|cls_convs\.\d+\.\d+|heatmap_head\.2|rtm_cls\.\d+',
+        'mixed': r'convs_pred\.\d+',
+    }
+    classes: ClassVar[Moments] = (-4.6, 1.3)
+    quality: ClassVar[Moments] = (0.5, 1.0)
 
-    def __init__(self, factor: str = '') -> None:
-        self.factor = factor
+    def __init__(self, factor: str = '', boxes: Moments = (0.0, 0.4)) -> None:
+        self.factor, self.boxes = factor, boxes
+
+    def seeded(self, head: nn.Module, role: str, name: str, channels: int) -> list[Moments]:
+        """Return the moments of each channel, or one for all, of a last layer (`layers`) of a head."""
+        if name == 'rpn_reg':
+            return seeded_proposals(channels // head.num_base_priors)
+        if role == 'quality':
+            return [self.classes if name == 'conv_loc' else self.quality]  # at half of the cells
+        if role != 'class':
+            return [self.seeded_boxes(head, name)]
+        if has_background(head):
+            mean, deviation = BACKGROUND_MEAN, self.classes[1]
+            return [(0.0, deviation)] * int(head.num_classes) + [(mean, deviation)]
+        return [PROPOSAL_CLASSES if nearest_base(type(head), ('RPNHead', 'GARPNHead')) else self.classes]
+
+    def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
+        """Return the moments of a layer of boxes of a head with seeded weights."""
+        return self.boxes
 
     def describe(self, head: nn.Module) -> Head:
         """Return the outputs of a head, and how they become candidates in mmdet 2.28.
@@ -215,8 +277,27 @@ class HeadKind:
         return tuple(list(maps[index * levels : (index + 1) * levels]) for index in range(count))
 
 
+class FcosKind(HeadKind):
+    """`FCOSHead`: distances from points, or their logarithms in strides."""
+
+    def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
+        return STRIDES if head.norm_on_bbox else (3.4, 0.5)
+
+
+class RtmdetKind(HeadKind):
+    """`RTMDetSepBNHead`: distances from points in strides, or their logarithms."""
+
+    def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
+        return LOG_STRIDES if head.exp_on_reg else STRIDES
+
+
 class GflKind(HeadKind):
-    """`GFLHead`: boxes are means of distributions; around points (PicoDet) as around centres of anchors."""
+    """`GFLHead`: boxes are means of distributions; around points (PicoDet) as around centres of anchors.
+
+    PicoDet has a last layer for each level, which may give classes and sides together.
+    """
+
+    layers: ClassVar[Mapping[str, str]] = {'box': r'gfl_reg(\.\d+)?', 'class': r'gfl_cls(\.\d+)?'}
 
     def describe(self, head: nn.Module) -> Head:
         refuse_softmax(head)
@@ -231,11 +312,10 @@ class GflKind(HeadKind):
         is_read = not isinstance(known_coder(head.bbox_coder), Delta)  # one of deltas is left from the base
         return (head.bbox_coder if is_read else DistanceCoder()).decode(points, sides)
 
-
-class PicoDetKind(GflKind):
-    """`PicoDetHead`: GFL without anchors, derived from `AnchorFreeHead`, with last layers per level."""
-
-    seeded: ClassVar[Mapping[str, str]] = {'class': r'gfl_cls\.\d+', 'box': r'gfl_reg\.\d+'}
+    def seeded(self, head: nn.Module, role: str, name: str, channels: int) -> list[Moments]:
+        found = super().seeded(head, role, name, channels)
+        classes, sides = int(head.cls_out_channels), 4 * (head.reg_max + 1)
+        return found * classes + [self.boxes] * sides if channels == classes + sides else found
 
 
 class GFocalKind(GflKind):
@@ -259,6 +339,12 @@ class GFocalKind(GflKind):
         further = int(head.cls_out_channels) - int(head.num_classes)  # no label stands for it
         return [nn.functional.pad(level, (0, 0, 0, 0, 0, further)) for level in scores], boxes
 
+    def seeded(self, head: nn.Module, role: str, name: str, channels: int) -> list[Moments]:
+        found = super().seeded(head, role, name, channels)
+        if role != 'class' or not has_background(head):
+            return found
+        return [self.classes] * int(head.num_classes) + [(UNUSED_MEAN, self.classes[1])]
+
 
 class VfnetKind(HeadKind):
     """`VFNetHead`, which before mmdet 2.18 had the boxes before their refinement as an output, too."""
@@ -270,17 +356,25 @@ class VfnetKind(HeadKind):
         scores, boxes = super().unflatten(head, maps)
         return (scores, boxes, boxes) if outputs_taken(head) == 3 else (scores, boxes)
 
+    def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
+        return (0.0, 0.2) if name == 'vfnet_reg_refine' else (-1.0, 0.4)
+
 
 class ToodKind(HeadKind):
-    """`TOODHead`: the network outputs scores, and boxes in strides."""
+    """`TOODHead`: the network outputs boxes in strides, and scores: roots of a product with a quality."""
 
-    own = ''
+    own, classes = '', (-6.5, 1.3)
 
     def describe(self, head: nn.Module) -> Head:
         return dataclasses.replace(plain_head(head), activation='none')
 
     def coder(self, head: nn.Module) -> Coder:
         return box_coders.Scaled(strides=strides(head), around_points=False)
+
+    def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
+        if name.startswith('reg_offset_module') or head.anchor_type != 'anchor_free':
+            return self.boxes  # offsets at which boxes are sampled, in cells, or deltas
+        return LOG_STRIDES
 
 
 class RepPointsKind(HeadKind):
@@ -327,6 +421,9 @@ class RepPointsKind(HeadKind):
     def decode(self, head: nn.Module, level: int, rows: Rows, priors: torch.Tensor) -> torch.Tensor:
         return head._bbox_decode(priors, rows['bbox_pred'], head.point_strides[level], (FAR_PX, FAR_PX))
 
+    def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
+        return (0.0, 0.2) if head.use_grid_points else (0.0, 0.8)  # deltas, which place samples, or points
+
 
 class FoveaKind(HeadKind):
     """`FoveaHead`: logarithms of distances over a length per level."""
@@ -346,6 +443,8 @@ class FoveaKind(HeadKind):
 
 class PaaKind(HeadKind):
     """`PAAHead`: candidates are ranked by the root of score times predicted IoU; their boxes may vote."""
+
+    classes = (-6.5, 1.3)
 
     def describe(self, head: nn.Module) -> Head:
         refuse_softmax(head)
@@ -408,6 +507,9 @@ class SablKind(HeadKind):
         scores, logits, offsets = super().unflatten(head, maps)
         return scores, list(zip(logits, offsets, strict=True))
 
+    def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
+        return (0.0, 2.0) if name == 'retina_bbox_cls' else self.boxes
+
 
 class YoloKind(HeadKind):
     """`YOLOV3Head`: one output with the place, the size, the objectness and the classes of a box."""
@@ -435,11 +537,17 @@ class YoloKind(HeadKind):
         pred = torch.cat([pred[:, :2].sigmoid(), pred[:, 2:4]], 1)
         return head.bbox_coder.decode(priors, pred, head.featmap_strides[level])
 
+    def seeded(self, head: nn.Module, role: str, name: str, channels: int) -> list[Moments]:
+        if role != 'mixed':
+            return super().seeded(head, role, name, channels)
+        objectness = (-4.0, 1.3)
+        return [self.boxes] * 4 + [objectness] + [self.classes] * (int(head.num_attrib) - 5)
+
 
 class YoloxKind(HeadKind):
     """`YOLOXHead`: each prior has its best class, without a limit of candidates or results."""
 
-    clip, own = False, '_bbox_decode'
+    clip, own, quality = False, '_bbox_decode', (-2.0, 1.3)
     needed: ClassVar[tuple[str, ...]] = ('score_thr', 'nms')
 
     def describe(self, head: nn.Module) -> Head:
@@ -494,19 +602,23 @@ class CenterNetKind(HeadKind):
     def generator(self, head: nn.Module) -> Any:
         return MlvlPointGenerator([CENTERNET_STRIDE], offset=0.0)
 
+    def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
+        return (8.0, 2.5) if name.startswith('wh_head') else (0.5, 0.2)
+
 
 KINDS: dict[str, HeadKind] = dict(
     AnchorHead=HeadKind(),
     AnchorFreeHead=HeadKind(),
     ATSSHead=HeadKind('centerness'),
-    FCOSHead=HeadKind('centerness'),
-    AutoAssignHead=HeadKind('objectness'),
+    FSAFHead=HeadKind(boxes=(0.5, 0.25)),
+    FCOSHead=FcosKind('centerness'),
+    AutoAssignHead=HeadKind('objectness', STRIDES),
     DDODHead=HeadKind('iou_pred'),
     VFNetHead=VfnetKind(),
-    RTMDetSepBNHead=HeadKind(),
-    GFLHead=GflKind(),
-    GFocalHead=GFocalKind(),
-    PicoDetHead=PicoDetKind(),
+    RTMDetSepBNHead=RtmdetKind(),
+    GFLHead=GflKind(boxes=(0.0, 2.0)),
+    GFocalHead=GFocalKind(boxes=(0.0, 2.0)),
+    PicoDetHead=GflKind(boxes=(0.0, 2.0)),
     TOODHead=ToodKind(),
     RepPointsHead=RepPointsKind(),
     FoveaHead=FoveaKind(),
@@ -515,7 +627,7 @@ KINDS: dict[str, HeadKind] = dict(
     SABLRetinaHead=SablKind(),
     YOLOV3Head=YoloKind(),
     CenterNetHead=CenterNetKind(),
-    YOLOXHead=YoloxKind('objectness'),
+    YOLOXHead=YoloxKind('objectness', (0.8, 0.5)),
 )
 """Name of a head's class, of mmdet 2.28 or 3 or of a repository -> its kind; a subclass is of the same
 kind."""
@@ -527,7 +639,7 @@ def kind_of(head: nn.Module) -> HeadKind:
     if name is None:
         (nearest,) = difflib.get_close_matches(type(head).__name__, KINDS, 1, 0)
         raise ConfigError(
-            f'{place_of_method(head)}: of no kind of dense head that is exported '
+            f'{place_of_results(head)}: of no kind of dense head that is exported '
             f'(nearest: {nearest}); expected {OWN}'
         )
     if name == 'AnchorFreeHead' and hasattr(head, 'integral'):
@@ -535,7 +647,16 @@ def kind_of(head: nn.Module) -> HeadKind:
     return KINDS[name]
 
 
-def place_of_method(head: nn.Module, path: str = 'get_bboxes') -> str:
+def place_of_results(head: nn.Module) -> str:
+    """Return the method of `RESULTS` that the class nearest to the head defines, see `place_of_method`."""
+    for base in type(head).__mro__:
+        for name in RESULTS:
+            if name in vars(base):
+                return place_of_method(head, name)
+    return type(head).__name__
+
+
+def place_of_method(head: nn.Module, path: str) -> str:
     """Return a method of a head, or of its coder, by path: `your Head.get_bboxes (plugin/head.py:120)`."""
     *parts, name = path.split('.')
     owner = type(functools.reduce(getattr, parts, head))

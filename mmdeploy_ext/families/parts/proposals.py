@@ -7,17 +7,21 @@ maps, K boxes of an image: of a level, then candidates of all levels, then propo
 suppression, D columns of a box, C channels.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from mmcv import ConfigDict
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module, mmdet_release
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import is_in_library
+from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     Suppression,
@@ -32,28 +36,26 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import (
     KINDS,
+    OWN,
     border_inset,
     chosen_coder,
     clips,
+    place_of_results,
     plain_head,
     rows_of,
 )
+from mmdeploy_ext.families.parts.tried_selection import same
+from mmdeploy_ext.runtime.detections import Detections
 
 heads = mmdet_module('mmdet.models.dense_heads')
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 """Heads of proposals that export."""
-NEEDED = ('nms', 'max_per_img', 'min_bbox_size')
-"""Settings of `test_cfg.rpn` that these heads read without a default."""
-NMS_ENTRY_SINCE = (2, 10)
-"""First release of mmdet whose heads of proposals read `nms` and `max_per_img` of `test_cfg.rpn` (compared:
-2.6.0 to 2.10.0); see `settings_of`."""
 GUIDED = KINDS['GuidedAnchorHead']
 """The kind of dense head whose anchors `GARPNHead` has."""
-STRICTLY_LONGER_SINCE = (2, 13)
-"""First release of mmdet in which sides of proposals have to be longer than `min_bbox_size`; before it they
-might be as long (compared: 2.6.0 to 2.18.0)."""
-AS_LONG_AGAIN = (2, 14)
-"""The one later release in which sides of the proposals of plain heads may be as long (same comparison)."""
+TRIALS = ((0, 0), (1, 0), (2, 12))
+"""Seed and `min_bbox_size` of each trial of a head."""
+TRIAL_OVERLAP, TRIAL_LIMIT, TRIAL_PER_LEVEL = 0.45, 16, 6
+"""IoU, number of proposals of an image, and of candidates of a level, in a trial."""
 
 
 def check_head(head: nn.Module) -> None:
@@ -66,38 +68,36 @@ def check_head(head: nn.Module) -> None:
             raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
         if not head.stages[-1].with_cls:
             raise ConfigError('model.rpn_head.stages[-1].with_cls=False: the last stage gives the scores')
-    needed = NEEDED
-    if mmdet_release() < NMS_ENTRY_SINCE:
-        needed = ('nms_thr', limit_entry(head), 'min_bbox_size')
+    needed = (*entries_of(head), 'min_bbox_size')
     detector_parts.check_settings(head.test_cfg, 'model.test_cfg.rpn', needed, type(head).__name__)
-    thresholds(head)
     # upstream leaves out the last one by -1
     positive('rpn.max_per_img', settings_of(head).get('max_per_img'))
     if is_guided(head):
         positive('rpn.nms_post', head.test_cfg.get('nms_post'))
-        if mmdet_release() >= NMS_ENTRY_SINCE:  # its get_bboxes reads the entry itself
+        if 'nms' in head.test_cfg:  # its get_bboxes reads the entry itself
             number('rpn.nms.iou_threshold', head.test_cfg.nms.get('iou_threshold'), float)
-    smallest_side(head)
-    facts_of(head)
+    number('rpn.min_bbox_size', head.test_cfg.get('min_bbox_size'), float)
+    proposals_of(head)
 
 
-def limit_entry(head: nn.Module) -> str:
-    """Return the key of `test_cfg` that limits the proposals of an image, by the imported mmdet."""
-    if mmdet_release() >= NMS_ENTRY_SINCE:
-        return 'max_per_img'
-    return 'max_num' if is_guided(head) else 'nms_post'
+def entries_of(head: nn.Module) -> tuple[str, str]:
+    """Return the keys of `test_cfg` with the overlap and the limit; configs of mmdet before 2.10 have others.
+
+    These are `nms_thr`, and `nms_post` or, of guided anchors, `max_num`.
+    """
+    settings = head.test_cfg or {}
+    limit_key = 'max_num' if is_guided(head) else 'nms_post'
+    if 'max_per_img' in settings or limit_key not in settings:
+        limit_key = 'max_per_img'
+    return 'nms_thr' if 'nms_thr' in settings and 'nms' not in settings else 'nms', limit_key
 
 
 def settings_of(head: nn.Module) -> dict[str, Any]:
-    """Return the `test_cfg` of a head of proposals by the names of mmdet 2.28.
-
-    An mmdet before `NMS_ENTRY_SINCE` reads the overlap from `nms_thr`, and the limit of the proposals from
-    `nms_post`, of guided anchors from `max_num`.
-    """
-    settings = dict(head.test_cfg)
-    if mmdet_release() < NMS_ENTRY_SINCE:
-        settings['nms'] = dict(type='nms', iou_threshold=settings['nms_thr'])
-        settings['max_per_img'] = settings[limit_entry(head)]
+    """Return the `test_cfg` of a head of proposals by the names of mmdet 2.28."""
+    settings, (overlap_key, limit_key) = dict(head.test_cfg), entries_of(head)
+    if overlap_key != 'nms':
+        settings['nms'] = dict(type='nms', iou_threshold=settings[overlap_key])
+    settings['max_per_img'] = settings.get(limit_key)
     return settings
 
 
@@ -106,10 +106,11 @@ def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int)
 
     The head's own `test_cfg` stays as it is.
     """
-    if mmdet_release() < NMS_ENTRY_SINCE:
-        return {'nms_thr': iou_threshold, limit_entry(head): max_per_img}
-    nms = dict(nms_arguments(head.test_cfg.nms), iou_threshold=iou_threshold)
-    return dict(nms=nms, max_per_img=max_per_img)
+    overlap_key, limit_key = entries_of(head)
+    overlap: Any = iou_threshold
+    if overlap_key == 'nms':
+        overlap = dict(nms_arguments(head.test_cfg.nms), iou_threshold=iou_threshold)
+    return {overlap_key: overlap, limit_key: max_per_img}
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
@@ -120,15 +121,14 @@ def thresholds(head: nn.Module) -> NmsConfig:
     return nms_config(dict(settings_of(head), score_thr=0.0), key='model.test_cfg.rpn.nms')
 
 
-def smallest_side(head: nn.Module) -> float:
+def smallest_side(head: nn.Module, longer: bool) -> float:
     """Return the length that sides of proposals have to exceed, pixels; below 0 any will do.
 
-    It is `min_bbox_size`. An mmdet before `STRICTLY_LONGER_SINCE`, and in plain heads that of
-    `AS_LONG_AGAIN`, keeps sides of that length, and with 0 also boxes without area.
+    It is `min_bbox_size` if sides have to be `longer`; else sides of that length remain, and with 0 also
+    boxes without area, as in many releases of mmdet before 2.15.
     """
-    size = float(number('rpn.min_bbox_size', head.test_cfg.get('min_bbox_size', -1), float))
-    plain = not (is_guided(head) or is_staged(head))
-    if mmdet_release() >= STRICTLY_LONGER_SINCE and not (plain and mmdet_release() == AS_LONG_AGAIN):
+    size = float(head.test_cfg.get('min_bbox_size', -1))
+    if longer:
         return size
     return float(np.nextafter(np.float32(size), np.float32(0))) if size > 0 else -1.0
 
@@ -280,26 +280,29 @@ class Proposals(nn.Module):
 
     Boxes are clipped if the coder of the head clips. They suppress those of their own level, or of all if
     `nms` of the `test_cfg` is `class_agnostic`. A head whose proposals are other boxes than upright ones has
-    a subclass, in which D is their number of columns: `facts_of_head`, `least_side`, `decode`, `sides` and
-    `bounds` say what they are.
+    a subclass, in which D is their number of columns: `facts_of_head`, `decode`, `sides` and `bounds` say
+    what they are.
     """
 
     facts_of_head = staticmethod(facts_of)
     """Takes a head and returns `facts`: what the function of this name returns, with any coder."""
-    least_side = staticmethod(smallest_side)
-    """Takes a head and returns the length that sides have to exceed, pixels; below 0 any will do."""
 
-    def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
+    def __init__(
+        self, head: nn.Module, trimmed: bool = False, cap: int = 0, longer: bool | None = None
+    ) -> None:
         """Keep the generator of the anchors, and the settings; none of the head's layers is used.
 
         `trimmed` cuts off rows that no image of the batch has. `cap` is the largest number of boxes that
-        enter the suppression, the best by score, with which all shapes are constant; 0 lets all in.
+        enter the suppression, the best by score, with which all shapes are constant; 0 lets all in. `longer`
+        is an argument of `smallest_side`; None: it is found by trying, and ConfigError names a head that
+        proposes otherwise.
         """
         super().__init__()
         self.trimmed, self.cap = trimmed, cap
-        self.config, self.smallest = thresholds(head), self.least_side(head)
+        self.config = thresholds(head)
         self.priors, self.facts = generator_of(head), self.facts_of_head(head)
         self.kinds = output_kinds(head)
+        self.smallest = smallest_side(head, tried(head, type(self)) if longer is None else longer)
 
     def decode(self, rows: dict[str, torch.Tensor], priors: torch.Tensor, level: int) -> torch.Tensor:
         """Return the boxes (B, K, D) of anchors, not clipped; `rows` are outputs of the head at them."""
@@ -389,8 +392,10 @@ class GuidedProposals(Proposals):
     follows. For `head` and `trimmed` see `Proposals`.
     """
 
-    def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
-        super().__init__(head, trimmed)  # there is no cap
+    def __init__(
+        self, head: nn.Module, trimmed: bool = False, cap: int = 0, longer: bool | None = None
+    ) -> None:
+        super().__init__(head, trimmed, 0, longer)  # there is no cap
         self.max_per_level = int(head.test_cfg.nms_post)
         self.across = bool(head.test_cfg.get('nms_across_levels', False))
 
@@ -416,3 +421,88 @@ class GuidedProposals(Proposals):
 def proposals_of(head: nn.Module, trimmed: bool = False, cap: int = 0) -> Proposals:
     """Return the module that makes proposals of the outputs of a head; its arguments are `Proposals`'s."""
     return (GuidedProposals if is_guided(head) else Proposals)(head, trimmed, cap)
+
+
+# --- the user's own method, tried -------------------------------------------------------------------------
+
+_LONGER: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def tried(head: nn.Module, make: type[Proposals]) -> bool:
+    """Return whether sides have to be longer than `min_bbox_size`, by trying the head's own method.
+
+    ConfigError: on generated outputs it gives other proposals than `make`, or raises.
+    """
+    if head in _LONGER:
+        return _LONGER[head]
+    place = place_of_results(last_stage(head))
+    remaining = [True, False]
+    for seed, smallest in TRIALS:
+        changed = suppression_entries(head, TRIAL_OVERLAP, TRIAL_LIMIT)
+        changed |= dict(nms_pre=TRIAL_PER_LEVEL, min_bbox_size=smallest)
+        if is_guided(head):
+            changed['nms_post'] = TRIAL_PER_LEVEL - 2
+        kept = {name: value for name, value in head.test_cfg.items() if name != 'deploy_nms_pre'}
+        with replaced_entry(vars(head), 'test_cfg', ConfigDict(kept, **changed)), torch.no_grad():
+            modules = {longer: make(head, longer=longer) for longer in remaining}
+            maps, size = generated(head, modules[remaining[0]], seed)
+            try:
+                wanted = own_proposals(head, maps, size)
+            except Exception as error:
+                raised = f'{type(error).__name__}: {error}{users_line(error)}'
+                raise ConfigError(
+                    f'{place}, tried on outputs of its kind, raises {raised}: expected {OWN}'
+                ) from error
+            clip_hw = maps[0].new_tensor([size])
+            remaining = [
+                longer for longer, module in modules.items() if same(_found(*module(maps, clip_hw)), wanted)
+            ]
+        if not remaining:
+            raise ConfigError(f'{place} gives other proposals than any that we know: expected {OWN}')
+    _LONGER[head] = remaining[0]
+    return _LONGER[head]
+
+
+def generated(head: nn.Module, module: Proposals, seed: int) -> tuple[list[torch.Tensor], tuple[int, int]]:
+    """Return outputs of small maps, kind by kind and level by level, and the size (h, w) of a picture.
+
+    Some boxes have no area: they lie outside of the picture and are clipped, or are lines.
+    """
+    draw, generator, maps = torch.Generator().manual_seed(seed), generator_of(head), []
+    size = (5, 8) if len(generator.strides) == 1 else (2, 4)
+    for name, columns in module.facts['head'].outputs:
+        for priors in generator.num_base_priors:
+            values = torch.randn(1, priors, columns, *size, generator=draw)
+            values *= 2.0 if name in ('cls_score', 'loc_pred') else 0.4
+            if name == 'bbox_pred':
+                outside = torch.rand(1, priors, 1, *size, generator=draw) < 0.2
+                values[:, :, :1] += 60.0 * outside
+                values[:, :, 4:] *= 5.0  # offsets of corners, which are clamped: both may leave a line
+            maps.append(values.flatten(1, 2))
+    if is_staged(head):
+        levels = range(len(generator.strides))
+        maps += [generator.single_level_grid_priors(size, level, device='cpu')[None] for level in levels]
+    largest, like = max(int(stride[0]) for stride in generator.strides), next(head.parameters())
+    return [tensor.to(like) for tensor in maps], (round(1.2 * largest), round(3.3 * largest))
+
+
+def own_proposals(head: nn.Module, maps: Sequence[torch.Tensor], size: tuple[int, int]) -> Detections:
+    """Return what the head's own method makes of its outputs for a picture of a size (h, w)."""
+    levels = len(maps) // len(output_kinds(head))
+    outputs = tuple(list(maps[index : index + levels]) for index in range(0, len(maps), levels))
+    shape = (*size, 3)
+    metas = [dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=np.ones(4, np.float32))]
+    if is_staged(head):
+        logits, deltas, anchors = outputs
+        anchors = [[level[0] for level in anchors]]
+        (rows,) = last_stage(head).get_bboxes(anchors, logits, deltas, metas, head.test_cfg)
+    else:
+        with replaced_entry(vars(head), 'forward', lambda features: outputs):
+            (rows,) = head.simple_test_rpn(outputs[0], metas)
+    return _found(rows[None], torch.zeros(1, len(rows)))
+
+
+def _found(dets: torch.Tensor, levels: torch.Tensor, *_: torch.Tensor) -> Detections:
+    """Return the proposals of the one image, rows of padding left out, as boxes of class 0."""
+    rows = dets[levels >= 0].cpu().numpy()
+    return Detections(rows[:, :-1], rows[:, -1], np.zeros(len(rows), np.int64))

@@ -10,15 +10,16 @@ constant). The points of a grid are numbered column by column.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_release
 from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
-from mmdeploy_ext.families.parts.dense_heads import compares_products
+from mmdeploy_ext.families.parts.dense_heads import OWN, compares_products, place_of_method
 from mmdeploy_ext.families.parts.regions import (
     Pool,
     RegionBranch,
@@ -37,20 +38,37 @@ INVERTING_CODERS = ('tblr', 'bucket')
 """Coders of regions whose boxes may end before they begin."""
 NEEDED = ('score_thr', 'nms', 'max_per_img')
 """Settings of `test_cfg.rcnn` that these heads read without a default."""
-PADDING_RELEASES = ((2, 11), (2, 12), (2, 13))
-"""Releases of mmdet whose heads of one stage put the regions of all images into one array, see `is_padding`;
-other releases split regions by their image (compared: 2.6.0 to 2.14.0)."""
+PADDED = {(False, False, False): '', (False, True, True): 'lower', (False, False, True): 'all'}
+"""Which of the regions of `padded_rows` are padding -> its result."""
 
 
-def is_padding(regions: torch.Tensor) -> torch.Tensor:
-    """Return which regions (B, K, 4) mmdet of `PADDING_RELEASES` takes for padding, (B, K, 1) bool.
+def padded_rows(roi_head: nn.Module) -> str:
+    """Return which regions a head of one stage takes for padding and gives zeros for, found by trying.
 
-    mmdet 2.11 looks at the lower side, 2.12 and 2.13 at all sides: 0 is padding. Outputs of the head for
-    padding become zero, of SABL only the class logits.
+    mmdet 2.11 takes regions with the lower side at 0 ('lower'), 2.12 and 2.13 regions with all sides at 0
+    ('all'), other releases none (''). ConfigError: the head does otherwise.
     """
-    if mmdet_release() == PADDING_RELEASES[0]:
-        return regions[..., 3:] == 0
-    return regions.abs().sum(-1, keepdim=True) == 0
+    head, given = roi_head.bbox_head, []
+    regions = next(head.parameters()).new_tensor([[4.0, 4, 12, 12], [4, 0, 12, 0], [0, 0, 0, 0]])
+    logits = regions.new_ones(len(regions), 2)
+
+    def keep(rois: torch.Tensor, scores: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
+        given.append(scores)
+        return regions.new_zeros(0, 5), regions.new_zeros(0)
+
+    outputs = dict(cls_score=logits, bbox_pred=None, bbox_feats=None)
+    metas = [dict(img_shape=(16, 16, 3), ori_shape=(16, 16, 3), scale_factor=np.ones(4, np.float32))]
+    with (
+        replaced_entry(vars(roi_head), '_bbox_forward', lambda *_, **__: outputs),
+        replaced_entry(vars(head), 'get_bboxes', keep),
+        torch.no_grad(),
+    ):
+        roi_head.simple_test_bboxes([regions], metas, [regions], roi_head.test_cfg)
+    zeros = tuple((given[0].reshape(len(regions), -1) == 0).all(1).tolist())
+    if zeros not in PADDED:
+        place = place_of_method(roi_head, 'simple_test_bboxes')
+        raise ConfigError(f'{place} leaves out other regions than any that we know: expected {OWN}')
+    return PADDED[zeros]
 
 
 def check_head(head: nn.Module) -> None:
@@ -119,7 +137,7 @@ class Boxes(nn.Module):
         )
         self.config, self.cap = config, cap
         self.compares_products = compares_products()
-        self.pads = len(self.stages) == 1 and mmdet_release() in PADDING_RELEASES
+        self.padding = padded_rows(roi_head) if len(self.stages) == 1 else ''
         self.inverted = coder_of(self.stages[-1].head).type in INVERTING_CODERS
 
     def forward(
@@ -148,8 +166,9 @@ class Boxes(nn.Module):
         for index, stage in enumerate(self.stages):
             outputs = stage(maps, regions, stage_tensors)
             scores, *deltas = (tensor.reshape(*regions.shape[:2], -1) for tensor in outputs)
-            if self.pads:
-                padding = is_padding(regions)
+            if self.padding:
+                sides = regions[..., 3:] if self.padding == 'lower' else regions
+                padding = (sides == 0).all(-1, keepdim=True)
                 scores = torch.where(padding, 0.0, scores)
                 if not isinstance(stage.head, bbox_heads.SABLHead):
                     deltas = [torch.where(padding, 0.0, tensor) for tensor in deltas]

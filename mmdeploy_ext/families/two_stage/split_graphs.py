@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import mmdet
 import torch
 from torch import nn
 
@@ -21,7 +20,7 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.parts.image_graphs import clip_size
-from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, proposals_of, smallest_side
+from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, proposals_of
 from mmdeploy_ext.families.parts.regions import context_names, feature_names, grid_of
 from mmdeploy_ext.families.two_stage import graphs
 
@@ -68,12 +67,12 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
         )
     if is_guided(rpn_head) or is_staged(rpn_head):
         raise UsageError(f'--postprocess {options.form}: {type(rpn_head).__name__} is one graph, export full')
-    if smallest_side(rpn_head) < 0:
+    if proposals_of(rpn_head).smallest < 0:
         size = float(rpn_head.test_cfg.get('min_bbox_size', -1))
-        older = f', with which mmdet {mmdet.__version__} keeps them' if size >= 0 else ''
+        kept = f', with which {type(rpn_head).__name__} keeps them' if size >= 0 else ''
         raise ConfigError(
-            f'test_cfg.rpn.min_bbox_size={size:g}{older}: --postprocess {options.form} takes proposals '
-            f'without an area for padding; set {1 if older else 0} or more, or export full'
+            f'test_cfg.rpn.min_bbox_size={size:g}{kept}: --postprocess {options.form} takes proposals '
+            f'without an area for padding; set {1 if kept else 0} or more, or export full'
         )
 
 

@@ -210,55 +210,6 @@ def test_a_library_that_a_module_of_an_older_mmdet_needs_is_named(monkeypatch):
         _ = mmdet_module('mmdet.models.backbones').Swin
 
 
-@pytest.mark.parametrize(('version', 'smallest', 'sides'), [
-    ('2.12.0', 0, [0, 5]), ('2.13.0', 0, [5]), ('2.14.0', 0, [0, 5]), ('2.28.2', 0, [5]),
-    ('2.14.0', 5, [5]), ('2.28.2', 5, [])])
-def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatch, version, smallest, sides):
-    from mmdet.models import build_head
-
-    from mmdeploy_ext.families.parts.proposals import Proposals
-
-    monkeypatch.setattr(mmdet, '__version__', version)
-    test_cfg = dict(nms_pre=9, max_per_img=9, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=smallest)
-    head = build_head(dict(
-        type='RPNHead', in_channels=1, train_cfg=None, test_cfg=test_cfg,
-        anchor_generator=dict(type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[5])))
-    boxes = torch.tensor([[[4., 4, 4, 4], [1, 1, 6, 6]]])
-    _, _, candidates = Proposals(head)._large(boxes, torch.ones(1, 2), torch.tensor([[9.0, 9.0]]))
-    assert (boxes[candidates][:, 2] - boxes[candidates][:, 0]).tolist() == sides
-
-
-@pytest.mark.parametrize(('version', 'kind', 'expected'), [
-    ('2.9.0', 'RPNHead', ('nms_post', 0.6, 11)), ('2.9.0', 'GARPNHead', ('max_num', 0.6, 22)),
-    ('2.10.0', 'RPNHead', ('max_per_img', 0.5, 33))])
-def test_proposals_of_an_older_mmdet_have_its_overlap_and_limit(monkeypatch, version, kind, expected):
-    from mmcv import ConfigDict
-    from mmdet.models import build_head
-
-    from mmdeploy_ext.families.parts import proposals
-
-    monkeypatch.setattr(mmdet, '__version__', version)
-    test_cfg = ConfigDict(
-        nms_pre=9, nms_thr=0.6, nms_post=11, max_num=22, min_bbox_size=0,
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=33)
-    head = build_head(dict(type=kind, in_channels=1, feat_channels=1, train_cfg=None, test_cfg=test_cfg))
-    config = proposals.thresholds(head)
-    assert (proposals.limit_entry(head), config.iou_threshold, config.max_per_img) == expected
-    changed = dict(test_cfg, **proposals.suppression_entries(head, 0.4, 5))
-    head.test_cfg = ConfigDict(changed)
-    assert (proposals.thresholds(head).iou_threshold, proposals.thresholds(head).max_per_img) == (0.4, 5)
-
-
-@pytest.mark.parametrize(('version', 'padding'), [
-    ('2.11.0', [True, True, False]), ('2.12.0', [True, False, False]), ('2.13.0', [True, False, False])])
-def test_regions_that_an_older_mmdet_takes_for_padding(monkeypatch, version, padding):
-    from mmdeploy_ext.families.two_stage import boxes
-
-    monkeypatch.setattr(mmdet, '__version__', version)
-    regions = torch.tensor([[[0., 0, 0, 0], [3, 0, 9, 0], [3, 1, 9, 5]]])
-    assert boxes.is_padding(regions)[0, :, 0].tolist() == padding
-
-
 @pytest.mark.parametrize('factor_first', [False, True])
 def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, factor_first):
     from mmdet.core.post_processing import bbox_nms

@@ -30,6 +30,14 @@ PICODET = (
     loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
 """
 )
+POINT_GFL = (
+    ATSS
+    + """model = dict(bbox_head=dict(
+    _delete_=True, type='PointGFLHead', num_classes=6, in_channels=64, feat_channels=24, stacked_convs=2,
+    strides=[8, 16, 32, 64, 128], reg_max=7,
+    loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
+"""
+)
 LOG_BOXES = (
     RETINA
     + """model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='LogBoxCoder')))
@@ -106,12 +114,17 @@ def exported(tmp_path, text, *words):
     return status, file
 
 
-@pytest.mark.parametrize('text', [PICODET, LOG_BOXES], ids=['PicoDet', 'LogBoxCoder'])
+@pytest.mark.parametrize(
+    'text',
+    [pytest.param(PICODET, marks=pytest.mark.matrix), POINT_GFL, LOG_BOXES],
+    ids=['PicoDet', 'GFL', 'LogBoxCoder'],
+)
 def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
     for form in ('full', 'decode', 'raw'):
         status, file = exported(tmp_path, text, '--verify', '--postprocess', form)
         said = capsys.readouterr()
         assert status == 0 and 'PROVEN' in said.out, said.out + said.err
+        assert 'LogBoxCoder.decode' not in said.out  # in the graph, or in no file
         file.rename(tmp_path / f'{form}.onnx')
     facts = open_model(str(tmp_path / 'raw.onnx')).metadata.postprocess
     assert isinstance(facts.coder, Traced) == (text is LOG_BOXES)
@@ -119,6 +132,21 @@ def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
         assert 'own_heads.py' in facts.coder.code
         with pytest.raises(ModelFileError, match=r'LogBoxCoder\.decode .*--postprocess decode or full'):
             facts.coder.boxes(None, None, {}, 0)
+
+
+def test_a_layer_of_other_channels_than_the_kind_has_is_refused_by_check(tmp_path, capsys, monkeypatch):
+    init = own_heads.PointGFLHead._init_layers
+
+    def of_32_columns(self):
+        self.reg_max, bins = 7, self.reg_max
+        init(self)
+        self.reg_max = bins
+
+    monkeypatch.setattr(own_heads.PointGFLHead, '_init_layers', of_32_columns)
+    (tmp_path / 'own.py').write_text(POINT_GFL.replace('reg_max=7', 'reg_max=9'))
+    words = [str(tmp_path / 'own.py'), '--check', '--shape', '128', '160', '--postprocess', 'full']
+    assert export_app.main(words) == 2
+    assert 'PointGFLHead: bbox_pred_0 has 32 channels; expected 40' in capsys.readouterr().err
 
 
 def test_results_that_no_graph_makes_are_refused_by_the_method_before_weights_load(tmp_path, capsys):

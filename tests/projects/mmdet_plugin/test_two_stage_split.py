@@ -8,12 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from mmdet.models.builder import HEADS
+from test_own_proposals import KeepsEqualSides
 
 from marking import in_suite
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.parts import proposals
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import (
@@ -168,8 +169,9 @@ def test_a_detector_that_is_one_graph_is_refused(monkeypatch):
         family_of('faster').check(cfg, options_of('faster', form='proposals'))
     assert str(refused.value).startswith(f'{cfg.filename}: ')
     cfg.model.test_cfg.rpn.min_bbox_size = 0
-    monkeypatch.setattr(proposals, 'mmdet_release', lambda: (2, 11))
-    with pytest.raises(ConfigError, match=r'min_bbox_size=0, with which mmdet .* keeps them: .*set 1'):
+    monkeypatch.setitem(HEADS.module_dict, 'KeepsEqualSides', KeepsEqualSides)
+    cfg.model.rpn_head.type = 'KeepsEqualSides'
+    with pytest.raises(ConfigError, match=r'min_bbox_size=0, with which KeepsEqualSides keeps them: .*set 1'):
         family_of('faster').check(cfg, options_of('faster', form='proposals'))
 
 

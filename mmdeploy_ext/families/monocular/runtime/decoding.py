@@ -142,6 +142,22 @@ def corners_of(xp: ModuleType, sides: Any, points: Any, clip_hw: Any) -> Any:
     return xp.concatenate([xp.minimum(xp.clip(corner, 0, None), upper) for corner in corners], -1)
 
 
+def rows_of_results(
+    xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any, clip_hw: Any, facts: PointsFacts
+) -> dict[str, Any]:
+    """Return name of an output of the form 'decode' -> its rows (B, A, columns) in a level of FCOS3D or PGD.
+
+    They are `boxes`, `scores`, and, if the model has them, `attr_pred` and `bboxes`. For the arguments see
+    `boxes_of` and `corners_of`.
+    """
+    results = dict(boxes=boxes_of(xp, rows, points, cam2img, facts), scores=scores_of(xp, rows, facts))
+    if facts.attributes:
+        results['attr_pred'] = rows['attr_pred']
+    if facts.sides:
+        results['bboxes'] = corners_of(xp, rows['bbox_pred'][..., -4:], points, clip_hw)
+    return results
+
+
 def smoke_boxes(
     xp: ModuleType, values: Any, cells: Any, labels: Any, cam2img: Any, stride: Any, facts: SmokeFacts
 ) -> Any:

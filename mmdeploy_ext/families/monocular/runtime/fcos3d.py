@@ -96,15 +96,7 @@ def decoded(
         }
         y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32) * stride + stride // 2
         points = np.stack([x, y], -1)
-        values = dict(
-            boxes=decoding.boxes_of(np, rows, points, feeds['cam2img'], facts),
-            scores=decoding.scores_of(np, rows, facts),
-        )
-        if facts.attributes:
-            values['attr_pred'] = rows['attr_pred']
-        if facts.sides:
-            values['bboxes'] = decoding.corners_of(np, rows['bbox_pred'][..., -4:], points, clip_hw)
-        levels.append(values)
+        levels.append(decoding.rows_of_results(np, rows, points, feeds['cam2img'], clip_hw, facts))
     return {name: np.concatenate([values[name] for values in levels], 1) for name in levels[0]}
 
 

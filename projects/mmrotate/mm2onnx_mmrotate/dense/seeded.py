@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mm2onnx_mmrotate.dense.networks import head_outputs
-from mmdeploy_ext.seeded.dense import MAX_LOGIT
+from mmdeploy_ext.seeded.dense import bound_logits
 from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale
 from mmdeploy_ext.seeded.weights import HeadStep, fill_seeded, normalised_photograph
 
@@ -74,11 +74,4 @@ def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[
                     mean, deviation = ANGLE_CLASSES if is_csl else target
                     rescale(layer, outputs_of(layer, lambda: head_outputs(model, features)), mean, deviation)
                     if target is LOGITS:
-                        _bound(layer, outputs_of(layer, lambda: head_outputs(model, exposed)), mean)
-
-
-def _bound(layer: nn.Module, logits: torch.Tensor, mean: float) -> None:
-    """Reduce the deviation of a layer's outputs until no logit (classes, positions) is over `MAX_LOGIT`."""
-    share = min(1.0, float((MAX_LOGIT - mean) / (logits.amax() - mean).clamp(min=1e-6)))
-    layer.weight.mul_(share)
-    layer.bias.copy_(mean - share * (mean - layer.bias))
+                        bound_logits(layer, outputs_of(layer, lambda: head_outputs(model, exposed)), mean)

@@ -12,7 +12,7 @@ from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mm2onnx_mmrotate.suppression import rotated_nms_config
 from mm2onnx_mmrotate.two_stage import graphs, heads
 from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
-from mm2onnx_mmrotate.two_stage.proposals import least_side
+from mm2onnx_mmrotate.two_stage.proposals import proposals_of
 from mm2onnx_mmrotate.two_stage.reference import RotatedTwoStageReference
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -49,8 +49,7 @@ class RotatedTwoStageFamily(ImageFamily):
             roi_head = detector_parts.tested_head(cfg, 'roi_head', test_cfg.get('rcnn'))
             heads.check_rpn_head(rpn_head)
             heads.check_roi_head(roi_head, heads.is_oriented(rpn_head))
-            thresholds(rpn_head)
-            least_side(rpn_head)
+            proposals_of(rpn_head)
             rotated_nms_config(roi_head.test_cfg)
         last_head = heads.last_head(roi_head)
         if options.form == 'raw' and last_head.custom_cls_channels:

@@ -10,25 +10,14 @@ Glossary: B batch, K boxes of an image.
 import dataclasses
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from mm2onnx_mmrotate.polygons import bounds_of_box
 from mm2onnx_mmrotate.two_stage.coders import midpoint_offset
 from mm2onnx_mmrotate.two_stage.heads import is_oriented, midpoint_settings
-from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.parts.dense_heads import plain_head
 from mmdeploy_ext.families.parts.proposals import Proposals
-
-
-def least_side(head: nn.Module) -> float:
-    """Return the length that sides of proposals have to exceed, pixels; -1 if any will do.
-
-    mmrotate keeps sides of `min_bbox_size`, and with 0 also boxes without an area.
-    """
-    size = float(number('rpn.min_bbox_size', head.test_cfg.get('min_bbox_size', 0), float))
-    return float(np.nextafter(np.float32(size), np.float32(0))) if size > 0 else -1.0
 
 
 def oriented_facts(head: nn.Module) -> dict[str, Any]:
@@ -38,13 +27,7 @@ def oriented_facts(head: nn.Module) -> dict[str, Any]:
     return dict(coder=midpoint_settings(head.bbox_coder), head=description, clip=False)
 
 
-class UprightProposals(Proposals):
-    """Proposals of a `RotatedRPNHead`: upright boxes (B, K, 4), as mmdet's RPN but for the shortest side."""
-
-    least_side = staticmethod(least_side)
-
-
-class OrientedProposals(UprightProposals):
+class OrientedProposals(Proposals):
     """Proposals of an `OrientedRPNHead`: boxes (B, K, 5), not clipped."""
 
     facts_of_head = staticmethod(oriented_facts)
@@ -61,4 +44,4 @@ class OrientedProposals(UprightProposals):
 
 def proposals_of(head: nn.Module) -> Proposals:
     """Return the module that makes proposals of the outputs of a head."""
-    return (OrientedProposals if is_oriented(head) else UprightProposals)(head)
+    return (OrientedProposals if is_oriented(head) else Proposals)(head)
