@@ -98,9 +98,6 @@ SMALL_TARGET = Target(0.0, 0.2)
 GROWTH_TARGET = Target(0.8, 1.0)
 """Sizes of proposals: most of the best anchors are of the finest level; they grow, for regions of all
 levels."""
-FREE_GROWTH_TARGET = Target(0.5, 0.5)
-"""The same of proposals that are no upright boxes, which no head clips: with `GROWTH_TARGET` some were 4,000
-pixels long and 3 wide in a picture of 256, and rounding left an IoU of 0.998 of two engines."""
 UNUSED_BIAS = -20.0
 """Mean logit of a column that no label stands for: its scores are near 0, as in a trained head."""
 BACKGROUND_BIAS = 6.0
@@ -175,7 +172,7 @@ def scale_outputs(
             mean, deviation = _targets(head, name, role, len(outputs))
             rescale(layer, outputs, mean, deviation)
             if role == 'class' and exposed and not _has_background(head):
-                _bound_logits(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
+                bound_logits(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
 
 
 def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
@@ -198,9 +195,9 @@ def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torc
     return [level[:1] for level in features] if masked else features
 
 
-def _bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
-    """Reduce the deviation of a layer's outputs until none is over `MAX_LOGIT`."""
-    share = ((MAX_LOGIT - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
+def bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers, largest: float = MAX_LOGIT) -> None:
+    """Reduce the deviation of a layer's outputs, `logits` (C, n), until none is over `largest`."""
+    share = ((largest - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
     if share < 1:
         layer.weight.mul_(share)
         layer.bias.copy_(mean - share * (mean - layer.bias))
@@ -212,9 +209,7 @@ def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[Numb
         if role == 'mixed':
             of_prior = [DELTA_TARGET] * 4 + [OBJECTNESS_TARGET] + [CLASS_TARGET] * (head.num_attrib - 5)
         else:
-            columns = channels // head.num_base_priors
-            growth = GROWTH_TARGET if columns == 4 else FREE_GROWTH_TARGET
-            of_prior = [DELTA_TARGET] * 2 + [growth] * 2 + [DELTA_TARGET] * (columns - 4)
+            of_prior = [DELTA_TARGET] * 2 + [GROWTH_TARGET] * 2
         return targets_of(of_prior * (channels // len(of_prior)))
     if role == 'box':
         return _box_target(head, name)

@@ -2,12 +2,9 @@
 
 Source: mmrotate 0.3.4 `models/dense_heads/{rotated_rpn_head,oriented_rpn_head}.py`.
 
-What methods without a docstring are for is documented in `mmdeploy_ext/families/parts/proposals.py`.
-
 Glossary: B batch, K boxes of an image.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,11 +12,9 @@ import torch
 from torch import nn
 
 from mm2onnx_mmrotate.polygons import bounds_of_box
-from mm2onnx_mmrotate.two_stage.coders import midpoint_offset
 from mm2onnx_mmrotate.two_stage.heads import is_oriented, midpoint_settings
 from mmdeploy_ext.exporting.postprocess.suppression import number
-from mmdeploy_ext.families.parts.dense_heads import plain_head
-from mmdeploy_ext.families.parts.proposals import Proposals
+from mmdeploy_ext.families.regions import Proposals, facts_of
 
 
 def least_side(head: nn.Module) -> float:
@@ -31,13 +26,6 @@ def least_side(head: nn.Module) -> float:
     return float(np.nextafter(np.float32(size), np.float32(0))) if size > 0 else -1.0
 
 
-def oriented_facts(head: nn.Module) -> dict[str, Any]:
-    """Return what `facts_of` of `families/parts/proposals.py` does; `head` has a `MidpointOffsetCoder`."""
-    outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 6))
-    description = dataclasses.replace(plain_head(head), outputs=outputs)
-    return dict(coder=midpoint_settings(head.bbox_coder), head=description, clip=False)
-
-
 class UprightProposals(Proposals):
     """Proposals of a `RotatedRPNHead`: upright boxes (B, K, 4), as mmdet's RPN but for the shortest side."""
 
@@ -47,10 +35,9 @@ class UprightProposals(Proposals):
 class OrientedProposals(UprightProposals):
     """Proposals of an `OrientedRPNHead`: boxes (B, K, 5), not clipped."""
 
-    facts_of_head = staticmethod(oriented_facts)
-
-    def decode(self, rows: dict[str, torch.Tensor], priors: torch.Tensor, level: int) -> torch.Tensor:
-        return midpoint_offset(torch, priors, rows['bbox_pred'], self.facts['coder'])
+    @staticmethod
+    def facts_of_head(head: nn.Module) -> dict[str, Any]:
+        return facts_of(head, midpoint_settings(head.bbox_coder))
 
     def sides(self, boxes: torch.Tensor) -> torch.Tensor:
         return boxes[..., 2:4]
