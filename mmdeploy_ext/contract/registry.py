@@ -133,7 +133,8 @@ def register_family(
     Args:
         name: name of the family in the metadata: a lower-case letter, then letters, digits, '_' and '-'.
         family: `'module:Class'` of the `Family`, or `'module:INSTANCE'`.
-        options: `contract.options.Option`, or 'max_candidates's of its exports beside the options of all families.
+        options: of its exports beside the options of all families, each a `contract.options.Option` or
+            'max_candidates'.
         facts: `'module:Class'` of its subclass of `contract.facts.Facts`, in a module without PyTorch.
         runtime: module without PyTorch that makes results of outputs, see `runtime.detect`.
         library: import name of a library that the family needs, such as 'mmdet3d'. The family is imported
