@@ -116,10 +116,10 @@ class Delta(Coder):
             angle = angle_of_class(xp, rows['angle_cls'], self.angles)
         return xp.stack([x + dx, y + dy, width, height, angle], -1)
 
-    @staticmethod
-    def _priors(xp: ModuleType, priors: Any) -> list[Any]:
+    def _priors(self, xp: ModuleType, priors: Any) -> list[Any]:
         """Return the five columns of boxes, or of upright ones xyxy."""
-        if priors.shape[-1] == 5:
+        # a trace knows no size: anchors of mmrotate are boxes, those of a file are upright
+        if (priors.shape[-1] == 5) if xp is np else (self.type != 'upright_delta'):
             return [priors[..., column] for column in range(5)]
         centres, sides = (priors[..., :2] + priors[..., 2:]) * 0.5, priors[..., 2:] - priors[..., :2]
         return [centres[..., 0], centres[..., 1], sides[..., 0], sides[..., 1], xp.zeros_like(sides[..., 0])]
