@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.facts import Facts
-from mmdeploy_ext.contract.options import CONTRACT, IMAGE, OF_SOME
+from mmdeploy_ext.contract.options import CONTRACT, IMAGE, MAX_CANDIDATES, OF_SOME
 from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Registration:
     of_config: str = ''
     used_by: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(USED_BY))
     own_kernels: tuple[str, ...] = ()
+    seeded: str = ''
     contracts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # of other programs
 
     def load_family(self) -> Any:
@@ -110,7 +111,7 @@ def register_family(
     name: str,
     family: str,
     *,
-    options: tuple[Option, ...] = (),
+    options: tuple[Option | str, ...] = (),
     facts: str = '',
     runtime: str = '',
     library: str = '',
@@ -122,6 +123,7 @@ def register_family(
     of_config: str = '',
     used_by: Mapping[str, str] | None = None,
     own_kernels: tuple[str, ...] = (),
+    seeded: str = '',
 ) -> None:
     """Make a family known to every command and function.
 
@@ -131,7 +133,8 @@ def register_family(
     Args:
         name: name of the family in the metadata: a lower-case letter, then letters, digits, '_' and '-'.
         family: `'module:Class'` of the `Family`, or `'module:INSTANCE'`.
-        options: `contract.options.Option`s of its exports beside the options of all families.
+        options: of its exports beside the options of all families, each a `contract.options.Option` or
+            'max_candidates'.
         facts: `'module:Class'` of its subclass of `contract.facts.Facts`, in a module without PyTorch.
         runtime: module without PyTorch that makes results of outputs, see `runtime.detect`.
         library: import name of a library that the family needs, such as 'mmdet3d'. The family is imported
@@ -150,15 +153,18 @@ def register_family(
             {config} and {checkpoint}; '' for all other forms. `runtime.detect.runner_of` comes first.
         own_kernels: class names of layers or heads without a CPU kernel in their library; a proof compares
             with a kernel of the family's package.
+        seeded: `'module:function'` of heads that `mm2onnx synthetic seeded` does not know, see
+            `seeded.weights.steps_of_family`.
 
     Raises:
         ConfigError: the name is taken, the name or `family` has another form, or the default of an option is
             none of its choices.
     """
+    options = tuple(MAX_CANDIDATES if option == MAX_CANDIDATES.name else option for option in options)
     registration = Registration(
         name,
         family,
-        tuple(options),
+        options,
         facts,
         runtime,
         library,
@@ -170,6 +176,7 @@ def register_family(
         of_config,
         dict(used_by or USED_BY),
         tuple(own_kernels),
+        seeded,
     )
     if not re.fullmatch(r'[a-z][\w-]*', name):
         raise ConfigError(
@@ -238,6 +245,12 @@ def register_contract(
         options=(*extended, *of_contract),
         contracts={**registration.contracts, name: (contract, loop)},
     )
+
+
+def seeded_heads_of(family: str) -> Any:
+    """Return the function that a family is registered with as `seeded`; None without one."""
+    path = registration_of(family).seeded
+    return _imported(path) if path else None
 
 
 def contract_class(family: str, name: str) -> Any:

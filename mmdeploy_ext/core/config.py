@@ -69,13 +69,15 @@ def mmdet3d_config(relative: str) -> str:
 
 @contextlib.contextmanager
 def refused_by_name(cfg: Any) -> Iterator[None]:
-    """Let messages of each ConfigError in the block begin with the file name of `cfg`, an `mmcv.Config`.
+    """Let messages of a ConfigError in the block begin with the file name of `cfg`, an `mmcv.Config`, once.
 
     They name `model.test_cfg`; the message has the config's own key of it.
     """
     try:
         yield
     except ConfigError as error:
+        if str(error).startswith(f'{cfg.filename}: '):
+            raise
         message = str(error).replace('model.test_cfg', test_cfg_key(cfg))
         raise ConfigError(f'{cfg.filename}: {message}') from error
 

@@ -1,6 +1,6 @@
 """The copy of a model that is exported, with parts in the form that exporters take; the model itself stays.
 
-Some modules of mmcv and mmdet are replaced in the copy, see `REPLACED`; families add to `PREPARATIONS`. Batch
+Some modules of mmcv and mmdet are replaced in the copy, see `REPLACED` and `PREPARATIONS`. Batch
 normalisation is folded by PyTorch's own exporters, which run it in evaluation mode.
 """
 
@@ -120,7 +120,7 @@ def keep_position_bias(module: nn.Module) -> None:
 PREPARATIONS: list[Callable[[nn.Module], None]] = [replace_class, keep_position_bias]
 """Functions that prepare every module of a copy for the export; each skips modules of other types.
 
-The modules of this package and of projects that define such functions append them.
+The modules of this package that define such functions append them.
 """
 
 

@@ -24,7 +24,7 @@ from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, Stage, TensorSpec, with_half_features
 from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, Family
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.models.building import build_without_weights
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    'Claim', 'ColumnGroup', 'Graph', 'GraphSpec', 'ImageFamily', 'ImageReference', 'Options', 'PreparedImage',
-    'PreprocessRule', 'Stage', 'TensorSpec',
+    'Claim', 'ColumnGroup', 'ConfigError', 'Graph', 'GraphSpec', 'ImageFamily', 'ImageReference', 'Options',
+    'PreparedImage', 'PreprocessRule', 'Stage', 'TensorSpec', 'UsageError',
 ]  # fmt: skip
 """Names for families of other packages."""
 

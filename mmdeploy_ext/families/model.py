@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core.config import config_sha256, load_config, test_dataset, test_pipeline
+from mmdeploy_ext.core.config import config_sha256, load_config, refused_by_name, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import (
     ConfigError,
     EngineError,
@@ -379,7 +379,8 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
         ConfigError: the family cannot export a setting of the config.
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
-    family.check(cfg, resolved)
+    with refused_by_name(cfg):
+        family.check(cfg, resolved)
     contract_of(family, resolved).check(cfg)
     if family.samples == 'images' and resolved.dynamic:
         from mmdeploy_ext.families.images import picture_of

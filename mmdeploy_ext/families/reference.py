@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,11 +17,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import TensorSpec
 
 
-class ImageReference(abc.ABC):
+class ImageReference:
     """A model of a family of pictures, run by its own code, see `ImageFamily.reference`.
 
-    Only `results` is needed; each other method lets a proof look closer. `feeds` are the arrays of
-    `ImageFamily.feeds`; `tensors` are the outputs of a file and the tensors between its stages, by name.
+    `results` are the boxes of a detector of mmdet; a family of other results overrides it. Each other method
+    lets a proof look closer. `feeds` are the arrays of `ImageFamily.feeds`; `tensors` are the outputs of a
+    file and the tensors between its stages, by name.
 
     Attributes:
         model: the model as the user's config builds it, unpatched, with its weights.
@@ -35,13 +35,21 @@ class ImageReference(abc.ABC):
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
 
-    @abc.abstractmethod
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections] | list[Instances]:
         """Results of each image by the user's own test path, of the class that the family's runtime gives.
 
         With `rescale` boxes in a picture are in pixels of the original, else of the network input, without
         padding above and left if the graph takes it as `border`. Boxes in 3D are in metres.
         """
+        from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes
+
+        return [boxes_of_classes(result) for result in self.tested(images, rescale)]
+
+    def tested(self, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:
+        """What a detector of mmdet returns for each image, by `forward` with `return_loss=False`."""
+        from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
+
+        return tested(self.model, images, metas_of(images), rescale)
 
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **options: Any) -> dict[str, np.ndarray]:
         """Right outputs, by name, of a graph of a form that ends before the results.

@@ -59,6 +59,11 @@ class Scored(Rows, abc.ABC):
     largest_score: ClassVar[float] = 1.0
     labels: np.ndarray
 
+    @property
+    def outlines(self) -> np.ndarray | None:
+        """Polygons (n, corners, 2), x and y in pixels, that are drawn in place of boxes, or None."""
+        return None
+
     def above(self, score_thr: float) -> Self:
         """Return the results with at least `score_thr`."""
         return self[self.scores >= score_thr]

@@ -101,12 +101,12 @@ def class_name(label: int, classes: Sequence[str]) -> str:
 def draw_results(
     family: str, image_bgr: np.ndarray, results: Scored, classes: Sequence[str], score_thr: float = 0.3
 ) -> np.ndarray:
-    """Draw results by `draw` of the runtime of a family (its name); without a `draw` as boxes or masks.
+    """Draw results by `draw` of the runtime of a family (its name); without a `draw` as masks or boxes.
 
     The other arguments, and the result, are those of `draw_detections` and `draw_instances`. A family without
     a runtime is refused, see `runtime_of`.
     """
-    draw = draw_detections if isinstance(results, Detections) else draw_instances
+    draw = draw_instances if hasattr(results, 'masks') else draw_detections
     return getattr(runtime_of(family), 'draw', draw)(image_bgr, results, classes, score_thr)
 
 
@@ -116,9 +116,8 @@ def draw_detections(
     classes: Sequence[str],
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
-    outlines: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes with class names and scores.
+    """Draw boxes, or the `outlines` of results that have some, with class names and scores.
 
     Labels go above their box, or below or into it if they would leave the image or cover the label of a
     better box.
@@ -129,13 +128,11 @@ def draw_detections(
         classes: names by label.
         score_thr: boxes below are left out.
         marked: (n,) bool; these get a white frame and an exclamation mark; with None nothing is marked.
-        outlines: (n, corners, 2) x, y in pixels of polygons that are drawn in place of the boxes, such as the
-            corners of turned boxes; the labels are placed at the boxes; None draws the boxes.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     style = Style.for_image(*canvas.shape[:2])
     labels = list(_labels(canvas.shape, style, detections, classes, score_thr, marked))
-    width = style.thickness
+    width, outlines = style.thickness, detections.outlines
     for label in reversed(labels):
         lines = [(label.colour, width)]
         if label.is_marked:

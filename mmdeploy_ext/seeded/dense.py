@@ -160,9 +160,9 @@ def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torc
     return [level[:1] for level in features] if masked else features
 
 
-def bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
-    """Reduce the deviation of a layer's outputs until none is over `MAX_LOGIT`."""
-    share = ((MAX_LOGIT - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
+def bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers, largest: float = MAX_LOGIT) -> None:
+    """Reduce the deviation of a layer's outputs, `logits` (C, n), until none is over `largest`."""
+    share = ((largest - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
     if share < 1:
         layer.weight.mul_(share)
         layer.bias.copy_(mean - share * (mean - layer.bias))

@@ -10,10 +10,9 @@ Glossary: B pictures of H x W pixels, K regions of each.
 Functions that change weights or statistics have to be called inside `torch.no_grad`.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -111,39 +110,7 @@ def _propose(head: nn.Module, pictures: torch.Tensor, features: Sequence[torch.T
     outputs_of_proposals(head, maps, clip_hw, generator_of(head))
 
 
-@dataclasses.dataclass(frozen=True)
-class RegionRule:
-    """What the seeded rule has to know about the heads of regions of a detector.
-
-    Attributes:
-        forwards: takes the detector, features of each level and regions (B, K, 4) xyxy; yields heads, and a
-            function that runs them.
-        targets: last layer of a head -> target, see `TARGETS`.
-        score_thr: takes the detector and returns the threshold of its results.
-        factors: takes a head and the name of its last layer, and returns what the deviation of each channel
-            of its outputs is multiplied by: (channels,), or one number for all of them.
-    """
-
-    forwards: Callable[..., Iterable[tuple[Sequence[nn.Module], Callable[[], Any]]]]
-    targets: Mapping[str, Target]
-    score_thr: Callable[[nn.Module], float]
-    factors: Callable[[nn.Module, str], torch.Tensor | float] = lambda head, name: 1.0
-
-
-MMDET_RULE = RegionRule(
-    lambda model, features, boxes: forwards(model.roi_head, region_maps(model, features), boxes),
-    TARGETS,
-    lambda model: result_cfg(model).score_thr,
-)
-"""The rule of mmdet's own heads."""
-
-
-def run_heads(
-    model: nn.Module,
-    pictures: torch.Tensor,
-    features: Sequence[torch.Tensor],
-    rule: RegionRule = MMDET_RULE,
-) -> None:
+def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Run the head of proposals if it has batch normalisations; all heads of regions if one of them has any.
 
     `calibrate_norms` sees their inputs meanwhile and sets their statistics; they are in evaluation mode.
@@ -152,12 +119,11 @@ def run_heads(
         model: the detector.
         pictures: (B, 3, H, W), normalised.
         features: features of each level, as `extract_feat` returns them.
-        rule: rule of the heads of regions.
     """
     if _has_norms(getattr(model, 'rpn_head', None)):
         _propose(model.rpn_head, pictures, features)
     if _has_norms(getattr(model, 'roi_head', None)):
-        for _, run in rule.forwards(model, features, regions_of(pictures)):
+        for _, run in forwards(model.roi_head, region_maps(model, features), regions_of(pictures)):
             run()
 
 
@@ -166,15 +132,10 @@ def _has_norms(head: nn.Module | None) -> bool:
     return head is not None and any(isinstance(module, norms) for module in head.modules())
 
 
-def scale_heads(
-    model: nn.Module,
-    pictures: torch.Tensor,
-    features: Sequence[torch.Tensor],
-    rule: RegionRule = MMDET_RULE,
-) -> None:
+def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
 
-    Those of the head of proposals have the targets of `dense.py`, others those of the rule. Heads that
+    Those of the head of proposals have the targets of `dense.py`, others those of `TARGETS`. Heads that
     the detector does not have are left out. Layers that norm their weights get new ones before, see
     `draw_normed_weights`. Class logits of regions have more deviation if the threshold of the results is
     above `HIGH_THRESHOLD`.
@@ -183,7 +144,6 @@ def scale_heads(
         model: the detector.
         pictures: (B, 3, H, W), normalised.
         features: features of each level, as `extract_feat` returns them.
-        rule: rule of the heads of regions.
     """
     if getattr(model, 'rpn_head', None) is not None:
         run = functools.partial(_propose, model.rpn_head, pictures, features)
@@ -192,18 +152,16 @@ def scale_heads(
     if getattr(model, 'roi_head', None) is None:
         return
     stages = stages_of(model.roi_head)
-    high_threshold = rule.score_thr(model) > HIGH_THRESHOLD
-    for heads, run in rule.forwards(model, features, regions_of(pictures)):
-        named = [
-            (head, name) for head in heads for name in rule.targets if getattr(head, name, None) is not None
-        ]
+    high_threshold = result_cfg(model).score_thr > HIGH_THRESHOLD
+    for heads, run in forwards(model.roi_head, region_maps(model, features), regions_of(pictures)):
+        named = [(head, name) for head in heads for name in TARGETS if getattr(head, name, None) is not None]
         layers = [getattr(head, name) for head, name in named]
         for layer in layers:
             if hasattr(layer, 'tempearture'):  # mmdet's spelling
                 draw_normed_weights(layer, run)
         for (head, name), layer, calls in zip(named, layers, outputs_of_all(layers, run), strict=True):
             outputs = torch.cat(calls, 1)
-            mean, deviation = (torch.full((len(outputs),), value) for value in rule.targets[name])
+            mean, deviation = (torch.full((len(outputs),), value) for value in TARGETS[name])
             if name == 'fc_cls':
                 step = COMMON_STEP if head.num_classes > VAST_CLASSES else 1
                 mean[: head.num_classes] -= RARE_SHIFT * (torch.arange(head.num_classes) % step > 0)
@@ -211,7 +169,7 @@ def scale_heads(
                 deviation *= stages**0.5  # the scores of a cascade are the mean of its stages
                 if high_threshold:
                     deviation, mean = deviation * HIGH_THRESHOLD_FACTOR, mean * HIGH_THRESHOLD_FACTOR / 2
-            rescale(layer, outputs, mean, deviation * rule.factors(head, name))
+            rescale(layer, outputs, mean, deviation)
 
 
 def draw_normed_weights(layer: nn.Module, run: Callable[[], Any]) -> None:

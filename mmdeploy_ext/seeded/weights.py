@@ -10,7 +10,7 @@ detectors, `regions.py` of two-stage detectors, `queries.py` of DETRs. Families 
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.registry import seeded_heads_of
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
@@ -27,6 +28,7 @@ from mmdeploy_ext.seeded.by_name import (
     fill_sparse_module,
 )
 from mmdeploy_ext.seeded.dense import (
+    bound_logits,
     build_student,
     calibration_of,
     check_supported,
@@ -36,7 +38,7 @@ from mmdeploy_ext.seeded.dense import (
     scale_outputs,
     scale_prototypes,
 )
-from mmdeploy_ext.seeded.layers import calibrate_norms, fill_network, norms_of
+from mmdeploy_ext.seeded.layers import calibrate_norms, fill_network, norms_of, outputs_of_all, rescale
 from mmdeploy_ext.seeded.queries import (
     is_query,
     is_regional,
@@ -153,6 +155,50 @@ def _head_steps(
     return lambda maps: head(for_head(head, maps)), scale
 
 
+def steps_of_family(
+    heads: Callable[..., Iterable[tuple[nn.Module, Callable[[], Any], Mapping[str, Sequence[Any]]]]],
+    model: nn.Module,
+    pictures: torch.Tensor,
+    exposed_pictures: torch.Tensor,
+) -> tuple[HeadStep, HeadStep]:
+    """Return the `HeadSteps` of a family that is registered with `seeded`.
+
+    Args:
+        heads: that function, of the detector, the features of each level, and regions (B, K, 4) xyxy of many
+            sizes all over the pictures. It yields heads, in the order in which they are scaled; what runs a
+            head, without arguments; and name of a last layer of the head -> mean and standard deviation that
+            its outputs get, numbers or one per channel, and maybe their largest value in dark and bright
+            pictures.
+        model: the detector.
+        pictures: of the calibration.
+        exposed_pictures: dark and bright ones.
+    """
+    from mmdeploy_ext.seeded.regions import regions_of  # imports mmdet
+
+    regions = regions_of(pictures)
+
+    def run_heads(features: Sequence[torch.Tensor]) -> None:
+        for head, run, _ in heads(model, features, regions):
+            if norms_of(head):
+                run()
+
+    def scale_heads(features: Sequence[torch.Tensor]) -> None:
+        exposed = heads(model, model.extract_feat(exposed_pictures), regions_of(exposed_pictures))
+        for (head, run, targets), (_, run_exposed, _) in zip(
+            heads(model, features, regions), exposed, strict=True
+        ):
+            layers = {name: head.get_submodule(name) for name in targets}
+            outputs = outputs_of_all(list(layers.values()), run)
+            for (name, layer), calls in zip(layers.items(), outputs, strict=True):
+                mean, deviation, *largest = targets[name]
+                rescale(layer, torch.cat(calls, 1), mean, deviation)
+                if largest:
+                    (logits,) = outputs_of_all([layer], run_exposed)
+                    bound_logits(layer, torch.cat(logits, 1), mean, *largest)
+
+    return run_heads, scale_heads
+
+
 def fill_seeded(
     model: nn.Module,
     seed: int = 0,
@@ -264,9 +310,12 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     rule = rule_of(family.name) if family is not None else None
     if rule is not None:
         return rule(model, cfg, family, seed)
-    if not (is_query(model) or is_regional(model) or is_cornered(model)):
+    head_steps = _head_steps
+    if family is not None and (heads := seeded_heads_of(family.name)):
+        head_steps = functools.partial(steps_of_family, heads)
+    elif not (is_query(model) or is_regional(model) or is_cornered(model)):
         check_supported(model, cfg.filename)
-    return fill_seeded(model, seed, *normalised_photograph(cfg))
+    return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=head_steps)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

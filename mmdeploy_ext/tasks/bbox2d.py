@@ -46,8 +46,7 @@ LEGIBLE = 800
 """Pixels. Width of a picture whose labels are legible."""
 
 
-problem = functools.partial(matching.broken_boxes, 'bboxes_xyxy', 4)
-"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
+problem = matching.broken_boxes
 
 
 def pair_up(
@@ -63,10 +62,21 @@ def pair_up(
     """
 
     def pair(reference: Detections, candidate: Detections) -> Pairing:
-        iou = class_iou(reference, candidate)
-        return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
+        return pair_by_iou(reference, candidate, class_iou(reference, candidate), iou_bar, score_bar)
 
     return matching.pair_within_labels(reference, candidate, pair)
+
+
+def pair_by_iou(
+    reference: Any,
+    candidate: Any,
+    iou: np.ndarray,
+    iou_bar: float = IOU_BAR,
+    score_bar: float = SCORE_BAR,
+    gaps: Sequence[tuple[str, np.ndarray, float]] = (),
+) -> Pairing:
+    """Pair results by their IoU (R, C), which is -1 across classes; for `gaps` see `matching.pair_lists`."""
+    return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar, gaps)
 
 
 match_detections = functools.partial(
@@ -160,11 +170,17 @@ def side_by_side(
     return np.hstack([sides[0], gap, sides[1]])
 
 
-def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+def draw_pair(
+    pair: Pair,
+    classes: Sequence[str],
+    score_thr: float = 0.3,
+    problem: Callable[[Any, Any], str] = problem,
+    pair_by: Callable[..., Pairing] = pair_up,
+) -> np.ndarray:
     """Return a picture uint8 BGR with the boxes of both engines side by side, see `side_by_side`."""
     from mmdeploy_ext.runtime.draw import draw_detections
 
-    return side_by_side(pair, classes, score_thr, draw=draw_detections, problem=problem, pair_by=pair_up)
+    return side_by_side(pair, classes, score_thr, draw=draw_detections, problem=problem, pair_by=pair_by)
 
 
 def _title_strip(title: str, width: int) -> np.ndarray:

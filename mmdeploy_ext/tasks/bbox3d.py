@@ -51,7 +51,7 @@ def half_text(bars: HalfBars) -> str:
     return f'{bars.distance_m} m (corners, too)'
 
 
-problem = functools.partial(matching.broken_boxes, 'boxes', 9)
+problem = functools.partial(matching.broken_boxes, name='boxes', columns=9)
 """(reference, candidate) -> why two lists cannot be compared; '' if they can."""
 
 

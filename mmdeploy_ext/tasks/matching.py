@@ -57,10 +57,14 @@ def overlap_text(bars: HalfBars) -> str:
 def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
     """Return fields of a `DetectionRow` and a text on the worst pairs, for a nearness that is an IoU.
 
-    `worst(values, default)` returns the largest of values (P,) among the pairs that count.
+    `worst(values, default)` returns the largest of values (P,) among the pairs that count. The text names
+    further gaps that are not 0.
     """
     iou = -worst(-pairing.nearness, -1.0)
     text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
+    for title, gaps in pairing.gaps.items():
+        if title != 'score' and (gap := worst(gaps)):
+            text += f', {title} off by up to {gap:g}'
     return dict(worst_iou=iou), text
 
 
@@ -356,12 +360,12 @@ def in_order_of(
     return {name: array[order] if name in names else array for name, array in outputs.items()}
 
 
-def broken_boxes(name: str, columns: int, *sides: Any) -> str:
+def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', columns: int = 4) -> str:
     """Return why two lists of boxes cannot be compared; '' if they can.
 
     Each side has `scores` (n,), `labels` (n,) and, as the attribute `name`, boxes (n, columns).
     """
-    for side, results in zip(('reference', 'candidate'), sides, strict=True):
+    for side, results in dict(reference=reference, candidate=candidate).items():
         boxes, scores, labels = getattr(results, name), results.scores, results.labels
         if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
             return (

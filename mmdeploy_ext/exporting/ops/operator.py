@@ -20,6 +20,7 @@ import torch
 
 from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graph.script import Body
+from mmdeploy_ext.graph.script import part as part  # for bodies in packages of others
 
 DOMAIN = 'mm2onnx'
 """Domain of the nodes that stand for operators, and namespace of the operators in PyTorch."""

@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from mmdeploy_ext.exporting.ops.nms import BELOW_ALL
 from mmdeploy_ext.exporting.ops.operator import Operator, node_of, register
 from mmdeploy_ext.exporting.ops.rotated_iou import PAIR_IOU
 from mmdeploy_ext.graph.script import part
@@ -183,3 +184,15 @@ def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     reach = reach + SLACK * (reach + 1) + LOST_DIGITS * centres.abs()
     bounds = torch.cat([centres - reach, centres + reach], 2).transpose(1, 2)
     return ROTATED_KEEP(boxes, bounds, valid, iou_threshold)
+
+
+def rotated_class_offsets(boxes: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """Return rotated boxes (B, N, 5), shifted apart by class, as mmcv's `batched_nms` does.
+
+    x and y of a centre grow by the box's label, of `labels` (B, N) int64, times the largest coordinate of a
+    centre plus the largest side plus 1, of the image's boxes that are `valid` (B, N) bool.
+    """
+    visible = torch.where(valid[..., None], boxes[..., :4], torch.full_like(boxes[..., :4], BELOW_ALL))
+    largest = visible[..., :2].amax(dim=(1, 2)) + visible[..., 2:].amax(dim=(1, 2))
+    offsets = labels.to(boxes.dtype) * (largest + 1)[:, None]
+    return torch.cat([boxes[..., :2] + offsets[..., None], boxes[..., 2:]], dim=2)

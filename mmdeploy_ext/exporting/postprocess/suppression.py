@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets, nms_of_sorted
+from mmdeploy_ext.exporting.ops.rotated_nms import rotated_class_offsets, rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 
 GROUPS = 32
@@ -144,6 +145,11 @@ def capped(*limits: int) -> int:
     return min(value for value in limits if value > 0)
 
 
+def rows_of(maps: Tensor, columns: int) -> Tensor:
+    """Return maps (B, a*columns, h, w) as rows (B, h*w*a, columns), in the order of their priors."""
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, columns)
+
+
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
     """Return rows of each image's values, (B, N, D).
 
@@ -186,6 +192,8 @@ class Suppression:
             never cut off.
         soft: settings of soft NMS, by which boxes lose score in place of being removed; not with a cap. None:
             they are removed.
+        rotated: whether boxes are turned. They come in descending order of scores, suppress from the
+            threshold on, and go with neither `cap`, `soft` nor `inverted`.
     """
 
     iou_threshold: float
@@ -196,6 +204,7 @@ class Suppression:
     cap: int = 0
     trimmed: bool = True
     soft: NmsConfig | None = None
+    rotated: bool = False
 
     def __call__(
         self,
@@ -208,7 +217,8 @@ class Suppression:
         """Return the boxes that are not suppressed.
 
         Args:
-            bboxes: (B, N, 4) xyxy; N is not 0.
+            bboxes: (B, N, 4) xyxy, or `rotated` (B, N, 5) x, y, width, height and angle in radians; N is not
+                0.
             scores: (B, N); `NO_CANDIDATE` (-1) in rows that are no candidates.
             labels: (B, N) int64, 0 or more.
             candidates: (B, N) bool; the other rows neither suppress nor are results.
@@ -239,13 +249,17 @@ class Suppression:
         return _padded(results, best, labels, rows)
 
     def _separated(self, bboxes: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
-        return bboxes if self.class_agnostic else class_offsets(bboxes, labels, candidates)
+        if self.class_agnostic:
+            return bboxes
+        return (rotated_class_offsets if self.rotated else class_offsets)(bboxes, labels, candidates)
 
     def _keep(self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
         """Return (B, N) bool: the rows that NMS keeps."""
         if not self.suppresses:
             return candidates
         separated = self._separated(bboxes, labels, candidates)
+        if self.rotated:
+            return rotated_keep(separated, candidates, self.iou_threshold)
         if self.inverted:  # the operator would put their corners in order
             low, high = separated[..., :2], separated[..., 2:]
             separated = torch.cat([low, torch.maximum(low, high)], dim=2)

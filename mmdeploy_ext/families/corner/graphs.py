@@ -25,10 +25,11 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     nms_config,
     number,
     positive,
+    rows_of,
 )
 from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
+from mmdeploy_ext.families.parts.dense_heads import peak_window
 from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.runtime.box_coders import peaks_of
 

@@ -1,22 +1,17 @@
 """Detectors of corners as mmdet runs them, unpatched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.families.corner.graphs import MAP_NAMES, last_level
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
+from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections
 
 
 class CornerReference(ImageReference):
     """A CornerNet or CentripetalNet."""
-
-    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-        return box_detections(self.model, images, rescale)
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         maps = given_to(self.model, tensors, MAP_NAMES)

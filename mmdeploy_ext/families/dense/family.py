@@ -5,7 +5,6 @@ defined first: `families/base.py` and `families/images.py`.
 """
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 from mmdet.models.builder import HEADS
@@ -18,17 +17,16 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import nearest_base
-from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import graphs
 from mmdeploy_ext.families.dense.heads import check_results, facts_of
 from mmdeploy_ext.families.dense.reference import DenseReference
-from mmdeploy_ext.families.dense.runtime import level_shapes
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.parts.dense_heads import KINDS, kind_of
+from mmdeploy_ext.families.parts.runtime.dense import largest_num_candidates, level_shapes
 from mmdeploy_ext.models.building import registered_class
-from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES, DenseFacts
+from mmdeploy_ext.runtime.dense_facts import DenseFacts
 
 QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
 """Base class of mmdet's heads of queries, which are derived from dense heads but have no priors."""
@@ -116,18 +114,3 @@ class DenseFamily(ImageFamily):
 
     def facts(self, model: nn.Module) -> DenseFacts:
         return graphs.model_facts(model)
-
-
-def largest_num_candidates(facts: DenseFacts, shapes: Sequence[tuple[int, int]]) -> int:
-    """Return how many candidates (boxes of a class before suppression) an image can have at most.
-
-    `shapes` are height and width of the map of each level.
-    """
-    classes, choose, total = facts.num_classes, facts.head.choose, 0
-    for (height, width), priors_per_cell in zip(shapes, facts.priors_per_cell, strict=True):
-        num_priors = height * width * priors_per_cell
-        if choose in PRIOR_CHOICES:
-            total += capped(num_priors, facts.nms_pre) * classes
-        else:
-            total += capped(num_priors * (1 if choose == 'best' else classes), facts.nms_pre)
-    return total

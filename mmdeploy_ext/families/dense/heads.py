@@ -17,6 +17,7 @@ from mmdeploy_ext.contract.facts import Mismatch
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.user_modules import users_line
+from mmdeploy_ext.exporting.postprocess.suppression import rows_of
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.parts import image_graphs
 from mmdeploy_ext.families.parts.dense_heads import (
@@ -25,9 +26,9 @@ from mmdeploy_ext.families.parts.dense_heads import (
     kind_of,
     place_of_method,
     place_of_results,
-    rows_of,
 )
 from mmdeploy_ext.families.parts.detector_parts import check_settings
+from mmdeploy_ext.families.parts.runtime.dense import decode_raw
 from mmdeploy_ext.families.parts.tried_selection import first_equal, trials, variants
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced, peaks_of
@@ -152,7 +153,7 @@ def _results(
         outputs = decoded_outputs(head, facts, maps)
     else:
         arrays = {name: tensor.numpy() for name, tensor in maps.items()}
-        outputs = runtime.decode_raw(arrays, *feeds['input'].shape[2:], facts)
+        outputs = decode_raw(arrays, *feeds['input'].shape[2:], facts)
     return runtime.decoded_detections(facts, outputs, feeds)[0]
 
 

@@ -20,7 +20,7 @@ from mmdeploy_ext.families.dense.graphs import flat_outputs, model_facts, raw_na
 from mmdeploy_ext.families.dense.heads import decoded_outputs
 from mmdeploy_ext.families.dense.runtime import DecodedPriors, num_candidates
 from mmdeploy_ext.families.parts.dense_heads import kind_of
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections, given_to
+from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.parts.tried_selection import own_results
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -54,7 +54,7 @@ class DenseReference(ImageReference):
         if (nms_pre := test_cfg.get('deploy_nms_pre')) is not None:
             deployed = replaced_entry(test_cfg, 'nms_pre', nms_pre if nms_pre > 0 else sys.maxsize)
         with deployed:
-            image_detections = box_detections(self.model, images, rescale)
+            image_detections = super().results(images, rescale)
         if description.votes:
             return [
                 of_image[~(np.isnan(of_image.bboxes_xyxy).any(1) | np.isnan(of_image.scores))]

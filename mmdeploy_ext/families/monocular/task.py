@@ -45,7 +45,7 @@ ONE_TO_ONE = dict(distance_bar=1e-3, other_bar=1e-3, score_bar=1e-5, score_thr=0
 PIXEL_BAR = 0.1
 """Largest difference, pixels, of the boxes of a pair in the picture."""
 
-problem = functools.partial(matching.broken_boxes, 'boxes', 9)
+problem = functools.partial(matching.broken_boxes, name='boxes', columns=9)
 """(reference, candidate) -> why two lists cannot be compared; '' if they can.
 
 Lists can be if they have as many boxes of 9 columns as scores and labels, and boxes and scores are finite;

@@ -59,11 +59,6 @@ def compares_products() -> bool:
     return len(results[0]) == 0
 
 
-def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return a map (B, a*columns, h, w) as rows (B, A, columns), in the order of its priors; A is h*w*a."""
-    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
-
-
 # --- box coders -----------------------------------------------------------------------------------------
 
 

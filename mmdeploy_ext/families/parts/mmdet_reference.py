@@ -108,15 +108,6 @@ def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[Non
         yield
 
 
-def box_detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the boxes of each image by the test path of a detector without regions.
-
-    With `rescale` they are in pixels of the originals, otherwise of the network input, without the
-    padding above and left of the image if the head subtracts it (CenterNet, CornerNet).
-    """
-    return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
-
-
 def detections(
     model: nn.Module, images: Sequence[PreparedImage], rescale: bool, regions: RegionInputs | None = None
 ) -> list[Detections]:

@@ -7,6 +7,7 @@ maps, K boxes of an image: of a level, then candidates of all levels, then propo
 suppression, D columns of a box, C channels.
 """
 
+import dataclasses
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     nms_config,
     number,
     positive,
+    rows_of,
 )
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import (
@@ -42,9 +44,9 @@ from mmdeploy_ext.families.parts.dense_heads import (
     clips,
     place_of_results,
     plain_head,
-    rows_of,
 )
 from mmdeploy_ext.families.parts.tried_selection import same
+from mmdeploy_ext.runtime.box_coders import Coder
 from mmdeploy_ext.runtime.detections import Detections
 
 heads = mmdet_module('mmdet.models.dense_heads')
@@ -133,8 +135,14 @@ def smallest_side(head: nn.Module, longer: bool) -> float:
     return float(np.nextafter(np.float32(size), np.float32(0))) if size > 0 else -1.0
 
 
-def facts_of(head: nn.Module) -> dict[str, Any]:
-    """Return how the outputs become boxes: a `Coder`, a `Head` of `dense_facts`, and `clip`, a bool."""
+def facts_of(head: nn.Module, coder: Coder | None = None) -> dict[str, Any]:
+    """Return how the outputs become boxes: a `Coder`, a `Head` of `dense_facts`, and `clip`, a bool.
+
+    A given `coder` makes other boxes than upright ones, which are not clipped.
+    """
+    if coder is not None:
+        outputs = (('cls_score', int(head.cls_out_channels)), *coder.columns.items())
+        return dict(coder=coder, head=dataclasses.replace(plain_head(head), outputs=outputs), clip=False)
     if is_guided(head):
         return dict(coder=GUIDED.coder(head), head=GUIDED.describe(head), clip=clips(head))
     head = last_stage(head)
@@ -280,7 +288,7 @@ class Proposals(nn.Module):
 
     Boxes are clipped if the coder of the head clips. They suppress those of their own level, or of all if
     `nms` of the `test_cfg` is `class_agnostic`. A head whose proposals are other boxes than upright ones has
-    a subclass, in which D is their number of columns: `facts_of_head`, `decode`, `sides` and `bounds` say
+    a subclass, in which D is their number of columns: `facts_of_head`, `sides` and `bounds` say
     what they are.
     """
 
@@ -303,10 +311,6 @@ class Proposals(nn.Module):
         self.priors, self.facts = generator_of(head), self.facts_of_head(head)
         self.kinds = output_kinds(head)
         self.smallest = smallest_side(head, tried(head, type(self)) if longer is None else longer)
-
-    def decode(self, rows: dict[str, torch.Tensor], priors: torch.Tensor, level: int) -> torch.Tensor:
-        """Return the boxes (B, K, D) of anchors, not clipped; `rows` are outputs of the head at them."""
-        return self.facts['coder'].boxes(torch, priors, rows, level)
 
     def sides(self, boxes: torch.Tensor) -> torch.Tensor:
         """Return width and height (B, K, 2) of boxes (B, K, D)."""
@@ -381,7 +385,7 @@ class Proposals(nn.Module):
                 scores, best = scores.topk(limit(self.config.nms_pre, scores.shape[1]), dim=1)
                 rows = {name: gather_rows(tensor, best) for name, tensor in rows.items()}
                 priors = gather_rows(priors, best) if 'prior' in outputs else priors[best]
-            boxes = self.decode(rows, priors, level)
+            boxes = self.facts['coder'].boxes(torch, priors, rows, level)
             yield boxes, scores, torch.full_like(scores, level, dtype=torch.int64)
 
 

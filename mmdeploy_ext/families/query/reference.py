@@ -29,9 +29,6 @@ from mmdeploy_ext.runtime.panoptic import Segments
 class QueryReference(ImageReference):
     """A detector of boxes by queries without regions."""
 
-    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-        return mmdet_reference.box_detections(self.model, images, rescale)
-
     def borders(self) -> dict[str, Any]:
         if graphs.num_proposals(self.model):
             scores = NETWORKS[supported_parts.kind_of(query_head(self.model))].token_scores

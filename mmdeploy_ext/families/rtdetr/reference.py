@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.rtdetr import graphs
 from mmdeploy_ext.families.rtdetr.graphs import HEADS, RAW_NAMES
@@ -42,7 +41,7 @@ class RtDetrReference(ImageReference):
         """
         graphs.feeds(images, rescale)  # refuses pictures that were padded
         check_tokens((len(images), *images[0].tensor.shape), int(self.model.decoder.num_queries))
-        return box_detections(self.model, images, rescale)
+        return super().results(images, rescale)
 
     def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
         if count_tokens(height, width) < int(self.model.decoder.num_queries):

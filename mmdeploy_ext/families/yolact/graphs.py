@@ -25,15 +25,10 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     limit,
     number,
     positive,
-)
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import (
-    border_inset,
-    chosen_coder,
-    clips,
-    plain_head,
     rows_of,
 )
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.dense_heads import border_inset, chosen_coder, clips, plain_head
 from mmdeploy_ext.families.parts.image_graphs import (
     box_outputs,
     clip_size,

@@ -3,9 +3,7 @@
 Importing it registers the families, without PyTorch, mmcv or mmrotate.
 """
 
-from mm2onnx_mmrotate.dense.options import OPTIONS
 from mmdeploy_ext import register_family
-from mmdeploy_ext.seeded.rules import RULES
 
 TRAINING_KEYS = (
     'assign_by_circumhbbox',
@@ -22,7 +20,7 @@ TRAINING_KEYS = (
 register_family(
     'rotated_dense',
     'mm2onnx_mmrotate.dense.family:RotatedDenseFamily',
-    options=OPTIONS,
+    options=('max_candidates',),
     facts='mm2onnx_mmrotate.dense.facts:RotatedDenseFacts',
     runtime='mm2onnx_mmrotate.dense.runtime',
     library='mmrotate',
@@ -30,6 +28,7 @@ register_family(
     exports='one-stage detectors of rotated boxes (projects/mmrotate/README.md)',
     similar_names=('Rotated', 'R3Det', 'S2A', 'Oriented', 'KFIoU', 'CSL'),
     own_kernels=('RotatedRepPointsHead', 'OrientedRepPointsHead', 'SAMRepPointsHead'),
+    seeded='mm2onnx_mmrotate.dense.seeded:heads',
 )
 register_family(
     'rotated_two_stage',
@@ -40,8 +39,5 @@ register_family(
     exports='two-stage detectors of rotated boxes (projects/mmrotate/README.md)',
     similar_names=('RotatedFasterRCNN', 'OrientedRCNN', 'RoITransformer', 'GlidingVertex', 'ReDet'),
     keep_fp32=('proposals/*', 'regions/*'),
-)
-RULES.update(
-    rotated_dense='mm2onnx_mmrotate.dense.seeded:fill',
-    rotated_two_stage='mm2onnx_mmrotate.two_stage.seeded:fill',
+    seeded='mm2onnx_mmrotate.two_stage.seeded:heads',
 )

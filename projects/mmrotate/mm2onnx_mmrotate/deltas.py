@@ -1,27 +1,18 @@
 """Boxes of deltas: the coders `DeltaXYWHAOBBoxCoder` and `DeltaXYWHAHBBoxCoder`, of both families.
 
-Here are their settings, and the boxes for numpy and PyTorch (`xp`).
-
 Glossary: B images, A priors of a level. Source: mmrotate 0.3.4 `core/bbox/coder`.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 
 from mm2onnx_mmrotate.angles import Version, norm_angle
 from mmdeploy_ext.contract.facts import Facts, Mismatch, NotNegative, Positive, optional
-from mmdeploy_ext.runtime.box_coders import constant
-from mmdeploy_ext.runtime.geometry import sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import ModuleType
-
-    Rows = Mapping[str, Any]
+from mmdeploy_ext.families.heads import Coder, class_scores, constant
 
 QUARTER = float(np.pi / 2)
 WH_RATIO_CLIP = 16 / 1000
@@ -46,14 +37,21 @@ class Angles(Facts):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Delta(Facts):
-    """Settings of a coder of deltas.
+class Delta(Coder):
+    """A coder of deltas, and with `angles` of classes of angles (CSL).
+
+    Deltas are moves in sizes of the prior, along its sides with `proj_xy` and else along x and y, logarithms
+    of the ratios of sizes, and an angle that is added, with a `norm_factor` in units of that times pi. The
+    sum ends in the interval of the version, see `norm_angle`; in 'oc' it stays as it is, and so does an angle
+    that is `replaced`. With `edge_swap` the width is the longer side: where sides are exchanged for that, a
+    quarter turn is added to the sum.
 
     Attributes:
         norm_factor: 0: none.
         ctr_clamp: pixels; 0: none.
-        angles: of heads with classes of angles (CSL).
+        angles: of heads with classes of angles.
         replaced: whether the best class is the angle of the box; else it is the delta of the angle.
+        refined: whether the priors are an output of the network, `rois` (B, A, 5).
     """
 
     means: tuple[float, float, float, float, float]
@@ -66,11 +64,65 @@ class Delta(Facts):
     version: Version
     angles: Angles | None = optional()
     replaced: bool | None = optional()
+    refined: bool = optional(False)
     type: Literal['delta', 'upright_delta', 'rotated_delta']
 
     def check(self) -> None:
         if (self.angles is None) != (self.replaced is None):
             raise Mismatch('angles and replaced: got one of them, expected both or none')
+
+    @property
+    def columns(self) -> Mapping[str, int]:
+        return dict(bbox_pred=5)
+
+    def boxes(self, xp: ModuleType, priors: Any, rows: Mapping[str, Any], level: int) -> Any:
+        """Return boxes (B, A, 5) x, y, width, height in pixels, and angle in radians, which priors become.
+
+        Args:
+            xp: numpy or torch.
+            priors: (A, 4) xyxy, or (A, 5) or (B, A, 5) boxes; of regions (B, K, 1, 4 or 5), whose deltas have
+                an axis more, too.
+            rows: `bbox_pred` (B, A, 5), the deltas, and of heads with classes of angles `angle_cls`
+                (B, A, classes).
+            level: not used.
+        """
+        x, y, width, height, angle = self._priors(xp, rows['rois'] if self.refined else priors)
+        deltas = rows['bbox_pred']
+        deltas = deltas * constant(self.stds, deltas) + constant(self.means, deltas)
+        turn = deltas[..., 4]
+        if self.angles and not self.replaced:
+            turn = angle_of_class(xp, rows['angle_cls'], self.angles) * self.stds[4] + self.means[4]
+        if self.norm_factor:
+            turn = turn * float(self.norm_factor * np.pi)
+        bound = float(np.float32(abs(np.log(self.wh_ratio_clip))))
+        clamp = self.ctr_clamp
+        dx, dy = width * deltas[..., 0], height * deltas[..., 1]
+        if self.proj_xy:
+            cos, sin = xp.cos(angle), xp.sin(angle)
+            dx, dy = (
+                deltas[..., 0] * width * cos - deltas[..., 1] * height * sin,
+                deltas[..., 0] * width * sin + deltas[..., 1] * height * cos,
+            )
+        elif clamp:
+            dx, dy = xp.clip(dx, -clamp, clamp), xp.clip(dy, -clamp, clamp)
+        growth = xp.clip(deltas[..., 2:4], None if clamp else -bound, bound)
+        width, height = width * xp.exp(growth[..., 0]), height * xp.exp(growth[..., 1])
+        angle = norm_angle(xp, angle + turn, self.version)
+        if self.edge_swap:
+            longer = width > height
+            width, height = xp.where(longer, width, height), xp.where(longer, height, width)
+            angle = norm_angle(xp, xp.where(longer, angle, angle + QUARTER), self.version)
+        if self.angles and self.replaced:
+            angle = angle_of_class(xp, rows['angle_cls'], self.angles)
+        return xp.stack([x + dx, y + dy, width, height, angle], -1)
+
+    def _priors(self, xp: ModuleType, priors: Any) -> list[Any]:
+        """Return the five columns of boxes, or of upright ones xyxy."""
+        # a trace knows no size: anchors of mmrotate are boxes, those of a file are upright
+        if (priors.shape[-1] == 5) if xp is np else (self.type != 'upright_delta'):
+            return [priors[..., column] for column in range(5)]
+        centres, sides = (priors[..., :2] + priors[..., 2:]) * 0.5, priors[..., 2:] - priors[..., :2]
+        return [centres[..., 0], centres[..., 1], sides[..., 0], sides[..., 1], xp.zeros_like(sides[..., 0])]
 
 
 def delta_of(coder: Any, kind: str, **angles: Any) -> Delta:
@@ -89,62 +141,12 @@ def delta_of(coder: Any, kind: str, **angles: Any) -> Delta:
     )
 
 
-def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Delta, level: int = 0) -> Any:
-    """Return boxes (B, A, 5) x, y, width, height in pixels, and angle in radians, which priors become.
-
-    Deltas are moves in sizes of the prior, along its sides with `proj_xy` and else along x and y, logarithms
-    of the ratios of sizes, and an angle that is added, with a `norm_factor` in units of that times pi. The
-    sum ends in the interval of the version, see `norm_angle`; in 'oc' it stays as it is, and so does an angle
-    that is `replaced`. With `edge_swap` the width is the longer side: where sides are exchanged for that, a
-    quarter turn is added to the sum. Boxes are not clipped.
-
-    Args:
-        xp: numpy or torch.
-        priors: (1 or B, A, 5) boxes; of a two-stage head (B, K, 1, 5), whose deltas have an axis more, too.
-        rows: name of an output of the head -> its values at the priors: `bbox_pred` (B, A, 5), the deltas,
-            and of heads with classes of angles (CSL) `angle_cls` (B, A, classes).
-        coder: settings of the coder.
-        level: is not used, since all levels have the same settings.
-    """
-    deltas = rows['bbox_pred']
-    deltas = deltas * constant(coder.stds, deltas) + constant(coder.means, deltas)
-    turn = deltas[..., 4]
-    if coder.angles and not coder.replaced:
-        mean, deviation = coder.means[4], coder.stds[4]
-        turn = angle_of_class(xp, rows['angle_cls'], coder.angles) * deviation + mean
-    if coder.norm_factor:
-        turn = turn * float(coder.norm_factor * np.pi)
-    x, y, width, height, angle = (priors[..., column] for column in range(5))
-    bound = float(np.float32(abs(np.log(coder.wh_ratio_clip))))
-    clamp = coder.ctr_clamp
-    dx, dy = width * deltas[..., 0], height * deltas[..., 1]
-    if coder.proj_xy:
-        cos, sin = xp.cos(angle), xp.sin(angle)
-        dx, dy = (
-            deltas[..., 0] * width * cos - deltas[..., 1] * height * sin,
-            deltas[..., 0] * width * sin + deltas[..., 1] * height * cos,
-        )
-    elif clamp:
-        dx, dy = xp.clip(dx, -clamp, clamp), xp.clip(dy, -clamp, clamp)
-    growth = xp.clip(deltas[..., 2:4], None if clamp else -bound, bound)
-    width, height = width * xp.exp(growth[..., 0]), height * xp.exp(growth[..., 1])
-    angle = norm_angle(xp, angle + turn, coder.version)
-    if coder.edge_swap:
-        longer = width > height
-        width, height = xp.where(longer, width, height), xp.where(longer, height, width)
-        angle = norm_angle(xp, xp.where(longer, angle, angle + QUARTER), coder.version)
-    if coder.angles and coder.replaced:
-        angle = angle_of_class(xp, rows['angle_cls'], coder.angles)
-    return xp.stack([x + dx, y + dy, width, height, angle], -1)
-
-
 def angle_of_class(xp: ModuleType, logits: Any, angles: Angles) -> Any:
     """Return the middle (B, A), in radians, of the best class of angles, of equal ones the first.
 
     It is mmrotate's `CSLCoder`. `logits` are (B, A, classes) of an output.
     """
-    scores = sigmoid(logits) if angles.sigmoid else logits
-    classes = scores.argmax(-1)
+    classes = class_scores(xp, 'sigmoid' if angles.sigmoid else 'none', logits).argmax(-1)
     number = classes.astype(np.float32) if isinstance(classes, np.ndarray) else classes.to(logits.dtype)
     degrees = xp.fmod((number + 0.5) * angles.width, angles.range) - angles.offset
     return degrees * float(np.pi / 180)

@@ -46,6 +46,10 @@ class RotatedDetections(Scored):
         return corners_of(self.boxes)
 
     @property
+    def outlines(self) -> np.ndarray:
+        return self.corners
+
+    @property
     def bboxes_xyxy(self) -> np.ndarray:
         """The upright boxes (n, 4) float32 around the rotated ones, not clipped."""
         corners = self.corners

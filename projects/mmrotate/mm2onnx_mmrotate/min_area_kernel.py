@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from mm2onnx_mmrotate.dense.smallest_rectangle import TIE
-from mmdeploy_ext.compat.import_hook import patched
 
 MODULE = 'mmcv.ops.min_area_polygons'
 """Looked up in `sys.modules`: `mmcv.ops` has a function of this name."""
@@ -59,5 +58,8 @@ def min_area_polygons_on_cpu() -> Iterator[None]:
         for row, points in enumerate(pointsets.detach().numpy().reshape(len(pointsets), -1, 2)):
             polygons[row] = torch.from_numpy(smallest_polygon(points).astype(np.float32).reshape(-1))
 
-    with patched(extension, min_area_polygons=kernel):
+    extension.min_area_polygons = kernel
+    try:
         yield
+    finally:
+        extension.min_area_polygons = gpu_kernel

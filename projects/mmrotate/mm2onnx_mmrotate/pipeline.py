@@ -1,26 +1,28 @@
 """The test pipeline of mmrotate, as the steps of mmdet that it consists of."""
 
-from collections.abc import Mapping
+import copy
 from typing import Any
-
-from mmdeploy_ext.core.config import keyed_test_pipeline
-from mmdeploy_ext.families.images import PreprocessRule
-from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 
 STEPS = dict(RResize=dict(type='Resize', keep_ratio=True), RRandomFlip=dict(type='RandomFlip'))
 """Step of mmrotate -> the step of mmdet that it is derived from, whose picture is the same; only boxes of
 training differ. `RResize` has no option for the ratio of the sides, and keeps it."""
 
 
-def preprocess_rule(cfg: Any) -> PreprocessRule:
-    """Read the rule out of a config's test pipeline; ConfigError names a step that cannot be expressed."""
-    key, pipeline = keyed_test_pipeline(cfg)
-    return rule_from_pipeline([_step_of_mmdet(step) for step in pipeline], key)
+def as_mmdet(cfg: Any) -> Any:
+    """Return a copy of a config whose pipelines have the steps of mmdet."""
+    cfg = copy.deepcopy(cfg)
+    _rename(cfg.get('data'))
+    _rename(cfg.get('test_pipeline'))
+    return cfg
 
 
-def _step_of_mmdet(step: Mapping[str, Any]) -> dict[str, Any]:
-    settings = dict(step, **STEPS.get(step.get('type'), {}))
-    settings.pop('version', None)
-    if 'transforms' in settings:
-        settings['transforms'] = [_step_of_mmdet(inner) for inner in settings['transforms']]
-    return settings
+def _rename(content: Any) -> None:
+    """Rename the steps inside of dicts and lists, in place."""
+    if isinstance(content, dict):
+        if content.get('type') in STEPS:
+            content.update(STEPS[content['type']])
+            content.pop('version', None)
+        content = list(content.values())
+    if isinstance(content, list | tuple):
+        for inner in content:
+            _rename(inner)

@@ -7,25 +7,24 @@ import numpy as np
 import torch
 from mmcv.ops import nms_rotated
 from mmrotate.core.post_processing import bbox_nms_rotated
-from torch import nn
 
 from mm2onnx_mmrotate.detections import RotatedDetections
-from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.images import PreparedImage
-from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
+from mmdeploy_ext.families.images import ImageReference, PreparedImage
 
 
-def rotated_detections(
-    model: nn.Module, images: Sequence[PreparedImage], rescale: bool, version: str
-) -> list[RotatedDetections]:
-    """Return the results of the detector's own test path, per image, in descending score order.
+class RotatedReference(ImageReference):
+    """A detector of mmrotate.
 
-    `images` are network inputs of one size. Boxes are in pixels of the originals with `rescale`, else of
-    the network input; `version` is that of the model's angles, which they get.
+    Attributes:
+        version: of the angles of its results.
     """
-    with equal_scores_by_index():
-        results = tested(model, images, metas_of(images), rescale)
-    return [rotated_boxes_of_classes(of_image, version) for of_image in results]
+
+    version: str
+
+    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
+        with equal_scores_by_index():
+            results = self.tested(images, rescale)
+        return [rotated_boxes_of_classes(of_image, self.version) for of_image in results]
 
 
 def rotated_boxes_of_classes(result: Sequence[np.ndarray], version: str) -> RotatedDetections:
@@ -53,5 +52,8 @@ def equal_scores_by_index() -> Iterator[None]:
         _, keep = nms_rotated(boxes[order], falling, iou_threshold)
         return boxes[order[keep]], order[keep]
 
-    with replaced_entry(vars(bbox_nms_rotated), 'nms_rotated', suppress):
+    bbox_nms_rotated.nms_rotated = suppress
+    try:
         yield
+    finally:
+        bbox_nms_rotated.nms_rotated = nms_rotated

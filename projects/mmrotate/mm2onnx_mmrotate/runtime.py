@@ -5,12 +5,14 @@ Glossary: B batch, n results of the image that has most, or candidates of an ima
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mm2onnx_mmrotate.detections import RotatedDetections
-from mmdeploy_ext.runtime.bev_nms import rotated_nms
+from mmdeploy_ext.families.heads import rotated_nms
+from mmdeploy_ext.runtime.detections import unpadded
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
@@ -23,11 +25,9 @@ def from_padded(outputs: Arrays, version: str) -> list[RotatedDetections]:
     `scale_factor` was fed, else of the network input, angle in radians, score, best first, and `labels` (B,
     n), -1 for padding. With `--max-candidates` n is constant. `version` is the angle version of the model.
     """
-    results = []
-    for dets, labels in zip(outputs['dets'], outputs['labels'], strict=True):
-        rows = labels >= 0
-        results.append(RotatedDetections(dets[rows, :5], dets[rows, 5], labels[rows], version))
-    return results
+    dets = outputs['dets']
+    results = unpadded(RotatedDetections, boxes=dets[..., :5], scores=dets[..., 5], labels=outputs['labels'])
+    return [dataclasses.replace(of_image, version=version) for of_image in results]
 
 
 def sizes_of(feeds: Arrays, batch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,35 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.contract.facts import Facts
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.ops.nms import BELOW_ALL
-from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
-from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, capped, gather_rows, limit, number
+from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, gather_rows, number
+from mmdeploy_ext.families.heads import NmsConfig
+from mmdeploy_ext.families.images import ConfigError
 
 LIMITS = ('nms_pre', 'max_per_img')
 """Entries of `test_cfg` that limit numbers of boxes."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RotatedNmsConfig(Facts):
-    """What `test_cfg` decides about results.
-
-    Attributes:
-        score_thr: class scores (before the score factor) must exceed this.
-        nms_pre: priors kept per level, by their best score times the score factor; -1 keeps all. Callers of
-            `RotatedSuppression` choose them.
-        iou_threshold: boxes whose IoU with a better one of their class is this or more are suppressed.
-        max_per_img: results kept per image; -1 keeps all.
-    """
-
-    score_thr: float
-    nms_pre: int
-    iou_threshold: float
-    max_per_img: int
-
-
-def rotated_nms_config(test_cfg: Mapping[str, Any]) -> RotatedNmsConfig:
+def rotated_nms_config(test_cfg: Mapping[str, Any]) -> NmsConfig:
     """Read a `test_cfg` of mmrotate; a limit of `LIMITS` that is missing, or not positive, becomes -1.
 
     ConfigError: `score_thr` or `nms.iou_thr` is missing, or an entry is no number.
@@ -48,7 +28,7 @@ def rotated_nms_config(test_cfg: Mapping[str, Any]) -> RotatedNmsConfig:
     if nms.get('iou_thr') is None:
         raise ConfigError(f'test_cfg.nms: got {dict(nms)}; expected iou_thr')
     limits = {name: number(name, test_cfg.get(name, -1), int) for name in LIMITS}
-    return RotatedNmsConfig(
+    return NmsConfig(
         score_thr=number('score_thr', test_cfg.get('score_thr'), float),
         iou_threshold=number('nms.iou_thr', nms['iou_thr'], float),
         **{name: value if value > 0 else -1 for name, value in limits.items()},
@@ -65,7 +45,7 @@ class RotatedSuppression:
             every shape is constant.
     """
 
-    config: RotatedNmsConfig
+    config: NmsConfig
     cap: int = 0
 
     def __call__(self, boxes: Tensor, scores: Tensor, factors: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -94,29 +74,8 @@ class RotatedSuppression:
         labels = pairs - rows * num_classes
         boxes = gather_rows(boxes.flatten(1, 2), pairs) if boxes.dim() == 4 else gather_rows(boxes, rows)
         valid = best > NO_CANDIDATE
-        keep = rotated_keep(class_offsets(boxes, labels, valid), valid, self.config.iou_threshold)
-        best = torch.where(keep, best, torch.full_like(best, NO_CANDIDATE))
-        if self.cap:
-            best, order = best.topk(capped(self.cap, self.config.max_per_img), dim=1)
-        else:
-            best, order = best.topk(limit(self.config.max_per_img, best.shape[1]), dim=1)
-            count = (best > NO_CANDIDATE).sum(dim=1).max()
-            best, order = best[:, :count], order[:, :count]
-        boxes, labels = gather_rows(boxes, order), labels.gather(1, order)
-        present = best > NO_CANDIDATE
-        dets = torch.cat([boxes, best[..., None]], dim=2)
-        dets = torch.where(present[..., None], dets, torch.zeros_like(dets))
-        labels = torch.where(present, labels, torch.full_like(labels, -1))
+        suppress = Suppression(
+            self.config.iou_threshold, self.config.max_per_img, trimmed=not self.cap, rotated=True
+        )
+        dets, labels = suppress(boxes, best, labels, valid)
         return (dets, labels, counts) if self.cap else (dets, labels)
-
-
-def class_offsets(boxes: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Return boxes (B, N, 5), those of each class shifted apart, so that one NMS suppresses within classes.
-
-    x and y of each centre grow by its label, of `labels` (B, N) int64, times a sum: the largest coordinate of
-    a centre plus the largest side plus 1, of the image's boxes that are `valid` (B, N) bool.
-    """
-    visible = torch.where(valid[..., None], boxes[..., :4], torch.full_like(boxes[..., :4], BELOW_ALL))
-    largest = visible[..., :2].amax(dim=(1, 2)) + visible[..., 2:].amax(dim=(1, 2))
-    offsets = labels.to(boxes.dtype) * (largest + 1)[:, None]
-    return torch.cat([boxes[..., :2] + offsets[..., None], boxes[..., 2:]], dim=2)

@@ -14,23 +14,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from mm2onnx_mmrotate.detections import UNIT_CORNERS, corners_of
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import SUBPIXEL_BITS, colour_pair, coverage, texture
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 WORLD = 1
 """Version of the world; raise it when the same seed gives other pictures, so that older sets are refused."""
@@ -44,7 +42,8 @@ TRIALS = 20
 """Places that are tried per object, all objects of a picture together."""
 GAP = 3.0
 """Pixels by which each object is grown on all sides, so that two are twice as far apart at least."""
-SPLITS = ('train', 'val')
+MANIFEST = 'READY.json'
+"""File of a finished set: its parameters."""
 _STREAMS = {'train': 0, 'val': 1, 'picture': 2}
 
 
@@ -203,36 +202,10 @@ def annotation_lines(boxes: np.ndarray, labels: np.ndarray) -> str:
     return ''.join(lines)
 
 
-def _write_split(folder: Path, seed: int, count: int) -> Iterator[int]:
-    """Write the pictures and annotations of a split that are not there yet; yield 1 after each."""
-    images, annotations = folder / 'images', folder / 'annfiles'
-    for subfolder in (images, annotations):
-        subfolder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        name = f'P{index:04d}'
-        if not (annotations / f'{name}.txt').is_file():
-            aerial = sample(seed, folder.name, index)
-            write_png(images / f'{name}.png', aerial.image_bgr)
-            with atomic_path(annotations / f'{name}.txt') as temporary:
-                temporary.write_text(annotation_lines(aerial.boxes, aerial.labels), encoding='utf-8')
-        yield 1
-
-
 def write_png(path: Path, image_bgr: np.ndarray) -> None:
-    """Write a picture (H, W, 3) uint8 as PNG, the only kind that mmrotate's `DOTADataset` reads.
-
-    DataError: OpenCV cannot encode it.
-    """
-    done, encoded = cv2.imencode('.png', image_bgr)
-    if not done:
-        raise DataError(f'{path}: OpenCV could not encode the picture of shape {image_bgr.shape}')
+    """Write a picture (H, W, 3) uint8 as PNG, the only kind that mmrotate's `DOTADataset` reads."""
+    _, encoded = cv2.imencode('.png', image_bgr)
     path.write_bytes(encoded.tobytes())
-
-
-def check_seed(seed: int) -> None:
-    """Raise UsageError for a seed below 0."""
-    if seed < 0:
-        raise UsageError(f'--seed: got {seed}, expected 0 or more')
 
 
 def ensure_toy_dota(
@@ -241,77 +214,62 @@ def ensure_toy_dota(
     seed: int = 0,
     train_images: int = TRAIN_IMAGES,
     val_images: int = VAL_IMAGES,
-    force: bool = False,
-    quiet: bool = False,
 ) -> bool:
-    """Make the set unless it exists already.
+    """Make the set unless it exists already; return whether it was made.
 
-    Args:
-        root: folder of the set; it is written atomically.
-        seed: seed of the set; together with the following two it decides on the content.
-        train_images: number of pictures in `train`.
-        val_images: number of pictures in `val`.
-        force: replace a generated set at `root`, whether its parameters are these or others; other folders
-            are never replaced.
-        quiet: show no progress bar.
-
-    Returns:
-        True if the set was made, False if it existed.
-
-    Raises:
-        DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
-            parameters or lost files.
-        UsageError: a parameter is out of range, or, without `force`, the manifest of a set at `root` is no
-            JSON.
+    FileExistsError: `root` is another folder, or a set with other parameters.
     """
-    check_seed(seed)
-    for option, count in {'--train-images': train_images, '--val-images': val_images}.items():
-        if count < 1:
-            raise UsageError(f'{option}: got {count}, expected at least 1')
-    counts = dict(zip(SPLITS, (train_images, val_images), strict=True))
-    parameters: dict[str, Any] = dict(kind='dota', world=WORLD, seed=seed, **counts)
-
-    def write(folder: Path) -> Iterator[int]:
-        for split, count in counts.items():
-            yield from _write_split(folder / split, seed, count)
-
-    return staging.make_set(Path(root), parameters, write, sum(counts.values()), force=force, quiet=quiet)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Make the set or the picture of the command line, and return 0.
-
-    The picture has the index 0 of the split 'picture'. `args` are those of `main`.
-
-    UsageError: an option is out of range; DataError: as `ensure_toy_dota` and `write_png`.
-    """
-    if args.picture:
-        check_seed(args.seed)
-        if not args.picture.lower().endswith('.png'):
-            raise UsageError(f'--picture {args.picture}: expected a .png file')
-        with atomic_path(args.picture) as temporary:
-            write_png(temporary, sample(args.seed, 'picture', 0).image_bgr)
-        print(f'{args.picture}: written')
-        return 0
-    staging.make_pictures(args, ensure_toy_dota)
-    return 0
+    root, counts = Path(root), dict(train=train_images, val=val_images)
+    parameters = dict(world=WORLD, seed=seed, **counts)
+    if root.exists():
+        manifest = root / MANIFEST
+        if manifest.is_file() and json.loads(manifest.read_text(encoding='utf-8')) == parameters:
+            return False
+        raise FileExistsError(f'{root}: exists, and is no set of {parameters}; remove it, or name another')
+    unfinished = root.with_name(f'.{root.name}.part')
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for split, count in counts.items():
+        images, annotations = unfinished / split / 'images', unfinished / split / 'annfiles'
+        images.mkdir(parents=True)
+        annotations.mkdir()
+        for index in range(count):
+            aerial, name = sample(seed, split, index), f'P{index:04d}'
+            write_png(images / f'{name}.png', aerial.image_bgr)
+            lines = annotation_lines(aerial.boxes, aerial.labels)
+            (annotations / f'{name}.txt').write_text(lines, encoding='utf-8')
+    (unfinished / MANIFEST).write_text(json.dumps(parameters), encoding='utf-8')
+    unfinished.rename(root)
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture of the same world; return the exit status, 0 of a success.
-
-    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
-    the parser refuses.
-    """
-    parser = cli.ArgumentParser(
+    """Make the set, or one picture of the same world, and return 0; SystemExit: an option is out of range."""
+    parser = argparse.ArgumentParser(
         prog='python -m mm2onnx_mmrotate.synthetic', description="Generate a data set in DOTA's format."
     )
-    staging.add_pictures(parser, 'data/toy_dota', TRAIN_IMAGES, VAL_IMAGES)
-    text = 'write one picture of no split, a PNG, not a set'
-    cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
-    cli.add_debug_option(parser)
-    return cli.run(run, parser, argv)
+    parser.add_argument('--out', default='data/toy_dota', help='folder of the set (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
+    parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
+    parser.add_argument('--picture', metavar='FILE', help='write one picture of no split, a PNG, not a set')
+    args = parser.parse_args(argv)
+    for option, minimum in dict(seed=0, train_images=1, val_images=1).items():
+        if getattr(args, option) < minimum:
+            parser.error(f'--{option.replace("_", "-")}: expected {minimum} or more')
+    if args.picture:
+        if not args.picture.lower().endswith('.png'):
+            parser.error(f'--picture {args.picture}: expected a .png file')
+        write_png(Path(args.picture), sample(args.seed, 'picture', 0).image_bgr)
+        print(f'{args.picture}: written')
+        return 0
+    counts = dict(train_images=args.train_images, val_images=args.val_images)
+    try:
+        was_made = ensure_toy_dota(args.out, seed=args.seed, **counts)
+    except FileExistsError as error:
+        parser.error(str(error))
+    made = f'{args.train_images} training and {args.val_images} validation pictures made'
+    print(f'{args.out}: {made if was_made else "already there"}')
+    return 0
 
 
 if __name__ == '__main__':

@@ -17,20 +17,14 @@ import numpy as np
 
 from mm2onnx_mmrotate import readings
 from mm2onnx_mmrotate.detections import corners_of
-from mm2onnx_mmrotate.draw import draw
-from mmdeploy_ext.runtime import bev_nms
-from mmdeploy_ext.tasks import bbox2d, matching
+from mmdeploy_ext.families.heads import intersection_areas
+from mmdeploy_ext.tasks import bbox2d
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mm2onnx_mmrotate.detections import RotatedDetections
-    from mmdeploy_ext.tasks.half_bars import HalfBars
-    from mmdeploy_ext.tasks.matching import Pairing
 
 RESULTS, PLACE = 'rotated boxes', 'worst IoU'
-fit_pair = bbox2d.fit_pair
-"""(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
+fit_pair, half_text = bbox2d.fit_pair, bbox2d.half_text
 CORNER_SHARE = 1e-5
 """Share of the longer side by which corners may differ; from 500 pixels on it is more than `CORNER_EPS`.
 
@@ -40,17 +34,13 @@ differed by up to 5e-6 of themselves.
 """
 
 
-problem = functools.partial(matching.broken_boxes, 'boxes', 5)
+problem = functools.partial(bbox2d.problem, name='boxes', columns=5)
 """(reference, candidate) -> why two lists cannot be compared; '' if they can."""
 
 
-def half_bars(bars: HalfBars) -> dict[str, float]:
+def half_bars(bars: Any) -> dict[str, float]:
     """Return the bars of `pair_up` for float16 and INT8 files, which may give any reading of a rectangle."""
-    return dict(matching.overlap_bars(bars), turn_bar=readings.MOST_TURNS)
-
-
-half_text = matching.overlap_text
-"""(bars) -> the bar of the IoU for such files in words."""
+    return dict(bbox2d.half_bars(bars), turn_bar=readings.MOST_TURNS)
 
 
 def pair_up(
@@ -59,7 +49,7 @@ def pair_up(
     iou_bar: float = bbox2d.IOU_BAR,
     score_bar: float = bbox2d.SCORE_BAR,
     turn_bar: float = 0.0,
-) -> Pairing:
+) -> Any:
     """Pair two lists of finite detections one to one, within a class; the nearness is the rotated IoU.
 
     Args:
@@ -70,39 +60,15 @@ def pair_up(
         turn_bar: largest number of quarter turns by which the readings of a pair differ; those that rounding
             explains do not count.
     """
-    iou = class_iou(reference, candidate)
     turns = readings.quarter_turns(reference.boxes[:, None, 4], candidate.boxes[None, :, 4])
     are_explained = readings.is_wrap(reference.boxes[:, None], turns, reference.version)
-    gaps = [('quarter turns', np.where(are_explained, 0.0, np.abs(turns)), turn_bar)]
-    return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, bbox2d.PAIR_IOU, score_bar, gaps)
+    gaps = [('quarter turns of the angle', np.where(are_explained, 0.0, np.abs(turns)), turn_bar)]
+    iou = class_iou(reference, candidate)
+    return bbox2d.pair_by_iou(reference, candidate, iou, iou_bar, score_bar, gaps)
 
 
-def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`.
-
-    `worst` takes values (P,) and returns the largest one of the pairs that count; a further argument is what
-    it returns if none does.
-    """
-    fields, text = matching.iou_figures(pairing, worst)
-    if turns := worst(pairing.gaps['quarter turns']):
-        text += f', angle off by up to {turns:g} quarter turns'
-    return fields, text
-
-
-match_detections = functools.partial(
-    matching.match_lists,
-    problem=problem,
-    pair_by=pair_up,
-    figures=figures,
-    score_thr=0.05,
-    score_bar=bbox2d.SCORE_BAR,
-)
-"""(name, reference, candidate) -> `DetectionRow` of rotated boxes in pixels of the image of this name.
-
-They are matched as `matching.match_lists` does; further bars are `iou_bar` and `turn_bar`.
-"""
-draw_pair = functools.partial(bbox2d.side_by_side, draw=draw, problem=problem, pair_by=pair_up)
-"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' boxes, see `bbox2d.side_by_side`."""
+match_detections = functools.partial(bbox2d.match_detections, problem=problem, pair_by=pair_up)
+draw_pair = functools.partial(bbox2d.draw_pair, problem=problem, pair_by=pair_up)
 
 
 def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
@@ -121,7 +87,7 @@ def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.
     areas, candidate_areas = (np.abs(side[:, 2] * side[:, 3]) for side in (boxes, candidate_boxes))
     touch = distance <= reach[:, None] + candidate_reach + bbox2d.CORNER_EPS
     rows, columns = np.nonzero(same_class & touch)
-    shared = bev_nms.intersection_areas(corners[rows], candidate_corners[columns])
+    shared = intersection_areas(corners[rows], candidate_corners[columns])
     union = areas[rows] + candidate_areas[columns] - shared
     iou[rows, columns] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     # corners that agree have centres that do: these are few pairs, of up to a million that touch

@@ -1,7 +1,6 @@
 """Boxes of one-stage heads, by numpy and by PyTorch, against mmrotate's own coders."""
 
 import itertools
-import types
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ from mmcv.utils import build_from_cfg
 from mmdet.core.bbox.builder import BBOX_CODERS
 from mmrotate.core.bbox.transforms import norm_angle as upstream_norm_angle
 
-from mm2onnx_mmrotate import deltas as delta_coders
 from mm2onnx_mmrotate.angles import VERSIONS, norm_angle
-from mm2onnx_mmrotate.dense import coders, kinds, settings
+from mm2onnx_mmrotate.deltas import delta_of
+from mm2onnx_mmrotate.dense import kinds, settings
 
 ENDS = [-np.pi, -np.pi / 2, -np.pi / 4, 0, np.pi / 4, np.pi / 2, 3 * np.pi / 4, np.pi, 3 * np.pi / 2]
 SETTINGS = [
@@ -40,12 +39,12 @@ def deltas_and_priors(count=400, seed=0):
     return deltas, priors
 
 
-def both(facts, rows, priors, level=0):
+def both(coder, rows, priors, level=0):
     """Return boxes by PyTorch and by numpy for rows (A, columns) and priors (A, columns)."""
     batch = {name: value[None] for name, value in rows.items()}
-    by_torch = coders.boxes_of(torch, facts, batch, priors, level)
+    by_torch = coder.boxes(torch, priors, batch, level)
     arrays = {name: value[None].numpy() for name, value in rows.items()}
-    return by_torch[0], coders.boxes_of(np, facts, arrays, priors.numpy(), level)[0]
+    return by_torch[0], coder.boxes(np, priors.numpy(), arrays, level)[0]
 
 
 @pytest.mark.parametrize('changes', SETTINGS, ids=repr)
@@ -54,11 +53,8 @@ def test_deltas_become_the_boxes_of_mmrotate(version, changes):
     content = dict(type='DeltaXYWHAOBBoxCoder', angle_range=version, **changes)
     coder = build_from_cfg(content, BBOX_CODERS)
     deltas, priors = deltas_and_priors()
-    facts = types.SimpleNamespace(
-        coder=delta_coders.delta_of(coder, 'delta'), head=types.SimpleNamespace(refined=False)
-    )
     expected = coder.decode(priors, deltas)
-    by_torch, by_numpy = both(facts, dict(bbox_pred=deltas), priors)
+    by_torch, by_numpy = both(delta_of(coder, 'delta'), dict(bbox_pred=deltas), priors)
     assert torch.equal(by_torch, expected)
     np.testing.assert_allclose(by_numpy, expected.numpy(), rtol=1e-5, atol=1e-4)
 
@@ -78,14 +74,14 @@ def test_rows_of_other_heads_become_the_boxes_of_mmrotate(name):
     else:
         rows['bbox_pred'] = deltas
     expected = kind.boxes(head, 0, rows, priors)
-    by_torch, by_numpy = both(facts, rows, priors)
+    by_torch, by_numpy = both(facts.coder, rows, priors)
     torch.testing.assert_close(by_torch, expected, rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(by_numpy, expected.numpy(), rtol=1e-5, atol=1e-4)
     scores, factors = kind.scores(head, rows)
     batch = {output: value[None] for output, value in rows.items()}
-    assert torch.equal(coders.scores_of(torch, facts, batch)[0], scores)
+    assert torch.equal(facts.head.class_scores(torch, batch)[0], scores)
     if factors is not None:
-        assert torch.equal(coders.factors_of(torch, facts, batch)[0], factors)
+        assert torch.equal(facts.head.score_factors(torch, batch, facts.coder)[0], factors)
 
 
 def test_another_coder_is_refused_by_name():

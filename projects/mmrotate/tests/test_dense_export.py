@@ -104,9 +104,7 @@ def test_nothing_and_one_result_pass_through():
         model.bbox_head.test_cfg.score_thr = threshold
         session, options = exported(family, model, form='full', dynamic=True)
         results = results_of(family, model, options, run(session, feeds), feeds)
-        for expected, candidate in zip(
-            family.reference(model).results(images, False), results, strict=True
-        ):
+        for expected, candidate in zip(family.reference(model).results(images, False), results, strict=True):
             assert len(candidate) == len(expected) and (count is None or len(candidate) == count)
 
 

@@ -12,8 +12,10 @@ import small_models
 import torch
 
 import mmdeploy_ext
-from mm2onnx_mmrotate import angles, suppression
-from mm2onnx_mmrotate.dense import coders, forms, networks
+from mm2onnx_mmrotate import angles
+from mm2onnx_mmrotate.deltas import Delta
+from mm2onnx_mmrotate.dense import forms, networks
+from mmdeploy_ext.exporting.postprocess import suppression
 from mmdeploy_ext.proving.open_points import untraced_methods
 
 SIZE = dict(height=160, width=192)
@@ -64,16 +66,16 @@ FAULTS = {
     'angle version exchanged': ('retina_le90', lambda: changed(forms, 'facts_of', other_version)),
     'angle version exchanged, le135': ('atss_le135', lambda: changed(forms, 'facts_of', other_version)),
     'wrap at pi/2 off': ('retina_le90', lambda: mock.patch.object(angles, 'VERSIONS', WRAP_OFF)),
-    'w and h exchanged': ('retina_oc', lambda: changed(coders, 'boxes_of', swapped_sides)),
+    'w and h exchanged': ('retina_oc', lambda: changed(Delta, 'boxes', swapped_sides)),
     'IoU of upright boxes': ('retina_oc', lambda: mock.patch.object(suppression, 'rotated_keep', upright)),
     'NMS class offset missing': (
         'retina_oc',
-        lambda: mock.patch.object(suppression, 'class_offsets', lambda boxes, *_: boxes),
+        lambda: mock.patch.object(suppression, 'rotated_class_offsets', lambda boxes, *_: boxes),
     ),
     'centres are not clipped': (
         'retina_oc',
         lambda: changed(
-            forms, 'described', lambda head, *_: type(head)(**dict(head.to_json(), clips=False))
+            forms, 'facts_of', lambda facts, *_: dataclasses.replace(facts, clip_border=False)
         ),
     ),
     'x of a centre taken for the column': (

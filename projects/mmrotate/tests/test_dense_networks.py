@@ -7,7 +7,6 @@ from mmcv.ops import rotated_feature_align
 from mmrotate.models.detectors.utils import AlignConv
 
 from mm2onnx_mmrotate.dense import networks, reference
-from mmdeploy_ext.exporting.copy import prepared
 
 
 def boxes(height, width, batch=2, seed=0):
@@ -39,7 +38,7 @@ def test_a_batch_gives_the_outputs_of_mmrotate(name):
     images = small_models.pictures(2)
     with torch.no_grad():
         outputs = networks.flat_outputs(model, images)
-        folded = networks.flat_outputs(prepared(model), images)
+        folded = networks.flat_outputs(networks.with_turned_filters(model), images)
         expected = reference.upstream_outputs(model, images)
     for output, copy, right in zip(outputs, folded, expected, strict=True):
         scale = float(right.abs().max())

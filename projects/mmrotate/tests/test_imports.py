@@ -24,7 +24,6 @@ importlib.import_module(sys.argv[2])
 MODULES = (
     '',
     '.detections',
-    '.draw',
     '.runtime',
     '.dense.runtime',
     '.two_stage.runtime',

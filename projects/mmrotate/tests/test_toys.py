@@ -32,7 +32,7 @@ def checkpoint(toy):
 def data(tmp_path_factory):
     """Return a small generated set, and the overrides of a config that name it."""
     root = tmp_path_factory.mktemp('data') / 'toy_dota'
-    synthetic.ensure_toy_dota(root, train_images=1, val_images=VAL_IMAGES, quiet=True)
+    synthetic.ensure_toy_dota(root, train_images=1, val_images=VAL_IMAGES)
     test = f'data.test.ann_file={root}/val/annfiles/', f'data.test.img_prefix={root}/val/images/'
     return root, [*test, 'data.workers_per_gpu=0']
 
@@ -69,9 +69,12 @@ def test_its_boxes_are_drawn_and_written_with_their_corners(exported, data, tmp_
     np.testing.assert_allclose(corners_of(boxes), corners, atol=5e-3)
 
 
-@pytest.mark.parametrize('words', [['boxes.jpg'], ['boxes.png', '--seed', '-1']])
+@pytest.mark.parametrize(
+    'words', [['boxes.jpg'], ['boxes.png', '--seed', '-1'], ['boxes.png', '--val-images', '0']]
+)
 def test_a_picture_that_cannot_be_made_ends_with_the_status_of_usage(words, tmp_path, capsys):
-    assert synthetic.main(['--picture', str(tmp_path / words[0]), *words[1:]]) == 2
+    with pytest.raises(SystemExit, match='2'):
+        synthetic.main(['--picture', str(tmp_path / words[0]), *words[1:]])
     assert 'expected' in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 

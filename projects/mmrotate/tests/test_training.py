@@ -6,7 +6,6 @@ import pytest
 
 from mm2onnx_mmrotate import synthetic
 from mm2onnx_mmrotate.detections import corners_of
-from mmdeploy_ext.core.errors import DataError, UsageError
 
 SIZES = dict(train_images=2, val_images=3)
 
@@ -14,19 +13,17 @@ SIZES = dict(train_images=2, val_images=3)
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp('data') / 'toy_dota'
-    assert synthetic.ensure_toy_dota(root, **SIZES, quiet=True)
+    assert synthetic.ensure_toy_dota(root, **SIZES)
     return root
 
 
 def test_a_set_is_made_once_and_the_same_again(root, tmp_path):
-    assert not synthetic.ensure_toy_dota(root, **SIZES, quiet=True)
+    assert not synthetic.ensure_toy_dota(root, **SIZES)
     assert synthetic.main(['--out', str(tmp_path / 'again'), '--train-images', '2', '--val-images', '3']) == 0
     for path in root.glob('val/*/*'):
         assert path.read_bytes() == (tmp_path / 'again' / path.relative_to(root)).read_bytes()
-    with pytest.raises(DataError, match='was made with'):
+    with pytest.raises(FileExistsError, match=f'{root}: exists'):
         synthetic.ensure_toy_dota(root, train_images=3, val_images=3)
-    with pytest.raises(UsageError, match='--val-images: got 0'):
-        synthetic.ensure_toy_dota(tmp_path / 'none', val_images=0)
 
 
 @pytest.mark.parametrize('version', ['oc', 'le90', 'le135'])

@@ -10,7 +10,6 @@ from two_stage_toys import KINDS, toy
 import mm2onnx_mmrotate  # noqa: F401 registers the families
 from mm2onnx_mmrotate.polygons import bounds_of_box, box_of_polygon, box_of_upright
 from mm2onnx_mmrotate.reference import equal_scores_by_index, rotated_boxes_of_classes
-from mm2onnx_mmrotate.two_stage.coders import midpoint_offset
 from mm2onnx_mmrotate.two_stage.heads import midpoint_settings
 from mm2onnx_mmrotate.two_stage.runtime import detections
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -152,7 +151,7 @@ def test_midpoint_offsets_become_mmrotates_boxes(version):
     anchors = torch.rand(2000, 4, generator=generator) * 100
     anchors[:, 2:] += anchors[:, :2]
     deltas = torch.randn(2000, 6, generator=generator)
-    found = midpoint_offset(torch, anchors, deltas[None], midpoint_settings(coder))[0]
+    found = midpoint_settings(coder).boxes(torch, anchors, dict(bbox_pred=deltas[None]), 0)[0]
     torch.testing.assert_close(found, coder.decode(anchors, deltas), rtol=1e-5, atol=2e-4)
 
 

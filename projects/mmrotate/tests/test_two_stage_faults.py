@@ -6,11 +6,12 @@ import pytest
 import torch
 from test_two_stage import Metadata, by_mmrotate, detector, run
 
-from mm2onnx_mmrotate import angles, suppression
+from mm2onnx_mmrotate import angles
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.task import match_detections
 from mm2onnx_mmrotate.two_stage import boxes, coders
 from mm2onnx_mmrotate.two_stage.runtime import detections
+from mmdeploy_ext.exporting.postprocess import suppression
 
 
 def other_layers(monkeypatch, **changes):
@@ -42,7 +43,7 @@ def half_cell(monkeypatch):
 
 
 def no_class_offset(monkeypatch):
-    monkeypatch.setattr(suppression, 'class_offsets', lambda boxes, labels, valid: boxes)
+    monkeypatch.setattr(suppression, 'rotated_class_offsets', lambda boxes, labels, valid: boxes)
 
 
 def sides_exchanged(monkeypatch):
@@ -67,7 +68,7 @@ def unclipped_centres(monkeypatch):
     monkeypatch.setitem(
         coders.CODERS,
         'rotated_delta',
-        lambda xp, regions, rows, coder, clip_hw: coders.boxes_of_deltas(xp, regions, rows, coder),
+        lambda xp, regions, rows, coder, clip_hw: coder.boxes(xp, regions, rows, 0),
     )
 
 
@@ -78,7 +79,7 @@ def other_version(monkeypatch):
         coders.CODERS,
         'rotated_delta',
         lambda xp, regions, rows, coder, clip_hw: decode(
-            xp, regions, rows, dict(coder, version='le135'), clip_hw
+            xp, regions, rows, dataclasses.replace(coder, version='le135'), clip_hw
         ),
     )
 

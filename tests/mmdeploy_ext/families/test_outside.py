@@ -1,7 +1,9 @@
 """A family of a package of one's own: `outside_package`, which docs/own-family.md shows."""
 
+import ast
 import functools
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -45,6 +47,29 @@ def test_the_page_shows_the_package():
     page = (REPOSITORY / 'docs/own-family.md').read_text(encoding='utf-8')
     for path in [*(OUTSIDE / 'gauges').glob('*.py'), OUTSIDE / 'config.py', OUTSIDE / 'pyproject.toml']:
         assert f'\n{path.read_text(encoding="utf-8")}```' in page, path.name
+
+
+def imports_of(folder):
+    """Return the modules of this package that the files of a folder import, without its name."""
+    found = set()
+    for path in folder.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if not (isinstance(node, ast.ImportFrom) and node.module.split('.')[0] == 'mmdeploy_ext'):
+                continue
+            for alias in node.names:
+                name = f'{node.module}.{alias.name}'
+                is_module = (REPOSITORY / name.replace('.', '/')).with_suffix('.py').is_file()
+                found.add((name if is_module else node.module).removeprefix('mmdeploy_ext.'))
+    return found
+
+
+@pytest.mark.parametrize('package', [OUTSIDE, REPOSITORY / 'projects/mmrotate/mm2onnx_mmrotate'])
+def test_packages_outside_import_the_modules_that_the_page_lists_and_no_others(package):
+    page = (REPOSITORY / 'docs/own-family.md').read_text(encoding='utf-8')
+    table = page.partition('## What to import')[2].partition('\n## ')[0]
+    public = set(re.findall(r'^\| `([\w.]+)`', table, re.M))
+    assert len(public) <= 12
+    assert {'mmdeploy_ext', 'families.images'} <= imports_of(package) <= public
 
 
 @pytest.fixture(scope='module')

@@ -20,6 +20,7 @@ from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.graphs import raw_names
 from mmdeploy_ext.families.dense.heads import Decode
+from mmdeploy_ext.families.parts.runtime import dense
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect
@@ -66,7 +67,7 @@ def raw_outputs(head, seed, batch, size):
     tensors = [
         torch.randn(batch, per_cell * columns, *shape, generator=generator) * 3
         for columns in (3, 4, 1)
-        for shape in runtime.level_shapes(*size, STRIDES)
+        for shape in dense.level_shapes(*size, STRIDES)
     ]
     return dict(zip(raw_names(detector(head)), tensors, strict=True))
 
@@ -124,9 +125,9 @@ def test_scores_outside_of_0_to_1_and_labels_of_no_class_are_refused():
 @pytest.mark.parametrize('size', [(64, 96), (33, 70), (8, 8)])
 def test_anchors_are_mmdets_bit_for_bit(kind, size):
     generator = build_prior_generator(dict(type='AnchorGenerator', strides=STRIDES, **GENERATORS[kind]))
-    shapes = runtime.level_shapes(*size, STRIDES)
+    shapes = dense.level_shapes(*size, STRIDES)
     wanted = generator.grid_priors(shapes, device='cpu')
-    found = runtime.priors_of(shapes, STRIDES, [base.tolist() for base in generator.base_anchors])
+    found = dense.priors_of(shapes, STRIDES, [base.tolist() for base in generator.base_anchors])
     for reference, anchors in zip(wanted, found, strict=True):
         assert anchors.dtype == np.float32
         np.testing.assert_array_equal(anchors, reference.numpy())
@@ -135,7 +136,7 @@ def test_anchors_are_mmdets_bit_for_bit(kind, size):
 @pytest.mark.parametrize('size', [(608, 608), (800, 1344), (33, 70), (1, 9)])
 def test_level_shapes_are_those_of_stride_two_convolutions(size):
     x = torch.zeros(1, 1, *size)
-    found = runtime.level_shapes(*size, [8, 16, 32, 64, 128])
+    found = dense.level_shapes(*size, [8, 16, 32, 64, 128])
     for _ in range(3):
         x = torch.nn.functional.conv2d(x, torch.zeros(1, 1, 3, 3), stride=2, padding=1)
     for shape in found:
@@ -164,10 +165,10 @@ def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale, ctr_clam
 def test_numpy_decode_torch_decode_and_mmdet_agree(kind):
     head, size = make_head(kind), (70, 90)
     raw = raw_outputs(head, 1, 2, size)
-    found = runtime.decode_raw({name: value.numpy() for name, value in raw.items()}, *size, facts_of(head))
+    found = dense.decode_raw({name: value.numpy() for name, value in raw.items()}, *size, facts_of(head))
     with torch.no_grad():
         levels = Decode(head, facts_of(head))(*raw.values())
-    priors = head.prior_generator.grid_priors(runtime.level_shapes(*size, STRIDES), device='cpu')
+    priors = head.prior_generator.grid_priors(dense.level_shapes(*size, STRIDES), device='cpu')
     deltas = [raw[f'bbox_pred_{i}'].permute(0, 2, 3, 1).reshape(2, -1, 4) for i in range(3)]
     by_mmdet = torch.cat(
         [
@@ -189,7 +190,7 @@ def test_feature_maps_of_another_size_are_refused():
     head = make_head()
     raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
     with pytest.raises(ShapeError, match=r'cls_score_\*.*96x64'):
-        runtime.decode_raw(raw, 96, 64, facts_of(head))
+        dense.decode_raw(raw, 96, 64, facts_of(head))
 
 
 def test_a_map_of_another_size_than_the_others_of_its_level_is_refused():
@@ -197,7 +198,7 @@ def test_a_map_of_another_size_than_the_others_of_its_level_is_refused():
     outputs = {name: tensor.numpy() for name, tensor in raw_outputs(head, 0, 1, (64, 96)).items()}
     outputs['bbox_pred_1'] = outputs['bbox_pred_1'][..., :-1]
     with pytest.raises(ShapeError, match='bbox_pred_1: is a map of'):
-        runtime.decode_raw(outputs, 64, 96, facts_of(head))
+        dense.decode_raw(outputs, 64, 96, facts_of(head))
 
 
 def test_the_thresholds_of_a_file_without_factors_apply_to_the_product():
@@ -214,7 +215,7 @@ def test_the_thresholds_of_a_file_without_factors_apply_to_the_product():
 def test_decoded_rows_that_do_not_fit_the_input_are_refused():
     head = make_head()
     raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
-    outputs = runtime.decode_raw(raw, 64, 64, facts_of(head))
+    outputs = dense.decode_raw(raw, 64, 64, facts_of(head))
     metadata = types.SimpleNamespace(form='decode', postprocess=facts_of(head))
     feeds = dict(input=np.zeros((1, 3, 64, 72), np.float32))
     with pytest.raises(ShapeError, match=r'84.*98.*64x72'):

@@ -23,14 +23,22 @@ def test_a_box_is_drawn_in_the_colour_of_its_class_and_the_image_is_left_alone()
     assert (GREY == 127).all() and picture.shape == GREY.shape
 
 
+def outlined(points, label=0) -> Detections:
+    class Outlined(Detections):
+        outlines = points
+
+    results = one([50, 100, 200, 250], label=label)
+    return Outlined(results.bboxes_xyxy, results.scores, results.labels)
+
+
 def test_outlines_are_drawn_in_place_of_boxes():
     diamond = np.array([[[125, 100], [200, 175], [125, 250], [50, 175]]])
-    picture = draw.draw_detections(GREY, one([50, 100, 200, 250], label=1), ['cat', 'dog'], outlines=diamond)
+    picture = draw.draw_detections(GREY, outlined(diamond, label=1), ['cat', 'dog'])
     colour = draw.class_colour(1)
     assert all(tuple(picture[y, x]) == colour for x, y in diamond[0])
     assert (picture[250, 50] == 127).all()  # a corner of the upright box
     odd = np.array([[[np.nan, -1e30], [1e30, 175], [125, np.inf]]])
-    draw.draw_detections(GREY, one([50, 100, 200, 250]), ['cat'], outlines=odd)
+    draw.draw_detections(GREY, outlined(odd), ['cat'])
 
 
 def test_results_are_drawn_by_the_runtime_of_their_family_if_it_draws(monkeypatch):

@@ -2,7 +2,6 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.families.images import Claim, GraphSpec, ImageFamily, ImageReference, Stage, TensorSpec
-from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 
 
 class Network(nn.Module):
@@ -16,15 +15,10 @@ class Network(nn.Module):
         return torch.cat([boxes / scale_factor[:, None], scores[..., None]], 2), labels
 
 
-class GaugeReference(ImageReference):
-    def results(self, images, rescale):
-        return box_detections(self.model, images, rescale)
-
-
 class GaugeFamily(ImageFamily):
     name, task, forms = 'gauges', 'bbox2d', ('full',)
     untraced = ('simple_test',)
-    reference = GaugeReference
+    reference = ImageReference
 
     def claims(self, cfg):
         return Claim.HEAD if cfg.model.get('bbox_head', {}).get('type') == 'GaugeHead' else Claim.NO

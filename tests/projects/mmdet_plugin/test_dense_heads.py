@@ -22,10 +22,10 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.dense import heads, reference, runtime
-from mmdeploy_ext.families.dense.family import largest_num_candidates
 from mmdeploy_ext.families.dense.graphs import DecodeForm, DenseFullForm, decode_names, raw_names
 from mmdeploy_ext.families.model import check_options
 from mmdeploy_ext.families.parts.dense_heads import KINDS
+from mmdeploy_ext.families.parts.runtime import dense
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)
@@ -112,7 +112,7 @@ def test_a_limit_that_no_image_reaches_changes_nothing(head):
     raw, clips, scales = images(head)
     facts = heads.facts_of(head)
     shapes = [tuple(-(-side // stride) for side in SIZE) for stride in facts.strides]
-    cap = min(2000, largest_num_candidates(facts, shapes))
+    cap = min(2000, dense.largest_num_candidates(facts, shapes))
     same(
         eager(DenseFullForm(detector(head), cap), raw, clips, scales),
         by_mmdet(head, raw, clips, scales),
@@ -134,7 +134,7 @@ def test_decoded_tensors_are_those_of_the_heads_own_coder(head):
             )
         )
     facts = dense_heads.FAMILY.facts(model)
-    by_numpy = runtime.decode_raw({name: one.numpy() for name, one in named.items()}, *SIZE, facts)
+    by_numpy = dense.decode_raw({name: one.numpy() for name, one in named.items()}, *SIZE, facts)
     assert found.keys() == wanted.keys() <= by_numpy.keys()
     for name, value in wanted.items():
         for ours in (found[name], by_numpy[name]):

@@ -8,30 +8,21 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet.models.builder import DETECTORS, HEADS
+from mmdet.models.builder import HEADS
 from mmrotate.models.dense_heads import CSLRRetinaHead, RotatedRetinaHead
 from mmrotate.models.detectors import RotatedBaseDetector
 from torch import nn
 
 from mm2onnx_mmrotate.dense import graphs
-from mm2onnx_mmrotate.dense.facts import HeadFacts, RotatedDenseFacts
-from mm2onnx_mmrotate.dense.kinds import KINDS
+from mm2onnx_mmrotate.dense.facts import RotatedDenseFacts
+from mm2onnx_mmrotate.dense.kinds import kind_of_class
 from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.reference import RotatedDenseReference
-from mm2onnx_mmrotate.dense.settings import facts_of, thresholds
-from mm2onnx_mmrotate.pipeline import preprocess_rule
-from mmdeploy_ext.contract.facts import plain
-from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import nearest_base
-from mmdeploy_ext.exporting.postprocess.suppression import capped
-from mmdeploy_ext.families.dense.runtime import level_shapes
-from mmdeploy_ext.families.images import Claim, ImageFamily, Options, PreprocessRule
+from mm2onnx_mmrotate.dense.settings import facts_of
+from mm2onnx_mmrotate.pipeline import as_mmdet
+from mmdeploy_ext.families.heads import largest_num_candidates, level_shapes
+from mmdeploy_ext.families.images import Claim, ConfigError, ImageFamily, Options, PreprocessRule
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.models.building import registered_class
-
-UNREAD = ('min_bbox_size',)
-"""Entries of `test_cfg` that no head reads."""
 
 
 class RotatedDenseFamily(ImageFamily):
@@ -50,29 +41,28 @@ class RotatedDenseFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """Return `Claim.HEAD` if the last head of a detector of mmrotate is of an exported kind, else NO."""
-        detector, (*_, key) = registered_class(DETECTORS, cfg.model.get('type')), heads_of(cfg.model)
-        head = registered_class(HEADS, part_of(cfg.model, key).get('type'))
-        if head is None or detector is None or not issubclass(detector, RotatedBaseDetector):
+        if not detector_parts.detects(cfg, RotatedBaseDetector):
             return Claim.NO
-        return Claim.HEAD if nearest_base(head, KINDS) else Claim.NO
+        *_, key = heads_of(cfg.model)
+        head = HEADS.get(str(part_of(cfg.model, key).get('type')))
+        return Claim.HEAD if isinstance(head, type) and kind_of_class(head) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        with refused_by_name(cfg):
-            for key in heads_of(cfg.model):
-                settings = dict(copy.deepcopy(part_of(cfg.model, key)), train_cfg=None)
-                head = detector_parts.built_head(
-                    dict(settings, test_cfg=detector_parts.test_cfg_of(cfg)), f'model.{key}'
-                )
-                facts = facts_of(head)
-            config = thresholds(head)
-            for key in heads_of(cfg.model)[:-1]:
-                check_inner_head(key, part_of(cfg.model, key))
+        for key in heads_of(cfg.model):
+            settings = dict(copy.deepcopy(part_of(cfg.model, key)), train_cfg=None)
+            head = detector_parts.built_head(
+                dict(settings, test_cfg=detector_parts.test_cfg_of(cfg)), f'model.{key}'
+            )
+            facts = facts_of(head)
+        for key in heads_of(cfg.model)[:-1]:
+            check_inner_head(key, part_of(cfg.model, key))
         detector_parts.check(cfg.model, options)
         detector_parts.check_smallest(facts.strides, options)
-        detector_parts.check_max_candidates(options, largest_num_candidates(facts, config.nms_pre, options))
+        shapes = level_shapes(options.height, options.width, facts.strides)
+        detector_parts.check_max_candidates(options, largest_num_candidates(facts, shapes))
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        return preprocess_rule(cfg)
+        return super().preprocess_rule(as_mmdet(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
         """Build mmrotate's detector; its last head shares the `test_cfg` that the detector reads."""
@@ -84,8 +74,7 @@ class RotatedDenseFamily(ImageFamily):
         return int(last_head(model).num_classes)
 
     def facts(self, model: nn.Module) -> RotatedDenseFacts:
-        head = last_head(model)
-        return RotatedDenseFacts(**plain(thresholds(head)), **plain(facts_of(head)))
+        return facts_of(last_head(model))
 
 
 def heads_of(model_cfg: Mapping[str, Any]) -> list[str]:
@@ -102,19 +91,6 @@ def part_of(model_cfg: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     part = model_cfg.get(name)
     part = part[int(index)] if index else part
     return part if isinstance(part, Mapping) else {}
-
-
-def largest_num_candidates(facts: HeadFacts, nms_pre: int, options: Options) -> int:
-    """Return how many candidates a head has at the size of the options.
-
-    `facts` are those of `facts_of`; candidates are all classes of the `nms_pre` best priors of a level, or of
-    all its priors if `nms_pre` is 0 or below.
-    """
-    shapes = level_shapes(options.height, options.width, facts.strides)
-    return sum(
-        capped(height * width * len(priors), nms_pre) * facts.num_classes
-        for (height, width), priors in zip(shapes, facts.base_priors, strict=True)
-    )
 
 
 def check_inner_head(key: str, settings: Mapping[str, Any]) -> None:

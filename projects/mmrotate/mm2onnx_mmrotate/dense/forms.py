@@ -9,25 +9,21 @@ in pixels, h, w size of a level's maps, n results of the image that has most (wi
 import torch
 from torch import nn
 
-from mm2onnx_mmrotate.dense import coders
 from mm2onnx_mmrotate.dense.networks import last_head
-from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
+from mm2onnx_mmrotate.dense.settings import facts_of, generator_of
 from mm2onnx_mmrotate.suppression import RotatedSuppression
-from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw, limit
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, limit, rows_of
 from mmdeploy_ext.families.images import Options
-from mmdeploy_ext.families.parts.dense_heads import rows_of
-from mmdeploy_ext.families.parts.image_graphs import FULL_NAMES
+from mmdeploy_ext.families.parts.image_graphs import clip_size
 
 
 class Decode(nn.Module):
     """Priors, box decoding and scores for all levels."""
 
     def __init__(self, head: nn.Module) -> None:
-        """Keep the generator of the priors, and the settings; none of the head's layers is used."""
+        """Keep the generator of the priors, and the facts; none of the head's layers is used."""
         super().__init__()
-        self.facts, self.outputs = facts_of(head), described(head).outputs
-        self.priors = generator_of(head)
+        self.facts, self.priors = facts_of(head), generator_of(head)
 
     def forward(
         self, *raw: torch.Tensor
@@ -37,22 +33,21 @@ class Decode(nn.Module):
         Boxes are x, y, width, height in pixels and angle in radians; their centres are not clipped. `raw` are
         the outputs of the network, in the order of `networks.raw_names`.
         """
-        count = len(raw) // len(self.outputs)
+        head, coder = self.facts.head, self.facts.coder
+        count = len(raw) // len(head.outputs)
         boxes, scores, factors = [], [], []
         for level in range(count):
             maps = raw[level::count]
-            rows = {
-                name: rows_of(tensor, columns)
-                for (name, columns), tensor in zip(self.outputs, maps, strict=True)
-            }
+            outputs = zip(head.outputs, maps, strict=True)
+            rows = {name: rows_of(tensor, columns) for (name, columns), tensor in outputs}
             priors = None  # of a head that refines boxes they are an output of the network
-            if not self.facts.head.refined:
+            if 'rois' not in rows:
                 priors = self.priors.single_level_grid_priors(
                     maps[0].shape[-2:], level, dtype=maps[0].dtype, device=maps[0].device
                 )
-            boxes.append(coders.boxes_of(torch, self.facts, rows, priors, level))
-            scores.append(coders.scores_of(torch, self.facts, rows))
-            factors.append(coders.factors_of(torch, self.facts, rows))
+            boxes.append(coder.boxes(torch, priors, rows, level))
+            scores.append(head.class_scores(torch, rows))
+            factors.append(head.score_factors(torch, rows, coder))
         return boxes, scores, factors
 
 
@@ -72,11 +67,9 @@ class DecodeForm(nn.Module):
         mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
         boxes, scores = torch.cat(mlvl_boxes, dim=1), torch.cat(mlvl_scores, dim=1)
         if mlvl_factors[0] is None:
-            return tap('boxes', boxes), tap('scores', scores)
+            return boxes, scores
         factors = torch.cat(mlvl_factors, dim=1)
-        if self.product:
-            return tap('boxes', boxes), tap('scores', scores * factors[..., None])
-        return tap('boxes', boxes), tap('scores', scores), tap('factors', factors)
+        return (boxes, scores * factors[..., None]) if self.product else (boxes, scores, factors)
 
 
 class FullForm(nn.Module):
@@ -88,9 +81,8 @@ class FullForm(nn.Module):
         `cap` is the largest number of pairs of prior and class that enter the suppression; 0 lets all in.
         """
         super().__init__()
-        head = last_head(model)
-        self.decode, self.head, self.config = Decode(head), described(head), thresholds(head)
-        self.suppress = RotatedSuppression(self.config, cap)
+        self.decode = Decode(last_head(model))
+        self.suppress = RotatedSuppression(self.decode.facts, cap)
 
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
@@ -99,8 +91,8 @@ class FullForm(nn.Module):
 
         Columns of dets are x, y, width, height in pixels of the originals, angle in radians and score; rows
         that an image does not have are zero with label -1. Candidates are numbers of pairs of prior and class
-        that pass the threshold, among the `nms_pre` best priors of each level. With `RotatedHead.clips`
-        centres are clipped to the contents of an image, 0..size - 1.
+        that pass the threshold, among the `nms_pre` best priors of each level. With `clip_border` centres are
+        clipped to the contents of an image, 0..size - 1.
 
         Args:
             image: (B, 3, H, W); only its size is used.
@@ -112,29 +104,29 @@ class FullForm(nn.Module):
         boxes, scores, factors = (
             None if parts[0] is None else torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)
         )
-        if self.head.clips:
-            clip_hw = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+        if self.decode.facts.clip_border:
+            clip_hw = clip_size(image, img_shape)
             upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1)[:, None] - 1
             centres = torch.minimum(boxes[..., :2].clamp(min=0), upper)
             boxes = torch.cat([centres, boxes[..., 2:]], dim=2)
         boxes = torch.cat([boxes[..., :4] / scale_factor[:, None], boxes[..., 4:]], dim=2)
-        outputs = self.suppress(boxes, scores, factors)
-        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, outputs, strict=False))
+        return self.suppress(boxes, scores, factors)
 
     def _best(
         self, boxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
         """Return the `nms_pre` priors of a level whose scores of any class are the best."""
-        if self.config.nms_pre <= 0:
+        nms_pre = self.decode.facts.nms_pre
+        if nms_pre <= 0:
             return boxes, scores, factors
         ranks = scores if factors is None else scores * factors[..., None]
         rows = ranks.amax(dim=2)
-        _, rows = rows.topk(limit(self.config.nms_pre, rows.shape[1]), dim=1)
+        _, rows = rows.topk(limit(nms_pre, rows.shape[1]), dim=1)
         row_factors = None if factors is None else factors.gather(1, rows)
         return gather_rows(boxes, rows), gather_rows(scores, rows), row_factors
 
 
 def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
     """Return the names of the outputs of the `decode` form."""
-    separate = described(last_head(model)).factor and options.score_form == 'separate'
+    separate = facts_of(last_head(model)).head.factor and options.score_form == 'separate'
     return ('boxes', 'scores', 'factors') if separate else ('boxes', 'scores')

@@ -10,16 +10,17 @@ from torch import nn
 
 from mm2onnx_mmrotate.contract import ANGLE, PIXELS, rotated_outputs
 from mm2onnx_mmrotate.dense.forms import DecodeForm, FullForm, decode_names
-from mm2onnx_mmrotate.dense.kinds import kind_of
-from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, num_levels, raw_names
-from mm2onnx_mmrotate.dense.settings import described, facts_of, priors_per_cell, thresholds
+from mm2onnx_mmrotate.dense.networks import (
+    flat_outputs,
+    last_head,
+    num_levels,
+    raw_names,
+    with_turned_filters,
+)
+from mm2onnx_mmrotate.dense.settings import facts_of
 from mmdeploy_ext.families.images import GraphSpec, Options, Stage, TensorSpec
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.image_graphs import (
-    image_input,
-    optional_inputs,
-    results_and_candidates,
-)
+from mmdeploy_ext.families.parts.image_graphs import image_input, optional_inputs, results_and_candidates
 
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),
@@ -40,15 +41,15 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
     UsageError: the form is 'decode' or 'raw', of one size, and the model does not take that.
     """
-    head = last_head(model)
+    facts = facts_of(last_head(model))
     smallest = 1  # a file of one size has whatever mmcv does with maps that are smaller than its kernels
     if options.dynamic:
-        smallest = detector_parts.smallest(model, max(facts_of(head).strides))
+        smallest = detector_parts.smallest(model, max(facts.strides))
     image = image_input(options, smallest, detector_parts.multiple(model))
     inputs = [image]
     if options.form == 'full':
-        inputs += optional_inputs(image.axes[0], described(head).clips)
-        outputs = results_and_candidates(rotated_outputs, options, thresholds(head).max_per_img)
+        inputs += optional_inputs(image.axes[0], facts.clip_border)
+        outputs = results_and_candidates(rotated_outputs, options, facts.max_per_img)
     elif options.form == 'decode':
         outputs = _decode_outputs(model, options)
     else:
@@ -57,29 +58,27 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    head = last_head(model)
-    shapes = feature_shapes(model, options)
-    batch, priors = image_graphs.prior_axes(priors_per_cell(head), shapes, options)
-    factor = described(head).factor
+    facts, shapes = facts_of(last_head(model)), feature_shapes(model, options)
+    batch, priors = image_graphs.prior_axes(facts.priors_per_cell, shapes, options)
+    factor, *_ = facts.head.factor_from or ('',)
     scores = f'class score times {factor}' if options.score_form == 'product' else 'class scores, 0..1'
     meaning = 'x y width height and angle per prior, level by level, not clipped'
     specs = dict(
         boxes=TensorSpec('boxes', 'float32', (batch, priors, 5), meaning, groups=(PIXELS, ANGLE)),
-        scores=TensorSpec('scores', 'float32', (batch, priors, int(head.num_classes)), scores),
+        scores=TensorSpec('scores', 'float32', (batch, priors, facts.num_classes), scores),
         factors=TensorSpec('factors', 'float32', (batch, priors), f'{factor}, 0..1'),
     )
     return tuple(specs[name] for name in decode_names(model, options))
 
 
 def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    head, shapes = last_head(model), feature_shapes(model, options)
-    coder, meanings = kind_of(head).coder(head), dict(RAW_MEANINGS)
+    facts, shapes = facts_of(last_head(model)), feature_shapes(model, options)
+    coder, meanings = facts.coder, dict(RAW_MEANINGS)
     if coder.type == 'distance':
         meanings['bbox_pred'] = (DISTANCES, 'pixel')
         if coder.angles:
             meanings['angle_pred'] = meanings['angle_cls']
-    outputs = described(head).outputs
-    return image_graphs.raw_outputs(outputs, meanings, priors_per_cell(head), shapes, options)
+    return image_graphs.raw_outputs(facts.head.outputs, meanings, facts.priors_per_cell, shapes, options)
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
@@ -92,9 +91,8 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the network, and what the form of the options adds to it, see `ImageFamily.stages`."""
-    network = model
     return image_graphs.form_stages(
-        image_graphs.RawNetwork(network, raw_names(model), flat_outputs),
+        image_graphs.RawNetwork(with_turned_filters(model), raw_names(model), flat_outputs),
         raw_names(model),
         options,
         decode=lambda: (DecodeForm(model, options.score_form == 'product'), decode_names(model, options)),

@@ -14,14 +14,13 @@ import torch
 from mmcv.ops import min_area_polygons
 from mmrotate.core import poly2obb
 from mmrotate.core.bbox import coder as coders
-from mmrotate.models import dense_heads as heads
 from torch import nn
 
 from mm2onnx_mmrotate.deltas import Angles, Delta, delta_of
 from mm2onnx_mmrotate.dense.facts import Distance, Points
-from mm2onnx_mmrotate.dense.head import RotatedHead
 from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.heads import Head
+from mmdeploy_ext.families.images import ConfigError
 
 Coder = Delta | Distance | Points
 
@@ -41,6 +40,12 @@ def classes_of_angles(coder: Any, sigmoid: bool) -> Angles:
     )
 
 
+def described(head: nn.Module, *outputs: tuple[str, int]) -> Head:
+    """Return the description of a head with these outputs behind class logits."""
+    outputs = (('cls_score', int(head.cls_out_channels)), *outputs)
+    return Head(outputs, activation='sigmoid' if head.use_sigmoid_cls else 'softmax', choose='priors')
+
+
 class RotatedKind:
     """A kind of head; this one has anchors, and boxes by a `DeltaXYWHAOBBoxCoder`.
 
@@ -49,16 +54,14 @@ class RotatedKind:
     (A, 2) points in pixels; both are of one level and one image, and `level` is its index.
 
     Attributes:
-        upstream: the class whose methods the graphs repeat.
+        clips: whether centres are clipped to the image.
     """
 
-    def __init__(self, upstream: type) -> None:
-        self.upstream = upstream
+    clips = True
 
-    def describe(self, head: nn.Module) -> RotatedHead:
+    def describe(self, head: nn.Module) -> Head:
         """Return the outputs of a head, and how they become candidates."""
-        outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 5))
-        return RotatedHead(outputs, 'sigmoid' if head.use_sigmoid_cls else 'softmax', clips=True)
+        return described(head, ('bbox_pred', 5))
 
     def coder(self, head: nn.Module) -> Coder:
         """Return the settings of the head's coder; ConfigError: it is none that is exported."""
@@ -100,19 +103,18 @@ class RotatedKind:
 class RefinedKind(RotatedKind):
     """A head whose priors are the boxes of the head before it: they are an output of the network, `rois`."""
 
-    def describe(self, head: nn.Module) -> RotatedHead:
-        description = super().describe(head)
-        outputs = (*description.outputs, ('rois', 5))
-        return dataclasses.replace(description, outputs=outputs, refined=True)
+    def describe(self, head: nn.Module) -> Head:
+        return described(head, ('bbox_pred', 5), ('rois', 5))
+
+    def coder(self, head: nn.Module) -> Coder:
+        return dataclasses.replace(super().coder(head), refined=True)
 
 
 class CslKind(RotatedKind):
     """`CSLRRetinaHead`: the angle, or what is added to that of the anchor, is one of a number of classes."""
 
-    def describe(self, head: nn.Module) -> RotatedHead:
-        description = super().describe(head)
-        outputs = (*description.outputs, ('angle_cls', int(head.coding_len)))
-        return dataclasses.replace(description, outputs=outputs)
+    def describe(self, head: nn.Module) -> Head:
+        return described(head, ('bbox_pred', 5), ('angle_cls', int(head.coding_len)))
 
     def coder(self, head: nn.Module) -> Coder:
         angles = classes_of_angles(head.angle_coder, sigmoid=True)
@@ -133,14 +135,14 @@ class CslKind(RotatedKind):
 class FcosKind(RotatedKind):
     """`RotatedFCOSHead`: distances from a point to the sides of a box, and its angle."""
 
-    def describe(self, head: nn.Module) -> RotatedHead:
-        outputs = (
-            ('cls_score', int(head.cls_out_channels)),
-            ('bbox_pred', 4),
-            ('angle_pred', self.angle_columns(head)),
-            ('centerness', 1),
+    clips = False
+
+    def describe(self, head: nn.Module) -> Head:
+        description = described(
+            head, ('bbox_pred', 4), ('angle_pred', self.angle_columns(head)), ('centerness', 1)
         )
-        return RotatedHead(outputs, factor='centerness')
+        factor = dict(factor='factors', factor_from=('centerness', 0))
+        return dataclasses.replace(description, activation='sigmoid', **factor)
 
     def angle_columns(self, head: nn.Module) -> int:
         """Return the number of columns of the output `angle_pred`."""
@@ -189,9 +191,10 @@ class CslFcosKind(FcosKind):
 class PointsKind(RotatedKind):
     """Heads of points: a box is the smallest rectangle around nine of them, which are offsets in strides."""
 
-    def describe(self, head: nn.Module) -> RotatedHead:
-        outputs = (('cls_score', int(head.cls_out_channels)), ('pts_pred', 2 * int(head.num_points)))
-        return RotatedHead(outputs, 'sigmoid' if head.use_sigmoid_cls else 'softmax')
+    clips = False
+
+    def describe(self, head: nn.Module) -> Head:
+        return described(head, ('pts_pred', 2 * int(head.num_points)))
 
     def coder(self, head: nn.Module) -> Coder:
         transform = getattr(head, 'transform_method', 'rotrect')
@@ -219,24 +222,29 @@ class PointsKind(RotatedKind):
 
 
 KINDS: dict[str, RotatedKind] = dict(
-    RotatedAnchorHead=RotatedKind(heads.RotatedAnchorHead),
-    RotatedRetinaRefineHead=RefinedKind(heads.RotatedRetinaRefineHead),
-    ODMRefineHead=RefinedKind(heads.ODMRefineHead),
-    KFIoURRetinaRefineHead=RefinedKind(heads.KFIoURRetinaRefineHead),
-    KFIoUODMRefineHead=RefinedKind(heads.KFIoUODMRefineHead),
-    CSLRRetinaHead=CslKind(heads.CSLRRetinaHead),
-    RotatedFCOSHead=FcosKind(heads.RotatedFCOSHead),
-    CSLRFCOSHead=CslFcosKind(heads.CSLRFCOSHead),
-    RotatedRepPointsHead=PointsKind(heads.RotatedRepPointsHead),
-    OrientedRepPointsHead=PointsKind(heads.OrientedRepPointsHead),
-    SAMRepPointsHead=PointsKind(heads.SAMRepPointsHead),
+    RotatedAnchorHead=RotatedKind(),
+    RotatedRetinaRefineHead=RefinedKind(),
+    ODMRefineHead=RefinedKind(),
+    KFIoURRetinaRefineHead=RefinedKind(),
+    KFIoUODMRefineHead=RefinedKind(),
+    CSLRRetinaHead=CslKind(),
+    RotatedFCOSHead=FcosKind(),
+    CSLRFCOSHead=CslFcosKind(),
+    RotatedRepPointsHead=PointsKind(),
+    OrientedRepPointsHead=PointsKind(),
+    SAMRepPointsHead=PointsKind(),
 )
 """Name of a class of mmrotate -> its kind; a subclass is of that of the nearest of its bases that is here."""
 
 
+def kind_of_class(head: type) -> RotatedKind | None:
+    """Return the kind of a class of heads; None: it is derived from none that is exported."""
+    return next((KINDS[base.__name__] for base in head.__mro__ if base.__name__ in KINDS), None)
+
+
 def kind_of(head: nn.Module) -> RotatedKind:
     """Return the kind of a head; ConfigError: its class is derived from none that is exported."""
-    for base in type(head).__mro__:
-        if base.__name__ in KINDS:
-            return KINDS[base.__name__]
-    raise ConfigError(f'{type(head).__name__}: no kind of head of rotated boxes that is exported')
+    kind = kind_of_class(type(head))
+    if kind is None:
+        raise ConfigError(f'{type(head).__name__}: no kind of head of rotated boxes that is exported')
+    return kind

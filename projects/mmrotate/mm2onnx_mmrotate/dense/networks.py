@@ -9,19 +9,18 @@ Glossary: B batch, C channels, a priors of a cell, A priors of a level, H, W net
 size of a level's maps, k taps of a kernel. Source: mmrotate 0.3.4 `models/detectors/{r3det,s2anet,utils}.py`.
 """
 
+import copy
 import functools
 
 import torch
 from mmrotate.models.utils import ORConv2d
 from torch import nn
 
-from mm2onnx_mmrotate.dense import coders
 from mm2onnx_mmrotate.dense.kinds import kind_of
-from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of
+from mm2onnx_mmrotate.dense.settings import generator_of
 from mm2onnx_mmrotate.sampling import bilinear_rows
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.copy import PREPARATIONS
-from mmdeploy_ext.families.parts.dense_heads import rows_of
+from mmdeploy_ext.exporting.postprocess.suppression import rows_of
+from mmdeploy_ext.families.images import ConfigError
 
 Maps = list[torch.Tensor]
 """A tensor (B, columns, h, w) of each level."""
@@ -41,7 +40,8 @@ def num_levels(model: nn.Module) -> int:
 
 def raw_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the raw outputs: output by output, then level by level."""
-    names, levels = described(last_head(model)).names, range(num_levels(model))
+    head, levels = last_head(model), range(num_levels(model))
+    names = kind_of(head).describe(head).names
     return tuple(f'{name}_{level}' for name in names for level in levels)
 
 
@@ -103,15 +103,15 @@ def decoded(
     `outputs` are class logits and deltas of all levels; `rois` (B, 5, h, w) the priors of a refined head,
     None for a head whose priors are anchors.
     """
-    deltas = outputs[1][level]
+    deltas, coder = outputs[1][level], kind_of(head).coder(head)
     rows = dict(bbox_pred=rows_of(deltas, 5))
     if rois is not None:
         rows['rois'] = rows_of(rois[level], 5)
-        return coders.boxes_of(torch, facts_of(head), rows, None, level)
+        return coder.boxes(torch, None, rows, level)
     priors = generator_of(head).single_level_grid_priors(
         deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
     )
-    return coders.boxes_of(torch, facts_of(head), rows, priors, level)
+    return coder.boxes(torch, priors, rows, level)
 
 
 def boxes_of_head(head: nn.Module, outputs: tuple[Maps, Maps], rois: Maps | None = None) -> Maps:
@@ -186,11 +186,17 @@ def align_offsets(boxes: torch.Tensor, kernel_size: int, stride: int) -> torch.T
     return torch.stack([offset_y, offset_x], 2).flatten(1, 2)
 
 
-def rotate_filters_once(module: nn.Module) -> None:
-    """Let an `ORConv2d` of an exported copy hold its turned filters: they depend on weights alone."""
-    if isinstance(module, ORConv2d):
-        with torch.no_grad():
-            module.rotate_arf = functools.partial(torch.Tensor.detach, module.rotate_arf())
+def with_turned_filters(model: nn.Module) -> nn.Module:
+    """Return a copy of a detector with `ORConv2d`, of layers that hold their turned filters.
 
-
-PREPARATIONS.append(rotate_filters_once)
+    They depend on weights alone, and mmcv's operator that turns them is not exported. Other detectors are
+    returned as they are.
+    """
+    if not any(isinstance(module, ORConv2d) for module in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, ORConv2d):
+            with torch.no_grad():
+                module.rotate_arf = functools.partial(torch.Tensor.detach, module.rotate_arf())
+    return model

@@ -12,17 +12,21 @@ from torch import nn
 
 from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.networks import last_head, raw_names
-from mm2onnx_mmrotate.dense.settings import described, generator_of, priors_per_cell, thresholds, version_of
+from mm2onnx_mmrotate.dense.settings import facts_of, generator_of
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
 from mm2onnx_mmrotate.readings import read_as
-from mm2onnx_mmrotate.reference import rotated_detections
-from mmdeploy_ext.families.images import ImageReference, PreparedImage
+from mm2onnx_mmrotate.reference import RotatedReference
+from mmdeploy_ext.families.images import PreparedImage
 from mmdeploy_ext.runtime.detections import count_bounds
 
 
-class RotatedDenseReference(ImageReference):
+class RotatedDenseReference(RotatedReference):
     """A one-stage detector of mmrotate."""
+
+    @property
+    def version(self) -> str:
+        return facts_of(last_head(self.model)).angle_version
 
     def tensors(
         self, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
@@ -56,12 +60,12 @@ class RotatedDenseReference(ImageReference):
         """
         expected, boxes = self.tensors(feeds, form, **options), outputs.get('boxes')
         if boxes is not None and boxes.shape == np.shape(expected.get('boxes')):
-            expected['boxes'] = read_as(expected['boxes'], boxes, version_of(last_head(self.model)))
+            expected['boxes'] = read_as(expected['boxes'], boxes, self.version)
         return expected
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
         with min_area_polygons_on_cpu():
-            return rotated_detections(self.model, images, rescale, version_of(last_head(self.model)))
+            return super().results(images, rescale)
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         if options.get('score_form') != 'product':
@@ -75,8 +79,8 @@ class RotatedDenseReference(ImageReference):
         self, feeds: Mapping[str, np.ndarray], slack: float, **_: int
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Bounds of the number of (prior, class) pairs of the best priors that pass the threshold."""
-        head = last_head(self.model)
-        config, per_cell = thresholds(head), priors_per_cell(head)
+        facts = facts_of(last_head(self.model))
+        per_cell = facts.priors_per_cell
         decoded, raw = self.tensors(feeds, 'decode'), self.tensors(feeds, 'raw')
         scores = decoded['scores']
         ranks = scores * decoded['factors'][..., None] if 'factors' in decoded else scores
@@ -86,10 +90,10 @@ class RotatedDenseReference(ImageReference):
         for level_scores, level_ranks in zip(
             np.split(scores, ends, 1), np.split(ranks, ends, 1), strict=True
         ):
-            if config.nms_pre > 0:
-                rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, : config.nms_pre]
+            if facts.nms_pre > 0:
+                rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, : facts.nms_pre]
                 level_scores = np.take_along_axis(level_scores, rows[..., None], 1)
-            level_lower, level_upper = count_bounds(level_scores, config.score_thr, slack)
+            level_lower, level_upper = count_bounds(level_scores, facts.score_thr, slack)
             lower, upper = lower + level_lower, upper + level_upper
         return dict(candidates=(lower, upper))
 
@@ -126,8 +130,9 @@ def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dic
     (B, N, C) in 0..1; and `factors` (B, N) in 0..1 if the head has some. Priors are in the order of levels,
     then rows, columns, and priors of a cell.
     """
-    head, description = last_head(model), described(last_head(model))
+    head = last_head(model)
     kind, generator = kind_of(head), generator_of(head)
+    description = kind.describe(head)
     level_boxes, level_scores, level_factors = [], [], []
     for level in range(len(generator.strides)):
         maps = {name: raw[f'{name}_{level}'] for name in description.names}
@@ -137,7 +142,7 @@ def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dic
             for name, columns in description.outputs
         }
         priors = None
-        if not description.refined:
+        if 'rois' not in rows:
             priors = generator.single_level_grid_priors(size, level, device=maps['cls_score'].device)
         image_rows = [{name: tensor[index] for name, tensor in rows.items()} for index in range(batch)]
         boxes = [

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mm2onnx_mmrotate.two_stage.coders import CODERS
 from mm2onnx_mmrotate.two_stage.heads import coder_of, output_columns
 from mm2onnx_mmrotate.two_stage.roi_align_rotated import pool_rotated
-from mmdeploy_ext.families.parts.regions import Pool, part_of, stages_of
-from mmdeploy_ext.runtime.geometry import softmax
+from mmdeploy_ext.families.heads import class_scores
+from mmdeploy_ext.families.regions import Pool, part_of, stages_of
 
 
 class UprightPool(Pool):
@@ -104,9 +104,9 @@ class Stage(nn.Module):
 
     def activated(self, logits: Tensor) -> Tensor:
         """Return class scores (B, K, C) of the logits of `outputs`, without the background."""
-        head = self.head
-        scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
-        return scores[..., :-1]
+        if self.head.custom_cls_channels:
+            return self.head.loss_cls.get_activation(logits)[..., :-1]
+        return class_scores(torch, 'softmax', logits)
 
 
 class Boxes(nn.Module):

@@ -1,6 +1,6 @@
 """From the outputs of heads of proposals and regions to rotated boxes, for numpy and PyTorch (`xp`).
 
-A coder is a function of `CODERS`. It returns boxes (B, K, G, 5), and takes
+A coder of regions is a function of `CODERS`. It returns boxes (B, K, G, 5), and takes
 
 - `xp`: numpy or torch.
 - `regions`: (B, K, 1, 4) xyxy or (B, K, 1, 5) boxes.
@@ -14,31 +14,48 @@ numbers of a box are x, y of the centre, width, height in pixels, and angle in r
 Source: mmrotate 0.3.4 `core/bbox/coder`, `models/roi_heads/bbox_heads/gv_bbox_head.py`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
-from mm2onnx_mmrotate.deltas import Delta, boxes_of_deltas
+from mm2onnx_mmrotate.angles import Version
+from mm2onnx_mmrotate.deltas import Delta
 from mm2onnx_mmrotate.polygons import box_of_polygon, box_of_upright
-from mm2onnx_mmrotate.two_stage.facts import GlidingVertex
-from mmdeploy_ext.runtime.box_coders import Delta as UprightDelta
-from mmdeploy_ext.runtime.box_coders import constant
+from mmdeploy_ext.contract.facts import Facts
+from mmdeploy_ext.families.heads import Coder, constant
+from mmdeploy_ext.families.heads import Delta as UprightDelta
 
 Rows = Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlidingVertex(Facts):
+    """Settings of a `GVBBoxHead`.
+
+    Attributes:
+        upright: coder of the upright box.
+        clip: whether the upright box is clipped.
+        ratio_thr: a box stays upright if its covered share exceeds it.
+    """
+
+    upright: UprightDelta
+    clip: bool
+    ratio_thr: float
+    version: Version
+    type: Literal['gliding_vertex'] = 'gliding_vertex'
+
+
 def upright_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Delta, clip_hw: Any) -> Any:
     """`DeltaXYWHAHBBoxCoder`: deltas of upright regions; boxes are not clipped."""
-    centres, sides = (regions[..., :2] + regions[..., 2:]) * 0.5, regions[..., 2:] - regions[..., :2]
-    boxes = xp.concatenate([centres, sides, xp.zeros_like(sides[..., :1])], -1)
-    return boxes_of_deltas(xp, boxes, rows, coder)
+    return coder.boxes(xp, regions, rows, 0)
 
 
 def rotated_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Delta, clip_hw: Any) -> Any:
     """`DeltaXYWHAOBBoxCoder`: deltas of rotated regions; centres are clipped one pixel inside."""
-    boxes = boxes_of_deltas(xp, regions, rows, coder)
+    boxes = coder.boxes(xp, regions, rows, 0)
     upper = clip_hw[:, None, None] - 1
     x = xp.minimum(xp.clip(boxes[..., 0], 0, None), upper[..., 1])
     y = xp.minimum(xp.clip(boxes[..., 1], 0, None), upper[..., 0])
@@ -50,10 +67,7 @@ def gliding_vertex(xp: ModuleType, regions: Any, rows: Rows, coder: GlidingVerte
 
     A box stays upright if its covered share exceeds `ratio_thr`.
     """
-    delta = UprightDelta(
-        means=coder.means, stds=coder.stds, wh_ratio_clip=coder.wh_ratio_clip, ctr_clamp=coder.ctr_clamp
-    )
-    upright = delta.boxes(xp, regions, rows, 0)
+    upright = coder.upright.boxes(xp, regions, rows, 0)
     if coder.clip:
         height, width = clip_hw[:, None, None, 0], clip_hw[:, None, None, 1]
         ends = (width, height, width, height)
@@ -75,36 +89,44 @@ CODERS: dict[str, Callable[..., Any]] = dict(
 """Type of a coder of regions -> its function."""
 
 
-class Midpoint(NamedTuple):
-    """Settings of a `MidpointOffsetCoder`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MidpointOffset(Coder):
+    """`MidpointOffsetCoder` of proposals, which are not clipped.
+
+    Deltas are of the upright bounds, and where the box touches their upper and their right side, in shares of
+    the side from its middle.
+    """
 
     means: tuple[float, ...]
     stds: tuple[float, ...]
     wh_ratio_clip: float
-    version: str
+    version: Version
+    type: Literal['midpoint_offset'] = 'midpoint_offset'
 
+    @property
+    def columns(self) -> Mapping[str, int]:
+        return dict(bbox_pred=6)
 
-def midpoint_offset(xp: ModuleType, anchors: Any, deltas: Any, coder: Midpoint) -> Any:
-    """Return boxes (B, A, 5) of anchors (A, 4) or (B, A, 4) xyxy and deltas (B, A, 6): `MidpointOffsetCoder`.
-
-    Boxes are not clipped. Deltas are of the upright bounds, and where the box touches their upper and their
-    right side, in shares of the side from its middle.
-    """
-    deltas = deltas * constant(coder.stds, deltas) + constant(coder.means, deltas)
-    bound = float(np.float32(abs(np.log(coder.wh_ratio_clip))))
-    growth = xp.exp(xp.clip(deltas[..., 2:4], -bound, bound))
-    sides = (anchors[..., 2:] - anchors[..., :2]) * growth
-    move = (anchors[..., 2:] - anchors[..., :2]) * deltas[..., :2]
-    centres = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + move
-    x, y, width, height = centres[..., 0], centres[..., 1], sides[..., 0], sides[..., 1]
-    touch = xp.clip(deltas[..., 4:], -0.5, 0.5)
-    shift_x, shift_y = touch[..., 0] * width, touch[..., 1] * height
-    corners_x = xp.stack([x + shift_x, x + width * 0.5, x - shift_x, x - width * 0.5], -1)
-    corners_y = xp.stack([y - height * 0.5, y + shift_y, y + height * 0.5, y - shift_y], -1)
-    from_x, from_y = corners_x - x[..., None], corners_y - y[..., None]
-    lengths = xp.sqrt(from_x * from_x + from_y * from_y)
-    longest = xp.maximum(
-        xp.maximum(lengths[..., 0], lengths[..., 1]), xp.maximum(lengths[..., 2], lengths[..., 3])
-    )
-    stretch = longest[..., None] / lengths
-    return box_of_polygon(xp, from_x * stretch + x[..., None], from_y * stretch + y[..., None], coder.version)
+    def boxes(self, xp: ModuleType, priors: Any, rows: Rows, level: int) -> Any:
+        """Return boxes (B, A, 5) of priors (A, 4) or (B, A, 4) xyxy."""
+        deltas = rows['bbox_pred']
+        deltas = deltas * constant(self.stds, deltas) + constant(self.means, deltas)
+        bound = float(np.float32(abs(np.log(self.wh_ratio_clip))))
+        growth = xp.exp(xp.clip(deltas[..., 2:4], -bound, bound))
+        sides = (priors[..., 2:] - priors[..., :2]) * growth
+        move = (priors[..., 2:] - priors[..., :2]) * deltas[..., :2]
+        centres = (priors[..., :2] + priors[..., 2:]) * 0.5 + move
+        x, y, width, height = centres[..., 0], centres[..., 1], sides[..., 0], sides[..., 1]
+        touch = xp.clip(deltas[..., 4:], -0.5, 0.5)
+        shift_x, shift_y = touch[..., 0] * width, touch[..., 1] * height
+        corners_x = xp.stack([x + shift_x, x + width * 0.5, x - shift_x, x - width * 0.5], -1)
+        corners_y = xp.stack([y - height * 0.5, y + shift_y, y + height * 0.5, y - shift_y], -1)
+        from_x, from_y = corners_x - x[..., None], corners_y - y[..., None]
+        lengths = xp.sqrt(from_x * from_x + from_y * from_y)
+        longest = xp.maximum(
+            xp.maximum(lengths[..., 0], lengths[..., 1]), xp.maximum(lengths[..., 2], lengths[..., 3])
+        )
+        stretch = longest[..., None] / lengths
+        return box_of_polygon(
+            xp, from_x * stretch + x[..., None], from_y * stretch + y[..., None], self.version
+        )

@@ -4,21 +4,20 @@ What the attributes and methods of the class without a docstring are for is docu
 defined first: `families/images.py` and `families/base.py` of mm2onnx.
 """
 
+import dataclasses
 from typing import Any
 
 from torch import nn
 
-from mm2onnx_mmrotate.pipeline import preprocess_rule
+from mm2onnx_mmrotate.pipeline import as_mmdet
 from mm2onnx_mmrotate.suppression import rotated_nms_config
 from mm2onnx_mmrotate.two_stage import graphs, heads
 from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
 from mm2onnx_mmrotate.two_stage.proposals import proposals_of
 from mm2onnx_mmrotate.two_stage.reference import RotatedTwoStageReference
-from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.images import Claim, ImageFamily, Options, PreprocessRule
+from mmdeploy_ext.families.images import Claim, ConfigError, ImageFamily, Options, PreprocessRule, UsageError
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.proposals import generator_of, thresholds
+from mmdeploy_ext.families.regions import generator_of
 
 
 class RotatedTwoStageFamily(ImageFamily):
@@ -41,16 +40,15 @@ class RotatedTwoStageFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         test_cfg = detector_parts.test_cfg_of(cfg)
-        with refused_by_name(cfg):
-            for key in ('rpn_head', 'roi_head'):
-                if not cfg.model.get(key):
-                    raise ConfigError(f'model.{key} is missing; {cfg.model.type} exports with one')
-            rpn_head = detector_parts.tested_head(cfg, 'rpn_head', test_cfg.get('rpn'))
-            roi_head = detector_parts.tested_head(cfg, 'roi_head', test_cfg.get('rcnn'))
-            heads.check_rpn_head(rpn_head)
-            heads.check_roi_head(roi_head, heads.is_oriented(rpn_head))
-            proposals_of(rpn_head)
-            rotated_nms_config(roi_head.test_cfg)
+        for key in ('rpn_head', 'roi_head'):
+            if not cfg.model.get(key):
+                raise ConfigError(f'model.{key} is missing; {cfg.model.type} exports with one')
+        rpn_head = detector_parts.tested_head(cfg, 'rpn_head', test_cfg.get('rpn'))
+        roi_head = detector_parts.tested_head(cfg, 'roi_head', test_cfg.get('rcnn'))
+        heads.check_rpn_head(rpn_head)
+        heads.check_roi_head(roi_head, heads.is_oriented(rpn_head))
+        proposals_of(rpn_head)
+        rotated_nms_config(roi_head.test_cfg)
         last_head = heads.last_head(roi_head)
         if options.form == 'raw' and last_head.custom_cls_channels:
             raise UsageError(
@@ -62,20 +60,16 @@ class RotatedTwoStageFamily(ImageFamily):
         detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        return preprocess_rule(cfg)
+        return super().preprocess_rule(as_mmdet(cfg))
 
     def num_classes(self, model: nn.Module) -> int:
         return int(heads.last_head(model.roi_head).num_classes)
 
     def facts(self, model: nn.Module) -> RotatedTwoStageFacts:
-        config = rotated_nms_config(model.roi_head.test_cfg)
         coder = heads.coder_of(heads.last_head(model.roi_head))
         return RotatedTwoStageFacts(
-            score_thr=config.score_thr,
-            iou_threshold=config.iou_threshold,
-            max_per_img=config.max_per_img,
+            **dataclasses.asdict(rotated_nms_config(model.roi_head.test_cfg)),
             coder=coder,
             num_classes=self.num_classes(model),
             angle_version=coder.version,
-            proposals=thresholds(model.rpn_head),
         )

@@ -18,23 +18,14 @@ from mm2onnx_mmrotate.suppression import RotatedSuppression, rotated_nms_config
 from mm2onnx_mmrotate.two_stage.boxes import Boxes
 from mm2onnx_mmrotate.two_stage.heads import is_oriented, last_head, output_columns
 from mm2onnx_mmrotate.two_stage.proposals import proposals_of
-from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.ops.nms import NMS_SCORE_THRESHOLD
+from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE
 from mmdeploy_ext.families.images import GraphSpec, Options, Stage, TensorSpec
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_graphs import (
-    PROPOSALS,
-    clip_size,
-    image_input,
-    optional_inputs,
-)
-from mmdeploy_ext.families.parts.proposals import generator_of, smallest_input
-from mmdeploy_ext.families.parts.regions import part_of, stages_of
+from mmdeploy_ext.families.parts.image_graphs import RawNetwork, clip_size, image_input, optional_inputs
+from mmdeploy_ext.families.regions import generator_of, part_of, smallest_input, stages_of
 
 FORMS = ('full', 'decode', 'raw')
 """What graphs end with: results, boxes and scores before suppression, outputs of the last head."""
-NO_SCORE = 2 * NMS_SCORE_THRESHOLD
-"""Score of all classes of a row that is no proposal of its image."""
 NO_LOGIT = -1e4
 """Class logit of such a row, whose background has 0."""
 FULL_NAMES = ('dets', 'labels')
@@ -62,39 +53,23 @@ def raw_names(model: nn.Module) -> tuple[str, ...]:
     return ('regions', 'cls_score', *(name for name, _ in output_columns(last_head(model.roi_head))))
 
 
-class Network(nn.Module):
-    """Backbone, neck and the head of proposals behind flat tensors."""
+def network_outputs(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    """Return the maps that regions are pooled from, and logits and deltas of the head of proposals.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.num_levels = model, len(level_names(model))
-        self.names = (*level_names(model), *proposal_names(model))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps that regions are pooled from, and the outputs of the head of proposals.
-
-        The latter are logits and deltas, no proposals yet.
-
-        `image` is (B, 3, H, W) float32 normalised.
-        """
-        maps = self.model.extract_feat(image)
-        outputs = [tensor for levels in self.model.rpn_head(maps) for tensor in levels]
-        tensors = (*maps[: self.num_levels], *outputs)
-        return tuple(tap(name, tensor) for name, tensor in zip(self.names, tensors, strict=True))
+    `image` is (B, 3, H, W) float32 normalised.
+    """
+    maps = model.extract_feat(image)
+    outputs = [tensor for levels in model.rpn_head(maps) for tensor in levels]
+    return (*maps[: len(level_names(model))], *outputs)
 
 
 class Form(nn.Module):
-    """The part of a graph behind the network.
-
-    Attributes:
-        form: a name of `FORMS`.
-        shows_proposals: whether the proposals are an output, too; False unless it is set.
-    """
+    """The part of a graph behind the network; `form` is a name of `FORMS`."""
 
     def __init__(self, model: nn.Module, form: str = 'full') -> None:
         """Keep the heads of regions, and the settings of all post-processing."""
         super().__init__()
-        self.form, self.shows_proposals = form, False
+        self.form = form
         self.proposals = proposals_of(model.rpn_head)
         self.boxes = Boxes(model.roi_head, is_oriented(model.rpn_head))
         self.config = rotated_nms_config(model.roi_head.test_cfg)
@@ -109,10 +84,7 @@ class Form(nn.Module):
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
-            maps: the outputs of `Network`.
-
-        Returns:
-            The outputs, and with `shows_proposals` the proposals with scores behind them.
+            maps: those of `network_outputs`.
         """
         clip_hw = clip_size(image, img_shape)
         features, heads = maps[: self.num_levels], maps[self.num_levels :]
@@ -125,32 +97,15 @@ class Form(nn.Module):
             outputs = (regions, logits, *rows.values())
         else:
             scores = self.boxes.last.activated(logits)
-            scores = torch.where(present, scores, torch.full_like(scores, NO_SCORE))
+            scores = torch.where(present, scores, torch.full_like(scores, NO_CANDIDATE))
             boxes = self.boxes.last.decode(regions, rows, clip_hw)
             outputs = boxes, scores
             if self.form == 'full':
                 ratios = torch.cat([scale_factor, torch.ones_like(scale_factor[:, :1])], 1)
                 boxes = boxes / ratios[:, None, None]
                 boxes = boxes[:, :, 0] if boxes_per_region(self.boxes.last.head) == 1 else boxes
-                dets, labels = RotatedSuppression(self.config)(boxes, scores)
-                outputs = tap('dets', dets), tap('labels', labels)
-        return (*outputs, proposals) if self.shows_proposals else outputs
-
-
-class ProposalsForm(nn.Module):
-    """The part behind the network that makes proposals alone."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.proposals = proposals_of(model.rpn_head)
-
-    def forward(self, image: Tensor, img_shape: Tensor, *maps: Tensor) -> tuple[Tensor]:
-        """Return proposals with scores (B, K, columns); rows that an image does not have are zero.
-
-        `maps` are the outputs of the head of proposals alone, see `proposal_names`; for the other inputs see
-        `Form.forward`.
-        """
-        return (tap(PROPOSALS, self.proposals(maps, clip_size(image, img_shape))[0]),)
+                outputs = RotatedSuppression(self.config)(boxes, scores)
+        return outputs
 
 
 def output_names(model: nn.Module, form: str) -> tuple[str, ...]:
@@ -184,7 +139,7 @@ def _decode_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...
     head = last_head(model.roi_head)
     per_region = boxes_per_region(head)
     box = 'x y width height and angle of each region, of one box or one per class'
-    score = f'class scores, 0..1; {NO_SCORE:g} in rows that are no proposal of the image'
+    score = f'class scores, 0..1; {NO_CANDIDATE:g} in rows that are no proposal of the image'
     return (
         TensorSpec('boxes', 'float32', (batch, 'K', per_region, 5), box, 'pixel', compare='detections'),
         TensorSpec('scores', 'float32', (batch, 'K', int(head.num_classes)), score, compare='detections'),
@@ -223,13 +178,13 @@ def _raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
     """Return the network, and the part of the form behind it."""
-    network = Network(model)
-    inputs = ('input', 'img_shape', 'scale_factor', *network.names)
+    names = (*level_names(model), *proposal_names(model))
+    inputs = ('input', 'img_shape', 'scale_factor', *names)
     form = Form(model, options.form)
     if options.form != 'full':  # boxes stay in pixels of the input
-        form, inputs = WithoutScale(form), ('input', 'img_shape', *network.names)
+        form, inputs = WithoutScale(form), ('input', 'img_shape', *names)
     return [
-        Stage('network', network, ('input',), network.names),
+        Stage('network', RawNetwork(model, names, network_outputs), ('input',), names),
         Stage('regions', form, inputs, output_names(model, options.form)),
     ]
 

@@ -15,12 +15,11 @@ from mmrotate.models.roi_heads.roi_extractors import RotatedSingleRoIExtractor
 from torch import nn
 
 from mm2onnx_mmrotate.deltas import WH_RATIO_CLIP, Delta, delta_of
-from mm2onnx_mmrotate.two_stage.coders import Midpoint
-from mm2onnx_mmrotate.two_stage.facts import GlidingVertex
+from mm2onnx_mmrotate.two_stage.coders import GlidingVertex, MidpointOffset
 from mm2onnx_mmrotate.two_stage.roi_align_rotated import check_rotated_layer
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.dense_heads import delta as upright_settings
-from mmdeploy_ext.families.parts.regions import check_extractor, part_of, stages_of
+from mmdeploy_ext.families import regions
+from mmdeploy_ext.families.images import ConfigError
+from mmdeploy_ext.families.regions import check_extractor, part_of, stages_of
 
 DETECTOR = detectors.RotatedTwoStageDetector
 RPN_HEADS = (dense_heads.OrientedRPNHead, dense_heads.RotatedRPNHead)
@@ -48,10 +47,14 @@ def is_oriented(rpn_head: nn.Module) -> bool:
     return isinstance(rpn_head, dense_heads.OrientedRPNHead)
 
 
-def midpoint_settings(coder: Any) -> Midpoint:
+def midpoint_settings(coder: Any) -> MidpointOffset:
     """Return the settings of a `MidpointOffsetCoder`."""
-    means, stds = tuple(map(float, coder.means)), tuple(map(float, coder.stds))
-    return Midpoint(means, stds, WH_RATIO_CLIP, coder.version)
+    return MidpointOffset(
+        means=list(map(float, coder.means)),
+        stds=list(map(float, coder.stds)),
+        wh_ratio_clip=WH_RATIO_CLIP,
+        version=coder.version,
+    )
 
 
 def coder_of(head: nn.Module) -> Delta | GlidingVertex:
@@ -67,12 +70,8 @@ def coder_of(head: nn.Module) -> Delta | GlidingVertex:
                 f'angle_range={head.fix_coder.version!r}; give both the same'
             )
         if type(coder) is DeltaXYWHBBoxCoder:
-            upright = upright_settings(coder)
             return GlidingVertex(
-                means=upright.means,
-                stds=upright.stds,
-                wh_ratio_clip=upright.wh_ratio_clip,
-                ctr_clamp=upright.ctr_clamp,
+                upright=regions.coder_of(head),
                 clip=bool(coder.clip_border),
                 ratio_thr=float(head.ratio_thr),
                 version=head.fix_coder.version,
@@ -100,11 +99,6 @@ def output_columns(head: nn.Module) -> tuple[tuple[str, int], ...]:
 def last_head(roi_head: nn.Module) -> nn.Module:
     """Return the head of boxes whose boxes are the results."""
     return part_of(roi_head, 'bbox_head', stages_of(roi_head) - 1)
-
-
-def version_of(model: nn.Module) -> str:
-    """Return the angle version of the results, mmrotate's 'oc', 'le135' or 'le90'."""
-    return coder_of(last_head(model.roi_head)).version
 
 
 def check_rpn_head(head: nn.Module) -> None:

@@ -2,38 +2,25 @@
 
 Source: mmrotate 0.3.4 `models/dense_heads/{rotated_rpn_head,oriented_rpn_head}.py`.
 
-What methods without a docstring are for is documented in `mmdeploy_ext/families/parts/proposals.py`.
-
 Glossary: B batch, K boxes of an image.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 
 from mm2onnx_mmrotate.polygons import bounds_of_box
-from mm2onnx_mmrotate.two_stage.coders import midpoint_offset
 from mm2onnx_mmrotate.two_stage.heads import is_oriented, midpoint_settings
-from mmdeploy_ext.families.parts.dense_heads import plain_head
-from mmdeploy_ext.families.parts.proposals import Proposals
-
-
-def oriented_facts(head: nn.Module) -> dict[str, Any]:
-    """Return what `facts_of` of `families/parts/proposals.py` does; `head` has a `MidpointOffsetCoder`."""
-    outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 6))
-    description = dataclasses.replace(plain_head(head), outputs=outputs)
-    return dict(coder=midpoint_settings(head.bbox_coder), head=description, clip=False)
+from mmdeploy_ext.families.regions import Proposals, facts_of
 
 
 class OrientedProposals(Proposals):
     """Proposals of an `OrientedRPNHead`: boxes (B, K, 5), not clipped."""
 
-    facts_of_head = staticmethod(oriented_facts)
-
-    def decode(self, rows: dict[str, torch.Tensor], priors: torch.Tensor, level: int) -> torch.Tensor:
-        return midpoint_offset(torch, priors, rows['bbox_pred'], self.facts['coder'])
+    @staticmethod
+    def facts_of_head(head: nn.Module) -> dict[str, Any]:
+        return facts_of(head, midpoint_settings(head.bbox_coder))
 
     def sides(self, boxes: torch.Tensor) -> torch.Tensor:
         return boxes[..., 2:4]

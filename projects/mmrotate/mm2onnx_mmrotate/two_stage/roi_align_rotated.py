@@ -20,9 +20,8 @@ from mmcv.ops import RoIAlignRotated
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
-from mmdeploy_ext.graph.script import part
+from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, part, register
+from mmdeploy_ext.families.images import ConfigError
 
 GEOMETRY = (
     'centre_x',

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mm2onnx_mmrotate.detections import RotatedDetections
-from mm2onnx_mmrotate.draw import draw
 from mm2onnx_mmrotate.runtime import from_padded, sizes_of, suppressed
 from mm2onnx_mmrotate.two_stage.coders import CODERS
-from mmdeploy_ext.runtime.geometry import softmax
+from mmdeploy_ext.families.heads import class_scores
 
 if TYPE_CHECKING:
     from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
     from mmdeploy_ext.runtime.detections import Arrays, Metadata
-
-__all__ = ['detections', 'draw']
 
 RESULT = RotatedDetections
 
@@ -58,7 +55,7 @@ def decode_raw(outputs: Arrays, clip_hw: np.ndarray, facts: RotatedTwoStageFacts
     """
     coder, regions = facts.coder, outputs['regions'][:, :, None]
     boxes = CODERS[coder.type](np, regions, outputs, coder, clip_hw.astype(np.float32))
-    return dict(boxes=boxes, scores=softmax(outputs['cls_score'])[..., :-1])
+    return dict(boxes=boxes, scores=class_scores(np, 'softmax', outputs['cls_score']))
 
 
 def _results(

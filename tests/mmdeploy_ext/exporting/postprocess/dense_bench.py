@@ -16,6 +16,7 @@ from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.graphs import DenseFullForm, raw_names
+from mmdeploy_ext.families.parts.runtime import dense
 
 STRIDES = (8, 16, 32)
 CLASSES = 5
@@ -62,7 +63,7 @@ RAW_NAMES = raw_names(detector(make_head()))
 def random_outputs(seed, batch=1, size=(96, 128), mean=-2.5, spread=1.5, deltas=1.5, anchors=1):
     """Return the raw outputs of a head, kind by kind."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = runtime.level_shapes(*size, STRIDES)
+    shapes = dense.level_shapes(*size, STRIDES)
 
     def draw(columns, scale, offset):
         return [
@@ -159,7 +160,7 @@ def by_numpy(head, raw, size, form='raw', img_shape=None, scale_factor=None):
     batch = raw[0].shape[0]
     outputs = dict(zip(RAW_NAMES, (tensor.numpy() for tensor in raw), strict=True))
     if form == 'decode':
-        outputs = runtime.decode_raw(outputs, *size, facts)
+        outputs = dense.decode_raw(outputs, *size, facts)
     feeds = dict(input=np.zeros((batch, 3, *size), np.float32))
     for name, value in dict(img_shape=img_shape, scale_factor=scale_factor).items():
         if value is not None:

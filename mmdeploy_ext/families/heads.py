@@ -1,0 +1,23 @@
+"""Heads in families of other packages: facts, coders and numpy post-processing. Imports no PyTorch.
+
+A coder is a frozen dataclass derived from `Coder`: its settings, `columns` that it reads, and `boxes` for
+numpy and PyTorch. A head that outputs maps per level has a `Head` and facts derived from `DenseFacts`, from
+which `decode_raw` makes boxes and scores of all priors. Boxes that are turned suppress each other by
+`rotated_nms`, as in graphs with `Suppression(rotated=True)`.
+"""
+
+from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.families.parts.runtime.dense import (
+    decode_raw,
+    largest_num_candidates,
+    level_shapes,
+    rows_per_level,
+)
+from mmdeploy_ext.runtime.bev_nms import intersection_areas, rotated_nms
+from mmdeploy_ext.runtime.box_coders import Coder, Delta, class_scores, constant
+from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
+
+__all__ = [
+    'Coder', 'Delta', 'DenseFacts', 'Head', 'NmsConfig', 'class_scores', 'constant', 'decode_raw',
+    'intersection_areas', 'largest_num_candidates', 'level_shapes', 'rotated_nms', 'rows_per_level',
+]  # fmt: skip

@@ -1,0 +1,149 @@
+"""From the raw outputs of dense heads to boxes and scores of all priors, without PyTorch.
+
+Glossary: B batch, L levels, a priors of a cell, A priors of a level or of all, C classes, H, W network input
+in pixels, h, w size of a level's maps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.runtime.box_coders import peaks_of
+from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.runtime.dense_facts import DenseFacts
+    from mmdeploy_ext.runtime.detections import Arrays
+
+
+def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (h, w) of each level's map for an input of `height` x `width` pixels.
+
+    They are the quotients by `strides`, pixels, rounded up.
+    """
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
+
+
+def priors_of(
+    shapes: Sequence[tuple[int, int]], strides: Sequence[int], bases: Sequence[Sequence[Sequence[float]]]
+) -> list[np.ndarray]:
+    """Return the priors of each level, row by row: (h * w * priors per cell, columns) float32, pixels.
+
+    `shapes` are height and width of each level in cells, `strides` the sides of its cells in pixels, `bases`
+    the priors of its first cell: anchors xyxy, or points x, y.
+    """
+    levels = []
+    for shape, stride, base in zip(shapes, strides, bases, strict=True):
+        y, x = (cells.astype(np.float32) * stride for cells in np.indices(shape))
+        columns = len(base[0])
+        shifts = np.stack([x, y] * (columns // 2), axis=-1).reshape(-1, 1, columns)
+        levels.append((shifts + np.asarray(base, np.float32)).reshape(-1, columns))
+    return levels
+
+
+def decode_raw(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> dict[str, np.ndarray]:
+    """Turn the outputs of a `raw` graph into those of a `decode` graph.
+
+    Args:
+        outputs: `<name>_<level>` (B, a*columns, h, w) float32 for each entry of `head.outputs` of the facts,
+            as the head gives them: `head.activation` makes scores of logits.
+        height: H, of the input.
+        width: W, of the input.
+        facts: the `postprocess` entry of the file's metadata.
+
+    Returns:
+        `boxes` (B, A, 4), `scores` (B, A, C), the score factor (B, A) if the head has one, and `level_sizes`
+        (L,).
+
+    Raises:
+        ShapeError: a feature map is missing, is not of the size that H and W give (if the facts have
+            `head.maps_by_stride`), or of that of the other outputs of its level, or has other channels.
+    """
+    head = facts.head
+    shapes = _checked_shapes(outputs, height, width, facts)
+    level_boxes, level_scores, level_factors = [], [], []
+    for level, priors in enumerate(priors_of(shapes, facts.strides, facts.base_anchors)):
+        rows = {}
+        for name, columns in head.outputs:
+            maps = outputs[f'{name}_{level}']
+            if name == head.scores and head.peaks:
+                maps = peaks_of(np, maps, head.peaks)
+            rows[name] = maps.transpose(0, 2, 3, 1).reshape(maps.shape[0], -1, columns)
+        level_boxes.append(facts.coder.boxes(np, priors, rows, level))
+        level_scores.append(head.class_scores(np, rows))
+        level_factors.append(head.score_factors(np, rows, facts.coder))
+    decoded = dict(boxes=np.concatenate(level_boxes, 1), scores=np.concatenate(level_scores, 1))
+    if head.factor:
+        decoded[head.factor] = np.concatenate(level_factors, 1)
+    decoded['level_sizes'] = np.asarray([boxes.shape[1] for boxes in level_boxes])
+    return decoded
+
+
+def _checked_shapes(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> list[tuple[int, int]]:
+    """Return (h, w) of each level; ShapeError: an output is missing, or of another size or width."""
+    levels, head = range(len(facts.strides)), facts.head
+    names = [f'{name}_{level}' for name, _ in head.outputs for level in levels]
+    if missing := [name for name in names if name not in outputs]:
+        raise ShapeError(f'{missing[0]}: is not an output of the graph, which has {", ".join(outputs)}')
+    first = head.outputs[0][0]
+    shapes = [tuple(outputs[f'{first}_{level}'].shape[2:]) for level in levels]
+    expected = level_shapes(height, width, facts.strides)
+    if shapes != expected and head.maps_by_stride:
+        raise ShapeError(
+            f'{first}_*: feature maps are {shapes}, expected {expected} for an input of '
+            f'{height}x{width} (strides)'
+        )
+    for name in names:
+        shape, expected_shape = outputs[name].shape[2:], shapes[int(name.rpartition('_')[2])]
+        if tuple(shape) != expected_shape:
+            raise ShapeError(f'{name}: is a map of {tuple(shape)}, expected {expected_shape} as of {first}_*')
+    for level, base in enumerate(facts.base_anchors):
+        for name, columns in head.outputs:
+            channels, expected_channels = outputs[f'{name}_{level}'].shape[1], len(base) * columns
+            if channels != expected_channels:
+                unit = 'classes (num_classes)' if name == head.scores else 'columns (head.outputs)'
+                raise ShapeError(
+                    f'{name}_{level}: has {channels} channels, expected {expected_channels}: '
+                    f'{columns} {unit} for {len(base)} priors per cell (base_anchors)'
+                )
+    return shapes
+
+
+def rows_per_level(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> list[int]:
+    """Return how many rows of boxes each level has."""
+    rows = outputs['boxes'].shape[1]
+    if facts.head.maps_by_stride:
+        shapes = level_shapes(height, width, facts.strides)
+        sizes = [h * w * len(base) for (h, w), base in zip(shapes, facts.base_anchors, strict=True)]
+        expected = f'{sum(sizes)} for an input of {height}x{width} (strides, base_anchors)'
+    elif 'level_sizes' in outputs:
+        sizes = [int(size) for size in outputs['level_sizes']]
+        expected = f'{sum(sizes)} by level_sizes'
+    else:
+        raise ShapeError(
+            'level_sizes: is not an output of the graph, which needs it since head.maps_by_stride is False'
+        )
+    if sum(sizes) != rows:
+        raise ShapeError(f'boxes: got {rows} rows, expected {expected}')
+    return sizes
+
+
+def largest_num_candidates(facts: DenseFacts, shapes: Sequence[tuple[int, int]]) -> int:
+    """Return how many candidates (boxes of a class before suppression) an image can have at most.
+
+    `shapes` are (h, w) of each level.
+    """
+    classes, choose, total = facts.num_classes, facts.head.choose, 0
+    for (height, width), per_cell in zip(shapes, facts.priors_per_cell, strict=True):
+        count, of_prior = height * width * per_cell, 1
+        if choose in PRIOR_CHOICES:
+            of_prior = classes
+        elif choose != 'best':
+            count *= classes
+        total += of_prior * (min(count, facts.nms_pre) if facts.nms_pre > 0 else count)
+    return total

@@ -1,0 +1,19 @@
+"""Heads of regions in families of other packages: proposals, pooled features, and the parts of mmdet's heads.
+
+`Proposals` makes proposals of a head's outputs, `Pool` features of regions; a family of other boxes than
+upright ones derives from both.
+"""
+
+from mmdeploy_ext.families.parts.proposals import (
+    Proposals,
+    facts_of,
+    generator_of,
+    smallest_input,
+    thresholds,
+)
+from mmdeploy_ext.families.parts.regions import Pool, check_extractor, coder_of, part_of, stages_of
+
+__all__ = [
+    'Pool', 'Proposals', 'check_extractor', 'coder_of', 'facts_of', 'generator_of', 'part_of',
+    'smallest_input', 'stages_of', 'thresholds',
+]  # fmt: skip
