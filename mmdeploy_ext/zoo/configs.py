@@ -246,8 +246,13 @@ def _types(part: Any) -> str:
 
 
 def resize_to(cfg: Any, size: tuple[int, int]) -> None:
-    """Let the test pipelines of a config resize pictures to fit in (H, W), as far as they have a scale."""
+    """Let the test pipelines of a config resize pictures to fit in (H, W), as far as they have a scale.
+
+    Where pictures are padded to a square, as YOLOX's are, the scale is a square, too.
+    """
     for step in augmentations(cfg):
-        kinds = [inner.get('type') for inner in step.get('transforms') or ()]
+        transforms = step.get('transforms') or ()
+        kinds = [inner.get('type') for inner in transforms]
         if step.get('img_scale') and 'Resize' in kinds:
-            step['img_scale'] = size[::-1]
+            is_square = any(inner.get('pad_to_square') for inner in transforms)
+            step['img_scale'] = (min(size), min(size)) if is_square else size[::-1]

@@ -436,6 +436,12 @@ def test_pictures_of_a_zoo_are_resized_to_its_size(step, scale):
     assert cfg.data.test.pipeline[0].img_scale == scale
 
 
+def test_pictures_that_are_padded_to_squares_are_resized_into_a_square():
+    cfg = load_config(str(configs.installed_folder() / 'yolox/yolox_nano_8x8_300e_coco.py'))
+    configs.resize_to(cfg, (128, 192))
+    assert find_family(cfg, DETECTOR).preprocess_rule(cfg).pad_size == (128, 128)
+
+
 def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
     names = [configs.config_name(path) for path in configs.config_files(['mmdet3d/second/*kitti-3d-car.py'])]
     assert names == [
