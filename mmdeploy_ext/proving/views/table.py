@@ -42,7 +42,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(f'[bold red]{"FAILED":{WIDTH}}[/bold red] {escape(cut(text))}', soft_wrap=True)
     about = dict(classes=verdict.model_classes, untraced=verdict.untraced, unreached=verdict.unreached)
     for title, lines in dict(**about, note=verdict.notes).items():
-        for index, text in enumerate(listed(lines)):
+        in_full = title == 'untraced' and not verdict.passed  # one of these methods may be the cause
+        for index, text in enumerate(lines if in_full else listed(lines)):
             console.print(f'{title if index == 0 else "":{WIDTH}} {escape(text)}', soft_wrap=True)
     colour = 'bold green' if verdict.passed else 'bold red'
     console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)

@@ -229,6 +229,13 @@ def test_a_failed_verdict_lists_what_failed_and_the_claim_has_the_first_reason()
     )
 
 
+@pytest.mark.parametrize(('make', 'shown'), [(proven, 8), (failed, 20)])
+def test_a_failed_verdict_names_every_untraced_method(make, shown):
+    verdict = make()
+    verdict.untraced = [f'Mine.method{index} (a.py): compared by its results' for index in range(20)]
+    assert sum('Mine.method' in line for line in printed(verdict)) == shown
+
+
 def test_a_long_reason_is_cut_on_the_console_alone():
     compared = results()
     compared.reasons.append(900 * 'x')
