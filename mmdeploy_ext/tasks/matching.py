@@ -130,19 +130,26 @@ def match_lists(
         missing, extra, outside = without_partner()
 
     all_pairs = [*pairing.matched.items(), *pairing.outside.items()]
-    counting = [
-        index
-        for index, (row, column) in enumerate(all_pairs)
-        if (needed[row] or surplus[column]) and (row in pairing.matched or row in outside)
-    ]
 
-    def worst(values: np.ndarray, default: float = 0.0) -> float:
-        return float(values[counting].max()) if counting else default
+    def worst_of(pairs: dict[int, int]) -> Callable[..., float]:
+        """Return the function that gives the largest value of some pairs, of those that count."""
+        chosen = [
+            index
+            for index, (row, column) in enumerate(all_pairs)
+            if (needed[row] or surplus[column]) and row in pairs
+        ]
 
-    measured, text = figures(pairing, worst)
+        def worst(values: np.ndarray, default: float = 0.0) -> float:
+            return float(values[chosen].max()) if chosen else default
+
+        return worst
+
+    worst = worst_of(pairing.matched)
+    measured, _ = figures(pairing, worst)
     counts = dict(missing=len(missing), extra=len(extra), outside=len(outside))
     reasons = [f'{counts[key]} {key}' for key in ('missing', 'extra') if counts[key]]
     if outside:
+        _, text = figures(pairing, worst_of(outside))
         reasons.append(f'{len(outside)} pair{"s" if len(outside) > 1 else ""} outside the bars ({text})')
     low, candidate_low = ~needed, ~surplus
     low_count = int(low.sum() + candidate_low.sum())
