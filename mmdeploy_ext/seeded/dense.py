@@ -138,7 +138,7 @@ def scale_outputs(
 
 
 def _kind_of(head: nn.Module) -> Any:
-    """Return the kind of a head; of another head, such as mmrotate's, the plain kind."""
+    """Return the kind of a head, or the plain kind of a head of another package."""
     from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind  # imports mmdet
 
     return KINDS.get(nearest_base(type(head), KINDS), HeadKind())

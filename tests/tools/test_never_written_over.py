@@ -32,8 +32,7 @@ SCRIPTS = {
         'benchmark': 'analysis_tools/benchmark.py',
         'lidar': 'demo/lidar_demo.py',
         'video': 'demo/streampetr_video.py',
-        'rtdetr': 'convert/rtdetr.py',
-        'wxinlong': 'convert/solo_wxinlong.py',
+        'convert': 'convert.py',
         'test': 'test.py',
     }.items()
 }
@@ -94,8 +93,8 @@ CASES = {
     'benchmark': ('benchmark cfg.py k.pth --onnx m.onnx --json {}', 'm.onnx'),
     'lidar': ('lidar sweep.bin --config cfg.py --checkpoint k.pth --out {}', 'k.pth'),
     'video': ('video cfg.py k.pth --out {}', 'k.pth'),
-    'rtdetr config': ('rtdetr k.pth {} --config cfg.py', 'cfg.py'),
-    'wxinlong': ('wxinlong k.pth {} --config cfg.py', 'k.pth'),
+    'rtdetr config': ('convert rtdetr k.pth {} --config cfg.py', 'cfg.py'),
+    'wxinlong': ('convert solo k.pth {} --config cfg.py', 'k.pth'),
     'test': ('test cfg.py k.pth --eval bbox --out {}', 'k.pth'),
     'seeded config': ('seeded cfg.py {}', 'cfg.py'),
     'seeded anything': ('seeded cfg.py {}', 'k.pth'),
