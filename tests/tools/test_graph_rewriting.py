@@ -17,8 +17,9 @@ from scn_files import golden_model
 from toy_chain import chain
 
 WEIGHTS = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'weights'
+RULES = Path(__file__).parent / 'rules'
 SAME = {
-    'replace': ['--rule', 'y = LeakyRelu<alpha = 0.9>(a) -> m = Mul(a, 0.9); y = Max(a, m)'],
+    'replace': ['--rule', str(RULES / 'leaky_as_max.py')],
     'simplify': [],
     'fp16': ['--keep-fp32', 'max*', '--tolerance', '0.05'],
 }
@@ -72,7 +73,7 @@ def test_other_numbers_are_exit_status_one_and_nothing_is_written(file, tmp_path
         '--output',
         str(target),
         '--rule',
-        'y = LeakyRelu<alpha = 0.9>(a) -> y = Relu(a)',
+        str(RULES / 'leaky_as_relu.py'),
     ]
     assert main([*words, '--json', str(found)]) == 1
     assert 'NOT EQUAL' in capsys.readouterr().out
@@ -120,7 +121,7 @@ def test_a_target_that_is_there_stays_when_the_numbers_differ(file, tmp_path):
                 '--output',
                 str(target),
                 '--rule',
-                'y = LeakyRelu<alpha = 0.9>(a) -> y = Relu(a)',
+                str(RULES / 'leaky_as_relu.py'),
             ]
         )
         == 1
@@ -139,12 +140,12 @@ def test_given_inputs_are_used(file, tmp_path, capsys):
     assert "feed 'x'" in capsys.readouterr().err
 
 
-def test_rules_of_a_file_are_counted(file, tmp_path, capsys):
-    rules = tmp_path / 'rules.txt'
-    rules.write_text('# comment\ny = LeakyRelu<alpha = 0.9>(a) -> m = Mul(a, 0.9); y = Max(a, m)\n')
-    words = ['replace', file, '--output', tmp_path / 'out.onnx', '--rules', rules]
+def test_places_are_counted(file, tmp_path, capsys):
+    rule, found = RULES / 'leaky_as_max.py', tmp_path / 'found.json'
+    words = ['replace', file, '--output', tmp_path / 'out.onnx', '--rule', rule, '--json', found]
     assert main([str(word) for word in words]) == 0
-    assert '4 places replaced by y = LeakyRelu' in capsys.readouterr().out
+    assert '4 places replaced' in capsys.readouterr().out
+    assert json.loads(found.read_text())['rules'] == {str(rule): 4}
 
 
 @pytest.mark.parametrize('command', ALL)
@@ -193,15 +194,13 @@ def test_the_input_is_never_the_output(command, file, capsys):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['replace'], 'nothing to replace'),
-        (['replace', '--rules', 'no.txt'], 'no.txt: no such file'),
-        (['replace', '--rule', 'y = Relu(a'], 'expected e.g.'),
+        (['replace', '--rule', 'no.py'], 'no.py: no such file'),
         (['fp16', '--keep-fp32', 'LeakyRelo'], "'LeakyRelo': fits.*did you mean LeakyRelu"),
         (['simplify', '--tolerance', '-1'], '--tolerance -1'),
         (['simplify', '--size', 'N'], "--size 'N'"),
         (['simplify', '--size', 'N=²'], "--size 'N=²'"),
         (['simplify', '--size', 'M=3'], 'has no such axis'),
-        (['replace', '--rules', 'demo/toy.jpg'], 'toy.jpg: is no text in UTF-8'),
+        (['replace', '--rule', 'demo/toy.jpg'], 'toy.jpg: is no Python file'),
         (['reduce', '--check', 'nan', '--timeout', 'nan'], '--timeout nan'),
         (['simplify', '--inputs', 'no.npz'], 'no such file'),
         (['simplify', '--inputs', 'no.npz', '--seed', '1'], 'leave one out'),
