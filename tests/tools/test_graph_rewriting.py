@@ -166,7 +166,7 @@ def test_files_that_cannot_be_read_are_refused_before_anything_is_written(comman
     (tmp_path / 'lost.data').unlink()
     for bad, message in (
         (cut, 'not a readable ONNX file'),
-        (cycle, 'depends on itself'),
+        (cycle, 'topological order'),
         (newer, 'opset 999'),
         (outside, 'lost.data'),
         (tmp_path / 'none.onnx', 'no such ONNX file'),

@@ -18,14 +18,15 @@ output, relative to its largest value."""
     'Replace patterns of nodes by other nodes',
     argument(
         '--rule FILE.py',
-        'file with functions `pattern(op, x, ...)`, `replacement(op, x, ...)` and, if a place has to be looked '
-        "at first, `check(context, x, ...)`, in onnxscript's form; may be repeated",
+        'file with functions `pattern(op, x, ...)`, `replacement(op, x, ...)` and perhaps '
+        '`check(context, x, ...)`, as onnxscript takes them; may be repeated',
         required=True,
         action='append',
     ),
     *proving.proof(TOLERANCE),
 )
 def run_replace(args: argparse.Namespace) -> int:
+    """Write the graph with the patterns of --rule replaced; 1 if an output differs."""
     from mmdeploy_ext.core.user_functions import load_module
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.replace import replace
@@ -44,6 +45,7 @@ def run_replace(args: argparse.Namespace) -> int:
 
 @COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
 def run_simplify(args: argparse.Namespace) -> int:
+    """Write the graph as onnxslim simplifies it; 1 if an output differs."""
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.simplify import simplify
 
@@ -68,6 +70,7 @@ def run_simplify(args: argparse.Namespace) -> int:
     *proving.proof(FP16_TOLERANCE),
 )
 def run_fp16(args: argparse.Namespace) -> int:
+    """Write the graph in float16, but for nodes that stay float32; 1 if an output differs."""
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.precision import family_patterns, half, with_fp16_metadata
     from mmdeploy_ext.graph.passes.select import matching_nodes

@@ -212,7 +212,7 @@ def _backward_keys(program: Program, output_names: Mapping[str, str]) -> Keys:
 def _operation(program: Program, position: int) -> tuple[Hashable, ...]:
     node = program.index.nodes[position]
     inner = tuple(tuple(inner_node.op_type for inner_node in body.node) for body in bodies(node))
-    values = attributes(node, program.index.model, program.shape_of_constant).items()
+    values = attributes(node, program.index.model).items()
     texts = tuple(sorted((name, exact_text(value)) for name, value in values))
     return node.domain, node.op_type, texts, inner
 

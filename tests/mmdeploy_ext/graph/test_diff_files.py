@@ -513,21 +513,6 @@ def test_functions_of_one_name_and_other_nodes_are_told_apart(tmp_path):
     assert not comparison.equal and comparison.first.op_type == 'F'
 
 
-def test_sparse_initializers_are_compared(tmp_path):
-    for name, value in (('a', 1), ('b', 2)):
-        values = numpy_helper.from_array(np.full(1, value, np.float32), 'c')
-        sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0])), [3])
-        ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, [3]) for end in 'xy']
-        nodes = [helper.make_node('Add', ['x', 'c'], ['y'])]
-        graph = helper.make_graph(nodes, 'g', ends[:1], ends[1:], sparse_initializer=[sparse])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)
-        onnx.save(model, tmp_path / f'{name}.onnx')
-    paths = [str(tmp_path / f'{name}.onnx') for name in 'ab']
-    assert diff.diff_files(paths[0], paths[0]).equal
-    comparison = diff.diff_files(*paths)
-    assert not comparison.equal and comparison.changes[0]['kind'] == 'initializer'
-
-
 def test_a_runner_takes_the_constants_of_each_graph_also_after_another_one_is_gone():
     """The session of a node stays open; a new program may have the identity of a deleted one."""
     constants, runner, x = Constants(), NodeRunner(), np.ones(1, np.float32)
