@@ -17,7 +17,7 @@ from mmdeploy_ext.proving.inputs.samples import read_images
 if TYPE_CHECKING:
     import argparse
 
-    from mmdeploy_ext.proving.difference.findings import Comparison
+    from mmdeploy_ext.graph.diff.findings import Comparison
 
 COMMANDS = Commands()
 CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
@@ -100,8 +100,8 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def _two_files(args: argparse.Namespace) -> Comparison:
+    from mmdeploy_ext.graph.diff.files import diff_files
     from mmdeploy_ext.graph.io.tensors import load_tensors
-    from mmdeploy_ext.proving.difference.two_files import diff_files
 
     for name in CHECKPOINT_OPTIONS:
         if getattr(args, name):
@@ -127,8 +127,8 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.families.model import build, load_weights, read_config
+    from mmdeploy_ext.graph.diff.findings import HALF, Bars
     from mmdeploy_ext.graph.io.tensors import load_tensors
-    from mmdeploy_ext.proving.difference.findings import HALF, Bars
     from mmdeploy_ext.proving.difference.locate import first_difference
     from mmdeploy_ext.proving.provenance import refuse_other_settings
 
