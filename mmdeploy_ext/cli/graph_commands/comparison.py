@@ -61,21 +61,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     takes_file=False,
 )
 def run_diff(args: argparse.Namespace) -> int:
-    """Compare two files, or a file with its PyTorch model; write and print: 0 equal, 1 not.
-
-    Args:
-        args: parsed arguments: `models`, the words of the command line, and the options of `diff`.
-
-    Raises:
-        UsageError: another number of models, options that do not go together, an --rtol that is not positive,
-            inputs that do not fit two files, or a file that was exported with other settings than the config
-            has.
-        ModelFileError: a file cannot be read or loaded, or is not of this config.
-        InferenceError: a node of the first of two files fails; one of the second is a difference.
-        ShapeError: --input is not what a file takes that is compared with PyTorch.
-        ConfigError, CheckpointError, ImageError, DataError: config, checkpoint, a picture or the file of
-            --input cannot be read.
-    """
+    """Compare two files, or a file with its PyTorch model; write and print: 0 equal, 1 not."""
     from pathlib import Path
 
     if len(args.models) not in (2, 3):

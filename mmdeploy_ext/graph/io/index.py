@@ -209,48 +209,27 @@ class Index:
         return name in self._producers or name in self.constants or name in self.inputs
 
     def check_tensor(self, name: str) -> str:
-        """Return `name` when the graph has such a tensor.
-
-        Raises:
-            UsageError: it has none; the message has similar names, or what the node of that name writes.
-        """
+        """Return `name`; UsageError with similar names if the graph has no such tensor."""
         if self.has_tensor(name):
             return name
-        if name in self._names:
-            outputs = ', '.join(output for position in self._names[name] for output in self.writes(position))
-            raise UsageError(f'{name!r} is a node, not a tensor; it writes {outputs}')
         hint = did_you_mean(name, self.tensors) or f'; `show --nodes` of {tool("graph")} lists all'
         raise UsageError(f'there is no tensor {name!r} in the graph{hint}')
 
     def find_node(self, name: str) -> int:
-        """Return the position of the node called `name`: its name, or '#12' for the node at position 12.
-
-        What `label` gives, '#12 (Conv)', is found, too.
-
-        Raises:
-            UsageError: none or several have that name; the message names similar ones, or the positions.
-        """
+        """Return the position of the node called `name`, or of '#12'; UsageError if none or several are."""
         positions = self._names.get(name, [])
-        if len(positions) == 1:
-            return positions[0]
-        if positions:
+        if len(positions) > 1:
             places = ', '.join(f'#{position}' for position in positions[:8])
             raise UsageError(
                 f'{len(positions)} nodes are called {name!r}; give one by its position: {places}'
             )
         number = name.removeprefix('#').split(' ')[0]
-        if name.startswith('#') and number.isdecimal():
-            if int(number) < len(self.nodes):
-                return int(number)
-            raise UsageError(f'there is no node {name!r}: the graph has {len(self.nodes)} nodes, #0 first')
-        if self.has_tensor(name):
-            producer = self.producer(name)
-            hint = (
-                'an input or initializer' if producer is None else f'written by node {self.label(producer)}'
-            )
-            raise UsageError(f'{name!r} is a tensor, not a node; it is {hint}')
-        hint = did_you_mean(name, self._names) or '; nodes without a name are written #0, #1, ...'
-        raise UsageError(f'there is no node {name!r} in the graph{hint}')
+        if name.startswith('#') and number.isdecimal() and int(number) < len(self.nodes):
+            positions = positions or [int(number)]
+        if not positions:
+            hint = did_you_mean(name, self._names) or f'; it has {len(self.nodes)} nodes, #0 first'
+            raise UsageError(f'there is no node {name!r} in the graph{hint}')
+        return positions[0]
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
         """Return the positions, ascending, of the nodes that make `outputs` from graph inputs and constants.
