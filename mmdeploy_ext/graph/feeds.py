@@ -22,12 +22,7 @@ INTEGER_END = 8
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
-    """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size.
-
-    `index` is that of the graph; `feeds` is name of an input -> array. Inputs with a default need no feed. A
-    feed of an input without a stated dtype is not checked, of one without a stated shape only its dtype, of
-    texts only the shape; values are not looked at.
-    """
+    """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size."""
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
     if missing:
@@ -68,8 +63,7 @@ def random_feeds(
             without one is 1 if it is the first axis of its input, else 64.
 
     Raises:
-        UsageError: a seed below 0, a name in `sizes` of no such input and of no axis of one, a single size
-            for an input, or an input that is no tensor of a known dtype.
+        UsageError: a seed below 0, a name in `sizes` of no input and no axis, or an input of no known dtype.
     """
     if seed < 0:
         raise UsageError(f'seed {seed}: expected 0 or more')
@@ -93,13 +87,6 @@ def random_feeds(
             ]
         rng = np.random.default_rng([seed, *value.name.encode()])
         feeds[value.name] = _random_array(index, value.name, tensor_type.elem_type, shape, rng)
-    axes = {dim.dim_param for value in model.graph.input for dim in value.type.tensor_type.shape.dim}
-    for name in feeds.keys() & sizes.keys() - axes:
-        if not np.ndim(sizes[name]):
-            raise UsageError(
-                f'size {sizes[name]} of the input {name!r}: expected its whole shape, such as {name}='
-                f'{"x".join(map(str, feeds[name].shape)) or "()"}'
-            )
     unknown = [name for name in sizes if name not in known_names]
     if unknown:
         raise UsageError(
@@ -122,8 +109,6 @@ def _random_array(
     if 'int' in dtype.name:  # int4, too, whose kind is not 'i'
         low, high = _integer_range(index, name)
         return rng.integers(low, high, shape).astype(dtype)
-    if dtype.kind == 'c':
-        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
     return np.asarray(rng.standard_normal(shape)).astype(dtype)
 
 

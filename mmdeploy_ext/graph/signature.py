@@ -281,11 +281,7 @@ def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[Grap
 
 
 def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
-    """Return a difference for each constant of floats of two models of one structure that is not close.
-
-    Both are walked from the outputs backwards, argument by argument. Bodies and functions have to state their
-    constants in one order.
-    """
+    """Return a difference for each constant of floats of two models of one structure that is not close."""
     constants = Constants()
     programs = Program(model, constants), Program(reference, constants)
     indices = tuple(program.index for program in programs)

@@ -51,8 +51,7 @@ class Change:
 def changes(program: Program, reference: Program, pairs: Alignment) -> list[Change]:
     """Return what differs between a graph and its reference, by their alignment.
 
-    Bodies, functions, default values of inputs and the order of inputs and outputs are not compared:
-    `graph.signature` finds those.
+    `graph.signature` compares bodies, functions, defaults of inputs and the order of inputs and outputs.
     """
     result: list[Change] = []
     for position in program.steps:

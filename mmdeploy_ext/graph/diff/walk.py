@@ -1,9 +1,8 @@
-"""Walk a graph node by node, each fed with what a reference has there. Needs no torch.
+"""Walk a graph node by node, each fed with the values of a reference. Needs no torch.
 
-Two values of every tensor are looked at. The free one is what the graph computes from its inputs. The fed one
-is what the node gives when its own inputs are the reference's: its error was born in this node, or in the
-nodes between it and the last tensors that have a reference. `got` is the graph's value, `want` the
-reference's.
+Each tensor has two values. The free one is computed from the inputs of the graph. The fed one is the result
+of the node on the reference's values: its error was born in this node, or in the nodes between it and the
+last tensors that have a reference. `got` is the graph's value, `want` the reference's.
 
 `torch.onnx.verification` compares with the program of a dynamo export in the same process: neither files nor
 TorchScript exports, and no node on the reference's own values.
@@ -225,10 +224,7 @@ def _run(
 
 
 def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
-    """Return the reference in the shape of the graph, if it was found by value or by place.
-
-    PyTorch flattens the leading axes before a matrix product, and the graph does not.
-    """
+    """Return the reference in the shape of the graph, if it was found by value or by place."""
     want, how = reference.value, reference.how
     if value is None:
         return want

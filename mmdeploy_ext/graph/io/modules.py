@@ -92,10 +92,7 @@ def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) ->
 
 @functools.lru_cache(maxsize=4096)
 def _resolve(parts: tuple[str, ...], modules: frozenset[str]) -> str:
-    """Return which of the modules a scope means, '' if none or several.
-
-    A scope may lack a module of which only other methods than `forward` were called.
-    """
+    """Return which of the modules a scope means, '' if none or several."""
     for path in _possible_paths(parts):
         if path in modules:
             return path

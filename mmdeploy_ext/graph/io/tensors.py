@@ -1,7 +1,6 @@
 """Named tensors on disk, for graphs: files that other tools write as well. Needs numpy only."""
 
 import os
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,28 +13,15 @@ from mmdeploy_ext.core.dump import MANIFEST, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import atomic_path
 
-CANNOT_READ = (
-    ValueError,
-    OSError,
-    EOFError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""Errors that numpy raises for damaged files: it reads the header of an array as Python text."""
+CANNOT_READ = (ValueError, OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error)
+"""Errors that numpy raises for files that are no arrays, or were cut short."""
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read named tensors: an .npz file, a dump of this project, or a folder of .npy files.
+    """Read named tensors: an .npz file, a dump of this project, a .npy file, or a folder of .npy files.
 
-    Returns:
-        Name -> array, of a dump read-only. A .npy file's name is its tensor's, percent-encoded ('%2F' for
-        '/'); `path` may be one such file.
-
-    Raises:
-        DataError: nothing there, or it cannot be read without running code in it.
-        UsageError: the manifest of a dump is no JSON.
+    The name of a .npy file is the tensor's, percent-encoded ('%2F' for '/'). DataError: it cannot be read
+    without running code in it.
     """
     path = Path(path)
     if path.is_dir():
@@ -65,10 +51,7 @@ def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> None:
-    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str.
-
-    The folder is made with the first tensor if it is not there; other files in it stay.
-    """
+    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str."""
     for name, array in tensors.items():
         array = array.astype(str) if array.dtype == object else array
         file = Path(folder) / f'{quote(name, safe=" ")}.npy'
@@ -77,10 +60,7 @@ def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[st
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file of name -> array, texts as numpy's str, over a file that is there.
-
-    The folder of `path` has to be there. `np.savez` cannot write an array called 'file'.
-    """
+    """Write an .npz file of name -> array, texts as numpy's str; `np.savez` has no array called 'file'."""
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             array = np.asarray(array)

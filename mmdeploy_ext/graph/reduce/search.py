@@ -69,10 +69,7 @@ class _Search:
         self.results: dict[tuple[Part, tuple[str, ...] | None], bool] = {(case.everything, None): True}
 
     def shows(self, part: Part, outputs: tuple[str, ...] | None = None) -> bool:
-        """Return whether a part shows the fault; each part is checked once.
-
-        `outputs` are the tensors that it gives, None for all.
-        """
+        """Return whether a part shows the fault; each part is checked once."""
         key = (part, outputs)
         if key not in self.results:
             candidate = self.case.candidate(part, outputs) if part else None

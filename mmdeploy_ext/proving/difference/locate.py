@@ -306,10 +306,7 @@ def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
 
 
 def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, ReferenceTensor]:
-    """Return references of a graph's tensors: those of their counterparts in a fresh export.
-
-    `tensors` is name in the graph -> name in the export, of which `wrong` differ from PyTorch.
-    """
+    """Return references of a graph's tensors: those of their counterparts in a fresh export."""
     references = {}
     for name, mate in tensors.items():
         row = clean.rows.get(mate)
@@ -327,10 +324,7 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
 def _upstream_notes(
     deployment: Model, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
 ) -> list[str]:
-    """Return notes on outputs of the exported modules that differ from the unpatched model's.
-
-    Such an error is in the modules, not in a node of the graph.
-    """
+    """Return notes on outputs of the exported modules that differ from the unpatched model's."""
     family = deployment.family
     output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not output_names:

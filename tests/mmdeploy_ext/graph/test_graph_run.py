@@ -52,12 +52,6 @@ def test_a_seed_below_zero_is_refused():
         random_feeds(conv_net(), -1)
 
 
-def test_a_single_size_of_an_input_is_refused():
-    name = next(iter(random_feeds(conv_net())))
-    with pytest.raises(UsageError, match=f'size 2 of the input {name!r}'):
-        random_feeds(conv_net(), 0, {name: 2})
-
-
 def test_a_model_over_the_limit_of_protobuf_runs_from_a_file(monkeypatch):
     model = conv_net()
     feeds = random_feeds(model)
