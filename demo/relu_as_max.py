@@ -4,8 +4,10 @@ from typing import Any
 
 
 def pattern(op: Any, x: Any) -> Any:
+    """Return the nodes to look for."""
     return op.Relu(x)
 
 
 def replacement(op: Any, x: Any) -> Any:
+    """Return the nodes that take their place."""
     return op.Max(x, op.Constant(value_float=0.0))

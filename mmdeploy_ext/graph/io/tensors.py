@@ -1,6 +1,7 @@
 """Named tensors on disk, for graphs: files that other tools write as well. Needs numpy only."""
 
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,8 +14,16 @@ from mmdeploy_ext.core.dump import MANIFEST, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import atomic_path
 
-CANNOT_READ = (ValueError, OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error)
-"""Errors that numpy raises for files that are no arrays, or were cut short."""
+CANNOT_READ = (
+    ValueError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Errors that numpy raises for damaged files: it reads the header of an array as Python text."""
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
