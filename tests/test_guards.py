@@ -22,7 +22,7 @@ RUNNER_PARTS = (
     'families.*.runtime')
 TORCH_FREE = (
     *RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options', 'proving.provenance',
-    'proving.difference.two_files', 'proving.difference.report', 'proving.views.charts')
+    'graph.diff.files', 'proving.difference.report', 'proving.views.charts')
 TRACED = ('/export.py', '_export.py', 'tensorrt_plugins/operators.py')
 """Ends of the names of modules of other programs that make graphs, in the parts without torch."""
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})

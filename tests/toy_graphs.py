@@ -8,6 +8,9 @@ import pytest
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from mmdeploy_ext.graph.feeds import random_feeds
+from mmdeploy_ext.graph.run import run
+
 WEIGHTS = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'weights'
 FOREIGN = {
     'picodet': 'picodet_layout/layout_cdla.onnx',
@@ -152,3 +155,20 @@ def same(left: dict, right: dict) -> None:
     assert left.keys() == right.keys() and left
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], name, strict=True)
+
+
+def as_in_whole(model, part):
+    """Check that a part computes what a graph has there, from random inputs in the sizes of the part."""
+    fixed = {
+        value.name: value
+        for value in part.graph.input
+        if all(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    }
+    sized = onnx.ModelProto.FromString(model.SerializeToString())
+    for value in sized.graph.input:
+        value.CopyFrom(fixed.get(value.name, value))
+    feeds = random_feeds(sized)
+    ends = [value.name for value in (*part.graph.input, *part.graph.output)]
+    whole = run(model, feeds, ends)
+    found = run(part, {value.name: whole[value.name] for value in part.graph.input})
+    same(found, {name: whole[name] for name in found})

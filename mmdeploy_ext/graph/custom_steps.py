@@ -178,11 +178,7 @@ class SteppedModel:
 
 
 def _groups(index: Index, targets: Sequence[Sequence[str]], custom_nodes: Sequence[int]) -> list[list[int]]:
-    """Return the nodes that run before each custom node, and those after the last, each group ascending.
-
-    `targets` are the tensors that each group has to make. Nodes that depend on no input are in every group
-    that reads them, so that an engine folds them.
-    """
+    """Return the nodes that run before each custom node, and those after the last, each group ascending."""
     constant_nodes = index.constant_nodes() - set(custom_nodes)
     available, groups = set(index.inputs), []
     for step_index, tensors in enumerate(targets):

@@ -12,21 +12,10 @@ KEY = f'{PREFIX}edits'
 
 
 def record(model: onnx.ModelProto, command: str) -> None:
-    """Append a command to the record of a model, in place.
-
-    A file that this project did not export has no record, gets none, and cannot be proven.
-
-    ModelFileError: this project exported the file, and it has no record, or one that is no JSON list.
-    """
+    """Append a command to the record of a file that this project exported, in place."""
     props = {entry.key: entry for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
         return
     if KEY not in props:
         raise ModelFileError(f'the file has no {KEY}; export it again')
-    try:
-        recorded = json.loads(props[KEY].value)
-    except ValueError as error:
-        raise ModelFileError(f'the file has a damaged {KEY} ({error}); export it again') from error
-    if not isinstance(recorded, list):
-        raise ModelFileError(f'the file has a damaged {KEY} (it is no list); export it again')
-    props[KEY].value = json.dumps([*recorded, command])
+    props[KEY].value = json.dumps([*json.loads(props[KEY].value), command])

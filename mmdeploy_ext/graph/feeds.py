@@ -22,12 +22,7 @@ INTEGER_END = 8
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
-    """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size.
-
-    `index` is that of the graph; `feeds` is name of an input -> array. Inputs with a default need no feed. A
-    feed of an input without a stated dtype is not checked, of one without a stated shape only its dtype, of
-    texts only the shape; values are not looked at.
-    """
+    """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size."""
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
     if missing:
@@ -68,8 +63,7 @@ def random_feeds(
             without one is 1 if it is the first axis of its input, else 64.
 
     Raises:
-        UsageError: a seed below 0, a name in `sizes` of no such input and of no axis of one, a single size
-            for an input, or an input that is no tensor of a known dtype.
+        UsageError: a seed below 0, a name in `sizes` of no input and no axis, or an input of no known dtype.
     """
     if seed < 0:
         raise UsageError(f'seed {seed}: expected 0 or more')
@@ -93,13 +87,6 @@ def random_feeds(
             ]
         rng = np.random.default_rng([seed, *value.name.encode()])
         feeds[value.name] = _random_array(index, value.name, tensor_type.elem_type, shape, rng)
-    axes = {dim.dim_param for value in model.graph.input for dim in value.type.tensor_type.shape.dim}
-    for name in feeds.keys() & sizes.keys() - axes:
-        if not np.ndim(sizes[name]):
-            raise UsageError(
-                f'size {sizes[name]} of the input {name!r}: expected its whole shape, such as {name}='
-                f'{"x".join(map(str, feeds[name].shape)) or "()"}'
-            )
     unknown = [name for name in sizes if name not in known_names]
     if unknown:
         raise UsageError(
@@ -122,8 +109,6 @@ def _random_array(
     if 'int' in dtype.name:  # int4, too, whose kind is not 'i'
         low, high = _integer_range(index, name)
         return rng.integers(low, high, shape).astype(dtype)
-    if dtype.kind == 'c':
-        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
     return np.asarray(rng.standard_normal(shape)).astype(dtype)
 
 
@@ -140,54 +125,3 @@ def _integer_range(index: Index, name: str) -> tuple[int, int]:
             axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
             high = min(high, *(sizes if node.op_type == 'GatherND' else [sizes[axis]]))
     return 0, max(high, 1)
-
-
-def common_feeds(
-    before: onnx.ModelProto, after: onnx.ModelProto, renamed: Mapping[str, str], seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Return random feeds of a graph, by its own names, that its edited version takes as well.
-
-    Axes that only the edited graph fixes have that size. Inputs that only the edited graph has (after a cut)
-    are not looked at.
-
-    Args:
-        before: the graph, by whose names the feeds go.
-        after: its edited version.
-        renamed: name of a tensor in `before` -> its name in `after`, if they differ.
-        seed: see `random_feeds`.
-
-    Raises:
-        ShapeError: no inputs suit both: an axis has two fixed sizes, or an input has fewer axes in one.
-        UsageError: an input of `before` is no tensor of a known dtype.
-    """
-    index, new_shapes, shapes = Index(before), types.shapes(after.graph.input), {}
-    for name, shape in types.shapes(before.graph.input).items():
-        new_shape = new_shapes.get(renamed.get(name, name))
-        if name in index.inputs and new_shape is not None and shape is not None:
-            differs = len(shape) != len(new_shape) or any(
-                isinstance(old, int) and isinstance(new, int) and old != new
-                for old, new in zip(shape, new_shape, strict=True)
-            )
-            if differs:
-                texts = ['x'.join(map(str, sizes)) for sizes in (shape, new_shape)]
-                raise ShapeError(
-                    f'no random inputs suit both the graph and its edited version, so that these cannot be '
-                    f'compared: {name!r} is {texts[0]} and {texts[1]}'
-                )
-            shapes[name] = _filled(shape, new_shape)
-    return random_feeds(before, seed, sizes_of(before, shapes))
-
-
-def sizes_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> dict[str, list[int]]:
-    """Return shapes of inputs in which those of `random_feeds(model)` replace named axes.
-
-    These are the model's own sizes of axes that it fixes, else the defaults. `shapes` is name -> shape, of
-    inputs of the model that have to be fed; each has the rank of its input.
-    """
-    arrays = random_feeds(model)
-    return {name: _filled(shape, arrays[name].shape) for name, shape in shapes.items()}
-
-
-def _filled(shape: Sequence[int | str], sizes: Sequence[int | str]) -> list[int | str]:
-    """Return a shape whose named axes are replaced by those of another shape, which may be names, too."""
-    return [size if isinstance(size, int) else new for size, new in zip(shape, sizes, strict=True)]

@@ -11,15 +11,10 @@ from onnx import helper
 from mmdeploy_ext.contract.comparison import TensorRow, compare_named, without_sequences
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec, as_float16
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.feeds import common_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
-
-ROUNDING = 1e-5
-"""Tolerance of cut, renamed and merged graphs, relative to an output's largest value: a kernel may sum in
-another order once a constant is an input."""
 
 
 def spec_of(model: onnx.ModelProto) -> GraphSpec:
@@ -95,51 +90,10 @@ def compare_models(
     return rows
 
 
-def compare_edited(
-    before: onnx.ModelProto,
-    after: onnx.ModelProto,
-    *,
-    seed: int = 0,
-    renamed: Mapping[str, str] | None = None,
-) -> list[TensorRow]:
-    """Run a graph and one that was cut from it or renamed, and compare every output of the latter.
-
-    The edited graph is fed with the values of the same tensors in the first, so that cuts are compared too.
-    An axis that one of the two fixes has that size.
-
-    Args:
-        before: the graph, which gets random inputs.
-        after: the edited graph.
-        seed: seed of the random inputs.
-        renamed: name of a tensor in `before` -> its name in `after`, if they differ; None: no name differs.
-
-    Returns:
-        A row for each output of `after`; those that only `before` has are not compared. What fails, fails as
-        in `compare_models`; the tolerance is `ROUNDING`.
-
-    Raises:
-        ShapeError: no inputs suit both.
-        InferenceError: ONNX Runtime failed on one of them.
-        ModelFileError: it cannot load one of them.
-        UsageError: an input or output of `after` is no tensor of `before`, or an input of `before` is none.
-    """
-    renamed = renamed or {}
-    old_names = {new: old for old, new in renamed.items()}
-    edited, feeds = Index(after), common_feeds(before, after, renamed, seed)
-    sources = {name: old_names.get(name, name) for name in (*edited.inputs, *edited.outputs)}
-    tensors = Runner(before, list(sources.values())).run(feeds)
-    candidate = Runner(after).run({name: tensors[sources[name]] for name in edited.inputs})
-    reference = {name: tensors[sources[name]] for name in edited.outputs}
-    return _compare_outputs(reference, candidate, ROUNDING)
-
-
 def _compare_outputs(
     reference: Mapping[str, Any], candidate: Mapping[str, Any], rtol: float, any_float: bool = False
 ) -> list[TensorRow]:
-    """Compare outputs by name.
-
-    If both have the same infinity or NaN the finite values decide; an output without a finite value fails.
-    """
+    """Compare outputs by name."""
     reference, candidate = without_sequences(reference), without_sequences(candidate)
     for name in reference.keys() & candidate.keys():
         expected, array = reference[name], candidate[name]

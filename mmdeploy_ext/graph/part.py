@@ -59,9 +59,6 @@ def part(
     inner = tensors - input_names - output_names
     source_graph = source.graph
     graph.initializer.extend(tensor for tensor in source_graph.initializer if tensor.name in constants)
-    graph.sparse_initializer.extend(
-        sparse for sparse in source_graph.sparse_initializer if sparse.values.name in constants
-    )
     graph.value_info.extend(value for value in source_graph.value_info if value.name in inner)
     graph.quantization_annotation.extend(
         entry for entry in source_graph.quantization_annotation if entry.tensor_name in tensors

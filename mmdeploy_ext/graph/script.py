@@ -48,10 +48,7 @@ def function_of(body: Body, domain: str, name: str, opset: int) -> onnx.Function
 
 
 def _clean(graph: onnx.GraphProto | onnx.FunctionProto, outer: Mapping[str, str]) -> None:
-    """Leave out casts of numbers, second constants of a value, and names of nodes; give Loops their types.
-
-    `outer` is name that goes -> name that stays, in the graph around this one.
-    """
+    """Leave out casts of numbers, second constants of a value, and names of nodes; give Loops their types."""
     constants: dict[bytes, str] = {}  # value -> name
     same, kept = dict(outer), []
     for node in graph.node:

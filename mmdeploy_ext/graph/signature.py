@@ -30,8 +30,8 @@ from mmdeploy_ext.graph.io.index import (
     all_nodes,
     array_bytes,
     bodies,
+    captured,
     constant_value,
-    dense_values,
     node_label,
     opsets_of,
     schema_of,
@@ -114,36 +114,26 @@ class _Scope:
         opsets: states the opsets that the nodes are of.
         functions: the model's local functions by domain, name and overload.
         depth: how many bodies it is inside of.
-        shapes: digest of a constant -> its shape, of all scopes.
     """
 
     opsets: onnx.ModelProto | onnx.FunctionProto
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
     depth: int = 0
-    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def digest_nodes(self, graph: onnx.GraphProto | onnx.FunctionProto, tensors: dict[str, str]) -> list[str]:
         """Return a digest per node of a graph, and add those of its tensors to `tensors`."""
         inputs = set(_names(graph.input))
         for tensor in getattr(graph, 'initializer', ()):
             if tensor.name not in inputs:
-                tensors[tensor.name] = self._digest_constant(numpy_helper.to_array(tensor))
-        for sparse in getattr(graph, 'sparse_initializer', ()):
-            if sparse.values.name not in inputs:
-                tensors[sparse.values.name] = self._digest_constant(dense_values(sparse))
+                tensors[tensor.name] = _constant_digest(numpy_helper.to_array(tensor))
         return [self._digest_node(node, tensors) for node in graph.node]
-
-    def _digest_constant(self, array: np.ndarray) -> str:
-        digest = _constant_digest(array)
-        self.shapes[digest] = array.shape
-        return digest
 
     def _digest_node(self, node: onnx.NodeProto, tensors: dict[str, str]) -> str:
         value = constant_value(node)
         if value is not None:
-            tensors[node.output[0]] = self._digest_constant(value)
+            tensors[node.output[0]] = _constant_digest(value)
             return ''
-        values = attributes(node, self.opsets, lambda name: self.shapes.get(tensors.get(name, '')))
+        values = attributes(node, self.opsets)
         inner = dataclasses.replace(self, depth=self.depth + 1)
         digest = _digest(
             node.domain or 'ai.onnx',
@@ -200,14 +190,9 @@ class _Scope:
 
 def _defaults(graph: onnx.GraphProto | onnx.FunctionProto) -> dict[str, np.ndarray]:
     """Return name -> value of the inputs of a graph or body that have a default; a function has none."""
-    names, defaults = set(_names(graph.input)), {}
-    for sparse in getattr(graph, 'sparse_initializer', ()):
-        if sparse.values.name in names:
-            defaults[sparse.values.name] = dense_values(sparse)
-    for tensor in getattr(graph, 'initializer', ()):
-        if tensor.name in names:
-            defaults[tensor.name] = numpy_helper.to_array(tensor)
-    return defaults
+    names = set(_names(graph.input))
+    initializers = [tensor for tensor in getattr(graph, 'initializer', ()) if tensor.name in names]
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in initializers}
 
 
 def _without_trailing(names: Sequence[str]) -> list[str]:
@@ -295,84 +280,37 @@ def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[Grap
     return explained or _unexplained(model, signature, expected)
 
 
-class _Names:
-    """The tensors of a graph, body or function by name: constants, and nodes with their labels."""
-
-    def __init__(
-        self,
-        graph: onnx.GraphProto | onnx.FunctionProto,
-        model: onnx.ModelProto,
-        outer: _Names | None = None,
-    ) -> None:
-        self.graph, self.model, self.outer = graph, model, outer
-        self.constants = {tensor.name: tensor for tensor in getattr(graph, 'initializer', ())}
-        self.constants |= {entry.values.name: entry for entry in getattr(graph, 'sparse_initializer', ())}
-        self.makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
-        self.inner: dict[int, list[_Names]] = {}
-
-    def of(self, name: str) -> _Names | None:
-        """Return the scope, this one or one around it, that makes a tensor; None for inputs."""
-        scope: _Names | None = self
-        while scope is not None and name not in scope.constants and name not in scope.makers:
-            scope = scope.outer
-        return scope
-
-    def value(self, name: str) -> np.ndarray | None:
-        """Return the value of a constant; None for another tensor."""
-        if name in self.makers:
-            return constant_value(self.graph.node[self.makers[name]])
-        constant = self.constants[name]
-        if isinstance(constant, onnx.SparseTensorProto):
-            return dense_values(constant)
-        return numpy_helper.to_array(constant)
-
-    def called(self, place: int) -> list[_Names]:
-        """Return the scopes of the bodies of a node, by the names of its attributes, and of its function."""
-        if place not in self.inner:
-            node = self.graph.node[place]
-            attributes = sorted(node.attribute, key=lambda entry: entry.name)
-            found = [_Names(body, self.model, self) for body in bodies(onnx.NodeProto(attribute=attributes))]
-            key = node.domain, node.op_type, node.overload
-            for entry in self.model.functions:
-                if (entry.domain, entry.name, entry.overload) == key:
-                    found.append(_Names(entry, self.model))
-            self.inner[place] = found
-        return self.inner[place]
-
-
 def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
-    """Return a difference for each constant of floats of two models of one structure that is not close.
-
-    Those of the first nodes come first.
-    """
-    scopes = _Names(model.graph, model), _Names(reference.graph, reference)
-    outputs = [_names(scope.graph.output) for scope in scopes]
-    waiting = [(*pair, *scopes, -1) for pair in zip(*outputs, strict=True)]  # -1: no node reads it
-    details: dict[Any, str] = {}
-    readers: dict[Any, set[int]] = {}
+    """Return a difference for each constant of floats of two models of one structure that is not close."""
+    constants = Constants()
+    programs = Program(model, constants), Program(reference, constants)
+    indices = tuple(program.index for program in programs)
+    values, other_values = ({**program.constants, **program.defaults} for program in programs)
+    waiting = [(*names, -1) for names in zip(*(index.outputs for index in indices), strict=True)]
+    details: dict[tuple[str, str], str] = {}
+    readers: dict[tuple[str, str], set[int]] = {}
     while waiting:
-        name, mate, inner, other_inner, reader = waiting.pop()
-        scope, other = inner.of(name), other_inner.of(mate)
-        if scope is None or other is None:
-            continue
-        key = id(scope), name, id(other), mate
-        is_new = key not in readers
-        readers.setdefault(key, set()).add(reader)
+        name, mate, reader = waiting.pop()
+        is_new = (name, mate) not in readers
+        readers.setdefault((name, mate), set()).add(reader)
         if not is_new:
             continue
-        value, expected = scope.value(name), other.value(mate)
+        value, expected = values.get(name), other_values.get(mate)
         if value is not None and expected is not None:
             if not _is_close(value, expected):
-                details[key] = f'{name}: {constant_change(value, expected)[0]}'
+                details[name, mate] = f'{name}: {constant_change(value, expected)[0]}'
             continue
-        place, other_place = scope.makers[name], other.makers[mate]
-        if scope is scopes[0]:  # what is in a body is told by the node around it
-            reader = place
-        inputs = zip(scope.graph.node[place].input, other.graph.node[other_place].input, strict=False)
-        waiting += [(*names, scope, other, reader) for names in inputs if all(names)]
-        for pair in zip(scope.called(place), other.called(other_place), strict=True):
-            ends = zip(*(_names(entry.graph.output) for entry in pair), strict=True)
-            waiting += [(*names, *pair, reader) for names in ends]
+        positions = indices[0].producer(name), indices[1].producer(mate)
+        if None in positions:
+            continue
+        node, other = (index.nodes[position] for index, position in zip(indices, positions, strict=True))
+        operands = zip((*node.input, *captured(node)), (*other.input, *captured(other)), strict=False)
+        waiting += [(*names, positions[0]) for names in operands if all(names)]
+        pairs = zip(_inner_constants(node, model), _inner_constants(other, reference), strict=True)
+        changed = [constant_change(*pair)[0] for pair in pairs if not _is_close(*pair)]
+        if changed:
+            readers[name, mate] = {positions[0]}
+            details[name, mate] = f'a constant inside: {changed[0]}'
     found, nodes = [], model.graph.node
     for key in sorted(details, key=lambda key: min(readers[key])):
         first, more = min(readers[key]), len(readers[key]) - 1
@@ -380,6 +318,22 @@ def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -
         module = module_path(nodes[first]) if first >= 0 else ''
         found.append(GraphDifference('initializer', where, module, details[key], more))
     return found
+
+
+def _inner_constants(node: onnx.NodeProto, model: onnx.ModelProto) -> list[np.ndarray]:
+    """Return the constants of the bodies of a node, and of the functions that it calls, in their order."""
+    arrays: list[np.ndarray] = []
+    called = [
+        function
+        for function in model.functions
+        if (function.domain, function.name, function.overload) == (node.domain, node.op_type, node.overload)
+    ]
+    for graph in (*bodies(node), *called):
+        arrays += [numpy_helper.to_array(tensor) for tensor in getattr(graph, 'initializer', ())]
+        for inner in graph.node:
+            value = constant_value(inner)
+            arrays += _inner_constants(inner, model) if value is None else [value]
+    return arrays
 
 
 def _is_close(value: np.ndarray, expected: np.ndarray) -> bool:
@@ -395,7 +349,7 @@ def _is_close(value: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def _unexplained(model: onnx.ModelProto, signature: Signature, expected: Signature) -> list[GraphDifference]:
-    """Return differences that no change explains: nodes without a counterpart whose inputs all have one."""
+    """Return the differences that no change explains: in a body, a function, or an order."""
     nodes, digests = model.graph.node, set(expected.tensors.values())
     unlike = [
         GraphDifference('node', node_label(nodes, place), module_path(node), f'{node.op_type} {UNLIKE}')
@@ -404,7 +358,5 @@ def _unexplained(model: onnx.ModelProto, signature: Signature, expected: Signatu
         and digest not in expected.nodes
         and all(signature.tensors.get(name) in digests for name in node.input if name)
     ]
-    changed = [entry for entry in signature.interface if entry not in expected.interface]
-    unlike += [GraphDifference('interface', entry.split()[1], '', UNLIKE) for entry in changed]
-    order = 'nodes are there another number of times, or inputs or outputs are in another order'
+    order = 'inputs, outputs, opsets or nodes are there in another order or number'
     return unlike or [GraphDifference('node', 'graph', '', order)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext.graph.io.index import Index, captured, refill
-from mmdeploy_ext.graph.passes.rename import all_tensor_names, rename, rename_tensors
+from mmdeploy_ext.graph.passes.rename import all_tensor_names, rename_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,8 +51,12 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
     _merge_constants(graph, fixed, set(all_tensor_names(result)))
     names_in_graph = (name for name in Index(result).tensors if name not in fixed)
     tensors = _short_names(names_in_graph, set(all_tensor_names(result)))
+    rename_tensors(graph, lambda name: tensors.get(name, name))
     names = [node.name for node in graph.node]
-    return rename(result, tensors, _short_names(names, set(names)))
+    short_names = _short_names(names, set(names))
+    for node in graph.node:
+        node.name = short_names.get(node.name, node.name)
+    return result
 
 
 def _merge_constants(graph: onnx.GraphProto, fixed: set[str], used_names: set[str]) -> None:

@@ -2,14 +2,14 @@
 
 import json
 import os
+from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
 from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.graph.io import files
-from toy_graphs import FOREIGN, conv_net, foreign
+from toy_graphs import FOREIGN, as_in_whole, conv_net, foreign
 
 EDITS = {
     'picodet': ['extract', '{file}', '--nodes', 'p2o.Conv.5', 'p2o.Add.2?'],
@@ -27,19 +27,17 @@ def net(tmp_path):
 
 @pytest.mark.suite('yolox', 'yunet', 'yunet_dynamic')
 @pytest.mark.parametrize('name', FOREIGN)
-def test_files_of_other_projects_are_edited_and_proven(name, tmp_path, capsys):
+def test_files_of_other_projects_are_edited(name, tmp_path):
     source = foreign(name)
-    with open(source, 'rb') as stream:
-        before = stream.read()
+    before = Path(source).read_bytes()
     argv = [word.format(file=source) for word in EDITS[name]]
     target, found = tmp_path / 'edited.onnx', tmp_path / 'x.json'
-    assert main([*argv, '--output', str(target), '--prove', '--json', str(found)]) == 0
+    assert main([*argv, '--output', str(target), '--json', str(found)]) == 0
     content = json.loads(found.read_text())
-    assert content['changed'] and content['proof']['equal'] and content['output'] == str(target)
-    assert 'EQUAL ON 1 INPUT: ' in capsys.readouterr().out
+    assert content['written'] == [str(target)] and content['nodes'][1] <= content['nodes'][0]
     onnx.checker.check_model(str(target), full_check=True)
-    with open(source, 'rb') as stream:
-        assert stream.read() == before
+    as_in_whole(files.load(source), files.load(target))
+    assert Path(source).read_bytes() == before
 
 
 @pytest.mark.parametrize('name', FOREIGN)
@@ -48,27 +46,12 @@ def test_files_of_other_projects_are_shown(name, capsys):
     assert 'operators: ' in capsys.readouterr().out
 
 
-def test_unequal_numbers_are_exit_status_one(net, tmp_path, capsys, monkeypatch):
-    """The proof itself is proven: a pass that changes a weight is caught."""
-    from mmdeploy_ext.graph.passes import extract
-
-    def faulty(model, positions):
-        result = onnx.ModelProto.FromString(model.SerializeToString())
-        bias = onnx.numpy_helper.to_array(result.graph.initializer[4]) + np.float32(1e-3)
-        result.graph.initializer[4].CopyFrom(onnx.numpy_helper.from_array(bias, 'fc.bias'))
-        return result
-
-    monkeypatch.setattr(extract, 'extract', faulty)
-    assert main(['extract', net, '--tensors', 'scores', '--prove', '--output', str(tmp_path / 'y.onnx')]) == 1
-    assert 'NOT EQUAL: 1 of 1 outputs differ' in capsys.readouterr().out
-
-
 def test_a_model_over_the_limit_is_written_with_its_weights_beside_it(net, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 400)
     monkeypatch.setattr(files, 'SMALLEST_EXTERNAL', 100)
-    argv = ['set-shape', net, 'images=b,3,8,8', '--output', str(tmp_path / 'y.onnx'), '--prove']
+    argv = ['set-shape', net, 'images=b,3,8,8', '--output', str(tmp_path / 'y.onnx')]
     assert main(argv) == 0
-    assert 'weights beside it' in capsys.readouterr().out and (tmp_path / 'y.onnx.data').is_file()
+    assert 'y.onnx.data' in capsys.readouterr().out and (tmp_path / 'y.onnx.data').is_file()
     monkeypatch.undo()
     argv = ['extract', str(tmp_path / 'y.onnx'), '--tensors', 'b', '--output', str(tmp_path / 'z.onnx')]
     assert main(argv) == 0
@@ -91,7 +74,7 @@ def broken(folder, kind) -> str:
 
 BAD = {
     'a truncated file': (['extract', '{truncated}', '--tensors', 'a'], 'not a readable ONNX file'),
-    'a cycle': (['extract', '{cycle}', '--tensors', 'a'], 'is a cycle'),
+    'a cycle': (['extract', '{cycle}', '--tensors', 'a'], 'topological order'),
     'a newer opset': (['extract', '{newer}', '--tensors', 'a'], 'opset 999'),
     'no file': (['set-shape', '{folder}/none.onnx', 'batch=1'], 'no such ONNX file'),
     'an unknown node': (['extract', '{net}', '--nodes', '/stem/Con'], 'did you mean /stem/Conv'),
@@ -148,5 +131,3 @@ def test_an_input_without_a_shape_is_refused_by_name(tmp_path, capsys):
     assert 'graph.py set-shape states those of inputs' in capsys.readouterr().err and not target.exists()
     words = ['set-shape', str(tmp_path / 'x.onnx'), 'images=1x3x8x8', '--output', str(target)]
     assert main(words) == 0 and target.exists()
-
-

@@ -17,7 +17,7 @@ from mmdeploy_ext.proving.inputs.samples import read_images
 if TYPE_CHECKING:
     import argparse
 
-    from mmdeploy_ext.proving.difference.findings import Comparison
+    from mmdeploy_ext.graph.diff.findings import Comparison
 
 COMMANDS = Commands()
 CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
@@ -61,21 +61,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     takes_file=False,
 )
 def run_diff(args: argparse.Namespace) -> int:
-    """Compare two files, or a file with its PyTorch model; write and print: 0 equal, 1 not.
-
-    Args:
-        args: parsed arguments: `models`, the words of the command line, and the options of `diff`.
-
-    Raises:
-        UsageError: another number of models, options that do not go together, an --rtol that is not positive,
-            inputs that do not fit two files, or a file that was exported with other settings than the config
-            has.
-        ModelFileError: a file cannot be read or loaded, or is not of this config.
-        InferenceError: a node of the first of two files fails; one of the second is a difference.
-        ShapeError: --input is not what a file takes that is compared with PyTorch.
-        ConfigError, CheckpointError, ImageError, DataError: config, checkpoint, a picture or the file of
-            --input cannot be read.
-    """
+    """Compare two files, or a file with its PyTorch model; write and print: 0 equal, 1 not."""
     from pathlib import Path
 
     if len(args.models) not in (2, 3):
@@ -100,8 +86,8 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def _two_files(args: argparse.Namespace) -> Comparison:
+    from mmdeploy_ext.graph.diff.files import diff_files
     from mmdeploy_ext.graph.io.tensors import load_tensors
-    from mmdeploy_ext.proving.difference.two_files import diff_files
 
     for name in CHECKPOINT_OPTIONS:
         if getattr(args, name):
@@ -127,8 +113,8 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.families.model import build, load_weights, read_config
+    from mmdeploy_ext.graph.diff.findings import HALF, Bars
     from mmdeploy_ext.graph.io.tensors import load_tensors
-    from mmdeploy_ext.proving.difference.findings import HALF, Bars
     from mmdeploy_ext.proving.difference.locate import first_difference
     from mmdeploy_ext.proving.provenance import refuse_other_settings
 

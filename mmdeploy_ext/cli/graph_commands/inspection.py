@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
 from mmdeploy_ext.core.errors import UsageError, printable
@@ -10,17 +10,7 @@ from mmdeploy_ext.core.errors import UsageError, printable
 if TYPE_CHECKING:
     import argparse
 
-    import onnx
-
-
 COMMANDS = Commands()
-
-
-def _read(args: argparse.Namespace) -> onnx.ModelProto:
-    """Read a file, even a broken one."""
-    from mmdeploy_ext.graph.io import files
-
-    return files.read_shapes(args.file)
 
 
 @COMMANDS.add(
@@ -34,18 +24,16 @@ def _read(args: argparse.Namespace) -> onnx.ModelProto:
     ),
 )
 def run_show(args: argparse.Namespace) -> int:
-    """Print the content of a file, and with --nodes its nodes, and return 0.
+    """Print the content of a file."""
+    from mmdeploy_ext.graph import summary
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.sparse.show import sparse_layers, trace_lines
 
-    `args` are the parsed arguments of this command. UsageError: no node fits --nodes.
-    ModelFileError: the file cannot be read.
-    """
-    from mmdeploy_ext.graph.show import summary
-    from mmdeploy_ext.sparse.show import trace_lines
-
-    model = _read(args)
-    content = _describe(model)
+    model = files.read(args.file)
+    content = summary.describe(model)
     lines = [*summary.lines(content)]
-    if 'layers' in content:
+    if content['kind'] == 'sparse':
+        content['layers'] = sparse_layers(model)
         lines += ['', *trace_lines(content['layers'])]
     if args.nodes:
         content['node_list'] = summary.node_rows(model, args.nodes)
@@ -56,12 +44,3 @@ def run_show(args: argparse.Namespace) -> int:
     for line in lines:
         print(printable(line))
     return 0
-
-
-def _describe(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return the content of a model; for a sparse one also its nodes as the engine reads them."""
-    from mmdeploy_ext.graph.show.summary import describe
-    from mmdeploy_ext.sparse.show import sparse_layers
-
-    content = describe(model)
-    return {**content, 'layers': sparse_layers(model)} if content['kind'] == 'sparse' else content

@@ -63,10 +63,7 @@ def check_tolerance(tolerance: float) -> None:
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
-    """Return axis -> size of texts `AXIS=N`; of an axis that is given twice the last counts.
-
-    UsageError: a text of another form, or N below 1.
-    """
+    """Return axis -> size of texts `AXIS=N`."""
     sizes = {}
     for text in texts:
         name, _, number = text.rpartition('=')
@@ -79,18 +76,7 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
 def read_feeds(
     args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
 ) -> list[dict[str, np.ndarray]]:
-    """Return sets of inputs, each input name -> array: the one of --inputs, or `count` random ones.
-
-    Args:
-        args: parsed arguments, those of `FEEDS`; random set i has the seed `args.seed + i`.
-        model: the model whose inputs they are.
-        count: number of random sets.
-
-    Raises:
-        UsageError: --size, or a --seed other than 0, beside --inputs; a --size of another form than AXIS=N or
-            of an axis that the model does not have; random inputs of a model that takes more than tensors.
-        DataError: --inputs cannot be read.
-    """
+    """Return sets of inputs, each name -> array: the one of --inputs, or `count` random ones."""
     from mmdeploy_ext.graph.feeds import random_feeds
     from mmdeploy_ext.graph.io.tensors import load_tensors
 
@@ -118,19 +104,11 @@ def finish(
         before: the model of `args.file`.
         after: the result.
         content: facts of the command for --json.
-        any_float: whether floats of the result may have another width than those of `before`, as in float16
-            files; inputs are cast to what each model takes.
+        any_float: whether floats of the result may have another width than those of `before`.
         hint: advice that is printed if the numbers differ.
 
     Returns:
-        0: written, with --no-proof without a comparison. 1: the numbers of an output differ, or there is no
-        output to compare; the result was not written.
-
-    Raises:
-        ModelFileError: ONNX Runtime cannot load one of the models, or the result is not valid.
-        InferenceError: ONNX Runtime fails on one of them.
-        ShapeError: --inputs that a model does not take.
-        UsageError, DataError: see `read_feeds`.
+        0: written. 1: the numbers of an output differ, and the result was not written.
     """
     from mmdeploy_ext.contract.comparison import equality_claim, is_equal, is_exact
     from mmdeploy_ext.graph.io import files
@@ -176,11 +154,7 @@ def finish(
 
 
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
-    """Return a comparison as plain JSON types.
-
-    They are `equal` (all rows passed, and there is one), `exact` (no value differs; 0.0 and -0.0 do not),
-    `tolerance`, which the rows were judged by, and `outputs`, a dict of `JSON_FIELDS` for each of `rows`.
-    """
+    """Return a comparison as plain JSON types."""
     from mmdeploy_ext.contract.comparison import is_equal, is_exact
 
     outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]
@@ -188,10 +162,7 @@ def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
 
 
 def load(path: str) -> onnx.ModelProto:
-    """Read the ONNX file `path` with its weights.
-
-    ModelFileError: it cannot be read, or has a graph of the libspconv dialect, which ONNX Runtime cannot run.
-    """
+    """Read an ONNX file that ONNX Runtime can run, with its weights."""
     from mmdeploy_ext.graph.io import files
 
     model = files.load(path)
@@ -200,12 +171,7 @@ def load(path: str) -> onnx.ModelProto:
 
 
 def begin(args: argparse.Namespace) -> onnx.ModelProto:
-    """Return the model of `args.file`, after checks of `args.tolerance` and of the file `args.output`.
-
-    Raises:
-        UsageError: the tolerance is not in 0..1 without 1, or the output is the input or cannot be written.
-        ModelFileError: see `load`.
-    """
+    """Return the model of `args.file`, after checks of --tolerance and --output."""
     from mmdeploy_ext.graph.io import files
 
     check_tolerance(args.tolerance)
@@ -214,11 +180,7 @@ def begin(args: argparse.Namespace) -> onnx.ModelProto:
 
 
 def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
-    """Print a line per output on a console: its worst row of all sets of inputs, 'equal' or 'differs'.
-
-    `rows` are the outputs of each set, by their names in `tensor`. The worst is the row with the largest
-    `max_rel` among those that did not pass, or among all if all passed.
-    """
+    """Print a line per output: its worst row of all sets of inputs."""
     from rich import box
     from rich.table import Table
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from mmdeploy_ext.graph.reduce.case import Candidate, Case
+    from mmdeploy_ext.graph.reduce.case import Case
     from mmdeploy_ext.graph.reduce.checks import Check, CheckText
     from mmdeploy_ext.graph.reduce.search import Reduction
 
@@ -34,26 +34,16 @@ CHECK_HELP = (
     argument('--check CHECK', CHECK_HELP, required=True),
     output('DIR', 'new folder for the reduced graph', '{}/model.onnx', '{}/README.md', '{}/case.json'),
     *proving.FEEDS,
-    argument('--good GOOD.onnx', 'model without the fault: the check has to say no to it'),
     argument(
         '--tolerance T',
         'difference that is no fault, as a part of the largest value (default: %(default)g)',
         1e-4,
     ),
-    argument('--timeout S', 'seconds for one check (default: %(default)g)', 60, type=float),
+    argument('--timeout S', 'seconds for one run of a command (default: %(default)g)', 60, type=float),
     argument('--max-checks N', 'most checks in all (default: %(default)s)', 400),
 )
 def run_reduce(args: argparse.Namespace) -> int:
-    """Find a part of a graph that shows the fault, and of which no single node can be left out.
-
-    It is saved as a folder and printed; the smallest so far if --max-checks, or a check that often runs into
-    --timeout, ends the search. Return 0.
-
-    `args` are the parsed arguments of this command. UsageError: an option is out of range, the folder cannot
-    be written or is not empty, --check cannot be read, or another model does not take the inputs. Further
-    errors are those of files and inputs that cannot be read, and of `reduce`, for example if the check does
-    not see the fault in the whole graph.
-    """
+    """Write the smallest part that shows the fault into a folder, and print its nodes."""
     from pathlib import Path
 
     from rich.progress import MofNCompleteColumn
@@ -68,15 +58,14 @@ def run_reduce(args: argparse.Namespace) -> int:
     cli.check_minimums(args, max_checks=1)
     check_folder(args.output)
     text = parse_check(args.check)
-    feeds, case = _case(args, text)
+    feeds, case = _case(args)
     check = _check(args, text, case, feeds)
-    good = _good(args, case, feeds, text)
     with cli.progress('reducing', args.max_checks, MofNCompleteColumn()) as update:
 
         def report(checks: int, nodes: int) -> None:
             update(completed=checks, description=f'{nodes} nodes left, checks')
 
-        reduction = reduce(case, check, most_checks=args.max_checks, good=good, progress=report)
+        reduction = reduce(case, check, most_checks=args.max_checks, progress=report)
     expected = check.expected(reduction.candidate, case.values)
     source = Path(args.file).name
     save_folder(reduction, args.output, check.facts(), expected, meaning=check.meaning, source=source)
@@ -85,7 +74,7 @@ def run_reduce(args: argparse.Namespace) -> int:
     return 0
 
 
-def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarray], Case]:
+def _case(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], Case]:
     from mmdeploy_ext.graph.feeds import check_feeds
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.reduce.case import Case, prepare, record
@@ -94,7 +83,7 @@ def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarr
     feeds = proving.read_feeds(args, model, 1)[0]
     check_feeds(Index(model), feeds)
     ready = prepare(model, feeds)
-    return feeds, Case(ready, record(ready, feeds, apart=text.kind == 'crash'))
+    return feeds, Case(ready, record(ready, feeds))
 
 
 def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
@@ -104,31 +93,11 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
     if text.kind == 'command':
         return checks.Command(text.rest, args.timeout)
     if text.kind == 'crash':
-        return checks.Crash(args.timeout)
+        return checks.Crash()
     if text.kind == 'differs':
         second = prepare(_comparable(text.rest, feeds), feeds)
         return checks.Differs(args.tolerance, record(second, feeds), case.values)
     return checks.NUMERIC[text.kind](args.tolerance)
-
-
-def _good(
-    args: argparse.Namespace, case: Case, feeds: dict[str, np.ndarray], text: CheckText
-) -> list[Candidate]:
-    """Return graphs on which the check has to fail: of zeros with a command, and the file of --good.
-
-    UsageError: that file gives no tensor.
-    """
-    from mmdeploy_ext.graph.reduce.case import Case, prepare, record
-
-    good = [case.trivial()] if text.kind == 'command' else []
-    if args.good:
-        ready = prepare(_comparable(args.good, feeds), feeds)
-        good_case = Case(ready, record(ready, feeds))
-        candidate = good_case.candidate(good_case.everything)
-        if candidate is None:
-            raise UsageError(f'--good {args.good}: has no output that is a tensor; give a model that has one')
-        good.append(candidate)
-    return good
 
 
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:

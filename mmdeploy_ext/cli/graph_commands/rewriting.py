@@ -4,7 +4,7 @@ import argparse
 
 from mmdeploy_ext.cli.graph_commands import proving
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument
-from mmdeploy_ext.core.errors import UsageError, printable
+from mmdeploy_ext.core.errors import printable
 
 COMMANDS = Commands()
 TOLERANCE = 1e-4
@@ -17,81 +17,44 @@ output, relative to its largest value."""
     'replace',
     'Replace patterns of nodes by other nodes',
     argument(
-        '--rule',
-        "what to replace, e.g. 's = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)'; may be repeated",
-        [],
+        '--rule FILE.py',
+        'file with functions `pattern(op, x, ...)`, `replacement(op, x, ...)` and perhaps '
+        '`check(context, x, ...)`, as onnxscript takes them; may be repeated',
+        required=True,
         action='append',
-        metavar="'PATTERN -> NODES'",
     ),
-    argument('--rules FILE', 'file of rules, one per line, # begins a comment'),
     *proving.proof(TOLERANCE),
 )
 def run_replace(args: argparse.Namespace) -> int:
-    """Replace the patterns of --rule and --rules, and save the graph.
-
-    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
-    differs, see `proving.finish`. UsageError: no rule, or one that is unknown or cannot be read.
-    """
-    from pathlib import Path
-
+    """Write the graph with the patterns of --rule replaced; 1 if an output differs."""
+    from mmdeploy_ext.core.user_functions import load_module
     from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
     from mmdeploy_ext.graph.passes.replace import replace
 
-    texts = list(args.rule)
-    if args.rules:
-        if not Path(args.rules).is_file():
-            raise UsageError(f'--rules {args.rules}: no such file')
-        try:
-            texts += rule_lines(Path(args.rules).read_text(encoding='utf-8'))
-        except UnicodeDecodeError as error:
-            raise UsageError(f'--rules {args.rules}: is no text in UTF-8 ({error})') from error
-    rules = [parse_rule(text) for text in texts]
-    if not rules:
-        raise UsageError('nothing to replace: give --rule or --rules')
+    rules = [load_module(file, ('pattern', 'replacement')) for file in args.rule]
     before = proving.begin(args)
-    model, reports = before, []
-    for rule in rules:
-        model, report = replace(model, rule)
-        reports.append(report)
-        print(f'{report.count} places replaced by {report.rule}')
-        for reason in report.reasons:
-            print(printable(f'  {reason}'))
-    content = [dict(rule=report.rule, count=report.count, kept=list(report.reasons)) for report in reports]
-    if any(report.count for report in reports):
+    model, counts = before, {}
+    for file, rule in zip(args.rule, rules, strict=True):
+        check = getattr(rule, 'check', None)
+        model, counts[file] = replace(model, rule.pattern, rule.replacement, check)
+        print(printable(f'{file}: {counts[file]} places replaced'))
+    if any(counts.values()):
         edits.record(model, 'replace')
-    return proving.finish(args, before, model, dict(rules=content))
+    return proving.finish(args, before, model, dict(rules=counts))
 
 
 @COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
 def run_simplify(args: argparse.Namespace) -> int:
-    """Simplify a graph by onnxslim, and save it.
-
-    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
-    differs, see `proving.finish`.
-    """
+    """Write the graph as onnxslim simplifies it; 1 if an output differs."""
+    from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.simplify import simplify
 
-    return _shrink(args, 'simplify', simplify)
-
-
-def _shrink(args: argparse.Namespace, command: str, change: object) -> int:
-    from mmdeploy_ext.graph import edits
-
     model = proving.begin(args)
-    result = change(model)
-    edits.record(result, command)
+    result = simplify(model)
+    edits.record(result, 'simplify')
     sizes = [len(model.graph.node), len(result.graph.node)]
     print(f'{args.file}: {sizes[0]} nodes, {sizes[1]} are left')
-    before, after = (
-        {f'{function.domain}.{function.name}' for function in functions}
-        for functions in (model.functions, result.functions)
-    )
-    inlined = sorted(before - after)
-    if inlined:
-        print(f'local functions written out in place of the nodes that called them: {", ".join(inlined)}')
-    content = dict(nodes_before=sizes[0], nodes_after=sizes[1], functions_written_out=inlined)
-    return proving.finish(args, model, result, content)
+    return proving.finish(args, model, result, dict(nodes_before=sizes[0], nodes_after=sizes[1]))
 
 
 @COMMANDS.add(
@@ -107,14 +70,7 @@ def _shrink(args: argparse.Namespace, command: str, change: object) -> int:
     *proving.proof(FP16_TOLERANCE),
 )
 def run_fp16(args: argparse.Namespace) -> int:
-    """Write float16 into a graph, but for nodes that stay float32, and save it.
-
-    These are the nodes of --keep-fp32, those that the family of an exported file keeps, and those of
-    `graph.passes.precision.fp32_patterns`, such as the post-processing.
-
-    `args` are the parsed arguments of this command. Return 0 written, 1 not written, as an output
-    differs, see `proving.finish`. UsageError: a pattern of --keep-fp32 that no node fits.
-    """
+    """Write the graph in float16, but for nodes that stay float32; 1 if an output differs."""
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.precision import family_patterns, half, with_fp16_metadata
     from mmdeploy_ext.graph.passes.select import matching_nodes

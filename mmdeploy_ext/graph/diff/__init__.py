@@ -1,1 +1,1 @@
-"""Two graphs side by side: which nodes belong together, and what differs. Numbers: `proving/difference`."""
+"""Two graphs side by side: nodes and tensors that belong together, and the first one that differs."""

@@ -1,9 +1,8 @@
 """The alignment of two graphs: which node of one is which of the other. Needs no torch.
 
-Names say little: exporters number tensors, and tools rename them. So two nodes are paired if they compute the
-same from the inputs on (all nodes before a difference), or if the same is computed from them (all nodes
-behind it). The nodes that are left are paired by their neighbours, by equal names, or by their places if the
-operator is another one.
+Exporters number tensors, and tools rename them. So two nodes are paired if they compute the same from the
+inputs on (all nodes before a difference), or if the same is computed from them (all nodes behind it). The
+nodes that are left are paired by their neighbours, by equal names, or by their places.
 
 `program` is the graph on trial; `mate` and `mate_name` are the counterparts in the reference.
 """
@@ -104,10 +103,7 @@ class _Aligner:
             waiting.extend(pair for pair in self.neighbours(*waiting.popleft()) if self.try_pair(*pair))
 
     def neighbours(self, position: int, mate: int) -> Iterator[tuple[int | None, int | None]]:
-        """Yield nodes that are likely pairs: those that write the inputs of a pair, and read its outputs.
-
-        Readers are paired in order, if equally many of an operator read an output.
-        """
+        """Yield nodes that are likely pairs: those that write the inputs of a pair, and read its outputs."""
         node, mate_node = self.program.index.nodes[position], self.reference.index.nodes[mate]
         for name, mate_name in zip(node.input, mate_node.input, strict=False):
             yield self.producers(name, mate_name)
@@ -170,10 +166,7 @@ def _pair_names(names: Sequence[str], reference_names: Sequence[str]) -> Iterato
 
 
 def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:
-    """Return a key per node of what it computes from the inputs.
-
-    `input_names` are the program's inputs -> names of the reference's.
-    """
+    """Return a key per node of what it computes from the inputs."""
     keys: Keys = {}
 
     def tensor_key(name: str) -> Hashable:
@@ -212,7 +205,7 @@ def _backward_keys(program: Program, output_names: Mapping[str, str]) -> Keys:
 def _operation(program: Program, position: int) -> tuple[Hashable, ...]:
     node = program.index.nodes[position]
     inner = tuple(tuple(inner_node.op_type for inner_node in body.node) for body in bodies(node))
-    values = attributes(node, program.index.model, program.shape_of_constant).items()
+    values = attributes(node, program.index.model).items()
     texts = tuple(sorted((name, exact_text(value)) for name, value in values))
     return node.domain, node.op_type, texts, inner
 

@@ -16,7 +16,6 @@ from mmdeploy_ext.graph.io.index import (
     array_bytes,
     bodies,
     constant_value,
-    dense_values,
     operator_name,
 )
 from mmdeploy_ext.graph.run import open_session
@@ -62,8 +61,6 @@ class Program:
         for name, tensor in self.index.constants.items():
             arrays = self.defaults if name in inputs else self.constants
             arrays[name] = constants.unique(numpy_helper.to_array(tensor))
-        for sparse in model.graph.sparse_initializer:
-            self.constants[sparse.values.name] = constants.unique(dense_values(sparse))
         self.steps: list[int] = []
         self.static: set[str] = set()
         for position, node in enumerate(self.index.nodes):
@@ -77,11 +74,6 @@ class Program:
             is_static = all(name in self.constants or name in self.static for name in names)
             if node.op_type in SHAPE_READERS or (is_static and node.op_type not in RANDOM):
                 self.static.update(self.index.writes(position))
-
-    def shape_of_constant(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a constant; None for other tensors."""
-        array = self.constants.get(name)
-        return None if array is None else array.shape
 
     def is_half(self) -> bool:
         """Return whether a constant, a default or an input of the main graph is float16."""

@@ -1,7 +1,7 @@
 """The changes between two graphs whose nodes are aligned. Needs no torch."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from mmdeploy_ext.graph.io.index import (
     all_nodes,
     array_bytes,
     defaults_of,
-    fill_window,
     operator_name,
     opsets_of,
 )
@@ -52,8 +51,7 @@ class Change:
 def changes(program: Program, reference: Program, pairs: Alignment) -> list[Change]:
     """Return what differs between a graph and its reference, by their alignment.
 
-    Bodies, functions, default values of inputs and the order of inputs and outputs are not compared:
-    `graph.signature` finds those.
+    `graph.signature` compares bodies, functions, defaults of inputs and the order of inputs and outputs.
     """
     result: list[Change] = []
     for position in program.steps:
@@ -85,8 +83,8 @@ def _node_changes(
         detail = f'is {operator_name(node)}, in the reference {operator_name(expected)}'
         yield Change('node', label, detail, position, mate)
     else:
-        values = attributes(node, program.index.model, program.shape_of_constant)
-        expected_values = attributes(expected, reference.index.model, reference.shape_of_constant)
+        values = attributes(node, program.index.model)
+        expected_values = attributes(expected, reference.index.model)
         for name in sorted(values.keys() | expected_values.keys()):
             value, expected_value = values.get(name), expected_values.get(name)
             if exact_text(value) != exact_text(expected_value):
@@ -152,25 +150,18 @@ def constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, float
     return detail, distance.max_rel if distance.scale and array.dtype.kind == 'f' else None
 
 
-def attributes(
-    node: onnx.NodeProto,
-    model: onnx.ModelProto | onnx.FunctionProto,
-    shape_of_constant: Callable[[str], Sequence[int] | None],
-) -> dict[str, Any]:
+def attributes(node: onnx.NodeProto, model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, Any]:
     """Return name -> value of a node's attributes, defaults of the operator included, without sub-graphs.
 
-    A text is bytes, a tensor an array; the window of a convolution or pooling is in the form of
-    `fill_window`.
+    A text is bytes, a tensor an array.
     """
-    opsets = opsets_of(model)
-    values = defaults_of(node, opsets)
+    values = defaults_of(node, opsets_of(model))
     for entry in node.attribute:
         is_graph = entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
         if not is_graph and not entry.ref_attr_name:
             value = helper.get_attribute_value(entry)
             is_tensor = isinstance(value, onnx.TensorProto)
             values[entry.name] = numpy_helper.to_array(value) if is_tensor else value
-    fill_window(values, node, opsets, shape_of_constant)
     return values
 
 

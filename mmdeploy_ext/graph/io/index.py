@@ -10,7 +10,7 @@ that nothing was done to, and 0.9 s for both ways where an index takes 0.25 s.
 import collections
 import copy
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,6 @@ def captured(node: onnx.NodeProto) -> list[str]:
     names: list[str] = []
     for body in bodies(node):
         inner = {'', *(value.name for value in (*body.input, *body.initializer))}
-        inner.update(sparse.values.name for sparse in body.sparse_initializer)
         inner.update(name for inner_node in body.node for name in inner_node.output)
         inputs = [name for inner_node in body.node for name in reads(inner_node)]
         names += [name for name in (*inputs, *(value.name for value in body.output)) if name not in inner]
@@ -210,48 +209,27 @@ class Index:
         return name in self._producers or name in self.constants or name in self.inputs
 
     def check_tensor(self, name: str) -> str:
-        """Return `name` when the graph has such a tensor.
-
-        Raises:
-            UsageError: it has none; the message has similar names, or what the node of that name writes.
-        """
+        """Return `name`; UsageError with similar names if the graph has no such tensor."""
         if self.has_tensor(name):
             return name
-        if name in self._names:
-            outputs = ', '.join(output for position in self._names[name] for output in self.writes(position))
-            raise UsageError(f'{name!r} is a node, not a tensor; it writes {outputs}')
         hint = did_you_mean(name, self.tensors) or f'; `show --nodes` of {tool("graph")} lists all'
         raise UsageError(f'there is no tensor {name!r} in the graph{hint}')
 
     def find_node(self, name: str) -> int:
-        """Return the position of the node called `name`: its name, or '#12' for the node at position 12.
-
-        What `label` gives, '#12 (Conv)', is found, too.
-
-        Raises:
-            UsageError: none or several have that name; the message names similar ones, or the positions.
-        """
+        """Return the position of the node called `name`, or of '#12'; UsageError if none or several are."""
         positions = self._names.get(name, [])
-        if len(positions) == 1:
-            return positions[0]
-        if positions:
+        if len(positions) > 1:
             places = ', '.join(f'#{position}' for position in positions[:8])
             raise UsageError(
                 f'{len(positions)} nodes are called {name!r}; give one by its position: {places}'
             )
         number = name.removeprefix('#').split(' ')[0]
-        if name.startswith('#') and number.isdecimal():
-            if int(number) < len(self.nodes):
-                return int(number)
-            raise UsageError(f'there is no node {name!r}: the graph has {len(self.nodes)} nodes, #0 first')
-        if self.has_tensor(name):
-            producer = self.producer(name)
-            hint = (
-                'an input or initializer' if producer is None else f'written by node {self.label(producer)}'
-            )
-            raise UsageError(f'{name!r} is a tensor, not a node; it is {hint}')
-        hint = did_you_mean(name, self._names) or '; nodes without a name are written #0, #1, ...'
-        raise UsageError(f'there is no node {name!r} in the graph{hint}')
+        if name.startswith('#') and number.isdecimal() and int(number) < len(self.nodes):
+            positions = positions or [int(number)]
+        if not positions:
+            hint = did_you_mean(name, self._names) or f'; it has {len(self.nodes)} nodes, #0 first'
+            raise UsageError(f'there is no node {name!r} in the graph{hint}')
+        return positions[0]
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
         """Return the positions, ascending, of the nodes that make `outputs` from graph inputs and constants.
@@ -295,17 +273,6 @@ class Index:
         return set(range(len(self.nodes))) - {*random, *self.descendants(varying)}
 
 
-WEIGHTS = {'Conv': 1, 'ConvInteger': 1, 'ConvTranspose': 1, 'DeformConv': 1, 'QLinearConv': 3}
-"""Operator of a convolution -> place of the input whose shape (D, C, *kernel) states the kernel."""
-
-LEFT_OUT = {'ConvTranspose': 'output_padding', 'AveragePool': 'dilations', 'LpPool': 'dilations'}
-"""Operator -> attribute that its canonical form lacks at the default.
-
-PyTorch's TorchScript exporter writes the others and leaves these out, so that the digests of its files, which
-the records of the zoo hold, are those of the attributes as they stand in the file.
-"""
-
-
 def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
     """Return domain -> version of the opset that a model or function imports; ONNX's own domain is ''."""
     return {'' if entry.domain == 'ai.onnx' else entry.domain: entry.version for entry in model.opset_import}
@@ -344,43 +311,6 @@ def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, An
     return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}
 
 
-def fill_window(
-    values: dict[str, Any],
-    node: onnx.NodeProto,
-    opsets: Mapping[str, int],
-    shape_of_constant: Callable[[str], Sequence[int] | None],
-) -> None:
-    """Bring the attributes that describe the window of a convolution or pooling into one form, in place.
-
-    The schemas have no default for kernel, strides, dilations and pads, because its length is the rank of the
-    kernel; the specification of the operators has it in words. Defaults are added, but for those of
-    `LEFT_OUT`, which are removed if they are stated, and for pads where `auto_pad` or `output_shape` decides.
-
-    Args:
-        values: attributes of the node by name, with the defaults of `defaults_of`; changed in place.
-        node: any node; one without a window, or whose rank nothing shows, stays as it is.
-        opsets: domain -> version, as `opsets_of` returns it.
-        shape_of_constant: returns the shape of a tensor that is a constant, and None for any other.
-    """
-    schema = schema_of(node, opsets)
-    if schema is None or 'strides' not in schema.attributes:
-        return
-    kernel, place = values.get('kernel_shape'), WEIGHTS.get(node.op_type, len(node.input))
-    if kernel is None and place < len(node.input):
-        kernel = list(shape_of_constant(node.input[place]) or ())[2:]
-    if not kernel:
-        return
-    rank = len(kernel)
-    defaults = dict(kernel_shape=kernel, strides=[1] * rank, dilations=[1] * rank, output_padding=[0] * rank)
-    if 'output_shape' not in values and values.get('auto_pad') == b'NOTSET':  # else they state the padding
-        defaults['pads'] = [0] * (2 * rank)
-    left_out = LEFT_OUT.get(node.op_type, '')
-    for name in schema.attributes.keys() & defaults.keys() - {left_out}:
-        values.setdefault(name, defaults[name])
-    if left_out and values.get(left_out) == defaults[left_out]:
-        del values[left_out]
-
-
 def random_nodes(model: onnx.ModelProto) -> list[str]:
     """Return the nodes whose results are random, also of bodies and functions, as 'name (operator)'.
 
@@ -414,20 +344,6 @@ ATTRIBUTE_DTYPES = {
 """Type of a Constant node's attribute that is no tensor -> dtype of the values."""
 
 
-def dense_values(sparse: onnx.SparseTensorProto) -> np.ndarray:
-    """Return a sparse tensor as a dense array, 0 where it has no value.
-
-    Its indices (N,) are places in the flat array, or (N, rank) coordinates.
-    """
-    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-    array = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:
-        array.reshape(-1)[indices] = values
-    else:
-        array[tuple(indices.T)] = values
-    return array
-
-
 def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
     """Return the value of a Constant node, whichever attribute has it; None for another node.
 
@@ -442,8 +358,6 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
     value = helper.get_attribute_value(attribute)
     if attribute.type == AttributeProto.TENSOR:
         return numpy_helper.to_array(value)
-    if attribute.type == AttributeProto.SPARSE_TENSOR:
-        return dense_values(value)
     return np.asarray(value, ATTRIBUTE_DTYPES.get(attribute.type, object))
 
 

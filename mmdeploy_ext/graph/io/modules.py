@@ -8,7 +8,6 @@ Three sources, tried in this order:
 """
 
 import ast
-import collections
 import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,39 +16,17 @@ import onnx
 
 SCOPES = 'pkg.torch.onnx.name_scopes'
 """Key of a node's metadata: the text of a list of its scopes, the outermost first."""
-SOURCES = {
-    'metadata': 'exporter metadata',
-    'names': 'node names',
-    'weights': 'names of weights',
-    '': 'nothing in the file',
-}
-"""Source of a module's name, as functions here return it -> its words for the user."""
 WEIGHTS = ('weight', 'bias', 'running_mean', 'gamma', 'in_proj_weight')
 """Last parts of names of weights."""
 WRAPPER = 'model'
 """The attribute of the export wrappers that holds the detector; the paths of checkpoints begin below it."""
 
 
-def module_scopes(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    """Return (module name, source) per node of the main graph, e.g. ('backbone.layer1.0.conv1', 'names').
-
-    The names are those of `named_modules` of what was exported, where TorchScript writes a number behind that
-    of a repeated call ('relu_1'); the stages that this project merges come first ('network.backbone...').
-    The name is '' if no source names a module, see `module_of`.
-    """
-    return [module_of(node) for node in model.graph.node]
-
-
-def sources(model: onnx.ModelProto) -> dict[str, int]:
-    """Return source -> how many nodes have their module from it, most first; see `SOURCES`."""
-    return dict(collections.Counter(source for _, source in module_scopes(model)).most_common())
-
-
 def module_of(node: onnx.NodeProto) -> tuple[str, str]:
-    """Return (module name, source) of one node; source is a key of `SOURCES`, see `module_scopes`.
+    """Return (module name, source) of one node, e.g. ('backbone.layer1.0.conv1', 'names').
 
-    A node whose metadata name no module is ('', 'metadata'), one called '/Add' is ('', 'names'): the other
-    sources are not tried. ('', '') if there is none.
+    The source is 'metadata', 'names', 'weights' or ''; the first that says anything counts, also if it names
+    no module. TorchScript writes a number behind the name of a repeated call ('relu_1').
     """
     for entry in node.metadata_props:
         if entry.key == SCOPES:
@@ -115,10 +92,7 @@ def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) ->
 
 @functools.lru_cache(maxsize=4096)
 def _resolve(parts: tuple[str, ...], modules: frozenset[str]) -> str:
-    """Return which of the modules a scope means, '' if none or several.
-
-    A scope may lack a module of which only other methods than `forward` were called.
-    """
+    """Return which of the modules a scope means, '' if none or several."""
     for path in _possible_paths(parts):
         if path in modules:
             return path

@@ -27,15 +27,10 @@ CANNOT_READ = (
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read named tensors: an .npz file, a dump of this project, or a folder of .npy files.
+    """Read named tensors: an .npz file, a dump of this project, a .npy file, or a folder of .npy files.
 
-    Returns:
-        Name -> array, of a dump read-only. A .npy file's name is its tensor's, percent-encoded ('%2F' for
-        '/'); `path` may be one such file.
-
-    Raises:
-        DataError: nothing there, or it cannot be read without running code in it.
-        UsageError: the manifest of a dump is no JSON.
+    The name of a .npy file is the tensor's, percent-encoded ('%2F' for '/'). DataError: it cannot be read
+    without running code in it.
     """
     path = Path(path)
     if path.is_dir():
@@ -65,10 +60,7 @@ def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> None:
-    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str.
-
-    The folder is made with the first tensor if it is not there; other files in it stay.
-    """
+    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str."""
     for name, array in tensors.items():
         array = array.astype(str) if array.dtype == object else array
         file = Path(folder) / f'{quote(name, safe=" ")}.npy'
@@ -77,10 +69,7 @@ def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[st
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file of name -> array, texts as numpy's str, over a file that is there.
-
-    The folder of `path` has to be there. `np.savez` cannot write an array called 'file'.
-    """
+    """Write an .npz file of name -> array, texts as numpy's str; `np.savez` has no array called 'file'."""
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             array = np.asarray(array)

@@ -80,7 +80,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     slim = onnx.ModelProto(ir_version=model.ir_version)
     slim.opset_import.extend(model.opset_import)
     slim.functions.extend(model.functions)
-    for field in ('input', 'output', 'value_info', 'sparse_initializer'):
+    for field in ('input', 'output', 'value_info'):
         getattr(slim.graph, field).extend(getattr(model.graph, field))
     slim.graph.name = model.graph.name or 'graph'
     for tensor in model.graph.initializer:

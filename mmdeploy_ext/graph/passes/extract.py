@@ -1,4 +1,4 @@
-"""A part of a graph: between tensors (`cut`), or some nodes (`extract`); and inner tensors as outputs.
+"""A part of a graph: between tensors (`cut`), or some nodes (`extract`).
 
 `onnx.utils.Extractor` refuses tensors without a stated type (every inner one of our own exports), onnx-ir's
 `extract` takes no choice of nodes and drops the types of new ends.
@@ -16,71 +16,14 @@ from mmdeploy_ext.graph.part import drop_metadata, part
 from mmdeploy_ext.graph.run import typed_values
 
 
-def cut(
-    model: onnx.ModelProto, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
-) -> onnx.ModelProto:
-    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`, in their order.
-
-    - Nodes that the outputs do not need are dropped, and so are their weights.
-    - A tensor in `inputs` that a node made, or that was a constant, becomes an input; an input with a default
-      loses it if it is in `inputs`, and becomes a constant if it is not.
-    - Metadata of this project is dropped if the inputs or outputs changed, since it describes the whole
-      graph.
-    Does not fire, so that an equal copy is returned, when the graph has these inputs and outputs already and
-    needs all its nodes.
-
-    Args:
-        model: the graph, which stays as it is.
-        inputs: names of tensors, at least one; None for those of the graph's inputs that the outputs need.
-        outputs: names of tensors that nodes make, at least one; None for the graph's outputs.
-
-    Raises:
-        UsageError: an unknown tensor; an output that is also an input or that no node makes; outputs that
-            need a graph input that is not in `inputs`, do not need one of these, or depend on constants
-            alone; a type that cannot be inferred.
-        ModelFileError: a graph of the libspconv dialect.
-    """
-    check_ordinary(model)
+def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Return the model between tensors: it takes `inputs`, which it needs, and gives `outputs`."""
     index = Index(model)
-    ends = list(dict.fromkeys(index.outputs if outputs is None else outputs))
-    for name in ends:
-        index.check_tensor(name)
-        if index.producer(name) is None:
-            raise UsageError(f'--outputs {name}: is an input or a constant of the graph; no node makes it')
-    starts = list(dict.fromkeys(map(index.check_tensor, inputs or ())))
-    both = [name for name in ends if name in starts]
-    if both:
-        names = ', '.join(both)
-        raise UsageError(f'{names} is an input and an output of the cut: nothing would be left of it')
-    positions = index.ancestors(ends, starts)
-    if inputs is None:
-        starts = index.leaves(positions)
-    _check_cut(index, positions, starts, ends)
-    return _rebuild(index, positions, starts, ends)
-
-
-def _check_cut(index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]) -> None:
-    outputs, nothing = f'the outputs {", ".join(ends)}', 'the cut would leave a graph without inputs'
-    if missing := index.leaves(positions, starts):
-        reader = next(position for position in positions if set(index.reads(position)) & set(missing))
-        raise UsageError(
-            f'{outputs} also need the graph inputs {", ".join(missing)}, which node {index.label(reader)} '
-            f'reads; add them to --inputs, or cut elsewhere'
-        )
-    if not starts:
-        raise UsageError(f'{outputs} depend on constants alone: {nothing}')
-    used = {name for position in positions for name in index.reads(position)}
-    unused = [name for name in starts if name not in used]
-    if unused == list(starts):
-        raise UsageError(f'{outputs} depend on none of the inputs {", ".join(starts)}: {nothing}')
-    if unused:
-        raise UsageError(f'{outputs} do not depend on --inputs {", ".join(unused)}')
+    return _rebuild(index, index.ancestors(outputs, inputs), inputs, outputs)
 
 
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
     """Return the model of some nodes: it takes what they read from others and gives what others read.
-
-    `positions` are indices of nodes in `model.graph.node`, from 0 on, none negative.
 
     - Nodes that compute constants for them (shapes, axes) become part of it; the constants are no inputs, and
       inputs with a default become constants.

@@ -59,7 +59,7 @@ def concatenate(
         graph.initializer.extend(_new_constants(constants, added, produced))
         values.update((value.name, value) for value in added.output)
         produced.update(value.name for value in added.output)
-        for field in ('node', 'sparse_initializer', 'quantization_annotation'):
+        for field in ('node', 'quantization_annotation'):
             getattr(graph, field).extend(getattr(added, field))
         merged.ir_version = max(merged.ir_version, model.ir_version)
     missing = [name for name in outputs if name not in values]

@@ -34,8 +34,7 @@ def set_shapes(
       name. Names and '?' open an axis that was fixed; `axes` does not change this input. With None or {}
       either changes nothing.
     If all inputs have these shapes already, the result is an equal copy. Sizes that are baked into constants
-    stay: a graph that was traced at one size may have an open axis and still run at that size only
-    (`try_sizes` of `graph/batch_trial.py` finds that out).
+    stay: a graph that was traced at one size may have an open axis and still run at that size only.
 
     Raises:
         UsageError: no such input or axis, another rank, a size below 1 or beyond int64. Inputs with a default

@@ -3,11 +3,7 @@
 import contextlib
 import copy
 import dataclasses
-import subprocess
-import sys
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +11,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
-from mmdeploy_ext.graph.io import files, types
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, constants_to_initializers, refill
-from mmdeploy_ext.graph.io.tensors import load_tensors, save_tensors
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import Runner
-
-MAX_CRASHES = 8
-"""Nodes that may crash the recording process before recording ends with what it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,26 +102,6 @@ class Case:
         model = part(index, nodes, [_declaration(name, array) for name, array in feeds.items()], declared)
         return Candidate(nodes, model, feeds, tuple(names))
 
-    def trivial(self) -> Candidate:
-        """Return a graph of the same inputs and outputs that computes nothing: its outputs are zeros.
-
-        Each input needs a recorded value. Outputs without one are left out; if there are no others, the only
-        output is a single zero called 'nothing'.
-        """
-        outputs = {
-            name: np.zeros_like(self.values[name]) for name in self.index.outputs if name in self.values
-        }
-        outputs = outputs or {'nothing': np.zeros(1, np.float32)}
-        nodes = [
-            helper.make_node('Constant', [], [name], f'zeros_{place}', value=numpy_helper.from_array(array))
-            for place, (name, array) in enumerate(outputs.items())
-        ]
-        feeds = {name: self.values[name] for name in self.index.inputs}
-        ends = [[_declaration(*item) for item in arrays.items()] for arrays in (feeds, outputs)]
-        source, graph = self.index.model, helper.make_graph(nodes, 'trivial', *ends)
-        model = helper.make_model(graph, opset_imports=source.opset_import, ir_version=source.ir_version)
-        return Candidate((), model, feeds, tuple(outputs))
-
 
 def _declaration(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
     """Return the declaration of a tensor that is like an array."""
@@ -155,79 +127,22 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
     return result
 
 
-def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bool = False) -> dict[str, Any]:
-    """Return tensor name -> array of inputs and all outputs of nodes of a graph of `prepare`.
+def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return tensor name -> value of inputs and outputs of nodes of a graph of `prepare`.
 
-    A sequence is a list. Initializers are not among them.
-
-    Args:
-        model: the graph.
-        feeds: input -> array; further names are left out.
-        apart: compute node by node in a process of its own, since a node may crash it; after `MAX_CRASHES`
-            crashes it ends with what it has, and sequences are left out. Without, that is done if a run of
-            the whole graph fails.
-
-    Raises:
-        InferenceError: not one node could be computed.
-        ShapeError: without `apart`, feeds that the graph does not take.
+    If ONNX Runtime refuses the graph, its nodes are computed one by one, and what it refuses is missing.
     """
     index = Index(model)
-    inputs = {name: np.asarray(array) for name, array in feeds.items() if name in index.inputs}
+    inputs = {name: feeds[name] for name in index.inputs}
     names = [name for position in range(len(index.nodes)) for name in index.writes(position)]
-    if not apart:
-        with contextlib.suppress(InferenceError, ModelFileError):
-            return {**inputs, **Runner(model, names).run(inputs)}
-    values = _record_apart(model, inputs)
-    if not values:
-        raise InferenceError('ONNX Runtime could compute no node of the graph; are the inputs right?')
-    return {**inputs, **values}
-
-
-# what the process of its own runs: argv has the folder of the package, and the folder of `record_into`
-CHILD = (
-    'import sys; sys.path.insert(0, sys.argv[1])\n'
-    'from mmdeploy_ext.graph.reduce.case import record_into; record_into(sys.argv[2])'
-)
-
-
-def _record_apart(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Compute in child processes; after a crash the next one leaves out the node that caused it."""
-    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as name:
-        folder = Path(name)
-        files.write(model, folder / 'model.onnx')
-        save_tensors(feeds, folder / 'inputs')
-        values = folder / 'values'
-        values.mkdir()
-        command = [sys.executable, '-c', CHILD, str(Path(__file__).resolve().parents[3]), name]
-        for _ in range(MAX_CRASHES):
-            if subprocess.run(command, capture_output=True).returncode >= 0:
-                break
-        return _load_folder(values)
-
-
-def _load_folder(folder: Path) -> dict[str, np.ndarray]:
-    return load_tensors(folder) if folder.is_dir() and any(folder.iterdir()) else {}
-
-
-def record_into(name: str) -> None:
-    """Compute a graph node by node and store each value at once; for a process that may crash.
-
-    `name` is the path of a folder with model.onnx and inputs/. Values are written to values/; the file
-    `begun` lists the nodes that were tried, so that a second run leaves out the one that ended the first.
-    """
-    folder = Path(name)
-    values = {**_load_folder(folder / 'inputs'), **_load_folder(folder / 'values')}
-    case, begun = Case(onnx.load(folder / 'model.onnx'), values), folder / 'begun'
-    tried = set(begun.read_text().split()) if begun.exists() else set()
-    with begun.open('a') as log:
-        for position in case.everything:
-            candidate = case.candidate([position], case.index.writes(position))
-            if str(position) in tried or candidate is None:
-                continue
-            log.write(f'{position}\n')
-            log.flush()
+    with contextlib.suppress(InferenceError, ModelFileError):
+        return {**inputs, **Runner(model, names).run(inputs)}
+    case = Case(model, inputs)
+    for position in case.everything:
+        candidate = case.candidate([position], index.writes(position))
+        if candidate is not None:
             with contextlib.suppress(InferenceError, ModelFileError):
                 outputs = Runner(candidate.model).run(candidate.feeds)
                 arrays = {name: value for name, value in outputs.items() if isinstance(value, np.ndarray)}
-                save_tensors(arrays, folder / 'values')
                 case.values.update(arrays)
+    return case.values

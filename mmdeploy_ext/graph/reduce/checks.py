@@ -6,7 +6,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,8 +41,8 @@ class Check:
     Attributes:
         kind: name of the built-in check, or 'command'.
         meaning: what the fault is, for messages.
-        outcome: which fault the whole model showed, if a check tells several apart ('nan', 'inf', 'signal 11'
-            ...); the candidates have to show the same. `NotFinite` changes it after `narrow`.
+        outcome: which fault the whole model showed ('nan', 'inf', 'Fail' ...); the candidates have to show
+            the same. `NotFinite` changes it after `narrow`.
         tolerance: largest difference that is no fault, as a part of the largest expected value of its output.
         rounding: whether float16 values are to be rounded, see `case.Case.rounding`.
     """
@@ -241,37 +240,23 @@ class Differs(Compared):
 
 
 class Crash(Check):
-    """ONNX Runtime refuses to load or run the model, or crashes; in a process of its own."""
+    """ONNX Runtime refuses to load or run the model: its exception is the outcome."""
 
     kind = 'crash'
-    meaning = 'ONNX Runtime refuses to load or run the model, or the process dies'
-
-    def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Keep the seconds after which a run that does not end is stopped."""
-        super().__init__()
-        self.timeout_s = timeout_s
+    meaning = 'ONNX Runtime refuses to load or run the model'
 
     def _outcome(self, candidate: Candidate) -> str:
-        with _stored(candidate) as model:
-            script = shutil.copyfile(run.__file__, model.with_name('run.py'))
-            status, output = run_limited([sys.executable, str(script), '--child'], self.timeout_s)
-        if status is None:
-            return 'does not end'
-        lines = output.strip().splitlines() or ['dies']
-        return f'signal {-status}' if status < 0 else lines[-1]
+        with files.openable(candidate.model) as source:
+            return run.outcome(source, candidate.feeds)
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether a run of the whole model does not end well, and remember how it ends."""
+        """Return whether ONNX Runtime refuses the whole model, and remember its exception."""
         self.outcome = self._outcome(whole_model)
         return self.outcome != 'runs'
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether a run of the candidate ends the way that of the whole model does."""
+        """Return whether a candidate is refused as the whole model is."""
         return self._outcome(candidate) == self.outcome
-
-    def facts(self) -> dict[str, Any]:
-        """Return the facts of `Check.facts`, and the time limit as `timeout`."""
-        return dict(super().facts(), timeout=self.timeout_s)
 
 
 class Command(Check):
@@ -354,7 +339,7 @@ class CheckText(NamedTuple):
 
 
 BUILT_IN = ('nan', 'engines', 'reference', 'differs', 'crash')
-"""Names of the built-in checks: the `kind` of `NotFinite`, `Engines`, `Reference`, `Differs` and `Crash`."""
+"""Names of the built-in checks."""
 NUMERIC = {check.kind: check for check in (NotFinite, Engines, Reference)}
 """Name -> class of the built-in checks that need nothing but a tolerance."""
 
@@ -391,10 +376,8 @@ def _stored(candidate: Candidate) -> Iterator[Path]:
         yield model
 
 
-def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:
-    """Run a command, a text for the shell or a list of words; after `seconds` it is killed with its children.
-
-    Children that it leaves behind when it ends by itself are killed, too, but none in sessions of their own.
+def run_limited(command: str, seconds: float) -> tuple[int | None, str]:
+    """Run a command of the shell; after `seconds` it is killed with its children.
 
     Returns:
         Exit status, negative for a signal, None when it was stopped; and what it printed, errors included.
@@ -402,7 +385,7 @@ def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, s
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
-            shell=isinstance(command, str),
+            shell=True,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -4,9 +4,7 @@ Needs numpy and onnxruntime only. Exit status: 0 the fault is shown, 1 it is not
 it of a check. The folder holds model.onnx, inputs.npz, expected.npz and case.json; README.md says more.
 """
 
-import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +17,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np.ndarray]:
-    """Run a model in ONNX Runtime, with all its optimisations or none, and return output name -> array.
-
-    `source` is the path of the file, or its bytes; `feeds` is input name -> array. `optimized` is whether
-    ONNX Runtime optimises. Its own exceptions are not caught.
-    """
+    """Run a model, a path or bytes, in ONNX Runtime with all its optimisations or none."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -48,9 +42,7 @@ def difference(outputs: Arrays, expected: Arrays) -> float:
     """Return the largest difference over all outputs, each as a part of its largest expected value.
 
     Another shape, other text, and NaN or infinity on one side alone are infinitely different; so is any
-    difference from an expected tensor of zeros alone. Names that one side lacks are not compared: 0.0 if
-    there is no other. This file is copied to where the package is not, so that it cannot take
-    `ArrayDistance`, which gives the same.
+    difference from zeros alone. The folder runs without the package, which has `ArrayDistance`.
     """
     names = [name for name in expected if name in outputs]
     return max((_difference(outputs[name], expected[name]) for name in names), default=0.0)
@@ -63,8 +55,6 @@ def _difference(array: Any, expected: Any) -> float:
     if array.dtype.kind in 'OSU':
         return 0.0 if (array.astype(str) == expected.astype(str)).all() else float('inf')
     unequal = array != expected
-    if 'c' in (array.dtype.kind, expected.dtype.kind):
-        array, expected, unequal = (np.stack([side.real, side.imag]) for side in (array, expected, unequal))
     is_integer = expected.dtype.kind in 'iu'
     array, expected = array.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(expected)
@@ -80,11 +70,8 @@ def _difference(array: Any, expected: Any) -> float:
     return error / largest
 
 
-def run_outcome(source: str, feeds: Arrays) -> str:
-    """Return 'runs', or the name of the exception that ONNX Runtime raises for a model.
-
-    `source` is the path of the file; `feeds` is input name -> array. The exception is printed on stderr.
-    """
+def outcome(source: str | bytes, feeds: Arrays) -> str:
+    """Return 'runs', or the name of the exception that ONNX Runtime raises for a model."""
     try:
         compute(source, feeds, optimized=True)
     except Exception as error:
@@ -98,38 +85,20 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def _outcome_of_child(timeout_s: float) -> str:
-    """Return how a run of the folder's model ends in a process of its own, as `checks.Crash` tells it."""
-    command = [sys.executable, __file__, '--child']
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-    try:
-        child = subprocess.run(command, timeout=timeout_s, **pipes)
-    except subprocess.TimeoutExpired:
-        return 'does not end'
-    *messages, outcome = child.stdout.strip().splitlines() or ['dies']
-    for message in messages:
-        print(message, file=sys.stderr)
-    return f'signal {-child.returncode}' if child.returncode < 0 else outcome
-
-
 def judge(folder: Path, case: Mapping[str, Any]) -> bool:
     """Run the model of a folder and print what it gives; return whether the fault is shown.
 
-    `case` is the content of case.json: `check` (its kind: 'nan', 'engines', 'reference', 'differs', 'crash'
-    or 'command'), `tolerance` (largest relative difference that is no fault), `outcome` (which fault was
-    found: 'nan', 'inf', 'signal 11', 'does not end' ...), `outputs` (names that are compared), and, of some
-    checks, `timeout` (seconds) or `command` (that showed the fault). A command is not run: of 'command' the
-    fault counts as shown if the outputs are those of expected.npz, which were recorded in the whole graph; of
-    'reference' and 'differs' that file has the right outputs. ONNX Runtime optimises the graph for 'engines',
-    'reference' and 'crash', whose faults may be its own, and for no other. Its exceptions are not caught,
-    unless they are the fault.
+    `case` is the content of case.json: `check` (its kind), `tolerance` (largest relative difference that is
+    no fault), `outcome` ('nan', 'inf' or an exception), `outputs` (names that are compared), and perhaps the
+    `command` that showed the fault. A command is not run: its fault counts as shown if the outputs are those
+    of the whole graph.
     """
     kind, source = case['check'], str(folder / 'model.onnx')
-    if kind == 'crash':  # in a process of its own, which may die
-        outcome = _outcome_of_child(case['timeout'])
-        print(f'ended with: {outcome}; recorded: {case["outcome"]}')
-        return outcome == case['outcome']
     feeds, expected = _arrays(folder / 'inputs.npz'), _arrays(folder / 'expected.npz')
+    if kind == 'crash':
+        found = outcome(source, feeds)
+        print(f'ended with: {found}; recorded: {case["outcome"]}')
+        return found == case['outcome']
     try:
         outputs = compute(source, feeds, optimized=kind in ('engines', 'reference'))
     except Exception as error:
@@ -155,13 +124,7 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
 
 def main() -> int:
     """Show the fault; return 0 if it is shown, 1 if it is not."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
-    args = parser.parse_args()
     folder = Path(__file__).resolve().parent
-    if args.child:
-        print(run_outcome(str(folder / 'model.onnx'), _arrays(folder / 'inputs.npz')))
-        return 0
     case = json.loads((folder / 'case.json').read_text(encoding='utf-8'))
     is_shown = judge(folder, case)
     print('the fault is shown' if is_shown else 'the fault is NOT shown')

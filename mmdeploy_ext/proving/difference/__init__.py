@@ -1,1 +1,1 @@
-"""The first tensor in which a file differs from PyTorch, or from another file."""
+"""The first tensor where a file leaves PyTorch: records of PyTorch for the walk of `graph/diff`."""

@@ -20,17 +20,17 @@ from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.files import engine_notes
+from mmdeploy_ext.graph.diff.findings import regions
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
+from mmdeploy_ext.graph.diff.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.proving import file_checks
-from mmdeploy_ext.proving.difference import findings
-from mmdeploy_ext.proving.difference.findings import regions
 from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import record_stages
-from mmdeploy_ext.proving.difference.two_files import engine_notes
-from mmdeploy_ext.proving.difference.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.references import options_besides_form
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.families.model import Model
-    from mmdeploy_ext.proving.difference.walk import Walk
+    from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
 """How often a graph is walked at most, to pair tensors behind an error by their module or place."""
@@ -229,23 +229,15 @@ class Search:
             inherited = {name for name, mate in pairs.tensors.items() if mate in wrong}
         result = self._walk(program, references)
         module = functools.cache(functools.partial(self.records.module_path, program))
-        entries = findings.entries_of(result, self.bars, module)
-        explanations = findings.explain_by(graph_changes)
-        differences = findings.differences_of(result, self.bars, explanations, module)
-        for difference in differences:
+        notes += engine_notes(model, self.subject.feeds, result, self.bars)
+        subject = dict(modules=len(self.records.recorder.calls), recorded=len(self.records.records))
+        structure = [change for change in graph_changes if change.kind != 'metadata']
+        comparison = findings.comparison_of(result, self.bars, structure, subject, notes, module)
+        comparison.guessed = isinstance(export, str)
+        for difference in comparison.differences:
             if difference.tensor in inherited:
                 difference.evidence.append('a fresh export has it, too: it is born in the export, not later')
-        notes += engine_notes(model, self.subject.feeds, result, self.bars)
-        return findings.Comparison(
-            dict(modules=len(self.records.recorder.calls), recorded=len(self.records.records)),
-            entries,
-            differences,
-            findings.outputs_of(program, entries),
-            [dataclasses.asdict(change) for change in graph_changes if change.kind != 'metadata'],
-            notes,
-            self.bars,
-            guessed=isinstance(export, str),
-        )
+        return comparison
 
     @functools.cached_property
     def _export(self) -> tuple[Program, Walk, set[str]] | str:
@@ -314,10 +306,7 @@ def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
 
 
 def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, ReferenceTensor]:
-    """Return references of a graph's tensors: those of their counterparts in a fresh export.
-
-    `tensors` is name in the graph -> name in the export, of which `wrong` differ from PyTorch.
-    """
+    """Return references of a graph's tensors: those of their counterparts in a fresh export."""
     references = {}
     for name, mate in tensors.items():
         row = clean.rows.get(mate)
@@ -335,10 +324,7 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
 def _upstream_notes(
     deployment: Model, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
 ) -> list[str]:
-    """Return notes on outputs of the exported modules that differ from the unpatched model's.
-
-    Such an error is in the modules, not in a node of the graph.
-    """
+    """Return notes on outputs of the exported modules that differ from the unpatched model's."""
     family = deployment.family
     output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not output_names:

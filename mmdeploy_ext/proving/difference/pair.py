@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.graph.diff.walk import BORN_RTOL, ReferenceTensor, compare, is_informative
 from mmdeploy_ext.graph.io.modules import module_path, plain_path
-from mmdeploy_ext.proving.difference.walk import BORN_RTOL, ReferenceTensor, compare, is_informative
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.graph.diff.program import Program
+    from mmdeploy_ext.graph.diff.walk import Walk
     from mmdeploy_ext.proving.difference.record import TensorRecorder
-    from mmdeploy_ext.proving.difference.walk import Walk
 
 SAMPLES = 48
 """Number of values of a tensor that are compared before all of them are."""

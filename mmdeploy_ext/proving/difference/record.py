@@ -154,10 +154,7 @@ class TensorRecorder(TorchDispatchMode):
             self.records[index].outputs_of.append(f'{path or "the model"} (call {self.calls[path]})')
 
     def _find(self, tensor: torch.Tensor) -> int:
-        """Return the index of a tensor's last record, of a new one if none has its memory and values.
-
-        Of the same memory there may be records of views, and of a tensor into which a later operator wrote.
-        """
+        """Return the index of a tensor's last record, of a new one if none has its memory and values."""
         values = self._copy(tensor).tobytes()
         for index in reversed(self._at[tensor.data_ptr()]):
             record = self.records[index].value

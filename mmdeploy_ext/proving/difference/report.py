@@ -12,8 +12,8 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import escape
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
+from mmdeploy_ext.graph.diff.findings import Comparison, Divergence, Entry
 from mmdeploy_ext.graph.io.index import join_names
-from mmdeploy_ext.proving.difference.findings import Comparison, Divergence, Entry
 from mmdeploy_ext.proving.views.charts import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, text
 
 if TYPE_CHECKING:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import UsageError, one_line
+from mmdeploy_ext.core.user_functions import load_module
 from mmdeploy_ext.graph.io.tensors import CANNOT_READ
 
 if TYPE_CHECKING:
@@ -24,25 +22,9 @@ def load_function(target: str) -> Callable[..., Any]:
     UsageError: no such file or function, or an error or an exit while the file runs.
     """
     file, _, name = target.rpartition(':')
-    path = Path(file)
     if not file or not name:
         raise UsageError(f'{target}: expected FILE.py:function')
-    if not path.is_file():
-        raise UsageError(f'{target}: no such file {path}')
-    sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None:
-        raise UsageError(f'{target}: {path} is no Python file')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # data classes look there for the names in their annotations
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # sys.exit(0) would read as a proof
-        raise UsageError(f'{path}: cannot be run: {type(error).__name__}: {one_line(error)}') from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UsageError(f'{target}: {path} has no function {name!r}')
-    return function
+    return getattr(load_module(file, (name,)), name)
 
 
 def call_function(target: str) -> Any:

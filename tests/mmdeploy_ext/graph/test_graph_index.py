@@ -1,12 +1,11 @@
 """Lookups: who makes and reads a tensor, also through the bodies of branches."""
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.io.index import Index, all_nodes, captured
+from mmdeploy_ext.graph.io.index import Index, all_nodes
 from toy_graphs import conv_net, model_of, random_graph, steps
 
 
@@ -50,10 +49,8 @@ def test_names_that_are_not_there_come_with_similar_ones():
     index = Index(conv_net())
     for call, words in (
         (lambda: index.check_tensor('score'), 'did you mean scores'),
-        (lambda: index.check_tensor('/fc/Gemm'), 'is a node, not a tensor; it writes scores'),
         (lambda: index.find_node('/stem/Cnv'), 'did you mean /stem/Conv'),
-        (lambda: index.find_node('scores'), 'is a tensor, not a node; it is written by node /fc/Gemm'),
-        (lambda: index.find_node('#6'), 'the graph has 6 nodes'),
+        (lambda: index.find_node('#6'), 'has 6 nodes'),
         (lambda: index.find_node('#\N{SUPERSCRIPT TWO}'), 'no node'),
         (lambda: index.find_node('qqqq'), 'no node'),
     ):
@@ -75,12 +72,3 @@ def test_a_tensor_that_two_nodes_write_is_refused():
     nodes = [helper.make_node('Neg', ['x'], ['a'], name=name) for name in 'pq']
     with pytest.raises(ModelFileError, match="nodes p and q both write 'a'"):
         Index(model_of(nodes, [('x', [1])], [('a', [1])]))
-
-
-def test_a_sparse_initializer_of_a_body_is_not_read_from_outside():
-    values = numpy_helper.from_array(np.ones(1, np.float32), 'c')
-    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0])), [2])
-    result = helper.make_tensor_value_info('z', TensorProto.FLOAT, [2])
-    nodes = [helper.make_node('Identity', ['c'], ['z'])]
-    body = helper.make_graph(nodes, 'b', [], [result], sparse_initializer=[sparse])
-    assert captured(helper.make_node('If', ['k'], ['y'], then_branch=body, else_branch=body)) == []

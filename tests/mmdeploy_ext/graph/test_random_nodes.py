@@ -31,8 +31,13 @@ def test_every_operator_that_draws_is_named(operator):
 def test_what_draws_is_no_constant(operator):
     model = parse('[add] y = Add(x, x)')
     fixed = helper.make_node('Constant', [], ['half'], value=numpy_helper.from_array(np.float32([[0.5]])))
-    model.graph.node.extend([fixed, helper.make_node(operator, ['half'], ['drawn']),
-                             helper.make_node('Neg', ['drawn'], ['after'])])
+    model.graph.node.extend(
+        [
+            fixed,
+            helper.make_node(operator, ['half'], ['drawn']),
+            helper.make_node('Neg', ['drawn'], ['after']),
+        ]
+    )
     assert Index(model).constant_nodes() == {1}
 
 

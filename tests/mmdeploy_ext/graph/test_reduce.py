@@ -40,10 +40,10 @@ from toy_chain import chain
 WEIGHTS = Path(__file__).resolve().parents[4] / 'shared' / 'data' / 'weights'
 
 
-def case_of(model, feeds=None, apart=False):
+def case_of(model, feeds=None):
     feeds = feeds or random_feeds(model)
     ready = prepare(model, feeds)
-    return Case(ready, record(ready, feeds, apart=apart))
+    return Case(ready, record(ready, feeds))
 
 
 def names(reduction):
@@ -193,20 +193,13 @@ def broken():
         (Command('false'), 'says no to the whole model: it exited with 1'),
         (Command('echo why; exit 3;'), "exited with 3 and said 'why'"),
         (Command('no_such_command_here'), 'the shell cannot run it'),
-        (Command('true'), 'says yes to a graph that computes nothing'),
         (Command('sleep 60 &&', 0.2), 'did not end within 0.2 s'),
     ],
 )
 def test_a_check_that_is_none_is_refused_before_the_search(check, message):
     case = case_of(chain(12))
     with pytest.raises(UsageError, match=message):
-        reduce(case, check, good=[case.trivial()] if check.kind == 'command' else [])
-
-
-def test_a_check_that_says_yes_to_the_good_model_is_refused():
-    good = case_of(chain(12))
-    with pytest.raises(UsageError, match='says yes to the good model'):
-        reduce(case_of(chain(12, changed=4)), Holds('mm4'), good=[good.candidate(good.everything)])
+        reduce(case, check)
 
 
 def test_a_check_that_changes_its_mind_is_refused():
@@ -282,7 +275,7 @@ def test_a_death_by_signal_is_told_from_an_exit():
 def test_a_command_gets_a_file_and_its_inputs_and_its_exit_status_counts():
     case = case_of(chain(12))
     command = 'test -f "$(dirname {})/inputs.npz" && grep -q max7 {}'
-    found = reduce(case, Command(command), good=[case.trivial()])
+    found = reduce(case, Command(command))
     assert names(found) == ['max7']
 
 
@@ -320,7 +313,7 @@ def test_the_folder_shows_the_fault_alone_and_not_once_it_is_corrected(tmp_path,
         case, check = case_of(cancellation()), Engines(1e-5)
     else:
         feeds = dict(x=np.ones((2, 4), np.float32), wrong=np.array([5, -1], np.int64))
-        case, check = case_of(broken(), feeds, apart=True), Crash()
+        case, check = case_of(broken(), feeds), Crash()
         assert 'b' in case.values and 'r' not in case.values
     folder = saved(tmp_path, case, check)
     left = [node.name for node in files.load(folder / 'model.onnx').graph.node]
@@ -336,23 +329,6 @@ def test_the_folder_shows_the_fault_alone_and_not_once_it_is_corrected(tmp_path,
         onnx.save(model, folder / 'model.onnx')
         done = subprocess.run([sys.executable, folder / 'run.py'], capture_output=True, text=True)
         assert done.returncode == 1 and 'NOT shown' in done.stdout
-
-
-@pytest.mark.parametrize(
-    ('script', 'timeout', 'outcome'),
-    [
-        ('import time; time.sleep(9)', 0.2, 'does not end'),
-        ('', 60, 'dies'),
-        ('import os; os.kill(os.getpid(), 9)', 60, 'signal 9'),
-        ('print("NoSuchFile")', 60, 'NoSuchFile'),
-    ],
-)
-def test_the_script_tells_every_end_that_the_check_tells(tmp_path, monkeypatch, script, timeout, outcome):
-    (tmp_path / 'run.py').write_text(script)
-    monkeypatch.setattr(reduce_run, '__file__', str(tmp_path / 'run.py'))
-    for recorded in (outcome, 'runs'):
-        case = dict(check='crash', outcome=recorded, timeout=timeout)
-        assert reduce_run.judge(tmp_path, case) == (recorded == outcome)
 
 
 def test_the_script_shows_that_the_optimisations_refuse_a_model(tmp_path, monkeypatch):
@@ -389,7 +365,6 @@ def test_differences_are_never_missed():
     assert difference(dict(y=np.ones(3)), dict(y=np.zeros(3))) == float('inf')
     assert difference(dict(y=np.array(['a'])), dict(y=np.array(['b']))) == float('inf')
     assert difference(dict(y=np.array([2**62 + 1])), dict(y=np.array([2**62]))) > 0
-    assert difference(dict(y=np.array([2 + 1j])), dict(y=np.array([2 + 0j]))) == 0.5
     assert not_finite(dict(y=np.array([1, -np.inf], np.float16))) == 'inf'
     assert not_finite(dict(y=np.array([3]))) == ''
 

@@ -13,9 +13,9 @@ import toy_faults
 from marking import in_suite
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_graphs, make_metadata
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.program import Program
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.difference import findings
 from mmdeploy_ext.proving.difference.locate import Search, subject_of
 from mmdeploy_ext.proving.difference.report import headline
 

@@ -7,8 +7,8 @@ import toy_rtdetr
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_graphs
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.difference import findings
 from mmdeploy_ext.proving.difference.locate import Search, subject_of
 from mmdeploy_ext.proving.difference.report import print_comparison
 

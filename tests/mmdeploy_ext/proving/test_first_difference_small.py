@@ -8,7 +8,7 @@ from onnx import numpy_helper
 import toy_faults
 from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.proving.difference import findings
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.proving.difference.locate import Search, Subject, unseen
 from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.difference.report import headline

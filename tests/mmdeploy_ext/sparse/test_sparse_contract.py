@@ -382,7 +382,7 @@ def test_a_file_cut_short_is_refused_or_found_faulty(tmp_path):
 
 
 def test_damaged_bytes_are_refused_or_found_and_never_crash(tmp_path):
-    from mmdeploy_ext.graph.show.summary import describe, lines
+    from mmdeploy_ext.graph.summary import describe, lines
 
     model, rng = golden_model(INT8), np.random.default_rng(1)
     for tensor in model.graph.initializer:

@@ -102,5 +102,3 @@ def test_two_of_them_share_constants_and_no_name():
     assert len(names) == len(set(names)) and len(result.graph.initializer) == 4
     x = np.random.default_rng(0).normal(500, 300, (1, 4, 9, 7)).astype(np.float32)
     np.testing.assert_allclose(Runner(result).run(dict(x=x))['y'], expected(x), atol=1e-5)
-
-

@@ -1,9 +1,8 @@
-"""Walk a graph node by node, each fed with what a reference has there. Needs no torch.
+"""Walk a graph node by node, each fed with the values of a reference. Needs no torch.
 
-Two values of every tensor are looked at. The free one is what the graph computes from its inputs. The fed one
-is what the node gives when its own inputs are the reference's: its error was born in this node, or in the
-nodes between it and the last tensors that have a reference. `got` is the graph's value, `want` the
-reference's.
+Each tensor has two values. The free one is computed from the inputs of the graph. The fed one is the result
+of the node on the reference's values: its error was born in this node, or in the nodes between it and the
+last tensors that have a reference. `got` is the graph's value, `want` the reference's.
 
 `torch.onnx.verification` compares with the program of a dynamo export in the same process: neither files nor
 TorchScript exports, and no node on the reference's own values.
@@ -37,8 +36,7 @@ class ReferenceTensor:
     """The values that a tensor should have.
 
     Attributes:
-        value: its values, a list of arrays of a sequence; of the same shape, unless it was paired by 'value',
-            'order' or 'module'.
+        value: its values, of the same shape, unless it was paired by 'value', 'order' or 'module'.
         label: name on the reference's side: of a PyTorch module, of a tap, or of a tensor of a graph.
         module: path of the PyTorch module that made it, or ''.
         how: by what it was paired: 'structure' of two files; 'name', equal 'value', place in a 'module' or in
@@ -46,7 +44,7 @@ class ReferenceTensor:
         record: number of the tensor in the order in which PyTorch computed them, or -1.
     """
 
-    value: np.ndarray | list[np.ndarray]
+    value: np.ndarray
     label: str = ''
     module: str = ''
     how: str = 'name'
@@ -58,7 +56,7 @@ class Row:
     """One tensor of the walk.
 
     Attributes:
-        position: index of the node that writes it.
+        position: index of the node that writes it; None of an output of the graph that is an input.
         tensor: its name.
         shape: shape of the free value; None if this node or one before it failed.
         reference: the values that it should have; None if there is no counterpart.
@@ -67,7 +65,7 @@ class Row:
         reason: why it cannot be compared by numbers, or why the node failed.
     """
 
-    position: int
+    position: int | None
     tensor: str
     shape: tuple[int, ...] | None = None
     reference: ReferenceTensor | None = None
@@ -166,7 +164,22 @@ def walk(
                 row.reason = row.reason or reason
             if value is None and fed_failure:
                 row.born = math.inf
+    _add_constant_outputs(result, references)
     return result
+
+
+def _add_constant_outputs(walk: Walk, references: Mapping[str, ReferenceTensor]) -> None:
+    """Add rows for the outputs that no step makes: constants, and inputs that are outputs."""
+    index = walk.program.index
+    for name in index.outputs:
+        reference = references.get(name)
+        if name in walk.rows or name not in walk.free or reference is None:
+            continue
+        error, reason = compare(walk.free[name], reference.value)
+        if error and not reason and name in walk.program.constants:
+            reason = 'is a constant in this file'
+        shape = walk.free[name].shape
+        walk.rows[name] = Row(index.producer(name), name, shape, reference, error, error, reason)
 
 
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
@@ -174,14 +187,9 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
 
     The error is the largest difference over the largest finite magnitude of `want`; of integers, booleans,
     texts and bfloat16 the share of values that differ. Infinite are another shape or kind, any difference
-    from a `want` of zeros, and NaN or infinity on one side alone. Of sequences it is the largest error of an
-    array. It is None if one of the two is missing.
+    from a `want` of zeros, and NaN or infinity on one side alone. It is None of sequences, and if one of the
+    two is missing.
     """
-    if isinstance(got, list) and isinstance(want, list):
-        if len(got) != len(want):
-            return math.inf, f'a sequence of {len(got)}, expected one of {len(want)}'
-        errors = [compare(*pair) for pair in zip(got, want, strict=True)]
-        return max(errors, key=lambda pair: math.inf if pair[0] is None else pair[0], default=(0.0, ''))
     if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''
     if got.shape != want.shape:
@@ -189,8 +197,8 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
     if got.size == 0 or got is want:
         return 0.0, ''
     kinds = {got.dtype.kind, want.dtype.kind}
-    if kinds not in ({'f'}, {'c'}):
-        if kinds & set('fc'):
+    if kinds != {'f'}:
+        if 'f' in kinds:
             return math.inf, f'dtype {got.dtype}, expected {want.dtype}'
         return float(np.mean(got != want)), ''
     distance = ArrayDistance(got, want)
@@ -216,10 +224,7 @@ def _run(
 
 
 def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
-    """Return the reference in the shape of the graph, if it was found by value or by place.
-
-    PyTorch flattens the leading axes before a matrix product, and the graph does not.
-    """
+    """Return the reference in the shape of the graph, if it was found by value or by place."""
     want, how = reference.value, reference.how
     if value is None:
         return want
@@ -227,10 +232,8 @@ def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.nda
     return want.reshape(value.shape) if how == 'value' or is_flattened else want
 
 
-def _in_width_of(want: np.ndarray | list[np.ndarray], value: np.ndarray | list[np.ndarray]) -> Any:
-    """Return what is wanted in the dtype of a value, if both are of one kind: floats as float16, or back."""
-    if isinstance(want, list) and isinstance(value, list) and len(want) == len(value):
-        return [_in_width_of(*pair) for pair in zip(want, value, strict=True)]
+def _in_width_of(want: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Return a reference in the dtype of a value, if both are of one kind: floats as float16, or back."""
     if not isinstance(want, np.ndarray) or not isinstance(value, np.ndarray):
         return want
     if value.dtype == want.dtype or value.dtype.kind != want.dtype.kind:

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import shape_text
-from mmdeploy_ext.graph.diff.program import SHAPE_READERS, Program
+from mmdeploy_ext.graph.diff.program import SHAPE_READERS
 from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
-from mmdeploy_ext.graph.io.modules import module_path
-from mmdeploy_ext.proving.difference.walk import (
+from mmdeploy_ext.graph.diff.walk import (
     BORN,
     BORN_RTOL,
     FREE_RTOL,
@@ -31,6 +30,7 @@ from mmdeploy_ext.proving.difference.walk import (
     Walk,
     is_informative,
 )
+from mmdeploy_ext.graph.io.modules import module_path
 
 MAX_EVIDENCE = 6
 """Largest number of observations about a difference."""
@@ -72,7 +72,7 @@ class Entry:
         node, op_type, module: the node that writes it, its operator, and the PyTorch module that it is from,
             or ''.
         tensor: its name.
-        shape: shape as text, 'sequence', or '-' if its node or one before it failed.
+        shape: shape as text, or '-' if its node or one before it failed.
         paired: label of the tensor that it was compared with, or ''.
         how: by what the two were paired, see `walk.ReferenceTensor`.
         error: relative error in the whole model; None if it was not compared, or is infinite.
@@ -205,24 +205,43 @@ class Comparison:
         return facts | dataclasses.asdict(self)
 
 
-def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
-    """Return an entry per row of a walk.
+def comparison_of(
+    walk: Walk,
+    bars: Bars,
+    structure: Sequence[Change],
+    subject: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    module: Callable[[int], str] | None = None,
+) -> Comparison:
+    """Return what a walk found.
 
-    `module` returns the PyTorch module of a node; None: it is in the node's name or metadata.
+    Args:
+        walk: through the graph on trial.
+        bars: the errors above which values differ.
+        structure: how the graph differs from its reference.
+        subject: what was compared, see `Comparison`.
+        notes: remarks for the reader.
+        module: returns the PyTorch module of a node; None: it is in the node's name or metadata.
     """
-    index, entries = walk.program.index, []
+    index = walk.program.index
+
+    def module_of(position: int) -> str:
+        return module(position) if module else module_path(index.nodes[position])
+
+    entries = []
     for depth, row in enumerate(walk.rows.values()):
-        node, reference = index.nodes[row.position], row.reference or NO_REFERENCE
-        shape = '-' if row.shape is None else shape_text(row.shape)
-        if isinstance(walk.free.get(row.tensor), list):
-            shape = 'sequence'
+        reference, node = row.reference or NO_REFERENCE, row.tensor
+        op_type = own_module = ''
+        if row.position is not None:
+            node, op_type = index.label(row.position), index.nodes[row.position].op_type
+            own_module = module_of(row.position)
         entry = Entry(
             depth=depth,
-            node=index.label(row.position),
-            op_type=node.op_type,
-            module=reference.module or (module(row.position) if module else module_path(node)),
+            node=node,
+            op_type=op_type or 'input',
+            module=reference.module or own_module,
             tensor=row.tensor,
-            shape=shape,
+            shape='-' if row.shape is None else shape_text(row.shape),
             paired=reference.label,
             how=reference.how,
             error=finite(row.error),
@@ -231,7 +250,24 @@ def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = Non
             reason=row.reason,
         )
         entries.append(entry)
-    return entries
+    by_name = {entry.tensor: entry for entry in entries}
+
+    def evidence(position: int) -> list[str]:
+        return [change.detail for change in structure if change.left == position]
+
+    return Comparison(
+        subject=dict(subject),
+        entries=entries,
+        differences=[
+            _divergence(walk, region, evidence, module_of)
+            for region in regions(walk, bars.born)
+            if walk.rows[region.tensors[-1]].position in walk.program.steps
+        ],
+        outputs=[by_name[name] for name in index.outputs if name in by_name],
+        changes=[dataclasses.asdict(change) for change in structure],
+        notes=list(notes),
+        bars=bars,
+    )
 
 
 def finite(value: float | None) -> float | None:
@@ -239,18 +275,8 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def differences_of(
-    walk: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
-) -> list[Divergence]:
-    """Return where errors are born in the graph of a walk, a `Divergence` per region.
-
-    `explain` returns observations about the node at a position; for `module` see `entries_of`.
-    """
-    return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
-
-
 def _divergence(
-    walk: Walk, region: Region, explain: Callable[[int], list[str]], module: Callable[[int], str] | None
+    walk: Walk, region: Region, explain: Callable[[int], list[str]], module: Callable[[int], str]
 ) -> Divergence:
     index, rows = walk.program.index, [walk.rows[tensor] for tensor in region.tensors]
     positions = list(dict.fromkeys(row.position for row in rows))
@@ -273,7 +299,7 @@ def _divergence(
     return Divergence(
         node=index.label(at_fault),
         op_type=node.op_type,
-        module=(module(at_fault) if module else module_path(node)) or reference.module,
+        module=module(at_fault) or reference.module,
         tensor=first.tensor,
         paired=reference.label,
         born=finite(last.born),
@@ -283,17 +309,6 @@ def _divergence(
         evidence=list(dict.fromkeys(lines))[:MAX_EVIDENCE],
         record=record,
     )
-
-
-def explain_by(changes: Sequence[Change]) -> Callable[[int], list[str]]:
-    """Return a function for `differences_of`: position of a node -> how it differs from its counterpart."""
-    return lambda position: [change.detail for change in changes if change.left == position]
-
-
-def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries of a graph's outputs, in its order."""
-    by_name = {entry.tensor: entry for entry in entries}
-    return [by_name[name] for name in program.index.outputs if name in by_name]
 
 
 def shape_texts(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -325,7 +340,7 @@ def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
         if row.state(born_rtol) != BORN:
             continue
         above: set[str] = set()
-        waiting = list(index.reads(row.position))
+        waiting = [] if row.position is None else list(index.reads(row.position))
         while waiting:
             name = waiting.pop()
             if name in suspects and name not in above:
@@ -355,7 +370,7 @@ def _suspects(walk: Walk, born_rtol: float) -> set[str]:
         value = walk.good[reader.tensor]
         is_right = reader.state(born_rtol) != BORN and reader.born is not None
         if not is_right or not isinstance(value, np.ndarray):
-            return 0  # of a sequence, too, which shows less than its size
+            return 0
         return value.size if is_informative(value) else 0
 
     for tensor, row in reversed(walk.rows.items()):

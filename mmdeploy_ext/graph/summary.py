@@ -1,13 +1,10 @@
-"""The content of an ONNX file, and what an edit changed of it, as plain data and as lines of text.
-
-Works on broken files as well: it is what one looks at when a check has failed. Needs onnx and numpy only.
-"""
+"""The content of an ONNX file as plain data and as lines of text; broken files, too. Needs onnx only."""
 
 import collections
 import contextlib
 import fnmatch
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -15,7 +12,7 @@ import onnx
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import is_sparse
-from mmdeploy_ext.graph.io.index import all_graphs, join_names, operator_name
+from mmdeploy_ext.graph.io.index import all_graphs, operator_name
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
 """Keys of this project's metadata, without its prefix, that are printed; the others are long tables."""
@@ -23,8 +20,6 @@ LONGEST_VALUE = 120
 """Characters of a value of the metadata that are printed."""
 MAX_DEFAULTS = 8
 """Inputs with a default that are listed by name."""
-MAX_NAMES = 12
-"""Names of a list that are printed after an edit."""
 
 
 def describe(model: onnx.ModelProto) -> dict[str, Any]:
@@ -38,11 +33,11 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         - `inputs`, `defaults` (inputs that need not be fed) and `outputs`: dicts of `name`, `dtype`, `shape`
           ([] if it is unknown, and of a scalar) and `type` (as text, see `types.text`);
         - `nodes` (number, bodies included, functions not) and `operators` (name -> number, most first);
-        - `parameters` and `bytes`: elements and size of the weights, see `parameters`; `dtypes`: name ->
+        - `parameters` and `bytes`: elements and size of the initializers, also of bodies; `dtypes`: name ->
           number of tensors; dtypes are ONNX's names in small letters, 'float' for float32;
     """
     graph = model.graph
-    weights = list(parameters(graph))
+    weights = [tensor for body in all_graphs(graph) for tensor in body.initializer]
     fixed = {tensor.name for tensor in graph.initializer}  # up to IR 3 each weight is an input, too
     sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in weights]
     total_bytes = 0
@@ -73,35 +68,6 @@ def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     return dict(name=value.name, dtype=dtype, shape=shape, type=types.text(value.type))
 
 
-def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes.
-
-    Of Constant nodes only float32 and float16 tensors with an axis count.
-    """
-    graphs = list(all_graphs(graph))
-    initializers = [tensor for body in graphs for tensor in body.initializer]
-    yield from initializers or (tensor for body in graphs for _, tensor in _float_constants(body))
-
-
-def parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return tensor name -> number of elements, of the weights of the main graph; see `parameters`.
-
-    Constant nodes count if the main graph has no initializer.
-    """
-    initializers = [(tensor.name, tensor) for tensor in graph.initializer]
-    return {name: math.prod(tensor.dims) for name, tensor in initializers or _float_constants(graph)}
-
-
-def _float_constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Yield the names and values of the Constant nodes that hold floating-point tensors with an axis."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            is_value = node.op_type == 'Constant' and attribute.name == 'value' and node.output
-            is_float = attribute.t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-            if is_value and is_float and attribute.t.dims:
-                yield node.output[0], attribute.t
-
-
 def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
     """Return the nodes of the main graph whose name, operator or output fits a pattern, as plain JSON types.
 
@@ -113,7 +79,7 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
         text) and `parameters` (elements of the weights that it reads).
     """
     tensor_types = types.infer(model)
-    sizes = parameter_sizes(model.graph)
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     return [
         dict(
             position=position,
@@ -143,11 +109,7 @@ def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:
-    """Yield the content that `describe` returned as lines of text.
-
-    Of this project's metadata only `SHOWN_METADATA` are among them, of other metadata all; a value is cut off
-    behind `LONGEST_VALUE` characters.
-    """
+    """Yield the content that `describe` returned as lines of text."""
     yield f'inputs: {_join_values(content["inputs"])}'
     yield f'outputs: {_join_values(content["outputs"])}'
     defaults = content['defaults']
@@ -170,60 +132,3 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
 
 def _join_values(values: list[dict[str, Any]]) -> str:
     return ', '.join(f'{value["name"]} {value["type"]}' for value in values) or 'none'
-
-
-def describe_edit(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, Any]:
-    """Return what an edit of a model changed, as plain JSON types.
-
-    Returns:
-        A dict of `nodes` (numbers before and after, of the main graph), `operators` (op_type -> number after
-        minus number before, if it is not 0), `inputs` and `outputs` (dicts of `added`, `removed` and
-        `changed`, each name -> type as text, of `changed` the new one), `metadata_removed` (keys) and
-        `changed` (whether the edit changed anything).
-    """
-    old_operators = [node.op_type for node in before.graph.node]
-    counts = collections.Counter(node.op_type for node in after.graph.node)
-    counts.subtract(old_operators)
-    keys = {entry.key for entry in before.metadata_props}
-    return dict(
-        nodes=[len(old_operators), len(after.graph.node)],
-        operators={name: count for name, count in sorted(counts.items()) if count},
-        inputs=_changed_ends(before.graph.input, after.graph.input),
-        outputs=_changed_ends(before.graph.output, after.graph.output),
-        metadata_removed=sorted(keys.difference(entry.key for entry in after.metadata_props)),
-        changed=before != after,
-    )
-
-
-def _changed_ends(
-    before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto]
-) -> dict[str, dict[str, str]]:
-    old = {value.name: types.text(value.type) for value in before}
-    new = {value.name: types.text(value.type) for value in after}
-    return dict(
-        added={name: text for name, text in new.items() if name not in old},
-        removed={name: text for name, text in old.items() if name not in new},
-        changed={name: text for name, text in new.items() if old.get(name, text) != text},
-    )
-
-
-def edit_lines(content: dict[str, Any]) -> Iterator[str]:
-    """Yield the changes that `describe_edit` returned as lines of text."""
-    if not content['changed']:
-        yield 'nothing changed: the file is that way already'
-        return
-    old, new = content['nodes']
-    if content['operators']:
-        counts = [f'{name} {count:+d}' for name, count in content['operators'].items()]
-        yield f'nodes: {old} -> {new} ({join_names(counts, MAX_NAMES)})'
-    for side in ('inputs', 'outputs'):
-        for change, entries in content[side].items():
-            if entries:
-                texts = [f'{name} {text}' for name, text in entries.items()]
-                yield f'{side} {change}: {join_names(texts, MAX_NAMES)}'
-    if content['metadata_removed']:
-        keys = [key for key in content['metadata_removed'] if not key.startswith(PREFIX)]
-        if len(keys) < len(content['metadata_removed']):
-            keys.append(f'{PREFIX}*')
-        names = join_names(keys, MAX_NAMES)
-        yield f'metadata removed: {names}: it describes the whole graph that was exported'

@@ -1,22 +1,21 @@
 """Compare two files: their structure, and their tensors on the same inputs. Needs no torch."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError, shape_text
+from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graph import run, signature
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.findings import Bars, Comparison, Entry
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import Change, changes
+from mmdeploy_ext.graph.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import join_names, random_nodes
-from mmdeploy_ext.proving.difference import findings
-from mmdeploy_ext.proving.difference.findings import Bars, Comparison, Entry, finite
-from mmdeploy_ext.proving.difference.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 
 
 def engine_notes(
@@ -78,62 +77,43 @@ def diff_files(
     references = {
         name: ReferenceTensor(reference_walk.free[mate], mate, how='structure')
         for name, mate in pairs.tensors.items()
-        if mate in reference_walk.free and candidate.index.producer(name) is not None
+        if mate in reference_walk.free
+        and (candidate.index.producer(name) is not None or name in candidate.index.outputs)
     }
     mates = {name: pairs.tensors.get(name, name) for name in (*candidate.index.inputs, *candidate.defaults)}
     candidate_feeds = {
         name: candidate.fitting(name, feeds[mate]) for name, mate in mates.items() if mate in feeds
     }
     candidate_walk = walk(candidate, candidate_feeds, references, runner)
-    entries = findings.entries_of(candidate_walk, bars)
-    entries += _constant_outputs(candidate_walk, pairs.tensors, reference_walk, bars, len(entries))
-    notes = engine_notes(candidate.index.model, candidate_feeds, candidate_walk, bars)
-    notes += _notes_on_evidence((reference_walk, candidate_walk), entries)
-    if is_random:
-        notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
     if failures := [row.reason for row in reference_walk.rows.values() if row.reason]:
         raise InferenceError(f'{reference_path}: {failures[0]}')
+    shapes = findings.shape_texts(feeds)
+    subject = dict(kind='files', reference=str(reference_path), file=str(path), inputs=shapes)
+    comparison = findings.comparison_of(candidate_walk, bars, structure, subject)
+    comparison.notes = engine_notes(candidate.index.model, candidate_feeds, candidate_walk, bars)
+    comparison.notes += _notes_on_evidence((reference_walk, candidate_walk), comparison.entries)
+    if is_random:
+        comparison.notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
     reference_outputs = reference.index.outputs
     output_mates = {name: pairs.tensors.get(name) for name in candidate.index.outputs}
-    comparison = Comparison(
-        dict(kind='files', reference=str(reference_path), file=str(path), inputs=findings.shape_texts(feeds)),
-        entries,
-        findings.differences_of(candidate_walk, bars, findings.explain_by(structure)),
-        findings.outputs_of(candidate, entries),
-        [dataclasses.asdict(change) for change in structure],
-        notes,
-        bars,
-        missing=[name for name in reference_outputs if name not in output_mates.values()],
-        additional=[name for name, mate in output_mates.items() if mate not in reference_outputs],
-        renamed={
-            mate: name for name, mate in output_mates.items() if mate in reference_outputs and mate != name
-        },
-    )
+    comparison.missing = [name for name in reference_outputs if name not in output_mates.values()]
+    comparison.additional = [name for name, mate in output_mates.items() if mate not in reference_outputs]
+    comparison.renamed = {
+        mate: name for name, mate in output_mates.items() if mate in reference_outputs and mate != name
+    }
     for entry in comparison.outputs:
-        if entry.state == EQUAL:
-            expected = _arrays_of(reference_walk.free[entry.paired])
-            present = [array for array in expected if array.size]
-            if not present and comparison.restructured:
-                entry.state, entry.reason = UNKNOWN, 'is empty, which shows nothing in another structure'
-            elif present and not any(map(_may_show_faults, present)):
-                entry.state, entry.reason = UNKNOWN, 'holds no finite value, which shows nothing'
+        array = reference_walk.free[entry.paired] if entry.state == EQUAL else np.ones(1)
+        if not array.size and comparison.restructured:
+            entry.state, entry.reason = UNKNOWN, 'is empty, which shows nothing in another structure'
+        elif array.size and array.dtype.kind == 'f' and not np.isfinite(array).any():
+            entry.state, entry.reason = UNKNOWN, 'holds no finite value, which shows nothing'
     return comparison
-
-
-def _arrays_of(value: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
-    return value if isinstance(value, list) else [value]
-
-
-def _may_show_faults(array: np.ndarray) -> bool:
-    return array.dtype.kind not in 'fc' or bool(np.isfinite(array).any())
 
 
 def _notes_on_evidence(walks: tuple[Walk, Walk], entries: Sequence[Entry]) -> list[str]:
     notes, values = [], walks[1].free
     shares = [entry.tensor for entry in entries if entry.state == EQUAL and (entry.error or entry.born)]
-    shares = [
-        name for name in shares if any(array.dtype.kind in 'biuOSU' for array in _arrays_of(values[name]))
-    ]
+    shares = [name for name in shares if values[name].dtype.kind in 'biuOSU']
     if shares:
         notes.append(
             f'some integers, booleans or texts of {join_names(shares, 5)} differ: too few of them to count'
@@ -145,36 +125,3 @@ def _notes_on_evidence(walks: tuple[Walk, Walk], entries: Sequence[Entry]) -> li
             f'nothing about them'
         )
     return notes
-
-
-def _constant_outputs(
-    candidate_walk: Walk, mates: Mapping[str, str], reference_walk: Walk, bars: Bars, depth: int
-) -> list[Entry]:
-    """Return entries of outputs that no step of the walk makes: constants, and inputs that are outputs."""
-    entries, index, values = [], candidate_walk.program.index, candidate_walk.free
-    for name in index.outputs:
-        mate = mates.get(name, '')
-        if name in candidate_walk.rows or name not in values or mate not in reference_walk.free:
-            continue
-        error, reason = compare(values[name], reference_walk.free[mate])
-        is_wrong = error is None or error > bars.free
-        is_input = name in index.inputs
-        position = index.producer(name)
-        if not reason and is_wrong and not is_input:
-            reason = 'is a constant in this file'
-        entry = Entry(
-            depth=depth + len(entries),
-            node=name if position is None else index.label(position),
-            op_type='input' if is_input else 'Constant',
-            module='',
-            tensor=name,
-            shape=shape_text(values[name].shape),
-            paired=mate,
-            how='structure',
-            error=finite(error),
-            born=finite(error),
-            state='born here' if is_wrong else 'equal',
-            reason=reason,
-        )
-        entries.append(entry)
-    return entries
