@@ -107,7 +107,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--rounds N', 'of the time ratio; 0 measures none (default: 10)', 10)
     add('--threads N', "within an operator (default: the engine's choice)", 0)
     add('--all', f'show all layers, not only the {WORST} worst')
-    add('--draw PNG', 'draw the layers (with --sensitivity or --max-error)', writes='{}')
     add('--json FILE', 'write what was found as JSON')
     cli.add_debug_option(parser)
     return parser
@@ -121,8 +120,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UsageError('--rounds: the benchmark needs PyTorch, which is not here; give --rounds 0')
     if args.percentile is not None and args.method != 'percentile':
         raise UsageError(f'--percentile {args.percentile:g} goes with --method percentile')
-    if args.draw and not (args.sensitivity or args.max_error is not None):
-        raise UsageError('--draw shows what --sensitivity or --max-error finds: give one of them too')
     if args.engine == 'openvino' and (args.method != DENSE_METHODS[0] or args.reduce_range):
         raise UsageError(
             '--engine openvino: NNCF finds its own ranges; leave --method and --reduce-range away'
@@ -181,8 +178,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
-    """Refuse a picture or report that would replace an input or output, or cannot be written."""
-    reports = {option: [path] for option, path in (('--draw', args.draw), ('--json', args.json)) if path}
+    """Refuse a report that would replace an input or output, or cannot be written."""
+    reports = {'--json': [args.json]} if args.json else {}
     outputs = [target.output, *(target.output.parent / path.name for path in target.beside)]
     inputs = [target.model, *target.beside]
     check_outputs(
@@ -344,7 +341,7 @@ def show(
     ranked: list[LayerSensitivity],
     exclusion: Exclusion | None,
 ) -> None:
-    """Draw, write the JSON, and print the tables.
+    """Write the JSON, and print the tables.
 
     Args:
         args: parsed arguments of the command line.
@@ -358,9 +355,6 @@ def show(
 
     console = cli.stdout()
     float_layers = exclusion.kept if exclusion else ()
-    if args.draw:
-        title = f'{target.model.name}, {facts["images"]} {facts["images_are"]}, ranges by {facts["method"]}'
-        views.draw_layers(ranked, float_layers, args.draw, title)
     if args.json:
         content = dict(model=str(target.model), output=str(target.output), **facts, **measured)
         content['outputs'] = measured['outputs'].to_json()

@@ -24,9 +24,7 @@ DEFAULT_OUTPUT = 'ranges.json'
 """Default of --output."""
 WORST = 10
 """Layers that the table shows without --all."""
-COMPARISON_OPTIONS = (
-    'draw', 'json', 'assumptions', 'all', 'no_advice', 'fp16_layers', 'target', 'fidelity_batches',
-)  # fmt: skip
+COMPARISON_OPTIONS = ('json', 'all', 'no_advice', 'fp16_layers', 'target', 'fidelity_batches')
 """Names of the options that only the comparison of --fidelity reads."""
 
 
@@ -65,9 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--fp16-layers PATTERN...', 'layers that stay fp16, by name or module path', [])
     add('--target TARGET', 'cosine that advice aims at (default: 0.999)', 0.999)
     add('--no-advice', 'skip the runs that advice needs')
-    add('--assumptions', 'also: how far int8 depends on what files do not say')
     add('--all', f'show all layers, not only the {WORST} worst')
-    add('--draw PNG', 'draw the layers', writes='{}')
     add('--json FILE', 'write what was found as JSON')
     cli.add_debug_option(parser)
     return parser
@@ -96,7 +92,7 @@ def check(args: argparse.Namespace) -> None:
     if args.fidelity:
         sweep_items(args.fidelity)
     output = args.output or (DEFAULT_OUTPUT if args.calibrate else None)
-    for path in filter(None, (output, args.draw, args.json)):
+    for path in filter(None, (output, args.json)):
         check_writable(path)
 
 
@@ -145,7 +141,7 @@ def _compare(args: argparse.Namespace, deployment: Model, int8_ranges: Ranges) -
     """Compare int8 and fp16 with fp32 on the sweeps of --fidelity, and show what is found."""
     from mmdeploy_ext.families import backbone_files as deploy
     from mmdeploy_ext.quantize import views
-    from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
+    from mmdeploy_ext.quantize.fidelity import fidelity
     from mmdeploy_ext.quantize.sparse_calibration import config_sweeps
 
     options = deployment.family.choose(
@@ -160,17 +156,11 @@ def _compare(args: argparse.Namespace, deployment: Model, int8_ranges: Ranges) -
     source = args.fidelity or args.calibrate
     sweeps = config_sweeps(deployment, source, graph.order, args.fidelity_batches, args.data_root)
     result = fidelity(graph, int8_ranges, sweeps, target=args.target, advise=not args.no_advice)
-    findings = compare_assumptions(graph, int8_ranges, sweeps) if args.assumptions else ()
-    if args.draw:
-        views.draw_fidelity(result, args.draw)
     if args.json:
-        content = result.to_json()
-        write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
+        write_json(args.json, result.to_json())
     console = cli.stdout()
     console.print(views.fidelity_table(result, None if args.all else WORST))
     cli.say(console, result.advice_text())
-    if findings:
-        console.print(views.assumption_table(findings))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -155,31 +155,24 @@ def _largest(values: np.ndarray) -> float:
     return largest
 
 
-def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'even') -> np.ndarray:
+def fake_quantise(values: np.ndarray, amax: float | np.ndarray) -> np.ndarray:
     """Return values rounded to 8 bits: to the nearest multiple of amax/127 from -amax to amax.
 
-    `amax` is a number above 0 (for float32 at least 1e-36), or an array whose shape broadcasts with that of
-    `values` to the shape of the result. Ties go to 'even', as by NVIDIA's calibration and most engines, or
-    'away' from zero. Float64 stays float64, other types become float32.
+    `amax` is a number above 0 (for float32 at least 1e-36), or an array whose shape broadcasts with the shape
+    of `values`. Ties go to the even code, as NVIDIA's calibration and most engines do. Float64 stays float64,
+    other types become float32.
     """
     dtype = np.float64 if values.dtype == np.float64 else np.float32
     scale = np.asarray(LEVELS / np.asarray(amax, np.float64), dtype)
     codes = values.astype(dtype) * scale
-    if ties == 'even':
-        np.rint(codes, out=codes)
-    else:
-        truncated = np.trunc(codes)  # not floor(|code| + 0.5): in float32 0.49999997 + 0.5 is 1
-        codes = truncated + np.copysign(np.abs(codes - truncated) >= 0.5, codes)
+    np.rint(codes, out=codes)
     np.clip(codes, -LEVELS, LEVELS, out=codes)
     return np.divide(codes, scale, out=codes)
 
 
-def fake_quantise_kernel(weight: np.ndarray, amax: np.ndarray, ties: str = 'even') -> np.ndarray:
-    """Return a kernel (O, k0, k1, k2, I) rounded to 8 bits, each output channel by its range in `amax` (O,).
-
-    `ties` is that of `fake_quantise`.
-    """
-    return fake_quantise(weight, np.asarray(amax)[:, None, None, None, None], ties)
+def fake_quantise_kernel(weight: np.ndarray, amax: np.ndarray) -> np.ndarray:
+    """Return a kernel (O, k0, k1, k2, I) rounded to 8 bits, each channel O by its range in `amax` (O,)."""
+    return fake_quantise(weight, np.asarray(amax)[:, None, None, None, None])
 
 
 def fake_half(values: np.ndarray) -> np.ndarray:

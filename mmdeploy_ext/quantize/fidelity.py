@@ -1,8 +1,7 @@
 """The errors of int8 and fp16 in a sparse graph, layer by layer, simulated on a CPU.
 
 Four runs per sweep: fp32; fp16; int8; and int8 with every layer fed by the fp32 run, which shows the error
-that a layer adds. docs/int8.md says what this can and cannot tell about an engine; `compare_assumptions`
-shows how much depends on assumptions about the engine.
+that a layer adds. docs/int8.md says what this can and cannot tell about an engine.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.calibrators import LEVELS
 from mmdeploy_ext.quantize.difference import Difference, severity
-from mmdeploy_ext.quantize.simulation import DEFAULT, Assumption, Simulation
+from mmdeploy_ext.quantize.simulation import Simulation
 from mmdeploy_ext.sparse.ranges import quantised
 
 if TYPE_CHECKING:
@@ -31,14 +30,6 @@ TARGET = 0.999
 """Cosine of the network's output with fp32's that advice aims at; NVIDIA reports 0.9988 to 0.99999."""
 MAX_FP16_LAYERS = 8
 """Layers that advice keeps in fp16 at most."""
-ASSUMPTIONS = (
-    DEFAULT,
-    Assumption('ties away from zero', ties='away'),
-    Assumption('every tensor stored in int8 once', stored=True),
-    Assumption('codes made of the fp32 kernel', fp16_kernels=False),
-    Assumption('all three', ties='away', stored=True, fp16_kernels=False),
-)
-"""Assumptions that are compared; the first is that of all other figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,47 +244,3 @@ def _choose_fp16_layers(
         if difference.cosine >= target:
             break
     return tuple(fp16_layers)
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Differences of the output under an assumption: from fp32, and from the default assumption."""
-
-    assumption: Assumption
-    fp32: Difference
-    default: Difference
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the attributes as plain JSON types, differences as `Difference.to_json`."""
-        return {
-            'assumption': dataclasses.asdict(self.assumption),
-            'fp32': self.fp32.to_json(),
-            'default': self.default.to_json(),
-        }
-
-
-def compare_assumptions(graph: SparseGraph, ranges: Ranges, sweeps: Iterable[Sweep]) -> tuple[Finding, ...]:
-    """Run the int8 network once per assumption and sweep; return one finding for each of `ASSUMPTIONS`.
-
-    Arguments and errors are those of `fidelity`.
-    """
-    ranges.check(graph)
-    int8_nodes = {node.name for node in quantised(graph) if node.precision != 'fp16'}
-    simulations = [Simulation(graph, ranges, assumption) for assumption in ASSUMPTIONS]
-    findings = [Finding(assumption, Difference(), Difference()) for assumption in ASSUMPTIONS]
-    reference = None
-    for features, coordinates in tracked(sweeps, 'assuming'):
-        if not len(features):
-            continue
-        sweep = simulations[0].prepare(features, coordinates)
-        reference = simulations[0].output(sweep, (), 'fp32')
-        outputs = [simulation.output(sweep, int8_nodes, 'fp16') for simulation in simulations]
-        for finding, output in zip(findings, outputs, strict=True):
-            finding.fp32.add(reference, output)
-            finding.default.add(outputs[0], output)
-    if reference is None:
-        raise DataError(
-            'assumptions: has no sweep to compare on, or none with a voxel in the range of the model; give a '
-            'folder or infos that have some'
-        )
-    return tuple(findings)

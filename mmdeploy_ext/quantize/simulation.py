@@ -8,7 +8,6 @@ sample and axes in the graph's order, integers.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,52 +34,24 @@ class Prepared(NamedTuple):
     rulebook: Rulebook
 
 
-@dataclasses.dataclass(frozen=True)
-class Assumption:
-    """An assumption about an engine, which the exported file does not decide.
-
-    Attributes:
-        title: name for tables.
-        ties: where values halfway between two codes go: 'even', to the even one, or 'away' from zero.
-        stored: whether a tensor is stored in int8 once, by the range of the first int8 node that reads it,
-            and every int8 node that reads it rounds that again by its range; otherwise each rounds the exact
-            value, as nodes in fp16 do in any case.
-        fp16_kernels: whether int8 codes are computed from the fp16 kernel of the file; otherwise from the
-            fp32 kernel.
-    """
-
-    title: str
-    ties: str = 'even'
-    stored: bool = False
-    fp16_kernels: bool = True
-
-
-DEFAULT = Assumption('as in the tables')
-"""The assumption of all figures but those of the table of assumptions."""
-
-
 class Simulation:
     """Runs a folded graph whose layers are rounded.
 
+    int8 codes are made of the file's fp16 kernels, ties go to the even code, and each node rounds the exact
+    value of a tensor, also where several nodes read it.
+
     Attributes:
         names: names of the nodes that have ranges.
-        readers: tensor id -> those of these nodes that read it, in order, if `assumption.stored`.
         fp16_kernels, int8_kernels: name of a convolution -> rounded kernel, in float32.
     """
 
-    def __init__(self, graph: SparseGraph, ranges: Ranges, assumption: Assumption = DEFAULT) -> None:
-        self.graph, self.ranges, self.assumption = graph, ranges, assumption
+    def __init__(self, graph: SparseGraph, ranges: Ranges) -> None:
+        self.graph, self.ranges = graph, ranges
         self.names = tuple(node.name for node in quantised(graph))
-        self.readers: dict[str, list[str]] = {}
-        if assumption.stored:
-            for node in quantised(graph):
-                for tensor in node.inputs:
-                    self.readers.setdefault(tensor, []).append(node.name)
-        kernels = {node.name: node.weight for node in graph.convolutions()}
-        self.fp16_kernels = {name: fake_half(kernel) for name, kernel in kernels.items()}
+        self.fp16_kernels = {node.name: fake_half(node.weight) for node in graph.convolutions()}
         self.int8_kernels = {
-            name: fake_quantise_kernel(kernel, ranges.weight_amax(name), assumption.ties)
-            for name, kernel in (self.fp16_kernels if assumption.fp16_kernels else kernels).items()
+            name: fake_quantise_kernel(kernel, ranges.weight_amax(name))
+            for name, kernel in self.fp16_kernels.items()
         }
 
     def rounded(
@@ -93,14 +64,8 @@ class Simulation:
         """
         if node.name not in int8_nodes:
             return tuple(map(fake_half, inputs)), self.fp16_kernels.get(node.name)
-        ties, rounded_inputs = self.assumption.ties, []
-        for tensor, values in zip(node.inputs, inputs, strict=True):
-            readers = self.readers.get(tensor, ())
-            reader = next((name for name in readers if name in int8_nodes), node.name)
-            if reader != node.name:
-                values = fake_quantise(values, self.ranges.input_amax(reader), ties)
-            rounded_inputs.append(fake_quantise(values, self.ranges.input_amax(node.name), ties))
-        return tuple(rounded_inputs), self.int8_kernels.get(node.name)
+        amax = self.ranges.input_amax(node.name)
+        return tuple(fake_quantise(values, amax) for values in inputs), self.int8_kernels.get(node.name)
 
     def prepare(self, features: np.ndarray, coordinates: np.ndarray) -> Prepared:
         """Return a sweep, features (N, C) and coordinates (N, 4), with its rulebook."""

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import toy_sparse
 from mmdeploy_ext.quantize import views
-from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
+from mmdeploy_ext.quantize.fidelity import fidelity
 from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
 
@@ -51,20 +51,10 @@ def test_fidelity_with_fp16_ends(graph, sweep, ranges):
     assert found.int8.cosine > 0.99
 
 
-def test_advice(graph, sweep, ranges, tmp_path):
+def test_advice(graph, sweep, ranges):
     found = fidelity(graph, ranges, [sweep])
     Console(width=150).print(views.fidelity_table(found))
     print(found.advice_text())
-    views.draw_fidelity(found, tmp_path / 'fidelity.png')
-    print(tmp_path / 'fidelity.png')
     cosines = [found.int8.cosine, *(cosine for _, cosine in found.fp16_layers)]
     assert cosines == sorted(cosines)
     assert cosines[-1] > 0.998
-
-
-def test_assumptions(graph, sweep, ranges):
-    found = compare_assumptions(graph, ranges, [sweep])
-    Console(width=150).print(views.assumption_table(found))
-    cosines = [finding.fp32.cosine for finding in found]
-    assert max(cosines) - min(cosines) < 5e-4
-    assert max(finding.default.error for finding in found) > 0.05

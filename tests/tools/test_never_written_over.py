@@ -78,7 +78,7 @@ CASES = {
     'tensorrt layers': ('tensorrt m.onnx --layers {}', 'm.onnx'),
     'quantize model': ('quantize m.onnx --calibrate pictures --output {}', 'm.onnx'),
     'quantize picture': ('quantize m.onnx --calibrate pictures --output {}', 'pictures/c.jpg'),
-    'quantize draw': ('quantize m.onnx --calibrate pictures --max-error 1 --draw {}', 'pictures/c.jpg'),
+    'quantize report': ('quantize m.onnx --calibrate pictures --json {}', 'pictures/c.jpg'),
     'ptq': ('ptq cfg.py k.pth --calibrate sweep.bin --output {}', 'sweep.bin'),
     'run picture': ('run m.onnx a.jpg --out {}', 'a.jpg'),
     'run other picture': ('run m.onnx a_det.jpg a.jpg --out .', 'a_det.jpg'),
