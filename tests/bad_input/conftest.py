@@ -161,7 +161,7 @@ class Bench:
     def _main(tool: str):
         if tool in APPS:
             return importlib.import_module(APPS[tool]).main
-        from mmdeploy_ext.runtime import run_images
+        from mmdeploy_ext.cli import run_images
 
         return lambda argv: run_images.main(argv, 'with_postprocess')
 

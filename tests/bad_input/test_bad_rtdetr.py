@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import toy_rtdetr
+from mmdeploy_ext.cli import run_images
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 COMMAND = 'tools/convert.py rtdetr'

@@ -94,7 +94,7 @@ def test_a_solo_file_is_not_an_atss_model_and_the_reverse(bench, solo, solo_onnx
 
 
 def test_each_runner_takes_its_own_family(bench, solo_onnx):
-    from mmdeploy_ext.runtime import run_images
+    from mmdeploy_ext.cli import run_images
 
     bench.refuses('run', 'solo.onnx', 'solo', onnx=solo_onnx)
     words = [str(bench.onnx_file), str(REPOSITORY / 'demo/toy.jpg')]
@@ -180,7 +180,7 @@ def test_atss_does_not_take_the_options_of_solo(more, bench):
 
 
 def test_more_candidates_than_the_cap_are_an_error_not_a_shorter_list(bench, solo_onnx):
-    from mmdeploy_ext.runtime import run_images
+    from mmdeploy_ext.cli import run_images
 
     line = [str(solo_onnx), str(REPOSITORY / 'demo/toy.jpg'), '--out', str(bench.out)]
     assert run_images.main(line, 'solo') != 0

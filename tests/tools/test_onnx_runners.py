@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+from mmdeploy_ext.cli import run_images
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config
@@ -21,7 +22,6 @@ from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco

@@ -8,7 +8,7 @@ import sys
 import onnx
 import pytest
 
-from mmdeploy_ext.cli import test_app
+from mmdeploy_ext.cli import run_images, test_app
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ExportError
@@ -16,7 +16,6 @@ from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.quantize.calibration_sets import calibration_set
 from mmdeploy_ext.quantize.dense import DenseQuantiser, layers_in_int8
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
-from mmdeploy_ext.runtime import run_images
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 DEMO = REPO / 'demo/atss_toy.onnx'

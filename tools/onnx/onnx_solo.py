@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.cli import run_images
 
 sys.path.remove(str(Path(__file__).resolve().parents[2]))
 

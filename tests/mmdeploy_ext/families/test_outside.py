@@ -14,7 +14,7 @@ import torch
 
 import mmdeploy_ext
 from mmdeploy_ext import register_family
-from mmdeploy_ext.cli import command, export_app
+from mmdeploy_ext.cli import command, export_app, run_images
 from mmdeploy_ext.contract import registry
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Option
@@ -22,7 +22,6 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.seeded.weights import write_seeded
