@@ -10,8 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-from mmdeploy_ext.cli.tensorrt_table import insert_table
-
 PRECISIONS = ('fp32', 'fp16')
 HEAD = ['graph', 'precision', 'inputs', 'frames', 'verdict', 'first failure', 'run by']
 
@@ -40,11 +38,23 @@ def table(folder: Path) -> str:
     return '\n'.join(f'| {" | ".join(cell.replace("|", "/") for cell in line)} |' for line in lines) + '\n'
 
 
+def insert_table(text: str, table: str) -> str:
+    """Return the page `text` with the table between its marks; an empty page becomes both."""
+    start, end = '<!-- judged -->\n', '<!-- /judged -->'
+    if not text.strip():
+        return f'{start}{table}{end}\n'
+    before, start_mark, rest = text.partition(start)
+    _, end_mark, after = rest.partition(end)
+    if not (start_mark and end_mark):
+        raise SystemExit(f'the page has no lines {start.strip()} and {end}: add them')
+    return f'{before}{start}{table}{end}{after}'
+
+
 def main(folder: str, page: str) -> None:
     """Write the table of a folder into a page."""
     path = Path(page)
     before = path.read_text(encoding='utf-8') if path.is_file() else ''
-    text = insert_table(before, table(Path(folder)), 'judged')
+    text = insert_table(before, table(Path(folder)))
     path.write_text(text, encoding='utf-8')
 
 

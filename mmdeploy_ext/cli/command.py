@@ -8,23 +8,10 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from mmdeploy_ext import __version__
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.commands import CHECKOUT, COMMANDS, Command, sub_commands
-
-
-def is_elsewhere() -> bool:
-    """Return whether the working directory is a checkout whose package is not this one, links followed.
-
-    By a link the folder may have this very package: the process that replaces this one would start it again
-    and again.
-    """
-    is_checkout = all(
-        Path(name).is_file() for name in (COMMANDS['export'].script, 'mmdeploy_ext/__main__.py')
-    )
-    return is_checkout and not Path('mmdeploy_ext').samefile(CHECKOUT / 'mmdeploy_ext')
+from mmdeploy_ext.core.commands import COMMANDS, Command, sub_commands
 
 
 def missing_modules(tool: Command) -> list[str]:
@@ -73,9 +60,8 @@ def as_program(name: str) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit status, 2 if modules that it needs are not installed.
 
-    `argv` are the sub-command's name and words, by default those of the process. In a checkout that is not
-    the one of this package a tool that needs PyTorch replaces the process by one with the code of that
-    checkout. SystemExit: --help, --version, or a word that no parser takes.
+    `argv` are the sub-command's name and words, by default those of the process. SystemExit: --help,
+    --version, or a word that no parser takes.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if '_ARGCOMPLETE' in os.environ:
@@ -93,9 +79,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    if tool.needs and is_elsewhere():  # the code of the checkout with its families
-        paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get('PYTHONPATH')]))
-        environment = {**os.environ, 'PYTHONPATH': paths}
-        os.execve(sys.executable, [sys.executable, '-m', 'mmdeploy_ext', *words], environment)
     with as_program(f'mm2onnx {words[0]}'):
         return importlib.import_module(tool.module).main(argv=words[1:])

@@ -13,9 +13,7 @@ their sizes come from `sample_data`; camera lists without boxes keep their last 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -42,11 +40,6 @@ LIDAR = 'LIDAR_TOP'
 """Channel of the LiDAR, whose key frames are the moments."""
 SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
 """Version -> its splits."""
-TABLES = (
-    'category', 'attribute', 'visibility', 'instance', 'sensor', 'calibrated_sensor', 'ego_pose', 'log',
-    'scene', 'sample', 'sample_data', 'sample_annotation', 'map',
-)  # fmt: skip
-"""Tables that every version of nuScenes has."""
 CLASSES = (
     'car', 'truck', 'trailer', 'bus', 'construction_vehicle',
     'bicycle', 'motorcycle', 'pedestrian', 'traffic_cone', 'barrier',
@@ -98,8 +91,7 @@ def create_infos(
         check_writable(temporal_path)
         check_writable(plain_path)
     nusc = load_tables(Path(root), version)
-    with whole_tables(Path(root) / version):
-        infos_of_split = {split: split_infos(nusc, split, max_sweeps, quiet) for split in targets}
+    infos_of_split = {split: split_infos(nusc, split, max_sweeps, quiet) for split in targets}
     if not any(infos_of_split.values()):
         refuse_empty(nusc)
     num_key_frames = {}
@@ -165,47 +157,17 @@ def check_root(root: Path, version: str) -> None:
             f'{root / version}: no such folder; versions there: {", ".join(versions) or "none"} '
             f'(choose with --version)'
         )
-    missing = [name for name in TABLES if not (root / version / f'{name}.json').is_file()]
-    if missing:
-        raise DataError(
-            f'{root / version}: the tables {", ".join(missing)} are missing; '
-            f'a nuScenes version has {len(TABLES)} tables, unpack its metadata again'
-        )
 
 
 def load_tables(root: Path, version: str) -> NuScenes:
-    """Load all tables of a version with the devkit; raises as `check_root` and `whole_tables`."""
+    """Load all tables of a version with the devkit; raises as `check_root`."""
     check_root(root, version)
     from nuscenes.nuscenes import NuScenes
 
-    with whole_tables(root / version):
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
-
-
-@contextlib.contextmanager
-def whole_tables(folder: Path) -> Iterator[None]:
-    """Turn the devkit's errors inside the block into a DataError about the tables in `folder`.
-
-    These are a file that is no JSON, a missing record or field (any KeyError), and a failed assertion.
-    """
     try:
-        yield
-    except json.JSONDecodeError as error:
-        raise DataError(f'{_damaged_table(folder)}: is not valid JSON ({error})') from error
-    except KeyError as error:
-        raise DataError(f'{folder}: the tables do not fit together, no record or field {error}') from error
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
     except AssertionError as error:  # the devkit's own words: "map mask ... does not exist"
-        raise DataError(f'{folder}: {error}') from error
-
-
-def _damaged_table(folder: Path) -> Path:
-    """Return the path of the first table that is no JSON."""
-    for name in TABLES:
-        try:
-            json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
-        except ValueError:
-            return folder / f'{name}.json'
-    return folder
+        raise DataError(f'{root / version}: {error}') from error
 
 
 def scene_samples(nusc: NuScenes, scene: Record) -> list[Record]:

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 """Folder of the pictures with results if none is named."""
-BAR_WIDTH = 30
-"""Characters of the bar that shows progress."""
 UNUSABLE = (ImageError, DataError, ShapeError, InferenceError, MemoryError)
 """Errors of a single sample."""
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -317,9 +315,8 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Run samples, print a line for each, and return their entries for the JSON file, in the same order.
 
-    Of several samples, a bar on stderr shows the progress if that is a terminal. A sample that cannot be used
-    is reported and has its error in its entry; if it is the only one, or with `fail_fast`, the error is
-    raised.
+    A sample that cannot be used is reported and has its error in its entry; if it is the only one, or with
+    `fail_fast`, the error is raised.
 
     Args:
         targets: file of the sample -> picture to write.
@@ -328,21 +325,11 @@ def run_all(
             gives its entries the same one.
         fail_fast: end at the first sample that cannot be used.
     """
-    total, entries = len(targets), []
-    visible = total > 1 and sys.stderr.isatty()
-    for done, (source, target) in enumerate(targets.items()):
-        if visible:
-            filled = BAR_WIDTH * done // total
-            bar = '#' * filled + '.' * (BAR_WIDTH - filled)
-            print(f'[{bar}] {done}/{total} ', end='', file=sys.stderr, flush=True)
-        try:
-            run = functools.partial(run_sample, source, target)
-            entry = usable(run, {kind: str(source)}, fail_fast or total == 1)
-        finally:
-            if visible:
-                print('\r\x1b[K', end='', file=sys.stderr, flush=True)
-        report(source, entry)
-        entries.append(entry)
+    fail_fast, entries = fail_fast or len(targets) == 1, []
+    for source, target in targets.items():
+        run = functools.partial(run_sample, source, target)
+        entries.append(usable(run, {kind: str(source)}, fail_fast))
+        report(source, entries[-1])
     return entries
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.cli.options import refuse_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, one_line
-from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
+from mmdeploy_ext.core.files import check_writable, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         'it first.'
     )
     add = cli.adder(parser)
-    add(
-        'onnx onnx...',
-        'ONNX file, or an engine (.engine), which is checked and described; several for --table',
-    )
+    add('onnx', 'ONNX file, or an engine (.engine), which is checked and described')
     add('--output F', 'engine to write (default: ONNX with .engine)', writes=('{}', '{}.json'))
     add(
         '--sm N...',
@@ -68,12 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
         [],
     )
     add('--tf32', 'let float32 products round to 10 bits')
-    add(
-        '--table MD',
-        'build all files in float32 and float16 for each of --sm, write a table between the marks of MD',
-        writes='{}',
-    )
-    add('--mark NAME', 'the marks of --table: <!-- NAME --> and <!-- /NAME --> (default: table)', 'table')
     add('--layers JSON', 'write the dtype of every layer', writes='{}')
     add('--check', 'only say what TensorRT cannot take; no build')
     add('--verify', 'run it beside ONNX Runtime, where there is a GPU; 1 if outputs differ')
@@ -94,11 +85,6 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.engines.tensorrt import engine
 
     _check_together(args)
-    if args.table:
-        return _table(args)
-    if len(args.onnx) > 1:
-        raise UsageError(f'{len(args.onnx)} files: one at a time, or --table')
-    args.onnx = args.onnx[0]
     if args.onnx.endswith('.engine'):
         return _describe(args)
     if args.keep_fp32 and not args.fp16:
@@ -124,11 +110,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_together(args: argparse.Namespace) -> None:
     """Refuse options that have no effect together."""
     parser = build_parser()
-    if args.table:
-        refuse_options(args, parser, (*BUILD_OPTIONS, 'verify'), 'does nothing with --table')
-        return
-    refuse_options(args, parser, ('mark',), 'goes with --table')
-    if args.onnx[0].endswith('.engine'):
+    if args.onnx.endswith('.engine'):
         names = (*BUILD_OPTIONS, 'sm', 'shapes', 'constant')
         refuse_options(args, parser, names, 'does nothing with an engine, which is built already')
     if args.check:
@@ -190,32 +172,6 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """Show the phase of TensorRT; yield the function that sets it."""
     with cli.progress('building') as update:
         yield lambda phase, done, steps: update(description=phase, completed=done, total=steps or None)
-
-
-def _table(args: argparse.Namespace) -> int:
-    """Measure all files and write the table."""
-    from pathlib import Path
-
-    from mmdeploy_ext.cli import tensorrt_table
-    from mmdeploy_ext.engines.tensorrt.package import find_package
-
-    if not args.sm:
-        raise UsageError('--table: give the architectures by --sm')
-    page = Path(args.table)
-    check_writable(page)
-    try:
-        before = page.read_text(encoding='utf-8') if page.is_file() else ''
-    except UnicodeDecodeError as error:
-        raise UsageError(f'--table {page}: is no text in UTF-8 ({error})') from error
-    tensorrt_table.insert_table(before, '', args.mark)  # refuses a page without the marks
-    version = find_package('tensorrt-rtx').version
-    with _progress() as progress:
-        rows = tensorrt_table.measure(args.onnx, args.sm, args.shapes, args.constant, progress)
-    table = tensorrt_table.markdown(rows, args.sm, version)
-    with atomic_path(page) as temporary:
-        temporary.write_text(tensorrt_table.insert_table(before, table, args.mark), encoding='utf-8')
-    print(table, end='')
-    return 0
 
 
 def _describe(args: argparse.Namespace) -> int:

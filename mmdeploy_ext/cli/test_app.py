@@ -22,7 +22,7 @@ from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import test_datasets
 from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
-from mmdeploy_ext.core.files import atomic_path, check_writable, read_json, sha256_onnx, write_json
+from mmdeploy_ext.core.files import atomic_path, check_writable
 from mmdeploy_ext.engines import BACKENDS, title_of
 
 if TYPE_CHECKING:
@@ -32,12 +32,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.families.files import ExportedFiles
     from mmdeploy_ext.families.model import Model
-
-SEEN_FILES = 'exported_files.json'
-"""File of the work directory: path of an ONNX file that is what an export makes -> its hash."""
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; options of mmdet 2.28's test.py have their names and meaning."""
@@ -197,14 +192,14 @@ def threads_per_process() -> int:
 def export_if_stale(deployment: Model, tested: TestedModel) -> None:
     """Export unless the files are there and have the metadata that a new export would have.
 
-    That is, among others, the same config, checkpoint, options, versions and classes. Files that this loop
-    has not seen before are compared with a fresh export, too, see `check_unedited`.
+    That is, among others, the same config, checkpoint, options, versions and classes. What edited a file
+    since is printed.
 
     `deployment` is the PyTorch model, `tested` its settings and files.
 
     Raises:
-        ModelFileError: they cannot be read, are stale and one is quantised, so that an export would put a
-            float32 file in its place, or were edited after their export.
+        ModelFileError: they cannot be read, or are stale and one is quantised, so that an export would put a
+            float32 file in its place.
     """
     from mmdeploy_ext.families.files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
@@ -228,52 +223,14 @@ def export_if_stale(deployment: Model, tested: TestedModel) -> None:
                 f'it again, or type --onnx without FILE'
             )
         if not reason:
-            edits = check_unedited(deployment, tested, exported)
+            commands = sorted({edit for metadata in exported.all_metadata for edit in metadata.edits})
+            edits = f'; {", ".join(commands)} after its export' if commands else ''
             print(f'{target}: up to date{edits}', flush=True)
             return
         for path in exported.paths:
             refuse_stale(path, reason)
     seconds = tested.export(deployment)
-    _remember(tested, read_files(target))
     print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
-
-
-def check_unedited(deployment: Model, tested: TestedModel, exported: ExportedFiles) -> str:
-    """Refuse files whose graphs are not those of a fresh export, and return what commands changed them.
-
-    These are commands that the files record, such as '; quantize after its export', else ''. Files with the
-    hashes that this function, or an export of the loop, has kept in the work directory are not compared
-    again.
-
-    `exported` are the files of `tested`, with the metadata that an export of `deployment` would give them.
-
-    Raises:
-        ModelFileError: the graph of a file is another one, or cannot be exported again.
-    """
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.proving.file_checks import compare_with_fresh_export
-
-    record = tested.work_dir / SEEN_FILES
-    known_hashes = read_json(record) if record.is_file() else {}
-    commands = {edit for metadata in exported.all_metadata for edit in metadata.edits}
-    edits = f'; {", ".join(sorted(commands))} after its export' if commands else ''
-    if any(known_hashes.get(str(Path(path).resolve())) != sha256_onnx(path) for path in exported.paths):
-        fresh_exports = tested.fresh_exports(deployment, exported.all_metadata)
-        for path, metadata, fresh in zip(exported.paths, exported.all_metadata, fresh_exports, strict=True):
-            graph = None if metadata.edits else compare_with_fresh_export(files.load(path), fresh)
-            if graph is not None and not graph.equal:
-                raise ModelFileError(
-                    f'{path}: was edited after its export (graph: {graph.text}); delete it to have it '
-                    f'exported again, or edit it by {tool("graph")}, which records what it does'
-                )
-        _remember(tested, exported)
-    return edits
-
-
-def _remember(tested: TestedModel, exported: ExportedFiles) -> None:
-    """Keep the hashes of files that are what an export makes, for `check_unedited`."""
-    hashes = {str(Path(path).resolve()): sha256_onnx(path) for path in exported.paths}
-    write_json(tested.work_dir / SEEN_FILES, hashes)
 
 
 def _dump(deployment: Model, tested: TestedModel, first: bool) -> DumpWriter | None:

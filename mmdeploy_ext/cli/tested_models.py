@@ -25,7 +25,7 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from torch.utils.data import Dataset
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
-    from mmdeploy_ext.proving.file_checks import Export
 
 
 class TestedModel(abc.ABC):
@@ -138,10 +137,6 @@ class TestedModel(abc.ABC):
         return []
 
     @abc.abstractmethod
-    def fresh_exports(self, deployment: Model, recorded: Sequence[Metadata]) -> list[Export]:
-        """Return fresh exports of `deployment` for files that are there, with the metadata `recorded`."""
-
-    @abc.abstractmethod
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
@@ -205,13 +200,6 @@ class ImageModel(TestedModel):
         size = self.options.height, self.options.width
         return [prepare_fixed(deployment.rule, picture, *size)]
 
-    def fresh_exports(self, deployment: Model, recorded: Sequence[Metadata]) -> list[Export]:
-        from mmdeploy_ext.preprocess.pictures import read_image
-        from mmdeploy_ext.proving.file_checks import of_images
-
-        picture = read_image(DEFAULT_PICTURE)
-        return [of_images(deployment, self.options, picture) for _ in recorded]
-
     @contextlib.contextmanager
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
@@ -256,11 +244,6 @@ class FrameModel(TestedModel):
         keep = self.settings.get('memory') != 'reset'
         model = deployment.model if dump is not None else None  # which would keep the weights in memory
         return FrameDetector(stepper, deployment.family, dump, model, keep)
-
-    def fresh_exports(self, deployment: Model, recorded: Sequence[Metadata]) -> list[Export]:
-        from mmdeploy_ext.proving.file_checks import of_graph
-
-        return [of_graph(deployment, self.options, metadata.form) for metadata in recorded]
 
     @contextlib.contextmanager
     def on_engine(

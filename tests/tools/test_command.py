@@ -1,7 +1,6 @@
 """`mm2onnx`: where nothing but the wheel is installed, from another folder; and what it refuses."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -234,31 +233,6 @@ def test_a_verdict_is_told_of_the_very_bytes_that_it_is_about(capsys, tmp_path):
         (tmp_path / 'verdict.json').write_text(json.dumps(written))
         status, said = run(capsys, 'info', MODEL, '--report', tmp_path)
         assert status == 2 and expected in said.err
-
-
-def test_an_installed_package_in_a_checkout_hands_over_to_its_code(tmp_path):
-    """The families are those of the checkout, and so is all else: no two versions in one process."""
-    package = tmp_path / 'site' / 'mmdeploy_ext'
-    shutil.copytree(REPOSITORY / 'mmdeploy_ext', package, ignore=shutil.ignore_patterns('__pycache__'))
-    (package / 'cli/export_app.py').write_text('raise SystemExit("the installed one")')
-    code = (
-        f'import sys; sys.path.insert(0, {str(tmp_path / "site")!r}); from mmdeploy_ext.cli import command; '
-    )
-    words = [sys.executable, '-P', '-c', code + 'sys.exit(command.main(["export", "--help"]))']
-    for folder, expected in ((REPOSITORY, 'usage: mm2onnx export '), (tmp_path, 'the installed one')):
-        result = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-        assert (result.stdout + result.stderr).startswith(expected)
-
-
-def test_a_folder_of_links_to_this_checkout_is_this_checkout(tmp_path, monkeypatch):
-    for name in ('mmdeploy_ext', 'tools'):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    monkeypatch.chdir(tmp_path)
-    assert not command.is_elsewhere()
-    (tmp_path / 'mmdeploy_ext').unlink()
-    (tmp_path / 'mmdeploy_ext').mkdir()
-    (tmp_path / 'mmdeploy_ext/__main__.py').touch()
-    assert command.is_elsewhere()
 
 
 def test_a_reader_that_leaves_is_no_traceback():

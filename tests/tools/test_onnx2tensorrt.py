@@ -1,4 +1,4 @@
-"""`onnx2tensorrt.py`: engines of the toys without a GPU, what is refused and how, the table."""
+"""`onnx2tensorrt.py`: engines of the toys without a GPU, what is refused and how."""
 
 import json
 import types
@@ -7,9 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.cli import tensorrt_app, tensorrt_table
+from mmdeploy_ext.cli import tensorrt_app
 from mmdeploy_ext.cli.tensorrt_app import main
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
 from mmdeploy_ext.engines.tensorrt.record import read_record
 from mmdeploy_ext.proving import tensorrt as tensorrt_proof
@@ -112,17 +111,13 @@ def test_an_engine_that_was_compared_with_its_file_is_equal_and_never_proven(
         ([*SIZES, '--fp16', '--keep-fp32', 'ad'], "--keep-fp32 'ad': fits the name"),
         ([*SIZES, '--constant', 'x'], '--constant x: the file states no default'),
         ([*SIZES, '--output', '/dev/null'], '/dev/null: is a device'),
-        (['--table', 'x.md'], '--table: give the architectures by --sm'),
-        (['--table', 'x.md', '--fp16'], '--fp16: does nothing with --table'),
-        ([*SIZES, '--mark', 'here'], '--mark: goes with --table'),
         (['--check', '--verify'], '--verify: does nothing with --check'),
         ([*SIZES, '--layers', '/proc/nowhere/x.json'], '/proc/nowhere'),
     ],
 )
 def test_wrong_options_are_refused(net, capsys, more, message):
     package()
-    sm = [] if '--table' in more else ['--sm', '86']
-    assert message in refuses(capsys, net, *sm, *more)
+    assert message in refuses(capsys, net, '--sm', '86', *more)
 
 
 def test_wrong_files_are_refused(tmp_path, net, capsys):
@@ -133,7 +128,6 @@ def test_wrong_files_are_refused(tmp_path, net, capsys):
     assert '--sm: does nothing with an engine' in refuses(capsys, tmp_path / 'no.engine', '--sm', '86')
     (tmp_path / 'alone.engine').write_bytes(b'abc')
     assert 'its record alone.engine.json is not beside it' in refuses(capsys, tmp_path / 'alone.engine')
-    assert '2 files: one at a time, or --table' in refuses(capsys, net, net, '--sm', '86')
 
 
 def test_a_failed_build_leaves_nothing(tmp_path, capsys):
@@ -145,51 +139,3 @@ def test_a_failed_build_leaves_nothing(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ['m.onnx']
 
 
-def test_the_table_lists_sizes_and_refusals(tmp_path, net, capsys):
-    package()
-    onnx.save_model(parse('[u] y = Unique(x)', 'float[3] x', 'float[N] y'), tmp_path / 'bad.onnx')
-    page = tmp_path / 'page.md'
-    page.write_text('before\n<!-- table -->\nold\n<!-- /table -->\nafter\n')
-    argv = [net, str(tmp_path / 'bad.onnx'), '--sm', '75', '86', '--table', str(page), *SIZES]
-    assert main(argv) == 0
-    text = page.read_text()
-    assert text.startswith('before\n') and text.endswith('after\n') and 'old' not in text
-    rows = [line.split(' | ') for line in text.splitlines() if '/net |' in line]
-    assert [row[2] for row in rows] == ['fp32', 'fp16']
-    assert all(row[3:5] == ['builds', 'builds'] and float(row[5]) > 0 for row in rows)
-    assert 'u (Unique): TensorRT has no such operator' in text
-
-
-def test_an_architecture_that_refuses_a_file_leaves_the_others(tmp_path):
-    package()
-    onnx.save_model(parse('[prod] y = MatMul(x, x)', 'float[3,3] x', 'float[3,3] y'), tmp_path / 'm.onnx')
-    single, half = tensorrt_table.measure([str(tmp_path / 'm.onnx')], [75, 86, 89])
-    assert (single.built, half.built) == ((86, 89), (75, 86, 89))
-    assert single.refused.startswith('SM 75: SM 75 is asked for: prod (MatMul)') and not half.refused
-    assert half.halves == (1, 1) and half.cosine > 0.999
-
-
-def test_outputs_of_zeros_alone_have_no_cosine(tmp_path):
-    package()
-    graph = '[zero] z = Sub(x, x) [prod] y = MatMul(z, x)'
-    onnx.save_model(parse(graph, 'float[3,3] x', 'float[3,3] y'), tmp_path / 'm.onnx')
-    single, half = tensorrt_table.measure([str(tmp_path / 'm.onnx')], [86])
-    assert half.built == (86,) and half.cosine is None
-    text = tensorrt_table.markdown([single, half], [86], '1')
-    assert [line.split(' | ')[-1] for line in text.splitlines() if '/m |' in line] == [' |', '- |']
-
-
-def test_a_page_that_is_no_text_is_refused(tmp_path, capsys):
-    page = tmp_path / 'page.md'
-    page.write_bytes(b'\xff\xfe')
-    assert tensorrt_app.main(['m.onnx', '--sm', '86', '--table', str(page)]) == 2
-    assert f'--table {page}: is no text in UTF-8' in capsys.readouterr().err
-
-
-def test_a_page_of_something_else_is_refused_and_an_empty_one_gets_the_table_alone():
-    for text in ('# My page\n', '<!-- table -->\nno end\n'):
-        with pytest.raises(UsageError, match='the page has no lines <!-- table --> and <!-- /table -->'):
-            tensorrt_table.insert_table(text, 'T\n')
-    assert tensorrt_table.insert_table('', 'T\n') == '<!-- table -->\nT\n<!-- /table -->\n'
-    both = tensorrt_table.insert_table('<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\ny\n<!-- /b -->\n', 'T\n', 'b')
-    assert both == '<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\nT\n<!-- /b -->\n'

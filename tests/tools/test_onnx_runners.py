@@ -170,13 +170,6 @@ def test_a_folder_gives_a_picture_per_image_each_under_its_own_name(models, imag
     assert len(lines) == 5 and lines[-1].startswith('4 images, ')
 
 
-def test_a_folder_shows_a_bar_on_a_terminal(models, images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
-    tool(FULL).main([str(models['full']), str(images), '--out', str(tmp_path)])
-    bar = capsys.readouterr().err
-    assert '[..............................] 0/4' in bar and '3/4' in bar and bar.endswith('\r\x1b[K')
-
-
 def test_a_grayscale_image_is_converted(models, tmp_path, images):
     gray = cv2.cvtColor(read_image(images / 'one.jpg'), cv2.COLOR_BGR2GRAY)
     cv2.imwrite(str(tmp_path / 'gray.png'), gray)

@@ -8,12 +8,10 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from marking import in_suite
-from mmdeploy_ext.cli import backend_config, graph_app, test_app
+from mmdeploy_ext.cli import backend_config, test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 from rank_processes import run_ranks
@@ -219,29 +217,6 @@ def test_a_stale_file_is_exported_again_and_a_fresh_one_is_not(work_dir, data, c
     assert 'up to date' in capsys.readouterr().out
     assert test_app.main([*arguments, 'model.test_cfg.score_thr=0.2', 'backend_config.check_dump=False']) == 0
     assert 'stale: another config' in capsys.readouterr().out
-
-
-def test_a_file_that_was_edited_after_its_export_is_not_up_to_date(data, tmp_path, capsys):
-    target, folder = tmp_path / 'x.onnx', tmp_path / 'run'
-    settings = [*data, f'backend_config.onnx_file={target}', 'backend_config.check_dump=False']
-    words = [ONNX, CHECKPOINT, '--out', str(tmp_path / 'r.pkl'), '--work-dir', str(folder)]
-    arguments = [*words, '--cfg-options', *settings]
-    assert test_app.main(arguments) == 0
-    exported = target.read_bytes()
-    model = onnx.load(target)
-    weight = next(w for w in model.graph.initializer if w.name.endswith('bbox_head.atss_cls.weight'))
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.05, weight.name))
-    onnx.save(model, target)
-    assert test_app.main(arguments) == 1
-    assert 'x.onnx: was edited after its export (graph: 5 nodes differ' in capsys.readouterr().err
-    target.write_bytes(exported)
-    (folder / test_app.SEEN_FILES).unlink()  # as if another command had exported it
-    words = ['--rule', 'y = Relu(x) -> y = Clip(x, 0.0)', '--no-proof', '--output', str(tmp_path / 'y.onnx')]
-    assert graph_app.main(['replace', str(target), *words]) == 0
-    (tmp_path / 'y.onnx').replace(target)
-    assert test_app.main(arguments) == 0
-    assert 'x.onnx: up to date; replace after its export' in capsys.readouterr().out
-    assert (folder / test_app.SEEN_FILES).is_file()
 
 
 @pytest.mark.parametrize(('config', 'name'), in_suite([(PTH, 'pth'), (ONNX, 'onnx')], (ONNX, 'onnx')))
