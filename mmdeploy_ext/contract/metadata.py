@@ -340,7 +340,7 @@ def read_props(path: AnyPath) -> dict[str, str]:
     """Return the `metadata_props` of a file.
 
     ModelFileError: it is missing or corrupt, or has an entry or a name of an input or output that is not
-    UTF-8. UsageError: it is a pipe or a device.
+    UTF-8.
     """
     model = read_onnx(path)
     texts = (text for entry in model.metadata_props for text in (entry.key, entry.value))

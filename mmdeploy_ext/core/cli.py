@@ -388,7 +388,7 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
         args: the parsed arguments.
 
     Raises:
-        UsageError: there is such an output, or an input is a pipe or a device.
+        UsageError: there is such an output.
     """
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -67,11 +66,9 @@ class RunFiles:
             paths: files and folders; they need not exist.
 
         Raises:
-            UsageError: one of them is an output of this run, or a pipe or a device.
+            UsageError: one of them is an output of this run.
         """
         for path in map(Path, paths):
-            if _is_special(path):
-                raise UsageError(f'{path}: is a pipe or a device, expected a file; save its content to one')
             key = _key(path)
             self._read.setdefault(key, title)
             if path.is_dir() or path.suffix == '.onnx':
@@ -206,8 +203,7 @@ def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str,
         inputs: title of files -> files that are read.
 
     Raises:
-        UsageError: an output is an input, has no name, or is what another option writes; or an input is a
-            pipe or a device.
+        UsageError: an output is an input, has no name, or is what another option writes.
     """
     run = RunFiles()
     for title, paths in inputs.items():
@@ -286,7 +282,6 @@ def write_json(target: str | os.PathLike[str], content: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; UsageError: it is missing or damaged, or cannot be read; the message names it."""
-    check_regular(path)
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError as error:
@@ -295,22 +290,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UsageError(f'{path}: cannot be read ({error.strerror or error})') from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f'{path}: is not valid JSON ({error})') from error
-
-
-def _is_special(path: AnyPath) -> bool:
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # nothing is there
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-
-
-def check_regular(path: AnyPath) -> None:
-    """Refuse a pipe, a socket or a device, which reading would wait for or never end with: UsageError."""
-    if _is_special(path):
-        raise UsageError(
-            f'{printable(path)}: is a pipe or a device, expected a file; save its content to one'
-        )
 
 
 def check_onnx_size(path: AnyPath) -> None:
@@ -358,12 +337,10 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
     Raises:
         ModelFileError: no such file, one that cannot be read or is larger than protobuf can hold, or no ONNX
             file.
-        UsageError: it is a pipe or a device.
     """
     import onnx
 
     try:
-        check_regular(path)
         check_onnx_size(path)
         if not os.stat(path).st_size:
             raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')

@@ -15,7 +15,6 @@ import numpy as np
 
 from mmdeploy_ext.core import plain_pickle
 from mmdeploy_ext.core.errors import LONGEST, DataError, printable, shortened
-from mmdeploy_ext.core.files import check_regular
 from mmdeploy_ext.runtime.geometry import invert_pose, not_rigid, rotation_of
 
 if TYPE_CHECKING:
@@ -54,12 +53,10 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
     Raises:
         DataError: missing, damaged, of another kind, empty, of more than `MAX_BYTES`, or a pickle with code
             in it.
-        UsageError: a pipe or a device.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f'{path}: no such file or folder; expected a folder of sweeps or infos (.pkl, .json)')
-    check_regular(path)
     if (size_bytes := path.stat().st_size) > MAX_BYTES:
         raise DataError(
             f'{path}: has {size_bytes} bytes, expected infos of at most {MAX_BYTES}; keep the frames that '

@@ -82,7 +82,6 @@ def open_model(
             folder without the files of one model.
         ConfigError: the family is registered without a runtime.
         EngineError: an execution provider that is not here.
-        UsageError: `path` is a pipe or a device.
     """
     files = model_files(str(path))
     metadata = read_metadata(files[-1])

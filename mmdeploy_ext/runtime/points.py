@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import check_regular
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.points import check_points as checked
 
 if TYPE_CHECKING:
@@ -44,14 +43,10 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
             take only some.
 
     Raises:
-        DataError: the file is not there, a pipe, empty or larger than `MAX_BYTES`; its size
+        DataError: the file is not there, empty or larger than `MAX_BYTES`; its size
             is not a multiple of a point; a value is none that a sensor measures; or the spread of the columns
             shows that points have another number of values, one of `WIDTHS`.
     """
-    try:
-        check_regular(path)
-    except UsageError as error:
-        raise DataError(str(error)) from error  # of one sweep alone: a run goes on
     try:
         if (size_bytes := Path(path).stat().st_size) > MAX_BYTES:
             raise DataError(

@@ -47,7 +47,6 @@ class Sweeps:
     Raises:
         DataError: the source is missing, of another kind, or without a sweep; or, during iteration, a sweep
             cannot be read.
-        UsageError: the source is a pipe or a device.
     """
 
     def __init__(
@@ -129,7 +128,6 @@ def sweep_items(source: str | Path) -> list[Any]:
 
     They are the file itself unless it ends as `INFOS`, the files of a folder that end in `ENDINGS`, by name,
     or the entries of an infos file. DataError: the source is missing, cannot be read, or has none;
-    UsageError: it is a pipe or a device.
     """
     source = Path(source)
     if source.is_file() and source.suffix not in INFOS:

@@ -191,7 +191,6 @@ def read(path: str | os.PathLike[str]) -> SparseGraph:
 
     Raises:
         ModelFileError: a missing or damaged file, or one of another kind; see `from_onnx`.
-        UsageError: it is a pipe or a device.
     """
     return from_onnx(files.read(path), path)
 

@@ -82,7 +82,6 @@ def check(
 
     Raises:
         ModelFileError: missing, empty or corrupt file.
-        UsageError: it is a pipe or a device.
     """
     if not isinstance(source, onnx.ModelProto):
         name = name or os.fspath(source)

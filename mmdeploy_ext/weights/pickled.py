@@ -1,46 +1,37 @@
 """Reads the weights of a pickled model without running any of its code.
 
 NVIDIA's PTQ scripts save modules, `torch.save(model)`. Such a file names classes and functions to call. Here
-every name but the few that build tensors is replaced by an inert object that keeps its state: nothing that
-the file names is imported or called.
+every name but plain values (`core.plain_pickle.ALLOWED`) and the few that build tensors is replaced by an
+inert object that keeps its state: nothing that the file names is imported or called.
 """
 
 from __future__ import annotations
 
-import collections
-import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.core.plain_pickle import ALLOWED, PlainUnpickler
 from mmdeploy_ext.weights.checkpoint import naming, plain_tensors
 
-ALLOWED: dict[str, Callable] = {
-    'collections.OrderedDict': collections.OrderedDict,
-    'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
-    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
-    'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
-    'torch.Size': torch.Size,
-    'builtins.set': set,
-    '__builtin__.set': set,
+TENSORS = {
+    ('torch._utils', '_rebuild_tensor'): torch._utils._rebuild_tensor,
+    ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
+    ('torch._utils', '_rebuild_parameter'): torch._utils._rebuild_parameter,
+    ('torch', 'Size'): torch.Size,
 }
-"""Name in a pickle -> function: those that build tensors, ordered dicts and sets.
-
-Torch itself maps storages and reads their bytes.
-"""
+"""Functions that build tensors, by module and name; torch itself maps storages and reads their bytes."""
 CONVERT = (
     'In the environment that made it, load it and `torch.save({"state_dict": model.state_dict()}, FILE)`, '
     'which keeps the calibrated ranges too'
 )
 """Advice for files that cannot be read without their code."""
-MAX_DEPTH = 100
-"""Levels of nested modules that are read; a file with more is refused."""
 
 
 class StandIn:
@@ -72,34 +63,21 @@ class StandIn:
     __setitem__ = append = extend = add = update = _ignore
 
 
-class InertUnpickler(pickle.Unpickler):
-    """Loads the allowed functions, and a stand-in for every other name."""
+class InertUnpickler(PlainUnpickler):
+    """Loads plain values and tensors, and a stand-in for every other name."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the class `module.name`, or a function that calls that of this name, if it is in `ALLOWED`.
+    allowed = ALLOWED | TENSORS
 
-        For every other name it is a new subclass of `StandIn`.
-
-        Its class attribute `name` is 'module.name'. Nothing is imported. Storages do not come here: torch
-        resolves their names before.
-        """
-        path = f'{module}.{name}'
-        allowed = ALLOWED.get(path)
-        if isinstance(allowed, FunctionType):
-            # a pickle can set attributes of named objects, which must not be torch's function
-            return lambda *args: allowed(*args)
-        return allowed or type('StandIn', (StandIn,), dict(name=path))
+    def refused(self, path: str) -> type[StandIn]:
+        """Return a new subclass of `StandIn` with the dotted name as its class attribute `name`."""
+        return type('StandIn', (StandIn,), dict(name=path))
 
 
 def _load(file: Any, **options: Any) -> Any:
     return InertUnpickler(file, **options).load()
 
 
-def _loads(content: bytes, **options: Any) -> Any:
-    raise pickle.UnpicklingError('nested pickles are not read')
-
-
-INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, loads=_loads, __name__='inert_pickle')
+INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, __name__='inert_pickle')
 """Takes the place of the module `pickle` in `torch.load`."""
 
 
@@ -152,7 +130,7 @@ def _is_pickle(path: str | Path) -> bool:
 def _find_weights(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of a module, a state dict, or a dict that contains one of them."""
     if isinstance(content, StandIn):
-        yield from _module_weights(content, '', 0)
+        yield from _module_weights(content, '')
     elif isinstance(content, dict):
         for name in ('state_dict', 'model'):
             if isinstance(content.get(name), dict | StandIn):
@@ -163,10 +141,8 @@ def _find_weights(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield str(key), value
 
 
-def _module_weights(module: StandIn, prefix: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
+def _module_weights(module: StandIn, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield parameters and buffers of a pickled torch.nn.Module as in its state_dict()."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f'modules are nested more than {MAX_DEPTH} deep')
     state = module.state if isinstance(module.state, dict) else {}
     parameters, buffers, children = (
         state[key] if isinstance(state.get(key), dict) else {}
@@ -180,4 +156,4 @@ def _module_weights(module: StandIn, prefix: str, depth: int) -> Iterator[tuple[
             yield f'{prefix}{name}', value.detach()
     for name, child in children.items():
         if isinstance(child, StandIn):
-            yield from _module_weights(child, f'{prefix}{name}.', depth + 1)
+            yield from _module_weights(child, f'{prefix}{name}.')

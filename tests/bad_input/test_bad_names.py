@@ -152,17 +152,6 @@ def test_a_model_whose_path_is_not_utf_8_is_refused_by_what_is_wrong(tmp_path, c
     assert r'\xff.onnx: its path is not UTF-8, and ONNX Runtime opens no such' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name', ['m.onnx', 'p.jpg', 's.bin', 'i.pkl'])
-def test_a_pipe_is_refused_before_it_is_opened(name, tmp_path, capsys):
-    os.mkfifo(tmp_path / name)
-    pipe = str(tmp_path / name)
-    if name == 'm.onnx':
-        assert info_app.main([pipe]) == graph_app.main(['show', pipe]) == run_app.main([pipe, str(TOY)]) == 2
-    else:
-        assert run_app.main([str(MODEL), pipe, '--out', str(tmp_path / 'out')]) == 2
-    assert f'{name}: is a pipe or a device, expected a file' in capsys.readouterr().err
-
-
 def test_markup_in_a_name_is_only_a_name():
     from rich.text import Text
 

@@ -1,7 +1,6 @@
 """Streaming models: options, configs, checkpoints, calibrations and dumps that cannot be; one line each."""
 
 import contextlib
-import json
 import resource
 
 import cv2
@@ -345,12 +344,6 @@ def test_damaged_dumps_are_one_line(tmp_path, capfd):
             (tmp_path / 'b').mkdir(exist_ok=True)
             (tmp_path / 'b' / 'manifest.json').write_text(content)
             assert 'is not a manifest of a dump' in refused(capfd, dump_app, command, tmp_path / 'b')
-    manifest = json.loads((whole / 'manifest.json').read_text())
-    manifest['tensors']['velo']['shape'] = [4, 3]
-    (whole / 'manifest.json').write_text(json.dumps(manifest))
-    assert 'velo is said to be float32 [4, 3], its file has 24 bytes' in refused(
-        capfd, dump_app, 'show', whole
-    )
     (whole / 'velo_2x3.bin').write_bytes(b'short')
     assert 'sha256 differs' in refused(capfd, dump_app, 'show', whole)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
+from mmdeploy_ext.runtime.run_images import check_file
 
 from mmdeploy_ext.cli.options import parse_cfg_options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.evaluate import evaluation
 from mmdeploy_ext.families.two_stage.checks import heads_of
-from mmdeploy_ext.runtime.run_images import check_file
 from toy_two_stage import family_of, options_of, seeded, toy, write_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -154,7 +154,6 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
 
     Raises:
         ConfigError, DataError: one of `paths` cannot be read, or a data set is damaged or names no scenes.
-        UsageError: one of `paths` is a pipe or a device.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens

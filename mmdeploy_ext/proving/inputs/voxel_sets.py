@@ -78,7 +78,6 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
 
     Raises:
         DataError: the source is none of these or has no sweep, or a file cannot be read, or holds voxels.
-        UsageError: the source is a pipe or a device.
         ConfigError: the columns of points in the config do not fit.
     """
     sweeps = _sweeps(source, cfg, rule, limit)

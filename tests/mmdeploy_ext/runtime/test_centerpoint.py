@@ -1,7 +1,6 @@
 """CenterPoint on ONNX Runtime: points to boxes without PyTorch, and what it refuses."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -90,16 +89,15 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path, content, expected):
         read_points(path, 5)
 
 
-def test_a_pipe_and_a_file_of_gigabytes_end_no_run_of_other_sweeps(tmp_path, graphs):
+def test_a_file_of_gigabytes_ends_no_run_of_other_sweeps(tmp_path, graphs):
     draw = np.random.default_rng(0)
     (draw.normal(size=(600, 5)) * [20, 20, 2, 40, 0]).astype('<f4').tofile(tmp_path / 'c.bin')
-    os.mkfifo(tmp_path / 'a.bin')
     with (tmp_path / 'b.bin').open('wb') as stream:
         stream.truncate(20 << 30)
     outputs = ['--out', str(tmp_path / 'out'), '--json', str(tmp_path / 'found.json')]
     assert run_app.main([str(graphs), str(tmp_path), *outputs]) == 1
-    first, second, last = json.loads((tmp_path / 'found.json').read_text())['sweeps']
-    assert 'a.bin: is a pipe or a device' in first['error'] and 'detections' in last
+    second, last = json.loads((tmp_path / 'found.json').read_text())['sweeps']
+    assert 'detections' in last
     assert 'b.bin: has 21474836480 bytes, expected a sweep of at most 268435456' in second['error']
 
 

@@ -443,25 +443,6 @@ def test_a_weight_that_is_there_twice_beside_objects_is_refused(tmp_path):
         read_source(save(dict(state_dict=weights, helper=types.SimpleNamespace()), tmp_path))
 
 
-def test_a_pickle_cannot_change_torchs_functions(tmp_path):
-    import pickle
-    import zipfile
-
-    path = save({'a.weight': torch.zeros(1)}, tmp_path)
-    function = b'ctorch._utils\n_rebuild_parameter\n'
-    state = pickle.dumps((None, {'changed': 1}), 2)[2:-1]
-    other = b'cno_such_module\nThing\n'
-    with zipfile.ZipFile(path) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    data = next(name for name in files if name.endswith('data.pkl'))
-    files[data] = b'\x80\x02' + other + b'0' + function + state + b'b0' + files[data][2:]
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    assert list(read_source(path).weights) == ['a.weight']
-    assert not hasattr(torch._utils._rebuild_parameter, 'changed')
-
-
 def test_what_cannot_be_read_safely_says_how_to_convert_it(tmp_path):
     path = save(types.SimpleNamespace(weights=torch.zeros(2)), tmp_path)
     with pytest.raises(CheckpointError, match=r'torch.save\(\{"state_dict"'):
