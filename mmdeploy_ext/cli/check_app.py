@@ -29,7 +29,6 @@ LONGEST_MESSAGE = 1000
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description="Check a sparse graph against the rules of NVIDIA's libspconv engine, or a folder of "
         'graphs against the contract of the program that loads it. Exit status 1 with errors.'
@@ -79,7 +78,6 @@ def find_contract(args: argparse.Namespace, modules: Mapping[str, str]) -> tuple
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, and print the findings: 0 kept, 1 broken, with --strict also after warnings."""
     cli.check_minimums(args, max_voxels=1)
     is_file = Path(args.folder).is_file()
     if is_file and not args.contract:
@@ -153,7 +151,6 @@ def _print_violations(violations: Sequence[Violation], console: Console) -> None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 kept, 1 broken, 2 a refused option or file."""
     return cli.run(run, build_parser(), argv)
 
 

@@ -20,7 +20,6 @@ def missing_modules(tool: Command) -> list[str]:
 
 
 def build_parser(command: str = '') -> argparse.ArgumentParser:
-    """Return the parser; of the sub-commands only `command` has its options."""
     parser = cli.ArgumentParser(
         prog='mm2onnx',
         description='Run, inspect and compare exported detectors; with PyTorch and OpenMMLab also export and '
@@ -58,11 +57,6 @@ def as_program(name: str) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command and return its exit status, 2 if modules that it needs are not installed.
-
-    `argv` are the sub-command's name and words, by default those of the process. SystemExit: --help,
-    --version, or a word that no parser takes.
-    """
     words = sys.argv[1:] if argv is None else list(argv)
     if '_ARGCOMPLETE' in os.environ:
         complete()

@@ -76,7 +76,6 @@ KINDS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(description='Convert checkpoints of other repositories.')
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
     for name, (_, title) in KINDS.items():
@@ -99,11 +98,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, print what was written, and return 0."""
     compat.apply()
     return KINDS[args.kind][0](args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 failed, 2 a refused option or file."""
     return cli.run(run, build_parser(), argv)

@@ -24,7 +24,6 @@ matrices and scores."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         prog='python -m mmdeploy_ext.cli.dump_app', description='List, show and compare dumped tensors.'
     )
@@ -171,22 +170,10 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command of the command line: 0 done or equal, 1 the dumps differ or nothing was compared.
-
-    An empty tensor is one that was not compared, which is enough for 1.
-
-    `args` are those of `build_parser`. DataError: no dump, a damaged one, or one of other samples or without
-    a tensor that --tensors names. UsageError: a tolerance below 0 or not finite, a manifest that is no JSON.
-    """
     return dict(list=_list, show=_show, compare=_compare)[args.command](args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done or equal, 1 different, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)
 
 

@@ -49,7 +49,6 @@ ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 
 
 def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.ArgumentParser:
-    """Return the parser; options of mmdet 2.28's pytorch2onnx.py have their names and meaning."""
     parser = cli.ArgumentParser(
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
     )
@@ -92,11 +91,6 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
 
 
 def run(args: argparse.Namespace, only: str = '') -> int:
-    """Export, and prove with --verify; with --check print what would be exported.
-
-    `only` names the one family that the tool takes; '' takes all. Returns 0 exported, checked or proven, 1
-    not proven.
-    """
     from mmdeploy_ext.families.files import default_output, load_for
 
     cli.wait_passively()
@@ -271,11 +265,6 @@ def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple
 
 
 def main(argv: Sequence[str] | None = None, only: str = '') -> int:
-    """Run the tool, which takes all families or `only` one.
-
-    Returns 0 exported (and proven with --verify) or checked, 1 not proven, or failed after the weights were
-    read, 2 a refused option or file.
-    """
     words = sys.argv[1:] if argv is None else list(argv)
     if '--backbone' in words:
         from mmdeploy_ext.cli import export_scn_app

@@ -29,7 +29,6 @@ PRECISIONS = ('fp16', 'int8')
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description="Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect "
         'or to ONNX of standard operators. No GPU is needed, neither to export nor to prove.'
@@ -84,10 +83,6 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, and prove with --verify; with --verify-only prove the file that is there.
-
-    Returns 0 exported or proven, 1 not proven.
-    """
     from mmdeploy_ext.families.backbone_files import export_file
     from mmdeploy_ext.families.files import default_output, load_for
     from mmdeploy_ext.sparse.libspconv_contract import order_of_name
@@ -215,5 +210,4 @@ def _check_proof(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 exported or proven, 1 not proven or failed, 2 a refused option or file."""
     return cli.run(run, build_parser(), argv)

@@ -19,7 +19,6 @@ COMMANDS = {name: command for module in MODULES for name, command in module.COMM
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(description='Look at ONNX files, compare, cut, rewrite and check them.')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, command in COMMANDS.items():
@@ -34,11 +33,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand of the command line, and return its exit status: 0 done, 1 checked and failed.
-
-    `args` are those of `build_parser`: `command` is a key of `COMMANDS`. The message of an `Mm2OnnxError` has
-    the name of the file, if the command takes one.
-    """
     with naming(getattr(args, 'file', None)):
         return COMMANDS[args.command].run(args)
 
@@ -60,9 +54,4 @@ def naming(file: str | None) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 checked or run, and failed, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -30,7 +30,6 @@ HASH_DIGITS = 12
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description='Show what an exported file, or a folder of graphs, says of itself: what goes in and '
         'comes out, classes, preprocessing, what it was made from; and with --report whether it is proven.'
@@ -46,11 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the metadata of the files and the verdict of --report, write them to --json, and return 0.
-
-    `args` are those of `build_parser`. ModelFileError: files without metadata, or of different exports. For
-    the errors of --report see `read_proof`.
-    """
     files = [describe(path) for path in model_files(args.model)]
     for file in files[1:]:
         for key in SHARED:
@@ -240,9 +234,4 @@ def proof_text(proof: Mapping[str, Any] | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 2 usage, a file without metadata, or a verdict about another file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -8,12 +8,6 @@ from mmdeploy_ext.core import cli
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the info files of the data set, print their paths and numbers of key frames, and return 0.
-
-    Each is a pickle of a dict: `infos`, a list with a dict for each key frame, and `metadata`.
-
-    `args` are those of `add_arguments`; for what is raised see `nuscenes_infos.create_infos`.
-    """
     compat.apply()
     from mmdeploy_ext.cli.nuscenes_infos import create_infos
 
@@ -44,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of `create_data.py nuscenes`."""
     parser = cli.ArgumentParser(description=__doc__.split(';')[0])
     cli.add(parser, 'dataset', choices=['nuscenes'])
     add_arguments(parser)
@@ -52,5 +45,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `create_data.py` and return its exit status: 0 done, 1 failed, 2 usage or damaged data."""
     return cli.run(run, build_parser(), argv)

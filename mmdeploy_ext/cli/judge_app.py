@@ -21,7 +21,6 @@ MAX_FAILURES = 8
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description="Judge the outputs of an engine for the inputs of a kit against PyTorch's results: exit "
         'status 0 equal, 1 not, 2 usage. Needs no PyTorch.'
@@ -43,18 +42,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge the outputs of a device and print the verdict: 0 if they keep the bars of a precision, 1 if not.
-
-    The bars are the largest differences from PyTorch's results that it allows.
-    `args` are those of `build_parser`; with --run an engine of this machine makes the outputs first.
-
-    Raises:
-        UsageError: --told beside --run; with --run also a kit for libspconv, or OUTPUTS that is not empty.
-        DataError: a kit that is not whole, no folder of outputs, one without any, or outputs of another kit.
-            Some that are missing or cannot be read are failures of the verdict.
-        ModelFileError: see `judge`.
-        EngineError, ExportError, InferenceError: with --run, see `run_kit`.
-    """
     ran = ''
     if args.run:
         if args.told:
@@ -103,12 +90,4 @@ def print_drift(row: SequenceRow) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 the outputs keep the bars, 1 they do not, 2 usage.
-
-    It is 2, too, of a damaged kit, of no outputs or those of another kit, and of an engine that is not here
-    or cannot take a file; 1 if an engine fails to run a file, or a file cannot be written in float16.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser, argv)

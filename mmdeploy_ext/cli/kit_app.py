@@ -36,7 +36,6 @@ LARGEST_PORT = 65535
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description="Write a kit: an ONNX model, inputs, and PyTorch's own results of them. Run the inputs "
         'on the device, then mm2onnx judge; or show the kit in a browser with --serve. The model is one that '
@@ -78,11 +77,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write a kit, or serve one over HTTP with --serve until Ctrl+C; return 0.
-
-    `args` are those of `build_parser`. UsageError: options that do not go together, or are missing; further
-    errors are those of the model, its file and the samples.
-    """
     return _serve(args) if args.serve else _write(args)
 
 
@@ -190,11 +184,4 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 written or served, 2 refused, 1 failed otherwise.
-
-    A file that does not give PyTorch's results on the CPU of this machine is refused, too.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser, argv)

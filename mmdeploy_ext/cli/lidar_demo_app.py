@@ -36,7 +36,6 @@ RUNS = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description='Run a LiDAR detector on one sweep and draw its boxes from above, by PyTorch, by ONNX '
         'Runtime, or by both side by side.'
@@ -57,12 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect boxes in a sweep by PyTorch and the exported files, compare and draw them.
-
-    `args` are those of `build_parser`. Returns 0, or 1 if the engines differ. That the files of --onnx are of
-    the config is left to the user. UsageError: options that do not go together, or are out of range;
-    DataError: the sweep cannot be read.
-    """
     from mmdeploy_ext.runtime.frames import Sweep
     from mmdeploy_ext.runtime.points import read_points
 
@@ -189,9 +182,4 @@ def show(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 drawn, 1 the engines differ or one failed, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = cli.ArgumentParser(
         description='Prove that an ONNX file computes what a PyTorch module computes: exit status 0 '
         'proven, 1 not, 2 usage. The file needs no metadata, the module no config.'
@@ -34,7 +33,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load both sides, compare, print the verdict; return 0 if the file is proven, 1 if not."""
     cli.wait_passively()
     if not args.inputs and not args.samples:
         raise UsageError('--inputs or --samples: expected samples to compare on')
@@ -69,5 +67,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 proven, 1 not, 2 a refused option or file."""
     return cli.run(run, build_parser, argv)

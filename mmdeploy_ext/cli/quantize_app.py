@@ -35,7 +35,6 @@ WORST = 15
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; the paths of outputs are checked by `cli.run`, after parsing."""
     parser = cli.ArgumentParser(
         description='Quantise an ONNX file of this project to INT8 (uint8 activations, int8 weights per '
         'channel, Q/DQ) and say what it costs: size, time, outputs, layer by layer where asked for.'
@@ -127,24 +126,11 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantise a file, measure and save it; return 1 if `--max-error` was not reached within `--budget`.
-
-    `args` are those of `build_parser`; `args.percentile` is completed. Else 0 is returned.
-
-    Raises:
-        UsageError: options that do not go together or are out of range, an output that cannot be written or
-            is an input, annotations that cannot be read, or no layer is left to quantise.
-        ModelFileError: the model is missing, damaged or not of this project, has weights that are not finite,
-            or takes neither pictures nor frames nor sweeps; or a folder has no graph to quantise, or several.
-        ImageError, DataError: nothing that the model takes is there by the name of --calibrate, or a file of
-            it cannot be read.
-        EngineError: the engine or its quantiser is not installed.
-    """
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibration_sets import calibration_set
     from mmdeploy_ext.quantize.calibrators import make_calibrator
-    from mmdeploy_ext.quantize.dense import check_weights, finish_model, layers_in_int8, record
+    from mmdeploy_ext.quantize.dense import finish_model, layers_in_int8, record
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
@@ -158,7 +144,6 @@ def run(args: argparse.Namespace) -> int:
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
     images = calibration_set(target.model, metadata, args.calibrate, args.data_root, args.images)
     graph = DenseGraph(model, target.model)
-    check_weights(graph, target.model)
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
     with after_weights():
         quantiser, ranker = _quantisers(args, graph, images)
@@ -395,10 +380,4 @@ def show(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 --max-error is not reached, or a failure while quantising, 2 refused before.
-
-    Refused are options and files, such as a damaged model and missing images; other statuses are those of
-    `core.cli.run`. `argv` are the words of the command line, by default those of the process. SystemExit:
-    --help, or an option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -43,7 +43,6 @@ COMPILING = 'note: the loops for points are compiled, once on this machine; it t
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser: that of the scripts in `tools/onnx`, for all models."""
     parser = run_images.make_parser(
         'Run an exported model in ONNX Runtime and draw what it finds. The file says what it takes.',
         'ONNX file, or folder of graphs, that mm2onnx exported',
@@ -59,18 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the model on all samples, and draw its results; return 0, or 1 if a sample could not be used.
-
-    `args` are those of `build_parser`.
-
-    Raises:
-        ModelFileError: the file is missing or damaged, a sparse backbone alone, a folder of image models, a
-            BEVFusion of LiDAR alone, or gives no boxes.
-        UsageError: see `check_inputs`; a number out of range, or a picture or report that cannot be written.
-        EngineError: ONNX Runtime or an execution provider is not here.
-        ImageError, DataError, ShapeError, InferenceError: infos cannot be read; or the only sample, or with
-            --fail-fast one of several, cannot be used: else such an error is in the entry of its sample.
-    """
     from mmdeploy_ext.contract.metadata import Metadata, read_props
 
     run_images.check_options(args)
@@ -297,12 +284,4 @@ def entry_of(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 failed, 2 usage, such as a file that cannot be read.
-
-    It is 1 if an engine failed, the only sample does not fit the model, one of several samples could not be
-    used, or a file could not be written.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -50,14 +50,6 @@ OTHER_SUFFIXES = (*OTHER_PICTURES, '.pdf', '.mp4', '.avi', '.mkv', '.mov', '.jso
 
 
 def main(argv: Sequence[str] | None = None, runner: str = 'run', description: str = '') -> int:
-    """Run a detector file on images; return the exit status: 1 if one of several could not be used, else 0.
-
-    That of an error is as `core.cli.run` has it, also if the only image cannot be used.
-
-    `argv` are the words of the command line, by default those of the process; `description` is for the help.
-    `runner` is the command that was started, of `core/commands.py`; a file that another runner draws,
-    according to the `RUNNERS` of its family, is refused with the name of that runner.
-    """
     return cli.run(lambda args: run_files(args, runner), make_parser(description), argv)
 
 

@@ -29,7 +29,6 @@ COMPARISON_OPTIONS = ('json', 'all', 'no_advice', 'fp16_layers', 'target', 'fide
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description='Calibrate INT8 ranges of a LiDAR backbone on a CPU, or see what int8 and fp16 do to it, '
         'layer by layer.'
@@ -97,11 +96,6 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, or read ranges of a file or checkpoint; with --fidelity compare the precisions. Return 0.
-
-    Measured ranges are written to --output or `DEFAULT_OUTPUT`, those of a checkpoint only to --output.
-    `args` are those of `build_parser`. UsageError: see `check`, or there are no ranges anywhere.
-    """
     check(args)
     cli.wait_passively()
     compat.apply()
@@ -164,9 +158,4 @@ def _compare(args: argparse.Namespace, deployment: Model, int8_ranges: Ranges) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 failed, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

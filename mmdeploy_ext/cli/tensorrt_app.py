@@ -26,7 +26,6 @@ BUILD_OPTIONS = ('output', 'package', 'fp16', 'keep_fp32', 'tf32', 'layers', 'ch
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description='Build a TensorRT engine of an ONNX file. tensorrt-rtx builds for a chosen GPU '
         'architecture on a machine without a GPU. Dtypes are those of the file; --fp16 writes float16 into '
@@ -73,15 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build (and compare with --verify), or describe an engine, or write the table of --table; return 0 or 1.
-
-    It is 1 if --verify was given and outputs differ, or no GPU is here to compare them. `args` are those of
-    `build_parser`; `args.onnx` becomes the one file unless --table is given.
-
-    UsageError: options that have no effect together, are malformed or fit nothing. ModelFileError: a file
-    cannot be read. EngineError: TensorRT cannot take the graph, is not installed, or has no GPU to build for.
-    ExportError: the build fails.
-    """
     from mmdeploy_ext.engines.tensorrt import engine
 
     _check_together(args)
@@ -210,11 +200,4 @@ def _verify(engine_path: str, onnx_path: str | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done (and equal with --verify), 1 not built, not equal or not compared, 2 refused.
-
-    Refused are command lines and files, among them graphs that TensorRT cannot take; a build that fails is 1.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

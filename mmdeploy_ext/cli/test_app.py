@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.model import Model
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; options of mmdet 2.28's test.py have their names and meaning."""
     parser = cli.ArgumentParser(
         description='Evaluate a detector with PyTorch, or its exported file with an ONNX engine.'
     )
@@ -84,12 +83,6 @@ def resolve_device(device: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate the model on the data set; return 0, or 1 if it disagrees with the run in PyTorch.
-
-    It is also 1 if that run is there and no metric has a value to compare, see `finish`. `args` are those of
-    `build_parser`. UsageError: there is nothing to do, or options do not go together; further errors are
-    those of config, checkpoint, data set and exported files.
-    """
     cli.wait_passively()
     compat.apply()
     if not (args.out or args.eval or args.format_only or args.show_dir):
@@ -332,9 +325,4 @@ def finish(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 metrics or tensors disagree with those of PyTorch, or a failure, 2 usage.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -34,7 +34,6 @@ DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'devic
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description='Prove that an exported ONNX file is the model of CONFIG and CHECKPOINT: '
         'exit status 0 proven, 1 not, 2 usage.'
@@ -65,11 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read config and file, prove the file, and show the verdict; return 0 if it passed, 1 if not.
-
-    `args` are those of `build_parser`. UsageError: options that do not go together or with the model; further
-    errors are those of a config, checkpoint, file or sample that cannot be read.
-    """
     cli.wait_passively()
     check_normalisation(args.mean, args.std)
     engine = shared.engine_options(args)
@@ -111,9 +105,4 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 proven, or within the bars of a precision, 1 not, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description='Run a scene of data.test through a model of cameras, LiDAR or both and draw its boxes '
         'into all cameras and from above, by PyTorch, by ONNX Runtime, or by both side by side.'
@@ -84,11 +83,6 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw a scene of `data.test` and return 0.
-
-    `args` are those of `build_parser`. UsageError: see `engines_to_run`, `check_options` and `scene_indices`;
-    ConfigError: see `find_3d_family` and `load_steppers`.
-    """
     cli.wait_passively()
     engines = engines_to_run(args)
     check_options(args)
@@ -217,9 +211,4 @@ def draw_scene(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 drawn, 1 failed, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -58,10 +58,8 @@ class HistogramCalibrator(Calibrator):
         Args:
             method: 'mse' or 'percentile'.
             percentile: percentile of |x|, in percent; used by the method 'percentile'.
-            bins: number of bins to begin with; for 'mse' above `FIRST_CANDIDATE`, ValueError otherwise.
+            bins: number of bins to begin with; for 'mse' above `FIRST_CANDIDATE`.
         """
-        if method == 'mse' and bins <= FIRST_CANDIDATE:
-            raise ValueError(f'{bins} bins: the least error is searched from bin {FIRST_CANDIDATE} on')
         self.method, self.percentile = method, percentile
         self.width = 0.0
         self.counts = np.zeros(bins, np.int64)

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.core.cli import suppress_output
-from mmdeploy_ext.core.errors import DataError, ExportError, InferenceError, Mm2OnnxError, ModelFileError
+from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import reads, refill
@@ -43,9 +43,6 @@ MINMAX = DENSE_METHODS[0]
 """The default method of ranges."""
 QUANTISE = 'quantize'
 """Name of the edit in the record of an INT8 file."""
-MAX_LAYER_NAMES = 10
-"""Layers that an error names."""
-
 Range = tuple[np.ndarray, np.ndarray]
 """Smallest and largest value of a tensor, float32, of shape (1,) if ONNX Runtime measured them, () if they
 were read from the record of a file."""
@@ -85,7 +82,6 @@ class DenseQuantiser:
             percentile: percentile of |x|, in percent, above 0 and at most 100; for the method of that name.
 
         Raises:
-            DataError: there is no batch, or none the second time.
             KeyError: a batch lacks an input of the network.
             UsageError: an unknown method or percentile.
             InferenceError: ONNX Runtime failed.
@@ -94,15 +90,8 @@ class DenseQuantiser:
         input_names = [value.name for value in self.graph.network.graph.input]
 
         def feeds(title: str) -> Iterator[dict[str, np.ndarray]]:
-            is_empty = True
             for batch in tracked(batches, title):
-                is_empty = False
                 yield {name: batch[name] for name in input_names}
-            if is_empty:
-                raise DataError(
-                    f'{title}: there is no batch; give at least one, and for a histogram a list, which is '
-                    f'iterated twice'
-                )
 
         ranges = _minmax_ranges(self._typed_network, feeds('calibrating'))
         self.ranges = {name: ends for name, ends in ranges.items() if np.isfinite(ends).all()}
@@ -268,27 +257,6 @@ def _minmax_ranges(model: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]
                 raise
             raise InferenceError(f'ONNX Runtime cannot run the network to measure ranges: {error}') from error
     return {name: (np.asarray(ends.lowest), np.asarray(ends.highest)) for name, ends in ranges.items()}
-
-
-def check_weights(graph: DenseGraph, path: object) -> None:
-    """Raise ModelFileError for a float model whose layers have NaN or infinite weights or biases.
-
-    `path` is that of the model, for the message.
-    """
-    nodes = {node.name: node for node in graph.network.graph.node}
-    broken = []
-    for layer in graph.layers:
-        names = {name for node in layer.nodes for name in nodes[node].input if name in graph.index.constants}
-        arrays = [onnx.numpy_helper.to_array(graph.index.constants[name]) for name in sorted(names)]
-        count = sum(int((~np.isfinite(array)).sum()) for array in arrays if array.dtype.kind == 'f')
-        if count:
-            broken.append(f'{layer.name}: {count} of {sum(array.size for array in arrays)}')
-    if broken:
-        raise ModelFileError(
-            f'{path}: weights that are not finite in {len(broken)} layers '
-            f'({"; ".join(broken[:MAX_LAYER_NAMES])}); the training diverged or the file is damaged: export '
-            f'another checkpoint'
-        )
 
 
 def record(model: onnx.ModelProto, quantiser: object) -> None:

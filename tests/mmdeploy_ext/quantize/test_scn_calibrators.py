@@ -163,11 +163,3 @@ def test_a_dead_output_channel_gets_a_range_that_divides():
     assert weight_amax(weight) == (1, 1, 1)
     weight[1] = -4
     assert weight_amax(weight) == (4, 4, 4)
-
-
-def test_a_histogram_without_candidates_for_the_least_error_is_refused():
-    with pytest.raises(ValueError, match='128 bins: the least error is searched from bin 128 on'):
-        HistogramCalibrator('mse', bins=128)
-    least = HistogramCalibrator('mse', bins=129)
-    least.collect(np.arange(10.0))
-    assert 0 < least.amax() < 9
