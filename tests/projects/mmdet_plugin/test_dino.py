@@ -201,7 +201,7 @@ def test_a_co_detr_without_settings_of_its_head_of_queries_is_refused(test_cfg, 
     monkeypatch.setitem(builder.DETECTORS.module_dict, 'CoDETR', CoDETR)
     cfg = Config(dict(model=dict(type='CoDETR', query_head=dict(type='CoDINOHead'), test_cfg=test_cfg)))
     with pytest.raises(ConfigError, match=r'model\.test_cfg=.*a list of dicts, the first for query_head'):
-        QueryFamily().check(cfg, None)
+        QueryFamily().check(cfg, QueryFamily().choose())
 
 
 def test_a_list_of_heads_is_claimed_by_no_other_family():
