@@ -227,7 +227,7 @@ def test_a_manifest_that_was_edited_is_refused(toy, tmp_path, edit):
 def test_a_manifest_that_the_node_rejects_is_refused_by_key(toy, tmp_path):
     copied(toy[1], tmp_path)
     key(ML, 'version', '4.0')(tmp_path)
-    with pytest.raises(ModelFileError, match=r"'4.0'.*check_autoware.py"):
+    with pytest.raises(ModelFileError, match=r"'4.0'.*mm2onnx check"):
         AutowareCenterPoint(tmp_path)
 
 
