@@ -1,4 +1,4 @@
-"""Arrays: the distance of two, and tensors of PyTorch as arrays of numpy."""
+"""Distance between two arrays, and conversion of PyTorch tensors to numpy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ if TYPE_CHECKING:
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:
-    """Return the numbers of a tensor as an array of its own, with its shape.
+    """Copy a tensor to a numpy array of the same shape.
 
-    Those of a type that numpy lacks, such as bfloat16, become float32, or complex64 if they are complex,
-    quantised ones the floats that they stand for; sparse tensors are filled with zeros. NotImplementedError:
-    a tensor of the meta device, which has no numbers.
+    bfloat16 and similar types become float32 (complex ones complex64), quantised tensors their float values,
+    sparse tensors dense. NotImplementedError: a tensor on the meta device.
     """
     import torch
 
@@ -31,16 +30,14 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
 
 
 class ArrayDistance:
-    """The distance of an array from a reference of the same shape and kind of dtype, computed in float64.
+    """Distance of an array from a reference of the same shape and kind of dtype, in float64.
 
-    The same infinity, or NaN on both sides, is no difference; if only one side is finite the difference is
-    infinite. Integers that differ do so by 1 at least, even if they are equal in float64, and texts by 1.
-    `cosine` and `norm_ratio` mean something of finite numbers only.
+    Equal infinities and pairs of NaN differ by 0, unequal integers and texts by at least 1.
 
     Attributes:
-        differences: absolute difference of each value, flattened; of complex values each part is one.
-        max_abs: the largest of them.
-        scale: the largest absolute finite value of the reference.
+        differences: absolute differences, flattened; complex values give two.
+        max_abs: largest difference.
+        scale: largest absolute finite value of the reference.
     """
 
     def __init__(self, array: np.ndarray, reference: np.ndarray) -> None:
@@ -66,12 +63,11 @@ class ArrayDistance:
 
     @property
     def max_rel(self) -> float:
-        """The largest difference over the reference's largest value; infinite if only the latter is 0."""
+        """`max_abs` over `scale`; infinite if only `scale` is 0."""
         return float('inf') if self.max_abs > self.scale == 0 else self.max_abs / (self.scale or 1.0)
 
     @property
     def cosine(self) -> float:
-        """Cosine of both as vectors; 1 for two zero vectors, 0 for one."""
         array, reference = self._scaled
         if not (array.any() or reference.any()):
             return 1.0
@@ -88,7 +84,7 @@ class ArrayDistance:
 
     @functools.cached_property
     def _scaled(self) -> tuple[np.ndarray, np.ndarray]:
-        """The array and the reference over the largest absolute value of both: no square overflows."""
+        """Both sides over their largest absolute value: squares do not overflow."""
         sides = self._array, self._reference
         largest = max(float(np.abs(side).max(initial=0)) for side in sides)
         return sides if largest == 0 else (sides[0] / largest, sides[1] / largest)

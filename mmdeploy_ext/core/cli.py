@@ -1,4 +1,4 @@
-"""What all command-line tools share: one-line errors, exit codes, consoles (only these need rich)."""
+"""Command-line tools: one-line errors, exit codes, consoles (only consoles need rich)."""
 
 from __future__ import annotations
 
@@ -35,18 +35,16 @@ if TYPE_CHECKING:
 
 Item = TypeVar('Item')
 CLOSED_PIPE = 141
-"""Exit status when stdout is closed: what a shell reports for a program that SIGPIPE ended."""
+"""Exit status when stdout is closed, as a shell reports SIGPIPE."""
 ONE_FILE = ('config', 'checkpoint')
-"""Arguments that name a file; a folder of that name is not what they read."""
 EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
-"""Package that few tools need -> the extra of this project that installs it."""
+"""Package -> extra of this project that installs it."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line that begins with `error:`, exit status 2, with similar words."""
+    """argparse with one-line errors (`error: ...`, exit status 2) that suggest similar words."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the arguments as that of `argparse` does; of unknown options the line names similar ones."""
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             options = _option_names(self, parsed)
@@ -56,10 +54,6 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Print `error: MESSAGE (see PROG --help)` on stderr; SystemExit with status 2.
-
-        Of a word that is none of the choices the line names those that resemble it.
-        """
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message, re.DOTALL):
             message += did_you_mean(choice[1], re.findall(r'[\w.-]+', choice[2]))
         print(printable(f'error: {message} (see {self.prog} --help)'), file=sys.stderr)
@@ -67,7 +61,6 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _option_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
-    """Return the long options of a parser, and of the parser of each sub-command that was typed."""
     names = [name for action in parser._actions for name in action.option_strings if name.startswith('--')]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -77,32 +70,20 @@ def _option_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--debug`, which lets `run` print the traceback of an error before its line."""
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
 
 def wait_passively() -> None:
-    """Let idle OpenMP threads sleep instead of spin, unless the environment has `OMP_WAIT_POLICY`.
+    """Let idle OpenMP threads sleep instead of spin; call it before torch is imported.
 
-    It has to be called before torch is imported.
-
-    PyTorch and ONNX Runtime in one process, or other processes on the same cores, otherwise fight over
-    them: a proof of the toy ATSS took 13.0 s spinning and 1.6 s sleeping on 2 busy cores. The benchmark
-    does not call this.
+    PyTorch and ONNX Runtime otherwise fight over cores: a proof of the toy ATSS took 13.0 s spinning and 1.6
+    s sleeping on 2 busy cores. `OMP_WAIT_POLICY` of the environment overrides it.
     """
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 def check_minimums(args: argparse.Namespace, **minimums: int) -> None:
-    """Refuse numbers that are smaller than the minimum of their argument, and NaN; None passes.
-
-    Args:
-        args: the parsed arguments.
-        minimums: name of an argument -> the smallest value that it may have.
-
-    Raises:
-        UsageError: a number is too small, or NaN.
-    """
+    """Raise UsageError if an argument is NaN or below its minimum; None passes."""
     for name, minimum in minimums.items():
         value = getattr(args, name)
         if value is not None and not value >= minimum:
@@ -114,26 +95,13 @@ def run(
     parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run a command-line tool; errors that users can act on become one line on stderr.
+    """Run a command-line tool and return its exit status.
 
-    A command line on which an output is one of the inputs, or `--json` cannot be written, is refused before
-    `body` is called.
+    Errors that users can act on become one line on stderr. Outputs that are inputs of the same command line
+    are refused before `body` runs. Other errors of `body` are raised: faults of this program.
 
-    Args:
-        body: the work of the tool; takes the parsed arguments and returns the exit status.
-        parser: parser of the command line, or a function that makes it and may raise what `body` may.
-        argv: words of the command line without the program; None means those of `sys.argv`.
-
-    Returns:
-        The exit status: what `body` returns, or that of the error: its `exit_code` (`Mm2OnnxError`), 2 of a
-        package or module that cannot be found, 130 of Ctrl-C, 1 of an OSError or MemoryError, also if
-        stdout cannot be written, such as to a full disk, `CLOSED_PIPE` if its reader has closed it: the body
-        ends at the next line that it prints.
-
-    Raises:
-        SystemExit: `--help`, or an option that the parser refuses.
-        Exception: any other error of `body`, which is a fault of the program. One that the user's own code
-            raised, such as the `forward` of a model, is one line, too, with exit status 1.
+    Exit status: of `body` or `Mm2OnnxError.exit_code`; 2 for a missing package; 130 for Ctrl-C;
+    `CLOSED_PIPE`; 1 for OSError, MemoryError and errors of the user's own code.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # what an encoding lacks is written as an escape
@@ -155,7 +123,6 @@ def run(
 
 
 def _is_unread(stream: TextIO) -> bool:
-    """Return whether a stream is a pipe that its reader has closed."""
     poll = select.poll()
     poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -166,7 +133,6 @@ def _run(
     parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
     argv: Sequence[str] | None,
 ) -> int:
-    """Return the exit status; BrokenPipeError: nobody reads stdout."""
     args = argparse.Namespace(debug='--debug' in (sys.argv if argv is None else argv))
     try:
         parser = parser if isinstance(parser, argparse.ArgumentParser) else parser()
@@ -189,7 +155,6 @@ def _run(
 
 
 def _status_and_message(error: Exception) -> tuple[int, str]:
-    """Return the exit status and the line of an error that users can act on; others are raised again."""
     if isinstance(error, ModuleNotFoundError):
         return 2, _not_installed(error)
     if isinstance(error, (Mm2OnnxError, OSError, MemoryError)):
@@ -203,10 +168,6 @@ def _status_and_message(error: Exception) -> tuple[int, str]:
 
 
 def _place_in_users_code(error: Exception) -> str:
-    """Return the innermost line of the user's own code, such as a `forward`, on the way of an error.
-
-    The text is 'FILE:LINE, in FUNCTION'; '' if this package called no such code.
-    """
     places = traceback.extract_tb(error.__traceback__)
     ours = [index for index, place in enumerate(places) if is_ours(Path(place.filename))]
     inside = places[ours[0] :] if ours else []
@@ -219,7 +180,6 @@ def _is_file_of_users(path: Path) -> bool:
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:
-    """Return how to install a missing package; a missing module of ours is a bug, which is raised again."""
     if isinstance(error, AbsentPackageError):
         return one_line(error)
     name = (error.name or '').split('.')[0]
@@ -250,7 +210,6 @@ def _not_installed(error: ModuleNotFoundError) -> str:
 
 
 def _importing_line(error: ModuleNotFoundError) -> str:
-    """Return file and line of the import that failed, if the file is a user's; '' otherwise."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[:1] != '<']
     if not frames or not (frames[-1].line or '').startswith(('import ', 'from ')):
         return ''
@@ -259,7 +218,7 @@ def _importing_line(error: ModuleNotFoundError) -> str:
 
 
 def stdout() -> Console:
-    """Return a console of rich for tables on stdout; 150 columns wide if that is no terminal."""
+    """Console of rich on stdout, 150 columns wide unless it is a terminal."""
     from rich.console import Console
 
     console = Console()
@@ -267,29 +226,20 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """Return a console of rich for progress and logs on stderr."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
-    """Print `text` as one line, however long; before it `word` in a `colour` of rich, such as 'bold red'.
-
-    `console` is one of rich. With '' as the word the text stands alone; a word needs a colour. `text` is
-    printed as it is, but for the escapes of `printable`; `word` may have markup.
-    """
+    """Print one unwrapped line; `word`, in a style of rich such as 'bold red', comes first."""
     if word:
         console.print(f'[{colour}]{word}[/{colour}] ', end='')
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def tracked(items: Iterable[Item], total: int | None, title: str, visible: bool = True) -> Iterator[Item]:
-    """Yield the items, with a bar on stderr if it is a terminal: how many are done, and the time left.
-
-    `total` is None if the number of items is unknown; `title` stands before the bar. No bar is shown unless
-    `visible`.
-    """
+    """Yield the items with a progress bar on stderr, if it is a terminal."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = stderr()
@@ -301,12 +251,7 @@ def tracked(items: Iterable[Item], total: int | None, title: str, visible: bool 
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Callable[..., None]]:
-    """Yield a function that updates a bar on stderr by its keyword arguments.
-
-    These are `completed`, `total` and `description`. There is a bar if stderr is a terminal; `title` is the
-    first description, `columns`, of `rich.progress`, stand between the bar and the time. `total` is the
-    number of steps, None if it is not known.
-    """
+    """Show a progress bar on stderr; yield its update function (`completed`, `total`, `description`)."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     all_columns = TextColumn('{task.description}'), BarColumn(), *columns, TimeElapsedColumn()
@@ -317,7 +262,7 @@ def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Ca
 
 @contextlib.contextmanager
 def suppress_output() -> Iterator[None]:
-    """Keep what Python code prints on stdout, and all log lines, off the console during the body."""
+    """Silence Python's stdout and all logs during the body."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -330,17 +275,8 @@ def suppress_output() -> Iterator[None]:
 def add(parser: Any, names: str, text: str = '', default: Any = None, **settings: Any) -> argparse.Action:
     """Add an argument and return it.
 
-    '--max-iter N' has a value, '--size H W' two, '--images PATH...' one or more, '--all' is a flag; without a
-    metavar but with settings, '--seed' has what these say.
-
-    Args:
-        parser: an `ArgumentParser`, or an argument group of one.
-        names: names of an option or of a positional argument; the metavar for the help comes last.
-        text: help.
-        default: value if the argument is left out; a number or a path also gives the values their type. A
-            flag takes none: it is False then.
-        settings: further arguments of `add_argument`; and `writes`, the `files` of the function `writes`, a
-            text or a list of texts.
+    '--max-iter N' takes a value, '--size H W' two, '--images PATH...' one or more; '--all' is a flag. The
+    default gives the type. `settings` go to `add_argument`, except `writes`, see the function.
     """
     words = names.split()
     flags = [word for word in words if word.startswith('-')] or words[:1]
@@ -361,35 +297,21 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
 
 
 def adder(parser: Any) -> Callable[..., argparse.Action]:
-    """Return the function `add`, whose first argument is this parser or argument group."""
+    """Bind `add` to a parser or argument group."""
     return functools.partial(add, parser)
 
 
 def writes(action: argparse.Action, *files: str) -> argparse.Action:
-    """Mark an argument as one that names an output, not an input, and return it; `--json` needs no mark.
+    """Mark an argument as naming outputs, for `check_files`.
 
-    `run` checks outputs after parsing, see `check_files`; the parser does not.
-
-    Args:
-        action: returned by `add_argument`.
-        files: names of the outputs, '{}' for the value of the argument; by default the value itself. '' marks
-            a folder whose files are checked later, when they are known.
+    `files` have '{}' for the value of the argument; '' is a folder that is checked later.
     """
     action.writes = files or ('{}',)
     return action
 
 
 def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse a command line on which an output is one of its other files, or has no name.
-
-    Args:
-        run: files of this run; those of the command line are registered in it.
-        parser: parser of the command line; `writes` has marked its outputs.
-        args: the parsed arguments.
-
-    Raises:
-        UsageError: there is such an output.
-    """
+    """Register the files of a command line; UsageError if an output is also an input."""
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)
@@ -405,7 +327,6 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
 
 
 def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[argparse.Action]:
-    """Yield the arguments of a parser, those of the chosen subcommand too."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             yield from _actions(action.choices[getattr(args, action.dest)], args)
@@ -414,7 +335,6 @@ def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Itera
 
 
 def _words(value: Any) -> list[str]:
-    """Return the strings of an argument, and their words: 'differs other.onnx' names a file."""
     if isinstance(value, list | tuple):
         return [word for item in value for word in _words(item)]
     if isinstance(value, str):

@@ -1,9 +1,4 @@
-"""The commands of this project: one table for `mm2onnx`, its help, the scripts and the words of messages.
-
-A checkout has a script for most commands in its folder `tools/`; the sub-command `mm2onnx NAME` does the same
-from any folder. Messages name the sub-command if `mm2onnx` was started or if there are no scripts, as in an
-installed wheel, otherwise the script, behind the folder that the user typed before the script that runs.
-"""
+"""The commands of this project: one table for `mm2onnx`, its help, scripts and messages."""
 
 from __future__ import annotations
 
@@ -15,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 STACK = ('torch', 'mmcv', 'mmdet')
-"""Modules of PyTorch and OpenMMLab."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command.
+    """A command of `mm2onnx`, a script, or both.
 
     Attributes:
-        module: its `main(argv)` runs it, its `build_parser()` gives its options.
+        module: has `main(argv)` and `build_parser()`.
         help: one line, without a full stop.
-        script: path of the script in a checkout; '' if there is none.
+        script: path in a checkout, or ''.
         needs: modules of `STACK` that it needs.
-        without: an option with which it needs none of them.
+        without: option with which it needs none of them.
     """
 
     module: str
@@ -99,7 +93,6 @@ COMMANDS = {
         needs=STACK,
     ),
 }
-"""Name -> sub-command of `mm2onnx`."""
 SCRIPTS = {
     'zoo': _command(
         'zoo_app', 'Export and prove many configs with seeded weights', 'tools/analysis_tools/zoo.py'
@@ -111,25 +104,22 @@ SCRIPTS = {
         'video_app', "Draw a scene's boxes as a film or pictures", 'tools/demo/streampetr_video.py'
     ),
 }
-"""Name -> command that is a script alone."""
+"""Name -> command that has only a script."""
 RUNNERS = {
     'with_postprocess': 'tools/onnx/onnx_with_postprocess.py',
     'no_topk_nms': 'tools/onnx/onnx_no_topk_nms.py',
     'rtdetr': 'tools/onnx/onnx_rtdetr.py',
     'solo': 'tools/onnx/onnx_solo.py',
 }
-"""Name -> script that runs a file on pictures and draws its results; `mm2onnx run` takes all files.
-
-Each is for the files of some families and forms, see `runtime.detect`.
-"""
+"""Name -> script that runs some families' files on pictures, see `runtime.detect`."""
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""Folder that the package is in, without links: the root of a checkout, with `tools/`, or site-packages."""
+"""Root of a checkout, or site-packages; links resolved."""
 _names_scripts = (CHECKOUT / COMMANDS['export'].script).is_file()
 
 
 @contextlib.contextmanager
 def sub_commands() -> Iterator[None]:
-    """Let messages name sub-commands inside the block, which is that of `mm2onnx`; for the whole process."""
+    """Let messages name sub-commands of `mm2onnx` inside the block."""
     global _names_scripts
     before, _names_scripts = _names_scripts, False
     try:
@@ -139,13 +129,8 @@ def sub_commands() -> Iterator[None]:
 
 
 def _as_typed(script: str) -> str:
-    """Return the path of a script from the folder in which the user started the one that runs.
-
-    It is relative to the checkout unless the user typed more, such as `../mm2onnx/tools/test.py`. What is no
-    script, but an option of Python, stays as it is.
-    """
     typed = sys.argv[0]
-    with contextlib.suppress(ValueError):  # what runs is not of this checkout
+    with contextlib.suppress(ValueError):  # the running script is not of this checkout
         running = Path(typed).resolve().relative_to(CHECKOUT).as_posix()
         if script.endswith('.py') and typed.endswith(f'/{running}'):
             return typed.removesuffix(running) + script
@@ -153,23 +138,13 @@ def _as_typed(script: str) -> str:
 
 
 def tool(name: str) -> str:
-    """Return a command as messages name it: the path of its script, or `mm2onnx NAME`.
-
-    `name` is a key of `COMMANDS`, `SCRIPTS` or `RUNNERS`, perhaps with words behind it, such as
-    'convert solo'; any other is a KeyError.
-    """
+    """Script path or `mm2onnx NAME` for messages; words may follow the name ('convert solo')."""
     line = command(name)
     return f'mm2onnx {name}' if ' -m mmdeploy_ext ' in line else line.removeprefix('python ')
 
 
 def command(name: str) -> str:
-    """Return the beginning of a command line: `python` and the script, or `mm2onnx NAME`.
-
-    `name` is that of `tool`.
-
-    In a checkout a command without a script is `python -m mmdeploy_ext NAME`, which works without an
-    installation, too.
-    """
+    """Beginning of a command line: `python SCRIPT`, `python -m mmdeploy_ext NAME`, or `mm2onnx NAME`."""
     key, _, words = name.partition(' ')
     if key in RUNNERS:
         return f'python {_as_typed(RUNNERS[key])}' if _names_scripts else 'mm2onnx run'

@@ -1,4 +1,4 @@
-"""Config files: reading them with clear errors, and paths into the installed OpenMMLab packages."""
+"""Reading configs with clear errors, and paths into installed OpenMMLab packages."""
 
 import ast
 import contextlib
@@ -30,22 +30,16 @@ from mmdeploy_ext.core.user_modules import (
 from mmdeploy_ext.core.yaml_config import SUFFIXES, read_yaml_config
 
 SHORTEST_TYPO = 4
-"""Characters of a key from which on a new one may be a mistyped one."""
+"""Shortest key that may be reported as a typo."""
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
-"""Endings of the files that mmcv reads as configs."""
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
-"""The module that registers our models, for types of a config that nobody else has registered."""
+"""Module that registers our models."""
 
 
 def mmdet_config(relative: str, library: str = 'mmdet') -> str:
-    """Return the absolute path of a config of an installed library, for use in `_base_`.
+    """Absolute path of a config of an installed library, for `_base_`.
 
-    Args:
-        relative: path below its `configs/`, e.g. 'atss/atss_r50_fpn_1x_coco.py'.
-        library: package that has the config, such as 'mmdet' or 'mmdet3d'.
-
-    Raises:
-        ConfigError: the library is not installed, or has no such config.
+    `relative` is below the library's `configs/`.
     """
     package = importlib.util.find_spec(library)
     if package is None or package.origin is None:
@@ -60,18 +54,15 @@ def mmdet_config(relative: str, library: str = 'mmdet') -> str:
 
 
 def mmdet3d_config(relative: str) -> str:
-    """Return the absolute path of a config of the installed mmdet3d, with the errors of `mmdet_config`.
-
-    `relative` is below its `configs/`.
-    """
+    """`mmdet_config` for mmdet3d."""
     return mmdet_config(relative, 'mmdet3d')
 
 
 @contextlib.contextmanager
 def refused_by_name(cfg: Any) -> Iterator[None]:
-    """Let messages of a ConfigError in the block begin with the file name of `cfg`, an `mmcv.Config`, once.
+    """Begin each ConfigError in the block with the file name of `cfg`, once.
 
-    They name `model.test_cfg`; the message has the config's own key of it.
+    `model.test_cfg` in the message becomes the config's own key.
     """
     try:
         yield
@@ -83,23 +74,19 @@ def refused_by_name(cfg: Any) -> Iterator[None]:
 
 
 def test_cfg_key(cfg: Any) -> str:
-    """Return the key of a config's settings of tests, which may be in the model or beside it."""
+    """Key of the test settings: in the model or beside it."""
     is_beside = cfg.get('test_cfg') and not (cfg.get('model') or {}).get('test_cfg')
     return 'test_cfg' if is_beside else 'model.test_cfg'
 
 
 def cfg_options(values: Mapping[str, Any]) -> str:
-    """Return the words that set these values (dotted key -> value), for the end of a message."""
+    """Words of a command line that set these values (dotted key -> value)."""
     return '--cfg-options ' + shlex.join(f'{key}={value}' for key, value in values.items())
 
 
 @contextlib.contextmanager
 def refused_values(cfg: Any, part: str) -> Iterator[None]:
-    """Let an error of Python in the block, such as that of a text for a number, be a ConfigError.
-
-    It names the file of `cfg`, an `mmcv.Config`, and the `part` of it that is read there. Errors of this
-    package stay as they are.
-    """
+    """Turn Python errors in the block into a ConfigError that names `part`."""
     try:
         yield
     except Mm2OnnxError:
@@ -111,20 +98,10 @@ def refused_values(cfg: Any, part: str) -> Iterator[None]:
 
 
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
-    """Read an mmcv config, import its plugins and apply `--cfg-options`.
-
-    Args:
-        path: path of the config, Python, YAML or JSON.
-        overrides: dotted key, such as 'model.test_cfg.score_thr' -> value, over those of the file; with None
-            nothing is replaced. A new key that resembles one of the file is a note on stderr.
-
-    Returns:
-        An `mmcv.Config`.
+    """Read an `mmcv.Config`, import its plugins and apply `--cfg-options` (dotted key -> value).
 
     Raises:
-        ConfigError: missing file, syntax error, failing import, an override that does not fit, or a config of
-            mmdet 3.
-        UsageError: a file of the config, or an annotation file that it names, is an output of this run.
+        ConfigError: missing file, syntax error, failing import, unfitting override, or a config of mmdet 3.
     """
     _check_config_file(path)
     try:
@@ -159,11 +136,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
 
 
 def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
-    """Return the `mmcv.Config` of a file with overrides as in `load_config`, without importing its plugins.
-
-    These are the modules of `custom_imports` and `plugin_dir`. A Python config is run, with its own imports.
-    Whatever mmcv raises about the file is raised here; `path` is as in `load_config`, too.
-    """
+    """Read an `mmcv.Config` without importing `custom_imports` and `plugin_dir`; errors of mmcv pass."""
     from mmcv import Config
 
     with _closed_temporary_files(), installed_bases():
@@ -176,7 +149,6 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
 
 
 def _check_types(cfg: Any, path: str) -> None:
-    """Refuse a `model` or `data` that is no dict, and a detector that is no name or class."""
     if not isinstance(cfg.get('model', {}), dict):
         raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
     if not isinstance(cfg.get('model', {}).get('type', ''), str | type):
@@ -191,10 +163,6 @@ def _override(cfg: Any, overrides: Mapping[str, Any] | None) -> None:
 
 
 def _shortened(error: SyntaxError, path: str) -> str:
-    """Return the message of mmcv about a syntax error, with the place once, as '(FILE, line 3)'.
-
-    Of the config itself, which is at `path`, the file is left out, since it begins the message of the caller.
-    """
     pattern = r'There are syntax errors in config file (.+?): (.+) \(.+, line (\d+)\)'
     if not (match := re.fullmatch(pattern, str(error), re.DOTALL)):
         return str(error)
@@ -204,11 +172,6 @@ def _shortened(error: SyntaxError, path: str) -> str:
 
 
 def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a note about each override whose key is new and resembles one beside it, such as `scor_thr`.
-
-    `cfg` has the values of the config without the overrides. A new key is not refused: mmcv adds it. Those of
-    `backend_config` are left to its reader, which refuses unknown ones, and short names resemble many.
-    """
     for key in overrides:
         values, parts = cfg, key.split('.')
         if parts[0] == 'backend_config':
@@ -229,12 +192,10 @@ def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterato
 
 
 def is_config3(cfg: Mapping[str, Any]) -> bool:
-    """Return whether a config is one of mmdet 3, by `data_preprocessor` of its model or `test_dataloader`."""
     return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
 
 
 def _check_config_file(path: str) -> None:
-    """Raise a ConfigError if a path is no file, or a file with a suffix that no config has."""
     if Path(path).is_dir():
         raise ConfigError(f'{path}: is a folder; give the file of the config in it')
     if not Path(path).is_file():
@@ -247,11 +208,7 @@ def _check_config_file(path: str) -> None:
 
 
 def _only_in_mmengine(path: str) -> str:
-    """Return what a config has that mmengine alone reads, as ' (it uses `...`)'; '' if it has nothing.
-
-    That is an expression with a value of its bases, such as `_base_.data_root`, for which mmcv 1.7.2 has
-    `{{_base_.name}}`, or a base of a package, such as `mmdet::_base_/default_runtime.py`.
-    """
+    """Find `_base_.data_root` (`{{_base_.name}}` in mmcv 1.7.2) and `mmdet::_base_/default_runtime.py`."""
     for node in ast.walk(parsed_config(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
             return f' (it uses `{ast.unparse(node)}`)'
@@ -263,7 +220,6 @@ def _only_in_mmengine(path: str) -> str:
 
 
 def _translate_first(path: str, reason: str = '') -> str:
-    """Return the message about a config of mmdet 3."""
     return (
         f'{path}: is a config of mmdet 3{reason}; translate it first: '
         f'`{command("convert mmdet3")} {shlex.quote(path)} OUT.py`, and give OUT.py'
@@ -271,7 +227,6 @@ def _translate_first(path: str, reason: str = '') -> str:
 
 
 def _annotations(data: Any) -> Iterator[str]:
-    """Yield the annotation files of a config's data sets; a relative one is below `data_root`, too."""
     if isinstance(data, list | tuple):
         for item in data:
             yield from _annotations(item)
@@ -287,13 +242,11 @@ def _annotations(data: Any) -> Iterator[str]:
 
 
 CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': mmdet_config}
-"""Folder of configs in a checkout of a library -> function that returns the path of the same config in the
-installed library. Configs of 3D plugins take their bases from such a checkout beside their repository."""
+"""Folder of configs in a checkout -> function that finds them in the installed library."""
 
 
 @contextlib.contextmanager
 def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[None]:
-    """Set `config[key]` to `value` inside the block; afterwards it is as before, or absent again."""
     absent = object()
     before = config.get(key, absent)
     config[key] = value
@@ -307,11 +260,9 @@ def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[Non
 
 @contextlib.contextmanager
 def installed_bases() -> Iterator[None]:
-    """Let `_base_` paths into a missing checkout of mmdet3d or mmdet mean the installed package's configs.
+    """Redirect `_base_` paths in a missing checkout of mmdet or mmdet3d to the installed configs.
 
-    It changes how mmcv 1.7.2 reads one file, for the time of the body. Each file is registered by
-    `will_read`, too, and `find_modules` puts the folders of the modules that it imports on `sys.path`, where
-    they stay.
+    Patches `Config._file2dict` of mmcv 1.7.2 inside the block.
     """
     from mmcv import Config
 
@@ -337,7 +288,7 @@ def installed_bases() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _closed_temporary_files() -> Iterator[None]:
-    """Close what mmcv 1.7.2 leaves open when a config raises: closing it at exit would print a traceback."""
+    """mmcv 1.7.2 leaves a file open when a config raises, which prints a traceback at exit."""
     try:
         yield
     except Exception as error:
@@ -352,7 +303,6 @@ def _closed_temporary_files() -> Iterator[None]:
 
 
 def _import_plugins(cfg: Any, path: str) -> None:
-    """Import the modules of `custom_imports`, and of `plugin=True, plugin_dir='projects/mmdet3d_plugin/'`."""
     from mmcv import import_modules_from_strings
 
     if settings := cfg.get('custom_imports'):
@@ -366,12 +316,7 @@ def _import_plugins(cfg: Any, path: str) -> None:
 
 
 def config_sha256(cfg: Any) -> str:
-    """Return a SHA-256 (hexadecimal) of what decides a graph: the model, its test settings and pipeline.
-
-    Schedules and the paths of data sets are not in it; a path in the model's config, such as one of
-    pretrained weights, is. `cfg` is an `mmcv.Config`, or a dict of such keys that has a test pipeline;
-    ConfigError: a config that has none.
-    """
+    """SHA-256 (hexadecimal) of model, test settings and test pipeline, without schedules and data paths."""
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
     if cfg.get('test_cfg'):  # beside the model
         decisive['test_cfg'] = cfg['test_cfg']
@@ -387,16 +332,11 @@ def _canonical(value: Any) -> str:
 
 
 def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
-    """Return the settings of `data.test` of an `mmcv.Config`, then those of the data sets that it wraps.
-
-    These are below its key `dataset`, or `datasets` as in a `ConcatDataset`, one in the other; of a list the
-    first counts. There may be none.
-    """
+    """Yield the settings of `data.test`, then of the data sets that it wraps."""
     return (dataset for _, dataset in _wrapped(cfg, 'test'))
 
 
 def _wrapped(cfg: Any, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield key and settings of a data set in `data`, of a list the first, then of those that it wraps."""
     key, dataset = f'data.{section}', (cfg.get('data') or {}).get(section)
     while dataset:
         if isinstance(dataset, list | tuple):
@@ -410,31 +350,17 @@ def _wrapped(cfg: Any, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_dataset(cfg: Any) -> dict[str, Any]:
-    """Return the settings of the test data set of an `mmcv.Config`, `data.test`; {} if there are none.
-
-    Those of a wrapper are those of its `dataset` or `datasets`, which it wraps, without the wrapper's own,
-    such as its `pipeline`; those of a list are those of the first.
-    """
+    """Settings of the innermost test data set, or {}."""
     return next(reversed([*test_datasets(cfg)]), {})
 
 
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
-    """Return the steps of the test pipeline of a config, each a dict with `type`.
-
-    It is that of `data.test`: its own, or that of its `dataset` or `datasets`, which it wraps, of several the
-    first one; else that of `data.val` in the same way, else `test_pipeline`.
-
-    Args:
-        cfg: an `mmcv.Config`, or a dict of such keys.
-
-    Raises:
-        ConfigError: the config has none, or one that is no list of such dicts, those inside other steps too.
-    """
+    """Steps of the test pipeline: of `data.test`, else of `data.val`, else `test_pipeline`."""
     return keyed_test_pipeline(cfg)[1]
 
 
 def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
-    """Return the key of the `test_pipeline` of a config, such as 'data.test.pipeline', and its steps."""
+    """Key and steps of the test pipeline, such as 'data.test.pipeline'."""
     filename = getattr(cfg, 'filename', 'the config')
     for section in ('test', 'val'):
         for key, dataset in _wrapped(cfg, section):
@@ -452,10 +378,7 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
 
 
 def check_steps(steps: Any, title: str) -> None:
-    """Refuse (ConfigError) a pipeline that is no list of dicts with `type`, a text or a class.
-
-    Those inside other steps (`transforms`) count, too; `title` names the pipeline in the message.
-    """
+    """Raise ConfigError unless each step, also inside `transforms`, is a dict with `type`."""
     if not isinstance(steps, list | tuple):
         raise ConfigError(f'{title} is {steps!r}; expected a list of steps, each a dict with `type`')
     for step in steps:
@@ -466,10 +389,7 @@ def check_steps(steps: Any, title: str) -> None:
 
 
 def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
-    """Yield key and name of each `type`, if it is a text, in values of a config: `model.neck.type`, `FPN`.
-
-    `prefix` is the key of `part`.
-    """
+    """Yield key and name of each textual `type`, such as ('model.neck.type', 'FPN')."""
     start = f'{prefix}.' if prefix else ''
     if isinstance(part, dict):
         if isinstance(part.get('type'), str):
@@ -482,19 +402,13 @@ def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
 
 
 AUGMENTATIONS = ('MultiScaleFlipAug', 'MultiScaleFlipAug3D')
-"""Steps of test pipelines that may hold test-time augmentation."""
 
 SCALES = dict(img_scale='scales', pts_scale_ratio='scales of points')
-"""Key of such a step that may list several scales -> its name in the record."""
+"""Key that may list several scales -> its name in notes."""
 
 
 def without_augmentation(cfg: Any) -> tuple[str, ...]:
-    """Remove test-time augmentation from a config in place; return notes about what was removed.
-
-    It is that of `data.test`, and of the data set that this wraps; nothing is removed from a list of data
-    sets. Of several scales 1.0 stays, or else the first one. The keys of directions, such as
-    `pcd_horizontal_flip`, stay: without `flip` they have no effect.
-    """
+    """Remove test-time augmentation of `data.test` in place (scale 1.0 or the first stays); return notes."""
     removed = []
     for step in augmentations(cfg):
         if step.get('flip'):
@@ -511,7 +425,6 @@ def without_augmentation(cfg: Any) -> tuple[str, ...]:
 
 
 def augmentations(cfg: Any) -> Iterator[Any]:
-    """Yield the steps of the test pipelines that may hold test-time augmentation."""
     dataset = (cfg.get('data') or {}).get('test') or {}
     while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`
         yield from (step for step in dataset.get('pipeline') or () if step.get('type') in AUGMENTATIONS)

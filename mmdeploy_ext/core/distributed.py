@@ -1,4 +1,4 @@
-"""Starting torch.distributed under OpenMMLab's launchers, and agreeing among its processes."""
+"""Starting torch.distributed under OpenMMLab's launchers, and exchange between its processes."""
 
 import contextlib
 import datetime
@@ -9,31 +9,23 @@ from typing import Any
 from mmdeploy_ext.core.errors import Mm2OnnxError, RankError, UsageError, one_line
 
 JOIN_TIMEOUT = datetime.timedelta(minutes=10)
-"""How long processes wait for each other at the start: what can fail on one of them comes after it."""
+"""Wait for the other processes at the start."""
 WORK_TIMEOUT = datetime.timedelta(hours=12)
-"""How long a process waits for a slower one; one that has ended is noticed at once."""
+"""Wait for a slower process; an ended process is noticed at once."""
 ENVIRONMENT = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST', 'SLURM_JOB_ID'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK', 'MASTER_ADDR'),
 }
-"""Launcher -> the variables that it sets."""
 STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun (tools/slurm_test.sh)', 'mpi': 'mpirun'}
-"""Launcher -> the command that starts its processes, for messages."""
+"""Launcher -> command that starts its processes."""
 
 
 class Ranks:
-    """The processes of a run, only this one without a launcher; made by `join`.
-
-    They exchange objects through gloo, beside the group that the launcher's backend has.
-
-    Attributes:
-        rank: number of this process, from 0.
-        size: number of processes.
-    """
+    """The processes of a run; a single one without a launcher. Objects travel through gloo."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
-        """Make the group of the exchange; if `size` is above 1, every process of the run has to come here."""
+        """Collective if `size` is above 1."""
         self.rank, self.size = rank, size
         self._over, self._group = size == 1, None  # over: there is nobody left to tell of a failure
         if size > 1:
@@ -42,12 +34,10 @@ class Ranks:
             self._group = dist.new_group(backend='gloo', timeout=WORK_TIMEOUT)
 
     def gather(self, value: Any = None) -> list[Any]:
-        """Return the value of every rank, in their order, on every rank; without a launcher a list of one.
-
-        Values have to be picklable; every rank has to call it, and waits for the others.
+        """Return the picklable value of every rank, in order. Collective.
 
         Raises:
-            RankError: another rank has failed or ended.
+            RankError: another rank failed or ended.
         """
         if self.size == 1:
             return [value]
@@ -60,16 +50,9 @@ class Ranks:
         return [value for value, _ in messages]
 
     def to_first(self, value: Any, gpu: bool = False) -> list[Any] | None:
-        """Return the value of every rank, in their order, on rank 0, and None elsewhere.
+        """Return the value of every rank on rank 0, else None. Collective.
 
-        Values have to be picklable; every rank has to call it.
-
-        Args:
-            value: the value of this rank.
-            gpu: whether the values are sent by the launcher's backend in place of gloo.
-
-        Raises:
-            RankError: another rank has failed or ended.
+        `gpu`: send by the launcher's backend instead of gloo.
         """
         self.gather()  # nobody sends to one that has failed
         if self.size == 1:
@@ -84,10 +67,7 @@ class Ranks:
         return values
 
     def fail(self, error: Exception) -> None:
-        """Send the others the reason why this process stops, unless the run is over for all.
-
-        Their next `gather` raises a RankError with its text and exit status; here nothing is raised.
-        """
+        """Tell the other ranks why this process stops; their next `gather` raises RankError."""
         if not self._over:
             self._over = True
             message = (
@@ -97,10 +77,7 @@ class Ranks:
                 self._exchange((None, (one_line(message), getattr(error, 'exit_code', 1))))
 
     def leave(self) -> None:
-        """Close the connections of gloo, whose threads abort a process that ends while its peers disconnect.
-
-        Those of the launcher's backend stay open if it is another, such as NCCL.
-        """
+        """Close gloo's connections: their threads abort a process when peers disconnect."""
         if self._group is not None:
             import torch.distributed as dist
 
@@ -129,23 +106,13 @@ class Ranks:
 
 @contextlib.contextmanager
 def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_TIMEOUT) -> Iterator[Ranks]:
-    """Join the other processes of a run; all of them leave the block, or all fail.
+    """Join the other processes of a run; all leave the block, or all fail.
 
-    A process in which the block raises an Exception tells the others, which fail in their next `gather`, at
-    the latest at the end of the block. No process waits for one that has ended, such as by Ctrl-C.
-
-    Args:
-        launcher: 'none' (no other processes), 'pytorch', 'slurm' or 'mpi'.
-        local_rank: number of this process on its machine, for 'pytorch' if LOCAL_RANK is not set. MPI has a
-            variable of its own, and mmcv computes that of Slurm.
-        timeout: how long to wait for the others to come; that of Slurm is PyTorch's own.
-
-    Yields:
-        The processes of the run.
+    `launcher` is 'none', 'pytorch', 'slurm' or 'mpi'. Slurm ignores `timeout`.
 
     Raises:
         UsageError: the launcher's variables are not set.
-        RankError: the others did not come, or one of them failed.
+        RankError: the other processes did not come, or one failed.
     """
     ranks = Ranks() if launcher == 'none' else _start(launcher, local_rank, timeout)
     try:
@@ -159,11 +126,7 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
 
 
 def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks:
-    """Start torch.distributed.
-
-    Loader workers are forked, as mmdet's own tools have it: mmcv's `init_dist` would choose to spawn them,
-    and spawned ones hung under a launcher.
-    """
+    """mmcv's `init_dist` would spawn loader workers, which hung under a launcher; mmdet's own tools fork."""
     if missing := [name for name in ENVIRONMENT[launcher] if not os.environ.get(name)]:
         raise UsageError(
             f'--launcher {launcher}: {", ".join(missing)} not set; start the processes with '
@@ -196,11 +159,9 @@ def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks
 
 
 def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
-    """Return the sample indices of process `rank` of `world_size`, scene after scene by their first samples.
+    """Sample indices of one process: whole scenes, the longest to the process with the fewest frames.
 
-    `scene_tokens` has the scene of every sample; the frames of a scene stay in the order of the data set.
-    Scenes are not divided, because a memory runs from frame to frame. They go, longest first, to the process
-    that has the fewest frames; every process computes the same plan. Some processes may have no scene.
+    `scene_tokens` has the scene of every sample. A process may get none.
     """
     scenes: dict[Hashable, list[int]] = {}
     for index, token in enumerate(scene_tokens):

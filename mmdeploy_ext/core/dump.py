@@ -1,4 +1,4 @@
-"""Named tensors on disk: one NAME_AxBxC.bin per tensor and a manifest per folder. Needs numpy only."""
+"""Named tensors on disk: a NAME_AxBxC.bin for each and a manifest per folder. Needs only numpy."""
 
 import dataclasses
 import hashlib
@@ -14,22 +14,14 @@ from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 
 MANIFEST = 'manifest.json'
 UNSAFE = re.compile(r'[%/\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff]')
-"""Characters of a tensor's name that its file has in another form: of Linux and of Windows."""
+"""Characters that file names escape, for Linux and Windows."""
 LONGEST_NAME = 180
-"""Bytes of a tensor's name in that of a file, which has 255 at most."""
 
 
 def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
-    """Return the name of a tensor's file, 'NAME_1x3x256x256.bin'; that of a scalar is 'NAME_scalar.bin'.
+    """File name of a tensor: 'NAME_1x3x256x256.bin' or 'NAME_scalar.bin', escaped and distinct.
 
-    A character of `UNSAFE`, and a dot at the beginning, becomes its number, such as '%2F'; the end of a very
-    long name is replaced by its hash. Two names never give the same file name.
-
-    Args:
-        name: name of a tensor.
-        array: the tensor, of which the shape alone counts.
-        suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'; with
-            None nothing is added.
+    `suffixes`: name prefix -> text after the shape, such as '_pth'.
     """
     suffix = next((end for prefix, end in (suffixes or {}).items() if name.startswith(prefix)), '')
     safe = re.sub(f'^\\.|{UNSAFE.pattern}', lambda match: f'%{ord(match[0]):02X}', name)
@@ -46,18 +38,9 @@ def save_dump(
     meanings: Mapping[str, str] | None = None,
     suffixes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors and their manifest; the manifest comes last, so that a folder with one is complete.
+    """Write tensors in C order, little endian, and then their manifest; older ones are removed first.
 
-    Args:
-        folder: made when missing, with those above it; its manifest and all its .bin files are removed first.
-        tensors: name -> array, not of objects; written in C order, little endian.
-        facts: further entries of the manifest, in plain JSON types: config, checkpoint hash, image ...
-        meanings: name of a tensor -> one sentence about it; None: '' for all.
-        suffixes: see `file_name`; with None nothing is added.
-
-    Raises:
-        Mm2OnnxError: a file cannot be written.
-        OSError: the folder cannot be made, or these files cannot be removed.
+    `facts` are further entries of the manifest; `meanings` has a sentence per tensor.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,13 +62,7 @@ def save_dump(
 
 
 def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_dump` wrote into a folder; return name -> array, which is read-only, and the manifest.
-
-    Raises:
-        UsageError: there is no manifest, or it is no JSON.
-        DataError: the manifest is not one that `save_dump` writes, a file of a tensor is missing, or its
-            content is not what the manifest says.
-    """
+    """Read a folder of `save_dump`: read-only arrays by name, and the manifest. Hashes are checked."""
     folder = Path(folder)
     manifest = load_manifest(folder)
     tensors = {}
@@ -107,14 +84,7 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
-    """Return the manifest of a dump.
-
-    Its `tensors` are name -> `file`, `dtype`, `shape`, `sha256` and `meaning`; the other entries are facts.
-
-    Raises:
-        UsageError: it is missing, or no JSON.
-        DataError: it is not one that `save_dump` writes.
-    """
+    """Read a manifest: `tensors` (name -> `file`, `dtype`, `shape`, `sha256`, `meaning`) and facts."""
     path = Path(folder) / MANIFEST
     manifest = read_json(path)
     entries = manifest.get('tensors') if isinstance(manifest, dict) else None
@@ -129,24 +99,17 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def list_samples(folder: str | Path) -> list[Path]:
-    """Return the sample folders of a dump, sorted by path, without incomplete ones, which have no manifest.
-
-    The list is empty if there is no such folder.
-    """
+    """Complete sample folders of a dump, sorted."""
     return sorted(path.parent for path in Path(folder).glob(f'*/{MANIFEST}'))
 
 
 @dataclasses.dataclass(frozen=True)
 class DumpWriter:
-    """Writes the tensors that a config names, one sample of a data set after the other.
-
-    That config is X_pth.py, with which `test.py` runs the model in PyTorch.
+    """Writes the tensors that X_pth.py names, in a sub-folder per sample.
 
     Attributes:
-        folder: one sub-folder per sample, named by its index, is made in it.
-        facts: entries of every manifest, see `save_dump`.
-        samples: number of samples that are written, the first ones of the data set, or their indices.
-        tensors: names of the tensors that are written; None means all.
+        samples: number of first samples to write, or their indices.
+        tensors: names to write; None means all.
     """
 
     folder: Path
@@ -155,7 +118,6 @@ class DumpWriter:
     tensors: Sequence[str] | None = None
 
     def wants(self, index: int) -> bool:
-        """Return whether the sample with this index in the data set, from 0, is written."""
         return index < self.samples if isinstance(self.samples, int) else index in self.samples
 
     def write(
@@ -166,20 +128,7 @@ class DumpWriter:
         meanings: Mapping[str, str] | None = None,
         suffixes: Mapping[str, str] | None = None,
     ) -> None:
-        """Write those tensors of a sample that the config names, into the sub-folder of its index (000012).
-
-        Callers ask `wants` before; any index is written here.
-
-        Args:
-            index: index of the sample in the data set.
-            tensors: name -> array of all tensors of the model.
-            facts: further entries of this sample's manifest; with None nothing is added.
-            meanings: see `save_dump`.
-            suffixes: see `save_dump`.
-
-        Raises:
-            ConfigError: `tensors` of the config names an unknown one; for other errors see `save_dump`.
-        """
+        """Write the chosen tensors of a sample into sub-folder `index` (000012); see `save_dump`."""
         names = tensors if self.tensors is None else self.tensors
         if unknown := sorted(set(names) - tensors.keys()):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each message says what, got, expected and what to do."""
+"""Errors that a user can act on."""
 
 import contextlib
 import difflib
@@ -8,25 +8,22 @@ from collections.abc import Iterable, Iterator
 
 
 class Mm2OnnxError(ValueError):
-    """Base of the errors of this project, which the command line prints as one `error:` line.
+    """Base of all errors that the command line prints as one `error:` line.
 
-    `exit_code` is 2 when the input was refused before the weights were loaded, 1 afterwards.
+    `exit_code` is 2 before the weights are loaded, 1 afterwards.
     """
 
     exit_code = 1
 
 
 class UsageError(Mm2OnnxError):
-    """An option, a file or a combination of them that is refused, before weights are loaded as a rule.
-
-    Where it is raised later, `after_weights` makes its exit status 1.
-    """
+    """A refused option, file or combination; exit status 2, or 1 inside `after_weights`."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A config that cannot be read or built or is of no known family, or a setting that there is not."""
+    """A config that cannot be read or built, is of no known family, or has an unknown setting."""
 
 
 class CheckpointError(UsageError):
@@ -38,68 +35,48 @@ class ImageError(UsageError):
 
 
 class DataError(UsageError):
-    """Data that are empty, or of which a file or a value is missing, damaged or out of its range.
-
-    Such are data sets, sweeps of points and voxels, calibrations, and the folders of kits.
-    """
+    """Missing, damaged or empty data."""
 
 
 class ModelFileError(UsageError):
-    """An ONNX file or a folder of such files that cannot be used.
-
-    It is missing, corrupt, of another family or export, or not written by this project.
-    """
+    """An ONNX file or folder that is missing, corrupt, of another family, or not ours."""
 
 
 class LoadError(ModelFileError):
-    """An ONNX file that an engine can read but not load.
-
-    The proof of such a file fails with this reason, exit status 1; other commands refuse the file.
-    """
+    """An ONNX file that an engine cannot load: a failed proof, exit status 1."""
 
 
 class EngineError(UsageError):
-    """An engine, execution provider or option of it that is not available here."""
+    """An engine, execution provider or option that is not available here."""
 
 
 class InferenceError(Mm2OnnxError):
-    """An engine that is closed, lacks room on a GPU, failed to run a file, or gave NaN or similar results."""
+    """An engine is closed, out of memory, failed to run, or returned NaN or infinity."""
 
 
 class ShapeError(Mm2OnnxError):
-    """A tensor, picture or matrix that is missing, or that a graph or model does not take.
-
-    It refuses its name, shape or dtype, or a value in it, such as a size of 0.
-    """
+    """A tensor, picture or matrix with a name, shape, dtype or value that a graph or model refuses."""
 
 
 class ExportError(Mm2OnnxError):
-    """The exporter or an edit of a graph failed, or wrote something else than the options state."""
+    """The exporter or an edit of a graph failed, or its result differs from the options."""
 
 
 class AbsentPackageError(ModuleNotFoundError):
-    """A package that the user's code calls is not installed; the message has the pip command.
-
-    The command line prints it as one `error:` line, too, and ends with exit status 2.
-    """
+    """A package that the user's code imports is missing; exit status 2."""
 
 
 class RankError(Mm2OnnxError):
     """Another process of a distributed run failed, so this one stops too."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
-        """Keep the message, and the exit status of the process that failed."""
         super().__init__(message)
         self.exit_code = exit_code
 
 
 @contextlib.contextmanager
 def named(name: object) -> Iterator[None]:
-    """Let the message of every `Mm2OnnxError` in the block begin with `name`: a file, or a frame of one.
-
-    The class, which has to take the message alone, and the exit status stay; a message that begins with the
-    name already stays, too.
-    """
+    """Begin each `Mm2OnnxError` in the block with `name`, such as a file."""
     try:
         yield
     except Mm2OnnxError as error:
@@ -112,10 +89,7 @@ def named(name: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def after_weights() -> Iterator[None]:
-    """Give every `Mm2OnnxError` in the block exit status 1: the weights are loaded there.
-
-    A `RankError` keeps that of the process that failed.
-    """
+    """Give each `Mm2OnnxError` in the block exit status 1, except a RankError."""
     try:
         yield
     except RankError:
@@ -126,11 +100,7 @@ def after_weights() -> Iterator[None]:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the first error of a chain; registries and data sets raise it again, with less in it.
-
-    `raise ... from None` begins a chain: Python's "'x' is not a package" is raised so while it handles a
-    missing attribute.
-    """
+    """First error of a chain; `raise ... from None` begins one."""
     while True:
         earlier = error.__cause__ if error.__suppress_context__ else error.__context__
         if earlier is None:
@@ -139,33 +109,25 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 LONGEST = 200
-"""Characters of a name or value from a file that a message shows; quotes count."""
+"""Longest name or value from a file in a message."""
 UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
-"""Control characters, which a terminal would obey; marks that turn or break a line; surrogates."""
+"""Control characters, bidirectional marks, line separators and surrogates."""
 
 
 def printable(text: object) -> str:
-    r"""Return a text as one line in which everything can be printed: r'\x1b' stands for the control 0x1b.
-
-    A byte of a file name that is not UTF-8, which Python keeps as a surrogate, is '\xff', too. Backslashes of
-    the text itself stay single.
-    """
+    r"""One line with unprintable characters as escapes, such as r'\x1b'; backslashes stay single."""
     return UNPRINTABLE.sub(_escaped, str(text))
 
 
 def escape(text: object) -> str:
-    """Return a text from a file for a console of rich: one line, see `printable`, in which markup is text."""
+    """`printable` text in which rich sees no markup."""
     from rich import markup
 
     return markup.escape(printable(text))
 
 
 def shortened(value: object) -> str:
-    """Return a value from a file for a message: printable, and at most `LONGEST` + 3 characters long.
-
-    A text is in quotes; of one that is cut, '...' replaces the end and the closing quote. Of other values
-    `reprlib` leaves out what is long before.
-    """
+    """Printable repr of a value from a file, cut after `LONGEST` characters."""
     if isinstance(value, str):
         text = repr(printable(value)).replace('\\\\', '\\')  # the escapes of `printable` stay as they are
     else:
@@ -174,15 +136,11 @@ def shortened(value: object) -> str:
 
 
 def one_line(message: object) -> str:
-    """Return the text of a message as one line: spaces, tabs and line ends in a row become one space.
-
-    Those at its beginning and end are left out.
-    """
     return ' '.join(str(message).split())
 
 
 def shape_text(shape: Iterable[object]) -> str:
-    """Return a shape, with sizes or letters of axes, as text: '1x80xHxW', or 'scalar' for ()."""
+    """Return a shape as '1x80xHxW', or 'scalar' for ()."""
     return 'x'.join(map(str, shape)) or 'scalar'
 
 
@@ -192,10 +150,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return '; did you mean a, b?' with up to three candidates that resemble a name, '' if none does.
-
-    Those that resemble it most come first, then those that contain it.
-    """
+    """Return '; did you mean a, b?' with up to three similar candidates, or ''."""
     candidates = list(candidates)
     similar = difflib.get_close_matches(name, candidates, 3, 0.6)
     similar += [text for text in candidates if name and name in text and text not in similar]
@@ -203,12 +158,11 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 
 
 def on_inputs(count: int) -> str:
-    """Return the end of a claim that holds on some inputs alone: 'ON 1 INPUT', 'ON 9 INPUTS'."""
     return f'ON {count} {"INPUT" if count == 1 else "INPUTS"}'
 
 
 def check_distinct(renames: Iterable[tuple[object, str]]) -> None:
-    """Raise CheckpointError if two keys of a file become one name; `renames` are (key, new name) of all."""
+    """Raise CheckpointError if two keys of a file get the same new name; `renames` are (key, new name)."""
     keys: dict[str, object] = {}
     for key, name in renames:
         if name in keys:

@@ -1,4 +1,4 @@
-"""Files that are written atomically, and never over what the same run reads."""
+"""Atomic writes, never over files that the same run reads."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ AnyPath = str | os.PathLike[str]
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 DATA_SUFFIXES = (*IMAGE_SUFFIXES, '.onnx', '.data', '.npz', '.npy', '.bin', '.pcd', '.pkl', '.pth')
-"""Suffixes of the files in a folder that tools read; their reports have others."""
 PROTOBUF_LIMIT = 2**31 - 1
-"""Bytes that one protobuf message, such as an ONNX file without its external data, can hold."""
+"""Largest protobuf message, in bytes."""
 EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
-"""Advice in messages about damaged ONNX files."""
 MAGICS = (
     (b'version https://git-lfs', 'is a pointer of Git LFS; `git lfs pull` brings the file itself'),
     (b'PK\x03\x04', 'is a ZIP archive, as checkpoints of PyTorch are'),
@@ -39,35 +37,19 @@ MAGICS = (
     (b'<html', 'is a page of the web; download the file itself'),
     *((bytes((8, ir_version)), 'is an ONNX file, by its first bytes') for ir_version in range(3, 20)),
 )
-"""(first bytes, whose case does not count, what is said of a file that begins with them)."""
+"""(first bytes in any case, description of such a file)."""
 
 
 class RunFiles:
-    """What one run of a tool reads and writes, so that nothing that is read is ever written.
-
-    Files are told apart by device and inode where they exist: links and other spellings are one file.
-    """
+    """Files that one run reads and writes; an input is never written, also by a link."""
 
     def __init__(self) -> None:
-        """Begin with no file."""
         self._read: dict[object, str] = {}  # `_key` of a path -> its title
         self._written: dict[object, tuple[str, AnyPath]] = {}  # `_key` of a path -> option, path
         self._closed: list[tuple[Path, str]] = []  # folders and ONNX files that `_open` has to look into
 
     def reads(self, title: str, paths: Iterable[AnyPath]) -> None:
-        """Register files that are read, of an ONNX file its external weights, too.
-
-        Of a folder these are the ONNX files at its top; without any, the files with `DATA_SUFFIXES` and the
-        `manifest.json` at any depth. Weights and folders are looked up when an output that exists is compared
-        with them; one that does not exist cannot be among them.
-
-        Args:
-            title: what they are, such as 'the checkpoint', for messages.
-            paths: files and folders; they need not exist.
-
-        Raises:
-            UsageError: one of them is an output of this run.
-        """
+        """Register inputs, named `title` in messages: also weights of ONNX files, and files in folders."""
         for path in map(Path, paths):
             key = _key(path)
             self._read.setdefault(key, title)
@@ -78,15 +60,7 @@ class RunFiles:
             self._open()
 
     def writes(self, option: str, paths: Iterable[AnyPath]) -> None:
-        """Register files that an option is going to write.
-
-        Args:
-            option: name of the option, for messages.
-            paths: the files; they need not exist.
-
-        Raises:
-            UsageError: a name is empty, of a file that is read, or of what another option writes.
-        """
+        """Register outputs of an option."""
         for path in paths:
             if not str(path).strip():
                 raise UsageError(f"{option} '': is not a name; give that of what is written, or leave it out")
@@ -97,11 +71,7 @@ class RunFiles:
             self.refuse_read(path, option)
 
     def refuse_read(self, path: AnyPath, option: str = '') -> None:
-        """Refuse to write a file that this run reads.
-
-        Files in a folder that is read, and external weights, are among these; a `path` that is a folder
-        passes. `option`, which names `path` on the command line, begins the message of the UsageError.
-        """
+        """Raise UsageError if `path` is an input of this run; a folder passes."""
         if not os.path.isdir(path):
             if os.path.exists(path):
                 self._open()
@@ -114,7 +84,6 @@ class RunFiles:
             )
 
     def _open(self) -> None:
-        """Register the files in folders and the weights of ONNX files, once an output exists already."""
         while self._closed:
             path, title = self._closed.pop()
             if path.is_dir():
@@ -126,7 +95,6 @@ class RunFiles:
 
 
 def _key(path: AnyPath) -> tuple[int, int] | str:
-    """Return device and inode of a file; the real path of one that does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -135,10 +103,7 @@ def _key(path: AnyPath) -> tuple[int, int] | str:
 
 
 def external_locations(path: Path) -> set[str]:
-    """Return the files of the external weights of an ONNX file, as paths relative to its folder.
-
-    The set is empty if the ONNX file cannot be read, or onnx is not installed.
-    """
+    """Relative paths of an ONNX file's external weights; empty if it cannot be read."""
     try:
         return set(_locations(read_onnx(path)))
     except (Mm2OnnxError, ImportError):  # the tool that reads the file reports what is wrong
@@ -146,7 +111,6 @@ def external_locations(path: Path) -> set[str]:
 
 
 def _locations(message: Any) -> Iterator[str]:
-    """Yield the location of every external tensor of a protobuf message, at any depth."""
     if message.DESCRIPTOR.name == 'TensorProto':
         yield from (entry.value for entry in message.external_data if entry.key == 'location')
         return
@@ -165,10 +129,7 @@ _RUN: contextvars.ContextVar[RunFiles] = contextvars.ContextVar('files of this r
 
 @contextlib.contextmanager
 def watched_run() -> Iterator[RunFiles]:
-    """Inside the block `will_read` and `will_write` register files, and what a run reads is never written.
-
-    `atomic_path` and `check_writable` refuse it. The files are yielded; a block in a block has its own.
-    """
+    """Protect inputs registered by `will_read` inside the block."""
     run = RunFiles()
     token = _RUN.set(run)
     try:
@@ -178,33 +139,19 @@ def watched_run() -> Iterator[RunFiles]:
 
 
 def will_read(title: str, paths: Iterable[AnyPath]) -> None:
-    """Register files that the run of a tool reads; does nothing outside of `watched_run`.
-
-    Arguments and errors are those of `RunFiles.reads`.
-    """
+    """`RunFiles.reads` of the current run; does nothing outside of `watched_run`."""
     if (run := _RUN.get(None)) is not None:
         run.reads(title, paths)
 
 
 def will_write(option: str, paths: Iterable[AnyPath]) -> None:
-    """Register files that the run of a tool is going to write; does nothing outside of `watched_run`.
-
-    Arguments and errors are those of `RunFiles.writes`.
-    """
+    """`RunFiles.writes` of the current run; does nothing outside of `watched_run`."""
     if (run := _RUN.get(None)) is not None:
         run.writes(option, paths)
 
 
 def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str, Iterable[AnyPath]]) -> None:
-    """Refuse outputs that are inputs of the same call, independently of the run of a tool.
-
-    Args:
-        outputs: option -> files that it names.
-        inputs: title of files -> files that are read.
-
-    Raises:
-        UsageError: an output is an input, has no name, or is what another option writes.
-    """
+    """Raise UsageError if an output (option -> files) is an input (title -> files) of the same call."""
     run = RunFiles()
     for title, paths in inputs.items():
         run.reads(title, paths)
@@ -223,7 +170,6 @@ def _is_running(pid: int) -> bool:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove the temporary files and folders that killed processes left beside `target`."""
     for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*.part'):
         pid = leftover.name.rsplit('.', 2)[-2]
         if pid.isdigit() and _is_running(int(pid)):
@@ -240,7 +186,6 @@ def _refuse_read(target: Path) -> None:
 
 
 def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
-    """Return the error of a file or folder that could not be written; `error` is what the system raised."""
     return Mm2OnnxError(
         f'{target}: could not be written ({error.strerror or error}); free some space or choose another '
         f'folder'
@@ -249,15 +194,11 @@ def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the path of a temporary file beside `target`, renamed to it on success and removed on failure.
-
-    The folder of the target is made, with its parents, when it is missing, and stays on failure. A link is
-    replaced, not what it leads to.
+    """Yield a temporary path beside `target`, renamed to it on success and removed on failure.
 
     Raises:
-        UsageError: `target` is a file that this run reads.
-        Mm2OnnxError: an OSError, here or in the body, such as a full disk, or that of a body that writes no
-            file; `target` is as it was before.
+        UsageError: `target` is an input of this run.
+        Mm2OnnxError: an OSError here or in the body.
     """
     target = Path(target)
     _refuse_read(target)
@@ -275,13 +216,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> None:
-    """Write `content`, of plain JSON types, to `target` as indented JSON; `atomic_path` has the errors."""
+    """Write indented JSON atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; UsageError: it is missing or damaged, or cannot be read; the message names it."""
+    """Read a JSON file."""
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError as error:
@@ -293,12 +234,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def check_onnx_size(path: AnyPath) -> None:
-    """Refuse an ONNX file that is larger than any can be, before it is read into memory.
-
-    Raises:
-        ModelFileError: it has more than `PROTOBUF_LIMIT` bytes.
-        OSError: it cannot be looked at.
-    """
+    """Raise ModelFileError if a file exceeds `PROTOBUF_LIMIT`."""
     if (size_bytes := os.stat(path).st_size) > PROTOBUF_LIMIT:
         raise ModelFileError(
             f'{printable(path)}: has {size_bytes} bytes, expected an ONNX file of at most {PROTOBUF_LIMIT}, '
@@ -307,17 +243,9 @@ def check_onnx_size(path: AnyPath) -> None:
 
 
 def described_kind(path: AnyPath, *expected: str) -> str:
-    """Return what a file is that is not of the kind that was expected, such as 'is a PNG picture'.
+    """Describe a file by its first bytes, such as 'is a PNG picture', or ''.
 
-    It is told by the first bytes, see `MAGICS`.
-
-    Args:
-        path: path of a file.
-        expected: words of descriptions that say nothing about this file, because it should be of that kind.
-
-    Returns:
-        The description, 'is empty' of a file without bytes; '' if it cannot be read, or its first bytes tell
-        nothing.
+    Descriptions with a word of `expected` are left out.
     """
     try:
         with open(path, 'rb') as stream:
@@ -332,12 +260,7 @@ def described_kind(path: AnyPath, *expected: str) -> str:
 
 
 def read_onnx(path: AnyPath) -> onnx.ModelProto:
-    """Read an ONNX file as it is, broken graphs too, without its external data.
-
-    Raises:
-        ModelFileError: no such file, one that cannot be read or is larger than protobuf can hold, or no ONNX
-            file.
-    """
+    """Read an ONNX file, also with a broken graph, without its external data."""
     import onnx
 
     try:
@@ -365,18 +288,12 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits; OSError: it cannot be read."""
     with open(path, 'rb') as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def sha256_onnx(path: str | os.PathLike[str]) -> str:
-    """Return the hex SHA-256 of an ONNX file, by which its weights are known, too, if they lie beside it.
-
-    Without external data it is that of the file, else that of a text of the digests of all these files. A
-    file of weights that is missing has no digest. OSError: one that is there, or the ONNX file, cannot be
-    read.
-    """
+    """SHA-256 (hexadecimal) of an ONNX file and its external weights."""
     path, digests = Path(path), [sha256_file(path)]
     for location in sorted(external_locations(path)):
         data = path.parent / location
@@ -385,15 +302,7 @@ def sha256_onnx(path: str | os.PathLike[str]) -> str:
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:
-    """Refuse an output path that cannot be written, before hours are spent on making its content.
-
-    Neither it nor its folder need exist, and none is made.
-
-    Raises:
-        UsageError: the name is empty, too long or has a character 0, the folder is read-only or may not be
-            looked into, a folder or device stands where the file should be, or a file where a folder should
-            be, or this run reads the file.
-    """
+    """Raise UsageError if an output cannot be written, or is an input of this run."""
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")
     if '\0' in str(target):

@@ -12,10 +12,7 @@ from mmdeploy_ext.core.files import AnyPath, check_writable, write_error
 
 
 def check_replaceable(target: AnyPath) -> None:
-    """Refuse (UsageError) a folder that cannot be replaced as a whole, or made if it is missing.
-
-    That is a file, the working folder, a mount point, or one that cannot be written, it or what is beside it.
-    """
+    """Raise UsageError for a file, the working folder, a mount point or a read-only folder."""
     folder = Path(target).resolve()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f'{target}: is a file, expected a folder')
@@ -31,7 +28,7 @@ def check_replaceable(target: AnyPath) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse (UsageError) a folder to write that is a file or beneath one, or has anything in it."""
+    """Raise UsageError unless the folder is missing or empty."""
     above = next((parent for parent in folder.parents if parent.exists()), folder.parent)
     if above.is_file():
         raise UsageError(f'{folder}: {above} is a file; name a new folder')
@@ -42,14 +39,9 @@ def check_new_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replaced_folder(target: AnyPath, outdated: Collection[str] = ()) -> Iterator[Path]:
-    """Yield a new, empty folder that takes the place of `target` if the body succeeds.
+    """Yield an empty folder that takes the place of `target` if the body succeeds.
 
-    Files and folders at the top of the old folder that the body has not written stay, but for those whose
-    names are `outdated`. After an error or Ctrl-C in the body `target` is as it was before.
-
-    Raises:
-        UsageError: see `check_replaceable`.
-        Mm2OnnxError: an OSError, here or in the body.
+    Other entries of the old folder stay, except names in `outdated`.
     """
     check_replaceable(target)
     folder = Path(target).resolve()
@@ -71,7 +63,6 @@ def replaced_folder(target: AnyPath, outdated: Collection[str] = ()) -> Iterator
 
 
 def _exchange(folder: Path, new: Path, old: Path) -> None:
-    """Rename `folder`, if it is there, to `old`, and `new` to `folder`."""
     if folder.exists():
         shutil.copymode(folder, new)
         folder.rename(old)
@@ -84,7 +75,6 @@ def _exchange(folder: Path, new: Path, old: Path) -> None:
 
 
 def _move_rest(old: Path, folder: Path, outdated: Collection[str]) -> None:
-    """Move what the new folder lacks of the old one, but for the outdated names, into it."""
     for path in list(old.iterdir()) if old.exists() else ():
         if path.name not in outdated and not os.path.lexists(folder / path.name):
             try:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from Jinja templates that lie beside the code."""
+"""Self-contained HTML pages from Jinja templates beside the code."""
 
 from __future__ import annotations
 
@@ -16,16 +16,7 @@ if TYPE_CHECKING:
 
 @functools.cache  # a template is compiled when it is read
 def template(file: str, name: str, **options: Any) -> jinja2.Template:
-    """Return a template; filling it in is an error if a value that it names is missing.
-
-    Args:
-        file: `__file__` of the module that the template lies beside.
-        name: file name of the template.
-        options: options of the `jinja2.Environment`, such as `autoescape`.
-
-    Raises:
-        jinja2.TemplateNotFound: there is no such file.
-    """
+    """Template `name` beside the module `file`; missing values are errors."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -39,10 +30,7 @@ def template(file: str, name: str, **options: Any) -> jinja2.Template:
 
 
 def embedded_json(content: Mapping[str, Any]) -> Markup:
-    """Return JSON that may stand inside a `<script>` element: no character that HTML reads.
-
-    `content` has plain JSON types. ValueError: a number is NaN or infinite.
-    """
+    """JSON that is safe inside a `<script>` element."""
     from markupsafe import Markup
 
     text = json.dumps(content, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Pickles of numbers, texts, containers and arrays, such as the info files of mmdet3d's data sets."""
+"""Pickles of numbers, texts, containers and arrays, such as the info files of mmdet3d."""
 
 import codecs
 import collections
@@ -14,7 +14,7 @@ ARRAY = np.zeros(1)
 NUMPY_FUNCTIONS = dict(
     _reconstruct=ARRAY.__reduce__()[0], scalar=ARRAY[0].__reduce__()[0], _frombuffer=ARRAY.__reduce_ex__(5)[0]
 )
-"""Functions by which NumPy reads its arrays and numbers; their modules have other names in NumPy 2."""
+"""NumPy's rebuilding functions, which NumPy 2 has in other modules."""
 ALLOWED = {
     ('_codecs', 'encode'): codecs.encode,  # bytes of protocols 0 to 2
     ('collections', 'OrderedDict'): collections.OrderedDict,
@@ -32,13 +32,13 @@ ALLOWED = {
         for name, function in NUMPY_FUNCTIONS.items()
     },
 }
-"""What a pickle may name, by module and name."""
+"""(module, name) -> object that a pickle may refer to."""
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads what `allowed` lists, and refuses (DataError) a pickle that names anything else.
+    """Unpickler that raises DataError for anything outside of `allowed`.
 
-    A subclass lists more in `allowed`, and its `refused` may return a value in place of the error.
+    A subclass adds to `allowed`; its `refused` may return a value instead.
     """
 
     allowed = ALLOWED
@@ -49,15 +49,10 @@ class PlainUnpickler(pickle.Unpickler):
         return self.refused(f'{module}.{name}') if found is None else found
 
     def refused(self, path: str) -> Any:
-        """Raise DataError for a dotted name that is not in `allowed`."""
+        """Raise DataError for a dotted name outside of `allowed`."""
         raise DataError(f'names {path}, which is not read: it could run code; expected plain infos')
 
 
 def loads(content: bytes) -> Any:
-    """Return what the bytes of a pickle hold; texts of Python 2 are read as Latin-1.
-
-    Raises:
-        DataError: it names something else than containers and arrays, and might run code.
-        Exception: it is damaged; almost any kind.
-    """
+    """Read a pickle of plain data (texts of Python 2 as Latin-1); DataError: it refers to anything else."""
     return PlainUnpickler(io.BytesIO(content), encoding='latin1').load()

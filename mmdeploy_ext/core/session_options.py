@@ -1,4 +1,4 @@
-"""Options of ONNX Runtime's sessions by the names that users type, and those of its execution providers."""
+"""Options of ONNX Runtime's sessions and execution providers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ GRAPH_OPTIMIZATION = {
     'extended': 'ORT_ENABLE_EXTENDED',
     'all': 'ORT_ENABLE_ALL',
 }
-"""Name that users type -> name of the member of `onnxruntime.GraphOptimizationLevel`."""
+"""Name that users type -> member of `onnxruntime.GraphOptimizationLevel`."""
 PROVIDER_OPTIONS = {'CUDAExecutionProvider': {'use_tf32': '0'}}
-"""Execution provider -> its options that differ from ONNX Runtime's defaults.
+"""Execution provider -> options that differ from ONNX Runtime's defaults.
 
-On GPUs from Ampere on CUDA rounds the factors of float32 products to 10 bits (TF32) by default, which is not
-the model that the file holds.
+By default CUDA rounds factors of float32 products to 10 bits (TF32) on Ampere and later.
 """
 
 
 def providers_with_options(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Return (name, options) of each execution provider, as an `InferenceSession` takes them.
-
-    The options are those of `PROVIDER_OPTIONS`, {} of others; the order is that of `names`.
-    """
     return [(name, PROVIDER_OPTIONS.get(name, {})) for name in names]

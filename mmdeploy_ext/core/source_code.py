@@ -1,4 +1,4 @@
-"""Where a class or function is defined, whose it is, and versions of the packages that an export needs."""
+"""Where classes and functions are defined, who owns them, and versions of packages."""
 
 from __future__ import annotations
 
@@ -30,47 +30,36 @@ DISTRIBUTIONS = {
     'mmdet3d': ('mmdet3d',),
     'mmseg': ('mmsegmentation',),
 }
-"""Package of OpenMMLab -> distributions that install it."""
+"""Package -> distributions that install it."""
 LIBRARIES = ('torch', 'torchvision', 'numpy', 'addict', 'spconv', 'cumm', 'builtins')
-"""Further packages that are libraries wherever they are."""
+"""Packages that are libraries wherever they are."""
 PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
-"""Names of the folders of installed packages, also those of a user or of another environment."""
 OURS = Path(__file__).resolve().parents[1]
-"""Folder of this project's package."""
 PYTHON = Path(os.__file__).parent
-"""Folder of Python's own modules; without a virtual environment, installed packages are below it."""
+"""Folder of Python's own modules."""
 TYPED = ('<string>', '<stdin>', '<console>', '<python-input-', '<ipython-input-')
-"""Beginnings of the file names of code without a file: of `exec` and `python -c`, a pipe, consoles."""
+"""File names of typed code: `exec`, `python -c`, a pipe, consoles."""
 
 
 def is_in_package(path: Path) -> bool:
-    """Return whether a path is in a folder of installed packages; links are not followed."""
     return any(folder in path.parts for folder in PACKAGE_FOLDERS)
 
 
 def is_typed(file: str) -> bool:
-    """Return whether code of this file name is a user's without a file, see `TYPED`, not that of a tool."""
     return file.startswith(TYPED)
 
 
 def is_users_file(path: Path) -> bool:
-    """Return whether a path is in no folder of installed packages, of Python's modules, or of this package.
-
-    Links are not followed.
-    """
+    """Whether a path is outside of packages, Python's modules and ours; links are not followed."""
     return not is_in_package(path) and not is_ours(path) and not path.is_relative_to(PYTHON)
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether a path is in this package, as it was imported or with links followed."""
     return path.is_relative_to(OURS) or path.is_relative_to(Path(__file__).parents[1])
 
 
 def is_users(defined: Any) -> bool:
-    """Return whether a class, without its bases, or a Python function is of no library and not ours.
-
-    A library is an installed package; of OpenMMLab's also a file that was edited in place is the user's.
-    """
+    """Whether the user owns a class (bases aside) or function; edited files of OpenMMLab count."""
     package, file = defined.__module__.partition('.')[0], file_of(defined)
     if file is None or is_ours(file) or is_ours(file.resolve()) or package in LIBRARIES:
         return False
@@ -78,10 +67,9 @@ def is_users(defined: Any) -> bool:
 
 
 def file_of(defined: Any) -> Path | None:
-    """Return the file that a class or a Python function was defined in; None of a class of C.
+    """File of a class or function; None for a class of C.
 
-    That of a class is the file of one of its methods, if it has methods in a file: another module of the same
-    name may have been imported since. Of one that was typed at a console it is a name in angle brackets.
+    A class takes the file of one of its methods: its module name may have been imported again since.
     """
     if not isinstance(defined, type):
         return Path(defined.__code__.co_filename)
@@ -98,10 +86,7 @@ def file_of(defined: Any) -> Path | None:
 
 
 def place_of(defined: Any) -> tuple[str, int]:
-    """Return file and line of a class or a Python function; the line is 0 if it cannot be read.
-
-    The file is relative to the folder that its top-level package is in, such as `projects/plugin/head.py`.
-    """
+    """File, relative to its top-level package's folder, and line (0 if unknown)."""
     path, module = file_of(defined), defined.__module__
     if path is None:
         return f'{module.replace(".", "/")}.py', 0
@@ -113,16 +98,7 @@ def place_of(defined: Any) -> tuple[str, int]:
 
 
 def is_installed(package: str, path: str | Path) -> bool:
-    """Return whether a Python file is one that a distribution of OpenMMLab installed, and nobody has edited.
-
-    Copies of mmdet in a user's repository, editable installs, files that were changed in place, files that
-    were put into the installed package, and those of another ending than .py are not. Of a distribution
-    without a list of its files all in the package are.
-
-    Args:
-        package: name of the package that the file is in; only the keys of `DISTRIBUTIONS` have such files.
-        path: the file, which exists.
-    """
+    """Whether a Python file is as a distribution of OpenMMLab installed it, not copied, edited or added."""
     root, digests = _installed_files(package)
     if root is None:
         return False
@@ -135,12 +111,7 @@ def is_installed(package: str, path: str | Path) -> bool:
 
 
 def is_in_library(kind: type) -> bool:
-    """Return whether the installed package of OpenMMLab has a class of the module and name of `kind`.
-
-    That is so of the library's classes in a user's copy of the package, whatever their code is, and not of a
-    class that the user added to the copy. If the package is used from its checkout, or is not installed, it
-    is so of all.
-    """
+    """Whether the installed OpenMMLab package has a class with this module and name, or is not installed."""
     package, *modules = kind.__module__.split('.')
     if package not in DISTRIBUTIONS:
         return False
@@ -153,13 +124,13 @@ def is_in_library(kind: type) -> bool:
 
 
 def copied_libraries() -> dict[str, Path]:
-    """Return package of OpenMMLab -> its folder, of each that is imported from no installed distribution."""
+    """Imported packages of OpenMMLab that no distribution installed -> their folder."""
     files = ((package, getattr(sys.modules.get(package), '__file__', None)) for package in DISTRIBUTIONS)
     return {package: Path(file).parent for package, file in files if file and not is_installed(package, file)}
 
 
 def is_copied(kind: type) -> bool:
-    """Return whether a class is a library's in a copy of the library, not one that the user added to it."""
+    """Whether a class is a library's own, in a user's copy of the library."""
     package = kind.__module__.partition('.')[0]
     if package not in copied_libraries():
         return False
@@ -169,7 +140,6 @@ def is_copied(kind: type) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _classes_of_file(path: Path) -> dict[str, int]:
-    """Return the line of each class of a file by its qualified name; {} if the file cannot be read."""
     lines: dict[str, int] = {}
 
     def collect(node: ast.AST, prefix: str) -> None:
@@ -192,10 +162,6 @@ def _classes_of_file(path: Path) -> dict[str, int]:
 
 @functools.lru_cache
 def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
-    """Return the folder of an installed package, and path -> hash of its files as they were installed.
-
-    None and nothing of a package that is not OpenMMLab's, or that is used from its checkout.
-    """
     from importlib import metadata  # a quarter of the time of `mm2onnx --help`
 
     for name in DISTRIBUTIONS.get(package, ()):
@@ -217,13 +183,11 @@ def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
 
 @functools.lru_cache(maxsize=8192)
 def _resolved(file: str) -> Path:
-    """Return an absolute path with its links followed: once in a process, as it is slow."""
     return Path(file).resolve()
 
 
 @functools.lru_cache(maxsize=1024)
 def _sha256_urlsafe(file: str, _modified_ns: int) -> str:
-    """Return the hash of a file as the RECORD of a wheel has it."""
     digest = hashlib.sha256(Path(file).read_bytes()).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b'=').decode()
 
@@ -233,11 +197,10 @@ class ModelClass(JsonDataclass):
     """A class of a model that no installed library defines.
 
     Attributes:
-        name: qualified name of the class.
-        file: path of the file that defines it, relative to the folder that it was imported from.
-        sha256: hash of that file; '' if it cannot be read.
-        ours: whether it is a class of `mmdeploy_ext`, not of the user.
-        line: number of its first line; 0 if that cannot be read, and in the metadata of a file.
+        file: path relative to the folder that it was imported from.
+        sha256: hash of the file; '' if unreadable.
+        ours: whether `mmdeploy_ext` defines it.
+        line: 0 if unknown, and in metadata.
     """
 
     name: str
@@ -248,19 +211,15 @@ class ModelClass(JsonDataclass):
 
     @property
     def place(self) -> str:
-        """Where it is defined, such as `plugin/head.py:120`."""
         return f'{self.file}:{self.line}' if self.line else self.file
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields but the line, which moves with what stands above it."""
+        """All fields except the line, which moves with unrelated edits."""
         return dict(name=self.name, file=self.file, sha256=self.sha256, ours=self.ours)
 
 
 def model_classes(model: Any) -> tuple[ModelClass, ...]:
-    """Return the classes of a `torch.nn.Module` that no installed library has, bases among them, each once.
-
-    They come in the order in which modules appear.
-    """
+    """Classes of a model, with bases, that no installed library defines."""
     kinds = ((kind, file_of(kind)) for kind in classes_of(model))
     return tuple(
         ModelClass(kind.__qualname__, *_file_facts(kind, file), place_of(kind)[1])
@@ -275,16 +234,12 @@ def _file_facts(kind: type, file: Path) -> tuple[str, str, bool]:
 
 
 def classes_of(model: Any) -> dict[type, None]:
-    """Return the classes, and their bases, of the modules of a model and of their attributes, each once."""
+    """Classes, with bases, of a model's modules and their attributes."""
     return dict.fromkeys(base for _, part in parts_of(model) for base in type(part).__mro__)
 
 
 def parts_of(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield path and object of each module of a model, and of each attribute of one.
-
-    Of an attribute that is a list or a tuple its entries are yielded; dicts and attributes of attributes are
-    not looked at.
-    """
+    """Yield path and object of each module and each attribute (entries of lists) of a module."""
     for path, module in model.named_modules():
         yield path, module
         for name, value in vars(module).items():
@@ -293,28 +248,26 @@ def parts_of(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def files_of_users_classes(model: Any) -> set[Path]:
-    """Return the files, absolute, that define the user's classes in a `torch.nn.Module`."""
     return {file.resolve() for kind in classes_of(model) if is_users(kind) and (file := file_of(kind))}
 
 
 def is_users_class(kind: type) -> bool:
-    """Return whether a class or a base of it is the user's, see `is_users`."""
     return any(is_users(base) for base in kind.__mro__)
 
 
 def users_class(kind: type) -> str:
-    """Return name and place of a class, such as `MyResize (plugin/steps.py:12)`, or of the user's base of it.
+    """Name and place of the user's class, `MyResize (plugin/steps.py:12)`, or ''.
 
-    '' unless it is the user's; a library's class in a copy of the library is not.
+    Classes of copied libraries do not count.
     """
     owner = next((base for base in kind.__mro__ if is_users(base) and not is_copied(base)), None)
     return '' if owner is None else f'{owner.__name__} ({_place(owner)})'
 
 
 def users_method(kind: type, name: str) -> str:
-    """Return class, name and place of a method of `kind`, such as `Head.get_bboxes (plugin/head.py:120)`.
+    """Name and place of a user's method, `Head.get_bboxes (plugin/head.py:120)`, or ''.
 
-    '' unless the user's code defines it; a library's class in a copy of the library does not count as such.
+    Classes of copied libraries do not count.
     """
     owner = next((base for base in kind.__mro__ if name in vars(base)), None)
     if owner is None or is_copied(owner):
@@ -334,12 +287,7 @@ def _place(defined: Any) -> str:
 
 
 def changed_files(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
-    """Return the files of the user's classes that are others than when a file was exported.
-
-    Args:
-        exported: entries of the file's metadata, see `ModelClass.to_json`.
-        present: the classes of the model in this process.
-    """
+    """Files of the user's classes that differ from an export's metadata."""
     before = {entry['file']: entry['sha256'] for entry in exported if not entry['ours']}
     after = {entry.file: entry.sha256 for entry in present if not entry.ours}
     return sorted(file for file in {*before, *after} if before.get(file) != after.get(file))
@@ -354,15 +302,11 @@ PACKAGES = {
     'onnxruntime': 'onnxruntime',
     'onnxslim': 'onnxslim',
 }
-"""Distribution -> the module that it installs."""
+"""Distribution -> module that it installs."""
 
 
 def versions() -> dict[str, str]:
-    """Return 'mm2onnx' and each distribution of `PACKAGES` that is imported or installed -> its version.
-
-    That of an imported module is its own: another copy than the installed one may have been imported.
-    Packages that are neither imported nor installed have no entry.
-    """
+    """Version of 'mm2onnx' and each imported or installed distribution of `PACKAGES`."""
     by_package = {'mm2onnx': mmdeploy_ext.__version__}
     for package, module in PACKAGES.items():
         version = getattr(sys.modules.get(module), '__version__', None)
@@ -374,11 +318,7 @@ def versions() -> dict[str, str]:
 
 
 def other_copies() -> dict[str, str]:
-    """Return distribution -> folder of its module, if one is imported that is not of the installed one.
-
-    The checkout of an editable install is the installed one, also of one by a link (`.egg-link`). A module
-    that is imported without any installed distribution is listed.
-    """
+    """Distribution -> folder of its module, where another copy than the installed one is imported."""
     folders = {}
     for package, module in PACKAGES.items():
         file = getattr(sys.modules.get(module), '__file__', None)
@@ -391,7 +331,7 @@ def other_copies() -> dict[str, str]:
 
 
 def versions_with_places() -> dict[str, str]:
-    """Return `versions`; behind the version of a module of `other_copies` stands its folder in brackets."""
+    """`versions`, with the folder in brackets behind modules of `other_copies`."""
     folders = other_copies()
     return {
         package: f'{version} ({folders[package]})' if package in folders else version
@@ -400,7 +340,6 @@ def versions_with_places() -> dict[str, str]:
 
 
 def _distribution(package: str) -> Distribution | None:
-    """Return the distribution of a package, which may have the name of its module: mmcv with operators."""
     from importlib import metadata
 
     for name in (package, PACKAGES[package]):
@@ -410,7 +349,6 @@ def _distribution(package: str) -> Distribution | None:
 
 
 def _possible_folders(distribution: Distribution, module: str) -> list[Path]:
-    """Return the folders that may hold a module of a distribution; an editable one is in its checkout."""
     folders = [Path(str(distribution.locate_file(module)))]
     origin = json.loads(distribution.read_text('direct_url.json') or '{}')
     if origin.get('dir_info', {}).get('editable'):
@@ -420,5 +358,5 @@ def _possible_folders(distribution: Distribution, module: str) -> list[Path]:
 
 
 def nearest_base(kind: type, names: Container[str]) -> str | None:
-    """Return the name of a class or of its nearest base that is one of `names`; None if there is none."""
+    """Name of a class or its nearest base that is in `names`, or None."""
     return next((base.__name__ for base in kind.__mro__ if base.__name__ in names), None)

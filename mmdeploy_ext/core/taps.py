@@ -1,8 +1,4 @@
-"""Taps: intermediate tensors of a model that have a name.
-
-A model calls `tap` where it computes such a tensor, which does nothing outside of `collect_taps`. A dump
-writes them, and the search for the first difference pairs them with tensors of a graph.
-"""
+"""Taps: named intermediate tensors of a model, for dumps and the search for the first difference."""
 
 import contextlib
 import contextvars
@@ -15,7 +11,7 @@ _collector: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextV
 
 
 def tap(name: str, tensor: Any) -> Any:
-    """Return `tensor` unchanged; inside `collect_taps` it is collected by this name, without a copy."""
+    """Return `tensor` unchanged; `collect_taps` records it without a copy."""
     if (collected := _collector.get()) is not None:
         collected[name] = tensor
     return tensor
@@ -23,10 +19,7 @@ def tap(name: str, tensor: Any) -> Any:
 
 @contextlib.contextmanager
 def collect_taps() -> Iterator[dict[str, Any]]:
-    """Yield a dict, name -> tensor, that taps fill inside the block; of equal names the last tensor stays.
-
-    Of nested blocks the inner one alone collects; taps in threads that are started inside are not collected.
-    """
+    """Yield a dict, name -> tensor, that taps of this thread fill inside the block."""
     collected: dict[str, Any] = {}
     token = _collector.set(collected)
     try:

@@ -1,8 +1,6 @@
-"""Dataclasses that are written to JSON, and read back by their annotations. Needs the standard library alone.
+"""Dataclasses written to JSON and read back by their annotations.
 
-Annotations may be bool, int, float (finite; a whole number becomes one), str, Any, `Literal`, `X | None` and
-other unions, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, dataclasses, and `Annotated[X, Bounds(...)]`.
-They are evaluated, so that imports of them stand outside of `if TYPE_CHECKING`.
+Annotations are evaluated: import them at run time.
 """
 
 import dataclasses
@@ -15,18 +13,18 @@ from typing import Annotated, Any, Literal, Self
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 
 LARGEST = 1e30
-"""Largest number that is read: float32 has room for it times pixels."""
+"""Largest number that is read: times pixels it still fits float32."""
 LEFT_OUT = 'left_out'
 """Key in a field's `metadata`, see `optional`."""
 
 
 class Mismatch(ConfigError):
-    """A value that its annotation, or `check`, does not allow: `KEY is GOT, expected WHAT`."""
+    """A value that its annotation or `check` forbids."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Smallest and largest number that is allowed, or number of entries of a tuple."""
+    """Smallest and largest number, or number of entries of a tuple."""
 
     minimum: float = -LARGEST
     maximum: float = LARGEST
@@ -45,15 +43,15 @@ class Bounds:
 
 
 def optional(default: Any = None) -> Any:
-    """Return a dataclass field whose key is left out of the JSON form while it has its default."""
+    """A field with a key that JSON leaves out at its default."""
     return dataclasses.field(default=default, metadata={LEFT_OUT: True})
 
 
 @dataclasses.dataclass(frozen=True)
 class JsonDataclass:
-    """Base class of frozen dataclasses with a JSON form.
+    """Base of frozen dataclasses with a JSON form.
 
-    Lists become tuples, whole numbers of float fields floats; Mismatch names a wrong value.
+    Lists become tuples, whole numbers of float fields floats. Mismatch names a wrong value.
     """
 
     def __post_init__(self) -> None:
@@ -67,12 +65,10 @@ class JsonDataclass:
         """Raise Mismatch if fields do not go together."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return field -> value in plain JSON types."""
         return plain(self)
 
     @classmethod
     def from_json(cls, content: Any, path: object = 'the file') -> Self:
-        """Rebuild from `to_json`; ModelFileError names the file at `path`, the key, and what was expected."""
         try:
             return read(cls, content)
         except Mismatch as error:
@@ -80,7 +76,7 @@ class JsonDataclass:
 
 
 def plain(value: Any) -> Any:
-    """Return a value in plain JSON types: dataclasses as dicts, tuples as lists."""
+    """Convert dataclasses to dicts and tuples to lists."""
     if dataclasses.is_dataclass(value):
         entries = {}
         for field in dataclasses.fields(value):
@@ -96,7 +92,7 @@ def plain(value: Any) -> Any:
 
 
 def read(annotation: Any, value: Any, key: str = '') -> Any:
-    """Return a JSON value as what `annotation` says; `key` is its place, for the message of Mismatch."""
+    """Convert a JSON value to its annotation; `key` is its place for Mismatch."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if dataclasses.is_dataclass(annotation):
         if isinstance(value, annotation):
@@ -156,7 +152,6 @@ def _read_dataclass(cls: Any, value: Any, key: str) -> Any:
 
 
 def _read_tuple(items: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    """Read the list of a tuple whose annotation has these arguments."""
     _require(isinstance(value, list | tuple), value, key, 'a list')
     if items[-1:] == (...,):
         items = items[:1] * len(value)
@@ -168,7 +163,6 @@ def _read_tuple(items: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]
 
 
 def _read_union(choices: tuple[Any, ...], value: Any, key: str) -> Any:
-    """Read a value by the first annotation that allows it; a dict by one dataclass."""
     if isinstance(value, Mapping):
         dataclasses_ = tuple(choice for choice in choices if dataclasses.is_dataclass(choice))
         if dataclasses_:
@@ -183,7 +177,6 @@ def _read_union(choices: tuple[Any, ...], value: Any, key: str) -> Any:
 
 
 def _dataclass_of(choices: tuple[Any, ...], value: Mapping[str, Any], key: str) -> Any:
-    """Return the dataclass whose `type` is that of a dict, else the one with the most of its keys."""
     by_type = {name: choice for choice in choices for name in _types_of(choice)}
     if not by_type:
         return min(choices, key=lambda choice: len(value.keys() ^ _annotations(choice).keys()))

@@ -1,4 +1,4 @@
-"""Types of a config that nobody has registered, and the files of the user's tree that define them."""
+"""Types of a config that nobody registered, and the user's files that define them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,16 @@ from typing import Any
 from mmdeploy_ext.core.config import cfg_options, types_of
 
 MOST_FILES = 20_000
-"""Largest number of Python files that are searched for a class."""
 LISTED = 3
-"""Largest number of types that a message names."""
 NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
-"""Ends of keys whose types are functions, or names in a module, and so in no registry."""
+"""Ends of keys with functions or module names, which are in no registry."""
 FUNCTIONS = ('nms', 'soft_nms', 'nms_match', 'nms_rotated')
 """Functions of mmcv that a config may name under any key."""
 SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
-"""Folders of environments and caches, which are not searched."""
 
 
 def registries(packages: Collection[str] = ()) -> Iterator[Any]:
-    """Yield the registries in imported modules, of some top-level packages alone if any are named.
-
-    One that several modules have is yielded several times.
-    """
+    """Yield registries in imported modules, perhaps repeatedly."""
     from mmcv.utils import Registry
 
     kinds = {Registry}
@@ -44,7 +38,6 @@ def registries(packages: Collection[str] = ()) -> Iterator[Any]:
 
 
 def python_files(folder: Path) -> Iterator[Path]:
-    """Yield the Python files below a folder, but none in hidden folders and `SKIPPED_FOLDERS`."""
     for directory, folders, files in os.walk(folder):
         folders[:] = sorted(
             name for name in folders if not name.startswith('.') and name not in SKIPPED_FOLDERS
@@ -53,11 +46,7 @@ def python_files(folder: Path) -> Iterator[Path]:
 
 
 def files_of_types(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Return type -> the first file below a folder that defines it and registers something.
-
-    If there is none, it is the first that defines the type. `names` are those of classes, and of functions
-    that return one built, such as `EfficientViT_M4`; one that no file defines is left out.
-    """
+    """Type -> file below a folder that defines it, preferably one that registers something."""
     if not (either := '|'.join(map(re.escape, names))):
         return {}
     pattern = re.compile(rf'^(?:[ \t]*class|def) ({either})\b', re.MULTILINE)
@@ -73,11 +62,7 @@ def files_of_types(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def module_to_import(path: Path, folder: Path) -> str:
-    """Return the module that registers the classes of a file when it is imported.
-
-    It is the package of the file if its `__init__.py` names the file, else the file's own module. `folder` is
-    the root of the user's tree, from which modules are imported.
-    """
+    """Module that registers the classes of a file: its package if `__init__.py` names the file."""
     relative, package = path.relative_to(folder), path.with_name('__init__.py')
     by_package = False
     if path.parent != folder and package.is_file():
@@ -88,10 +73,7 @@ def module_to_import(path: Path, folder: Path) -> str:
 
 
 def repository_of(config: str) -> Path:
-    """Return the root of the user's tree: the current folder, or that of a config which is outside of it.
-
-    That is the nearest folder above the config that is a checkout or holds `configs`, else the config's own.
-    """
+    """Root of the user's tree: the current folder, or a folder above the config."""
     path, current = Path(config).resolve(), Path.cwd()
     if path.is_relative_to(current):
         return current
@@ -102,7 +84,7 @@ def repository_of(config: str) -> Path:
 
 
 def registered_names() -> set[str]:
-    """Return the names of all classes and functions in registries, with and without scope: `opera.SOIT`."""
+    """Names in all registries, with and without scope (`opera.SOIT`)."""
     registered: set[str] = set()
     for registry in registries():
         registered.update(registry.module_dict, (f'{registry.scope}.{name}' for name in registry.module_dict))
@@ -110,10 +92,7 @@ def registered_names() -> set[str]:
 
 
 def missing_types(cfg: Any) -> dict[str, str]:
-    """Return key -> name of the types in the model of a config that nobody has registered.
-
-    Types that stand for functions, such as that of an `nms`, are in no registry and are left out.
-    """
+    """Key -> unregistered type in the model of a config, without functions such as `nms`."""
     registered, types = registered_names(), types_of(cfg.get('model'), 'model')
     return {
         key: name
@@ -123,17 +102,9 @@ def missing_types(cfg: Any) -> dict[str, str]:
 
 
 def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
-    """Return the message about types in a config's model that are in no registry, and how to register them.
+    """Message about unregistered types and how to register them, or ''.
 
-    The user's tree is searched for their classes, and nothing in it is imported.
-
-    Args:
-        cfg: the config.
-        failures: package -> the error of its import, of packages of detectors that could not be imported. If
-            one of them defines the types, the message gives this error instead of an advice.
-
-    Returns:
-        The message; '' if all types are registered, or if the user's tree has none of the others.
+    `failures` are package -> error of its import. The user's tree is searched, not imported.
     """
     missing = missing_types(cfg)
     if not missing:
@@ -174,6 +145,5 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
 
 
 def _first(texts: Sequence[str]) -> str:
-    """Join the first few texts, and state how many more there are."""
     joined = ', '.join(texts[:LISTED])
     return f'{joined} and {len(texts) - LISTED} more' if len(texts) > LISTED else joined

@@ -1,8 +1,4 @@
-"""Modules of users' repositories that configs import: which folder they are in, and why an import fails.
-
-Repositories may hold copies of OpenMMLab's libraries. A copy whose major version families are written for is
-imported in place of the installed library; older and newer copies are not.
-"""
+"""Modules of users' repositories that configs import: their folders, and why an import fails."""
 
 from __future__ import annotations
 
@@ -29,32 +25,22 @@ MACHINERY = (
     *(f'{os.sep}{folder}{os.sep}' for folder in ('importlib', os.path.join('mmcv', 'utils'))),
     *(f'{PACKAGE / name}{os.sep}' for name in ('compat', 'core', 'models')),
 )
-"""Parts of the paths of files that import or register modules, and raise errors that other code caused."""
+"""Parts of paths of files that import or register modules."""
 FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}
-"""Library that repositories have copies of -> major versions of it that families work with.
-
-Only mmdet3d has older copies: the ranges of the others begin at 0.
-"""
+"""Library -> major versions that families work with; only mmdet3d has older copies."""
 
 
 def has_copy(folder: Path, library: str) -> bool:
-    """Return whether a folder has a package `library`, a key of `FITTING_VERSIONS`, whose version fits."""
     return _major_version(folder / library) in FITTING_VERSIONS[library]
 
 
 def is_older_copy(folder: Path, library: str) -> bool:
-    """Return whether a folder has a package `library`, a key of `FITTING_VERSIONS`, that is too old."""
     major = _major_version(folder / library)
     return major is not None and major < FITTING_VERSIONS[library].start
 
 
 def libraries_not_run(cfg: Any) -> dict[str, str]:
-    """Return the repository's own copies of libraries that did not run -> the installed library that did.
-
-    Both are named with their versions: {'mmdet3d 0.17.2': 'mmdet3d 1.0.0rc6'}. A copy that would be imported
-    by the owner of `cfg`, an `mmcv.Config`, counts if this process imported the library from elsewhere; newer
-    copies read no such configs. A `fork` of the config runs its copy in a process of its own.
-    """
+    """Copies of libraries that did not run -> library that did: {'mmdet3d 0.17.2': 'mmdet3d 1.0.0rc6'}."""
     filename = getattr(cfg, 'filename', None)
     if not filename or cfg.get('fork'):
         return {}
@@ -74,7 +60,6 @@ def libraries_not_run(cfg: Any) -> dict[str, str]:
 
 
 def not_run_text(not_run: Mapping[str, str]) -> str:
-    """Return the sentence about `libraries_not_run`; '' if everything ran."""
     return '; '.join(
         f"the repository's own {own} did not run: the installed {installed} ran in its place"
         for own, installed in not_run.items()
@@ -82,10 +67,7 @@ def not_run_text(not_run: Mapping[str, str]) -> str:
 
 
 def _major_version(package_folder: Path) -> int | None:
-    """Return the major version of a package, None if the folder is no package.
-
-    A copy without a version number, such as that of mit-han-lab/bevfusion, counts as version 0.
-    """
+    """0 for a copy without a version (mit-han-lab/bevfusion)."""
     if not (package_folder / '__init__.py').is_file():
         return None
     number = re.match(r'\d+', _version(package_folder))
@@ -103,11 +85,7 @@ def _version(package_folder: Path) -> str:
 
 @contextlib.contextmanager
 def without_older_copies(library: str) -> Iterator[None]:
-    """Inside the block imports of a library skip older copies on `sys.path`, such as those of PYTHONPATH=.
-
-    Raises:
-        ConfigError: an older copy is imported already.
-    """
+    """Skip older copies on `sys.path` inside the block."""
     file = getattr(sys.modules.get(library), '__file__', None)
     if file and is_older_copy(folder := Path(file).resolve().parents[1], library):
         raise ConfigError(
@@ -125,17 +103,7 @@ def without_older_copies(library: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
-    """Let modules of the user's tree be imported, from here on; in the block a missing one is a ConfigError.
-
-    Args:
-        path: path of the config.
-        key: key of the config that lists the modules, for messages.
-        names: dotted names of the modules.
-
-    Raises:
-        ConfigError: one of the names, or a module that one of them imports, does not exist; the message
-            names the config and the key that lists the names. Or one of `find_modules`, which runs first.
-    """
+    """Make modules of the user's tree importable, for good; a missing one in the block is a ConfigError."""
     find_modules(names, path)
     try:
         yield
@@ -160,10 +128,7 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
 
 
 def parsed_config(path: str) -> ast.Module:
-    """Return the syntax tree of a config; it is empty if the file is not Python, which its reader reports.
-
-    OSError: it cannot be read.
-    """
+    """Syntax tree of a config, empty if it is not Python."""
     try:
         return ast.parse(Path(path).read_bytes())
     except (SyntaxError, ValueError):
@@ -171,10 +136,7 @@ def parsed_config(path: str) -> ast.Module:
 
 
 def imported_modules(path: str) -> list[str]:
-    """Return the dotted names of the modules that a config imports anywhere, without relative imports.
-
-    `import a.b` and `from a.b import c` give 'a.b', some twice. The list is empty if the file is not Python.
-    """
+    """Dotted names of absolute imports anywhere in a config."""
     modules = []
     for node in ast.walk(parsed_config(path)):
         if isinstance(node, ast.Import):
@@ -185,29 +147,14 @@ def imported_modules(path: str) -> list[str]:
 
 
 def user_folders(path: str) -> list[Path]:
-    """Return the folders that may hold the modules of a config: the current one, and those above the file.
-
-    `path` is that of the config. It is the order in which research repositories find them, whose scripts run
-    in their root with `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of
-    them, comes last. It is left out unless the config is in it or the current folder is its root.
-    """
+    """Folders that may hold a config's modules: the current one, folders above the config, our checkout."""
     config, current = Path(path).resolve(), Path.cwd()
     folders = [folder for folder in dict.fromkeys([current, *config.parents]) if folder != CHECKOUT]
     return [*folders, CHECKOUT] if current == CHECKOUT or config.is_relative_to(CHECKOUT) else folders
 
 
 def use_libraries_of(path: str) -> None:
-    """Put a repository's own copy of mmdet, mmdet3d or mmseg before the installed one, for its configs.
-
-    In place of a copy that is older than families are written for the installed library is imported, here;
-    a family that reads configs of such a copy starts a process of its own, which imports the copy. `path` is
-    that of a config.
-
-    Raises:
-        ConfigError: this process has imported the library from elsewhere already.
-        ImportError: the library of an older copy is not installed, or refuses the repository's copy of
-            another one.
-    """
+    """Prefer a repository's own mmdet, mmdet3d or mmseg to the installed one, unless it is too old."""
     fitting, older = [], []
     for library in FITTING_VERSIONS:
         for folder in user_folders(path):
@@ -226,20 +173,7 @@ def use_libraries_of(path: str) -> None:
 
 
 def find_modules(modules: Sequence[str], path: str) -> None:
-    """Put the folder that holds a config's modules first on `sys.path`, for good; see `user_folders`.
-
-    That is left out if they would be imported from this folder already.
-    `mm2onnx` starts with none of these folders on it, and the scripts of `tools/` with their own. Installed
-    modules, such as `mmdeploy_ext.models.mmdet`, need no folder.
-
-    Args:
-        modules: dotted names of the modules.
-        path: path of the config.
-
-    Raises:
-        ConfigError: this process has imported a module of the same name from another folder, or the module is
-            only in this project's checkout, and the config is of another tree.
-    """
+    """Put the folder of a config's modules first on `sys.path`, for good, unless it is found already."""
     for module in map(str, modules):
         package = module.partition('.')[0]
         if package in sys.stdlib_module_names or package == 'mmdeploy_ext':
@@ -257,11 +191,6 @@ def find_modules(modules: Sequence[str], path: str) -> None:
 
 
 def _take_first(module: str, folder: Path, reason: str) -> None:
-    """Put a folder first on `sys.path`, so that a module is imported from it.
-
-    ConfigError: the module, or a package that it is in, has been imported from elsewhere; the message begins
-    with `reason`.
-    """
     names = module.split('.')
     for name in ('.'.join(names[: count + 1]) for count in range(len(names))):
         file = getattr(sys.modules.get(name), '__file__', None)
@@ -278,7 +207,6 @@ def _take_first(module: str, folder: Path, reason: str) -> None:
 
 
 def _spec_of(package: str) -> ModuleSpec | None:
-    """Return the spec of a package; None if it has none, such as a stub that code put into `sys.modules`."""
     try:
         return importlib.util.find_spec(package)
     except ValueError:
@@ -286,16 +214,12 @@ def _spec_of(package: str) -> ModuleSpec | None:
 
 
 def _is_of(file: Path, folder: Path, package: str) -> bool:
-    """Return whether a file or folder is a package, or a module, of a folder, or inside of it."""
     file = file.resolve()
     return file.is_relative_to((folder / package).resolve()) or file == (folder / f'{package}.py').resolve()
 
 
 def _refuse_module_of_checkout(module: str, path: str) -> None:
-    """Raise a ConfigError if a config of another tree would import a module of this project's `projects/`.
-
-    An installed mm2onnx has no `projects/`: `CHECKOUT` is then the folder of all installed packages.
-    """
+    """An installed mm2onnx has no `projects/`: `CHECKOUT` is then the folder of all installed packages."""
     is_checkout = (CHECKOUT / 'pyproject.toml').is_file()
     if not is_checkout or CHECKOUT in user_folders(path):
         return
@@ -314,12 +238,7 @@ def _refuse_module_of_checkout(module: str, path: str) -> None:
 
 
 def import_failure(error: BaseException) -> str:
-    """Return the message of an error of importing a plugin, with the file and line that raised it.
-
-    If a registry of mmcv refused a class, the message has the class that has its name. Of an error without a
-    text the first error of its chain is described. The place is the last line of a user's code, or that of a
-    library if there is none; it is left out if it is only in `MACHINERY`.
-    """
+    """Message about a failed plugin import, with the user's file and line."""
     cause = error if str(error) else root_cause(error)
     text = f'{type(cause).__name__}: {cause}'
     if isinstance(cause, KeyError):
@@ -331,16 +250,12 @@ def import_failure(error: BaseException) -> str:
 
 
 def users_line(error: BaseException) -> str:
-    """Return ` (raised in FILE:LINE)`, the last line of a user's code in the first error of a chain.
-
-    It is '' if no line of a user was run.
-    """
+    """` (raised in FILE:LINE)` for the last line of the user's code, or ''."""
     cause = root_cause(error)
     return _raised_in(cause, _places(cause)[0])
 
 
 def _places(error: BaseException) -> tuple[list[tuple[CodeType, int]], list[tuple[CodeType, int]]]:
-    """Return the lines on the way of an error: those of users' code, and all that are not `MACHINERY`."""
     places = [
         (frame.f_code, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -363,7 +278,6 @@ def _raised_in(error: BaseException, places: Sequence[tuple[CodeType, int]]) -> 
 
 
 def _registration_conflict(frames: Sequence[FrameType]) -> str:
-    """Return which class an mmcv registry refused, and which has its name; '' if no registry refused one."""
     for frame in reversed(frames):
         registry, refused = frame.f_locals.get('self'), frame.f_locals.get('module')
         registered = getattr(registry, 'module_dict', None)

@@ -1,7 +1,4 @@
-"""Violations of a contract: what the program that loads a file would reject or read wrongly.
-
-Contracts are those of engines that read ONNX files in their own way: libspconv, CUDA-BEVFusion, Autoware.
-"""
+"""Violations of contracts of engines that read ONNX their own way: libspconv, CUDA-BEVFusion, Autoware."""
 
 from __future__ import annotations
 
@@ -16,16 +13,14 @@ ERROR, WARNING = 'error', 'warning'
 
 @dataclasses.dataclass(frozen=True)
 class Violation:
-    """A part of a file with which the engine would not do what the author meant.
+    """A part of a file that the engine rejects or misreads.
 
     Attributes:
-        node: name of the node; if a folder is checked that of the file, with a node of a sparse one behind
-            it; '' for the file or the folder as a whole.
-        attribute: attribute, initializer, tensor or key that it is about, or node if a folder is checked; ''
-            for the node as a whole.
-        rule: short name of the rule, e.g. 'missing-bias'.
-        message: value in the file, expected value, and what the engine does with it.
-        severity: 'error': wrong or no results; 'warning': probably not what was meant.
+        node: node, or file of a checked folder; '' for the whole.
+        attribute: attribute, initializer, tensor, key or node; '' for the whole.
+        rule: short name, e.g. 'missing-bias'.
+        message: value in the file, expected value, and the engine's behaviour.
+        severity: 'error': wrong or no results; 'warning': probably unintended.
     """
 
     node: str
@@ -36,5 +31,4 @@ class Violation:
 
 
 def errors(violations: Iterable[Violation]) -> list[Violation]:
-    """Return the violations of severity 'error'."""
     return [violation for violation in violations if violation.severity == ERROR]

@@ -1,7 +1,4 @@
-"""YAML configs as torchpack reads them: each folder has a `default.yaml`, and values are expressions.
-
-mit-han-lab's repositories have such configs. torchpack itself, which starts MPI, is not needed.
-"""
+"""YAML configs of mit-han-lab's repositories, as torchpack reads them, without torchpack (it starts MPI)."""
 
 from __future__ import annotations
 
@@ -15,21 +12,10 @@ SUFFIXES = '.yaml', '.yml'
 
 
 def read_yaml_config(path: str) -> dict[str, Any]:
-    """Return the values of a YAML config, over those of the `default.yaml` of every folder above it.
-
-    The folder of the config counts, too; the defaults end as the config does, in `.yaml` or `.yml`. Mappings
-    are merged, all else is replaced; then each text that is `${EXPRESSION}` becomes the value of the Python
-    expression, whose names are the top-level keys with their values as they are written.
+    """Read a YAML config over the `default.yaml` of each folder above it; `${EXPRESSION}` is run as Python.
 
     Source: torchpack 0.3.1, `Config.load(path, recursive=True)`, and `recursive_eval` of
     mit-han-lab/bevfusion 326653d, mmdet3d/utils/config.py.
-
-    Expressions are run as code of the config; their values may have expressions again.
-
-    Raises:
-        ConfigError: a file is no YAML or no mapping, or an expression cannot be evaluated or leads back to
-            itself.
-        OSError: `path`, or a default, cannot be read.
     """
     file = Path(path).absolute()
     defaults = [folder / f'default{file.suffix}' for folder in reversed(file.parents)]
@@ -55,7 +41,6 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _update(values: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Merge overrides into a mapping, in place."""
     for key, value in overrides.items():
         if isinstance(value, dict):
             if not isinstance(values.get(key), dict):
@@ -66,7 +51,6 @@ def _update(values: dict[str, Any], overrides: dict[str, Any]) -> None:
 
 
 def _with_attributes(value: Any) -> Any:
-    """Return mappings whose keys are attributes, too, as expressions use them: `augment2d.resize[0]`."""
     from mmcv import ConfigDict
 
     if isinstance(value, dict):
@@ -75,7 +59,6 @@ def _with_attributes(value: Any) -> Any:
 
 
 def _evaluated(value: Any, names: dict[str, Any], place: str, depth: int = 0) -> Any:
-    """Return a value with its expressions evaluated; `place` is for messages."""
     if isinstance(value, dict):
         return {key: _evaluated(entry, names, f'{place}.{key}', depth) for key, entry in value.items()}
     if isinstance(value, list):
