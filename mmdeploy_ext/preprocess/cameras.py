@@ -1,10 +1,8 @@
-"""Images and calibration of several cameras made into a network input, in numpy and OpenCV.
+"""Images and calibration of several cameras as a network input, in numpy and OpenCV.
 
-Sources: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py at test time: Pillow's bicubic
-resize, crop, normalise, pad; fundamentalvision/BEVFormer 66b65f3, the same file: normalise, resize the
-float32 values bilinearly by OpenCV, pad.
-
-Glossary: N cameras, H, W network input in pixels, h, w of a camera's image.
+Sources, test time: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py;
+fundamentalvision/BEVFormer 66b65f3, the same file. N cameras, H, W network input in pixels, h, w a camera's
+image.
 """
 
 from __future__ import annotations
@@ -23,22 +21,19 @@ from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
 """nuScenes' cameras in the order of StreamPETR's info files."""
 STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage')
-"""Steps that change the images, in the order of a rule that normalises last."""
 SCALED_STEPS = ('NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage', 'PadMultiViewImage')
-"""The same, in the order of a rule that normalises first."""
 NEUTRAL = (
     'LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D',
     'CustomCollect3D', 'NuScenesSparse4DAdaptor', 'Collect',
 )  # fmt: skip
-"""Steps that load images and pack them, and change no pixel."""
 
 
 class Calibration(NamedTuple):
-    """The calibration of the cameras for pixels of the network input, (N, 4, 4) float64.
+    """Calibration for pixels of the network input, (N, 4, 4) float64.
 
     Attributes:
-        lidar2img: maps homogeneous LiDAR points in metres to pixels times depth.
-        intrinsics: maps homogeneous points of each camera's frame in metres to the same.
+        lidar2img: from the LiDAR frame in metres to pixels times depth.
+        intrinsics: from each camera's frame in metres to pixels times depth.
     """
 
     lidar2img: np.ndarray
@@ -50,20 +45,19 @@ class MultiViewRule(JsonDataclass):
     """How the images of one moment become the network input.
 
     Attributes:
-        mean, std: per channel, in the order after `to_rgb`.
-        to_rgb: swap OpenCV's BGR to RGB before normalising.
-        source: (h, w) of every camera's image.
+        mean, std: per channel, after `to_rgb`.
+        to_rgb: swap OpenCV's BGR to RGB.
+        source: (h, w) of every image.
         scale: network pixels per image pixel.
         resized: (h, w) after the resize.
-        crop: (top, left) of the crop in the resized image; what of the crop lies outside of it is black.
+        crop: (top, left) of the crop in the resized image; black outside of the image.
         size: (h, w) of the crop.
-        size_divisor: pad to a multiple of this, bottom and right, with zeros, after normalising.
-        pad_size: (H, W) to pad to instead; None uses `size_divisor`.
+        size_divisor: zero-pad bottom and right to a multiple of this, after normalising.
+        pad_size: (H, W) to pad to instead.
         num_cameras: N.
-        cameras: names in the order of the network input; no config tells them. Of six cameras they are
-            `CAMERAS`; `multiview_rule` gives () for another number.
-        normalised_first: normalise, then resize the float32 values bilinearly by OpenCV, without a crop;
-            otherwise resize by Pillow's bicubic, crop, then normalise.
+        cameras: names in the order of the network input; `CAMERAS` for six, else ().
+        normalised_first: normalise, then OpenCV's bilinear resize of float32, no crop; otherwise Pillow's
+            bicubic resize, crop, normalise.
     """
 
     mean: tuple[float, float, float]
@@ -95,18 +89,10 @@ class MultiViewRule(JsonDataclass):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(H, W) of the network input."""
         return self.pad_size or next_multiples(self.size, self.size_divisor)
 
     def apply(self, images_bgr: Sequence[np.ndarray]) -> np.ndarray:
-        """Return (N, 3, H, W) float32 of the images of one moment.
-
-        Args:
-            images_bgr: N images (h, w, 3) uint8 in the order of `cameras`, as OpenCV reads them.
-
-        Raises:
-            ShapeError: another number of cameras, another size or not uint8.
-        """
+        """Return (N, 3, H, W) float32 of N images (h, w, 3) uint8 BGR in the order of `cameras`."""
         self._check_images(images_bgr)
         prepared = np.zeros((self.num_cameras, 3, *self.input_size), np.float32)
         for target, image in zip(prepared, images_bgr, strict=True):
@@ -118,7 +104,6 @@ class MultiViewRule(JsonDataclass):
         return prepared
 
     def _cropped(self, image: np.ndarray) -> np.ndarray:
-        """Resize one image and cut the crop out; pixels of the crop outside of the image are 0."""
         (top, left), (height, width) = self.crop, self.size
         rows = max(top, 0), min(top + height, self.resized[0])
         columns = max(left, 0), min(left + width, self.resized[1])
@@ -145,16 +130,13 @@ class MultiViewRule(JsonDataclass):
                 )
 
     def camera_name(self, index: int) -> str:
-        """Return a camera's name for messages."""
         return self.cameras[index] if index < len(self.cameras) else f'camera {index}'
 
     def crop_matrix(self, size: int = 3) -> np.ndarray:
-        """Return the (size, size) matrix that maps image pixels x, y to network pixels.
+        """Matrix (size, size) from image pixels to network pixels.
 
-        With `size` 3 it maps (x, y, 1), with 4 (x, y, depth, 1), in which x and y are pixels, too: they have
-        been divided by the depth.
-
-        It is float32, as StreamPETR's is; float64 if `normalised_first`, as BEVFormer's.
+        Size 3 maps (x, y, 1), size 4 (x, y, depth, 1), with x and y already divided by depth. float32 as in
+        StreamPETR; float64 as in BEVFormer if `normalised_first`.
         """
         matrix = np.eye(size, dtype=np.float64 if self.normalised_first else np.float32)
         matrix[[0, 1], [0, 1]] = self.scale
@@ -167,17 +149,10 @@ class MultiViewRule(JsonDataclass):
         lidar2cam: np.ndarray,
         image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Calibration:
-        """Return a rig's calibration for the pixels of the network input.
+        """Calibration of a rig for pixels of the network input.
 
-        Args:
-            intrinsics: (N, 3, 3) of the cameras' images.
-            lidar2cam: (N, 4, 4) rigid, which is not checked: LiDAR points to camera points (x right, y down,
-                z forward), metres.
-            image_sizes: N (h, w) of the images that the intrinsics are for, which are compared with `source`;
-                with None they are not checked.
-
-        Raises:
-            DataError: matrices of another shape, with NaN, or for another image size.
+        `intrinsics` (N, 3, 3) are of images of `image_sizes` (h, w); `lidar2cam` (N, 4, 4) is rigid, metres,
+        camera x right, y down, z forward.
         """
         count = self.num_cameras
         for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):
@@ -199,15 +174,7 @@ class MultiViewRule(JsonDataclass):
 
 
 def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) -> MultiViewRule:
-    """Read the rule out of a test pipeline of cameras, `MultiScaleFlipAug3D` included.
-
-    With another number of cameras than 6 their names are left out.
-
-    Raises:
-        ConfigError: a step or order that the rule cannot express; the message names it.
-        KeyError, TypeError, ValueError, ZeroDivisionError: a step is no dict with a `type`, or an option is
-            of another kind.
-    """
+    """Read the rule of a test pipeline of cameras; ConfigError: a step or order that it cannot express."""
     steps, order = {}, []
     for step in _flat_steps(pipeline):
         if step['type'] in (*STEPS, *SCALED_STEPS):
@@ -275,10 +242,6 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def _scaled_sizes(pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the sizes of a resize by one factor, of pictures of the size that `MultiScaleFlipAug3D` names.
-
-    `step` is that of the resize; None keeps the size.
-    """
     scale = 1.0
     if step is not None:
         _require(step, ('scales',), step['type'])
@@ -299,7 +262,7 @@ def _scaled_sizes(pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any]
 
 
 def _sizes(resize: Mapping[str, Any]) -> dict[str, Any]:
-    """Return resize and crop as upstream at test time: the crop is filled, centred, at the mean bottom."""
+    """Resize and crop of upstream at test time: the crop is filled, centred, at the mean bottom."""
     _require(resize, ('data_aug_conf',), STEPS[0])
     if resize.get('training', True):
         raise ConfigError(f'test pipeline step {STEPS[0]}: training=True; expected False in a test pipeline')

@@ -1,7 +1,7 @@
-"""Pictures, calibration and points of one moment made into the input of a model of cameras and LiDAR.
+"""Pictures, calibration and points of one moment as input of a camera-LiDAR model.
 
-Source of the merged sweeps: mmdet3d 1.0.0rc6, LoadPointsFromMultiSweeps. Differs in: the nearest sweeps are
-taken; without `test_mode` mmdet3d draws some. Glossary: P points of D values, N cameras.
+Source of merged sweeps: mmdet3d 1.0.0rc6, LoadPointsFromMultiSweeps; here always the nearest sweeps. P points
+of D values, N cameras.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule
 
 POINTS = 'load_dim', 'use_dim', 'sweeps', 'pad_empty_sweeps', 'remove_close'
-"""Fields of `FusionRule` about the reading of points."""
 AGE = 4
-"""Column of a point with the time from its measurement to the key frame, seconds."""
+"""Column of a point: seconds from its measurement to the key frame."""
 CLOSE_M = 1.0
-"""Points of past sweeps that are nearer than this in x and y belong to the car itself."""
+"""Points of past sweeps nearer than this in x and y belong to the ego car."""
 
 
 class PastSweep(Protocol):
-    """A sweep of the past, with the transform of its points to the key frame: `runtime.infos.PastSweep`.
+    """A past sweep and its transform to the key frame: `runtime.infos.PastSweep`.
 
     Attributes:
-        path: path of the file of its points.
-        rotation: (3, 3) from its LiDAR frame to that of the key frame.
+        rotation: (3, 3), its LiDAR frame to the key frame's.
         translation: (3,) m, after the rotation.
         timestamp_s: absolute time of its measurement.
     """
@@ -43,13 +41,12 @@ class PastSweep(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PastSweeps:
-    """The merging of past sweeps with a key frame.
+    """Merging of past sweeps with a key frame.
 
     Attributes:
-        max_sweeps: most sweeps that are taken, the first in the info, whose list begins with the newest.
-        pad_empty: if the info has none, the points of the key frame are added `max_sweeps` times, by
-            `remove_close` without those close to the car.
-        remove_close: points that are close to the car are left out.
+        max_sweeps: most sweeps to take, newest first.
+        pad_empty: without past sweeps, add the key frame's points `max_sweeps` times.
+        remove_close: leave out points close to the car.
     """
 
     max_sweeps: int
@@ -63,20 +60,10 @@ class PastSweeps:
         now_s: float,
         read: Callable[[str], np.ndarray],
     ) -> np.ndarray:
-        """Return the points (P, D) float32 of a key frame and of past sweeps, in its coordinates.
+        """Points (P, D) float32 of key frame and past sweeps in the key frame, with ages in column `AGE`.
 
-        Column `AGE` of each is the time from its measurement to the key frame, seconds. `remove_close` leaves
-        out points of past sweeps, by their places in the frame of their own sweep, and none of the key frame
-        itself.
-
-        Args:
-            points: (P, D) float32 of the key frame, D at least 5; their ages are set to 0 in place.
-            sweeps: sweeps of its info, the newest first.
-            now_s: seconds, absolute, of the key frame.
-            read: returns the points (P, D) float32 of a path, in an array that is changed; its errors pass.
-
-        Raises:
-            ValueError: points of a past sweep have another D than the key frame.
+        Ages of `points` (P, D >= 5) are zeroed in place. `read` gives points (P, D) float32 of a path.
+        ValueError: a past sweep has another D.
         """
         points[:, AGE] = 0
         if not sweeps and self.pad_empty:
@@ -101,14 +88,12 @@ class FusionRule(JsonDataclass):
     """The rules of both sensors.
 
     Attributes:
-        views: rule of the pictures of several cameras, or that of one picture of any size (MVX-Net); None for
-            a model of LiDAR alone.
-        voxels: rule of the points; None for a model of cameras alone.
+        views: rule of the cameras, or of one picture (MVX-Net); None for LiDAR alone.
+        voxels: rule of the points; None for cameras alone.
         load_dim: values per point in a file.
-        use_dim: columns that the model takes, after sweeps of the past were merged.
-        sweeps: most sweeps of the past, whose points follow those of the key frame; 0 takes none.
-        pad_empty_sweeps: as `PastSweeps.pad_empty`.
-        remove_close: as `PastSweeps.remove_close`.
+        use_dim: columns that the model takes after merging.
+        sweeps: most past sweeps.
+        pad_empty_sweeps, remove_close: see `PastSweeps`.
     """
 
     views: MultiViewRule | PreprocessRule | None
@@ -122,18 +107,11 @@ class FusionRule(JsonDataclass):
 
     @property
     def past(self) -> PastSweeps | None:
-        """How sweeps of the past are merged; None for a model of the key frame alone."""
         return PastSweeps(self.sweeps, self.pad_empty_sweeps, self.remove_close) if self.sweeps else None
 
     def img_aug_matrix(self) -> np.ndarray:
-        """Return (N, 4, 4), from pixels of the cameras' pictures to pixels of the network input.
+        """Return (N, 4, 4) equal matrices from camera pixels to network pixels.
 
-        All N are the same: a `MultiViewRule` has one scale and one crop for all cameras.
-
-        They map (x, y, depth, 1), of which x and y are pixels, already divided by the depth, see
-        `runtime.frames.of_rays`. They are float32, float64 if `MultiViewRule.normalised_first`.
-
-        Raises:
-            AttributeError: a rule without pictures, or of one picture, which has no such matrices.
+        They map (x, y, depth, 1) with x and y already divided by depth, see `runtime.frames.of_rays`.
         """
         return np.tile(self.views.crop_matrix(4), (self.views.num_cameras, 1, 1))

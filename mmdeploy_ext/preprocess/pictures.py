@@ -1,8 +1,6 @@
-"""Resize, pad and normalise rules: OpenMMLab's test pipeline in numpy and OpenCV.
+"""Resize, pad and normalise: OpenMMLab's test pipeline in numpy and OpenCV.
 
-OpenCV is imported where a picture is processed, so that what only reads a rule needs numpy alone.
-
-Glossary: H, W height and width of the network input in pixels; h, w of an image; K proposals.
+H, W network input in pixels; h, w an image; K proposals.
 """
 
 from __future__ import annotations
@@ -27,31 +25,28 @@ from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
 MOST_PIXELS = 100_000_000
-"""Pixels of the largest picture that is decoded: it and its copies take about 10 bytes per pixel."""
+"""Pixels of the largest picture, at about 10 bytes each."""
 MOST_BYTES = 8 * MOST_PIXELS
-"""Size of the largest picture file: that many pixels of four 16-bit channels, not compressed."""
+"""Largest picture file: four uncompressed 16-bit channels."""
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
-"""Warnings of libjpeg after which it goes on with pixels that are not those of the picture."""
+"""Warnings of libjpeg after which it decodes wrong pixels."""
 _DECODER_LOCK = threading.Lock()  # all threads share the file descriptor
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedImage:
-    """One image made into a network input.
+    """One image as network input.
 
     Attributes:
-        tensor: (3, H, W) float32, normalised and padded; RGB if the rule has `to_rgb`, otherwise BGR.
-        img_shape: (h, w) of the content before padding, pixels.
-        scale_factor: (4,) float32 `w h w h` ratios, network input / original.
-        ori_shape: (h, w) of the original image, pixels.
-        border: (rows of padding above the content, columns of padding left of it).
-        proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that take proposals; None
-            if the picture came without some.
-        cam2img: (4, 4) float64, camera of the network input, see `preprocess/cam2img.py`, for detectors of
-            boxes in 3D; None if the picture came without one.
-        warp: (3, 3) float64 matrix from pixels of the original to those of the input, of pictures that are
-            warped about their middle; None for those that are resized and padded.
-        collected: what else a config's test pipeline collects of a picture, such as `filename`, for PyTorch.
+        tensor: (3, H, W) float32, normalised and padded; RGB if the rule has `to_rgb`, else BGR.
+        img_shape: (h, w) before padding.
+        scale_factor: (4,) float32 `w h w h`, network input / original.
+        ori_shape: (h, w) of the original.
+        border: (rows above, columns left) of padding.
+        proposals: (K, 4) float32 xyxy in pixels of the network input, or None.
+        cam2img: (4, 4) float64 camera of the network input, or None.
+        warp: (3, 3) float64, pixels of the original to pixels of the input, for warped pictures.
+        collected: further meta of the test pipeline, for PyTorch.
     """
 
     tensor: np.ndarray
@@ -66,14 +61,14 @@ class PreparedImage:
 
     @property
     def to_input(self) -> np.ndarray:
-        """The matrix (3, 3) float64 from pixels of the original picture to those of the network input."""
+        """(3, 3) float64, pixels of the original to pixels of the network input."""
         if self.warp is not None:
             return self.warp
         (top, left), (ratio_w, ratio_h) = self.border, self.scale_factor[:2].astype(np.float64)
         return np.array([[ratio_w, 0, left], [0, ratio_h, top], [0, 0, 1]])
 
     def with_camera(self, cam2img: np.ndarray) -> PreparedImage:
-        """Return this with the camera of the network input, given that of the original picture, (4, 4)."""
+        """Add the camera, given for the original picture, (4, 4)."""
         return dataclasses.replace(self, cam2img=square_matrix(self.to_input) @ cam2img)
 
 
@@ -90,27 +85,21 @@ class PreprocessRule(JsonDataclass):
     """How an image becomes the network input.
 
     Attributes:
-        mean, std: a pixel of 0 to 255 becomes (pixel - mean) / std; per channel, in the order after `to_rgb`.
-        to_rgb: whether OpenCV's BGR is swapped to RGB before it is normalised.
-        img_scale: (long edge, short edge) in pixels, in either order, that the resized image fits in, as
-            mmdet's `Resize` has it; without `keep_ratio`, and warped, the image becomes (w, h) of it. None:
-            no resize.
-        keep_ratio: whether the aspect ratio stays.
-        size_divisor: H and W are padded to multiples of it, below and right of the content, or all around if
-            `centred`.
-        pad_or, pad_more: unless `pad_or` is 0, each side is padded to (side | pad_or) + pad_more instead,
-            with a bitwise or.
-        centred: whether the middle of the content is the middle of the input, both rounded down.
-        pad_size: (H, W) that is padded to instead; sides that are larger after the resize stay. None: the
-            attributes above decide.
-        size: (H, W) that a graph with a fixed shape takes: the image is resized to fit inside, or, without
-            `keep_ratio`, to it, and padded to it, whatever scale and padding the attributes above state; None
-            for graphs of any size.
-        pad_val: value of the padding per channel, applied after normalisation as mmdet does.
-        resize: library of the bilinear interpolation, 'cv2' or 'pillow'; 'warp': OpenCV's affine warp, which
-            scales by the widths, keeps the middle in the middle, and cuts off or leaves black what is above
-            and below.
-        to_float32: whether the resize is in float32, without rounding to 8 bits.
+        mean, std: (pixel - mean) / std for pixels 0 to 255, per channel after `to_rgb`.
+        to_rgb: swap OpenCV's BGR to RGB before normalising.
+        img_scale: (long, short) edge in pixels in either order, as in mmdet's `Resize`; exact (w, h) without
+            `keep_ratio` and for warps. None: no resize.
+        keep_ratio: keep the aspect ratio.
+        size_divisor: pad H and W to multiples, below and right, or all around if `centred`.
+        pad_or, pad_more: unless `pad_or` is 0, pad each side to (side | pad_or) + pad_more.
+        centred: pad around the middle, rounded down.
+        pad_size: (H, W) to pad to instead; larger sides stay.
+        size: (H, W) of a graph of fixed shape: resize to fit inside (or exactly, without `keep_ratio`) and
+            pad; overrides scale and padding.
+        pad_val: padding per channel, after normalising as in mmdet.
+        resize: bilinear by 'cv2' or 'pillow'; 'warp': OpenCV's affine warp by the ratio of widths about the
+            middle, cut or black above and below.
+        to_float32: resize in float32 without rounding to 8 bits.
     """
 
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -132,7 +121,6 @@ class PreprocessRule(JsonDataclass):
         check_colours(self.std, self.size_divisor)
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return (h, w) after the resize of an image of `height` x `width`."""
         if self.resize == WARP:
             return self.size or (self.img_scale[1], self.img_scale[0])
         if self.size is not None:
@@ -148,7 +136,6 @@ class PreprocessRule(JsonDataclass):
         return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return (H, W) after padding a resized image of `height` x `width`."""
         if self.size is not None:
             return self.size
         if self.pad_size is not None:
@@ -158,7 +145,7 @@ class PreprocessRule(JsonDataclass):
         return next_multiples((height, width), self.size_divisor)
 
     def apply(self, image_bgr: np.ndarray) -> PreparedImage:
-        """Return the network input of an image (h, w, 3) uint8 BGR, as OpenCV reads it; else ShapeError."""
+        """Network input of an image (h, w, 3) uint8 BGR."""
         shape, dtype = np.shape(image_bgr), getattr(image_bgr, 'dtype', type(image_bgr).__name__)
         if dtype != np.uint8 or shape[2:] != (3,) or 0 in shape:
             raise ShapeError(
@@ -195,26 +182,22 @@ class PreprocessRule(JsonDataclass):
 
 
 def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """Return both sides of `size`, in its order, each increased to a multiple of `divisor`."""
     return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
 
 
 def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return an image (h, w, 3), uint8 or float32, resized to `height` x `width` by OpenCV, bilinearly."""
+    """Bilinear resize of (h, w, 3) uint8 or float32 by OpenCV."""
     import cv2
 
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 WARP = 'warp'
-"""Value of `PreprocessRule.resize` of mmdet3d's `AffineResize`."""
+"""`PreprocessRule.resize` of mmdet3d's `AffineResize`."""
 
 
 def warp_about_middle(size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Return the matrix (3, 3) of mmdet3d's `AffineResize` without augmentation.
-
-    It takes pixels of a picture of `size` (h, w) to those of `new_size` (h, w), by the ratio of the widths.
-    """
+    """Matrix (3, 3) of mmdet3d's `AffineResize` without augmentation, from `size` to `new_size` (h, w)."""
     import cv2
 
     half_width, new_half_width = size[1] * 0.5, new_size[1] * 0.5
@@ -228,25 +211,17 @@ def warp_about_middle(size: tuple[int, int], new_size: tuple[int, int]) -> np.nd
 
 
 def warped(image: np.ndarray, matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Warp an image (h, w, 3) uint8 or float32 to `height` x `width`; what lies outside of it is black.
-
-    `matrix` (3, 3) takes pixels of the image to those of the result, as `warp_about_middle` returns it.
-    """
+    """Warp (h, w, 3) uint8 or float32 by `matrix` (3, 3, image to result pixels); black outside."""
     import cv2
 
     return cv2.warpAffine(image, matrix[:2].astype(np.float32), (width, height))
 
 
 RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
-"""mmdet's `Resize.backend` -> function."""
 
 
 def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
-    """Return (h, w, 3) float32 `(image - mean) / std`, rounded as mmdet rounds: float32, then OpenCV.
-
-    `image_bgr` is (h, w, 3) uint8 or float32, of 0 to 255. `to_rgb` swaps its channels first; `mean` and
-    `std` are in the order after that.
-    """
+    """(h, w, 3) float32 `(image - mean) / std`, rounded as in mmdet, of uint8 or float32 in 0 to 255."""
     import cv2
 
     image = image_bgr.astype(np.float32)
@@ -258,10 +233,7 @@ def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 @contextlib.contextmanager
 def _decoder_messages() -> Iterator[list[str]]:
-    """Yield a list that receives, after the body, the lines that C libraries wrote to file descriptor 2.
-
-    OpenCV has no other way to read the warnings of libjpeg. The descriptor may be closed.
-    """
+    """Capture file descriptor 2, since OpenCV hides libjpeg's warnings otherwise."""
     lines: list[str] = []
     with _DECODER_LOCK, tempfile.TemporaryFile() as messages:
         try:
@@ -282,11 +254,10 @@ def _decoder_messages() -> Iterator[list[str]]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as (h, w, 3) uint8 BGR, turned as its EXIF says; 16 bits go to 8, gray and alpha to BGR.
+    """Read (h, w, 3) uint8 BGR, turned by EXIF; 16 bits, gray and alpha are converted.
 
     Raises:
-        ImageError: no such file, no permission, zero bytes, not an image, damaged in a way that the decoder
-            notices, or of more than `MOST_BYTES`, or, if `size_in_header` reads its size, `MOST_PIXELS`.
+        ImageError: missing, unreadable, damaged, no image, or too large.
     """
     import cv2
 
@@ -329,12 +300,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return image files in the order of `paths`, for a folder the images in and below it, sorted.
-
-    Pipes, devices and dangling links in a folder are returned too, by suffix: `read_image` refuses them, one
-    by one. Linked folders in a folder are passed over, unlike linked files. ImageError: a path is no file or
-    folder, or a folder has no image; files are returned whatever their suffix is.
-    """
+    """Files in the order of `paths`; a folder gives its images at any depth, sorted."""
     images: list[Path] = []
     for path in map(Path, paths):
         if os.path.isdir(path):  # unlike `Path.is_dir` it is False of a name that no file can have
@@ -355,22 +321,14 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
 
 
 JPEG_HEADER_BYTES = 1 << 22
-"""Bytes of a JPEG within which its size has to be: a profile and a preview may come before."""
 JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Markers of a JPEG that have its size."""
 JPEG_ALONE = {0x01, *range(0xD0, 0xD9)}
-"""Markers without a length."""
 PNG, CHUNK_BYTES = b'\x89PNG\r\n\x1a\n', 12
-"""First bytes of a PNG, and those of a chunk beside its data."""
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
-"""Tags of the fields of a TIFF that have its size."""
 
 
 def size_in_header(content: bytes) -> tuple[int, int] | None:
-    """Return (height, width) of a JPEG, PNG, BMP, WebP or TIFF; None if no size is read, as of other files.
-
-    They are those of the stored pixels, which EXIF may turn. Nothing behind the size is checked.
-    """
+    """(height, width) of stored pixels of a JPEG, PNG, BMP, WebP or TIFF; None if unknown."""
     for signature, read in READERS.items():
         if content.startswith(signature):
             try:
@@ -381,10 +339,7 @@ def size_in_header(content: bytes) -> tuple[int, int] | None:
 
 
 def is_cut_png(content: bytes) -> bool:
-    """Return whether a PNG lacks its last chunk, IEND, or a part of a chunk; False for other files.
-
-    OpenCV allocates memory for all of a chunk, however long it says that it is.
-    """
+    """Whether a PNG lacks IEND or a part of a chunk; OpenCV allocates a chunk's stated length."""
     if not content.startswith(PNG):
         return False
     offset = len(PNG)
@@ -460,4 +415,3 @@ READERS = {
     b'II*\x00': _tiff,
     b'MM\x00*': _tiff,
 }
-"""First bytes of a file -> the function that reads its size."""

@@ -1,4 +1,4 @@
-"""From an mmdet 2.x test pipeline to a `PreprocessRule`; steps that the rule cannot express are refused."""
+"""From an mmdet 2.x test pipeline to a `PreprocessRule`; other steps are refused."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,38 +10,29 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess.pictures import RESIZERS, WARP, PreprocessRule, normalise
 
 ORDERED = ('Resize', 'AffineResize', 'RandomCenterCropPad', 'Normalize', 'Pad')
-"""Steps that change the image, in the order that the rule has them; it pads once. Padding may come before the
-normalisation: its value is then normalised."""
+"""Steps that change the image, in the order of the rule. Padding before normalising is normalised, too."""
 NEUTRAL = (
     'LoadImageFromFile', 'LoadImageFromWebcam', 'LoadProposals', 'RandomFlip', 'DefaultFormatBundle',
     'ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect',
     'LoadImageFromFileMono3D', 'RandomFlip3D', 'DefaultFormatBundle3D', 'Collect3D',
 )  # fmt: skip
-"""Steps that change no pixel of a test."""
+"""Steps that change no pixel at test time."""
 KNOWN = ('MultiScaleFlipAug', *ORDERED, *NEUTRAL)
-"""Steps that the rule reads, by their names."""
 FLIPS = dict(RandomFlip='flip_ratio', RandomFlip3D='flip_ratio_bev_horizontal')
-"""Step that flips pictures -> its option with the share of them."""
+"""Step that flips pictures -> its option."""
 REQUIRED = {
     'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
     'LoadImageFromFileMono3D': dict(color_type='color', channel_order='bgr'),
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
 }
-"""Options that have to keep these values, the defaults of mmdet and mmdet3d."""
+"""Options that have to keep these defaults of mmdet and mmdet3d."""
 
 
 def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], key: str = '') -> PreprocessRule:
-    """Read the rule out of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
+    """Read the rule of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
 
-    The padding's value is that after normalisation, in the order of the network's channels. The `img_scale`
-    of `MultiScaleFlipAug`, or its lack of one, counts in place of that of Resize; AffineResize has its own.
-    Options of a step that are neither in `REQUIRED` nor of the rule, such as `multiscale_mode`, are not read.
-
-    `key` is that of the pipeline in the config; with '' messages advise no option.
-
-    Raises:
-        ConfigError: a step, option or order that the rule cannot express, or a step that lacks an option that
-            it needs; the message names it.
+    `key` is the pipeline's key in the config, for advice. ConfigError: a step, option or order that the rule
+    cannot express.
     """
     values: dict[str, Any] = dict(to_rgb=False)
     order = []
@@ -76,7 +67,6 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], key: str = '') -> 
 
 
 def _read(step: Mapping[str, Any], values: dict[str, Any]) -> None:
-    """Set the fields of the rule that a step decides."""
     try:
         READERS[step['type']](step, values)
     except ConfigError:
@@ -86,7 +76,6 @@ def _read(step: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Refuse steps that the rule can express one by one, but not together or in this order."""
     if order != [kind for kind in ORDERED if kind in order]:
         raise ConfigError(
             f'test pipeline: got the steps {", ".join(order)}; expected each of {", ".join(ORDERED)} at most '
@@ -104,7 +93,7 @@ def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
 
 
 def steps_of(pipeline: Sequence[Mapping[str, Any]], *kinds: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of these types (`kinds`), by default of all, those inside other steps too."""
+    """Yield the steps of these types (default: all), also inside other steps."""
     for step in pipeline:
         if not kinds or step.get('type') in kinds:
             yield step
@@ -157,7 +146,6 @@ def _check_options(step: Mapping[str, Any]) -> None:
 
 
 def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
-    """Return the one scale (w, h) of a step; the message says how to set it if the step's `key` is known."""
     if not isinstance(img_scale, list | tuple) or not img_scale:
         raise ConfigError(f'test pipeline: img_scale={img_scale!r}; expected one width and height')
     scales = [img_scale] if isinstance(img_scale[0], int | float) else list(img_scale)
@@ -172,7 +160,7 @@ def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
     return int(scales[0][0]), int(scales[0][1])
 
 
-# each takes a step and the fields of the rule so far, `values`, and sets those that the step decides
+# each takes a step and the fields of the rule so far, `values`, and sets the fields that the step decides
 
 
 def _read_load(step: Mapping[str, Any], values: dict[str, Any]) -> None:
@@ -195,7 +183,6 @@ def _read_affine_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None
 
 
 def _numbers(step: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
-    """Return the numbers of an option of a step; ConfigError if they are missing or not `count` numbers."""
     numbers = step.get(key)
     try:
         array = np.asarray(numbers, np.float64)
@@ -259,4 +246,3 @@ READERS = {
     'Normalize': _read_normalize,
     'Pad': _read_pad,
 }
-"""Type of a step -> function that takes the step and the fields of the rule so far, and sets those of it."""

@@ -1,4 +1,4 @@
-"""From files of points to the points that a model takes. Needs numpy only."""
+"""Reading point files for a model. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PointRule:
-    """The rule by which files become the points that a model takes.
+    """How files become the points that a model takes.
 
     Attributes:
-        load_dim: number of values per point in a file.
-        use_dim: columns that the model takes, in order.
-        past: rule by which sweeps of the past are merged into each sweep of infos; None merges none.
-        past_dim: columns of a sweep of infos after merging; None keeps all. A file alone keeps `use_dim`.
+        load_dim: values per point in a file.
+        use_dim: columns that the model takes.
+        past: merging of past sweeps of infos, or None.
+        past_dim: columns after merging; None keeps all.
     """
 
     load_dim: int
@@ -30,7 +30,6 @@ class PointRule:
     past_dim: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for columns that a file does not have."""
         for columns, width, step in (
             (self.use_dim, self.load_dim, 'LoadPointsFromFile'),
             (self.past_dim or (), len(self.use_dim), 'LoadPointsFromMultiSweeps'),
@@ -40,12 +39,7 @@ class PointRule:
 
     @classmethod
     def from_pipeline(cls, steps: list[Mapping[str, Any]], in_channels: int) -> PointRule:
-        """Return the rule of mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps, steps of a pipeline.
-
-        Without the first files have the `in_channels` values of the model, and the second is not looked for.
-        ConfigError: a `time_dim` other than `AGE`, past files of another `load_dim`, or columns that a file
-        does not have.
-        """
+        """Rule of LoadPointsFromFile and LoadPointsFromMultiSweeps, else `in_channels` values per point."""
         step_of = {step.get('type'): step for step in steps}
         file_step = step_of.get('LoadPointsFromFile')
         if file_step is None:
@@ -70,10 +64,7 @@ class PointRule:
 
 
 def point_rule(cfg: Any, in_channels: int) -> PointRule:
-    """Return the rule of the config's test pipeline; without a pipeline files have `in_channels` values.
-
-    ConfigError: see `PointRule`.
-    """
+    """Rule of a config's test pipeline, see `PointRule.from_pipeline`."""
     try:
         steps = test_pipeline(cfg)
     except ConfigError:

@@ -1,12 +1,7 @@
-"""A sweep made into voxels, each with its points or with the mean of them. Needs no torch.
+"""Voxels of a sweep, with their points or the mean of them.
 
-The loops are compiled by numba; without it they run in Python, which is slow.
-
-Source: mmcv 1.7.2 `Voxelization` on CPU (cells in float32; hard: the first `max_points` points of the first
-`max_voxels` voxels, in order of their first point) and mmdet3d 1.0.0rc6 `HardSimpleVFE`, `DynamicSimpleVFE`
-(dynamic: all points of all voxels, in order of z, y, x). Differs in: no array as large as the grid.
-
-Glossary: P points of D values, N voxels of up to M points, C features per voxel.
+Source: mmcv 1.7.2 `Voxelization` on CPU (hard) and mmdet3d 1.0.0rc6 `HardSimpleVFE`, `DynamicSimpleVFE`
+(dynamic: all points, voxels by z, y, x). P points of D values, N voxels of up to M points.
 """
 
 import dataclasses
@@ -19,9 +14,7 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
 
 MODES = ('hard', 'dynamic')
-"""Ways to make voxels: of the first points of the first voxels, or of all points."""
 ORDERS = ('xyz', 'zyx')
-"""Axis orders of coordinates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +22,13 @@ class VoxelRule(JsonDataclass):
     """How points become voxels.
 
     Attributes:
-        point_cloud_range: (x, y, z, x, y, z) lower and upper bounds in metres, LiDAR frame. Points are in
-            range if they are in the `grid_size` voxels from the lower bound on. That is a rounded number, so
-            that these may end before the upper bound or behind it.
+        point_cloud_range: (x, y, z, x, y, z) lower and upper bounds in metres, LiDAR frame. A point is in
+            range if its voxel index is in [0, grid_size), where `grid_size` is rounded.
         voxel_size: (x, y, z) metres.
-        max_points: points of a voxel that are used; -1 with mode 'dynamic'.
-        max_voxels: later voxels are left out, as mmcv does; -1 with mode 'dynamic'.
-        order: axis order of the coordinates, 'xyz' or 'zyx'.
-        in_channels: D values per point, and of the mean of a voxel.
+        max_points: points per voxel; -1 if 'dynamic'.
+        max_voxels: later voxels are dropped; -1 if 'dynamic'.
+        order: axis order of coordinates, 'xyz' or 'zyx'.
+        in_channels: D.
         mode: 'hard' or 'dynamic'.
     """
 
@@ -63,25 +55,15 @@ class VoxelRule(JsonDataclass):
 
     @property
     def grid_size(self) -> tuple[int, int, int]:
-        """Cells per axis in x, y, z order."""
         low, high = np.array(self.point_cloud_range, np.float32).reshape(2, 3)
         return tuple(int(cells) for cells in np.rint((high - low) / np.array(self.voxel_size, np.float32)))
 
 
 def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray]:
-    """Make voxels of one sweep.
+    """Mean of the points of each voxel, (N, D) float32, and coordinates (N, 4) int32 with sample 0 first.
 
-    Args:
-        points: (P, D) floats or integers, x, y, z in metres first, LiDAR frame; P may be 0.
-        rule: range, sizes and limits.
-
-    Returns:
-        Features (N, D) float32, the mean of each voxel's points (in mode 'hard' of its first `max_points`),
-        and coordinates (N, 4) int32, sample 0 and the axes in the rule's order. N is 0 if no point is in
-        range. Voxels are in the order of their first points, in mode 'dynamic' sorted by z, then y, then x.
-
-    Raises:
-        DataError: another width than the rule's, or a value that is not finite.
+    `points` is (P, D) with x, y, z in metres first, LiDAR frame. Voxels follow their first points, or z, y, x
+    if 'dynamic'. DataError: another width, or not finite.
     """
     is_hard = rule.mode == 'hard'
     loops, points, coordinates, grid = _buffers(points, rule)
@@ -97,10 +79,9 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
 
 
 def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the points of every voxel of one sweep, for networks that compute features from them.
+    """Points (N, M, D) float32, zero-padded, their number (N,) int32 and coordinates (N, 4) int32.
 
-    By a rule of mode 'hard': the first M = `max_points` points of each voxel (N, M, D) float32, padded with
-    zeros, their number (N,) int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
+    Mode 'hard'; input as in `voxelise`.
     """
     loops, points, coordinates, grid = _buffers(points, rule)
     voxel_points = np.zeros((len(coordinates), rule.max_points, rule.in_channels), np.float32)
@@ -110,10 +91,9 @@ def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray
 
 
 def assigned(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the points in range, and the voxel of each, for networks that take all points of a voxel.
+    """Points in range (n, D) float32, voxel row of each (n,) int32, and coordinates (N, 4) int32.
 
-    By a rule of mode 'dynamic': n points (n, D) float32 in their order, the row of the voxel of each (n,)
-    int32, and coordinates (N, 4) int32, in the order of the voxels' first points; see `voxelise`.
+    Mode 'dynamic'; input as in `voxelise`.
     """
     loops, points, coordinates, grid = _buffers(points, rule)
     rows = np.empty(len(points), np.int32)
@@ -125,7 +105,6 @@ def assigned(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
 def _buffers(
     points: np.ndarray, rule: VoxelRule
 ) -> tuple[ModuleType, np.ndarray, np.ndarray, tuple[Any, ...]]:
-    """Return the compiled loops and their arguments: checked points, empty coordinates, grid and hash."""
     from mmdeploy_ext.preprocess import voxel_hash
 
     points = check_points(points, rule.in_channels)
@@ -137,15 +116,11 @@ def _buffers(
 
 
 def _ordered(axes: np.ndarray, rule: VoxelRule) -> np.ndarray:
-    """Return (N, 4) coordinates of sample 0, axes in the rule's order, of (N, 3) in x, y, z."""
     return np.pad(axes if rule.order == 'xyz' else axes[:, ::-1], ((0, 0), (1, 0)))
 
 
 def check_points(points: np.ndarray, width: int) -> np.ndarray:
-    """Return points as contiguous (P, width) float32; P may be 0.
-
-    DataError: another width or shape, no integers or floats, or values that are not finite as float32.
-    """
+    """Contiguous (P, width) float32 points."""
     try:
         points = np.asarray(points)
     except ValueError:  # lists of different lengths

@@ -1,14 +1,7 @@
-"""Compiled loops: a hash of active sites, behind the rulebook and behind the voxels of points.
+"""Compiled loops: a hash of active sites, for rulebooks and voxels. They release the interpreter lock.
 
-numba compiles them; without it they run in Python, which is slow. Each loop releases the interpreter lock and
-writes to places of its own, so that any number of Python threads gives the same arrays. numba's own threads
-are not used: they die in forked workers and in concurrent callers.
-
-A hash from keys to rows is `slots`, int64, a power of two of them, each a key or `EMPTY`; `rows`, int32, the
-row of the key in each slot; and `shift`; `empty_slots` returns slots and shift. A key is the row-major index
-of a site in (sample, three axes), or of the cell of a point in (x, y, z).
-
-Glossary: N sites (N, 4) of sample and three axes, K kernel offsets, M output sites of a convolution,
+A hash has `slots` (int64, a power of two, each a key or `EMPTY`), `rows` (int32) and `shift`. A key is the
+row-major index of a site (sample, three axes) or a cell (x, y, z). N sites, K kernel offsets, M output sites,
 P points of D values, n voxels, T most points of a voxel.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
@@ -18,16 +11,14 @@ import numpy as np
 from mmdeploy_ext.core.compiled import njit
 
 EMPTY = np.int64(-1)
-"""Marks a free slot."""
 LEAST_SLOTS = 64
-"""A hash has more slots than this; the smallest one twice as many. A search for output sites begins with room
-for this many at least."""
+"""A hash has more slots than this."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys spread over the whole table
 
 
 @njit(cache=True, nogil=True, inline='always')
 def slot(key, slots, shift):
-    """Return the place of a key in the slots of a hash, or the free place for it; there has to be one."""
+    """Place of a key, or the free place for it; one has to exist."""
     mask = np.int64(slots.shape[0] - 1)
     place = np.int64((np.uint64(key) * _MIX) >> shift)
     while slots[place] != key and slots[place] != EMPTY:
@@ -37,10 +28,7 @@ def slot(key, slots, shift):
 
 @njit(cache=True, nogil=True)
 def fill(keys, slots, rows, shift):
-    """Put every key into a hash with its row; return the first row whose key is in it already, or -1.
-
-    Rows from that one on are not put in. slots, rows, shift: the hash, of which slots and rows are filled.
-    """
+    """Put keys and rows into a hash; return the first row with a repeated key, or -1."""
     for row in range(keys.shape[0]):
         place = slot(keys[row], slots, shift)
         if slots[place] == keys[row]:
@@ -52,9 +40,9 @@ def fill(keys, slots, rows, shift):
 
 @njit(cache=True, nogil=True)
 def neighbours(sites, shape, steps, slots, rows, shift, table):
-    """Write the row of the site at each step from every site into table (K, N); N stands for no site.
+    """Write the row of the site at each step (K, 3) from each site (N, 4) into table (K, N); N for none.
 
-    sites (N, 4), shape (3,) cells of the grid, steps (K, 3) cells; slots, rows, shift: a hash of the sites.
+    shape (3,): cells of the grid; slots, rows, shift: a hash of the sites.
     """
     none = np.int32(sites.shape[0])
     for k in range(steps.shape[0]):
@@ -71,10 +59,7 @@ def neighbours(sites, shape, steps, slots, rows, shift, table):
 
 @njit(cache=True, nogil=True)
 def mirror(table, mirrored):
-    """Write the pairs of rows in the other direction: mirrored[k, j] = i if table[k, i] = j.
-
-    Both are (K, N) int32, and N stands for no row.
-    """
+    """mirrored[k, j] = i if table[k, i] = j; both (K, N) int32, N for none."""
     none = np.int32(table.shape[1])
     for k in range(table.shape[0]):
         mirrored[k] = none
@@ -85,11 +70,10 @@ def mirror(table, mirrored):
 
 @njit(cache=True, nogil=True)
 def reached_keys(sites, shape, axes, slots, shift, keys):
-    """Collect the key of each output site that an input site reaches, once; return their number, -1 if full.
+    """Collect the keys of output sites that input sites (N, 4) reach; return their number, -1 if full.
 
-    sites (N, 4) of the input, shape (3,) cells of the output's grid; axes: per axis (k, size) int32, the
-    output position that an input position reaches by each of k offsets, or -1; slots, shift: an empty hash,
-    keys (n,) int64: both are filled.
+    shape (3,): cells of the output grid; axes: per axis (k, size) int32 the output position by offset and
+    input position, or -1; slots, shift and keys (n,) int64 are filled.
     """
     n = 0
     for i in range(sites.shape[0]):
@@ -118,11 +102,10 @@ def reached_keys(sites, shape, axes, slots, shift, keys):
 
 @njit(cache=True, nogil=True)
 def reach(sites, shape, axes, offsets, slots, rows, shift, table):
-    """Write every input row into table (K, M) at the output row that it reaches by each offset, else N.
+    """Write input rows into table (K, M) at the output rows that they reach, else N.
 
-    sites (N, 4) of the input, shape (3,) cells of the output's grid, axes as in `reached_keys`, offsets
-    (K, 3) indices into the first axis of each of them; slots, rows, shift: a hash of the output sites, which
-    has to have all that are reached.
+    sites, shape, axes as in `reached_keys`; offsets (K, 3): indices into the first axis of each of axes;
+    slots, rows, shift: a hash of all output sites.
     """
     for k in range(offsets.shape[0]):
         table[k] = sites.shape[0]
@@ -136,12 +119,10 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
 
 @njit(cache=True, nogil=True)
 def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
-    """Return the row of a point's voxel, -1 if it gets none, and the number of voxels so far.
+    """Row of a point's voxel, -1 for none, and the number of voxels after it.
 
-    A new voxel takes row n of `coordinates`, int32 x, y, z, unless they are full; the argument n is the
-    number of voxels before this point. low and size (3,) are the lower ends of the range and the sides of a
-    voxel in x, y, z, m, float32 as mmcv computes in; grid (3,) int64 the voxels per axis; slots, rows, shift:
-    a hash.
+    A new voxel takes row n of `coordinates` (int32 x, y, z) unless full. low, size (3,): lower bounds and
+    voxel size in x, y, z, m, float32 as in mmcv; grid (3,) int64: voxels per axis.
     """
     x = np.floor((point[0] - low[0]) / size[0])
     y = np.floor((point[1] - low[1]) / size[1])
@@ -163,11 +144,10 @@ def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
 
 @njit(cache=True, nogil=True)
 def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, counts, max_points):
-    """Sum the points of every voxel, voxels in the order of their first point; return the number of voxels.
+    """Sum the points (P, D) of each voxel; return the number of voxels.
 
-    points (P, D); the rest of the arguments as in `voxel_of`. Written are coordinates (n, 3) int32, and sums
-    (n, D) float32 and counts (n,) int32, both zeros before, of at most max_points points. Points of more than
-    n voxels are left out.
+    Writes coordinates (n, 3) int32, zeroed sums (n, D) float32 and counts (n,) int32, up to max_points points
+    per voxel and n voxels. Other arguments as in `voxel_of`.
     """
     n = 0
     for p in range(points.shape[0]):
@@ -181,7 +161,7 @@ def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, coun
 
 @njit(cache=True, nogil=True)
 def gather(points, low, size, grid, slots, rows, shift, coordinates, voxel_points, counts):
-    """Write the first points of every voxel to voxel_points (n, T, D) float32; otherwise as `collect`."""
+    """Write the first points of each voxel to voxel_points (n, T, D) float32; else as `collect`."""
     n = 0
     for p in range(points.shape[0]):
         row, n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
@@ -194,10 +174,7 @@ def gather(points, low, size, grid, slots, rows, shift, coordinates, voxel_point
 
 @njit(cache=True, nogil=True)
 def assign(points, low, size, grid, slots, rows, shift, coordinates, voxel_rows):
-    """Write the row of each point's voxel to voxel_rows (P,) int32, -1 without one; else as `collect`.
-
-    A point has none if it is out of range, or if its voxel is new and all n rows are taken.
-    """
+    """Write voxel rows to voxel_rows (P,) int32, -1 out of range or over n voxels; else as `collect`."""
     n = 0
     for p in range(points.shape[0]):
         voxel_rows[p], n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
@@ -205,9 +182,6 @@ def assign(points, low, size, grid, slots, rows, shift, coordinates, voxel_rows)
 
 
 def empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
-    """Return free slots, more than two per site, a power of two from 128 on, and the shift to hash by.
-
-    `sites` is the number of keys that the hash has to take.
-    """
+    """Free slots, a power of two over twice the sites, and the shift."""
     bits = max(2 * sites, LEAST_SLOTS).bit_length()
     return np.full(1 << bits, EMPTY, np.int64), np.uint64(64 - bits)
