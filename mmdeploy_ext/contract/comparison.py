@@ -1,8 +1,4 @@
-"""Tensors of two engines, compared by groups of columns. Needs numpy only.
-
-`compare_tensors` compares the outputs of a spec, `compare_named` outputs without one; each row of the result
-is a `TensorRow`.
-"""
+"""Comparison of tensors of two engines by groups of columns. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -22,18 +18,13 @@ class TensorRow:
     """One column group of one output, ONNX against PyTorch.
 
     Attributes:
-        tensor: output name; with the group's name if there are several.
-        shape: shape of the reference, '1x80x76x76', with the group's columns alone; '-' if there is none.
-        max_abs: largest absolute difference; None if nothing could be compared, as are the other figures
-            then.
-        max_rel: the same over the largest absolute reference value of the group; None if that is 0 alone.
-        cosine: cosine of both tensors flattened.
-        tolerance: the absolute difference that is allowed; None also for a row that is judged by its cosine.
-        passed: whether it is finite, of the same shape and dtype, not empty, within tolerance, and not all
-            zero unless the reference is.
-        reason: why it failed.
-        at: name of the frame of these figures, if a row stands for the worst of a sequence.
-        norm_ratio: norm of the candidate's values over the reference's, which the cosine does not see.
+        shape: of the group in the reference, '1x80x76x76', or '-'.
+        max_abs: None, like the other figures, if not compared.
+        max_rel: `max_abs` over the largest absolute reference value of the group.
+        tolerance: allowed absolute difference; None if judged by cosine.
+        passed: finite, same shape and dtype, not empty, within tolerance, and zero only if the reference is.
+        at: frame of these figures, if the row is the worst of a sequence.
+        norm_ratio: norm over the reference's norm.
     """
 
     tensor: str
@@ -49,41 +40,24 @@ class TensorRow:
 
 
 def is_equal(rows: Collection[TensorRow]) -> bool:
-    """Return whether every output passed; False when nothing was compared."""
+    """Whether every output passed; False without rows."""
     return bool(rows) and all(row.passed for row in rows)
 
 
 def is_exact(rows: Collection[TensorRow]) -> bool:
-    """Return whether no value of any output differs; False when nothing was compared, or a row failed.
-
-    Values that are not finite fail, equal ones too, see `compare_tensors`.
-
-    As numbers 0.0 and -0.0 are the same; `same_bits` tells them apart.
-    """
+    """Whether no value differs (0.0 equals -0.0, see `same_bits`); False without rows."""
     return is_equal(rows) and all(row.max_abs == 0 for row in rows)
 
 
 def equality_claim(rows: Collection[TensorRow], inputs: int, claim: str = 'EQUAL') -> str:
-    """Return the claim of a comparison without PyTorch, `EQUAL ON N INPUTS` or `NOT EQUAL`.
-
-    `inputs` is N; `claim` replaces 'EQUAL'.
-    """
+    """`EQUAL ON N INPUTS` or `NOT EQUAL`."""
     return f'{claim} {on_inputs(inputs)}' if is_equal(rows) else f'NOT {claim}'
 
 
 def compare_tensors(
     reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], spec: GraphSpec
 ) -> list[TensorRow]:
-    """Compare the outputs that the spec compares by value, column group by column group.
-
-    Whatever is missing fails: an output that one side lacks, a name that the spec lacks, an empty tensor and
-    columns that no group covers. So do NaN and infinity, even on both sides.
-
-    Args:
-        reference: name -> output of the unpatched model.
-        candidate: name -> output of the engine that is judged.
-        spec: names, column groups and tolerances.
-    """
+    """Compare outputs by value, column group by column group; NaN and missing tensors fail."""
     rows: list[TensorRow] = []
     for tensor in spec.outputs:
         if tensor.compare == 'values':
@@ -105,12 +79,7 @@ def compare_named(
 ) -> list[TensorRow]:
     """Compare outputs by name without a spec; integers, booleans and texts must be equal.
 
-    Args:
-        reference: name -> array, or list of arrays for a sequence, of which each is a row, 'name[0]'.
-        candidate: the same of the other side.
-        rtol: largest difference of floats, relative to the output's largest value in the reference.
-        title: title of the reference, for messages.
-        atol: name -> difference that is allowed for floats however small they are.
+    `rtol` is relative to the output's largest reference value; `atol` is a floor by name.
     """
     atol = atol or {}
     reference, candidate = without_sequences(reference), without_sequences(candidate)
@@ -123,7 +92,7 @@ def compare_named(
 
 
 def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return outputs as arrays; a list of arrays becomes 'name[0]', 'name[1]', ..."""
+    """Replace lists of arrays by 'name[0]', 'name[1]', ..."""
     arrays: dict[str, np.ndarray] = {}
     for name, value in outputs.items():
         if isinstance(value, list):
@@ -134,7 +103,7 @@ def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the outputs of two runs, arrays of numbers, are the same bit for bit."""
+    """Whether two runs gave the same outputs bit for bit."""
     return first.keys() == second.keys() and all(
         array.dtype == second[name].dtype
         and array.shape == second[name].shape
@@ -148,7 +117,6 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def failed_row(name: str, reason: str, array: np.ndarray | None = None) -> TensorRow:
-    """Return a failing row for a tensor that could not be compared; its shape is that of `array`."""
     shape = '-' if array is None else shape_text(np.shape(array))
     return TensorRow(name, shape, None, None, None, None, False, reason)
 
@@ -193,12 +161,7 @@ def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) ->
 
 
 def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candidate: np.ndarray) -> TensorRow:
-    """Compare one column group in float64.
-
-    The allowed difference is the larger of `rtol` times the largest reference value and `atol`; of whole
-    numbers and booleans it is `atol` rounded down. An all-zero candidate of a reference that is not zero
-    always fails: a dead output looks like that.
-    """
+    """An all-zero candidate fails: a dead output looks like that."""
     columns = slice(None) if group.columns is None else list(group.columns)
     if reference.ndim:
         reference, candidate = reference[..., columns], candidate[..., columns]
@@ -239,7 +202,7 @@ def _not_finite(side: str, values: np.ndarray) -> str:
 
 
 def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:
-    """Return a failing row for every output with results whose axes differ from the contract."""
+    """Failing rows for results with axes that differ from the contract."""
     rows = []
     for tensor in spec.outputs:
         array = outputs.get(tensor.name)
@@ -255,11 +218,9 @@ def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[Tenso
 
 
 def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:
-    """Return a failing row for every promise about scores and labels that an output breaks.
+    """Failing rows for broken scores and labels: finite, descending, padded last with score 0 and label -1.
 
-    Scores are finite and descend; a row of score 0 is padding, has label -1 and comes last; other labels are
-    in 0..num_classes - 1. `outputs` are `dets` (B, n, columns), whose last column is the score, or `scores`
-    (B, n), and `labels` (B, n).
+    `outputs` have `dets` (B, n, columns) with the score last, or `scores` (B, n), and `labels` (B, n).
     """
     name, scores = ('dets', outputs['dets'][..., -1]) if 'dets' in outputs else ('scores', outputs['scores'])
     labels, rows = outputs['labels'], []
@@ -289,11 +250,7 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
 def count_rows(
     outputs: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> list[TensorRow]:
-    """Return a failing row for each number of candidates (B,) outside of its right values.
-
-    `bounds` is name of the output -> smallest and largest right value (B,), see
-    `ImageReference.candidate_bounds`.
-    """
+    """Failing rows for candidate counts (B,) outside of `bounds`: output -> smallest and largest (B,)."""
     rows = []
     for name, (lower, upper) in bounds.items():
         if name not in outputs:

@@ -1,7 +1,4 @@
-"""Everything needed to use a file, kept in its `metadata_props`; read by ONNX Runtime or onnx.
-
-Each entry is JSON under a key that begins with `mm2onnx.`; errors name the entry.
-"""
+"""Everything needed to use a file, in its `metadata_props` as JSON under keys `mm2onnx.*`."""
 
 import dataclasses
 import json
@@ -22,10 +19,8 @@ from mmdeploy_ext.preprocess.points import VoxelRule
 
 PREFIX = 'mm2onnx.'
 GRAPH_RULES = 7
-"""Number of the rules by which files are written; a new one whenever the same model gives another graph, or
-metadata of another form. Files of another number are refused: there is one way to read a file."""
+"""Increased whenever the same model gives another graph or metadata; other files are refused."""
 Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
-"""How an image, the images of all cameras, or points become an input."""
 ENTRIES = dict(
     family=str,
     form=str,
@@ -46,24 +41,18 @@ ENTRIES = dict(
     scn=Mapping[str, Any],
     scn_modules=Mapping[str, str],
 )
-"""Entry, without its prefix -> its type.
-
-`voxels` is in files of sparse backbones, in place of `preprocess`; `ranges` are those of layers in INT8, see
-`sparse.ranges.Ranges`; `scn` are `sparse.plan.PortableFacts`, `scn_modules` is name of a node of a sparse
-graph -> path of its module. Those of `postprocess` are read by the class of the family.
-"""
+"""Entry without prefix -> type."""
 COMMON_ENTRIES = (
     'family', 'form', 'options', 'config', 'config_sha256', 'checkpoint_sha256', 'versions', 'model_classes',
     'rules', 'edits',
 )  # fmt: skip
 OF_SPARSE_GRAPHS = ('scn', 'scn_modules')
-"""Entries that the writers of sparse graphs add."""
 FILE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'spec', 'preprocess', 'classes', 'postprocess'), True)
 FILE_ENTRIES |= dict.fromkeys(OF_SPARSE_GRAPHS, False)
-"""Entry of a detector's file -> whether all have it; the others are of graphs of sparse convolutions."""
+"""Entry of a detector's file -> whether it is required."""
 BACKBONE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'voxels'), True)
 BACKBONE_ENTRIES |= dict.fromkeys(('ranges', *OF_SPARSE_GRAPHS), False)
-"""Entry of a sparse backbone's file -> whether all have it."""
+"""Entry of a sparse backbone's file -> whether it is required."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +60,14 @@ class Metadata:
     """The metadata of an exported file.
 
     Attributes:
-        family: model family, e.g. 'dense'.
-        form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a model of several
-            graphs, and of any model of frames or sweeps, the name of the graph.
-        spec: names, shapes and tolerances of its tensors.
-        preprocess: how samples become its input.
-        classes: class names, by label.
-        postprocess: facts of the model, such as thresholds and strides, see `Family.facts`.
-        options: name of an option of the export (opset, exporter, dynamic, batch ...) -> value.
-        config: file name of the config.
-        config_sha256: hash of the model and test pipeline of the config.
-        checkpoint_sha256: hash of the checkpoint file.
-        versions: versions of the packages that made the file.
-        model_classes: classes of the model that no installed library has, each with `name`, `file` (relative
-            to the folder it was imported from), `sha256` of its normalised source, and whether it is `ours`;
-            and methods of library classes that a plugin replaced.
-        rules: number of the graph rules that the file was written by, see `GRAPH_RULES`.
-        edits: names of the commands that changed the graph after the export, in order.
+        form: post-processing in the graph ('full', 'decode', 'raw'), or the name of the graph.
+        classes: class names by label.
+        postprocess: see `Family.facts`.
+        options: option of the export -> value.
+        config_sha256: hash of its model and test pipeline.
+        model_classes: `core.source_code.ModelClass` entries.
+        rules: see `GRAPH_RULES`.
+        edits: commands that changed the graph since, in order.
     """
 
     family: str
@@ -107,17 +87,14 @@ class Metadata:
 
     @property
     def precision(self) -> str:
-        """What the file computes in: 'fp32', 'fp16', or 'int8' after it was quantised."""
+        """'fp32', 'fp16' or 'int8' (quantised)."""
         if any(edit.startswith('quantize') for edit in self.edits):
             return 'int8'
         return str(self.options.get('precision') or 'fp32')
 
     @property
     def samples(self) -> str:
-        """What goes in: 'images', 'frames' of cameras, 'sweeps' of a LiDAR, or 'fused' frames of both.
-
-        A `FusionRule` is 'fused' also if it is of cameras or of LiDAR alone.
-        """
+        """'images', camera 'frames', LiDAR 'sweeps' or 'fused'."""
         if isinstance(self.preprocess, PreprocessRule):
             return 'images'
         if isinstance(self.preprocess, cameras.MultiViewRule):
@@ -125,10 +102,6 @@ class Metadata:
         return 'sweeps' if hasattr(self.preprocess, 'voxel_size') else 'fused'
 
     def to_props(self) -> dict[str, str]:
-        """Return the `metadata_props` entries: one JSON value per field.
-
-        ConfigError: a value of a type that JSON has none for.
-        """
         values = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
         try:
             return {PREFIX + name: json.dumps(value) for name, value in values.items()}
@@ -140,13 +113,7 @@ class Metadata:
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:
-        """Rebuild from `metadata_props`, key -> JSON; `path` is that of the file, for messages.
-
-        `options` are `Entries`.
-
-        Raises:
-            ModelFileError: not written by mm2onnx, written by other graph rules, or damaged metadata.
-        """
+        """Rebuild from `metadata_props`; `options` become `Entries`."""
         check_entry_names(props, path)
         values = {field.name: read_entry(props, field.name, path) for field in dataclasses.fields(cls)}
         values['postprocess'] = _read_facts(props, path)
@@ -154,10 +121,7 @@ class Metadata:
         return cls(**values)
 
     def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
-        """Refuse a file of another family, or of none of the forms; ModelFileError says what the file is.
-
-        `path` is for the message; without forms every form passes.
-        """
+        """Raise ModelFileError for another family or form; () allows all forms."""
         if self.family != family:
             raise ModelFileError(f'{path}: is a model of family {self.family!r}, expected {family!r}')
         if forms and self.form not in forms:
@@ -167,11 +131,7 @@ class Metadata:
 
 
 class Entries(dict):
-    """A dict of entries of a file, in which a missing key is an error of the file.
-
-    Attributes:
-        name: what the dict `values` is, for the message: '{name} has no KEY'.
-    """
+    """A missing key raises ModelFileError '{name} has no KEY'."""
 
     def __init__(self, values: Any, name: str = 'the metadata') -> None:
         super().__init__(values)
@@ -181,41 +141,23 @@ class Entries(dict):
         raise ModelFileError(f'{self.name} has no {key!r}; export it again')
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let other processes have it."""
         return Entries, (dict(self), self.name)
 
 
 def damaged(path: object, name: str, error: object) -> ModelFileError:
-    """Return the error of one entry of a file: its `name` without the prefix, and what is wrong (`error`).
-
-    `path` is that of the file.
-    """
     return ModelFileError(
         f'{path}: its mm2onnx metadata is damaged ({PREFIX}{name}: {error}); export it again'
     )
 
 
 def entries_of(metadata_props: Iterable[Any]) -> dict[str, str]:
-    """Return the `metadata_props` of a file as a dict."""
     return {entry.key: entry.value for entry in metadata_props}
 
 
 def check_entry_names(
     props: Mapping[str, str], path: object, entries: Mapping[str, bool] = FILE_ENTRIES
 ) -> None:
-    """Refuse a file of other graph rules, or with entries that no export writes.
-
-    Nothing would compare such an entry, and whoever reads it first would believe it.
-
-    Args:
-        props: `metadata_props` of the file.
-        path: path of the file, for the message.
-        entries: name of an entry -> whether a file must have it: `FILE_ENTRIES`, or `BACKBONE_ENTRIES` of a
-            file that `export_scn.py` writes.
-
-    Raises:
-        ModelFileError: not written by mm2onnx, by other rules, without an entry, or with one too many.
-    """
+    """Raise ModelFileError for other graph rules, missing or unknown entries."""
     if f'{PREFIX}family' not in props:
         exporter = tool('export' if entries is FILE_ENTRIES else 'export --backbone')
         raise ModelFileError(
@@ -235,17 +177,7 @@ def check_entry_names(
 
 
 def read_entry(props: Mapping[str, str], name: str, path: object, annotation: Any = None) -> Any:
-    """Return one entry of a file's metadata, by its name without prefix.
-
-    Args:
-        props: `metadata_props` of the file.
-        name: name of the entry.
-        path: path of the file, for the message.
-        annotation: its type; by default that of `ENTRIES`.
-
-    Raises:
-        ModelFileError: missing, no JSON, or of another type, range or length; the message names the key.
-    """
+    """Read one entry, named without prefix, as its type in `ENTRIES` or `annotation`."""
     try:
         return read(annotation or ENTRIES[name], json.loads(props.get(PREFIX + name, '')))
     except Mismatch as error:
@@ -255,10 +187,7 @@ def read_entry(props: Mapping[str, str], name: str, path: object, annotation: An
 
 
 def check_entries(props: Mapping[str, str], path: object) -> None:
-    """Check all entries of a file, of a detector or a sparse backbone, also those that no reader uses.
-
-    `props` and `path` are those of `check_entry_names`; for errors see there and `read_entry`.
-    """
+    """Check all entries of a file, also unused ones."""
     check_entry_names(props, path, FILE_ENTRIES if f'{PREFIX}preprocess' in props else BACKBONE_ENTRIES)
     for name in ENTRIES:
         if PREFIX + name in props:
@@ -266,7 +195,6 @@ def check_entries(props: Mapping[str, str], path: object) -> None:
 
 
 def _read_facts(props: Mapping[str, str], path: object) -> Facts:
-    """Return the facts in a file; of a family that is not registered none are read."""
     registration = registered().get(read_entry(props, 'family', path))
     if registration is None:
         return Facts()
@@ -276,21 +204,10 @@ def _read_facts(props: Mapping[str, str], path: object) -> Facts:
 def check_graph(
     spec: GraphSpec, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, Any], path: object
 ) -> None:
-    """Refuse a spec that is not that of the graph in its file: other names, dtypes or sizes.
+    """Raise ModelFileError unless spec and graph agree in names, dtypes and sizes.
 
-    The order of tensors does not count, nor do the names of dynamic axes. Of outputs a size that one of the
-    two leaves open is not compared; an output of which the graph states no axes is compared by its dtype
-    alone.
-
-    Args:
-        spec: contract in the metadata of the file.
-        inputs: name -> (dtype, axes) of the graph's inputs; a dynamic axis is a text or None.
-        outputs: the same of its outputs.
-        path: path of the file, for the message.
-
-    Raises:
-        LoadError: the graph has lost optional inputs; its metadata is right.
-        ModelFileError: names the tensor of the spec.
+    `inputs` and `outputs`: name -> (dtype, axes), dynamic axes as text or None. LoadError: optional inputs
+    are lost.
     """
     absent = [tensor for tensor in spec.inputs if tensor.name not in inputs]
     if absent and all(tensor.default is not None for tensor in absent):
@@ -324,24 +241,17 @@ def check_graph(
 
 
 def read_metadata(path: AnyPath) -> Metadata:
-    """Read the metadata of an ONNX file.
-
-    ModelFileError: it is missing or corrupt, or has no mm2onnx metadata; for other errors see `read_props`.
-    """
+    """Read the metadata of an ONNX file."""
     return Metadata.from_props(read_props(path), path)
 
 
 def least_precision(files: Iterable[Metadata]) -> str:
-    """Return the precision by which files of one export are judged: the first below float32, or 'fp32'."""
+    """First precision below float32 among files of one export, or 'fp32'."""
     return next((metadata.precision for metadata in files if metadata.precision != 'fp32'), 'fp32')
 
 
 def read_props(path: AnyPath) -> dict[str, str]:
-    """Return the `metadata_props` of a file.
-
-    ModelFileError: it is missing or corrupt, or has an entry or a name of an input or output that is not
-    UTF-8.
-    """
+    """Read `metadata_props`; ModelFileError: missing, corrupt or not UTF-8."""
     model = read_onnx(path)
     texts = (text for entry in model.metadata_props for text in (entry.key, entry.value))
     for text in texts:

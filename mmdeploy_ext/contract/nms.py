@@ -1,4 +1,4 @@
-"""Settings of a `test_cfg` by which boxes become results, or proposals. Needs only the standard library."""
+"""Settings of a `test_cfg` that turn boxes into results or proposals."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -8,22 +8,17 @@ from mmdeploy_ext.contract.facts import Facts, Fraction, Limit, Positive, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NmsConfig(Facts):
-    """Settings of a suppression; with a `method` it is mmcv's `soft_nms`, by which boxes lose score.
-
-    They do if they overlap a better one by an IoU of `iou_threshold` or more; in the method 'gaussian' at
-    every overlap.
+    """Settings of NMS, or of mmcv's `soft_nms` if there is a `method`.
 
     Attributes:
-        score_thr: threshold that class scores (before the score factor) must exceed, unless the head's
-            variant of `get_bboxes` compares otherwise.
-        nms_pre: largest number of candidates of a level: (prior, class) pairs by class score, or priors with
-            all their classes, as `Head.choose` states; -1 is no limit.
-        iou_threshold: IoU above which the NMS within classes drops the worse of two boxes.
-        max_per_img: largest number of detections of an image; -1 is no limit.
-        class_agnostic: whether boxes suppress those of other classes.
-        method: method of `soft_nms`, a name of `exporting/ops/soft_nms.py`.
-        sigma: divisor of the squared IoU in the method 'gaussian'.
-        min_score: boxes whose score falls below it are removed.
+        score_thr: class scores (before the score factor) must exceed it, unless the head compares otherwise.
+        nms_pre: most candidates per level, see `Head.choose`; -1 is no limit.
+        iou_threshold: IoU above which the worse box of a class goes, or loses score.
+        max_per_img: most detections per image; -1 is no limit.
+        class_agnostic: suppress across classes.
+        method: of `soft_nms`, see `exporting/ops/soft_nms.py`.
+        sigma: divisor of the squared IoU in 'gaussian'.
+        min_score: boxes below it are removed by `soft_nms`.
     """
 
     score_thr: float
@@ -38,21 +33,20 @@ class NmsConfig(Facts):
 
 Kernel = Literal['gaussian', 'linear']
 KERNELS = get_args(Kernel)
-"""Kernels of the matrix NMS."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskConfig(Facts):
-    """The settings of a `test_cfg` that decide about instance masks, by matrix NMS.
+    """Settings of a `test_cfg` for instance masks by matrix NMS.
 
     Attributes:
-        score_thr: threshold that class scores must exceed, from 0 to below 1.
-        mask_thr: probability that a pixel of a mask must exceed, from 0 to below 1.
-        filter_thr: scores after the matrix NMS must reach this; at 0 or below only those are filtered that
-            mmdet makes NaN, see `matrix_decay`.
-        nms_pre: candidates that enter the matrix NMS; -1 lets all in.
-        max_per_img: results per image; -1 keeps all.
-        sigma: factor in the gaussian kernel exp(-sigma * iou^2).
+        score_thr: class scores must exceed it; in [0, 1).
+        mask_thr: mask probabilities must exceed it; in [0, 1).
+        filter_thr: scores after matrix NMS must reach it; at 0 or below only NaN is filtered, see
+            `matrix_decay`.
+        nms_pre: most candidates; -1 is no limit.
+        max_per_img: most results; -1 is no limit.
+        sigma: factor in exp(-sigma * iou^2).
     """
 
     score_thr: float

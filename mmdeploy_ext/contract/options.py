@@ -1,10 +1,4 @@
-"""Options of an export: how one is declared, typed and checked, and those that several families have.
-
-Argument parsers, keys of `backend_config`, metadata of files and the commands that export again derive from
-these declarations. A family lists in its `options` those that it has; options that only one family has are
-registered with it, see `registry.py`. Sparse backbones have those of `SPARSE` alone. Needs neither torch nor
-mmcv.
-"""
+"""Options of an export: declaration, parsing, checks, and the options that families share."""
 
 from __future__ import annotations
 
@@ -15,7 +9,7 @@ from typing import Any
 from mmdeploy_ext.core.errors import UsageError
 
 DEFAULT_OPSET = 17
-"""LayerNormalization is one operator from 17 on, and TensorRT 10 gets GridSample of 20 wrong."""
+"""LayerNormalization is one operator from 17 on; TensorRT 10 gets GridSample of 20 wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,25 +17,19 @@ class Option:
     """One option of an export.
 
     Attributes:
-        name: key in the metadata, and attribute of `Options`.
-        default: its value in `Options` that are given none.
-        help: text for the command line.
-        choices: all values that it can have, among them '' if the user may leave it open; if there are none,
-            any value of the type of the default.
-        flag: how it is typed on a command line, such as '--shape'; None: '--' and the name, with dashes; ''
-            if it cannot be typed, as another argument decides the value.
-        key: its key in `backend_config` of a config; None if configs cannot choose it.
-        metavar: name of its argument in the help.
-        minimum, maximum: smallest and largest number that the user may type.
-        only_with: (name, value) of another option, which the family has as well, and without which this one
-            has no effect.
-        stated: whether the command that exports again states it at its default, too.
-        pair: name of the option whose value follows in the same argument (width after height); '' if none.
-        hint: advice at the end of the error of a value outside of `choices` or `minimum`; '' for none.
-        group: title above it in the help; '' puts it under the general one.
-        open: whether the metadata of a file may have other values than `choices`.
-        refused: value that users may expect to be a choice -> why it is not.
-        fixes: choice of this option -> name of another option -> the value that the choice fixes it at.
+        name: key in metadata and attribute of `Options`.
+        choices: allowed values, with '' if it may stay open; () allows any value of the default's type.
+        flag: spelling on the command line; None: '--' and the name; '' cannot be typed.
+        key: key in `backend_config`; None if configs cannot choose it.
+        minimum, maximum: bounds of typed numbers.
+        only_with: (name, value) of the option without which it has no effect.
+        stated: repeat it in commands even at its default.
+        pair: option that takes the second value of the same argument (width after height).
+        hint: advice in errors about the value.
+        group: title in the help; '' is the general one.
+        open: metadata may have values outside of `choices`.
+        refused: value that users may expect -> why it is no choice.
+        fixes: choice -> other option -> value that the choice fixes.
     """
 
     name: str
@@ -64,24 +52,16 @@ class Option:
 
     @property
     def typed(self) -> str:
-        """Return the option as it is typed on a command line, '' if it cannot be."""
         return f'--{self.name.replace("_", "-")}' if self.flag is None else self.flag
 
     def as_typed(self, prefix: str = '--', value: Any = None) -> str:
-        """Return the option as the user wrote it: `--fp16-io`, or a key of a config behind `prefix`.
-
-        Of an option that is True by default, the `value` False gives `--no-x`; all else gives `--x`.
-        """
+        """Spell the option behind `prefix`: `--fp16-io`, `--no-x`, or a key of a config."""
         if prefix != '--':
             return prefix + (self.key or self.name)
         return f'--no-{self.typed[2:]}' if self.default is True and value is False else self.typed
 
     def with_value(self, value: Any, prefix: str = '--') -> str:
-        """Return the option with its value, as the user wrote it; for `prefix` see `as_typed`.
-
-        A key of a config has its value behind '='. On a command line each entry of a tuple is a word, and a
-        flag has its name alone; of one that is off by default, that is so for False, too.
-        """
+        """Spell the option with its value."""
         if prefix != '--':
             return f'{self.as_typed(prefix)}={value!r}'
         if isinstance(value, bool):
@@ -89,15 +69,11 @@ class Option:
         return ' '.join([self.typed, *map(_argument, value if isinstance(value, tuple) else [value])])
 
     def with_value_of(self, values: Mapping[str, Any]) -> str:
-        """Return the option with its value in `values` (option name -> value), as the user wrote it."""
         value = values[self.name]
         return self.with_value((value, values[self.pair]) if self.pair in values else value)
 
     def check(self, value: Any, prefix: str = '--') -> None:
-        """Refuse a value that the user cannot choose, be it the default; UsageError says which there are.
-
-        A default below `minimum` is such. `prefix` names the option in the message, see `as_typed`.
-        """
+        """Raise UsageError unless `value` is an allowed choice."""
         typed, hint = self.with_value(value, prefix), f'; {self.hint}' if self.hint else ''
         if isinstance(value, str) and value in self.refused:
             raise UsageError(f'{typed}: {self.refused[value]}')
@@ -118,10 +94,7 @@ class Option:
             raise UsageError(f'{typed}: expected at most {self.maximum}{hint}')
 
     def add_to(self, parser: Any) -> None:
-        """Add the option, which has to be one that can be typed, to a parser or to a group of one.
-
-        Its value is None if it is left out.
-        """
+        """Add the option to a parser or group."""
         import argparse
 
         settings: dict[str, Any] = {}
@@ -137,12 +110,7 @@ class Option:
         parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **settings)
 
     def words(self, values: Mapping[str, Any]) -> list[str]:
-        """Return the words of a command line that choose its value.
-
-        They are [] if that is the default, unless it is `stated`; if the option cannot be typed, as a flag
-        that is off by default cannot be at False; or if it has no effect. `values` is name -> value of all
-        options, with tuples or, from a file, lists.
-        """
+        """Command-line words that choose its value in `values`; [] if it needs none."""
         value = _as_tuple(values.get(self.name, self.default))
         if not self.typed or (value == self.default and not self.stated) or not self.has_effect(values):
             return []
@@ -154,18 +122,13 @@ class Option:
         return [self.typed, *map(_argument, arguments)]
 
     def has_effect(self, values: Mapping[str, Any]) -> bool:
-        """Return whether the option has an effect with these values of all options, see `only_with`."""
         return not self.only_with or values.get(self.only_with[0]) == self.only_with[1]
 
 
 class Options(Mapping[str, Any]):
-    """Values of declared options, as a mapping and as attributes of the same names; they never change."""
+    """Immutable values of declared options, as mapping and attributes."""
 
     def __init__(self, declared: Sequence[Option], /, **values: Any) -> None:
-        """Take values over, unchecked, lists as tuples; the other options have their defaults.
-
-        `declared` are the options, `values` is name -> value. UsageError: a value of no declared option.
-        """
         names = [option.name for option in declared]
         if unknown := sorted(values.keys() - set(names)):
             raise UsageError(f'{", ".join(unknown)}: no such option; there are {", ".join(names)}')
@@ -194,25 +157,15 @@ class Options(Mapping[str, Any]):
         return f'Options({", ".join(f"{name}={self[name]!r}" for name in self._changed())})'
 
     def _changed(self) -> list[str]:
-        """Return the names of the options that are not at their defaults."""
         return [option.name for option in self.declared if self[option.name] != option.default]
 
     def replace(self, **changes: Any) -> Options:
-        """Return the options with other values: `changes` is name -> value; UsageError: no such option."""
         return Options(self.declared, **{**self, **changes})
 
     def check(self, prefix: str = '--', names: Iterable[str] | None = None) -> None:
-        """Refuse values that `Option.check` refuses, options without an effect, and others than are fixed.
+        """Raise UsageError for refused values, options without effect, and conflicts with fixed values.
 
-        Against the value that a choice fixes, 0, '' and () are allowed: with them an option is not chosen.
-
-        Args:
-            prefix: text before a name in the message; '--' spells it as on the command line.
-            names: options that the user typed, which alone are checked; by default those that are not at
-                their default.
-
-        Raises:
-            UsageError: the message says what there is, or what goes with what.
+        `names` are the typed options (default: all that are not at their default).
         """
         names = set(self._changed() if names is None else names)
         by_name = {option.name: option for option in self.declared}
@@ -240,7 +193,7 @@ class Options(Mapping[str, Any]):
 
     @property
     def fixed(self) -> dict[str, tuple[str, Any]]:
-        """Name of an option -> (name of the option whose choice fixes it, the value that it is fixed at)."""
+        """Option -> (option that fixes it by a choice, fixed value)."""
         return {
             name: (option.name, value)
             for option in self.declared
@@ -248,22 +201,18 @@ class Options(Mapping[str, Any]):
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as plain JSON types, for the metadata of a file."""
         return {name: _as_list(value) for name, value in self.items()}
 
 
 def _as_tuple(value: Any) -> Any:
-    """Return a value that can be hashed: lists become tuples, at any depth."""
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def _as_list(value: Any) -> Any:
-    """Return a value as JSON has it: tuples become lists, at any depth."""
     return list(map(_as_list, value)) if isinstance(value, tuple) else value
 
 
 def _argument(value: Any) -> str:
-    """Return one value as it is typed; one of several texts as PATTERN=P:Q."""
     return f'{value[0]}={":".join(value[1:])}' if isinstance(value, tuple) else str(value)
 
 
@@ -307,7 +256,7 @@ GROUP_NORM = Option(
     only_with=('precision', 'fp32'),
 )
 PRECISIONS = ('fp32', 'fp16', 'bf16')
-"""What an engine may compute in (`--inference-precision`); a file has one of the first two."""
+"""Choices of `--inference-precision`; a file has one of the first two."""
 PRECISION = Option(
     'precision',
     'fp32',
@@ -380,9 +329,8 @@ IMAGE = (
     GROUP_NORM,
     *HALF,
 )
-"""What every family of single images has."""
+"""Options of every family of single images."""
 OF_SOME = 'options of some families'
-"""Title above what only some families of single images have; their names are put before each help."""
 MAX_CANDIDATES = Option(
     'max_candidates',
     0,
@@ -403,22 +351,18 @@ MAX_PROPOSALS = dataclasses.replace(
     key='max_proposals',
 )
 LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
-"""Limits of the candidates of a suppression; an output of the graph counts all candidates."""
+"""Limits of candidates before NMS."""
 DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
-"""What every family of frames or sweeps has."""
+"""Options of every family of frames or sweeps."""
 
 CONTRACT = Option(
     'contract', '', 'which files are written, and what they take', key='contract', stated=True,
     group='models of cameras and sweeps',
 )  # fmt: skip
-"""Of families whose files other programs load, too; see `own_contract`."""
 
 
 def own_contract(name: str, text: str) -> Option:
-    """Return the option `--contract` of a family, whose own files have a name and a text for the help.
-
-    `registry.register_contract` adds the choices of other programs.
-    """
+    """`--contract` with a family's own files; `registry.register_contract` adds choices."""
     return dataclasses.replace(CONTRACT, default=name, help=f'{name}: {text} (default)', choices=(name,))
 
 
@@ -477,4 +421,4 @@ SPARSE = (
     ),
     dataclasses.replace(SPARSE_FORM, name='form', key=None, only_with=('target', 'portable'), group=''),
 )
-"""How a sparse backbone is written."""
+"""Options of sparse backbones."""

@@ -1,8 +1,8 @@
-"""Families of models by name: what is known of them without PyTorch.
+"""Families of models by name, without PyTorch.
 
-`register_family` is called in the `__init__` of a family's folder, in the module of an entry point of the
-group `mm2onnx.families`, or in a module of the `custom_imports` of a config. The caller imports no PyTorch,
-so that files run without it. The folders of `consumers` register the files that other programs load.
+`register_family` is called in the `__init__` of a family's folder, by an entry point of the group
+`mm2onnx.families`, or by `custom_imports` of a config. The folders of `consumers` register contracts of other
+programs.
 """
 
 from __future__ import annotations
@@ -25,14 +25,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Option
 
 CATALOGUE = 'mmdeploy_ext.families.catalogue'
-"""The module that imports what registers families."""
 CONTRACTS = 'mmdeploy_ext.consumers'
-"""The package that registers the contracts of other programs."""
 OURS = 'mmdeploy_ext.'
-"""Prefix of the families of this package, which come before others."""
 
 USED_BY = {'': 'graph show {file}'}
-"""`used_by` of a family that names no command."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +53,7 @@ class Registration:
     contracts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # of other programs
 
     def load_family(self) -> Any:
-        """Import the family and return it.
-
-        ConfigError: the module has no such class or instance, or the family has another name.
-        """
+        """Import the family and return it; ConfigError: none of this name."""
         module, _, cls = self.family.partition(':')
         try:
             family = getattr(importlib.import_module(module), cls)
@@ -79,14 +72,13 @@ class Registration:
         return family
 
     def load_facts(self) -> type[Facts]:
-        """Import the class of the facts in its files; `Facts` without a field if it names none."""
         if not self.facts:
             return Facts
         module, _, cls = self.facts.partition(':')
         return getattr(importlib.import_module(module), cls)
 
     def load_runtime(self) -> ModuleType:
-        """Import the module that makes results of outputs; ConfigError: there is none, or no runtime."""
+        """Import the module that makes results of outputs; ConfigError: it is missing."""
         if not self.runtime:
             raise ConfigError(
                 f'family {self.name!r} has no runtime, which turns the outputs of its files into results; '
@@ -104,7 +96,7 @@ class Registration:
 
 _REGISTERED: dict[str, Registration] = {}
 _WAITING: dict[str, list[Callable[[], None]]] = {}
-"""Name of a family that is not registered yet -> registrations of contracts."""
+"""Unregistered family -> registrations of contracts."""
 
 
 def register_family(
@@ -127,38 +119,30 @@ def register_family(
 ) -> None:
     """Make a family known to every command and function.
 
-    Call it in a module that imports neither PyTorch nor mmcv; the modules that it names are imported when
-    they are needed. A second registration of the same `family` replaces the first.
+    Call it in a module that imports neither PyTorch nor mmcv.
 
     Args:
-        name: name of the family in the metadata: a lower-case letter, then letters, digits, '_' and '-'.
+        name: in metadata; a lower-case letter, then letters, digits, '_' and '-'.
         family: `'module:Class'` of the `Family`, or `'module:INSTANCE'`.
-        options: of its exports beside the options of all families, each a `contract.options.Option` or
-            'max_candidates'.
+        options: beside the options of all families: `contract.options.Option`s or 'max_candidates'.
         facts: `'module:Class'` of its subclass of `contract.facts.Facts`, in a module without PyTorch.
         runtime: module without PyTorch that makes results of outputs, see `runtime.detect`.
-        library: import name of a library that the family needs, such as 'mmdet3d'. The family is imported
-            only for configs that no family without a library claims, and left out without the library.
-        training_keys: keys of `model` in the configs of `library` that only training reads. Configs that
-            differ in these keys alone are one model of the zoo.
-        keep_fp32: patterns of nodes that stay float32 in float16 files, see
-            `graph.passes.select.match_patterns`; a pattern may fit no node of a file.
-        claims: class names of detectors or heads; the family is imported for a config with one of the classes
-            or a class derived from it. (): for configs that no family with names claims, and, without a
-            `library`, for all.
+        library: slow import that the family needs, such as 'mmdet3d'; such families are asked last.
+        training_keys: keys of `model` that only training reads; the zoo ignores them.
+        keep_fp32: patterns of nodes that stay float32, see `graph.passes.select.match_patterns`.
+        claims: detector or head classes, also as bases, for which the family is imported. (): any config that
+            no family with claims takes.
         exports: models that it exports, and its page, for the message about a detector of no family.
-        similar_names: words in names of similar detectors and heads, for the same message.
-        of_config: what its configs fix, for the message about an option that it does not have.
-        used_by: form -> the command for a proven file, as typed behind `mm2onnx`, with {file}, {folder},
-            {config} and {checkpoint}; '' for all other forms. `runtime.detect.runner_of` comes first.
-        own_kernels: class names of layers or heads without a CPU kernel in their library; a proof compares
-            with a kernel of the family's package.
-        seeded: `'module:function'` of heads that `mm2onnx synthetic seeded` does not know, see
+        similar_names: words in names of similar detectors and heads, for that message.
+        of_config: facts that its configs fix, for the message about an unknown option.
+        used_by: form -> command behind `mm2onnx` for a proven file, with {file}, {folder}, {config} and
+            {checkpoint}; '' for other forms.
+        own_kernels: layers or heads with an operator that has no CPU kernel in its library.
+        seeded: `'module:function'` of heads unknown to `mm2onnx synthetic seeded`, see
             `seeded.weights.steps_of_family`.
 
     Raises:
-        ConfigError: the name is taken, the name or `family` has another form, or the default of an option is
-            none of its choices.
+        ConfigError: the name is taken, `name` or `family` is malformed, or a default is no choice.
     """
     options = tuple(MAX_CANDIDATES if option == MAX_CANDIDATES.name else option for option in options)
     registration = Registration(
@@ -210,16 +194,10 @@ def register_contract(
     fixes: Mapping[str, Any] | None = None,
     options: tuple[Option, ...] = (),
 ) -> None:
-    """Make the files that another program loads a choice of `--contract` of a family.
+    """Make the files that another program loads a choice of `--contract`; the family may be registered later.
 
-    Args:
-        family: name of a family with the option `contract`; it may be registered later.
-        name: name of the choice.
-        contract: `'module:Class'` of a `families.contracts.Contract`.
-        loop: `'module:Class'` that opens an export without PyTorch, the `opens` of the contract.
-        help: text for the command line.
-        fixes: name of an option -> the value that the contract fixes it at.
-        options: options of this contract alone.
+    `contract` and `loop` are `'module:Class'` of a `families.contracts.Contract`, and of the opener without
+    PyTorch. `fixes`: option -> value that the contract fixes.
     """
     if family not in _REGISTERED:
         again = functools.partial(
@@ -248,19 +226,19 @@ def register_contract(
 
 
 def seeded_heads_of(family: str) -> Any:
-    """Return the function that a family is registered with as `seeded`; None without one."""
+    """The function `seeded` of a family, or None."""
     path = registration_of(family).seeded
     return _imported(path) if path else None
 
 
 def contract_class(family: str, name: str) -> Any:
-    """Return the class of another program's contract; None for the files of the family."""
+    """Class of another program's contract; None for the family's own files."""
     paths = _contract_paths(family, name)
     return _imported(paths[0]) if paths else None
 
 
 def program_loop(family: str, name: str) -> Any:
-    """Return the class that opens the files of another program's contract; None for the family's files."""
+    """Class that opens the files of another program's contract; None for the family's own files."""
     paths = _contract_paths(family, name)
     return _imported(paths[1]) if paths else None
 
@@ -275,10 +253,7 @@ def _imported(path: str) -> Any:
 
 
 def registered() -> Mapping[str, Registration]:
-    """Return name -> registration of every family, the mapping itself.
-
-    ConfigError: the module of an entry point fails.
-    """
+    """Live mapping of name -> registration."""
     _import_all()
     return _REGISTERED
 
@@ -293,16 +268,12 @@ def _import_all() -> None:
 
 
 def registration_of(family: str) -> Registration:
-    """Return the registration of a family, an empty one if the family is not registered."""
+    """Registration of a family, an empty one for an unknown name."""
     return registered().get(family) or Registration(family, '')
 
 
 def detector_options() -> tuple[Option, ...]:
-    """Return `IMAGE` and the options of all registered families, each once.
-
-    An option has the choices of all its families and the default of the first; the help names families if
-    only some families of images have the option, or if the texts differ.
-    """
+    """`IMAGE` and the options of all families, each once, with the choices of all."""
     options: dict[str, dict[str, Option]] = {}
     for registration in registered().values():
         for option in registration.options:
@@ -311,7 +282,6 @@ def detector_options() -> tuple[Option, ...]:
 
 
 def _merged_option(by_family: Mapping[str, Option]) -> Option:
-    """Return the option of several families as one."""
     families_by_help: dict[str, list[str]] = {}
     for family, option in by_family.items():
         families_by_help.setdefault(option.help, []).append(family)

@@ -1,8 +1,4 @@
-"""The contract of a graph: names, dtypes, axes, meaning, state pairs, tolerances; and modules that keep it.
-
-A model family states it once, mostly in its `graphs.py`; export, dump, backends, verification, the report
-and the tables in the READMEs read this one object. Needs numpy only.
-"""
+"""The contract of a graph: names, dtypes, axes, state pairs, tolerances; and the modules that keep it."""
 
 from __future__ import annotations
 
@@ -29,16 +25,13 @@ DEFAULT_RTOL = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class ColumnGroup:
-    """Columns (last axis) of a tensor that share a unit and therefore a scale.
+    """Columns (last axis) of a tensor with a common unit and scale.
 
     Attributes:
-        name: what the columns are in words, e.g. 'size', for the table of the verdict.
-        columns: their indices along the last axis; None: all of them.
-        unit: of the values, e.g. 'logit', 'pixel' or 'm'; '' for a ratio.
-        rtol: tolerance of floats, relative to the group's largest absolute reference value; it does not count
-            for whole numbers and booleans.
-        atol: absolute tolerance in `unit`, also of whole numbers and booleans; of floats the larger of both
-            counts.
+        columns: indices along the last axis; None: all.
+        unit: e.g. 'logit', 'pixel' or 'm'; '' for a ratio.
+        rtol: tolerance of floats relative to the group's largest absolute reference value.
+        atol: absolute tolerance in `unit`; for floats the larger of both counts.
     """
 
     name: str = ''
@@ -53,22 +46,19 @@ class TensorSpec:
     """One named tensor of a graph.
 
     Attributes:
-        name: its ONNX name. Names are API.
+        name: ONNX name; names are API.
         dtype: numpy name of the element type.
-        axes: an int for a fixed axis, a name for a dynamic one, mostly a letter (B, H, W, ...).
-        meaning: one sentence of documentation.
-        unit: unit of all values, when there is only one.
-        groups: column groups with their tolerances, which together have to cover all columns: one that no
-            group has fails a comparison. Empty means one group of all columns with the default tolerance.
-        default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
-        unused: whether it is an input that no operator uses, and that stays in the signature.
-        compare: 'values' for element-wise comparison; 'detections' for every output of results, such as
-            boxes, labels, scores, masks, maps and counts: the results decoded from all of them are matched.
-        single: whether it is of single precision, float32, in a float16 export, too, as are the nodes between
-            it and the next layers with weights: points, poses, times, and what a top-k sorts.
-        smallest: minimum size of the axes from the third on (images: height and width).
-        multiple: number that these sizes have to be multiples of.
-        positive: whether the values of this input have to be larger than zero (sizes).
+        axes: int for a fixed axis, name (B, H, W, ...) for a dynamic one.
+        meaning: one sentence.
+        unit: unit of all values, if there is one.
+        groups: column groups that cover all columns; () is one group with the default tolerance.
+        default: fill value of an optional input (an initializer); None if required.
+        unused: input that no operator uses.
+        compare: 'values', or 'detections' for outputs that are matched as results.
+        single: stays float32 in float16 exports: points, poses, times, inputs of top-k.
+        smallest: minimum of axes from the third on (height, width).
+        multiple: these sizes are multiples of it.
+        positive: input values are above zero.
     """
 
     name: str
@@ -87,29 +77,23 @@ class TensorSpec:
 
     @property
     def column_groups(self) -> tuple[ColumnGroup, ...]:
-        """The groups to compare by; never empty."""
         return self.groups or (ColumnGroup(unit=self.unit),)
 
     @property
     def dynamic_axes(self) -> dict[int, str]:
-        """Axis index -> name of the dynamic axes."""
         return {index: axis for index, axis in enumerate(self.axes) if isinstance(axis, str)}
 
     def shape_text(self) -> str:
-        """Return the axes as text, '1x3xHxW'."""
         return shape_text(self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphSpec(JsonDataclass):
-    """Inputs and outputs of a graph in order, and which output feeds which input of the next step.
+    """Inputs, outputs and state of a graph.
 
     Attributes:
-        name: the graph, e.g. 'dense/full'.
-        inputs: inputs in the order of the exported module's arguments.
-        outputs: outputs in order.
-        state: (output name, input name) pairs of a stateful model: the output of a step is the input of the
-            next. What the first step gets is decided by the family's runtime.
+        name: e.g. 'dense/full'.
+        state: (output, input of the next step) pairs.
     """
 
     name: str
@@ -119,23 +103,21 @@ class GraphSpec(JsonDataclass):
 
     @property
     def input_names(self) -> list[str]:
-        """Names of all inputs."""
         return [tensor.name for tensor in self.inputs]
 
     @property
     def output_names(self) -> list[str]:
-        """Names of all outputs."""
         return [tensor.name for tensor in self.outputs]
 
     def tensor(self, name: str) -> TensorSpec:
-        """Return the tensor called `name`; ShapeError names the ones that exist."""
+        """Tensor by name; ShapeError lists the names."""
         for tensor in (*self.inputs, *self.outputs):
             if tensor.name == name:
                 return tensor
         raise ShapeError(f'{name!r} is not a tensor of {self.name}: {self.input_names + self.output_names}')
 
     def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return feeds (input name -> array) in which float32 arrays for float16 inputs are float16."""
+        """Cast float32 feeds of float16 inputs."""
         float16_inputs = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
         return {
             name: array.astype(np.float16) if name in float16_inputs and array.dtype == np.float32 else array
@@ -143,10 +125,7 @@ class GraphSpec(JsonDataclass):
         }
 
     def with_defaults(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return feeds (input name -> array) completed by the defaults of optional inputs that are not fed.
-
-        Dynamic axes of a default have the sizes of the axes with the same name in the feeds, else 1.
-        """
+        """Add defaults of optional inputs; dynamic axes take sizes of the same name in the feeds, else 1."""
         sizes = {
             letter: feeds[tensor.name].shape[axis]
             for tensor in self.inputs
@@ -161,13 +140,7 @@ class GraphSpec(JsonDataclass):
         return complete
 
     def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
-        """Refuse feeds (input name -> array) that the graph does not take, the same way on every engine.
-
-        Raises:
-            ShapeError: a required input is missing, an unknown one is given, dtype or shape differ, a batch
-                is empty, a size is too small or no multiple of what the tensor states, dynamic axes of one
-                name have two sizes, or values of an input of positive numbers are not positive.
-        """
+        """Raise ShapeError for feeds that the graph does not take, alike on every engine."""
         names = self.input_names
         if unknown := [name for name in feeds if name not in names]:
             raise ShapeError(
@@ -183,11 +156,6 @@ class GraphSpec(JsonDataclass):
 
 
 def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[str, int]]) -> None:
-    """Refuse an array of another dtype or shape than its tensor.
-
-    `sizes` has the size of each dynamic axis so far, and the input that it was read from: letter ->
-    (input name, size).
-    """
     expected = f'{tensor.dtype} {tensor.shape_text()}'
     shape, prefix = 'x'.join(map(str, array.shape)), f'input {tensor.name!r}: got'
     if array.dtype != np.dtype(tensor.dtype):
@@ -217,12 +185,10 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[s
 
 
 def with_half_features(spec: GraphSpec) -> GraphSpec:
-    """Return `spec`, the contract of an image model, with float16 images and features, for `--fp16-io`.
+    """Contract of an image model with float16 images and features, for `--fp16-io`.
 
-    Float32 inputs of four axes become float16; others are sizes, ratios, regions and cameras. So do float32
-    outputs that are compared value by value (`compare='values'`) and have no unit of pixels. Pixels stay
-    float32, since float16 rounds to half a pixel from 512 on, and so do detections, which are computed in
-    float32. `single` is not looked at: of image models it marks inputs of fewer axes alone.
+    float32 inputs of four axes and outputs compared by value become float16. Pixels stay float32, since
+    float16 rounds to half a pixel from 512 on, and so do detections.
     """
     inputs = tuple(as_float16(tensor) if len(tensor.axes) == 4 else tensor for tensor in spec.inputs)
     outputs = []
@@ -234,16 +200,12 @@ def with_half_features(spec: GraphSpec) -> GraphSpec:
 
 
 def as_float16(tensor: TensorSpec) -> TensorSpec:
-    """Return the spec of a tensor in which float32 is float16, also if it is marked `single`."""
+    """float32 becomes float16, even if `single`."""
     return dataclasses.replace(tensor, dtype='float16') if tensor.dtype == 'float32' else tensor
 
 
 def written_precision(model: onnx.ModelProto) -> str:
-    """Return the precision that `model` was written in: 'fp16' or 'fp32'.
-
-    It is 'fp16' if an initializer or a constant is float16, or a Cast goes to float16, also in the bodies of
-    nodes (If, Loop) and of functions; types of inputs and outputs do not count.
-    """
+    """'fp16' if an initializer, constant or Cast is float16, also in bodies and functions; else 'fp32'."""
     from onnx import TensorProto
 
     bodies = [model.graph, *model.functions]
@@ -261,23 +223,16 @@ def written_precision(model: onnx.ModelProto) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One module of the chain that a graph is made of.
-
-    Each is exported by itself; the graphs are merged by the names of tensors.
+    """One module of the chain that makes a graph; stages are exported alone and merged by tensor names.
 
     Attributes:
-        name: what stands with a '/' before the names of its nodes and inner tensors in the merged graph; ''
-            for the '/' alone.
-        module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors; call `eval()`
-            on it before an export.
-        inputs: names of its inputs: graph inputs or outputs of an earlier stage.
-        outputs: names of its outputs.
-        exporter: 'torchscript' or 'dynamo' if the stage needs that one; '' takes the user's choice.
-        passes: model -> (model, whether it changed), which run on the graph of all stages after the merge.
-        varying: outputs that a later stage takes, with as many rows (axis 1) as there are results; this axis
-            is dynamic even in a graph of a fixed size.
-        operators: form in which registered operators are written, see `exporting.ops.operator.operators_as`;
-            '' for the form that is chosen around the export.
+        name: prefix, before '/', of its nodes and inner tensors.
+        module: positional tensors -> tensor or tuple; call `eval()` before an export.
+        inputs: graph inputs, or outputs of earlier stages.
+        exporter: 'torchscript' or 'dynamo' if it needs one; '' takes the user's choice.
+        passes: model -> (model, changed), run after the merge.
+        varying: outputs for later stages with one row (axis 1) per result; always dynamic.
+        operators: see `exporting.ops.operator.operators_as`; '' is the export's form.
     """
 
     name: str
@@ -292,18 +247,14 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """One graph of a model, before it is exported.
+    """One graph of a model before its export.
 
     Attributes:
-        name: the metadata's `form`; file stem in a folder of graphs, e.g. 'pts_head_memory'.
-        module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs;
-            None if there is a `model`, or if `make` gives the modules.
-        spec: its contract.
-        example: input name -> tensor that is traced; empty if samples are traced, or if there is a `model`.
-        model: the finished graph of a part that no exporter of torch can trace, which counts in place of all
-            modules; or None.
-        make: returns the chain of modules that the graph is made of, which then counts in place of `module`;
-            None if there is no such chain.
+        name: `form` in metadata and file stem, e.g. 'pts_head_memory'.
+        module: positional inputs of the spec -> tuple of its outputs; None with `model` or `make`.
+        example: input -> traced tensor; {} if samples are traced.
+        model: finished graph that no exporter of torch can trace.
+        make: makes the chain of stages, instead of `module`.
     """
 
     name: str
@@ -315,7 +266,6 @@ class Graph:
 
     @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Return the chain of modules; it is empty for a finished graph."""
         if self.make is not None:
             return tuple(self.make())
         if self.module is None:
