@@ -1,4 +1,4 @@
-"""Engines behind one small interface; one file per engine, one row each in `registry`."""
+"""Engines behind one small interface: a file per engine and a row each in `registry`."""
 
 from mmdeploy_ext.engines.base import Backend
 from mmdeploy_ext.engines.registry import BACKENDS, ENGINES, build_backend, build_exact, title_of

@@ -1,4 +1,4 @@
-"""The interface of an engine, which imports none; runs: their errors, times, and records of them."""
+"""The interface of an engine, and records and times of runs. Imports no engine."""
 
 from __future__ import annotations
 
@@ -22,26 +22,21 @@ if TYPE_CHECKING:
 
 
 FAILURES = (ValueError, LookupError, RuntimeError, ArithmeticError)
-"""Errors of an engine, or of decoding its outputs, that make a failed case and do not end the proof."""
+"""Errors of an engine or decoder that fail a case without ending the proof."""
 FEED_CHECKS: dict[str, Callable[[Metadata, Mapping[str, np.ndarray]], None]] = {}
-"""Name of a family -> check of sizes that its graphs cannot take, although their contract allows them.
+"""Family -> check by its `runtime` module of sizes that graphs refuse though the contract allows them.
 
-`Backend.infer` calls it with the metadata and the feeds of a file of the family; it raises ShapeError. The
-`runtime` module of a family registers it; a program that runs the file without importing that module, which
-decodes the outputs, runs it unchecked.
+`Backend.infer` calls it with metadata and feeds; it raises ShapeError.
 """
 
 
 class Backend(abc.ABC):
-    """One network on one engine; a context manager. `registry.build_backend` makes one.
+    """One network on one engine; a context manager. Made by `registry.build_backend`.
 
     Attributes:
-        engine: name of the engine, such as 'onnxruntime', for messages and figures.
-        spec: contract of the network; set by `activate`, or, of the backend of PyTorch, from the start;
-            `deactivate` leaves it.
-        metadata: metadata of the file; None before `activate`, and if the network did not come from a file.
-        computes_in: 'fp16' or 'bf16' if the engine computes with less precision than the dtypes of the file,
-            else ''.
+        spec: contract of the network; set by `activate` (PyTorch: from the start).
+        metadata: of the file; None before `activate` or without a file.
+        computes_in: 'fp16' or 'bf16' if the engine computes below the dtypes of the file, else ''.
     """
 
     engine: str
@@ -53,41 +48,33 @@ class Backend(abc.ABC):
     def activate(self) -> None:
         """Load the network and set `spec`.
 
-        EngineError or ModelFileError when that is not possible; InferenceError when a GPU has no room for it.
+        EngineError or ModelFileError: it cannot be loaded. InferenceError: the GPU has no room.
         """
 
     @abc.abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the network on feeds that `infer` has checked; return output name -> array, in any order.
+        """Run feeds that `infer` has checked; return name -> array in any order.
 
-        Inputs with a default may be missing among the feeds: an engine that needs them fills them in.
-        Users call `infer`. InferenceError: the network was freed, or the engine failed.
+        Inputs with a default may be missing.
         """
 
     def deactivate(self) -> None:
-        """Free the network if it is active; a backend that keeps it, as that of PyTorch, does nothing."""
+        """Free the network if it is active; PyTorch keeps it."""
         return
 
     def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the feeds that are inputs of the active network, the arrays themselves.
-
-        Other exported forms of a model ('full', 'raw', ...) have further inputs, which `infer` refuses.
-        """
+        """Feeds that the active network takes."""
         return {name: array for name, array in feeds.items() if name in self.spec.input_names}
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the network: input name -> array, to output name -> array in spec order.
+        """Run the network: input name -> array to output name -> array in spec order.
 
-        Feeds have the dtypes and shapes that the spec states; an input with a default may be left out.
-        A float32 feed is rounded to float16 if the spec states float16, and float16 outputs are returned as
-        float32.
+        Inputs with a default may be missing. float32 feeds are rounded to float16 where the spec has float16;
+        float16 outputs come back as float32.
 
         Raises:
-            ShapeError: the spec does not allow the feeds (a name, dtype or shape, or a number that has to be
-                positive; the same on every engine), a check of `FEED_CHECKS` or the engine refuses a size, or
-                the engine gave no array for an output of the spec.
-            InferenceError: the network is not active, or the engine failed; a module of PyTorch raises its
-                own errors.
+            ShapeError: the spec, a check of `FEED_CHECKS` or the engine refuses the feeds.
+            InferenceError: the network is not active, or the engine failed. PyTorch raises its own errors.
         """
         if not hasattr(self, 'spec'):
             raise InferenceError(f'{self.engine} is not active: use it in a with block, or call activate()')
@@ -115,13 +102,7 @@ class Backend(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a file.
-
-    Attributes:
-        path: path of the file.
-        inputs: name -> copy of what it was fed.
-        outputs: name -> copy of what it gave.
-    """
+    """One run of a file: its path and copies of inputs and outputs."""
 
     path: str
     inputs: dict[str, np.ndarray]
@@ -132,12 +113,10 @@ _runs: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar('mm2onn
 
 
 def is_recording() -> bool:
-    """Return whether a block of `record_runs` is open, in this thread."""
     return _runs.get() is not None
 
 
 def note_run(path: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-    """Add a run of the file at a path to those that are recorded; inputs and outputs are arrays by name."""
     if (runs := _runs.get()) is not None:
         import numpy as np
 
@@ -147,7 +126,7 @@ def note_run(path: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, 
 
 @contextlib.contextmanager
 def record_runs() -> Iterator[list[Run]]:
-    """Record the runs inside the block: a list to which each run is appended; an inner block has its own."""
+    """Yield a list to which runs inside the block are appended."""
     runs: list[Run] = []
     token = _runs.set(runs)
     try:
@@ -157,7 +136,7 @@ def record_runs() -> Iterator[list[Run]]:
 
 
 def attempt(run: Callable[[], Any]) -> Any:
-    """Return the result of a run, or the exception that it raises if that is one of `FAILURES`."""
+    """Return the result of `run`, or its exception if it is in `FAILURES`."""
     try:
         return run()
     except FAILURES as error:
@@ -165,27 +144,19 @@ def attempt(run: Callable[[], Any]) -> Any:
 
 
 class Clock:
-    """Counts the seconds of runs, by the engine that runs.
-
-    Attributes:
-        seconds: name of an engine, any text -> seconds of each of its runs.
-    """
+    """Seconds of each run, by engine."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
     def run(self, engine: str, run: Callable[[], Any]) -> Any:
-        """Call `run` and add its seconds to those of the engine; a run that raises does not count."""
         start = time.perf_counter()
         result = run()
         self.seconds.setdefault(engine, []).append(time.perf_counter() - start)
         return result
 
     def medians(self, *engines: str) -> dict[str, float]:
-        """Return engine -> median milliseconds if all of `engines` ran, else {}.
-
-        The first run does not count if there are others: it computes what later ones reuse.
-        """
+        """Engine -> median milliseconds if all ran, else {}; the first of several runs does not count."""
         if not all(engine in self.seconds for engine in engines):
             return {}
         runs = {engine: self.seconds[engine][1:] or self.seconds[engine] for engine in engines}

@@ -1,4 +1,4 @@
-"""ONNX Runtime; imports neither torch nor mmcv."""
+"""ONNX Runtime, without torch and mmcv."""
 
 from __future__ import annotations
 
@@ -25,31 +25,17 @@ SPINNING = {
     'run': {'session.force_spinning_stop': '1'},
     'never': {'session.intra_op.allow_spinning': '0'},
 }
-"""Value of `spinning` (see `OnnxRuntimeBackend`) -> entries of the session's configuration.
-
-By default of ONNX Runtime threads that wait for work keep their cores busy.
-"""
+"""`spinning` -> session configuration. By default waiting threads keep their cores busy."""
 EXTERNAL_DATA = 'session.model_external_initializers_file_folder_path'
-"""Entry of a session's configuration with the folder of weights outside of the file."""
 SLOW_ON_CPU = ('SkipLayerNormFusion',)
-"""Optimizers of ONNX Runtime that make graphs slower on a CPU.
-
-This one makes one operator of Add and LayerNormalization: 3.4 ms instead of 0.4 for 2500 rows of 256 in 1.31.
-"""
+"""Optimizers that slow graphs down on a CPU: 3.4 ms instead of 0.4 for 2500 rows of 256 in 1.31."""
 MOST_KEPT_BYTES = 4 << 30
-"""A larger process gets the memory of a run back after it, unless the run's memory is planned."""
+"""A larger process returns a run's memory, unless it is planned."""
 GIVE_BACK = {'memory.enable_memory_arena_shrinkage': 'cpu:0'}
-"""Entries of the configuration of such a run."""
 
 
 class OnnxRuntimeBackend(Backend):
-    """One file in one ONNX Runtime session; `Backend` describes what has no text here.
-
-    Attributes:
-        session: the open session; None before `activate` or `open_session`, and after `deactivate`.
-        seconds: time of all runs so far.
-        inner: name -> array of `inner_tensors`, of the last run.
-    """
+    """One file in one ONNX Runtime session."""
 
     engine = 'onnxruntime'
 
@@ -65,23 +51,21 @@ class OnnxRuntimeBackend(Backend):
         round_fp16: bool = False,
         inner_tensors: Sequence[str] = (),
     ) -> None:
-        """Keep the options; ConfigError: a `spinning` or `graph_optimization` that there is not.
+        """Keep the options.
 
         Args:
             path: the ONNX file.
-            providers: execution providers in order of preference, or the name of one; one that is missing is
-                an error. CUDA computes products of float32 without TF32.
-            threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
+            providers: execution providers in order; CUDA computes without TF32.
+            threads: within an operator; 0: ONNX Runtime decides.
             graph_optimization: 'none', 'basic', 'extended' or 'all'.
-            profile_prefix: write a profile to a file whose path begins with this text; '' for no profile.
-            spinning: when threads that wait keep their cores busy: 'always' (also for some milliseconds after
-                a run, which slows the next program), only during a 'run', or 'never'.
-            plan_memory: from the second run on hold one block for all tensors of a run, beside the memory of
-                the first. Without it BEVFusion's frame takes 2.0 GB instead of 3.3, and 1 % more time, and a
-                process of more than 4 GB gets the memory back between two runs, for PyTorch's own.
-            round_fp16: round every value that a float16 graph stores, as a GPU does and ONNX Runtime's CPU
-                does not (see `graph/passes/round_half.py`); for proofs, it is slower.
-            inner_tensors: names of inner tensors of the graph that each run puts into `inner`.
+            profile_prefix: path prefix of a profile; '' writes none.
+            spinning: waiting threads keep cores busy 'always' (also some milliseconds after a run), during a
+                'run', or 'never'.
+            plan_memory: keep one block for all tensors of a run. Without it BEVFusion's frame takes 2.0 GB
+                instead of 3.3 and 1 % more time.
+            round_fp16: round stored float16 values as GPUs do (`graph/passes/round_half.py`); slower, for
+                proofs.
+            inner_tensors: inner tensors to put into `inner`.
         """
         for name, value, choices in (
             ('spinning', spinning, SPINNING),
@@ -117,7 +101,6 @@ class OnnxRuntimeBackend(Backend):
         return options
 
     def _run_options(self) -> onnxruntime.RunOptions | None:
-        """Return the options of a run; None for those by default."""
         if self.plan_memory or 'CPUExecutionProvider' not in self.providers:
             return None
         if resident_bytes() <= MOST_KEPT_BYTES:
@@ -130,11 +113,6 @@ class OnnxRuntimeBackend(Backend):
         return options
 
     def activate(self) -> None:
-        """Open the session and read the file's metadata.
-
-        ModelFileError: it has none of mm2onnx, damaged ones, or those of another graph, see `check_graph`;
-        the session then stays open until `deactivate`. For the other errors see `open_session`.
-        """
         self.open_session()
         self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
         self.spec = self.metadata.spec
@@ -143,14 +121,7 @@ class OnnxRuntimeBackend(Backend):
         check_graph(self.spec, _tensors(inputs), _tensors(outputs), self.path)
 
     def open_session(self) -> None:
-        """Open the session without reading the file's metadata, for files that need not have any.
-
-        Raises:
-            EngineError: an execution provider is missing, or does not start; the session then stays open
-                until `deactivate`.
-            ModelFileError: no such file, too large a one, or a path that is not UTF-8; a LoadError: ONNX
-                Runtime cannot load it.
-        """
+        """Open the session without metadata."""
         import onnxruntime
 
         available = onnxruntime.get_available_providers()
@@ -182,7 +153,6 @@ class OnnxRuntimeBackend(Backend):
         check_active(self.providers, self.session.get_providers())
 
     def _changed_model(self) -> bytes:
-        """Return the file with roundings if `round_fp16`, and with `inner_tensors` as further outputs."""
         import onnx
 
         if self.round_fp16:
@@ -196,10 +166,6 @@ class OnnxRuntimeBackend(Backend):
         return content + onnx.ModelProto(graph=onnx.GraphProto(output=values)).SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the session, for `record_runs` too; add its time to `seconds`.
-
-        InferenceError: it is not open, or ONNX Runtime failed.
-        """
         if self.session is None:
             raise InferenceError(f'{self.path}: is closed; open it again')
         names, start = [output.name for output in self.session.get_outputs()], time.perf_counter()
@@ -213,23 +179,17 @@ class OnnxRuntimeBackend(Backend):
         return outputs
 
     def deactivate(self) -> None:
-        """Close the session; nothing happens if none is open."""
         self.session = None
 
 
 def _tensors(values: Iterable[onnxruntime.NodeArg]) -> dict[str, tuple[str, Sequence[Any]]]:
-    """Return name -> numpy dtype and axes of the inputs or outputs of a session."""
     dtypes = {'float': 'float32', 'double': 'float64'}
     names = {value.name: value.type.removeprefix('tensor(').removesuffix(')') for value in values}
     return {value.name: (dtypes.get(names[value.name], names[value.name]), value.shape) for value in values}
 
 
 def check_active(requested: Sequence[str], active: Sequence[str]) -> None:
-    """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start.
-
-    `requested` are the execution providers that were asked for, `active` those of the session. EngineError:
-    one that was asked for is not active.
-    """
+    """Raise EngineError if a requested provider is not active; ONNX Runtime falls back silently."""
     inactive = [name for name in requested if name not in active]
     if inactive:
         raise EngineError(

@@ -1,4 +1,4 @@
-"""OpenVINO on the same ONNX file; imports neither torch nor mmcv."""
+"""OpenVINO on the same ONNX file, without torch and mmcv."""
 
 from __future__ import annotations
 
@@ -18,19 +18,14 @@ if TYPE_CHECKING:
     import onnx
 
 HINTS = dict(fp32='f32', bf16='bf16', fp16='f16')
-"""Value of `inference_precision` -> OpenVINO's name of it."""
+"""`inference_precision` -> OpenVINO's name."""
 OUT_OF_REGISTERS = "Can't allocate registers for a snippet"
-"""Error of OpenVINO's CPU, of 2026.4.1 at least, if it fuses too many element-wise operators, as in S2A-Net's
-offsets for one size, which it computes when it does not fuse them."""
+"""Error of OpenVINO's CPU (2026.4.1) when it fuses too many element-wise operators, as in S2A-Net."""
 UNFUSED = dict(SNIPPETS_MODE='DISABLE')
-"""Setting with which OpenVINO's CPU does not fuse them."""
+"""Setting that turns the fusion off."""
 
 
 def require_openvino(packages: str = 'openvino') -> ModuleType:
-    """Import OpenVINO and return the module; EngineError: it is not installed.
-
-    `packages` are what the message says to install, as pip takes them.
-    """
     try:
         import openvino
     except ImportError as error:
@@ -39,21 +34,7 @@ def require_openvino(packages: str = 'openvino') -> ModuleType:
 
 
 def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precision: str = 'fp32') -> Any:
-    """Compile an ONNX model.
-
-    Args:
-        source: path of the file, or its bytes.
-        threads: number of threads for inference; 0 leaves the choice to OpenVINO.
-        device: OpenVINO's name of the device that runs the model, such as 'CPU', 'GPU' or 'GPU.1'.
-        precision: 'fp32', 'bf16' or 'fp16', in which it computes.
-
-    Returns:
-        An `openvino.CompiledModel`.
-
-    Raises:
-        EngineError: OpenVINO is not installed.
-        RuntimeError: OpenVINO cannot read or compile the model, or has no such device.
-    """
+    """Compile an ONNX file, or its bytes, to an `openvino.CompiledModel`."""
     settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': HINTS[precision]}
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
@@ -68,38 +49,18 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
 
 
 def readable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in which deformable convolutions, which OpenVINO does not read, are other operators.
-
-    Those that `replace_deform_conv` does not support, such as float64, stay. A model of which none is
-    replaced is returned itself, and `model` is not changed.
-    """
+    """Replace deformable convolutions, which OpenVINO cannot read, in a copy."""
     from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 
     return replace_deform_conv(model)[0]
 
 
 class OpenVinoBackend(Backend):
-    """One file in one OpenVINO compiled model, in float32 or another precision.
-
-    Attributes:
-        computes_in: 'bf16' or 'fp16'; '' for float32.
-        compiled: the `openvino.CompiledModel`; None before `activate` and after `deactivate`.
-    """
-
     engine = 'openvino'
 
     def __init__(
         self, path: str, threads: int = 0, device: str = 'CPU', inference_precision: str = 'fp32'
     ) -> None:
-        """Keep the options.
-
-        Args:
-            path: the ONNX file.
-            threads: for inference; 0 leaves the choice to OpenVINO.
-            device: OpenVINO's name of the device that runs the model, such as 'CPU', 'GPU' or 'GPU.1'.
-            inference_precision: 'fp32', 'bf16' or 'fp16', in which it computes whatever the file holds;
-                another one is a ConfigError.
-        """
         if inference_precision not in HINTS:
             raise ConfigError(
                 f'inference_precision={inference_precision!r}: expected one of {", ".join(HINTS)}'
@@ -109,14 +70,7 @@ class OpenVinoBackend(Backend):
         self.compiled: Any = None
 
     def activate(self) -> None:
-        """Compile the model; an input with a default becomes an ordinary one, which `run` feeds if need be.
-
-        Raises:
-            EngineError: OpenVINO is not installed, has no such device, or lacks an operator; or the device
-                does not compute in the precision.
-            ModelFileError: the file is missing or has no metadata of mm2onnx; a LoadError: OpenVINO cannot
-                compile it.
-        """
+        """Optional inputs become ordinary ones that `run` feeds."""
         openvino = require_openvino()
         import onnx
 
@@ -154,10 +108,6 @@ class OpenVinoBackend(Backend):
             raise LoadError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the compiled model; it may lack inputs that no node reads.
-
-        InferenceError: it was freed, or OpenVINO failed.
-        """
         if self.compiled is None:
             raise InferenceError(f'{self.path}: is closed; open it again')
         compiled_inputs = {name for port in self.compiled.inputs for name in port.get_names()}
@@ -172,5 +122,4 @@ class OpenVinoBackend(Backend):
         return {name: np.array(results[name]) for name in self.spec.output_names}
 
     def deactivate(self) -> None:
-        """Free the compiled model."""
         self.compiled = None

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines on a GPU, as one backend; imports neither torch nor mmcv."""
+"""TensorRT and TensorRT-RTX engines as one backend, without torch and mmcv."""
 
 from __future__ import annotations
 
@@ -21,29 +21,20 @@ if TYPE_CHECKING:
 
 
 class TensorRtBackend(Backend):
-    """One engine file, built by `tools/deployment/onnx2tensorrt.py`, on one GPU.
-
-    The record beside the engine says which package, version and architecture it is for; others are refused
-    before the engine is loaded. Tensors are bound by name. For an ONNX file the engine beside it is loaded,
-    which is built if there is none of this file for this GPU (`engine_beside`). `session` runs the engine; it
-    is None before `activate` and after `deactivate`.
-    """
+    """An engine file of `tools/deployment/onnx2tensorrt.py` on one GPU, or the engine beside an ONNX file."""
 
     engine = 'tensorrt'
 
     def __init__(
         self, path: str, device: int = 0, shapes: Sequence[str] = (), constants: Sequence[str] = ()
     ) -> None:
-        """Keep the options; a device that is not an index is a ConfigError.
+        """Keep the options.
 
         Args:
             path: the engine, or an ONNX file.
             device: index of the GPU.
-            shapes: sizes of open axes of an ONNX file: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`, such
-                as input=1x3x600x600/1x3x800x800/1x3x1000x1000; a single text needs no list. Without any,
-                those of the engine beside it are used, if that is of this file.
-            constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES. If the engine
-                beside the file has others, or other shapes than are given here, a new one is built.
+            shapes: NAME=MIN/OPT/MAX for open axes of an ONNX file; by default its engine's.
+            constants: NAME or NAME=VALUES of inputs that become constants.
         """
         if not isinstance(device, int) or device < 0:
             raise ConfigError(f'device={device!r}: expected the index of a GPU, 0 or more')
@@ -55,27 +46,13 @@ class TensorRtBackend(Backend):
         self._runtime: Any = None
 
     def activate(self) -> None:
-        """Load the engine and its metadata; of an ONNX file see `engine_beside` for further errors.
-
-        This sets `metadata`, its `spec`, and `computes_in`, which is 'fp16' or ''.
-
-        Raises:
-            ModelFileError: no engine, no record, a truncated engine, renamed tensors, no mm2onnx metadata, or
-                beside it another ONNX file of the name of its own.
-            EngineError: no TensorRT, no GPU, another GPU, another version.
-            InferenceError: the memory of the GPU is too small, or the CUDA driver failed.
-        """
         self.open_session()
         self.metadata = Metadata.from_props(self.record.metadata, self.path)
         self.spec = self.metadata.spec
         self.computes_in = self.record.computes_in
 
     def open_session(self) -> None:
-        """Load the engine without reading mm2onnx's metadata, which engines need not have; see `activate`.
-
-        `session` runs it then; `run` needs the metadata. `path` becomes that of the engine, and `record` is
-        what is beside it.
-        """
+        """Load the engine without metadata; sets `path`, `record` and `session`."""
         if not self.path.endswith('.engine'):
             self.path = str(engine_beside(self.path, self.device, self.shapes, self.constants))
         self.record = read_record(self.path)
@@ -102,20 +79,11 @@ class TensorRtBackend(Backend):
         self.session, self._engine = session, engine
 
     def layers(self) -> str:
-        """Return what the inspector of the loaded engine reports of its layers, dtypes included, as JSON."""
+        """JSON of TensorRT's inspector about layers."""
         json_format = find_package(self.record.package).module.LayerInformationFormat.JSON
         return self._engine.create_engine_inspector().get_engine_information(json_format)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the engine; inputs that are not fed get the default that the spec states.
-
-        An input that the build made a constant may be fed with that constant.
-
-        Raises:
-            ShapeError: an input that is a constant of the engine is fed with another value, or sizes are
-                outside of those that the engine was built for.
-            InferenceError: the engine was freed, or failed.
-        """
         if self.session is None:
             raise InferenceError(f'{self.path}: is closed; open it again')
         defaults = {tensor.name: tensor.default for tensor in self.spec.inputs}
@@ -131,7 +99,6 @@ class TensorRtBackend(Backend):
         return self.session.run(self.spec.with_defaults(feeds))
 
     def deactivate(self) -> None:
-        """Free the engine."""
         self.session = self._engine = self._runtime = None
 
 

@@ -1,7 +1,4 @@
-"""Tensors of an engine bound by name, since an engine may list its outputs in any order.
-
-Imports no TensorRT.
-"""
+"""Tensors of an engine bound by name, in whatever order it lists them. Imports no TensorRT."""
 
 from __future__ import annotations
 
@@ -28,23 +25,16 @@ DTYPES = {
     'INT64': 'int64',
     'BOOL': 'bool',
 }
-"""Name of a TensorRT DataType -> name of a dtype; others (FP8, INT4) keep theirs, in lower case."""
+"""TensorRT DataType -> dtype name; others (FP8, INT4) are lower-cased."""
 
 
 def dtype_name(kind: Any) -> str:
-    """Return the name of a TensorRT `DataType`, `kind`, by `DTYPES`, e.g. 'float32'; most are numpy's."""
     return DTYPES.get(kind.name, kind.name.lower())
 
 
 @dataclasses.dataclass(frozen=True)
 class Port(JsonDataclass):
-    """An input or output of an engine.
-
-    Attributes:
-        name: its name in the ONNX file.
-        dtype: name of its element type, as `dtype_name` returns it.
-        shape: size of each axis, -1 for an open one.
-    """
+    """An input or output of an engine; open axes are -1."""
 
     name: str
     dtype: str
@@ -52,7 +42,6 @@ class Port(JsonDataclass):
 
 
 def read_ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Return the inputs and the outputs of a deserialised `ICudaEngine`, each in its order."""
     inputs, outputs = [], []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
@@ -62,11 +51,7 @@ def read_ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def check_ports(ports: Sequence[Port], recorded: Sequence[Port], side: str, path: object) -> None:
-    """Refuse an engine whose tensors are not those of its record: names, dtypes and numbers of axes.
-
-    `ports` are those of the engine, `recorded` those of its record (see `record.py`), each in any order;
-    sizes of axes are not compared. `side` is 'inputs' or 'outputs', `path` the engine, for a ModelFileError.
-    """
+    """Raise ModelFileError unless engine and record agree in names, dtypes and ranks."""
     actual, expected = {port.name: port for port in ports}, {port.name: port for port in recorded}
     missing, extra = sorted(expected.keys() - actual), sorted(actual.keys() - expected)
     if missing or extra:
@@ -85,19 +70,9 @@ def check_ports(ports: Sequence[Port], recorded: Sequence[Port], side: str, path
 
 
 class Session:
-    """A deserialised engine with an execution context, fed and read by name.
-
-    Attributes:
-        memory: memory of the GPU that the engine runs on.
-        inputs: inputs in the engine's order; likewise `outputs`.
-        context: TensorRT's `IExecutionContext`.
-    """
+    """An engine with an execution context, fed and read by name."""
 
     def __init__(self, engine: Any, memory: GpuMemory) -> None:
-        """Read the ports of an `ICudaEngine` and make its execution context.
-
-        InferenceError: the GPU has no room for it.
-        """
         self.memory = memory
         self.inputs, self.outputs = read_ports(engine)
         self.context = engine.create_execution_context()
@@ -105,16 +80,7 @@ class Session:
             raise InferenceError('the engine has no room for its execution context on this GPU')
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the engine on input name -> array, and wait for it; return output name -> array.
-
-        Feeds of other names are not read.
-
-        Raises:
-            ShapeError: a feed is missing, of another dtype, or outside of the sizes that the engine was built
-                for.
-            InferenceError: the run or a call of the driver failed, or an output's size is known only after
-                it.
-        """
+        """Run on input name -> array; return output name -> array."""
         blocks: list[int] = []
         try:
             for port in self.inputs:
@@ -130,7 +96,6 @@ class Session:
                 self.memory.free(block)
 
     def _feed(self, port: Port, feeds: Mapping[str, np.ndarray]) -> int:
-        """Copy an input to the GPU and return its block."""
         if port.name not in feeds:
             raise ShapeError(f'input {port.name!r} is missing; it takes {port.dtype} {port.shape}')
         array = np.asarray(feeds[port.name], order='C')  # `ascontiguousarray` would give a scalar an axis
@@ -146,7 +111,6 @@ class Session:
         return block
 
     def _allocate(self, port: Port, blocks: list[int]) -> tuple[int, np.ndarray]:
-        """Return a block for an output, which is added to `blocks`, and the array for its values."""
         shape = tuple(self.context.get_tensor_shape(port.name))
         if any(size < 0 for size in shape):
             raise InferenceError(

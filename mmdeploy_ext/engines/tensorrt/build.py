@@ -1,4 +1,4 @@
-"""From an ONNX model to an engine, through either TensorRT package; no GPU is needed for tensorrt-rtx."""
+"""From an ONNX model to an engine by either TensorRT package; tensorrt-rtx needs no GPU."""
 
 from __future__ import annotations
 
@@ -19,18 +19,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.tensorrt.package import Package
 
 Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Smallest, usual and largest shape of an input; of an axis, in `shapes.parse_shapes`, shapes of one size."""
+"""Smallest, usual and largest shape of an input (or size of an axis)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer of the strongly typed network.
-
-    Attributes:
-        name: the ONNX node that it was made from, or a name of TensorRT's.
-        kind: 'CONVOLUTION', 'MATRIX_MULTIPLY', ...
-        outputs: name of each output's dtype, see `binding.dtype_name`, e.g. ('float32',).
-    """
+    """A layer of the strongly typed network: ONNX node or TensorRT's name, kind, dtype per output."""
 
     name: str
     kind: str
@@ -39,14 +33,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A serialised engine and facts of its build.
-
-    Attributes:
-        data: the serialised engine, the content of an engine file.
-        layers: layers of the network; the engine has to keep their dtypes, and may fuse them.
-        warnings: warnings of TensorRT while it built, each once.
-        seconds: time of parsing and building.
-    """
+    """A serialised engine, its layers before fusion, TensorRT's warnings and the seconds."""
 
     data: bytes
     layers: tuple[Layer, ...]
@@ -54,11 +41,10 @@ class Built:
     seconds: float
 
     def layers_json(self) -> list[dict[str, Any]]:
-        """Return the layers as plain JSON types: `name`, `kind` and `outputs` of each."""
         return [dataclasses.asdict(layer) | {'outputs': list(layer.outputs)} for layer in self.layers]
 
     def dtypes(self) -> dict[str, dict[str, int]]:
-        """Return kind of layer -> dtype of the first output -> number of layers."""
+        """Kind of layer -> dtype of its first output -> number."""
         counters: dict[str, collections.Counter[str]] = {}
         for layer in self.layers:
             counters.setdefault(layer.kind, collections.Counter()).update(layer.outputs[:1])
@@ -74,23 +60,10 @@ def build(
     tf32: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Built:
-    """Build an engine.
+    """Build an engine of a model below 2 GiB in its own dtypes.
 
-    Args:
-        model: the ONNX model, with its weights inside and below 2 GiB; the engine computes in its dtypes.
-        package: the TensorRT that builds.
-        architectures: GPU architectures to build for, all in one engine, e.g. (86, 89) for SM 8.6 and 8.9,
-            which `check_architectures` has accepted: of tensorrt-rtx alone; () for the GPU of this machine.
-        profiles: input -> smallest, usual and largest shape, as `profiles_of` makes them; for every input
-            with an open axis; None or {} if all sizes are fixed.
-        tf32: let products of float32 round their factors to 10 bits; off here, though on in TensorRT.
-        progress: called with the phase's name, the number of steps done, and that of all its steps; phases
-            lie in each other. With None, or a TensorRT without IProgressMonitor, nothing is called.
-
-    Raises:
-        EngineError: TensorRT does not start, or the parser does not take the model; the message names the
-            node if TensorRT does.
-        ExportError: TensorRT refused or failed to build, with its message.
+    `architectures` () is this machine's GPU; `tf32` rounds factors of float32 products to 10 bits; `progress`
+    is called with phase, steps done and steps.
     """
     trt, log, start = package.module, package.logger(), time.perf_counter()
     builder = None
@@ -140,7 +113,6 @@ def _parser_message(parser: Any, package: Package) -> str:
 
 
 def _plain(message: str) -> str:
-    """Return a message of TensorRT without its complaint that there is no GPU, and with what to change."""
     text = message.split('[checkMacros')[0].strip()
     if 'is a shape tensor and must have type Int32 or Int64' in text:
         text += (
@@ -151,8 +123,6 @@ def _plain(message: str) -> str:
 
 
 def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
-    """Return a monitor that calls `progress`."""
-
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""A GPU by its driver alone (libcuda): its name, memory, a stream. Needs neither torch nor cudart."""
+"""A GPU through the driver (libcuda) alone: name, memory, a stream."""
 
 import ctypes
 import dataclasses
@@ -9,21 +9,18 @@ import numpy as np
 from mmdeploy_ext.core.errors import EngineError, InferenceError
 
 LIBRARIES = ('libcuda.so.1', 'nvcuda.dll')
-"""Names of the CUDA driver's library, on Linux and Windows."""
 MAJOR, MINOR = 75, 76
-"""Device attributes of the CUDA driver: compute capability."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU: the driver's name of it, and its architecture, 86 for compute capability 8.6."""
+    """Name and architecture of a GPU, 86 for compute capability 8.6."""
 
     name: str
     architecture: int
 
 
 def _driver() -> Any:
-    """Return the CUDA driver, initialised, or None."""
     for name in LIBRARIES:
         try:
             library = ctypes.CDLL(name)
@@ -34,7 +31,7 @@ def _driver() -> Any:
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
-    """Return a GPU by its index, 0 or more; None if there is no such GPU, or no driver that starts."""
+    """GPU by index; None without such a GPU or a driver."""
     driver, count = _driver(), ctypes.c_int()
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) or index >= count.value:
         return None
@@ -48,20 +45,12 @@ def find_gpu(index: int = 0) -> Gpu | None:
 
 
 class GpuMemory:
-    """Memory of one GPU, in blocks that are named by their addresses (int), and a stream on it.
+    """Memory blocks (by address) and a stream on one GPU, in its primary context, which TensorRT shares.
 
-    The GPU's primary context, which TensorRT uses too, becomes current in the thread that opens it.
-
-    Attributes:
-        stream: handle of the CUDA stream, as `execute_async_v3` of TensorRT takes it.
-
-    Raises:
-        EngineError: there is no such GPU.
-        InferenceError: a call of the driver failed; it names the call. This holds for all methods.
+    InferenceError: a call of the driver failed, in any method.
     """
 
     def __init__(self, index: int = 0) -> None:
-        """Open the GPU with this index."""
         if find_gpu(index) is None:
             raise EngineError(f'there is no GPU {index} here; engines need an NVIDIA GPU')
         self._driver = _driver()
@@ -80,24 +69,21 @@ class GpuMemory:
             raise InferenceError(f'{function} failed: {(words.value or b"").decode()} ({status})')
 
     def empty(self, nbytes: int) -> int:
-        """Allocate a block of `nbytes`, which is at least 1, and return its address."""
         block = ctypes.c_uint64()
         self._call('cuMemAlloc_v2', ctypes.byref(block), ctypes.c_size_t(nbytes))
         return block.value
 
     def put(self, array: np.ndarray) -> int:
-        """Copy a contiguous array to a new block on the GPU and return the block's address."""
         block = self.empty(max(array.nbytes, 1))
         source = ctypes.c_void_p(array.ctypes.data)
         self._call('cuMemcpyHtoD_v2', ctypes.c_uint64(block), source, ctypes.c_size_t(array.nbytes))
         return block
 
     def take(self, block: int, into: np.ndarray) -> None:
-        """Wait for the stream and copy a block into a contiguous array, which has the block's size."""
+        """Wait for the stream and copy a block into a contiguous array of its size."""
         self._call('cuStreamSynchronize', ctypes.c_void_p(self.stream))
         target = ctypes.c_void_p(into.ctypes.data)
         self._call('cuMemcpyDtoH_v2', target, ctypes.c_uint64(block), ctypes.c_size_t(into.nbytes))
 
     def free(self, block: int) -> None:
-        """Free the block at an address."""
         self._call('cuMemFree_v2', ctypes.c_uint64(block))

@@ -46,20 +46,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A build whose file and options `prepare` has checked.
+    """A build with checked file and options, see `prepare`.
 
     Attributes:
-        source: the ONNX file.
-        model: the graph that is built, with float16 written into it if asked.
-        package: the TensorRT that builds; None if nothing is built.
-        title: title of the TensorRT that the checks were made for: 'TensorRT' or 'TensorRT-RTX'.
-        architectures: GPU architectures to build for, e.g. (86,) for SM 8.6; () if nothing is built and none
-            was given.
-        profiles: input -> smallest, usual and largest shape; {} if nothing is built.
+        model: the graph to build, in float16 if asked.
+        package: the TensorRT that builds; None for a check alone.
         precision: `AS_GIVEN` or 'fp16'.
-        keep_fp32: patterns of nodes that stay float32, as `graph.passes.select.matching_nodes` takes them.
-        constants: inputs that became constants, as they were written: NAME or NAME=VALUES.
-        tf32: products of float32 may round their factors to 10 bits.
     """
 
     source: Path
@@ -87,28 +79,19 @@ def prepare(
     only_check: bool = False,
     device: int = 0,
 ) -> Job:
-    """Check a file and the options of a build, before anything is built.
+    """Check a file and the options of a build.
 
     Args:
         source: ONNX file.
         fp16: write float16 into the graph (`passes/fp16.py`); inputs and outputs keep their dtypes.
-        keep_fp32: patterns with `*` and `?` of the names, operators, modules or outputs of nodes that stay
-            float32, in place of the default, None: those of `fp32_patterns`, such as of the stages after the
-            network. Not used without `fp16`.
-        shapes: sizes of inputs or of open axes, NAME=MIN/OPT/MAX, see `tensorrt_shapes.parse_shapes`.
-        constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
-        package: 'tensorrt', 'tensorrt-rtx' or 'auto', see `tensorrt_package.find_package`.
-        architectures: GPU architectures to build for, e.g. (86, 89); () for the GPU of this machine.
-        tf32: products of float32 may round their factors to 10 bits.
-        only_check: nothing will be built: no package is needed, and open axes may be left open; `shapes` are
-            read and not compared with the graph.
-        device: index of the GPU of this machine; not used with `only_check`.
-
-    Raises:
-        ModelFileError: the file cannot be read.
-        UsageError: an option is malformed, or fits no input, node or axis.
-        EngineError: TensorRT cannot take the graph, or cannot build it here.
-        ExportError: an edit of the graph failed, such as a weight that exceeds float16.
+        keep_fp32: patterns of nodes that stay float32 instead of `fp32_patterns`, with `fp16`.
+        shapes: NAME=MIN/OPT/MAX, see `parse_shapes`.
+        constants: NAME or NAME=VALUES, see `for_tensorrt.fix_inputs`.
+        package: 'tensorrt', 'tensorrt-rtx' or 'auto', see `find_package`.
+        architectures: e.g. (86, 89); () is this machine's GPU.
+        tf32: round factors of float32 products to 10 bits.
+        only_check: build nothing: no package is needed, and open axes may stay open.
+        device: index of this machine's GPU.
     """
     architectures = tuple(dict.fromkeys(architectures))
     requested = tensorrt_shapes.parse_shapes(shapes)
@@ -159,14 +142,7 @@ def prepare(
 def build_file(
     job: Job, output: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
 ) -> tuple[Record, Built]:
-    """Build an engine and write it to `output`, with its record beside it; return the record and the engine.
-
-    The folder of `output` is made if it is missing.
-
-    `job` is what `prepare` returned without `only_check`. `progress` is called with the name of a phase, the
-    number of steps done, and that of all its steps; without it nothing is called. The errors are those of
-    `build`, after which an older engine stays; Mm2OnnxError: a file cannot be written.
-    """
+    """Build an engine and write it with its record."""
     architectures = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, architectures, job.profiles, tf32=job.tf32, progress=progress)
     facts = dict(sha256=hashlib.sha256(built.data).hexdigest(), nbytes=len(built.data), layers=built.dtypes())
@@ -176,7 +152,6 @@ def build_file(
 
 
 def _record_of(job: Job) -> dict[str, Any]:
-    """Return the fields of an engine's record that are known before the build."""
     return dict(
         architectures=job.architectures,
         precision=job.precision,
@@ -204,19 +179,9 @@ def _ports(values: Sequence[onnx.ValueInfoProto]) -> tuple[Port, ...]:
 
 
 def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Sequence[str]) -> Path:
-    """Return the path of an engine of an ONNX file in the file's own dtypes, without TF32.
+    """Path of an engine of an ONNX file in its own dtypes, without TF32, built unless a fitting one is there.
 
-    For `m.onnx` these are `m.engine` and `m.sm86.engine` (of SM 8.6). One that lies there is taken if it is
-    for this GPU's architecture and a build now would be equal to it in package version, file with its
-    external data, shapes and constants; else a new one is written to the latter, in place of what lies there.
-    `device` is the index of the GPU, `shapes` and `constants` are as `prepare` takes them; without shapes
-    those of an engine of this file that lies beside it are used.
-
-    Raises:
-        EngineError: no package, no GPU, or a file that TensorRT cannot take.
-        ExportError: TensorRT failed to build.
-        ModelFileError: the ONNX file is missing or cannot be read.
-        UsageError: open axes without sizes, a malformed option, or no place where the engine can be written.
+    `m.onnx` has `m.engine` or `m.sm86.engine`; the second is rewritten.
     """
     package = tensorrt_package.find_package()
     gpu = find_gpu(device)
@@ -239,7 +204,6 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
 
 
 def _recorded_shapes(source: str, candidates: Sequence[Path]) -> list[str]:
-    """Return the sizes that the first engine of this file was built with, as `--shapes` takes them."""
     for path in filter(Path.is_file, candidates):
         with contextlib.suppress(ModelFileError):
             record = read_record(path)
@@ -254,7 +218,6 @@ def _recorded_shapes(source: str, candidates: Sequence[Path]) -> list[str]:
 
 
 def _is_engine_of(job: Job, path: Path) -> bool:
-    """Return whether there is a complete engine at a path that a build of the job would be equal to."""
     try:
         record = read_record(path)
     except ModelFileError:

@@ -1,8 +1,7 @@
-"""The nodes of a graph that TensorRT cannot take, before anything is built. Needs onnx and numpy only.
+"""Nodes that TensorRT cannot take, found before a build.
 
-Measured on tensorrt-rtx 1.7.1 (parser and builder, no GPU). Not refused, because measured to build: tensors
-with an axis of size 0, int64 and bool inputs and outputs, ScatterND without a reduction, GridSample, Mod,
-Einsum, If.
+Measured on tensorrt-rtx 1.7.1 (parser and builder, no GPU). Measured to build: axes of size 0, int64 and bool
+inputs and outputs, ScatterND without a reduction, GridSample, Mod, Einsum, If.
 """
 
 import dataclasses
@@ -23,45 +22,39 @@ from mmdeploy_ext.graph.io.index import all_graphs, constant_value, join_names, 
 from mmdeploy_ext.graph.passes import deform_conv, roi_align
 
 TURING = 75
-"""SM 7.5, the architecture of Turing GPUs."""
 NO_TURING = (
     'TensorRT-RTX has no matrix products of float32 there; leave 75 out, or build with --fp16 (and without '
     '--keep-fp32 for these)'
 )
-"""What is wrong with float32 matrix products for Turing, and what to change."""
 LARGEST_K = 3840
-"""Largest K of TopK that TensorRT takes."""
 INTEGERS = frozenset(map(TensorProto.DataType.Value, ('INT32', 'INT64', 'BOOL', 'UINT8')))
-"""Element types of integers and truth values that tensors may have."""
 _OTHERS = ('FLOAT', 'FLOAT16', 'BFLOAT16', 'INT8', 'INT4', 'FLOAT8E4M3FN', 'DOUBLE')
 SUPPORTED_TYPES = INTEGERS.union(map(TensorProto.DataType.Value, _OTHERS))
-"""Element types that tensors may have; DOUBLE is computed in float32, and refused as input or output."""
+"""Element types of tensors; DOUBLE is computed in float32 and refused as input or output."""
 CONSTANT_SHAPES = (
     'export full with --max-candidates K and a fixed --shape (--max-proposals K, too, where proposals are '
     'suppressed), or raw or decode'
 )
-"""What to do about shapes that depend on data, for the `form` of messages."""
 RTX_OPERATORS = {
     'NonMaxSuppression': 'has no runner in TensorRT-RTX; {form}, or build with --package tensorrt',
     'NonZero': 'has no plugin in TensorRT-RTX; {form}, or build with --package tensorrt',
 }
-"""Operator that TensorRT has and TensorRT-RTX lacks -> what is wrong and what to change."""
+"""Operator that only TensorRT-RTX lacks -> reason and advice."""
 REWRITTEN = {
     'DeformConv': 'is not parsed by TensorRT-RTX, and becomes GridSample and Conv with a weight of known '
     'shape in float32 or float16 alone, outside of sub-graphs; build with --package tensorrt',
     'RoiAlign': "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone, from opset 16 on "
     'and outside of sub-graphs',
 }
-"""Operator that a build for TensorRT-RTX writes in others -> what is wrong with a node that it does not."""
+"""Operator that a build for TensorRT-RTX rewrites -> reason where it cannot."""
 FLOAT_ONLY = {
     **dict.fromkeys(('MatMul', 'Gemm'), 'multiplies only floats; cast its operands to float32'),
     'Conv': 'takes only floats; cast its operands to float32',
     'Resize': 'resizes only floats; cast its input to float32',
     'GridSample': 'samples only floats; cast its input to float32',
 }
-"""Operator that takes only floats -> what is wrong with one that reads integers, and what to change."""
+"""Operator that takes only floats -> reason and advice."""
 NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others ({graph} replace)'
-"""`graph` is the command of `graph.py`."""
 _UNKNOWN_OPERATORS = """
 AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
 Compress ConcatFromSequence ConvInteger CumProd DFT Det DynamicQuantizeLinear ImageDecoder MatMulInteger
@@ -71,7 +64,7 @@ SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss 
 StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
 """
 UNSUPPORTED = dict.fromkeys(_UNKNOWN_OPERATORS.split(), NO_OPERATOR)
-"""Operator, of all in onnx 1.23.2, that the parser of tensorrt-rtx 1.7.1 reports as unknown -> what to do."""
+"""Operator of onnx 1.23.2 that the parser of tensorrt-rtx 1.7.1 does not know -> advice."""
 UNSUPPORTED['MatMulInteger'] = (
     'TensorRT has no integer products; of masks, form full: give the file a constant number of candidates '
     '(--max-candidates K), or export --postprocess raw'
@@ -80,14 +73,7 @@ UNSUPPORTED['MatMulInteger'] = (
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """One node that TensorRT cannot take, or an input or output, which has no operator.
-
-    Attributes:
-        node: name of the node; '#12' if it has none, with its position, from 0, in its graph, which may be a
-            branch or a body; or name of the input or output.
-        operator: operator of the node, '' for an input or output.
-        reason: what is wrong and what to change.
-    """
+    """A node, input or output that TensorRT cannot take; `node` is '#12' by position without a name."""
 
     node: str
     operator: str
@@ -95,17 +81,7 @@ class Refusal:
 
 
 def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
-    """Return everything in a graph that TensorRT cannot take: inputs, outputs, then nodes.
-
-    Nodes of bodies and functions count, and a call of a local function is an operator of its domain; those of
-    one graph, body or function are together, in file order, but functions may come before the main graph.
-    Types are known of tensors of the main graph alone: those of a body or function refuse no node.
-    `rtx` is True for TensorRT-RTX, which has fewer operators, and False for TensorRT.
-
-    Raises:
-        ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone, or
-            damaged metadata of this project.
-    """
+    """Find inputs, outputs and nodes, also in bodies and functions, that TensorRT cannot take."""
     check_ordinary(model)
     refusals = []
     for side, values in (('input', model.graph.input), ('output', model.graph.output)):
@@ -124,12 +100,7 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
 
 
 def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
-    """Raise EngineError for a graph that TensorRT cannot take.
-
-    The message counts and names the nodes, inputs and outputs, up to three for each operator and reason, and
-    says what to change. `rtx` is True for TensorRT-RTX; `file` is the file's name, for the message.
-    ModelFileError: see `find_refusals`.
-    """
+    """Raise EngineError for a graph that TensorRT cannot take, with up to three nodes per reason."""
     refusals = find_refusals(model, rtx=rtx)
     if refusals:
         title = 'TensorRT-RTX' if rtx else 'TensorRT'
@@ -143,11 +114,7 @@ def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
 
 
 def check_turing(model: onnx.ModelProto, architectures: Collection[int], file: str) -> None:
-    """Raise EngineError for float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile.
-
-    Convolutions of float32, and matrix products of float16, build. `architectures` are e.g. (75, 86); without
-    75 nothing is checked. `file` is the file's name, for the message. Only nodes of the main graph count.
-    """
+    """Raise EngineError for float32 matrix products on SM 7.5, which tensorrt-rtx 1.7.1 does not compile."""
     if TURING not in architectures:
         return
     elements = {name: value.tensor_type.elem_type for name, value in types.infer(model).items()}
@@ -161,7 +128,6 @@ def check_turing(model: onnx.ModelProto, architectures: Collection[int], file: s
 
 
 def _listed_by_reason(refusals: Sequence[Refusal]) -> str:
-    """Return refusals as text: per operator and reason the first nodes."""
     groups: dict[tuple[str, str], list[str]] = {}
     for refusal in refusals:
         groups.setdefault((refusal.operator, refusal.reason), []).append(refusal.node)
@@ -172,15 +138,6 @@ def _listed_by_reason(refusals: Sequence[Refusal]) -> str:
 
 
 class _Rules:
-    """The rules for nodes, with the types and small constants of the graph that they look at.
-
-    Attributes:
-        form: how the family of the file exports it with constant shapes.
-        rewritten: outputs of each RoiAlign and DeformConv that a build writes in other operators.
-        constants: name -> value of the constants that are lengths of a Split or the K of a TopK, of all
-            bodies and functions together: of several of one name the last counts.
-    """
-
     def __init__(self, model: onnx.ModelProto, rtx: bool) -> None:
         self.rtx = rtx
         self.form = CONSTANT_SHAPES
@@ -218,7 +175,6 @@ class _Rules:
                     self.constants[node.output[0]] = value
 
     def reason(self, node: onnx.NodeProto) -> str:
-        """Return what is wrong with a node and what to change; '' when TensorRT takes it."""
         operator = node.op_type
         if node.domain not in DEFAULT_DOMAINS:
             return (
@@ -273,7 +229,6 @@ class _Rules:
         return ''
 
     def _element(self, name: str) -> int:
-        """Return the data type of a tensor's elements, 0 if it is unknown."""
         tensor_type = self.types.get(name)
         if tensor_type is None or not tensor_type.HasField('tensor_type'):
             return 0

@@ -1,8 +1,4 @@
-"""The installed TensorRT: `tensorrt` (10.x, 11.x) or `tensorrt-rtx`, one small interface over both.
-
-Neither is imported before `find_package` is called. Both are used with explicit precision alone: the dtypes
-are those that the ONNX file states, and no builder flag changes them (TensorRT 11 has none any more).
-"""
+"""One interface over `tensorrt` (10.x, 11.x) and `tensorrt-rtx`, imported by `find_package`."""
 
 from __future__ import annotations
 
@@ -17,43 +13,38 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MODULES = {'tensorrt': 'tensorrt', 'tensorrt-rtx': 'tensorrt_rtx'}
-"""Name of the distribution -> name of the module."""
 INSTALL = {
     'tensorrt': 'pip install tensorrt (it builds and runs on the GPU at hand)',
     'tensorrt-rtx': 'make env-tensorrt, or pip install tensorrt-rtx (233 MB; it builds without a GPU)',
 }
-"""Name of the distribution -> how to install it, for messages."""
 OLDEST = (10, 0)
-"""First version of `tensorrt` with strongly typed networks and tensors by name."""
+"""First `tensorrt` with strongly typed networks and tensors by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """An imported TensorRT: its name, 'tensorrt' or 'tensorrt-rtx', and its module."""
-
     name: str
     module: Any
 
     @property
     def version(self) -> str:
-        """Version of the package."""
         return self.module.__version__
 
     @property
     def builds_for_others(self) -> bool:
-        """Whether engines can be built for architectures of other GPUs."""
+        """Whether it builds for other GPUs."""
         return hasattr(self.module, 'ComputeCapability')
 
     @property
     def architectures(self) -> tuple[int, ...]:
-        """Architectures (75 for SM 7.5) that engines can be built for without a GPU; () for none."""
+        """Architectures (75 for SM 7.5) that need no GPU to build for."""
         if not self.builds_for_others:
             return ()
         names = self.module.ComputeCapability.__members__
         return tuple(sorted(int(name[2:]) for name in names if name[2:].isdigit()))
 
     def logger(self) -> Any:
-        """Return an `ILogger` that keeps the library's messages; `errors()` and `warnings()` return them."""
+        """An `ILogger` with `errors()` and `warnings()`."""
 
         class Collector(self.module.ILogger):
             def __init__(self) -> None:
@@ -73,15 +64,10 @@ class Package:
 
 
 def is_installed(name: str) -> bool:
-    """Return whether a package, a key of `MODULES`, is installed; imports nothing."""
     return importlib.util.find_spec(MODULES[name]) is not None
 
 
 def installed_package(name: str = 'auto', architectures: Sequence[int] = ()) -> str:
-    """Return the name of the package that `find_package` imports; '' if none of its candidates is installed.
-
-    The arguments are those of `find_package`.
-    """
     return next(filter(is_installed, _candidates(name, architectures)), '')
 
 
@@ -92,16 +78,7 @@ def _candidates(name: str, architectures: Sequence[int]) -> list[str]:
 
 
 def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Package:
-    """Import an installed TensorRT and return it.
-
-    Args:
-        name: 'tensorrt', 'tensorrt-rtx', or 'auto': tensorrt-rtx first if architectures are named, since it
-            alone builds for other GPUs; else `tensorrt` first.
-        architectures: GPU architectures to build for, e.g. (86, 89); () for the GPU of this machine.
-
-    Raises:
-        EngineError: it is not installed, too old, or its libraries do not load.
-    """
+    """Import an installed TensorRT; 'auto' prefers tensorrt-rtx for `architectures`, else `tensorrt`."""
     names = _candidates(name, architectures)
     name = installed_package(name, architectures)
     if not name:
@@ -122,11 +99,7 @@ def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Packa
 
 
 def check_architectures(package: Package, architectures: Sequence[int], local: int | None) -> None:
-    """Refuse, with an EngineError, architectures that a package cannot build for.
-
-    `architectures` are e.g. (86, 89), or () for the GPU of this machine, whose architecture is `local`; None:
-    it has no GPU.
-    """
+    """Raise EngineError for architectures that a package cannot build for; `local` is this GPU's, or None."""
     supported = ' '.join(map(str, package.architectures))
     if not architectures and local is None:
         advice = f'choose what to build for: --sm {supported}' if supported else INSTALL['tensorrt-rtx']

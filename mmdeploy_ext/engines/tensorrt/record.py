@@ -1,8 +1,4 @@
-"""The record beside an engine, `m.engine.json`: its ONNX file, architectures, version and tensors.
-
-An engine runs on the architecture and by the version that it was built for, and holds little about them.
-Imports no TensorRT.
-"""
+"""The record beside an engine, `m.engine.json`: ONNX file, architectures, version, tensors."""
 
 from __future__ import annotations
 
@@ -20,39 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 FORMAT = 1
-"""Version of the record's format; others are refused."""
 RTX_MAGIC = b'vtrt'
-"""First bytes of an engine of tensorrt-rtx."""
 RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
-"""Number of a bit of the header's mask -> architecture, as measured on tensorrt-rtx 1.7.1."""
+"""Bit of the header's mask -> architecture, measured on tensorrt-rtx 1.7.1."""
 HEADER_BYTES = 64
-"""First bytes of an engine of tensorrt-rtx that `read_header` takes."""
 AS_GIVEN = 'as given'
-"""Precision of a build that kept the dtypes of the ONNX file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The facts of an engine; shapes have -1 for an open axis.
+    """Facts of an engine; open axes are -1.
 
     Attributes:
-        package: 'tensorrt' or 'tensorrt-rtx'.
-        version: `__version__` of the package's module; no other version loads the engine.
-        architectures: GPU architectures that it was built for, e.g. (86,) for SM 8.6.
-        sha256, nbytes: digest and size of the engine file.
-        onnx, onnx_sha256: name of the ONNX file that it was built from, and the digest of it and its weights
-            beside it (`core.files.sha256_onnx`).
-        precision: `AS_GIVEN`, or 'fp16' if the build wrote float16 into the graph.
-        keep_fp32: patterns of nodes (of their names, operators, modules or outputs) that stayed float32 in a
-            build for 'fp16'.
-        constants: inputs of the ONNX file that are constants in the engine, as they were written: NAME or
-            NAME=VALUES.
-        inputs, outputs: inputs and outputs of the engine.
-        profiles: input with an open axis -> smallest, usual and largest shape.
-        layers: kind of layer -> dtype of its first output -> number of layers of the strongly typed network,
-            before TensorRT fuses them.
+        version: the only version that loads the engine.
+        architectures: e.g. (86,) for SM 8.6.
+        sha256, nbytes: of the engine file.
+        onnx, onnx_sha256: name and `core.files.sha256_onnx` of the ONNX file.
+        precision: `AS_GIVEN` or 'fp16'.
+        profiles: input with an open axis -> profile.
+        layers: kind -> dtype of the first output -> number, before fusion.
         metadata: `metadata_props` of the ONNX file.
-        tf32: whether products of float32 may round their factors to 10 bits.
     """
 
     package: str
@@ -74,20 +57,14 @@ class Record:
 
     @property
     def computes_in(self) -> str:
-        """'fp16' if the build wrote float16 into the graph, else '': in the dtypes of the ONNX file."""
+        """'fp16' if the build wrote float16, else ''."""
         return '' if self.precision == AS_GIVEN else self.precision
 
     def to_json(self) -> dict[str, Any]:
-        """Return attribute -> value, in plain JSON types but for tuples, and the version, `format`."""
         return dict(format=FORMAT, **dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the record') -> Record:
-        """Rebuild from the result of `to_json`; `path` is the record's file, for the message.
-
-        ModelFileError: another format, or attributes that are missing, unknown or cannot be converted. The
-        values of most are taken as they are.
-        """
         try:
             fields = dict(content)
             if fields.pop('format') != FORMAT:
@@ -112,16 +89,12 @@ class Record:
 
 
 def record_path(engine: str | os.PathLike[str]) -> Path:
-    """Return the path of the record of the engine at a path, which need not be there: `m.engine.json`."""
+    """`m.engine.json`, existing or not."""
     return Path(f'{os.fspath(engine)}.json')
 
 
 def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> None:
-    """Write an engine, whose content is `data`, to a path, and its record beside it.
-
-    An old record is removed first, so that no record lies beside another engine than its own. A missing
-    folder is made; `core.files.atomic_path` has the errors.
-    """
+    """Write an engine and its record; an old record is removed first."""
     record_path(path).unlink(missing_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -129,11 +102,7 @@ def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> N
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """Read the record of the engine at a path.
-
-    ModelFileError: the engine or its record is missing, the record is damaged, or the engine is another one
-    or incomplete by its size and SHA-256.
-    """
+    """Read an engine's record; ModelFileError: missing or damaged, or size or SHA-256 differ."""
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f'{path}: no such engine; build it with {tool("tensorrt")}')
@@ -163,17 +132,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
 
 def check_source(record: Record, path: str | os.PathLike[str]) -> None:
-    """Refuse an engine beside an ONNX file of the name that it was built from, and of other content.
-
-    Whoever exported that file again takes the engine for one of it. Nothing happens if no such file is there.
-
-    Args:
-        record: the record of the engine.
-        path: the engine.
-
-    Raises:
-        ModelFileError: the file beside it is another one than the record has.
-    """
+    """Raise ModelFileError if the ONNX file beside an engine has changed since the build."""
     source = Path(path).parent / record.onnx
     if source.is_file() and sha256_onnx(source) != record.onnx_sha256:
         raise ModelFileError(
@@ -183,10 +142,7 @@ def check_source(record: Record, path: str | os.PathLike[str]) -> None:
 
 
 def check_version(record: Record, package: str, version: str, path: object) -> None:
-    """Refuse an engine of another package or version than those given; the EngineError names both.
-
-    `version` is the `__version__` of the package's module. `path` is the engine, for the message.
-    """
+    """Raise EngineError if the engine is of another package or version."""
     if (record.package, record.version) != (package, version):
         raise EngineError(
             f'{path}: was built by {record.package} {record.version}, here is {package} {version}, and an '
@@ -195,10 +151,7 @@ def check_version(record: Record, package: str, version: str, path: object) -> N
 
 
 def check_architecture(record: Record, architecture: int, gpu: str, path: object) -> None:
-    """Refuse an engine that was not built for the GPU's architecture; the EngineError names both.
-
-    `architecture` is e.g. 86 for SM 8.6, `gpu` the GPU's name, `path` the engine, for the message.
-    """
+    """Raise EngineError if the engine was not built for the GPU's architecture (86 for SM 8.6)."""
     if architecture in record.architectures:
         return
     advice = f'build it again from {record.onnx} with --sm {architecture}'
@@ -214,9 +167,9 @@ def _sm_list(architectures: Iterable[int]) -> str:
 
 
 class Header(NamedTuple):
-    """The first bytes of a tensorrt-rtx engine, whose layout was measured and is not documented.
+    """First bytes of a tensorrt-rtx engine; the layout was measured, not documented.
 
-    `version` is e.g. '1.7.1.116', `architectures` e.g. (86, 89), `nbytes` the length of a complete file.
+    `version` is e.g. '1.7.1.116', `nbytes` the complete length.
     """
 
     version: str
@@ -225,7 +178,6 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """Return the header from the first `HEADER_BYTES` of a tensorrt-rtx engine; None for anything else."""
     if len(data) < HEADER_BYTES or not data.startswith(RTX_MAGIC):
         return None
     mask = int.from_bytes(data[32:36], 'little')
@@ -234,7 +186,6 @@ def read_header(data: bytes) -> Header | None:
 
 
 def _header_text(path: Path) -> str:
-    """Return the header of an engine in words, for a message; '' if it has none that is understood."""
     with path.open('rb') as stream:
         header = read_header(stream.read(HEADER_BYTES))
     if header is None:

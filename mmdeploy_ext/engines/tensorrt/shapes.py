@@ -1,4 +1,4 @@
-"""Optimisation profiles from text: smallest, usual and largest shape of every input with an open axis."""
+"""Optimisation profiles of inputs with open axes, from text."""
 
 from __future__ import annotations
 
@@ -18,20 +18,13 @@ if TYPE_CHECKING:
     """Smallest, usual and largest size of an axis."""
 
 FORM = 'NAME=MIN/OPT/MAX, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344, or an axis: B=1/1/4'
-"""What `--shapes` takes, for messages."""
+"""Form of `--shapes`, for messages."""
 SUM = re.compile(r'(?P<axis>.+?)(?P<offset>[+-]\d+)')
-"""An axis that follows from another one: 'M0+1'."""
+"""An axis that follows from another: 'M0+1'."""
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
-    """Return name -> shapes of values of `--shapes`: NAME=MIN/OPT/MAX, or NAME=SHAPE for all three.
-
-    NAME is an input, or an open axis, whose shapes then have one size each. A shape is sizes joined by 'x' or
-    commas.
-
-    Raises:
-        UsageError: another form, shapes of different ranks, sizes that shrink, or a name given twice.
-    """
+    """Parse `--shapes`: NAME=MIN/OPT/MAX or NAME=SHAPE, for an input or an open axis."""
     profiles: dict[str, Profile] = {}
     for text in texts:
         name, _, sizes = text.rpartition('=')
@@ -52,18 +45,9 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
 
 
 def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Profile]:
-    """Return input -> profile of every input that has an open axis.
+    """Profile of each input with an open axis.
 
-    Args:
-        spec: spec of the graph.
-        requested: name of an input or of an axis -> shapes, from `parse_shapes`. The sizes that one input
-            gives an axis hold for all inputs that have it, and for axes that follow from it ('M0+1') and have
-            no sizes of their own, which are not compared with it. A name of both is the input's.
-
-    Raises:
-        UsageError: an unknown name, a shape of another rank than the input or of another size along a fixed
-            axis, two names that give an axis different sizes, or an axis without sizes. `smallest` and
-            `multiple` of the spec are not compared.
+    Sizes that one input gives an axis hold for all inputs, and for dependent axes ('M0+1').
     """
     axes = _axes(spec, requested)
     profiles, missing = {}, []
@@ -84,7 +68,6 @@ def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, 
 
 
 def _axes(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Sizes]:
-    """Return axis -> its three sizes, of all axes that `requested` names itself or through an input."""
     inputs = {tensor.name: tensor for tensor in spec.inputs}
     letters = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
     letters |= {match['axis'] for match in map(SUM.fullmatch, letters) if match}
@@ -108,7 +91,6 @@ def _axes(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Sizes]
 
 
 def _add_axis(axes: dict[str, Sizes], name: str, axis: int | str, sizes: Sizes) -> None:
-    """Add the sizes that a name of `--shapes` gives an axis, or refuse them."""
     if isinstance(axis, int):
         if set(sizes) != {axis}:
             raise UsageError(f'--shapes {name}: gives {sizes} for an axis that is fixed at {axis}')
@@ -117,7 +99,6 @@ def _add_axis(axes: dict[str, Sizes], name: str, axis: int | str, sizes: Sizes) 
 
 
 def _sizes(axis: str, axes: Mapping[str, Sizes]) -> Sizes | None:
-    """Return the three sizes of an axis, which may follow from those of another one; None without."""
     match = SUM.fullmatch(axis)
     if axis not in axes and match and match['axis'] in axes:
         low, usual, high = (size + int(match['offset']) for size in axes[match['axis']])
