@@ -1,8 +1,8 @@
-"""Compiled loops that sort output rows by which neighbours they have; without numba they run in Python.
+"""Compiled loops that sort output rows by their neighbours; without numba they run in Python.
 
-Glossary: a group is up to nine consecutive kernel offsets, g of them; M output rows; B buckets; a pattern is
-the set of a group's offsets at which an output row has a neighbour, bit k for offset k; a bucket holds rows
-whose patterns are subsets of its own.
+A group has g (up to nine) consecutive kernel offsets; M output rows; B buckets. A pattern is the set of a
+group's offsets at which a row has a neighbour, bit k for offset k; a bucket holds rows with subsets of its
+pattern.
 """
 # ruff: noqa: ANN001, ANN201, ANN202, C901 - numba infers the types; a call costs more than a branch here
 
@@ -15,7 +15,6 @@ CANDIDATES = 48  # patterns that may become a bucket: the most frequent ones; mo
 
 @njit(cache=True, nogil=True, inline='always')
 def _size(pattern):
-    """Return the number of offsets of a pattern."""
     size = 0
     while pattern:
         pattern &= pattern - 1
@@ -25,7 +24,7 @@ def _size(pattern):
 
 @njit(cache=True, nogil=True)
 def _candidates(counts):
-    """Return at most `CANDIDATES` patterns, most frequent first; of equally frequent ones smaller first."""
+    """Most frequent first; of equally frequent patterns smaller first."""
     remaining = counts.copy()
     remaining[0] = 0
     patterns = np.empty(min(CANDIDATES, counts.shape[0]), np.int64)
@@ -42,15 +41,10 @@ def _candidates(counts):
 
 @njit(cache=True, nogil=True)
 def choose(counts, buckets):
-    """Return the patterns of the buckets, (B,) int64.
+    """Patterns of the buckets, (B,) int64, from counts (2^g,) of rows per pattern.
 
-    A row costs as many products as the smallest bucket that holds its pattern has offsets; a row without
-    neighbours costs none. The pattern of the first bucket is the union of all, so that it may hold any row
-    (1 if no row has a neighbour); each further one is that of the `CANDIDATES` most frequent that saves most.
-
-    Args:
-        counts: (2^g,) number of rows of each pattern.
-        buckets: B, at least 1. If no candidate saves anything, the buckets that are left have pattern 1.
+    The first is the union of all (1 without neighbours); each further one saves most products among the
+    `CANDIDATES` most frequent. Buckets that would save nothing have pattern 1.
     """
     patterns = np.ones(buckets, np.int64)
     union = np.int64(0)
@@ -82,7 +76,6 @@ def choose(counts, buckets):
 
 @njit(cache=True, nogil=True)
 def _bucket_of(bucket_patterns, count):
-    """Return the bucket of each pattern below `count`: the smallest that holds it, -1 for pattern 0."""
     buckets = np.full(count, -1, np.int64)
     for pattern in range(1, count):
         smallest = 64
@@ -96,26 +89,20 @@ def _bucket_of(bucket_patterns, count):
 
 @njit(cache=True, nogil=True)
 def arrange(table, no_neighbour, buckets, bias, rows, lengths, sizes, offsets, position):
-    """Sort the output rows of one group into buckets; write the arrays from `rows` on.
+    """Sort the output rows of one group into buckets; return the used entries of `rows` and `offsets`.
 
-    The product of a bucket has one result per output row. T is the number of results of all buckets.
+    A bucket's product has one result per output row; T is the number of results.
 
     Args:
-        table: (g, M) int32, the input row at each offset of each output row.
-        no_neighbour: entry of the table where there is no neighbour, the number of a row of zeros behind the
-            input rows.
+        table: (g, M) int32 input row per offset and output row.
+        no_neighbour: entry of the table for none: the row of zeros behind the input rows.
         buckets: B, at least 1.
-        bias: 1 if the group adds the bias: the bias alone is result T, and a row of zeros result T + 1; 0 if
-            result T is the zeros.
-        rows: written, room for g*M int32: the input rows, bucket after bucket, output row by output row.
-        lengths: written, (B,) int64, number of entries of `rows` in each bucket.
-        sizes: written, (B,) int64, number of offsets per output row in each bucket.
-        offsets: written, room for g*B int32: the offsets of the buckets, bucket after bucket.
-        position: written, (M+1,) int32, index of each output row's result, T if it has no neighbour; the
-            last entry is T + bias.
-
-    Returns:
-        How many entries of `rows` and of `offsets` are used.
+        bias: 1 if the group adds the bias (result T; zeros are T + 1), else 0 (zeros are T).
+        rows: written, room for g*M int32: input rows, bucket after bucket.
+        lengths: written, (B,) int64 entries of `rows` per bucket.
+        sizes: written, (B,) int64 offsets per output row.
+        offsets: written, room for g*B int32, bucket after bucket.
+        position: written, (M+1,) int32 result of each output row, T without neighbours; the last is T + bias.
     """
     g, m = table.shape
     codes = np.zeros(m, np.int16)

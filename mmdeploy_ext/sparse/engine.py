@@ -1,11 +1,7 @@
-"""An engine for sparse graphs in numpy: slow, plain, and the reference of every other one. Needs no torch.
+"""An engine for sparse graphs in numpy: slow, plain, and the reference of others, within tolerances.
 
-Other engines are compared with it within tolerances: the order in which float32 numbers are added is no part
-of the contract.
-
-Glossary: N sites (rows) that a node reads, M that it writes, C channels, I and O those of a convolution, K
-offsets of its kernel (k0, k1, k2), the last axis fastest, in the order of axes that the graph names ('xyz' or
-'zyx'); H, W rows and columns of the bird's-eye view: which of them x is, the model decides.
+N sites read, M written, C channels, I, O of a convolution, K offsets of its kernel (k0, k1, k2), last axis
+fastest, axes in the order of the graph; H, W of the bird's-eye view.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
     Transform = Callable[
         [Node, tuple[np.ndarray, ...], np.ndarray | None], tuple[tuple[np.ndarray, ...], np.ndarray | None]
     ]
-    """Function of a node, its inputs and weight, which returns the inputs and weight to compute with."""
+    """(node, inputs, weight) -> inputs and weight to compute with."""
 
 
 def run(
@@ -41,25 +37,17 @@ def run(
 ) -> np.ndarray:
     """Run a graph on one sweep; return (1, C, H, W) float32.
 
-    C is the number of channels of the view, in which the cells of the vertical axis may be channels.
-
     Args:
-        graph: traced, or folded, with its batch normalisation in the convolutions, see `fold.py`; float16
-            weights are computed with in float32.
-        coordinates: (N, 4) integers, sample, which is 0, and axes in the graph's order, every voxel once; N
-            may be 0. `rulebook.build` refuses others.
-        features: (N, `graph.in_channels`) of the voxels, in the order of the coordinates.
-        observe: called after every node with its name and its output: (M, C) of a sparse tensor, whose rows
-            are the sites of `rulebook.level(node.output)`, or a dense one. It must not change the output.
-            With None nothing is called.
-        transform: called before every node with the node, its inputs and its weight (None without one);
-            returns the inputs and the weight to compute with, for fake quantisation.
-        rulebook: rulebook of these coordinates, in this order, for this graph; the coordinates then are
-            neither read nor checked. None: it is built.
+        graph: traced or folded; float16 weights are computed in float32.
+        coordinates: (N, 4) integers, sample 0 and axes in the graph's order, distinct.
+        features: (N, `graph.in_channels`).
+        observe: called after every node with its name and output, (M, C) or dense.
+        transform: changes inputs and weight before every node, for fake quantisation.
+        rulebook: of these coordinates; None: built.
 
     Raises:
-        DataError: voxels that the graph cannot take, or features of another shape or not finite.
-        ExportError: a graph that it cannot run, such as one with another activation than ReLU (`plan_of`).
+        DataError: unfitting voxels or features.
+        ExportError: a graph that it cannot run, see `plan_of`.
     """
     plan = plan_of(graph)
     rulebook = build(plan, coordinates) if rulebook is None else rulebook
@@ -82,16 +70,7 @@ def run(
 
 
 def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarray:
-    """Return features as contiguous float32, (rows, channels).
-
-    Args:
-        features: numbers of any dtype.
-        rows: number of voxels.
-        channels: features per voxel of the network.
-
-    Raises:
-        DataError: another shape, or values that are not finite.
-    """
+    """Features as contiguous float32 (rows, channels); DataError: another shape, or not finite."""
     features = np.asarray(features)
     if features.shape != (rows, channels):
         raise DataError(
@@ -112,7 +91,6 @@ def _compute(
     table: np.ndarray | None,
     rulebook: Rulebook,
 ) -> np.ndarray:
-    """Return the output of a node; `weight` is None for what is no convolution, so is `table`."""
     if isinstance(node, ir.SparseConvolution):
         features = gathered(inputs[0], weight, table)
         if node.bias is not None:
@@ -138,13 +116,9 @@ def _compute(
 
 
 def gathered(features: np.ndarray, weight: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return (M, O) float32: for each row the sum over offsets of features times the weight of the offset.
+    """(M, O) float32: sum over offsets of features (N, I) times weight (O, k0, k1, k2, I).
 
-    Args:
-        features: (N, I) float32.
-        weight: (O, k0, k1, k2, I).
-        table: (K, M) rows of the features, K = k0*k1*k2 in row-major order; numbers from N on stand for no
-            neighbour, and none is negative.
+    `table` (K, M) has rows of the features; numbers from N on stand for none.
     """
     kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0)
     kernels = kernels.reshape(-1, weight.shape[4], weight.shape[0])

@@ -17,31 +17,20 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 PRECISIONS = ('fp32', 'fp16')
-"""Precisions in which weights are folded."""
 
 
 def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[str] = ()) -> SparseGraph:
-    """Return the graph with every BatchNorm folded, and every ReLU fused into the convolution before it.
+    """Fold every BatchNorm, and fuse every ReLU into the convolution before it.
 
-    A ReLU stays a node if it follows no convolution, one that has a ReLU, or one whose output has another
-    use. Names and tensor ids are counted anew. A convolution without a bias gets one (zeros, if no BatchNorm
-    follows it), because libspconv reads one without checking that there is one. Folding again in the same
-    precision changes nothing.
-
-    Args:
-        graph: graph as `exporting.sparse_backbone.trace` gives it.
-        precision: 'fp32' folds in float32 (what NVIDIA's PTQ path does; weights stay float32 until a writer
-            rounds them), 'fp16' rounds after every operation (what its plain exporters do after
-            `model.half()`; weights are float16). 45 % of the weights differ between the two, by up to 3 ulp.
-        fp16_modules: module paths of convolutions that are folded in fp16 whatever the precision; other paths
-            have no effect.
-
-    Raises:
-        UsageError: another precision.
-        ExportError: a BatchNorm that does not directly follow a convolution, or one of a convolution whose
-            output has another use; its module is named.
+    Convolutions get a bias, since libspconv reads one unchecked. Names and tensor ids are counted anew.
+    Folding again changes nothing. 'fp32' folds in float32 (NVIDIA's PTQ path), 'fp16' rounds after every
+    operation (its plain exporters after `model.half()`): 45 % of the weights differ, by up to 3 ulp.
+    `fp16_modules` are folded in fp16 in any case.
 
     Source: ALGORITHM.md of the tests' golden files, section 3.
+
+    Raises:
+        ExportError: a BatchNorm that does not directly follow a convolution, or a shared output.
     """
     if precision not in PRECISIONS:
         raise UsageError(f'fold={precision!r} is unknown; expected one of {", ".join(PRECISIONS)}')
@@ -85,10 +74,6 @@ def _takes_relu(node: Node | None) -> bool:
 
 
 def _with_norm(node: Node | None, norm: BatchNorm, uses: int, dtype: type[np.floating]) -> SparseConvolution:
-    """Return a convolution with its batch normalisation folded into it, computed in `dtype`.
-
-    `node` is what gives the norm's input, None if that is the voxels; `uses` counts the uses of that tensor.
-    """
     if not _takes_relu(node):
         got = 'the voxels' if node is None else f'{node.op_type} ({node.module})'
         if isinstance(node, SparseConvolution):

@@ -1,7 +1,7 @@
-"""Names of a backbone whose batch normalisations were folded before it was saved. Uses torch.
+"""Names of a backbone saved after folding its batch normalisations. Uses torch.
 
-NVIDIA's PTQ scripts fold a BatchNorm into the convolution before it and delete it: the convolution gets a
-bias, and in a sequence the layers behind it move up by one (`conv2.3.conv1` becomes `conv2.2.conv1`).
+NVIDIA's PTQ scripts delete folded BatchNorms: the convolution gets a bias, and later layers of a sequence
+move up (`conv2.3.conv1` becomes `conv2.2.conv1`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NORM_KEYS = ('weight', 'bias', 'running_mean', 'running_var')
-"""Tensors of a BatchNorm that decide what it computes."""
+"""Tensors that decide a BatchNorm."""
 
 
 @dataclasses.dataclass
 class Names:
-    """The names of a module's tensors and submodules in a file.
+    """Names of a module's tensors and submodules in a file.
 
     Attributes:
         keys: key of the module -> key in the file.
-        paths: path of a submodule in the file -> in the module.
-        folded: path in the module of each BatchNorm that the file lacks -> path in the file of the
-            convolution before it, and the BatchNorm's eps.
+        paths: submodule in the file -> in the module.
+        folded: missing BatchNorm of the module -> its convolution in the file, and eps.
     """
 
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -35,15 +34,11 @@ class Names:
     folded: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
 
     def file_keys(self) -> set[str]:
-        """Return the keys that the file should have: those of `keys`, and biases of folded convolutions."""
+        """Keys that the file should have, with biases of folded convolutions."""
         return {*self.keys.values(), *(f'{path}.bias' for path, _ in self.folded.values())}
 
     def module_path(self, path: str) -> str:
-        """Return the path in the module for a path in the file.
-
-        Args:
-            path: of a submodule, or of something below one, whose last parts stay; others stay as they are.
-        """
+        """Path in the module for a path in the file."""
         head, tail = path, ''
         while head and head not in self.paths:
             head, _, last = head.rpartition('.')
@@ -53,15 +48,7 @@ class Names:
     def norm_tensors(
         self, state_dict: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Return float32 tensors (C,) for the BatchNorms that the file lacks, by key of the module.
-
-        They make a BatchNorm only add the bias that the file has for its convolution; the bias of the
-        convolution itself becomes zero, if the module has one.
-
-        Args:
-            state_dict: state dict of the module.
-            weights: weights of the file, without prefix.
-        """
+        """float32 tensors (C,) for missing BatchNorms, by key of the module; they only add the bias."""
         tensors: dict[str, torch.Tensor] = {}
         for norm, (conv, eps) in self.folded.items():
             bias = weights[f'{conv}.bias'].float()
@@ -76,15 +63,10 @@ class Names:
 
 
 def match_names(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Names:
-    """Return the names of a module's tensors in a file.
+    """Names of a module's tensors in a file; only keys of `weights` are read.
 
-    A BatchNorm counts as folded if the file has none of `NORM_KEYS` in its place and a bias for the
-    convolution directly before it. The layers behind it in a sequence then have numbers lower by one each in
-    the file; all other names are those of the module.
-
-    Args:
-        module: the backbone, with its BatchNorms.
-        weights: the file's tensors by key, without the prefix before the backbone's keys; only keys are read.
+    A BatchNorm counts as folded if the file lacks its `NORM_KEYS` and has a bias for the convolution before
+    it.
     """
     names = Names()
     _add_names(module, '', '', weights, names)

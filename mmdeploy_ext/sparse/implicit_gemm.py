@@ -1,13 +1,10 @@
-"""Writer of the sparse graph in Autoware's plug-ins of spconv: pairs of sites, and products over them.
+"""Writer of the sparse graph for Autoware's plug-ins of spconv: pairs of sites, and products over them.
 
-Two operators of the domain `autoware`, whose inputs are ordinary tensors, so that a file holds them beside
-standard operators, from voxels to boxes. Weights stay (O, k0, k1, k2, I) float32.
+Two operators of the domain `autoware` beside standard ones; weights are (O, k0, k1, k2, I) float32. V voxels,
+C, I, O channels; H, W of the bird's-eye view; d0, d1, d2 sizes of the grid.
 
 Source: autoware_universe 5e12a711, autoware_tensorrt_plugins (names, inputs, outputs, attributes; facts, no
-code); spconv 2.3.8, `core.ConvAlgo` (number of the algorithm that has one mask for each site).
-
-Glossary: V voxels, C channels, O output and I input channels of a convolution, k0, k1, k2 its kernel; H, W
-cells of the bird's-eye view, d0, d1, d2 sizes of the grid.
+code); spconv 2.3.8, `core.ConvAlgo`.
 """
 
 from __future__ import annotations
@@ -25,27 +22,16 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.node_writer import NodeWriter
 
 DOMAIN, VERSION = 'autoware', 1
-"""Domain of the operators, and its opset."""
 PAIRS, PRODUCTS = 'GetIndicePairsImplicitGemm', 'ImplicitGemm'
-"""The two operators: pairs of sites of a convolution, and the products over them."""
 ONE_MASK = 1
-"""`ConvAlgo.MaskImplicitGemm`: the plug-in gives one mask for each site."""
+"""`ConvAlgo.MaskImplicitGemm`: one mask per site."""
 
 
 class ImplicitGemm:
-    """Writes the nodes of one sparse graph into an ONNX graph; call `write` once.
-
-    Names of tensors begin with `sparse/` and the node's name, apart from the shapes of
-    `NodeWriter.integers`; a set of sites has the suffix `.sites`.
-    """
+    """Writes the nodes of one sparse graph into an ONNX graph; call `write` once."""
 
     def __init__(self, graph: SparseGraph, writer: NodeWriter) -> None:
-        """Keep both.
-
-        Args:
-            graph: folded, with names of rulebooks by `plan.name_rulebooks`.
-            writer: takes the nodes and the initializers.
-        """
+        """The graph is folded, with rulebooks by `plan.name_rulebooks`."""
         self.graph, self.writer = graph, writer
         self._values: dict[str, str] = {}  # tensor id of the graph -> name of its values
         self._sites: dict[str, str] = {}  # tensor id of the graph -> name of its sites
@@ -54,13 +40,8 @@ class ImplicitGemm:
     def write(self, sites: str, features: str) -> str:
         """Add all nodes; return the name of the result, (1, C, H, W) float32.
 
-        Args:
-            sites: name of the tensor of sites, (V, 4) int32: sample 0, and the axes in the graph's order.
-            features: name of the tensor of their features, (V, C) float32.
-
-        Raises:
-            ExportError: a node that the plug-ins do not have (an inverse, transposed or grouped convolution,
-                a BatchNorm), or a sum of two tensors whose sites different nodes make.
+        `sites` names (V, 4) int32, sample 0 and axes in the graph's order; `features` (V, C) float32.
+        ExportError: a node that the plug-ins lack.
         """
         self._values['0'], self._sites['0'] = features, sites
         for node in self.graph.nodes:
@@ -118,10 +99,6 @@ class ImplicitGemm:
         return output if node.activation == 'None' else self.writer.op('Relu', [output], name)
 
     def _pairs_of(self, node: SparseConvolution, name: str) -> list[str]:
-        """Return the names of a convolution's output sites, pairs, masks and the order of the masks.
-
-        Submanifold convolutions with the same rulebook on the same sites share one node.
-        """
         sites = self._sites[node.inputs[0]]
         key = sites, (node.rulebook or name) if node.subm else name
         if key not in self._pairs:
@@ -151,7 +128,6 @@ class ImplicitGemm:
         return [sites, *pairs[1:]] if node.subm else pairs
 
     def _scatter(self, node: ScatterDense, features: str, name: str) -> str:
-        """Put rows into zeros (d0, d1, d2, C), then channels first, (1, C, d0, d1, d2)."""
         op, integers = self.writer.op, self.writer.integers
         channels = node.output_shape[1]
         shape = integers(*node.spatial_shape, channels)

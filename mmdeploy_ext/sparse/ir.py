@@ -1,14 +1,8 @@
-"""The sparse graph: what a LiDAR backbone computes, before it is written as a file. Needs numpy only.
+"""The sparse graph: the computation of a LiDAR backbone, before it is written as a file. Needs numpy only.
 
-There are two kinds of files: the libspconv dialect, the form of ONNX that NVIDIA's engine of that name reads,
-and portable ones of standard operators. A rulebook is the table of pairs of input and output sites that a
-sparse convolution multiplies, per element of its kernel.
-
-Glossary: N active sites (voxels) of a level, C channels, O output and I input channels of a convolution, k0,
-k1, k2 its kernel, d0, d1, d2 sizes of the grid, H, W cells of the bird's-eye view; the three spatial axes
-are in coordinate order, which the graph names: 'xyz' or 'zyx'. Coordinates are int32 (N, 4): sample, then the
-axes in that order. Weights are (O, k0, k1, k2, I), correlation as in torch (kernels are never mirrored). The
-amax of a tensor is the absolute value that int8 maps to 127.
+N active sites of a level, C, I, O channels, k0, k1, k2 kernel, d0, d1, d2 grid, H, W bird's-eye view. Spatial
+axes are in the graph's order, 'xyz' or 'zyx'. Coordinates are (N, 4) int32: sample, axes. Weights are (O, k0,
+k1, k2, I), correlation as in torch. amax is the absolute value that int8 maps to 127.
 """
 
 import collections
@@ -18,9 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 Triple = tuple[int, int, int]
-"""A number for each axis, in the order of the graph."""
+"""A number per axis."""
 ORDERS = ('xyz', 'zyx')
-"""Orders of the spatial axes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +21,9 @@ class Node:
     """One operation.
 
     Attributes:
-        name: unique; `renumber` makes conv0, add0, relu0, scatter0, transpose0, reshape0, ...; while a module
-            is traced it is that of the output.
-        module: path of the module that it comes from, e.g. 'encoder_layers.encoder_layer1.0.conv1'; '' if
-            the file that it was read from does not say.
-        inputs, output: ids of its tensors.
-        op_type: name of the node's class, such as 'Add'.
+        name: unique, see `renumber`.
+        module: path of its module, e.g. 'encoder_layers.encoder_layer1.0.conv1'; '' if unknown.
+        inputs, output: ids of tensors.
     """
 
     op_type: ClassVar[str]
@@ -49,11 +39,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Node):
-    """Batch normalisation over active sites, only between tracing and folding.
-
-    Factor `gamma`, shift `beta`, running `mean` and variance `var` are arrays (C,) float32; `eps` is added to
-    the variance.
-    """
+    """Batch normalisation over active sites, before folding; arrays (C,) float32."""
 
     gamma: np.ndarray
     beta: np.ndarray
@@ -64,33 +50,27 @@ class BatchNorm(Node):
 
 @dataclasses.dataclass(frozen=True)
 class SparseConvolution(Node):
-    """A sparse convolution, submanifold or strided, with its bias and ReLU once they are folded.
+    """A sparse convolution, with bias and ReLU once folded.
 
     Attributes:
-        weight: (O, k0, k1, k2, I), also of inverse and transposed convolutions; float32 of a traced module,
-            float16 of one that was folded in fp16, or if it was read from a file of the libspconv dialect.
-        bias: (O,) of the same type; None before folding if the module has none, or of a file that
-            has none.
-        kernel_size, stride, padding, dilation, output_padding: numbers per axis, as the module has them; a
-            submanifold convolution centres its kernel and ignores stride and padding.
-        subm: whether it is submanifold: the output sites are the input sites.
-        input_spatial_shape, output_spatial_shape: grid sizes per axis.
-        inverse: whether it is spconv's inverse convolution, whose output sites are the input sites of an
-            earlier convolution with the same rulebook; portable files have none.
-        transposed: whether it is spconv's transposed convolution, of which no file is written: libspconv's
-            engine computes an ordinary one.
-        groups: number of groups; no file is written of more than 1: libspconv's engine computes one.
-        rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None if it shares
-            them with no other.
+        weight: (O, k0, k1, k2, I), also if inverse or transposed; float32, or float16 if folded in fp16 or
+            read from a libspconv file.
+        bias: (O,) of the same dtype, or None.
+        kernel_size, stride, padding, dilation, output_padding: per axis; submanifold ones centre the kernel
+            and ignore stride and padding.
+        subm: submanifold: output sites are input sites.
+        input_spatial_shape, output_spatial_shape: grid per axis.
+        inverse: spconv's inverse convolution, back to the input sites of its rulebook; not in portable files.
+        transposed: spconv's transposed convolution; not written, since libspconv computes an ordinary one.
+        groups: not written above 1, since libspconv computes one.
+        rulebook: key of shared neighbours (spconv's indice_key), or None.
         activation: 'ReLU' or 'None'.
-        input_rows, output_rows: numbers of active sites when it was traced; no engine reads them.
-        output_bound: largest number of output sites that an engine makes room for; the user or the module
-            sets it.
-        precision: type in which the kernel computes, 'fp16' or 'int8'; '' if the file has none, which engines
-            take as fp16.
-        output_precision: type of what it stores, likewise.
-        input_range: amax of its input for int8; None if it was not calibrated.
-        weight_ranges: (O,) amax per output channel for int8; None if it was not calibrated.
+        input_rows, output_rows: active sites of the trace; informative.
+        output_bound: most output sites of an engine.
+        precision: of the kernel, 'fp16' or 'int8'; '' counts as fp16.
+        output_precision: of its result, likewise.
+        input_range: amax of its input, or None.
+        weight_ranges: (O,) amax per output channel, or None.
     """
 
     weight: np.ndarray
@@ -118,30 +98,23 @@ class SparseConvolution(Node):
 
     @property
     def in_channels(self) -> int:
-        """Number of input channels I."""
         return int(self.weight.shape[4])
 
     @property
     def out_channels(self) -> int:
-        """Number of output channels O."""
         return int(self.weight.shape[0])
 
 
 TRIPLES = tuple(field.name for field in dataclasses.fields(SparseConvolution) if field.type == Triple)
-"""Fields of a convolution with a value per axis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Add(Node):
-    """Sum of two tensors on the same active sites, in the order in which the module adds them.
-
-    `precision` and `output_precision` are those of `SparseConvolution`.
-    """
+    """Sum of two tensors on the same active sites."""
 
     precision: str = ''
     output_precision: str = ''
     input_range: float | None = None
-    """amax that both inputs share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +124,7 @@ class Relu(Node):
 
 @dataclasses.dataclass(frozen=True)
 class ScatterDense(Node):
-    """Active sites of a grid of `spatial_shape` into a dense tensor of `output_shape` (1, C, d0, d1, d2).
-
-    It is zero elsewhere.
-    """
+    """Active sites into a dense tensor of `output_shape` (1, C, d0, d1, d2), zero elsewhere."""
 
     spatial_shape: Triple
     output_shape: tuple[int, ...]
@@ -162,31 +132,26 @@ class ScatterDense(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Transpose(Node):
-    """Axes of a dense tensor in another order: output axis i is input axis dims[i]."""
+    """Output axis i is input axis dims[i]."""
 
     dims: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reshape(Node):
-    """A dense tensor in the shape `dims`, all of whose sizes are positive in a traced graph."""
-
     dims: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class SparseGraph:
-    """A whole network: nodes in the order in which they run, tensor '0' the voxel features. Its batch is 1.
-
-    Two graphs are compared by `differences`; `==` fails on their arrays.
+    """A network of batch 1; tensor '0' is the voxel features. Compare with `differences`, not `==`.
 
     Attributes:
-        nodes: every node's inputs are '0' or outputs of nodes before it.
-        order: axis order of coordinates, weights and shapes: 'xyz' or 'zyx'.
-        spatial_shape: grid size per axis.
+        order: axes of coordinates, weights and shapes.
+        spatial_shape: grid per axis.
         in_channels: features per voxel.
         output, output_shape: id and (1, C, H, W) of the result.
-        input_rows: number of voxels when it was traced.
+        input_rows: voxels of the trace.
     """
 
     nodes: tuple[Node, ...]
@@ -198,19 +163,15 @@ class SparseGraph:
     input_rows: int = 1
 
     def convolutions(self) -> tuple[SparseConvolution, ...]:
-        """Return the convolutions in order."""
         return tuple(node for node in self.nodes if isinstance(node, SparseConvolution))
 
 
 PREFIXES = {'BatchNorm': 'bn', 'SparseConvolution': 'conv', 'ScatterDense': 'scatter'}
-"""Operation -> beginning of the names of its nodes, unless that is its name in small letters."""
+"""Operation -> prefix of node names; else the operation in small letters."""
 
 
 def renumber(graph: SparseGraph) -> SparseGraph:
-    """Return the graph with names per operation from 0 (conv0, conv1, add0, ...), tensors from '1' on.
-
-    KeyError: a node before one that gives its input.
-    """
+    """Name nodes per operation from 0 (conv0, conv1, add0, ...), tensors from '1'."""
     ids, counts, nodes = {'0': '0'}, collections.Counter(), []
     for node in graph.nodes:
         inputs, kind = tuple(ids[name] for name in node.inputs), node.op_type
@@ -222,7 +183,7 @@ def renumber(graph: SparseGraph) -> SparseGraph:
 
 
 def prune(graph: SparseGraph) -> SparseGraph:
-    """Return the graph without nodes that its output does not need; names and ids stay."""
+    """Drop nodes that the output does not need."""
     needed, nodes = {graph.output}, []
     for node in reversed(graph.nodes):
         if node.output in needed:
@@ -232,11 +193,7 @@ def prune(graph: SparseGraph) -> SparseGraph:
 
 
 def differences(graph: SparseGraph, other_graph: SparseGraph) -> list[str]:
-    """Return the differences of two graphs in words; an empty list if they are equal, arrays bit for bit.
-
-    If one has more nodes, the surplus is counted, not described. Arrays are shown by type and shape: two that
-    differ in values alone have the same text twice.
-    """
+    """Differences of two graphs in words; [] if equal, arrays bit for bit."""
     lines = []
     for field in dataclasses.fields(SparseGraph):
         value, other_value = getattr(graph, field.name), getattr(other_graph, field.name)

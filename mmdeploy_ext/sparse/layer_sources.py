@@ -1,4 +1,4 @@
-"""The modules whose outputs the folded convolutions of a sparse graph have."""
+"""Modules that give the outputs of folded convolutions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LayerSource:
-    """The modules that give the output of a folded convolution.
-
-    Attributes:
-        norm: path of the BatchNorm behind the convolution, whose values the output has; '' if there is none.
-        relu: whether a ReLU alone follows.
-    """
+    """Modules behind a convolution: path of its BatchNorm or '', and whether a ReLU alone follows."""
 
     norm: str = ''
     relu: bool = False
 
 
 def layer_sources(traced: SparseGraph) -> dict[str, LayerSource]:
-    """Return module path of a convolution -> source of its folded output, of a graph before folding."""
+    """Module path of a convolution -> source of its folded output, of an unfolded graph."""
     users: dict[str, list[Node]] = collections.defaultdict(list)
     for node in traced.nodes:
         for name in node.inputs:

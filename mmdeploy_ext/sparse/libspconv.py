@@ -1,9 +1,8 @@
-"""Writer and reader of the libspconv dialect: the file that NVIDIA's sparse convolution engine loads.
+"""Writer and reader of the libspconv dialect of NVIDIA's sparse convolution engine.
 
-It is no valid ONNX, by the engine's choice: SparseConvolution and ScatterDense stand in the default domain,
-Reshape and Transpose carry an attribute `dims`, the coordinates are no input, and the opset's domain is the
-literal 'ai.onnx'. ONNX checkers and shape inference fail on it; `libspconv_contract.check` has the engine's
-rules. Reading here demands what the writer writes of every node, but `ndim` and a bias, and no more.
+It is no valid ONNX: sparse operators are in the default domain, Reshape and Transpose have an attribute
+`dims`, coordinates are no input, the opset's domain is 'ai.onnx'. `libspconv_contract.check` has the engine's
+rules.
 
 Source: ALGORITHM.md of the tests' golden files, sections 1 and 2.
 """
@@ -32,13 +31,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Add, Node
 
 IR_VERSION = 8
-"""Version of ONNX's format that NVIDIA's files have."""
+"""As in NVIDIA's files."""
 OPSET = ('ai.onnx', 11)
-"""The operator set that they import, although their operators are in none."""
+"""As in NVIDIA's files, although their operators are not in it."""
 MODULES = 'mm2onnx.scn_modules'
-"""Key of the metadata whose value is JSON: node name -> module path."""
+"""Metadata key of JSON: node name -> module path."""
 PRECISIONS = ('', 'fp16', 'int8')
-"""Values of a precision in a file; '' stands for an attribute that is missing."""
 NODE_CLASSES: dict[str, type[Node]] = {
     'SparseConvolution': SparseConvolution,
     'Add': ir.Add,
@@ -48,9 +46,8 @@ NODE_CLASSES: dict[str, type[Node]] = {
     'Transpose': ir.Transpose,
     'Reshape': ir.Reshape,
 }
-"""Operator -> class of the graph."""
 REQUIRED: Any = object()
-"""Default of an attribute that has to be there."""
+"""Marks a required attribute."""
 
 
 # ---- writing
@@ -59,25 +56,17 @@ REQUIRED: Any = object()
 def write(
     graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a folded graph, in its own coordinate order (`order`), as a libspconv file, atomically.
-
-    `graph`, `metadata` and the errors are those of `to_onnx`. A missing folder is made; Mm2OnnxError: `path`
-    cannot be written.
-    """
+    """Write a folded graph atomically as a libspconv file, see `to_onnx`."""
     model = to_onnx(graph, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
 
 
 def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
-    """Return a graph in the dialect; float32 weights are rounded to fp16 here.
+    """A graph in the dialect; float32 weights are rounded to fp16.
 
-    `metadata` are `metadata_props` to add to `MODULES`, which the engine does not read; None adds none.
-
-    Raises:
-        ExportError: a BatchNorm that is not folded, a convolution without a bias, a transposed one or one of
-            several groups, weights or a bias beyond fp16 or not finite; the node or tensor and its module are
-            named.
+    ExportError: an unfolded BatchNorm, a missing bias, a transposed or grouped convolution, or values beyond
+    fp16.
     """
     nodes, initializers = [], []
     for node in graph.nodes:
@@ -126,7 +115,6 @@ def _attributes(node: Node, order: str) -> dict[str, Any]:
 
 
 def _convolution_attributes(node: SparseConvolution) -> dict[str, Any]:
-    """Return the attributes of a convolution; ExportError: one that the engine computes as another."""
     if node.transposed or node.groups != 1:
         kind = 'is transposed' if node.transposed else f'has {node.groups} groups'
         raise ExportError(
@@ -162,7 +150,6 @@ def _precision_attributes(node: SparseConvolution | Add) -> dict[str, str]:
 
 
 def _parameters(node: SparseConvolution) -> list[TensorProto]:
-    """Return the weight and the bias of a convolution, rounded to fp16."""
     if node.bias is None:
         raise ExportError(
             f'{node.name} ({node.module}): has no bias, which the engine reads unasked; fold the graph first'
@@ -185,25 +172,17 @@ def _parameters(node: SparseConvolution) -> list[TensorProto]:
 
 
 def read(path: str | os.PathLike[str]) -> SparseGraph:
-    """Return the graph of a libspconv file.
+    """Read a libspconv file; equal to the written graph with fp16 weights and float32 ranges.
 
-    What `write` wrote comes back equal, with fp16 weights, and ranges rounded to float32.
-
-    Raises:
-        ModelFileError: a missing or damaged file, or one of another kind; see `from_onnx`.
+    ModelFileError: missing, damaged or of another kind.
     """
     return from_onnx(files.read(path), path)
 
 
 def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
-    """Return the graph of a model in the dialect; module paths come from its metadata, if it has them.
+    """Graph of a model in the dialect, with module paths from its metadata if any.
 
-    `path` is only for messages.
-
-    Raises:
-        ModelFileError: no SparseConvolution or no ScatterDense; an unknown operation, a node without a name
-            or with that of another, a missing or mistyped attribute, a tensor that no node before gives, an
-            initializer that is missing or damaged; node and attribute are named.
+    ModelFileError: an unknown, malformed or unconnected node; it names node and attribute.
     """
     reader = _Reader(model, path)
     nodes = tuple(reader.node(node) for node in model.graph.node)
@@ -219,7 +198,7 @@ def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
 
 
 class _Reader:
-    """One file while it is read; `order` is the coordinate order of its ScatterDense nodes, None before."""
+    """One file while it is read; `order` comes from its ScatterDense nodes."""
 
     def __init__(self, model: onnx.ModelProto, path: object) -> None:
         self.path = path
@@ -244,7 +223,6 @@ class _Reader:
             raise self.error(consumer, f'reads tensor {name!r}, which no node before it gives')
 
     def shape(self, infos: Any, side: str, rank: int | None) -> tuple[int, ...]:
-        """Return the declared shape of the graph's only input or output; `side` is 'input' or 'output'."""
         if len(infos) != 1:
             raise self.error(f'graph {side}', f'there are {len(infos)}, expected 1')
         sizes = tuple(dim.dim_value for dim in infos[0].type.tensor_type.shape.dim)
@@ -277,7 +255,6 @@ class _Reader:
         )
 
     def _fields(self, node: onnx.NodeProto, node_class: type[Node]) -> dict[str, Any]:
-        """Return the fields of a node that its attributes and initializers hold."""
         if node_class is SparseConvolution:
             return self._convolution(node)
         if node_class is ir.Add:
@@ -354,7 +331,6 @@ class _Reader:
     def _attribute(
         self, node: onnx.NodeProto, name: str, kind: str, default: Any = REQUIRED, length: int | None = None
     ) -> Any:
-        """Return the value of an attribute of a kind, the default if it is missing; lists as tuples."""
         attribute = next((item for item in node.attribute if item.name == name), None)
         if attribute is None:
             if default is REQUIRED:
@@ -377,11 +353,9 @@ class _Reader:
 
 
 def to_node_list(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return a file as plain data, for comparison, without `metadata_props`.
+    """A file as plain data, as in the reference exporter's stored node lists (golden INDEX.md).
 
-    Keys are `meta` (of the model: its versions, producer and counts), `inputs`, `outputs`, `nodes` and
-    `initializers`, with the hash of their `raw_data`, as in the stored node lists of the reference exporter
-    (golden INDEX.md).
+    Keys: `meta`, `inputs`, `outputs`, `nodes`, `initializers` (with hashes); no `metadata_props`.
     """
     graph = model.graph
     properties = ['ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string']

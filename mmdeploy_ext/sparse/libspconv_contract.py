@@ -1,15 +1,8 @@
-"""The contract of the libspconv dialect: the rules of NVIDIA's engine for a file, without the engine.
+"""Rules of NVIDIA's engine for a libspconv file, without the engine. Needs onnx and numpy only.
 
-`check` reads a file as the engine's parser does (`EngineParser`), then looks for what makes it run and be
-wrong: values that must be mistakes, another order of coordinates than the file states, nodes that do not fit
-together (`TensorWalk`), and what one version of the engine was seen to compute otherwise
-(`libspconv_measured`).
-
-What it cannot tell: what closed kernels of other versions compute, how they round, and whether the numbers
-in the file are the right ones. For these the numeric proof compares with spconv, and a kit runs the engine.
-
-The dialect is no valid ONNX (`SparseConvolution` in the default domain, `dims` as an attribute of Reshape),
-so `onnx.checker` and shape inference do not apply. Needs onnx and numpy only.
+`check` parses like the engine (`EngineParser`) and looks for mistaken values, contradicting coordinate
+orders, nodes that do not fit together (`TensorWalk`) and known faults of one version (`libspconv_measured`).
+Closed kernels' numbers and rounding are not covered: a kit runs the engine.
 """
 
 from __future__ import annotations
@@ -37,27 +30,20 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.libspconv_parser import ParsedNode
 
     NodeViolations = Iterator[tuple[str, ...]]
-    """Attribute, rule, message and perhaps severity of each violation of a node."""
+    """Attribute, rule, message and perhaps severity of each violation."""
 
 INT8 = 'int8'
-"""Name of the precision in a file whose nodes need ranges."""
 USUAL_MAX_VOXELS = 160000
-"""What the published test configs of BEVFusion and CenterPoint allow."""
+"""Limit of BEVFusion's and CenterPoint's published test configs."""
 FLAT_RATIO = 4
-"""A grid is flat along z: with this many times the cells of its shortest axis, z is probably another axis."""
+"""With this many times the cells of the shortest axis, z is probably another axis."""
 ACTIVATIONS = ('', 'None', 'ReLU')
-"""Values of a convolution's `activation` that the engine has."""
 PRECISIONS = ('', 'fp16', INT8)
-"""Values of a precision that the engine has."""
 LAYOUTS = ('', 'NCHW', 'NCHW32', 'NHWzC')
-"""Values of ScatterDense's `output_layout` that the engine has."""
 
 
 def order_of_name(path: str | os.PathLike[str]) -> str:
-    """Return the coordinate order in a file's name ('xyz' of 'lidar.backbone.xyz.onnx'), '' if there is none.
-
-    It is one of the parts between which dots stand, in small or capital letters; the folder does not count.
-    """
+    """Coordinate order in a file name ('xyz' of 'lidar.backbone.xyz.onnx'), or ''."""
     words = Path(os.fspath(path)).name.lower().split('.')
     return next((order for order in ORDERS if order in words), '')
 
@@ -65,23 +51,10 @@ def order_of_name(path: str | os.PathLike[str]) -> str:
 def check(
     source: str | os.PathLike[str] | onnx.ModelProto, *, max_voxels: int | None = None, name: str = ''
 ) -> list[Violation]:
-    """Return the violations of the engine's rules: what it refuses, or does otherwise than it was meant.
+    """Violations of the engine's rules, in file order of the nodes.
 
-    They are sorted by node in file order, those of no node, or of one with an unknown operator, first. A
-    file with neither a SparseConvolution nor a ScatterDense has one violation, which says so.
-
-    Args:
-        source: file or model.
-        max_voxels: most voxels of one sweep. An output bound below it, or below the number of the grid's
-            cells if there are fewer, is an error, or a warning behind a stride, whose number of sites is
-            another. None: the 160,000 of the published test configs, and warnings alone. In any case a bound
-            below 1, or below the number of sites of the trace, the first number of a node's `output_shape`,
-            is an error.
-        name: file name that tells the order of coordinates, e.g. 'lidar.backbone.xyz.onnx', which nodes must
-            not contradict; no message has it. '': that of `source`, and no order for a model.
-
-    Raises:
-        ModelFileError: missing, empty or corrupt file.
+    `max_voxels` is the most voxels of a sweep: smaller output bounds are errors; None: 160,000, and warnings.
+    `name` gives the order of coordinates by `order_of_name`. ModelFileError: missing, empty or corrupt.
     """
     if not isinstance(source, onnx.ModelProto):
         name = name or os.fspath(source)
@@ -114,7 +87,6 @@ def check(
 
 
 def _node_rules(node: ParsedNode) -> NodeViolations:
-    """Yield the violations of one node by itself."""
     values = node.values
     if node.is_convolution:
         yield from _geometry_rules(node)
@@ -178,7 +150,6 @@ def _array_rules(node: ParsedNode) -> NodeViolations:
 
 
 def _unread_rules(node: ParsedNode) -> NodeViolations:
-    """Yield attributes with a demand that the engine does not meet, because it never reads them."""
     unread, shape = node.unread, node.weight.shape
     for name, value, behaviour in (
         ('ndim', 3, 'computes three dimensions'),
@@ -196,7 +167,6 @@ def _unread_rules(node: ParsedNode) -> NodeViolations:
 
 
 def _range_problem(amax: float) -> str:
-    """Return the fault of an amax, '' if it is usable."""
     if np.isnan(amax):
         return 'is NaN'
     if amax == 0:
@@ -205,7 +175,6 @@ def _range_problem(amax: float) -> str:
 
 
 def _range_rules(node: ParsedNode) -> NodeViolations:
-    """Yield unusable amax values: errors if the kernel computes in int8, warnings if it does not."""
     ranges = node.input_ranges
     computes_int8 = node.values.get('precision') == INT8
     for name, amax in ranges.items():
@@ -246,7 +215,6 @@ def _weight_range_rules(node: ParsedNode, computes_int8: bool) -> NodeViolations
 
 
 def _type_rules(graph: onnx.GraphProto) -> Iterator[Violation]:
-    """Yield inputs and outputs of the graph that do not hold the halves with which the engine computes."""
     for entry in (*graph.input, *graph.output):
         elem_type = entry.type.tensor_type.elem_type
         if elem_type != onnx.TensorProto.FLOAT16:
@@ -256,7 +224,6 @@ def _type_rules(graph: onnx.GraphProto) -> Iterator[Violation]:
 
 
 def _graph_rules(graph: onnx.GraphProto, nodes: list[ParsedNode]) -> Iterator[Violation]:
-    """Yield wrong connections: outputs that nothing uses, several inputs, no output."""
     if len(graph.input) != 1:
         message = f'the graph has {len(graph.input)} inputs, expected the voxel features alone; each becomes '
         yield Violation('', 'input', 'graph-input', message + 'an input of the engine')
@@ -285,7 +252,6 @@ def _graph_rules(graph: onnx.GraphProto, nodes: list[ParsedNode]) -> Iterator[Vi
 
 
 def _order_rules(nodes: list[ParsedNode], file_order: str) -> Iterator[Violation]:
-    """Yield signs that the coordinate order is not the one of the file, or of its name ('': unknown)."""
     consumers = {node.inputs[0]: node for node in nodes if node.inputs}
     convolution = next((node for node in nodes if node.is_convolution), None)
     for node in nodes:
@@ -330,11 +296,10 @@ class TensorFacts:
     """Facts about a tensor.
 
     Attributes:
-        channels: channels of a sparse tensor, or of the one that a dense tensor was made of; 0 if unknown.
-        grid: cells per axis of that sparse tensor, in the file's order; () if unknown.
-        sites: name of the set of active sites of that sparse tensor, 'input' or that of the convolution that
-            makes them: tensors with the same one have their rows in the same places; '' if unknown.
-        shape: shape of a dense tensor; () of a sparse one, or if unknown.
+        channels: of the sparse tensor, also behind a dense one; 0 if unknown.
+        grid: its cells per axis in the file's order; () if unknown.
+        sites: name of its set of active sites, 'input' or a convolution; '' if unknown.
+        shape: of a dense tensor, or ().
         dense: whether it is dense.
     """
 
@@ -346,21 +311,14 @@ class TensorFacts:
 
 
 class TensorWalk:
-    """Follows tensors through the graph in file order: connections, grids, ranges, room for active sites.
+    """Follows tensors through the graph: connections, grids, ranges, room for active sites.
 
     Attributes:
-        violations: violations of nodes that do not fit together.
-        tensors: name -> facts of every input of the graph and every output of `nodes`.
+        violations: nodes that do not fit together.
+        tensors: name -> facts of inputs and outputs.
     """
 
     def __init__(self, graph: onnx.GraphProto, nodes: list[ParsedNode], max_voxels: int | None) -> None:
-        """Walk.
-
-        Args:
-            graph: graph of the file.
-            nodes: its nodes, as `EngineParser` gives them.
-            max_voxels: most voxels of a sweep, as in `check`.
-        """
         self.violations: list[Violation] = []
         self.tensors = {entry.name: TensorFacts(sites='input') for entry in graph.input}
         self._max_voxels = max_voxels
@@ -383,7 +341,6 @@ class TensorWalk:
         self.violations.append(Violation(node.name, attribute, rule, message, severity))
 
     def _output(self, node: ParsedNode, inputs: list[TensorFacts]) -> TensorFacts:
-        """Return the facts of a node's output; report inputs that it cannot take."""
         takes_dense = node.op_type in ('Transpose', 'Reshape')
         kinds = {False: 'active sites', True: 'a dense tensor'}
         for tensor in inputs:
@@ -431,7 +388,6 @@ class TensorWalk:
         return dataclasses.replace(target, channels=channels, shape=(), dense=False)
 
     def _target(self, node: ParsedNode, source: TensorFacts) -> TensorFacts:
-        """Return sites and grid of a convolution's output."""
         if node.values['inverse']:
             counterpart = self._rulebooks.get(node.values['rulebook'])
             if counterpart is not None:  # back to the input of the convolution with the same rulebook
@@ -454,7 +410,6 @@ class TensorWalk:
         return TensorFacts(grid=grid, sites=node.name)
 
     def _check_rulebook(self, node: ParsedNode, source: TensorFacts) -> None:
-        """Report a convolution that shares a rulebook and does not have the same neighbours."""
         key, subm = node.values['rulebook'], node.values['subm']
         first, first_source = self._rulebooks.setdefault(key, (node, source))
         names = ['kernel_size', 'dilation', 'subm']
@@ -471,7 +426,6 @@ class TensorWalk:
             self._report(node, 'rulebook', 'rulebook', message)
 
     def _check_output_bound(self, node: ParsedNode, target: TensorFacts) -> None:
-        """Report an output bound that the expected number of active sites exceeds."""
         bound = node.values['output_bound']
         consequence = 'the engine has no room for more active sites than that'
         traced_rows = node.unread['output_shape'][:1]
@@ -500,7 +454,6 @@ class TensorWalk:
         return first
 
     def _check_int8_consumers(self, node: ParsedNode) -> None:
-        """Report consumers without a scale for an output that is stored as int8."""
         visited, tensors = set(), [node.output]
         while tensors:
             for consumer in self._consumers.get(tensors.pop(), []):

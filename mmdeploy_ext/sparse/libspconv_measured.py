@@ -1,8 +1,6 @@
-"""What libspconv 1.1.10 does with single convolutions, as it was measured on a GPU.
+"""Measured behaviour of libspconv 1.1.10 (CUDA 12.6) on single convolutions, on an NVIDIA H200.
 
-NVIDIA's engine is closed. Its build for CUDA 12.6 ran graphs of one convolution on an NVIDIA H200, 300 random
-sites each, beside the same graphs in numpy (docs/lidar.md, "On the engine itself"). Other versions may have
-other kernels; none is known that does better where this one is silently wrong.
+300 random sites each, compared with numpy (docs/lidar.md, "On the engine itself").
 """
 
 from __future__ import annotations
@@ -20,19 +18,18 @@ VERSION = 'libspconv 1.1.10'
 CHANNELS = (
     (4, 16), (5, 16), (8, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128),
 )  # fmt: skip
-"""(input, output) channels that it has kernels for, of 126 pairs that were tried."""
+"""(input, output) channels with kernels, of 126 pairs tried."""
 SUBMANIFOLD_KERNEL = (3, 3, 3)
-"""The one kernel size of submanifold convolutions that it computes; 1x1x3, 3x1x1, 1x3x3, 5x5x5 and 3x5x7 gave
-other values for 20 to 100 % of the sites, and 1x1x1 did not start."""
+"""Only correct submanifold kernel: 1x1x3, 3x1x1, 1x3x3, 5x5x5 and 3x5x7 gave other values for 20 to 100 % of
+the sites, 1x1x1 did not start."""
 LARGEST_GRID = (1024, 2048, 2048)
-"""Cells per axis, in the order of `input_spatial_shape`, up to which its table of sites tells all sites
-apart. On a larger grid sites this far apart along an axis are taken for one another."""
+"""Most cells per axis of `input_spatial_shape`; beyond, sites this far apart are taken for one another."""
 NO_ACTIVATION = ('Sigmoid', 'LeakyReLU')
-"""Values of `activation` that it loads and then does not compute."""
+"""Activations that it loads and does not compute."""
 
 
 def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
-    """Yield attribute, rule, message and severity of each violation of a convolution, if it has any."""
+    """Yield attribute, rule, message and severity of violations of a convolution."""
     values, weight = node.values, node.weight
     if weight.ndim == 5 and (weight.shape[-1], weight.shape[0]) not in CHANNELS:
         pairs = ', '.join(f'{inputs} -> {outputs}' for inputs, outputs in CHANNELS)
@@ -56,10 +53,7 @@ def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]
 
 
 def rules_of_grid(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
-    """Yield attribute, rule, message and severity for each axis along which a grid is too large.
-
-    `node` is the first convolution of a file; nothing is said of a grid without three sizes.
-    """
+    """Yield a violation for each axis along which the grid of the first convolution is too large."""
     grid = node.unread['input_spatial_shape']
     if len(grid) != 3:
         return

@@ -1,9 +1,7 @@
-"""The nodes of a libspconv file as NVIDIA's engine reads them, with what it would read wrongly in silence.
+"""The nodes of a libspconv file as NVIDIA's engine reads them, with silent misreadings.
 
 Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, libraries/3DSparseConvolution, the ONNX parser (its
-behaviour, in own words). Needs onnx and numpy only.
-
-Glossary: O output and I input channels of a convolution, k0, k1, k2 its kernel.
+behaviour, in own words). O, I channels of a convolution, k0, k1, k2 its kernel.
 """
 
 from __future__ import annotations
@@ -18,9 +16,8 @@ import onnx
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 
 GEOMETRY = {'kernel_size': 1, 'stride': 1, 'padding': 0, 'dilation': 1}
-"""Attribute of a convolution with a value per axis -> its smallest value."""
+"""Attribute with a value per axis -> smallest value."""
 ADDITIONS = ('Add', 'QuantAdd')
-"""Operators that add two tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +25,8 @@ class Field:
     """One attribute that the parser may read.
 
     Attributes:
-        name: name of the attribute.
-        kind: ONNX type that it must have.
-        default: value that stands in when it is missing.
-        severity: severity of the violation if it is missing; '' if a file may leave it out.
+        kind: ONNX type.
+        severity: if it is missing; '' if optional.
     """
 
     name: str
@@ -41,13 +36,11 @@ class Field:
 
 
 PRECISION_FIELDS = (Field('precision', 'STRING', ''), Field('output_precision', 'STRING', ''))
-"""Attributes of convolutions and additions."""
 ADD_FIELDS = (
     Field('input0_dynamic_range', 'FLOAT', 0.0),
     Field('input1_dynamic_range', 'FLOAT', 0.0),
     *PRECISION_FIELDS,
 )
-"""Attributes of an addition."""
 READ = {
     'SparseConvolution': (
         *(Field(name, 'INTS', (), ERROR) for name in GEOMETRY),
@@ -74,7 +67,7 @@ READ = {
     'Transpose': (Field('dims', 'INTS', (), ERROR),),
     'Reshape': (Field('dims', 'INTS', (), ERROR),),
 }
-"""Operator -> every attribute that the parser reads."""
+"""Operator -> attributes that the parser reads."""
 UNREAD = (
     Field('ndim', 'INT', 3),
     Field('in_channels', 'INT', 0),
@@ -86,7 +79,7 @@ UNREAD = (
     Field('output_spatial_shape', 'INTS', ()),
     Field('output_shape', 'INTS', ()),
 )
-"""Attributes of a convolution that exporters write and the parser never reads, as far as rules need them."""
+"""Attributes of a convolution that exporters write and the parser ignores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +87,11 @@ class ParsedNode:
     """One node as the engine holds it.
 
     Attributes:
-        name: name of the node; its operator and index when it has none.
-        op_type: SparseConvolution, Add, QuantAdd, Relu, ScatterDense, Transpose or Reshape.
-        inputs, output: names of tensors, without the initializers.
-        values: every attribute that the parser reads, defaults filled in.
-        unread: the attributes `UNREAD` of a convolution, defaults filled in; {} of other nodes.
-        weight: (O, k0, k1, k2, I) float16, in the file's own shape if that is another; empty if the parser
-            could not take it, and of other nodes than convolutions.
+        name: its name, or operator and index.
+        inputs, output: tensors without initializers.
+        values: attributes that the parser reads, with defaults.
+        unread: `UNREAD` of a convolution, with defaults.
+        weight: (O, k0, k1, k2, I) float16; empty if refused or no convolution.
         bias: (O,) float16; likewise.
     """
 
@@ -115,20 +106,16 @@ class ParsedNode:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it is a sparse convolution."""
         return self.op_type == 'SparseConvolution'
 
     @property
     def input_ranges(self) -> dict[str, float]:
-        """The ranges (amax) of its inputs, by the name of the attribute; 0 where the file has none."""
+        """Attribute -> amax of the inputs; 0 if missing."""
         return {name: value for name, value in self.values.items() if name.endswith('dynamic_range')}
 
 
 def _attribute(node: onnx.NodeProto, field: Field) -> tuple[Any, onnx.AttributeProto | None]:
-    """Return the value that the parser reads, and the attribute that it reads it from, if there is one.
-
-    The parser looks at the field of protobuf that holds values of the expected type, never at the type.
-    """
+    """The parser looks at the protobuf field of the expected type, never at the declared type."""
     attribute = next((attribute for attribute in node.attribute if attribute.name == field.name), None)
     if attribute is None:
         return field.default, None
@@ -140,21 +127,17 @@ def _attribute(node: onnx.NodeProto, field: Field) -> tuple[Any, onnx.AttributeP
 
 
 def _decoded(name: str | bytes) -> str:
-    """Return a name as text; protobuf returns bytes for a name in a damaged file that is not UTF-8."""
     return name if isinstance(name, str) else name.decode('utf-8', 'replace')
 
 
 class EngineParser:
-    """Reads a graph as the engine does: `nodes` in file order, `violations`, most of them silently accepted.
+    """Reads a graph as the engine does: `nodes` in file order, and `violations`.
 
-    The parser reads attributes by field, never looks at their declared type, takes defaults in silence, reads
-    inputs by position without counting them, and goes on with an empty array if an initializer does not suit
-    it. Here every such step leaves a `Violation` with the engine's behaviour. Nodes of operators that the
-    engine does not have are in `violations` alone.
+    The parser ignores declared types, takes defaults in silence, reads inputs by position uncounted, and
+    replaces unfitting initializers by empty arrays.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        """Read all nodes; no graph is refused."""
         self.violations: list[Violation] = []
         self.nodes: list[ParsedNode] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -181,10 +164,6 @@ class EngineParser:
         self.violations.append(Violation(node, attribute, rule, message, severity))
 
     def _parse(self, node: onnx.NodeProto, name: str, tensors: set[str]) -> None:
-        """Read a node of an operator that the engine has.
-
-        `tensors` are the names of those that nodes before it give; its output is added.
-        """
         is_convolution = node.op_type == 'SparseConvolution'
         self._count_inputs(node, name)
         inputs = tuple(map(_decoded, node.input[: 2 if node.op_type in ADDITIONS else 1]))
@@ -209,7 +188,6 @@ class EngineParser:
         self.nodes.append(ParsedNode(name, node.op_type, inputs, output, values, unread, weight, bias))
 
     def _count_inputs(self, node: onnx.NodeProto, name: str) -> None:
-        """Report inputs that the parser takes by position and that are not there, and those it ignores."""
         expected = {'SparseConvolution': 3, 'Add': 2, 'QuantAdd': 2}.get(node.op_type, 1)
         count = len(node.input)
         if count > expected:
@@ -226,7 +204,6 @@ class EngineParser:
             self._report(name, '', 'missing-input', message)
 
     def _initializer(self, node: str, name: str) -> np.ndarray:
-        """Return an initializer as the parser takes it: FLOAT16 in raw_data of the right length, or empty."""
         tensor, problem = self._initializers.get(name), ''
         if tensor is None:
             rule, problem = 'initializer-missing', 'is not in the file'
@@ -248,7 +225,6 @@ class EngineParser:
         return np.frombuffer(tensor.raw_data, '<f2').reshape(tuple(tensor.dims))
 
     def _value(self, node: onnx.NodeProto, name: str, field: Field) -> Any:
-        """Return the value of an attribute; report a missing one and one of another type."""
         value, attribute = _attribute(node, field)
         text = repr(value) if value != () else 'an empty list'
         if attribute is None:

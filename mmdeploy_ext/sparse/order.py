@@ -18,15 +18,10 @@ REVERSED = (0, 1, 4, 3, 2)
 
 
 def reorder(graph: SparseGraph, order: str) -> SparseGraph:
-    """Return the same network on coordinates in another axis order, 'xyz' or 'zyx'; the dense output stays.
+    """The same network on coordinates in another axis order; the dense output stays.
 
-    Kernels are permuted, never mirrored. A Transpose directly behind a ScatterDense takes the change up; if
-    there is none, one is put in, one that would do nothing is taken out. Names and tensor ids are counted
-    anew, unless the graph has this order already: it is then returned as it is. There and back is the same
-    graph, unless it has a Transpose that does nothing.
-
-    Raises:
-        UsageError: another order.
+    Kernels are permuted, never mirrored. A Transpose behind each ScatterDense takes up the change. Names and
+    ids are counted anew.
 
     Source: ALGORITHM.md of the tests' golden files, section 4.
     """
@@ -66,10 +61,6 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
 
 
 def _restored_once(nodes: list[Node], scatter: ScatterDense) -> str:
-    """Return the tensor of the new order in the axes that the graph's own tail expects.
-
-    The transposition that gives it is added to the nodes, once for each scatter.
-    """
     output = f'{scatter.output} restored'
     restored = Transpose('', scatter.module, (scatter.output,), output, REVERSED)
     if restored not in nodes:

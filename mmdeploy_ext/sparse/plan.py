@@ -1,8 +1,7 @@
-"""Levels of sites and tables of neighbours that the convolutions of a sparse graph share; names of rulebooks.
+"""Levels of sites and tables of neighbours that convolutions share; names of rulebooks.
 
-A level is a set of active sites. A table, also called rulebook, has the neighbours that a kernel has on them.
-Numbers per axis are in the order of the graph, x, y, z or z, y, x (`SparseGraph.order`).
-Needs numpy only.
+A level is a set of active sites, a table (rulebook) a kernel's neighbours on them. Axes are in
+`SparseGraph.order`.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ class Table(JsonDataclass):
     """One neighbour table; convolutions with the same sites and geometry share it.
 
     Attributes:
-        name: the rulebook's name in the graph if it has one that is free; unique.
-        level_in, level_out: indices of the levels that it reads and writes.
-        subm: whether the output sites are the input sites.
-        kernel_size, stride, padding, dilation: per axis; a submanifold one has stride 1 and padding 0 here.
+        level_in, level_out: levels that it reads and writes.
+        subm: output sites are input sites.
+        kernel_size, stride, padding, dilation: per axis; submanifold: stride 1, padding 0.
     """
 
     name: str
@@ -44,13 +42,12 @@ class Table(JsonDataclass):
 
 @dataclasses.dataclass(frozen=True)
 class Scatter(JsonDataclass):
-    """One dense tensor, of a ScatterDense node.
+    """One dense tensor of a ScatterDense node.
 
     Attributes:
-        name: name of the node.
-        level: index of the level whose sites are written.
-        axes: the spatial axes 0, 1, 2 of the sites in the order of the dense tensor, fastest one last; of the
-            tensor behind the Transpose that alone reads it, if that moves no other axes.
+        level: level of the sites.
+        axes: order of the sites' axes 0, 1, 2 in the dense tensor, behind a following Transpose, fastest
+            last.
     """
 
     name: str
@@ -60,14 +57,13 @@ class Scatter(JsonDataclass):
 
 @dataclasses.dataclass(frozen=True)
 class Plan(JsonDataclass):
-    """The tables and dense tensors that `rulebook.build` has to make for a graph.
+    """Tables and dense tensors that `rulebook.build` makes for a graph.
 
     Attributes:
         spatial_shape: grid of level 0, the voxels.
-        tables: tables in the order in which they can be built; one without `subm` adds the next level.
-        scatters: one per ScatterDense node.
+        tables: in order; each without `subm` adds a level.
         level_of: sparse tensor id -> level.
-        table_of: convolution's name -> table's name.
+        table_of: convolution -> table.
     """
 
     spatial_shape: Triple
@@ -79,12 +75,7 @@ class Plan(JsonDataclass):
 
 @dataclasses.dataclass(frozen=True)
 class PortableFacts(JsonDataclass):
-    """What a runtime of a portable graph has to know.
-
-    Attributes:
-        order: order of the axes of coordinates and of the plan.
-        output_shape: (1, C, H, W) of its map.
-    """
+    """Facts for a runtime of a portable graph: order of axes, (1, C, H, W) of the map, and the plan."""
 
     form: Literal['buckets', 'tables']
     order: Literal['xyz', 'zyx']
@@ -94,15 +85,10 @@ class PortableFacts(JsonDataclass):
 
 
 def plan_of(graph: SparseGraph) -> Plan:
-    """Return the sites and tables that the convolutions of a graph really share.
+    """Sites and tables that convolutions share by sites and geometry, whatever their rulebooks' names.
 
-    Two convolutions share a table when they read the same sites with the same geometry; rulebook names in the
-    graph only give tables their names, so missing or reused ones do not matter.
-
-    Raises:
-        ExportError: a node that has no rulebook here (inverse, transposed or grouped convolution, even
-            submanifold kernel, another activation than ReLU), sites that do not fit together, or shapes that
-            the geometry does not give.
+    ExportError: a node without a rulebook here (inverse, transposed or grouped convolution, even submanifold
+    kernel, another activation than ReLU), or sites or shapes that do not fit.
     """
     for node in graph.convolutions():
         _check_convolution(node)
@@ -142,15 +128,10 @@ def plan_of(graph: SparseGraph) -> Plan:
 
 
 def site_levels(graph: SparseGraph) -> dict[str, int]:
-    """Return tensor id -> level of sites of every sparse tensor, 0 being the voxels' own.
+    """Sparse tensor id -> level of sites, 0 for the voxels.
 
-    Convolutions of `keeps_sites` keep them; two others, also of stride 1, with the same geometry on the same
-    sites give the same new sites; an inverse convolution goes back to the input sites of the first
-    convolution before it with its rulebook that is not submanifold.
-
-    Raises:
-        ExportError: an addition of tensors on different sites, a convolution of a dense tensor, or an inverse
-            convolution without its counterpart; the node's module is named.
+    Convolutions with the same geometry on the same sites give the same new sites; an inverse one goes back to
+    the input sites of its rulebook. ExportError: sites do not fit.
     """
     levels: dict[str, int] = {'0': 0}
     strided: dict[tuple, int] = {}
@@ -186,11 +167,7 @@ def site_levels(graph: SparseGraph) -> dict[str, int]:
 
 
 def keeps_sites(node: SparseConvolution) -> bool:
-    """Return whether the output sites are the input sites.
-
-    They are if `node` is submanifold, or has a 1x1x1 kernel without stride and padding. Whether it is an
-    inverse convolution, which has other ones, the caller looks at.
-    """
+    """Whether output sites are input sites: submanifold, or 1x1x1 without stride and padding."""
     pointwise = node.kernel_size == node.stride == (1, 1, 1) and node.padding == (0, 0, 0)
     return node.subm or pointwise
 
@@ -198,17 +175,12 @@ def keeps_sites(node: SparseConvolution) -> bool:
 def dense_output_shape(
     shape: Triple, kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
 ) -> Triple:
-    """Return the grid after a convolution that is not submanifold, as for a dense one.
-
-    `shape` is the grid before it, in sites; the others are its geometry. All are numbers per axis; a result
-    below 1 is of a kernel that has no room.
-    """
+    """Grid after a convolution that is not submanifold; below 1 the kernel has no room."""
     sizes = zip(shape, kernel, stride, padding, dilation, strict=True)
     return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in sizes)
 
 
 def _written_axes(graph: SparseGraph, scatter: ScatterDense) -> Triple:
-    """Return the axes' order after the transposition that follows, if there is one of space alone."""
     users = [node for node in graph.nodes if scatter.output in node.inputs]
     if len(users) == 1 and isinstance(users[0], Transpose) and tuple(users[0].dims[:2]) == (0, 1):
         return tuple(axis - 2 for axis in users[0].dims[2:])
@@ -255,16 +227,11 @@ def _title(node: Node) -> str:
 
 
 def name_rulebooks(graph: SparseGraph) -> SparseGraph:
-    """Return the graph with rulebook names that only convolutions with the same neighbours share.
+    """Give rulebook names that only convolutions with the same neighbours share.
 
-    A convolution's own name (its module's indice_key) stays. A submanifold convolution without one takes the
-    name of another with the same sites, kernel and dilation, or else `subm{level + 1}`: that is what the
-    reference exporter writes for the blocks of BEVFusion's stages. Strided convolutions without a name keep
-    none. A name that already stands for other neighbours gets the kernel appended, and a number if that is
-    taken, too: spconv does not look at the key of a 1x1x1 convolution, but an engine does.
-
-    Raises:
-        ExportError: as `site_levels`.
+    Own names (indice_key) stay; others become `subm{level + 1}` as in the reference exporter for BEVFusion; a
+    name in use gets the kernel and a number: spconv ignores the key of a 1x1x1 convolution, but an engine
+    does not.
     """
     levels = site_levels(graph)
     neighbours_of: dict[str, tuple] = {}

@@ -1,25 +1,17 @@
-"""A sparse graph as ONNX of standard operators, for engines that know no sparse convolution. Needs no torch.
+"""A sparse graph as ONNX of standard operators. Needs no torch.
 
-Coordinates never enter the graph: `rulebook.build` turns them into lists of rows, which are inputs beside the
-voxel features; a row of zeros behind the last stands for a missing neighbour. Two forms:
+`rulebook.build` turns coordinates into lists of rows, inputs beside the voxel features; a row of zeros stands
+for a missing neighbour. 'buckets' (default): rows sorted by neighbours (`sparse/buckets.py`), Gather,
+Reshape, MatMul per bucket, Concat and Gather per group, Add; for ONNX Runtime and OpenVINO. 'tables':
+neighbour tables (M, K), Gather, Reshape, Gemm; half to nine tenths zeros, but no Split by run-time lengths,
+which TensorRT lacks.
 
-'buckets' (default): output rows sorted by which neighbours they have (`sparse/buckets.py`). Per bucket Gather
-rows, Reshape, MatMul by the weights of its offsets; per group of nine offsets Concat the buckets and Gather
-them into the order of the sites; Add the groups. ONNX Runtime and OpenVINO run it.
+Measured on ONNX Runtime 1.31, one thread, the goldens' sweep, ms per submanifold convolution of 16 / 32 / 64
+/ 128 channels: tables 9.7 / 28 / 54 / 107; MatMul and ScatterND(add) per offset 2.3 / 15 / 34 / 64; buckets
+1.9 / 12 / 28 / 61 (strided 4 / 10 / 19 / 6, by tables 20 / 30 / 54 / 11).
 
-'tables': output-major neighbour tables (M, K): Gather, Reshape, Gemm, GROUP_COLUMNS columns at once. It
-multiplies half to nine tenths of zeros, but needs no Split by lengths that are known at run time, which
-TensorRT has not.
-
-Why 'buckets' is the rule for every layer. Measured on ONNX Runtime 1.31, one thread, the goldens' sweep, ms
-per submanifold convolution of 16 / 32 / 64 / 128 channels: tables 9.7 / 28 / 54 / 107; existing pairs only,
-one MatMul and ScatterND(add) per offset, 2.3 / 15 / 34 / 64, of it a fifth in ScatterND, which copies its
-data and does not use a second thread; buckets 1.9 / 12 / 28 / 61
-(in the whole network; strided ones 4 / 10 / 19 / 6, by tables 20 / 30 / 54 / 11).
-
-Glossary: N voxels, M output sites, K kernel offsets, C channels, I and O those of a convolution, G groups of
-a layout, B buckets of a group, s offsets of a bucket, S those of all buckets, L input rows of all buckets, H,
-W cells of the bird's-eye view.
+N voxels, M output sites, K kernel offsets, C, I, O channels, G groups, B buckets of a group, s offsets of a
+bucket, S of all buckets, L input rows of all buckets, H, W bird's-eye view.
 """
 
 from __future__ import annotations
@@ -44,7 +36,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
 
 DEFAULT_OPSET = 17
-LEAST_OPSET = 13  # the first one whose Split takes its lengths as an input
+LEAST_OPSET = 13  # the first with a Split that takes lengths as an input
 GROUP_COLUMNS = 1152  # values that the form 'tables' gathers at once per output row: 9 offsets, 128 channels
 
 
@@ -55,22 +47,10 @@ def to_onnx(
     opset: int = DEFAULT_OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """Return a folded graph as an ONNX model of standard operators.
+    """A folded graph as ONNX of standard operators; float16 weights are computed in float32.
 
-    Args:
-        graph: folded; float16 weights are computed with in float32.
-        form: 'buckets' or 'tables'.
-        opset: 13 or later.
-        metadata: `metadata_props` of the file; None: no further ones. The facts that the runtime needs are
-            always added, under 'mm2onnx.scn': form, order, channels, output shape and plan.
-
-    Returns:
-        The model, which `onnx.checker` and strict shape inference accept. Inputs: 'voxels' (N, C) float32 and
-        what `buckets.feeds` returns. Output: 'bev' (1, C, H, W) float32.
-
-    Raises:
-        UsageError: an unknown form, or an opset before 13.
-        ExportError: a graph that is not folded, or without a rulebook (`plan_of`).
+    Inputs: 'voxels' (N, C) float32 and `buckets.feeds`. Output: 'bev' (1, C, H, W) float32. `form` is
+    'buckets' or 'tables', `opset` 13 or later; the runtime's facts are added to `metadata`.
     """
     if form not in FORMS:
         raise UsageError(f'form={form!r} is unknown; expected one of {", ".join(FORMS)}')
@@ -85,12 +65,6 @@ def to_onnx(
 
 
 class _Writer(NodeWriter):
-    """Writes one model.
-
-    Attributes:
-        tensors: tensor id of the graph -> name in the model.
-    """
-
     def __init__(self, graph: SparseGraph, form: str) -> None:
         super().__init__()
         self.graph, self.form = graph, form
@@ -113,11 +87,10 @@ class _Writer(NodeWriter):
         return helper.make_model(graph, producer_name='mm2onnx', **versions)
 
     def table_inputs(self, table: Table) -> None:
-        """Declare a table's inputs.
+        """Declare the inputs of a table.
 
-        Form 'tables': NAME.table (M, K) int32. Form 'buckets': NAME.rows (L) int32, NAME.lengths (G*B) int64,
-        NAME.offsets (S) int32, NAME.sizes (G*B, 1) int64 and NAME.position0.. (M+1) int32 per group, see
-        `buckets.Arrangement`.
+        'tables': NAME.table (M, K) int32. 'buckets': NAME.rows (L) int32, NAME.lengths (G*B) int64,
+        NAME.offsets (S) int32, NAME.sizes (G*B, 1) int64, NAME.position0.. (M+1) int32.
         """
         name, level = table.name, f'M{table.level_out}'
         if self.form == 'tables':
@@ -134,7 +107,6 @@ class _Writer(NodeWriter):
         self.split(f'{name}.rows', f'{name}.lengths', pieces)
 
     def _row_shapes(self, table: Table, channels: int, pieces: int) -> str:
-        """Return the prefix of shapes (-1, s*I), one per bucket, which layers of the same width share."""
         name = f'{table.name}.shape{channels}'
         if self.is_first_use(name):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(0, channels)], f'{name}.wide')
@@ -144,7 +116,6 @@ class _Writer(NodeWriter):
         return name
 
     def _with_zeros(self, source: str, channels: int) -> str:
-        """Return a tensor with a row of zeros behind its last."""
         name = f'{source}.padded'
         if self.is_first_use(name):
             zero = self.constant(f'zero.{channels}', np.zeros((1, channels), np.float32))
@@ -215,7 +186,6 @@ class _Writer(NodeWriter):
             total = self.op('Add', [total, ordered], output if last else f'{name}.sum') if total else ordered
 
     def _kernels(self, node: SparseConvolution, table: Table, weight: np.ndarray, pieces: int) -> str:
-        """Return the prefix of the (s*I, O) weights, one per bucket."""
         offsets = self.constant(f'{node.name}.weight', weight)
         weights = self.op('Gather', [offsets, f'{table.name}.offsets'], f'{node.name}.weights')
         flat = self.op('Reshape', [weights, self.integers(-1, node.out_channels)], f'{node.name}.kernels')
@@ -272,5 +242,4 @@ class _Writer(NodeWriter):
 
 
 def _bias(node: SparseConvolution) -> np.ndarray:
-    """Return the bias (O,) float32 of a convolution, zeros if it has none."""
     return np.asarray(np.zeros(node.out_channels) if node.bias is None else node.bias, np.float32)

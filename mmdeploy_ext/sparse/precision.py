@@ -1,4 +1,4 @@
-"""Precisions of the nodes: in which types an engine computes and stores, with the ranges for int8."""
+"""Types in which an engine computes and stores each node, with ranges for int8."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     """Precision of a node, or its precision and output precision."""
 
 PRECISIONS = ('fp16', 'int8')
-"""Precisions that a node can have."""
 
 
 def apply_precision(
@@ -31,26 +30,15 @@ def apply_precision(
     overrides: Mapping[str, Override] | None = None,
     ranges: Ranges | None = None,
 ) -> SparseGraph:
-    """Return the graph with a precision and an output precision on every convolution and addition.
+    """Set precision, output precision and ranges of every convolution and addition of a folded graph.
 
-    The precision is the type in which the kernel computes, the output precision the type of its result. Each
-    convolution and addition gets the ranges that `ranges` has for it, as in NVIDIA's files of BEVFusion (the
-    reference), also one that computes in fp16. A convolution's rulebook of None becomes ''.
-
-    Args:
-        graph: as `fold.fold` returns it: no BatchNorm is a node of its own, and every convolution has a bias.
-        precision: 'fp16' or 'int8', of all nodes that no override names. With 'int8' the last convolution
-            stores int8, too, which `libspconv_contract.check` finds fault with, unless an override has its
-            output precision: see `fp16_ends`.
-        overrides: pattern -> precision, or (precision, output precision). Patterns (fnmatch) are compared
-            with node names ('conv3') and module paths ('conv_input.*'); the last that fits counts.
-        ranges: None if nothing is int8.
-
-    Raises:
-        UsageError: an unknown precision, a pattern that fits no node, or a node without a usable range that
-            computes in int8 or reads what another one stores in int8.
+    `overrides`: pattern (fnmatch) of node names or module paths -> `Override`; the last fit counts. With
+    'int8' use `fp16_ends`, since the last convolution would store int8.
 
     Source: ALGORITHM.md of the tests' golden files, section 5.
+
+    Raises:
+        UsageError: an unknown precision, a pattern without nodes, or int8 without a usable range.
     """
     precisions = _precisions(graph, _pair('precision', precision), overrides or {})
     nodes = []
@@ -64,11 +52,9 @@ def apply_precision(
 
 
 def fp16_ends(graph: SparseGraph) -> dict[str, tuple[str, str]]:
-    """Return overrides by node name as in the reference's INT8 file of BEVFusion (--int8-fp16-input-output).
+    """Overrides as in the reference's INT8 file of BEVFusion (--int8-fp16-input-output).
 
-    The first convolution computes in fp16 and stores int8, the last one computes in int8 and stores fp16; the
-    only one of a graph computes in and stores fp16. The graph has at least one. An addition behind the last
-    convolution gets none.
+    The first convolution computes in fp16 and stores int8, the last computes in int8 and stores fp16.
     """
     convolutions = graph.convolutions()
     first, last = convolutions[0].name, convolutions[-1].name
@@ -79,7 +65,6 @@ def fp16_ends(graph: SparseGraph) -> dict[str, tuple[str, str]]:
 def _precisions(
     graph: SparseGraph, default: tuple[str, str], overrides: Mapping[str, Override]
 ) -> dict[str, tuple[str, str]]:
-    """Return node name -> precision and output precision of every convolution and addition."""
     nodes = [node for node in graph.nodes if isinstance(node, SparseConvolution | Add)]
     precisions = {node.name: default for node in nodes}
     for pattern, value in overrides.items():
@@ -118,7 +103,6 @@ def _with_precision(node: Node, pair: tuple[str, str], node_range: NodeRange | N
 
 
 def _check_ranges(nodes: Sequence[Node]) -> None:
-    """Refuse nodes that compute in int8, or read a tensor of int8, without a usable range."""
     consumers: dict[str, list[SparseConvolution | Add]] = {}  # by tensor, through ReLUs
     for node in reversed(nodes):
         readers = consumers.get(node.output, []) if isinstance(node, Relu) else [node]

@@ -1,9 +1,7 @@
-"""Ranges (amax) of a sparse graph's quantisers, in a JSON file that people edit and reuse. Needs numpy only.
+"""Ranges (amax) of a sparse graph's quantisers, in a JSON file that people edit.
 
-A symmetric 8-bit quantiser with range `amax` has the scale amax/127: one range per tensor for the input of a
-convolution or an addition (whose two inputs share it), one per output channel for a convolution's weight.
-Ranges belong to node names, which are the same in both coordinate orders; so are the values. O is the number
-of output channels of a convolution.
+A symmetric 8-bit quantiser has the scale amax/127: one range per input (shared by an addition's two), one per
+output channel O of a weight. Names of nodes and values are the same in both coordinate orders.
 """
 
 from __future__ import annotations
@@ -30,11 +28,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
-"""Values of the keys `format` and `version` of a file of ranges."""
 NORM_TOLERANCE = 1e-3
-"""Relative difference of a kernel's norm that is still the same kernel: folding in fp16 moves it by 1e-4."""
+"""Relative difference of equal kernels' norms: folding in fp16 moves it by 1e-4."""
 TEXTS = ('calibrator', 'source', 'graph_sha256', 'checkpoint_sha256')
-"""Keys of the file whose values are texts."""
 Amax = Annotated[float, Bounds(above=0)]
 
 
@@ -43,11 +39,10 @@ class NodeRange(JsonDataclass):
     """Ranges of one node.
 
     Attributes:
-        module: path of the module that it comes from; for the reader of the file.
-        input_amax: amax of its input, or None if it is unknown.
-        weight_amax: (O,) per output channel; None for an addition, or if it is unknown.
-        weight_norm: Frobenius norm of the folded kernel that the ranges were made for; None for an addition,
-            or if it is unknown: it is not compared then.
+        module: path of its module, for readers.
+        input_amax: amax of its input, or None.
+        weight_amax: (O,), or None.
+        weight_norm: Frobenius norm of the folded kernel, compared if not None.
     """
 
     module: str = optional('')
@@ -56,23 +51,21 @@ class NodeRange(JsonDataclass):
     weight_norm: float | None = optional()
 
     def to_json(self) -> dict[str, Any]:
-        """Return field -> value, without `weight_amax` and `weight_norm` if they are None."""
         return {'module': self.module, 'input_amax': self.input_amax, **super().to_json()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """Ranges of a whole graph.
+    """Ranges of a whole graph; unknown texts are '' and not compared.
 
     Attributes:
         nodes: node name -> ranges.
-        calibrator: method that chose the inputs' ranges: 'mse', 'percentile 99.99', 'max', 'checkpoint', ...;
-            '' if it is unknown.
-        source: samples that they were measured on, in words.
-        batches: number of sweeps that were measured, 0 if none was or it is unknown.
-        graph_sha256: `graph_digest` of the graph; '' if it is unknown, then it is not compared.
-        checkpoint_sha256: of the checkpoint of the graph, '' if it is unknown; for messages.
-        path: path of the file that they were read from, or ''; not written.
+        calibrator: 'mse', 'percentile 99.99', 'max', 'checkpoint', ...
+        source: measured samples, in words.
+        batches: number of measured sweeps, or 0.
+        graph_sha256: `graph_digest` of the graph.
+        checkpoint_sha256: for messages.
+        path: file that they came from; not written.
     """
 
     nodes: Mapping[str, NodeRange]
@@ -88,15 +81,14 @@ class Ranges:
 
     @property
     def title(self) -> str:
-        """The name of these ranges in messages."""
         return self.path or f'ranges of {self.source}'
 
     def input_amax(self, name: str) -> float:
-        """Return the range of the input of the node `name`; UsageError if it is missing."""
+        """Range of a node's input; UsageError: missing."""
         return self._amax(name, 'input_amax')
 
     def weight_amax(self, name: str) -> np.ndarray:
-        """Return (O,) float32, the ranges of the channels of the convolution `name`; UsageError: missing."""
+        """(O,) float32 ranges of a convolution's channels; UsageError: missing."""
         return np.array(self._amax(name, 'weight_amax'), np.float32)
 
     def _amax(self, name: str, field: str) -> Any:
@@ -106,10 +98,7 @@ class Ranges:
         return value
 
     def missing(self, graph: SparseGraph) -> list[str]:
-        """Return the ranges that the graph needs and that are missing, e.g. ['conv3.input_amax']; [] if none.
-
-        UsageError: `graph` is not folded.
-        """
+        """Missing ranges of a folded graph, e.g. ['conv3.input_amax']."""
         missing = []
         for node in quantised(graph):
             fields = ['input_amax']
@@ -121,15 +110,7 @@ class Ranges:
         return missing
 
     def check(self, graph: SparseGraph, checkpoint_sha256: str = '') -> None:
-        """Refuse ranges that are not this graph's, or not complete.
-
-        Args:
-            graph: folded, in either coordinate order.
-            checkpoint_sha256: of the checkpoint that the graph comes from, '' if it is unknown.
-
-        Raises:
-            UsageError: a node is unknown, another kernel, another graph, or a range is missing.
-        """
+        """Raise UsageError for ranges of another graph, kernel or node, or incomplete ones."""
         named = {node.name: node for node in quantised(graph)}
         for name in self.nodes:
             if name not in named:
@@ -167,9 +148,7 @@ class Ranges:
         )
 
     def half(self) -> Ranges:
-        """Return the ranges rounded to fp16, as the reference does for BEVFusion and not for CenterPoint.
-
-        A range that becomes 0 or infinite by it is a UsageError: fp16 holds 6e-8 to 65504.
+        """Round to fp16 (6e-8 to 65504, else UsageError), as the reference does for BEVFusion alone.
 
         Source: ALGORITHM.md section 5: `model.half()` casts BEVFusion's amax buffers.
         """
@@ -190,16 +169,12 @@ class Ranges:
         return dataclasses.replace(self, nodes=nodes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, for `from_json`: format and version, attributes, and `nodes`, name -> ranges."""
         head = {'format': FORMAT, 'version': VERSION}
         head |= {key: value for key, value in vars(self).items() if key not in ('nodes', 'path')}
         return dict(head, nodes=self._nodes_json())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON, atomically: one line per key, so that it can be edited.
-
-        A missing folder is made. Mm2OnnxError: it cannot be written.
-        """
+        """Write JSON atomically, one line per key."""
         content = self.to_json()
         nodes = content.pop('nodes')
         blocks = [f'  {json.dumps(name)}: {{\n{_lines(node, 3)}\n  }}' for name, node in nodes.items()]
@@ -209,19 +184,12 @@ class Ranges:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ranges:
-        """Read a file that `save` wrote, edited or not.
-
-        UsageError: it is missing, no JSON, of another format or version, lacks `nodes`, or has a wrong value.
-        """
+        """Read a file of `save`, edited or not; UsageError: missing or malformed."""
         return dataclasses.replace(cls.from_json(read_json(path), str(path)), path=str(path))
 
     @classmethod
     def from_json(cls, content: Any, title: str = 'ranges') -> Ranges:
-        """Return the ranges of which `content` is the `to_json`; `title` begins the messages.
-
-        Only `format`, `version` and `nodes` have to be there; without a `source` it is `title`. UsageError:
-        as for `load`.
-        """
+        """Rebuild from `to_json`; only `format`, `version` and `nodes` are required."""
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(
                 f'{title}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '
@@ -242,7 +210,7 @@ class Ranges:
 
 
 def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
-    """Return the nodes that have ranges, in order; UsageError: batch normalisation is not folded yet."""
+    """Nodes with ranges, in order; UsageError: the graph is not folded."""
     for node in graph.nodes:
         if isinstance(node, BatchNorm):
             raise UsageError(
@@ -252,16 +220,11 @@ def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
 
 
 def weight_norm(node: SparseConvolution) -> float:
-    """Return the Frobenius norm of a convolution's kernel, computed in float64."""
     return float(np.linalg.norm(node.weight.astype(np.float64)))
 
 
 def graph_digest(graph: SparseGraph) -> str:
-    """Return the hex SHA-256 of a graph's sparse part; it is equal in both coordinate orders.
-
-    In it are grid, channels, names, connections, geometry and activations of convolutions, additions and
-    ReLUs; not in it are weights, precisions, names of rulebooks and the dense tail.
-    """
+    """Hash of grid, channels, names, connections, geometry and activations, equal in both orders."""
     facts: list[Any] = [_canonical(graph, graph.spatial_shape), graph.in_channels]
     for node in graph.nodes:
         if isinstance(node, SparseConvolution | Add | Relu):  # the dense tail depends on the order
@@ -295,22 +258,14 @@ def _missing_text(title: str, names: list[str]) -> str:
 def from_amax(
     graph: SparseGraph, amax: Mapping[str, Any], source: str = 'checkpoint', checkpoint_sha256: str = ''
 ) -> Ranges:
-    """Return the ranges that a quantised checkpoint holds, such as NVIDIA's.
+    """Ranges of a quantised checkpoint, such as NVIDIA's, for a folded graph.
 
-    Args:
-        graph: folded.
-        amax: quantiser's path -> range, as arrays or numbers. A convolution at module path M reads
-            `M._input_quantizer` and `M._weight_quantizer`, an addition in block M
-            `M.quant_add._input_quantizer` (or at M itself); a trailing `._amax` and names without
-            the leading underscore are the same. A range that is not in it stays missing: see
-            `Ranges.missing`.
-        source: where the ranges are from, in words; it becomes `Ranges.source`.
-        checkpoint_sha256: of the checkpoint file; '' if it is unknown.
+    `amax`: quantiser's path -> range. Module M has `M._input_quantizer` and `M._weight_quantizer`, an
+    addition `M.quant_add._input_quantizer`; a trailing `._amax` and a missing leading underscore are allowed.
 
     Raises:
         CheckpointError: two names of one quantiser.
-        UsageError: the range of an input has several values, or that of a weight another number than output
-            channels; one is not positive; the graph is not folded.
+        UsageError: wrong numbers of values, or not positive.
     """
     paths = {
         key: re.sub(r'\._(?=(input|weight)_quantizer)', '.', re.sub(r'\._?amax$', '', key)) for key in amax
@@ -337,10 +292,6 @@ def from_amax(
 
 
 def _flat_amax(source: str, node: Node, amax: Any, operand: str, count: int) -> tuple[float, ...] | None:
-    """Return the ranges of a quantiser of `count` channels, None if `amax` is None.
-
-    `operand` is 'input' or 'weight', for the message.
-    """
     if amax is None:
         return None
     values = np.asarray(amax, np.float64).reshape(-1)

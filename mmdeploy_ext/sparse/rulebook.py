@@ -1,7 +1,7 @@
-"""The rulebook of a sparse network, from coordinates alone: which site meets which weight. Needs no torch.
+"""The rulebook of a sparse network from coordinates alone. Needs no torch.
 
-Glossary: N input sites, M output sites, K = k0*k1*k2 kernel offsets in row-major order. A table says for
-every offset and output row which input row, times the weight of that offset, is added to it.
+N input sites, M output sites, K = k0*k1*k2 kernel offsets, row-major. A table has the input row per offset
+and output row.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 
 
 class Level:
-    """Active sites of one resolution, on a grid of `spatial_shape`; their hash is made when it is needed.
+    """Active sites (N, 4) int32 of one resolution, sample and axes in the graph's order; hashed on demand.
 
-    `coordinates` are (N, 4) integers, sample and the three axes in the graph's order, and are kept as int32;
-    other shapes, numbers of other kinds, and sites outside the grid are a DataError.
+    DataError: malformed, or outside of the grid.
     """
 
     def __init__(self, coordinates: np.ndarray, spatial_shape: Sequence[int]) -> None:
@@ -41,12 +40,11 @@ class Level:
 
     @property
     def shape(self) -> np.ndarray:
-        """Grid size per axis, (3,) int64."""
         return np.array(self.spatial_shape, np.int64)
 
     @property
     def keys(self) -> np.ndarray:
-        """Row-major index of every site in (sample, axes), (N,) int64."""
+        """Row-major index of every site, (N,) int64."""
         keys = self.coordinates[:, 0].astype(np.int64)
         for axis, size in enumerate(self.spatial_shape):
             keys = keys * size + self.coordinates[:, axis + 1]
@@ -54,11 +52,7 @@ class Level:
 
     @functools.cached_property
     def hash(self) -> tuple[np.ndarray, np.ndarray, np.uint64]:
-        """Hash table of the sites: the key in each slot, its row, and the shift, see `voxel_hash.fill`.
-
-        Raises:
-            DataError: a site is there twice.
-        """
+        """Slots, rows and shift, see `voxel_hash.fill`; DataError: a repeated site."""
         slots, shift = empty_slots(len(self))
         rows, keys = np.empty(len(slots), np.int32), self.keys
         row = voxel_hash.fill(keys, slots, rows, shift)
@@ -90,13 +84,13 @@ def _checked(coordinates: np.ndarray, spatial_shape: Sequence[int]) -> np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """The table of one convolution, filled in parts that may run on any number of threads.
+    """The table of one convolution, filled in parts on any number of threads.
 
     Attributes:
-        table: (K, M) int32, offset by offset the input row of every output row; N: no neighbour.
-        count: number of offsets to look up.
-        look_up: fills the table's rows of a slice of these offsets, and others that follow from them.
-        outputs: the output sites.
+        table: (K, M) int32 input rows; N for none.
+        count: offsets to look up.
+        look_up: fills the table for a slice of these offsets.
+        outputs: output sites.
     """
 
     table: np.ndarray
@@ -106,10 +100,7 @@ class _Search:
 
 
 def _submanifold(level: Level, kernel_size: Sequence[int], dilation: Sequence[int]) -> _Search:
-    """Return the search of a submanifold convolution.
-
-    Offset K-1-k has the pairs of offset k with the sides changed, so half of them are looked up.
-    """
+    """Offset K-1-k has the pairs of offset k with sides changed, so half are looked up."""
     steps = (_offsets(kernel_size) - np.array(kernel_size, np.int64) // 2) * np.array(dilation, np.int64)
     centre, table = len(steps) // 2, np.empty((len(steps), len(level)), np.int32)
     table[centre] = np.arange(len(level))
@@ -122,10 +113,7 @@ def _submanifold(level: Level, kernel_size: Sequence[int], dilation: Sequence[in
 
 
 def on_threads(work: Callable[[int], None], threads: int) -> None:
-    """Call `work` with 0 .. threads-1, 0 on this thread, the others on one each; return when all have ended.
-
-    `threads` is at least 1. An error of `work` is raised.
-    """
+    """Call `work` with 0 .. threads-1, 0 on this thread; errors are raised."""
     with ThreadPoolExecutor(max(threads - 1, 1)) as pool:
         futures = [pool.submit(work, thread) for thread in range(1, threads)]
         work(0)
@@ -134,12 +122,10 @@ def on_threads(work: Callable[[int], None], threads: int) -> None:
 
 
 def _offsets(kernel_size: Sequence[int]) -> np.ndarray:
-    """Return the kernel offsets (K, 3) int64 in row-major order."""
     return np.indices(tuple(kernel_size)).reshape(3, -1).T.astype(np.int64)
 
 
 def _reached_level(level: Level, shape: Triple, axes: tuple[np.ndarray, ...]) -> Level:
-    """Return the sites that a strided convolution reaches, in ascending order of their keys."""
     sizes, room = np.array(shape, np.int64), max(2 * len(level), LEAST_SLOTS)
     while True:
         slots, shift = empty_slots(room)
@@ -163,7 +149,6 @@ def _strided(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> _Search:
-    """Return the search of a strided convolution: for each input site the output site that it reaches."""
     shape = dense_output_shape(level.spatial_shape, kernel_size, stride, padding, dilation)
     if min(shape) < 1:
         raise DataError(f'a grid of {level.spatial_shape} is smaller than the kernel {tuple(kernel_size)}')
@@ -186,21 +171,11 @@ def _strided(
 def pairs(
     coordinates: np.ndarray, spatial_shape: Sequence[int], subm: bool, *geometry: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sites (M, 4) int32 that one convolution writes, and its table (K, M) int32.
+    """Output sites (M, 4) int32 of one convolution, and its table (K, M) int32, N for none.
 
-    In the table N stands for no neighbour. Sites are those given if it is submanifold, in their order; else
-    they ascend by sample and axes.
-
-    Args:
-        coordinates: (N, 4) integers, sample and axes; every site once, which a strided one does not check.
-        spatial_shape: grid of the sites, per axis.
-        subm: whether it is submanifold: it then centres its kernel and ignores stride and padding.
-        *geometry: kernel size, stride, padding and dilation, per axis; that a submanifold one has odd sizes
-            is not checked.
-
-    Raises:
-        DataError: coordinates of another shape, that are no integers, or outside the grid; a site twice, of a
-            submanifold one of several offsets; a grid that is smaller than the kernel of a strided one.
+    Submanifold: the given sites in order; else ascending by sample and axes. `coordinates` (N, 4) are
+    distinct; `geometry` is kernel size, stride, padding and dilation per axis. DataError: malformed
+    coordinates, or a grid below the kernel.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
     if search.count:
@@ -214,14 +189,12 @@ def _search(level: Level, subm: bool, *geometry: Sequence[int]) -> _Search:
 
 @dataclasses.dataclass(frozen=True)
 class Rulebook:
-    """Sites, neighbour tables and cells of one set of voxels, for the plan of a network.
+    """Sites, neighbour tables and cells of one set of voxels.
 
     Attributes:
-        levels: sites of every level of the plan.
-        tables: table name -> (K, M) int32, offset by offset the input row of every output row; N, one behind
-            the last input row: no neighbour.
-        cells: scatter node's name -> (N,) int64, indices of its sites in the flattened dense grid, whose axes
-            are in the order of `Scatter.axes`.
+        levels: sites of every level.
+        tables: table -> (K, M) int32 input rows; N for none.
+        cells: scatter -> (N,) int64 indices in the flattened dense grid, axes as `Scatter.axes`.
         level_of: tensor id -> index of its level.
     """
 
@@ -231,21 +204,15 @@ class Rulebook:
     level_of: dict[str, int]
 
     def level(self, tensor: str) -> Level:
-        """Return the sites of a sparse tensor, by its id in the graph; KeyError: it is dense or unknown."""
+        """Sites of a sparse tensor by id; KeyError: dense or unknown."""
         return self.levels[self.level_of[tensor]]
 
 
 def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
-    """Build the rulebook of a network for one set of voxels.
+    """Build the rulebook of a network for coordinates (N, 4), distinct, sample and axes in the graph's order.
 
-    Args:
-        plan: layers and grids of the network.
-        coordinates: (N, 4) integers, sample and the axes in the graph's order; every voxel once; N may be 0.
-        threads: number of threads that look up neighbours, at least 1; the result does not depend on it.
-
-    Raises:
-        DataError: coordinates of another shape, that are no integers, outside the grid, or twice; a sample
-            other than 0 for a dense output; a grid that is smaller than the kernel of a strided convolution.
+    DataError: malformed, outside of the grid, repeated, another sample than 0 for a dense output, or a grid
+    below the kernel.
     """
     levels: list[Level] = [Level(coordinates, plan.spatial_shape)]
     if plan.scatters and len(levels[0]) and levels[0].coordinates[:, 0].any():

@@ -1,4 +1,4 @@
-"""The nodes of a sparse graph as the engine reads them: as plain data and as lines."""
+"""The nodes of a sparse graph as the engine reads them, as plain data and lines."""
 
 from __future__ import annotations
 
@@ -15,21 +15,15 @@ if TYPE_CHECKING:
 
 
 TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
-"""Operator -> its name in the trace; others keep theirs."""
 GEOMETRY = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
-"""Attributes of a convolution that decide its sites, and its activation."""
 ATTRIBUTES = (*GEOMETRY, 'output_bound', 'precision', 'output_precision', 'format', 'dims')
-"""Attributes of nodes that are shown."""
 
 
 def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
-    """Return the nodes of a sparse graph as the engine reads them, one dictionary for each.
+    """A dictionary per node that the engine has.
 
-    Keys: `name`, `op_type`, `number` among the nodes of its title (`TITLES`) from 0, `inputs`, `output`, each
-    of `ATTRIBUTES` that the engine reads of the operator, with its defaults (`subm` and `inverse` are 0 or
-    1), `in_channels` and `out_channels` of a convolution with a weight, and of the output the `grid`, `sites`
-    (name of its set of active sites), `shape` and `dense` of `libspconv_contract.TensorFacts`. Nodes of
-    operators that the engine does not have are left out.
+    Keys: `name`, `op_type`, `number` among its title's nodes, `inputs`, `output`, `ATTRIBUTES` with defaults,
+    `in_channels` and `out_channels` of convolutions, and `grid`, `sites`, `shape`, `dense` of `TensorFacts`.
     """
     nodes = EngineParser(model.graph).nodes
     tensors = TensorWalk(model.graph, nodes, None).tensors
@@ -53,7 +47,7 @@ def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
 
 
 def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a line per entry of `sparse_layers` in the words of the reference exporter's trace, and details.
+    """Yield a line per entry of `sparse_layers` in the words of the reference exporter's trace.
 
     E.g. `--> SparseConvolution0[subm] -> Input 0, Output 1  5 -> 16, 3x3x3, on 1440x1440x41, ReLU`.
     """
@@ -77,7 +71,6 @@ def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _details(row: dict[str, Any]) -> str:
-    """Return the operation of a node in a few words."""
     words = []
     if row['op_type'] == 'SparseConvolution':
         channels = f'{row.get("in_channels", "?")} -> {row.get("out_channels", "?")}'
@@ -97,10 +90,7 @@ def _details(row: dict[str, Any]) -> str:
 
 
 def precision_text(row: dict[str, Any], arrow: str = '→') -> str:
-    """Return 'fp16 → int8' of an entry of `sparse_layers`, '' if the node states no precision.
-
-    A precision that is '' beside one that is stated is 'fp16'. `arrow` stands between the precisions.
-    """
+    """'fp16 → int8' of an entry of `sparse_layers`, or ''."""
     precision, output_precision = row.get('precision'), row.get('output_precision')
     if not precision and not output_precision:
         return ''
@@ -108,5 +98,4 @@ def precision_text(row: dict[str, Any], arrow: str = '→') -> str:
 
 
 def by(sizes: list[int]) -> str:
-    """Return sizes as text, e.g. '3x3x3'; '?' if there are none."""
     return 'x'.join(map(str, sizes)) or '?'
