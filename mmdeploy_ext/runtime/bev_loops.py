@@ -1,7 +1,6 @@
-"""Compiled loops of `bev_nms` and of BEVFusion's pooling: areas and cells seen from above.
+"""Compiled loops of areas and pooling in a bird's-eye view; without numba they run in Python.
 
-Without numba they run in Python. Glossary: n pairs or intervals; of the pooling N cameras with feature maps
-of h x w pixels, D depth bins, C channels, X, Y cells.
+n pairs or intervals; N cameras with feature maps of h x w pixels, D depth bins, C channels, X, Y cells.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
@@ -10,16 +9,14 @@ import numpy as np
 from mmdeploy_ext.core.compiled import njit
 
 MAX_CORNERS = 8
-"""Largest number of corners of the intersection of two convex quadrilaterals."""
+"""Most corners of the intersection of two convex quadrilaterals."""
 
 
 @njit(cache=True, nogil=True)
 def intersection_area(subject, clip, points, clipped):
-    """Return the area of the intersection of two convex counter-clockwise quadrilaterals (4, 2) float64.
+    """Area of the intersection of two convex counter-clockwise quadrilaterals (4, 2) float64.
 
-    It is in the square of their unit, and wrong if they are clockwise. points, clipped (`MAX_CORNERS`, 2)
-    float64 are overwritten. By Sutherland and Hodgman: the subject is cut along each edge of the clip, and
-    nothing is left of it if the clip is a point, which has none.
+    Sutherland-Hodgman; points, clipped (`MAX_CORNERS`, 2) float64 are overwritten.
     """
     count, has_edge = 4, False
     points[:4] = subject
@@ -51,7 +48,7 @@ def intersection_area(subject, clip, points, clipped):
 
 @njit(cache=True, nogil=True)
 def intersection_areas(subjects, clips):
-    """Return `intersection_area` (n,) float64 of n pairs of quadrilaterals (n, 4, 2) float64."""
+    """`intersection_area` (n,) float64 of pairs of (n, 4, 2) float64."""
     points, clipped = np.empty((MAX_CORNERS, 2)), np.empty((MAX_CORNERS, 2))
     areas = np.empty(len(subjects))
     for i in range(len(subjects)):
@@ -63,17 +60,9 @@ def intersection_areas(subjects, clips):
 def add_weighted_features(rows, weights, indices, intervals, num_depths, num_pixels, sums):
     """Add the weighted features of each interval's points to its cell, in the order of the indices.
 
-    A point is a depth bin of a pixel: point (camera D + depth) h w + pixel, pixels row by row. BEVFusion's
-    `consumers/cuda_bevfusion/pooling.py` makes the indices and intervals: `Tables`.
-
-    Args:
-        rows: (N h w, C) float32, the features of all pixels.
-        weights: (N D h w,) float32, the probability of each point's depth.
-        indices: uint32, the points of all intervals, one interval after the other.
-        intervals: (n, 3) int32: first place in the indices, the place after the last, and the cell x Y + y.
-        num_depths: D.
-        num_pixels: h w.
-        sums: (X Y, C) float32, to which is added.
+    A point is (camera D + depth) h w + pixel. rows (N h w, C) float32; weights (N D h w,) float32; indices
+    uint32; intervals (n, 3) int32: first place, place after the last, cell x Y + y; sums (X Y, C) float32,
+    added to. See `Tables` of `consumers/cuda_bevfusion/pooling.py`.
     """
     for i in range(intervals.shape[0]):
         cell = intervals[i, 2]

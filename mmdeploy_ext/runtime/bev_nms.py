@@ -1,19 +1,13 @@
-"""Non-maximum suppression of boxes seen from above, as mmdet3d does it.
-
-The loops of rotated boxes are compiled by numba; without it they run in Python, which is slow.
-
-Glossary: n boxes in descending score order.
-"""
+"""Non-maximum suppression of boxes from above, as in mmdet3d. n boxes in descending score order."""
 
 import numpy as np
 
 
 def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the indices, ascending, of the boxes that are not near a better one that is kept.
+    """Ascending indices of boxes without a better kept box nearby.
 
-    Centres (n, 2) are in metres, best box first; the threshold is compared with the *squared* distance, as
-    mmdet3d's `min_radius` is; a box at exactly that distance is near. Source: mmdet3d 1.0.0rc6,
-    core/post_processing/box3d_nms.py `circle_nms`.
+    `centres` (n, 2) metres, best first; `threshold` bounds the *squared* distance, inclusively, as mmdet3d's
+    `min_radius`. Source: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `circle_nms`.
     """
     keep: list[int] = []
     for index, centre in enumerate(centres):
@@ -24,15 +18,13 @@ def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the indices, ascending, of the boxes whose IoU with better kept ones is below `threshold`.
+    """Ascending indices of boxes with an IoU below `threshold` with better kept boxes.
 
-    Boxes (n, 5), best first, are x and y of the centre, the sides along x and along y before the box is
-    turned, and the angle in radians by which it is turned from the x axis towards the y axis; the first four
-    are in one unit, such as metres. With a threshold of 0 or less the first box alone is kept. The IoU is
-    that of mmcv's kernel to the last bit, see `rotated_loops.py`.
+    Boxes (n, 5), best first: x, y of the centre, sides along x and y before the turn, angle in radians from x
+    to y. At 0 or less only the first is kept. The IoU is mmcv's to the last bit, see `rotated_loops.py`.
 
-    Source: mmcv 1.7.2 `nms_rotated` on the CPU, which mmdet3d's `nms_bev` calls (on a GPU an IoU of exactly
-    `threshold` is kept).
+    Source: mmcv 1.7.2 `nms_rotated` on the CPU, called by mmdet3d's `nms_bev` (a GPU keeps an IoU equal to
+    `threshold`).
     """
     if threshold <= 0:
         return np.arange(min(len(boxes), 1))
@@ -43,10 +35,9 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners x, y (n, 4, 2) float64 of boxes (n, 5), in the order from x to y around each box.
+    """Corners (n, 4, 2) float64 of boxes (n, 5) of `rotated_nms`, counter-clockwise from positive x, y.
 
-    Boxes have the columns of `rotated_nms`, and corners their unit. The first corner is the one towards
-    positive x and y before the box is turned; with one negative side the order is the other one.
+    One negative side reverses the order.
     """
     half = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * boxes[:, None, 2:4]
     cos, sin = np.cos(boxes[:, None, 4]), np.sin(boxes[:, None, 4])
@@ -55,7 +46,6 @@ def bev_corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def intersection_area(corners: np.ndarray, other_corners: np.ndarray) -> float:
-    """Return the area of the intersection of two convex counter-clockwise quadrilaterals (4, 2) float64."""
     from mmdeploy_ext.runtime import bev_loops
 
     points, clipped = np.empty((2, bev_loops.MAX_CORNERS, 2))
@@ -63,7 +53,7 @@ def intersection_area(corners: np.ndarray, other_corners: np.ndarray) -> float:
 
 
 def intersection_areas(corners: np.ndarray, other_corners: np.ndarray) -> np.ndarray:
-    """Return `intersection_area` (n,) float64 of n pairs of quadrilaterals (n, 4, 2) float64."""
+    """`intersection_area` (n,) float64 of pairs of (n, 4, 2) float64."""
     from mmdeploy_ext.runtime import bev_loops
 
     return bev_loops.intersection_areas(*map(np.ascontiguousarray, (corners, other_corners)))

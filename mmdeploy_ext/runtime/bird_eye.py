@@ -1,7 +1,4 @@
-"""Pictures of boxes seen from above: range rings, the ego, points, headings. Needs OpenCV and numpy only.
-
-Glossary: n boxes, P points; LiDAR frame in metres.
-"""
+"""Pictures of boxes from above, LiDAR frame in metres. n boxes, P points. Needs OpenCV and numpy only."""
 
 from __future__ import annotations
 
@@ -21,63 +18,46 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.draw import Colour
 
 WHITE, PALE, DARK, GREY = (255, 255, 255), (225, 225, 225), (32, 30, 28), (110, 105, 100)
-"""Colours: blue, green, red."""
 EXTENT = 61.2
-"""Metres from the ego to the edge of the picture."""
 RING_SPACING_M, MOST_RINGS = 20, 20
-"""Metres between two rings, and the largest number of rings before the spacing grows."""
 FARTHEST_PIXEL = 1e6
-"""From the corner of a picture; a box may lie at 1e30 m, which no integer of a pixel holds."""
+"""From the picture's corner; boxes may lie at 1e30 m."""
 MIN_SPEED = 0.3
 """m/s; slower boxes have no arrow."""
 POINT_HEIGHTS = -2.0, 1.5
-"""Metres in the LiDAR frame: points as low as the first are grey, as high as the second pale."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BoxLayer:
-    """One list of boxes of a picture, which are drawn whatever their scores are.
-
-    Attributes:
-        title: the owner of the boxes, for the caption.
-        detections: n boxes, in the frame of the view, or of the camera's matrix, that they are drawn with.
-        marked: (n,) bool, the boxes to ring or to outline in white; None: no box.
-    """
+    """One list of boxes of a picture, drawn whatever their scores; `marked` (n,) bool are in white."""
 
     title: str
     detections: Detections3D
     marked: np.ndarray | None = None
 
     def is_marked(self, index: int) -> bool:
-        """Return whether a box is marked."""
         return self.marked is not None and bool(self.marked[index])
 
     def colour(self, index: int) -> Colour:
-        """Return the colour of a box: that of its track if boxes have ids, else that of its class.
-
-        A box whose id is -1 is grey.
-        """
+        """Colour of the track (grey for id -1), else of the class."""
         if self.detections.ids is not None:
             return track_colour(int(self.detections.ids[index]))
         return class_colour(int(self.detections.labels[index]))
 
     def name(self, index: int, classes: Sequence[str]) -> str:
-        """Return the class of a box in `classes`, with the id of its track if it has one."""
         name, ids = class_name(int(self.detections.labels[index]), classes), self.detections.ids
         return name if ids is None or ids[index] < 0 else f'{name} #{ids[index]}'
 
     def caption(self) -> str:
-        """Return the title and the number of the boxes."""
         count = len(self.detections)
         return f'{self.title}: {count} box' if count == 1 else f'{self.title}: {count} boxes'
 
 
 def box_corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners (n, 8, 3) of boxes (n, 9): four below, then four above.
+    """Corners (n, 8, 3) of boxes (n, 9): four below, then four above.
 
-    The columns of a box are x, y, z of the bottom's middle, three sizes, yaw and velocity in x and y, in any
-    frame whose z points up. The yaw is in radians, 0 along x and growing towards y, and the first size lies
-    along it. Each four corners are front left, front right, rear right and rear left, seen along the yaw.
+    Boxes: x, y, z of the bottom's middle, three sizes, yaw, velocity x, y; z up. Yaw in radians from x to y,
+    along the first size. Four corners: front left, front right, rear right, rear left.
     """
     boxes = np.asarray(boxes, np.float64)
     flat = bev_corners(boxes[:, [0, 1, 3, 4, 6]])[:, [0, 3, 2, 1]]
@@ -93,20 +73,10 @@ def bird_eye(
     forward: np.ndarray | None = None,
     points: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes from above, (side, side, 3) uint8 BGR, with rings, ego, headings, and arrows of velocities.
+    """Draw boxes from above, (side, side, 3) uint8 BGR, with rings, ego, headings and velocities.
 
-    An arrow ends where the box is a second later; boxes slower than `MIN_SPEED` have none.
-
-    The first layer is drawn in the colours of `BoxLayer.colour`, a second one over it as thin pale lines:
-    where both agree, the pale line lies in the middle of the coloured one.
-
-    Args:
-        layers: one or two lists of boxes.
-        classes: names by label.
-        side: side of the picture, pixels.
-        extent: metres from the ego to the edge.
-        forward: (2,) direction of length 1 in the LiDAR frame that points up; None: nuScenes' y.
-        points: (P, 3 or more) of the sweep, metres, drawn below the boxes, higher ones brighter.
+    A second layer is drawn over the first as thin pale lines. `extent`: metres to the edge; `forward`: (2,)
+    unit vector that points up, None for nuScenes' y; `points`: (P, 3 or more) metres.
     """
     canvas = np.full((side, side, 3), DARK, np.uint8)
     view = _View(side, extent, np.array([0.0, 1.0] if forward is None else forward))
@@ -127,19 +97,15 @@ def bird_eye(
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """The mapping from metres to pixels, with `forward` up."""
-
     side: int
     extent: float
     forward: np.ndarray
 
     @property
     def scale(self) -> float:
-        """Pixels of a metre."""
         return self.side / (2 * self.extent)
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Return (n, 2) int pixels of (n, 2) metres; a place that is NaN is the pixel 0, 0."""
         up = points @ self.forward
         right = points @ np.array([self.forward[1], -self.forward[0]])
         places = np.round(np.stack([right, -up], -1) * self.scale + self.side / 2)
@@ -147,10 +113,6 @@ class _View:
 
 
 def ring_radii(extent: float) -> range:
-    """Return the radii of the rings of a view, metres: every 20, or 200, 2,000, ... of a larger view.
-
-    They reach into its corners. `extent` are the metres from the ego to the edge.
-    """
     spacing = RING_SPACING_M
     while extent * 1.4 > spacing * MOST_RINGS:
         spacing *= 10
@@ -172,7 +134,6 @@ def _rings(canvas: np.ndarray, view: _View) -> None:
 
 
 def _draw_from_above(canvas: np.ndarray, view: _View, layer: BoxLayer, index: int, *, is_pale: bool) -> None:
-    """Draw the box of an index, in the colour of its class or as pale lines."""
     box = layer.detections.boxes[index]
     corners = box_corners(box[None])[0, :4, :2]
     outline, centre = view.pixels(corners), view.pixels(box[:2])
@@ -188,7 +149,6 @@ def _draw_from_above(canvas: np.ndarray, view: _View, layer: BoxLayer, index: in
 
 
 def _legend(canvas: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[str]) -> None:
-    """Write the captions of the layers, and the colours in the picture: of classes, or of tracks."""
     for line, layer in enumerate(layers):
         text = layer.caption() + (', pale lines' if line else '')
         write(canvas, text, (8, 18 + 18 * line), 0.5)

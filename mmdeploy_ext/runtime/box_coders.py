@@ -1,16 +1,11 @@
-"""From a head's outputs to boxes, written once for numpy and PyTorch: `xp` is either of the two modules.
+"""From a head's outputs to boxes, for numpy and PyTorch alike.
 
-A coder is a frozen dataclass of its settings, as the metadata of files keep them; `boxes` takes
+`boxes` of a coder takes `xp` (numpy or torch), `priors` of a level ((A, 4) xyxy or (A, 2) points, some with
+axes before), `rows` (output -> values at the priors, (B, A, columns)) and the `level`, and returns boxes (B,
+A, 4) xyxy in pixels, unclipped.
 
-- `xp`: numpy or torch.
-- `priors`: of one level, (A, 4) xyxy or (A, 2) points; some coders take axes before these.
-- `rows`: name of an output of the head -> its values at the priors, (B, A, columns).
-- `level`: index of the level, for settings that every level has.
-
-and returns boxes (B, A, 4) xyxy in pixels, not clipped.
-
-Glossary: B images, A priors of a level, C classes, h, w size of a level's maps. Sources: mmdet 2.28.2
-`core/bbox/coder`, `core/bbox/transforms.py` and the `_bbox_decode` of the heads that are named.
+B images, A priors, C classes, h, w of a level's maps. Sources: mmdet 2.28.2 `core/bbox/coder`,
+`core/bbox/transforms.py` and `_bbox_decode` of the named heads.
 """
 
 import dataclasses
@@ -27,25 +22,23 @@ from mmdeploy_ext.runtime.geometry import sigmoid, softmax
 Rows = Mapping[str, Any]
 """Output of a head -> its values at the priors of a level, (B, A, columns)."""
 VOTES_ABOVE, VOTE_SPREAD = 0.01, 0.025
-"""IoU above which a candidate votes about a box, and spread of the weights of votes, in PAA's score voting
-(mmdet 2.28.2 `paa_head.py`)."""
+"""IoU above which a candidate votes, and spread of votes, in PAA (mmdet 2.28.2 `paa_head.py`)."""
 Numbers = tuple[float, float, float, float]
 Scales = tuple[Positive, Positive, Positive, Positive]
 OfLevels = Annotated[tuple[Stride, ...], Bounds(1, 64)]
 
 
 def constant(values: Any, like: Any) -> Any:
-    """Return numbers as an array or tensor of the type of `like`."""
     return like.new_tensor(values) if hasattr(like, 'new_tensor') else np.asarray(values, like.dtype)
 
 
 def centres(priors: Any) -> Any:
-    """Return the centres (A, 2) of anchors; points are their own. They may have axes before (A, 4 or 2)."""
+    """Centres (..., A, 2) of anchors; points are their own."""
     return priors if priors.shape[-1] == 2 else (priors[..., 2:] + priors[..., :2]) * 0.5
 
 
 def sides_of(xp: ModuleType, points: Any, sides: Any) -> Any:
-    """Return boxes (B, A, 4) of the distances left, top, right, bottom (B, A, 4) of points (..., A, 2)."""
+    """Boxes (B, A, 4) of distances left, top, right, bottom (B, A, 4) from points (..., A, 2)."""
     return xp.concatenate([points - sides[..., :2], points + sides[..., 2:]], -1)
 
 
@@ -54,8 +47,8 @@ class Coder(Facts):
     """Settings of a coder; `type` is its name in files.
 
     Attributes:
-        prior_sizes: numbers of a prior that it takes: 4 of an anchor, 2 of a point.
-        inverts: whether boxes may end before they begin.
+        prior_sizes: numbers per prior: 4 for anchors, 2 for points.
+        inverts: boxes may end before they begin.
     """
 
     prior_sizes: ClassVar[tuple[int, ...]] = (2, 4)
@@ -64,7 +57,7 @@ class Coder(Facts):
 
     @property
     def columns(self) -> Mapping[str, int]:
-        """Name of an output -> number of its columns per prior that the coder reads."""
+        """Output -> columns per prior that the coder reads."""
         return dict(bbox_pred=4)
 
     def boxes(self, xp: ModuleType, priors: Any, rows: Rows, level: int) -> Any:
@@ -73,11 +66,7 @@ class Coder(Facts):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traced(Coder):
-    """Code of the user's: in graphs of the forms `decode` and `full`, and in nothing without PyTorch.
-
-    Attributes:
-        code: name, file and line of the method.
-    """
+    """A method of the user's, in `decode` and `full` graphs alone."""
 
     code: str
     inverts = True
@@ -96,15 +85,12 @@ class Traced(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Delta(Coder):
-    """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios.
+    """`DeltaXYWHBBoxCoder`: moves in anchor sizes, logarithms of size ratios.
 
-    The priors may have axes before (A, 4). With `pixel` 1 it is `LegacyDeltaXYWHBBoxCoder`: an anchor is one
-    pixel larger than its corners are apart. Size ratios are 1 / `wh_ratio_clip` at most. With `ctr_clamp`
-    moves are clipped to it, pixels, either way; without it moves are free, and size ratios are
-    `wh_ratio_clip` at least.
+    `pixel` 1 is `LegacyDeltaXYWHBBoxCoder`: anchors are one pixel larger. Size ratios are at most 1 /
+    `wh_ratio_clip`, and without `ctr_clamp` at least `wh_ratio_clip`; `ctr_clamp` clips moves, in pixels.
 
-    'guided' is `GuidedAnchorHead`: `anchor_coder` decodes the sizes of anchors, the output `shape_pred`. B is
-    1 there: the boxes of further images would get the anchors of the first.
+    'guided' is `GuidedAnchorHead`: `anchor_coder` decodes anchor sizes from `shape_pred`, for B = 1.
     """
 
     means: Numbers
@@ -128,7 +114,7 @@ class Delta(Coder):
         return self.moved(xp, priors, rows['bbox_pred'])
 
     def moved(self, xp: ModuleType, priors: Any, deltas: Any) -> Any:
-        """Return boxes of anchors and deltas (B, A, 4)."""
+        """Boxes of anchors and deltas (B, A, 4)."""
         centre = (priors[..., :2] + priors[..., 2:]) * 0.5
         size = priors[..., 2:] - priors[..., :2]
         if self.pixel:
@@ -144,10 +130,7 @@ class Delta(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tblr(Coder):
-    """`TBLRBBoxCoder`: distances to top, bottom, left, right, over the anchor's size times the normalizer.
-
-    The priors may have axes before (A, 4).
-    """
+    """`TBLRBBoxCoder`: distances top, bottom, left, right over anchor size times normalizer."""
 
     normalizer: Positive | Scales
     prior_sizes = (4,)
@@ -166,7 +149,7 @@ class Tblr(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distance(Coder):
-    """`DistancePointBBoxCoder`: left, top, right, bottom in pixels. The priors may have axes before."""
+    """`DistancePointBBoxCoder`: left, top, right, bottom in pixels."""
 
     inverts = True
     type: Literal['distance'] = 'distance'
@@ -177,7 +160,7 @@ class Distance(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseLength(Coder):
-    """`FoveaHead`: logarithms of the distances over a length per level."""
+    """`FoveaHead`: logarithms of distances over a length per level."""
 
     lengths: Annotated[tuple[Positive, ...], Bounds(1, 64)]
     prior_sizes = (2,)
@@ -189,7 +172,7 @@ class BaseLength(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Integral(Coder):
-    """`GFLHead`: the mean of a distribution of `bins` entries per side, in strides."""
+    """`GFLHead`: mean of a distribution of `bins` entries per side, in strides."""
 
     bins: Count
     strides: OfLevels
@@ -207,7 +190,7 @@ class Integral(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scaled(Coder):
-    """`TOODHead`: boxes in strides; `RepPointsHead`, with `around_points`: relative to the points."""
+    """`TOODHead`: boxes in strides; `RepPointsHead` with `around_points`: relative to points."""
 
     strides: OfLevels
     around_points: bool
@@ -221,10 +204,7 @@ class Scaled(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Yolo(Coder):
-    """`YOLOBBoxCoder`: logits of the place in the cell, whose middle the anchor has; logs of size ratios.
-
-    They are columns 0 to 3 of `pred_map`; objectness and classes follow.
-    """
+    """`YOLOBBoxCoder`: logits of the place in the cell, logarithms of size ratios."""
 
     strides: OfLevels
     prior_sizes = (4,)
@@ -244,7 +224,7 @@ class Yolo(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Yolox(Coder):
-    """`YOLOXHead`: moves in strides, logarithms of sizes in strides."""
+    """`YOLOXHead`: moves and logarithms of sizes in strides."""
 
     strides: OfLevels
     prior_sizes = (2,)
@@ -259,7 +239,7 @@ class Yolox(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Centre(Coder):
-    """`CenterNetHead`: the place in the cell, whose first corner is the prior, and the size, in strides."""
+    """`CenterNetHead`: place in the cell and size, in strides."""
 
     strides: OfLevels
     prior_sizes = (2,)
@@ -277,10 +257,9 @@ class Centre(Coder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bucket(Coder):
-    """`BucketingBBoxCoder`: per side its bucket, and how far left of or above its middle, in buckets.
+    """`BucketingBBoxCoder`: bucket per side, and offset left of or above its middle, in buckets.
 
-    A prior, enlarged by `scale_factor`, is cut into `num_buckets` along an axis; a side may be in the
-    `buckets` of its half. The priors may have axes before (A, 4).
+    A prior times `scale_factor` has `num_buckets` per axis; a side is in the `buckets` of its half.
     """
 
     buckets: Count
@@ -295,11 +274,7 @@ class Bucket(Coder):
         return dict(bbox_cls=4 * self.buckets, bbox_reg=4 * self.buckets)
 
     def choice(self, xp: ModuleType, rows: Rows) -> tuple[Any, Any]:
-        """Return the index of the best bucket per side (B, A, 4), and the confidence of the four (B, A).
-
-        The sides are left, right, top, bottom. Buckets are counted from the edge of the enlarged prior
-        inwards.
-        """
+        """Best bucket per side (B, A, 4: left, right, top, bottom), and confidence (B, A)."""
         scores = softmax(rows['bbox_cls'].reshape(*rows['bbox_cls'].shape[:2], 4, self.buckets))
         best = scores.argmax(-1)
         index = constant(range(self.buckets), best)
@@ -344,10 +319,7 @@ AnyCoder = Delta | Tblr | Distance | BaseLength | Integral | Scaled | Yolo | Yol
 
 
 def peaks_of(xp: ModuleType, maps: Any, side: int) -> Any:
-    """Return maps (B, C, h, w) with zeros where a cell of the `side` x `side` around has a higher value.
-
-    `xp` is numpy or torch; `side` is an odd number.
-    """
+    """Zero all cells of maps (B, C, h, w) below the maximum of `side` x `side` (odd) cells around."""
     edge = side // 2
     if hasattr(maps, 'new_tensor'):
         highest = xp.nn.functional.max_pool2d(maps, side, stride=1, padding=edge)
@@ -359,7 +331,7 @@ def peaks_of(xp: ModuleType, maps: Any, side: int) -> Any:
 
 
 def class_scores(xp: ModuleType, activation: str, logits: Any) -> Any:
-    """Return the class scores of a head's output; without the background of a softmax."""
+    """Class scores of a head's output, without a softmax's background."""
     if activation == 'softmax':
         return softmax(logits)[..., :-1]
     return sigmoid(logits) if activation == 'sigmoid' else logits

@@ -1,4 +1,4 @@
-"""The calibration of a rig of cameras and a LiDAR, `FusedFrame.calibration`. Needs numpy only."""
+"""The calibration of cameras and LiDAR, `FusedFrame.calibration`. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -13,30 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
-"""Names of the matrices of a calibration.
-
-They are from the cameras to the pictures as taken, from the cameras to the LiDAR, from the LiDAR to the
-pictures as taken, from these to the pictures of the network, and from the LiDAR to the frame of the points.
-"""
+"""Matrices: camera to raw picture, camera to LiDAR, LiDAR to raw picture, raw picture to network, LiDAR to
+points."""
 
 INVERTED = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
 """Matrices that need an inverse."""
 
 LIDAR2IMAGE_RTOL = 1e-3
-"""Largest difference of the two ways to compute `lidar2image`, relative to its largest number."""
+"""Tolerance between two ways to compute `lidar2image`, relative to its largest number."""
 
 
 def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
-    """Refuse an invalid calibration for a number of cameras; `matrices` are those of `MATRICES` by name.
-
-    The matrices are (N, 4, 4), one per camera, that of the augmentation of points (4, 4). Their last rows are
-    taken for 0, 0, 0, 1. `name` is that of the frame, for messages.
-
-    Raises:
-        DataError: a matrix is missing, holds NaN or infinity, lacks a needed inverse, or disagrees with
-            others.
-        ShapeError: a matrix has another shape.
-    """
+    """Check the `MATRICES` of a frame: (N, 4, 4) per camera, `lidar_aug_matrix` (4, 4)."""
     name = name or 'frame'
     for key in MATRICES:
         shape = (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)

@@ -1,10 +1,7 @@
-"""The facts of a dense head: thresholds, priors, coder, and how outputs become candidates.
+"""Facts of a dense head: thresholds, priors, coder, and how outputs become candidates.
 
-Glossary: a level is the feature map of one stride, with the same priors in each of its cells; a prior is an
-anchor (x1, y1, x2, y2) or a point (x, y), in pixels. A score factor is a second score of each prior, such as
-centerness, that class scores are multiplied with. A candidate is a box with a class, before boxes that
-overlap a better one are suppressed. B images, A priors of a level, C classes, H height of the input, h, w
-rows and columns of a level's map.
+A prior is an anchor (x1, y1, x2, y2) or point (x, y) in pixels, a candidate a box with a class before NMS. B
+images, A priors of a level, C classes, h, w of a level's map.
 """
 
 import dataclasses
@@ -17,7 +14,6 @@ from mmdeploy_ext.runtime.box_coders import AnyCoder, Bucket, Coder, Rows, Trace
 from mmdeploy_ext.runtime.geometry import sigmoid
 
 PRIOR_CHOICES = ('priors', 'class_priors', 'factor_priors')
-"""Values of `Head.choose` by which priors remain with all their classes."""
 Priors = tuple[Annotated[tuple[float, ...], Bounds(2, 4)], ...]
 
 
@@ -26,40 +22,33 @@ class Head(Facts):
     """How a head's outputs become candidates.
 
     Attributes:
-        outputs: (name, columns per prior) of each kind of output; the graph's are `<name>_<level>`
-            (B, priors per cell * columns, h, w), in which the columns of a prior are side by side: channel
-            `prior * columns + column`.
-        scores: name of the output with class scores.
-        first_class: column of this output that has the first class.
-        activation: function from logits to scores; the last column of a softmax is the background.
-        factor: name of the score factor in the `decode` form; '' if there is none.
-        factor_from: (name of the output, column) of the factor's logits; empty if the coder computes it, or
-            if there is none.
-        root: whether results have, and are ordered by, the root of score * factor instead of the product.
-        choose: which candidates of a level remain. 'pairs': the `nms_pre` best (prior, class) pairs by class
-            scores; 'priors': all classes of the `nms_pre` best priors, by the best number that a result of
-            theirs would be ordered by; 'class_priors' and 'factor_priors': the same, but the best by class
-            scores alone, or by the factor; 'best': the best class of each prior, and 'all': all pairs,
-            neither of them cut to `nms_pre`.
-        judged: what the score threshold is compared with: 'class' scores, or their 'product' with the factor,
-            of which `root` takes the root.
-        inclusive: whether a score that equals the threshold passes.
-        conf_thr: candidates with a smaller factor are left out; 0 leaves none out.
-        votes: whether boxes are replaced by a mean of the boxes of their class that overlap them (IoU above
-            0.01) and pass the score threshold, with the weights exp(-(1 - IoU)^2 / 0.025) * score, as in PAA.
-        clip_inset: pixels between the right and bottom border of the image and the one to which boxes are
-            clipped.
-        visible: name of the output with logits (B, 1, h, w) of cells with priors; '' if every cell has some.
-            Such heads (guided anchors) take one image at a time.
-        visible_thr: score, after the sigmoid, from which on a cell has priors.
-        inverted: whether boxes that are suppressed may end before they begin. Upstream neither suppresses
-            these nor others by them.
-        maps_by_stride: whether feature maps have ceil(H / stride) rows, and columns likewise.
-        peaks: side, in cells, of the square around a cell in which its score has to be the highest of the
-            class, else it becomes zero; 0 keeps all scores.
-        suppresses: whether boxes that overlap a better one of their class, or of any if `class_agnostic`, are
-            left out.
-        bordered: whether the padding above and left of the image (input `border`) is subtracted from boxes.
+        outputs: (name, columns per prior); the graph has `<name>_<level>` (B, priors per cell * columns, h,
+            w), channel `prior * columns + column`.
+        scores: output with class scores.
+        first_class: its column of the first class.
+        activation: logits to scores; a softmax has the background last.
+        factor: score factor in the `decode` form, or ''.
+        factor_from: (output, column) of the factor's logits; () if the coder computes it or there is no
+            factor.
+        root: results have the root of score * factor.
+        choose: candidates per level. 'pairs': the `nms_pre` best (prior, class) pairs by class score;
+            'priors': all classes of the `nms_pre` best priors by result score, 'class_priors' by class score,
+            'factor_priors' by factor; uncut: 'best' class of each prior, 'all' pairs.
+        judged: the threshold applies to the 'class' score or the 'product' with the factor (its root if
+            `root`).
+        inclusive: a score equal to the threshold passes.
+        conf_thr: smallest factor; 0 keeps all.
+        votes: replace boxes by means of overlapping boxes (IoU above 0.01) of their class above the
+            threshold, weighted exp(-(1 - IoU)^2 / 0.025) * score, as in PAA.
+        clip_inset: pixels between the image's right and bottom border and the clip border.
+        visible: output with logits (B, 1, h, w) of cells with priors (guided anchors, B = 1), or ''.
+        visible_thr: smallest sigmoid of such cells.
+        inverted: boxes may end before they begin; upstream leaves them out of NMS.
+        maps_by_stride: maps have ceil(H / stride) rows, columns likewise.
+        peaks: side in cells of the square in which a score has to be its class's maximum, else 0; 0 keeps
+            all.
+        suppresses: apply NMS, per class unless `class_agnostic`.
+        bordered: subtract the padding above and left (input `border`) from boxes.
     """
 
     outputs: Annotated[tuple[tuple[str, Count], ...], Bounds(1, 8)]
@@ -85,16 +74,15 @@ class Head(Facts):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the outputs, without levels."""
         return tuple(name for name, _ in self.outputs)
 
     @property
     def is_uncut(self) -> bool:
-        """Whether `nms_pre` is not read."""
+        """Whether `nms_pre` is unused."""
         return self.choose in ('best', 'all')
 
     def class_scores(self, xp: ModuleType, rows: Rows) -> Any:
-        """Return class scores (B, A, C) in 0..1 of one level; -1 in cells without guided anchors."""
+        """Class scores (B, A, C) in 0..1 of a level; -1 in cells without guided anchors."""
         scores = class_scores(xp, self.activation, rows[self.scores][..., self.first_class :])
         if self.visible:
             visible = sigmoid(rows[self.visible]) >= self.visible_thr
@@ -102,7 +90,7 @@ class Head(Facts):
         return scores
 
     def score_factors(self, xp: ModuleType, rows: Rows, coder: Coder) -> Any:
-        """Return the factors of the scores (B, A) in 0..1 of one level; None without them."""
+        """Score factors (B, A) in 0..1 of a level, or None."""
         if not self.factor:
             return None
         if isinstance(coder, Bucket):
@@ -111,7 +99,6 @@ class Head(Facts):
         return sigmoid(rows[name][..., column])
 
     def check(self) -> None:
-        """Raise Mismatch if fields name outputs or columns that the head does not have."""
         columns = dict(self.outputs)
         if len(columns) < len(self.outputs):
             raise Mismatch('head.outputs has a name twice')
@@ -133,9 +120,8 @@ class DenseFacts(NmsConfig):
     """The entry `postprocess` of a dense head's files.
 
     Attributes:
-        clip_border: whether boxes are clipped to the image.
-        strides: of x, per level, pixels.
-        base_anchors: of each level the priors of its first cell: anchors xyxy or points xy, pixels.
+        strides: of x per level, pixels.
+        base_anchors: priors of the first cell per level, xyxy or xy, pixels.
         num_classes: C.
     """
 
@@ -148,7 +134,6 @@ class DenseFacts(NmsConfig):
 
     @property
     def priors_per_cell(self) -> list[int]:
-        """Number of priors of a cell, per level."""
         return [len(priors) for priors in self.base_anchors]
 
     @property
@@ -182,9 +167,6 @@ class DenseFacts(NmsConfig):
 
 
 def factor_head(num_classes: int, factor: str) -> Head:
-    """Return the head of ATSS, FCOS and similar: sigmoid scores, four box columns and one for the factor.
-
-    The four columns of `bbox_pred` are what the coder takes: deltas of ATSS, distances of FCOS.
-    """
+    """Head of ATSS, FCOS and similar: sigmoid scores, four columns of `bbox_pred`, one factor."""
     outputs = (('cls_score', num_classes), ('bbox_pred', 4), (factor, 1))
     return Head(outputs, factor=factor, factor_from=(factor, 0))

@@ -1,19 +1,13 @@
 """One picture through a file of any form: preparation, the graph, and the runtime of its family.
 
-The runtime of a family of images has `detections(metadata, outputs, feeds)`, which returns the results of
-each image of a batch, from the outputs and inputs of a file by name (`feeds` may have more than the graph
-takes, such as sizes of the images) and from its metadata, whatever its form is. If its results are not boxes
-and masks, it may have `draw(image_bgr, results, classes, score_thr)`, and `RESULT`, their class, a dataclass
-of arrays and what JSON can hold, without which there are no kits. It may have `RUNNERS`: form of a file ->
-the command that draws its results, a key of `commands.RUNNERS`; and `CAMERA`, 'cam2img', if `detections`
-reads the cameras of the pictures from `feeds` also of a form whose graph does not take them.
+A runtime of images has `detections(metadata, outputs, feeds)` -> results per image. Optional:
+`draw(image_bgr, results, classes, score_thr)`; `RESULT`, the results' dataclass, needed for kits; `RUNNERS`,
+form -> key of `commands.RUNNERS`; `CAMERA`, 'cam2img', if `detections` reads cameras that the graph does not
+take.
 
-The runtime of a family of frames or sweeps has `OPENS`, a class that runs the files of an export or a
-function that returns an object of one, called with the path and options of the engine, and
-`boxes_of_outputs(metadata, outputs)`, which returns the boxes of a frame, best first, from the metadata and
-the outputs of the last file; it runs no file. If one of these graphs is fed by the others and has the layers
-that `quantize.py` puts in INT8, `QUANTISED` is its name, and `feeds` of the class returns its inputs for a
-sample.
+A runtime of frames or sweeps has `OPENS(path, **options)`, which opens an export, and
+`boxes_of_outputs(metadata, outputs)` -> boxes of a frame, best first, from the last file. `QUANTISED` names
+the graph that `quantize.py` puts in INT8; `feeds` of the opened object gives its inputs for a sample.
 """
 
 from __future__ import annotations
@@ -50,27 +44,14 @@ if TYPE_CHECKING:
 def detect(
     backend: OnnxRuntimeBackend, image_bgr: np.ndarray, cam2img: np.ndarray | None = None
 ) -> Detections | Instances:
-    """Return the results of a file in an image, best first, whatever its form is.
+    """Results of a file in an image, best first, in pixels; 3D boxes in metres of the frame of `cam2img`.
 
-    Boxes and masks are in pixels of the image, boxes in 3D in metres, in the frame that `cam2img` is from.
-    The class of the results is that of the family's runtime, which may be another `Scored`, such as
-    `MonocularDetections`. `Segments` have no scores of their own and are in the order of their `ids`.
-
-    Args:
-        backend: an active session of the file.
-        image_bgr: (h, w, 3) uint8 BGR.
-        cam2img: (4, 4) from the camera's frame in metres, or from the LiDAR's for a file with the input
-            `lidar2img`, to pixels of the image times depth, for detectors of boxes in 3D; None for others,
-            which do not use it.
+    `image_bgr` is (h, w, 3) uint8, `cam2img` (4, 4) from metres to pixels times depth.
 
     Raises:
-        UsageError: a detector of boxes in 3D without a camera.
-        ShapeError: no such image, a camera that a graph would read wrongly, or an image of a size that the
-            graph does not take.
-        InferenceError: the engine failed, or a score of a result is NaN, or any value of an output that is
-            compared value by value, such as logits; every threshold would leave an empty list. Or a box or
-            another value of a result is NaN or infinite, a score is not in 0..1, or a label is of no class.
-        ModelFileError: the file was exported with a limit of candidates that the image exceeds.
+        ShapeError: a malformed image or camera, or a size that the graph does not take.
+        InferenceError: the engine failed, or an output is NaN, infinite or out of range.
+        ModelFileError: more candidates than the file's limit.
     """
     metadata = backend.metadata
     if cam2img is None and (name := camera_of(metadata)):
@@ -97,11 +78,7 @@ def detect(
 
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
-    """Resize, pad and normalise by the rule in a file's metadata, to the size of a graph with a fixed shape.
-
-    `image_bgr` is (h, w, 3) uint8, else ShapeError; `cam2img` its camera (4, 4), or None. `cam2img` of the
-    result is for pixels of the network input.
-    """
+    """Resize, pad and normalise (h, w, 3) uint8 by a file's rule; `cam2img` is (4, 4) or None."""
     height, width = metadata.spec.inputs[0].axes[2:]
     rule = metadata.preprocess
     if isinstance(height, int) and isinstance(width, int):
@@ -111,21 +88,19 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | Non
 
 
 BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape')
-"""Names that `make_feeds` returns besides that of the picture, for what `PreparedImage` has of it.
+"""Further names of `make_feeds`.
 
-`img_shape` (B, 2) is height, width of the content before padding, `border` (B, 2) the rows of padding above
-it and the columns left of it, pixels of the network input; `scale_factor` (B, 4) `w h w h` is network input
-over original; these are float32. `ori_shape` is height, width of the original, `orig_target_sizes` (B, 2) the
-same as width, height; these are int64."""
+float32, pixels of the network input: `img_shape` (B, 2) height, width before padding; `border` (B, 2) rows
+above, columns left; `scale_factor` (B, 4) `w h w h`, input / original. int64: `ori_shape` height, width and
+`orig_target_sizes` (B, 2) width, height of the original.
+"""
 
 
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
-    """Return name -> every input that a graph may have, but proposals, for one prepared image.
+    """Every input that a graph may take, except proposals, for one image.
 
-    Besides the picture (B, 3, H, W), named like the first input, these are `BESIDE`, and of a picture with a
-    camera those of `camera_feeds`. By the file's `metadata` each is repeated for a graph of a fixed batch B;
-    of others B is 1. `ori_shape` alone has no axis of the batch, and is (2,), unless the graph takes one per
-    picture.
+    The picture (B, 3, H, W) has the first input's name; `BESIDE` and `camera_feeds` follow, repeated for a
+    fixed batch B.
     """
     image = metadata.spec.inputs[0]
     repeats = image.axes[0] if isinstance(image.axes[0], int) else 1
@@ -145,13 +120,10 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
 
 
 def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict[str, np.ndarray]:
-    """Return the camera (4, 4) of a picture by the name of the input that takes it.
+    """Camera (4, 4) under the name of its input, float32.
 
-    `camera` goes to pixels of the network input times depth; `name` is that of the input: `lidar2img`, which
-    takes it for pixels of the picture before it is resized, or else `cam2img`, which takes it as it is, with
-    `unmoved_cam2img`, the same without padding or warp, beside it. Both inputs are float32; `unmoved_cam2img`
-    is float64, and no input: results are drawn with it. `prepared` is the picture. ShapeError: the graph
-    would read it wrongly.
+    `camera` goes to pixels of the network input times depth; `lidar2img` is for the picture before the
+    resize. `unmoved_cam2img` (float64, no padding or warp) is for drawing.
     """
     if name == PROJECTION:
         lidar2img = original(camera, prepared.to_input).astype(np.float32)
@@ -163,7 +135,6 @@ def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict
 
 
 def check_registered(family: str) -> None:
-    """Raise ModelFileError if nobody has registered the family of this name; it names those that are."""
     if family not in registered():
         raise ModelFileError(
             f'family {family!r} is not registered here; there are {", ".join(sorted(registered()))}. Install '
@@ -172,23 +143,13 @@ def check_registered(family: str) -> None:
 
 
 def runtime_of(family: str) -> ModuleType:
-    """Return the runtime of a family, which is given by its name, such as 'corner'.
-
-    Raises:
-        ModelFileError: nobody has registered the family; the message names those that are.
-        ConfigError: it was registered without a runtime, or with a module that is none.
-        ImportError: the module of its runtime is not there.
-    """
+    """Runtime module of a family; ModelFileError: not registered. ConfigError: it has none."""
     check_registered(family)
     return registered()[family].load_runtime()
 
 
 def opener(metadata: Metadata) -> Callable[..., Any] | None:
-    """Return what opens the files of frames or sweeps: the program's loop, or `OPENS` of the family.
-
-    It is called with the path and options of the engine; None: the family gives no boxes. `metadata` are
-    those of a file; for the errors see `runtime_of`.
-    """
+    """Opener of files of frames or sweeps, see `OPENS`; None: the family gives no boxes."""
     loop = program_loop(metadata.family, metadata.options.get('contract', ''))
     return loop or getattr(runtime_of(metadata.family), 'OPENS', None)
 
@@ -196,19 +157,7 @@ def opener(metadata: Metadata) -> Callable[..., Any] | None:
 def results_of(
     family: str, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
 ) -> list[Any]:
-    """Return the results of each image of a batch by `detections` of a family's runtime.
-
-    Args:
-        family: name of the family.
-        metadata: metadata of the file.
-        outputs: its outputs by name.
-        feeds: its inputs by name, and what else the runtime reads.
-
-    Raises:
-        ConfigError: the runtime of another package gives something else than a list of `Rows`, or results
-            that are not in descending order of score.
-        Exception: whatever the runtime raises.
-    """
+    """Results per image by a runtime's `detections`; `feeds` may have more than the graph's inputs."""
     import numpy as np
 
     from mmdeploy_ext.runtime.detections import Rows
@@ -230,32 +179,20 @@ def results_of(
 
 
 def camera_of(metadata: Metadata) -> str:
-    """Return the name of the cameras that results of a file of pictures need, '' if they need none.
-
-    It is that of the input of its graph that takes them, or else `CAMERA` of the runtime of its family.
-    `metadata` are those of the file. Errors: see `runtime_of`.
-    """
+    """Name of the cameras that results need, or ''."""
     from mmdeploy_ext.preprocess.cam2img import camera_key
 
     return camera_key(metadata.spec.input_names) or getattr(runtime_of(metadata.family), 'CAMERA', '')
 
 
 def has_runtime(family: str) -> bool:
-    """Return whether the family of this name is registered, and with a runtime."""
     return family in registered() and bool(registered()[family].runtime)
 
 
 def runner_of(family: str, form: str, inputs: Collection[str] = ()) -> str:
-    """Return the command that draws a file's results in pictures, 'run' or a key of `commands.RUNNERS`.
+    """Command that draws a file's results: 'run', a key of `commands.RUNNERS`, or ''.
 
-    It is '' if none does: of a family of frames or sweeps, of one that is not registered or has no runtime,
-    of a form that is not in `RUNNERS`, and of a file that takes proposals, which pictures come without.
-
-    Args:
-        family: name of the family, as in the metadata of the file.
-        form: form of the file, such as 'full' or 'raw', by which `RUNNERS` of the runtime decides; a runtime
-            of images without `RUNNERS` has 'run' for every form.
-        inputs: names of the inputs of the file.
+    `inputs` are the file's: no command gives proposals.
     """
     if 'proposals' in inputs:
         return ''

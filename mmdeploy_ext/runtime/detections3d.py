@@ -1,7 +1,4 @@
-"""Detections of one frame in 3D, in the LiDAR frame. Needs numpy only.
-
-Glossary: n boxes.
-"""
+"""3D detections of one frame in the LiDAR frame. n boxes. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -19,15 +16,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Detections3D(Scored):
-    """Boxes of one frame, see `Scored`.
+    """Boxes of one frame.
 
     Attributes:
-        boxes: (n, 9) float32 in the LiDAR frame, with the columns of mmdet3d 1.x's `LiDARInstance3DBoxes`:
-            x, y, z of the bottom centre, length, width, height in metres, yaw in radians from the x axis
-            counter-clockwise, and velocity vx, vy in m/s, 0 of a model that gives none.
-        scores: (n,) float32 in 0..1, best first.
-        labels: (n,) int64 class indices.
-        ids: (n,) int64, track ids of a model that follows objects, -1 for none; None of other models.
+        boxes: (n, 9) float32, columns of mmdet3d 1.x's `LiDARInstance3DBoxes`: x, y, z of the bottom centre,
+            length, width, height in metres, yaw in radians from x counter-clockwise, velocity vx, vy in m/s
+            or 0.
+        ids: (n,) int64 track ids, -1 for none; None without tracking.
     """
 
     boxes: np.ndarray
@@ -36,7 +31,6 @@ class Detections3D(Scored):
     ids: np.ndarray | None = None
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return `box`, the nine columns of one box, and `track_id` of a model that follows objects."""
         place: dict[str, Any] = dict(box=[round(float(value), 4) for value in self.boxes[index]])
         if self.ids is not None:
             place['track_id'] = int(self.ids[index])
@@ -44,20 +38,15 @@ class Detections3D(Scored):
 
 
 def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
-    """Return whether the places of boxes (n, 3 or more) are in the range `limits`, ends included: (n,) bool.
-
-    These are six numbers: x, y, z of the lower corner, then of the upper one.
-    """
+    """(n,) bool: places of boxes (n, 3 or more) within `limits` (low x, y, z, high x, y, z), inclusive."""
     low, high = np.float32(limits[:3]), np.float32(limits[3:])
     return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)
 
 
 def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes (n, 7 or 9) as mmdet3d 1.0 has them, from the columns and headings of mmdet3d 0.x.
+    """Convert boxes (n, 7 or 9) of mmdet3d 0.x to 1.0, arrays or tensors; its own inverse.
 
-    BEVFusion was trained with x, y, z, w, l, h, yaw from -y clockwise, and velocity; `Detections3D` has x, y,
-    z, l, w, h, yaw from x counter-clockwise. The function is its own inverse, and takes tensors of PyTorch,
-    too.
+    0.x, as BEVFusion: x, y, z, w, l, h, yaw from -y clockwise; 1.0: l, w, h, yaw from x counter-clockwise.
     """
     converted = boxes[:, [0, 1, 2, 4, 3, 5, *range(6, boxes.shape[1])]]
     converted[:, 6] = -boxes[:, 6] - math.pi / 2

@@ -1,8 +1,4 @@
-"""Pictures of detections. Needs OpenCV and numpy only.
-
-Glossary: h, w pixels of the picture, n detections. Pictures, `image_bgr` and `canvas`, are (h, w, 3) uint8 in
-the order blue, green, red.
-"""
+"""Pictures of detections, (h, w, 3) uint8 BGR. n detections. Needs OpenCV and numpy only."""
 
 from __future__ import annotations
 
@@ -24,9 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Instances, Scored
 
 FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
-"""Font of labels, and how masks are brought to the size of their picture."""
 Box, Colour = tuple[int, int, int, int], tuple[int, int, int]
-"""x1, y1, x2, y2 in pixels; blue, green, red."""
 PALETTE_BGR: tuple[Colour, ...] = (
     (56, 56, 255),
     (255, 144, 30),
@@ -41,23 +35,17 @@ PALETTE_BGR: tuple[Colour, ...] = (
     (40, 80, 140),
     (255, 220, 130),
 )
-"""Colours of the first classes; later ones walk round the hue circle by the golden angle."""
+"""Colours of the first classes; later ones walk the hue circle by the golden angle."""
 BRIGHTNESSES = (255, 215, 170)
-"""Brightness of the colours of later classes, 0..255, by turns."""
 TINT = 0.45
-"""Share of the class's colour in the pixels of an instance."""
 LEGIBLE_SIDE = 900
-"""Pixels; see `enlarged`."""
 FAR = 30000
-"""Pixels; points farther out are drawn there, so that they fit OpenCV's integers."""
+"""Pixels; farther points are drawn there, to fit OpenCV's integers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """Sizes that fit an image: pixels, but `font_scale` of OpenCV's Hershey font.
-
-    `thickness` is of box lines, `font_thickness` of strokes, `pad` the room round a label's text.
-    """
+    """Sizes in pixels; `font_scale` is of OpenCV's Hershey font, `pad` surrounds a label's text."""
 
     thickness: int
     font_scale: float
@@ -66,14 +54,12 @@ class Style:
 
     @classmethod
     def for_image(cls, height: int, width: int) -> Style:
-        """Return sizes that stay legible when a picture of height x width pixels is shown as a whole."""
         side = max(height, width)
         line = round(side / 320)
         return cls(max(1, line), max(0.38, side / 1400), max(1, round(side / 900)), max(2, line))
 
 
 def class_colour(label: int) -> Colour:
-    """Return the BGR colour of a class index; equal in every picture."""
     if 0 <= label < len(PALETTE_BGR):
         return PALETTE_BGR[label]
     hue = int(label * 111.246) % 180
@@ -83,29 +69,22 @@ def class_colour(label: int) -> Colour:
 
 
 def track_colour(track_id: int) -> Colour:
-    """Return the BGR colour of a track, equal in every picture; grey for a box without an id, -1."""
     return class_colour(len(PALETTE_BGR) + track_id) if track_id >= 0 else (150, 150, 150)
 
 
 def text_colour(background_bgr: Colour) -> Colour:
-    """Return black or white, whichever is legible on the background."""
     blue, green, red = background_bgr
     return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
-    """Return the name of a class in `classes`, as it can be printed; 'class 7' for 7 if there is none."""
     return printable(classes[label]) if 0 <= label < len(classes) else f'class {label}'
 
 
 def draw_results(
     family: str, image_bgr: np.ndarray, results: Scored, classes: Sequence[str], score_thr: float = 0.3
 ) -> np.ndarray:
-    """Draw results by `draw` of the runtime of a family (its name); without a `draw` as masks or boxes.
-
-    The other arguments, and the result, are those of `draw_detections` and `draw_instances`. A family without
-    a runtime is refused, see `runtime_of`.
-    """
+    """Draw results by the `draw` of the family's runtime, else as masks or boxes."""
     draw = draw_instances if hasattr(results, 'masks') else draw_detections
     return getattr(runtime_of(family), 'draw', draw)(image_bgr, results, classes, score_thr)
 
@@ -117,17 +96,9 @@ def draw_detections(
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes, or the `outlines` of results that have some, with class names and scores.
+    """Copy the image with boxes, or the results' `outlines`, class names and scores.
 
-    Labels go above their box, or below or into it if they would leave the image or cover the label of a
-    better box.
-
-    Args:
-        image_bgr: (h, w, 3) uint8, which stays as it is; a copy with the boxes is returned.
-        detections: detections in pixels of the image.
-        classes: names by label.
-        score_thr: boxes below are left out.
-        marked: (n,) bool; these get a white frame and an exclamation mark; with None nothing is marked.
+    `marked` (n,) bool adds a white frame and an exclamation mark.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     style = Style.for_image(*canvas.shape[:2])
@@ -157,16 +128,9 @@ def draw_instances(
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw masks, tinted and outlined, with class names and scores, if any; better ones lie on top.
+    """Copy the image with tinted masks, class names and scores; better ones lie on top.
 
-    Masks of another size are brought to that of the image by `NEAREST`.
-
-    Args:
-        image_bgr: (h, w, 3) uint8, which stays as it is; a copy with the masks is returned.
-        instances: the n instances of the image, or the segments of a panoptic map, which have no scores.
-        classes: names by label.
-        score_thr: instances below are left out.
-        marked: (n,) bool, instances that get a white outline and an exclamation mark; None marks none.
+    Masks are resized by `NEAREST`. `marked` (n,) bool adds a white outline and an exclamation mark.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     height, width = canvas.shape[:2]
@@ -194,8 +158,6 @@ def draw_instances(
 
 @dataclasses.dataclass(frozen=True)
 class _Label:
-    """The text at a box, and its place; `index` is that of the result."""
-
     index: int
     box: Box
     text: str
@@ -213,7 +175,6 @@ def _labels(
     marked: np.ndarray | None,
     has_scores: bool = True,
 ) -> Iterator[_Label]:
-    """Yield the labels of boxes, the best first, clear of earlier ones if possible."""
     placed: list[Box] = []
     order = np.argsort(-detections.scores, kind='stable')
     for index in order[detections.scores[order] >= score_thr]:
@@ -229,11 +190,7 @@ def _labels(
 
 
 def enlarged(image_bgr: np.ndarray, results: Scored, side: int = LEGIBLE_SIDE) -> tuple[np.ndarray, Scored]:
-    """Enlarge a small image (h, w, 3), and boxes in its pixels, by a whole factor: labels cover less.
-
-    The longer side is then `side` at most; images of more than half of `side` stay as they are. Results
-    become their `scaled`: masks, and boxes beside them, stay as they are, as `draw_instances` adapts them.
-    """
+    """Enlarge a small image and its boxes by a whole factor up to `side` pixels; masks stay."""
     factor = side // max(image_bgr.shape[:2])
     if factor < 2:
         return image_bgr, results
@@ -242,25 +199,17 @@ def enlarged(image_bgr: np.ndarray, results: Scored, side: int = LEGIBLE_SIDE) -
 
 
 def pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
-    """Round a box to pixels inside an image of a shape (h, w, ...).
-
-    `bbox_xyxy` (4,) is x1 y1 x2 y2 in pixels; NaN becomes 0. The last row is h - 1, the last column w - 1.
-    """
+    """Round a box (4,) to pixels inside an image; NaN becomes 0."""
     upper = np.array([shape[1] - 1, shape[0] - 1] * 2)
     return tuple(np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int).tolist())
 
 
 def pixel_points(points: np.ndarray) -> np.ndarray:
-    """Round points (n, 2) to pixels, int32, up to `FAR` outside of an image; NaN and infinity become 0."""
+    """Round points (n, 2) to int32 pixels up to `FAR`; NaN and infinity become 0."""
     return np.rint(np.clip(np.nan_to_num(points, posinf=0, neginf=0), -FAR, FAR)).astype(np.int32)
 
 
 def place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, placed: Sequence[Box]) -> Box:
-    """Return the place of a label at a box, inside the image and clear of earlier labels if possible.
-
-    `text` and `style` decide its size; `shape` (h, w, ...) is that of the image, `placed` are the places of
-    earlier labels.
-    """
     text = printable(text)  # half a character ends OpenCV's text in a crash
     (text_w, text_h), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
     width, height = text_w + 2 * style.pad, text_h + baseline + 2 * style.pad
@@ -273,7 +222,6 @@ def place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, place
 
 
 def overlaps(box: Box, boxes: Sequence[Box]) -> bool:
-    """Return whether a box shares pixels with one of several."""
     x1, y1, x2, y2 = box
     return any(x1 < right and left < x2 and y1 < bottom and top < y2 for left, top, right, bottom in boxes)
 
@@ -294,22 +242,16 @@ def write(
     colour: Colour = (255, 255, 255),
     thickness: int = 1,
 ) -> None:
-    """Write a line of text into a picture in place; its baseline begins at the pixel `corner`, x, y.
-
-    `canvas` is the picture (h, w, 3) uint8 BGR, `scale` the scale of OpenCV's font, `colour` is BGR,
-    `thickness` in pixels; characters beyond ASCII become question marks.
-    """
+    """Write a line of ASCII text in place; the baseline begins at pixel `corner`."""
     letters = printable(text).encode('ascii', 'replace').decode()
     cv2.putText(canvas, letters, corner, FONT, scale, colour, thickness, cv2.LINE_AA)
 
 
 def encode_png(image_bgr: np.ndarray) -> bytes:
-    """Return the bytes of a PNG file of a picture (h, w, 3) uint8; ImageError: a side is above 1,000,000."""
     return _encode('.png', image_bgr)
 
 
 def encode_jpeg(image_bgr: np.ndarray) -> bytes:
-    """Return those of a JPEG file of quality 88, as `encode_png`; ImageError: a side is above 65,500."""
     return _encode('.jpg', image_bgr, cv2.IMWRITE_JPEG_QUALITY, 88)
 
 
@@ -321,11 +263,7 @@ def _encode(suffix: str, image_bgr: np.ndarray, *options: int) -> bytes:
 
 
 def write_picture(path: Path, image_bgr: np.ndarray) -> None:
-    """Write a picture atomically: as PNG if its suffix is .png or missing, else as JPEG.
-
-    A missing folder is made. ImageError: see `encode_png` and `encode_jpeg`; Mm2OnnxError: the file cannot be
-    written.
-    """
+    """Write a picture atomically, as PNG for .png or no suffix, else JPEG."""
     encode = encode_png if path.suffix.lower() in ('', '.png') else encode_jpeg
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode(image_bgr))

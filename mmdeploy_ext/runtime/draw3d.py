@@ -1,7 +1,6 @@
-"""Pictures of boxes in 3D: in the cameras' images and from above. Needs OpenCV and numpy only.
+"""Pictures of 3D boxes in cameras' images and from above.
 
-Glossary: N cameras, n boxes, P points. Frames: LiDAR frame in metres; pixels of an image. Boxes of one
-picture without a LiDAR may be in another frame of metres with z up; then `lidar2img` is from that one.
+N cameras, n boxes, P points; LiDAR frame in metres.
 """
 
 from __future__ import annotations
@@ -20,33 +19,25 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.draw import Box, Colour
 
 NEAR = 0.5
-"""Metres from a camera to the plane at which nearer parts are cut off."""
+"""Metres from a camera to the cutting plane."""
 BOTTOM = [(0, 1), (1, 2), (2, 3), (3, 0)]
-"""Edges of the bottom face of a box."""
 TOP = [(4, 5), (5, 6), (6, 7), (7, 4)]
-"""Edges of the top face."""
 PILLARS = [(0, 4), (1, 5), (2, 6), (3, 7)]
-"""Edges between them."""
 FRONT_CROSS = [(0, 5), (1, 4)]
 """Diagonals of the front face, which show the heading."""
 BOX_LINES = np.array(BOTTOM + TOP + PILLARS + FRONT_CROSS)
-"""Pairs of corners of a box, see `box_corners`."""
+"""Pairs of corners, see `box_corners`."""
 LAYOUT = ((2, 0, 1), (4, 3, 5))
-"""Rows of the mosaic, for nuScenes' six cameras: front left, front, front right; the same behind."""
+"""Mosaic of nuScenes' six cameras: front left, front, front right; the same behind."""
 CAMERA_TITLES = ('front', 'front right', 'front left', 'back', 'back left', 'back right')
-"""Titles of the cameras in the order of mmdet3d."""
 GAP = 4
-"""Pixels between two pictures."""
 SWEEP_SIDE, MARGIN_M, SMALLEST_EXTENT_M = 560, 4.0, 12.0
-"""Of the view of a sweep from above: its pixels; metres between the farthest box and its edge; and metres
-that a box is taken to be away at least."""
 
 
 def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
-    """Project line segments from `starts` to `ends` (n, 3) in the frame of the boxes, cut at the near plane.
+    """Project segments (n, 3) to (m, 4) float64 x1 y1 x2 y2 pixels, cut at the near plane.
 
-    Returns (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments nearer than `NEAR`, or behind the camera,
-    are left out. `lidar2img` (4, 4) goes to pixels times depth.
+    Segments behind it are left out. `lidar2img` (4, 4) goes to pixels times depth.
     """
     starts, ends = (
         np.concatenate([points, np.ones((len(points), 1))], 1) @ lidar2img.T for points in (starts, ends)
@@ -58,7 +49,6 @@ def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray
 
 
 def _cut(points: np.ndarray, other_ends: np.ndarray) -> np.ndarray:
-    """Move points that are nearer than the near plane along their segment onto it."""
     missing = NEAR - points[:, 2]
     length = np.where(missing > 0, other_ends[:, 2] - points[:, 2], 1.0)
     return points + (other_ends - points) * np.clip(missing / length, 0, 1)[:, None]
@@ -67,14 +57,7 @@ def _cut(points: np.ndarray, other_ends: np.ndarray) -> np.ndarray:
 def draw_camera(
     image_bgr: np.ndarray, lidar2img: np.ndarray, layer: BoxLayer, classes: Sequence[str]
 ) -> np.ndarray:
-    """Return a copy of one camera's image with boxes drawn into it, far ones first.
-
-    Args:
-        image_bgr: (h, w, 3) uint8.
-        lidar2img: (4, 4) matrix from the frame of the boxes to pixels of the image times depth.
-        layer: the boxes, and how they are drawn.
-        classes: names by label.
-    """
+    """Copy one camera's image with boxes, far ones first; `lidar2img` (4, 4) goes to pixels times depth."""
     canvas = np.ascontiguousarray(image_bgr).copy()
     corners = box_corners(layer.detections.boxes)
     depth = (corners.mean(axis=1) @ lidar2img[2, :3]) + lidar2img[2, 3]
@@ -101,7 +84,6 @@ def draw_camera(
 
 
 def _label(canvas: np.ndarray, text: str, lines: np.ndarray, colour: Colour, placed: list[Box]) -> None:
-    """Write above a box, unless the box is tiny or the text would cover the label of a nearer one."""
     x, y = lines[:, 0::2], lines[:, 1::2]
     if y.max() - y.min() < 14:
         return
@@ -123,13 +105,7 @@ def camera_mosaic(
     classes: Sequence[str],
     cell_width: int = 440,
 ) -> np.ndarray:
-    """Draw boxes and names into N images in the order of nuScenes' info files, laid out as seen from the car.
-
-    Six are laid out so; of another number there are rows of three, in order, and numbers instead of names.
-    The picture is three cells of `cell_width` pixels and gaps wide, with fewer cameras as many as there are.
-    `images_bgr` and `lidar2img` (N, 4, 4) have an image and a matrix of `draw_camera` per camera (else
-    ValueError); `layer` and `classes` are those of all cameras.
-    """
+    """Draw boxes into N images in nuScenes' order, laid out as seen from the car; `lidar2img` (N, 4, 4)."""
     cells = []
     for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):
         ratio = cell_width / image.shape[1]
@@ -147,7 +123,6 @@ def camera_mosaic(
 
 
 def _grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Lay cells out in rows, gaps between them, on dark ground."""
     height, width = (max(cell.shape[axis] for row in rows for cell in row) for axis in (0, 1))
     columns = max(map(len, rows))
     shape = len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3
@@ -160,10 +135,7 @@ def _grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def forward_direction(lidar2img: np.ndarray) -> np.ndarray:
-    """Return the axis (2,) of the LiDAR frame nearest to the viewing direction of the first camera.
-
-    `lidar2img` (N, 4, 4) goes to pixels times depth.
-    """
+    """Axis (2,) of the LiDAR frame nearest to the first camera's view; `lidar2img` (N, 4, 4)."""
     direction = np.asarray(lidar2img, np.float64)[0, 2, :2]
     axis = int(np.argmax(np.abs(direction)))
     forward = np.zeros(2)
@@ -179,20 +151,7 @@ def compare_picture(
     title: str = '',
     points: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw one camera mosaic per layer, one below the other, and the view from above with all layers.
-
-    Args:
-        images_bgr: N images (h, w, 3) uint8.
-        lidar2img: (N, 4, 4) for their pixels.
-        layers: one or two lists of boxes.
-        classes: names by label.
-        title: title of the frame.
-        points: (P, 3 or more) of the frame, LiDAR frame, for the view from above; with None no points are
-            drawn.
-
-    Returns:
-        (h, w, 3) uint8 BGR; equal sizes for equal inputs and numbers of layers, even in both axes.
-    """
+    """Draw a mosaic per layer and the view from above, (h, w, 3) uint8 BGR with even sides."""
     cell_width = 440 if len(layers) > 1 else 600
     parts = []
     for layer in layers:
@@ -211,16 +170,7 @@ def compare_picture(
 def sweep_picture(
     title: str, points: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[str]
 ) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 BGR of points from above, once per list of boxes, on one scale.
-
-    The views are side by side. The scale shows all boxes but those at infinity.
-
-    Args:
-        title: text above the picture.
-        points: (P, 3 or more), x, y, z in the LiDAR frame first.
-        layers: lists of boxes, one or more, and how they are drawn.
-        classes: names by label.
-    """
+    """Draw points (P, 3 or more, LiDAR frame) from above once per layer, on one scale."""
     distances = np.concatenate([np.abs(layer.detections.boxes[:, :2]).ravel() for layer in layers])
     extent = float(distances[np.isfinite(distances)].max(initial=SMALLEST_EXTENT_M)) + MARGIN_M
     views = [bird_eye([layer], classes, SWEEP_SIDE, extent, points=points) for layer in layers]
@@ -228,7 +178,6 @@ def sweep_picture(
 
 
 def _titled(text: str, picture: np.ndarray, font_scale: float = 0.6) -> np.ndarray:
-    """Return a picture with a line of text above it."""
     strip = np.full((28, picture.shape[1], 3), DARK, np.uint8)
     write(strip, text, (8, 20), font_scale)
     return np.vstack([strip, picture])

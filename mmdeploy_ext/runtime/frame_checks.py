@@ -1,7 +1,4 @@
-"""Checks of a frame of a streaming model, made before it may change the memory; a failure is one error.
-
-Glossary: N cameras, H, W network input in pixels.
-"""
+"""Checks of a frame before it may change the memory. N cameras, H, W network input in pixels."""
 
 from __future__ import annotations
 
@@ -20,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_fields(frame: Frame, names: Collection[str], num_cameras: int) -> dict[str, Any]:
-    """Return copies of the fields of a frame that a model of N cameras reads; DataError: one is not valid.
-
-    Of `names`, `lidar2img`, `intrinsics`, `ego_pose` and `timestamp_s` are checked here.
-    """
+    """Copy the fields `names` of a frame, with checks of matrices, pose and time."""
     values: dict[str, Any] = {}
     if 'intrinsics' in names:
         calibration = None
@@ -42,10 +36,7 @@ def check_fields(frame: Frame, names: Collection[str], num_cameras: int) -> dict
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
-    """Return a copy of a rigid pose (4, 4), LiDAR frame to global frame or its inverse, as float64.
-
-    DataError, with its `name`, for anything else.
-    """
+    """Copy a rigid pose (4, 4) as float64; DataError for anything else."""
     if pose is None:
         raise DataError(
             f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'
@@ -61,7 +52,7 @@ def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
 
 
 def check_time(timestamp_s: float) -> float:
-    """Return a finite time in seconds, a number or an array of one, as a float; DataError: anything else."""
+    """Finite seconds as float; DataError for anything else."""
     try:
         value = float(np.asarray(timestamp_s, np.float64).reshape(()))
     except (TypeError, ValueError):
@@ -72,14 +63,7 @@ def check_time(timestamp_s: float) -> float:
 
 
 def check_calibration(calibration: Calibration | None, num_cameras: int) -> Calibration:
-    """Return a calibration as float64: `lidar2img` and `intrinsics` (N, 4, 4), N being `num_cameras`.
-
-    A calibration of None is refused, too.
-
-    Raises:
-        DataError: missing, for another number of cameras, not finite, singular, or intrinsics and lidar2img
-            that do not belong together.
-    """
+    """Calibration as float64, `lidar2img` and `intrinsics` (N, 4, 4)."""
     if calibration is None:
         raise DataError(
             'calibration: is missing; expected lidar2img and intrinsics of all cameras '
@@ -98,10 +82,7 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
 
 
 def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndarray:
-    """Return matrices (N, 4, 4) of a calibration as float64; DataError, which names them by `name`.
-
-    They have to be finite, not singular, and as many as there are cameras.
-    """
+    """N finite, invertible matrices (N, 4, 4) as float64; DataError for anything else."""
     matrices = _copied(matrices, f'calibration: {name}')
     if matrices.shape != (num_cameras, 4, 4):
         raise DataError(
@@ -120,7 +101,7 @@ def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndar
 
 
 def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return prepared images (N, 3, H, W) float32; ShapeError if they are not float32 of `shape`."""
+    """Prepared images (N, 3, H, W) float32 of `shape`; ShapeError for anything else."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[0] != shape[0]:
         raise ShapeError(
@@ -135,10 +116,6 @@ def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _copied(values: Any, name: str) -> np.ndarray:
-    """Return numbers as a new float64 array: what is kept of a frame does not change with the caller's array.
-
-    DataError, which names them by `name`: rows of several lengths, or no numbers.
-    """
     try:
         return np.array(values, np.float64)
     except (TypeError, ValueError) as error:
@@ -146,10 +123,7 @@ def _copied(values: Any, name: str) -> np.ndarray:
 
 
 def _is_singular(matrix: np.ndarray) -> bool:
-    """Return whether a matrix (4, 4) of pixels and depth has no inverse, or 0 as its last number.
-
-    Its rows of pixels are long and the row of depth is short by design, so that they are normalised first.
-    """
+    """Rows of pixels are long and the row of depth is short, so rows are normalised first."""
     linear = matrix[:3, :3]
     lengths = np.linalg.norm(linear, axis=1)
     if (lengths < 1e-12).any() or abs(np.linalg.det(linear / lengths[:, None])) < 1e-6 or matrix[3, 3] == 0:

@@ -1,7 +1,7 @@
-"""Inputs and outputs of a streaming or LiDAR model per frame, and the state between frames. Needs numpy only.
+"""Inputs, outputs and state of streaming and LiDAR models. Needs numpy only.
 
-Glossary: N cameras, H, W network input in pixels, P points, D values of a point, L decoder layers, Q queries,
-K classes, n rows of the memory, C channels.
+N cameras, H, W network input in pixels, P points of D values, L decoder layers, Q queries, K classes, n rows
+of the memory, C channels.
 """
 
 from __future__ import annotations
@@ -20,25 +20,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One frame of all cameras, prepared for the network.
+    """One frame of all cameras; a data set may lack pose, time and scene.
 
     Attributes:
         images: (N, 3, H, W) float32, normalised.
         lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the network input times depth.
-        intrinsics: (N, 4, 4) float64 of the network input; unit matrices stand for unknown ones, which some
-            models do not read.
+        intrinsics: (N, 4, 4) float64 of the network input; unit matrices if unknown.
         ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
-        timestamp_s: seconds, absolute.
+        timestamp_s: absolute seconds.
         scene_token: a change means a new scene; None: unknown.
-        name: name of the frame, for display and for file names.
-        image_files: one path per camera, to draw into, '' if its file is missing; empty when none are known.
-        ego_pose_inv: (4, 4) float64, the inverse as the data set has it; None: it is computed.
-        can_bus: (18,) float64, a record of the car's motion as `runtime.bev_motion` describes
-            it; None: there is none, and models that need one derive it from the pose.
-        camera_times_s: (N,) float64, absolute seconds at which each camera took its picture; None: all at
-            `timestamp_s`.
-
-    A data set may lack pose, time and scene, which are None then; models that need them raise DataError.
+        name: for display and file names.
+        image_files: path per camera to draw into, '' if missing; or ().
+        ego_pose_inv: (4, 4) float64 inverse of the data set, or None.
+        can_bus: (18,) float64 record of motion, see `runtime.bev_motion`; None: derived from the pose.
+        camera_times_s: (N,) float64 absolute seconds per picture; None: all `timestamp_s`.
     """
 
     images: np.ndarray
@@ -56,12 +51,12 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """One revolution of a LiDAR: the frame of a model without cameras and without a memory.
+    """One revolution of a LiDAR.
 
     Attributes:
-        points: (P, D) float32: x, y, z in metres in the LiDAR frame, then other values of the sensor.
-        name: name of the sweep, for display and for file names.
-        scene_token, timestamp_s: scene, and seconds, absolute; a model without a memory reads neither.
+        points: (P, D) float32: x, y, z in metres, LiDAR frame, then the sensor's values.
+        name: for display and file names.
+        scene_token, timestamp_s: scene, absolute seconds; unused without a memory.
     """
 
     points: np.ndarray
@@ -72,15 +67,14 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class FusedFrame(Sweep):
-    """One moment of all cameras and of the LiDAR; a model without LiDAR gets no points, (0, D).
+    """One moment of all cameras and LiDAR; points are (0, D) without LiDAR.
 
     Attributes:
-        images: (N, 3, H, W) float32, normalised; None for a model without cameras.
-        calibration: float32 `camera_intrinsics`, `camera2lidar`, `lidar2image`, `img_aug_matrix` (N, 4, 4),
-            `lidar_aug_matrix` (4, 4): camera to picture as it was taken, camera to LiDAR, LiDAR to picture as
-            it was taken, that picture to the network's, and LiDAR to the frame that the points are in. Of
-            MVX-Net it is the last three, of a model without cameras empty.
-        image_files: one path per camera, to draw into, '' if its file is missing; empty when none are known.
+        images: (N, 3, H, W) float32, normalised; None without cameras.
+        calibration: float32 `runtime.calibration.MATRICES`: `camera_intrinsics`, `camera2lidar`,
+            `lidar2image`, `img_aug_matrix` (N, 4, 4), `lidar_aug_matrix` (4, 4); MVX-Net: the last three; {}
+            without cameras.
+        image_files: path per camera to draw into, '' if missing; or ().
     """
 
     images: np.ndarray | None = None
@@ -89,10 +83,7 @@ class FusedFrame(Sweep):
 
     @property
     def lidar2img(self) -> np.ndarray:
-        """(N, 4, 4) float64: the frame that the points are in, to pixels of the network input times depth.
-
-        KeyError: the calibration lacks a matrix, as that of a model without cameras does.
-        """
+        """(N, 4, 4) float64, frame of the points to network pixels times depth; KeyError without cameras."""
         names = 'img_aug_matrix', 'lidar2image', 'lidar_aug_matrix'
         img_aug, lidar2image, lidar_aug = (np.asarray(self.calibration[name], np.float64) for name in names)
         return of_rays(img_aug) @ lidar2image @ np.linalg.inv(lidar_aug)
@@ -100,16 +91,15 @@ class FusedFrame(Sweep):
 
 @dataclasses.dataclass(frozen=True)
 class StreamState:
-    """The memory after a frame; of StreamPETR in the LiDAR frame of it, with ages counted from it.
+    """The memory after a frame.
 
     Attributes:
-        tensors: of StreamPETR `embedding` (1, n, C), `reference_point` (1, n, 3) m, `timestamp` (1, n, 1) age
-            in s, 0 or more, `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32. The `state` of other
-            models has other ones, some of them in the map or in absolute seconds.
-        ego_pose: (4, 4) float64 of that frame, LiDAR to global. For a frame without one, which a model that
-            needs none takes, it is None, of PETR the unit matrix.
-        timestamp_s: seconds, absolute, of that frame; likewise None, of PETR 0.
-        scene_token: token of the scene of that frame; '' if no frame has named one.
+        tensors: StreamPETR, in the LiDAR frame of that frame: `embedding` (1, n, C), `reference_point` (1, n,
+            3) m, `timestamp` (1, n, 1) age in s, `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32. Other
+            models have their own, some in the map or absolute seconds.
+        ego_pose: (4, 4) float64, LiDAR to global; None, or for PETR the unit matrix, if unused.
+        timestamp_s: absolute seconds; None, or for PETR 0, if unused.
+        scene_token: '' if unknown.
     """
 
     tensors: dict[str, np.ndarray]
@@ -123,13 +113,10 @@ class StepResult:
     """The result of one step.
 
     Attributes:
-        outputs: by the names of the contract; of StreamPETR `all_cls_scores` (L, 1, Q, K) logits,
-            `all_bbox_preds` (L, 1, Q, 10); the reference in PyTorch adds `outs_dec` and the memory after the
-            frame.
+        outputs: of the contract; StreamPETR: `all_cls_scores` (L, 1, Q, K) logits, `all_bbox_preds` (L, 1, Q,
+            10). The PyTorch reference adds `outs_dec` and the memory.
         detections: decoded from them.
-        was_reset: this frame was run as a first one: the memory was empty, or `Stepper.step` emptied it; of
-            Sparse4D also after a gap of more than `max_time_interval`, with which the memory stays. False of
-            models of sweeps and of `FusedFrame`, which have no memory.
+        was_reset: the frame had an empty memory; for Sparse4D also after a gap above `max_time_interval`.
     """
 
     outputs: dict[str, np.ndarray]
@@ -138,31 +125,28 @@ class StepResult:
 
 
 class Stepper(Protocol):
-    """A streaming or LiDAR model on any engine: state in, state out, one frame at a time."""
+    """A streaming or LiDAR model on any engine, one frame at a time."""
 
     state: StreamState | None
-    """The memory after the last frame; assigning one continues from it, None is an empty memory, and always
-    that of a model of sweeps or of `FusedFrame`. PETR, which reads none either, has pose and time in it."""
+    """Memory after the last frame; assign one to continue from it, None to empty it."""
 
     def reset(self) -> None:
         """Empty the memory."""
 
     def step(self, frame: Frame | Sweep) -> StepResult:
-        """Run one frame and keep the memory for the next.
+        """Run one frame and keep the memory.
 
-        LiDAR models take a `Sweep`, BEVFusion (also of cameras alone) and MVX-Net a `FusedFrame`, others a
-        `Frame`. A change of `scene_token` empties the memory first, but that of Sparse4D only in a runtime
-        with the repair `scene`. A gap of time does so only in a runtime with `max_gap_s`, never in a
-        reference in PyTorch.
+        Takes a `Sweep` (LiDAR), `FusedFrame` (BEVFusion, MVX-Net) or `Frame`. A change of `scene_token`
+        empties the memory (Sparse4D: only with the repair `scene`), a gap of time only with a runtime's
+        `max_gap_s`.
         """
 
 
 def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
-    """Return `img_aug_matrix` (N, 4, 4), which moves pixels, for pixels that are multiplied by their depth.
+    """`img_aug_matrix` (N, 4, 4) for pixels multiplied by depth, float64.
 
-    The argument, see `FusedFrame`, is applied to (u, v, depth, 1), the result (N, 4, 4) float64 to (u depth,
-    v depth, depth, 1). The depth has no share in the argument's pixels: the third column of its first two
-    rows is taken for 0.
+    The argument maps (u, v, depth, 1), the result (u depth, v depth, depth, 1). The third column of its first
+    two rows counts as 0.
     """
     matrix = np.array(img_aug_matrix, np.float64)
     matrix[:, :2, 2] = matrix[:, :2, 3]
@@ -171,18 +155,7 @@ def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
 
 
 def check_matrix(calibration: Arrays, key: str, shape: tuple[int, ...], name: str) -> None:
-    """Refuse a calibration, see `FusedFrame`, without a matrix of finite numbers in a shape.
-
-    Args:
-        calibration: name -> matrix.
-        key: name of the matrix.
-        shape: its shape.
-        name: name of the frame, for messages.
-
-    Raises:
-        DataError: the matrix is missing, or holds NaN or infinity.
-        ShapeError: it has another shape.
-    """
+    """Check one matrix of a calibration."""
     if key not in calibration:
         raise DataError(f'{name}: the calibration has no {key}')
     matrix = calibration[key]

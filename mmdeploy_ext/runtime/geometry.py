@@ -14,7 +14,7 @@ RIGID_TOLERANCE = 1e-3
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
-    """Return the inverse (..., 4, 4) float64 of rigid transforms; that they are rigid is not checked."""
+    """Inverse (..., 4, 4) float64 of rigid transforms, unchecked."""
     pose = np.asarray(pose, np.float64)
     inverse = np.zeros_like(pose)
     rotation = np.swapaxes(pose[..., :3, :3], -1, -2)
@@ -25,12 +25,10 @@ def invert_pose(pose: np.ndarray) -> np.ndarray:
 
 
 def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Return the (4, 4) float64 transform from the last LiDAR frame to the current one.
+    """Transform (4, 4) float64 from the last LiDAR frame to the current one; poses are LiDAR to global.
 
-    Both poses are (4, 4), LiDAR to global, and rigid, which is not checked.
-
-    The positions are subtracted before they are turned, so that a rotation that is orthonormal to float32
-    only costs nothing 700 km away from the origin of the map.
+    Positions are subtracted before the rotation, so float32 rotations lose nothing 700 km from the map's
+    origin.
     """
     last_pose, pose = np.asarray(last_pose, np.float64), np.asarray(pose, np.float64)
     rotation = pose[:3, :3].T
@@ -41,7 +39,7 @@ def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 
 def not_rigid(matrix: np.ndarray) -> str:
-    """Return why a finite (4, 4) matrix is no rotation and translation, '' if it is one."""
+    """Reason why a finite (4, 4) matrix is not rigid, or ''."""
     if not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
         return f'its last row is {matrix[3].tolist()}, expected [0, 0, 0, 1]'
     rotation = matrix[:3, :3]
@@ -53,7 +51,7 @@ def not_rigid(matrix: np.ndarray) -> str:
 
 
 def softmax(values: Any) -> Any:
-    """Return the softmax of an array or a tensor over its last axis."""
+    """Softmax of an array or tensor over the last axis."""
     if hasattr(values, 'softmax'):
         return values.softmax(-1)
     raised = np.exp(values - values.max(-1, keepdims=True))
@@ -61,7 +59,7 @@ def softmax(values: Any) -> Any:
 
 
 def sigmoid(logits: Any) -> Any:
-    """Return the sigmoid of an array or a tensor, computed in its type."""
+    """Sigmoid of an array or tensor in its dtype."""
     if hasattr(logits, 'sigmoid'):
         return logits.sigmoid()
     with np.errstate(over='ignore'):
@@ -69,18 +67,12 @@ def sigmoid(logits: Any) -> Any:
 
 
 def exact_sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return the sigmoid, computed in float64 and rounded once to float32.
-
-    So the score of a logit below -88, at which exp of float32 overflows, is not 0 at once.
-    """
+    """Sigmoid in float64, rounded to float32; float32's exp overflows for logits below -88."""
     return sigmoid(np.asarray(logits, np.float64)).astype(np.float32)
 
 
 def ious(xp: ModuleType, rows: Any, columns: Any) -> Any:
-    """Return the IoU (..., n, m) of boxes `rows` (..., n, 4) and `columns` (..., m, 4) xyxy.
-
-    They are arrays or tensors, of the module `xp`. Unions count as at least 1e-6.
-    """
+    """IoU (..., n, m) of boxes (..., n, 4) and (..., m, 4) xyxy; unions are at least 1e-6."""
     rows, columns = rows[..., :, None, :], columns[..., None, :, :]
     sides = xp.minimum(rows[..., 2:], columns[..., 2:]) - xp.maximum(rows[..., :2], columns[..., :2])
     overlap = sides.clip(min=0)[..., 0] * sides.clip(min=0)[..., 1]
@@ -89,7 +81,7 @@ def ious(xp: ModuleType, rows: Any, columns: Any) -> Any:
 
 
 def rotation_of(quaternion: np.ndarray) -> np.ndarray:
-    """Return the rotation (3, 3) of a quaternion w x y z of any length above 0."""
+    """Rotation (3, 3) of a quaternion w x y z of any positive length."""
     w, (x, y, z) = quaternion[0], quaternion[1:]
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + 2 * (w * cross + cross @ cross) / (quaternion @ quaternion)

@@ -1,4 +1,4 @@
-"""Lines of the grids of Decoupled SOLO: the columns and the rows that its cells are made of."""
+"""Grid lines of Decoupled SOLO: columns and rows of its cells."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ if TYPE_CHECKING:
 
 
 def lines(num_grids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for every cell (S,) int64 the index of the grid line that is its column, and of that of its row.
+    """Index (S,) int64 of each cell's column line, and of its row line, over all levels.
 
-    Lines are counted through all levels; cells are those of level after level, each row by row. `num_grids`
-    are the numbers of rows, which are those of columns, of the levels.
+    `num_grids` is rows (= columns) per level; cells are in row-major order, level after level.
     """
     ends = np.cumsum(num_grids)
     levels = [np.arange(end - grid, end) for end, grid in zip(ends, num_grids, strict=True)]

@@ -1,4 +1,4 @@
-"""A graph whose outputs may stay on the device of its engine, for the next graph or frame. No torch."""
+"""A graph with outputs that may stay on the engine's device for the next graph or frame. No torch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.base import Backend
 
     Held = OrtValue | np.ndarray
-    """A tensor on the device of ONNX Runtime, or an array."""
 
 DEVICES = dict.fromkeys(('CUDAExecutionProvider', 'TensorrtExecutionProvider'), 'cuda')
-"""Execution provider -> device of its tensors; others have them on the CPU."""
+"""Execution provider -> device of its tensors; others use the CPU."""
 
 
 class HeldGraph:
-    """An active engine with a file, which takes and gives tensors on its device.
+    """An active engine that takes and gives tensors on its device.
 
     Attributes:
-        spec, metadata: those of the file.
-        seconds: spent in all runs so far that did not fail.
-        fed_bytes: bytes of the arrays that all runs so far were fed; tensors on the device do not count.
+        spec, metadata: of the file.
+        seconds: of all successful runs.
+        fed_bytes: bytes of arrays fed so far, without tensors on the device.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -42,14 +41,13 @@ class HeldGraph:
             self.device = DEVICES.get(backend.session.get_providers()[0], 'cpu')
 
     def zeros(self, name: str) -> Held:
-        """Return zeros for an input, on the device; ShapeError: there is no such tensor."""
         tensor = self.spec.tensor(name)
         return self._on_device(np.zeros(tensor.axes, tensor.dtype))
 
     def run(self, feeds: Mapping[str, Held], held: Collection[str] = ()) -> dict[str, Held]:
-        """Run the graph; the outputs `held` stay on the device, the others are float32 arrays or integers.
+        """Run the graph; `held` outputs stay on the device, others are float32 arrays or integers.
 
-        Feeds that are no inputs are ignored. For the errors see `Backend.infer`.
+        Unknown feeds are ignored. Errors as in `Backend.infer`.
         """
         feeds = {name: feeds[name] for name in self.spec.input_names if name in feeds}
         arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray)}
@@ -95,11 +93,11 @@ class HeldGraph:
 
 
 def on_cpu(value: Held) -> np.ndarray:
-    """Return a tensor as an array on the CPU, which may be the same memory."""
+    """The tensor as array on the CPU, perhaps sharing memory."""
     return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def fetch(value: Held) -> np.ndarray:
-    """Return a copy of a tensor on the CPU; float16 becomes float32."""
+    """Copy of a tensor on the CPU; float16 becomes float32."""
     array = np.array(on_cpu(value))
     return array.astype(np.float32) if array.dtype == np.float16 else array

@@ -1,6 +1,6 @@
-"""Infos of a data set as mmdet3d writes them, read without running code in a pickle; their files.
+"""Infos of a data set as mmdet3d writes them, read without running a pickle's code, and their files.
 
-Needs numpy only; `RigFrame.read_pictures` needs OpenCV. Glossary: N cameras, h, w pixels of a picture.
+Needs numpy only, pictures OpenCV. N cameras, h, w pixels of a picture.
 """
 
 from __future__ import annotations
@@ -24,36 +24,22 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 INFOS = ('.pkl', '.json')
-"""Suffixes of files of infos."""
 MICROSECONDS = 1e6
-"""Microseconds of a second."""
 MAX_BYTES = 1_500_000_000
-"""Largest size of a file of infos.
-
-A frame of nuScenes with ten sweeps takes 22.7 KB in a pickle and 1.7 times that in JSON, so the 28,130 frames
-of its training set take 0.64 GB and 1.1 GB.
-"""
+"""Largest file of infos; nuScenes' training set takes 0.64 GB, as JSON 1.1 GB."""
 LARGEST, LATEST = 1e9, 1e19
-"""Bounds of numbers in a calibration or pose (the earth's radius is 6.4e6 m), and of times, also in ns."""
+"""Bounds of numbers (the earth's radius is 6.4e6 m) and of times, also in ns."""
 DATA_FOLDERS = ('samples', 'sweeps')
-"""nuScenes' folders: a path from there on stays the same when the data set moves."""
+"""nuScenes' folders: paths below them stay the same when the data set moves."""
 KITTI_ENTRIES = dict(
     image=('image_idx', 'image_path'),
     point_cloud=('velodyne_path',),
     calib=('P2', 'R0_rect', 'Tr_velo_to_cam'),
 )
-"""Entries of an info of KITTI, and what is read of each."""
 
 
 def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
-    """Read an infos file of mmdet3d: {'infos': [...]} or {'data_list': [...]} or a list, pickled or JSON.
-
-    Nothing that a pickle names is run, numbers and arrays aside.
-
-    Raises:
-        DataError: missing, damaged, of another kind, empty, of more than `MAX_BYTES`, or a pickle with code
-            in it.
-    """
+    """Read {'infos': [...]}, {'data_list': [...]} or a list, pickled or JSON; nothing in a pickle is run."""
     path = Path(path)
     if not path.exists():
         raise DataError(f'{path}: no such file or folder; expected a folder of sweeps or infos (.pkl, .json)')
@@ -82,19 +68,7 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
 def find_file(
     name: str, source: Path, root: str | Path | None = None, kind: str = 'file', subfolder: Path | None = None
 ) -> Path:
-    """Return a file that infos name: `name` as it is, from the working directory, comes before all folders.
-
-    Args:
-        name: path in the infos; in the folders the parts from one of `DATA_FOLDERS` on are tried after all
-            of it, the longest first.
-        source: the infos' file.
-        root: folder of the data set; the infos' own folder is tried after it; None tries that folder alone.
-        kind: kind of the file, for the message.
-        subfolder: folder below each of these for names without a folder; None: there is none.
-
-    Raises:
-        DataError: there is no such file, or `name` is no text.
-    """
+    """Find a file that infos name: as given, below `root`, then below the folder of `source`."""
     if not isinstance(name, str):
         raise DataError(f'{source}: the path of its {kind} is {shortened(name)}, expected a text')
     path = Path(name)
@@ -114,11 +88,7 @@ def find_file(
 
 
 def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[str]:
-    """Return the cameras of a rule in its order; DataError if an info names no picture of one.
-
-    Of a rule without names they are the first of the info, as many as the rule takes. Whether the pictures
-    are there is not looked up. `source` is the file of the infos, for the message.
-    """
+    """Cameras of a rule in its order, or the info's first."""
     cameras = info.get('cams')
     cameras = cameras if isinstance(cameras, dict) else {}
     names = rule.cameras or tuple(name for name in cameras if isinstance(name, str))[: rule.num_cameras]
@@ -133,21 +103,16 @@ def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> 
 
 @dataclasses.dataclass(frozen=True)
 class RigFrame:
-    """One frame of all cameras as infos describe it, before its pictures are read.
-
-    Infos of KITTI have neither pose nor time: the unit matrix and 0 stand for them.
+    """One frame of all cameras before its pictures are read; KITTI has a unit pose and time 0.
 
     Attributes:
-        name: token of the info, or its number; of KITTI the index of its picture.
-        pictures: files, in the order of the cameras of the rule; None for a missing one.
-        intrinsics: (N, 3, 3) float64 of these pictures.
-        lidar2cam: (N, 4, 4) float64, LiDAR frame to camera frame.
+        name: token or number of the info; KITTI: picture index.
+        pictures: files in the order of the rule's cameras; None if missing.
+        intrinsics: (N, 3, 3) float64 of the pictures.
+        lidar2cam: (N, 4, 4) float64.
         ego_pose: (4, 4) float64, LiDAR frame to global frame.
-        timestamp_s: seconds, absolute.
-        scene_token: None if the info has none.
-        info: the info as it was read.
-        source: its file.
-        camera_times_s: (N,) float64, absolute seconds of the pictures; None if the info has not all of them.
+        timestamp_s: absolute seconds.
+        camera_times_s: (N,) float64 absolute seconds of the pictures, or None.
     """
 
     name: str
@@ -169,12 +134,7 @@ class RigFrame:
         return full @ self.lidar2cam
 
     def read_pictures(self) -> list[np.ndarray]:
-        """Return N pictures (h, w, 3) uint8, BGR; a black one for a camera whose picture is missing.
-
-        Raises:
-            ImageError: a file that is no picture.
-            DataError: all pictures are missing.
-        """
+        """N pictures (h, w, 3) uint8 BGR, black where missing."""
         from mmdeploy_ext.preprocess.pictures import read_image
 
         pictures = [None if path is None else read_image(path) for path in self.pictures]
@@ -190,19 +150,9 @@ def read_frames(
     root: str | Path | None = None,
     missing: bool = False,
 ) -> list[RigFrame]:
-    """Return the frames of infos, scene by scene as they come first there, each scene in the order of time.
+    """Frames of infos with `cams`, or of KITTI, grouped by scene and sorted by time within it.
 
-    Args:
-        path: infos of mmdet3d's kind (.pkl, .json) with `cams`, or infos of KITTI.
-        rule: rule of the model, which has the cameras and their order; that of a single picture for infos of
-            KITTI.
-        root: folder of the data set, if the pictures are not at their paths in the infos; None: they are at
-            them, or below the folder of the infos. See `find_file`.
-        missing: allow frames in which the picture of a camera is missing.
-
-    Raises:
-        DataError: infos that lack a camera, a calibration or a pose, or whose pictures are missing; for the
-            file see `read_infos`.
+    `rule` gives cameras and their order. `root`: see `find_file`. `missing` allows missing pictures.
     """
     source = Path(path)
     frames = []
@@ -229,7 +179,6 @@ def _frame(
     source: Path,
     picture: Callable[[Mapping[str, Any]], Path | None],
 ) -> RigFrame:
-    """Return the frame of an info; `picture` returns the file of a camera's entry, None for a missing one."""
     if not hasattr(rule, 'cameras'):
         return _kitti_frame(info, index, source, picture)
     place, cameras, cam2lidar, intrinsics = f'{source}: info {index}', [], [], []
@@ -264,7 +213,6 @@ def _kitti_frame(
     source: Path,
     picture: Callable[[Mapping[str, Any]], Path | None],
 ) -> RigFrame:
-    """Return the frame of an info of KITTI: the left colour camera alone, without pose and time."""
     place = f'{source}: info {index}'
     parts = {}
     for key, names in KITTI_ENTRIES.items():
@@ -298,18 +246,7 @@ def _kitti_frame(
 def numbers_of(
     values: Mapping[str, Any], place: str, key: str, *shapes: tuple[int, ...], largest: float = LARGEST
 ) -> np.ndarray:
-    """Return numbers of an info as float64, in one of the shapes.
-
-    Args:
-        values: the info, or an entry of it.
-        place: file and entry, with which messages begin.
-        key: key of the numbers in `values`.
-        shapes: shapes that are allowed; () for a single number.
-        largest: largest absolute value that is allowed.
-
-    Raises:
-        DataError: the key is missing, or its value is not such numbers.
-    """
+    """Numbers of an info as float64, in one of `shapes` (() is a scalar), up to `largest`."""
     expected = f'numbers of shape {" or ".join(map(str, shapes))}' if shapes[0] else 'a number'
     expected = f"expected {expected} of at most {largest:g}, as mmdet3d's create_data.py writes them"
     if not isinstance(values, dict) or key not in values:
@@ -325,22 +262,14 @@ def numbers_of(
 
 
 def seconds_of(values: Mapping[str, Any], place: str) -> float:
-    """Return the `timestamp` of an info, or of one of its sweeps or cameras, microseconds, in seconds.
-
-    `place` begins the message of the DataError for a value that is no time.
-    """
+    """`timestamp` (microseconds) of an info, sweep or camera in seconds."""
     return float(numbers_of(values, place, 'timestamp', (), largest=LATEST)) / MICROSECONDS
 
 
 def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
-    """Return the pose (4, 4) float64 of NAME_rotation and NAME_translation in `values`.
+    """Pose (4, 4) float64 of NAME_rotation ((3, 3) or quaternion w x y z) and NAME_translation.
 
-    `values` is an info or its entry of a camera or sweep, `place` this in words, for messages. `name` is such
-    as 'sensor2lidar': a pose from the sensor's frame to that of the LiDAR. The rotation is (3, 3), or a
-    quaternion w x y z of any length.
-
-    Raises:
-        DataError: one of them is missing or no rotation or translation; the message begins with `place`.
+    'sensor2lidar' goes from the sensor's frame to the LiDAR's.
     """
     key = f'{name}_rotation'
     pose, rotation = np.eye(4), numbers_of(values, place, key, (3, 3), (4,))
@@ -357,13 +286,12 @@ def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class PastSweep:
-    """A sweep before that of an info, and the motion of its points into the LiDAR frame of the info.
+    """A past sweep of an info, and its motion into the LiDAR frame of the info.
 
     Attributes:
-        path: path as in the info.
-        rotation: (3, 3), which points as columns are multiplied by, of the type in the info.
-        translation: (3,), metres, likewise.
-        timestamp_s: seconds, absolute.
+        rotation: (3, 3) for column vectors, dtype of the info.
+        translation: (3,) metres.
+        timestamp_s: absolute seconds.
     """
 
     path: str
@@ -373,11 +301,7 @@ class PastSweep:
 
 
 def past_sweeps(info: Mapping[str, Any], place: str) -> list[PastSweep]:
-    """Return the `sweeps` of an info in its order, [] if it has none; mmdet3d writes the newest first.
-
-    Raises:
-        DataError: a sweep without a path, a motion or a time; the message begins with `place`.
-    """
+    """`sweeps` of an info in its order (mmdet3d: newest first), or []."""
     sweeps = info.get('sweeps', ())
     if not isinstance(sweeps, list | tuple):
         raise DataError(f'{place}: sweeps is {shortened(sweeps)}, expected a list of sweeps of the past')

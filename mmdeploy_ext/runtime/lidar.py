@@ -1,7 +1,7 @@
-"""LiDAR detectors from points to boxes: the sparse backbone, or pillars, and the dense head on an engine.
+"""LiDAR detectors from points to boxes: sparse backbone or pillars, and the dense head.
 
-Needs numpy and ONNX Runtime, no PyTorch; without numba it is slow. Glossary: P points, D values per point, N
-voxels, M points of a voxel, C channels, H, W rows (y) and columns (x) of the bird's-eye view.
+P points of D values, N voxels, M points of a voxel, C channels, H, W rows (y) and columns (x) of the
+bird's-eye view.
 """
 
 from __future__ import annotations
@@ -27,25 +27,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.exported import Paths
 
 GRAPHS = ('backbone', 'head')
-"""Files of one export, by their `form`."""
 PILLARS = 'pillars'
-"""`points` of the post-processing facts of files of pillars; those of sparse encoders have no such entry."""
 INPUTS = ('voxels', 'num_points', 'coors')
-"""Inputs of a graph of pillars: the points of each voxel, their number, and the voxel's place."""
+"""Inputs of a pillar graph: points per voxel, their number, and voxel places."""
 DYNAMIC_INPUTS = ('points', 'rows', 'coors')
-"""Inputs if voxels hold all their points: points in range, the voxel of each, and the voxels' places."""
+"""Inputs with all points: points in range, voxel row of each, and voxel places."""
 
 
 class PillarsOnnx(Runtime):
-    """The file from pillars to the bird's-eye view of an export, on an engine.
-
-    Attributes:
-        session: the engine that runs the file.
-        props: the file's metadata, as entries of `metadata_props`.
-    """
-
     def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the file; errors and arguments as of `LidarOnnx`."""
         super().__init__()
         self.session = self.opened(engine, path, options)
         self.metadata, self.props = self.session.metadata, self.session.metadata.to_props()
@@ -56,16 +46,7 @@ class PillarsOnnx(Runtime):
             raise damaged(path, 'preprocess', reason)
 
     def step(self, points: np.ndarray) -> np.ndarray:
-        """Return the bird's-eye view (1, C, H, W) float32 of one sweep.
-
-        Args:
-            points: (P, D) in metres, LiDAR frame; those outside the range are left out, and those beyond the
-                largest numbers of voxels and of points of a voxel, if the rule has such.
-
-        Raises:
-            DataError: points of another width, or not finite.
-            InferenceError: the engine failed.
-        """
+        """Bird's-eye view (1, C, H, W) float32 of points (P, D) in metres, LiDAR frame."""
         if self.rule.mode == 'dynamic':
             feeds = dict(zip(DYNAMIC_INPUTS, assigned(points, self.rule), strict=True))
         else:
@@ -74,17 +55,14 @@ class PillarsOnnx(Runtime):
 
 
 class LidarOnnx(Runtime):
-    """An exported LiDAR detector on ONNX Runtime or OpenVINO: a `Stepper` of sweeps, without a memory.
+    """An exported LiDAR detector: a stateless `Stepper` of sweeps.
 
     Attributes:
-        family: registered name, which files have to be of.
-        graphs: names of the files of one export.
-        decode: (outputs of the head by name, the facts of its file) -> boxes, best first.
-        backbone: from points to the bird's-eye view, a `ScnOnnx` or a `PillarsOnnx`.
-        head: the engine from this view to the raw outputs.
-        files: name of a graph -> path of its file.
-        seconds: spent so far by part: each of `graphs`, such as `backbone` (voxels, rulebook or pillars, and
-            network) and `head`, and `boxes`.
+        graphs: names of the files.
+        decode: (head outputs, facts) -> boxes, best first.
+        backbone: points to the bird's-eye view: `ScnOnnx` or `PillarsOnnx`.
+        head: engine from the view to raw outputs.
+        seconds: by part: `graphs` and `boxes`.
     """
 
     family: ClassVar[str]
@@ -92,19 +70,7 @@ class LidarOnnx(Runtime):
     decode: ClassVar[Callable[[Mapping[str, np.ndarray], Any], Detections3D]]
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the files.
-
-        Args:
-            paths: the folder of an export, or its files, which are known by their names, those of `graphs`.
-            engine: registered name of the backend.
-            options: of the backend, for example `providers`, `threads`.
-
-        Raises:
-            ModelFileError: a file is missing, there twice, of another model family, or not of the same
-                export.
-            EngineError: the engine is not here.
-            ConfigError: no such engine, or one without these options.
-        """
+        """Open the folder or files of an export; `options` are the backend's, such as `threads`."""
         super().__init__()
         self.files = files = {}
         for path in export_files(paths, self.graphs):
@@ -130,22 +96,15 @@ class LidarOnnx(Runtime):
         return int(self.rule.in_channels)
 
     def detect(self, points: np.ndarray) -> Detections3D:
-        """Return the boxes of one sweep in the LiDAR frame, best first.
-
-        Args:
-            points: (P, D) float32, LiDAR frame; points outside the range are left out.
+        """Boxes of points (P, D) float32, LiDAR frame, best first; points out of range are dropped.
 
         Raises:
-            DataError: points of another width or not finite, no point, or none in range.
+            DataError: another width, not finite, or no point in range.
             InferenceError: the engine failed or gave NaN.
         """
         return self.step(Sweep(points)).detections
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Return the boxes, and as `outputs` those of `before_head` and the head's raw outputs, by name.
-
-        It raises what `detect` raises.
-        """
         tensors = self.before_head(sweep)
         start = time.perf_counter()
         outputs = self.head.infer(dict(bev=tensors['bev']))
@@ -156,18 +115,14 @@ class LidarOnnx(Runtime):
         return StepResult(dict(**tensors, **outputs), detections)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the head's outputs, best first."""
         return self.decode(outputs, self.metadata.postprocess)
 
     def feeds(self, sweep: Sweep) -> dict[str, np.ndarray]:
-        """Return the head's input of a sweep, `bev` (1, C, H, W), for its calibration.
-
-        It raises what `detect` raises.
-        """
+        """`bev` (1, C, H, W) of a sweep, for calibration."""
         return dict(bev=self.before_head(sweep)['bev'])
 
     def before_head(self, sweep: Sweep) -> dict[str, np.ndarray]:
-        """Return outputs of the files before the head's, by name, with `bev`; raises what `detect` raises."""
+        """Outputs before the head, with `bev`."""
         points = check_points(sweep.points, self.width, sweep.name)
         check_in_range(points, self.rule.point_cloud_range, sweep.name)
         start = time.perf_counter()

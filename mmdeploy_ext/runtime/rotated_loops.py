@@ -1,11 +1,9 @@
 """Compiled loops of rotated boxes: mmcv's CPU kernels of IoU and NMS, operation by operation.
 
-Everything is float32, in the kernel's order, as rounding decides about boxes that have edges in common; the
-graph's operators round alike, `exporting/ops/rotated_iou.py` tells why and what the steps are.
-
-Source: mmcv 1.7.2 `ops/csrc/common/box_iou_rotated_utils.hpp` and `ops/csrc/pytorch/cpu/nms_rotated.cpp`.
-Glossary: n boxes (5,) x, y, width, height, angle in radians from the x towards the y axis; 24 points of a
-pair at most.
+All float32 in the kernel's order, since rounding decides about boxes with common edges; the graph's operators
+round alike, see `exporting/ops/rotated_iou.py`. Source: mmcv 1.7.2
+`ops/csrc/common/box_iou_rotated_utils.hpp` and `ops/csrc/pytorch/cpu/nms_rotated.cpp`. n boxes (5,) x, y,
+width, height, angle in radians from x towards y.
 """
 # ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types; the docstrings give them
 
@@ -16,13 +14,13 @@ import numpy as np
 from mmdeploy_ext.core.compiled import njit
 
 POINTS = 24
-"""Largest number of crossings of edges and inner corners of a pair of boxes."""
+"""Most crossings and inner corners of a pair."""
 HALF, TWO, ZERO, UNIT = np.float32(0.5), np.float32(2), np.float32(0), np.float32(1)
 SAME_ANGLE, SAME_POINT, NO_AREA = 1e-6, 1e-8, 1e-14
-"""Cross product below which two points are in one direction, squared length up to which a point is the first
-one, and area, or cross product of parallel edges, up to which there is none."""
+"""Cross product of equal directions, squared length of equal points, and area (or cross product of parallel
+edges) that count as none."""
 SLACK = 1e-3
-"""Boxes are compared if their circles are no farther apart than this share of the radii, and pixels."""
+"""Boxes are compared if their circles are within this share of the radii, and pixels."""
 
 
 @njit(cache=True, nogil=True)
@@ -32,7 +30,6 @@ def _cross(x1, y1, x2, y2):
 
 @njit(cache=True, nogil=True)
 def _write_corners(box, x, y, corners):
-    """Write the corners (4, 2) of a box around its centre x, y."""
     angle = np.float64(box[4])
     cos, sin = np.float32(math.cos(angle)) * HALF, np.float32(math.sin(angle)) * HALF
     corners[0, 0] = x - sin * box[3] - cos * box[2]
@@ -47,7 +44,6 @@ def _write_corners(box, x, y, corners):
 
 @njit(cache=True, nogil=True)
 def _add_crossings(corners, other_corners, points):
-    """Write the points where edges of two boxes cross; returns their number."""
     count = 0
     for i in range(4):
         x, y = corners[i]
@@ -71,7 +67,6 @@ def _add_crossings(corners, other_corners, points):
 
 @njit(cache=True, nogil=True)
 def _add_inner_corners(corners, other_corners, points, count):
-    """Add the corners of a box that lie in the other one to `count` points; returns their number."""
     along_x, along_y = other_corners[1, 0] - other_corners[0, 0], other_corners[1, 1] - other_corners[0, 1]
     across_x, across_y = other_corners[0, 0] - other_corners[3, 0], other_corners[0, 1] - other_corners[3, 1]
     length = along_x * along_x + along_y * along_y
@@ -88,7 +83,6 @@ def _add_inner_corners(corners, other_corners, points, count):
 
 @njit(cache=True, nogil=True)
 def _precedes(x1, y1, x2, y2):
-    """Return whether a point comes before another one, seen from the first point."""
     cross = _cross(x1, y1, x2, y2)
     if abs(cross) < SAME_ANGLE:
         return x1 * x1 + y1 * y1 < x2 * x2 + y2 * y2
@@ -97,7 +91,6 @@ def _precedes(x1, y1, x2, y2):
 
 @njit(cache=True, nogil=True)
 def _move_to_lowest(points, count):
-    """Subtract the lowest point, of these the leftmost, from all, and make it the first."""
     lowest = 0
     for i in range(1, count):
         is_level = points[i, 1] == points[lowest, 1]
@@ -114,7 +107,7 @@ def _move_to_lowest(points, count):
 
 @njit(cache=True, nogil=True)
 def _sort_around_first(points, count):
-    """Sort the points behind the first by insertion, as libstdc++ does for up to 16 of them."""
+    """Insertion sort, as libstdc++ does for up to 16 points."""
     for i in range(2, count):
         x, y = points[i]
         place = i
@@ -131,7 +124,6 @@ def _sort_around_first(points, count):
 
 @njit(cache=True, nogil=True)
 def _scan_hull(points, count):
-    """Leave the convex hull of sorted points, by Graham's scan; returns the number of its points."""
     second = 1
     while second < count:
         x, y = points[second]
@@ -148,7 +140,7 @@ def _scan_hull(points, count):
             turn = _cross(
                 points[i, 0] - x, points[i, 1] - y, points[size - 1, 0] - x, points[size - 1, 1] - y
             )
-            if not turn >= ZERO:  # of numbers that are none, too
+            if not turn >= ZERO:  # also for NaN
                 break
             size -= 1
         points[size] = points[i]
@@ -158,10 +150,10 @@ def _scan_hull(points, count):
 
 @njit(cache=True, nogil=True)
 def convex_hulls(points, counts):
-    """Return the number (n,) int64 of the points of each convex hull, which are left in `points`.
+    """Graham's scan of each pair; returns the number (n,) int64 of hull points, left in `points`.
 
-    points (n, `POINTS`, 2) float32 are relative to the first of them, the lowest and of these the leftmost;
-    those of a pair from counts (n,) int64 on are none. Of fewer than two points the number is 1.
+    points (n, `POINTS`, 2) float32 are relative to the first, the lowest and leftmost; counts (n,) int64 of
+    them are used. Fewer than two points give 1.
     """
     sizes = np.ones(len(points), np.int64)
     for i in range(len(points)):
@@ -173,10 +165,10 @@ def convex_hulls(points, counts):
 
 @njit(cache=True, nogil=True)
 def iou(box, other_box, corners, other_corners, points):
-    """Return the intersection over union, float32, of two boxes (5,) float32.
+    """IoU, float32, of two boxes (5,) float32, rounded as mmcv's kernel.
 
-    It rounds as mmcv's kernel does: of boxes that lie almost on each other it may be 0, or above 1, up to 3.
-    corners, other_corners (4, 2) and points (`POINTS`, 2) float32 are overwritten.
+    Of almost equal boxes it may be 0, or up to 3. corners, other_corners (4, 2) and points (`POINTS`, 2)
+    float32 are overwritten.
     """
     area, other_area = box[2] * box[3], other_box[2] * other_box[3]
     if area < NO_AREA or other_area < NO_AREA:
@@ -199,7 +191,7 @@ def iou(box, other_box, corners, other_corners, points):
 
 @njit(cache=True, nogil=True)
 def ious(boxes, other_boxes):
-    """Return the intersection over union (n,) float32, as of `iou`, of n pairs of boxes (n, 5) float32."""
+    """`iou` (n,) float32 of n pairs of boxes (n, 5) float32."""
     corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
     points, values = np.empty((POINTS, 2), np.float32), np.empty(len(boxes), np.float32)
     for i in range(len(boxes)):
@@ -209,10 +201,9 @@ def ious(boxes, other_boxes):
 
 @njit(cache=True, nogil=True)
 def keep_best(boxes, threshold):
-    """Return whether boxes (n,) bool are kept: none overlaps a better kept one by `threshold` or more.
+    """Whether boxes (n,) bool are kept: no better kept box overlaps by `threshold` (float32) or more.
 
-    boxes (n, 5) float32, best first; threshold float32, above 0. Classes are kept apart by the caller, which
-    calls this for each or moves their boxes away from each other.
+    boxes (n, 5) float32, best first, of one class, or moved apart by class.
     """
     corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
     points = np.empty((POINTS, 2), np.float32)

@@ -1,4 +1,4 @@
-"""A sparse LiDAR backbone from its portable ONNX file: points or voxels in, bird's-eye view out. No torch."""
+"""A sparse LiDAR backbone from its portable ONNX file: points or voxels to a bird's-eye view. No torch."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
 
 class _Session(OnnxRuntimeBackend):
-    """A session that plans no reuse of buffers.
+    """A session without a memory plan.
 
-    If lengths are unknown before the run, the planner finds no two buffers of one size, and looks for them in
-    time that grows with the square of the graph: seconds. The allocator reuses memory all the same.
+    With unknown lengths the planner searches equal buffers in vain, for seconds, quadratic in the graph.
     """
 
     def _options(self) -> onnxruntime.SessionOptions:
@@ -44,18 +43,10 @@ class ScnOnnx(contextlib.ExitStack):
     """One portable file on ONNX Runtime or OpenVINO; a context manager.
 
     Attributes:
-        path: path of the file.
-        in_channels: values of a voxel.
-        form: 'buckets' or 'tables', how the rulebook is written into inputs, see `sparse.buckets.feeds`.
-        session: runs the file.
-        order: axis order of the coordinates that the graph takes, 'xyz' or 'zyx'.
-        plan: what its rulebook has to find.
-        rule: how points become voxels.
-        output_shape: (1, C, H, W): rows along y and columns along x, of BEVFusion's encoder along x and y,
-            whatever `order` is.
-        threads: number of threads of the rulebook and of the engine.
-        props: `metadata_props` of the file.
-        milliseconds: of the last step, by part: 'voxelise', 'rulebook', 'network'.
+        form: rulebook inputs, 'buckets' or 'tables', see `sparse.buckets.feeds`.
+        order: coordinate axes of the graph, 'xyz' or 'zyx'.
+        output_shape: (1, C, H, W), rows along y, columns along x (BEVFusion: x, y).
+        milliseconds: last step's 'voxelise', 'rulebook', 'network'.
     """
 
     def __init__(
@@ -66,21 +57,10 @@ class ScnOnnx(contextlib.ExitStack):
         threads: int = 0,
         **options: Any,
     ) -> None:
-        """Open the file.
+        """Open a file of `portable.to_onnx`.
 
-        Args:
-            path: written by `portable.to_onnx`.
-            engine: registered name of the backend; others than ONNX Runtime need a file that
-                `pytorch2onnx.py` wrote.
-            threads: 0 takes all cores that this process may use.
-            options: others of the backend. In ONNX Runtime threads that wait do not keep their cores busy
-                (`spinning`), since the rulebook of the next sweep needs them.
-
-        Raises:
-            ModelFileError: missing, corrupt, or not a portable sparse backbone.
-            ConfigError: no such backend, or one beside ONNX Runtime that does not have these options.
-            TypeError: ONNX Runtime's backend does not have these options.
-            EngineError: an engine or a provider that is not there.
+        OpenVINO needs a file of `pytorch2onnx.py`. `threads` 0 takes all cores. `spinning` is off by default:
+        the next sweep's rulebook needs the cores.
         """
         super().__init__()
         if not threads:
@@ -105,19 +85,14 @@ class ScnOnnx(contextlib.ExitStack):
     def step(
         self, points: np.ndarray | None = None, voxels: tuple[np.ndarray, np.ndarray] | None = None
     ) -> np.ndarray:
-        """Return the map (1, C, H, W) float32 of one sweep, given either way.
+        """Map (1, C, H, W) float32 of one sweep, given as points or voxels.
 
-        Args:
-            points: (P, D) in metres, LiDAR frame; those outside the range are left out. So are voxels beyond
-                the rule's `max_voxels`, if it has such: the first ones stay, in the order of their first
-                points, as in training.
-            voxels: features (N, `in_channels`) and coordinates (N, 4) integers, sample 0 and the axes in
-                `order`, every voxel once. N = 0 gives the map of an empty scene, all zeros.
+        `points` (P, D) metres, LiDAR frame; points out of range and voxels beyond `max_voxels` are dropped.
+        `voxels`: features (N, `in_channels`) and distinct coordinates (N, 4) integers, sample 0 and axes in
+        `order`.
 
         Raises:
-            DataError: points of another width, not finite, or none in range (an empty sweep is a broken
-                sensor, not an empty scene); voxels outside the grid, duplicated, of another width or sample,
-                or more than the rule's `max_voxels`; neither or both given.
+            DataError: malformed input, or no point in range (a broken sensor).
             InferenceError: the engine failed.
         """
         if (points is None) == (voxels is None):
@@ -144,19 +119,13 @@ class ScnOnnx(contextlib.ExitStack):
         return dense
 
     def feeds(self, features: np.ndarray, coordinates: np.ndarray) -> dict[str, np.ndarray]:
-        """Return input -> array of all inputs of the graph, for voxels whose axes are in `order`.
-
-        For the errors see `step`.
-        """
+        """All inputs of the graph for voxels."""
         rulebook = build(self.plan, coordinates, self.threads)
         features = checked_features(features, len(rulebook.levels[0]), self.in_channels)
         return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}
 
     def voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the voxels of points, features and coordinates in `order`; for DataError see `step`.
-
-        Features are (N, values of a voxel), the means of its points; coordinates (N, 4) of sample and axes.
-        """
+        """Mean features (N, values) and coordinates (N, 4) in `order` of points."""
         features, coordinates = voxelise(points, self.rule)
         if not len(features):
             raise DataError(
@@ -169,7 +138,6 @@ class ScnOnnx(contextlib.ExitStack):
 
 
 def _read_facts(props: Mapping[str, str], path: object) -> tuple[PortableFacts, VoxelRule]:
-    """Return the facts of a portable sparse backbone, and its rule of voxels."""
     if FACTS not in props:
         raise ModelFileError(
             f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '

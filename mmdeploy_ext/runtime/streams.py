@@ -1,6 +1,6 @@
-"""Exported models of cameras, frame by frame: how they are opened, their scenes, and their memory. No torch.
+"""Exported camera models, frame by frame: opening, scenes, memory. No torch.
 
-Glossary: N cameras, H, W network input in pixels, h, w pixels of a picture as taken.
+N cameras, H, W network input in pixels, h, w of a raw picture.
 """
 
 from __future__ import annotations
@@ -38,24 +38,16 @@ logger = logging.getLogger(__name__)
 
 
 class StreamRuntime(Runtime):
-    """An exported model of cameras: a `Stepper` of frames. A family says what happens in a frame, see `run`.
-
-        with FamilyOnnx('work_dirs/export') as runtime:
-            calibration = runtime.rule.calibrate(intrinsics, lidar2cam)
-            boxes = runtime.detect(images_bgr, calibration, ego_pose, timestamp_s)
+    """An exported camera model: a `Stepper` of frames. Families define `run`.
 
     Attributes:
-        families: names of the families of its files, as in the metadata.
-        files: names of its graphs, in the order in which a frame goes through them; the last gives the boxes.
-        parts: what these graphs are, in figures of time.
-        reads: fields of a `Frame` that the model reads besides its images; the others are not checked.
-        gap_s: default of `max_gap_s`.
-        build: opens a file: see `Runtime.opened`.
-        graphs: name of a graph -> its engine.
+        files: graphs in order; the last gives the boxes.
+        parts: titles of the graphs in timings.
+        reads: checked fields of a `Frame` besides images.
         image_shape: (N, 3, H, W) of prepared images.
-        max_gap_s: a longer gap between two frames begins a scene, None never does, as in published models.
-        was_reset: whether the last frame had no frame before that counted for it.
-        fed_bytes: bytes that were copied to the engines for the last frame, besides the images.
+        max_gap_s: a longer gap begins a scene; None never, as in published models.
+        was_reset: the last frame had no predecessor.
+        fed_bytes: bytes copied for the last frame, besides images.
     """
 
     families: ClassVar[tuple[str, ...]]
@@ -73,21 +65,7 @@ class StreamRuntime(Runtime):
         engine: str = 'OnnxRuntimeBackend',
         **options: Any,
     ) -> None:
-        """Open the files.
-
-        Args:
-            paths: the folder of an export, its files in any order, or its only file.
-            max_gap_s: see the class; left out, it is the default of the family.
-            engine: registered name of the backend. With ONNX Runtime, tensors that a next graph or frame
-                reads stay on its device.
-            options: options of the backend, for example `providers`, `threads`.
-
-        Raises:
-            ModelFileError: a file is missing, there twice, of another family, contract or export, or its
-                preprocessing makes images of another shape than the graph takes.
-            EngineError: the engine or a provider is not here.
-            ConfigError: no such engine, or one without these options.
-        """
+        """Open the folder or files of an export. With ONNX Runtime, inner tensors stay on its device."""
         super().__init__()
         self.graphs = self._open(paths, engine, options)
         self.metadata = self.graphs[self.files[-1]].metadata
@@ -114,35 +92,34 @@ class StreamRuntime(Runtime):
         check_same_export({backend.path: backend.metadata for backend in backends.values()})
         return {name: HeldGraph(backends[name]) for name in self.files}
 
-    # ---- what a family says
+    # ---- defined by a family
 
     @abc.abstractmethod
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, Held]:
-        """Return the outputs of a checked frame by name; `memory` is None at the first frame of a scene."""
+        """Outputs of a checked frame by name; without a `memory` the frame is the first of a scene."""
 
     def next_memory(
         self, frame: Frame, memory: StreamState | None, outputs: Mapping[str, Held]
     ) -> dict[str, Held]:
-        """Return the tensors of the memory after a frame, from what `run` returned."""
+        """Tensors of the memory after a frame, from the outputs of `run`."""
         return {}
 
     def memory_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the name and shape of each tensor of the memory; an assigned `state` is checked by them."""
+        """Name -> shape of each memory tensor."""
         return {}
 
     def hidden(self, name: str) -> bool:
-        """Return whether an output of `run` is no output of `step`, such as one that becomes memory."""
+        """Whether an output of `run` is hidden from `step`, such as memory."""
         return False
 
     def starts_anew(self, frame: Frame, memory: StreamState | None) -> bool:
-        """Return whether a frame has no frame before that counts for it."""
+        """Whether a frame has no predecessor."""
         return memory is None
 
     # ---- frames
 
     @property
     def num_cameras(self) -> int:
-        """N."""
         return self.image_shape[0]
 
     def detect(
@@ -154,32 +131,27 @@ class StreamRuntime(Runtime):
         scene_token: str | None = None,
         **fields: Any,
     ) -> Detections3D:
-        """Return the boxes in the images of one moment, in its LiDAR frame, best first.
+        """Boxes in the images of one moment, in its LiDAR frame, best first.
 
         Args:
-            images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
-            calibration: of `rule.calibrate`; give the same object or equal numbers while the rig is the same.
+            images_bgr: N images (h, w, 3) uint8 in the order of `rule.cameras`.
+            calibration: of `rule.calibrate`; equal numbers while the rig is the same.
             ego_pose: (4, 4) float64, LiDAR frame to a global frame.
-            timestamp_s: seconds, absolute or from any fixed point.
-            scene_token: a change means a new scene; None leaves the scene as it was.
-            fields: further ones of a `Frame`, such as `camera_times_s` or `can_bus`.
-
-        Raises:
-            ShapeError: images of another number or size.
-            DataError, InferenceError: see `step`.
+            timestamp_s: seconds from any fixed point.
+            scene_token: a change means a new scene; None: unchanged.
+            fields: further ones of a `Frame`, such as `can_bus`.
         """
         images, (lidar2img, intrinsics) = self.rule.apply(images_bgr), calibration or (None, None)
         frame = Frame(images, lidar2img, intrinsics, ego_pose, timestamp_s, scene_token, **fields)
         return self.step(frame).detections
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a prepared frame, and keep the memory after it.
+        """Run a prepared frame and keep the memory.
 
         Raises:
-            ShapeError: images of another number, size or dtype than float32.
-            DataError: a field in `reads` is missing or not valid; the memory stays as it was.
-            InferenceError: the engine failed, and the memory stays as it was; or the network gave NaN or
-                infinity, which empties it.
+            ShapeError: images of another number, size or dtype.
+            DataError: an invalid field of `reads`; the memory stays.
+            InferenceError: the engine failed, and the memory stays; or NaN or infinity, which empties it.
         """
         frame, last = self.checked(frame), self._memory
         memory = None if self.begins_scene(last, frame.timestamp_s, frame.scene_token) else last
@@ -199,22 +171,18 @@ class StreamRuntime(Runtime):
         return StepResult(results, self.boxes_of(results), self.was_reset)
 
     def checked(self, frame: Frame) -> Frame:
-        """Return a frame whose images and fields in `reads` are valid copies; for the errors see `step`."""
+        """Frame with checked copies of images and `reads`."""
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         values = frame_checks.check_fields(frame, self.reads, self.num_cameras)
         return dataclasses.replace(frame, images=images, **values)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the outputs of a frame by the family's runtime, best first."""
         return runtime_of(self.metadata.family).boxes_of_outputs(self.metadata, outputs)
 
     def begins_scene(
         self, last: StreamState | None, timestamp_s: float | None, scene_token: str | None
     ) -> bool:
-        """Return whether a frame begins a scene; a change of scene and a gap are logged.
-
-        None as `scene_token` leaves the scene as it was, and so does any token after a frame without one.
-        """
+        """Whether a frame begins a scene (logged)."""
         if last is None:
             return True
         if scene_token is not None and last.scene_token and scene_token != last.scene_token:
@@ -231,7 +199,7 @@ class StreamRuntime(Runtime):
     def run_for_rig(
         self, name: str, feeds: Mapping[str, np.ndarray], held: Collection[str] = ()
     ) -> dict[str, Held]:
-        """Return the outputs of a graph of the calibration alone, which runs again if `feeds` change."""
+        """Outputs of a calibration graph, run again only if `feeds` change."""
         key = [np.asarray(value).tobytes() for value in feeds.values()]
         known, outputs = self._of_rig.get(name, ([], {}))
         if key != known:
@@ -240,7 +208,6 @@ class StreamRuntime(Runtime):
         return outputs
 
     def graph_seconds(self) -> dict[str, float]:
-        """Return name in `parts` -> seconds that were spent in the graph so far."""
         return {part: self.graphs[name].seconds for part, name in zip(self.parts, self.files, strict=True)}
 
     def _total_fed_bytes(self) -> int:
@@ -249,16 +216,12 @@ class StreamRuntime(Runtime):
     # ---- memory
 
     def reset(self) -> None:
-        """Empty the memory: the next frame begins a scene, and may have any time."""
+        """Empty the memory; the next frame may have any time."""
         self._memory, self.was_reset = None, False
 
     @property
     def state(self) -> StreamState | None:
-        """A copy of the memory after the last frame, None when it is empty; assign one to go on from it.
-
-        ShapeError: an assigned memory lacks a tensor, or one has another shape, NaN or infinity. DataError:
-        its pose or time is not valid. The memory stays as it was then.
-        """
+        """Copy of the memory, None when empty; assign one to continue from it."""
         if self._memory is None:
             return None
         tensors = {name: fetch(value) for name, value in self._memory.tensors.items()}
@@ -282,14 +245,10 @@ class StreamRuntime(Runtime):
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Frame:
-        """Return a frame of a data set's infos as `step` takes it; `root` is not used, see `frame_of_rig`."""
         return frame_of_rig(images_bgr, rig, self.rule)
 
     def feeds(self, frame: Frame) -> dict[str, np.ndarray]:
-        """Return the inputs of the last graph for a prepared frame, which is run and remembered.
-
-        A frame that is not later than the one before begins a drive, as the first of another pass does.
-        """
+        """Inputs of the last graph for a frame, which is run; a frame that is not later begins a drive."""
         if self._memory is not None and frame.timestamp_s <= self._memory.timestamp_s:
             self.reset()
         with record_runs() as runs:
@@ -300,7 +259,7 @@ class StreamRuntime(Runtime):
 def checked_tensors(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Return copies of the tensors of a memory; ShapeError, which names one that is missing or of no use."""
+    """Copies of memory tensors."""
     copies = {}
     for name, shape in shapes.items():
         if name not in tensors:
@@ -320,19 +279,14 @@ def checked_tensors(
 
 
 def scene_of(token: str | None, last: StreamState | None) -> str:
-    """Return the scene of a frame; without a `token` it is that of the frame before, '' if it is unknown."""
+    """Scene of a frame: `token`, else the last scene, else ''."""
     if token is None:
         return '' if last is None else last.scene_token
     return token
 
 
 def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
-    """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
-
-    Raises:
-        ShapeError: wrong number or size of pictures.
-        DataError: matrices of the calibration for another number of cameras, or with NaN or infinity.
-    """
+    """Frame of `read_frames` with its N pictures (h, w, 3) uint8."""
     calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
     images = rule.apply(images_bgr)
     return Frame(

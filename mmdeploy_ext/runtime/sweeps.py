@@ -1,7 +1,4 @@
-"""Sweeps of a source: a folder of point clouds, or an infos file of mmdet3d. Needs numpy only.
-
-Glossary: P points, D values of a point.
-"""
+"""Sweeps of a folder or an infos file of mmdet3d. P points of D values. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -22,31 +19,23 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.point_files import PointRule
 
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    """Function of points (P, D) that returns features and coordinates of their voxels."""
 
 ENDINGS = ('.bin', '.npy', '.npz')
-"""Suffixes of files of sweeps in a folder."""
 KEY_FRAMES = Path('samples/LIDAR_TOP')
-"""Folder of sweeps that infos name without a folder, below that of the data set."""
+"""Folder, below the data set, of sweeps that infos name without one."""
 
 
 class Sweeps:
-    """Voxels of every sweep of a folder or an infos file, read one at a time.
-
-    `items` are the sweeps of the source, paths or entries of the infos, after the limit.
+    """Voxels of each sweep of a source, read one at a time; `items` are paths or infos.
 
     Args:
-        source: one file, or a folder, of .bin (float32), .npy (P, load_dim) or .npz (voxels, see
-            `runtime.voxel_files`), or infos as .pkl or .json.
+        source: file or folder of .bin (float32), .npy (P, load_dim) or .npz (`runtime.voxel_files`), or
+            infos.
         voxelise: points (P, D) float32 -> (features, coordinates).
         rule: rule of the files.
-        root: folder of the data set, for paths of infos that do not exist as they are; None if there is none.
-        limit: number of sweeps, spread evenly over the source; 0 takes all.
-        order: order of the graph's coordinates, for files of voxels that name their order.
-
-    Raises:
-        DataError: the source is missing, of another kind, or without a sweep; or, during iteration, a sweep
-            cannot be read.
+        root: folder of the data set, or None.
+        limit: number of sweeps, spread evenly; 0: all.
+        order: axes of the graph's coordinates.
     """
 
     def __init__(
@@ -73,20 +62,15 @@ class Sweeps:
                 yield self.voxelise(self.points(item))
 
     def name(self, item: Path | Mapping[str, Any]) -> str:
-        """Return the name of the file of an item; DataError: an info has none."""
         return item.name if isinstance(item, Path) else Path(_lidar_path(item, self.source)).name
 
     def points(self, item: Path | Mapping[str, Any]) -> np.ndarray:
-        """Return the points (P, D) float32 of an item, a file of points or an info, by the rule.
-
-        DataError: a file is missing or cannot be read, or its points do not fit the rule.
-        """
+        """Points (P, D) float32 of a file or info."""
         if isinstance(item, Path):
             return np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)])
         return self._merged_points(item)
 
     def _merged_points(self, info: Mapping[str, Any]) -> np.ndarray:
-        """Return the points of an info, with those of its past sweeps if the rule merges them."""
         rule, place = self.rule, f'{self.source}: {self.name(info)}'
         points = self._load(self._find(_lidar_path(info, self.source)))[:, list(rule.use_dim)]
         if not rule.past:
@@ -124,11 +108,7 @@ class Sweeps:
 
 
 def sweep_items(source: str | Path) -> list[Any]:
-    """Return the items of a source: paths of sweeps, or infos of a file.
-
-    They are the file itself unless it ends as `INFOS`, the files of a folder that end in `ENDINGS`, by name,
-    or the entries of an infos file. DataError: the source is missing, cannot be read, or has none;
-    """
+    """A source's items: the file itself, a folder's `ENDINGS` files by name, or infos."""
     source = Path(source)
     if source.is_file() and source.suffix not in INFOS:
         return [source]
@@ -141,17 +121,13 @@ def sweep_items(source: str | Path) -> list[Any]:
 
 
 def evenly(items: list[Any], limit: int) -> list[Any]:
-    """Return at most `limit` of the items, spread over all from the first to the last; 1 takes the first.
-
-    0 takes all.
-    """
+    """At most `limit` items, evenly spread; 0 takes all."""
     if limit <= 0 or limit >= len(items):
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
 
 def _lidar_path(info: Mapping[str, Any], source: Path) -> str:
-    """Return the path of the sweep of an info, whose keys differ between versions and data sets."""
     for outer, inner in (('lidar_points', 'lidar_path'), ('point_cloud', 'velodyne_path')):
         if isinstance(info.get(outer), dict) and inner in info[outer]:
             return str(info[outer][inner])

@@ -1,7 +1,4 @@
-"""Voxels from .npz files, under the names that various tools give them. Needs numpy only.
-
-Glossary: N voxels, C values of a voxel.
-"""
+"""Voxels of .npz files under various names. N voxels of C values. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -16,27 +13,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FEATURES = re.compile(r'features(_f16|_f32)?')
-"""Names of the array of features in an .npz file."""
 COORDINATES = re.compile(r'(?:coordinates|coors|coords)(?:_b(xyz|zyx))?(?:_i16|_i32)?')
-"""Names of the array of coordinates, which may tell their order."""
+"""Names of coordinates, perhaps with their order."""
 EXPECTED = (
     'expected an .npz with `features` (N, C) floats and `coordinates` (N, 4) integers: sample and three axes '
     '(also coors, coords; coors_bxyz and coors_bzyx say their order)'
 )
-"""End of messages about other files."""
 
 
 def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (N, C) float32 and coordinates (N, 4) int32, sample, then the axes, of one sweep.
+    """Features (N, C) float32 and coordinates (N, 4) int32, sample and axes, of one sweep.
 
-    Features are under `features`, `features_f16` or `features_f32`. Coordinates are under `coordinates`,
-    `coors` or `coords`, then already in the order of the model, 'xyz' or 'zyx'; or with `_bxyz` or `_bzyx`
-    behind, in that order; a type may follow (`coords_bxyz_i16`). Whether features are finite, and samples
-    one, is not checked.
-
-    Raises:
-        DataError: no such file, no such arrays, more than one of them, other shapes, or coordinates that are
-            negative or do not fit into int32.
+    Names: `features` (`_f16`, `_f32`); `coordinates`, `coors` or `coords` in the order of the model, or with
+    `_bxyz` or `_bzyx` in that order (`coords_bxyz_i16`). Finiteness and a single sample are not checked.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -68,7 +57,6 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
 def _single_name(
     path: str | Path, arrays: dict[str, np.ndarray], pattern: re.Pattern[str], title: str
 ) -> str:
-    """Return the only name of an array that a pattern matches."""
     names = [name for name in arrays if pattern.fullmatch(name)]
     if len(names) != 1:
         got = f'{title} under {" and ".join(names)}' if names else f'no {title}'
