@@ -1,9 +1,7 @@
-"""Packages that modules of research repositories import at their top, and that few of their models call.
+"""Packages that research repositories import at their top, and that few of their models call.
 
-A repository imports all its models at once: the backbone of one of them needs fvcore, the attention of
-another the CUDA kernels of flash_attn. Where such a package is not installed, modules of users get one whose
-functions raise when they are called; libraries, and imports inside `try`, go on without it. Once a user's
-module has imported it, it is in `sys.modules`, where libraries, `try` and `find_spec` find it, too.
+An absent one is replaced, for modules of users outside of `try`, by names that raise when called. Once
+imported it is in `sys.modules` for everybody.
 """
 
 import ast
@@ -32,21 +30,19 @@ PACKAGES = {
     'transformers': 'transformers',
     'xformers': 'xformers',
 }
-"""Packages that are replaced if they are absent -> what pip installs, a name or an address."""
+"""Replaced package -> argument of pip install."""
 LYFT = 'lyft_dataset_sdk'
-"""Package of the Lyft data set, which mmdet3d imports; see `patches_mmdet.mmdet3d_without_lyft`."""
+"""Package that mmdet3d imports; see `patches_mmdet.mmdet3d_without_lyft`."""
 ARGUMENTS = {**PACKAGES, LYFT: f'--no-deps {LYFT}'}
-"""Package -> arguments of `pip install`; --no-deps as the package of Lyft pins libraries of 2019."""
+"""Package -> arguments of `pip install`; Lyft's package pins libraries of 2019."""
 OURS = Path(__file__).resolve().parents[1]
-"""Folder of this project's package, whose imports are not those of a user."""
 
 
 class AbsentName:
-    """A name of a module that is not installed, which code may import, derive classes from and never call.
+    """A name of an absent module, to import and derive from, but not to call.
 
-    It has no public attributes, and is no class for `isinstance`. A call of it, and an object of a class that
-    is derived from it, are an AbsentPackageError, which names the line of the code and the command that
-    installs the package.
+    A call, or an object of a derived class, raises AbsentPackageError with the user's line and the pip
+    command.
     """
 
     def __init__(self, module: str, name: str) -> None:
@@ -71,11 +67,7 @@ class AbsentName:
 
 
 class AbsentModule(ModuleType):
-    """A module of a package that is not installed.
-
-    Each of its names, but those that begin with two underscores and those of submodules that were imported,
-    is an `AbsentName`.
-    """
+    """An absent module; its names are `AbsentName`s, except dunder names and imported submodules."""
 
     __path__: Sequence[str] = ()
 
@@ -86,8 +78,6 @@ class AbsentModule(ModuleType):
 
 
 class _AbsentLoader(importlib.abc.Loader):
-    """Makes an `AbsentModule`."""
-
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         return AbsentModule(spec.name)
 
@@ -96,7 +86,7 @@ class _AbsentLoader(importlib.abc.Loader):
 
 
 class _AbsentFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules of absent packages for modules of users; it is asked after all other finders."""
+    """Finds absent packages for modules of users, after all other finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -113,10 +103,7 @@ class _AbsentFinder(importlib.abc.MetaPathFinder):
 
 
 def _is_needed_by_user() -> bool:
-    """Return whether an import statement is going on in code of a user, outside of `try`.
-
-    `importlib.util.find_spec` asks whether a package is there: it gets the true answer.
-    """
+    """`importlib.util.find_spec` asks whether a package is there, and gets the true answer."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -138,7 +125,6 @@ def _is_needed_by_user() -> bool:
 
 @functools.lru_cache
 def _lines_in_try(file: Path) -> frozenset[int]:
-    """Return the numbers of the lines of a file that are inside `try`."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -151,7 +137,7 @@ def _lines_in_try(file: Path) -> frozenset[int]:
 
 
 def offer() -> None:
-    """Offer modules of absent `PACKAGES` to modules of users, behind all other finders; once in all."""
+    """Offer stand-ins for absent `PACKAGES` to modules of users; once in all."""
     if not any(isinstance(finder, _AbsentFinder) for finder in sys.meta_path):
         sys.meta_path.append(_AbsentFinder())
 

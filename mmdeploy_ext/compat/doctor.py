@@ -1,9 +1,6 @@
-"""What is installed, what it can do, and what is wrong, each with the command that fixes it.
+"""The installation: versions, abilities and faults, each with the command that fixes it.
 
-    python -m mmdeploy_ext.compat.doctor [--runtime] [--json FILE]
-
-Nothing heavy is imported here: each library is tried in a process of its own, so that one that crashes is a
-line in the table and not the end of the doctor.
+Each library is tried in a process of its own, so that a crash is a line of the table.
 """
 
 import argparse
@@ -33,16 +30,14 @@ RUNTIME = {
 }
 EXPORT = {'torch': '2.13.0', 'torchvision': '0.28.0', 'spconv': '2.3.8'}
 FROZEN = {'mmcv-full': '1.7.2', 'mmdet': '2.28.2', 'mmsegmentation': '0.30.0', 'mmdet3d': '1.0.0rc6'}
-"""Distribution -> version of requirements*.txt, which a test compares: what running an exported model needs,
-what an export needs besides, and of that the packages of which no other version works."""
+"""Distribution -> version of requirements*.txt."""
 
 PATCHES = 'compat patches in effect'
-"""Name of the probe that lists the patches of `compat` that had something to do."""
+"""Probe that lists the patches in effect."""
 BUILD_MMCV = (
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
     'mmcv-full==1.7.2'
 )
-"""The command that builds mmcv with its compiled operators."""
 
 
 @dataclass
@@ -50,12 +45,11 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: name of the package or probe.
-        found: installed version or 'not installed'; of a probe its last line, or how it ended.
-        expected: version that was tried; 'optional' of an engine that is absent, '' of a probe.
-        verdict: 'ok', 'differs' (another version than the one tried), 'absent' (optional) or 'problem'; only
-            the last makes the doctor exit 1.
-        fix: a command, or a sentence that says what to do.
+        name: package or probe.
+        found: version, 'not installed', or a probe's last line or end.
+        expected: tried version; 'optional' for an absent engine, '' for a probe.
+        verdict: 'ok', 'differs', 'absent' (optional) or 'problem', which alone makes exit status 1.
+        fix: a command or sentence.
     """
 
     name: str
@@ -65,7 +59,7 @@ class Finding:
     fix: str = ''
 
 
-# Name of a probe -> its code, whose last line of output is the finding, and how to fix a failure.
+# Name of a probe -> code with the finding as its last line of output, and the fix of a failure.
 _COMPAT = 'from mmdeploy_ext import compat; compat.apply()\n'
 _RUNTIME_PROBES = {
     'opencv': (
@@ -99,7 +93,7 @@ _PROBES = {
 
 
 def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, or None, without importing it."""
+    """Version of an installed distribution, or None, without importing it."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -107,10 +101,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def check_python() -> Finding:
-    """Compare the version of Python with 3.11, which everything is pinned for.
-
-    An older one is a 'problem', a newer one 'differs'.
-    """
+    """Compare Python with 3.11: older is a 'problem', newer 'differs'."""
     version = platform.python_version()
     if sys.version_info < (3, 11):  # noqa: UP036 (this is the check)
         return Finding(
@@ -120,16 +111,7 @@ def check_python() -> Finding:
 
 
 def check_version(distribution: str, expected: str, frozen: bool = False) -> Finding:
-    """Compare the installed version of a distribution with the one that was tried.
-
-    It is a 'problem' if none is installed. What follows a '+' in a version, as in 2.13.0+cpu, does not count.
-
-    Args:
-        distribution: name of the distribution, as pip has it.
-        expected: the version that was tried.
-        frozen: whether another version is a 'problem' and does not just differ: later majors of the OpenMMLab
-            1.x packages have other interfaces.
-    """
+    """Compare an installed version, up to '+', with the tried one; if `frozen` another one is a 'problem'."""
     install = f'pip install {"--no-deps --no-build-isolation " if frozen else ""}{distribution}=={expected}'
     if distribution == 'mmcv-full':
         install = BUILD_MMCV
@@ -142,15 +124,7 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
 
 
 def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Finding:
-    """Run a few lines in a fresh interpreter; the last line that they print on stdout is what is found.
-
-    Args:
-        name: name of the probe.
-        code: the lines. If they end with another status than 0, as by an exception, or by a signal, that is a
-            'problem', and what is found is the last line on stderr, or the signal; else the probe is 'ok'.
-        fix: `fix` of the finding if it is a problem.
-        timeout_s: seconds after which they are stopped, which is a problem, too.
-    """
+    """Run code in a fresh interpreter; the finding is its last line on stdout, on failure on stderr."""
     try:
         process = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', code],
@@ -170,10 +144,9 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
 
 
 def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda name: None) -> list[Finding]:
-    """Return all findings; with `runtime_only` those of a runtime without PyTorch and OpenMMLab.
+    """All findings; `runtime_only` leaves out PyTorch and OpenMMLab.
 
-    Both have probes of the optional engines that are installed. `progress` is called with the name of each
-    probe before it runs, by one of two threads.
+    `progress` gets the name of each probe, from one of two threads.
     """
     findings = [check_python(), *(check_version(*item) for item in RUNTIME.items())]
     if not runtime_only:
@@ -198,11 +171,7 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
 
 
 def print_report(findings: Sequence[Finding]) -> None:
-    """Print the findings as a table, the patches in effect, and each problem with its fix.
-
-    The last line is the number of problems, or the summary if there is none. Of the finding of the
-    patches the table has a row only if it is a problem. `compat.apply` is called, which knows their reasons.
-    """
+    """Print findings, patches in effect, each problem with its fix, and a summary."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -222,10 +191,7 @@ def print_report(findings: Sequence[Finding]) -> None:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return the last line of a report without problems.
-
-    It is 'healthy', and names the findings whose verdict is 'differs', if there are any.
-    """
+    """Last line of a report without problems."""
     differing = [f'{f.name} {f.found} for {f.expected}' for f in findings if f.verdict == 'differs']
     if not differing:
         return 'healthy'
@@ -235,7 +201,6 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of --runtime, --json and --debug."""
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument(
         '--runtime',
@@ -249,11 +214,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the installation and print the findings; return 0 if no finding is a problem, else 1.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(_run, build_parser(), argv)
 
 

@@ -1,8 +1,4 @@
-"""Patches of third-party modules that run when the module is imported, and not before.
-
-A patch must happen between a library's import and its first use, and must not import a library that nobody
-asked for. The modules `patches_*` register theirs here.
-"""
+"""Patches of third-party modules that run when the module is imported, and not before."""
 
 import contextlib
 import functools
@@ -15,12 +11,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 Execute = Callable[[], None]
-"""Function that runs the code of a module; it does nothing for a module that was imported before."""
+"""Runs the code of a module, unless it was imported before."""
 PatchFunction = Callable[[ModuleType, Execute], bool]
-"""(module that is being imported, `execute`) -> whether anything was changed.
-
-It has to call `execute`, unless the code of the module is not to run at all.
-"""
+"""(module, `execute`) -> whether anything was changed; it calls `execute`, unless the code is not to run."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +21,9 @@ class Patch:
     """One patch.
 
     Attributes:
-        name: name of its function.
-        reason: why it is needed, the first paragraph of the function's docstring.
-        versions: versions of the libraries that it was tried with, as text.
-        modules: full names of the modules in whose import it runs.
-        function: function that makes the patch.
+        reason: first paragraph of the function's docstring.
+        versions: tried versions of the libraries.
+        modules: full names of the modules that it patches.
     """
 
     name: str
@@ -50,10 +41,7 @@ class Patches:
         self._effective: set[str] = set()
 
     def register(self, *modules: str, versions: str) -> Callable[[PatchFunction], PatchFunction]:
-        """Make the decorated function the patch of `modules`; its docstring starts with the reason.
-
-        For `versions` see `Patch`; for what the function takes and returns, `PatchFunction`.
-        """
+        """Make the decorated function the patch of `modules`; its docstring starts with the reason."""
 
         def decorate(function: PatchFunction) -> PatchFunction:
             reason = ' '.join(inspect.getdoc(function).split('\n\n')[0].split())
@@ -63,11 +51,7 @@ class Patches:
         return decorate
 
     def apply(self) -> list[Patch]:
-        """Make every patch run when its module is imported, and now for modules that are imported already.
-
-        Returns all in the order of registration; a second call changes nothing. `effective()` returns later
-        which of them had something to do.
-        """
+        """Make every patch run when its module is imported, or now; return all."""
         patches = list(self._patches.values())
         if any(isinstance(finder, _PatchingFinder) and finder.patches is self for finder in sys.meta_path):
             return patches
@@ -78,18 +62,14 @@ class Patches:
         return patches
 
     def effective(self) -> list[Patch]:
-        """Return the patches that changed something in this process so far."""
+        """Patches that changed something in this process so far."""
         return [patch for name, patch in self._patches.items() if name in self._effective]
 
     def names_module(self, name: str) -> bool:
-        """Return whether a patch is for the module of this full name."""
         return any(name in patch.modules for patch in self._patches.values())
 
     def run(self, module: ModuleType, execute: Execute) -> None:
-        """Execute a module inside all the patches that name it, the one that was registered last outermost.
-
-        `execute` runs the code of the module; it is called once if every patch calls it.
-        """
+        """Execute a module inside all the patches that name it, the last registered outermost."""
         for patch in self._patches.values():
             if module.__name__ in patch.modules:
                 execute = functools.partial(self._run_patch, patch, module, execute)
@@ -101,24 +81,21 @@ class Patches:
 
 
 PATCHES = Patches()
-"""The patches of this package."""
 patch = PATCHES.register
-"""Decorator `patch(*modules, versions=...)`, see `Patches.register`."""
+"""Decorator, see `Patches.register`."""
 
 
 def has_gpu() -> bool:
-    """Return whether torch sees a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[Callable], PatchFunction]:
-    """Make the decorated function the patch of `modules`, which runs after the code of the module.
+    """Make the decorated function a patch that runs after the code of `modules`.
 
-    The function takes the module, and returns False if there was nothing to do; its docstring starts with the
-    reason. The decorated name is the `PatchFunction`. `versions` are those of `Patch`. A patch for machines
-    `without_gpu` does nothing on others.
+    It takes the module, and returns False if there was nothing to do; its docstring starts with the reason.
+    `without_gpu`: it does nothing with a GPU.
     """
 
     def decorate(function: Callable[[ModuleType], bool | None]) -> PatchFunction:
@@ -133,7 +110,7 @@ def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[
 
 
 class _PatchingFinder(importlib.abc.MetaPathFinder):
-    """Finds a module as the other finders do; one that a patch names runs inside its patches."""
+    """Finds modules as other finders do, and runs patched ones inside their patches."""
 
     def __init__(self, patches: Patches) -> None:
         self.patches = patches
@@ -151,7 +128,6 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
         return None
 
     def _run_patches_on_load(self, loader: importlib.abc.Loader) -> None:
-        """Let the one execution of a loader, which is of one module, go through the patches."""
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
@@ -163,13 +139,9 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def patched(target: object, **attributes: object) -> Iterator[None]:
-    """Set attributes of `target` to other values inside the block.
+    """Set attributes of `target` inside the block.
 
-    After it, also after an exception, they are as before: class methods are such again, and what a class
-    inherits it inherits again. Any other object has the values it inherited as attributes of its own.
-
-    Raises:
-        AttributeError: `target` has no such attribute; none is set then.
+    Class methods and inherited attributes of classes are restored as such. AttributeError: no such attribute.
     """
     before = {name: vars(target).get(name, getattr(target, name)) for name in attributes}
     inherited = [name for name in attributes if isinstance(target, type) and name not in vars(target)]

@@ -1,31 +1,23 @@
-"""Overlaps of turned boxes for KITTI's evaluator on machines without a GPU, for which mmdet3d has CUDA alone.
-
-Glossary: N, K boxes.
-"""
+"""Overlaps of turned boxes for KITTI's evaluator without a GPU; mmdet3d has CUDA alone. N, K boxes."""
 
 import numpy as np
 
 ROWS = 64
-"""Boxes of the first list that are compared with all of the second at a time."""
+"""Boxes of the first list per step."""
 OF_UNION, OF_FIRST, OF_SECOND = -1, 0, 1
-"""Criteria of mmdet3d: what the common area is divided by; for others it is not divided."""
+"""Criteria of mmdet3d: divisor of the common area."""
 
 
 def overlaps(
     boxes: np.ndarray, query_boxes: np.ndarray, criterion: int = OF_UNION, device_id: int = 0
 ) -> np.ndarray:
-    """Return the overlap (N, K) of each box with each query box.
-
-    It is float32; of `boxes` of float64, or of integers from 32 bits on, it is float64. Boxes without an
-    area have no overlap, 0.
+    """Overlap (N, K) of boxes, float32, or float64 for float64 and large integers; 0 without an area.
 
     Args:
-        boxes: (N, 5) x, y of the centre and sizes along both axes, in one unit; angle in radians from x
-            towards -y.
+        boxes: (N, 5) x, y of the centre, sizes along x and y, angle in radians from x towards -y.
         query_boxes: (K, 5) likewise.
-        criterion: -1: the common area over that of the union; 0, 1: over that of the first, of the second
-            box; others: the common area.
-        device_id: is not used; mmdet3d's function has it.
+        criterion: common area over the union (-1), first (0) or second box (1), else undivided.
+        device_id: unused, as in mmdet3d.
     """
     from mmdeploy_ext.runtime.bev_nms import bev_corners, intersection_areas
 

@@ -1,13 +1,10 @@
-"""Compiled operators that mmdet3d 0.x and copies of it bring along, in PyTorch; for inference on the CPU.
+"""Compiled operators of mmdet3d 0.x and its copies, in PyTorch, for inference on the CPU.
 
-A copy of mmdet3d in a research repository builds its operators for CUDA when it is installed. `MODULES` names
-those of its modules whose functions are here. The results are those of the compiled ones of
-mit-han-lab/bevfusion 326653d, whose cells of points are x first (mmdet3d's own `voxel_layer` has z first),
-and depend on no thread. They share no code with `preprocess/points.py` and `sparse/rulebook.py`, by which
-files run: a proof would not see a fault that both have.
+They give the results of mit-han-lab/bevfusion 326653d (cells x first; mmdet3d's `voxel_layer` has z first).
+They share no code with `preprocess/points.py` and `sparse/rulebook.py`, so that a proof sees faults there.
 
-Glossary: P points, V values of a point, D axes of a grid, N voxels before and M after a convolution, K cells
-of a kernel, I and O channels before and after it, C channels of a feature, L intervals.
+P points, V values of a point, D axes of a grid, N voxels before and M after a convolution, K cells of a
+kernel, I and O channels before and after it, C channels of a feature, L intervals.
 """
 
 from __future__ import annotations
@@ -22,16 +19,10 @@ from torch import Tensor
 def cells_of_points(
     points: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the cell of each point (P, D) int64, x first, and whether it is one of the grid (P,).
+    """Cell of each point (P, D) int64, x first, and whether it is in the grid (P,).
 
-    The grid begins at the low ends; its number of voxels is rounded, so that a point that is between the
-    limits may be outside of it. The arithmetic is in the precision of the points, as in the compiled kernel.
-
-    Args:
-        points: (P, V), the coordinates first.
-        voxel_size: side of a voxel along each axis, in the unit of the points.
-        limits: all low ends, then all high ends, likewise.
-        axes: D.
+    The number of voxels is rounded; arithmetic is in the points' precision, as in the compiled kernel.
+    `points` (P, V), coordinates first; `limits` are low, then high ends.
     """
     low, high = (points.new_tensor(list(side)) for side in (limits[:axes], limits[axes:]))
     size = points.new_tensor(list(voxel_size))
@@ -43,10 +34,7 @@ def cells_of_points(
 def dynamic_voxelize(
     points: Tensor, cells: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int = 3
 ) -> None:
-    """Write the cell of each point (P, V) into `cells` (P, D), x first; -1 on all axes outside of the grid.
-
-    `cells` are integers. For `voxel_size`, `limits` and `axes` see `cells_of_points`.
-    """
+    """Write the cell of each point (P, V) into `cells` (P, D), x first; -1 outside of the grid."""
     point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
     cells.copy_(torch.where(inside[:, None], point_cells, -1))
 
@@ -63,19 +51,19 @@ def hard_voxelize(
     axes: int = 3,
     deterministic: bool = True,
 ) -> int:
-    """Group points by voxel, in the order in which voxels appear; return how many voxels are filled.
+    """Group points by voxel, in order of appearance; return the number of voxels.
 
     Args:
-        points: (P, V) values of points, the coordinates first; those outside of the grid are left out.
-        voxels: (max_voxels, max_points, V) zeros, filled with the first points of each voxel.
-        cells: (max_voxels, D), filled with the cell of each voxel, x first.
-        counts: (max_voxels,), filled with the number of points that each voxel keeps.
-        voxel_size: side of a voxel along each axis.
-        limits: all low ends, then all high ends, see `cells_of_points`.
-        max_points: largest number of points of a voxel; later ones are dropped; -1 is no limit.
-        max_voxels: points of voxels that appear later are dropped; -1 takes all, which then have to fit.
-        axes: axes of the grid.
-        deterministic: not used; the result is the same at every call.
+        points: (P, V), coordinates first; points outside of the grid are dropped.
+        voxels: (max_voxels, max_points, V) zeros, filled.
+        cells: (max_voxels, D), filled, x first.
+        counts: (max_voxels,) points per voxel, filled.
+        voxel_size: per axis.
+        limits: low, then high ends.
+        max_points: points per voxel; -1 is no limit.
+        max_voxels: later voxels are dropped; -1 takes all.
+        axes: D.
+        deterministic: unused.
     """
     point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
     points, point_cells = points[inside], point_cells[inside]
@@ -115,28 +103,11 @@ def get_indice_pairs(
     subm: int,
     transpose: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which voxels a sparse convolution joins.
+    """Voxels behind a sparse convolution, and the pairs of rows that it joins.
 
-    These are the voxels behind it (M, 1 + D) of the dtype of `indices`, sample first, in the order of their
-    cells (of a submanifold convolution those before it); pairs (K, 2, N) int32 of the rows before and behind
-    it, -1 where there are fewer; and how many pairs each cell of the kernel has, (K,) int32. Cells of the
-    kernel are numbered row by row.
-
-    Args:
-        indices: (N, 1 + D) sample and cell of each voxel.
-        batch_size: not used.
-        out_shape: cells of the grid behind the convolution.
-        spatial_shape: not used.
-        kernel_size: cells of the kernel along each axis.
-        stride: stride along each axis; not used by a submanifold convolution, which takes 1.
-        padding: padding along each axis; not used by a submanifold convolution, which takes half the kernel.
-        dilation: dilation along each axis.
-        out_padding: not used.
-        subm: whether the convolution is submanifold.
-        transpose: has to be 0.
-
-    Raises:
-        NotImplementedError: `transpose` is not 0.
+    Returns voxels (M, 1 + D), sample first, in order of cells (submanifold: as before); pairs (K, 2, N)
+    int32, -1 where there are fewer; and pairs per kernel cell (K,) int32, cells row by row. `indices` are (N,
+    1 + D). Submanifold convolutions ignore stride and padding. NotImplementedError: `transpose`.
     """
     if transpose:
         raise NotImplementedError('sparse_conv_ext: transposed sparse convolutions have no CPU form here')
@@ -184,16 +155,10 @@ def get_indice_pairs(
 def indice_conv(
     features: Tensor, filters: Tensor, pairs: Tensor, counts: Tensor, num_out: int, inverse: int, subm: int
 ) -> Tensor:
-    """Return the features (M, O) behind a sparse convolution.
+    """Features (M, O) behind a sparse convolution.
 
-    Args:
-        features: (N, I).
-        filters: kernel sizes, then I and O: the layout of spconv 1.x.
-        pairs: see `get_indice_pairs`.
-        counts: see `get_indice_pairs`.
-        num_out: M.
-        inverse: whether it goes back from the second rows of the pairs to the first.
-        subm: not used.
+    `features` (N, I); `filters` kernel sizes, I, O (spconv 1.x); `pairs` and `counts` of `get_indice_pairs`;
+    `inverse` goes from second rows to first.
     """
     kernels = filters.flatten(0, -3)
     outputs = features.new_zeros(num_out, filters.shape[-1])
@@ -213,18 +178,10 @@ def bev_pool_forward(
     rows: int,
     columns: int,
 ) -> Tensor:
-    """Return the sums of features of each cell, (samples, depth, rows, columns, C); 0 without a point.
+    """Sums of features per cell, (samples, depth, rows, columns, C); 0 without a point.
 
-    Args:
-        features: (P, C), those of one cell one behind the other.
-        cells: (P, 4) row, column, depth and sample of each point.
-        lengths: (L,) points of each interval of points of one cell; together the intervals, one behind the
-            other, are all points.
-        starts: (L,) first point of each interval.
-        samples: number of samples of the grid.
-        depth: number of cells of the grid along z.
-        rows: number of cells of the grid along its first axis.
-        columns: number of cells of the grid along its second axis.
+    `features` (P, C), cell after cell; `cells` (P, 4) row, column, depth, sample; `lengths` and `starts` (L,)
+    of each cell's interval.
     """
     grid = features.new_zeros(int(samples), int(depth), int(rows), int(columns), features.shape[1])
     if not len(lengths):
@@ -244,4 +201,4 @@ MODULES: dict[str, dict[str, Callable[..., object]]] = {
     ),
     'bev_pool_ext': dict(bev_pool_forward=bev_pool_forward),
 }
-"""Name of a compiled module, as copies of mmdet3d import it -> its functions that have a form here."""
+"""Compiled module of mmdet3d's copies -> functions that have a form here."""

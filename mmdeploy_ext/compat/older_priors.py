@@ -1,6 +1,6 @@
-"""What heads of an mmdet before 2.18 lack: priors of a level of any size, and a coder of distances.
+"""Parts that heads of mmdet before 2.18 lack: priors of a level of any size, and a coder of distances.
 
-Glossary: h, w rows and columns of a level's map, a priors of a cell, A priors of a level.
+h, w rows and columns of a level's map, a priors of a cell, A priors of a level.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,7 @@ import torch
 
 
 class Default:
-    """An attribute of a class, computed whenever it is read of an object that has none of this name.
-
-    It can be set on an object.
-    """
+    """An attribute computed when it is read of an object without it; it can be set."""
 
     def __init__(self, compute: Callable[[Any], Any]) -> None:
         self.compute = compute
@@ -23,12 +20,9 @@ class Default:
 
 
 def shifted_priors(base: torch.Tensor, size: Sequence[Any], stride: Sequence[float]) -> torch.Tensor:
-    """Return the priors (A, columns) of a level, row by row: those of its first cell, moved to every cell.
+    """Priors (A, columns) of a level, row by row, from the first cell's (a, columns) xyxy or xy, pixels.
 
-    Args:
-        base: (a, columns) anchors xyxy or points xy of the first cell, pixels.
-        size: h and w, which stay sizes of tensors in a graph.
-        stride: x and y, pixels.
+    `size` h, w stay sizes of tensors in a graph; `stride` is x, y, pixels.
     """
     y, x = (
         torch.arange(length, device=base.device).to(base.dtype) * step
@@ -40,12 +34,12 @@ def shifted_priors(base: torch.Tensor, size: Sequence[Any], stride: Sequence[flo
 
 
 class LevelPoints:
-    """The points of a head, one of each cell, as newer heads have them in their `prior_generator`.
+    """The points of a head, one per cell, like a newer `prior_generator`.
 
     Attributes:
-        strides: (x, y) of each level, pixels.
-        base_points: (1, 2) of each level: x, y of the first cell's point, pixels.
-        num_base_priors: 1 for each level.
+        strides: (x, y) per level, pixels.
+        base_points: (1, 2) per level, pixels.
+        num_base_priors: 1 per level.
     """
 
     def __init__(self, strides: Sequence[tuple[float, float]], base_points: Sequence[torch.Tensor]) -> None:
@@ -59,16 +53,15 @@ class LevelPoints:
         dtype: torch.dtype = torch.float32,
         device: Any = 'cuda',
     ) -> torch.Tensor:
-        """Return the points (A, 2) of a level whose map has the size h, w, in pixels."""
+        """Points (A, 2) of a level of size h, w, pixels."""
         base = self.base_points[level_idx].to(device=device, dtype=dtype)
         return shifted_priors(base, featmap_size, self.strides[level_idx])
 
 
 def points_of(head: Any) -> LevelPoints:
-    """Return the points of a head, by its own method for the points of a map.
+    """Points of a head by its own method.
 
-    Heads of FCOS return points in pixels, FoveaBox and RepPoints y and x in cells. RepPoints has strides of
-    another name.
+    FCOS returns pixels; FoveaBox and RepPoints y, x in cells. RepPoints has strides of another name.
     """
     strides = [int(stride) for stride in getattr(head, 'point_strides', head.strides)]
     base_points = []
@@ -81,18 +74,14 @@ def points_of(head: Any) -> LevelPoints:
 
 
 class DistanceCoder:
-    """The coder of heads that decode distances from points by mmdet's function `distance2bbox`.
-
-    Attributes:
-        clip_border: whether such heads clip their boxes to the image; they do it, not `decode`.
-    """
+    """The coder of heads that call mmdet's `distance2bbox`; they clip boxes themselves."""
 
     clip_border = True
 
     def decode(self, points: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
-        """Return boxes (A, 4) xyxy of points (A, 2) and distances (A, 4), pixels, not clipped.
+        """Boxes (A, 4) xyxy of points (A, 2) and distances (A, 4), pixels, not clipped.
 
-        The distances are those to the left, top, right and bottom.
+        Distances are left, top, right, bottom.
         """
         from mmdet.core.bbox.transforms import distance2bbox
 

@@ -1,8 +1,7 @@
-"""The part of panopticapi that mmdet uses: colours of segments, and panoptic quality over images.
+"""The part of panopticapi that mmdet uses: colours of segments, and panoptic quality.
 
-panopticapi is in no package registry, so that an environment may lack it. mmdet matches segments with code of
-its own; what is left is the sum of Kirillov et al., "Panoptic Segmentation" (arXiv:1801.00868, section 4.1):
-PQ = sum of IoU / (TP + FP / 2 + FN / 2) of every class, and the mean over the classes that occur.
+panopticapi is in no package registry. Kirillov et al., "Panoptic Segmentation" (arXiv:1801.00868, section
+4.1): PQ = sum of IoU / (TP + FP / 2 + FN / 2) per class, and the mean over occurring classes.
 """
 
 from __future__ import annotations
@@ -14,32 +13,25 @@ from typing import Any, Self
 import numpy as np
 
 VOID, OFFSET = 0, 256**3
-"""The number that stands for no segment, in the pixels that have none; and the number of colours."""
+"""Number of pixels without a segment; number of colours."""
 FIGURES = ('pq', 'sq', 'rq')
 """Panoptic, segmentation and recognition quality."""
 
 
 def rgb2id(colour: np.ndarray) -> np.ndarray:
-    """Return the numbers of segments (h, w) int64 of a picture (h, w, 3) uint8, RGB: r + 256 g + 256^2 b."""
+    """Numbers of segments (h, w) int64 of RGB (h, w, 3) uint8: r + 256 g + 256^2 b."""
     return np.asarray(colour).astype(np.int64) @ np.array([1, 256, 256**2])
 
 
 def id2rgb(segments: np.ndarray) -> np.ndarray:
-    """Return the picture (h, w, 3) uint8, RGB, of numbers of segments (h, w), integers in 0..`OFFSET` - 1."""
+    """RGB (h, w, 3) uint8 of numbers of segments (h, w)."""
     segments = np.asarray(segments, np.int64)
     return np.stack([segments // 256**place % 256 for place in range(3)], axis=-1).astype(np.uint8)
 
 
 @dataclasses.dataclass
 class ClassCount:
-    """Sums of one class.
-
-    Attributes:
-        iou: sum of the IoU of all matched pairs.
-        tp: matched pairs.
-        fp: predicted segments without a pair.
-        fn: true segments without a pair.
-    """
+    """Sums of one class: IoU of matched pairs, pairs, predicted and true segments without a pair."""
 
     iou: float = 0.0
     tp: int = 0
@@ -47,10 +39,7 @@ class ClassCount:
     fn: int = 0
 
     def figures(self) -> dict[str, float] | None:
-        """Return `pq`, `sq` and `rq`, panoptic, segmentation and recognition quality in 0..1.
-
-        None is returned of a class that does not occur.
-        """
+        """`pq`, `sq` and `rq` in 0..1, or None if the class does not occur."""
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         if not weight:
             return None
@@ -59,13 +48,12 @@ class ClassCount:
 
 
 class PQStat(dict):
-    """`category_id` -> `ClassCount`; looking up one that is not there adds it, with zeros."""
+    """`category_id` -> `ClassCount`, added on look-up."""
 
     def __missing__(self, category: int) -> ClassCount:
         return self.setdefault(category, ClassCount())
 
     def __iadd__(self, sums: PQStat) -> Self:
-        """Add the sums of other images."""
         for category, count in sums.items():
             for name, value in vars(count).items():
                 setattr(self[category], name, getattr(self[category], name) + value)
@@ -74,15 +62,9 @@ class PQStat(dict):
     def pq_average(
         self, categories: Mapping[int, Mapping[str, Any]], isthing: bool | None
     ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-        """Return the means over the classes that occur, and the figures of each class.
+        """Means over occurring classes (`FIGURES`, NaN if none, and `n`), and figures per `category_id`.
 
-        Args:
-            categories: `category_id` -> its entry, with `isthing`.
-            isthing: True counts only things, False only stuff, None all.
-
-        Returns:
-            A dict of `FIGURES`, each the mean over the classes that occur, NaN if there are none, and of `n`,
-            their number; and `category_id` -> its figures, which are 0 of a class that does not occur.
+        `isthing` True counts things, False stuff, None all.
         """
         by_category = {
             key: self[key].figures()

@@ -1,11 +1,6 @@
-"""What torchvision and mmcv-full 1.7.2 need on today's PyTorch and numpy, each patch with its reason.
+"""Patches of torchvision and mmcv-full 1.7.2 for today's PyTorch and numpy, each with its reason.
 
-A function decorated by `patch` or `after` is a patch: it runs for each of the named modules, at its import
-or, if that was before, in `compat.apply`. Its docstring begins with the reason. It takes the module and, with
-`patch`, the function `execute`, which runs the module's code, or nothing if it ran before. It returns
-whether it changed anything; with `after`, None means True, and the decorated name takes both and returns a
-bool. A patch with `without_gpu=True` does nothing if torch sees a GPU; `versions` are those that it was tried
-with.
+Docstrings begin with the reason; see `import_hook.PatchFunction` and `import_hook.after`.
 """
 
 import functools
@@ -23,9 +18,8 @@ from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
 def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
     """Without its compiled operators torchvision dies in its import: "torchvision::nms does not exist".
 
-    The public index's wheel is built for CUDA and links libtorch_cuda.so, which a CPU-only torch does not
-    have. torchvision tolerates that everywhere but in this module, which registers fake kernels for the
-    absent operators, and is not run here. The detectors use mmcv's operators, not these.
+    The public index's wheel is built for CUDA and links libtorch_cuda.so, which a CPU-only torch lacks. Only
+    this module, which registers fake kernels, does not tolerate that; it is not run.
     """
     extension = sys.modules['torchvision.extension']
     if extension._has_ops():
@@ -36,10 +30,7 @@ def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
 
 @patch('mmcv', 'mmcv.cnn.bricks.transformer', versions='mmcv-full 1.7.2')
 def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
-    """At every import mmcv warns that version 2 comes in 2023, and that a class has moved inside it.
-
-    The module runs with both warnings off.
-    """
+    """At every import mmcv warns that version 2 comes in 2023, and that a class has moved inside it."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV will release v2.0.0')
         warnings.filterwarnings('ignore', message=r'``\w*MultiScaleDeformableAttention`` has been moved')
@@ -51,7 +42,7 @@ def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
 def scopes_without_registries(module: ModuleType) -> None:
     """Registry.get of `opera.SOIT`, if no registry has the scope `opera`, ends in an AttributeError.
 
-    It returns None, as it does of other types that nobody has registered, and builders name the type.
+    It returns None instead, and builders name the type.
     """
     original = module.Registry.get
 
@@ -68,8 +59,7 @@ def scopes_without_registries(module: ModuleType) -> None:
 def init_dist_without_gpu(module: ModuleType) -> None:
     """init_dist takes the rank modulo the number of GPUs: ZeroDivisionError on a machine without one.
 
-    There it sees one GPU while it runs and its choice of the device is skipped; the backend nccl, which every
-    OpenMMLab base config names, cannot run there and becomes gloo, with a warning.
+    It sees one GPU there, and nccl, which base configs name, becomes gloo with a warning.
     """
     original = module.init_dist
 
@@ -88,10 +78,7 @@ def init_dist_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.runner.iter_based_runner', versions='mmcv-full 1.7.2', without_gpu=True)
 def resume_iterations_without_gpu(module: ModuleType) -> None:
-    """IterBasedRunner.resume puts the checkpoint on the current GPU, even if there is none.
-
-    Without a GPU its default is the CPU.
-    """
+    """IterBasedRunner.resume puts the checkpoint on the current GPU, even if there is none."""
     original = module.IterBasedRunner.resume
 
     @functools.wraps(original)
@@ -105,10 +92,7 @@ def resume_iterations_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
 def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
-    """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'.
-
-    It gets a stream of that GPU, the same at each call.
-    """
+    """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'."""
     import torch
 
     parameter = next(iter(inspect.signature(module._get_stream).parameters.values()))
@@ -121,9 +105,7 @@ def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
 def distributed_data_parallel(module: ModuleType) -> bool | None:
     """MMDistributedDataParallel.forward reads _use_replicated_tensor_module, gone from newer torch.
 
-    On CPU it also hands DataContainers to the model unopened. train_step and val_step go through torch's own
-    forward here, which does the bucket, buffer and unused-parameter work that mmcv repeats by hand for torch
-    1.x.
+    On CPU it also leaves DataContainers closed. train_step and val_step use torch's own forward.
     """
     wrapper = module.MMDistributedDataParallel
     if not hasattr(module.DistributedDataParallel, '_inside_ddp_forward'):
@@ -154,7 +136,7 @@ def distributed_data_parallel(module: ModuleType) -> bool | None:
 def numpy_in_checkpoints(module: ModuleType) -> None:
     """torch.load (weights_only=True since 2.6) refuses the numpy values in an mmcv checkpoint's `meta`.
 
-    Only what rebuilds numpy scalars and arrays is allowed: checkpoints stay data and cannot run code.
+    Only the functions that rebuild numpy scalars and arrays are allowed.
     """
     import torch
 
@@ -162,11 +144,7 @@ def numpy_in_checkpoints(module: ModuleType) -> None:
 
 
 def numpy_checkpoint_globals() -> list[Any]:
-    """Return what `torch.load(weights_only=True)` must allow for numpy scalars and arrays, and nothing else.
-
-    The list has classes, and pairs of a function and its dotted name, once as a checkpoint that numpy 1 wrote
-    has it and once as one of numpy 2.
-    """
+    """Allow list of `torch.load(weights_only=True)` for numpy scalars and arrays, of numpy 1 and 2."""
     import numpy as np
 
     core = np.core if np.lib.NumpyVersion(np.__version__) < '2.0.0' else np._core
@@ -180,15 +158,11 @@ def numpy_checkpoint_globals() -> list[Any]:
 
 
 OPENMMLAB = 'mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6'
-"""Versions that the next patch was tried with."""
 
 
 @patch('mmcv.ops.pixel_group', 'mmdet', 'mmdet3d', versions=f'{OPENMMLAB} with numpy >= 1.24')
 def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
-    """numpy 1.24 removed np.bool, np.int, np.float and np.long; data sets and evaluators use them.
-
-    Those that numpy lacks stand for Python's types again, for all modules that run later.
-    """
+    """numpy 1.24 removed np.bool, np.int, np.float and np.long; data sets and evaluators use them."""
     import numpy as np
 
     aliases = dict(bool=bool, int=int, float=float, long=int)
@@ -215,10 +189,7 @@ def masked_conv_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.ops.carafe', versions='mmcv-full 1.7.2')
 def carafe_without_gpu(module: ModuleType) -> None:
-    """CARAFE, which enlarges maps by kernels of their own, has only a CUDA kernel.
-
-    The CPU gets torch's operators.
-    """
+    """CARAFE, which enlarges maps by kernels of their own, has only a CUDA kernel."""
     _on_cpu(module, 'carafe')
     _on_cpu(module, 'carafe_naive', 'carafe')
 
@@ -252,7 +223,6 @@ def regions_without_numbers(module: ModuleType) -> None:
 
 
 def _on_cpu(module: ModuleType, name: str, plain: str = '') -> None:
-    """Let a function of a module be that of `plain_kernels` where its first argument is on the CPU."""
     original = getattr(module, name)
 
     def function(features: Any, *args: Any, **kwargs: Any) -> Any:
@@ -268,7 +238,7 @@ def _on_cpu(module: ModuleType, name: str, plain: str = '') -> None:
 def sync_bn_without_gpu(module: ModuleType) -> None:
     """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither.
 
-    torch's is built in its place; parameters and statistics have the same names in both.
+    torch's is built in its place, with the same names of tensors.
     """
     import torch
 

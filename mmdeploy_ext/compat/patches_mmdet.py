@@ -1,11 +1,6 @@
-"""What mmdet 2.28.2 and mmdet3d 1.0.0rc6 need on today's PyTorch, each patch with its reason.
+"""Patches of mmdet 2.28.2 and mmdet3d 1.0.0rc6 for today's PyTorch, each with its reason.
 
-A function decorated by `patch` or `after` is a patch: it runs for each of the named modules, at its import
-or, if that was before, in `compat.apply`. Its docstring begins with the reason. It takes the module and, with
-`patch`, the function `execute`, which runs the module's code, or nothing if it ran before. It returns
-whether it changed anything; with `after`, None means True, and the decorated name takes both and returns a
-bool. A patch for machines `without_gpu` does nothing if torch sees a GPU; `versions` are those that it was
-tried with.
+Docstrings begin with the reason; see `import_hook.PatchFunction` and `import_hook.after`.
 """
 
 import functools
@@ -36,15 +31,11 @@ RARELY_USED = {
     'mmdet3d.core.visualizer.show_result': ('trimesh',),
     'mmdet3d.datasets.lyft_dataset': ('pandas',),
 }
-"""Module -> a package, and the modules of it that it imports beside or instead of the package."""
+"""Module -> a package, and the modules of it that it imports."""
 
 
 class _LazyModule(ModuleType):
-    """A module whose functions and classes are rarely called: it is imported by the first call.
-
-    While the code that imports it runs, each name is a function that makes the call; from then on a name that
-    is looked up in the module is that of the real one.
-    """
+    """A module that is imported by the first call of one of its names."""
 
     is_stand_in = True
 
@@ -62,8 +53,7 @@ class _LazyModule(ModuleType):
 def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool:
     """Half of the start of a tool, 4 of 8.5 s, went into torch._dynamo and sklearn, for a function each.
 
-    The modules of `RARELY_USED` import stand-ins of these and of others, which import the package at the
-    first call.
+    The modules of `RARELY_USED` import stand-ins.
     """
     package, *inner = names = RARELY_USED[module.__name__]
     if package in sys.modules or importlib.util.find_spec(package) is None:
@@ -84,10 +74,7 @@ def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool
 
 @after('mmdet.apis.test', 'mmcv.engine.test', versions='mmcv-full 1.7.2, mmdet 2.28.2', without_gpu=True)
 def collect_results_without_gpu(module: ModuleType) -> None:
-    """collect_results_cpu tells the ranks its temporary folder through a CUDA tensor, also without a GPU.
-
-    Here the first rank makes the folder and broadcasts its name as an object.
-    """
+    """collect_results_cpu tells the ranks its temporary folder through a CUDA tensor, also without a GPU."""
     original = module.collect_results_cpu
 
     @functools.wraps(original)
@@ -106,11 +93,7 @@ def collect_results_without_gpu(module: ModuleType) -> None:
 
 @after('mmdet.utils.util_distribution', versions='mmdet 2.28.2')
 def build_ddp_on_cpu(module: ModuleType) -> None:
-    """build_ddp asserts that the device is an accelerator, so distributed training with gloo cannot start.
-
-    For the CPU it returns an MMDistributedDataParallel without device ids. Its argument broadcast_buffers,
-    deprecated in torch, is not worth a warning per rank.
-    """
+    """build_ddp asserts that the device is an accelerator, so distributed training with gloo cannot start."""
     original = module.build_ddp
 
     @functools.wraps(original)
@@ -133,7 +116,7 @@ def build_ddp_on_cpu(module: ModuleType) -> None:
 def panoptic_without_panopticapi(module: ModuleType) -> bool | None:
     """Panoptic data sets and their evaluation ask for panopticapi, which is in no package registry.
 
-    If it is installed it is used; otherwise `compat/panoptic_quality.py` has the part that mmdet uses.
+    If it is missing, `compat/panoptic_quality.py` stands in.
     """
     if importlib.util.find_spec('panopticapi') is not None:
         return False
@@ -161,8 +144,7 @@ def mmdet3d_version_check(module: ModuleType, execute: Execute) -> bool:
 def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
     """mmdet3d imports lyft_dataset_sdk even for nuScenes, and that package pins libraries of 2019.
 
-    Stand-ins let these two modules load. They exist only during the import, and using one raises with the
-    command that installs the real package.
+    Stand-ins exist during the import; using one raises with the pip command.
     """
     if importlib.util.find_spec(LYFT) is not None:
         execute()
@@ -180,10 +162,7 @@ def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
 
 @after('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')
 def instances_all_filtered(module: ModuleType) -> None:
-    """SOLO's heads raise where the last threshold removes every instance: they resize a stack of no masks.
-
-    Their `interpolate` returns an empty array of the new size then.
-    """
+    """SOLO's heads raise where the last threshold removes every instance: they resize a stack of no masks."""
     functional = module.F
 
     def interpolate(values: Any, size: Any = None, *args: Any, **options: Any) -> Any:
@@ -199,8 +178,8 @@ def instances_all_filtered(module: ModuleType) -> None:
 def geometric_mean_without_gradient(module: ModuleType) -> bool:
     """TOOD's scores are an autograd.Function, which the TorchScript exporter does not see into.
 
-    In an export, where no gradient is needed, their formula in operators of torch stands in its place; else
-    the function itself computes, so that a proof compares both. TOOD's own repository has no such function.
+    In an export their formula stands in its place; else the function itself computes, so that a proof
+    compares both.
     """
     import torch
 
@@ -222,7 +201,7 @@ def geometric_mean_without_gradient(module: ModuleType) -> bool:
 def overlaps_without_gpu(module: ModuleType, execute: Execute) -> bool:
     """KITTI's evaluator compares turned boxes by CUDA kernels, whose module no machine without a GPU imports.
 
-    Without one its function is that of `kitti_overlaps.py`.
+    Without a GPU `kitti_overlaps.py` stands in.
     """
     if has_gpu():
         execute()
@@ -235,10 +214,7 @@ def overlaps_without_gpu(module: ModuleType, execute: Execute) -> bool:
 
 @after('mmdet3d.datasets.nuscenes_mono_dataset', versions='mmdet3d 1.0.0rc6', without_gpu=True)
 def boxes_of_pictures_without_gpu(module: ModuleType) -> None:
-    """The evaluator of single pictures of nuScenes moves its boxes to a GPU, with or without one.
-
-    Without one they stay where they are.
-    """
+    """The evaluator of single pictures of nuScenes moves its boxes to a GPU, with or without one."""
     import torch
 
     convert = module.nusc_box_to_cam_box3d

@@ -1,10 +1,6 @@
-"""What spconv 2.3.8 needs on the CPU, each patch with its reason.
+"""Patches of spconv 2.3.8 for the CPU, each with its reason.
 
-A function decorated by `after` is a patch: it is called for each module that the decorator names, with the
-module, as soon as that has been imported, and returns False if there was nothing to do; its docstring begins
-with the reason. The decorated name takes a function that runs the module's code, too, and returns a bool.
-`versions` are those that the patch was tried with; other versions are patched, too. A patch for machines
-`without_gpu` does nothing if torch sees a GPU.
+Docstrings begin with the reason; see `import_hook.after`.
 """
 
 from __future__ import annotations
@@ -21,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 Function = Callable[..., Any]
-"""A function of spconv, or what stands for it."""
 
 
 def _openmp_runtimes() -> Any:
@@ -34,16 +29,9 @@ def _openmp_runtimes() -> Any:
 def single_thread(runtimes: Callable[[], Any] = _openmp_runtimes) -> Iterator[None]:
     """Run the block with one thread in torch and every loaded OpenMP runtime; spconv 2.3.8 on CPU needs it.
 
-    With more threads it has a race: 4 of 27,774 rows of a convolution were wrong, others in each run (one
-    thread: within 1e-7 of a dense convolution, and faster). It brings an OpenMP runtime of its own, so
-    torch.set_num_threads alone does not reach it.
-
-    Args:
-        runtimes: returns the threadpoolctl.ThreadpoolController of the runtimes to limit; by default of all
-            OpenMP runtimes that are loaded when the block begins.
-
-    Raises:
-        ImportError: threadpoolctl is not installed.
+    With more threads 4 of 27,774 rows of a convolution were wrong, others in each run. spconv has an OpenMP
+    runtime of its own, so torch.set_num_threads does not suffice. `runtimes` returns a
+    threadpoolctl.ThreadpoolController.
     """
     import torch
 
@@ -57,14 +45,11 @@ def single_thread(runtimes: Callable[[], Any] = _openmp_runtimes) -> Iterator[No
 
 
 _one_thread = functools.partial(single_thread, functools.cache(_openmp_runtimes))
-"""For kernels that are called sixty times per sweep: looked up once (0.7 ms), spconv is loaded by then."""
+"""Looked up once (0.7 ms) for kernels that are called sixty times per sweep."""
 
 
 def one_thread_on_cpu(function: Function) -> Function:
-    """Return a function of spconv that runs with one OpenMP thread if its first argument is on the CPU.
-
-    `function` takes a tensor first, as a positional argument.
-    """
+    """Run a function of spconv with one OpenMP thread if its first argument is on the CPU."""
 
     @functools.wraps(function)
     def limited(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -75,17 +60,11 @@ def one_thread_on_cpu(function: Function) -> Function:
 
 
 def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
-    """Return an `indice_conv` that takes what spconv's CPU kernel refuses: bias, activation, no input voxel.
+    """Let `indice_conv` take a bias, an activation and no input voxel on the CPU, which spconv refuses.
 
-    On the CPU bias and activation are applied to the result of the kernel, and without an input voxel every
-    output row is zero before them. Tensors on a GPU go to `indice_conv` unchanged.
-
-    Args:
-        indice_conv: takes features (N, I) of the input voxels, filters (O, k0, k1, k2, I), the pairs of input
-            and output rows (2, k0 k1 k2, N) int32, the number of pairs of each place of the kernel
-            (k0 k1 k2,) int32, and the number of output voxels. N input voxels, k0, k1, k2 kernel size, I
-            input and O output channels.
-        activate: spconv's (features, act_type, act_alpha, act_beta) -> features.
+    `indice_conv` takes features (N, I), filters (O, k0, k1, k2, I), pairs (2, k0 k1 k2, N) int32, their
+    numbers (k0 k1 k2,) int32 and the number of output voxels; `activate` is spconv's (features, act_type,
+    act_alpha, act_beta).
     """
 
     @functools.wraps(indice_conv)
@@ -115,11 +94,7 @@ def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
 
 
 def gradient_on_cpu(indice_conv_backward: Function) -> Function:
-    """Return an `indice_conv_backward` that takes no input voxel, too, which spconv's CPU kernel refuses.
-
-    `indice_conv_backward` takes features and filters as those of `convolution_on_cpu`, and more, and returns
-    the gradients of both; without a voxel on the CPU these are 0. All else goes to it unchanged.
-    """
+    """Let `indice_conv_backward` take no input voxel on the CPU; the gradients are 0."""
 
     @functools.wraps(indice_conv_backward)
     def gradient(features: torch.Tensor, filters: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
@@ -138,11 +113,7 @@ def spconv_stream_without_gpu(module: ModuleType) -> None:
 
 @after('spconv.pytorch.ops', versions='spconv 2.3.8')
 def spconv_one_thread(module: ModuleType) -> None:
-    """The CPU kernels of spconv race with more than one OpenMP thread, forward and backward: they get one.
-
-    See `single_thread` for what was measured. The other operations of a model keep all threads, and so does
-    the CUDA path.
-    """
+    """The CPU kernels of spconv race with more than one OpenMP thread, forward and backward: they get one."""
     for name in ('indice_conv', 'indice_conv_backward', 'indice_maxpool', 'indice_maxpool_backward'):
         setattr(module, name, one_thread_on_cpu(getattr(module, name)))
     module.get_indice_pairs = one_thread_on_cpu(module.get_indice_pairs)
@@ -152,8 +123,7 @@ def spconv_one_thread(module: ModuleType) -> None:
 def spconv_convolution_on_cpu(module: ModuleType) -> None:
     """On the CPU spconv refuses a bias, an activation and an empty sweep.
 
-    The functions of `spconv.pytorch.ops` are wrapped, which all callers look up in that module;
-    `spconv.pytorch.conv` imports it, so that `spconv_one_thread` has wrapped them before.
+    Callers look up functions in `spconv.pytorch.ops`, which `spconv_one_thread` has wrapped before.
     """
     ops = module.ops
     ops.indice_conv = convolution_on_cpu(ops.indice_conv, module._apply_act)
@@ -176,8 +146,7 @@ def spconv_dense_by_tuple(module: ModuleType) -> None:
 def spconv_without_tracing_warning(module: ModuleType) -> bool | None:
     """SparseConvTensor is traceable by torch.fx, which warns users of `is_fx_tracing` on stderr, once.
 
-    Every process that made a sparse tensor printed it. Here it is raised once with the logger disabled, after
-    which torch does not raise it again.
+    It is raised once here with the logger disabled.
     """
     from torch.fx import _symbolic_trace
 

@@ -1,13 +1,7 @@
-"""What research repositories and their copies of mmdet need with today's libraries, each with its reason.
+"""Patches of research repositories and their copies of mmdet for today's libraries, each with its reason.
 
-A function decorated by `patch` or `after` is a patch: it runs for each of the named modules, at its import
-or, if that was before, in `compat.apply`. Its docstring begins with the reason. It takes the module and, with
-`patch`, the function `execute`, which runs the module's code, or nothing if it ran before. It returns
-whether it changed anything; with `after`, None means True, and the decorated name takes both and returns a
-bool. `versions` are those that it was tried with.
-
-Families and models name classes of mmdet 2.28.2. Repositories bring copies of mmdet 2.11 to 2.25 that are
-imported in its place; what these lack is no part of their detectors (`mmdet_module`).
+Docstrings begin with the reason; see `import_hook.PatchFunction` and `import_hook.after`. Copies of mmdet
+2.11 to 2.25 lack names that families use: see `mmdet_module`.
 """
 
 from __future__ import annotations
@@ -28,11 +22,10 @@ from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
 from mmdeploy_ext.core.errors import ConfigError
 
 OLDEST_MMDET = 2, 6
-"""Major and minor version of the oldest mmdet that families work with."""
+"""Oldest mmdet that families work with."""
 
 
 def _string_constants(module: ModuleType) -> dict[str, str]:
-    """Return name -> text of the strings that a module which has not run yet assigns at its top."""
     source = module.__spec__.loader.get_source(module.__name__)
     return {
         statement.targets[0].id: statement.value.value
@@ -45,7 +38,6 @@ def _string_constants(module: ModuleType) -> dict[str, str]:
 
 
 def _release(version: str) -> Sequence[int]:
-    """Return a version as numbers; a part that is no number is left out."""
     parts = version.split('+')[0].split('.')
     return [int(part) for part in parts if part.isdigit()]
 
@@ -54,8 +46,7 @@ def _release(version: str) -> Sequence[int]:
 def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     """A copy of mmdet in a repository asserts an mmcv of its time: it sees the newest that it takes.
 
-    If today's is not newer, nothing changes. Other patches add what today's mmcv lacks or does otherwise.
-    Versions of mmdet before `OLDEST_MMDET`, whose operators are in mmdet itself, are a ConfigError.
+    Versions before `OLDEST_MMDET`, with operators of their own, are a ConfigError.
     """
     import mmcv
 
@@ -81,8 +72,7 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
 def priors_of_a_level(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 the priors of a level were float32 anchors; families ask for priors of a type.
 
-    mmdet 2.11 calls them anchors throughout, and takes sizes of maps as constants, which a graph of any size
-    must not. The generator of anchors gets the newer method, `single_level_grid_priors`, and
+    The generator gets `single_level_grid_priors`, which takes sizes of maps as tensors, and
     `num_base_priors`.
     """
     generator = module.AnchorGenerator
@@ -112,8 +102,7 @@ def priors_of_a_level(module: ModuleType) -> bool | None:
 def points_of_a_level(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 the points of a level were float32; families ask for points of a type.
 
-    They also took sizes of maps as constants. The generator of points gets the newer argument, `dtype`; with
-    strides (`with_stride`) it gives its own points.
+    The generator gets the argument `dtype`, and sizes of maps stay tensors.
     """
     generator = getattr(module, 'MlvlPointGenerator', None)
     if generator is None or 'dtype' in inspect.signature(generator.single_level_grid_priors).parameters:
@@ -151,10 +140,7 @@ def points_of_a_level(module: ModuleType) -> bool | None:
     versions='mmdet 2.6.0, 2.11.0 and 2.14.0',
 )
 def prior_generator_of_anchors(module: ModuleType) -> bool | None:
-    """Before mmdet 2.18 the generator of a head's priors was called `anchor_generator`.
-
-    Heads get the newer name, `prior_generator`, for it, and `num_base_priors` for `num_anchors`.
-    """
+    """Before mmdet 2.18 the generator of a head's priors was called `anchor_generator`."""
     head = getattr(module, 'AnchorHead', None) or module.YOLOV3Head
     if 'self.prior_generator' in inspect.getsource(head.__init__):
         return False
@@ -173,8 +159,7 @@ def prior_generator_of_anchors(module: ModuleType) -> bool | None:
 def generator_and_coder_of_points(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 heads of points made points and boxes by functions, without generator and coder.
 
-    Heads get both under the newer names, `prior_generator` and `bbox_coder`, and `use_sigmoid_cls`, True: all
-    took sigmoids. Of VFNet, which has anchors for its targets, the generator is that of the points.
+    Heads get `prior_generator`, `bbox_coder` and `use_sigmoid_cls`, True. VFNet's generator is of its points.
     """
     head = getattr(module, 'AnchorFreeHead', None) or module.VFNetHead
     if 'prior_generator' in inspect.getsource(head.__init__):
@@ -188,10 +173,7 @@ def generator_and_coder_of_points(module: ModuleType) -> bool | None:
 
 @after('mmdet.core.bbox.coder.delta_xywh_bbox_coder', versions='mmdet 2.11.0')
 def coder_without_clamped_centres(module: ModuleType) -> bool | None:
-    """Before mmdet 2.13 no coder limited how far a centre moves, and none had the setting of it.
-
-    The class of coders gets the setting, `add_ctr_clamp`, False.
-    """
+    """Before mmdet 2.13 no coder limited how far a centre moves, and none had the setting of it."""
     coder = module.DeltaXYWHBBoxCoder
     if 'add_ctr_clamp' in inspect.signature(coder.__init__).parameters:
         return False
@@ -207,8 +189,7 @@ def coder_without_clamped_centres(module: ModuleType) -> bool | None:
 def softmax_of_box_heads(module: ModuleType) -> bool | None:
     """Before mmdet 2.15 every head of boxes gave softmax scores; none asked its loss for the activation.
 
-    SABL's did so longer. The class of heads gets `custom_cls_channels` and `custom_activation`, both False,
-    which say so.
+    SABL's did so longer.
     """
     head = getattr(module, 'BBoxHead', None) or module.SABLHead
     if hasattr(head, 'custom_cls_channels'):
@@ -239,8 +220,7 @@ def votes_of_no_boxes(module: ModuleType) -> bool | None:
 def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
     """Before mmdet 2.11 data sets asked for mmpycocotools, a fork of pycocotools that is no longer kept.
 
-    The fork has another version, and its `COCO` has further names in snake case, also of arguments; the data
-    sets get both from pycocotools.
+    Its version and names in snake case come from pycocotools.
     """
     import pycocotools
     from pycocotools.coco import COCO
@@ -256,7 +236,7 @@ def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
         del pycocotools.__version__
 
     class SnakeCaseCOCO(COCO):
-        """pycocotools' `COCO` with the further names of mmpycocotools 12.0.3."""
+        """pycocotools' `COCO` with names of mmpycocotools 12.0.3."""
 
         def get_ann_ids(
             self, img_ids: Any = (), cat_ids: Any = (), area_rng: Any = (), iscrowd: bool | None = None
@@ -281,8 +261,7 @@ def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
 def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
     """InternImage imports a compiled extension, DCNv3, which is built for GPUs; without it PyTorch computes.
 
-    Also its variant in PyTorch, `DCNv3_pytorch`, is in a module that imports the extension. Its function has
-    a symbolic of its own, by which files would need a plugin of TensorRT: what stands for it has none.
+    Its function's symbolic would need a plugin of TensorRT; the stand-in has none.
     """
     from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
@@ -303,7 +282,7 @@ def dcnv4_without_extension(module: ModuleType, execute: Execute) -> bool:
 def flash_deform_attn_without_extension(module: ModuleType, execute: Execute) -> bool:
     """DCNv4's attention imports the same extension, beside its convolution, and asks for a GPU at its import.
 
-    It can be imported without both; its function fails when it is called.
+    It can be imported without both; a call fails.
     """
     import torch
 
@@ -330,10 +309,9 @@ def _without_extension(
     function: str = '',
     compute: Callable[..., Any] | None = None,
 ) -> bool:
-    """Run a module that imports a compiled extension; if that is absent, `compute` stands for its function.
+    """Run a module with a compiled extension; if that is absent, `compute` stands for its `function`.
 
-    `function` is the name of the function of autograd that calls the extension; with '' nothing stands for
-    it. Return whether the extension is absent.
+    Return whether the extension is absent.
     """
     if importlib.util.find_spec(extension) is not None:
         execute()
@@ -352,8 +330,7 @@ def _without_extension(
 def sparse4d_without_extension(module: ModuleType, execute: Execute) -> bool:
     """Sparse4D imports a compiled extension, which is built for GPUs, or else refuses its own configs.
 
-    Without it PyTorch computes, by the rule of the kernel: upstream's variant without the operator is another
-    function at the border of pictures.
+    PyTorch computes by the kernel's rule; upstream's variant differs at the border of pictures.
     """
     from mmdeploy_ext.compat.plain_kernels import SPARSE4D_EXTENSION, deformable_aggregation
 
@@ -371,15 +348,11 @@ def sparse4d_without_extension(module: ModuleType, execute: Execute) -> bool:
 
 
 TRIED = (2, 28)
-"""The release that families and models are written for."""
+"""Release that families and models are written for."""
 
 
 class OlderModule:
-    """A module of an mmdet older than 2.28, or one that it lacks: missing names are empty classes.
-
-    No object is an instance of such a class, so that `isinstance` returns False. It can be derived from, but
-    neither it nor what is derived from it works.
-    """
+    """A module of an mmdet older than 2.28, or one that it lacks: missing names are empty classes."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -399,40 +372,29 @@ class OlderModule:
 
 @functools.cache
 def missing_class(name: str, module: str = '') -> type:
-    """Return the empty class that stands for whatever `name` is in `module`, which cannot be imported.
-
-    It is the same class at every call with the same arguments.
-    """
+    """The empty class for a missing name; no object is an instance of it."""
     return type(name, (), {'__module__': module, '__doc__': f'No class {name} can be imported.'})
 
 
 def mmdet_release() -> tuple[int, int]:
-    """Return the first two numbers of the version of the imported mmdet."""
+    """First two numbers of the version of the imported mmdet."""
     import mmdet
 
     return release_of(mmdet.__version__)
 
 
 def release_of(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version of mmdet, such as (2, 14) of '2.14.0'."""
     major, minor = version.split('.')[:2]
     return int(major), int(minor)
 
 
 def mmdet_module(name: str) -> ModuleType | OlderModule:
-    """Return a module of mmdet by its full name, such as 'mmdet.models.dense_heads'.
-
-    Of an mmdet older than 2.28 it is an `OlderModule`, which imports when a name is looked up. ImportError:
-    mmdet 2.28 or newer has no such module.
-    """
+    """A module of mmdet by full name; an `OlderModule` before 2.28."""
     return importlib.import_module(name) if mmdet_release() >= TRIED else OlderModule(name)
 
 
 def lacks_part_of_mmdet(error: ImportError | AttributeError) -> bool:
-    """Return whether an import failed since the imported mmdet is older than 2.28 and lacks what it names.
-
-    What is missing is a module of mmdet, or a name that one of its modules does not have.
-    """
+    """Whether an import failed because the imported mmdet, older than 2.28, lacks the name."""
     module = getattr(error, 'obj', None)  # of an AttributeError
     name = module.__name__ if isinstance(module, ModuleType) else error.name or ''
     return name.partition('.')[0] == 'mmdet' and 'mmdet' in sys.modules and mmdet_release() < TRIED

@@ -1,15 +1,11 @@
-"""Operators of mmcv and of research repositories with CUDA kernels alone, in PyTorch.
-
-The repositories are InternImage, FlashInternImage, Sparse4D, Deformable DETR, and those with a module around
-a kernel of flash_attn (`FlashAttention` of flash_attn 1.0, and copies of it), which holds no weights. The
-operators have gradients; those of mmcv are of 1.7.2.
+"""Operators of mmcv 1.7.2 and of research repositories with CUDA kernels alone, in PyTorch.
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
 https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778; DCNv4:
 https://arxiv.org/abs/2401.06197.
 
-Glossary: B batch, C channels, R regions; h, w rows and columns of a map, or of the cells of a region;
-of attention T queries, S keys, H heads, D channels of a head.
+B batch, C channels, R regions; h, w rows and columns of a map, or cells of a region; attention: T queries, S
+keys, H heads, D channels of a head.
 """
 
 import contextlib
@@ -28,23 +24,16 @@ MMCV_MODULES = (
     'ModulatedDeformRoIPoolPack',
     'DynamicScatter',
 )
-"""Modules of mmcv without a CPU kernel, which compute by the functions of this file on the CPU."""
+"""Modules of mmcv that compute by this file on the CPU."""
 SPARSE4D_EXTENSION = 'deformable_aggregation_ext'
-"""Module of Sparse4D's package `ops` that is compiled for GPUs."""
+"""Compiled module of Sparse4D's package `ops`."""
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
-    """Return maps (B, C, h * scale_factor, w * scale_factor), enlarged by kernels of their own.
+    """Maps (B, C, h * scale_factor, w * scale_factor), enlarged by kernels of their own.
 
-    A new cell is a sum of the cells around its old one, weighted by its own kernel.
-
-    Args:
-        features: (B, C, h, w).
-        masks: (B, group_size * kernel_size ** 2, h * scale_factor, w * scale_factor), weights of the kernels,
-            group by group, which are used as they are.
-        kernel_size: odd; beyond the map there are zeros.
-        group_size: number of groups of channels; those of a group share a kernel.
-        scale_factor: a whole number.
+    `features` (B, C, h, w); `masks` (B, group_size * kernel_size ** 2, h * scale_factor, w * scale_factor),
+    group by group; `kernel_size` odd, zeros beyond the map.
     """
     channels, (height, width) = features.shape[1], masks.shape[2:]
     padded = functional.pad(features, [kernel_size // 2] * 4)
@@ -62,11 +51,9 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
 def masked_conv2d(
     features: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, padding: Any = 0, stride: Any = 1
 ) -> Tensor:
-    """Return the convolution of features (1, C, h, w) inside the mask (1, h, w), and zero outside of it.
+    """Convolve features (1, C, h, w) inside the mask of the result (1, h, w); zero outside.
 
-    The mask is that of the result: bool, or a number that is above 0 inside. `weight`, `bias`, `padding` and
-    `stride` are those of `torch.nn.functional.conv2d`. ValueError: features of several images, or a mask of
-    another number of axes.
+    The mask is bool, or above 0 inside.
     """
     if features.shape[0] != 1 or mask.dim() != 3:
         raise ValueError(
@@ -81,10 +68,10 @@ def masked_conv2d(
 def bins_of(
     boxes: Tensor, offset: Tensor | None, size: tuple[int, int], scale: float, gamma: float
 ) -> Tensor:
-    """Return the cells of regions (R, 4) as boxes (R * h * w, 4) xyxy, pixels, each moved by its offset.
+    """Cells of regions (R, 4) as boxes (R * h * w, 4) xyxy, pixels, moved by offsets.
 
-    Offsets (R, 2, h, w) are x before y; an offset of 1 moves a cell by `gamma` times the width or height of
-    its region, and None moves nothing. `size` is h, w; `scale` cells of the map per pixel.
+    Offsets (R, 2, h, w) are x before y; 1 moves by `gamma` times the region's side. `size` is h, w; `scale`
+    cells of the map per pixel.
     """
     low, high = boxes[:, :2] * scale - 0.5, boxes[:, 2:] * scale - 0.5
     region_size = (high - low)[:, None, None]
@@ -107,16 +94,10 @@ def deform_roi_pool(
     sampling_ratio: int = 0,
     gamma: float = 0.1,
 ) -> Tensor:
-    """Return regions (R, C, h, w) whose cells are moved: each cell is a region of one cell, aligned.
+    """Pool regions (R, C, h, w) with moved cells.
 
-    Args:
-        features: (B, C, H, W), of H rows and W columns.
-        rois: (R, 5) index of the image, then xyxy in pixels.
-        offset: see `bins_of`.
-        output_size: h, w, or one number for both.
-        spatial_scale: cells of the map per pixel.
-        sampling_ratio: samples of a cell on each axis; 0 takes as many as it has cells of the map.
-        gamma: factor of the offsets.
+    `features` (B, C, H, W); `rois` (R, 5) image, xyxy pixels; `offset`: see `bins_of`; `spatial_scale` cells
+    of the map per pixel; `sampling_ratio` samples per axis of a cell, 0: as many as cells of the map.
     """
     from mmcv.ops import roi_align
     from torch.nn.modules.utils import _pair
@@ -130,18 +111,10 @@ def deform_roi_pool(
 
 
 def dynamic_scatter(feats: Tensor, coors: Tensor, reduce_type: str = 'max') -> tuple[Tensor, Tensor]:
-    """Return features (M, C) and coordinates (M, D) of voxels, in ascending order of coordinates.
+    """Features (M, C) and coordinates (M, D) of voxels, in ascending order of coordinates.
 
-    M is the number of voxels, N that of points, D that of coordinates.
-
-    Args:
-        feats: (N, C) features of points.
-        coors: (N, D) integer voxel of each point; points with a negative one belong to no voxel.
-        reduce_type: 'mean', 'sum' or 'max' over the points of a voxel; of equal greatest values the gradient
-            goes to the first point.
-
-    Raises:
-        ValueError: another `reduce_type`.
+    `feats` (N, C) and `coors` (N, D) of points, dropped if negative; `reduce_type` is 'mean', 'sum' or 'max'
+    (the gradient goes to the first greatest).
     """
     if reduce_type not in ('mean', 'sum', 'max'):
         raise ValueError(f"dynamic_scatter: got reduce_type {reduce_type!r}; expected 'mean', 'sum' or 'max'")
@@ -185,30 +158,13 @@ def dcnv3_forward(
     *_: Any,
     has_centre: bool = True,
 ) -> Tensor:
-    """Return (B, h, w, G * D): sums of bilinear samples around each place, weighted by the mask.
+    """(B, h, w, G * D): sums of bilinear samples around each place, weighted by the mask: DCNv3.
 
-    This is DCNv3, the operator of InternImage. The last argument of its extension, `im2col_step`, does not
-    change the result. B is the batch, H, W the size of the map, h, w that of the result, G the number of
-    groups, D the channels of a group, P the points of a kernel.
+    G groups of D channels, P points of a kernel, H, W size of the map. `features` (B, H, W, G * D), zeros
+    beyond; `offset` (B, h, w, G * P * 2) x before y, cells, points down the columns of the kernel; `mask` (B,
+    h, w, G * P); `offset_scale` scales kernel and offsets; `has_centre`: the middle is one of the P points.
 
     Source: InternImage 31c962d, `detection/ops_dcnv3`.
-
-    Args:
-        features: (B, H, W, G * D); beyond the map there are zeros.
-        offset: (B, h, w, G * P * 2) x before y, cells; points go down the columns of the kernel.
-        mask: (B, h, w, G * P).
-        kernel_h: rows of the kernel.
-        kernel_w: its columns.
-        stride_h: cells between rows of the result.
-        stride_w: cells between its columns.
-        pad_h: rows around the map.
-        pad_w: columns around it.
-        dilation_h: cells between rows of the kernel.
-        dilation_w: cells between its columns.
-        group: G.
-        group_channels: D.
-        offset_scale: scale of the kernel and of the offsets.
-        has_centre: whether the place in the middle of the kernel is one of the P points.
     """
     batch, height, width, _ = features.shape
     rows, columns = offset.shape[1:3]
@@ -246,18 +202,10 @@ def dcnv3_forward(
 
 
 def dcnv4_forward(features: Tensor, offset_mask: Tensor, *settings: Any) -> Tensor:
-    """Return (B, h, w, G * D): what `dcnv3_forward` computes, of offsets and weights in one tensor.
+    """`dcnv3_forward` of offsets and weights in one tensor, (B, h, w, 3 * G * P or more): DCNv4.
 
-    This is DCNv4, the operator of FlashInternImage, as its layer calls it: weights are taken as they are.
-
-    Source: DCNv4 4b848f7, `DCNv4_op`.
-
-    Args:
-        features: (B, H, W, G * D).
-        offset_mask: (B, h, w, 3 * G * P or more), group by group x and y of P points, then their weights;
-            what is behind them is not read.
-        settings: those of `dcnv3_forward` from `kernel_h` to `offset_scale`, then `im2col_step`, and whether
-            the middle of the kernel is left out.
+    Group by group x and y of P points, then their weights. `settings`: of `dcnv3_forward` from `kernel_h` to
+    `offset_scale`, then `im2col_step`, and whether the middle is left out. Source: DCNv4 4b848f7, `DCNv4_op`.
     """
     (kernel_h, kernel_w), group, without_centre = settings[:2], settings[8], bool(settings[-1])
     points = kernel_h * kernel_w - without_centre
@@ -276,19 +224,10 @@ def attention_at_points(
     weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Return (B, Q, N * D): weighted sums of bilinear samples at points of several maps.
+    """(B, Q, N * D): weighted sums of bilinear samples at points of L maps: Deformable DETR's extension.
 
-    This is `ms_deform_attn_forward` of Deformable DETR's extension, by the variant in PyTorch of the same
-    operator in mmcv. B is the batch, Q the number of queries, N of heads, D the channels of a head, L the
-    number of maps and P that of points.
-
-    Args:
-        values: (B, sum of h * w, N, D), the maps one after the other.
-        spatial_shapes: (L, 2) h, w of each map.
-        level_start_index: (L,) the first row of each map; it follows from the shapes.
-        locations: (B, Q, N, L, P, 2) x before y, shares of a map's sides; beyond the map there are zeros.
-        weights: (B, Q, N, L, P).
-        im2col_step: number of pictures that the kernel does at once, which does not change the result.
+    `values` (B, sum of h * w, N, D); `spatial_shapes` (L, 2) h, w; `locations` (B, Q, N, L, P, 2) x before y,
+    shares of the sides, zeros beyond; `weights` (B, Q, N, L, P). N heads, P points.
     """
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
@@ -296,27 +235,19 @@ def attention_at_points(
 
 
 def in_pictures(places: Tensor) -> Tensor:
-    """Return whether points (..., 2), in shares of a picture's sides, are strictly inside of it (...)."""
+    """Whether points (..., 2), in shares of a picture's sides, are strictly inside of it (...)."""
     return ((places > 0) & (places < 1)).all(-1)
 
 
 def deformable_aggregation(
     features: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """Return what key points of instances gather from all cameras and levels (B, A, C).
+    """Samples of instances' key points over all cameras and levels (B, A, C): Sparse4D's operator.
 
-    A point counts in a camera if it is strictly inside of its picture, 0 < u < 1 and 0 < v < 1, and takes the
-    four cells around it there, of which those beyond the map are 0. This is the operator of Sparse4D, in the
-    precision of the features: camera by camera, level by level, by GridSample of the points in the pictures
-    alone. A is the number of instances, N that of cameras, L that of levels (maps of one camera), S that of
-    cells of all maps.
-
-    Args:
-        features: (B, S, C), camera by camera, level by level, row by row.
-        spatial_shapes: (N, L, 2), height and width of each map.
-        level_start_index: (N, L), where each map begins in S.
-        locations: (B, A, P, N, 2), u and v of P points in shares of the picture, of any finite value.
-        weights: (B, A, P, N, L, G) of G groups of channels.
+    Points count strictly inside of a picture; cells beyond the map are 0. A instances, N cameras, L levels, S
+    cells of all maps, G groups of channels. `features` (B, S, C), camera by camera, level by level, row by
+    row; `spatial_shapes` (N, L, 2); `level_start_index` (N, L); `locations` (B, A, P, N, 2) u, v in shares of
+    the picture; `weights` (B, A, P, N, L, G).
     """
     groups, mixed = weights.shape[-1], []
     for sample, places, shares in zip(features, locations, weights, strict=True):
@@ -340,15 +271,11 @@ VENDORED_FUNCTIONS = {
     'DCNv4': ('DCNv4Function', dcnv4_forward),
     'MSDeformAttn': ('MSDeformAttnFunction', attention_at_points),
 }
-"""Class of a repository's layer -> the autograd function of its module, and what stands for its `apply`."""
+"""Layer of a repository -> its autograd function, and the stand-in."""
 
 
 def notes_on(model: nn.Module) -> list[str]:
-    """Return a sentence of a verdict for each class of a model that computes without its compiled kernel.
-
-    The kernels are those of flash_attn, of `MMCV_MODULES` on the CPU, of `VENDORED_FUNCTIONS` and of
-    Sparse4D's aggregation; [] if the model has none of them.
-    """
+    """Sentences of a verdict about classes of a model that compute without their compiled kernel."""
     kinds = sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__)
     device = next((parameter.device.type for parameter in model.parameters()), 'cpu')
     notes = flash_attention_notes(model)
@@ -374,9 +301,9 @@ def notes_on(model: nn.Module) -> list[str]:
 
 
 KERNELS = ('flash_attn_unpadded_kvpacked_func', 'flash_attn_varlen_kvpacked_func', 'flash_attn_kvpacked_func')
-"""Functions of flash_attn 1 and 2 that take queries, and keys and values in one tensor."""
+"""Functions of flash_attn 1 and 2 with queries, and keys and values in one tensor."""
 ARGUMENTS = ('q', 'kv', 'causal', 'key_padding_mask')
-"""Arguments of the module around a kernel; the last two have defaults, or are missing."""
+"""Arguments of the module around a kernel."""
 
 
 def plain_attention(
@@ -386,16 +313,10 @@ def plain_attention(
     causal: bool = False,
     key_padding_mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the attention (B, T, H, D) of queries (B, T, H, D) to keys and values (B, S, 2, H, D).
+    """Attention (B, T, H, D) of queries (B, T, H, D) to keys and values (B, S, 2, H, D); NaN without keys.
 
-    The result of a query that sees no key is NaN.
-
-    Args:
-        q: queries.
-        kv: on axis 2 keys, then values.
-        softmax_scale: factor of the scores; the default is D ** -0.5.
-        causal: query T - i sees the keys up to S - i, i from 1 on, and none after it, as in flash_attn 2.1.
-        key_padding_mask: (B, S) bool, or a number that is not 0, for keys that are seen; None: all are.
+    `causal`: query T - i sees the keys up to S - i, as in flash_attn 2.1. `key_padding_mask` (B, S) is true
+    for visible keys. `softmax_scale` is D ** -0.5 by default.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     queries = q.transpose(1, 2) * scale
@@ -412,10 +333,7 @@ def plain_attention(
 
 
 def calls_kernel(kind: type) -> bool:
-    """Return whether the code of the `forward` of a class of modules names a kernel of `KERNELS`.
-
-    A function that a decorator wraps is looked into, those that it calls are not.
-    """
+    """Whether the `forward` of a class names one of `KERNELS`."""
     functions = [inspect.unwrap(kind.forward)]
     for cell in getattr(kind.forward, '__closure__', None) or ():  # mmcv's auto_fp16 keeps no `__wrapped__`
         with contextlib.suppress(ValueError):  # of a name that has no value yet
@@ -425,17 +343,9 @@ def calls_kernel(kind: type) -> bool:
 
 
 def use_plain_attention(model: nn.Module) -> list[str]:
-    """Let the modules of a model that call a kernel of flash_attn compute by PyTorch's own operators.
+    """Let modules that call a kernel of flash_attn compute by PyTorch; return the changed classes' names.
 
-    These are those of `calls_kernel`, but no scripted ones. They are taken to have no weights, and compute in
-    the type of their inputs, without dropout. It is their classes that get another `forward`, so that other
-    models of these classes have it, too; it returns the attention and None, as those of flash_attn 1.0 do.
-
-    Returns:
-        The qualified names of these classes, in order, without those that an earlier call has changed.
-
-    Raises:
-        ValueError: a module takes other arguments than those of flash_attn's own.
+    Their classes get another `forward`. ValueError: other arguments than flash_attn's own.
     """
     # the class of scripted modules has no `forward` of its own
     kinds = {type(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)}
@@ -455,10 +365,7 @@ def use_plain_attention(model: nn.Module) -> list[str]:
 
 
 def flash_attention_notes(model: nn.Module) -> list[str]:
-    """Return a sentence for a verdict of each class of a model that `use_plain_attention` has changed.
-
-    They are in the order of the classes' names; [] if it has changed none.
-    """
+    """Sentences of a verdict about classes that `use_plain_attention` changed."""
     kinds = {type(module) for module in model.modules()}
     kinds = {kind for kind in kinds if inspect.getattr_static(kind, 'forward', None) is _forward}
     return [
@@ -471,5 +378,4 @@ def flash_attention_notes(model: nn.Module) -> list[str]:
 def _forward(
     self: Any, q: Tensor, kv: Tensor, causal: bool = False, key_padding_mask: Tensor | None = None
 ) -> tuple[Tensor, None]:
-    """Compute what a kernel of flash_attn computes, in evaluation mode."""
     return plain_attention(q, kv, getattr(self, 'softmax_scale', None), causal, key_padding_mask), None

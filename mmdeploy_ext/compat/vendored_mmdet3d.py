@@ -1,7 +1,7 @@
-"""Makes a research repository's copy of mmdet3d 0.x importable without its compiled extension modules.
+"""Makes a copy of mmdet3d 0.x importable without its compiled extensions.
 
-For mmdet3d 0.17 as mit-han-lab/bevfusion 326653d has it, beside mmcv-full 1.7.2 and PyTorch 2.13. Extensions
-that were built are used, since another finder finds them first.
+For mmdet3d 0.17 of mit-han-lab/bevfusion 326653d, beside mmcv-full 1.7.2 and PyTorch 2.13. Built extensions
+are used.
 """
 
 from __future__ import annotations
@@ -29,22 +29,14 @@ COMPILED = (
     'knn_ext',
     'roiaware_pool3d_ext',
 )
-"""Last names of mmdet3d 0.x's extension modules; those that `MODULES` lacks can be imported, not called."""
+"""Extension modules of mmdet3d 0.x; outside of `MODULES` they can be imported, not called."""
 
 executed_operators: dict[str, None] = {}
-"""Operators of `MODULES` that ran in this process, by their first calls, such as 'voxel_layer.hard_voxelize'.
-
-A report names them, as their results are those of PyTorch and not of the extension.
-"""
+"""Operators of `MODULES` that ran in this process, for reports: 'voxel_layer.hard_voxelize'."""
 
 
 class OperatorModule(ModuleType):
-    """An extension module whose functions are those of `MODULES`, which are made for tensors on the CPU.
-
-    Every name that has no two leading underscores is a function, since `from module import name` happens at
-    import; one that `MODULES` lacks raises NotImplementedError when it is called. The first call of another
-    puts it at the end of `executed_operators`, before it runs.
-    """
+    """An extension module with the functions of `MODULES`; others raise NotImplementedError when called."""
 
     __path__: tuple[str, ...] = ()
 
@@ -67,29 +59,24 @@ class OperatorModule(ModuleType):
 
 
 class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds extension modules of `mmdet3d.ops`; as the last finder it sees those that no other one finds."""
+    """Finds extension modules of `mmdet3d.ops` that no other finder finds."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return the spec of an extension module named in `COMPILED`; None for other modules."""
         if fullname.startswith('mmdet3d.ops.') and fullname.rpartition('.')[2] in COMPILED:
             return importlib.machinery.ModuleSpec(fullname, self)
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """Return an `OperatorModule` of the name of the spec."""
         return OperatorModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: attributes are made when they are looked up."""
+        """Attributes are made when they are looked up."""
 
 
 def stand_in_for_operators() -> None:
-    """Make `import mmdet3d` succeed for a copy without compiled extensions; call it before that import.
-
-    A second call changes nothing.
-    """
+    """Make `import mmdet3d` succeed for a copy without compiled extensions."""
     if not any(isinstance(finder, OperatorFinder) for finder in sys.meta_path):
         sys.meta_path.append(OperatorFinder())
 
@@ -98,8 +85,7 @@ def stand_in_for_operators() -> None:
 def mmdet3d_sparse_convolutions(module: ModuleType, execute: Execute) -> bool:
     """mmcv registers sparse convolutions under the names of mmdet3d 0.x since 1.5: the copy's replace them.
 
-    `execute` runs the code of `module`, which registers those of the copy; models in the same process that
-    name them in their config get these. Returned is whether mmcv had registered any.
+    Other models of the process that name them get these, too.
     """
     from mmcv.cnn import CONV_LAYERS
 
