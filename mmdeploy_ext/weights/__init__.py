@@ -1,1 +1,1 @@
-"""Checkpoints: strict and safe loading, and those of other repositories."""
+"""Checkpoints: strict and safe loading, and conversion from other repositories."""

@@ -1,4 +1,4 @@
-"""Safe reading of checkpoints, and loading of models in which every key has to fit."""
+"""Safe reading of checkpoints, and strict loading of models."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ from mmdeploy_ext.core.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 
 MAX_KEYS = 10
-"""Largest number of keys that a message names."""
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Types that the tensors of a file may have for float weights of a model."""
+"""Types of float weights in a file."""
 
 
 class IgnoredObject:
-    """Replaces an object of mmengine that no inference needs; it keeps no state.
+    """Replaces objects of mmengine that inference does not need; no code in the file is called.
 
-    Measured with mmengine 0.10.7: of all that its Runner saves only `message_hub` names code. A
-    `HistoryBuffer` (the curve of a logged scalar) has statistics, which are pickled as
-    `getattr(HistoryBuffer, 'mean')`. Both names are replaced by objects that keep nothing: the curves are
-    lost, and no code in the file is called.
+    Measured with mmengine 0.10.7: only `message_hub` names code. A `HistoryBuffer` (curve of a logged scalar)
+    pickles `getattr(HistoryBuffer, 'mean')`.
     """
 
     def __setstate__(self, state: object) -> None:
@@ -39,7 +36,7 @@ class IgnoredObject:
 
 
 def ignored_getattr(*_: object) -> None:
-    """Replace `getattr` of a pickle and return None."""
+    """Replace `getattr` of a pickle."""
 
 
 MMENGINE_GLOBALS = (
@@ -47,16 +44,15 @@ MMENGINE_GLOBALS = (
     (IgnoredObject, 'mmengine.logging.message_hub.MessageHub'),
     (ignored_getattr, 'builtins.getattr'),
 )
-"""Entries for `torch.serialization.safe_globals`: replacement and replaced name.
+"""Entries for `torch.serialization.safe_globals`.
 
-Source: mmengine 0.10.7, `HistoryBuffer.__getstate__`, and `MessageHub.load_state_dict`, which says that files
-of older versions hold the `MessageHub` itself."""
+Source: mmengine 0.10.7, `HistoryBuffer.__getstate__` and `MessageHub.load_state_dict` (older files hold
+`MessageHub`).
+"""
 
 
 def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `meta` with the names of classes as `CLASSES`, as in mmdet 2; mmdet 3 has `dataset_meta`.
-
-    Without a list or tuple of names there, or with an empty one, the new dict is a copy of `meta`.
+    """Copy `meta` with class names as `CLASSES`, as in mmdet 2; mmdet 3 has `dataset_meta`.
 
     Source: mmdet 3.3.0, `init_detector`: `dataset_meta` goes before `CLASSES`; its keys may be capitals.
     """
@@ -67,17 +63,10 @@ def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conversion_advice(path: str, stage: str, keys: Collection[Any] = ()) -> str:
-    """Return the message for an unconverted checkpoint of a repository that this project converts; else ''.
+    """Message for an unconverted checkpoint that this project converts, or ''.
 
-    Args:
-        path: path of the file.
-        stage: how far the file was read: 'unreadable' (PyTorch failed), 'content' (a dict without a state
-            dict) or 'tensors' (a state dict).
-        keys: empty if it is unreadable, the keys of the dict, or the names of the tensors.
-
-    Returns:
-        A whole message with the path, and the command that converts the file, or what to take instead of one
-        of PaddleDetection; of 'content' the end of a message, with the command.
+    `stage` is 'unreadable', 'content' (a dict without state dict; the end of a message) or 'tensors'; `keys`
+    are of the dict or the state dict.
     """
     messages = (names.advice(path, stage, keys) for names in (mmdet3_names, rtdetr_names, solo_names))
     return next(filter(None, messages), '')
@@ -88,10 +77,8 @@ class Checkpoint:
     """The content of a checkpoint.
 
     Attributes:
-        path: path of the file.
-        state_dict: tensors by their names without the `module.` that wrappers add.
-        meta: `meta` of a checkpoint of mmcv or mmengine, with `CLASSES` if it has names of classes; empty for
-            a bare state dict.
+        state_dict: tensors by names without the wrappers' `module.`.
+        meta: of mmcv or mmengine, with `CLASSES` if known; {} for a bare state dict.
     """
 
     path: str
@@ -101,7 +88,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let the message of each CheckpointError in the block begin with the path of the file, once."""
+    """Begin each CheckpointError in the block with the path, once."""
     try:
         yield
     except CheckpointError as error:
@@ -111,17 +98,14 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def read_content(path: str | Path) -> Any:
-    """Return what `torch.save` wrote into the file at `path`, on the CPU, without running code of the file.
-
-    CheckpointError: it is missing, a folder, cannot be read, is no checkpoint, is damaged, or would run code.
-    """
+    """Read a file of `torch.save` on the CPU without running its code; CheckpointError: it cannot be read."""
     path = str(path)
     if Path(path).is_dir():
         raise CheckpointError(f'{path}: is a folder; give the file of the checkpoint in it')
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:
-        # the context takes its entries off torch's list when it ends, also those that were there before
+        # the context takes its entries off torch's list when it ends, also entries that were there before
         listed = torch.serialization.get_safe_globals()
         needed = (*numpy_checkpoint_globals(), *MMENGINE_GLOBALS)
         allowed = [entry for entry in needed if entry not in listed]
@@ -155,15 +139,13 @@ def read_content(path: str | Path) -> Any:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of mmcv or mmengine (`state_dict`, `meta`) or a bare state dict; no code is run.
+    """Read a checkpoint of mmcv or mmengine, or a bare state dict.
 
-    If mmengine averaged the weights, `state_dict` holds the average and `ema_state_dict` the trained weights:
-    its hook swaps them on saving (mmengine 0.10.7, `EMAHook.before_save_checkpoint`), and its tools load the
-    first.
+    mmengine's averaged weights are in `state_dict`: its hook swaps them on saving (mmengine 0.10.7,
+    `EMAHook.before_save_checkpoint`).
 
     Raises:
-        CheckpointError: the file at `path` is missing, truncated, not a checkpoint, or would run code; it has
-            no tensor, or `plain_tensors` refuses one.
+        CheckpointError: missing, damaged, unsafe, or without usable tensors.
     """
     path = str(path)
     content = read_content(path)
@@ -185,13 +167,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a state dict by their names without the `module.` that wrappers add.
+    """Tensors of a state dict by name without one leading `module.`.
 
-    It is taken off the beginning of a name once, also if it is there twice. `content` is key -> value; values
-    that are no tensors are left out.
-
-    CheckpointError: two keys get the same name, or a tensor cannot be a weight, since it is quantised, sparse
-    or on the device `meta`, without numbers; the caller names the file.
+    CheckpointError: a repeated name, or a quantised, sparse or `meta` tensor.
     """
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     names = {key: str(key).removeprefix('module.') for key in tensors}
@@ -217,11 +195,7 @@ def _torch_name(value: torch.dtype | torch.layout) -> str:
 
 
 def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for tensors of none of `FLOAT_DTYPES` although those of the model are float.
-
-    `tensors` and `model` are name -> tensor of the file at `path` and of the model. Names that the model
-    lacks are skipped; integers of the model (counters) accept any type.
-    """
+    """Raise CheckpointError unless float weights of the model are of `FLOAT_DTYPES` in the file."""
     codes = [
         f'{key}: {_torch_name(tensor.dtype)} in the file, {_torch_name(model[key].dtype)} in the model'
         for key, tensor in tensors.items()
@@ -235,7 +209,7 @@ def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[
 
 
 def listed(keys: Sequence[str]) -> str:
-    """Return the number of keys and the first ten as text, such as '2 (a, b)' or '12 (a, ... and 2 more)'."""
+    """Number and first ten keys: '2 (a, b)' or '12 (a, ... and 2 more)'."""
     rest = f' ... and {len(keys) - MAX_KEYS} more' if len(keys) > MAX_KEYS else ''
     return f'{len(keys)} ({", ".join(keys[:MAX_KEYS])}{rest})'
 
@@ -243,14 +217,9 @@ def listed(keys: Sequence[str]) -> str:
 def check_finite(
     path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Raise CheckpointError for NaN and infinite weights, with which every output would be meaningless.
+    """Raise CheckpointError for NaN and infinity, after the cast to the model's type.
 
-    Args:
-        path: path of the file, for the message.
-        tensors: name -> tensor of the file; integers are skipped.
-        model: name -> tensor of the model as it was built. A tensor of the file is first cast to the type of
-            the model's, as loading does, and is skipped if the model's is not finite itself (a mask). With
-            None, and for names that the model lacks, tensors are checked as they are.
+    Tensors that are not finite in the model itself (masks) are skipped.
     """
     broken = []
     for key, tensor in tensors.items():
@@ -271,24 +240,14 @@ def check_finite(
 
 
 def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes: Sequence[str] = ()) -> None:
-    """Load the weights of `checkpoint` into the model of a config, in place.
+    """Load weights in place; every key has to fit.
 
-    Modules that know older names of their tensors, such as mmdet's `FCOSHead`, take these, too, and those of
-    batch normalisation need no counter (`num_batches_tracked`), as PyTorch has it. Hooks that
-    PyTorch calls after loading are left out, as mmcv's loader does, by which mmdet's tools load weights. So
-    are the buffers of an EMA hook, `ema_backbone_conv1_weight` beside `backbone.conv1.weight`, of a model
-    that has none: the hook exchanges both before a checkpoint is saved.
-
-    Args:
-        model: the built model.
-        checkpoint: what `load_checkpoint` returned.
-        ignored_prefixes: keys that begin with one of them, which inference does not use, may be missing or
-            unexpected, of any type, and not finite; their shapes have to fit. Floating-point ones that are
-            missing become NaN, which shows if inference uses them after all.
+    Modules' older names (mmdet's `FCOSHead`) are taken; `num_batches_tracked` and buffers of an EMA hook may
+    differ, and load hooks are left out, as in mmcv's loader. Keys with `ignored_prefixes` may be missing
+    (then NaN), unexpected or not finite.
 
     Raises:
-        CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not
-            finite; it names ten of them and the count. The model may then have some of the weights.
+        CheckpointError: keys, shapes or types differ, or values are not finite.
     """
     built, ignored = model.state_dict(), tuple(ignored_prefixes)
     averages = {f'ema_{name.replace(".", "_")}' for name in built} - built.keys()
@@ -296,7 +255,6 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     renamed: dict[str, Tensor] = {}
 
     def check_renamed(module: torch.nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
-        """Check the tensors that modules have given new names to, before they are copied."""
         tensors = {
             key: tensor
             for key, tensor in state_dict.items()
@@ -329,7 +287,7 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
             hook.remove()
         for module, entries in post_hooks:
             module._load_state_dict_post_hooks.update(entries)
-    for key in result.missing_keys:  # what inference does not use cannot be what a file was proven with
+    for key in result.missing_keys:  # NaN shows if inference uses the key after all
         if key.startswith(ignored) and built[key].is_floating_point():
             built[key].fill_(float('nan'))
     weights = {**weights, **renamed}
@@ -347,10 +305,7 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
 
 
 def prefix_advice(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Return what to do about names that do not fit: a training of several networks prefixes those of each.
-
-    `missing` are the names that the model alone has, `unexpected` those of the file alone.
-    """
+    """Advice about prefixed names: a training of several networks prefixes each."""
     first = [key.removesuffix(name) for name in missing[:1] for key in unexpected if key.endswith(f'.{name}')]
     complete = [prefix for prefix in first if {*unexpected} >= {prefix + key for key in missing}]
     if not complete:
@@ -368,14 +323,7 @@ def misfits(
     missing: Sequence[str],
     unexpected: Sequence[str],
 ) -> str:
-    """Return the differences of a file's tensors from a model's in one text; '' if there are none.
-
-    Args:
-        model: name -> tensor of the model.
-        tensors: name -> tensor of the file; shapes of the names that both have are compared.
-        missing: names that the model alone has, as the caller counts them; they are only listed.
-        unexpected: names that the file alone has, likewise.
-    """
+    """Differences of a file's tensors from a model's as text, or ''."""
     shapes = [
         f'{key}: {tuple(tensor.shape)} in the file, {tuple(model[key].shape)} in the model'
         for key, tensor in tensors.items()
@@ -389,16 +337,12 @@ DRAWING = (
     'uniform_', 'normal_', 'trunc_normal_', 'xavier_uniform_', 'xavier_normal_',
     'kaiming_uniform_', 'kaiming_normal_', 'orthogonal_', 'sparse_',
 )  # fmt: skip
-"""Functions of `torch.nn.init` that draw the values of a weight."""
+"""Functions of `torch.nn.init` that draw values."""
 
 
 @contextlib.contextmanager
 def undrawn_weights() -> Iterator[None]:
-    """Inside the block modules are built without drawing their weights by `torch.nn.init`: see `DRAWING`.
-
-    These functions leave a weight as it is, of arbitrary values as a rule; constants, and what a module draws
-    by other functions, are set. Drawing takes most of the time of building a module.
-    """
+    """Build modules inside the block without `DRAWING`, which takes most of the time."""
     from torch.nn import init
 
     with patched(init, **dict.fromkeys(DRAWING, _undrawn)):
@@ -406,5 +350,4 @@ def undrawn_weights() -> Iterator[None]:
 
 
 def _undrawn(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """Return a tensor as it is, in place of a function of `torch.nn.init`."""
     return tensor

@@ -1,8 +1,7 @@
-"""Reads the weights of a pickled model without running any of its code.
+"""Reads the weights of a pickled model without running its code.
 
-NVIDIA's PTQ scripts save modules, `torch.save(model)`. Such a file names classes and functions to call. Here
-every name but plain values (`core.plain_pickle.ALLOWED`) and the few that build tensors is replaced by an
-inert object that keeps its state: nothing that the file names is imported or called.
+NVIDIA's PTQ scripts save modules (`torch.save(model)`). All names except a few that build tensors become
+inert objects that keep their state.
 """
 
 from __future__ import annotations
@@ -31,17 +30,16 @@ CONVERT = (
     'In the environment that made it, load it and `torch.save({"state_dict": model.state_dict()}, FILE)`, '
     'which keeps the calibrated ranges too'
 )
-"""Advice for files that cannot be read without their code."""
 
 
 class StandIn:
-    """An object of a class that is not loaded: it takes all operations of a pickle, and keeps its state."""
+    """Stands for an object of a class that is not loaded, and keeps its state."""
 
     name = ''
     dump_patches = False  # torch asks classes of old files whether it may write a patch
 
     def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
-        """Return an instance for any arguments; unpickling mostly skips __init__."""
+        """Unpickling mostly skips __init__."""
         instance = object.__new__(cls)
         instance.state = {}
         return instance
@@ -50,11 +48,11 @@ class StandIn:
         """Take any arguments."""
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the state, of a module the dict of its attributes."""
+        """Keep the state, a module's dict of attributes."""
         self.state = state
 
     def __call__(self, *args: Any, **kwargs: Any) -> StandIn:
-        """Return another stand-in, since results of calls are unknown."""
+        """Results of calls are unknown, so another stand-in."""
         return StandIn()
 
     def _ignore(self, *args: Any) -> None:
@@ -69,7 +67,7 @@ class InertUnpickler(PlainUnpickler):
     allowed = ALLOWED | TENSORS
 
     def refused(self, path: str) -> type[StandIn]:
-        """Return a new subclass of `StandIn` with the dotted name as its class attribute `name`."""
+        """A new subclass of `StandIn` with the dotted name as `name`."""
         return type('StandIn', (StandIn,), dict(name=path))
 
 
@@ -78,21 +76,13 @@ def _load(file: Any, **options: Any) -> Any:
 
 
 INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, __name__='inert_pickle')
-"""Takes the place of the module `pickle` in `torch.load`."""
+"""Replaces the module `pickle` in `torch.load`."""
 
 
 def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
-    """Return the state dict of a pickled module, or of a checkpoint with other objects in it.
+    """State dict of a pickled module, of its wrapper, or of a checkpoint with objects, on the CPU.
 
-    The file at `path` is of `torch.save(model)`, of a wrapper that is a module with the model as its child
-    `module`, or of a dict with one of these or a state dict as `state_dict` (or else `model`) beside objects,
-    or with tensors itself. Tensors are on the CPU. Names are those of `state_dict()`, without one `module.`
-    at their beginning; quantisers' `_amax` are among the buffers; buffers that are not persistent are left
-    out.
-
-    Raises:
-        CheckpointError: the file cannot be opened; it has no module and no state dict, or cannot be read this
-            way, and the message says how to convert it; or `checkpoint.plain_tensors` refuses its tensors.
+    Names are without one `module.`; quantisers' `_amax` are included. CheckpointError: unreadable this way.
     """
     try:
         if not _is_pickle(path):
@@ -119,7 +109,7 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _is_pickle(path: str | Path) -> bool:
-    """Return whether a file is a zip archive other than TorchScript (which would run code), or a pickle."""
+    """A zip archive except TorchScript (which would run code), or a pickle."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return not any(name.endswith('/constants.pkl') for name in archive.namelist())
@@ -128,7 +118,6 @@ def _is_pickle(path: str | Path) -> bool:
 
 
 def _find_weights(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a module, a state dict, or a dict that contains one of them."""
     if isinstance(content, StandIn):
         yield from _module_weights(content, '')
     elif isinstance(content, dict):
@@ -142,7 +131,6 @@ def _find_weights(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _module_weights(module: StandIn, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield parameters and buffers of a pickled torch.nn.Module as in its state_dict()."""
     state = module.state if isinstance(module.state, dict) else {}
     parameters, buffers, children = (
         state[key] if isinstance(state.get(key), dict) else {}

@@ -1,13 +1,11 @@
-"""Loads the weights of sparse backbones from all published forms. Uses torch.
+"""Loads weights of sparse backbones from all published forms. Uses torch.
 
-Sources, by the prefix of their keys: mit-han-lab's BEVFusion (`encoders.lidar.backbone.`), the published
-CenterPoint (`backbone.`, det3d names), mmdet3d (`pts_middle_encoder.`, `middle_encoder.`), any other prefix
-if the file has one backbone, or no prefix if it has nothing else; as a state dict, in
-`{'state_dict': ...}`, or as a module that NVIDIA's PTQ scripts pickled (`pickled`), whose batch normalisation
-may already be folded (`folded_norms`). Keys are meant without the `module.` that wrappers add.
+Prefixes: BEVFusion (`encoders.lidar.backbone.`), CenterPoint (`backbone.`, det3d names), mmdet3d
+(`pts_middle_encoder.`, `middle_encoder.`), any other or none; as state dict, `{'state_dict': ...}`, or
+NVIDIA's pickled PTQ modules (`pickled`), perhaps folded (`folded_norms`).
 
-`load_state_dict` is not used: mmdet3d replaces that of spconv's modules by one that permutes every kernel of
-a state dict without the version number that torch keeps in its `_metadata`.
+`load_state_dict` is not used: mmdet3d's replacement permutes kernels of state dicts without torch's
+`_metadata` version.
 """
 
 import collections
@@ -27,30 +25,25 @@ from mmdeploy_ext.weights.checkpoint import check_finite, check_types, listed, l
 from mmdeploy_ext.weights.pickled import read_pickled
 
 COUNTER = 'num_batches_tracked'
-"""End of the names of batch normalisations' counters, which a file may lack."""
+"""Batch norm counters, which a file may lack."""
 QUANTISER = '_quantizer.'
-"""Part of the names of the tensors of NVIDIA's quantisers."""
+"""Tensors of NVIDIA's quantisers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """A report about loaded weights.
+    """Facts about loaded weights.
 
     Attributes:
-        path: path of the file.
         form: 'state dict' or 'pickled module'.
-        prefix: prefix of the backbone's keys in the file, such as 'backbone.'; '' if they have none.
-        layouts: key of a kernel in the backbone -> its layout in the file.
-        folded: paths in the backbone of batch normalisations that the file has folded into the convolution
-            before them.
-        ranges: '<module path>._input_quantizer' -> () float32, '<module path>._weight_quantizer' -> (O,)
-            float32, one for each output channel: amax of a PTQ file, in the unit of the tensor; module paths
-            are those in the backbone. Values and their number are as in the file, (n,) if it has
-            others: `sparse.ranges.from_amax` checks them.
-        rest: whether the model's other weights are 'loaded' or 'absent'; '' if it has no others.
-        unused: keys of the file that belong neither to the backbone, with its quantisers, nor to the model's
-            other weights.
-        encoder: path of the backbone in the model; '' if the model is the backbone.
+        prefix: of the backbone's keys in the file, such as 'backbone.', or ''.
+        layouts: kernel of the backbone -> layout in the file.
+        folded: batch normalisations folded in the file.
+        ranges: '<module>._input_quantizer' -> () float32, '<module>._weight_quantizer' -> (O,) float32: amax
+            of a PTQ file, unchecked.
+        rest: other weights: 'loaded', 'absent', or '' without any.
+        unused: keys without use.
+        encoder: path of the backbone in the model, or ''.
     """
 
     path: str
@@ -64,7 +57,7 @@ class LoadReport:
     encoder: str = ''
 
     def summary(self) -> str:
-        """Return the report in one line, without `unused`."""
+        """One line, without `unused`."""
         keys = f'{self.prefix}*' if self.prefix else 'without prefix'
         counts = collections.Counter(self.layouts.values())
         parts = [f'{self.path}: {self.form}, keys {keys}']
@@ -83,13 +76,7 @@ class LoadReport:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The tensors of a file.
-
-    Attributes:
-        path: path of the file.
-        form: 'state dict' or 'pickled module'.
-        weights: key in the file, without the `module.` of wrappers -> tensor, on the CPU.
-    """
+    """Tensors of a file by key without `module.`, on the CPU; `form` as in `LoadReport`."""
 
     path: str
     form: str
@@ -97,11 +84,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read the file of weights at `path`; a pickled module is read without running its code.
-
-    CheckpointError: the file is missing, damaged, or holds no weights; see `load_checkpoint`, and
-    `read_pickled` for files that name other objects than tensors and plain values.
-    """
+    """Read a file of weights; a pickled module's code is not run."""
     try:
         return Source(str(path), 'state dict', load_checkpoint(path).state_dict)
     except CheckpointError as error:
@@ -114,23 +97,11 @@ def read_source(path: str | Path) -> Source:
 def load_model(
     path: str | Path, model: nn.Module, encoder: str = '', *, weight_layout: str = 'auto'
 ) -> LoadReport:
-    """Load a detector from a file in place, or only its sparse backbone if the file has no other weights.
+    """Load a detector in place, or only its sparse backbone if the file has no other weights.
 
-    BatchNorms that are folded in the file add the bias of their convolution there, and do nothing else.
-
-    Args:
-        path: path of a file of any of the forms in the docstring of the module.
-        model: the detector, or the backbone itself, on spconv 2 or mmcv.ops.
-        encoder: path of the backbone in the model; '' if the model is the backbone.
-        weight_layout: layout of the kernels in the file: 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'.
-
-    Raises:
-        CheckpointError: `read_source` refuses the file; or it is of a dense or another network, lacks keys of
-            the backbone or has others behind its prefix, has shapes, types or layouts that do not fit, a
-            layout that its shapes leave open, values that are not finite, or some but not all of the model's
-            other weights; or the model has no sparse convolution. Nothing was changed then.
-        UsageError: unknown layout.
-        AttributeError: the model has no module at `encoder`.
+    Folded BatchNorms add the bias of their convolution. `encoder` is the backbone's path in the model;
+    `weight_layout` is 'auto' or one of `LAYOUTS`. CheckpointError: anything does not fit; nothing was changed
+    then.
     """
     source = read_source(path)
     parameters = model.state_dict(keep_vars=True) if encoder else {}
@@ -148,7 +119,6 @@ def load_model(
 
 
 def _load_backbone(source: Source, module: nn.Module, weight_layout: str) -> tuple[LoadReport, set[str]]:
-    """Load a backbone; return the report, and the keys of the file that belong to it."""
     kernels = layouts.find_kernels(module)
     if not kernels:
         raise CheckpointError(f'{type(module).__name__}: has no sparse convolution, nothing to load into')
@@ -172,7 +142,7 @@ def _load_backbone(source: Source, module: nn.Module, weight_layout: str) -> tup
 
 
 def _find_prefix(source: Source, kernels: Sequence[layouts.Kernel]) -> str:
-    """Return the prefix of the backbone's keys in the file: the one before most names of kernels."""
+    """The prefix before most names of kernels."""
     ndim = {len(kernel.size) + 2 for kernel in kernels}
     sparse = [key for key, value in source.weights.items() if value.ndim in ndim]
     if not sparse:
@@ -212,7 +182,6 @@ def _check_weights(
     unexpected: Iterable[str] = (),
     skip_shapes: Iterable[str] = (),
 ) -> None:
-    """Raise CheckpointError unless the weights fit a module by names and shapes, and are finite floats."""
     skipped = set(skip_shapes)
     compared = {key: value for key, value in weights.items() if key not in skipped}
     missing = [key for key in parameters if key not in weights and not key.endswith(COUNTER)]
@@ -232,7 +201,6 @@ def _copy(parameters: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Te
 
 
 def _quantiser_ranges(quantisers: Mapping[str, torch.Tensor], names: Names) -> dict[str, np.ndarray]:
-    """Return the calibrated amax of a PTQ file by path of the quantiser in the module."""
     ranges = {}
     for key, value in quantisers.items():
         path, _, buffer = key.rpartition('.')

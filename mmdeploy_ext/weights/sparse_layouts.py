@@ -1,14 +1,11 @@
-"""Kernel layouts of sparse convolutions in checkpoints: recognised from shapes and converted. Uses torch.
-
-k0, k1, k2 kernel size, I input and O output channels. Layouts, by the library that writes them:
+"""Kernel layouts of sparse convolutions, recognised by shape and converted. Uses torch.
 
     spconv1        (k0, k1, k2, I, O)   spconv 1.x and mmcv.ops
     spconv2        (O, k0, k1, k2, I)   spconv 2.x
     spconv2-rskc   (k0, k1, k2, O, I)   spconv 2.0 and 2.1 with the algorithm Native
 
-No conversion mirrors a kernel. A 1x1x1 convolution is special: spconv 2 multiplies by the kernel's memory as
-an (I, O) matrix, whatever its shape, and so do spconv 1 and mmcv.ops. Its memory is therefore not changed;
-permuted like the others it would load, run, and be wrong (spconv issues 556 and 605).
+Kernels are not mirrored. A 1x1x1 kernel's memory is an (I, O) matrix in all libraries, so it is never
+permuted (spconv issues 556 and 605).
 """
 
 import dataclasses
@@ -19,23 +16,22 @@ import torch
 from mmdeploy_ext.core.errors import CheckpointError, UsageError
 
 LAYOUTS = ('spconv1', 'spconv2', 'spconv2-rskc')
-"""The layouts in the table above."""
 CHOICES = ('auto', *LAYOUTS)
-"""What a caller may say about a file: how its kernels are laid out, or that the shapes decide."""
+"""A layout, or 'auto': shapes decide."""
 LIBRARIES = {'spconv': 'spconv2', 'mmcv': 'spconv1'}
-"""Top-level package of a sparse convolution's class -> layout of its kernel in memory."""
+"""Package of a convolution's class -> layout in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """The weight of a sparse convolution of a module.
+    """The weight of a sparse convolution.
 
     Attributes:
-        key: key in the module's state dict.
-        size: kernel size along each axis, in the order of the module's axes.
-        inputs, outputs: numbers of channels.
-        layout: layout in the module, a value of `LIBRARIES`.
-        pointwise: whether it is a 1x1x1 convolution that is computed as one matrix product.
+        key: in the module's state dict.
+        size: per axis.
+        inputs, outputs: channels.
+        layout: in the module.
+        pointwise: a 1x1x1 convolution, computed as one matrix product.
     """
 
     key: str
@@ -46,7 +42,6 @@ class Kernel:
     pointwise: bool
 
     def shape(self, layout: str) -> tuple[int, ...]:
-        """Return the shape of this kernel in `layout`, one of `LAYOUTS`."""
         if layout == 'spconv1':
             return (*self.size, self.inputs, self.outputs)
         if layout == 'spconv2':
@@ -54,15 +49,11 @@ class Kernel:
         return (*self.size, self.outputs, self.inputs)
 
     def candidates(self, shape: Iterable[int]) -> list[str]:
-        """Return the layouts in which the kernel has this shape, in the order of `LAYOUTS`; [] for none."""
+        """Layouts in which the kernel has this shape."""
         return [layout for layout in LAYOUTS if self.shape(layout) == tuple(shape)]
 
     def convert(self, weight: torch.Tensor, layout: str) -> torch.Tensor:
-        """Return `weight`, of the shape of this kernel in `layout`, in the layout of the module, contiguous.
-
-        The memory of a pointwise kernel is not permuted, whatever `layout` is. The result shares memory with
-        `weight` if nothing is permuted.
-        """
+        """Convert a weight from `layout` to the module's, contiguous; pointwise memory is not permuted."""
         if self.pointwise:
             return weight.contiguous().reshape(self.shape(self.layout))
         ndim = len(self.size)
@@ -81,10 +72,7 @@ class Kernel:
 
 
 def find_kernels(module: torch.nn.Module) -> dict[str, Kernel]:
-    """Return the kernels of all sparse convolutions of a module, of spconv 2 or mmcv.ops, by key.
-
-    The key is that of the weight in the module's state dict. {} if there are none.
-    """
+    """Kernels of all sparse convolutions of spconv 2 or mmcv.ops, by key of the weight."""
     kernels = {}
     for path, part in module.named_modules():
         bases = [base for base in type(part).__mro__ if base.__name__ == 'SparseConvolution']
@@ -100,23 +88,9 @@ def find_kernels(module: torch.nn.Module) -> dict[str, Kernel]:
 def decide_layouts(
     path: str, shapes: Mapping[str, tuple[int, ...]], kernels: Mapping[str, Kernel], choice: str
 ) -> dict[str, str]:
-    """Return the layout of every kernel of a file by its shape there.
+    """Layout of every kernel of a file by its shape; ambiguous shapes follow the others.
 
-    A shape that fits several layouts has the one that all unambiguous shapes share; for a pointwise kernel,
-    which needs no decision, it is the first that fits.
-
-    Args:
-        path: path of the file, for messages.
-        shapes: key of a kernel in the module -> its shape in the file.
-        kernels: what `find_kernels` returned; it has all keys of `shapes`.
-        choice: 'auto', or a layout, which every shape has to fit.
-
-    Returns:
-        Key of each kernel in `shapes` -> its layout, one of `LAYOUTS`.
-
-    Raises:
-        UsageError: unknown choice.
-        CheckpointError: a shape fits no layout, not the chosen one, or several and the others do not decide.
+    CheckpointError: a shape fits no layout, or the layouts stay open.
     """
     if choice not in CHOICES:
         raise UsageError(f'weight layout {choice!r} is unknown; expected one of {", ".join(CHOICES)}')

@@ -1,4 +1,4 @@
-"""Steps of every converter: the tensors of the model, the comparison of all keys, and the written file."""
+"""Steps of every converter: the model's tensors, comparison of keys, the written file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +11,12 @@ from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import check_finite, check_types, misfits, undrawn_weights
 
 Tensors = dict[str, torch.Tensor]
-"""Name -> tensor, as in a state dict."""
 FOREIGN_SUFFIXES = ('.py', '.json', '.onnx', '.safetensors')
-"""Suffixes of other kinds of files, which a checkpoint must not have."""
+"""Suffixes that a checkpoint must not have."""
 
 
 def model_tensors(cfg: Any) -> Tensors:
-    """Return the state dict of the model of `cfg`, mmcv's `Config`, on PyTorch's meta device.
-
-    Its tensors have shapes and types without values. ConfigError: the config has no model, or one that cannot
-    be built.
-    """
+    """State dict of a config's model on PyTorch's meta device, without values."""
     from mmdet.models import build_detector
 
     if not isinstance(cfg.get('model'), dict):
@@ -37,18 +32,9 @@ def model_tensors(cfg: Any) -> Tensors:
 
 
 def in_model_order(tensors: Tensors, model: Tensors, config: str, advice: str) -> Tensors:
-    """Return converted tensors in the order of the model's, which have the same names and shapes.
+    """Converted tensors in the model's order.
 
-    Types are not compared.
-
-    Args:
-        tensors: converted tensors by the model's names.
-        model: what `model_tensors` returned.
-        config: name of the config, for the message.
-        advice: end of the message, with the full stop or space that it begins with.
-
-    Raises:
-        CheckpointError: names or shapes differ; the caller names the checkpoint.
+    CheckpointError: names or shapes differ; the message ends with `advice`.
     """
     missing = [key for key in model if key not in tensors]
     unexpected = [key for key in tensors if key not in model]
@@ -58,21 +44,13 @@ def in_model_order(tensors: Tensors, model: Tensors, config: str, advice: str) -
 
 
 def check_numbers(source: str | Path, tensors: Mapping[str, torch.Tensor], model: Tensors) -> None:
-    """Raise CheckpointError for weights that are not finite, or integers in place of floating-point numbers.
-
-    `source`, the path of the file, is for the message; `tensors` are by the names of the model's, `model`.
-    Numbers that are too large for the model's type are not found here, but when the model is loaded.
-    """
+    """Raise CheckpointError for weights that are not finite, or integers in place of floats."""
     check_types(source, tensors, model)
     check_finite(source, tensors)
 
 
 def check_output(source: str | Path, target: str | Path, config: str | Path | None = None) -> None:
-    """Raise UsageError for a target that is an input, has one of `FOREIGN_SUFFIXES`, or cannot be written.
-
-    `target` is the path of the file to write; inputs are the checkpoint `source` and the file `config`, if it
-    is not None.
-    """
+    """Raise UsageError for a target that is an input, of `FOREIGN_SUFFIXES`, or not writable."""
     target = Path(target)
     if target.suffix in FOREIGN_SUFFIXES:
         raise UsageError(f'{target}: is not the name of a checkpoint: {target.suffix}; expected e.g. .pth')
@@ -84,10 +62,7 @@ def check_output(source: str | Path, target: str | Path, config: str | Path | No
 def save_checkpoint(
     target: str | Path, state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Write the dict `{'meta': ..., 'state_dict': ...}` to a file, `target`, for `torch.load`, atomically.
-
-    A missing folder is made. Mm2OnnxError: it cannot be written; an older file remains.
-    """
+    """Write `{'meta': ..., 'state_dict': ...}` atomically."""
     with atomic_path(target) as temporary, open(temporary, 'wb') as stream:
         try:
             torch.save({'meta': dict(meta), 'state_dict': dict(state_dict)}, stream)
@@ -97,18 +72,13 @@ def save_checkpoint(
 
 
 def escaped_text(cfg: Any) -> str:
-    r"""Return mmcv's text of `cfg`, its `Config`, with escapes in the config's texts, such as `it\'s`.
-
-    mmcv itself only puts quotes around them, so that a backslash would be read as something else, and an
-    apostrophe as the end. Errors are those of yapf, for values that are no Python.
-    """
+    """mmcv's text of a config with escapes in its texts, which mmcv only quotes."""
     from mmcv import Config
 
     return Config(_with_escapes(cfg._cfg_dict)).pretty_text
 
 
 def _with_escapes(value: Any) -> Any:
-    """Return nested dicts with escapes in their texts; in lists and tuples of others mmcv escapes them."""
     if isinstance(value, dict):
         return {key: _with_escapes(inner) for key, inner in value.items()}
     if isinstance(value, list) and all(isinstance(inner, dict) for inner in value):

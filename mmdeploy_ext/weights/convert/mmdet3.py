@@ -1,4 +1,4 @@
-"""Converts checkpoints and configs of mmdet 3 (mmengine) to those of mmdet 2.28."""
+"""Converts checkpoints and configs of mmdet 3 (mmengine) to mmdet 2.28."""
 
 import dataclasses
 from pathlib import Path
@@ -13,12 +13,11 @@ from mmdeploy_ext.weights.convert.mmdet3_config import config_text, read_mmdet3_
 from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, UNUSED_PREFIXES, to_mmdet2_name
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
-"""Keys of the file's `meta` that the converted file has, too, if their values are texts or whole numbers."""
+"""Keys of `meta` that are kept."""
 OTHER_CONFIG = (
     f'. Give the config of the same model with --config; `{command(COMMAND)} CONFIG3.py OUT.py` '
     f"makes it of mmdet 3's"
 )
-"""End of the message about a checkpoint that does not fit the config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +25,10 @@ class Converted:
     """A converted checkpoint.
 
     Attributes:
-        state_dict: mmdet 2's name -> tensor of the file, in the model's order.
-        renamed: number of tensors with another name than in the file.
-        left_out: names of tensors in the file that no detection depends on, see `UNUSED_PREFIXES`.
-        model_tensors: name -> tensor of the model that the config builds, on PyTorch's meta device, which has
-            shapes and types without values.
+        state_dict: mmdet 2's name -> tensor, in the model's order.
+        renamed: number of renamed tensors.
+        left_out: tensors in the file without use, see `UNUSED_PREFIXES`.
+        model_tensors: of the config's model, on the meta device.
     """
 
     state_dict: conversion.Tensors
@@ -40,13 +38,9 @@ class Converted:
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
-    """Rename the tensors of `source`, a checkpoint of mmdet 3, for the model of `cfg`, a config of mmdet 2.
+    """Rename the tensors of an mmdet 3 checkpoint for a model of mmdet 2; values stay.
 
-    Tensors keep their values, shapes and types.
-
-    Raises:
-        CheckpointError: keys or shapes of file and model differ, or two keys of the file get one name.
-        ConfigError: the config's model cannot be built.
+    CheckpointError: keys or shapes differ.
     """
     model_tensors = conversion.model_tensors(cfg)
     detector = cfg.model.get('type')
@@ -62,18 +56,7 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
-    """Convert the checkpoint `source` for `cfg`, a config of mmdet 2.28, and write it to the file `target`.
-
-    The file gets the checkpoint's class names as `CLASSES`, if it has some (`load_checkpoint` finds them in
-    its `dataset_meta` or its `CLASSES`), and its `KEPT_META`. It replaces an older one at once. What was
-    converted is returned.
-
-    Raises:
-        CheckpointError: as `load_checkpoint` and `convert`; or weights that are not finite, or are integers
-            (quantised) where the model has floating-point numbers.
-        ConfigError: as `convert`.
-        UsageError: the target is the source or the config, is no name of a checkpoint, or cannot be written.
-    """
+    """Convert a checkpoint for a config of mmdet 2.28 and write it atomically."""
     conversion.check_output(source, target, cfg.filename)
     checkpoint = load_checkpoint(source)
     converted = convert(checkpoint, cfg)
@@ -87,17 +70,9 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
 
 
 def translate_file(source: str | Path, target: str | Path | None) -> str:
-    """Return a config of mmdet 3 as the text of a config of mmdet 2.28.
+    """Translate a config of mmdet 3, or of an mmengine checkpoint, to text of mmdet 2.28; perhaps write it.
 
-    Args:
-        source: path of the config, or of a checkpoint of mmengine that has it.
-        target: path of the file, ending with .py, that the text is written to; with None nothing is written.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be read.
-        ConfigError: as `read_mmdet3_config`, `to_mmdet2_config` and `config_text`; it names the file, and the
-            part or key that mmdet 2.28 lacks.
-        UsageError: the target does not end with .py, cannot be written, or is the source.
+    ConfigError: mmdet 2.28 lacks a part or key.
     """
     if target is not None:
         if not str(target).endswith('.py'):

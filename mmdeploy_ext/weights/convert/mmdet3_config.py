@@ -1,8 +1,7 @@
-"""Reads configs of mmdet 3 without mmengine, and converts them to configs of mmdet 2.28.
+"""Reads configs of mmdet 3 without mmengine, and converts them to mmdet 2.28.
 
-mmengine extends mmcv 1.7.2's configs: a file may use values of its bases, `_base_.name` and
-`{{_base_.name}}`. As with mmcv, a config is Python and is run: read only those that you would train with. A
-checkpoint of mmengine has its config as text, `meta.cfg`: that is parsed as data, and not run.
+A file may use values of its bases (`_base_.name`, `{{_base_.name}}`), and is run, as with mmcv. A
+checkpoint's config, `meta.cfg`, is parsed as data.
 """
 
 import ast
@@ -21,36 +20,29 @@ from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, parts, to_mmdet2_
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
-"""Data sets of both versions, with one file of annotations and one folder of pictures."""
+"""Data sets of both versions."""
 DATASET_KEYS = {
     'type', 'data_root', 'ann_file', 'data_prefix', 'test_mode', 'pipeline', 'metainfo', 'backend_args',
     'filter_cfg', 'return_classes',
 }  # fmt: skip
-"""Supported keys of a data set of mmdet 3."""
+"""Supported keys of an mmdet 3 data set."""
 ADVICE = (
     'give the whole config: the checkpoint, in which mmengine keeps it, or what a training writes into its '
     'folder (TIME/vis_data/config.py)'
 )
-"""Advice for configs that only mmengine reads."""
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
-"""Suffixes of checkpoints."""
 BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
-"""A value of a base, `{{ _base_.name }}`, with or without quotes."""
+"""`{{ _base_.name }}`, perhaps quoted."""
 OTHER_VALUE = re.compile(r'\{\{\s*(\w+)\s*\}\}')
-"""Another value that mmengine fills in, `{{ name }}`."""
+"""`{{ name }}`."""
 
 
 def to_mmdet2_config(cfg: Any) -> Any:
-    """Return a config of mmdet 3 as one of mmdet 2.28: model, test pipeline and test data set.
+    """Convert a config of mmdet 3: model, test pipeline and test data set.
 
-    `cfg` is what `read_mmdet3_config` returned, and the result an mmcv `Config`, too; of a detector of
-    `PLUGINS` it imports the module there. A data set of a type that `DATASETS` lacks becomes a CocoDataset
-    with its classes and a file `annotations.json`. Keys that only training and mmengine's Runner read
-    (`optim_wrapper`, `default_hooks`, ...) are left out.
-
-    Raises:
-        ConfigError: it is no config of mmdet 3, has a part, a key or a value that mmdet 2.28 lacks, or a
-            value of a wrong type; the message names the file and, but for types, the key.
+    Modules of `PLUGINS` are imported. Data sets outside of `DATASETS` become a CocoDataset with
+    `annotations.json`. Training and Runner keys are left out. ConfigError: mmdet 2.28 lacks a part, key or
+    value.
     """
     from mmcv import Config
 
@@ -95,14 +87,13 @@ def to_mmdet2_config(cfg: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return nested mmcv dicts as plain dicts."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return `data.test`; other types than `DATASETS` become a CocoDataset with their classes."""
+    """Other types than `DATASETS` become a CocoDataset with their classes."""
     dataset = without_scope('test_dataloader.dataset', {**dataset, 'pipeline': []})
     metainfo = dataset.get('metainfo') or {}
     classes = metainfo.get('classes') or metainfo.get('CLASSES')
@@ -131,7 +122,6 @@ def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) 
 
 
 def _mmdet2_types() -> Iterable[str]:
-    """Yield the names of all parts of which mmdet 2.28 builds models."""
     import mmcv.cnn.bricks.registry as bricks
     import mmdet.core  # noqa: F401  (assigners, coders and samplers register)
     from mmcv.cnn import MODELS as CNN
@@ -156,16 +146,9 @@ def _mmdet2_types() -> Iterable[str]:
 
 
 def read_mmdet3_config(path: str | Path) -> Any:
-    """Return a config of mmdet 3 as an mmcv `Config`.
+    """Read a config of mmdet 3 (run, with its bases), or of an mmengine checkpoint (not run).
 
-    `path` is that of the config, which is run, as are its bases, or of a checkpoint of mmengine
-    (`CHECKPOINTS`) that has it as text, which is not run.
-
-    Raises:
-        CheckpointError: those of `load_checkpoint`.
-        ConfigError: no such file, a syntax error or another one while it runs, a missing base, two bases with
-            one key, or a kind of config that mmcv 1.7.2 cannot read: `with read_base():`, bases of other
-            packages (`mmdet::...`); or the checkpoint has no config, or not one of plain values.
+    ConfigError: missing, failing, or readable by mmengine only (`with read_base():`, `mmdet::...`).
     """
     from mmcv import Config
 
@@ -176,7 +159,6 @@ def read_mmdet3_config(path: str | Path) -> Any:
 
 
 def _parse_values(path: str, text: object) -> dict[str, Any]:
-    """Return the values in the text of a config, `meta.cfg` of a checkpoint, without running it."""
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f'{path}: keeps no config in meta.cfg; give the config itself')
     values = {}
@@ -191,7 +173,6 @@ def _parse_values(path: str, text: object) -> dict[str, Any]:
 
 
 def _parse_value(node: ast.expr) -> Any:
-    """Return a value of literals, `dict(key=...)` and `dict({'a.key': ...})`."""
     if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
         if not node.args and all(keyword.arg for keyword in node.keywords):
             return {keyword.arg: _parse_value(keyword.value) for keyword in node.keywords}
@@ -208,10 +189,7 @@ def _parse_value(node: ast.expr) -> Any:
 
 
 def config_text(cfg: Any) -> str:
-    """Return the text of `cfg`, an mmcv `Config`, from which mmcv reads the same config.
-
-    ConfigError: it holds a value whose text is no literal of Python, such as an object or an infinite number.
-    """
+    """Text from which mmcv reads the same config; ConfigError: a value without a literal."""
     try:
         text = escaped_text(cfg)
         if _parse_values(str(cfg.filename), text) != _plain(cfg._cfg_dict):
@@ -225,10 +203,6 @@ def config_text(cfg: Any) -> str:
 
 
 def _run_config(path: Path, users: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the values of a config file merged into those of its bases.
-
-    `users` are the configs that it is a base of, directly or through others.
-    """
     from mmcv import Config
     from mmcv.utils import ConfigDict
 
@@ -271,7 +245,6 @@ def _run_config(path: Path, users: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
-    """Remove the assignment of `_base_` from the code and return the files that it names."""
     if any(isinstance(statement, ast.With) for statement in tree.body):
         raise ConfigError(f'{path}: `with read_base():` is a config that only mmengine reads; {ADVICE}')
     assignments = [

@@ -1,8 +1,8 @@
-"""Converts the model of a config of mmdet 3 to one of mmdet 2.28.
+"""Converts the model of a config of mmdet 3 to mmdet 2.28.
 
-Of 680 models of mmdet 3.3.0's configs 420 are those of mmdet 2.28.2 letter by letter. The differences of the
-others with the same architectures are here; any other key has to be one of mmdet 2.28. Source: the configs of
-both, compared key by key, and the transformers of both.
+420 of 680 models of mmdet 3.3.0's configs equal mmdet 2.28.2's letter by letter; the differences of others
+with the same architectures are here. Source: the configs of both, compared key by key, and the transformers
+of both.
 """
 
 import copy
@@ -22,40 +22,34 @@ UNSUPPORTED = {
     'GroundingDINO': 'Grounding DINO',
     'SoftTeacher': 'Soft Teacher',
 }
-"""Type -> name of detectors that neither mmdet 2.28 nor this project has."""
+"""Detector -> name, where neither mmdet 2.28 nor this project has it."""
 PLUGINS = {'RTMDet': 'mmdeploy_ext.models.mmdet', 'DINO': 'mmdeploy_ext.models.mmdet'}
-"""Detector that mmdet 2.28 lacks -> module of this project that registers it."""
+"""Detector -> module of this project that registers it."""
 COSTS = {
     'HungarianAssigner': ('cls_cost', 'reg_cost', 'iou_cost'),
     'MaskHungarianAssigner': ('cls_cost', 'mask_cost', 'dice_cost'),
 }
-"""Assigner of mmdet 2 -> its names of the three `match_costs`."""
+"""Assigner of mmdet 2 -> names of the three `match_costs`."""
 PROPOSAL_HEADS = ('RPNHead', 'GARPNHead', 'CascadeRPNHead', 'EmbeddingRPNHead')
 """Heads that make proposals in mmdet 2.28; in mmdet 3 any dense head can."""
 SCOPE = 'mmdet.'
-"""Prefix that types of mmdet may have in configs of mmdet 3."""
+"""Optional prefix of types in mmdet 3."""
 SELF_ATTENTION, CROSS_ATTENTION, FFN = ('self_attn', 'norm'), ('cross_attn', 'norm'), ('ffn', 'norm')
-"""Operations of a layer in mmdet 2's `operation_order`."""
+"""Operations in mmdet 2's `operation_order`."""
 MULTIHEAD, DEFORMABLE = 'MultiheadAttention', 'MultiScaleDeformableAttention'
-"""Types of attention."""
 MULTIHEAD_DEFAULTS = dict(embed_dims=256, num_heads=8, dropout=0.0)
-"""Defaults of mmdet 3's attention, which configs leave out."""
+"""Defaults of mmdet 3's attention."""
 FFN_DEFAULTS = dict(embed_dims=256, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0)
 FFN_DEFAULTS['act_cfg'] = dict(type='ReLU', inplace=True)
-"""Defaults of mmdet 3's feed-forward layers, which configs leave out."""
+"""Defaults of mmdet 3's feed-forward layers."""
 LAYER_KEYS = {'self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg', 'norm_cfg', 'init_cfg'}
-"""Supported keys of mmdet 3's `layer_cfg`."""
+"""Supported keys of `layer_cfg`."""
 STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'post_norm_cfg'}
-"""Supported keys of mmdet 3's encoders and decoders."""
+"""Supported keys of encoders and decoders."""
 
 
 def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield path and dict of every part of a config whose `type` is a text, outer parts first.
-
-    The path of `config` itself is `path`, such as 'model'; those inside are 'model.neck',
-    'model.bbox_head.loss_cls', and with an index in lists 'model.bbox_head.0'. Only dicts, lists and tuples
-    are searched.
-    """
+    """Yield path ('model.bbox_head.0') and dict of parts with a textual `type`, outer parts first."""
     if isinstance(config, dict):
         if isinstance(config.get('type'), str):
             yield path, config
@@ -67,11 +61,7 @@ def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def without_scope(path: str, config: Any) -> Any:
-    """Return a copy of a part of a config, a dict or a list of dicts, without the scope `mmdet.` of types.
-
-    Entries `_scope_` beside a `type` are left out, too. `path` is that of the part, such as 'model', for the
-    ConfigError if a type has another scope.
-    """
+    """Copy a part of a config without the scope `mmdet.`; ConfigError: another scope."""
     config = copy.deepcopy(config)
     for part_path, part in parts(config, path):
         part.pop('_scope_', None)
@@ -84,14 +74,9 @@ def without_scope(path: str, config: Any) -> Any:
 
 
 def to_mmdet2_model(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the model of a config of mmdet 3 as mmdet 2.28 takes it, without a `data_preprocessor`.
+    """Model of a config of mmdet 3 for mmdet 2.28, without `data_preprocessor`.
 
-    `config` is its entry `model`, of plain dicts; it is not changed.
-
-    Raises:
-        ConfigError: a detector or a key that mmdet 2.28 lacks; the caller names the file.
-        KeyError: the detector has not all parts that mmdet 3 has.
-        AttributeError, TypeError: a value has another type than in mmdet 3.
+    ConfigError: mmdet 2.28 lacks a detector or key. KeyError, AttributeError, TypeError: malformed.
     """
     model = without_scope('model', config)
     model.pop('data_preprocessor', None)
@@ -117,7 +102,6 @@ def to_mmdet2_model(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rename_match_costs(model: dict[str, Any]) -> None:
-    """Rename the costs of a Hungarian assigner as in mmdet 2, in place."""
     assigner = 'MaskHungarianAssigner' if 'panoptic_head' in model else 'HungarianAssigner'
     for _, part in parts(model.get('train_cfg') or {}, 'model.train_cfg'):
         costs = part.get('match_costs')
@@ -128,14 +112,11 @@ def _rename_match_costs(model: dict[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------- detectors; each converts `model` in place,
-# the entry `model` of a config without scopes, and raises what `to_mmdet2_model` does
+# the entry `model` of a config without scopes, and raises the errors of `to_mmdet2_model`
 
 
 def convert_centernet(model: dict[str, Any]) -> None:
-    """Rename the channels of head and neck in `model`, in place.
-
-    ConfigError: the head is another one than CenterNetHead.
-    """
+    """Rename channels of head and neck in place; ConfigError: another head than CenterNetHead."""
     head, neck = model['bbox_head'], model['neck']
     if head.get('type') != 'CenterNetHead':
         raise ConfigError(
@@ -147,10 +128,7 @@ def convert_centernet(model: dict[str, Any]) -> None:
 
 
 def convert_rtmdet(model: dict[str, Any]) -> None:
-    """Set `train_cfg` of `model`, whose assigner mmdet 2.28 lacks, to None, in place.
-
-    ConfigError: it is no detector of boxes, whose head is RTMDetSepBNHead.
-    """
+    """Remove `train_cfg` in place; ConfigError: another head than RTMDetSepBNHead."""
     head = model['bbox_head'].get('type')
     if head != 'RTMDetSepBNHead':
         raise ConfigError(
@@ -161,12 +139,7 @@ def convert_rtmdet(model: dict[str, Any]) -> None:
 
 
 def convert_yolact(model: dict[str, Any]) -> None:
-    """Move the branch of segmentation of the prototypes, if there is one, into a head of `model`, in place.
-
-    The threshold of masks is removed from `test_cfg`.
-
-    ConfigError: another threshold of masks than 0.5.
-    """
+    """Move the segmentation branch into a head, and drop the threshold of masks (0.5, else ConfigError)."""
     head, test_cfg = model['mask_head'], model.get('test_cfg') or {}
     loss, has_branch = head.pop('loss_segm', None), head.pop('with_seg_branch', True)
     if has_branch:
@@ -178,22 +151,16 @@ def convert_yolact(model: dict[str, Any]) -> None:
 
 
 def convert_panoptic_fpn(model: dict[str, Any]) -> None:
-    """Copy into `test_cfg.panoptic` of `model`, in place, the keys that mmdet 3 reads from `test_cfg.rcnn`.
-
-    Keys that `panoptic` has stay; without `panoptic` nothing is changed.
-    """
+    """Copy keys that mmdet 3 reads from `test_cfg.rcnn` into `test_cfg.panoptic`, in place."""
     test_cfg = model.get('test_cfg') or {}
     if 'panoptic' in test_cfg:
         test_cfg['panoptic'] = {**copy.deepcopy(test_cfg.get('rcnn') or {}), **test_cfg['panoptic']}
 
 
 def convert_detr(model: dict[str, Any]) -> None:
-    """Move transformer, number of queries and encoding of `model` into its head, in place.
+    """Move transformer, queries and encoding into the head, in place, and drop the neck.
 
-    The neck, a projection to one map, is removed: the head of mmdet 2 has that layer itself.
-
-    ConfigError: the neck is not the projection of DETR, or a layer has a key or a value that is not known
-    here.
+    The head has the neck's layer itself. ConfigError: an unknown neck, key or value.
     """
     neck = model.pop('neck')
     for key, value in dict(kernel_size=1, act_cfg=None, norm_cfg=None, num_outs=1).items():
@@ -218,9 +185,9 @@ def convert_detr(model: dict[str, Any]) -> None:
 
 
 def convert_deformable_detr(model: dict[str, Any]) -> None:
-    """Move transformer, number of queries and encoding of `model` into its head, in place; its neck stays.
+    """Move transformer, queries and encoding into the head, in place.
 
-    ConfigError: a layer has a key or a value that is not known here.
+    ConfigError: an unknown key or value.
     """
     head, num_levels = model['bbox_head'], model.pop('num_feature_levels', 4)
     head.pop('embed_dims', None)
@@ -246,11 +213,7 @@ def convert_deformable_detr(model: dict[str, Any]) -> None:
 
 
 def convert_dino(model: dict[str, Any]) -> None:
-    """Do with `model` what `convert_deformable_detr` does, and remove what only training uses, in place.
-
-    That is denoising, `train_cfg`, which becomes None, and `sync_cls_avg_factor` of the head. The transformer
-    gets DINO's types. ConfigError: a layer has a key or a value that is not known here.
-    """
+    """As `convert_deformable_detr` with DINO's types, without denoising and training settings."""
     model.pop('dn_cfg', None)
     model['train_cfg'] = None
     convert_deformable_detr(model)
@@ -260,9 +223,9 @@ def convert_dino(model: dict[str, Any]) -> None:
 
 
 def convert_mask_former(model: dict[str, Any]) -> None:
-    """Convert the layers and encodings of `model`, a MaskFormer or Mask2Former, in place.
+    """Convert layers and encodings of MaskFormer or Mask2Former in place.
 
-    ConfigError: a layer has a key or a value that is not known here.
+    ConfigError: an unknown key or value.
     """
     head, is_mask2former = model['panoptic_head'], model['type'] == 'Mask2Former'
     pixel_decoder, path = head['pixel_decoder'], 'model.panoptic_head'
@@ -289,14 +252,13 @@ CONVERTERS: dict[str, Callable[[dict[str, Any]], None]] = {
     'MaskFormer': convert_mask_former,
     'Mask2Former': convert_mask_former,
 }
-"""Type of a detector -> function that converts its model in place."""
+"""Detector -> converter of its model, in place."""
 
 
 # ---------------------------------------------------------------- layers of transformers
 
 
 def _encoder(path: str, cfg: dict[str, Any], attention: str) -> dict[str, Any]:
-    """Return an encoder of mmdet 2 with a type of self-attention."""
     order = SELF_ATTENTION + FFN
     return dict(type='DetrTransformerEncoder', **_layers(path, cfg, dict(self_attn=attention), order))
 
@@ -308,7 +270,6 @@ def _decoder(
     decoder: str = 'DetrTransformerDecoder',
     cross_first: bool = False,
 ) -> dict[str, Any]:
-    """Return a decoder of mmdet 2 with a type of cross-attention, which Mask2Former computes first."""
     attentions = CROSS_ATTENTION + SELF_ATTENTION if cross_first else SELF_ATTENTION + CROSS_ATTENTION
     layers = _layers(path, cfg, dict(self_attn=MULTIHEAD, cross_attn=attention), attentions + FFN)
     norm = {}
@@ -322,10 +283,6 @@ def _decoder(
 def _layers(
     path: str, cfg: dict[str, Any], attention_types: dict[str, str], order: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return `num_layers` and `transformerlayers` of an encoder or decoder.
-
-    `attention_types` is operation -> type of its attention, `order` the order of all operations.
-    """
     _check_keys(path, cfg, STACK_KEYS)
     layer = cfg.get('layer_cfg') or {}
     _check_keys(f'{path}.layer_cfg', layer, LAYER_KEYS)
@@ -357,7 +314,6 @@ def _layers(
 
 
 def _check_keys(path: str, cfg: dict[str, Any], expected: set[str]) -> None:
-    """Raise ConfigError for the first key that is not expected."""
     if unexpected := sorted(cfg.keys() - expected):
         raise ConfigError(
             f'{path}.{unexpected[0]}={cfg[unexpected[0]]!r} is not known here; expected no key but '
@@ -366,5 +322,4 @@ def _check_keys(path: str, cfg: dict[str, Any], expected: set[str]) -> None:
 
 
 def _positional_encoding(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return a positional encoding, which has no `type` in mmdet 3."""
     return dict(type='SinePositionalEncoding', **cfg)

@@ -1,8 +1,7 @@
-"""Converts the test pipeline and `data_preprocessor` of mmdet 3 to a test pipeline of mmdet 2.28.
+"""Converts mmdet 3's test pipeline and `data_preprocessor` to a test pipeline of mmdet 2.28.
 
-mmdet 3 normalises and pads a batch in the model, after the pipeline; mmdet 2 a picture in the pipeline.
-Source: mmdet 3.3.0 `DetDataPreprocessor`, mmengine 0.10.7 `ImgDataPreprocessor`, mmdet 2.28.2
-`datasets/pipelines`.
+mmdet 3 normalises and pads a batch in the model, mmdet 2 a picture in the pipeline. Source: mmdet 3.3.0
+`DetDataPreprocessor`, mmengine 0.10.7 `ImgDataPreprocessor`, mmdet 2.28.2 `datasets/pipelines`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,44 +30,33 @@ STEP_KEYS: dict[str, set[str]] = {
     'LoadPanopticAnnotations': {'with_bbox', 'with_mask', 'with_seg', 'with_label', 'backend_args'},
     'PackDetInputs': {'meta_keys'},
 }  # fmt: skip
-"""Step of a test pipeline of mmdet 3 -> its supported keys."""
+"""Step of mmdet 3 -> supported keys."""
 FIXED_VALUES = {
     ('LoadImageFromFile', 'backend_args'): None,
     ('LoadImageFromFile', 'imdecode_backend'): 'cv2',
     ('RandomFlip', 'prob'): 0.0,
     ('Pad', 'padding_mode'): 'constant',
 }
-"""Step and key -> the only value that mmdet 2 can do; the key is left out."""
+"""Step and key -> only value that mmdet 2 supports; the key is left out."""
 ORDER = ('LoadImageFromFile', 'Resize', 'RandomCenterCropPad', 'Pad', 'PackDetInputs')
-"""Steps that change a picture, or begin or end the pipeline, in the order in which mmdet 2 gets them."""
+"""Order of steps in mmdet 2."""
 ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations')
-"""Steps that are left out: no detection depends on annotations."""
+"""Steps that are left out."""
 META_KEYS = [
     'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction', 'border',
 ]  # fmt: skip
-"""Supported meta keys of a picture; mmdet 2 has no img_id, and calls the path filename."""
+"""Supported meta keys; mmdet 2 has no img_id, and calls the path filename."""
 DEFAULT_META = ('filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip', 'flip_direction')
-"""Meta keys that mmdet 2's Collect has by default, as far as a test reads them."""
+"""Default meta keys of mmdet 2's Collect that tests read."""
 
 
 def to_mmdet2_pipeline(
     steps: Sequence[Mapping[str, Any]], preprocessor: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return a test pipeline of mmdet 2 for mmdet 3's `test_pipeline` and `model.data_preprocessor`.
+    """Test pipeline of mmdet 2: LoadImageFromFile, and MultiScaleFlipAug with the others.
 
-    Args:
-        steps: the steps of `test_pipeline`, with types without a scope; annotations are left out.
-        preprocessor: `model.data_preprocessor`; {} normalises and pads nothing.
-
-    Returns:
-        Two steps: LoadImageFromFile, and a MultiScaleFlipAug with the others, among them always a Resize and
-        a RandomFlip; `steps` stay as they are.
-
-    Raises:
-        ConfigError: a step, a key, a value or a combination that mmdet 2 does not support, a step that is
-            there twice, no LoadImageFromFile, or another order than `ORDER`; the caller names the file.
-        KeyError, AttributeError, TypeError, ValueError: a key is missing, or a value has another type than in
-            mmdet 3.
+    ConfigError: mmdet 2 does not support a step, key, value or order. KeyError, AttributeError, TypeError,
+    ValueError: malformed.
     """
     _check_preprocessor(preprocessor)
     for index, step in enumerate(steps):
@@ -131,7 +119,6 @@ def _check_preprocessor(config: Mapping[str, Any]) -> None:
 
 
 def _scale(resize: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `img_scale` or `scale_factor` of mmdet 2's MultiScaleFlipAug."""
     if resize.get('scale') is not None:
         scale = resize['scale']
         return dict(img_scale=(scale, scale) if isinstance(scale, int) else tuple(scale))
@@ -142,10 +129,10 @@ def _scale(resize: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pad(step: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a Pad of mmdet 3 as one of mmdet 2.
+    """Convert a Pad.
 
-    The first has the width first in `size`, the second the height; a whole number in `pad_val` is the value
-    of all channels in the first, and of the first channel alone in the second.
+    mmdet 3 has the width first in `size`, mmdet 2 the height; a number in `pad_val` is for all channels in
+    mmdet 3, for the first in mmdet 2.
     """
     pad = {key: value for key, value in step.items() if ('Pad', key) not in FIXED_VALUES}
     if pad.get('size'):
@@ -160,7 +147,6 @@ def _pad(step: Mapping[str, Any]) -> dict[str, Any]:
 def _normalise_and_pad(
     config: Mapping[str, Any], pad: Mapping[str, Any] | None, scale: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return the steps for a preprocessor after the pipeline's Pad, if there is one."""
     steps: list[dict[str, Any]] = []
     mean, to_rgb = config.get('mean'), bool(config.get('bgr_to_rgb', False))
     if mean is not None:
@@ -188,7 +174,6 @@ def _normalise_and_pad(
 
 
 def _collect(pack: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the Collect of mmdet 2 for a PackDetInputs."""
     meta_keys = pack.get('meta_keys', ())
     if unsupported := [key for key in meta_keys if key not in META_KEYS]:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""Converts checkpoints of the original RT-DETR repository and of transformers to this project's RT-DETR.
+"""Converts checkpoints (.pth, .bin, .safetensors) of the original RT-DETR and of transformers.
 
-Its names are the original's. Files are .pth, .bin and .safetensors.
+This project's names are the original's.
 """
 
 import dataclasses
@@ -19,33 +19,26 @@ from mmdeploy_ext.weights.convert import rtdetr_names as names
 from mmdeploy_ext.weights.convert.conversion import Tensors
 
 DENOISING = 'decoder.denoising_class_embed.weight'
-"""Embedding of classes that only training uses."""
+"""Embedding of classes for training."""
 CLASS_HEAD = 'decoder.enc_score_head.weight'
-"""Weight of a head with one row for each class."""
+"""Head with a row per class."""
 COUNTER = '.num_batches_tracked'
-"""End of the names of batch normalisations' counters."""
+"""End of batch norm counters' names."""
 OTHER_CONFIG = (
     '. Give the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
     '--config'
 )
-"""End of the message about a checkpoint that does not fit the config."""
 SAFETENSORS_DTYPES = {
     'F32': torch.float32,
     'F16': torch.float16,
     'BF16': torch.bfloat16,
     'I64': torch.int64,
 }
-"""Name of a type in .safetensors -> type."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The tensors of a file.
-
-    Attributes:
-        tensors: name in the file, without the `module.` of wrappers in a .pth or .bin -> tensor.
-        origin: their origin in words, such as 'EMA weights (ema.module)'.
-    """
+    """Tensors of a file by name without `module.`, and their origin, such as 'EMA weights (ema.module)'."""
 
     tensors: Tensors
     origin: str
@@ -57,11 +50,8 @@ class Converted:
 
     Attributes:
         state_dict: the model's name -> tensor, in the model's order.
-        origin: origin of the weights in words.
-        notes: one line for each kind of change besides names; second names of heads, which are left out, have
-            none.
-        model_tensors: name -> tensor of the model that the config builds, on PyTorch's meta device, which has
-            shapes and types without values.
+        notes: a line per kind of change besides names.
+        model_tensors: of the config's model, on the meta device.
     """
 
     state_dict: Tensors
@@ -71,20 +61,7 @@ class Converted:
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
-    """Convert a file, write `{'meta', 'state_dict'}` with empty `meta`, and return what was converted.
-
-    Args:
-        source: .pth, .bin or .safetensors.
-        target: the file that is written.
-        cfg: config of this project's RT-DETR.
-        weights: which of the weights in the file, see `read_source`.
-
-    Raises:
-        CheckpointError: as `read_source` and `convert`; or weights that are not finite, or are integers
-            (quantised) where the model has floating-point numbers.
-        ConfigError: as `convert`.
-        UsageError: the target is the source or the config, is no name of a checkpoint, or cannot be written.
-    """
+    """Convert a file and write `{'meta', 'state_dict'}`; `weights` as in `read_source`."""
     conversion.check_output(source, target, cfg.filename)
     with naming(source):
         converted = convert(read_source(source, weights), cfg)
@@ -94,17 +71,11 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
 
 
 def convert(source: Source, cfg: Any) -> Converted:
-    """Rename, join and complete the tensors of a file, `source`, for the model of `cfg`, a config of RT-DETR.
+    """Rename, join and complete the tensors of a file for a model of RT-DETR; values stay.
 
-    Tensors keep their values and types. Joined are queries, keys and values of transformers; added are
-    counters of batches (0) and the padding row of the denoising embedding (zeros), where the file lacks them;
-    left out are counters that the model lacks, second names of heads, and the sums of `deploy()`.
-
-    Raises:
-        CheckpointError: keys, shapes or the number of classes of file and model differ, two keys of the file
-            are spellings of one name, or a second name of a head has other values than the first; the caller
-            names the file.
-        ConfigError: the config of another model, or one that cannot be built.
+    Queries, keys and values of transformers are joined; counters and the denoising embedding's padding row
+    (zeros) are added; second names of heads and the sums of `deploy()` are dropped. CheckpointError: keys,
+    shapes or classes differ.
     """
     detector = (cfg.get('model') or {}).get('type')
     if detector != 'RTDETR':
@@ -131,7 +102,6 @@ def convert(source: Source, cfg: Any) -> Converted:
 
 
 def _from_transformers(tensors: Tensors, notes: list[str]) -> Tensors:
-    """Return the tensors by the original's names, with queries, keys and values joined."""
     _check_names(tensors)
     originals: Tensors = {}
     split_tensors: dict[str, dict[str, torch.Tensor]] = {}
@@ -161,7 +131,6 @@ def _from_transformers(tensors: Tensors, notes: list[str]) -> Tensors:
 
 
 def _check_names(keys: Iterable[str]) -> None:
-    """Raise CheckpointError for two spellings of one tensor, or one that is both joined and split."""
     joined_names: dict[str, str] = {}
     for key in keys:
         match = names.SPLIT_PROJECTION.match(name := names.original_name(key))
@@ -173,14 +142,13 @@ def _check_names(keys: Iterable[str]) -> None:
 
 
 def _are_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Return whether two tensors are equal; NaN equals NaN, since it is refused later."""
+    """NaN equals NaN, since it is refused later."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     return bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
 def _remove_unused(tensors: Tensors, model_tensors: Tensors, notes: list[str]) -> None:
-    """Remove counters that frozen norms do not have, and sums that the original's `deploy()` added."""
     counters = [key for key in tensors if key not in model_tensors and key.endswith(COUNTER)]
     if counters:
         notes.append(f'{len(counters)} counters of frozen normalisations left out')
@@ -192,7 +160,6 @@ def _remove_unused(tensors: Tensors, model_tensors: Tensors, notes: list[str]) -
 
 
 def _complete(tensors: Tensors, model_tensors: Tensors, notes: list[str]) -> None:
-    """Add counters that the file lacks, and the padding row of the denoising embedding."""
     counters = [key for key in model_tensors if key.endswith(COUNTER) and key not in tensors]
     tensors.update({key: torch.zeros((), dtype=torch.int64) for key in counters})
     if counters:
@@ -207,17 +174,10 @@ def _complete(tensors: Tensors, model_tensors: Tensors, notes: list[str]) -> Non
 
 
 def read_source(path: str | Path, weights: str = 'auto') -> Source:
-    """Read the weights of a file of the original repository or of transformers.
+    """Read a file of the original repository or of transformers.
 
-    Args:
-        path: path of the file: .pth, .bin or .safetensors.
-        weights: which of the weights in the file: 'ema', the moving average of a training, 'model', the plain
-            ones, or 'auto', the moving average if the file has an `ema` with tensors, else the plain ones.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, unsafe, of Paddle, has other names than RT-DETR's, or
-            not the chosen weights, or an `ema` in which no state dict of RT-DETR is found (not with 'model');
-            or `weights` is not 'auto' and the file has one set of weights, which says not which.
+    `weights` is 'ema' (moving average), 'model' (plain) or 'auto' (average if there is one). CheckpointError:
+    missing, damaged, unsafe, of Paddle, not RT-DETR, or without the chosen weights.
     """
     path = Path(path)
     if path.is_file() and names.is_paddle_file(path):
@@ -238,7 +198,6 @@ def read_source(path: str | Path, weights: str = 'auto') -> Source:
 
 
 def _choose_weights(content: Any, weights: str) -> Source:
-    """Return the EMA or plain weights of a file's content."""
     if not isinstance(content, dict):
         raise CheckpointError(f'got a {type(content).__name__}, expected a checkpoint of RT-DETR')
     ema, origin = _ema_weights(content.get('ema'))
@@ -269,7 +228,6 @@ def _choose_weights(content: Any, weights: str) -> Source:
 
 
 def _single_source(tensors: Tensors, origin: str, weights: str) -> Source:
-    """Return the weights of a file with one set; CheckpointError: `weights` is a choice."""
     if weights != 'auto':
         raise CheckpointError(
             f'holds one set of weights ({origin}), not said to be EMA or plain ones: '
@@ -279,7 +237,6 @@ def _single_source(tensors: Tensors, origin: str, weights: str) -> Source:
 
 
 def _ema_weights(ema: Any) -> tuple[Mapping[str, Any], str]:
-    """Return the state dict of EMA weights and its key, `ema.module` or `ema`; nothing if there is none."""
     if not isinstance(ema, dict):
         return {}, ''
     for state_dict, origin in ((ema.get('module'), 'ema.module'), (ema, 'ema')):
@@ -293,7 +250,6 @@ def _ema_weights(ema: Any) -> tuple[Mapping[str, Any], str]:
 
 
 def _has_tensors(value: Any) -> bool:
-    """Return whether a nested value contains a tensor."""
     if isinstance(value, dict):
         return any(map(_has_tensors, value.values()))
     if isinstance(value, list | tuple):
@@ -302,13 +258,7 @@ def _has_tensors(value: Any) -> bool:
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """Return name -> tensor of the .safetensors file at `path`, on the CPU.
-
-    The file is a JSON header of names, types, shapes and offsets, then the numbers.
-
-    CheckpointError: it is missing, truncated or damaged, has a name twice, an empty tensor, or types other
-    than `SAFETENSORS_DTYPES`; the caller names the file.
-    """
+    """Tensors of a .safetensors file: a JSON header of names, types, shapes and offsets, then the numbers."""
     try:
         content = path.read_bytes()
         header_bytes = int.from_bytes(content[:8], 'little')
@@ -341,7 +291,6 @@ def read_safetensors(path: Path) -> Tensors:
 
 
 def _unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; CheckpointError: two of its names are equal."""
     entries: dict[str, Any] = {}
     for name, value in pairs:
         if name in entries:

@@ -1,8 +1,7 @@
-"""Names of RT-DETR's tensors in the original repository, which this project uses, and in transformers.
+"""Names of RT-DETR's tensors in the original repository (also ours) and in transformers.
 
-Source: the state dicts of lyuwenyu/RT-DETR's rtdetr_pytorch and of transformers 5.23.0, r18vd and r50vd, of
-which each has the tensors of the other by these rules; transformers 4.x (and the hub) spells some names
-differently.
+Source: state dicts of lyuwenyu/RT-DETR's rtdetr_pytorch and of transformers 5.23.0, r18vd and r50vd;
+transformers 4.x (and the hub) spells some names differently.
 """
 
 import mmap
@@ -14,15 +13,13 @@ from typing import Any
 from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert rtdetr'
-"""The command that converts these checkpoints, a key of `core/commands.py`."""
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
-"""Suffixes of files that Paddle writes."""
 PADDLE_MARK = b'StructuredToParameterName@@'
-"""A key that Paddle writes into its files of weights."""
+"""A key in Paddle's files of weights."""
 PADDLE_STATISTICS = (b'._mean', b'._variance')
-"""Suffixes of names in Paddle's batch norms; PyTorch has running_mean and running_var."""
+"""Ends of names in Paddle's batch norms."""
 PICKLE, TORCH_PICKLE = b'\x80', b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
-"""First bytes of a pickle, and of one that torch wrote before it wrote zip files."""
+"""First bytes of a pickle, and of torch's before zip files."""
 _STAGE = r'^model\.backbone\.model\.encoder\.stages\.(\d+)\.layers\.'
 _EMBEDDER = r'^model\.backbone\.model\.embedder\.embedder\.'
 _AIFI = r'^model\.encoder\.(?:aifi|encoder)\.(\d+)\.layers\.(\d+)\.'
@@ -65,20 +62,17 @@ _RULES = tuple(
     )
 )
 HEAD_COPIES = re.compile(r'^(class_embed|bbox_embed)\.')
-"""Second names of the decoder's heads in checkpoints of transformers' 4.x conversion script."""
+"""Second names of the decoder's heads by transformers' 4.x conversion script."""
 SPLIT_PROJECTION = re.compile(r'^(.*\.self_attn\.)([qkv])_proj\.(weight|bias)$')
-"""Projections of queries, keys and values in transformers; the original concatenates their rows."""
+"""Projections in transformers; the original concatenates their rows."""
 FUSED_BLOCK = re.compile(r'^encoder\.(?:fpn|pan)_blocks\.\d+\.bottlenecks\.\d+\.conv\.(?:weight|bias)$')
-"""Sums of two branches that the original's `deploy()` adds."""
+"""Sums of two branches by the original's `deploy()`."""
 PADDLE_NORM = re.compile(r'\.(?:_mean|_variance)$')
-"""A name of Paddle's batch norms; see `PADDLE_STATISTICS`."""
+"""A name of Paddle's batch norms."""
 
 
 def original_name(key: str) -> str:
-    """Return the original's name of the tensor `key` of transformers; names without a rule stay as they are.
-
-    Names of queries, keys and values stay apart, see `SPLIT_PROJECTION`.
-    """
+    """The original's name of a tensor of transformers; projections stay apart, see `SPLIT_PROJECTION`."""
     for pattern, name in _RULES:
         if pattern.match(key):
             return pattern.sub(name, key, count=1)
@@ -86,25 +80,21 @@ def original_name(key: str) -> str:
 
 
 def is_transformers(keys: Iterable[str]) -> bool:
-    """Return whether any of the keys is a backbone's name in transformers' `RTDetrForObjectDetection`."""
+    """Whether a key is a backbone's name in transformers' `RTDetrForObjectDetection`."""
     return any(key.startswith('model.backbone.model.') for key in keys)
 
 
 def is_original(keys: Iterable[str]) -> bool:
-    """Return whether any of the keys is a backbone's name in the original PyTorch repository."""
+    """Whether a key is a backbone's name in the original PyTorch repository."""
     return any(key.startswith('backbone.res_layers.') for key in keys)
 
 
 def is_paddle(keys: Iterable[str]) -> bool:
-    """Return whether any of the keys is a name of a batch norm of PaddleDetection."""
     return any(PADDLE_NORM.search(key) for key in keys)
 
 
 def is_paddle_file(path: str | Path) -> bool:
-    """Return whether Paddle wrote the file at `path`, by its suffix or by marks in its bytes.
-
-    False if there is no such file, or an empty one, unless the suffix is one of `PADDLE_SUFFIXES`.
-    """
+    """Whether Paddle wrote a file, by its suffix or marks in its bytes."""
     path = Path(path)
     if path.suffix in PADDLE_SUFFIXES:
         return True
@@ -120,7 +110,6 @@ def is_paddle_file(path: str | Path) -> bool:
 
 
 def paddle_refusal(path: str | Path) -> str:
-    """Return the error message for a file of Paddle at `path`."""
     return (
         f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
         f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
@@ -128,18 +117,7 @@ def paddle_refusal(path: str | Path) -> str:
 
 
 def advice(path: str, stage: str, keys: Collection[Any]) -> str:
-    """Return the message for a checkpoint of RT-DETR, '' for others; see `checkpoint.conversion_advice`.
-
-    A file of Paddle is refused at the stage 'unreadable'. A dict with `ema` or `model` may be one of the
-    original repository; names of transformers are those of RT-DETR. Names of the original need no message:
-    they are the model's.
-
-    Args:
-        path: path of the file.
-        stage: how far it was read: 'unreadable', 'content' (a dict without a state dict, whose message is the
-            end of another one) or 'tensors'.
-        keys: empty if it is unreadable, keys of the dict, or names of the state dict.
-    """
+    """Message for a checkpoint of RT-DETR, or ''; see `checkpoint.conversion_advice`."""
     command = conversion_command(COMMAND, path)
     if stage == 'unreadable':
         return paddle_refusal(path) if is_paddle_file(path) else ''

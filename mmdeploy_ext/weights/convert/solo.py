@@ -1,7 +1,6 @@
-"""Converts checkpoints of the original SOLO repository (WXinlong/SOLO) to those of mmdet 2.28.2.
+"""Converts checkpoints of the original SOLO repository (WXinlong/SOLO) to mmdet 2.28.2.
 
-They are of SOLO, Decoupled SOLO, its light models, and SOLOv2. Both repositories build the same modules, so
-that tensors are renamed and keep their values, shapes and types; classes have one order (see `solo_names`).
+SOLO, Decoupled SOLO, SOLOv2: tensors are renamed; values, shapes and the order of classes stay.
 """
 
 import dataclasses
@@ -18,12 +17,10 @@ from mmdeploy_ext.weights.convert import conversion, solo_names
 from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config
 
 KEPT_META = ('CLASSES', 'epoch', 'iter')
-"""Keys of the file's `meta` that the converted file has, too, if their values are whole numbers, texts or
-lists of texts."""
+"""Keys of `meta` that are kept."""
 OTHER_CONFIG = (
     ' (named as in mmdet). Give the config of the same backbone, tower width and depth with --config'
 )
-"""End of the message about a checkpoint that does not fit the config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +28,10 @@ class Converted:
     """A converted checkpoint.
 
     Attributes:
-        state_dict: mmdet's name -> tensor of the file, in the model's order.
-        cfg: mmcv's `Config`, which fits the checkpoint.
-        changes: the changes that made it fit, one line each; [] if it was not changed.
-        model_tensors: name -> tensor of the model that the config builds, on PyTorch's meta device, which has
-            shapes and types without values.
+        state_dict: mmdet's name -> tensor, in the model's order.
+        cfg: `Config` that fits it.
+        changes: changes of the config, a line each.
+        model_tensors: of the config's model, on the meta device.
     """
 
     state_dict: conversion.Tensors
@@ -45,21 +41,10 @@ class Converted:
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
-    """Rename the tensors of an original checkpoint, and change mmdet's config in place to fit it.
+    """Rename an original checkpoint's tensors, and fit mmdet's config in place by `solo_config.fit_config`.
 
-    Tensors that older PyTorch did not save (`num_batches_tracked`) are added as zeros.
-
-    Args:
-        source: the original checkpoint.
-        cfg: mmcv's `Config` of mmdet's model of the same kind. What the original repository does otherwise is
-            changed in it by `solo_config.fit_config`: depth and deformable convolutions of the backbone, the
-            towers of the head and their normalisation, deformable convolutions of SOLOv2's mask features, and
-            the test size of light models with DCN. It may have been changed if an error is raised.
-
-    Raises:
-        CheckpointError: it is not an original SOLO checkpoint, has another head or other grids than the
-            config, or its tensors differ in names or shapes from those of the config's model.
-        ConfigError: the config is not of SOLO, has a value of a wrong type, or its model cannot be built.
+    Missing `num_batches_tracked` become zeros. CheckpointError: not original SOLO, another head or grids, or
+    other names or shapes.
     """
     check_config(cfg)
     with naming(source.path):
@@ -85,22 +70,7 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
-    """Convert the file `source` for mmdet's config `cfg` and write it to the file `target`.
-
-    The new file has `state_dict` and `meta`, as mmdet's own. An older file of its name is replaced at once.
-    If the config had to be changed (in place, see `convert`), it is written beside `target`, with the suffix
-    `.py`; otherwise an older config there stays as it is.
-
-    Returns:
-        What was converted, and the path of the new config, None if it was not changed.
-
-    Raises:
-        CheckpointError: as `load_checkpoint` and `convert`; or weights that are not finite, or are integers
-            (quantised) where the model has floating-point numbers.
-        ConfigError: as `convert`; or the config has values that cannot be written as text.
-        UsageError: the target is the source or the config, is no name of a checkpoint, or cannot be written;
-            or a config with other content has the name of the new one.
-    """
+    """Convert a file and write it atomically, with a changed config beside it; return both."""
     target = Path(target)
     check_config(cfg)
     conversion.check_output(source, target, cfg.filename)
@@ -133,7 +103,6 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether a value is text, a whole number, or a list of texts that is not empty."""
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(item, str) for item in value)
     return isinstance(value, str | int)

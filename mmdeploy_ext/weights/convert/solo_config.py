@@ -1,4 +1,4 @@
-"""Changes a config of mmdet so that it fits a checkpoint of the original SOLO repository.
+"""Fits a config of mmdet to a checkpoint of the original SOLO repository.
 
 Source of the differences: WXinlong/SOLO f4cd03b `configs/solo`, `configs/solov2` against mmdet 2.28.2's.
 """
@@ -19,33 +19,30 @@ DEPTHS = {
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
-"""(Whether blocks have a third convolution, blocks per stage) -> depth of the ResNet."""
+"""(third convolution in blocks, blocks per stage) -> depth of the ResNet."""
 DCN_TYPES = {2: 'DCN', 3: 'DCNv2'}
-"""Values that a layer of offsets gives per kernel element -> type: x and y, and in version 2 a mask."""
+"""Values of an offset layer per kernel element -> type: x and y, and in version 2 a mask."""
 TOWERS = r'^mask_head\.(?:cls|kernel|mask)_convs\.'
-"""Names of the tensors of a head's towers, the convolutions before its outputs."""
+"""Convolutions before a head's outputs."""
 FEATURE = r'^mask_head\.mask_feature_head\.'
-"""Names of the tensors of SOLOv2's mask features."""
+"""SOLOv2's mask features."""
 TOWER_NORM = dict(type='GN', num_groups=32)
-"""Normalisation of the original's towers: they take no other, whatever the config says."""
+"""Normalisation of the original's towers, whatever its config says."""
 CONFIG_GRIDS = re.compile(r'\bnum_grids=([\[(][\d,\s]*[\])])')
-"""The grids in the text of a config."""
+"""Grids in the text of a config."""
 LIGHT_DCN_SCALE = (852, 512)
-"""Width and height, the original's only test size of light models with DCN; mmdet says 768x448."""
+"""(w, h) of the original's test of light models with DCN; mmdet says 768x448."""
 MMDET_GRIDS, MMDET_CONVS = [40, 36, 24, 16, 12], 4
 """Defaults of mmdet's heads."""
 OPTIONAL_DICTS = ('backbone.dcn', 'mask_head.dcn_cfg', 'mask_head.norm_cfg', 'mask_head.mask_feature_head')
-"""Keys of the model whose values are dicts, or None."""
+"""Keys of the model with dicts or None."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""mmdet's name of a tensor of the checkpoint -> its shape."""
+"""mmdet's name of a tensor -> shape."""
 
 
 def check_config(cfg: Any) -> None:
-    """Raise ConfigError if `cfg`, mmcv's `Config`, is not of SOLO or has a value of a wrong type.
-
-    Only values that the conversion uses are checked; the message names the file and the key.
-    """
+    """Raise ConfigError for a config that is not of SOLO or has a value of a wrong type."""
 
     def require(key: str, value: object, fits: bool, expected: str) -> None:
         if not fits:
@@ -77,16 +74,9 @@ def check_config(cfg: Any) -> None:
 
 
 def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None:
-    """Raise CheckpointError if head type or grids of a config differ from those of a checkpoint.
+    """Raise CheckpointError if head type or grids of config and checkpoint differ.
 
-    SOLOv2's layers do not depend on the grids: they are those of the config in the checkpoint.
-
-    Args:
-        cfg: mmcv's `Config`, which `check_config` has passed.
-        head: mmdet's type of the checkpoint's head.
-        shapes: shapes of the checkpoint's tensors, by mmdet's names.
-        text: text of the config in the checkpoint; without one, or without its grids, those of SOLOv2 are not
-            compared.
+    SOLOv2's layers do not depend on the grids, which come from `text`, the checkpoint's config.
     """
     config_head = (cfg.model.get('mask_head') or {}).get('type')
     if config_head != head:
@@ -104,10 +94,7 @@ def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None
 
 
 def checkpoint_grids(shapes: Shapes) -> list[int]:
-    """Return the cells per side of every level, from the shapes of a checkpoint's tensors.
-
-    The list is empty for SOLOv2, whose layers do not depend on the grids.
-    """
+    """Cells per side of every level; [] for SOLOv2."""
 
     def channels(name: str) -> list[int]:
         keys = (f'mask_head.{name}.{level}.weight' for level in range(len(shapes)))
@@ -117,11 +104,7 @@ def checkpoint_grids(shapes: Shapes) -> list[int]:
 
 
 def config_grids(text: object) -> list[int]:
-    """Return the grids in the text of a config; empty if it has none, no list or tuple, or different ones.
-
-    They follow `num_grids=`, without blanks, as mmcv writes it; those that are there twice have to be written
-    in the same way. `text` of another type has none.
-    """
+    """Grids in the text of a config, or []."""
     lists = {match.group(1) for match in CONFIG_GRIDS.finditer(text)} if isinstance(text, str) else set()
     try:
         grids = ast.literal_eval(lists.pop()) if len(lists) == 1 else ()
@@ -131,18 +114,7 @@ def config_grids(text: object) -> list[int]:
 
 
 def fit_config(cfg: Any, shapes: Shapes) -> list[str]:
-    """Change a config in place so that it builds the checkpoint's model, and tests as the original does.
-
-    `cfg` is mmcv's `Config`; `check_config` and `check_head` have passed it. `shapes` are those of the
-    checkpoint's tensors.
-
-    Returns:
-        The changes, `key: old -> new`; of the test size that of the first pipeline alone, and without the
-        pretrained weights, which follow the depth.
-
-    Raises:
-        CheckpointError: the checkpoint has an unknown type of deformable convolution.
-    """
+    """Fit a config in place to build and test the checkpoint's model; return changes, `key: old -> new`."""
     before = _compared_values(cfg)
     backbone, head = cfg.model.backbone, cfg.model.mask_head
     _fit_depth(backbone, shapes)
@@ -160,7 +132,6 @@ def fit_config(cfg: Any, shapes: Shapes) -> list[str]:
 
 
 def _compared_values(cfg: Any) -> dict[str, str]:
-    """Return the values that `fit_config` may change, as texts; the keys are always the same."""
     model, head = cfg.model, cfg.model.mask_head
     values = {f'backbone.{key}': model.backbone.get(key) for key in ('depth', 'dcn', 'stage_with_dcn')}
     values |= {f'mask_head.{key}': head.get(key) for key in ('dcn_cfg', 'dcn_apply_to_all_conv', 'norm_cfg')}
@@ -186,7 +157,6 @@ def _fit_depth(backbone: Any, shapes: Shapes) -> None:
 
 
 def _dcn_type(shapes: Shapes, pattern: str) -> str:
-    """Return the type of the deformable convolutions whose names match; '' if there is none."""
     values_per_element = {
         key: shape[0] / math.prod(shape[2:]) if len(shape) == 4 and all(shape) else 0
         for key, shape in shapes.items()
@@ -232,11 +202,7 @@ def _fit_towers(head: Any, shapes: Shapes) -> None:
 
 
 def find_test_pipelines(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yield key and steps of every pipeline of test and validation in `cfg`, mmcv's `Config`.
-
-    They are those of `data.test` and `data.val`, also of data sets nested in them or in lists (the key is
-    'data.val[0].pipeline'), and `test_pipeline`. Steps are yielded as they are, of whatever type.
-    """
+    """Yield key ('data.val[0].pipeline') and steps of every pipeline of test and validation."""
     data = cfg.get('data') or {}
     for split in ('test', 'val'):
         yield from _pipelines_of(f'data.{split}', data.get(split) if isinstance(data, dict) else None)
@@ -256,10 +222,7 @@ def _pipelines_of(key: str, dataset: Any) -> Iterator[tuple[str, Any]]:
 
 
 def set_light_dcn_scale(pipeline: Any) -> None:
-    """Set `LIGHT_DCN_SCALE` in the MultiScaleFlipAug steps of `pipeline`, in place.
-
-    A step with this size in either order stays as it is.
-    """
+    """Set `LIGHT_DCN_SCALE` in the MultiScaleFlipAug steps in place."""
     for step in pipeline:
         if step.get('type') != 'MultiScaleFlipAug':
             continue

@@ -1,7 +1,7 @@
-"""Names of tensors in the original SOLO repository's state dicts and in mmdet 2.28.2's.
+"""Names of tensors in the original SOLO repository's and mmdet 2.28.2's state dicts.
 
-Source of the names: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask_heads`, mmdet 2.28.2
-`models/dense_heads`. Both build the same modules; no tensor changes its shape, no class is shifted.
+Source: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask_heads`, mmdet 2.28.2 `models/dense_heads`.
+Shapes and classes agree.
 """
 
 import re
@@ -12,7 +12,6 @@ from mmdeploy_ext.core.errors import CheckpointError, check_distinct
 from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert solo'
-"""The command that converts these checkpoints, a key of `core/commands.py`."""
 MODULES = (
     ('bbox_head.solo_ins_list', 'mask_head.conv_mask_list'),
     *((f'bbox_head.dsolo_ins_list_{axis}', f'mask_head.conv_mask_list_{axis}') for axis in 'xy'),
@@ -27,33 +26,30 @@ MODULES = (
     ('backbone', 'backbone'),
     ('neck', 'neck'),
 )
-"""Path of a module in the original repository and in mmdet; names below it are the same."""
+"""Module in the original repository and in mmdet."""
 OFFSET = re.compile(r'^(.+)_offset\.(weight|bias)$')
-"""Name of a tensor of a layer that gives the offsets of a deformable convolution, in both spellings."""
+"""An offset layer's tensor, in both spellings."""
 HEADS = {
     r'^bbox_head\.solo_kernel\.': 'SOLOV2Head',
     r'^bbox_head\.solo_ins_list\.': 'SOLOHead',
     r'^bbox_head\.ins_convs_x\.': 'DecoupledSOLOHead',
     r'^bbox_head\.dsolo_ins_list_x\.': 'DecoupledSOLOLightHead',
 }
-"""Pattern of keys in the original repository -> type of the head in mmdet; the first with a match counts, as
-a `DecoupledSOLOHead` has the keys of the last, too."""
+"""Pattern of original keys -> head in mmdet; the first match counts."""
 
 
 def original_head(keys: Iterable[str]) -> str:
-    """Return mmdet's type for the head of a state dict with these keys; '' if they are not the original's."""
+    """mmdet's type of an original head, or ''."""
     keys = list(keys)
     return next((head for pattern, head in HEADS.items() if any(re.match(pattern, key) for key in keys)), '')
 
 
 def modern_offset_name(key: str, keys: Collection[str]) -> str:
-    """Return the present name of `key` if it is of the offset layer of a deformable convolution, else `key`.
+    """Present name of an offset layer's tensor, or `key`.
 
-    `keys` are all names of the state dict. Old checkpoints write `conv2_offset.weight` for
-    `conv2.conv_offset.weight`. In a tower the convolution itself is called `conv`, so that the old name
-    `0.conv_offset.weight` looks like a new one; the two differ in the path of the convolution's weight.
-
-    Source: the two spellings of mmcv-full 1.7.2, `mmcv/ops/modulated_deform_conv.py`, before version 2.
+    Old checkpoints write `conv2_offset.weight` for `conv2.conv_offset.weight`; in towers
+    `0.conv_offset.weight` is ambiguous and decided by the convolution's weight. Source: mmcv-full 1.7.2,
+    `mmcv/ops/modulated_deform_conv.py`, before version 2.
     """
     match = OFFSET.match(key)
     if not match:
@@ -64,10 +60,7 @@ def modern_offset_name(key: str, keys: Collection[str]) -> str:
 
 
 def converted_names(keys: Collection[str]) -> dict[str, str]:
-    """Return original name -> mmdet's name for every key of an original state dict.
-
-    CheckpointError: a key has no rule, or two keys get the same name.
-    """
+    """Original name -> mmdet's name; CheckpointError: no rule, or a repeated name."""
     names = {}
     for key in keys:
         modern = modern_offset_name(key, keys)
@@ -83,28 +76,17 @@ def converted_names(keys: Collection[str]) -> dict[str, str]:
 
 
 def original_name(key: str, decoupled: bool = False) -> str:
-    """Return the original repository's name of `key`, a tensor of mmdet; other names stay as they are.
-
-    `decoupled` is whether the head is a decoupled SOLO, whose layers of classes the original calls
-    `dsolo_cate`, not `solo_cate`.
-    """
+    """Original name of mmdet's tensor; a decoupled head's classes are `dsolo_cate`, not `solo_cate`."""
     pairs = reversed(MODULES) if decoupled else MODULES
     return next((name for original, new in pairs if (name := _move(key, new, original))), key)
 
 
 def _move(key: str, old: str, new: str) -> str:
-    """Return the key of a tensor below the module `old` as that below `new`; '' for other tensors."""
     return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''
 
 
 def advice(path: str, stage: str, keys: Collection[Any]) -> str:
-    """Return the message for an original SOLO, '' for others; see `checkpoint.conversion_advice`.
-
-    Args:
-        path: path of the file.
-        stage: how far it was read: 'unreadable', 'content' (a dict without a state dict) or 'tensors'.
-        keys: empty if it is unreadable, keys of the dict, or names of the state dict.
-    """
+    """Message for an original SOLO, or ''; see `checkpoint.conversion_advice`."""
     if stage != 'tensors' or not original_head(keys):
         return ''
     return (
