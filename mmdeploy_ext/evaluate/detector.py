@@ -1,9 +1,6 @@
-"""The networks of the data-set loop: mmdet's own detectors, images on a backend, frames on a stepper.
+"""Networks of the data-set loop: mmdet's detectors, images on a backend, frames on a stepper.
 
-A backend is a model on an engine that runs batches of images; a stepper one that runs frame by frame and
-keeps its memory, if it has one.
-
-Glossary: B images of a batch, H, W network input, h, w original image, n detections of a class.
+B images of a batch, H, W network input, h, w original image.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class PublishedDetector(Network):
-    """mmdet's detector, which the caller put into evaluation mode, called as mmdet's test loop calls it."""
+    """mmdet's detector in evaluation mode, called as by mmdet's test loop."""
 
     def __init__(self, model: nn.Module) -> None:
         from mmcv.parallel import MMDataParallel
@@ -53,22 +50,13 @@ class PublishedDetector(Network):
             self.model.device_ids = []
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Return the results of a batch of the data loader; `indices` are not used."""
         with torch.no_grad():
             return self.model(return_loss=False, rescale=True, **data)
 
 
 @dataclasses.dataclass(eq=False)
 class BackendDetector(Network):
-    """A detector of images whose network is a backend: the stages in PyTorch, or a file on an engine.
-
-    Attributes:
-        backend: an active backend.
-        family: makes feeds, turns outputs into detections.
-        metadata: metadata of the graph: form, spec, post-processing facts, classes.
-        dump: writes tensors while it runs; None writes none.
-        show: draws detections while it runs; None draws none.
-    """
+    """An image detector on a backend: stages in PyTorch, or a file on an engine."""
 
     backend: Backend
     family: ImageFamily
@@ -77,14 +65,9 @@ class BackendDetector(Network):
     show: Show | None = None
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Run one batch; return the result of each image as mmdet's detectors give it.
+        """Return mmdet's result of each image, in pixels of the original.
 
-        That is in pixels of the original image. `data` has `img`, a (B, 3, H, W) tensor per test-time
-        augmentation, and `img_metas`, or the tensor and metas themselves, and perhaps `proposals`; `indices`
-        are those of the samples, for dumps.
-
-        Raises:
-            ShapeError: test-time augmentation, or the backend does not take the images.
+        `data` has `img` (one (B, 3, H, W) tensor) and `img_metas`, perhaps `proposals`.
         """
         views, metas, images = self.prepared(data)
         detections: dict[int, Scored] = {}
@@ -108,11 +91,7 @@ class BackendDetector(Network):
     def prepared(
         self, data: Mapping[str, Any]
     ) -> tuple[Sequence[torch.Tensor], Sequence[Mapping[str, Any]], list[PreparedImage]]:
-        """Return the views of a batch, the metas of its images, and these as the family takes them.
-
-        The views are a list of one tensor (B, 3, H, W). `data` is that of `run`. ShapeError: test-time
-        augmentation.
-        """
+        """Views (one (B, 3, H, W) tensor), metas and prepared images of a batch."""
         from mmcv.parallel import scatter_kwargs
 
         _, (data,) = scatter_kwargs((), dict(data), [-1])
@@ -133,11 +112,7 @@ class BackendDetector(Network):
         return views, metas, images
 
     def fit(self, image: PreparedImage) -> PreparedImage:
-        """Return an image padded with zeros, to the right and below, to the size of a fixed graph.
-
-        It is the image itself for a graph whose height or width is open. A side that is larger stays: the
-        engine refuses it.
-        """
+        """Zero-pad right and below to the size of a fixed graph; larger sides stay."""
         axes = self.backend.spec.inputs[0].axes
         if not all(isinstance(axis, int) for axis in axes[2:]):
             return image
@@ -160,23 +135,13 @@ class BackendDetector(Network):
 
 @dataclasses.dataclass(eq=False)
 class TorchDetector(Network):
-    """The PyTorch model of images, by the test path with which proofs compare, whatever an export replaces.
-
-    Attributes:
-        reference: the model in evaluation mode, as its family runs it.
-        stages: the stages of an export in PyTorch, which run only for batches with a sample that is dumped.
-        show: draws detections while it runs; None draws none.
-    """
+    """The PyTorch image model by the test path of proofs; `stages` run for dumped batches only."""
 
     reference: ImageReference
     stages: BackendDetector
     show: Show | None = None
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Return the model's results of a batch, see `BackendDetector.run`.
-
-        Images are padded to the size of a fixed graph, as they are for its file.
-        """
         stages = self.stages
         views, metas, images = stages.prepared(data)
         if stages.dump is not None and any(map(stages.dump.wants, indices)):
@@ -197,12 +162,9 @@ class FrameDetector(Network):
     """A model of frames on any engine.
 
     Attributes:
-        stepper: the model on an engine.
-        family: makes frames of samples, and results of detections.
-        dump: writes tensors while it runs; needs `model`. None writes none.
-        model: the PyTorch model whose taps (named intermediate tensors, see `core/taps.py`) are written; None
-            without `dump`.
-        keep_memory: False empties the memory before every frame.
+        dump: writes tensors, with `model`; or None.
+        model: PyTorch model with taps, see `core/taps.py`.
+        keep_memory: False empties the memory before each frame.
     """
 
     one_by_one = True
@@ -213,15 +175,10 @@ class FrameDetector(Network):
     keep_memory: bool = True
 
     def start(self, dataset: Dataset) -> list[str] | None:
-        """Reset the memory; return the scene of every sample, or None for a model without a memory.
-
-        DataError: see `scene_tokens`.
-        """
         self.stepper.reset()
         return scene_tokens(dataset) if self.family.memory else None
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Run one frame, `data` of the data loader at the index of `indices`; return a list of its result."""
         (index,) = indices
         frame = self.family.data.frame(data)
         if not self.keep_memory:
@@ -238,14 +195,7 @@ class FrameDetector(Network):
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Pictures of the detections of images.
-
-    Attributes:
-        folder: folder of the pictures, one per image with the path of its file in the data set, below it.
-        family: name of the family, which may draw its results by itself.
-        classes: names by label.
-        score_thr: smallest score of a detection that is drawn.
-    """
+    """Writes pictures of detections; `folder` keeps the paths of the data set below it."""
 
     folder: Path
     family: str
@@ -253,17 +203,7 @@ class Show:
     score_thr: float = 0.3
 
     def write(self, image: torch.Tensor, meta: Mapping[str, Any], detections: Scored) -> None:
-        """Draw detections, in pixels of the original image, on the network's input in that size.
-
-        Args:
-            image: (3, H, W), normalised.
-            meta: mmdet's `img_metas` of the image.
-            detections: results of that image with scores, boxes or masks.
-
-        Raises:
-            ImageError: the picture cannot be encoded.
-            Mm2OnnxError: its file cannot be written.
-        """
+        """Draw detections, in pixels of the original, on the normalised input (3, H, W)."""
         from mmcv.image import imresize, tensor2imgs
 
         (picture,) = tensor2imgs(image[None], **meta['img_norm_cfg'])
@@ -282,11 +222,6 @@ def _prepared(
     proposals: torch.Tensor | None = None,
     camera: str = '',
 ) -> PreparedImage:
-    """Return the image of mmdet's pipeline, with the facts of its meta.
-
-    `camera` is the entry of the meta that the graph takes, since a data set may have two kinds of cameras;
-    '' takes the one that is there.
-    """
     scale = np.asarray(meta.get('scale_factor', 1.0), np.float32)
     prepared = PreparedImage(
         tensor=np.ascontiguousarray(tensor),
@@ -307,6 +242,5 @@ def _prepared(
 
 
 def _border(meta: Mapping[str, Any]) -> tuple[int, int]:
-    """Return rows above and columns left of the content; mmdet has top, bottom, left, right."""
     top, _, left, _ = meta.get('border', (0, 0, 0, 0))
     return int(top), int(left)

@@ -1,8 +1,6 @@
-"""Data sets by mmdet's loader and evaluators, the same for every engine.
+"""Data sets by mmdet's loaders and evaluators, alike for every engine.
 
-A sample of a data set is what its test pipeline returns, a dict such as that of mmdet's `Collect`; the result
-of a sample is what the test path of its detectors returns for one, such as a list with an array (n, 5) of x1,
-y1, x2, y2, score per class for mmdet's boxes.
+A result is the output of a detector's test path for a sample, such as (n, 5) x1, y1, x2, y2, score per class.
 """
 
 from __future__ import annotations
@@ -43,19 +41,12 @@ HOOK_KEYS = (
     'gpu_collect',
     'broadcast_bn_buffer',
 )
-"""Keys of a config's `evaluation` that mmcv's hook for evaluations in a training takes, not the evaluator.
-
-The hook has an `out_dir`, too; here it is the evaluator's.
-"""
+"""Keys of `evaluation` for mmcv's training hook."""
 OUTPUT_KEYS = ('classwise', 'logger', 'out_dir', 'pipeline', 'show')
-"""Arguments of evaluators that decide only what is printed, drawn or written, as those with `_prefix` do."""
+"""Arguments of evaluators that only change prints, drawings and files."""
 
 
 def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
-    """Refuse a data set whose files are missing; the DataError names the key.
-
-    Annotations are one file, or a folder with a file for each picture.
-    """
     root = dataset_cfg.get('data_root') or ''
     checks = ('ann_file', 'file or folder', os.path.exists), ('img_prefix', 'folder', os.path.isdir)
     for key, kind, exists in checks:
@@ -70,7 +61,6 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
 
 
 def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]) -> Any:
-    """Prepare one sample, of any kind, by the pipeline of its data set; the DataError names it."""
     name = (results.get('img_info') or {}).get('filename') or f'sample {results.get("sample_idx", "")}'
     path = os.path.join(results.get('img_prefix') or '', name).strip()
     try:
@@ -84,10 +74,7 @@ def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]
 
 
 def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
-    """Return the function `build_dataset` of mmdet3d if a config has imported it, otherwise that of mmdet.
-
-    It takes the config of a data set and returns the data set; mmdet3d's function builds mmdet's, too.
-    """
+    """mmdet3d's `build_dataset` if it is imported, else mmdet's."""
     if 'mmdet3d.datasets' in sys.modules:
         from mmdet3d.datasets import build_dataset as build
     else:
@@ -96,16 +83,7 @@ def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
 
 
 def build_dataset(cfg: Any) -> Dataset:
-    """Build the test data set of a config, `data.test`, in test mode.
-
-    Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file, or the
-    `sample_idx` of one that has no picture's file. The pipelines of data sets inside another, as mmdet's
-    ConcatDataset has them, stay as they are, and so does their `test_mode`.
-
-    Raises:
-        DataError: its files are missing, its class is unknown or refuses them, or it has no sample.
-        ConfigError: the config has no data set there, or a list of data sets.
-    """
+    """Build `data.test` in test mode; an unreadable sample raises DataError with its file or `sample_idx`."""
     dataset_cfg = (cfg.get('data') or {}).get('test')
     if not isinstance(dataset_cfg, dict):
         raise ConfigError(f'{cfg.filename}: data.test is {type(dataset_cfg).__name__}, expected one data set')
@@ -130,10 +108,9 @@ def build_dataset(cfg: Any) -> Dataset:
 
 @dataclasses.dataclass(eq=False)
 class _Samples:
-    """Samples of a data set, in whose pipeline numpy and `random` draw by the index of the sample alone.
+    """Samples with random numbers seeded by their index, so that every engine gets the same inputs.
 
-    Otherwise two engines would get different inputs: mmdet3d's LoadPointsFromMultiSweeps draws sweeps of the
-    past in tests as well, unless it has `test_mode`. Measured: mAP 0.152 and 0.156 of one model.
+    mmdet3d's LoadPointsFromMultiSweeps draws sweeps without `test_mode`: mAP 0.152 and 0.156 of one model.
     """
 
     dataset: Dataset
@@ -143,7 +120,6 @@ class _Samples:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Any:
-        """Return a sample, and restore the generators."""
         index = self.indices[position]
         states = random.getstate(), np.random.get_state()
         random.seed(index)
@@ -158,19 +134,7 @@ class _Samples:
 def build_loader(
     dataset: Dataset, indices: Sequence[int], samples_per_gpu: int = 1, workers_per_gpu: int = 2, **rest: Any
 ) -> DataLoader:
-    """Return mmdet's test loader for some samples of a data set, in the order of `indices`.
-
-    Its batches are collated by mmcv, with `DataContainer`s. What a pipeline draws with the global generators
-    of numpy and `random` follows from the index of the sample alone, so that every engine gets the same
-    inputs.
-
-    Args:
-        dataset: built by `build_dataset`.
-        indices: indices of the samples in the data set.
-        samples_per_gpu: size of a batch.
-        workers_per_gpu: number of processes that read; 0: this one reads.
-        rest: further arguments of mmdet's `build_dataloader`.
-    """
+    """mmdet's test loader for samples in the order of `indices`, with random numbers seeded by index."""
     from mmdet.datasets import build_dataloader
 
     samples = _Samples(dataset, indices)
@@ -179,10 +143,7 @@ def build_loader(
 
 @contextlib.contextmanager
 def loader_errors() -> Iterator[None]:
-    """Reduce a DataError of the block to the last line of its message.
-
-    A process of a loader puts its traceback before the message.
-    """
+    """Cut a DataError in the block to its last line; loader processes put their traceback first."""
     try:
         yield
     except DataError as error:
@@ -190,16 +151,11 @@ def loader_errors() -> Iterator[None]:
 
 
 def _evaluator_arguments(cfg: Any) -> dict[str, Any]:
-    """Return the arguments of the evaluator in the config's `evaluation`, which has those of a hook, too."""
     return {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in HOOK_KEYS}
 
 
 def settings_text(cfg: Any, metrics: Sequence[str], options: Mapping[str, Any] | None = None) -> str:
-    """Return a JSON text of all that decides the values of an evaluation, apart from results and data set.
-
-    The arguments are those of `evaluate`. Arguments that decide only what is printed, drawn or written are
-    left out.
-    """
+    """JSON of everything that decides metrics, except results and data set."""
     settings = {**_evaluator_arguments(cfg), **dict(options or {}), 'metric': sorted(metrics)}
     decisive = {
         key: value
@@ -216,27 +172,9 @@ def evaluate(
     metrics: Sequence[str],
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Evaluate results with the data set's own evaluator.
+    """Evaluate results with the data set's own evaluator; return its numbers (mmdet's mAP is in 0..1).
 
-    Args:
-        cfg: the config, whose `evaluation` has further arguments of the evaluator.
-        dataset: built by `build_dataset`.
-        results: a result per sample, in the order of the data set, as its evaluator takes them.
-        metrics: names of metrics of this evaluator, such as 'bbox'. For mmdet3d's nuScenes 'tracking'
-            evaluates boxes in 3D with the ids of tracks by nuScenes' devkit; to a data set that evaluates
-            tracks itself the name is passed on. So is an empty list.
-        options: further arguments of the evaluator (`--eval-options`), over those of the config; with None
-            nothing is replaced. nuScenes' devkit takes neither for 'tracking'.
-
-    Returns:
-        Name -> value of every number that the evaluator gives, in its units (mmdet's mAP is in 0..1); texts
-        and tables are left out.
-
-    Raises:
-        ConfigError: the evaluator raised a KeyError, as for a metric that it does not have, or a TypeError,
-            as for an unknown argument; the message names --eval or --eval-options.
-        DataError: the evaluator refuses the results or tables.
-        UsageError: 'tracking' without the package that it needs.
+    'tracking' of mmdet3d's nuScenes goes to nuScenes' devkit. `options` are `--eval-options`.
     """
     metrics, track_values = list(metrics), {}
     if tracking.is_by_devkit(dataset, metrics):
@@ -251,23 +189,14 @@ def evaluate(
         raise ConfigError(f'--eval-options: {error}') from error
     except KeyError as error:
         raise ConfigError(f'--eval {" ".join(metrics)}: {error.args[0] if error.args else error}') from error
-    except AssertionError as error:  # nuScenes' devkit, if the samples are not those of its split
+    except AssertionError as error:  # nuScenes' devkit, for samples of another split
         raise DataError(f'--eval {" ".join(metrics)}: the evaluator refused: {error}') from error
     metric_values = {key: float(value) for key, value in values.items() if isinstance(value, numbers.Real)}
     return {**metric_values, **track_values}
 
 
 def check_evaluation(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> None:
-    """Refuse metrics that COCO's evaluator has not, and a nuScenes data set without its tables, JSON files.
-
-    It is called before hours of inference; other evaluators are not asked. `cfg` is for messages.
-
-    Raises:
-        ConfigError: one of the `metrics` is none of mmdet's `CocoDataset`, whose evaluator the data set has.
-        DataError: the folder that its evaluator reads is missing, or the devkit is to evaluate 'tracking' and
-            the tables are of another version than those in `tracking.SPLITS`.
-        UsageError: one of the `metrics` needs a package that is not installed.
-    """
+    """Check metrics of COCO and tables of nuScenes before inference."""
     if tracking.is_by_devkit(dataset, metrics):
         tracking.check_available(dataset)
     from mmdet.datasets import CocoDataset
@@ -287,8 +216,5 @@ def check_evaluation(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) ->
 
 
 def work_dir_name(config: str) -> str:
-    """Return the name of a config file (a path) without suffix, and without `_pth` or `_onnx` at its end.
-
-    Configs of a model for PyTorch and for ONNX differ in that end, and their runs share one folder.
-    """
+    """Stem of a config without `_pth` or `_onnx`: runs of both share a folder."""
     return Path(config).stem.removesuffix('_pth').removesuffix('_onnx')

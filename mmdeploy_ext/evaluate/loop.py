@@ -28,36 +28,33 @@ if TYPE_CHECKING:
 
 
 class Network(abc.ABC):
-    """A model on an engine, as the loop runs it; its kinds are in `detector.py`.
+    """A model on an engine.
 
     Attributes:
-        one_by_one: whether it takes batches of one sample, in the order of the data set.
+        one_by_one: takes single samples in the order of the data set.
     """
 
     one_by_one: ClassVar[bool] = False
 
     def start(self, dataset: Dataset) -> list[str] | None:
-        """Reset the state; return the scene of every sample, or None if each sample stands alone.
+        """Reset the state; return the scene of every sample, or None if samples are independent.
 
-        All samples of a scene are run by one process, in the order of the data set.
+        One process runs all samples of a scene, in order.
         """
         return None
 
     @abc.abstractmethod
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Return a result per sample of a batch, as the data set's evaluator takes it.
+        """Return a result per sample of a batch, as the evaluator takes it.
 
-        Args:
-            data: a batch of the test loader: key that the test pipeline collects -> values of the samples.
-            indices: indices of these samples in the data set.
+        `data` is a batch of the test loader, `indices` the samples' indices in the data set.
         """
 
 
 def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
-    """Return the scene token of every sample of an mmdet3d nuScenes data set.
+    """Scene token per sample of mmdet3d's nuScenes data set.
 
-    If an entry of its info file has none, as mmdet3d's, and of any other data set, every token is '', or a
-    DataError is raised if they are `required`.
+    Without tokens in the infos all are ''; DataError if `required`.
     """
     infos = getattr(dataset, 'data_infos', [])
     if not infos or not all('scene_token' in info for info in infos):
@@ -72,15 +69,9 @@ def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetFrames:
-    """Samples of a data set as frames that are prepared for the network, as the family's `frame` makes them.
+    """Prepared frames of a data set, read one by one (a hundred would not fit beside a model).
 
-    They are read one by one: a hundred of them would not fit beside a model.
-
-    Attributes:
-        family: makes a frame of a sample of the test loader.
-        dataset: built by `evaluation.build_dataset`.
-        indices: indices of the samples, in the order in which they are read.
-        workers: processes that read; 0: this one.
+    `workers` 0 reads in this process.
     """
 
     family: SequenceFamily
@@ -92,7 +83,6 @@ class DatasetFrames:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Frame | Sweep]:
-        """Read the frames."""
         with loader_errors():
             for data in build_loader(self.dataset, self.indices, workers_per_gpu=self.workers):
                 yield self.family.data.frame(data)
@@ -106,21 +96,7 @@ def run_dataset(
     tmpdir: str | None = None,
     gpu_collect: bool = False,
 ) -> list[Any] | None:
-    """Run a model over a data set.
-
-    A DataError names a sample that cannot be read, or of which a result is NaN or infinite.
-
-    Args:
-        network: the model on an engine.
-        cfg: the config, with the loader's settings.
-        dataset: built by `evaluation.build_dataset`.
-        ranks: the processes that share the samples; None for this process alone.
-        tmpdir: folder that all processes share, see `collect`; None sends the parts.
-        gpu_collect: see `collect`.
-
-    Returns:
-        One result per sample in data-set order on rank 0, with run-length encoded masks; None elsewhere.
-    """
+    """Run a model over a data set; return results in order on rank 0 (masks as run lengths), else None."""
     ranks = ranks or Ranks()
     scenes = network.start(dataset) or range(len(dataset))
     indices = shard_scenes(scenes, ranks.rank, ranks.size)
@@ -139,10 +115,7 @@ def run_dataset(
 
 
 def _check_finite(index: int, result: Any) -> None:
-    """Refuse results of the sample at an index with a value that is NaN or infinite.
-
-    COCO's evaluator takes such a box for a match of any object.
-    """
+    """COCO's evaluator takes boxes with NaN for matches of any object."""
     if not all(np.isfinite(array).all() for array in _float_arrays(result)):
         raise DataError(
             f'sample {index}: the model gave boxes or scores that are NaN or infinite, nothing is evaluated'
@@ -150,10 +123,6 @@ def _check_finite(index: int, result: Any) -> None:
 
 
 def _float_arrays(result: Any) -> Iterator[np.ndarray]:
-    """Yield all arrays of floats in a result, as mmdet or mmdet3d give it: in lists, tuples and dicts.
-
-    Tensors, and the tensors of mmdet3d's boxes, are among them as arrays.
-    """
     if isinstance(result, Mapping):
         result = list(result.values())
     if isinstance(result, list | tuple):
@@ -168,10 +137,6 @@ def _float_arrays(result: Any) -> Iterator[np.ndarray]:
 
 
 def _compact(result: Any) -> Any:
-    """Return a result with its masks run-length encoded, which mmdet's evaluators accept, too.
-
-    A panoptic detector of mmdet may give instances beside its map (`ins_results`).
-    """
     if isinstance(result, dict) and 'ins_results' in result:
         return dict(result, ins_results=_compact(result['ins_results']))
     if not isinstance(result, tuple):
@@ -189,18 +154,9 @@ def collect(
     tmpdir: str | None = None,
     gpu_collect: bool = False,
 ) -> list[Any] | None:
-    """Return one result per sample of the data set on rank 0, None elsewhere.
+    """Results in data-set order on rank 0, else None.
 
-    Args:
-        results: results of this process, by sample index.
-        samples: size of the data set.
-        ranks: the processes.
-        tmpdir: a folder that all of them share, made if it is missing, for the parts of several processes,
-            which are removed at the end, and the folder if nothing else is in it; None sends the parts.
-        gpu_collect: send the parts from GPU to GPU; not used with `tmpdir`.
-
-    Raises:
-        DataError: on rank 0, a sample was run by no process, or by two; or a part is missing in `tmpdir`.
+    Parts travel through the shared folder `tmpdir`, or by gloo, or with `gpu_collect` between GPUs.
     """
     by_files = tmpdir and ranks.size > 1
     parts = _parts_in(Path(tmpdir), results, ranks) if by_files else ranks.to_first(results, gpu_collect)
@@ -217,7 +173,6 @@ def collect(
 
 
 def _parts_in(folder: Path, results: dict[int, Any], ranks: Ranks) -> list[dict[int, Any]] | None:
-    """Return the parts of all processes, through files, on rank 0."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f'part_{rank}.pkl' for rank in range(ranks.size)]
     if not ranks.rank:

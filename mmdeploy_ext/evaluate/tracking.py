@@ -1,8 +1,4 @@
-"""The tracking metrics of nuScenes-devkit for results whose boxes have track ids: `--eval tracking`.
-
-A data set of the user's own that evaluates tracks does so by itself; this is for mmdet3d's nuScenes data set,
-which evaluates detections alone.
-"""
+"""nuScenes-devkit's tracking metrics for mmdet3d's nuScenes data set: `--eval tracking`."""
 
 from __future__ import annotations
 
@@ -19,36 +15,23 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 METRIC = 'tracking'
-"""Name of the metric on the command line."""
 RULES = 'tracking_nips_2019'
-"""Name of the devkit's settings of its tracking challenge."""
 SPLITS = {'v1.0-mini': 'mini_val', 'v1.0-trainval': 'val'}
-"""Version of the tables -> the devkit's name of the split that is evaluated."""
+"""Version of the tables -> split."""
 THRESHOLD = 0.2
-"""Smallest score of a box that takes part, which is Sparse4D's `tracking_threshold`."""
+"""Smallest score of a box: Sparse4D's `tracking_threshold`."""
 RATES = ('amota', 'amotp', 'recall', 'motar', 'mota', 'motp')
-"""Metrics that are compared between engines: shares of 1, but for `amotp` and `motp`, which are metres.
-
-The devkit's counts, such as `ids`, are left out.
-"""
+"""Compared metrics: shares of 1, but `amotp` and `motp` in metres. Counts are left out."""
 
 
 def is_by_devkit(dataset: Dataset, metrics: Sequence[str]) -> bool:
-    """Return whether tracks are evaluated here: of mmdet3d's nuScenes, with 'tracking' among the metrics.
-
-    Sparse4D's own data set evaluates tracks; it has `track3d_eval_configs`.
-    """
+    """Whether the devkit evaluates tracks; Sparse4D's data set does it itself (`track3d_eval_configs`)."""
     is_nuscenes = hasattr(dataset, 'eval_detection_configs')
     return METRIC in metrics and is_nuscenes and not hasattr(dataset, 'track3d_eval_configs')
 
 
 def check_available(dataset: Any) -> None:
-    """Refuse the metric for a data set of nuScenes, before hours of inference.
-
-    Raises:
-        DataError: its tables are of another version than those in `SPLITS`.
-        UsageError: motmetrics, which the devkit imports for the metric, is not installed.
-    """
+    """Check a nuScenes data set for tracking."""
     if dataset.version not in SPLITS:
         raise DataError(
             f'--eval {METRIC}: the tables are {dataset.version!r}; expected {" or ".join(SPLITS)}, of which '
@@ -64,22 +47,15 @@ def check_available(dataset: Any) -> None:
 
 
 def track_entries(dataset: Any, results: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the boxes with track ids as nuScenes' tracking challenge takes them.
+    """Boxes with track ids, as nuScenes' tracking challenge takes them.
 
-    Args:
-        dataset: mmdet3d's nuScenes data set; a `tracking_threshold` of its own stands for `THRESHOLD`.
-        results: per sample `boxes_3d` (in the LiDAR frame), `scores_3d`, `labels_3d`, `instance_ids` (n,),
-            and perhaps `cls_scores` (n,), to which the threshold is applied then, row by row; or a dict with
-            one such entry. Boxes without an id, -1, of classes that are not tracked, and beyond the range in
-            which nuScenes evaluates their class are left out.
+    `results` have `boxes_3d` (LiDAR frame), `scores_3d`, `labels_3d`, `instance_ids` (n,) and perhaps
+    `cls_scores` (n,). Boxes with id -1, of untracked classes or out of range are dropped.
 
     Returns:
-        Sample token -> a dict per box: `translation` (the centre) and `size` (w, l, h) in metres, `rotation`
-        (w, x, y, z) and `velocity` (x, y) in m/s, in the global frame; `sample_token`, `tracking_id` (text),
-        `tracking_name` and `tracking_score`.
-
-    Raises:
-        DataError: results without track ids.
+        Sample token -> dicts: `translation` and `size` (w, l, h) in metres, `rotation` (w, x, y, z),
+        `velocity` (x, y) in m/s, global frame; `sample_token`, `tracking_id` (text), `tracking_name`,
+        `tracking_score`.
     """
     from mmdet3d.datasets.nuscenes_dataset import lidar_nusc_box_to_global, output_to_nusc_box
     from nuscenes.eval.common.config import config_factory
@@ -123,14 +99,7 @@ def track_entries(dataset: Any, results: Sequence[Any]) -> dict[str, list[dict[s
 
 
 def evaluate_tracks(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
-    """Return `tracking/<name>` -> value of `RATES`, by the devkit's own evaluator; see `track_entries`.
-
-    Identities count within a scene: an id may be used again in another one.
-
-    Raises:
-        UsageError: motmetrics is not installed.
-        DataError: results without track ids, or see `check_available`.
-    """
+    """`tracking/<name>` -> value of `RATES` by the devkit; ids count within a scene."""
     check_available(dataset)
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.tracking.evaluate import TrackingEval
