@@ -6,20 +6,12 @@ from typing import Any
 from mmdeploy_ext.core import cli
 
 METHODS = ('mse', 'percentile', 'max')
-"""Methods to choose ranges of sparse graphs, the default first.
-
-They are the range of the least squared error, a percentile of |x|, and the largest |x|.
-"""
+"""Methods for ranges of sparse graphs, default first: least squared error, percentile of |x|, largest |x|."""
 DENSE_METHODS = ('minmax', 'percentile', 'mse')
-"""Methods to choose ranges of dense graphs, the default first.
-
-They are the smallest and largest value, and these clipped by a percentile of |x| or by the least squared
-error.
-"""
+"""Methods for ranges of dense graphs, default first: extremes, or extremes clipped by percentile or error."""
 PERCENTILE = 99.99
-"""Default percentile of |x|, in percent, for the method of that name."""
+"""Default percentile of |x|, in percent."""
 
 
 def tracked(items: Iterable[Any], title: str) -> Iterator[Any]:
-    """Yield the items, with a progress bar called `title` on stderr if that is a terminal."""
     return cli.tracked(items, len(items) if hasattr(items, '__len__') else None, title)

@@ -1,9 +1,7 @@
 """Samples that calibrate a dense graph: images, frames of a camera rig, or outputs of the graphs before it.
 
-Images are files, folders or a data set in COCO's format. Frames are infos or nuScenes' folders; an image
-backbone processes each picture alone, so that those of a frame need not be of one moment. A graph with a
-memory runs over the frames by itself, and its inputs are recorded. All are prepared as the model file says.
-Needs numpy and OpenCV, and ONNX Runtime if other graphs come before it.
+A backbone takes pictures of any moments; a graph with a memory runs over frames and its inputs are recorded.
+All are prepared as the model file says.
 """
 
 from __future__ import annotations
@@ -30,11 +28,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
 IMAGE_INPUT = 'img'
-"""The one input of a graph that `calibration_frames` feeds."""
+"""The input that `calibration_frames` feeds."""
 SAMPLES = 'samples'
-"""nuScenes' folder that holds the cameras' folders."""
+"""nuScenes' folder of the cameras' folders."""
 MAX_MISSING_NAMES = 3
-"""Missing images that an error names."""
 Frame = tuple[Path, ...]
 """One picture per camera, in the order of the network input."""
 
@@ -44,10 +41,10 @@ class CalibrationSet:
     """The feeds of a graph, one item at a time.
 
     Attributes:
-        items: the file of an image, the files of a frame of all cameras, or what `feeds` takes otherwise.
-        feeds: turns an item into input name -> array; ImageError, DataError: a file cannot be read.
+        items: image file, files of a frame, or other arguments of `feeds`.
+        feeds: item -> input name -> array.
         title: name of the items for reports.
-        heads: whether the graph ends in heads, whose last layers stay float.
+        heads: the graph ends in heads; their last layers stay float.
     """
 
     items: list[Any]
@@ -62,28 +59,17 @@ class CalibrationSet:
         return map(self.feeds, self.items)
 
     def subset(self, number: int) -> CalibrationSet:
-        """Return a set of at most `number` of the items, spread evenly over all; 0 takes all."""
+        """At most `number` items, spread evenly; 0 takes all."""
         return dataclasses.replace(self, items=evenly(self.items, number))
 
 
 def calibration_set(
     path: Path, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
 ) -> CalibrationSet:
-    """Return the samples that calibrate a graph.
+    """Samples that calibrate a graph of the model file at `path`.
 
-    Args:
-        path: path of the model file; the other graphs of its export are beside it.
-        metadata: metadata of the model file.
-        source: images, see `image_files`; frames, see `camera_frames`; sweeps, or infos of sweeps or frames.
-        root: folder of the files that annotations or infos name; None: those of annotations are looked for as
-            `image_files` does, those of infos at their paths, or below the folder of the infos.
-        limit: number of samples, spread evenly over all; 0 takes all.
-
-    Raises:
-        ModelFileError: the model takes none of these, or a graph of the export is missing.
-        ImageError: no such source, or no picture in it.
-        DataError: nothing in it that the model takes, or files that it names are missing.
-        UsageError: annotations that are missing or no JSON, or `root` beside a folder or a picture.
+    `source`: see `image_files` and `camera_frames`, or sweeps or infos. `root`: folder of the files that
+    annotations or infos name. `limit`: number of samples, spread evenly; 0 takes all.
     """
     if metadata.form == quantised_graph(metadata.family):
         model = opener(metadata)(path.parent)
@@ -100,10 +86,7 @@ def calibration_set(
 
 
 def quantised_graph(family: str) -> str:
-    """Return the constant `QUANTISED` of a family's runtime: which of its graphs is fed by a runtime.
-
-    '' if it has none: then the graph that takes pictures is quantised, if there is one, and is fed directly.
-    """
+    """The graph that a family's runtime feeds (`QUANTISED`), or '' for the graph that takes pictures."""
     return getattr(runtime_of(family), 'QUANTISED', '') if has_runtime(family) else ''
 
 
@@ -111,11 +94,7 @@ def quantised_graph(family: str) -> str:
 
 
 def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
-    """Return image files as a set that prepares them by the rule in the metadata of the model file.
-
-    A file is read when its item is fed. ModelFileError: the model takes more than one picture, or an input
-    that no picture gives.
-    """
+    """Images prepared by the file's rule, read when fed."""
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise ModelFileError(
             f'a model of family {metadata.family!r} takes more than one image; expected a model of one '
@@ -135,16 +114,10 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
 
 
 def image_files(source: str | Path, root: str | Path | None = None) -> list[Path]:
-    """Return the images of a source: an image, a folder with those below it, or COCO's annotations (.json).
+    """Images of a file, folder, or COCO's annotations (.json).
 
-    `root` is the folder of the images that annotations name; by default the first that has the first image of
-    these: the folder of the annotations; of `DATA/annotations/instances_X.json` also `DATA/X`, `DATA/images`
-    and `DATA`.
-
-    Raises:
-        ImageError: no such file, or a folder without an image.
-        DataError: annotations without images, or whose images are missing.
-        UsageError: annotations that are missing or no JSON.
+    Without `root`, images are beside the annotations; for `DATA/annotations/instances_X.json` also in
+    `DATA/X`, `DATA/images` and `DATA`.
     """
     source = Path(source)
     if source.suffix.lower() != '.json':
@@ -176,12 +149,7 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
 
 
 def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
-    """Return frames of all cameras as a set that prepares them as the model file says.
-
-    Its feeds are {'img': (N, 3, H, W)}, or (1, N, 3, H, W) if the graph takes that. The heads of such a model
-    are in another graph: all layers of this one compute features. ModelFileError: the graph takes more than
-    the pictures (a memory, calibrations).
-    """
+    """Frames as feeds {'img': (N, 3, H, W)} or (1, N, 3, H, W); ModelFileError: the graph takes more."""
     if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGE_INPUT]:
         raise ModelFileError(
             f'{metadata.form!r} of family {metadata.family!r} takes '
@@ -198,20 +166,9 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
 
 
 def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
-    """Return the frames of a source, for the cameras of a model's rule in their order.
+    """Frames of infos of mmdet3d with `cams`, or of a folder per camera, for a rule's cameras in order.
 
-    Args:
-        source: infos of mmdet3d (.pkl, .json) with `cams`, or a folder with a folder of pictures per camera,
-            such as nuScenes' or its `samples`: the n-th frame is the n-th picture of each by name, and there
-            are as many as the camera with the fewest pictures has.
-        rule: pre-processing rule of the model. If it names no cameras, the first ones of an info count, or in
-            a folder those of nuScenes' list, `CAMERAS`.
-        root: folder of the data set, for paths of infos that do not exist as they are; None: they are at the
-            paths of the infos, or below the folder of the infos.
-
-    Raises:
-        DataError: infos without these cameras, or whose pictures are missing.
-        ImageError: no such source, or a folder without these cameras.
+    In folders the n-th frame has the n-th picture of each camera. `root`: folder of the data set.
     """
     source = Path(source)
     if source.suffix in INFOS and source.is_file():
@@ -265,8 +222,5 @@ def _read_frames(
 
 
 READERS = dict(sweeps=_read_sweeps, fused=_read_frames, frames=_read_frames)
-"""`Metadata.samples` -> function that returns the items of a source, and a function that reads an item.
-
-'fused' are frames of cameras and a LiDAR. Arguments are the model whose graphs are open, and those of
-`calibration_set` from `metadata` on. What the second function returns is a sample that `model.feeds` takes.
-"""
+"""`Metadata.samples` -> (open model, arguments of `calibration_set` from `metadata` on) -> items and their
+reader."""

@@ -1,15 +1,9 @@
-"""Ranges of values by maximum, percentile or least squared error, and rounding to 8 bits.
+"""Ranges by maximum, percentile or least squared error, and rounding to 8 bits, in numpy.
 
-Of other packages it needs numpy alone.
-
-Source: pytorch-quantization's max and histogram calibrators, as NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95 uses
-them (CUDA-BEVFusion/qat/lean/quantize.py, CUDA-CenterPoint/qat/tools/sparseconv_quantization.py): 2048 bins
-on |x| from 0, later tensors widen the histogram by full bins. Differs in: a first tensor of zeros
-does not fix the width of a bin; beyond 16384 bins neighbours are merged (one far outlier in a later sweep
-would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not the lower one,
-which is 0.
-
-Glossary: O output and I input channels of a convolution, k0, k1, k2 its kernel.
+Source: pytorch-quantization's calibrators, as NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95 uses them
+(CUDA-BEVFusion/qat/lean/quantize.py, CUDA-CenterPoint/qat/tools/sparseconv_quantization.py): 2048 bins on x|,
+widened by full bins. Differs in: a first tensor of zeros fixes no width; beyond 16384 bins neighbours merge;
+a percentile in the first bin gives its upper edge.
 """
 
 import numpy as np
@@ -18,59 +12,50 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
 
 LEVELS = 127
-"""Largest code of a symmetric 8-bit quantiser: -127 to 127, as NVIDIA's, so that 0 stays 0."""
+"""Largest code, symmetric as NVIDIA's, so that 0 stays 0."""
 BINS = 2048
-"""Bins of a histogram to begin with."""
+"""Bins to begin with."""
 FIRST_CANDIDATE = 128
-"""Bin whose centre is the smallest range that the search for the least error tries."""
+"""First bin that the search for the least error tries."""
 MAX_BINS = 8 * BINS
-"""Bins of a histogram above which neighbours are merged."""
+"""Bins above which neighbours are merged."""
 CHUNK = 1 << 21
-"""Elements of candidates x bins that are evaluated at a time: 16 MB."""
+"""Elements of candidates x bins at a time: 16 MB."""
 
 
 class Calibrator:
-    """Collects tensors of floats and returns their range: the largest absolute value."""
+    """Collects tensors and returns their range: the largest absolute value."""
 
     def __init__(self) -> None:
         self._amax = 0.0
 
     def collect(self, values: np.ndarray) -> None:
-        """Add a tensor, which may be empty; ValueError: it has values that are not finite."""
+        """Add a tensor; ValueError: not finite."""
         self._amax = max(self._amax, _largest(values))
 
     def amax(self) -> float:
-        """Return the range; 0 if there were no values, or only zeros."""
+        """The range; 0 without values other than 0."""
         return self._amax
 
 
 class HistogramCalibrator(Calibrator):
-    """A histogram of |x|, from which `amax` chooses the range by 'mse' or 'percentile'.
+    """A histogram of |x| with a range by 'mse' or 'percentile'.
 
-    It has `bins` bins up to the largest value of the first tensor that is not all zeros, and more for larger
-    values of later ones; above `MAX_BINS` each two become one. `width` is that of a bin at the moment, 0
-    before the first such tensor, and `counts` has the number of values in each bin.
+    `width` is of a bin, 0 before the first tensor with values; `counts` are per bin.
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:
-        """Make an empty histogram.
-
-        Args:
-            method: 'mse' or 'percentile'.
-            percentile: percentile of |x|, in percent; used by the method 'percentile'.
-            bins: number of bins to begin with; for 'mse' above `FIRST_CANDIDATE`.
-        """
+        """`percentile` is in percent; `bins` is above `FIRST_CANDIDATE` for 'mse'."""
         self.method, self.percentile = method, percentile
         self.width = 0.0
         self.counts = np.zeros(bins, np.int64)
 
     @property
     def edges(self) -> np.ndarray:
-        """The bins' edges, (bins + 1,) float64, from 0."""
+        """Edges (bins + 1,) float64, from 0."""
         return np.arange(len(self.counts) + 1) * self.width
 
     def collect(self, values: np.ndarray) -> None:
-        """Add the absolute values of a tensor to the histogram; ValueError: some are not finite."""
         largest = _largest(values)
         if largest == 0:
             self.counts[0] += values.size
@@ -88,11 +73,7 @@ class HistogramCalibrator(Calibrator):
         self.counts += np.histogram(magnitudes, len(self.counts), (0.0, upper))[0]
 
     def amax(self) -> float:
-        """Return the range by the method; 0 if there were no values, or only zeros.
-
-        By 'mse' it is the centre of a bin. By a percentile it is the lower edge of the bin in which that
-        lies, of the first bin the upper one.
-        """
+        """By 'mse' a bin's centre; by percentile its lower edge, of the first bin the upper."""
         if self.width == 0:
             return 0.0
         if self.method == 'mse':
@@ -116,10 +97,7 @@ class HistogramCalibrator(Calibrator):
 
 
 def make_calibrator(method: str, percentile: float = PERCENTILE) -> Calibrator:
-    """Return a new calibrator of a method, one of `METHODS`.
-
-    `percentile` is in percent, above 0 and at most 100. UsageError: another method or percentile.
-    """
+    """New calibrator of one of `METHODS`; `percentile` in (0, 100]."""
     if method not in METHODS:
         raise UsageError(f'calibration method {method!r} is unknown; expected one of {", ".join(METHODS)}')
     if not 0 < percentile <= 100:
@@ -128,15 +106,14 @@ def make_calibrator(method: str, percentile: float = PERCENTILE) -> Calibrator:
 
 
 def method_title(method: str, percentile: float = PERCENTILE) -> str:
-    """Return a method as files of ranges name it: 'percentile 99.99', or the name of another method."""
+    """Method as files of ranges name it: 'percentile 99.99'."""
     return f'percentile {percentile:g}' if method == 'percentile' else method
 
 
 def weight_amax(weight: np.ndarray) -> tuple[float, ...]:
-    """Return the largest |w| per output channel of a kernel (O, k0, k1, k2, I).
+    """Largest |w| per output channel of (O, k0, k1, k2, I).
 
-    A channel of zeros gets the layer's largest range (1 if all weights are zeros): its codes are 0 with any
-    scale, and a scale of 0 divides by zero on the engine. ValueError: a weight is not finite.
+    A channel of zeros gets the layer's largest range, or 1: a scale of 0 divides by zero on engines.
     """
     _largest(weight)
     values = np.abs(weight.reshape(len(weight), -1).astype(np.float32)).max(axis=1)
@@ -144,7 +121,6 @@ def weight_amax(weight: np.ndarray) -> tuple[float, ...]:
 
 
 def _largest(values: np.ndarray) -> float:
-    """Return the largest absolute value, 0 of an empty array; ValueError: a value is not finite."""
     if values.size == 0:
         return 0.0
     largest = float(max(values.max(), -values.min()))
@@ -154,11 +130,10 @@ def _largest(values: np.ndarray) -> float:
 
 
 def fake_quantise(values: np.ndarray, amax: float | np.ndarray) -> np.ndarray:
-    """Return values rounded to 8 bits: to the nearest multiple of amax/127 from -amax to amax.
+    """Round to multiples of amax/127 from -amax to amax; float64 stays, other types become float32.
 
-    `amax` is a number above 0 (for float32 at least 1e-36), or an array whose shape broadcasts with the shape
-    of `values`. Ties go to the even code, as NVIDIA's calibration and most engines do. Float64 stays float64,
-    other types become float32.
+    `amax` is at least 1e-36 and broadcasts. Ties go to the even code, as NVIDIA's calibration and most
+    engines do.
     """
     dtype = np.float64 if values.dtype == np.float64 else np.float32
     scale = np.asarray(LEVELS / np.asarray(amax, np.float64), dtype)
@@ -169,11 +144,11 @@ def fake_quantise(values: np.ndarray, amax: float | np.ndarray) -> np.ndarray:
 
 
 def fake_quantise_kernel(weight: np.ndarray, amax: np.ndarray) -> np.ndarray:
-    """Return a kernel (O, k0, k1, k2, I) rounded to 8 bits, each channel O by its range in `amax` (O,)."""
+    """`fake_quantise` a kernel (O, k0, k1, k2, I) by channel, `amax` (O,)."""
     return fake_quantise(weight, np.asarray(amax)[:, None, None, None, None])
 
 
 def fake_half(values: np.ndarray) -> np.ndarray:
-    """Return values rounded to fp16, as float32; those beyond 65504 (from 65520 on) become infinite."""
+    """Round to fp16, as float32; infinite from 65520 on."""
     with np.errstate(over='ignore'):
         return values.astype(np.float16).astype(np.float32)

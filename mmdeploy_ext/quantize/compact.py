@@ -1,7 +1,6 @@
-"""Makes an INT8 file smaller without changing a result: equal initializers are merged, names shortened.
+"""Makes an INT8 file smaller: equal initializers are merged, names shortened.
 
-A quantiser writes a zero point per tensor and channel, nearly all of them zeros, and names of up to a
-hundred letters. In a model of a megabyte that is a tenth of the file.
+Zero points and long names are a tenth of a file of a megabyte.
 """
 
 from __future__ import annotations
@@ -32,16 +31,13 @@ SHORT_SUFFIXES = {
     '_zero_point': '.z',
     '_scale': '.s',
 }
-"""Suffix of names that ONNX Runtime's quantiser makes -> short suffix; the first that fits is taken."""
+"""Suffix of ONNX Runtime's quantiser -> short suffix; the first fit counts."""
 
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model with equal initializers merged and names shortened.
+    """Copy a model with equal initializers merged ('c0', ...) and names of `SHORT_SUFFIXES` shortened.
 
-    Initializers are equal if type, shape and every bit are; merged ones are called 'c0', 'c1' and so on.
-    Constant nodes stay as they are. Names of tensors and nodes that end in a key of `SHORT_SUFFIXES` are
-    shortened, whoever made them, unless the short name is in use. Inputs, outputs and tensors that bodies of
-    nodes (If, Loop) read keep their names. The types of other tensors (`value_info`) are left out.
+    Inputs, outputs and tensors read by bodies keep names; `value_info` is left out.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -60,10 +56,6 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _merge_constants(graph: onnx.GraphProto, fixed: set[str], used_names: set[str]) -> None:
-    """Merge equal initializers, in place: the first stays, under a new name such as 'c0'.
-
-    Those whose names are in `fixed` are not merged; `used_names` are those that no new name may have.
-    """
     groups: dict[tuple[object, ...], list[onnx.TensorProto]] = {}
     for tensor in graph.initializer:
         is_text = tensor.data_type == TensorProto.STRING  # an array of texts holds addresses, not texts
@@ -80,7 +72,6 @@ def _merge_constants(graph: onnx.GraphProto, fixed: set[str], used_names: set[st
 
 
 def _short_names(names: Iterable[str], used_names: set[str]) -> dict[str, str]:
-    """Return name -> short name for names with a suffix of `SHORT_SUFFIXES`, unless that is in use."""
     renamed = {}
     for name in names:
         suffix = next((suffix for suffix in SHORT_SUFFIXES if name.endswith(suffix)), None)

@@ -1,13 +1,8 @@
-"""INT8 for dense graphs: ranges from images, codes by ONNX Runtime's quantiser, as Q/DQ pairs.
+"""INT8 for dense graphs: ranges from samples, codes by ONNX Runtime's quantiser, as Q/DQ pairs.
 
-Activations are uint8 and weights int8 per output channel: that is what CPUs with VNNI multiply in one step;
-with int8 on both sides ONNX Runtime was measured at twice the time. Needs onnx and onnxruntime, no torch.
-
-`quantize_static` gives the same nodes and constants (a test compares them), but it calibrates in every call:
-measured on the ATSS toy with 4 images 0.55 s of CPU time for one layer in INT8, against 0.02 s here, with the
-ranges of one calibration. `dense_sensitivity.rank` makes such a network for every layer, and a proof repeats
-a file from the ranges in its record, without images. ONNX Runtime 1.20, the oldest one that is supported, has
-no cache of ranges (1.31 has `calibration_cache_path`).
+Activations are uint8 and weights int8 per channel, for VNNI; int8 on both sides took twice the time in ONNX
+Runtime. `quantize_static` gives the same nodes, but calibrates in every call: 0.55 s against 0.02 s for a
+layer of the ATSS toy. ONNX Runtime 1.20 has no cache of ranges.
 """
 
 from __future__ import annotations
@@ -36,26 +31,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool', 'Add', 'Resize')
-"""Operators that can be in INT8, whose inputs and outputs are measured."""
+"""Operators that can be in INT8."""
 INFERRED_KEY, INFERRED_VALUE = 'onnx.infer', 'onnxruntime.quant'
-"""Metadata that tells the quantiser that a model has types; without it, it infers them each time."""
+"""Metadata that tells the quantiser that a model has types."""
 MINMAX = DENSE_METHODS[0]
-"""The default method of ranges."""
 QUANTISE = 'quantize'
-"""Name of the edit in the record of an INT8 file."""
+"""Name of the edit in metadata."""
 Range = tuple[np.ndarray, np.ndarray]
-"""Smallest and largest value of a tensor, float32, of shape (1,) if ONNX Runtime measured them, () if they
-were read from the record of a file."""
+"""Smallest and largest value, float32, (1,) if measured, () if read from a file."""
 
 
 class DenseQuantiser:
-    """Quantises any set of layers of a graph with the ranges of one calibration.
+    """Quantises any layers of a graph with the ranges of one calibration.
 
     Attributes:
-        graph: float model, of whose `network`, its part up to the last layers, layers are quantised.
-        reduce_range: whether weights have 7 bits, for CPUs without VNNI, whose sums of two products saturate
-            at 16 bits.
-        ranges: tensor -> range; set by `calibrate`.
+        graph: float model; layers of its `network` are quantised.
+        reduce_range: 7-bit weights, for CPUs without VNNI, which saturate at 16 bits.
+        ranges: tensor -> range.
     """
 
     def __init__(self, graph: DenseGraph, reduce_range: bool = False) -> None:
@@ -70,22 +62,10 @@ class DenseQuantiser:
         method: str = MINMAX,
         percentile: float = PERCENTILE,
     ) -> None:
-        """Measure the range of every activation of `OPERATORS`, in place of what was measured before.
+        """Measure the range of every activation of `OPERATORS`.
 
-        A tensor with an infinite value, or NaN throughout, gets no range. One with single NaN gets a range by
-        'minmax', which leaves them out, and none by a histogram.
-
-        Args:
-            batches: input name -> array; surplus inputs are ignored. They are iterated once, or twice if
-                `method` needs a histogram: then a generator does not do.
-            method: 'minmax', 'percentile' or 'mse' (the last two clip the ranges of minmax).
-            percentile: percentile of |x|, in percent, above 0 and at most 100; for the method of that name.
-
-        Raises:
-            KeyError: a batch lacks an input of the network.
-            UsageError: an unknown method or percentile.
-            InferenceError: ONNX Runtime failed.
-            Mm2OnnxError: a temporary copy of the network cannot be written.
+        `batches` (input name -> array) are iterated twice for 'percentile' and 'mse'. Tensors with infinity
+        or only NaN get no range; single NaN are left out by 'minmax' alone.
         """
         input_names = [value.name for value in self.graph.network.graph.input]
 
@@ -113,14 +93,10 @@ class DenseQuantiser:
                 self.ranges[name] = (np.maximum(low, -bound), np.minimum(high, bound))
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers (`Layer.name`) in INT8; without any, the float network.
+        """The network with these layers (`Layer.name`) in INT8.
 
-        Raises:
-            InferenceError: an activation of these layers is not finite. Others may be: RT-DETR's anchors at
-                the border of an image are infinite. 'minmax' finds infinite values alone and leaves NaN out
-                of the range; `dense_sensitivity.Probe` finds NaN that reaches the outputs.
-            KeyError: there is no layer of a name.
-            ValueError: an activation has no range, as before `calibrate`.
+        InferenceError: an activation of these layers is not finite; others may be, such as RT-DETR's anchors
+        at the border.
         """
         from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
         from onnxruntime.quantization.calibrate import CalibrationMethod
@@ -169,16 +145,7 @@ class DenseQuantiser:
 
 
 def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
-    """Return those of the layers whose weights are int8 codes in a network, in their order.
-
-    Args:
-        graph: the float model.
-        network: its network after quantisation.
-        layers: names of layers that were to be in INT8.
-
-    Raises:
-        ExportError: there are none.
-    """
+    """Layers with int8 weights in a quantised network; ExportError: none."""
     producers = {name: node.op_type for node in network.graph.node for name in node.output}
     int8_nodes = {
         node.name
@@ -196,11 +163,7 @@ def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence
 
 
 def finish_model(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
-    """Return a copy of the model of `graph` with an INT8 network in place of its own.
-
-    Its equal constants are merged, and names that the quantiser gave are shortened (`compact`). The entries
-    of `facts` are added to its metadata, as `int8.KEY` with `str` of the value.
-    """
+    """Copy the model with an INT8 network, compacted, and `facts` as metadata `int8.KEY`."""
     model = compact(graph.joined(network))
     for key, value in facts.items():
         model.metadata_props.add(key=f'int8.{key}', value=str(value))
@@ -208,7 +171,6 @@ def finish_model(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str
 
 
 def _with_types(network: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy with the types of inputs and outputs of all `OPERATORS`, which the quantiser reads."""
     model = copy.deepcopy(network)
     graph = model.graph
     declared = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
@@ -224,7 +186,6 @@ def _with_types(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _minmax_ranges(model: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]]) -> dict[str, Range]:
-    """Return the range of every float tensor of `OPERATORS`, measured by ONNX Runtime."""
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
     class Reader(CalibrationDataReader):
@@ -260,6 +221,6 @@ def _minmax_ranges(model: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]
 
 
 def record(model: onnx.ModelProto, quantiser: object) -> None:
-    """Record in a model, in place, that it was quantised: by a `DenseQuantiser`, or else by NNCF."""
+    """Record in the model's metadata that it was quantised."""
     is_ours = isinstance(quantiser, DenseQuantiser)
     edits.record(model, QUANTISE if is_ours else f'{QUANTISE} --engine openvino')

@@ -1,4 +1,4 @@
-"""The layers of a dense graph, which can be INT8, and the nodes between them. Needs onnx only."""
+"""The layers of a dense graph, which can be INT8, and the nodes between them."""
 
 from __future__ import annotations
 
@@ -22,28 +22,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 POSTPROCESS = ('postprocess/', 'decode/')
-"""Prefixes of the names of post-processing nodes, whose constant matrices do not count as weights."""
+"""Prefixes of post-processing nodes; their constant matrices are no weights."""
 FOLLOWERS = ('Relu', 'Clip', 'MaxPool')
 """Operators that are INT8 if their input is."""
 INT8_OPERATORS = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
-"""Operators by which a quantised model is recognised."""
+"""Operators of a quantised model."""
 SORTS = ('TopK',)
-"""Operators that sort rows."""
 SMALLEST_OPSET = 13
-"""The first opset whose QuantizeLinear has an axis, which scales per channel need."""
+"""First opset with an axis in QuantizeLinear, for scales per channel."""
 COUNTER = re.compile(r'_\d+$')
-"""End of a node's name that exporters add to the operator's name."""
+"""Counter that exporters add to a node's name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """The nodes that multiply with one weight; there are several if a head runs on several levels.
+    """The nodes that multiply with one weight, such as a head on several levels.
 
     Attributes:
-        name: name of the module, from the first node's name, with apostrophes if layers before it have it.
-        operator: Conv, Gemm ...
-        nodes, outputs: names of the nodes, and of the tensors that they write.
-        parameters: number of values of the weight.
+        name: module, from the first node's name, with apostrophes if repeated.
+        parameters: values of the weight.
     """
 
     name: str
@@ -57,23 +54,15 @@ class DenseGraph:
     """A float model in two parts: the network, up to the last layers, and the rest.
 
     Attributes:
-        model: copy of the model with constants as initializers and unique names of nodes.
-        index: index of the model.
-        network: part that ends in the last layers; its outputs are those of these layers, and the tensors
-            that the rest reads or that are outputs of the model.
-        layers: layers in file order.
-        last: names of the layers that no layer follows, or whose values a top-k sorts: they compute logits,
-            deltas, kernels, masks. A layer is followed, too, if one of its own nodes follows another.
-        compared: those of `last` whose values can be compared one by one, all of them if none can. Rows that
-            follow a top-k inside the network (RT-DETR's queries) are in an order that rounding changes.
-
-    Args:
-        model: float model, which stays as it is.
-        path: path of the model for messages.
+        model: copy with constants as initializers and unique names of nodes.
+        network: ends in the last layers; its outputs are theirs, and tensors for the rest.
+        layers: in file order.
+        last: layers that no layer follows, or that a top-k sorts: logits, deltas, kernels, masks.
+        compared: layers of `last` with values in a fixed order, or all. Rows behind a top-k (RT-DETR's
+            queries) vary.
 
     Raises:
-        ModelFileError: the model is quantised, of an opset without scales per channel, or has no layer.
-        UsageError: the type of an output of the network cannot be inferred.
+        ModelFileError: quantised, of too old an opset, or without layers.
     """
 
     def __init__(self, model: onnx.ModelProto, path: object = 'the model') -> None:
@@ -105,11 +94,9 @@ class DenseGraph:
         self.network = self._cut_network()
 
     def layer(self, name: str) -> Layer:
-        """Return a layer by its name; KeyError: there is none of this name."""
         return self._by_name[name]
 
     def _sorted_layers(self) -> set[str]:
-        """Return the layers whose outputs a top-k sorts, with no other layer between."""
         tensors = {name for node in self.index.nodes if node.op_type in SORTS for name in node.input}
         layer_of = {name: layer.name for layer in self.layers for name in layer.outputs}
         between = self.index.ancestors(list(tensors), layer_of)
@@ -117,7 +104,6 @@ class DenseGraph:
         return {layer_of[name] for name in tensors if name in layer_of}
 
     def _follows_sort(self, layer: str) -> bool:
-        """Return whether a layer depends on the output of a top-k."""
         ancestors = self.index.ancestors(self.layer(layer).outputs)
         return any(self.index.nodes[position].op_type in SORTS for position in ancestors)
 
@@ -139,11 +125,7 @@ class DenseGraph:
         return part(index, self._positions, inputs, typed_values(index, outputs))
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
-        """Return names of the layers whose name, or the name of one of their nodes, matches a pattern.
-
-        In a pattern '*' stands for any text, '?' for any character and '[ab]' for one of several. The names
-        are in file order, without patterns []. UsageError: a pattern matches no layer.
-        """
+        """Layers with a name, or a node's name, that fits a pattern ('*', '?', '[ab]')."""
         matches: set[str] = set()
         for pattern in patterns:
             match = re.compile(fnmatch.translate(pattern)).match
@@ -158,11 +140,9 @@ class DenseGraph:
         return [layer.name for layer in self.layers if layer.name in matches]
 
     def int8_nodes(self, layers: Iterable[str]) -> list[str]:
-        """Return names of the nodes to quantise: those of the layers, and those that stay INT8 behind them.
+        """Nodes to quantise: of the layers, and nodes behind them that stay INT8.
 
-        The latter are `FOLLOWERS`, a Resize of mode 'nearest', and additions, if their inputs are INT8: of an
-        addition both, so that a sum with a constant (the shift of a normalisation) is not. The names are in
-        file order. `layers` are names; KeyError: there is no layer of one.
+        These are `FOLLOWERS`, Resize 'nearest', and additions of INT8 tensors alone.
         """
         layer_nodes = {node for name in layers for node in self.layer(name).nodes}
         int8_tensors: set[str] = set()
@@ -175,11 +155,7 @@ class DenseGraph:
         return nodes
 
     def joined(self, network: onnx.ModelProto) -> onnx.ModelProto:
-        """Return a copy of the model with its network replaced by a quantised one of the same outputs.
-
-        `network` has to be made from `self.network`: its opsets, and that its names are none of the rest's,
-        are not checked.
-        """
+        """Copy the model with a quantised network made of `self.network`."""
         positions = set(self._positions)
         rest = [node for position, node in enumerate(self.index.nodes) if position not in positions]
         model = copy.deepcopy(self.model)
@@ -189,7 +165,7 @@ class DenseGraph:
         model.graph.initializer.extend(network.graph.initializer)
         present = {tensor.name for tensor in network.graph.initializer}
         needed = {name for node in rest for name in reads(node)} | set(self.index.outputs)
-        needed.update(value.name for value in model.graph.input)  # whose defaults the network does not have
+        needed.update(value.name for value in model.graph.input)  # the network lacks their defaults
         model.graph.initializer.extend(
             tensor for name, tensor in self.index.constants.items() if name in needed - present
         )
@@ -199,12 +175,11 @@ class DenseGraph:
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:
-    """Return whether a model has one of `INT8_OPERATORS`, also in the bodies of its nodes."""
+    """Whether a model has one of `INT8_OPERATORS`, also in bodies."""
     return any(node.op_type in INT8_OPERATORS for node in all_nodes(model))
 
 
 def _with_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose constants are initializers and whose nodes have unique names."""
     result = copy.deepcopy(model)
     graph = result.graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -253,7 +228,6 @@ def _find_layers(index: Index) -> list[Layer]:
 
 
 def _weight_name(index: Index, node: onnx.NodeProto) -> str:
-    """Return the name of the float32 weight that a node multiplies activations with; '' if it has none."""
     weight_input = PRODUCTS.get(node.op_type)
     if weight_input is None or node.name.startswith(POSTPROCESS) or len(node.input) <= weight_input:
         return ''
@@ -264,7 +238,6 @@ def _weight_name(index: Index, node: onnx.NodeProto) -> str:
 
 
 def _stays_int8(node: onnx.NodeProto, int8_tensors: set[str]) -> bool:
-    """Return whether a node between layers is INT8 because its inputs are."""
     if node.op_type == 'Add':
         return all(name in int8_tensors for name in node.input)
     if node.op_type == 'Resize':

@@ -1,7 +1,6 @@
 """INT8 for dense graphs by NNCF, for OpenVINO: NNCF chooses ranges, bias correction and places of Q/DQ pairs.
 
-NNCF works on the ONNX graph here, so that the file keeps names and metadata. ONNX Runtime runs the file too,
-but fuses less of it than of a file of its own quantiser: biases stay float.
+The file keeps names and metadata. ONNX Runtime runs it, but fuses less.
 """
 
 from __future__ import annotations
@@ -30,28 +29,20 @@ MOVES = (
     'Cast', 'Concat', 'Expand', 'Flatten', 'Gather', 'Identity', 'MaxPool', 'Pad', 'Relu', 'Reshape',
     'Resize', 'Shape', 'Slice', 'Split', 'Squeeze', 'Tile', 'Transpose', 'Unsqueeze',
 )  # fmt: skip
-"""Operators that NNCF quantises only if their input is; ignoring them would stop it before them."""
+"""Operators that NNCF quantises only if their input is; ignoring them would stop it."""
 
 
 class NncfQuantiser:
-    """Quantises layers of `graph`, a float model, with NNCF, in place of `dense.DenseQuantiser`.
+    """Quantises layers of a float model with NNCF, like `dense.DenseQuantiser`.
 
-    A call of `network` with layers runs all batches (input name -> array; surplus inputs are ignored): NNCF's
-    ranges depend on the layers that are quantised. EngineError: NNCF is not installed.
+    Each call of `network` runs all batches: NNCF's ranges depend on the layers.
     """
 
     def __init__(self, graph: DenseGraph, batches: Collection[Mapping[str, np.ndarray]]) -> None:
         self.graph, self._nncf, self._batches = graph, require_nncf(), _TrackedBatches(batches)
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers (`Layer.name`) in INT8; without any, the float network.
-
-        It is the whole `DenseGraph.network`, whichever layers are named. Behind these a few operators are in
-        INT8, too, if all their inputs are: sums and those of `DenseGraph.int8_nodes`, such as Clip, and those
-        that only move values (`MOVES`). All others stay float.
-
-        What NNCF prints on stdout and logs is suppressed. InferenceError: NNCF failed.
-        """
+        """The whole network with these layers in INT8, and operators behind them with INT8 inputs alone."""
         model = copy.deepcopy(self.graph.network)
         if not layers:
             return model
@@ -59,7 +50,7 @@ class NncfQuantiser:
         input_names = [value.name for value in model.graph.input]
         dataset = nncf.Dataset(self._batches, lambda batch: {name: batch[name] for name in input_names})
         # NNCF would quantise every operator that its CPU back end has codes for, coordinates among them: the
-        # toy RT-DETR, whose sampling points are sums and products, fell from 0.569 to 0.192 box AP
+        # toy RT-DETR, with sampling points by sums and products, fell from 0.569 to 0.192 box AP
         int8_nodes = set(self.graph.int8_nodes(layers))
         float_nodes = [
             node.name
@@ -84,7 +75,7 @@ class NncfQuantiser:
 
 
 def require_nncf() -> ModuleType:
-    """Import NNCF with its telemetry off; EngineError: it is not installed."""
+    """Import NNCF without telemetry; EngineError: it is not installed."""
     os.environ.setdefault('NNCF_CI', '1')  # turns its telemetry off
     try:
         with suppress_output():
@@ -97,8 +88,6 @@ def require_nncf() -> ModuleType:
 
 
 class _TrackedBatches:
-    """Batches with a length and a progress bar."""
-
     def __init__(self, batches: Collection[Mapping[str, np.ndarray]]) -> None:
         self._batches = batches
 

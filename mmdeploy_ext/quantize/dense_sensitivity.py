@@ -1,7 +1,7 @@
 """The sensitivity of layers to INT8, and the choice of layers that stay float.
 
-Errors are those of the last layers (logits, deltas, kernels, masks), before post-processing: the norm of the
-difference over the norm in float32, over some images. The error of a network is that of its worst output.
+Errors are of the last layers before post-processing: norm of the difference over the norm in float32; a
+network's error is its worst output's.
 """
 
 from __future__ import annotations
@@ -29,13 +29,9 @@ if TYPE_CHECKING:
 
 
 class OpenVinoRunner:
-    """A network in OpenVINO with float32 beside INT8; the counterpart of `graph.run.Runner`."""
+    """A network in OpenVINO with float32 beside INT8, like `graph.run.Runner`."""
 
     def __init__(self, model: onnx.ModelProto, names: Sequence[str], threads: int) -> None:
-        """Compile the network; `names` are the outputs that `run` returns, 0 `threads` are OpenVINO's choice.
-
-        ModelFileError: OpenVINO cannot compile it. EngineError: it is not installed.
-        """
         require_openvino('openvino nncf')
         try:
             self._compiled = compiled(readable(model).SerializeToString(), threads)
@@ -45,7 +41,6 @@ class OpenVinoRunner:
         self._names = list(names)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the network on input name -> array; return output name -> array. InferenceError: it failed."""
         try:
             outputs = self._compiled(dict(feeds))
         except RuntimeError as error:
@@ -55,47 +50,33 @@ class OpenVinoRunner:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Differences of the outputs of a network from float32.
-
-    Attributes:
-        by_layer: name of each layer of `DenseGraph.compared` -> the difference of its outputs, all levels
-            together.
-    """
+    """Differences of a network's outputs from float32, `by_layer` of `DenseGraph.compared`."""
 
     by_layer: Mapping[str, Difference]
 
     @property
     def error(self) -> float:
-        """Error of the worst output; NaN if that of one is."""
+        """Error of the worst output, or NaN."""
         return float(np.max([difference.error for difference in self.by_layer.values()]))
 
     @property
     def cosine(self) -> float:
-        """Cosine of the worst output; NaN if that of one is."""
+        """Cosine of the worst output, or NaN."""
         return float(np.min([difference.cosine for difference in self.by_layer.values()]))
 
     def to_json(self) -> dict[str, Any]:
-        """Return name of a compared layer -> dict of `cosine`, `error`, `largest_error` and `largest`."""
         return {name: difference.to_json() for name, difference in self.by_layer.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSensitivity:
-    """Differences of the outputs if only one layer is in INT8.
-
-    Attributes:
-        layer: the layer in INT8.
-        outputs: the differences of the network's outputs from float32.
-    """
+    """Differences of the outputs with one layer in INT8."""
 
     layer: Layer
     outputs: Outputs
 
     def to_json(self) -> dict[str, Any]:
-        """Return `name`, `operator` and number of `parameters` of the layer, and `error` and `cosine`.
-
-        These two are each that of the output for which it is the worst.
-        """
+        """`name`, `operator`, `parameters`, and the worst `error` and `cosine`."""
         return dict(
             name=self.layer.name,
             operator=self.layer.operator,
@@ -107,12 +88,12 @@ class LayerSensitivity:
 
 @dataclasses.dataclass(frozen=True)
 class Exclusion(JsonDataclass):
-    """Layers that stay float because the outputs are too sensitive to them in INT8.
+    """Layers that stay float.
 
     Attributes:
-        kept: names of the layers, the most sensitive first; JSON reports have it under this key.
-        errors: error of the network without exclusion, then after each.
-        reached: whether the last error is within the limit.
+        kept: names, most sensitive first.
+        errors: without exclusion, then after each.
+        reached: the last error is within the limit.
     """
 
     kept: tuple[str, ...]
@@ -121,15 +102,9 @@ class Exclusion(JsonDataclass):
 
 
 class Probe:
-    """The float network's outputs on a few batches (input name -> array), with which others are compared.
+    """The float network's outputs on a few batches, with which others are compared.
 
-    All networks run on `engine`, 'onnxruntime' or 'openvino', with `threads` within an operator; 0 leaves the
-    number to the engine. Compared are the outputs of the layers `DenseGraph.compared`.
-
-    Raises:
-        DataError: there is no batch.
-        InferenceError: an output of the float network is not finite, or the engine failed.
-        ModelFileError: the engine cannot load the float network.
+    `engine` is 'onnxruntime' or 'openvino'; `threads` 0: it decides. InferenceError: an output is not finite.
     """
 
     def __init__(
@@ -163,11 +138,7 @@ class Probe:
         return Runner(network, self._names, optimization='all', threads=self._threads)
 
     def compare(self, network: onnx.ModelProto) -> Outputs:
-        """Run a network on the same batches and return the differences of its outputs from the float ones.
-
-        The network has the inputs and the compared tensors of the float one. ModelFileError: the engine
-        cannot load it; InferenceError: the engine failed.
-        """
+        """Differences of another network's outputs on the same batches."""
         runner = self._runner(network)
         differences = {name: Difference() for name in self._tensors_of_layer}
         for feeds, reference in zip(self._feeds, self._references, strict=True):
@@ -179,11 +150,7 @@ class Probe:
 
 
 def rank(quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]) -> list[LayerSensitivity]:
-    """Quantise one layer at a time; return the sensitivities, the most sensitive layer first.
-
-    `quantiser` is calibrated; the outputs of each network are compared by `probe`; `layers` are the names of
-    the layers. An error of NaN counts as the largest.
-    """
+    """Quantise one layer at a time; return the sensitivities, worst first (NaN counts as infinite)."""
     sensitivities = [
         LayerSensitivity(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
         for name in tracked(layers, 'layer by layer')
@@ -198,18 +165,9 @@ def exclude(
     max_error: float,
     budget: int,
 ) -> Exclusion:
-    """Keep the most sensitive layers in float, one after the other, until the error is within a limit.
+    """Keep the most sensitive layers of `ranked` in float until the error is at most `max_error`.
 
-    Args:
-        quantiser: calibrated quantiser.
-        probe: outputs of the float network.
-        ranked: result of `rank` for all layers that would be in INT8.
-        max_error: largest error of the worst output.
-        budget: largest number of layers that stay float.
-
-    Raises:
-        ExportError: the budget includes every layer, and the last one alone in INT8 exceeds the limit: only
-            the float network would remain.
+    `budget`: most layers. ExportError: only the float network would remain.
     """
     names = [sensitivity.layer.name for sensitivity in ranked]
     errors = [probe.compare(quantiser.network(names)).error]

@@ -1,4 +1,4 @@
-"""The float file that is quantised and the INT8 file made of it: one file, or one graph of a folder."""
+"""The float file that is quantised and its INT8 file: one file, or one graph of a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import onnx
 
 SUFFIX = '.int8'
-"""What the name of an INT8 file or folder has more than that of the float one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +29,8 @@ class Target:
     """A float file and its INT8 file.
 
     Attributes:
-        model: float file.
-        output: INT8 file.
-        beside: other files of the folder of an export, which are copied unchanged.
-        is_folder: whether the user named the folder of an export, of which `model` is one graph.
+        beside: other files of the folder, copied unchanged.
+        is_folder: the user named a folder, of which `model` is one graph.
     """
 
     model: Path
@@ -43,15 +40,11 @@ class Target:
 
     @property
     def shown(self) -> str:
-        """Path that messages show: the INT8 file, or its folder."""
+        """Path for messages: the INT8 file, or its folder."""
         return str(self.output.parent if self.is_folder else self.output)
 
     def save(self, model: onnx.ModelProto) -> None:
-        """Write the INT8 file; a folder is made beside an older one and takes its place when it is complete.
-
-        Of the older one all files stay but graphs of the family, their weights, and those whose names the new
-        one has. ModelFileError: the model is not valid; UsageError, Mm2OnnxError: it cannot be written.
-        """
+        """Write the INT8 file; a folder replaces an older one when complete, and keeps unrelated files."""
         if not self.is_folder:
             files.save(model, self.output, inputs=[self.model])
             return
@@ -63,15 +56,9 @@ class Target:
 
 
 def find_target(model: str, output: str | None) -> Target:
-    """Return the target of a model, and check that it can be written.
+    """Target of a file or folder, writable; the default output is beside it with `.int8` in its name.
 
-    The model is an ONNX file, or the folder of an export of several graphs. The output is of the same kind,
-    by default beside it, with `.int8` added to its name.
-
-    Raises:
-        ModelFileError: a folder has neither the graph that its family quantises nor, among several, exactly
-            one graph that takes pictures alone.
-        UsageError: the output is the input, or a file for a folder of graphs, or cannot be written.
+    ModelFileError: a folder without one graph to quantise.
     """
     source = Path(model)
     if not source.is_dir():
@@ -108,11 +95,7 @@ def find_target(model: str, output: str | None) -> Target:
 
 
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
-    """Raise ModelFileError for an INT8 file that `test.py` would replace by a float32 export.
-
-    Nothing happens for any other ONNX file at `path`. `reason` says why the file is not up to date, for the
-    message, such as 'stale: another checkpoint'.
-    """
+    """Raise ModelFileError for an INT8 file that `test.py` would replace by a float32 export."""
     if is_quantised(files.load(path)):
         raise ModelFileError(
             f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '

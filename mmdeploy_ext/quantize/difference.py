@@ -1,7 +1,4 @@
-"""The difference of two tensors over several samples, by cosine and norms. Needs numpy only.
-
-Proofs compare one pair relative to its largest value; here norms are summed over all pairs.
-"""
+"""The difference of two tensors over several samples, by cosine and norms summed over all pairs."""
 
 import math
 
@@ -9,18 +6,16 @@ import numpy as np
 
 
 def severity(error: float) -> float:
-    """Return an error as a key for sorting, the worst last: NaN counts as infinite."""
+    """Sort key, worst last: NaN counts as infinite."""
     return math.inf if math.isnan(error) else error
 
 
 class Difference:
-    """Cosine and errors of a tensor against a reference, over several samples.
-
-    Before a sample, and after empty ones alone, the cosine is 1 and all errors are 0.
+    """Cosine and errors of a tensor against a reference; without values the cosine is 1, errors 0.
 
     Attributes:
         largest_error: largest absolute difference.
-        largest: largest absolute value of the reference.
+        largest: largest absolute reference value.
     """
 
     def __init__(self) -> None:
@@ -28,14 +23,7 @@ class Difference:
         self.largest_error = self.largest = 0.0
 
     def add(self, reference: np.ndarray, values: np.ndarray) -> None:
-        """Add a tensor of floats and its reference.
-
-        NaN makes cosine and error NaN, and the largest values that it is among; infinity makes them NaN or
-        infinite. If the reference has been zeros alone so far, NaN gives a cosine of 0 and an infinite error.
-
-        Raises:
-            ValueError: they have different numbers of values.
-        """
+        """Add a pair of equal size; NaN and infinity spread to cosine and errors."""
         reference, values = reference.ravel(), values.ravel()
         if reference.size != values.size:
             raise ValueError(f'{values.size} values, expected {reference.size} as the reference has')
@@ -51,7 +39,7 @@ class Difference:
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between both; 1 if both are 0, 0 if one is."""
+        """Cosine; 1 if both are 0, 0 if one is."""
         if self._reference_squares == self._squares == 0:
             return 1.0
         if 0 in (self._reference_squares, self._squares):
@@ -60,13 +48,12 @@ class Difference:
 
     @property
     def error(self) -> float:
-        """Norm of the difference over the norm of the reference; of a reference of zeros 0 or infinity."""
+        """Norm of the difference over the reference's norm; 0 or infinity for a reference of zeros."""
         if self._reference_squares == 0:
             return 0.0 if self._error_squares == 0 else float('inf')
         return float(np.sqrt(self._error_squares / self._reference_squares))
 
     def to_json(self) -> dict[str, float]:
-        """Return `cosine`, `error`, `largest_error` and `largest`."""
         return dict(
             cosine=self.cosine, error=self.error, largest_error=self.largest_error, largest=self.largest
         )

@@ -1,7 +1,6 @@
-"""The errors of int8 and fp16 in a sparse graph, layer by layer, simulated on a CPU.
+"""Errors of int8 and fp16 in a sparse graph, layer by layer, simulated on a CPU.
 
-Four runs per sweep: fp32; fp16; int8; and int8 with every layer fed by the fp32 run, which shows the error
-that a layer adds. docs/int8.md says what this can and cannot tell about an engine.
+Per sweep: fp32; fp16; int8; and int8 with each layer fed by fp32. docs/int8.md gives the limits.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import Ranges
 
 TARGET = 0.999
-"""Cosine of the network's output with fp32's that advice aims at; NVIDIA reports 0.9988 to 0.99999."""
+"""Cosine of the output that advice aims at; NVIDIA reports 0.9988 to 0.99999."""
 MAX_FP16_LAYERS = 8
-"""Layers that advice keeps in fp16 at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +35,11 @@ class Row:
     """The errors of one layer.
 
     Attributes:
-        name: name of the node.
-        module: path of the module that it comes from.
-        int8: difference of its output in the int8 network, with the errors of all layers before it.
-        local: difference of its output in int8 if it is fed by the fp32 run.
-        fp16: difference of its output in the fp16 network.
-        clipped: share of the values of its input, or of both inputs of an addition, that are more than half a
-            step beyond the range.
-        output: difference of the network's output if only this layer is int8, all others fp32; None if not
-            measured.
+        int8: in the int8 network, with errors of all layers before.
+        local: in int8, fed by fp32.
+        fp16: in the fp16 network.
+        clipped: share of input values over half a step beyond the range.
+        output: the network's output with only this layer in int8, or None.
     """
 
     name: str
@@ -58,17 +52,11 @@ class Row:
 
     @property
     def sensitivity(self) -> float:
-        """Error of the network's output if only this layer is int8; of the layer's output if not measured.
-
-        NaN counts as infinite.
-        """
+        """Error of the output with only this layer in int8, or else of the layer; NaN counts as infinite."""
         return severity(self.local.error if self.output is None else self.output.error)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attributes as plain JSON types, `local` as `own`.
-
-        Differences are dicts with `cosine`, `error`, `largest_error` and `largest`; `output` may be None.
-        """
+        """Plain JSON types, `local` as `own`."""
         return dict(
             name=self.name,
             module=self.module,
@@ -85,10 +73,10 @@ class Fidelity:
     """The errors of a network in int8 and fp16.
 
     Attributes:
-        rows: one per convolution and addition, in order.
-        int8, fp16: difference of the network's output, over all sweeps.
-        fp16_layers: layers that advice keeps in fp16, with the cosine of the first sweep's output after each.
-        sweeps: number of sweeps that have a voxel.
+        rows: convolutions and additions, in order.
+        int8, fp16: of the network's output.
+        fp16_layers: layers to keep in fp16, with the first sweep's cosine after each.
+        sweeps: number of sweeps with voxels.
         target: cosine that advice aimed at.
         calibrator: method of the ranges.
     """
@@ -102,22 +90,14 @@ class Fidelity:
     calibrator: str
 
     def worst(self) -> list[Row]:
-        """Return the rows, those of the most sensitive layers first."""
+        """Rows, most sensitive first."""
         return sorted(self.rows, key=lambda row: row.sensitivity, reverse=True)
 
     def advice(self) -> tuple[str, ...]:
-        """Return the names of the layers to keep in fp16.
-
-        There is none if int8 reaches the target without on the first sweep, if advice was not asked for, or
-        if no layer is in int8. The target may not be reached with them: they are `MAX_FP16_LAYERS` at most.
-        """
+        """Layers to keep in fp16, at most `MAX_FP16_LAYERS`; () if int8 reaches the target."""
         return tuple(name for name, _ in self.fp16_layers)
 
     def advice_text(self) -> str:
-        """Return the advice as one sentence or two: the layers to keep in fp16, or why there are none.
-
-        They begin with the cosines of the output over all sweeps; those after each layer are of the first.
-        """
         start = f'int8 gives the output a cosine of {self.int8.cosine:.5f} (fp16: {self.fp16.cosine:.7f})'
         if not self.fp16_layers:
             if self.int8.cosine >= self.target:
@@ -133,7 +113,7 @@ class Fidelity:
         return f'{start}. Keep in fp16, cosine after each: {steps}{end}'
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attributes as plain JSON types; `keep_fp16` is `fp16_layers`, and `layers` the rows."""
+        """Plain JSON types; `keep_fp16` is `fp16_layers`, `layers` the rows."""
         return {
             'calibrator': self.calibrator,
             'sweeps': self.sweeps,
@@ -156,17 +136,11 @@ def fidelity(
     """Compare int8 and fp16 with fp32, layer by layer.
 
     Args:
-        graph: folded graph. Nodes whose precision is 'fp16' stay fp16 in the int8 network.
-        ranges: ranges of this graph.
-        sweeps: features (N, C) and coordinates (N, 4) of voxels each, see `engine.run`; one without a
-            voxel shows nothing and is left out. Memory is that of all activations of one sweep.
-        target: cosine of the output that advice aims at.
-        advise: also run the first sweep with each layer alone in int8, and choose the layers to keep in fp16.
-            It takes the time of about 30 more runs.
-
-    Raises:
-        UsageError: ranges of another graph, or incomplete ones.
-        DataError: no sweep with a voxel.
+        graph: folded; nodes with precision 'fp16' stay fp16.
+        ranges: of this graph.
+        sweeps: features (N, C) and coordinates (N, 4) of voxels, see `engine.run`; empty ones are skipped.
+        target: cosine that advice aims at.
+        advise: choose layers to keep in fp16, by about 30 more runs of the first sweep.
     """
     ranges.check(graph)
     nodes, simulation = quantised(graph), Simulation(graph, ranges)
@@ -231,7 +205,6 @@ def _choose_fp16_layers(
     single_layer: Mapping[str, Difference],
     target: float,
 ) -> tuple[tuple[str, float], ...]:
-    """Keep the most sensitive layers in fp16, one after the other, until the cosine reaches the target."""
     fp16_layers: list[tuple[str, float]] = []
     int8_layers = set(single_layer)
     most_sensitive = sorted(single_layer, key=lambda name: severity(single_layer[name].error), reverse=True)

@@ -1,10 +1,4 @@
-"""Simulation of int8 and fp16 in a sparse graph, on a CPU.
-
-Inputs and kernels of a layer are rounded to the precision; products and sums are computed in fp32.
-
-Glossary: N voxels, C values of a voxel. Features are float32, coordinates those of `sparse.engine.run`:
-sample and axes in the graph's order, integers.
-"""
+"""Simulation of int8 and fp16 in a sparse graph, on a CPU: inputs and kernels are rounded, sums are fp32."""
 
 from __future__ import annotations
 
@@ -27,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """One sweep, features (N, C) and coordinates (N, 4), with its rulebook, which all runs share."""
+    """One sweep, features (N, C) and coordinates (N, 4), with its rulebook."""
 
     features: np.ndarray
     coordinates: np.ndarray
@@ -35,14 +29,14 @@ class Prepared(NamedTuple):
 
 
 class Simulation:
-    """Runs a folded graph whose layers are rounded.
+    """Runs a folded graph with rounded layers.
 
-    int8 codes are made of the file's fp16 kernels, ties go to the even code, and each node rounds the exact
-    value of a tensor, also where several nodes read it.
+    int8 codes come from the file's fp16 kernels, ties go to the even code, and each node rounds the exact
+    value of a tensor.
 
     Attributes:
-        names: names of the nodes that have ranges.
-        fp16_kernels, int8_kernels: name of a convolution -> rounded kernel, in float32.
+        names: nodes with ranges.
+        fp16_kernels, int8_kernels: convolution -> rounded kernel, float32.
     """
 
     def __init__(self, graph: SparseGraph, ranges: Ranges) -> None:
@@ -57,18 +51,13 @@ class Simulation:
     def rounded(
         self, node: Node, inputs: tuple[np.ndarray, ...], int8_nodes: Collection[str]
     ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
-        """Return inputs and kernel of a node rounded to int8 if it is one of `int8_nodes`, else to fp16.
-
-        Rounded values are float32. The kernel of a node without one is None. `int8_nodes` are names of all
-        int8 nodes of the run. UsageError: such a node has no range.
-        """
+        """Inputs and kernel of a node as float32, rounded to int8 for `int8_nodes`, else to fp16."""
         if node.name not in int8_nodes:
             return tuple(map(fake_half, inputs)), self.fp16_kernels.get(node.name)
         amax = self.ranges.input_amax(node.name)
         return tuple(fake_quantise(values, amax) for values in inputs), self.int8_kernels.get(node.name)
 
     def prepare(self, features: np.ndarray, coordinates: np.ndarray) -> Prepared:
-        """Return a sweep, features (N, C) and coordinates (N, 4), with its rulebook."""
         return Prepared(features, coordinates, build(plan_of(self.graph), coordinates))
 
     def tensors(
@@ -77,17 +66,10 @@ class Simulation:
         int8_nodes: Collection[str] | None = None,
         fed: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Return tensor id -> value of one run, with the features as '0' and the result as `graph.output`.
+        """Tensor id -> float32 value of one run, features as '0'.
 
-        Values are float32 and those that nodes output; only the result is rounded to fp16, unless all is
-        computed in fp32.
-
-        Args:
-            sweep: result of `prepare`.
-            int8_nodes: names of nodes in int8, the others of `names` are in fp16; other names have no
-                effect. None computes all in fp32.
-            fed: tensor id -> value that nodes take as input in place of the computed one; tensors that it
-                does not have, all if it is None, are the computed ones.
+        `int8_nodes` are in int8, others of `names` in fp16; None computes in fp32. `fed` replaces inputs by
+        tensor id.
         """
         outputs = {node.name: node.output for node in self.graph.nodes}
         tensors = {'0': sweep.features.astype(np.float32)}
@@ -107,12 +89,7 @@ class Simulation:
         fed: Mapping[str, np.ndarray] | None = None,
         observe: Callable[[str, np.ndarray], None] | None = None,
     ) -> np.ndarray:
-        """Return the dense output (1, channels, H, W) float32 of one run on a sweep of `prepare`.
-
-        The nodes that are not `int8_nodes` are in `float_precision`, 'fp16' or 'fp32'. Only nodes of `names`
-        round their inputs; the others, such as reshapes, pass values on. `fed` is that of `tensors`;
-        `observe`, if it is not None, is called with name and output of each node, as it was computed.
-        """
+        """Dense output (1, channels, H, W) float32 of one run; other nodes are in `float_precision`."""
 
         def transform(node, inputs, weight):  # noqa: ANN001, ANN202
             if fed is not None:

@@ -1,11 +1,8 @@
-"""Post-training quantisation of sparse graphs: ranges that are measured on sweeps, on a CPU.
+"""Post-training quantisation of sparse graphs: ranges measured on sweeps, on a CPU.
 
-The reference is NVIDIA's calibration of BEVFusion and CenterPoint. Source: NVIDIA-AI-IOT/Lidar_AI_Solution
-787ad95, CUDA-BEVFusion/qat (ptq.py, lean/quantize.py), CUDA-CenterPoint/qat/tools/sparseconv_quantization.py.
-Differs in: the number of sweeps is the one asked for (the reference runs one more), and every quantiser is
-measured, also those of layers that the reference then computes in fp16.
-
-Glossary: N voxels, C values of a voxel.
+Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/qat (ptq.py, lean/quantize.py),
+CUDA-CenterPoint/qat/tools/sparseconv_quantization.py. Differs in: no sweep more than asked for, and every
+quantiser is measured.
 """
 
 from __future__ import annotations
@@ -38,23 +35,22 @@ if TYPE_CHECKING:
     """(N, C) float features, (N, 4) int32 coordinates in the graph's order."""
 
 SWAPPED_COLUMNS = [0, 3, 2, 1]
-"""Columns of coordinates with x and z exchanged."""
+"""Exchanges x and z of coordinates."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Options of a calibration.
+    """Options of a calibration; None takes the family's reference.
 
     Attributes:
-        method: method for the ranges of inputs, one of `quantize.METHODS`.
-        percentile: percentile of |x|, in percent, for the method of that name.
-        add_method: method for additions; '' takes `method`, None that of the family's reference.
-        batches: number of sweeps, evenly over the source; 0 takes all.
-        unfolded: modules whose weight ranges are those of the kernel before batch normalisation is folded;
-            None: those of the family's reference with `int8_fp16_io`, else none.
-        half: whether all ranges are rounded to fp16; None: as in the family's reference.
+        method: one of `quantize.METHODS`.
+        percentile: of |x|, in percent.
+        add_method: for additions; '' takes `method`.
+        batches: number of sweeps, evenly spread; 0: all.
+        unfolded: modules with weight ranges of the unfolded kernel.
+        half: round ranges to fp16.
         root: folder of the data set, or ''.
-        int8_fp16_io: whether the file will have the precisions of the family's reference.
+        int8_fp16_io: the file will have the reference's precisions.
     """
 
     method: str = 'mse'
@@ -67,7 +63,7 @@ class Calibration:
     int8_fp16_io: bool = False
 
     def resolved(self, family: SparseFamily) -> Calibration:
-        """Return these options with None replaced as the attributes say, by values of `family.int8`."""
+        """These options with None replaced by values of `family.int8`."""
         reference = family.int8
         unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
         defaults = dict(add_method=reference.add_method, unfolded=unfolded, half=reference.half_ranges)
@@ -76,11 +72,7 @@ class Calibration:
 
 
 def calibrate(deployment: Model, source: str | Path, options: Calibration) -> Ranges:
-    """Return the ranges of a backbone, measured on the sweeps of `source`, a path.
-
-    `Sweeps` tells what these hold; `deployment` is that of the backbone. For the errors see
-    `calibrate_sweeps`, `Sweeps` and `kernels_before_folding`.
-    """
+    """Ranges of a backbone measured on the sweeps of `source`, see `Sweeps`."""
     from mmdeploy_ext.families.backbone_files import trace  # imports torch
 
     options, traced = options.resolved(deployment.family), trace(deployment)
@@ -101,15 +93,7 @@ def calibrate(deployment: Model, source: str | Path, options: Calibration) -> Ra
 def config_sweeps(
     deployment: Model, source: str | Path, order: str, limit: int = 0, root: str = ''
 ) -> Sweeps:
-    """Return the sweeps of a source, loaded and voxelised as in the config of a backbone's deployment.
-
-    Args:
-        deployment: the model of the backbone.
-        source: a point cloud, a folder of them, or infos of mmdet3d.
-        order: axis order of the coordinates that are returned, 'xyz' or 'zyx'.
-        limit: largest number of sweeps, evenly chosen; 0: all.
-        root: folder of the data set, for files that are not at the paths of the infos; '': none.
-    """
+    """Sweeps of a source, voxelised as in the backbone's config, evenly limited; see `Sweeps`."""
     from mmdeploy_ext.preprocess.points import voxelise
 
     def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,11 +105,7 @@ def config_sweeps(
 
 
 def checkpoint_ranges(deployment: Model, half: bool | None = None) -> Ranges | None:
-    """Return the ranges in the checkpoint of a deployment (NVIDIA's PTQ files have some), None without any.
-
-    `half` is that of `Calibration`. UsageError: some ranges are missing; ExportError, ShapeError: the model
-    cannot be traced or folded.
-    """
+    """Ranges in the checkpoint (NVIDIA's PTQ files have some), or None."""
     from mmdeploy_ext.families.backbone_files import trace
 
     if not deployment.report.ranges:
@@ -147,24 +127,20 @@ def calibrate_sweeps(
     source: str = 'sweeps',
     checkpoint_sha256: str = '',
 ) -> Ranges:
-    """Measure the ranges of the inputs of layers on sweeps, and compute those of the weights by channel.
-
-    A convolution or addition has one range, a number, for its input or for both of them.
+    """Measure ranges of inputs on sweeps, and compute ranges of weights by channel.
 
     Args:
-        graph: graph folded in fp32, with its weights.
-        sweeps: (features (N, C), coordinates (N, 4)) each, coordinates in the graph's order.
-        method: method for inputs: 'mse', 'percentile' or 'max'.
-        percentile: percentile of |x|, in percent, for the method of that name.
-        add_method: method for residual additions, None: `method`. The reference has 'max' for CenterPoint.
-        unfolded: result of `kernels_before_folding`; these kernels replace the folded ones; None takes the
-            folded ones of all.
-        source: name of the sweeps for the file of ranges.
-        checkpoint_sha256: hash of the checkpoint for the file of ranges.
+        graph: folded in fp32.
+        sweeps: (features (N, C), coordinates (N, 4)) in the graph's order.
+        method: 'mse', 'percentile' or 'max'.
+        percentile: of |x|, in percent.
+        add_method: for additions; the reference has 'max' for CenterPoint.
+        unfolded: kernels of `kernels_before_folding` that replace folded ones.
+        source: name of the sweeps for the file.
+        checkpoint_sha256: for the file.
 
     Raises:
-        UsageError: an unknown method or percentile, a graph that is not folded, weights that are not finite.
-        DataError: no sweep; values that are not finite; an input that was 0 in all sweeps.
+        DataError: no sweep, values that are not finite, or an input of zeros.
     """
     nodes = quantised(graph)
     calibrators = {
@@ -201,8 +177,6 @@ def calibrate_sweeps(
 
 
 def _collect(graph: SparseGraph, sweep: Sweep, calibrators: Mapping[str, Calibrator], place: str) -> None:
-    """Run the graph on a sweep and pass the inputs of its nodes to their calibrators."""
-
     def observe(node, inputs, weight):  # noqa: ANN001, ANN202
         if node.name in calibrators:
             try:
@@ -220,18 +194,10 @@ def _collect(graph: SparseGraph, sweep: Sweep, calibrators: Mapping[str, Calibra
 def kernels_before_folding(
     traced: SparseGraph, folded: SparseGraph, modules: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Return node name -> kernel before batch normalisation was folded into it, for some modules' paths.
+    """Node -> kernel before folding, for some modules.
 
-    The reference takes the weight ranges of CenterPoint's `conv_input.0` from that kernel: its normalisation
-    is folded only when the file is written. Every other range is of the folded kernel.
-
-    Args:
-        traced: graph before folding.
-        folded: the same graph after it, whose nodes have the names.
-        modules: paths of modules.
-
-    Raises:
-        UsageError: a path belongs to no convolution.
+    The reference takes CenterPoint's `conv_input.0` so: its normalisation is folded only when the file is
+    written.
     """
     kernels = {node.module: node.weight for node in traced.convolutions()}
     for module in modules:

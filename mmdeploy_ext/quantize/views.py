@@ -1,4 +1,4 @@
-"""Tables of the errors of INT8 in layers and outputs, worst layers first, and an empty table and chart."""
+"""Tables of INT8's errors, worst layers first, and an empty table and chart."""
 
 from __future__ import annotations
 
@@ -22,16 +22,11 @@ if TYPE_CHECKING:
 
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
           'int8 error', 'fp16 error', 'keep')  # fmt: skip
-"""Columns of `fidelity_table`, from these attributes of `fidelity.Row`: `name`, `module`, `local` (two),
-`clipped` (share of its input beyond the range), `output`, `int8` (two), `fp16`. The last column says whether
-the layer should stay in fp16."""
+"""Columns of `fidelity_table`, from attributes of `fidelity.Row`."""
 
 
 def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
-    """Return an empty table with these titles of columns; `options` are those of rich's `Table`.
-
-    The first `text_columns` hold left-aligned texts, the others figures.
-    """
+    """Empty table; the first `text_columns` are left-aligned."""
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **options)
     for index, title in enumerate(titles):
         view.add_column(title, justify='left' if index < text_columns else 'right')
@@ -40,11 +35,7 @@ def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
 
 @contextlib.contextmanager
 def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int = 100) -> Iterator[Figure]:
-    """Yield a figure, which is written to `path` when the block ends, and not if it raises an exception.
-
-    Width and height are in inches, the size of the font in points, `dpi` is pixels per inch. A missing folder
-    is made; `core.files.atomic_path` has the errors.
-    """
+    """Yield a figure (inches, points) that is written to `path` unless the block raises."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,13 +51,6 @@ def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int =
 def layer_table(
     ranked: Sequence[LayerSensitivity], float_names: Collection[str], limit: int | None = None
 ) -> Table:
-    """Return a table of the sensitivities of layers.
-
-    Args:
-        ranked: worst layer first.
-        float_names: names of the layers that stay in float.
-        limit: largest number of rows; None for all.
-    """
     titles = ('layer', 'operator', 'weights', 'cosine', 'error', 'keep')
     view = table(*titles, title='one layer in INT8 at a time', title_justify='left')
     for sensitivity in ranked[:limit]:
@@ -83,7 +67,6 @@ def layer_table(
 
 
 def output_table(outputs: Outputs) -> Table:
-    """Return a table of the differences from float32, a row for all outputs of a last layer together."""
     title = 'outputs of the network, INT8 against float32'
     titles = ('output', 'cosine', 'error', 'largest error')
     view = table(*titles, title=title, title_justify='left')
@@ -98,11 +81,10 @@ def output_table(outputs: Outputs) -> Table:
 
 
 def time_text(times: Mapping[str, Any]) -> str:
-    """Return a line of text about INT8's time; `times` is what `benchmark.measure.time_files` returned.
+    """Line about INT8's time, from `benchmark.measure.time_files`.
 
-    `ratio` is INT8's time over float32's, `cpu_ratio` the same of the CPU time, `float_ms` and `int8_ms` are
-    the times, all of them dicts with `median`, `q1` and `q3`; `other_load` is the share of the cores that
-    other processes used, or None, and `quiet_share` that up to which times are not doubtful.
+    `ratio` and `cpu_ratio` are INT8 over float32; dicts have `median`, `q1`, `q3`. `other_load` is other
+    processes' share of the cores, `quiet_share` its bound for trusted times.
     """
     ratio = times['ratio']
     text = (
@@ -117,10 +99,6 @@ def time_text(times: Mapping[str, Any]) -> str:
 
 
 def fidelity_table(result: Fidelity, limit: int | None = None) -> Table:
-    """Return a table of a result: the worst layers, at most `limit`, and the network's output; see `TITLES`.
-
-    `limit` of None shows all layers.
-    """
     view = table(*TITLES, text_columns=2)
     fp16_layers = set(result.advice())
     for row in result.worst()[:limit]:
