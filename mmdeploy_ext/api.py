@@ -1,11 +1,7 @@
-"""Export and proof as functions: `mmdeploy_ext.export` and `prove`, and what the command line calls.
+"""Export and proof as functions: `mmdeploy_ext.export` and `prove`.
 
-A family is the code for one kind of model (`families.base.Family`): it recognises configs of that kind,
-builds and loads the model, and makes its graphs. Its `samples` are what such a model takes: 'images', single
-pictures; 'frames', all cameras of a car at one moment; 'sweeps', one revolution of a LiDAR; or 'fused', both.
-
-Errors: `ConfigError`, `CheckpointError`, `DataError`, `ModelFileError` and `EngineError` are `UsageError`s;
-these, `ExportError` and what is raised later are `Mm2OnnxError`s.
+A model's samples are 'images', 'frames' (all cameras of a car at one moment), 'sweeps' (one LiDAR revolution)
+or 'fused' (both). Errors are `Mm2OnnxError`s; refusals before the weights load are `UsageError`s.
 """
 
 from __future__ import annotations
@@ -45,14 +41,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What `export` wrote.
+    """The result of `export`.
 
     Attributes:
-        files: paths of the graphs, in the order in which a sample goes through them.
-        options: the options of the export, with values in place of those that were left open.
-        seconds: wall-clock time of exporting and writing, without building the model and loading its weights.
-        deployment: the model in PyTorch, with its weights.
-        picture: path of the picture that was traced; '': one of this package.
+        files: graphs in the order of execution.
+        options: options of the export, all decided.
+        seconds: exporting and writing.
+        deployment: the PyTorch model with weights.
+        picture: traced picture; '': the package's.
     """
 
     files: list[str]
@@ -62,28 +58,20 @@ class Exported:
     picture: str | Path = ''
 
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Pair]]:
-        """Prove the files, as they were written, with the model in memory.
+        """Prove the written files against the model in memory.
 
-        Args:
-            engine: settings of the engine as `engine_settings` returns them; None: ONNX Runtime on the CPU.
-            claims: further keyword arguments of `proving.ladder.prove`: `asked`, `strict`, see `prove`.
+        `engine` is from `engine_settings`, `claims` are of `proving.ladder.prove`. Faults of files are in the
+        verdict.
 
         Returns:
-            The verdict, and samples with the results of PyTorch and of the engine, to be drawn in a report.
-
-        Raises:
-            Mm2OnnxError: a file or a sample cannot be read, or a sample cannot be run; its exit status is 1.
-                What a file does wrong is in the verdict.
+            The verdict, and samples with both sides' results for a report.
         """
         inputs = Samples(self.deployment.family, (), traced=self.picture).of(self.deployment)
         return prove_on(self.deployment, self.files, inputs, engine or {}, written=True, **claims)
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    """Refuse values that are not three finite numbers, above 0 in `std`; None, and no numbers, pass.
-
-    UsageError: it names the value by its option of the command line.
-    """
+    """Raise UsageError unless both are empty or three finite numbers, with `std` above 0."""
     for name, values in dict(mean=mean, std=std).items():
         numbers = [] if values is None else [*map(float, values)]
         kind = 'finite' if name == 'mean' else 'positive'
@@ -93,15 +81,7 @@ def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | Non
 
 
 def check_provable(family: Family) -> None:
-    """Refuse a family that lacks what a proof needs; it is to be called before the weights load.
-
-    A family of detectors needs a task, the module that matches and draws its results (`tasks`), and a
-    family of pictures a runtime, the module that finishes in numpy what its graphs compute
-    (`runtime.detect`).
-
-    Raises:
-        ConfigError: one of them is missing.
-    """
+    """Raise ConfigError if a family lacks its task, or for pictures its runtime."""
     from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.runtime.detect import runtime_of
 
@@ -114,18 +94,9 @@ def check_provable(family: Family) -> None:
 def export_detector(
     deployment: Model, options: Options, output: str, image_bgr: np.ndarray | None
 ) -> tuple[list[str], float]:
-    """Export a model with its weights; return the paths of its graphs, and the seconds that it took.
+    """Export a loaded model; return the paths of its graphs and the seconds.
 
-    Args:
-        deployment: the model.
-        options: options of the export, as `check_options` returned them.
-        output: the `.onnx` file or the folder to write.
-        image_bgr: the picture that is traced, (h, w, 3) uint8; None for models of frames and sweeps.
-
-    Raises:
-        UsageError: a backbone or neck of the user's own keeps the sizes it was traced at, and `dynamic` is
-            exported by 'torchscript'; or a pattern of `keep_fp32` fits no node.
-        ExportError: as `export`.
+    `image_bgr` is the traced picture, (h, w, 3) uint8; None for frames and sweeps.
     """
     from mmdeploy_ext.families.files import export_files
     from mmdeploy_ext.families.images import picture_of
@@ -152,45 +123,33 @@ def export(
     device: str = 'cpu',
     **options: Any,
 ) -> Exported:
-    """Export a detector to ONNX, as `mm2onnx export` does; nothing is compared, see `prove`.
-
-    A sparse backbone alone is exported by `mm2onnx export --backbone`.
+    """Export a detector to ONNX, as `mm2onnx export`; nothing is compared, see `prove`.
 
     Args:
-        config: path of an mmcv 1.x config. Modules of its `custom_imports` are imported.
-        checkpoint: path of the weights.
-        output_file: the `.onnx` file to write, or the folder of a model of several graphs; an older one there
-            is replaced. '': in the current folder, what `default_output` returns: the file `tmp.onnx`,
-            of a model of several graphs a folder with the name of the config, or, if its `contract` is the
-            one file 'fork', `<name of the config>_fork.onnx`; `Exported.files` has the paths. It appears
-            whole or not at all.
-        picture: path of the picture that is traced, for models of pictures; '': one of this package.
-        mean: a value per channel in the order of the network's input (R G B if the config has `to_rgb=True`),
-            in the unit of the pictures, 0..255; None: that of the config. It and `std` are for models of
-            pictures alone.
-        std: standard deviation per channel, in the same order and unit; None: that of the config.
-        cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
-            nothing is replaced.
-        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-        options: options of the graph, by their names in the metadata. Those of all models are `opset`,
-            `precision` ('fp32' or 'fp16'), `fp16_io`, `keep_fp32`, `exporter` ('torchscript' or 'dynamo') and
-            `simplify`. Models of pictures have `form` (how much of the post-processing is in the graph:
-            'full', the results; 'decode', boxes and scores before their suppression; 'raw', the outputs of
-            the head; of two-stage detectors also 'proposals' and 'regions', one after the other in two
-            files), `height`, `width` (pixels), `batch` and `dynamic`, too; models of frames and sweeps may
-            have `contract` (which set of files is written). `contract.options` has all types, values and
-            defaults, the `options.py` of a family its own ones.
+        config: mmcv 1.x config; its `custom_imports` are imported.
+        checkpoint: the weights.
+        output_file: `.onnx` file, or folder for several graphs, replaced as a whole. '': `tmp.onnx`, a folder
+            with the config's name, or `<config>_fork.onnx`, in the current folder.
+        picture: traced picture; '': the package's.
+        mean: per channel in the network's order (R G B with `to_rgb=True`), 0..255; None: the config's.
+            Pictures alone.
+        std: likewise.
+        cfg_options: dotted key -> value that replaces the config's.
+        device: 'cpu', 'cuda' or 'cuda:N'.
+        options: options of the graph. All models have `opset`, `precision` ('fp32', 'fp16'), `fp16_io`,
+            `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; pictures also `form` ('full':
+            results, 'decode': boxes and scores before NMS, 'raw': head outputs; two-stage also 'proposals',
+            'regions'), `height`, `width` (pixels), `batch` and `dynamic`; frames and sweeps may have
+            `contract`. See `contract.options` and a family's `options.py`.
 
     Returns:
         The files, the options and the model.
 
     Raises:
-        UsageError: the call is refused before the weights are loaded, for example a config that cannot be
-            read or an option that the family does not have. The message says what failed, what there was and
-            what is expected. A backbone or neck of the user's own that keeps the sizes it was traced at is
-            refused for `dynamic` by 'torchscript' after they were loaded, and so is a pattern of `keep_fp32`
-            that fits no node.
-        ExportError: the exporter failed, or wrote something other than what was asked for.
+        UsageError: refused before the weights load, such as an unreadable config or unknown option. Also a
+            backbone or neck of the user's that fixes sizes under 'torchscript' with `dynamic`, or a
+            `keep_fp32` pattern that fits no node.
+        ExportError: the exporter failed, or the file differs from the options.
     """
     from mmdeploy_ext.families.files import default_output, load_for
 
@@ -219,27 +178,10 @@ def prove_files(
     metrics: Sequence[str] = (),
     **claims: Any,
 ) -> tuple[Verdict, list[Pair]]:
-    """Load a model whose config was read, and prove files that were exported earlier.
-
-    Args:
-        deployment: what `read_config` returned.
-        onnx_file: the file, or the folder of the graphs of one model.
-        inputs: the samples to compare on.
-        engine: settings of the engine, as `engine_settings` returns them: `engine`, the name of its backend,
-            and keyword arguments of `build_backend` such as `threads`.
-        mean: as in `prove`.
-        std: as in `prove`.
-        metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by. If the
-            engine cannot load the file, they are left out, and the verdict has the reason.
-        claims: further keyword arguments of `proving.ladder.prove`: `edited`, `asked` and others.
+    """Load a model from `read_config`, and prove files that were exported earlier; see `prove`.
 
     Returns:
-        The verdict, and samples with the results of PyTorch and of the engine, to be drawn in a report.
-
-    Raises:
-        UsageError: the file, the model or the data set of `metrics` is refused before the weights load.
-        Mm2OnnxError: a sweep or frame cannot be read, a sample cannot be run, or, of a model of frames or
-            sweeps, the file is one of several graphs; its exit status is 1.
+        The verdict, and samples with both sides' results for a report.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.verdict import metric_finding
@@ -265,10 +207,7 @@ def prove_files(
 def prove_on(
     deployment: Model, files: Sequence[str], chosen: ChosenSamples, engine: Mapping[str, Any], **claims: Any
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove the files of a model with its weights on samples, with exit status 1 for errors.
-
-    `claims` are further keyword arguments of `proving.ladder.prove`.
-    """
+    """Prove a loaded model's files on samples; errors have exit status 1."""
     from mmdeploy_ext.proving import ladder
 
     if chosen.files:
@@ -301,50 +240,41 @@ def prove(
     library: str | None = None,
     strict: bool = False,
 ) -> Verdict:
-    """Prove that an exported file is the model of a config and a checkpoint, as `mm2onnx verify` does.
+    """Prove that a file is the model of a config and checkpoint, as `mm2onnx verify`.
 
     Args:
-        config: path of an mmcv 1.x config.
-        checkpoint: path of the weights.
-        onnx_file: the file, or the folder of the graphs of one model, that was exported.
-        samples: files and folders to compare on: pictures; LiDAR sweeps (`.bin`, `.npy`), of a backbone alone
-            voxels, too (`.npz`); or an info file, in which mmdet3d's `create_data.py` lists the frames of a
-            data set with their poses and calibrations (`.pkl`, of sweeps also `.json`); models of frames take
-            one such file and nothing else. If it is empty: a picture of this package, or frames and sweeps of
-            the config's data set, else generated ones; the voxels that every proof of a backbone alone has.
-        frames: largest number of frames in all, or of sweeps (evenly chosen) of each of `samples`; None: 12.
-            Models of pictures ignore it: they take the first 8, and a line is printed if there are more.
-        mean: that of the export, if one was given there; None: that of the config.
-        std: that of the export, if one was given there; None: that of the config.
-        cfg_options: those of the export; with None nothing is replaced.
-        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'. TensorRT runs on the GPU in any case.
-        engine: name of the engine that runs the file: 'onnxruntime', 'openvino', 'tensorrt'. Models of
-            frames or sweeps do not run on 'tensorrt', which is refused for them.
-        providers: execution providers of ONNX Runtime, in order, or the name of one; None: the CPU's.
-        threads: number of threads of the engine, within an operator; 0: it decides. TensorRT refuses others.
-        inference_precision: type that OpenVINO computes in, 'fp32', 'bf16' or 'fp16'; None: 'fp32'. Other
-            engines refuse it, and models of frames or sweeps all but 'fp32'.
-        metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by; none are
-            compared by default.
-        edited: whether the file was edited on purpose: then inputs alone decide, its graph is not compared.
-        asked: name of an option of `export` -> value that the file must have been exported with, or it is not
-            proven; with None nothing is demanded.
-        library: 'installed': where the repository's own copy of mmdet, mmdet3d, mmseg or mmcv did not run,
-            claim against the installed one; None: such a file is not proven.
-        strict: whether what a graph cannot show of the user's code (`verdict.untraced`) is a failure.
+        config: mmcv 1.x config.
+        checkpoint: the weights.
+        onnx_file: file, or folder of one model's graphs.
+        samples: pictures; LiDAR sweeps (`.bin`, `.npy`), for backbones also voxels (`.npz`); or one info file
+            of mmdet3d's `create_data.py` (`.pkl`, for sweeps also `.json`). (): the package's picture, the
+            config's data set, or generated samples.
+        frames: most frames, or sweeps of each of `samples`; None: 12. Pictures use the first 8.
+        mean: of the export; None: the config's.
+        std: of the export; None: the config's.
+        cfg_options: of the export.
+        device: of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
+        engine: 'onnxruntime', 'openvino' or, for pictures, 'tensorrt'.
+        providers: ONNX Runtime's execution providers in order; None: the CPU's.
+        threads: of the engine; 0: it decides. TensorRT refuses others.
+        inference_precision: OpenVINO's 'fp32', 'bf16' or 'fp16'; None: 'fp32'. Frames and sweeps take 'fp32'.
+        metrics: data set metrics, such as 'bbox', for both engines.
+        edited: the file was edited on purpose: its graph is not compared.
+        asked: option of `export` -> value that the file must have.
+        library: 'installed': claim against the installed mmdet, mmdet3d, mmseg or mmcv where the repository's
+            own copy did not run; None: such a file is not proven.
+        strict: fail for user code that a graph cannot show (`verdict.untraced`).
 
     Returns:
-        The verdict: `verdict.passed`, whether graph, tensors and results agree within the bars of
-        docs/proof.md; `verdict.proven`, the same, but False of files, or of an engine that computes, below
-        float32; `verdict.title`; `verdict.to_json()`. What the file does wrong is in it.
+        The verdict: `passed`, whether graph, tensors and results agree within the bars of docs/proof.md;
+        `proven`, the same for float32 files and engines alone; `title`; `to_json()`.
 
     Raises:
-        UsageError: the call is refused before the weights were loaded, such as a file that is not there.
-        Mm2OnnxError: a sweep or frame cannot be read, a sample cannot be run, or, of a model of frames or
-            sweeps, the file is one of several graphs; its exit status is 1.
+        UsageError: refused before the weights load, such as a missing file.
+        Mm2OnnxError: a sample cannot be read or run, or the file is one of several graphs; exit status 1.
     """
     for name, value in dict(samples=samples, metrics=metrics).items():
-        if isinstance(value, str | Path):  # whose letters would be taken for the entries
+        if isinstance(value, str | Path):  # its letters would be taken for the entries
             raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
     check_normalisation(mean, std)
     deployment = read_config(config, checkpoint, cfg_options, device, file=str(onnx_file))
@@ -385,11 +315,6 @@ def prove(
 
 
 def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
-    """Return the paths of the files, and the metadata of the last file, None of a sparse backbone.
-
-    The file of a sparse backbone has only a part of the metadata. Damaged files are refused here, before the
-    weights are loaded.
-    """
     from mmdeploy_ext.families.files import read_files
     from mmdeploy_ext.graph.io.files import load, read
     from mmdeploy_ext.proving.levels.sparse_file import file_options
@@ -410,7 +335,6 @@ def _metrics(
     metrics: Sequence[str],
     engine: dict[str, Any],
 ) -> list[MetricRow]:
-    """Evaluate the config's test set with PyTorch and with the engine, and return a row per metric."""
     from mmdeploy_ext.contract.metadata import least_precision, read_metadata
     from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
     from mmdeploy_ext.proving.levels.metrics import compare_metrics

@@ -1,7 +1,4 @@
-"""Images in, pictures with detections out: the library behind the runners in tools/onnx.
-
-Needs numpy, OpenCV and ONNX Runtime only; everything about the model is in the file's metadata.
-"""
+"""Images in, pictures with detections out: the library behind tools/onnx."""
 
 from __future__ import annotations
 
@@ -38,15 +35,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 
 DEFAULT_OUT = Path('work_dirs/onnx_results')
-"""Folder of the pictures with results if none is named."""
 UNUSABLE = (ImageError, DataError, ShapeError, InferenceError, MemoryError)
 """Errors of a single sample."""
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
-"""Suffixes of pictures that are written."""
 OTHER_PICTURES = '.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg'
-"""Suffixes of other pictures, which are refused as an output."""
 OTHER_SUFFIXES = (*OTHER_PICTURES, '.pdf', '.mp4', '.avi', '.mkv', '.mov', '.json')
-"""Suffixes of files, not of folders, that are not written here."""
 
 
 def main(argv: Sequence[str] | None = None, runner: str = 'run', description: str = '') -> int:
@@ -56,10 +49,6 @@ def main(argv: Sequence[str] | None = None, runner: str = 'run', description: st
 def make_parser(
     description: str, model: str = '', images: str = 'image files or folders'
 ) -> argparse.ArgumentParser:
-    """Return the parser of the runners; `description`, `model` and `images` are help texts.
-
-    They are of the tool and of its first two arguments.
-    """
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
@@ -90,10 +79,6 @@ def make_parser(
 
 
 def run_files(args: argparse.Namespace, runner: str) -> int:
-    """Run a file by the options; these, and the files to write, are checked before the model is opened.
-
-    For `runner` and the result see `main`.
-    """
     check_options(args)
     try:
         importlib.import_module('onnxruntime')
@@ -123,22 +108,7 @@ def plan_pictures(
     list_files: Callable[[Sequence[Path]], list[Path]] | None = None,
     kind: str = 'picture',
 ) -> dict[Path, Path]:
-    """Return image -> picture to write; no two pictures and no picture and image share a path.
-
-    In a folder `out` a picture is named like its image with `_det`, and below a folder that is named in
-    `inputs` each keeps its place.
-
-    Args:
-        inputs: files and folders.
-        out: folder, or a file for one image.
-        list_files: takes a list of one input and returns its files; None: its images.
-        kind: kind of the inputs, for messages.
-
-    Raises:
-        UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
-            written.
-        ImageError: an input is not there, or a folder without images; of `list_files` its own errors.
-    """
+    """Image -> picture to write, all paths distinct; in a folder `out` names get `_det`."""
     from mmdeploy_ext.preprocess.pictures import list_images
 
     if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
@@ -167,7 +137,6 @@ def plan_pictures(
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse invalid numbers: UsageError."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
     if args.threads is not None and args.threads < 1:
@@ -175,7 +144,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def check_targets(args: argparse.Namespace, targets: Collection[Path]) -> None:
-    """Refuse (UsageError) pictures and a JSON file that cannot be written, or that this run reads."""
+    """Raise UsageError for outputs that cannot be written, or are inputs."""
     will_write('--out', targets)
     for target in (*targets, *([args.json] if args.json else [])):
         check_writable(target)
@@ -188,13 +157,7 @@ def finish(
     seconds: float,
     kind: str = '',
 ) -> int:
-    """Write all results to --json; print the number of detections that are drawn, of several samples.
-
-    `kind` is the word for the samples, and the key of their entries in the JSON file, such as 'images'; by
-    default it is that of the metadata. Returns the exit status: 1 if a sample could not be used.
-    `entries` are those of the samples: `error`, or `drawn` and the results; `seconds` is the time of all.
-    Beside the entries the JSON file has `model`, `family`, `form` and `classes`.
-    """
+    """Write `--json` and print the number of drawn detections; return the exit status."""
     kind = kind or metadata.samples
     if args.json:
         facts = dict(model=args.model, family=metadata.family, form=metadata.form)
@@ -209,10 +172,7 @@ def finish(
 
 
 def check_file(path: str, metadata: Metadata, runner: str) -> None:
-    """Refuse a file that this tool cannot finish: ModelFileError names the tool that takes it.
-
-    It says so if the family of the file is not registered here. For `runner` see `main`.
-    """
+    """Raise ModelFileError for a file of another tool or an unregistered family."""
     from mmdeploy_ext.runtime.detect import check_registered, runner_of
 
     check_registered(metadata.family)
@@ -233,7 +193,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
 
 
 def check_picture_graph(path: str, metadata: Metadata) -> None:
-    """Refuse a file whose graph or rule is not one of pictures; ModelFileError names the key."""
+    """Raise ModelFileError for a graph or rule that is not of pictures."""
     from mmdeploy_ext.contract.metadata import damaged
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -246,7 +206,7 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
 
 def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
-    """Refuse (UsageError) a file that needs cameras without `--cameras`, and `--cameras` for another file."""
+    """Raise UsageError for missing or superfluous `--cameras`."""
     from mmdeploy_ext.runtime.detect import camera_of
 
     takes_cameras = bool(camera_of(metadata))
@@ -266,14 +226,7 @@ def run_file(
     score_thr: float,
     cameras: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Detect, draw and write one image; return its entry for the JSON file.
-
-    `source` is the image, `target` the picture that is written, `score_thr` the least score of what is drawn,
-    `cameras` is file name -> camera (4, 4), that of all others by '', as `read_cameras` returns it; it is
-    empty for files that take none. The entry has both paths (`image`, `picture`), `height`, `width`,
-    `milliseconds`, the number of results that are `drawn`, and all `detections`, in pixels of the image also
-    if the picture is enlarged.
-    """
+    """Detect, draw and write one image; return its JSON entry, `detections` in pixels of the original."""
     from mmdeploy_ext.preprocess.cam2img import camera_for
     from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime import draw
@@ -305,17 +258,9 @@ def run_all(
     kind: str,
     fail_fast: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run samples, print a line for each, and return their entries for the JSON file, in the same order.
+    """Run samples with a line each; return their JSON entries.
 
-    A sample that cannot be used is reported and has its error in its entry; if it is the only one, or with
-    `fail_fast`, the error is raised.
-
-    Args:
-        targets: file of the sample -> picture to write.
-        run_sample: runs one sample and returns its entry for the JSON file.
-        kind: key of the file, such as 'image', in the entry of a sample that cannot be used; `run_sample`
-            gives its entries the same one.
-        fail_fast: end at the first sample that cannot be used.
+    A failing sample has its error in its entry, or raises with `fail_fast`.
     """
     fail_fast, entries = fail_fast or len(targets) == 1, []
     for source, target in targets.items():
@@ -328,11 +273,6 @@ def run_all(
 def usable(
     run_sample: Callable[[], dict[str, Any]], facts: Mapping[str, Any], fail_fast: bool
 ) -> dict[str, Any]:
-    """Return the entry of a sample, as `run_sample` returns it.
-
-    If the sample cannot be used (`UNUSABLE`), the entry is `facts` and the `error`; with `fail_fast` the
-    error is raised.
-    """
     try:
         return run_sample()
     except UNUSABLE as error:
@@ -342,10 +282,6 @@ def usable(
 
 
 def report(name: object, entry: Mapping[str, Any]) -> None:
-    """Print the line of the sample `name`, see `result_line`; of an error on stderr.
-
-    `entry` is that of the sample in the JSON file.
-    """
     if 'error' in entry:
         print(f'error: {printable(entry["error"])}', file=sys.stderr, flush=True)
     else:
@@ -353,7 +289,6 @@ def report(name: object, entry: Mapping[str, Any]) -> None:
 
 
 def result_line(source: object, entry: Mapping[str, Any]) -> str:
-    """Return the line that is printed for one sample; `entry` is that of the JSON file."""
     drawn = entry['drawn']
     count = f'{drawn} detection' if drawn == 1 else f'{drawn} detections'
     return printable(f'{source}: {count}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}')
