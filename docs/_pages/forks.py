@@ -1,14 +1,12 @@
 """Export and prove research repositories in their own folders, and write the table of docs/forks.md.
 
-`python docs/_pages/forks.py FOLDER [NAME...]` takes a folder with checkouts, named as in `forks.json`, which
-has for each row the repository, its commit, a config and the overrides that keep a run small (`checkout` is
-the name of the folder where it is not that of the repository, `path` has folders of it for PYTHONPATH). Of a
-repository whose files are to be copied into another one, `over` names that one and its commit: both are
-joined in the folder of weights, at the same paths or at those that `copies` names (from -> to). Each step is
-a process of its own in the folder of the checkout, once as `mm2onnx` starts and once with `PYTHONPATH=.`,
-which has to write the same file; weights are drawn from a seed by the repository's own classes. Figures are
-kept in `forks_results.json`; rows that are not measured now stay as they were. `--table` writes the pages
-again from these figures alone.
+`python -m docs._pages.forks FOLDER [NAME...]` takes a folder with checkouts. forks.json has the rows:
+repository, commit, config, and overrides that keep a run small. Optional keys of a row: `checkout`, the
+folder's name; `path`, folders of the checkout for PYTHONPATH; `over`, another repository and its commit, into
+a copy of which the row's files are put, at the same paths or at the paths of `copies` (from -> to).
+Each export runs in a process of its own in the checkout, as `mm2onnx` starts and with `PYTHONPATH=.`; both
+have to write the same file. The repository's own classes get seeded weights. forks_results.json keeps the
+figures, also of rows that are not measured now; `--table` writes the page from them.
 """
 
 from __future__ import annotations
@@ -25,21 +23,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from docs._pages.tables import table, write_between
+
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, RESULTS = (Path(__file__).with_name(name) for name in ('forks.json', 'forks_results.json'))
-PAGES = {
-    ROOT / 'docs/forks.md': (
-        'repository, commit, config',
-        'imports',
-        'exported',
-        'verdict',
-        'worst IoU or distance, score',
-        'CPU s',
-        'patched for it',
-    ),
-}
-"""Page -> the headings of its table."""
-BEGIN, END = '<!-- forks -->', '<!-- end of forks -->'
+HEADINGS = (
+    'repository, commit, config',
+    'imports',
+    'exported',
+    'verdict',
+    'worst IoU or distance, score',
+    'CPU s',
+    'patched for it',
+)
 MODES = {'mm2onnx': '', 'PYTHONPATH=.': '.'}
 """How a command is started -> what is on PYTHONPATH."""
 TOOL = ('-m', 'mmdeploy_ext')
@@ -251,7 +247,7 @@ def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     texts.append(', '.join(str(figures['seconds']) for figures in modes if 'seconds' in figures))
     patches = dict.fromkeys(name for figures in modes for name in figures['patches'])
     texts.append(', '.join(f'`{name}`' for name in patches))
-    return [text.replace('|', '\\|') for text in texts]
+    return texts
 
 
 def worst_of(proven: list[dict[str, Any]]) -> str:
@@ -270,25 +266,20 @@ def _both(texts: list[str]) -> str:
     return '; '.join(f'{mode}: {text}' for mode, text in zip(MODES, texts, strict=False))
 
 
-def write_pages() -> None:
-    """Write the table into the pages, between their marks."""
+def write_page() -> None:
+    """Write the table into the page, between its marks."""
     results = json.loads(RESULTS.read_text(encoding='utf-8'))
     rows = [row for row in json.loads(ROWS.read_text(encoding='utf-8')) if row['name'] in results]
-    for page, headings in PAGES.items():
-        lines = [' | '.join(headings), ' | '.join(['---'] * len(headings))]
-        lines += [' | '.join(cells(row, results[row['name']])) for row in rows]
-        table = '\n'.join(f'| {line} |' for line in lines)
-        before, _, rest = page.read_text(encoding='utf-8').partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(f'{before}{BEGIN}\n{table}\n{END}{after}', encoding='utf-8')
+    lines = [cells(row, results[row['name']]) for row in rows]
+    write_between(ROOT / 'docs/forks.md', 'forks', table(HEADINGS, lines))
 
 
 def main() -> None:
-    """Measure the named rows, or all, one after the other, and write the pages."""
+    """Measure the named rows, or all, one after the other, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('folder', type=Path, nargs='?', help='folder with the checkouts')
     parser.add_argument('names', nargs='*', help='rows of forks.json (default: all)')
-    parser.add_argument('--table', action='store_true', help='write the pages from the figures that are kept')
+    parser.add_argument('--table', action='store_true', help='write the page from the figures that are kept')
     parser.add_argument('--work', type=Path, help='folder for weights, files and logs')
     args = parser.parse_args()
     rows = json.loads(ROWS.read_text(encoding='utf-8'))
@@ -307,7 +298,7 @@ def main() -> None:
         results[row['name']] = result
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
         print(row['name'], json.dumps(result, indent=1), sep='\n')
-    write_pages()
+    write_page()
 
 
 if __name__ == '__main__':

@@ -486,7 +486,7 @@ def test_the_table_of_judged_kits_has_verdicts_and_reasons(tmp_path):
     assert text.startswith('before\n') and text.endswith('after\n') and 'old' not in text
     for line in (
         '| a/raw | fp32 | 5 |  | EQUAL |  | x |',
-        '| a/raw | fp16 | 5 | 2 | NOT EQUAL | 000: y / z | x |',
+        r'| a/raw | fp16 | 5 | 2 | NOT EQUAL | 000: y \| z | x |',
         '| b | fp32 |  |  | did not run | error: no such node |  |',
     ):
         assert line in text
