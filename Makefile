@@ -19,7 +19,6 @@ pin = $(shell sed -n 's/^$(1)==//p' $(R)/*.txt)
 comma := ,
 BASE_PYTHON ?= python3.11
 MMCV_CUDA ?= 0
-PYTEST_ARGS ?=
 VENV := .venv
 STAMPS := $(VENV)/.stamps
 RUN := $(or $(PYTHON),$(VENV)/bin/python)
@@ -27,13 +26,11 @@ ENV := $(if $(PYTHON),,env)
 
 # A stage is done when the stamp named after the hash of what it installs exists.
 hash = $(shell { cat $(1); echo '$(2)'; } | sha256sum | cut -c1-12)
-TORCH_KEY := $(TORCH_INDEX) $(MMCV_CUDA)
 STAGE_VENV := $(STAMPS)/0-venv
 STAGE_TORCH := $(STAMPS)/1-torch-$(call hash,$(R)/build.txt $(R)/torch.txt,$(TORCH_INDEX))
 STAGE_LIBS := $(STAMPS)/2-libraries-$(call hash,requirements.txt $(R)/test.txt $(R)/docs.txt $(R)/lock.txt)
-STAGE_MMCV := $(STAMPS)/3-mmcv-$(call hash,$(R)/build.txt $(R)/torch.txt,$(call pin,mmcv-full) $(TORCH_KEY))
-STAGE_MMLAB := $(STAMPS)/4-openmmlab-$(call hash,$(R)/openmmlab.txt)
-STAGE_COMMAND := $(STAMPS)/5-command-$(call hash,pyproject.toml)
+STAGE_MMCV := $(STAMPS)/3-mmcv-$(call hash,$(R)/build.txt $(R)/torch.txt,$(call pin,mmcv-full) $(TORCH_INDEX) $(MMCV_CUDA))
+STAGE_MMLAB := $(STAMPS)/4-openmmlab-$(call hash,$(R)/openmmlab.txt pyproject.toml)
 
 # $(1): arguments. Shows what is downloaded; pip's own words come out only when it fails.
 define pip
@@ -59,44 +56,36 @@ help:
 	echo 'make site         the documentation as a site, build/site/index.html     make lint   ruff'
 	echo 'make clean        caches and work_dirs                      make distclean  .venv too'
 
-env: $(STAGE_VENV) $(STAGE_TORCH) $(STAGE_LIBS) $(STAGE_MMCV) $(STAGE_MMLAB) $(STAGE_COMMAND)
+env: $(STAGE_VENV) $(STAGE_TORCH) $(STAGE_LIBS) $(STAGE_MMCV) $(STAGE_MMLAB)
 	@:
 
 $(STAGE_VENV):
 	@command -v $(BASE_PYTHON) >/dev/null || { echo "error: $(BASE_PYTHON) not found;" \
 	    "on Debian: apt install python3 python3-venv python3-dev build-essential" >&2; exit 1; }
-	echo "[env] 0/5 $(VENV)/ from $$($(BASE_PYTHON) --version)"
-	start=$$SECONDS
 	$(BASE_PYTHON) -m venv --clear $(VENV)
-	mkdir -p $(STAMPS)
+	$(call begin,0/4 $(VENV)/ from $$($(BASE_PYTHON) --version))
 	$(finish)
 
 $(STAGE_TORCH): | $(STAGE_VENV)
-	@$(call begin,1/5 build tools and torch $(call pin,torch) (to download: 0.2 GB for CPU$(comma) 3 GB for CUDA))
+	@$(call begin,1/4 build tools and torch $(call pin,torch) (to download: 0.2 GB for CPU$(comma) 3 GB for CUDA))
 	$(call pip,-r $(R)/build.txt)
 	$(call pip,-r $(R)/torch.txt -c $(R)/build.txt -c $(R)/lock.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)))
 	$(finish)
 
 $(STAGE_LIBS): | $(STAGE_TORCH)
-	@$(call begin,2/5 libraries)
+	@$(call begin,2/4 libraries)
 	$(call pip,-r requirements.txt -r $(R)/test.txt -c $(R)/build.txt)
 	$(finish)
 
 $(STAGE_MMCV): | $(STAGE_LIBS)
-	@$(call begin,3/5 mmcv-full $(call pin,mmcv-full) with compiled operators)
+	@$(call begin,3/4 mmcv-full $(call pin,mmcv-full) with compiled operators)
 	wheel=$$($(R)/build_mmcv.sh $(VENV)/bin/python mmcv-full $(call pin,mmcv-full) $(MMCV_CUDA))
 	$(call pip,--no-deps --force-reinstall "$$wheel")
 	$(finish)
 
 $(STAGE_MMLAB): | $(STAGE_MMCV)
-	@$(call begin,4/5 mmdet$(comma) mmsegmentation and mmdet3d (without their outdated pins))
-	$(call pip,--no-deps --no-build-isolation -r $(R)/openmmlab.txt)
-	$(finish)
-
-# The package in place: what is edited is what runs.
-$(STAGE_COMMAND): | $(STAGE_MMLAB)
-	@$(call begin,5/5 the command mm2onnx$(comma) of this checkout)
-	$(call pip,--no-deps --no-build-isolation -e .)
+	@$(call begin,4/4 mmdet$(comma) mmsegmentation and mmdet3d without their outdated pins$(comma) and mm2onnx of this checkout)
+	$(call pip,--no-deps --no-build-isolation -r $(R)/openmmlab.txt -e .)
 	$(finish)
 
 # Optional. Constraints keep every pinned package as it is; mmdet 3 and mmrotate stand beside the libraries of .venv/.
@@ -125,48 +114,33 @@ test-rotate: $(if $(wildcard .venv-rotate/bin/python),,env-rotate)
 	OMP_NUM_THREADS=1 .venv-rotate/bin/python -m pytest projects/mmrotate/tests -n auto --dist loadfile -ra $(PYTEST_ARGS)
 
 # Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
-PARALLEL := -n auto --dist loadfile
-test test-fast test-matrix: export PYTHONDONTWRITEBYTECODE :=
-test: $(ENV)
-	$(RUN) -m pytest tests $(PARALLEL) --durations=20 -ra $(PYTEST_ARGS)
-
-# What needs neither a trained model nor long set-ups, for who is at work on something.
+# `test-fast` has what needs neither a trained model nor long set-ups.
 FAST := {layout,guards,docs}.py
 FAST_FOLDERS := {contract,engines,evaluate,families,graph,lint,preprocess,weights}
-test-fast: $(ENV)
-	$(RUN) -m pytest tests/test_$(FAST) tests/mmdeploy_ext/$(FAST_FOLDERS) $(PARALLEL) --durations=5 $(PYTEST_ARGS)
+test: tests := tests
+test-fast: tests := tests/test_$(FAST) tests/mmdeploy_ext/$(FAST_FOLDERS)
+test-matrix: tests := tests -m matrix --resume
+test test-fast test-matrix: export PYTHONDONTWRITEBYTECODE :=
+test test-fast test-matrix: $(ENV)
+	$(RUN) -m pytest $(tests) -n auto --dist loadfile --durations=20 -ra $(PYTEST_ARGS)
 
-test-matrix: $(ENV)
-	$(RUN) -m pytest tests -m matrix --resume $(PARALLEL) --durations=20 -ra $(PYTEST_ARGS)
+demo-stream: toy := projects/configs/StreamPETR/stream_petr_toy demo/checkpoints/stream_petr_toy.pth work_dirs/demo_stream 120
+demo-lidar: toy := projects/configs/BEVFusion/centerpoint_toy demo/checkpoints/centerpoint_toy.pth work_dirs/demo_lidar ''
+demo-fusion: toy := projects/configs/BEVFusion/bevfusion_toy demo/checkpoints/bevfusion_toy.pth work_dirs/demo_fusion 24
+demo-stream demo-lidar demo-fusion: $(ENV)
+	tools/demo/drive.sh $(RUN) $(toy)
 
-demo: $(ENV)
-	$(RUN) tools/demo/demo.py $(DEMO_ARGS)
+demo: tool = tools/demo/demo.py $(DEMO_ARGS)
+benchmark: tool = tools/analysis_tools/benchmark_all.py $(BENCHMARK_ARGS)
+zoo: tool = tools/analysis_tools/zoo.py $(ZOO_ARGS)
+doctor: tool = -m mmdeploy_ext.compat.doctor
+lint: tool = -m ruff check .
+demo benchmark zoo doctor lint: $(ENV)
+	$(RUN) $(tool)
 
-TOY = projects/configs/$(1)/$(2) demo/checkpoints/$(2).pth work_dirs/demo_$(3) $(4)
-demo-stream: $(ENV)
-	tools/demo/drive.sh $(RUN) $(call TOY,StreamPETR,stream_petr_toy,stream,120)
-demo-lidar: $(ENV)
-	tools/demo/drive.sh $(RUN) $(call TOY,BEVFusion,centerpoint_toy,lidar,'')
-demo-fusion: $(ENV)
-	tools/demo/drive.sh $(RUN) $(call TOY,BEVFusion,bevfusion_toy,fusion,24)
-
-benchmark: $(ENV)
-	$(RUN) tools/analysis_tools/benchmark_all.py $(BENCHMARK_ARGS)
-
-zoo: $(ENV)
-	$(RUN) tools/analysis_tools/zoo.py $(ZOO_ARGS)
-
-doctor: $(ENV)
-	$(RUN) -m mmdeploy_ext.compat.doctor
-
-site: $(if $(ENV),$(STAGE_VENV))
-	@$(RUN) -c 'import furo, myst_parser, sphinx' 2>/dev/null || $(RUN) -m pip install --quiet \
-	    --disable-pip-version-check -r $(R)/docs.txt -c $(R)/build.txt -c $(R)/torch.txt
+site: $(ENV)
 	$(RUN) -m sphinx -q -W --keep-going -j auto -c docs/_site -d build/site-cache . build/site
 	echo 'site: build/site/index.html'
-
-lint: $(ENV)
-	$(RUN) -m ruff check .
 
 clean:
 	rm -rf work_dirs build dist .pytest_cache .ruff_cache .hypothesis

@@ -32,7 +32,7 @@ PARSERS = {
     'tools/onnx/lint.py': 'mmdeploy_ext.cli.lint_app',
     'tools/analysis_tools/zoo.py': 'mmdeploy_ext.cli.zoo_app',
     'tools/analysis_tools/benchmark.py': 'mmdeploy_ext.cli.benchmark_app',
-    'tools/analysis_tools/benchmark_all.py': 'docs._pages.benchmarks.tool',
+    'tools/analysis_tools/benchmark_all.py': 'docs._pages.benchmarks',
     'tools/test.py': 'mmdeploy_ext.cli.test_app',
     'tools/dist_test_pth.sh': 'mmdeploy_ext.cli.test_app',
     'tools/dist_test_onnx.sh': 'mmdeploy_ext.cli.test_app',

@@ -1,6 +1,5 @@
 """The table of forks has what was measured, and its rows name where each figure is from."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,20 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from docs._pages import forks
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROW = dict(name='Toy', repository='owner/toy', commit='', config='configs/toy.py', cfg_options=['a=1'])
 FIGURES = dict(imports='yes', patches=['numpy_aliases'], seconds=9, worst_iou=0.9999, worst_score=2e-6)
 
 
-@pytest.fixture(scope='module')
-def forks():
-    spec = importlib.util.spec_from_file_location('forks', REPOSITORY / 'docs/_pages/forks.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_row_says_once_what_both_modes_gave_and_names_the_mode_otherwise(forks):
+def test_a_row_says_once_what_both_modes_gave_and_names_the_mode_otherwise():
     proven = dict(FIGURES, verdict='PROVEN /tmp/m.onnx equals the PyTorch model: 5 inputs')
     refused = dict(imports='yes', patches=[], seconds=3, error='error: no')
     row = dict(ROW, commit='0123456789' * 4)
@@ -32,12 +25,13 @@ def test_a_row_says_once_what_both_modes_gave_and_names_the_mode_otherwise(forks
     assert exported == 'mm2onnx: yes; PYTHONPATH=.: error: no'
 
 
-def test_a_checkout_at_another_commit_is_refused(forks, tmp_path):
+def test_a_checkout_at_another_commit_is_refused(tmp_path):
     (tmp_path / 'toy').mkdir()
     with pytest.raises(SystemExit, match=r'toy: is at .*; expected abc'):
         forks.measure(dict(ROW, commit='abc'), tmp_path, tmp_path)
     text = subprocess.run(
-        [sys.executable, str(REPOSITORY / 'docs/_pages/forks.py'), '--help'],
+        [sys.executable, '-m', 'docs._pages.forks', '--help'],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
@@ -45,7 +39,7 @@ def test_a_checkout_at_another_commit_is_refused(forks, tmp_path):
     assert 'folder with the checkouts' in text
 
 
-def test_an_export_that_fails_is_not_what_was_proven_of_the_first_way_to_start(forks, tmp_path, monkeypatch):
+def test_an_export_that_fails_is_not_what_was_proven_of_the_first_way_to_start(tmp_path, monkeypatch):
     monkeypatch.setattr(forks, 'commit_of', lambda folder: '')
     (tmp_path / 'Toy.json').write_text('{"of": "an earlier run"}')
 
@@ -71,16 +65,14 @@ def test_an_export_that_fails_is_not_what_was_proven_of_the_first_way_to_start(f
 @pytest.mark.parametrize(
     ('words', 'message'), [([], 'give the folder'), (['.', 'nosuch'], 'nosuch: no row of')]
 )
-def test_rows_that_do_not_exist_and_a_missing_folder_are_refused(forks, words, message, monkeypatch, capsys):
+def test_rows_that_do_not_exist_and_a_missing_folder_are_refused(words, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['forks.py', *words])
     with pytest.raises(SystemExit):
         forks.main()
     assert message in capsys.readouterr().err
 
 
-def test_a_model_that_is_refused_has_no_checkpoint_and_its_row_the_error_of_the_check(
-    forks, tmp_path, monkeypatch
-):
+def test_a_model_that_is_refused_has_no_checkpoint_and_its_row_the_error_of_the_check(tmp_path, monkeypatch):
     def run(words, folder, path, log):
         if '-c' in words:
             return 0, json.dumps(dict(patches=[], mmdet='2.28.2')), 0.0
@@ -93,7 +85,7 @@ def test_a_model_that_is_refused_has_no_checkpoint_and_its_row_the_error_of_the_
 
 
 def test_files_that_go_to_other_paths_of_another_repository_are_copied_and_linked_where_they_are_from(
-    forks, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
     source, base = tmp_path / 'source', tmp_path / 'base'
     for path in (source / 'detection/own.py', source / 'net.py', base / 'mmdet/here.py'):

@@ -188,9 +188,7 @@ def kind_page(kind: Kind, records: Sequence[Record]) -> str:
     summary = f'**{count.fixed} of {count.configs} configs are proven'
     summary += f', {count.dynamic} of them at any size too.**' if count.dynamic else '.**'
     if count.own_kernels:
-        summary += (
-            f' {count.own_kernels} more, marked with `*`, are proven against a kernel of this project.'
-        )
+        summary += f' {count.own_kernels} more, marked with `*`, are proven against a kernel of this project.'
     text = f"""[The zoo](../zoo.md)
 
 # {kind.title}
@@ -295,7 +293,13 @@ def parts_page(records: Sequence[Record]) -> str:
 
 A config counts for each of its heads. "Against our kernel": mmcv lacks a kernel on a CPU, and the config is proven against one of this project.
 """  # noqa: E501
-    headings = ['configs', 'with a CPU reference', 'proven, one size', 'proven, any size', 'against our kernel']
+    headings = [
+        'configs',
+        'with a CPU reference',
+        'proven, one size',
+        'proven, any size',
+        'against our kernel',
+    ]
     for part in ('head', 'encoder', 'backbone', 'neck'):
         groups = collections.defaultdict(list)
         for record in records:

@@ -15,7 +15,7 @@ import mmdet
 import numpy as np
 import pytest
 
-from docs._pages.zoo import page, readme
+from docs._pages import zoo as pages
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.contract.registry import Registration, registered
 from mmdeploy_ext.core.config import load_config, without_augmentation
@@ -328,65 +328,50 @@ def test_the_installed_configs_are_those_of_mmdet_without_bases():
     assert [path.name for path in configs.config_files(['atss/*r50*'])] == ['atss_r50_fpn_1x_coco.py']
 
 
-@pytest.mark.matrix
-def test_the_pages_have_a_row_for_each_config_and_each_kind(zoo):
-    _, _, found = zoo
-    own = dataclasses.replace(found['toy'], config='own.py', own_kernels=('MaskedConv2d',))
-    content = records.zoo_content([*found.values(), own])
-    texts = {path.name: text for path, text in page.pages(content).items()}
-    rows = texts['one-stage.md'] + texts['no-family.md']
-    assert [config for config in found if rows.count(f'{config}` |') == 0] == []
-    assert '| ATSSHead | 7 | 5 | 2 | 2 | 1 |' in texts['parts.md']
-    for name in page.PAGES:
-        assert '(zoo/one-stage.md) | 3 | 2 | 2 |' in page.page(name, content).replace('../zoo', 'zoo')
+OUTCOME = records.Outcome(
+    proven=True, inputs=3, reference=90, matched=90, fewest=20, worst_rel=2e-6, worst_score=9.1e-5
+)
 
 
-@pytest.mark.matrix
-def test_detectors_in_3d_have_pages_of_their_own():
-    outcome = records.Outcome(
-        proven=True, inputs=3, reference=90, matched=90, fewest=20, worst_rel=2e-6, worst_distance=1e-5
-    )
-    parts = dict(detector='VoxelNet', encoder='HardVFE', backbone='SECOND', neck='FPN', head='Anchor3DHead')
+def test_the_page_of_a_kind_has_a_row_for_each_config_and_the_reason_of_each_that_is_not_proven():
+    proven = dataclasses.replace(OUTCOME, worst_iou=0.99959, shape=(96, 128))
+    failed = records.Outcome(reason=records.NOT_PROVEN, why='scores | 0.1', worst_iou=0.5)
+    one = records.Record('a.py', dict(head='ATSSHead'), family='dense', fixed=proven, dynamic=failed)
+    ours = dataclasses.replace(one, config='b.py', own_kernels=('MaskedConv2d',), dynamic=None)
+    other = dataclasses.replace(one, config='c.py', family='gone', fixed=failed, dynamic=None)
+    groups = pages.by_kind([one, ours, other])
+    assert {kind.page: len(of_kind) for kind, of_kind in groups.items()} == {'one-stage': 2, 'no-family': 1}
+    text = pages.kind_page(pages.KINDS[0], [one, ours])
+    assert '**1 of 2 configs are proven.** 1 more, marked with `*`,' in text
+    assert '| `a` | proven, 96x128 | not proven | 90 / 90 | 20 | 0.999590 | 9.1e-05 | 0 |' in text
+    assert '| `b` | proven, 96x128 * | - |' in text
+    assert '| `a` | dynamic | not proven | scores \\| 0.1 |' in text
+    versions = dict.fromkeys(('torch', 'mmdet', 'onnxruntime'), '1')
+    table = pages.overview([one, ours, other], versions)
+    assert '| [One-stage detectors](zoo/one-stage.md) | 2 | 1 | 0 |  | score 9.1e-5, IoU 0.9995 |' in table
+    assert '| ATSSHead | 2 | 1 | 1 | 0 | 1 |' in pages.parts_page([one, ours])
+
+
+def test_detectors_in_3d_have_distances_in_place_of_overlaps():
+    outcome = dataclasses.replace(OUTCOME, worst_score=None, worst_distance=1e-5)
+    parts = dict(head='Anchor3DHead', encoder='HardVFE')
     lidar = records.Record('mmdet3d/second/a.py', parts, family='anchor3d', fixed=outcome)
     same = dataclasses.replace(lidar, config='mmdet3d/second/b.py', same_as='mmdet3d/second/a.py')
-    outcomes = dict(fixed=outcome, dynamic=dataclasses.replace(outcome, worst_distance=2e-5))
-    camera = records.Record('mmdet3d/smoke/c.py', dict(head='SMOKEMono3DHead'), family='smoke', **outcomes)
-    content = records.zoo_content([lidar, same, camera])
-    texts = {path.name: text for path, text in page.pages(content).items()}
-    row = '| `mmdet3d/second/a` | proven | - | 90 / 90 | 20 | 2.0e-06 | 0.010 |  | 0 |'
-    assert row in texts['lidar-anchors.md'] and '| `mmdet3d/second/b` as `a` |' in texts['lidar-anchors.md']
-    assert '| `mmdet3d/smoke/c` | proven | proven | 180 / 180 |' in texts['one-camera.md']
-    assert '| HardVFE | 2 | 2 |' in texts['parts.md']
-    assert '(zoo/lidar-anchors.md) | 2 | 2 | 2 |  | 0.01 mm |' in texts['zoo.md'].replace('../zoo', 'zoo')
-    assert '(zoo/one-camera.md) | 1 | 1 | 1 |  | 0.02 mm |' in texts['zoo.md'].replace('../zoo', 'zoo')
-    text = readme.readme('README.md', f'{readme.BEGIN}{readme.END}', *page.split(content))
-    assert '3 of 3 configs of mmdet3d' in text
+    ((kind, found),) = pages.by_kind([lidar, same]).items()
+    text = pages.kind_page(kind, found)
+    assert '| `mmdet3d/second/a` | proven | - | 90 / 90 | 20 | 2.0e-06 | 0.010 |  | 0 |' in text
+    assert '| `mmdet3d/second/b` as `a` |' in text
+    assert pages.kind_row(kind, found)[1:] == [2, 2, 2, '', '0.01 mm']
 
 
-def test_the_readme_has_the_worst_of_all_proofs_of_a_family():
-    outcome = records.Outcome(proven=True, inputs=3, worst_iou=0.99959, worst_score=9.1e-5)
-    better = records.Outcome(proven=True, inputs=3, worst_iou=1.0, worst_score=1e-7)
-    failed = records.Outcome(reason=records.NOT_PROVEN, worst_iou=0.5, worst_score=0.1)
-    one = records.Record('solo/a.py', {}, family='solo', fixed=better, dynamic=outcome)
-    two = records.Record('solo/b.py', {}, family='solo', fixed=failed)
-    ours = records.Record('solo/c.py', {}, family='solo', own_kernels=('MaskedConv2d',), fixed=failed)
-    other = records.Record('other/d.py', {}, fixed=failed)
-    text = readme.readme('README.md', f'{readme.BEGIN}{readme.END}', [one, two, ours, other], [])
-    assert '| 1 of 3 | score 9.1e-5, IoU 0.9995 | [the zoo]' in text
-    assert '| 0 of 0 |  | [the zoo]' in text
-    assert 'what no family takes: 1.' in text
-
-
-def test_the_readme_counts_the_models_of_the_page_of_parity():
-    page_text = (
-        '| detector | verdict | worst score difference (limit 1e-3) | worst distance |\n|---|---|---|---|\n'
-        '| [A](a.md) | PROVEN | 2e-5 | 0.4 mm |\n| A | PROVEN | 3e-5, 1e-5 | |\n| A | NOT PROVEN | 1 | |\n'
-    )
-    evidence = readme.of_page(page_text, 'A')
-    assert (evidence.proven, evidence.looked_at) == (2, 3)
-    assert evidence.errors('score', 'tensor') == 'score 3.0e-5, 0.4 mm'
-    with pytest.raises(ValueError, match="no row of 'B'"):
-        readme.of_page(page_text, 'B')
+def test_the_pages_of_the_repository_are_what_the_records_give():
+    lidar, rotated, pictures = (read_json(path) for path in pages.DATA.values())
+    found = [*records.zoo_records(pictures), *records.zoo_records(lidar)]
+    assert pages.overview(found, pictures['versions']) in (REPOSITORY / 'docs/zoo.md').read_text()
+    for kind, of_kind in pages.by_kind(found).items():
+        assert (REPOSITORY / f'docs/zoo/{kind.page}.md').read_text() == pages.kind_page(kind, of_kind)
+    readme = (REPOSITORY / 'projects/mmrotate/README.md').read_text()
+    assert pages.rotated_section(records.zoo_records(rotated)) in readme
 
 
 def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path, monkeypatch):
@@ -486,31 +471,14 @@ def test_a_size_that_a_network_does_not_take_is_enlarged():
     assert (options.height, options.width) == (512, 512)
 
 
-@pytest.mark.matrix
-def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monkeypatch, capsys):
-    _, _, found = zoo
-    monkeypatch.setattr(page, 'ROOT', tmp_path)
-    monkeypatch.setattr(page, 'DATA', tmp_path / 'zoo.json')
-    monkeypatch.setattr(page, 'MMDET3D_DATA', tmp_path / 'mmdet3d.json')
-    monkeypatch.setattr(page, 'KIND_PAGES', tmp_path / 'kinds')
-    monkeypatch.setattr(readme, 'TEMPLATES', {})
-    monkeypatch.setattr(page, 'PAGES', {name: tmp_path / path.name for name, path in page.PAGES.items()})
-    assert page.main([str(tmp_path)]) == 2
-    assert 'no records/*.json' in capsys.readouterr().err
-    (tmp_path / 'records').mkdir()
-    for name, one in found.items():
-        one.write(tmp_path / f'records/{name.replace("/", "__")}.json')
-    assert page.main([str(tmp_path)]) == 0
-    content = read_json(page.DATA)
-    assert len(content['configs']) == sum(one.fixed is not None for one in found.values())
-    assert not page.MMDET3D_DATA.exists()
-    lidar = dataclasses.replace(found['toy'], config='mmdet3d/toy.py')
-    for path in (tmp_path / 'records').glob('*.json'):
-        path.unlink()
-    lidar.write(tmp_path / 'records/lidar.json')
-    assert page.main([str(tmp_path)]) == 0
-    assert read_json(page.DATA) == content
-    assert [one['config'] for one in read_json(page.MMDET3D_DATA)['configs']] == [lidar.config]
+def test_records_of_a_library_go_to_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, 'DATA', {'mmdet3d/': tmp_path / 'lidar.json', '': tmp_path / 'zoo.json'})
+    picture = records.Record('a.py', {}, fixed=OUTCOME)
+    pages.merge([picture])
+    assert not (tmp_path / 'lidar.json').exists()
+    pages.merge([records.Record('mmdet3d/b.py', {}, fixed=OUTCOME)])
+    assert records.zoo_records(read_json(tmp_path / 'zoo.json')) == [picture]
+    assert [one['config'] for one in read_json(tmp_path / 'lidar.json')['configs']] == ['mmdet3d/b.py']
 
 
 def test_records_of_several_runs_are_merged_by_config_and_export():

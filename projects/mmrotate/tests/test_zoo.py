@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from docs._pages.zoo import rotated
+from docs._pages import zoo as pages
 from mm2onnx_mmrotate import TRAINING_KEYS
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.zoo import configs
+from mmdeploy_ext.zoo.records import zoo_records
 
 MMROTATE = Path(importlib.util.find_spec('mmrotate').origin).parent
 OF_TRAINING = ('loss', 'target', 'train', 'quality')
@@ -54,9 +55,8 @@ def test_configs_of_one_model_are_proven_once_and_those_of_another_are_not():
 
 
 def test_the_page_has_a_row_for_each_model():
-    content = read_json(rotated.DATA)
-    names = {record['same_as'] or record['config'] for record in content['configs']}
-    rows = [line for line in rotated.section(content).splitlines() if line.startswith('| `')]
-    assert len(names) <= len(rows)
-    for name in names:
-        assert any(line.startswith(f'| `{rotated.short(name)}` |') for line in rows)
+    found = zoo_records(read_json(pages.DATA[pages.ROTATED]))
+    text = pages.rotated_section(found)
+    for record in found:
+        name = (record.same_as or record.config).removeprefix(pages.ROTATED).removesuffix('.py')
+        assert f'\n| `{name}` |' in text
