@@ -242,7 +242,8 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     work, folder = args.work_dir.resolve(), args.work_dir.resolve() / case.name
     checkpoint = case.checkpoint or folder / 'seeded.pth'
     places = dict(config=case.config, checkpoint=checkpoint, folder=folder, shape=case.shape)
-    entry: dict[str, Any] = dict(title=case.title, threads=args.threads, rows=[], notes=[])
+    title = case.title if args.device == 'cpu' else f'{case.title}, on the GPU'
+    entry: dict[str, Any] = dict(title=title, threads=args.threads, rows=[], notes=[])
     files: dict[str, Path] = {}
     try:
         if not case.checkpoint:
@@ -301,18 +302,19 @@ def entry_of(result: Mapping[str, Any], files: Mapping[str, Path], notes: Sequen
             memory=round(memory[row['name']] / base, 3) if base and memory[row['name']] else None,
         ))  # fmt: skip
     refused = [
-        f'not measured: {title_of(one["engine"])}, {one["label"]}: {one["reason"]}'
-        for one in result['refused']
+        f'{title_of(one["engine"])} refuses {one["label"]}: {one["reason"]}' for one in result['refused']
     ]
     machine, device = result['machine'], result['device']
     versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
+    gpu = '' if device == 'cpu' else f', {machine["gpu"]}'
+    messages = [note.replace(f'{ROOT}/', '') for note in (*refused, *result['notes']) if note]
     return dict(
-        machine=f'{machine["cpu"]}, {machine["cores"]} cores ({" ".join(machine["simd"])})'
-        + ('' if device == 'cpu' else f', {machine["gpu"]}') + f'; {versions}',
- rounds=group['rounds'], rows=rows,
+        machine=f'{machine["cpu"]}, {machine["cores"]} cores ({" ".join(machine["simd"])}){gpu}; {versions}',
+        rounds=group['rounds'],
+        rows=rows,
         sizes={label: round(size_of(path) / first, 3) for label, path in files.items()},
-        notes=[*notes, *(note.replace(f'{ROOT}/', '') for note in (*refused, *result['notes']) if note)],
-    )  # fmt: skip
+        notes=[*notes, *messages],
+    )
 
 
 # ---- the page
