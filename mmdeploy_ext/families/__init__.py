@@ -1,1 +1,1 @@
-"""Base classes of model families, the catalogue of those of this package, and a folder for each."""
+"""Base classes of model families, the catalogue of families, and a folder for each."""

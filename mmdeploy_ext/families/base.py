@@ -58,7 +58,7 @@ class Family(abc.ABC):
     Attributes:
         name: name in the metadata of files.
         task: module that matches and draws results: a key of `tasks.TASKS`, or the dotted name of a module
-            with the same functions; 'bev' of backbones, whose maps are drawn and not matched.
+            with the same functions; 'bev' for backbones (maps are drawn, not matched).
         product: part of a model that a file holds: 'detector' or 'backbone'.
         samples: 'images', 'frames' of cameras on a drive, 'sweeps' of a LiDAR, or 'fused' moments of cameras,
             a LiDAR or both.
@@ -103,13 +103,13 @@ class Family(abc.ABC):
     def for_config(self, cfg: Any) -> Family:
         """Return the object of this family for a config that it claims.
 
-        Families whose models give different results (boxes, masks, maps) have one object for each. A config
-        of another repository is translated in place; `cfg.as_read` is then the `Config` that was read.
+        A family with several kinds of results (boxes, masks, maps) has one object for each. A config of
+        another repository is translated in place; `cfg.as_read` is then the `Config` that was read.
         """
         return self
 
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
-        """Refuse what cannot be exported, before weights load.
+        """Refuse a model that cannot be exported, before weights load.
 
         ConfigError names an entry of the config; UsageError an option that does not go with the model.
         """
@@ -170,7 +170,6 @@ LEFT_OUT: dict[str, str] = {}
 NOT_INSTALLED = 'not installed'
 """`library_failure` of a library that is not there, which no message mentions."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
-"""Product -> what a config has to be."""
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',
     BACKBONE: 'has no sparse-convolution backbone that mm2onnx exports',
@@ -238,7 +237,6 @@ def load_candidates(cfg: Any) -> None:
 
 
 def _import(registration: Registration) -> None:
-    """Import a family unless its library cannot be imported; see also `LEFT_OUT`."""
     if registration.library and library_failure(registration.library):
         return
     try:
@@ -250,7 +248,6 @@ def _import(registration: Registration) -> None:
 
 
 def _type_names(cfg: Any) -> set[str]:
-    """Return the types of a detector and its heads (without `rpn_head`), and the names of their bases."""
     heads = [part for key, part in cfg.model.items() if str(key).endswith('head') and key != 'rpn_head']
     types = [str(part.get('type')) for part in (cfg.model, *heads) if isinstance(part, Mapping)]
     names = set(types)
@@ -312,7 +309,6 @@ def find_family(cfg: Any, product: str = '') -> Family:
 
 
 def _closest(cfg: Any, product: str) -> list[Family]:
-    """Return the imported families with the highest claim above `Claim.NO`."""
     families = [family for family in FAMILIES.values() if product in ('', family.product)]
     claims = {family: family.claims(cfg) for family in families}
     highest = max(claims.values(), default=Claim.NO)
@@ -320,7 +316,6 @@ def _closest(cfg: Any, product: str) -> list[Family]:
 
 
 def _refuse(cfg: Any, product: str) -> NoReturn:
-    """Raise the error of a config that no family of a product claims."""
     reason = LACKING[product]
     if claiming := _closest(cfg, ''):
         reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export --backbone")})'

@@ -1,7 +1,4 @@
-"""The families: those of the folders of this package, and those of installed packages.
-
-Importing a folder registers its families, without torch and without the family itself.
-"""
+"""The families of this package and of installed packages."""
 
 import importlib
 import importlib.metadata
@@ -15,7 +12,7 @@ ENTRY_POINTS = 'mm2onnx.families'
 
 
 def import_registrations() -> None:
-    """Import all modules that register families; ConfigError: that of an entry point fails."""
+    """Import all modules that register families; ConfigError: an entry point fails."""
     for module in pkgutil.iter_modules(families.__path__, f'{families.__name__}.'):
         if module.ispkg:
             importlib.import_module(module.name)

@@ -1,4 +1,4 @@
-"""The files of an export: a family's own, or those that another program loads (`--contract`)."""
+"""The files of an export: a family's own, or the files of another program (`--contract`)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Contract:
         return self.family.ignores_places
 
     def check(self, cfg: Any) -> None:
-        """Raise ConfigError for a config whose model the program does not run; `Family.check` has passed."""
+        """Raise ConfigError if the program does not run the config's model; `Family.check` has passed."""
 
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
         """Return the graphs, in the order of `files`."""
@@ -69,7 +69,7 @@ class Contract:
         return {}
 
     def reference(self, model: torch.nn.Module) -> SequenceReference:
-        """Return PyTorch's model as a stepper, with what the program does beside the graphs."""
+        """Return PyTorch's model as a stepper, with the program's work beside the graphs."""
         return self.family.reference(model)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
@@ -79,5 +79,5 @@ class Contract:
         return self.opens(paths, **self.settings, **engine)
 
     def runner_outputs(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """Return the specs of the tensors that the runner computes beside those of the graphs."""
+        """Return the specs of the tensors that the runner adds to the outputs."""
         return ()

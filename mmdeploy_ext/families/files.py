@@ -45,7 +45,7 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
         output: path of the file or the folder.
         options: options of the export; they decide whether the family writes one file.
         family: family of the model.
-        option: what the user calls the path, for messages: an option with a space, or a key with '='.
+        option: name of the path in messages: an option with a space, or a key with '='.
 
     Raises:
         UsageError: a name in .onnx, or a file, for a folder of graphs; another name for one file of a family
@@ -105,7 +105,7 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
 def plain_options(value: Any) -> Any:
     """Return `value`, overrides of a config, as JSON has them: keys are strings, tuples become lists.
 
-    Other values than dicts, lists and tuples are returned as they are.
+    Other values than dicts, lists and tuples are returned unchanged.
     """
     if isinstance(value, dict):
         return {str(key): plain_options(item) for key, item in value.items()}
@@ -124,7 +124,7 @@ def export_graph(
         graph: one that has its ONNX model already (`graph.model`) is not exported again.
         options: options of the export, with the opset resolved.
         keep_fp32: patterns, as of the options, of nodes (of their names, operators, modules or outputs) that
-            stay float32 in files of the family, beside those of the options.
+            stay float32 in files of the family, in addition to the options' patterns.
         example: input name -> tensor that is traced; with None or an empty dict the graph's own example.
 
     Raises:
@@ -144,8 +144,8 @@ def export_graphs(
     Args:
         deployment: the model.
         options: with opset and size resolved, see `deployment.resolve`.
-        images: prepared pictures of the traced shape for families whose graphs have no example of their own,
-            at least one; the family repeats them to the size of its batch. Others take none.
+        images: prepared pictures of the traced shape for families without examples of their own, at least
+            one; the family repeats them to the size of its batch. Others take none.
 
     Returns:
         Graph and metadata of each file.
@@ -211,10 +211,6 @@ def export_files(
 def _write_folder(
     exported: Sequence[tuple[onnx.ModelProto, Metadata]], folder: Path, companions: Mapping[str, str]
 ) -> list[str]:
-    """Write all files beside the folder first, then replace an older export at once.
-
-    `companions` is name -> text of other files. Returns the paths of the graphs.
-    """
     family = exported[-1][1].family
     with replaced_folder(folder, files_of_family(folder, family)) as staging:
         for model, metadata in exported:
@@ -249,8 +245,8 @@ def read_files(path: str) -> ExportedFiles:
 
     Raises:
         ModelFileError: there is no such file or no .onnx file, one was not exported by this package, files
-            are of different exports, or those of a folder have other names than their graphs; of a family
-            that exports one file alone its name does not count.
+            are of different exports, or files of a folder are not named after their graphs (the name of a
+            single file does not count).
     """
     metadata_of = {str(file): read_metadata(str(file)) for file in model_files(path)}
     check_same_export(metadata_of)
@@ -267,7 +263,7 @@ def read_files(path: str) -> ExportedFiles:
 
 
 def check_file_names(folder: str, expected: Mapping[str, str]) -> None:
-    """Refuse a folder whose files do not have the names of their graphs, by which runtimes open them.
+    """Refuse a folder with files that are not named after their graphs.
 
     `expected` is name of a file -> the name that an export gives it. ModelFileError: lists the wrong ones.
     """

@@ -1,10 +1,4 @@
-"""Heads in families of other packages: facts, coders and numpy post-processing. Imports no PyTorch.
-
-A coder is a frozen dataclass derived from `Coder`: its settings, `columns` that it reads, and `boxes` for
-numpy and PyTorch. A head that outputs maps per level has a `Head` and facts derived from `DenseFacts`, from
-which `decode_raw` makes boxes and scores of all priors. Boxes that are turned suppress each other by
-`rotated_nms`, as in graphs with `Suppression(rotated=True)`.
-"""
+"""Heads in families of other packages: facts, coders and numpy post-processing."""
 
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.families.parts.runtime.dense import (

@@ -1,11 +1,9 @@
 """The base class of families of single-image models, and the terms of its interface (`__all__`).
 
-Terms of its methods:
-
 - form: how much of the post-processing a graph has, an option of the export (`--postprocess`);
-- stage: one of the modules whose chain is the graph: the first is the network, those behind it are the
+- stage: one of the modules that make up the graph: the first is the network, those behind it are the
   post-processing;
-- feeds: the inputs of a graph by name, and what the runtime needs of the pictures besides.
+- feeds: the inputs of a graph by name, and further arrays for the runtime.
 
 Glossary: B batch, H, W network input in pixels.
 """
@@ -67,7 +65,6 @@ class ImageFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The options of all families of images, and the registered options; ConfigError: no `forms`."""
         if not self.forms:
             raise ConfigError(f"family {self.name!r} has no forms; expected one at least, such as ('raw',)")
         default = FORM.default if FORM.default in self.forms else self.forms[0]
@@ -117,7 +114,7 @@ class ImageFamily(Family):
 
 
 def picture_of(family: ImageFamily, model: torch.nn.Module, options: Options) -> TensorSpec:
-    """Return the spec of the input of pictures, also of a form whose graph takes features of pictures."""
+    """Return the spec of the input of pictures, also of a form with features of pictures as inputs."""
     first = family.spec(model, options).inputs[0]
     if first.axes[1] == 3:
         return first

@@ -1,7 +1,4 @@
-"""Parts of mmdet3d whose operators run on a GPU alone, or are in a library that this project does not have.
-
-No file of theirs could be proven on a CPU.
-"""
+"""Parts of mmdet3d with operators that run on a GPU alone, or need a missing library."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +18,7 @@ MISSING_KERNELS = dict(
 MISSING_LIBRARIES = dict(
     MinkResNet='MinkowskiEngine, a library of sparse convolutions with tensors of its own'
 )
-"""Class name of a part -> the library, not among those of this project, that has its operators."""
+"""Class name of a part -> the library with its operators, which this project lacks."""
 
 
 def missing_operators(model: Mapping[str, Any]) -> list[str]:
@@ -39,7 +36,6 @@ def missing_operators(model: Mapping[str, Any]) -> list[str]:
 
 
 def _type_names(part: Any) -> Iterator[str]:
-    """Yield the class names of a part of a config and of all parts inside it."""
     if isinstance(part, Mapping):
         if isinstance(part.get('type'), str):
             yield part['type']

@@ -1,7 +1,6 @@
-"""A model of a config and a checkpoint: `read_config`, `build` and `load_weights`, or `load` for all three.
+"""A model of a config and a checkpoint, read in steps: `read_config`, `build`, `load_weights`; or `load`.
 
-What can be refused by the config alone is refused between the first two, what needs the module before the
-weights are read. Until `build` torch is not imported.
+Until `build` torch is not imported.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Model:
-    """A model that is exported or compared, as far as it was read.
+    """A model that is exported or compared; later steps fill in the later attributes.
 
     Attributes:
         config: path of the config.
@@ -53,14 +52,14 @@ class Model:
         weight_layout: layout of the kernels of a sparse backbone in the checkpoint; 'auto' finds it.
         model: upstream's model in evaluation mode, since `build`; with its weights since `load_weights`.
         rule: how a sample becomes the input, of `Family.preprocess_rule`; of images a `PreprocessRule`.
-        settings: what `SparseFamily.settings` returned; None for other families.
+        settings: result of `SparseFamily.settings`; None for other families.
         unbuilt_cfg: `cfg` before `build`: mmcv takes entries out of it, such as `fallback_on_stride`.
         normalisation: `mean` and `std`, or one of them, which replace the config's, see `normalise_with`.
         classes: names by label, since `load_weights`; () for a backbone.
         checkpoint_sha256: digest of the checkpoint, since `load_weights`.
         report: the checkpoint; of a sparse backbone a `LoadReport`.
         collected: entries that the config's test pipeline collects of a picture, once a proof has run it.
-        code_warnings: what PyTorch warned of in the user's code in exports of this model.
+        code_warnings: PyTorch's warnings about the user's code in exports of this model.
     """
 
     config: str
@@ -111,7 +110,7 @@ class Model:
 
     @property
     def config_sha256(self) -> str:
-        """The digest of the config's entries that decide what the model computes."""
+        """The digest of the config's entries that the results depend on."""
         if self.family.product == BACKBONE:  # which the model alone decides
             return config_sha256(dict(model=self.cfg.model, test_pipeline=[dict(type='points')]))
         return config_sha256(self.cfg)
@@ -151,7 +150,6 @@ def read_config(
 
 
 def _family_of(cfg: Any, path: str) -> Family | None:
-    """Return the family in the metadata of a file; None if it is unknown or does not claim the config."""
     from mmdeploy_ext.contract.metadata import read_entry
     from mmdeploy_ext.graph.io.files import read
 
@@ -167,7 +165,7 @@ def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[
     """Build the module of a model that was read, and its preprocessing rule; weights are not read.
 
     Args:
-        deployment: what `read_config` returned.
+        deployment: result of `read_config`.
         mean: replaces the config's, for pictures alone: three pixel values in the input's channel order.
         std: the same of the standard deviation.
 
@@ -199,7 +197,6 @@ def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[
 
 
 def _checked_rule(cfg: Any, family: Family) -> Any:
-    """Return the preprocessing rule of a config; ConfigError: a file cannot describe it."""
     try:
         rule = family.preprocess_rule(cfg)
     except Mm2OnnxError as error:
@@ -286,8 +283,7 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
     """Return export options with the opset that the file of `model` gets.
 
     Opset 0, the user's default, becomes `exporter.default_opset`. Options without an opset (sparse graphs)
-    are returned as they are; options that fix it, since their graphs leave out what would need another one,
-    get the fixed opset.
+    are returned unchanged; options that fix the opset get the fixed opset.
 
     UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
     """
@@ -312,10 +308,10 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
         num_classes: number of classes of the model.
 
     Returns:
-        The first list or tuple of `num_classes` names among `CLASSES` of `meta`; `classes` of `data.test`
-        (of the data set that `test_dataset` reads), names or the path of a file with one on each line;
-        `classes` and `class_names` of the config; and `CLASSES` of the data set's class. If none fits:
-        'class 0', 'class 1', ...
+        The first list or tuple of `num_classes` names among `CLASSES` of `meta`; `classes` of `data.test` (of
+        the data set that `test_dataset` reads), names or the path of a file with one on each line; `classes`
+        and `class_names` of the config; and `CLASSES` of the data set's class. If none fits: 'class 0',
+        'class 1', ...
 
     Raises:
         ConfigError: the config's data set names a file of classes, `meta` has no fitting list, and the file
@@ -362,7 +358,7 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Return the options of an export with what the user left open filled in by `resolve`.
+    """Check the options of an export, and fill in open ones by `resolve`.
 
     Values that no model can have were refused by `Options.check` before, when the command line, config or
     file was read.
@@ -395,13 +391,13 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
 
 
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
-    """Return the options with values in place of those that the user left open.
+    """Return the options with values for the ones that the user left open.
 
-    Opset 0 becomes that of `resolve_opset` for `model`, which also says what it raises. Height and width 0
-    become the size, in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a
-    landscape picture that fills the test scale if the pipeline keeps its ratio, and of one of 640 x 640 if it
-    has no scale. `group_norm` '' of a float32 file becomes that of `default_group_norm`. Options that lack
-    one of these stay without it; `rule` may be that of other samples if they have no height.
+    Opset 0 becomes the result of `resolve_opset` (see there for errors). Height and width 0 become the size,
+    in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a landscape picture
+    that fills the test scale if the pipeline keeps its ratio, and of one of 640 x 640 if it has no scale.
+    `group_norm` '' of a float32 file becomes `default_group_norm`. Options that lack one of these stay
+    without it; without a height `rule` may be of other samples.
     """
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:

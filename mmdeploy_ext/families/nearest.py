@@ -11,9 +11,9 @@ from mmdeploy_ext.core.errors import ConfigError, did_you_mean
 from mmdeploy_ext.core.unregistered import missing_types, registered_names, unregistered
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
-"""What the keys of parts end in that decide a family; backbones and necks do not."""
+"""Endings of the keys of parts that decide a family."""
 SENSOR_KEYS, SENSOR_STEPS = ('pts_', 'img_', 'voxel_'), ('Points', 'MultiView')
-"""What keys of a model begin with, and names of steps of a pipeline have, of points or several cameras.
+"""Beginnings of a model's keys, and parts of names of pipeline steps, for points or several cameras.
 
 mmdet3d's models have `img_backbone` and `pts_backbone`, since they may have both; mmdet's detectors of one
 picture have `backbone`.
@@ -25,7 +25,7 @@ ADVICE = 'the families and their configs are in README.md'
 
 
 def part_types(model: Any, prefix: str = '') -> dict[str, str]:
-    """Return path -> type name of the parts of a `model` whose keys end in one of PARTS, however deep.
+    """Return path -> type name of the parts of a `model` with a key that ends in one of PARTS, at any depth.
 
     A path has the keys from `model` on, 'roi_head.bbox_head'. `prefix` is put before it, with its dot; of
     parts in a list the first type is told.
@@ -45,7 +45,7 @@ def part_types(model: Any, prefix: str = '') -> dict[str, str]:
 def refusal(
     cfg: Any, families: Sequence[Any], reason: str, failures: Mapping[str, str] | None = None
 ) -> ConfigError:
-    """Return the error of a config that no family claims: its parts, the nearest family, what to do.
+    """Return the error of a config that no family claims: its parts, the nearest family, advice.
 
     If the user's tree defines a type of the model that is not registered, the error tells how to register it,
     or why its package is not imported, and nothing else (`unregistered`). A type that is neither registered
@@ -53,8 +53,7 @@ def refusal(
 
     Args:
         cfg: an `mmcv.Config` with a `model`, a dict; `find_family` refuses others before.
-        families: those that the message names as known, and of which it names the nearest: the imported ones
-            of the product that the caller wants.
+        families: the imported families of the wanted product, which the message lists.
         reason: predicate of the message, e.g. 'belongs to no family that mm2onnx exports'.
         failures: package -> the error of its import, of libraries of families that could not be imported.
 
@@ -92,7 +91,6 @@ def refusal(
 
 
 def _has_sensors(cfg: Any) -> bool:
-    """Return whether the model of a config takes points or pictures of several cameras, not one picture."""
     model, keys = cfg.get('model'), []
     if isinstance(model, dict):
         keys = [str(key) for key in model]
@@ -105,11 +103,6 @@ def _has_sensors(cfg: Any) -> bool:
 
 
 def _similarity(entry: Registration, model: Any, parts: Mapping[str, str]) -> tuple[float, ...]:
-    """Return how similar a family is to a model: by its heads, then its detector, then its other parts.
-
-    Each number is the length of the longest of the family's words in a name; the last is the share of equal
-    letters of the names, 0 below `ALIKE`, which may be chance.
-    """
     words = [word.lower() for word in (entry.name, *entry.similar_names)]
     heads = [name.lower() for key, name in parts.items() if key.endswith('head')]
     other_parts = [name.lower() for key, name in parts.items() if not key.endswith('head')]

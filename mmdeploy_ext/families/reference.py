@@ -1,4 +1,4 @@
-"""What the user's own code gives for pictures, in the terms of a file, for proofs and kits."""
+"""Results of the user's own code for pictures, in the terms of a file, for proofs and kits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ImageReference:
         return [boxes_of_classes(result) for result in self.tested(images, rescale)]
 
     def tested(self, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:
-        """What a detector of mmdet returns for each image, by `forward` with `return_loss=False`."""
+        """Results of a detector of mmdet for each image, by `forward` with `return_loss=False`."""
         from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
 
         return tested(self.model, images, metas_of(images), rescale)
@@ -91,7 +91,7 @@ class ImageReference:
         return ''
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Height and width, pixels, that a graph assumes if it is not fed those of an image."""
+        """Height and width, pixels, that a graph assumes by default."""
         return tuple(image.tensor.shape[1:])
 
     def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
@@ -102,16 +102,16 @@ class ImageReference:
         return min(height, width) >= picture.smallest
 
     def borders(self) -> dict[str, Callable[[list[Any]], Mapping[str, Any]]]:
-        """Path of a method of the model -> function that names what its calls returned as the file does.
+        """Path of a method of the model -> function from its results to names of the file.
 
         Rows that a top-k chose are left out: engines may have them in another order.
         """
         return {}
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Path of a method of the model -> what it returns by the tensors of a file; {}: not possible.
+        """Path of a method of the model -> its result by the tensors of a file; {}: not possible.
 
-        The values are those of `exporting.substitution.substituted`.
+        For the values see `exporting.substitution.substituted`.
         """
         return {}
 
@@ -120,7 +120,7 @@ class ImageReference:
         return ''
 
     def ranking(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """As `substitutes`, what makes the model rank its queries as the file did; {}: nothing ranks them.
+        """As `substitutes`, to make the model rank its queries as the file did; {}: no ranking.
 
         Rounding exchanges the ranks of nearly equal scores, which moves all results.
         """
@@ -143,7 +143,7 @@ class ImageReference:
         return []
 
     def in_order(self, outputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Outputs whose rows a top-k chose, in an order that does not depend on scores."""
+        """Outputs with rows of a top-k, in an order that does not depend on scores."""
         return outputs
 
     def candidate_bounds(

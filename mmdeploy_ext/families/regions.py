@@ -1,8 +1,4 @@
-"""Heads of regions in families of other packages: proposals, pooled features, and the parts of mmdet's heads.
-
-`Proposals` makes proposals of a head's outputs, `Pool` features of regions; a family of other boxes than
-upright ones derives from both.
-"""
+"""Heads of regions for families of other packages: proposals, pooled features, parts of mmdet's heads."""
 
 from mmdeploy_ext.families.parts.proposals import (
     Proposals,

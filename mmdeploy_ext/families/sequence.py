@@ -1,8 +1,4 @@
-"""The base class of families of streams and sweeps: models with a memory, and LiDAR models without.
-
-A stepper computes one `Frame` or `Sweep` after the other. The reference is PyTorch's model as a stepper, the
-runner the exported files on an engine.
-"""
+"""The base class of families of streams and sweeps: models with a memory, and LiDAR models without."""
 
 from __future__ import annotations
 
@@ -38,7 +34,6 @@ class SequenceFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The registered options, and the options of all families of frames or sweeps."""
         return (*registration_of(self.name).options, *DRIVE)
 
     @abc.abstractmethod

@@ -1,8 +1,4 @@
-"""What makes the frames or sweeps of a family of data sets, of dumps and of nothing.
-
-A moment is one sample of a data set, infos are the file that lists them, a rule is what the family's
-`preprocess_rule` returns, by which samples are prepared.
-"""
+"""Frames or sweeps of a family from data sets, from dumps, or generated."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ class SequenceData(abc.ABC):
             last graph.
         unread_fields: fields of a `Frame` that the models do not read, and that data sets may lack; no proof
             compares them.
-        dump_suffixes: prefix of a dumped tensor's name -> what its file name has before '.bin', as '_pth'.
+        dump_suffixes: prefix of a dumped tensor's name -> suffix of its file name before '.bin', as '_pth'.
         dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
     """
 
@@ -59,16 +55,15 @@ class SequenceData(abc.ABC):
 
         If the class of `data.test` reads files of the kind that is written, or is of the user's code and of
         no other kind, it is that data set with another `ann_file` and `data_root`; else it is the family's
-        with the config's test pipeline. Sparse4D's is always that of `data.test`; moments of BEVFusion's own
-        repository have a class of their own. `rule`, that of `preprocess_rule`, decides which files are
-        written.
+        with the config's test pipeline. Sparse4D's is always `data.test`; moments of BEVFusion's own
+        repository have a class of their own. `rule` (of `preprocess_rule`) decides which files are written.
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
         """Return `count` sweeps, or `FusedFrame`s, to prove a model on if there is no data set.
 
-        `rule` is that of `preprocess_rule`. NotImplementedError: the family has none, since its models have a
-        memory and are proven on a synthetic drive.
+        `rule` is the result of `preprocess_rule`. NotImplementedError: the family has none, since its models
+        have a memory and are proven on a synthetic drive.
         """
         raise NotImplementedError(f'{type(self).__name__}: takes no sweeps')
 
@@ -80,7 +75,7 @@ class SequenceData(abc.ABC):
         """
 
     def dump_tensors(self, model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Return what dump mode writes for one frame: name -> array; by default all `taps`.
+        """Return the tensors of a frame for a dump: name -> array; by default all `taps`.
 
         These are the tensors that the model passed to `core.taps.tap` in this frame, by name.
         """

@@ -1,4 +1,4 @@
-"""What the user's own code gives for frames and sweeps, for proofs and benchmarks."""
+"""Results of the user's own code for frames and sweeps, for proofs and benchmarks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 class SequenceReference(Stepper, Protocol):
     """A model of frames or sweeps as the user's config builds it, unpatched, in its own test path.
 
-    `rule` is what the family's `preprocess_rule` returns.
+    `rule` is the result of the family's `preprocess_rule`.
     """
 
     model: torch.nn.Module
     """The model with its weights."""
 
     def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
-        """Part of a sample -> (owner, name of a method) of what computes it, for a benchmark.
+        """Part of a sample -> (owner, name of a method) that computes it, for a benchmark.
 
-        Parts are those of `graph_seconds` of the runner; time outside of them counts for a part 'head'.
+        Parts are the keys of the runner's `graph_seconds`; time outside of them counts for a part 'head'.
         """
 
     def voxel_layer(self) -> tuple[torch.nn.Module, str, int] | None:
@@ -38,8 +38,8 @@ class SequenceReference(Stepper, Protocol):
     def special_samples(self, rule: Any, sample: Frame | Sweep) -> Iterable[Frame | Sweep]:
         """Samples, made of another one, that a usual drive or sweep does not have.
 
-        Those of a model with a memory are one drive, at whose end poses, records of motion or times change,
-        or which camera has which picture; in the frame before this end the pictures have a single colour.
+        Samples of a model with a memory are one drive; at its end poses, records of motion, times or the
+        order of pictures change; in the frame before this end the pictures have a single colour.
         """
 
     def plain_sample(self, rule: Any, sample: Sweep) -> Sweep:

@@ -29,8 +29,8 @@ class EncoderSettings:
         order: axis order of its coordinates and weights, 'xyz' or 'zyx'.
         spatial_shape: `sparse_shape` of the encoder, in that order; along z it may be one above the voxels.
         in_channels: features per voxel.
-        output_shape: (1, C, H, W) of the map that the encoder gives, whose rows are along x if
-            `order` is 'xyz', along y if it is 'zyx'; None if that is not known.
+        output_shape: (1, C, H, W) of the encoder's map, with rows along x if `order` is 'xyz', along y if it
+            is 'zyx'; None if that is not known.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Int8Reference:
         half_ranges: whether they round ranges to fp16.
         fp16_folded: modules of convolutions into which they fold batch normalisation in fp16, unlike the
             rest.
-        unfolded_ranges: modules whose weight ranges are of the kernel before folding.
+        unfolded_ranges: modules with weight ranges of the kernel before folding.
         add_method: how they calibrate residual additions; '': as convolutions.
     """
 
@@ -66,7 +66,7 @@ class SparseFamily(Family):
     """One family of models with a sparse-convolution backbone.
 
     Attributes:
-        orders: both coordinate orders of files; the first is that of an export that names none.
+        orders: both coordinate orders of files; the first is the default.
         int8: particulars of NVIDIA's INT8 file.
     """
 
@@ -97,7 +97,7 @@ class SparseFamily(Family):
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """Return how points become voxels: what the metadata keeps and the runtime follows."""
+        """Return how points become voxels; the metadata keeps it."""
 
     @abc.abstractmethod
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:

@@ -1,8 +1,7 @@
 """A detector of several cameras at test time: pictures to feature maps, maps to boxes.
 
-BEVFormer and PETR derive theirs from it. Source: fundamentalvision/BEVFormer 66b65f3,
-`detectors/bevformer.py`; megvii-research/PETR f7525f9, `detectors/petr3d.py`. Differs in: nothing is changed
-in place, neither the metas nor the pictures.
+Source: fundamentalvision/BEVFormer 66b65f3, `detectors/bevformer.py`; megvii-research/PETR f7525f9,
+`detectors/petr3d.py`.
 
 Glossary: N cameras, C channels, h, w feature map, H, W pictures in px.
 """
@@ -18,12 +17,7 @@ from mmdeploy_ext.core.taps import tap
 
 
 class CameraDetector(MVXTwoStageDetector):
-    """Backbone, neck and head of cameras.
-
-    Args:
-        use_grid_mask: of training, not used.
-        modules: backbone, neck and head, as mmdet3d's detectors take them.
-    """
+    """Backbone, neck and head of cameras."""
 
     def __init__(self, use_grid_mask: bool = False, **modules: Any) -> None:
         super().__init__(**modules)
@@ -50,11 +44,11 @@ class CameraDetector(MVXTwoStageDetector):
     ) -> list[dict]:
         """Return a list of one dict, 'pts_bbox' -> a dict on the CPU, of one frame; B is 1.
 
-        It has `boxes_3d` (m), `scores_3d` and `labels_3d`, those of the head's `get_bboxes`; boxes are in the
-        LiDAR frame.
+        It has `boxes_3d` (m), `scores_3d` and `labels_3d` of the head's `get_bboxes`; boxes are in the LiDAR
+        frame.
 
         The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W);
-        `rescale` and further `data` are not used. DataError: several augmentations.
+        `rescale` and further `data` are not used.
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError(

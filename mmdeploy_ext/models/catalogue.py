@@ -1,11 +1,4 @@
-"""The models of this package by the type in a config, registered only if no other code registers the type.
-
-Research repositories register many of the same types: StreamPETR 23 of them, Far3D 19. Their classes are the
-user's, and ours are for configs without such code. So importing a model of this package registers nothing in
-OpenMMLab's registries: `core.config.load_config` calls `register_named` when the plugin of a config has been
-imported, and importing `mmdeploy_ext.models.mmdet` or `.mmdet3d` registers all types that are free, for
-programs that read a config by mmcv alone.
-"""
+"""The models of this package by the type in a config, registered only if no other code registers the type."""
 
 import contextlib
 import dataclasses
@@ -104,7 +97,6 @@ def modules_by_type() -> dict[str, list[str]]:
 
 
 MODULES = modules_by_type()
-"""The same, made once."""
 LIBRARIES = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 """Packages with registries of models."""
 
@@ -134,11 +126,7 @@ _OFFERS: dict[str, list[Offer]] = {}
 def registered_if_named(
     registry: Any, builds: Sequence[str] = (), beside: Sequence[str] = ()
 ) -> Callable[[Class], Class]:
-    """Return a decorator that notes a class for a registry of mmcv; importing its module registers nothing.
-
-    `register_named` registers it if a config names the type, its name, and no other code has registered that.
-    For `builds` and `beside` see `Offer`.
-    """
+    """A decorator that notes a class for a registry of mmcv; importing its module registers nothing."""
 
     def note(cls: Class) -> Class:
         _OFFERS.setdefault(cls.__name__, []).append(Offer(cls, registry, tuple(builds), tuple(beside)))
@@ -148,18 +136,12 @@ def registered_if_named(
 
 
 def registered_types() -> set[str]:
-    """Return the types in the registries of those `LIBRARIES` that are imported, whoever registered them."""
     distinct = {id(registry): registry for registry in registries(LIBRARIES)}
     return {name for registry in distinct.values() for name in registry.module_dict}
 
 
 def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
-    """Register this package's classes of some types, and the types that these build.
-
-    A type that is registered already, or that this package does not have, is passed over. Of a type that
-    several of our classes have, `config_types`, all types of a config, decide which one is taken, in place of
-    another of ours that was registered for another config; without them a registered one stays.
-    """
+    """Register this package's classes of some types, and the types that these build."""
     pending, config_types = [name for name in names if name in MODULES], set(config_types)
     registered = registered_types() if pending else set()
     while pending:
@@ -183,11 +165,7 @@ def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
 
 
 def register_named(cfg: Any) -> None:
-    """Register the types of this package that an mmcv Config names and that nobody has registered.
-
-    Beside a class that a user derives from one of this package, such as a head of StreamPETR of another name,
-    the detector of that model is taken.
-    """
+    """Register the types of this package that an mmcv Config names and that nobody has registered."""
     named = {name for _, name in types_of(dict(cfg.items()))}
     nearest_types: dict[str, str] = {}  # name of a derived class -> the nearest type of this package
     pending = [offer.cls for offers in _OFFERS.values() for offer in offers]
@@ -200,10 +178,6 @@ def register_named(cfg: Any) -> None:
 
 
 def register_all(modules: dict[str, tuple[str, ...]]) -> None:
-    """Register every type of some modules of this package (module -> types) that nobody has registered.
-
-    Of a type of several classes it is the one without `beside`, see `Offer`.
-    """
     register(name for names in modules.values() for name in names)
 
 

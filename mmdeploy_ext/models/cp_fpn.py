@@ -1,8 +1,6 @@
-"""CPFPN: a feature pyramid whose output convolution exists on the first level alone.
+"""CPFPN: a feature pyramid with an output convolution on the first level alone.
 
 Source: exiawsh/StreamPETR 95f6470, models/necks/cp_fpn.py; parameter names are the checkpoints'.
-
-Glossary: B images, h, w cells of a level.
 """
 
 from collections.abc import Sequence
@@ -19,13 +17,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 @registered_if_named(NECKS)
 class CPFPN(BaseModule):
-    """Top-down pyramid; only the finest level passes through a 3x3 convolution.
-
-    Levels come with the finest first; `in_channels` are the channels of each, `out_channels` those of all
-    results, and `num_outs` must be their number (else ConfigError). `norm_cfg` and `act_cfg` are configs of
-    normalisation and activation, None for none, as in the released checkpoints; `init_cfg` is mmcv's, None
-    for Xavier-uniform convolutions.
-    """
+    """Top-down pyramid; only the finest level passes through a 3x3 convolution."""
 
     def __init__(
         self,

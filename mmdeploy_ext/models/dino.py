@@ -1,9 +1,7 @@
 """DINO: the parts of mmdet 3 that mmdet 2.28 lacks, around its Deformable DETR, with their names inside it.
 
-A result needs the last layer alone. Every layer runs its class's own `forward`, so that classes of a user
-take effect; graphs compute the same by `DinoNetwork`. Source of names, shapes and algorithm: mmdet 3.3.0
-`detectors/dino.py`, `layers/transformer/dino_layers.py`; tests hold it to what mmdet 3 gave
-(`tests/dino_golden.py`).
+Source of names, shapes and algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`;
+tests compare with results of mmdet 3 (`tests/dino_golden.py`).
 
 Glossary: B batch, Q queries, C columns of the class logits, D embedding, h, w cells of a map, S tokens of all
 levels, L levels.
@@ -34,7 +32,6 @@ from 1 on, of their sines."""
 LEAST_ODDS = 1e-3
 """Least distance from 0 and 1 that counts for the numbers of a box that a layer before the last one moves."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
-"""Message of the error of a call of the loss."""
 
 
 @registered_if_named(DETECTORS)
@@ -77,8 +74,8 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
 
         Arguments are queries (Q, B, D), boxes cxcywh (B, Q, 4) relative to the image without its padding,
         `valid_ratios` (B, L, 2), the shares of each map's width and height that show the image, and the box
-        branches of the layers, by which each layer but the last moves the boxes for the next; others are
-        those of the layers.
+        branches of the layers, by which each layer but the last moves the boxes for the next; others go to
+        the layers.
         """
         scale = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
         for index, layer in enumerate(self.layers):
@@ -100,10 +97,9 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
 
 @registered_if_named(TRANSFORMER)
 class DinoTransformer(transformer.DeformableDetrTransformer):
-    """The transformer of a two-stage Deformable DETR whose queries are learned, not made of proposals."""
+    """The transformer of a two-stage Deformable DETR with learned queries, not made of proposals."""
 
     def init_layers(self) -> None:
-        """Build the layers beside encoder and decoder."""
         super().init_layers()
         del self.pos_trans, self.pos_trans_norm
 
@@ -124,8 +120,8 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
             mlvl_masks: (B, h, w) bool of each map, True where it shows no image.
             query_embed: learned queries (Q, D).
             mlvl_pos_embeds: positions (B, D, h, w) of each map.
-            reg_branches: box branches of each layer, and behind them that of the tokens.
-            cls_branches: score branches of each layer, and behind them that of the tokens.
+            reg_branches: box branches of each layer, then of the tokens.
+            cls_branches: score branches of each layer, then of the tokens.
             kwargs: options of the layers.
         """
         device = mlvl_feats[0].device
@@ -172,8 +168,6 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
     ) -> torch.Tensor:
         """Return the boxes (B, Q, 4) cxcywh of the tokens with the highest class scores, the best first.
 
-        Boxes are in 0..1, shares of the image without its padding.
-
         Args:
             memory: tokens (B, S, D) behind the encoder.
             padded: (B, S) bool, True for tokens outside of the image.
@@ -191,10 +185,6 @@ class DINOHead(dense_heads.DeformableDETRHead):
     """The branches of a two-stage Deformable DETR with box refinement, and its queries."""
 
     def __init__(self, *args: Any, transformer: Mapping[str, Any], **kwargs: Any) -> None:
-        """Build it by the arguments of mmdet's `DeformableDETRHead`.
-
-        ConfigError: one stage, no refinement, or other numbers of queries and of their boxes.
-        """
         for key in ('as_two_stage', 'with_box_refine'):
             if not kwargs.get(key, False):
                 raise ConfigError(f'model.bbox_head.{key}=False: expected True, as DINO has it')
@@ -212,8 +202,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         """Return class logits (1, B, Q, C) and boxes cxcywh (1, B, Q, 4) of the last layer, and None twice.
 
-        Boxes are in 0..1, shares of the image without its padding. Features are maps (B, D, h, w) of the
-        neck; metas have `batch_input_shape` and `img_shape`.
+        Features are maps (B, D, h, w) of the neck; metas have `batch_input_shape` and `img_shape`.
         """
         masks = self.masks(mlvl_feats, img_metas)
         query, reference = self.transformer(
@@ -239,5 +228,4 @@ class DINOHead(dense_heads.DeformableDETRHead):
         return [F.interpolate(outside[None], size=features.shape[-2:])[0] > 0.5 for features in mlvl_feats]
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to train by a NotImplementedError."""
         raise NotImplementedError(TRAINS)

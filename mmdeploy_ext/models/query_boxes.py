@@ -1,8 +1,5 @@
 """From decoder outputs of queries to boxes, without NMS: the branches of a head, and its coder.
 
-BEVFormer and PETR share them, StreamPETR the coder; PETR and StreamPETR have thresholds of their own, and
-StreamPETR other codes.
-
 Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9,
 `core/bbox/coders/nms_free_coder.py`, `core/bbox/util.py`.
 
@@ -46,11 +43,7 @@ LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 
 
 def passing(scores: Tensor, threshold: float | None) -> Tensor:
-    """Return (n,) bool, which scores (n,) are kept: those above the threshold.
-
-    If none is above it, it is lowered by steps (`LOWERED`) until some score reaches it. All are kept if the
-    threshold is None or 0, and if it would be lowered below `LOWEST_THRESHOLD`.
-    """
+    """Return (n,) bool: whether scores (n,) are above the threshold."""
     if not threshold:
         return torch.ones_like(scores, dtype=torch.bool)
     keep = scores > threshold
@@ -72,9 +65,6 @@ class QueryBoxCoder:
         score_threshold: see `passing`; None keeps all.
         num_classes: K.
         voxel_size: not used; upstream's configs have it.
-
-    Raises:
-        ConfigError: there is no `post_center_range`.
     """
 
     def __init__(
@@ -104,18 +94,12 @@ class QueryBoxCoder:
     def decode_single(self, logits: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Decode logits (R, K) and box codes (R, 10) of one sample.
 
-        A code is x, y in m, log width, log length, z of the centre in m, log height, sine and cosine of the
-        yaw, velocity x, y in m/s; a class with other codes has a `boxes_of` of its own.
-
         Returns:
-            'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad
-            from -y clockwise, velocity x, y in m/s; of a model that was trained with boxes of mmdet3d 1.x
-            length comes before width, and the yaw is from x counter-clockwise; 'scores' (n,), falling;
-            'labels' (n,). They are those of the best `max_num` pairs that pass both the range and `passing`,
-            which sees the scores of all of these pairs; there may be none.
-
-        Raises:
-            ConfigError: the coder has another K than the logits, and would take boxes of other queries.
+            'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad from -y
+            clockwise, velocity x, y in m/s; of a model that was trained with boxes of mmdet3d 1.x length
+            comes before width, and the yaw is from x counter-clockwise; 'scores' (n,), falling; 'labels'
+            (n,). Of the best `max_num` pairs, kept are pairs within the range that pass `passing`, which sees
+            all their scores.
         """
         if logits.shape[-1] != self.num_classes:
             raise ConfigError(
@@ -134,12 +118,8 @@ def decoded_samples(
 ) -> list[list[Any]]:
     """Return boxes, scores (n,) and labels (n,) of each sample, best first, from the last decoder layer.
 
-    Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad
-    from -y clockwise, as mmdet3d 0.17 has it, velocity x, y in m/s; of a model that was trained with boxes of
-    1.x length comes before width, and the yaw is from x counter-clockwise.
-
-    `outputs` are those of a head: `all_cls_scores` (layers, B, R, K), logits, and `all_bbox_preds` (layers,
-    B, R, 10), codes of `coder`, for B samples.
+    `outputs` of a head are `all_cls_scores` (layers, B, R, K), logits, and `all_bbox_preds` (layers, B, R,
+    10), codes of `coder`, for B samples.
     """
     samples = []
     last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)

@@ -1,10 +1,7 @@
 """Parts of decoders over image tokens that PETR and StreamPETR share: attentions, layers, and these in turn.
 
-BEVFormer's encoder has the layer, too.
-
 Source: exiawsh/StreamPETR 95f6470 and megvii-research/PETR f7525f9, `models/utils/petr_transformer.py`;
-parameter names are the checkpoints'. Differs in: the attention is mmcv's, which has the same parameters
-(`attn.in_proj_weight`, ...) and computes the same; there is no half-precision path and no CUDA kernel.
+parameter names are the checkpoints'.
 
 Glossary: B batch, C channels, Q queries, L decoder layers.
 """
@@ -28,20 +25,16 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 LAYER_NORM = dict(type='LN')
-"""Normalisation if the config names none."""
 FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')
 """Option of a decoder layer -> option of mmcv's `FFN`."""
 _announced: set[str] = set()
-"""Warnings that were logged in this process."""
 
 
 @registered_if_named(ATTENTION)
 class PETRMultiheadAttention(MultiheadAttention):
     """Multi-head attention with identity connection and positions.
 
-    `dropout` is one rate for the attention weights and for what is added to the identity; it replaces
-    `attn_drop` and `dropout_layer`, unless it is None. `fp16=True` is refused (ConfigError): mixed precision
-    is set for the whole model. The other arguments are those of mmcv's class.
+    `fp16=True` is refused (ConfigError): mixed precision is set for the whole model.
     """
 
     def __init__(
@@ -79,12 +72,7 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
 
 
 class AttentionLayer(BaseTransformerLayer):
-    """One layer of attentions and feed-forward networks, in the order that `operation_order` gives.
-
-    `attn_cfgs` is the config of all attentions, or a list with one for each, in that order.
-    `with_cp` is of training and not used. The options of `FFN_KEYS` belong to the feed-forward networks, and
-    take precedence over `ffn_cfgs`, the config of all of them or a list with one for each.
-    """
+    """One layer of attentions and feed-forward networks, in the order that `operation_order` gives."""
 
     def __init__(
         self, attn_cfgs: Any, operation_order: tuple[str, ...], with_cp: bool = True, **options: Any
@@ -119,11 +107,7 @@ class DecoderTransformer(BaseModule):
 
 @registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class PETRTransformerDecoder(TransformerLayerSequence):
-    """The layers in turn; a shared norm makes each layer's output, but is not applied between layers.
-
-    `return_intermediate` gives every layer's output, not the last one's alone; with `post_norm_cfg` None
-    there is no norm.
-    """
+    """The layers in turn; a shared norm makes each layer's output, but is not applied between layers."""
 
     def __init__(
         self,
@@ -137,10 +121,7 @@ class PETRTransformerDecoder(TransformerLayerSequence):
         self.post_norm = build_norm_layer(post_norm_cfg, self.embed_dims)[1] if post_norm_cfg else None
 
     def forward(self, query: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Return (L, Q, B, C) of queries (Q, B, C); L is 1 without `return_intermediate`.
-
-        The other arguments are those of a layer.
-        """
+        """Return (L, Q, B, C) of queries (Q, B, C); L is 1 without `return_intermediate`."""
         outputs = []
         for layer in self.layers:
             query = layer(query, *args, **options)

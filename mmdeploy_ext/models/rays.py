@@ -1,10 +1,7 @@
-"""Points along the rays of image tokens, and codes of positions: what PETR and StreamPETR share.
+"""Points along the rays of image tokens, and codes of positions, for PETR and StreamPETR.
 
-Everything here traces by TorchScript at opset 11. Sources: megvii-research/PETR f7525f9,
-`dense_heads/petr_head.py` (`position_embeding`, `pos2posemb3d`); exiawsh/StreamPETR 95f6470,
-`models/utils/positional_encoding.py`.
-
-Shapes: B batch, N cameras, T tokens (camera by camera), D depth bins.
+Sources: megvii-research/PETR f7525f9, `dense_heads/petr_head.py` (`position_embeding`, `pos2posemb3d`);
+exiawsh/StreamPETR 95f6470, `models/utils/positional_encoding.py`.
 """
 
 import math
@@ -56,8 +53,7 @@ def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
 def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
     """Encode numbers (..., 1), which are scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ...
 
-    Numbers are shares of a range, 0..1 inside of it, or ages in seconds. Pair j has the frequency
-    10000 ** (-2 j / num_feats).
+    Numbers are shares of a range, 0..1 inside of it, or ages in seconds.
     """
     periods = 10000.0 ** (2 * np.arange(num_feats // 2) / num_feats)
     angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)
@@ -65,8 +61,5 @@ def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
 
 
 def point_encoding(points: Tensor, num_feats: int) -> Tensor:
-    """Encode points (..., 3) in shares of a range as (..., 3 * num_feats), in the order y, x, z.
-
-    A point outside of the range has shares below 0 or above 1.
-    """
+    """Encode points (..., 3) in shares of a range as (..., 3 * num_feats), in the order y, x, z."""
     return torch.cat([sine_encoding(points[..., axis : axis + 1], num_feats) for axis in (1, 0, 2)], dim=-1)

@@ -1,7 +1,5 @@
 """RTMDet: CSPNeXt, its neck, head and detector, with mmdet 3's names of parameters and settings.
 
-Results are those of mmdet 2.28's `BaseDenseHead.get_bboxes`, which reads the same outputs in the same way.
-
 Source: mmdet 3.3.0 `backbones/cspnext.py`, `layers/{csp_layer,se_layer}.py`, `necks/cspnext_pafpn.py`,
 `dense_heads/rtmdet_head.py`.
 
@@ -34,11 +32,8 @@ YOLOXPAFPN = mmdet_module('mmdet.models.necks').YOLOXPAFPN
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 NORM = dict(type='BN', momentum=0.03, eps=0.001)
-"""Normalisation and its running averages if the config names none."""
 SILU = dict(type='SiLU')
-"""Activation if the config names none."""
 KERNEL = 5
-"""Size of the depth-wise convolution of a block."""
 Stage = tuple[int, int, int, bool, bool]
 """Of a backbone, see `ARCHITECTURES`."""
 FINE = ((64, 128, 3, True, False), (128, 256, 6, True, False), (256, 512, 6, True, False))
@@ -52,21 +47,12 @@ input, whether the stage begins with spatial pyramid pooling."""
 
 
 def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_depthwise: bool = False) -> Any:
-    """Return a constructor of mmcv's convolutions with normalisation and activation.
-
-    It takes the remaining arguments of `ConvModule`; with `use_depthwise` convolutions are separable.
-    `norm_cfg` and `act_cfg` are mmcv's configs of normalisation and activation.
-    """
     module_class = DepthwiseSeparableConvModule if use_depthwise else ConvModule
     return functools.partial(module_class, norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
 
 
 class CSPNeXtBlock(nn.Module):
-    """A 3x3 convolution and a depth-wise separable one of 5x5; with `add_identity` the input is added.
-
-    `channels` are those of input and result, C. With `use_depthwise` the first one is separable, too;
-    `layers` are `norm_cfg` and `act_cfg`.
-    """
+    """A 3x3 convolution and a depth-wise separable one of 5x5; with `add_identity` the input is added."""
 
     def __init__(self, channels: int, add_identity: bool, use_depthwise: bool, **layers: Any) -> None:
         super().__init__()
@@ -76,7 +62,6 @@ class CSPNeXtBlock(nn.Module):
         self.add_identity = add_identity
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return maps of the input's shape (B, C, h, w)."""
         out = self.conv2(self.conv1(x))
         return out + x if self.add_identity else out
 
@@ -89,18 +74,13 @@ class ChannelAttention(nn.Module):
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return maps of the input's shape (B, C, h, w)."""
         # two steps: one long sum is off, see graph/passes/norms.py
         means = x.mean(3, keepdim=True).mean(2, keepdim=True)
         return x * nn.functional.hardsigmoid(self.fc(means))
 
 
 class CSPNeXtLayer(CSPLayer):
-    """mmdet's cross stage partial layer with `CSPNeXtBlock`s.
-
-    With `channel_attention` there is a `ChannelAttention` before its last layer. `expand_ratio` is the width
-    of a branch over that of the output. For the others see `CSPNeXtBlock`.
-    """
+    """mmdet's cross stage partial layer with `CSPNeXtBlock`s."""
 
     def __init__(
         self,
@@ -113,10 +93,6 @@ class CSPNeXtLayer(CSPLayer):
         use_depthwise: bool = False,
         **layers: Any,
     ) -> None:
-        """Build it; `layers` are `norm_cfg` and `act_cfg`.
-
-        `num_blocks` is the number of `CSPNeXtBlock`s.
-        """
         super().__init__(in_channels, out_channels, expand_ratio, num_blocks=0, **layers)
         inside = self.main_conv.out_channels
         blocks = [CSPNeXtBlock(inside, add_identity, use_depthwise, **layers) for _ in range(num_blocks)]
@@ -149,17 +125,6 @@ class CSPNeXt(BaseModule):
         norm_eval: bool = False,
         init_cfg: Any = None,
     ) -> None:
-        """Build it, of the settings of mmdet 3.
-
-        `deepen_factor` and `widen_factor` multiply the numbers of blocks and channels; `out_indices` are, in
-        any order, the stages whose maps are returned, 0 for the stem; with `use_depthwise` 3x3 convolutions
-        are separable, but for those of the stem. `arch` is a key of `ARCHITECTURES`; `expand_ratio` and
-        `channel_attention` are those of `CSPNeXtLayer`; `spp_kernel_sizes` are those of the poolings of a
-        stage with spatial pyramid pooling. `frozen_stages` and `norm_eval` are of training, not used.
-
-        Raises:
-            ConfigError: an unknown architecture, or one of `out_indices` that it does not have.
-        """
         super().__init__(init_cfg)
         if arch not in ARCHITECTURES:
             raise ConfigError(f'model.backbone.arch={arch!r}; expected one of {", ".join(ARCHITECTURES)}')
@@ -203,15 +168,14 @@ class CSPNeXt(BaseModule):
 
 
 NEAREST = dict(scale_factor=2, mode='nearest')
-"""How maps are enlarged if the config does not say."""
 
 
 @registered_if_named(NECKS)
 class CSPNeXtPAFPN(YOLOXPAFPN):
     """The path aggregation of mmdet's YOLOX with `CSPNeXtLayer`s, and 3x3 convolutions at its end.
 
-    Its `forward`, that of the base, returns a map (B, out_channels, h, w) of each level for maps
-    (B, in_channels, h, w) of the levels.
+    Its `forward` returns a map (B, out_channels, h, w) of each level for maps (B, in_channels, h, w) of the
+    levels.
     """
 
     def __init__(
@@ -226,13 +190,6 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
         act_cfg: Mapping[str, Any] = SILU,
         init_cfg: Any = None,
     ) -> None:
-        """Build it, of the settings of mmdet 3: maps go from fine to coarse.
-
-        For `expand_ratio` and `use_depthwise` see `CSPNeXtLayer`, each of which has `num_csp_blocks` blocks,
-        that do not add their input; with `use_depthwise` all 3x3 convolutions are separable. `in_channels`
-        are those of the maps, `out_channels` those of every map that is returned; `upsample_cfg` are
-        arguments of `nn.Upsample`.
-        """
         layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
         super().__init__(
             list(in_channels), out_channels, 0, use_depthwise, dict(upsample_cfg), **layers, init_cfg=init_cfg
@@ -251,17 +208,13 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
 
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')
-"""Prior generator and box coder of a head whose config names none."""
+"""Default prior generator and box coder of a head."""
 TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
-"""Message of the error of a call of the loss."""
 
 
 @registered_if_named(DETECTORS)
 class RTMDet(SingleStageDetector):
-    """A detector of one stage; `use_syncbn` is a setting of training, which is not used.
-
-    The other arguments are those of mmdet's `SingleStageDetector`.
-    """
+    """A detector of one stage; `use_syncbn` is a setting of training, which is not used."""
 
     def __init__(self, *args: Any, use_syncbn: bool = True, **parts: Any) -> None:
         super().__init__(*args, **parts)
@@ -292,19 +245,6 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         loss_cls: Any = None,
         loss_bbox: Any = None,
     ) -> None:
-        """Build it, of the settings of mmdet 3.
-
-        With `share_conv` all levels have the same convolutions in their branches, with normalisations and
-        last layers of their own; with `use_depthwise` those of the branches are separable. With objectness
-        the root of score times objectness replaces the score; with `exp_on_reg` distances are exponentials.
-        `train_cfg` and losses are not used, except for the kind of scores. A level has two branches of
-        `stacked_convs` convolutions of `feat_channels` channels; `pred_kernel_size` is that of the layers
-        behind them. `anchor_generator` and `bbox_coder` are configs of mmdet, `test_cfg` the settings of its
-        `get_bboxes`.
-
-        Raises:
-            ConfigError: scores by softmax; convolutions that are separable and shared.
-        """
         super().__init__(init_cfg)
         if not dict(loss_cls or {}).get('use_sigmoid', True):
             raise ConfigError('model.bbox_head.loss_cls.use_sigmoid=False: RTMDet has sigmoid scores')
@@ -343,8 +283,7 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
     def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return class logits (B, C, h, w) and distances in pixels (B, 4, h, w) of every level.
 
-        Distances are those from a point to left, top, right and bottom. `feats` are the maps (B, in_channels,
-        h, w) of the neck, one per level.
+        `feats` are the maps (B, in_channels, h, w) of the neck, one per level.
         """
         scores, distances = [], []
         for level, (features, stride) in enumerate(zip(feats, self.prior_generator.strides, strict=True)):
@@ -361,5 +300,4 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         return scores, distances
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to train by a NotImplementedError."""
         raise NotImplementedError(TRAINS)

@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 
 def run_layer(layer: nn.Module, query: Tensor, attend: Mapping[str, Attend]) -> Tensor:
-    """Run one `BaseTransformerLayer` of mmcv on (B, Q, D), and return as much.
-
-    `attend` has a function per step of the layer: 'self_attn' and, of a decoder, 'cross_attn'. They take the
-    attention's module and its query, and return what is added to that, or, in a layer whose first step is a
-    norm, to the query before its norm.
-    """
+    """Run one `BaseTransformerLayer` of mmcv on (B, Q, D), and return as much."""
     attentions, norms, ffns = iter(layer.attentions), iter(layer.norms), iter(layer.ffns)
     identity = query
     for step in layer.operation_order:
@@ -50,7 +45,7 @@ def attend_to(
     """Run mmcv's `MultiheadAttention` without its shortcut: query (B, Q, D) to (B, Q, D).
 
     `key` and `value` are (B, K, D); query and key have positions added; `mask`, bool, broadcast to (B, M, Q,
-    K), is True where a query must not look. Without a mask nothing is hidden.
+    K), is True where a query must not look.
     """
     layer = attention.attn
     heads = multi_head((query, key, value), layer.in_proj_weight, layer.in_proj_bias, layer.num_heads, mask)
@@ -58,10 +53,7 @@ def attend_to(
 
 
 def among_themselves(position: Tensor, mask: Tensor | None = None) -> Attend:
-    """Return a self-attention in which queries and keys have positions (B or 1, Q, D) added.
-
-    For `mask` see `attend_to`.
-    """
+    """Return a self-attention in which queries and keys have positions (B or 1, Q, D) added."""
 
     def attend(attention: nn.Module, tokens: Tensor) -> Tensor:
         positioned = tokens + position

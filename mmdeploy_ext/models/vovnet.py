@@ -1,8 +1,8 @@
 """VoVNetV2: modules that concatenate all their layers once (one-shot aggregation), and channel attention.
 
 Source: Lee and Park, CenterMask (2020), and youngwanLEE/vovnet-detectron2; parameter names, with their
-slashes, are those of the released checkpoints
-(`stem.stem_1/conv.weight`, `stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight`).
+slashes, are the released checkpoints' (`stem.stem_1/conv.weight`,
+`stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight`).
 
 Glossary: B images, H, W pixels of an image, C channels, h, w cells of a map.
 """
@@ -59,10 +59,7 @@ SPECS = {
 
 
 def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int = 1) -> OrderedDict:
-    """Return convolution, norm and ReLU by names that begin with `name`.
-
-    `inputs` and `outputs` are numbers of channels, `kernel` is the odd side of the convolution's kernel.
-    """
+    """Return convolution, norm and ReLU by names that begin with `name`."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return OrderedDict(
         {f'{name}/conv': conv, f'{name}/norm': nn.BatchNorm2d(outputs), f'{name}/relu': nn.ReLU(inplace=True)}
@@ -94,12 +91,7 @@ class ESE(nn.Module):
 
 
 class OSAModule(nn.Module):
-    """Layers in a row; their outputs and the input are concatenated once and mixed by a 1x1 convolution.
-
-    `ESE` is the last step. Parameters begin with `name`, such as OSA2_1. With `identity` the input is added
-    to the result; layers may be separable (`depthwise`), behind a 1x1 convolution if the input has another
-    width.
-    """
+    """Layers in a row; their outputs and the input are concatenated once and mixed by a 1x1 convolution."""
 
     def __init__(
         self,
@@ -152,9 +144,6 @@ class VoVNet(BaseModule):
         frozen_stages, norm_eval, with_cp: of training, not used.
         pretrained: path of a checkpoint, in place of `init_cfg`; the older way to write it.
         init_cfg: mmcv's.
-
-    Raises:
-        ConfigError: an unknown `spec_name`, or `out_features` that are unknown or empty.
     """
 
     def __init__(

@@ -9,7 +9,5 @@ from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnchorFacts(AnchorRule):
-    """The anchors and limits of a head; `points` is 'pillars' if the backbone takes such."""
-
     max_num: Count
     points: Literal['pillars'] | None = optional()

@@ -1,8 +1,4 @@
-"""The family of LiDAR detectors with anchors: the configs that it claims and refuses, and its modules.
-
-What the attributes and methods of the classes without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
-"""
+"""The family of LiDAR detectors with anchors: the configs that it claims and refuses, and its modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,29 +23,21 @@ from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.runtime.frames import Stepper
 
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
-"""Heads that export, and bases of such."""
 REGION_PROPOSAL_HEAD = 'PartA2RPNHead'
 """A head of mmdet3d that is derived from `Anchor3DHead` and belongs to a detector of two stages."""
 DETECTORS = ('VoxelNet', 'MVXFasterRCNN', 'SASSD', DYNAMIC_DETECTOR)
-"""Detectors that export."""
 READ = ('use_rotate_nms', 'nms_thr', 'max_num')
 """Entries of `test_cfg` that mmdet3d reads without a default."""
 
 
 def check_head(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) heads whose settings are not exported.
-
-    `model` is that of the config `filename`, whose name the message has.
-    """
+    """Refuse heads with settings that are not exported."""
     key = f'{prefix_of(model)}bbox_head'
     check_anchor_head(filename, f'model.{key}', model[key])
 
 
 def check_limits(cfg: Any) -> None:
-    """Refuse (ConfigError) a `test_cfg` that the head cannot run with.
-
-    One of `READ` is missing in it, or `max_num` is no whole number of 1 or more.
-    """
+    """Refuse a `test_cfg` that the head cannot run with."""
     key, test = test_cfg_key(cfg), test_cfg_of(cfg)
     if prefix_of(cfg.model):
         key, test = f'{key}.pts', test.get('pts') or {}
@@ -61,8 +49,6 @@ def check_limits(cfg: Any) -> None:
 
 
 class AnchorFamily(SweepMethods, SequenceFamily):
-    """mmdet3d's `VoxelNet`, `DynamicVoxelNet`, `SASSD` and `MVXFasterRCNN` of points, without a memory."""
-
     name = 'anchor3d'
     untraced = (*UNTRACED, *anchor_heads.UNTRACED)
     graphs, reference = staticmethod(graphs), staticmethod(AnchorReference)

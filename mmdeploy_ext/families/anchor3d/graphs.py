@@ -1,7 +1,4 @@
-"""The two graphs of LiDAR detectors with anchors: a sparse backbone or pillars, and the dense head.
-
-Glossary: C channels, H, W bird's-eye view.
-"""
+"""The two graphs of LiDAR detectors with anchors: a sparse backbone or pillars, and the dense head."""
 
 import torch
 from torch import nn
@@ -20,8 +17,6 @@ MEANINGS = dict(
     bbox_pred='deltas of each anchor',
     dir_cls_pred='whether a box points the other way',
 )
-"""Output of a level, see `anchors3d.OUTPUTS` -> its meaning. Scores, and the two values of a direction, are
-logits."""
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
@@ -34,7 +29,6 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Return the name of each output of the head, as `AnchorRule.output_names` -> its meaning and unit."""
     names = {name: name.rsplit('_', 1) for name in facts_of(model).output_names}
     return {
         name: (f'{MEANINGS[output]}, level {level}', '' if output == 'bbox_pred' else 'logit')
@@ -43,7 +37,6 @@ def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
 
 
 def facts_of(model: nn.Module) -> AnchorFacts:
-    """Return the facts of a detector with an `Anchor3DHead`."""
     head = parts_of(model).head
     return AnchorFacts(
         **anchor_settings(head),
@@ -54,10 +47,6 @@ def facts_of(model: nn.Module) -> AnchorFacts:
 
 
 def cells_of(model: nn.Module) -> tuple[int, ...]:
-    """Return rows and columns of the map of each range of anchors, one after the other; () for most heads.
-
-    Only those of a `ShapeAwareHead` have maps of their own; it has to run once to compute their sizes.
-    """
     parts = parts_of(model)
     if not hasattr(parts.head, 'featmap_sizes'):
         return ()

@@ -12,16 +12,9 @@ from mmdeploy_ext.families.parts.runtime.anchors3d import OUTPUTS
 
 
 class AnchorReference(LidarReference):
-    """The unpatched detector with the outputs of `Anchor3DHead`."""
-
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model, facts_of(model).output_names, flat_outputs)
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return the first three arguments of `Anchor3DHead.get_bboxes`, each a list of a tensor per level.
-
-        They are the class scores, the deltas and the directions, in the order of `OUTPUTS`. `tensors` are the
-        outputs of the head by name, `cls_score_0`, ..., as the head gives them.
-        """
         levels = len(tensors) // len(OUTPUTS)
         return tuple([tensors[f'{name}_{level}'] for level in range(levels)] for name in OUTPUTS)

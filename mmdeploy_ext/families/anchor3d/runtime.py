@@ -3,8 +3,7 @@
     runtime = AnchorOnnx('work_dirs/pointpillars')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('000008.bin', runtime.width))
 
-The head's outputs become boxes by `parts/runtime/anchors3d.py`. Needs numpy and ONNX Runtime, no PyTorch;
-without numba it is slow.
+The head's outputs become boxes by `parts/runtime/anchors3d.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 
 class AnchorOnnx(LidarOnnx):
-    """An exported detector with `Anchor3DHead`; `LidarOnnx` has the methods: `detect`, `step` and others."""
-
     family = 'anchor3d'
     decode = staticmethod(decode)
 
@@ -30,13 +27,10 @@ class AnchorOnnx(LidarOnnx):
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     """Return the boxes of a sweep, best first, in its LiDAR frame: after NMS within classes, z at the bottom.
 
-    It is for a program that runs the file of the head by itself. `max_num` of the metadata come back at most.
-
-    `metadata` and `outputs` are those of that file: per level logits of classes, deltas, and logits of
+    `metadata` and `outputs` belong to the head's file: per level logits of classes, deltas, and logits of
     directions, see `anchors3d.decode`.
     """
     return decode(outputs, metadata.postprocess)
 
 
 OPENS, QUANTISED = AnchorOnnx, 'head'
-"""The class that opens an export, and the name of its file that `quantize.py` puts in INT8."""

@@ -18,24 +18,15 @@ from mmdeploy_ext.synthetic.info_files import generated_dataset
 
 
 def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return what an info of BEVFormer has beside those of mmdet3d: `can_bus` (18,), drawn by a generator.
-
-    A data set replaces the position, the orientation and the heading by those of the pose.
-    """
+    """Return a random `can_bus` (18,), which infos of BEVFormer have in addition."""
     return dict(can_bus=rng.uniform(-1, 1, CAN_BUS))
 
 
 class BevFormerData(CameraData):
-    """Frames with a record of motion."""
-
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     frame_of = staticmethod(frame_with_record)
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
-        """Return a sample as a frame; those of BEVFormer's data set have neither a pose nor a time.
-
-        A pose at the position of the record, without a turn, stands for the pose, 0 for the time.
-        """
         frame = loaded_frame(data, ('can_bus', 'scene_token'))
         if frame.can_bus.shape != (CAN_BUS,):
             raise DataError(f'img_metas: can_bus has shape {frame.can_bus.shape}, expected ({CAN_BUS},)')

@@ -1,4 +1,4 @@
-"""BEVFormer: facts of a model, which its files keep. No torch."""
+"""BEVFormer: facts of a model, which its files keep."""
 
 import dataclasses
 from typing import Literal
@@ -7,7 +7,6 @@ from mmdeploy_ext.contract.facts import Count, Positive
 from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
 
 RECORDED = 'wwww', 'wxyz'
-"""Kinds of entries 3 to 6 of the records that models were trained with, see `bev_motion.ORIENTATIONS`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

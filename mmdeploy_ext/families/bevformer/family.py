@@ -1,7 +1,4 @@
-"""The family of BEVFormer: the configs that it claims and refuses, and what its models are.
-
-`families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
-"""
+"""The family of BEVFormer: the configs that it claims and refuses, and the models."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -32,7 +29,6 @@ MEMORY = dict(
     position=ColumnGroup(unit='m', rtol=0.0, atol=1e-6),
     heading=ColumnGroup(unit='degree', rtol=0.0, atol=1e-6),
 )
-"""Tensors of the memory, and their tolerances."""
 SETTINGS = dict(as_two_stage=False, with_box_refine=True)
 """Setting of the head -> the value that is exported, and that one without the setting counts as having."""
 LOOPED = (
@@ -76,7 +72,6 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
 
 
 def check_memory(cfg: Any) -> None:
-    """Raise ConfigError for a config by which the model forgets the last view; `build` checks the default."""
     if not cfg.model.get('video_test_mode', True):
         raise ConfigError(
             f'{cfg.filename}: model.video_test_mode=False forgets the last view before every frame; '
@@ -85,8 +80,6 @@ def check_memory(cfg: Any) -> None:
 
 
 class BevFormerFamily(CameraFamily, SequenceFamily):
-    """`BEVFormer` with `BEVFormerHead`."""
-
     name = 'bevformer'
     models = CameraModels(
         detectors=('BEVFormer', 'BEVFormer_fp16'),

@@ -58,7 +58,7 @@ class BevFormerFrame(nn.Module):
             img: (N, 3, H, W), normalised pictures, padded at the bottom and on the right.
             lidar2img: (N, 4, 4), from the LiDAR's frame, m, to pixels of these pictures times depth.
             can_bus: (18,) of `bev_motion.motion_since`: the record of this frame, but of position (m, along
-                the axes of the map) and heading in degrees what they changed by since the frame before.
+                the axes of the map) and heading in degrees their change since the frame before.
             bev_shift: (2,) of `bev_motion.bev_shift`: the way of the car since then, x to its right and y
                 ahead, in shares of the view's sides; a cell finds itself in the last view at its place plus
                 this.
@@ -84,11 +84,6 @@ class BevFormerFrame(nn.Module):
         last: LastView,
         operators: ModuleType = sampling,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the outputs of `forward`, of `last` as the present frame uses it.
-
-        `img`, `lidar2img` and `can_bus` are those of `forward`, without an axis of samples; for `operators`
-        see `steps.encode_view`.
-        """
         head = self.model.pts_bbox_head
         maps = feature_maps(self.model, img)
         view = encode_view(head, maps, can_bus, lidar2img, self.size, last, operators)
@@ -127,13 +122,11 @@ def spec(model: nn.Module) -> GraphSpec:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the one graph."""
     module = BevFormerFrame(model, tuple(model.input_sizes[1:]))
     return [with_sampling(*camera_graphs(model, options, [(FORM, module, spec(model))]), options)]
 
 
 def with_sampling(graph: Graph, options: Options) -> Graph:
-    """Return a graph whose samples are taken as the options say, by GridSample or by gathers."""
     if options.grid_sample == 'operator':
         return graph
     stages = [dataclasses.replace(stage, passes=(replace_grid_sample,)) for stage in graph.stages]

@@ -18,11 +18,7 @@ from mmdeploy_ext.synthetic.moments import changed_drive, record_drive
 
 
 def given_record(frame: Frame) -> np.ndarray:
-    """Return the record (18,) float64 of a frame as upstream's data set makes it, by no code of the runtime.
-
-    It is the `can_bus` of the frame; of a frame without one it is that of its pose, whose entries 3 to 6 are
-    the real part of the orientation four times.
-    """
+    """The record (18,) float64 of a frame as upstream's data set makes it, by no code of the runtime."""
     if frame.can_bus is not None:
         return np.array(frame.can_bus, np.float64)
     from scipy.spatial.transform import Rotation  # takes half a second to import
@@ -37,8 +33,6 @@ def given_record(frame: Frame) -> np.ndarray:
 
 
 class BevFormerReference(CameraReference):
-    """The detector's own test path, which keeps the last view in `prev_frame_info`."""
-
     reads, outputs = ('lidar2img',), ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 
     def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
@@ -81,10 +75,6 @@ class BevFormerReference(CameraReference):
         )
 
     def record(self, frame: Frame) -> np.ndarray:
-        """Return `given_record` of a frame, if `record_of` does not refuse it.
-
-        By the runner's code a runner with a wrong record would agree with itself.
-        """
         record_of(frame, self.model.can_bus_orientation)
         return given_record(frame)
 

@@ -1,8 +1,4 @@
-"""BEVFormer as a stream: images, calibration and motion in, boxes out, the view kept between calls. No torch.
-
-Glossary: Q cells of the view, C channels, L decoder layers, R queries, K classes. A record is the 18 numbers
-of the car's motion that `bev_motion` describes.
-"""
+"""BEVFormer as a stream: images, calibration and motion in, boxes out, the view kept between calls."""
 
 from __future__ import annotations
 
@@ -39,7 +35,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 FORM = 'bevformer'
-"""Name of the graph, and of its file."""
 NO_RECORD = (
     'have no can_bus: position, orientation and heading are of ego2global; acceleration, rotation rate and '
     'velocity are 0, as in the data set of BEVFormer for scenes without a record'
@@ -47,12 +42,7 @@ NO_RECORD = (
 
 
 def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
-    """Return the record (18,) of a frame; one without has that of its pose.
-
-    `orientation` is the kind of records that the model was trained with, of `bev_motion.ORIENTATIONS`; ''
-    takes any. DataError: the record is of another kind or shape, or not of finite numbers; or the pose that
-    stands for it is missing or no valid one.
-    """
+    """Return the record (18,) of a frame; without one, it follows from the pose."""
     if frame.can_bus is None:
         record = record_of_pose(check_pose(frame.ego_pose))
     else:
@@ -79,11 +69,6 @@ def check_record(can_bus: np.ndarray) -> np.ndarray:
 
 
 class BevFormerOnnx(StreamRuntime):
-    """An exported BEVFormer. `can_bus` of a frame is its record; without one it is made of the pose.
-
-    `names` are output of the graph -> its name in results, where that is another.
-    """
-
     families, files, reads = ('bevformer',), (FORM,), ('lidar2img',)
     names: ClassVar[dict[str, str]] = {}
 
@@ -99,7 +84,6 @@ class BevFormerOnnx(StreamRuntime):
         return record_of(frame, self.metadata.postprocess.can_bus_orientation)
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        """Return `bev_embed` (Q, 1, C), `all_cls_scores` (L, 1, R, K) and `all_bbox_preds` (L, 1, R, 10)."""
         graph, before = self.graphs[self.files[-1]], None
         # any numbers at a first frame: a proof compares with a model that has none
         view = np.ones(graph.spec.tensor('prev_bev').axes)
@@ -127,7 +111,6 @@ class BevFormerOnnx(StreamRuntime):
     def next_memory(
         self, frame: Frame, memory: StreamState | None, outputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Return the view, and position, m, and heading, degrees, in the map."""
         place = dict(position=frame.can_bus[:3], heading=frame.can_bus[[YAW_DEG]])
         return dict(place, bev_embed=outputs['bev_embed'])
 
@@ -144,17 +127,12 @@ class BevFormerOnnx(StreamRuntime):
 
     @property
     def notes(self) -> list[str]:
-        """A line with how many infos that `moment` took lack a record, if some do."""
         missing = f'{self._without_record} of {self._moments} frames {NO_RECORD}'
         return [missing] if self._without_record else []
 
 
 def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
-    """Return `frame_of_rig` with the record of its info, which is that of the car's pose, as `can_bus`.
-
-    Of the info's own `can_bus` come entries 7 to 15 alone: acceleration, rotation rate and velocity. Without
-    a pose of the car that of the LiDAR stands for it.
-    """
+    """Return `frame_of_rig` with the record of its info (of the car's pose) as `can_bus`."""
     info = rig.info
     translation, rotation = (info.get(f'ego2global_{part}') for part in ('translation', 'rotation'))
     if translation is None or rotation is None:
@@ -165,11 +143,8 @@ def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: Mul
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of a frame in its LiDAR frame, best first, of outputs by the names of `run`."""
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
 
 
 QUANTISED = FORM
-"""Name of the graph whose layers `quantize.py` puts in INT8."""
 OPENS = BevFormerOnnx
-"""Class that opens an export."""

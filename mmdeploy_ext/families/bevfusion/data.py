@@ -12,8 +12,6 @@ from mmdeploy_ext.synthetic.info_files import generated_dataset
 
 
 class BEVFusionData(SequenceData):
-    """Frames of cameras, a LiDAR or both."""
-
     compared = ('cells', 'depth', 'bev')
     frame, moments = staticmethod(frame), staticmethod(moments)
     dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(fused_frames)

@@ -10,10 +10,7 @@ Triple = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Circle(Facts):
-    """Suppression of a group of classes by `radius`, a squared distance in m2.
-
-    `most` is the largest number of results of the group.
-    """
+    """Suppression of a group of classes by `radius`, a squared distance in m2."""
 
     classes: tuple[int, ...]
     radius: NotNegative
@@ -59,8 +56,6 @@ class Coder(Facts):
 
 @dataclasses.dataclass(frozen=True)
 class ViewFacts(Facts):
-    """The frustum and the grid of a model."""
-
     image_size: tuple[Count, Count]
     columns: tuple[float, ...]
     rows: tuple[float, ...]

@@ -1,9 +1,4 @@
-"""The family of BEVFusion: the configs that it claims and refuses, its graphs, references and runtimes.
-
-What the attributes and methods of `BEVFusionFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/sequence.py`. A config of mit-han-lab/bevfusion or of a fork
-of it has a `fork`: the code of that repository then runs as the reference, in another process, see `fork.py`.
-"""
+"""The family of BEVFusion: the configs that it claims and refuses, its graphs, references and runtimes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,12 +33,9 @@ from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
-"""Weight of the first convolution of the depth maps, whose second axis are their channels."""
 
 
 class BEVFusionFamily(SequenceFamily):
-    """`BEVFusion` of cameras, LiDAR or both with TransFusion's head or CenterPoint's; it has no memory."""
-
     name = 'bevfusion_det'
     files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
@@ -73,7 +65,6 @@ class BEVFusionFamily(SequenceFamily):
         check_form(cfg.filename, options, bool(cfg.model.encoders.get('lidar')))
 
     def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
-        """Return the classes of the model; of a repository's, its own, and behind them ours in the graphs."""
         classes = super().model_classes(model)
         if not model.fork:
             return classes
@@ -120,7 +111,6 @@ class BEVFusionFamily(SequenceFamily):
 
 
 def check_model(cfg: Any) -> None:
-    """Raise ConfigError, which names file and key, for detectors whose parts are not exported."""
     with refused_values(cfg, 'model'):
         _check_parts(cfg)
 

@@ -1,9 +1,4 @@
-"""mit-han-lab/bevfusion and forks of it: their configs in this family's terms, their code as the reference.
-
-Such a repository has a copy of mmdet3d 0.x, which cannot stay imported beside the installed mmdet3d: its
-model runs in another process. The graphs are those of this package's implementation with the weights of the
-checkpoint; the proof compares them with what the repository's classes give through their test path.
-"""
+"""mit-han-lab/bevfusion and forks of it: their configs in this family's terms, their code as reference."""
 
 from __future__ import annotations
 
@@ -40,18 +35,13 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 
 PROGRAM = 'mmdeploy_ext.families.bevfusion.fork_process'
-"""Module that runs in the process of a repository."""
 MARK = Path('mmdet3d', 'models', 'fusion_models')
 """Folder by which a repository of this kind is recognised among others with an `mmdet3d`."""
 SPARSE_ENCODER = 'encoders.lidar.backbone'
 """Path of the sparse encoder in a model, here and in these repositories."""
 ENCODERS = {'SparseEncoder': 'BEVFusionSparseEncoder'}
-"""Type of a sparse encoder in these repositories -> the same one here."""
 META_KEYS = *MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d'
-"""Entries of the metadata of a sample that the adapted test pipeline collects.
-
-Without cameras they are those behind 'filename'.
-"""
+"""Entries of the metadata of a sample that the adapted test pipeline collects."""
 TRUTH_STEPS = 'LoadRadarPointsMultiSweeps', 'LoadAnnotations3D', 'LoadBEVSegmentation', 'GTDepth'
 """Steps of test pipelines that load radar and annotations, which no model of cameras and LiDAR takes."""
 IGNORED_STEPS = (*TRUTH_STEPS, 'GlobalRotScaleTrans')
@@ -61,7 +51,7 @@ PICTURE_STEPS = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
 IMAGE_KEYS = 'type', 'final_dim', 'resize_lim', 'bot_pct_lim'
 """Keys of ImageAug3D that this package's step takes; the other keys are for training."""
 OUT_OF_RANGE_M = 1e3
-"""What is added to the height of boxes that a coder has to drop, metres."""
+"""Added to the height of boxes that a coder has to drop, metres."""
 BEAMS = 32
 """Beams of nuScenes' LiDAR; a repository's loader drops points if it has to keep fewer."""
 CONVENTIONS = {
@@ -91,7 +81,6 @@ class Fork:
 
     @functools.cached_property
     def process(self) -> ForkProcess:
-        """The process that runs the model; the first access starts it, with the `checkpoint` of then."""
         return ForkProcess(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fork:
@@ -99,24 +88,11 @@ class Fork:
 
 
 def root_of(filename: str | None) -> Path | None:
-    """Return the repository of a config file: the working directory, else the nearest folder above the file.
-
-    None if no such folder has the `MARK` of the repository; `filename` is None for a config without a file.
-    """
     folders = user_folders(filename) if filename else [Path.cwd()]
     return next((folder for folder in folders if (folder / MARK).is_dir()), None)
 
 
 def adapt(cfg: Any) -> None:
-    """Put the config of a repository into the terms of this family, in place; entry `fork` is its `Fork`.
-
-    Entry `as_read` is the config as it was. Any other config stays as it is.
-
-    Raises:
-        ConfigError: a step of the test pipeline has no type, turns points (`is_train=True`), or loads
-            augmented ones or those of fewer beams, or the features of voxels are no means
-            (`voxelize_reduce=False`). Other steps are not checked here, but by `fusion_rule`.
-    """
     root = root_of(cfg.filename)
     if root is None or 'fork' in cfg or not cfg.model.get('encoders'):
         return
@@ -157,7 +133,6 @@ def adapt(cfg: Any) -> None:
 
 
 def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> list[dict[str, Any]]:
-    """Return the steps of a test pipeline that make pictures and points, for mmdet3d 1.0."""
     keys, meta_keys = ['points'], list(META_KEYS[len(MATRICES) + 1 :])
     if has_camera:
         keys, meta_keys = ['img', 'points'], list(META_KEYS)
@@ -188,7 +163,6 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
 
 
 def _repository_steps(steps: Iterable[dict[str, Any]], has_camera: bool) -> list[dict[str, Any]]:
-    """Return the steps of a repository that make its model's inputs; past sweeps are the nearest ones."""
     ignored = TRUTH_STEPS if has_camera else (*TRUTH_STEPS, *PICTURE_STEPS)
     steps = [copy.deepcopy(step) for step in steps if step['type'] not in ignored]
     for step in steps:
@@ -201,7 +175,6 @@ def _repository_steps(steps: Iterable[dict[str, Any]], has_camera: bool) -> list
 
 
 def _points_step(cfg: Any, step: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return [the step that loads points as mmdet3d 1.0 has it], or [] for one that adds no sweep."""
     values = dict(step)
     beams, augmented = values.pop('reduce_beams', None), values.pop('load_augmented', None)
     if augmented or (beams or BEAMS) < BEAMS:
@@ -247,13 +220,6 @@ class ForkProcess:
         self.facts = self._answer()
 
     def call(self, method: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the result of a method of `fork_process.ForkModel`: name -> array.
-
-        `method` is a key of `fork_process.REQUESTS`; the docstring of that method has the names in `arrays`,
-        its arguments, and those in the result.
-
-        InferenceError: the repository's code raised, or its process ended; so it is when the process starts.
-        """
         inputs, outputs = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
         np.savez(inputs, **arrays)
         request = dict(method=method, input=str(inputs), output=str(outputs))
@@ -274,7 +240,6 @@ class ForkProcess:
 
 
 def end_process(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None:
-    """Close the streams of a process, wait for its end, and delete its folder."""
     for stream in (process.stdin, process.stdout):
         with contextlib.suppress(BrokenPipeError):  # what was written last for a process that ended
             stream.close()
@@ -285,28 +250,13 @@ def end_process(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) 
 class RepositoryMoments(torch.utils.data.Dataset):
     """Moments of an info file as the test pipeline of a repository prepares them.
 
-    A sample has `points`, `img_metas` with `sample_idx`, and with cameras `img` and the `MATRICES` of
-    `img_metas`: each is a `DataContainer`.
-
-    Args:
-        ann_file: path of the info file.
-        fork: the repository.
-        data_root: folder of the data set, below which a proof finds the files that the runtime reads; the
-            repository finds them by itself.
-        ignored: further arguments of mmdet3d's data sets.
-
     Attributes:
         data_infos: the entries of the info file, one a moment.
-
-    Raises:
-        DataError: the info file holds something else than plain values.
-        OSError: it cannot be read.
-        InferenceError: of a sample, see `ForkProcess.call`.
     """
 
     picture_rtol = 1e-6
     """Tolerance relative to the largest value of a picture: torchvision divides by 255, then by the
-    deviation, a rule multiplies once. Measured: 4e-7."""
+    deviation, a rule multiplies once."""
 
     def __init__(self, ann_file: str, fork: Fork, data_root: str = '', **ignored: Any) -> None:
         self.ann_file, self.fork, self.data_root = ann_file, fork, data_root
@@ -326,10 +276,6 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
 
 def with_truth(infos: Path) -> None:
-    """Add what data sets of repositories read to an info file in place: a location, boxes, cameras' poses.
-
-    The location is '' and there are no boxes, also if the file has some; poses that it has stay.
-    """
     content = plain_pickle.loads(infos.read_bytes())
     for info in content['infos']:
         info.update(
@@ -348,23 +294,11 @@ def with_truth(infos: Path) -> None:
 
 
 class ForkReference(BEVFusionReference):
-    """The repository's own model through its own test path, in a process of its own.
-
-    `model` is this package's implementation with the same weights: it states which sensors there are, refuses
-    frames, and computes the tables that follow from the repository's cells.
-    """
-
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model)
         self.process = model.fork.process
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Run one frame; outputs are `bev`, `depth` and `cells`, if its sensors give such.
-
-        With `cells` there are `TABLES`, too.
-
-        Invalid frames raise what they raise in `BEVFusionReference`. InferenceError: see `ForkProcess.call`.
-        """
         images, cloud = self._inputs(frame)
         arrays = {name: frame.calibration[name] for name in MATRICES if name in frame.calibration}
         arrays['points'] = frame.points if cloud is None else cloud[0].cpu().numpy()
@@ -378,11 +312,6 @@ class ForkReference(BEVFusionReference):
         return StepResult(outputs, self._detections(results))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes after NMS that the repository's head decodes of `outputs`, the graph's by name.
-
-        Their `boxes` are turned back into values of a head for that. Outputs without `boxes`, and those
-        of a CenterPoint's head, become boxes by the code of `BEVFusionReference`.
-        """
         head = self.model.heads['object']
         if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):
             return super().boxes_of(outputs)
@@ -398,7 +327,6 @@ class ForkReference(BEVFusionReference):
 
     @property
     def notes(self) -> list[str]:
-        """Lines about this reference that a reader of the proof has to know."""
         facts = self.process.facts
         convention = facts['box_convention']
         turned = '' if convention == '1.x' else '; they were turned into those of mmdet3d 1.x to be compared'
@@ -417,13 +345,10 @@ class ForkReference(BEVFusionReference):
 
 
 NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
-"""Key of the argument of `detections` -> name of the array in the results of `ForkModel.step`."""
 
 
 def values_of_boxes(outputs: Mapping[str, np.ndarray], coder: Any, classes: int) -> dict[str, np.ndarray]:
     """Return outputs of a head by name, each (1, columns, Q), that decode to boxes of the frame's graph.
-
-    A box with the label -1 is put far above the range of the coder, which then drops it.
 
     Args:
         outputs: `boxes` (Q, 9), `scores` and `labels` of the frame's graph.

@@ -1,15 +1,5 @@
 """The program of `fork.ForkProcess`: mit-han-lab's BEVFusion or a fork of it, run by its own code.
 
-    python -m mmdeploy_ext.families.bevfusion.fork_process JOB.pkl
-
-The root of the repository is first on PYTHONPATH, so that `mmdet3d` is the copy in it. The program reads one
-request per line from standard input and answers each with one line of JSON on standard output; arrays are
-exchanged by .npz files. Output of the repository's code goes to standard error.
-
-A request has the keys `method` (a key of `REQUESTS`), `input` and `output` (paths of .npz files). The first
-line that the program writes has the facts of `ForkModel.facts`, or else `error`; an answer has `operators`,
-names of the repository's compiled operators whose stand-ins in PyTorch ran so far, or else `error`.
-
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
 the bird's-eye view, P points, V values per point, K classes, Q queries.
 """
@@ -61,7 +51,7 @@ class ForkModel:
         root: path of the repository.
         cfg: the config as `tools/test.py` of the repository reads it.
         steps: steps of the test pipeline by which `moment` prepares a sample.
-        checkpoint: path of the weights, whose names have to be those of the model; '' loads none.
+        checkpoint: path of the weights, with the model's names; '' loads none.
 
     Attributes:
         general: patches of `compat` that were in force before the repository was imported.
@@ -91,7 +81,6 @@ class ForkModel:
         self._watch()
 
     def _watch(self) -> None:
-        """Keep the LiDAR's map, the depth maps and the cells of the frustum of each run."""
         encoders = self.model.encoders
         if 'lidar' in encoders:
             encoders['lidar']['backbone'].register_forward_hook(
@@ -118,12 +107,7 @@ class ForkModel:
             transform.dtransform.register_forward_pre_hook(keep_depth)
 
     def facts(self) -> dict[str, Any]:
-        """Return the model's classes, the patches for it, and the convention of its boxes.
-
-        Returns:
-            `root`, path of the repository; `classes`, entries of `ModelClass`; `patches`, each with name and
-            reason, those that changed something since the repository was imported; `box_convention`.
-        """
+        """Return the model's classes, the patches for it, and the convention of its boxes."""
         patches = [patch for patch in compat.effective() if patch not in self.general]
         return dict(
             root=str(self.root),
@@ -133,7 +117,6 @@ class ForkModel:
         )
 
     def weight_shapes(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return name -> shape of each tensor that a checkpoint of the model has; `arrays` are not used."""
         return {key: np.array(tensor.shape, np.int64) for key, tensor in self.model.state_dict().items()}
 
     def step(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -144,10 +127,9 @@ class ForkModel:
                 float32, normalised, and the matrices of `MATRICES` as `FusedFrame` has them.
 
         Returns:
-            `boxes` (n, 7 or 9), z at the bottom, whose sizes and yaw `box_convention` tells, `scores` (n,)
-            and `labels` (n,) int64;
-            `bev` (1, channels, X, Y) with a LiDAR, `cells` (N, D, h, w) with cameras, and `depth` (N, 1, H,
-            W) of a view transform with depth maps.
+            `boxes` (n, 7 or 9), z at the bottom, sizes and yaw by `box_convention`, `scores` (n,) and
+            `labels` (n,) int64; `bev` (1, channels, X, Y) with a LiDAR, `cells` (N, D, h, w) with cameras,
+            and `depth` (N, 1, H, W) of a view transform with depth maps.
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 
@@ -178,8 +160,7 @@ class ForkModel:
     def moment(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return name -> array that the test pipeline makes of the moment `index` of the file `infos`.
 
-        Both are entries of `arrays`. Returned are `points` (P, V), the matrices of `Collect3D`, and with
-        cameras `img` (N, 3, H, W).
+        Returned are `points` (P, V), the matrices of `Collect3D`, and with cameras `img` (N, 3, H, W).
         """
         from mmcv import ConfigDict
         from mmdet3d.datasets import build_dataset
@@ -193,9 +174,6 @@ class ForkModel:
 
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return `boxes`, `scores` and `labels`, as `step` has them, that the head makes of its queries.
-
-        A query gets the best of its classes. Those outside of the limits of the box coder are left out, and
-        those that the head's NMS drops, if its config has one.
 
         Args:
             arrays: `score` (1, K, Q) probabilities, `reg` (1, 2, Q) centres in cells of the head's map; as
@@ -222,15 +200,13 @@ REQUESTS: Mapping[str, Callable[[ForkModel, Mapping[str, np.ndarray]], dict[str,
     step=ForkModel.step,
     weight_shapes=ForkModel.weight_shapes,
 )
-"""`method` of a request -> what answers it."""
 
 
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
     """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside.
 
-    Points are in metres, in the frame of the augmented LiDAR; `transform` is the repository's view transform,
-    whose `bx`, `dx` and `nx` are the grid. Numbers are rounded towards zero, as there: cell 0 is wider than
-    others.
+    Points are in metres, in the frame of the augmented LiDAR; `bx`, `dx` and `nx` of `transform`, the
+    repository's view transform, are the grid.
     """
     indices = ((geometry[0] - (transform.bx - transform.dx / 2.0)) / transform.dx).long()
     count = transform.nx.long()
@@ -266,11 +242,6 @@ def geometry_in_float64(forward: Any) -> Any:
 
 
 def box_convention() -> str:
-    """Return '0.x' or '1.x': how `LiDARInstance3DBoxes` of the imported mmdet3d turns a box.
-
-    In 0.x a heading counts clockwise and columns 3 and 4 are width and length; in 1.x it counts
-    counter-clockwise and they are length and width.
-    """
     from mmdet3d.core import LiDARInstance3DBoxes
 
     long_box = torch.tensor([[0.0, 0.0, 0.0, 4.0, 1.0, 1.0, TURN]])
@@ -279,10 +250,6 @@ def box_convention() -> str:
 
 
 def line_of(error: Exception) -> str:
-    """Return 'file:line' of the innermost call in the repository that led to an error, if there is one.
-
-    Else it is that of the line that raised it. The repository is the first entry of PYTHONPATH.
-    """
     frames = traceback.extract_tb(error.__traceback__)
     first = Path(os.environ.get('PYTHONPATH', '').partition(os.pathsep)[0]).resolve()
     last = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(first)] or frames
@@ -290,21 +257,12 @@ def line_of(error: Exception) -> str:
 
 
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer one request, see the module: write the result of its `method` to its file `output`.
-
-    Returned are `operators`, the names of the compiled operators whose stand-ins ran so far.
-    """
     with np.load(request['input']) as arrays:
         np.savez(request['output'], **REQUESTS[request['method']](fork, dict(arrays)))
     return dict(operators=list(executed_operators))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Answer requests until standard input ends, and return 0; 1 if the model cannot be built.
-
-    `argv` has the path of the job; None stands for the command line. A job that is missing or cannot be read
-    gives 1, too, and its error is the answer.
-    """
     (job,) = sys.argv[1:] if argv is None else argv
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)

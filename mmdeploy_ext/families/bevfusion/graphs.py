@@ -37,7 +37,6 @@ TABLE_MEANINGS = dict(
     third='rows of `second` in one cell; 0 for none',
     slots='row of a cell in the sums of `first`, `second` and `third`, one behind the other',
 )
-"""Output of the rig's graph -> its meaning."""
 MEANINGS = dict(
     camera_intrinsics='camera to picture as it was taken, pixels',
     camera2lidar='camera to LiDAR, before the augmentation of points',
@@ -45,11 +44,9 @@ MEANINGS = dict(
     img_aug_matrix='picture as it was taken to input of the network, pixels',
     lidar_aug_matrix='LiDAR to augmented LiDAR; a unit matrix when it is deployed',
 )
-"""Matrix -> its meaning: from where to where it transforms."""
 
 
 def transform_of(model: nn.Module) -> nn.Module:
-    """Return the view transform of a `BEVFusion`."""
     return model.encoders['camera']['vtransform']
 
 
@@ -82,8 +79,8 @@ class DepthMaps(nn.Module):
     def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
         """Return (N, 1, height, width) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`.
 
-        Of several points in a pixel the last one counts; pixels without any are 0. Points are in the
-        augmented LiDAR frame, m. The last of the matrices is (4, 4), the others are (N, 4, 4).
+        Of several points in a pixel the last one counts; pixels without any are 0. The last of the matrices
+        is (4, 4), the others are (N, 4, 4).
         """
         rig = Rig(**{name: matrix[None] for name, matrix in zip(DEPTH_MATRICES, matrices, strict=True)})
         return self.transform.depth_maps([points], rig)[0]
@@ -93,10 +90,7 @@ class FrameNetwork(OfModel):
     """From pictures, their depth maps and the LiDAR's map to boxes: the dense part, which runs in float32."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,), see `boxes_of_map`.
-
-        Inputs are those of `frame_inputs`, in that order.
-        """
+        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,), see `boxes_of_map`."""
         tensors = dict(zip(frame_inputs(self.model), inputs, strict=True))
         maps = dict(lidar=tensors.get('bev'))
         if 'camera' in self.model.sensors:
@@ -112,14 +106,12 @@ def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
     """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the input map of a head, (1, C, X, Y).
 
     A box is x, y, z of the bottom, w, l, h, yaw from -y clockwise and the velocity vx, vy, in the LiDAR's
-    frame, m, rad and m/s; the label is -1 for one that the head drops by its range or score. No box is
-    suppressed, and their order is that of the queries, not of the scores.
+    frame, m, rad and m/s; the label is -1 for one that the head drops by its range or score.
     """
     return tuple(rows[0] for rows in head.candidates(head(joined)))
 
 
 def frame_inputs(model: nn.Module) -> list[str]:
-    """Return the names of the inputs of `FrameNetwork`."""
     names: list[str] = []
     if 'camera' in model.sensors:
         names += ['img', *TABLES]
@@ -131,17 +123,10 @@ def frame_inputs(model: nn.Module) -> list[str]:
 
 
 def uses_points(model: nn.Module) -> bool:
-    """Return whether the view transform of a `BEVFusion` takes depth maps."""
     return 'camera' in model.sensors and bool(transform_of(model).uses_points)
 
 
 def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
-    """Return the graphs of rig, depth maps, sparse backbone and frame that the sensors of a model need.
-
-    The sparse backbone is a finished ONNX model (`Graph.model`), whose form `options` decide. The others are
-    modules in evaluation mode with example inputs, in one form: the frame is a fused copy of the model, rig
-    and depth maps use the view transform of the model itself. `cameras` is the number of cameras of a rig.
-    """
     specs: dict[str, TensorSpec] = {}
     parts: list[Graph] = []
     if 'camera' in model.sensors:
@@ -196,7 +181,6 @@ def _graph(
 
 
 def _matrix_spec(name: str, cameras: int) -> TensorSpec:
-    """Return the contract of a matrix of the calibration, which is not rounded to float16 (`single`)."""
     axes = (4, 4) if name == 'lidar_aug_matrix' else (cameras, 4, 4)
     return TensorSpec(name, 'float32', axes, MEANINGS[name], single=True)
 
@@ -220,7 +204,6 @@ def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
 
 
 def facts_of(model: nn.Module) -> BEVFusionFacts:
-    """Return the facts of a detector."""
     head = model.heads['object']
     coder = head.bbox_coder
     has_cameras = 'camera' in model.sensors
@@ -241,7 +224,6 @@ def facts_of(model: nn.Module) -> BEVFusionFacts:
 
 
 def view_of(model: nn.Module) -> ViewFacts:
-    """Return the frustum and the grid of a detector with cameras."""
     transform = transform_of(model)
     grid = transform.frustum.detach().cpu()
     return ViewFacts(

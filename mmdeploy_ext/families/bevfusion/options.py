@@ -8,4 +8,3 @@ OPTIONS = (
     own_contract('portable', 'graphs of standard operators, points to boxes'),
     dataclasses.replace(SPARSE_FORM, only_with=('contract', 'portable')),
 )
-"""Options of the family."""

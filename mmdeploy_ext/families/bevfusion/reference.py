@@ -26,8 +26,6 @@ from mmdeploy_ext.synthetic.moments import plain_moment
 
 
 class BEVFusionReference:
-    """The detector's own test path; hooks read the tensors between its parts."""
-
     state = None  # a stepper's memory between frames; this one has none
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -61,13 +59,6 @@ class BEVFusionReference:
         return methods
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Run one frame; the outputs are the tensors that `hooks`, `of_rig` and `other_tensors` give.
-
-        `of_rig` is called if there are cameras.
-
-        Invalid points, matrices and shapes raise the same errors as of `BEVFusionOnnx`, but any number of
-        cameras is taken.
-        """
         images, cloud = self._inputs(frame)
         with torch.no_grad(), single_thread(), watching(self.hooks()) as tensors:
             predictions = self.model.predictions(images, cloud, [frame.calibration])
@@ -91,10 +82,6 @@ class BEVFusionReference:
         return detections(self.model.heads['object'].suppress(boxes))
 
     def _inputs(self, frame: FusedFrame) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
-        """Return pictures (1, N, 3, H, W) and [points] of a frame; None for a sensor that the model lacks.
-
-        They are those of the frame, not what the checks return, which the runner takes too.
-        """
         images = cloud = None
         if 'lidar' in self.model.sensors:
             lidar = self.model.encoders['lidar']
@@ -108,7 +95,6 @@ class BEVFusionReference:
         return images, cloud
 
     def hooks(self) -> dict[torch.nn.Module, Watch]:
-        """Return part of the model -> function of its inputs and output, which returns tensors by name."""
         hooks: dict[torch.nn.Module, Watch] = {}
         if 'lidar' in self.model.sensors:
             hooks[self.model.encoders['lidar'].encoder] = lambda _, output: dict(bev=output)
@@ -119,14 +105,13 @@ class BEVFusionReference:
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
         """Return the outputs of the rig's graph by name: `cells` and `TABLES`.
 
-        `cells` is that of `ViewTransform.cells` for the one sample, (N, depth bins, rows, columns). `rig` is
-        that of a batch of one.
+        `cells` is `ViewTransform.cells` of the one sample, (N, depth bins, rows, columns).
         """
         cells = transform_of(self.model).cells(rig)[0]
         return dict(cells=cells) | dict(zip(TABLES, transform_of(self.model).pool_tables(cells), strict=True))
 
     def other_tensors(self, predictions: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
-        """Return further tensors by name that a proof compares; here there are none.
+        """Return further tensors by name that a proof compares; here {}.
 
         Args:
             predictions: outputs of the head, see `BEVFusion.predictions`.
@@ -137,8 +122,6 @@ class BEVFusionReference:
 
 def detections(boxes_of_head: dict[str, torch.Tensor]) -> Detections3D:
     """Return the result of a head's `get_bboxes` for one sample, best first, in mmdet3d 1.0's columns.
-
-    `boxes_of_head` are the boxes, scores and labels of that result by name.
 
     This does not call the runtime's `in_lidar_columns`, which would then be compared with itself: the heading
     is taken from its sine and cosine.

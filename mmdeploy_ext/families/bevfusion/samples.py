@@ -26,11 +26,7 @@ SOURCE = 900, 1600
 
 
 def fusion_rule(cfg: Any) -> FusionRule:
-    """Return the rule by which pictures and points become the inputs of a config's model.
-
-    A pipeline that the rule cannot express, without its steps, or with values that cannot be read raises
-    ConfigError.
-    """
+    """Return the rule by which pictures and points become the inputs of a config's model."""
     encoders = cfg.model.encoders
     with refused_values(cfg, 'the test pipeline, or what model.encoders has of pictures'):
         views = _views(cfg, encoders.camera) if encoders.get('camera') else None
@@ -44,10 +40,6 @@ def fusion_rule(cfg: Any) -> FusionRule:
 
 
 def _loading(cfg: Any, width: int) -> dict[str, Any]:
-    """Return the entries of `FusionRule` about loading points of `width` values.
-
-    A pipeline that these entries cannot express raises ConfigError.
-    """
     rule = point_rule(cfg, width)
     if rule.past is None:
         return dict(load_dim=rule.load_dim, use_dim=rule.use_dim)
@@ -61,7 +53,6 @@ def _loading(cfg: Any, width: int) -> dict[str, Any]:
 
 
 def _views(cfg: Any, camera: Any) -> MultiViewRule:
-    """Return the rule by which pictures become the input."""
     steps = {step.get('type'): step for step in test_pipeline(cfg)}
     for name in ('ImageAug3D', 'ImageNormalize'):
         if name not in steps:
@@ -89,10 +80,7 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
     """Return `data`, one collated sample of the test loader (batch 1) by key, as a fused frame.
 
     Values may be in lists and containers of mmcv, see `only`: `img` (N, 3, H, W) as the model takes it,
-    `points` (P, V), `img_metas`. Matrices that the metas lack are left out.
-
-    Raises:
-        DataError: no `img_metas`, neither `img` nor `points`, or several samples.
+    `points` (P, V), `img_metas`.
     """
     if 'img_metas' not in data or not {'img', 'points'} & set(data):
         raise DataError('the test pipeline gives no img, points and img_metas; see the keys of Collect3D')
@@ -111,11 +99,6 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
 
 
 def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceData.moments`.
-
-    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. `cfg` is
-    not used. ShapeError: pictures of another size than that of the rule.
-    """
     if rule.views is not None:
         for rig in read_frames(infos, rule.views, root):
             yield frame_of_rig(rig.read_pictures(), rig, rule, root)
@@ -127,11 +110,6 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
-    """Return a dumped frame as the model got it; `manifest` may name the `frame`.
-
-    `tensors` are by name, in the shapes and types of a `FusedFrame` and its calibration. DataError: a
-    tensor is missing; a model with cameras, whose dumps have `cells`, needs more of them.
-    """
     names = ['points', 'images', *MATRICES] if 'cells' in tensors else ['points']
     check_dumped(tensors, names)
     return FusedFrame(

@@ -1,8 +1,4 @@
-"""The family of CenterPoint: the configs that it claims and refuses, its graphs, reference and runtime.
-
-What the attributes and methods of `CenterPointFamily` without a docstring are for is documented where they
-are defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
-"""
+"""The family of CenterPoint: the configs that it claims and refuses, its graphs, reference and runtime."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,8 +23,6 @@ from mmdeploy_ext.runtime.frames import Stepper
 
 
 class CenterPointFamily(SweepMethods, SequenceFamily):
-    """mmdet3d's `CenterPoint` of points alone: `SparseEncoder` or pillars, and `CenterHead`; no memory."""
-
     name = 'centerpoint'
     untraced = (
         *UNTRACED, 'get_bboxes', 'get_task_detections', 'decode', '_topk', '_gather_feat',

@@ -16,13 +16,11 @@ from mmdeploy_ext.families.parts.pillars import has_pillars
 from mmdeploy_ext.runtime.lidar import PILLARS
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
-"""Output of a task of `CenterHead` -> unit, see `runtime.decode`; `reg` is an offset from a cell's corner."""
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
     """Return the outputs of `CenterHead.forward` as one tuple, in the order of the facts' `output_names`.
 
-    For each task these are reg, height, dim, rot, vel if the head has it, and heatmap.
     `task_outputs` has for each task a list of levels, here of one, with the outputs (1, C, H, W) by name.
     """
     names = (*VALUES, 'heatmap')
@@ -30,10 +28,6 @@ def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tup
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the graphs 'backbone', up to the bird's-eye view, and 'head', on to `head_outputs`.
-
-    The backbone of the detector is in the latter. Options are those of the export.
-    """
     bev_meaning = "bird's-eye view of the sparse backbone"
     return points_and_head(model, options, 'centerpoint', flat_outputs, head_outputs(model), bev_meaning)
 
@@ -50,13 +44,11 @@ def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
 
 
 def facts_of(model: nn.Module) -> CenterPointFacts:
-    """Return the facts of a detector with a `CenterHead`."""
     points = PILLARS if has_pillars(model) else None
     return CenterPointFacts(**head_settings(model.pts_bbox_head), points=points)
 
 
 def head_settings(head: nn.Module) -> dict[str, Any]:
-    """Return the fields of `CenterPointFacts` but `points`; `test_cfg` is `test_cfg.pts` of the config."""
     coder, test = head.bbox_coder, head.test_cfg
     return dict(
         num_classes=[int(count) for count in head.num_classes],

@@ -3,9 +3,6 @@
     runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
 
-Boxes are decoded where the heat maps are highest, and suppressed by NMS in the bird's-eye view. Needs numpy
-and ONNX Runtime, no PyTorch; without numba it is slow.
-
 Glossary: K classes of a task, H, W heat map, n boxes.
 """
 
@@ -32,9 +29,9 @@ if TYPE_CHECKING:
 def decode(outputs: Mapping[str, np.ndarray], rule: CenterPointFacts) -> Detections3D:
     """Decode the head's outputs of one sweep, best first; of equal scores the earlier task comes first.
 
-    The outputs of task t are `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t`
-    (1, 1, H, W) m, `dim_t` (1, 3, H, W) m or their logarithms (`norm_bbox`), `rot_t` (1, 2, H, W) sine and
-    cosine, and `with_velocity` `vel_t` (1, 2, H, W) m/s.
+    The outputs of task t are `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t` (1, 1,
+    H, W) m, `dim_t` (1, 3, H, W) m or their logarithms (`norm_bbox`), `rot_t` (1, 2, H, W) sine and cosine,
+    and `with_velocity` `vel_t` (1, 2, H, W) m/s.
 
     Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height, m, yaw, rad, and vx, vy, m/s, in
     the LiDAR frame.
@@ -55,12 +52,7 @@ def decode(outputs: Mapping[str, np.ndarray], rule: CenterPointFacts) -> Detecti
 
 
 def task_boxes(maps: Mapping[str, np.ndarray], rule: CenterPointFacts) -> Detections3D:
-    """Return the boxes of one task before NMS, best first, with z in the middle.
-
-    They are at most `max_num`, those above `score_threshold` and in `post_center_range`; the velocity of a
-    head without one is 0. Labels begin with 0 in every task. `maps` are the outputs of the task, see
-    `decode`, by their names without the number of the task.
-    """
+    """Return the boxes of one task before NMS, best first, with z in the middle."""
     heat = exact_sigmoid(maps['heatmap'][0])
     _, height, width = heat.shape
     scores = heat.reshape(-1)
@@ -85,13 +77,7 @@ def task_boxes(maps: Mapping[str, np.ndarray], rule: CenterPointFacts) -> Detect
 
 
 def suppress(detections: Detections3D, task: int, rule: CenterPointFacts) -> Detections3D:
-    """Return the boxes of one task that NMS keeps, best first, regardless of their classes.
-
-    Args:
-        detections: boxes of the task, best first, with z in the middle.
-        task: number of the task.
-        rule: settings of the head.
-    """
+    """Return the boxes of one task that NMS keeps, best first, regardless of their classes."""
     if rule.nms_type == 'circle':
         rows = circle_nms(detections.boxes[:, :2], rule.min_radius[task])
         return detections[rows[: rule.post_max_size]]
@@ -105,19 +91,12 @@ def suppress(detections: Detections3D, task: int, rule: CenterPointFacts) -> Det
 
 
 class CenterPointOnnx(LidarOnnx):
-    """An exported CenterPoint; `LidarOnnx` has the methods: `detect`, `step` and others."""
-
     family = 'centerpoint'
     decode = staticmethod(decode)
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of a sweep, best first, for a program that runs the file of the head by itself.
-
-    `metadata` and `outputs` (see `decode`) are those of that file.
-    """
     return decode(outputs, metadata.postprocess)
 
 
 OPENS, QUANTISED = CenterPointOnnx, 'head'
-"""The class that opens an export, and the name of its file that `quantize.py` puts in INT8."""

@@ -1,8 +1,4 @@
-"""The family of detectors of corners: which configs it claims and refuses.
-
-What the attributes and methods of `CornerFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
-"""
+"""The family of detectors of corners: configs that it claims and refuses."""
 
 from typing import Any
 
@@ -22,12 +18,9 @@ from mmdeploy_ext.families.parts import detector_parts, image_graphs
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
-"""Heads that export."""
 
 
 class CornerFamily(ImageFamily):
-    """mmdet's `CornerNet`, whose boxes are pairs of corners."""
-
     name = 'corner'
     task = 'bbox2d'
     forms = ('full',)
@@ -36,7 +29,6 @@ class CornerFamily(ImageFamily):
     feeds = staticmethod(image_graphs.feeds)
 
     def claims(self, cfg: Any) -> Claim:
-        """Claim every CornerNet; `check` refuses those with other heads, by the key."""
         return Claim.DETECTOR if detector_parts.detects(cfg, detectors.CornerNet) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:

@@ -36,16 +36,14 @@ from mmdeploy_ext.runtime.box_coders import peaks_of
 STRIDE = 4
 """Stride of the maps of an hourglass, pixels."""
 MAP_NAMES = ('tl_heat', 'tl_off', 'tl_pair', 'br_heat', 'br_off', 'br_pair')
-"""Outputs of the network: heat, offsets and embeddings or shifts of top left and of bottom right corners."""
 FULL_NAMES = ('dets', 'labels')
-"""Outputs of the graph."""
 PAIRS = 1000
 """Number of the best pairs, which enter the suppression: mmdet's `num_dets`."""
 FEWEST_CORNERS = 32
 """Smallest `corner_topk`: the square of it, the number of pairs, is not below `PAIRS`."""
 LARGE, CENTRAL = 3500.0, (2.4, 2.1)
-"""Area in square pixels above which a box is large; and how many times as long as the sides of its central
-region those of a box are, of a small one and of a large one."""
+"""Area in square pixels above which a box is large; and the sides of a box over the sides of its central
+region, for small and for large boxes."""
 
 
 class CornerNetwork(nn.Module):
@@ -70,7 +68,6 @@ def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Ten
 
 
 def last_level(head: nn.Module, outputs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-    """Return the maps of the last level of what `forward` of a head returned, by `MAP_NAMES`."""
     outputs = [levels[-1] for levels in outputs]
     if head.with_corner_emb:
         first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset = outputs
@@ -80,7 +77,6 @@ def last_level(head: nn.Module, outputs: Sequence[Sequence[torch.Tensor]]) -> li
 
 
 def facts_of(head: nn.Module) -> CornerFacts:
-    """Return the facts of a head; ConfigError names an entry of `test_cfg` that is not reproduced."""
     test_cfg = head.test_cfg
     config = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
     config['local_maximum_kernel'] = peak_window(test_cfg)
@@ -93,10 +89,6 @@ def facts_of(head: nn.Module) -> CornerFacts:
 
 
 def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
-    """Return the suppression of pairs by `test_cfg.nms` (in older configs `nms_cfg`), which may be soft.
-
-    ConfigError names what ONNX has no form of.
-    """
     key = 'nms' if test_cfg.get('nms') else 'nms_cfg'
     config = nms_config(dict(test_cfg, nms=test_cfg.get(key)), soft=True, key=f'model.test_cfg.{key}')
     return Suppression(
@@ -130,10 +122,6 @@ def best_corners(
 ) -> Corners:
     """Return the best `count` peaks of all classes, each the highest of a square of `window` cells.
 
-    They are in descending order of scores. If there are fewer peaks, other cells follow with score 0, as in
-    mmdet; which of them is a tie, and PyTorch and ONNX Runtime may take others. ONNX has no result for fewer
-    than `count` cells of all classes, see `smallest`.
-
     `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `pairing` (B, 1 or 2, h, w);
     `window` is odd.
     """
@@ -149,14 +137,9 @@ def best_corners(
 
 
 class CornerFullForm(nn.Module):
-    """What the `full` form adds to the network.
-
-    `suppress` is that of `suppression`; `embedded` is whether corners are
-    paired by embeddings, not by the centres that they point at.
-    """
+    """The stage that the form `full` adds to the network."""
 
     def __init__(self, head: nn.Module) -> None:
-        """Read the settings of mmdet's head; ConfigError: see `facts_of` and `suppression`."""
         super().__init__()
         self.facts, self.suppress = facts_of(head), suppression(head.test_cfg)
         self.embedded = bool(head.with_corner_emb)
@@ -166,9 +149,8 @@ class CornerFullForm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5), x1 y1 x2 y2 score in descending order of scores, and labels (B, n) int64.
 
-        n is `max_per_img`; rows behind the results are zero with label -1. Boxes are in pixels of the network
-        input without its border, clipped to 0 but to no largest side, over `scale_factor`: those of the
-        original image.
+        Boxes are in pixels of the network input without its border, clipped to 0 but to no largest side, over
+        `scale_factor`: pixels of the original image.
 
         Args:
             image: (B, 3, H, W); only its size is used.
@@ -211,12 +193,6 @@ def _centres_fit(
     last_centres: torch.Tensor,
     threshold: float,
 ) -> torch.Tensor:
-    """Return whether the centres that both corners point at fit: (B, k, k) bool.
-
-    They have to lie inside a central region, and the rectangle between them must be no larger a share of it
-    than the threshold. Corners and centres are in pixels, those of top left corners (B, k, 1, 2), those of
-    bottom right ones (B, 1, k, 2).
-    """
     small, large = (1 / share for share in CENTRAL)
     area = (high - low).prod(3).abs()[..., None]
     share = torch.where(area > LARGE, torch.full_like(area, large), torch.full_like(area, small))
@@ -230,17 +206,13 @@ def _centres_fit(
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels, whatever it has to be a multiple of besides.
-
-    A square of it has at least as many cells of all classes as `best_corners` takes.
-    """
+    """Return the smallest side of an input, pixels, whatever it has to be a multiple of besides."""
     cells = -(-facts_of(model.bbox_head).corner_topk // int(model.bbox_head.num_classes))
     side = next(side for side in range(1, cells + 1) if side * side >= cells)
     return max(detector_parts.smallest(model.bbox_head, STRIDE), (side - 1) * STRIDE + 1)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph."""
     multiple = detector_parts.multiple(model)
     image = image_input(options, smallest(model), multiple, padded='all around')
     batch, rows = image.axes[0], facts_of(model.bbox_head).max_per_img
@@ -249,7 +221,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
     inputs = ('input', 'scale_factor', 'border', *MAP_NAMES)
     return [
         Stage('network', CornerNetwork(model), ('input',), MAP_NAMES),

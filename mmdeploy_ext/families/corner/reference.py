@@ -11,8 +11,6 @@ from mmdeploy_ext.families.reference import ImageReference
 
 
 class CornerReference(ImageReference):
-    """A CornerNet or CentripetalNet."""
-
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         maps = given_to(self.model, tensors, MAP_NAMES)
         if not maps:

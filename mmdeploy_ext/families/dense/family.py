@@ -1,8 +1,4 @@
-"""The family of dense heads: which configs it claims and refuses, and what else the base classes leave to it.
-
-What the attributes of `DenseFamily` and its methods without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
-"""
+"""The family of dense heads: configs that it claims and refuses."""
 
 import copy
 from typing import Any
@@ -33,8 +29,6 @@ QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
 
 
 class DenseFamily(ImageFamily):
-    """mmdet's one-stage detectors whose heads follow `BaseDenseHead`."""
-
     name = 'dense'
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
@@ -45,12 +39,6 @@ class DenseFamily(ImageFamily):
     feeds = staticmethod(image_graphs.feeds)
 
     def claims(self, cfg: Any) -> Claim:
-        """Claim every config of a one-stage detector with a registered dense head, but for heads of queries.
-
-        The claim is `HEAD` if the head is derived from one in `KINDS`, and `PART` for any other dense head,
-        which a family of a user's package may claim more of; else `check` refuses it, with the reason. The
-        detector may be one that nobody has registered.
-        """
         head = registered_class(HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
         detector = detector_parts.detector_of(cfg)
         if head is None or issubclass(head, QUERY_HEAD):
@@ -62,17 +50,6 @@ class DenseFamily(ImageFamily):
         return Claim.PART if issubclass(head, BaseDenseHead) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """Refuse what does not export, before weights load; the head is built alone.
-
-        Args:
-            cfg: the config, an `mmcv.Config`.
-            options: options of the export.
-
-        Raises:
-            ConfigError: the head is of no kind, its `get_bboxes` gives none of the known results, or a part
-                or a setting of it does not export; the message names file and key.
-            UsageError: an option that does not fit the model, such as a size, or a batch of guided anchors.
-        """
         with refused_by_name(cfg):
             head = self.head(cfg)
             facts = facts_of(head)
@@ -94,19 +71,9 @@ class DenseFamily(ImageFamily):
         detector_parts.check_max_candidates(options, available)
 
     def head(self, cfg: Any) -> nn.Module:
-        """Return the head of a config, in evaluation mode, without weights and the rest of the detector.
-
-        ConfigError: it cannot be built.
-        """
         return detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
-        """Build mmdet's detector as `Family.build` does; of a distilled one, the student alone.
-
-        One whose test path is its own counts as none that is distilled, see `detector_parts.without_teacher`.
-        The `init_cfg` and `pretrained` of the backbone become None in `cfg` itself, unless the backbone
-        cannot be built without them; the `cfg` of a distilled one stays as it is.
-        """
         if (student := detector_parts.without_teacher(cfg.model)) is not cfg.model:
             cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
             cfg.model = student

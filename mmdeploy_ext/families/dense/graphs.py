@@ -1,11 +1,10 @@
 """The graphs of dense heads: their contracts, and the modules that a form adds behind mmdet's detector.
 
-Source of the algorithm: mmdet 2.28.2 `models/dense_heads/base_dense_head.py`,
-and the heads' own files.
+Source of the algorithm: mmdet 2.28.2 `models/dense_heads/base_dense_head.py`, and the heads' own files.
 
 Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes, L levels, H, W network input
-in pixels, h, w size of a level's maps, n detections of the image that has most, before the
-voting of `Head.votes`, which may lose some (with `max_candidates` constant).
+in pixels, h, w size of a level's maps, n detections of the image that has most, before the voting of
+`Head.votes`, which may lose some (with `max_candidates` constant).
 """
 
 import dataclasses
@@ -41,7 +40,6 @@ FACTOR_MEANINGS = dict(
     iou_pred='predicted IoU, 0..1',
     confidence='confidence of the sides, 0..1',
 )
-"""Name of a score factor -> meaning."""
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),
     centerness=('centerness logits', 'logit'),
@@ -56,7 +54,6 @@ RAW_MEANINGS = dict(
     offset=('place of the centre in its cell, strides', ''),
     pred_map=('per anchor x y logits, w h logarithms, objectness and class logits', ''),
 )
-"""Name of a raw output -> meaning and unit."""
 BOX_MEANINGS = dict(
     delta='box deltas dx dy dw dh',
     guided='box deltas dx dy dw dh',
@@ -67,26 +64,9 @@ BOX_MEANINGS = dict(
     scaled='x1 y1 x2 y2, strides',
     yolox='centre and logarithms of the size, strides',
 )
-"""Coder -> meaning of `bbox_pred`."""
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the form of the options.
-
-    The outputs of 'raw' are those of the head, of 'decode' boxes and scores of all priors, of 'full' results.
-    The inputs of 'full' are also `img_shape`, which no operator uses if the head does not clip boxes,
-    `scale_factor`, and of a head whose pictures are padded all around `border`.
-
-    Args:
-        model: the detector.
-        options: options of the export.
-
-    Raises:
-        ConfigError: the maps have another stride, number or channels than the kind of the head has, or no
-            graph makes its results.
-        UsageError: a fixed size that is smaller than the head takes (`detector_parts.smallest`), or that the
-            model does not run on.
-    """
     _check_stride(model)
     check_results(model.bbox_head, options.form)
     facts = model_facts(model)
@@ -139,10 +119,7 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each.
-
-    UsageError: the model does not take the size. ConfigError: maps have other channels than the kind says.
-    """
+    """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each."""
     return detector_parts.map_sizes(model, _checked_outputs, len(model_facts(model).strides), options)
 
 
@@ -157,7 +134,6 @@ def _checked_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor
 
 
 def _check_stride(model: nn.Module) -> None:
-    """Refuse (ConfigError) maps of another stride than a head without a generator of priors is decoded by."""
     head = model.bbox_head
     if kind_of(head).priors:
         return
@@ -170,7 +146,6 @@ def _check_stride(model: nn.Module) -> None:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of the graph: the network, and what the form of the options adds to it."""
     check_results(model.bbox_head, options.form)
     return image_graphs.form_stages(
         image_graphs.RawNetwork(model, raw_names(model), flat_outputs),
@@ -191,16 +166,12 @@ def model_facts(model: nn.Module) -> DenseFacts:
 
 
 def raw_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the raw outputs: output by output, then level by level."""
     facts = model_facts(model)
     return tuple(f'{name}_{level}' for name in facts.head.names for level in range(len(facts.strides)))
 
 
 def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
-    """Return the head's outputs of normalised images (B, 3, H, W), in the order of `raw_names`.
-
-    ConfigError: there are more or fewer than these names.
-    """
+    """Return the head's outputs of normalised images (B, 3, H, W), in the order of `raw_names`."""
     head, kind, names = model.bbox_head, kind_of(model.bbox_head), raw_names(model)
     outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
     if len(outputs) != len(names):
@@ -211,18 +182,16 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 
 
 class DecodeForm(nn.Module):
-    """What the `decode` form adds to the network: raw outputs to boxes, scores, score factors."""
+    """The stage that the form `decode` adds to the network: raw outputs to boxes, scores, score factors."""
 
     def __init__(self, model: nn.Module, product: bool) -> None:
-        """Choose with `product` whether scores are multiplied by the factor, or the factor is an output."""
         super().__init__()
         self.decode, self.product = Decode(model.bbox_head, model_facts(model)), product
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and `level_sizes` (L,) int64.
 
-        The last is the number of priors of each level. `decode_names` says which of them there are. `raw` are
-        the outputs of the head (B, a*columns, h, w), in the order of `raw_names`.
+        `raw` are the outputs of the head (B, a*columns, h, w), in the order of `raw_names`.
         """
         boxes, scores, factors = self.decode(*raw)
         head, sizes = self.decode.facts.head, [level.shape[1] for level in boxes]
@@ -238,11 +207,6 @@ class DecodeForm(nn.Module):
 
 
 def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
-    """Return the names of the outputs of the `decode` form.
-
-    The score factor is one of them if the option `score_form` is 'separate' and the head has one, and
-    `level_sizes` if the sizes of maps do not follow from the strides.
-    """
     head, names = model_facts(model).head, ['boxes', 'scores']
     if head.factor and options.score_form == 'separate':
         names.append(head.factor)
@@ -252,14 +216,9 @@ def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
 
 
 class DenseFullForm(nn.Module):
-    """What the `full` form adds to the network: raw outputs to detections."""
+    """The stage that the form `full` adds to the network: raw outputs to detections."""
 
     def __init__(self, model: nn.Module, cap: int = 0) -> None:
-        """Keep the facts, and the option `max_candidates` as `cap`.
-
-        It is the largest number of candidates that enter the suppression, the best by score, with which no
-        shape depends on how many there are; 0 lets all in.
-        """
         super().__init__()
         self.decode = Decode(model.bbox_head, model_facts(model))
         self.postprocess = DenseBoxPostprocess(self.decode.facts, cap)
@@ -280,7 +239,7 @@ class DenseFullForm(nn.Module):
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original.
-            border_and_raw: the raw outputs; before them, of heads whose pictures are padded all around
+            border_and_raw: the raw outputs; before them, of heads with padding all around pictures
                 (`Head.bordered`), border (B, 2) float32, the rows of padding above the image and the columns
                 left of it, which are subtracted from boxes.
         """

@@ -1,4 +1,4 @@
-"""What the graphs read of a dense head: its facts, with the selection of its own `get_bboxes`, and its boxes.
+"""Facts of a dense head, with the selection of its own `get_bboxes`, and its boxes in graphs.
 
 Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
@@ -36,12 +36,11 @@ from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
 
 LIMITS = (('max_per_img',), ('nms_pre',), ('max_per_img', 'nms_pre'))
-"""Settings whose -1 leaves out the last result in some heads, and is no limit in others."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What trying found out about a head: facts, and why no graph of ours makes its results, or ''."""
+    """Facts of a head, found by trying, and the reason why no graph makes its results, or ''."""
 
     facts: DenseFacts
     problem: str = ''
@@ -51,10 +50,6 @@ _SELECTIONS: weakref.WeakKeyDictionary[nn.Module, Selection] = weakref.WeakKeyDi
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
-    """Return the thresholds of a head; those that its `get_bboxes` does not read have no effect.
-
-    ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that the graph does not reproduce.
-    """
     kind, place = kind_of(head), place_of_results(head)
     reader = place if place.startswith('your ') else type(head).__name__
     check_settings(head.test_cfg, 'model.test_cfg', kind.needed, reader)
@@ -62,10 +57,6 @@ def thresholds(head: nn.Module) -> NmsConfig:
 
 
 def facts_of(head: nn.Module) -> DenseFacts:
-    """Return the facts of a head; ConfigError: it is of no kind, or has a setting that is not exported.
-
-    If no graph makes its results (`problem_of`), its coder is its own `get_bboxes`.
-    """
     facts = _facts_of_kind(head)
     if head not in _SELECTIONS:
         _SELECTIONS[head] = _selection(head, facts)
@@ -78,7 +69,6 @@ def facts_of(head: nn.Module) -> DenseFacts:
 
 
 def _facts_of_kind(head: nn.Module) -> DenseFacts:
-    """Return the facts of a head by its kind alone."""
     kind, limits = kind_of(head), thresholds(head)
     try:
         generator, coder, description = kind.generator(head), kind.coder(head), kind.describe(head)
@@ -96,23 +86,17 @@ def _facts_of_kind(head: nn.Module) -> DenseFacts:
 
 
 def problem_of(head: nn.Module) -> str:
-    """Return why no graph with post-processing makes the results of a head; '' if one does."""
     facts_of(head)
     return _SELECTIONS[head].problem
 
 
 def check_results(head: nn.Module, form: str) -> None:
-    """Refuse (ConfigError) a form with post-processing of a head whose results no graph makes.
-
-    A limit by which the head leaves out a result is refused in any form.
-    """
     problem = problem_of(head)
     if problem and (form != 'raw' or not isinstance(facts_of(head).coder, Traced)):
         raise ConfigError(problem)
 
 
 def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
-    """Try the known selections with the coder of the facts, then with the user's own decoding."""
     kind, place = kind_of(head), place_of_results(head)
     code = place_of_method(head, kind.own) if kind.own else ''
     traced = f', also with {code} traced' if code.startswith('your ') else ''
@@ -136,7 +120,6 @@ def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
 
 
 def _left_out(head: nn.Module, names: tuple[str, ...]) -> str:
-    """Return why settings of -1 are refused; '' if there are none."""
     settings = ', '.join(f'model.test_cfg.{name}=-1' for name in names)
     level = ' of each level' if 'nms_pre' in names else ''
     expected = f'{type(head).__name__} leaves out the last result{level}; expected a positive number'
@@ -146,7 +129,6 @@ def _left_out(head: nn.Module, names: tuple[str, ...]) -> str:
 def _results(
     head: nn.Module, facts: DenseFacts, maps: Mapping[str, torch.Tensor], image: PreparedImage
 ) -> Detections:
-    """Return the results of the outputs of a head for one picture, whatever their sizes are."""
     feeds = image_graphs.feeds([image], rescale=True)
     facts = dataclasses.replace(facts, head=dataclasses.replace(facts.head, maps_by_stride=False))
     if isinstance(facts.coder, Traced):
@@ -160,7 +142,6 @@ def _results(
 def decoded_outputs(
     head: nn.Module, facts: DenseFacts, maps: Mapping[str, torch.Tensor]
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of the form `decode` of the maps of a head, by PyTorch."""
     like = next(head.parameters())
     with torch.no_grad():
         boxes, scores, factors = Decode(head, facts)(*(tensor.to(like) for tensor in maps.values()))
@@ -175,7 +156,6 @@ class Decode(nn.Module):
     """Priors, box decoding and scores for all levels; a coder that is `Traced` runs the user's own code."""
 
     def __init__(self, head: nn.Module, facts: DenseFacts) -> None:
-        """Keep the generator of the priors and the facts; none of the head's layers becomes a part of it."""
         super().__init__()
         self.priors, self.facts = kind_of(head).generator(head), facts
         self.own = functools.partial(kind_of(head).decode, head)
@@ -185,9 +165,8 @@ class Decode(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
         """Return per level boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None.
 
-        Boxes are xyxy in pixels, not clipped. Scores and factors are in 0..1; scores are -1 in cells in which
-        guided anchors place no prior. `raw` are the outputs of the head (B, a*columns, h, w), output by
-        output, then level by level.
+        Boxes are xyxy in pixels, not clipped. `raw` are the outputs of the head (B, a*columns, h, w), output
+        by output, then level by level.
         """
         head, coder = self.facts.head, self.facts.coder
         count = len(raw) // len(head.outputs)
@@ -214,7 +193,6 @@ class Decode(nn.Module):
         return boxes, scores, [head.score_factors(torch, rows, coder) for rows in levels]
 
     def _own_boxes(self, level: int, rows: Mapping[str, torch.Tensor], priors: torch.Tensor) -> torch.Tensor:
-        """Return boxes (B, A, 4) by the user's code, which takes the priors of one image."""
         batch = rows[self.facts.head.scores].shape[0]
         of_all = {name: tensor.flatten(0, 1) for name, tensor in rows.items()}
         priors = priors[None].expand(batch, -1, -1).flatten(0, 1)

@@ -1,7 +1,4 @@
-"""Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with.
-
-Glossary: B batch, N priors of all levels, C classes without the background, H, W network input in pixels.
-"""
+"""Dense heads as mmdet runs them, unpatched: the reference of a proof."""
 
 import contextlib
 import dataclasses
@@ -29,12 +26,9 @@ from mmdeploy_ext.runtime.detections import Detections
 
 
 class DenseReference(ImageReference):
-    """A detector with a dense head: its maps, its coder and its `get_bboxes`."""
-
     def tensors(
         self, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
     ) -> dict[str, np.ndarray]:
-        """Return the outputs by name of the form 'raw' or 'decode', by the user's head and its coder."""
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
             outputs = dict(zip(raw_names(self.model), flat_outputs(self.model, image), strict=True))
@@ -43,12 +37,6 @@ class DenseReference(ImageReference):
         return decoded(self.model, outputs, score_form)
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-        """Return the results of the detector's own test path, with `deploy_nms_pre`, if set, as `nms_pre`.
-
-        Heads that are `bordered` subtract the padding above and left of the image in either case.
-        Rows that are no results are left out: boxes without an area if boxes vote, for which upstream divides
-        zero by zero, and rows of score 0, by which upstream fills up a list of peaks.
-        """
         test_cfg, description = self.model.bbox_head.test_cfg, model_facts(self.model).head
         deployed = contextlib.nullcontext()
         if (nms_pre := test_cfg.get('deploy_nms_pre')) is not None:
@@ -72,7 +60,6 @@ class DenseReference(ImageReference):
         images: Sequence[PreparedImage],
         rescale: bool,
     ) -> list[Detections] | None:
-        """Results of raw outputs that only code of the user's decodes are of that code."""
         if metadata.form == 'raw' and isinstance(metadata.postprocess.coder, Traced):
             head, maps = self.model.bbox_head, raw_maps(self.model, outputs)
             return own_results(head, kind_of(head), list(maps.values()), images, rescale)
@@ -87,7 +74,6 @@ class DenseReference(ImageReference):
         )
 
     def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
-        """Heads whose maps do not follow the strides need a cell of the coarsest map."""
         facts = model_facts(self.model)
         if facts.head.maps_by_stride:
             return super().takes(picture, height, width)
@@ -105,11 +91,6 @@ class DenseReference(ImageReference):
     def candidate_bounds(
         self, feeds: Mapping[str, np.ndarray], slack: float, **_: int
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return 'candidates' -> bounds of the number of (prior, class) pairs that pass the threshold.
-
-        An objectness (YOLOv3) within `slack` of its own threshold may pass or not, too. The best `nms_pre`
-        priors are chosen by this run, also where ranks differ by rounding. Limits of the file are not used.
-        """
         facts, outputs = (
             model_facts(self.model),
             decoded(self.model, raw_maps(self.model, self.tensors(feeds, 'raw')), sizes=True),
@@ -128,7 +109,6 @@ class DenseReference(ImageReference):
         return dict(candidates=tuple(bounds))
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return what the head's `forward` returns by the maps of a file; nothing else reads the features."""
         maps = raw_maps(self.model, tensors)
         if not maps:
             return {}
@@ -136,7 +116,6 @@ class DenseReference(ImageReference):
         return {'extract_feat': None, 'bbox_head.forward': outputs}
 
     def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Return the most candidates of a level that `nms_pre` limits, see `ImageReference.counts`."""
         facts, maps = model_facts(self.model), raw_maps(self.model, tensors)
         if not maps or facts.nms_pre <= 0 or facts.head.choose == 'best':
             return {}
@@ -159,7 +138,6 @@ class DenseReference(ImageReference):
         form: str,
         **options: Any,
     ) -> dict[str, np.ndarray] | None:
-        """Return the tensors of the form `decode` of the maps of the file."""
         maps = raw_maps(self.model, tensors)
         if form != 'decode' or not maps:
             return None
@@ -173,10 +151,6 @@ def decoded(
     sizes: bool = False,
     **_: Any,
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of the form 'decode' of the maps of a head, see `tensors`.
-
-    `sizes` keeps `level_sizes`, which files have if the sizes of maps do not follow from the strides.
-    """
     facts, kind = model_facts(model), kind_of(model.bbox_head)
     own = facts
     if kind.own and not kind.own_clips:
@@ -191,5 +165,4 @@ def decoded(
 
 
 def raw_maps(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Return the maps of a head among the tensors of a file by name, in the order of `raw_names`; or {}."""
     return given_to(model, tensors, raw_names(model))

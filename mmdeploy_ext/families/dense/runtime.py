@@ -1,9 +1,5 @@
 """Dense heads without PyTorch: numpy post-processing of the forms 'decode' and 'raw', equal to 'full'.
 
-A graph of the form 'full' ends with the results, one of the form 'decode' with boxes and scores of all priors
-before their suppression, one of the form 'raw' with the outputs of the head. A prior is a point or an anchor
-from which a box is decoded.
-
 Glossary: B batch, L levels, a priors of a cell, A priors of a level or of all, C classes, H, W network input
 in pixels, h, w size of a level's maps, n results of the image that has most (with `--max-candidates`
 constant).
@@ -30,35 +26,25 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'with_postprocess', 'decode': 'no_topk_nms', 'raw': 'no_topk_nms'}
-"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
     """Return the detections of each image of a batch, in descending order of scores.
 
-    The scores of a file of the form 'decode' and `--score-form product` are products of class score and
-    factor, if the head has one: the thresholds apply to these, also where 'full' compares class scores or the
-    root of the product, which may keep fewer boxes than 'full' does. Boxes are in pixels of
-    the network input, over `scale_factor`: those of the original image if it is input / original.
+    Boxes are in pixels of the network input, over `scale_factor`: pixels of the original image if it is input
+    / original.
 
     Args:
         metadata: metadata of the file: `form`, `postprocess` and, for 'full', `options`.
         outputs: outputs of the graph by name: of the form 'full' `dets` (B, n, 5) x1 y1 x2 y2 score and
             `labels` (B, n) int64, -1 for padding; of 'decode' `boxes` (B, A, 4) xyxy, pixels, `scores` (B, A,
             C) and, of heads with such, the score factors (B, A), by the name in `head.factor` of the facts,
-            and `level_sizes` (L,), the priors of each level, unless `head.maps_by_stride`; for those of 'raw'
-            see `decode_raw`. The B of `input` is that of all of them.
-        feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); and, if they
-            are there, `img_shape` (B or 1, 2), height and width that boxes are clipped to (0: those of the
-            input), `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided (not 0), and `border` (B
-            or 1, 2), pixels of padding above and left of the image. For 'full' none is read: that graph has
-            done all this.
-
-    Raises:
-        ShapeError: of the form 'raw' outputs, or of 'decode' `level_sizes`, are missing; or the outputs are
-            not of the size of the input, or of `level_sizes`.
-        KeyError: other outputs are missing.
-        ModelFileError: a file of the form 'full' left out candidates, and so maybe results, see `check_cap`.
+            and `level_sizes` (L,), the priors of each level, unless `head.maps_by_stride`; for 'raw' see
+            `decode_raw`.
+        feeds: inputs of the graph by name, and: `input` (B, 3, H, W); and, if they are there, `img_shape` (B
+            or 1, 2), height and width that boxes are clipped to (0: input size), `scale_factor` (B or 1, 4)
+            `w h w h`, by which boxes are divided (not 0), and `border` (B or 1, 2), pixels of padding above
+            and left of the image. For 'full' none is read: that graph has done all this.
     """
     if metadata.form == 'full':
         results = results_from_padded(outputs)
@@ -158,30 +144,23 @@ def postprocess_image(
 
 
 def num_candidates(priors: DecodedPriors, level_sizes: Sequence[int], facts: DenseFacts) -> int:
-    """Return how many pairs of a prior and a class of one image enter the suppression."""
     ends = np.cumsum(level_sizes)
     levels = [priors[end - size : end] for end, size in zip(ends, level_sizes, strict=True)]
     return sum(len(_candidates(_kept(level, facts), facts)[2]) for level in levels)
 
 
 def _kept(level: DecodedPriors, facts: DenseFacts) -> DecodedPriors:
-    """Return the best `nms_pre` priors of a level if these are chosen, or all."""
     if facts.head.choose not in PRIOR_CHOICES:
         return level
     return level[_best(level.ranks_of_priors(facts), facts.nms_pre)]
 
 
 def _best(scores: np.ndarray, nms_pre: int) -> np.ndarray:
-    """Return the indices of the `nms_pre` best scores, best first; of all if it is not positive."""
     order = np.argsort(-scores, kind='stable')
     return order[:nms_pre] if nms_pre > 0 else order
 
 
 def _candidates(level: DecodedPriors, facts: DenseFacts) -> tuple[np.ndarray, ...]:
-    """Return boxes, scores and labels of the pairs that pass the threshold.
-
-    If `head.choose` of the facts is 'pairs' they are at most `nms_pre`.
-    """
     head, ranks = facts.head, level.ranks(facts)
     judged = ranks if head.judged == 'product' else level.scores
     passes = judged >= facts.score_thr if head.inclusive else judged > facts.score_thr
@@ -198,10 +177,6 @@ def _candidates(level: DecodedPriors, facts: DenseFacts) -> tuple[np.ndarray, ..
 
 
 def _voted(results: Detections, levels: Sequence[DecodedPriors], facts: DenseFacts) -> Detections:
-    """Replace each box by the mean of the candidates of its class that overlap it.
-
-    A box without an area overlaps none, and is left out.
-    """
     boxes = np.concatenate([level.boxes for level in levels])
     ranks = np.concatenate([level.ranks(facts) for level in levels])[:, results.labels].T
     overlap = ious(np, results.bboxes_xyxy, boxes)

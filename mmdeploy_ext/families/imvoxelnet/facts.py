@@ -8,8 +8,6 @@ from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImVoxelNetFacts(AnchorRule):
-    """The anchors of the head; `max_per_img` is the largest number of results."""
-
     max_per_img: Count
 
     @property

@@ -1,8 +1,4 @@
-"""The family of ImVoxelNet: the configs that it claims and refuses, and its model.
-
-What the attributes and methods of the class without a docstring are for is documented where they are defined
-first: `families/base.py` and `families/images.py`.
-"""
+"""The family of ImVoxelNet: the configs that it claims and refuses, and its model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,8 +29,6 @@ MOVED = ('AffineResize', 'RandomCenterCropPad')
 
 
 class ImVoxelNetFamily(ImageFamily):
-    """mmdet3d's `ImVoxelNet` with `Anchor3DHead`."""
-
     name = 'imvoxelnet'
     task = 'mmdeploy_ext.families.imvoxelnet.task'
     forms = ('full', 'raw')
@@ -63,7 +57,7 @@ class ImVoxelNetFamily(ImageFamily):
         detector_parts.check(cfg.model, options)
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse (ConfigError) frames of voxels and heads that are not exported, of a config's `model`."""
+        """Refuse frames of voxels and heads that are not exported, of a config's `model`."""
         frame, head = str(model.get('coord_type')).upper(), model.get('bbox_head') or {}
         heads = names_of_class(builder.HEADS, head.get('type'))
         if frame != FRAME or HEAD not in heads or PER_CLASS_HEAD in heads:

@@ -1,8 +1,5 @@
 """The graphs of ImVoxelNet: their contracts, and the modules that keep them.
 
-Features of a picture are sampled at the places to which its camera projects the middles of voxels; a network
-of 3D convolutions and a head with anchors look at the volume.
-
 Source of the algorithm: mmdet3d 1.0.0rc6, models/detectors/imvoxelnet.py `extract_feat`,
 models/fusion_layers/point_fusion.py `point_sample`, models/dense_heads/anchor3d_head.py `get_bboxes_single`.
 
@@ -35,13 +32,10 @@ MEANINGS = dict(
     bbox_pred=('deltas of each anchor', ''),
     dir_cls_pred=('logits of both directions of each anchor', 'logit'),
 )
-"""Output of the head -> its meaning and unit."""
 BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), in the frame of the voxels'
-"""Meaning of a box."""
 SMALLEST = 32
 """Smallest side of an input of any size, pixels: the stride of the last map of the backbone."""
 FULL_NAMES = ('boxes', 'scores', 'labels')
-"""Outputs of the form 'full'."""
 
 
 def voxel_points(model: nn.Module) -> torch.Tensor:
@@ -52,7 +46,6 @@ def voxel_points(model: nn.Module) -> torch.Tensor:
 
 
 def facts_of(model: nn.Module) -> ImVoxelNetFacts:
-    """Return the facts of the detector."""
     head = model.bbox_head
     return ImVoxelNetFacts(**anchor_settings(head), max_per_img=int(head.test_cfg['max_num']))
 
@@ -60,8 +53,7 @@ def facts_of(model: nn.Module) -> ImVoxelNetFacts:
 def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
     """Return the contracts of the cameras and of the ratios of pictures.
 
-    Both (`single`) are computed in float32 in a graph of float16, too. `batch` is a number, or 'B' if it is
-    dynamic.
+    Both (`single`) are computed in float32 in a graph of float16, too.
     """
     camera = (
         'from the frame of the voxels, in metres, to pixels of the picture before it is resized, times depth'
@@ -86,7 +78,6 @@ def raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph in the form of the options, 'raw' or 'full'."""
     image = image_input(options, SMALLEST, detector_parts.multiple(model))
     batch = image.axes[0]
     inputs = (image, *camera_inputs(batch))
@@ -101,7 +92,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     raw = facts_of(model).output_names
     inputs = ('input', PROJECTION, 'scale_factor')
     chain = [Stage('network', Network(model), inputs, raw)]
@@ -111,11 +101,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def projected(points: torch.Tensor, cameras: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x and y (B, N) of points (N, 3), metres, in pixels of the pictures of cameras (B, 4, 4).
-
-    Points behind a camera are projected, too, as mmdet3d does it. The order of the sums is that of PyTorch's
-    matrix product on AVX2, so that both round alike.
-    """
+    """Return x and y (B, N) of points (N, 3), metres, in pixels of the pictures of cameras (B, 4, 4)."""
     x, y, z = points.unbind(1)
     rows = [
         (cameras[:, row, :1] * x + cameras[:, row, 2:3] * z)
@@ -128,8 +114,8 @@ def projected(points: torch.Tensor, cameras: torch.Tensor) -> tuple[torch.Tensor
 def nearest_cells(pixels: torch.Tensor, side: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
     """Return the nearest cells (B, N), whole numbers as float32, of places along one axis of the input.
 
-    The middle of the first cell is at pixel 0, that of the last one at pixel `side`; half-way between two it
-    is the even one.
+    The middle of the first cell is at pixel 0, of the last one at pixel `side`; half-way between two the even
+    one wins.
 
     Args:
         pixels: (B, N) places.
@@ -169,8 +155,7 @@ class Network(nn.Module):
     ) -> torch.Tensor:
         """Return the features (B, C, X, Y, Z) of voxels, zero where the nearest cell is outside of the map.
 
-        A voxel up to half a cell outside of the padded input still has features.
-        `maps` are (B, C, h, w), of `image` only the size is used; the others are those of `forward`.
+        `maps` are (B, C, h, w), of `image` only the size is used; the others are arguments of `forward`.
         """
         x, y = projected(self.points, cameras)
         (height, width), (map_height, map_width) = (hw(tensor).to(maps).unbind() for tensor in (image, maps))
@@ -188,7 +173,7 @@ class Network(nn.Module):
 
 
 class FullForm(nn.Module):
-    """What the form 'full' adds to the network: boxes of the best anchors, suppression within classes."""
+    """The stage of the form 'full': boxes of the best anchors, suppression within classes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -199,10 +184,7 @@ class FullForm(nn.Module):
             self.register_buffer(f'anchors_{level}', anchors, persistent=False)
 
     def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, n, 7), scores and labels (B, n), best first; rows behind are zero, label -1.
-
-        `maps` are the outputs of the network, level by level.
-        """
+        """Return boxes (B, n, 7), scores and labels (B, n), best first; rows behind are zero, label -1."""
         count = len(OUTPUTS)  # of a level
         levels = [
             best_rows(self.decoded(level, *maps[level * count : (level + 1) * count]), self.facts.nms_pre)
@@ -222,8 +204,7 @@ class FullForm(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return boxes (B, A, 7) and scores (B, A, K) of anchors, and whether they are `turned` (B, A, 1).
 
-        These are 1.0 or 0.0; boxes have the yaw before that turn. Scores are in 0..1. `logits`, `deltas`
-        and `directions` are the outputs of the head at `level`, maps (B, columns, Y, X).
+        `logits`, `deltas` and `directions` are the outputs of the head at `level`, maps (B, columns, Y, X).
         """
         facts = self.facts
         logits, deltas, directions = (

@@ -1,9 +1,8 @@
-"""ImVoxelNet as mmdet3d runs it: what a proof compares the graphs with.
+"""ImVoxelNet as mmdet3d runs it: the reference of a proof.
 
-Features are those of the nearest cell of a map. Where a place is half-way between two cells, up to the
-rounding of float32, another order of sums in a projection takes the other cell; of 642,816 voxels of the
-config for KITTI 2 to 5 were (measured with three cameras). Where tensors are compared, mmdet3d therefore adds
-up its projections as the graph does.
+Where a place is half-way between two cells, up to the rounding of float32, another order of sums in a
+projection takes the other cell; of 642,816 voxels of the config for KITTI 2 to 5 were (measured with three
+cameras).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +25,7 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return mmdet3d's `img_metas` of pictures, with the cameras of the pictures on disk.
-
-    ShapeError: as of `samples.feeds`.
-    """
+    """Return mmdet3d's `img_metas` of pictures, with the cameras of the pictures on disk."""
     batch = metas_of(images)
     for meta, image, fed in zip(batch, images, feeds(images, rescale=True)['lidar2img'], strict=True):
         meta |= of_camera(fed if image.cam2img is None else camera_on_disk(image))
@@ -37,10 +33,7 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 def camera_on_disk(image: PreparedImage) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a picture on disk, which `image` has for the network input.
-
-    A runner undoes resize and padding by other code, see `preprocess.cam2img.original`.
-    """
+    """Return the camera (4, 4) float32 of a picture on disk, which `image` has for the network input."""
     camera, (top, left) = np.array(image.cam2img, np.float64), image.border
     camera[0] = (camera[0] - left * camera[2]) / image.scale_factor[0]
     camera[1] = (camera[1] - top * camera[2]) / image.scale_factor[1]
@@ -58,13 +51,7 @@ def of_camera(lidar2img: np.ndarray) -> dict[str, Any]:
 
 
 class ImVoxelNetReference(ImageReference):
-    """mmdet3d's `ImVoxelNet`."""
-
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-        """Return the outputs of the head by name, by mmdet3d's own network, for inputs by name.
-
-        These are the outputs of the form 'raw'; `form` and further options are not read.
-        """
         device = next(self.model.parameters()).device
         image = torch.from_numpy(feeds['input'])
         ratios = feeds.get('scale_factor', np.ones((len(image), 4), np.float32))
@@ -79,11 +66,6 @@ class ImVoxelNetReference(ImageReference):
         return {name: maps.cpu().numpy() for name, maps in zip(names, flat_outputs(outputs), strict=True)}
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[PictureDetections3D]:
-        """Return the results of the detector's own test path, in descending order of scores.
-
-        Their camera, to draw them with, is that of the picture on disk with `rescale`, otherwise that of the
-        network input. ShapeError: a camera is not finite, or its last row is not 0 0 0 1.
-        """
         cameras = feeds(images, rescale)['drawn_camera']
         with torch.no_grad():
             results = self.model(return_loss=False, img=batch_of(self.model, images), img_metas=metas(images))

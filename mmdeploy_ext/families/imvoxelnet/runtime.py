@@ -3,7 +3,7 @@
 A graph of the form 'full' ends with the results, one of the form 'raw' with the outputs of the head; the
 latter are decoded by `parts/runtime/anchors3d.py`, with the numbers in the file's metadata.
 
-Glossary: B batch, n results of a picture, of outputs of a batch those of the picture that has most.
+Glossary: B batch, n results of a picture (in a batch: of the picture with most).
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 COLUMNS = 7
-"""Number of values of a box: those of `Detections3D` without velocities."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureDetections3D(Detections3D):
-    """Boxes that were found in one picture, in the frame of the voxels, which is that of the LiDAR.
+    """Boxes that were found in one picture, in the LiDAR's frame.
 
     Attributes:
         camera: four rows of the matrix from that frame to pixels of the picture times depth, to draw with;
@@ -40,13 +39,11 @@ class PictureDetections3D(Detections3D):
     camera: tuple[tuple[float, ...], ...] = ()
 
     def scaled(self, scale_factor: np.ndarray) -> PictureDetections3D:
-        """Return them with the camera's x and y divided by `scale_factor` (4,), `w h w h`; boxes stay."""
         rows = np.array(self.camera).reshape(-1, 4)
         rows[:2] /= scale_factor[:2, None][: len(rows)]  # of no camera there are no rows
         return dataclasses.replace(self, camera=tuple(map(tuple, rows.tolist())))
 
     def to_mmdet_result(self, num_classes: int) -> dict[str, Any]:
-        """Return what mmdet3d's detector returns for a picture: `boxes_3d`, `scores_3d` and `labels_3d`."""
         import torch
         from mmdet3d.core.bbox import LiDARInstance3DBoxes, bbox3d2result
 
@@ -54,7 +51,6 @@ class PictureDetections3D(Detections3D):
         return bbox3d2result(boxes, torch.tensor(self.scores), torch.tensor(self.labels))
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return `box`, the seven columns of the box at an index, rounded to four decimals."""
         return dict(box=[round(float(value), 4) for value in self.boxes[index, :COLUMNS]])
 
 
@@ -79,10 +75,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Pictu
 
 
 def padded_rows(outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return boxes (n, 9), scores and labels (n,) of each picture; velocities are 0.
-
-    `outputs` are those of the form 'full', see `detections`.
-    """
+    """Return boxes (n, 9), scores and labels (n,) of each picture; velocities are 0."""
     rows = zip(outputs['boxes'], outputs['scores'], outputs['labels'], strict=True)
     return [
         (np.pad(boxes[labels >= 0], [(0, 0), (0, 2)]), scores[labels >= 0], labels[labels >= 0])
@@ -91,10 +84,7 @@ def padded_rows(outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def decoded(metadata: Metadata, outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return boxes (n, 9), scores and labels (n,) of each picture, of the head's outputs, see `detections`.
-
-    `metadata` are those of the file.
-    """
+    """Boxes (n, 9), scores and labels (n,) of each picture, of the head's outputs, see `detections`."""
     rule, images = metadata.postprocess, []
     for index in range(len(outputs[rule.output_names[0]])):
         boxes = decode({name: outputs[name][index : index + 1] for name in rule.output_names}, rule)
@@ -111,8 +101,7 @@ def draw(
 ) -> np.ndarray:
     """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3) uint8 BGR.
 
-    Boxes that are `marked`, (n,) bool, have white edges; None marks none. `classes` are names by label. The
-    results have a camera.
+    Boxes that are `marked`, (n,) bool, have white edges; None marks none.
     """
     drawn = results.scores >= score_thr
     layer = BoxLayer('', results[drawn], None if marked is None else marked[drawn])

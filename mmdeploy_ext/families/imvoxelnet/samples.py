@@ -1,8 +1,4 @@
-"""Inputs of pictures: their cameras, those that come with them or generated ones.
-
-Only proofs have pictures without a camera. Each gets one of its own, which is turned and moved against the
-grid of voxels, so that voxels are behind it, beyond all edges of the picture, and in it.
-"""
+"""Inputs of pictures with their own or generated cameras."""
 
 from collections.abc import Sequence
 
@@ -17,7 +13,7 @@ from mmdeploy_ext.synthetic.picture_cameras import lidar_camera
 def original_camera(image: PreparedImage) -> np.ndarray:
     """Return the camera (4, 4) float32 of a prepared picture: LiDAR to pixels, times depth, on disk.
 
-    A picture without a camera gets that of `lidar_camera`.
+    A picture without a camera gets `lidar_camera`.
     """
     if image.cam2img is None:
         return lidar_camera(image)
@@ -25,13 +21,11 @@ def original_camera(image: PreparedImage) -> np.ndarray:
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size by name, and what the runtime needs of them.
+    """Return the inputs of a batch of pictures of one size by name, and further arrays for the runtime.
 
-    They are `input` (B, 3, H, W), `lidar2img` (B, 4, 4), the cameras of `original_camera`, `scale_factor`
-    (B, 4) `w h w h`, input / picture on disk, all float32, and to draw `drawn_camera` (B, 4, 4) float64, that
-    of the picture on disk with `rescale`, otherwise that of the network input.
-
-    ShapeError: a camera is not finite, or its last row is not 0 0 0 1.
+    They are `input` (B, 3, H, W), `lidar2img` (B, 4, 4), the cameras of `original_camera`, `scale_factor` (B,
+    4) `w h w h`, input / picture on disk, all float32, and to draw `drawn_camera` (B, 4, 4) float64, of the
+    picture on disk with `rescale`, otherwise of the network input.
     """
     cameras = np.stack([original_camera(image) for image in images])
     for camera in cameras:

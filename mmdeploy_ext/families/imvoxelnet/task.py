@@ -1,7 +1,6 @@
 """Level 3 of a proof of ImVoxelNet: match boxes in 3D, draw both engines into the picture.
 
-Matching is that of `bbox3d`, with the score bar of boxes in pictures. Functions and names are those of every
-task, see `tasks/__init__.py`.
+For functions and names see `tasks/__init__.py`.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import DetectionRow, Pair
 
 RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
-"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
 fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
 problem, half_bars, half_text = bbox3d.problem, bbox3d.half_bars, bbox3d.half_text
-"""(reference, candidate) -> why two lists cannot be compared, '' if they can; and of the `HalfBars` of files
-in float16 or INT8, the bars of `pair_up` by keyword, and that of distances in words."""
+"""(reference, candidate) -> why two lists cannot be compared, or ''; bars of `HalfBars` by keyword, and in
+words."""
 pair_up = functools.partial(bbox3d.pair_up, score_bar=SCORE_BAR)
 """(reference, candidate, bars by keyword) -> `Pairing`, as `bbox3d.pair_up` pairs boxes within a class."""
 
@@ -36,11 +34,6 @@ pair_up = functools.partial(bbox3d.pair_up, score_bar=SCORE_BAR)
 def match_detections(
     image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
 ) -> DetectionRow:
-    """Match two lists of boxes of a picture as `bbox3d.match_detections` does.
-
-    `image` is the name of the picture, for the row; the reference is PyTorch, the candidate an engine;
-    `settings` are further keyword arguments, the bars of `pair_up` among them.
-    """
     settings.setdefault('score_bar', SCORE_BAR)
     return bbox3d.match_detections(image, reference, candidate, **settings)
 

@@ -1,9 +1,4 @@
-"""Cameras of pictures: those that come with them, and generated ones for pictures that have none.
-
-Only proofs have pictures without a camera. Each gets one of its own, so that a file that kept the camera of
-its export is seen: other focal lengths along both axes, another middle, and a translation as KITTI's cameras
-have it.
-"""
+"""Cameras of pictures, generated for pictures without one."""
 
 from collections.abc import Sequence
 
@@ -16,10 +11,7 @@ from mmdeploy_ext.synthetic.picture_cameras import monocular_camera
 
 
 def camera_of(image: PreparedImage) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the network input.
-
-    ShapeError: `preprocess.cam2img.check_camera` refuses it.
-    """
+    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the network input."""
     if image.cam2img is None:
         return monocular_camera(image)
     camera = image.cam2img.astype(np.float32)
@@ -28,13 +20,11 @@ def camera_of(image: PreparedImage) -> np.ndarray:
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size by name, and what the runtime needs of them.
+    """Return the inputs of a batch of pictures of one size by name, and further arrays for the runtime.
 
-    They are those of `image_graphs.feeds`, with `rescale` also `scale_factor`, without `border`; `cam2img`
-    (B, 4, 4) float32, for pixels of the network input; and to draw with `unmoved_cam2img` (B, 4, 4) float64,
-    the same without the padding or warp of the picture, see `preprocess.cam2img.unmoved`.
-
-    ShapeError: a camera is not finite, its last row is not 0 0 0 1, or a focal length is not positive.
+    They are `image_graphs.feeds` without `border`, with `rescale` also `scale_factor`; `cam2img` (B, 4, 4)
+    float32, for pixels of the network input; and to draw with `unmoved_cam2img` (B, 4, 4) float64, the same
+    without the padding or warp of the picture, see `preprocess.cam2img.unmoved`.
     """
     cameras = [camera_of(image) for image in images]
     unmoved_cameras = [

@@ -1,8 +1,4 @@
-"""The families of monocular detectors: the configs that they claim and refuse, and their models.
-
-What the attributes and methods of the classes without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
-"""
+"""The families of monocular detectors: the configs that they claim and refuse, and their models."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +20,6 @@ from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
 
 def claim_of_head(cfg: Any, head_class: type) -> Claim:
-    """Return `DETECTOR` for a monocular detector whose head is of a class, or derived from it, else `NO`."""
     head = registered_class(builder.HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
     detector = registered_class(builder.DETECTORS, cfg.model.get('type'))
     if head is None or detector is None or not issubclass(detector, detectors.SingleStageMono3DDetector):
@@ -33,10 +28,9 @@ def claim_of_head(cfg: Any, head_class: type) -> Claim:
 
 
 def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Module], None]) -> None:
-    """Refuse (ConfigError, UsageError) what does not export, before weights load; the head is built alone.
+    """Refuse a config that does not export, before weights load; the head is built alone.
 
-    `check_head` refuses (ConfigError) what graphs do not reproduce of a built head, or of the pipeline of the
-    config: it takes the config and the head.
+    `check_head(config, head)` refuses a head or pipeline that graphs do not reproduce.
     """
     detector_parts.check_box_type(cfg, 'Camera')
     with refused_by_name(cfg):
@@ -47,7 +41,6 @@ def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Mod
 
 
 def check_points_head(cfg: Any, head: nn.Module) -> None:
-    """Refuse (ConfigError) what graphs do not reproduce of a head of FCOS3D or PGD, or of a pipeline."""
     detector_parts.check_rotated_limits(head.test_cfg or {}, 'max_per_img')
     if not head.bbox_coder.norm_on_bbox:
         raise ConfigError('model.bbox_head.bbox_coder.norm_on_bbox=False: mmdet3d refuses it, too')
@@ -58,7 +51,7 @@ def check_points_head(cfg: Any, head: nn.Module) -> None:
 
 
 class MonocularMethods:
-    """What both families have beside `ImageFamily`, before which they derive from this class."""
+    """Methods of both families; derive from this class before `ImageFamily`."""
 
     task = 'mmdeploy_ext.families.monocular.task'
     reference = MonocularReference
@@ -80,8 +73,6 @@ class MonocularMethods:
 
 
 class PointsFamily(MonocularMethods, ImageFamily):
-    """FCOS3D and PGD: a box of every cell, and suppression as seen from above."""
-
     name = 'monocular'
     forms = ('full', 'decode', 'raw')
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
@@ -95,7 +86,6 @@ class PointsFamily(MonocularMethods, ImageFamily):
 
 
 def check_smoke_head(cfg: Any, head: nn.Module) -> None:
-    """Refuse (ConfigError) what graphs do not reproduce of a head of SMOKE, or of a pipeline."""
     if list(head.dim_channel) != [3, 4, 5] or list(head.ori_channel) != [6, 7]:
         raise ConfigError('model.bbox_head: expected dim_channel=[3, 4, 5] and ori_channel=[6, 7]')
     for step in steps_of(test_pipeline(cfg), 'AffineResize'):
@@ -107,8 +97,6 @@ def check_smoke_head(cfg: Any, head: nn.Module) -> None:
 
 
 class SmokeFamily(MonocularMethods, ImageFamily):
-    """SMOKE: a box of each of the best peaks."""
-
     name = 'smoke'
     forms = ('full', 'raw')
     spec, stages = staticmethod(smoke_graphs.spec), staticmethod(smoke_graphs.stages)

@@ -31,19 +31,14 @@ RAW_MEANINGS = dict(
     attr_pred=('logits of attributes', 'logit'),
     centerness=('centerness logits', 'logit'),
 )
-"""Name of a raw output -> meaning and unit."""
 METRES, SIZES = ColumnGroup('x y z', (0, 1, 2), 'm'), ColumnGroup('sizes', (3, 4, 5), 'm')
 YAW, VELOCITY = ColumnGroup('yaw', (6,), 'rad'), ColumnGroup('velocity', (7, 8), 'm/s')
 """Columns of boxes, and their units."""
 BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), velocity (m/s), in the frame of the camera'
-"""Meaning of a box; those of 7 values have no velocity."""
 
 
 def camera_input(batch: int | str) -> TensorSpec:
-    """Return the contract of the cameras, whose matrices stay float32 in a graph of float16, too.
-
-    `batch` is a number, or 'B' if it is dynamic.
-    """
+    """Return the contract of the cameras: matrices are float32 in a graph of float16, too."""
     meaning = (
         'from the frame of the camera to pixels of the network input times depth; the last row is 0 0 0 1'
     )
@@ -51,12 +46,10 @@ def camera_input(batch: int | str) -> TensorSpec:
 
 
 def code_size(head: nn.Module) -> int:
-    """Return the number of values of a box in 3D: 7, or 9 with a velocity."""
     return int(head.bbox_coder.bbox_code_size)
 
 
 def depth_facts(head: nn.Module) -> Depth | None:
-    """Return how a PGD head mixes depths; None for a head of direct depths alone."""
     if not getattr(head, 'use_depth_classifier', False):
         return None
     (low, high), count, division = head.depth_range, int(head.num_depth_cls), head.division
@@ -77,7 +70,6 @@ def depth_facts(head: nn.Module) -> Depth | None:
 
 
 def facts_of(model: nn.Module) -> PointsFacts:
-    """Return the facts of a detector of FCOS3D or PGD."""
     head, test = model.bbox_head, model.bbox_head.test_cfg
     return PointsFacts(
         num_classes=int(head.num_classes),
@@ -95,7 +87,6 @@ def facts_of(model: nn.Module) -> PointsFacts:
 
 
 def result_names(model: nn.Module, form: str) -> tuple[str, ...]:
-    """Return the names of the outputs of the form 'decode' or 'full'."""
     head, names = model.bbox_head, ['boxes', 'scores']
     if form == 'full':
         names.append('labels')
@@ -107,18 +98,10 @@ def result_names(model: nn.Module, form: str) -> tuple[str, ...]:
 
 
 def box_groups(head: nn.Module) -> tuple[ColumnGroup, ...]:
-    """Return the columns of boxes with their units."""
     return (METRES, SIZES, YAW, VELOCITY) if code_size(head) == 9 else (METRES, SIZES, YAW)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph in the form of the options.
-
-    That of 'raw' has the image as its one input; the others have the camera, too, and `img_shape` if the
-    model has boxes in the picture.
-
-    UsageError: of 'raw' and 'decode', the model does not run on the fixed size of the options.
-    """
     head = model.bbox_head
     smallest = detector_parts.smallest(head, max(head.strides)) if options.dynamic else 1
     image = image_input(options, smallest, detector_parts.multiple(model))
@@ -132,10 +115,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def map_sizes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each.
-
-    UsageError: the model does not take the size.
-    """
+    """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each."""
     head = model.bbox_head
     return detector_parts.map_sizes(
         model, lambda detector, image: detector.extract_feat(image), len(head.strides), options
@@ -160,11 +140,6 @@ def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[T
 
 
 def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the contracts of the outputs of the form 'decode', which all have a row of every cell.
-
-    They are boxes, scores, and, if the model has them, logits of attributes and boxes in the picture. `batch`
-    is a number, or 'B' if it is dynamic.
-    """
     head = model.bbox_head
     cells = 'A' if options.dynamic else sum(height * width for height, width in map_sizes(model, options))
     scores = 'class scores times centerness (and confidence of the depth)'
@@ -188,10 +163,6 @@ def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tupl
 
 
 def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the contracts of the outputs of the form 'full': results, best first, with padding.
-
-    `batch` is a number, or 'B' if it is dynamic; `options` are not read.
-    """
     specs = [*result_specs(batch, code_size(model.bbox_head), BOX)]
     names = result_names(model, 'full')
     if 'attributes' in names:
@@ -204,7 +175,6 @@ def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     head = model.bbox_head
     raw = raw_names(head)
     chain = [Stage('network', PointsNetwork(model), ('input',), raw)]
@@ -238,7 +208,7 @@ class Decode(nn.Module):
             cam2img: (B, 4, 4).
             sizes_and_maps: maps of the network, in the order of `raw_names`; before them, of models with
                 boxes in the picture alone, image (B, 3, H, W), of which only the size is used, and img_shape
-                (B, 2), height and width before padding, 0 for those of the input.
+                (B, 2), height and width before padding, 0 for the input size.
         """
         maps, clip_hw, levels = sizes_and_maps, None, []
         if self.facts.sides:
@@ -254,7 +224,7 @@ class Decode(nn.Module):
 
 
 class DecodeForm(nn.Module):
-    """What the form 'decode' adds to the network."""
+    """The stage that the form 'decode' adds to the network."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -267,17 +237,14 @@ class DecodeForm(nn.Module):
 
 
 class FullForm(nn.Module):
-    """What the form 'full' adds to the network: the best cells, suppression within classes."""
+    """The stage that the form 'full' adds to the network: the best cells, suppression within classes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.decode, self.names = Decode(model), result_names(model, 'full')
 
     def forward(self, *cameras_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of 'full', (B, n, ...), best first; rows behind are zero, label -1.
-
-        For the arguments see `Decode.forward`.
-        """
+        """Return the outputs of 'full', (B, n, ...), best first; rows behind are zero, label -1."""
         facts = self.decode.facts
         levels = [best_rows(level, facts.nms_pre) for level in self.decode(*cameras_and_maps)]
         rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}

@@ -1,8 +1,5 @@
 """The networks of monocular detectors behind flat tensors: backbone, neck, and the layers of the head.
 
-mmdet3d's heads decode by assignments into their outputs, which exporters write as scatters. Here the layers
-of the head run, and the same arithmetic makes new tensors.
-
 Source: mmdet3d 1.0.0rc6, models/dense_heads/{anchor_free_mono3d,fcos_mono3d,pgd,smoke_mono3d}_head.py.
 
 Glossary: B batch, C classes, L levels, H, W network input in pixels, h, w size of a level's maps.
@@ -24,11 +21,9 @@ SIDES = 4
 CLIPPED = 1e-4
 """Distance of SMOKE's scores from 0 and 1."""
 SMOKE_NAMES = ('heat', 'bbox_pred')
-"""Outputs of the network of SMOKE."""
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the kinds of outputs of a head of FCOS3D or PGD, each of which has a map per level."""
     names = ['cls_score', 'bbox_pred']
     if head.use_direction_classifier:
         names.append('dir_cls_pred')
@@ -42,12 +37,10 @@ def output_names(head: nn.Module) -> tuple[str, ...]:
 
 
 def raw_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of a network of FCOS3D or PGD: output by output, level by level."""
     return tuple(f'{name}_{level}' for name in output_names(head) for level in range(len(head.strides)))
 
 
 def through(layers: Sequence[nn.Module], maps: torch.Tensor) -> torch.Tensor:
-    """Return maps that went through layers one after the other."""
     for layer in layers:
         maps = layer(maps)
     return maps
@@ -77,15 +70,15 @@ def level_outputs(head: nn.Module, maps: torch.Tensor, level: int) -> dict[str, 
 def decoded_maps(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor, level: int) -> torch.Tensor:
     """Return `bbox_pred` (B, columns, h, w) of a level as the head outputs it in a test.
 
-    These are x and y of the cell's middle less those of the centre, in pixels, the depth and the sizes
-    (length, height, width) in metres, the yaw in radians, seen along the ray; the velocity, PGD's key
-    points and the distances to the sides in pixels, if it has them.
+    Columns: x and y of the cell's middle minus x and y of the centre, in pixels, the depth and the sizes
+    (length, height, width) in metres, the yaw in radians, seen along the ray; the velocity, PGD's key points
+    and the distances to the sides in pixels, if it has them.
 
     Args:
         head: head of FCOS3D or PGD.
         boxes: (B, columns, h, w) outputs of the last layers.
-        scores: (B, C, h, w) logits, whose best class chooses the depth and size that outputs are relative to,
-            if the coder has these by class.
+        scores: (B, C, h, w) logits; the best class chooses the base depth and size if the coder has them by
+            class.
         level: index of the level.
     """
     coder, scales, stride = head.bbox_coder, head.scales[level], head.strides[level]
@@ -143,13 +136,7 @@ class PeaksNetwork(nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (B, C, h, w) and values of boxes (B, 8, h, w) of normalised images (B, 3, H, W).
-
-        Scores are within `CLIPPED` to 1 - `CLIPPED`. The values are the offset of the depth, in
-        multiples of the deviation that the coder states; those of the centre, x and y in cells; logarithms of
-        the three sizes over those of the class, within -0.5 to 0.5; and sine and cosine of a quarter turn
-        plus the yaw as it is seen along the ray.
-        """
+        """Return scores (B, C, h, w) and values of boxes (B, 8, h, w) of normalised images (B, 3, H, W)."""
         head = self.model.bbox_head
         (maps,) = self.model.extract_feat(image)
         scores, values, *_ = AnchorFreeMono3DHead.forward_single(head, maps)

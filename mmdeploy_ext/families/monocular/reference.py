@@ -1,4 +1,4 @@
-"""Monocular detectors as mmdet3d runs them, unpatched: what a proof compares the graphs with.
+"""Monocular detectors as mmdet3d runs them, unpatched: the reference of a proof.
 
 Glossary: B batch.
 """
@@ -23,11 +23,7 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return mmdet3d's `img_metas`: the network input counts as the original picture, with its camera.
-
-    FCOS3D and PGD take no `scale_factor` of a picture that was resized: mmdet3d divides two columns by its
-    four numbers. ShapeError: a camera, see `cameras.camera_of`.
-    """
+    """Return mmdet3d's `img_metas`: the network input counts as the original picture, with its camera."""
     batch = metas_of(images)
     for meta, image in zip(batch, images, strict=True):
         meta.update(
@@ -41,13 +37,7 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 class MonocularReference(ImageReference):
-    """A monocular detector of mmdet3d: FCOS3D, PGD or SMOKE."""
-
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-        """Return the outputs by name of the forms 'raw' and 'decode', by mmdet3d's own head and coders.
-
-        SMOKE has those of 'raw' alone, whatever the form. `feeds` are those of `cameras.feeds`.
-        """
         head = self.model.bbox_head
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
@@ -67,13 +57,6 @@ class MonocularReference(ImageReference):
             }
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[MonocularDetections]:
-        """Return the results of the detector's own test path, picture by picture, in descending score order.
-
-        Each picture runs alone: of a batch mmdet3d gives the results of the first one alone if the model has
-        boxes in the picture.
-
-        ShapeError: a camera is not finite, its last row is not 0 0 0 1, or a focal length is not positive.
-        """
         results = []
         for image, meta in zip(images, metas(images), strict=True):
             (result,) = tested(self.model, [image], [meta], rescale)
@@ -83,7 +66,6 @@ class MonocularReference(ImageReference):
         return [of_image.scaled(image.scale_factor) for of_image, image in zip(results, images, strict=True)]
 
     def substitutes(self, given: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return what the head's `forward` returns, picture by picture, as `detections` runs them."""
         outputs = outputs_of(self.model, given)
         if not outputs:
             return {}
@@ -104,10 +86,6 @@ class MonocularReference(ImageReference):
         form: str,
         **_: Any,
     ) -> dict[str, np.ndarray] | None:
-        """Return the outputs of the form `decode` of the maps of the file.
-
-        A yaw jumps by half a turn where two directions have the same logit, or at the end of its interval.
-        """
         outputs = outputs_of(self.model, given) if form == 'decode' else ()
         if not outputs:
             return None
@@ -119,7 +97,6 @@ class MonocularReference(ImageReference):
             }
 
     def borders(self) -> dict[str, Any]:
-        """Return the border of the head, see `ImageReference.borders`; it runs picture by picture."""
         head = self.model.bbox_head
         names = outputs_in_order(head) if hasattr(head, 'scales') else SMOKE_NAMES
 
@@ -139,7 +116,6 @@ class MonocularReference(ImageReference):
 
 
 def _as_detections(result: Mapping[str, Any], image: PreparedImage) -> MonocularDetections:
-    """Return a result of mmdet3d for an image in the order of its scores."""
     boxes, corners = result['img_bbox'], None
     rows, labels = boxes['boxes_3d'].tensor.numpy(), boxes['labels_3d'].numpy()
     if 'img_bbox2d' in result:  # boxes in the picture (n, 5) of each class
@@ -160,7 +136,6 @@ def _as_detections(result: Mapping[str, Any], image: PreparedImage) -> Monocular
 
 
 def outputs_in_order(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of all outputs of a head of FCOS3D or PGD in the order of its `forward`."""
     depth = ('depth_cls_pred', 'weight') if hasattr(head, 'use_depth_classifier') else ()
     return ('cls_score', 'bbox_pred', 'dir_cls_pred', *depth, 'attr_pred', 'centerness')
 
@@ -171,12 +146,6 @@ def decoded_by_mmdet3d(
     """Return the outputs of 'decode' by name, as mmdet3d's `get_bboxes` hands them to its suppression.
 
     Only the places of boxes are moved to the bottom, and `attr_pred` are the logits of the head.
-
-    Args:
-        model: a detector with a head of FCOS3D or PGD.
-        raw: name of each of `outputs_in_order` -> its maps of all levels, None in place of a map if the head
-            does not have the output.
-        feeds: inputs by name: `input`, `cam2img` and, if it is known, `img_shape`.
     """
     head, batch = model.bbox_head, []
     cfg = type(head.test_cfg)(dict(head.test_cfg, nms_pre=-1))
@@ -206,14 +175,6 @@ def decoded_by_mmdet3d(
 def _before_suppression(
     head: nn.Module, levels: Sequence[Any], meta: dict[str, Any], cfg: Any
 ) -> dict[str, torch.Tensor]:
-    """Return boxes (A, D), scores (A, C) and, if there are some, boxes in the picture (A, 4) of one image.
-
-    Args:
-        head: head of FCOS3D or PGD.
-        levels: arguments of its `get_bboxes`, lists of a map per level.
-        meta: `img_metas` of the image.
-        cfg: test settings without a limit of candidates.
-    """
     rows: dict[str, torch.Tensor] = {}
     names = type(head)._get_bboxes_single.__globals__
     suppress = names['box3d_multiclass_nms']
@@ -233,10 +194,7 @@ def _before_suppression(
 
 
 def outputs_of(model: nn.Module, given: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
-    """Return what the head's `forward` returns by the tensors of a file; () if some are missing.
-
-    An output that the head does not have is None at each level, as there.
-    """
+    """Return the head's outputs from the tensors of a file; () if some are missing."""
     head = model.bbox_head
     is_smoke = not hasattr(head, 'scales')
     maps = given_to(model, given, SMOKE_NAMES if is_smoke else raw_names(head))

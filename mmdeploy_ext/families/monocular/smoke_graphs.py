@@ -3,8 +3,8 @@
 Source of the algorithm: mmdet3d 1.0.0rc6, models/dense_heads/smoke_mono3d_head.py `get_bboxes`,
 core/bbox/coders/smoke_bbox_coder.py.
 
-Glossary: B batch, C classes, K peaks, n results of the picture that has most, H, W network input in
-pixels, h, w size of the maps.
+Glossary: B batch, C classes, K peaks, n results of the picture that has most, H, W network input in pixels,
+h, w size of the maps.
 """
 
 import torch
@@ -24,19 +24,13 @@ from mmdeploy_ext.families.parts.image_graphs import image_input
 from mmdeploy_ext.runtime.box_coders import peaks_of
 
 FULL_NAMES = ('boxes', 'scores', 'labels')
-"""Outputs of the form 'full'."""
 PEAKS, WINDOW, SCORE_THR = 100, 3, 0.25
-"""Number of peaks, side of the square in which a cell is the highest, and the score that results exceed.
-
-They are constants of mmdet3d's code, which does not read the `topK`, `local_maximum_kernel` and `max_per_img`
-of `test_cfg`.
-"""
+"""Number of peaks, side of the square in which a cell is the highest, and the score that results exceed."""
 STRIDE = 4
 """Pixels of a cell of the maps of DLA's neck, the `down_ratio` of the test pipeline."""
 
 
 def facts_of(model: nn.Module) -> SmokeFacts:
-    """Return the facts of a detector of SMOKE."""
     head, coder = model.bbox_head, model.bbox_head.bbox_coder
     return SmokeFacts(
         num_classes=int(head.num_classes),
@@ -50,22 +44,13 @@ def facts_of(model: nn.Module) -> SmokeFacts:
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels, without the multiple of 32 that `spec` asks for besides.
-
-    A square of it has at least `PEAKS` scores.
-    """
+    """The smallest side of an input, pixels, without the multiple of 32 that `spec` asks for besides."""
     classes = int(model.bbox_head.num_classes)
     cells = next(side for side in range(1, PEAKS + 1) if side * side * classes >= PEAKS)
     return cells * STRIDE
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph in the form of the options, 'raw' or 'full'.
-
-    That of 'raw' has the image as its one input, that of 'full' the camera, too.
-
-    UsageError: of 'raw', the model does not run on the fixed size of the options.
-    """
     image = image_input(options, smallest(model), 32)
     batch, classes = image.axes[0], int(model.bbox_head.num_classes)
     if options.form == 'raw':
@@ -85,7 +70,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     chain = [Stage('network', PeaksNetwork(model), ('input',), SMOKE_NAMES)]
     if options.form == 'full':
         inputs = ('input', 'cam2img', *SMOKE_NAMES)
@@ -94,7 +78,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 class SmokeFullForm(nn.Module):
-    """What the form 'full' adds to the network."""
+    """The stage that the form 'full' adds to the network."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -113,7 +97,7 @@ class SmokeFullForm(nn.Module):
             cam2img: (B, 4, 4), of the network input.
             heat: (B, C, h, w) scores 0..1 of all cells, peaks or not.
             values: (B, 8, h, w) of boxes, see `decoding.smoke_boxes`: offset of the depth, offsets of the
-                centre, three logarithms of sizes over those of the class, sine and cosine.
+                centre, three logarithms of sizes over the class's sizes, sine and cosine.
         """
         peaks = peaks_of(torch, heat, self.facts.window)
         scores, indices = peaks.flatten(1).topk(self.facts.max_per_img, 1)

@@ -1,13 +1,10 @@
 """Level 3 of a proof for boxes in 3D of one picture: match by class and place, draw both engines.
 
-Functions and names are those of every task, see `tasks/__init__.py`. A proof compares graphs (level
-1), tensors (level 2) and results (level 3).
+For functions and names see `tasks/__init__.py`.
 
 Boxes (n, 9) are in the frame of the camera (x right, y down, z ahead): x, y, z of the middle of the bottom,
 sizes along x, y and z before the box is turned (length, height, width), metres, yaw about y, radians (0 along
-x, -pi/2 along z), and the velocity along x and z, m/s, see `decoding`. A pair has equal attributes, and
-boxes in the picture that agree. The reference is PyTorch, the candidate an engine; bars are the limits that a
-matched pair keeps, and a gap that equals its bar keeps it.
+x, -pi/2 along z), and the velocity along x and z, m/s, see `decoding`.
 
 Glossary: R results of the reference (rows), C of the candidate (columns), n boxes.
 """
@@ -31,13 +28,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import DetectionRow, Pair
 
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
-"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""
 fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
 SCORE_THR = 0.05
-"""Score from which on every result of the reference needs a partner; one of the candidate needs it from
-the bar of scores above. Those of lower scores, of all pictures together, are judged by `matching.py`.
-"""
+"""Score from which on every result of the reference needs a partner; one of the candidate needs it from the
+bar of scores above. `matching.py` judges results of lower scores, of all pictures together."""
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
 ONE_TO_ONE = dict(distance_bar=1e-3, other_bar=1e-3, score_bar=1e-5, score_thr=0.0)
@@ -46,11 +41,7 @@ PIXEL_BAR = 0.1
 """Largest difference, pixels, of the boxes of a pair in the picture."""
 
 problem = functools.partial(matching.broken_boxes, name='boxes', columns=9)
-"""(reference, candidate) -> why two lists cannot be compared; '' if they can.
-
-Lists can be if they have as many boxes of 9 columns as scores and labels, and boxes and scores are finite;
-attributes and boxes in the picture are not looked at.
-"""
+"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
 
 
 def half_bars(bars: HalfBars) -> dict[str, float]:
@@ -62,7 +53,6 @@ def half_bars(bars: HalfBars) -> dict[str, float]:
 
 
 def half_text(bars: HalfBars) -> str:
-    """Return the bars of `half_bars` in words, but for that of scores, which `HalfBars.text` adds."""
     bar = bars.distance_m
     return f'{bar} m (sizes, too, yaws within {bar} rad and velocities within {bar} m/s)'
 
@@ -77,16 +67,14 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
 
-    Boxes outside the bars are paired up to `bbox3d.PAIR_DISTANCE`, see `matching.pair_lists`.
-
     Args:
         reference: R boxes.
         candidate: C boxes.
         distance_bar: metres; largest distance of the middles of the volumes of a pair.
         score_bar: largest score difference of a pair.
-        other_bar: largest difference of sizes (m), yaws (rad) and velocities (m/s). Yaws are
-            compared as numbers, without a wrap; but two that are both this near to half a turn, where SMOKE's
-            begin anew, may differ by a whole turn.
+        other_bar: largest difference of sizes (m), yaws (rad) and velocities (m/s). Yaws are compared as
+            numbers, without a wrap; but two that are both this near to half a turn, where SMOKE's begin anew,
+            may differ by a whole turn.
         pixel_bar: largest difference of the boxes in the picture.
     """
     rows, columns = (side.boxes.astype(np.float64) for side in (reference, candidate))
@@ -112,7 +100,6 @@ def pair_up(
 
 
 def _gap(first: np.ndarray | None, second: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the largest differences (R, C) of rows of two lists; infinite if only one side has them."""
     if first is None and second is None:
         return np.zeros(shape)
     if first is None or second is None:
@@ -124,14 +111,6 @@ def _gap(first: np.ndarray | None, second: np.ndarray | None, shape: tuple[int, 
 def match_detections(
     image: str, reference: MonocularDetections, candidate: MonocularDetections, **settings: Any
 ) -> DetectionRow:
-    """Match boxes of a picture by the bars of `pair_up`; the row fails if the candidate's scores rise.
-
-    Args:
-        image: name of the picture, for the row.
-        reference: detections of PyTorch.
-        candidate: detections of the engine.
-        settings: further keyword arguments of `match_lists`, the bars of `pair_up` among them.
-    """
     row = match_lists(image, reference, candidate, **settings)
     return matching.in_order_of_scores(row, candidate.scores)
 
@@ -148,13 +127,5 @@ match_lists = functools.partial(
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 BGR with the boxes of both engines side by side, PyTorch on the left.
-
-    If they cannot be compared, all of them are outlined in white, see `bbox2d.side_by_side`.
-
-    Args:
-        pair: the picture and both lists of `MonocularDetections`, whose cameras place the boxes in it.
-        classes: names by label.
-        score_thr: smallest score of a box that is drawn.
-    """
+    """A picture (h, w, 3) uint8 BGR with the boxes of both engines side by side, PyTorch on the left."""
     return bbox2d.side_by_side(pair, classes, score_thr, draw=draw, problem=problem, pair_by=pair_up)

@@ -1,4 +1,4 @@
-"""Heads with anchors in 3D: what is refused, their outputs as one tuple, and how they decode."""
+"""Heads with anchors in 3D: checks, outputs as one tuple, and settings of the decoding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,9 +18,7 @@ PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True, PER_CLASS: True}
 """Anchor generator -> whether anchors lie in the middle of cells, or with `align_corner` at their corner."""
 PER_CLASS_HEAD = 'ShapeAwareHead'
-"""Head of SSN, in which classes have maps of their own."""
 CODER = 'DeltaXYZWLHRBBoxCoder'
-"""The one box coder that the runtime repeats."""
 
 UNTRACED = (
     'get_bboxes', 'get_bboxes_single', 'decode', 'grid_anchors', 'single_level_grid_anchors',
@@ -30,13 +28,7 @@ UNTRACED = (
 
 
 def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) a head with anchors that `AnchorRule` does not decode.
-
-    Args:
-        filename: of the config, for messages.
-        key: key of the head in it.
-        head: its entry.
-    """
+    """Refuse a head with anchors that `AnchorRule` does not decode."""
     generator_type = (head.get('anchor_generator') or {}).get('type')
     generators = names_of_class(ANCHOR_GENERATORS, generator_type)
     coder_type = (head.get('bbox_coder') or dict(type=CODER)).get('type')
@@ -61,10 +53,6 @@ def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:
 
 
 def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor, ...]:
-    """Return what `Anchor3DHead.forward` gives as one tuple, in the order of `AnchorRule.output_names`.
-
-    That is level by level. `outputs` are three lists of a tensor per level: class scores, deltas, directions.
-    """
     return tuple(tensor for level in zip(*outputs, strict=True) for tensor in level)
 
 

@@ -1,4 +1,4 @@
-"""Suppression of boxes in 3D as they are seen from above, in graphs: the best rows, and results with padding.
+"""Suppression of boxes in 3D seen from above, in graphs: the best rows, and results with padding.
 
 Source of the algorithm: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
 
@@ -36,10 +36,6 @@ def suppressed(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return scores, rows and labels (B, n) of the results of each image, by descending score.
 
-    A row is the index of a box, 0 to A - 1. Boxes of each class are compared on a plane of their own, so that
-    a row may come with several labels. n is the largest number of results of an image, maybe 0. Behind the
-    results of an image scores are `NO_CANDIDATE`, -1, and rows and labels mean nothing.
-
     Args:
         above: (B, A, 5) boxes from above: x, y of the centre, sizes along x and y before the box is turned,
             metres, and yaw, radians, by which it is turned from the x axis towards the y axis.
@@ -66,10 +62,9 @@ def suppressed(
 
 
 def padded(results: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Return the values of `results`, in the order of the dict, with zeros and label -1 where there is none.
+    """Return the values of `results`, in the order of the dict, with zeros and label -1 in padding.
 
-    There is none where `scores` are `NO_CANDIDATE`. Each value is a tap of its name (`core/taps.py`), which
-    adds nothing to the graph.
+    Each value is a tap of its name (`core/taps.py`), which adds nothing to the graph.
 
     Args:
         results: name -> tensor (B, n) or (B, n, columns); `scores` (B, n) is one of them, and `labels` are

@@ -30,10 +30,7 @@ def camera_graphs(
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the feature maps (N, C, h, w) of each level, of normalised pictures (N, 3, H, W).
-
-    The backbone may give a dict or a sequence of maps; a model without a neck has those of its backbone.
-    """
+    """Return the feature maps (N, C, h, w) of each level, of normalised pictures (N, 3, H, W)."""
     maps = model.img_backbone(images)
     maps = list(maps.values()) if isinstance(maps, dict) else list(maps)
     neck = getattr(model, 'img_neck', None)

@@ -27,12 +27,7 @@ DEFAULT_CAMERAS = 6
 
 
 def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
-    """Return whether the type of a part of a config is one of `types`.
-
-    A class counts as its nearest base of a name in the `catalogue`, itself included: one that is derived
-    from PETRHead counts as that, but PETRv2Head, which the catalogue has, too, does not. A type that is not
-    registered counts by its name, and one that is no text is none of them.
-    """
+    """Return whether the type of a part of a config is one of `types`."""
     name = part.get('type')
     if not isinstance(name, str):
         return False
@@ -46,16 +41,13 @@ def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
 class CameraModels:
     """The models of a family of several cameras, by the types and the settings in their configs.
 
-    A model that it builds has `input_sizes`: the number of cameras, and the height and the width of their
-    pictures in the network's input.
-
     Attributes:
         detectors: types of the detectors that the family exports.
         heads: types of their heads.
         head_key: key of a model's config that has the head.
         needed_settings: setting of the head -> the value without which a model is refused.
         absent_settings: setting -> the value that a head without it has.
-        check_further: function that refuses (ConfigError) a config for other reasons; None: there are none.
+        check_further: function that refuses (ConfigError) a config for other reasons, or None.
         camera_settings: function that returns the part of a config with `num_cams`, the number of cameras.
         camera_steps: function that returns the steps of a config's test pipeline as `multiview_rule` reads
             them.
@@ -71,21 +63,15 @@ class CameraModels:
     camera_steps: Callable[[Any], Sequence[Mapping[str, Any]]] = test_pipeline
 
     def head_of(self, cfg: Any) -> Mapping[str, Any]:
-        """Return the settings of the head in a config; empty if it has none, or a list of several."""
         return part_cfg(cfg.model, self.head_key)
 
     def claims(self, cfg: Any) -> Claim:
-        """Return `NO` unless the head is one of `heads`, `DETECTOR` if the detector is one of `detectors`.
-
-        For classes that are derived from these see `is_one_of`. Of another detector with such a head it is
-        `HEAD`, which `check` refuses by the detector's name.
-        """
         if not is_one_of(self.heads, self.head_of(cfg)):
             return Claim.NO  # other models have a detector of the same type
         return Claim.DETECTOR if is_one_of(self.detectors, cfg.model) else Claim.HEAD
 
     def check(self, cfg: Any) -> None:
-        """Refuse (ConfigError) types and settings of a config's model that are not exported."""
+        """Refuse types and settings of a config's model that are not exported."""
         types = (
             ('type', cfg.model, self.detectors),
             (f'{self.head_key}.type', self.head_of(cfg), self.heads),
@@ -110,13 +96,7 @@ class CameraModels:
                 self.check_further(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
-        """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`.
-
-        The `init_cfg` and `pretrained` of its `img_backbone` become None in `cfg` itself, unless it cannot be
-        built without them.
-
-        ConfigError: it is not exported, or cannot be built.
-        """
+        """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`."""
         self.check(cfg)
         register_named(cfg)  # several models have a detector of the same type
         model = build_without_weights(cfg, build_model, 'img_backbone')
@@ -125,11 +105,7 @@ class CameraModels:
         return model
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        """Return the rule by which the config's test pipeline prepares the pictures of all cameras.
-
-        ConfigError: `num_cams` is no whole number above 0, there is no test pipeline, a value of it cannot be
-        read, or the rule cannot express a step or the order of the steps.
-        """
+        """Return the rule by which the config's test pipeline prepares the pictures of all cameras."""
         with refused_values(cfg, f'model.{self.head_key}'):
             cameras = self.camera_settings(cfg).get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
@@ -141,7 +117,6 @@ class CameraModels:
 
 
 def _check_coder(coder: Mapping[str, Any], key: str) -> None:
-    """Refuse (ConfigError) ranges that are no six numbers, and a limit of results below 1; `key` names it."""
     for name in ('pc_range', 'post_center_range'):
         values = coder.get(name)
         if name not in coder or (values is None and name == 'pc_range'):  # it may be the head's
@@ -155,7 +130,7 @@ def _check_coder(coder: Mapping[str, Any], key: str) -> None:
 
 
 class CameraFamily:
-    """What a family of several cameras on a drive has beside `SequenceFamily`.
+    """Methods of families of several cameras; derive from this class before `SequenceFamily`.
 
     Attributes:
         models: the models that it exports.

@@ -27,16 +27,13 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 class CameraReference(abc.ABC):
     """A detector that is not patched, in its own test path; it keeps its memory where it always does.
 
-    A family says what the test loader would give (`data`), what is watched (`hooks`), and where the memory is
-    (`forget`, `memory`, `remember`).
-
     Attributes:
         reads: fields of a `Frame` that the detector reads besides its images.
         outputs: tensors of a frame that are compared, by the names of the graphs; `hooks` or taps give them.
         model, head: the detector, in evaluation mode, and its head.
         device: of the weights.
-        convention: of the boxes that the model was trained with, see `box_conventions`; '' for that of
-            mmdet3d 1.x in all models of a family.
+        convention: of the boxes that the model was trained with, see `box_conventions`; '': mmdet3d 1.x in
+            all models of a family.
         notes: sentences for the verdict.
     """
 
@@ -71,7 +68,7 @@ class CameraReference(abc.ABC):
 
     @abc.abstractmethod
     def remember(self, state: StreamState) -> None:
-        """Give the detector, whose memory is empty, another memory."""
+        """Give the detector, with an empty memory, another memory."""
 
     @abc.abstractmethod
     def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
@@ -82,23 +79,18 @@ class CameraReference(abc.ABC):
         """See `SequenceReference.special_samples`."""
 
     def voxel_layer(self) -> None:
-        """Return None: there are no points."""
         return None
 
     def tensors(self, values: Mapping[str, Tensor], was_reset: bool) -> dict[str, np.ndarray]:
-        """Return the compared tensors of the frame that was run, from what was watched and tapped."""
         return {name: array(values[name]) for name in self.outputs}
 
     def was_reset(self, is_first: bool) -> bool:
-        """Return whether no frame before counted for the frame that was run."""
         return is_first
 
     def results(self, results: Sequence[Mapping[str, Any]]) -> Detections3D:
-        """Return the boxes of what the detector returned for a frame."""
         return self.detections(results[0]['pts_bbox'])
 
     def further_taps(self, frame: Frame) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the detector runs, and taps what it does not tap by itself."""
         return contextlib.nullcontext()
 
     # ---- frames
@@ -116,10 +108,7 @@ class CameraReference(abc.ABC):
         return self._last is None or self._last.scene_token != frame.scene_token
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a prepared frame; taps around it get the taps of the model, the frame and the outputs.
-
-        DataError: a field in `reads` is missing or not valid. ShapeError: another number of cameras.
-        """
+        """Run a prepared frame; taps around it get the taps of the model, the frame and the outputs."""
         cameras = self.model.input_sizes[0]
         if len(frame.images) != cameras:
             raise ShapeError(
@@ -157,7 +146,6 @@ class CameraReference(abc.ABC):
     # ---- memory
 
     def reset(self) -> None:
-        """Empty the memory."""
         self._last: StreamState | None = None  # without tensors
         self.forget()
 
@@ -179,7 +167,6 @@ class CameraReference(abc.ABC):
     # ---- boxes
 
     def detections(self, result: Mapping[str, Any]) -> Detections3D:
-        """Return a result of one sample, `boxes_3d`, `scores_3d` and `labels_3d`, as boxes of mmdet3d 1.x."""
         return detections_in_1x(result, self.convention)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
@@ -195,12 +182,11 @@ class CameraReference(abc.ABC):
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """Return a copy of a tensor on the CPU."""
     return tensor.detach().cpu().numpy().copy()
 
 
 def inputs_of(frame: Frame, is_first: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and tensor of what a dump has of a frame; `dumped_cameras` reads it back."""
+    """Yield name and tensor of a frame for a dump, which `dumped_cameras` reads."""
     yield 'img', torch.from_numpy(np.array(frame.images))
     yield 'prev_exists', torch.tensor([0.0 if is_first else 1.0])
     for name in ('lidar2img', 'intrinsics', 'ego_pose', 'can_bus', 'camera_times_s'):

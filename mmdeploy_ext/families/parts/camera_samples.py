@@ -31,8 +31,8 @@ AXES = dict(lidar2img=3, intrinsics=3, ego_pose=2, ego_pose_inv=2, timestamp_s=0
 def loaded_frame(data: Mapping[str, Any], needed: Collection[str] = ()) -> Frame:
     """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
 
-    Unit matrices stand for intrinsics that it does not have. DataError: it has no pictures, no `lidar2img` or
-    a field in `needed` is missing, or there are several samples.
+    DataError: it has no pictures, no `lidar2img` or a field in `needed` is missing, or there are several
+    samples.
     """
     for key in ('img', 'img_metas'):
         if key not in data:
@@ -54,7 +54,6 @@ def loaded_frame(data: Mapping[str, Any], needed: Collection[str] = ()) -> Frame
 
 
 def _is_of_pictures(name: str, values: Any) -> bool:
-    """Return whether a time is a list, as PETRv2's own data set has the ages of its pictures."""
     return name == 'timestamp_s' and np.asarray(values).size > 1
 
 
@@ -63,8 +62,7 @@ def dumped_frame(
 ) -> Frame:
     """Return the frame that a dump was made from.
 
-    `manifest` may have `scene_token`, and `frame`, its name. DataError: the dump lacks `img`, `lidar2img` or
-    a field in `needed`.
+    DataError: the dump lacks `img`, `lidar2img` or a field in `needed`.
     """
     fields: dict[str, Any] = dict(scene_token=str(manifest.get('scene_token') or ''))
     for name, axes in AXES.items():

@@ -1,8 +1,7 @@
 """The kinds of dense heads, most of mmdet 2.28.2: their outputs, priors and coders.
 
-A head exports if its class, or a base of it, has the name of a kind. Which priors its `get_bboxes` keeps is
-not in the kind: `tried_selection.py` finds it. Source: `models/dense_heads`, the file of each head, and
-`core/bbox/coder`.
+Which priors its `get_bboxes` keeps is not in the kind: `tried_selection.py` finds it. Source:
+`models/dense_heads`, the file of each head, and `core/bbox/coder`.
 
 Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
@@ -45,14 +44,11 @@ FAR_PX = 1e6
 RESULTS = ('get_bboxes', 'simple_test_rpn', '_get_bboxes', '_get_bboxes_single', '_bbox_post_process')
 """Methods of heads that make results of outputs."""
 OWN = 'a family of your own (docs/own-family.md)'
-"""What there is for a head whose results no graph of ours makes."""
+"""Advice for a head that no graph of ours covers."""
 
 
 def compares_products() -> bool:
-    """Return whether mmdet's `multiclass_nms` compares scores times their factors with the threshold.
-
-    Copies of mmdet 2.6 to 2.9 have the function of one release or the other: it is tried.
-    """
+    """Return whether mmdet's `multiclass_nms` compares scores times their factors with the threshold."""
     box, scores = torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.tensor([[0.5, 0.0]])
     suppression = dict(type='nms', iou_threshold=0.5)
     results = bbox_nms.multiclass_nms(box, scores, 0.3, suppression, score_factors=scores.new_tensor([0.5]))
@@ -63,7 +59,7 @@ def compares_products() -> bool:
 
 
 def delta(coder: Any) -> Delta:
-    """Return the settings of a `DeltaXYWHBBoxCoder`, or of that of mmdet 1.x."""
+    """Return the settings of a `DeltaXYWHBBoxCoder` of mmdet 2.x or 1.x."""
     settings = {}
     for name, values in (('means', coder.means), ('stds', coder.stds)):
         settings[name] = tuple(values) if isinstance(values, Iterable) else ()
@@ -106,7 +102,6 @@ def bucket_settings(head: nn.Module) -> box_coders.Bucket:
 
 
 def clips(head: nn.Module) -> bool:
-    """Return whether the head's own box coder clips boxes to the image; that of mmdet 1.x always does."""
     return bool(getattr(head.bbox_coder, 'clip_border', True))
 
 
@@ -135,8 +130,8 @@ def has_background(head: nn.Module) -> bool:
 def seeded_proposals(columns: int) -> list[Moments]:
     """Return the moments of the columns of a proposal: most of the best anchors are of the finest level.
 
-    They grow, for regions of all levels. Proposals that are no upright boxes grow less, since no head clips
-    them: some were 4,000 pixels long and 3 wide, and rounding left an IoU of 0.998 of two engines.
+    Proposals that are no upright boxes grow less, since no head clips them: some were 4,000 pixels long and 3
+    wide, and rounding left an IoU of 0.998 of two engines.
     """
     growth = (0.8, 1.0) if columns == 4 else (0.5, 0.5)
     return [(0.0, 0.4)] * 2 + [growth] * 2 + [(0.0, 0.4)] * (columns - 4)
@@ -146,19 +141,17 @@ def seeded_proposals(columns: int) -> list[Moments]:
 
 
 def scores_and_sizes(head: nn.Module, generator: Any) -> dict[str, Any]:
-    """Return the fields `activation` and `maps_by_stride` of `Head`; SSD's maps do not follow strides."""
     activation = 'sigmoid' if head.use_sigmoid_cls else 'softmax'
     return dict(activation=activation, maps_by_stride=not isinstance(generator, SSDAnchorGenerator))
 
 
 def plain_head(head: nn.Module) -> Head:
-    """Return the description of a head that outputs `cls_score`, and `bbox_pred` of 4 columns, alone."""
     outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 4))
     return Head(outputs, clip_inset=border_inset(head), **scores_and_sizes(head, head.prior_generator))
 
 
 def refuse_softmax(head: nn.Module) -> None:
-    """Refuse (ConfigError) a head for softmax whose `get_bboxes` takes sigmoids, also of the background."""
+    """Refuse a softmax head with a `get_bboxes` that takes sigmoids, also of the background."""
     if not head.use_sigmoid_cls:
         raise ConfigError(
             f'model.bbox_head.loss_cls.use_sigmoid=False: {type(head).__name__} takes sigmoids all the same, '
@@ -167,7 +160,6 @@ def refuse_softmax(head: nn.Module) -> None:
 
 
 def outputs_taken(head: nn.Module) -> int:
-    """Return how many outputs of `forward` the `get_bboxes` of a head takes at least."""
     parameters = list(inspect.signature(head.get_bboxes).parameters.values())
     return sum(parameter.default is parameter.empty for parameter in parameters) - 1
 
@@ -175,14 +167,13 @@ def outputs_taken(head: nn.Module) -> int:
 class HeadKind:
     """One kind of head; this one has a generator of priors and the box coder of the config.
 
-    Its methods take a live head. `rows` are name of an output -> its rows (N, columns), `priors` (N, 4) xyxy
-    or (N, 2) points in pixels.
+    `rows` are name of an output -> its rows (N, columns), `priors` (N, 4) xyxy or (N, 2) points in pixels.
 
     Attributes:
         factor: name of a third output, the logits of a score factor; '' without one.
-        priors: attribute with the generator of priors; '' if there is none.
+        priors: attribute with the generator of priors, or ''.
         clip: whether boxes are clipped to the image; None: the coder says it.
-        own: path of the method of the user's that decodes; '' if there is none.
+        own: path of the user's method that decodes, or ''.
         own_clips: whether it always clips, here to the upper and the left border.
         needed: entries of `test_cfg` that upstream's `get_bboxes` reads without a default.
         layers: role of a last layer in seeded weights -> pattern of its name, in the order of their scaling.
@@ -226,14 +217,10 @@ class HeadKind:
         return [PROPOSAL_CLASSES if nearest_base(type(head), ('RPNHead', 'GARPNHead')) else self.classes]
 
     def seeded_boxes(self, head: nn.Module, name: str) -> Moments:
-        """Return the moments of a layer of boxes of a head with seeded weights."""
         return self.boxes
 
     def describe(self, head: nn.Module) -> Head:
-        """Return the outputs of a head, and how they become candidates in mmdet 2.28.
-
-        ConfigError: a setting of the head with which its kind is not exported.
-        """
+        """Return the outputs of a head, and how they become candidates in mmdet 2.28."""
         if not self.factor:
             return plain_head(head)
         description = factor_head(int(head.cls_out_channels), self.factor)
@@ -243,7 +230,6 @@ class HeadKind:
         return nms_config(test_cfg)
 
     def coder(self, head: nn.Module) -> Coder | None:
-        """Return the settings of the coder; None: it is the user's own."""
         return known_coder(head.bbox_coder)
 
     def decode(self, head: nn.Module, level: int, rows: Rows, priors: torch.Tensor) -> torch.Tensor:
@@ -254,19 +240,15 @@ class HeadKind:
         return clips(head) if self.clip is None else self.clip
 
     def generator(self, head: nn.Module) -> Any:
-        """Return the generator of a head's priors."""
         return getattr(head, self.priors)
 
     def tested(self, head: nn.Module, outputs: Any) -> Any:
-        """Return what mmdet 2.28 has as outputs of `forward` in a test; other versions may have others."""
         return outputs
 
     def flatten(self, outputs: Any) -> list[torch.Tensor]:
-        """Return the outputs of `tested`, output by output and level by level."""
         return [level for levels in outputs for level in levels]
 
     def unflatten(self, head: nn.Module, maps: Sequence[torch.Tensor]) -> Any:
-        """Return what `forward` of the head returns, of the maps that `flatten` gives."""
         count = len(self.describe(head).outputs)
         levels = len(maps) // count
         return tuple(list(maps[index * levels : (index + 1) * levels]) for index in range(count))
@@ -287,10 +269,7 @@ class RtmdetKind(HeadKind):
 
 
 class GflKind(HeadKind):
-    """`GFLHead`: boxes are means of distributions; around points (PicoDet) as around centres of anchors.
-
-    PicoDet has a last layer for each level, which may give classes and sides together.
-    """
+    """`GFLHead`: boxes are means of distributions; around points (PicoDet) as around centres of anchors."""
 
     layers: ClassVar[Mapping[str, str]] = {'box': r'gfl_reg(\.\d+)?', 'class': r'gfl_cls(\.\d+)?'}
 
@@ -316,9 +295,8 @@ class GflKind(HeadKind):
 class GFocalKind(GflKind):
     """`GFocalHead` of the second version of GFL, which repositories have: the network outputs scores.
 
-    If its loss has no sigmoid the network has a column behind those of the classes, which no label stands
-    for: detections of it are dropped in the end, and a trained network has scores near 0 there. The graph
-    leaves it out from the start.
+    If its loss has no sigmoid the network has one more column, without a label, after the classes: detections
+    of it are dropped in the end, and a trained network has scores near 0 there.
     """
 
     def describe(self, head: nn.Module) -> Head:
@@ -373,10 +351,7 @@ class ToodKind(HeadKind):
 
 
 class RepPointsKind(HeadKind):
-    """`RepPointsHead`: boxes around points, in strides.
-
-    Before mmdet 2.18 its outputs were points, twice, of which `get_bboxes` made boxes.
-    """
+    """`RepPointsHead`: boxes around points, in strides."""
 
     clip, own, own_clips = True, '_bbox_decode', True
 
@@ -394,11 +369,6 @@ class RepPointsKind(HeadKind):
         return scores, points, points
 
     def _points(self, head: nn.Module, boxes: torch.Tensor) -> torch.Tensor:
-        """Return points (B, 2 * num_points, h, w), y before x, whose box by `points2bbox` is `boxes`.
-
-        One is the middle, the others lie around it in turn on either side. `num_points` is odd, so that their
-        deviation, which 'moment' takes, is half the side.
-        """
         x, y = (boxes[:, :2] + boxes[:, 2:]).mul(0.5).split(1, 1)
         half_x, half_y = (boxes[:, 2:] - boxes[:, :2]).mul(0.5).split(1, 1)
         if head.transform_method == 'moment':
@@ -449,10 +419,7 @@ class PaaKind(HeadKind):
 
 
 class GuidedKind(HeadKind):
-    """`GuidedAnchorHead`: the network outputs the sizes of anchors, and the cells that have some.
-
-    The class scores of all other cells are -1.
-    """
+    """`GuidedAnchorHead`: the network outputs the sizes of anchors, and the cells that have some."""
 
     priors, own = 'square_anchor_generator', ''
 
@@ -561,10 +528,7 @@ class YoloxKind(HeadKind):
 
 
 def peak_window(test_cfg: Mapping[str, Any]) -> int:
-    """Return `local_maximum_kernel`: the side of the square, in cells, of which a peak is the highest.
-
-    ConfigError: it is missing, or no odd whole number above 0.
-    """
+    """Return `local_maximum_kernel`: the side of the square, in cells, of which a peak is the highest."""
     side = positive('local_maximum_kernel', test_cfg.get('local_maximum_kernel'))
     if side % 2 == 0:
         raise ConfigError(f'test_cfg.local_maximum_kernel={side}: expected an odd number')
@@ -624,8 +588,8 @@ KINDS: dict[str, HeadKind] = dict(
     CenterNetHead=CenterNetKind(),
     YOLOXHead=YoloxKind('objectness', (0.8, 0.5)),
 )
-"""Name of a head's class, of mmdet 2.28 or 3 or of a repository -> its kind; a subclass is of the same
-kind."""
+"""Name of a head's class, of mmdet 2.28 or 3 or of a repository -> its kind; a subclass is of the same kind.
+"""
 
 
 def kind_of(head: nn.Module) -> HeadKind:

@@ -1,4 +1,4 @@
-"""Parts of mmdet's detectors: heads as they are tested, backbones and necks that do not take every size."""
+"""Parts of mmdet's detectors: heads in a test, backbones and necks that do not take every size."""
 
 import copy
 import inspect
@@ -26,9 +26,7 @@ SIZED_ATTENTION = dict(
     PyramidVisionTransformerV2='SpatialReductionAttention',
 )
 """Backbones that compute in Python with the size of the input -> mmdet's class of their attention, which
-`exporting/ops/backbone_attention.py` computes from traced sizes. Backbones of the same name with attention of
-another class, in research repositories, would be wrong at other sizes than the traced one (measured: a Swin-T
-traced at 256x384 is 0.4 off at 320x416)."""
+`exporting/ops/backbone_attention.py` computes from traced sizes."""
 MULTIPLES = dict(
     YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128,
     PyramidVisionTransformer=32,
@@ -38,37 +36,27 @@ concatenates maps, which fit only then, or cuts off the rest of a side (PVT)."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
 """Necks that take any number of maps -> the one for which `MULTIPLES` holds; each further one doubles it."""
 GRID_SAMPLE_OPSETS = (16, 20)
-"""First and last opset of graphs with GridSample, which ONNX has from 16 on. 20 is taken if it is asked for;
-the default stays below it, since TensorRT 10 gets GridSample of opset 20 wrong."""
+"""First and last opset of graphs with GridSample, which ONNX has from 16 on."""
 ROUND_DOWN = ('NASFPN',)
-"""Parts whose coarse levels have `H // stride` rows, since they pool; convolutions round up."""
+"""Parts that pool: coarse levels have `H // stride` rows (convolutions round up)."""
 
 
 def detector_of(cfg: Any) -> type | None:
-    """Return the class of the detector of a config; None if it is not registered, or is a function."""
     return registered_class(DETECTORS, cfg.model.get('type'))
 
 
 def detects(cfg: Any, classes: type | tuple[type, ...]) -> bool:
-    """Return whether the detector of a config is registered, and derived from one of some classes."""
     detector = detector_of(cfg)
     return detector is not None and issubclass(detector, classes)
 
 
 def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the entry `key` of the config's `model`; empty if it has no such part, or a list of several."""
     part = model.get(key)
     return part if isinstance(part, Mapping) else {}
 
 
 def without_teacher(model_cfg: Any) -> Any:
-    """Return a config's `model`, of a distilled detector (LD, LAD) as the student alone; others as they are.
-
-    One that is not tested by the methods of `SingleStageDetector` stays as it is, too.
-
-    The teacher is not read: its config is a path of the working directory, its checkpoint a URL. Settings of
-    the distillation go with it: what the user's detector takes and a `SingleStageDetector` does not.
-    """
+    """Return a config's `model`, of a distilled detector (LD, LAD) only the student."""
     if not any(key.startswith('teacher') for key in model_cfg):
         return model_cfg
     detector, student = DETECTORS.get(str(model_cfg.get('type'))), SingleStageDetector
@@ -84,33 +72,22 @@ def without_teacher(model_cfg: Any) -> Any:
 
 
 def multiple_of(name: str, settings: Mapping[str, Any]) -> int:
-    """Return the number of which the sides of the input have to be multiples, for a part of a detector.
-
-    `name` is that of its class; of its settings the number of `in_channels` counts, for necks of `PATHS`.
-    """
     channels = settings.get('in_channels')
     num_maps = len(channels) if isinstance(channels, list | tuple) else 1
     return MULTIPLES.get(name, 1) << max(num_maps - PATHS.get(name, num_maps), 0)
 
 
 def multiple(model: Any) -> int:
-    """Return the number of which the sides of the input have to be multiples, for a built detector."""
     parts = [module for module in model.modules() if type(module).__name__ in MULTIPLES]
     return max((multiple_of(type(part).__name__, vars(part)) for part in parts), default=1)
 
 
 def round_down(model: Any) -> bool:
-    """Return whether a built detector has a part of `ROUND_DOWN`, and so levels of sizes rounded down."""
     return any(type(module).__name__ in ROUND_DOWN for module in model.modules())
 
 
 def smallest(head: Any, stride: int, rounded: bool = False) -> int:
-    """Return the smallest side of an input, pixels, for a built head whose largest stride is `stride`.
-
-    Version 1 of mmcv's deformable convolution refuses maps that are smaller than its kernel; a level whose
-    size is rounded down (`rounded`, see `round_down`) is empty below its stride. `head` may be a whole
-    detector, if its other parts have such convolutions on levels of these strides, too.
-    """
+    """Return the smallest side of an input, pixels, for a built head with the largest stride `stride`."""
     from mmcv.ops import DeformConv2d
 
     layers = [module for module in head.modules() if isinstance(module, DeformConv2d)]
@@ -130,17 +107,12 @@ def map_sizes(
 ) -> list[tuple[int, int]]:
     """Return height and width of the maps of each level at the size of `options`; 0, 0 if that is dynamic.
 
-    They are kept for later calls with the same model and size, whatever the other arguments are.
-
     Args:
         model: the detector.
-        network: from the detector and images (1, 3, H, W) to maps (1, columns, h, w), first those of one
+        network: from the detector and images (1, 3, H, W) to maps (1, columns, h, w), first all levels of one
             output, or the features, level by level.
         levels: number of levels.
         options: of the export, or an object with `dynamic`, `height` and `width` alone, for another size.
-
-    Raises:
-        UsageError: the model does not take the size.
     """
     if options.dynamic:
         return [(0, 0)] * levels
@@ -158,11 +130,7 @@ def map_sizes(
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:
-    """Refuse (UsageError) a size that is no multiple of what backbone or neck of the config's `model` need.
-
-    A file of any size (`dynamic`) is refused, too, if a backbone computes with the traced size; with the
-    dynamo exporter any backbone of `SIZED_ATTENTION` is.
-    """
+    """Refuse (UsageError) a size that is not the multiple that backbone or neck need."""
     parts = []
     for key in ('backbone', 'neck'):
         part = model.get(key) or []
@@ -191,10 +159,7 @@ def check(model: Mapping[str, Any], options: Options) -> None:
 
 
 def check_grid_sample(name: str, options: Options) -> None:
-    """Refuse (UsageError) an opset that is outside of `GRID_SAMPLE_OPSETS`.
-
-    `name` is that of the part or model that needs it, for the message.
-    """
+    """Refuse (UsageError) an opset that is outside of `GRID_SAMPLE_OPSETS`."""
     low, high = GRID_SAMPLE_OPSETS
     if not low <= options.opset <= high:
         raise UsageError(
@@ -204,10 +169,7 @@ def check_grid_sample(name: str, options: Options) -> None:
 
 
 def check_one_image(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) batches and dynamic files for `head`, one of guided anchors.
-
-    Such a head has priors in visible cells alone; whether it is one is not checked here.
-    """
+    """Refuse (UsageError) batches and dynamic files for `head`, one of guided anchors."""
     if options.batch > 1 or options.dynamic:
         raise UsageError(
             f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
@@ -216,11 +178,7 @@ def check_one_image(head: nn.Module, options: Options) -> None:
 
 
 def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) -> None:
-    """Refuse (UsageError) a size of the options whose tokens are fewer than the queries chosen from them.
-
-    `num_tokens` is their number at that size. `key` is the config's name of the number of queries, for the
-    message.
-    """
+    """Refuse (UsageError) a size with fewer tokens than queries."""
     if num_tokens < num_queries:
         raise UsageError(
             f'--shape {options.height} {options.width}: gives {num_tokens} tokens for {key}={num_queries}; '
@@ -229,11 +187,7 @@ def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) 
 
 
 def check_max_candidates(options: Options, available: int | None, any_size: bool = False) -> None:
-    """Refuse (UsageError) `--max-candidates` above the `available` ones at the size of the options.
-
-    None stands for a number that is not known, which is not checked. A dynamic file is refused, too, unless
-    the model has as many at any size (`any_size`); without the option nothing is.
-    """
+    """Refuse (UsageError) `--max-candidates` above the `available` ones at the size of the options."""
     if not options.max_candidates:
         return
     option = f'--max-candidates {options.max_candidates}'
@@ -246,15 +200,7 @@ def check_max_candidates(options: Options, available: int | None, any_size: bool
 
 
 def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequence[str], reader: str) -> None:
-    """Refuse (ConfigError) a `test_cfg` without settings that upstream reads and has no default for.
-
-    Args:
-        test_cfg: the settings of a head; None or empty if the config has none for it; anything else that is
-            no dict is refused, too.
-        key: their key in the config, for the message.
-        needed: names of the settings, of which none may be missing or None.
-        reader: what reads them, for the message: name of a class, also of a user's, or 'Class.method'.
-    """
+    """Refuse a `test_cfg` without settings that upstream reads and has no default for."""
     if test_cfg and not isinstance(test_cfg, Mapping):
         raise ConfigError(f'{key}={test_cfg!r}: expected a dict of settings')
     if missing := [name for name in needed if (test_cfg or {}).get(name) is None]:
@@ -264,21 +210,16 @@ def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequenc
 
 
 def check_limit(key: str, limit: Any, available: int) -> None:
-    """Refuse (ConfigError) a limit of results that is no whole number from 1 to `available`.
+    """Refuse a limit of results that is no whole number from 1 to `available`.
 
-    `limit` is the entry `key` of `test_cfg`, or what upstream takes where there is none.
+    `limit` is the entry `key` of `test_cfg`, or upstream's default.
     """
     if type(limit) is not int or not 0 < limit <= available:  # True is an int, too
         raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
 
 
 def check_rotated_limits(test_cfg: Mapping[str, Any], max_key: str) -> None:
-    """Refuse (ConfigError) a `test_cfg` without the limits of mmdet3d's rotated suppression, or for another.
-
-    Limits that are no numbers are refused, too; `nms_pre` may be missing.
-
-    `max_key` is the key in `test_cfg` of the largest number of results.
-    """
+    """Refuse a `test_cfg` without the limits of mmdet3d's rotated suppression, or for another."""
     positive(max_key, test_cfg.get(max_key))
     number('nms_pre', test_cfg.get('nms_pre', -1), int)
     for key in ('score_thr', 'nms_thr'):
@@ -300,10 +241,7 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
 
 
 def test_cfg_of(cfg: Any, *, may_be_list: bool = False) -> Any:
-    """Return `test_cfg` of a config, which earlier mmdet has beside the model; {} if it has none.
-
-    ConfigError: it is no dict, nor a list where it may be one, as that of Co-DETR is.
-    """
+    """Return `test_cfg` of a config, which earlier mmdet has beside the model; {} if it has none."""
     test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
     is_list = may_be_list and isinstance(test_cfg, list | tuple)
     if not isinstance(test_cfg, Mapping) and not is_list:
@@ -317,11 +255,7 @@ def tested_head(
     test_cfg: Mapping[str, Any] | None,
     build: Callable[[Any], nn.Module] = build_head,
 ) -> nn.Module:
-    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`.
-
-    `test_cfg` is None if the config has none for this head; `build` is the function of the library that
-    builds heads.
-    """
+    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`."""
     entry = cfg.model.get(key) or {}
     if not isinstance(entry, Mapping):
         raise ConfigError(f'model.{key}={entry!r}: expected a dict')
@@ -332,12 +266,7 @@ def tested_head(
 def built_head(
     content: Mapping[str, Any], key: str, build: Callable[[Any], nn.Module] = build_head
 ) -> nn.Module:
-    """Return a head, in evaluation mode, from its entry `content` in a config; `build` builds it.
-
-    No values are drawn for its weights, which takes most of the time: a head is built for its settings.
-
-    ConfigError: it cannot be built; the message names its `key`.
-    """
+    """Return a head, in evaluation mode, from its entry `content` in a config; `build` builds it."""
     try:
         with warnings.catch_warnings(), undrawn_weights():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
@@ -348,11 +277,7 @@ def built_head(
 
 
 def check_box_type(cfg: Any, expected: str) -> None:
-    """Refuse (ConfigError) a data set whose samples have another class of boxes than the results of a graph.
-
-    A head of mmdet3d suppresses boxes as the class in the metas of a sample shows them from above.
-    `expected` is 'LiDAR' or 'Camera', in any case of letters; a data set without the key has its own class.
-    """
+    """Refuse a data set with another class of boxes than the results of a graph."""
     for settings in test_datasets(cfg):
         given = settings.get('box_type_3d', expected)
         if str(given).lower() != expected.lower():

@@ -23,8 +23,6 @@ def image_input(
 ) -> TensorSpec:
     """Return `input` (B, 3, H, W); a dynamic file takes any batch, and the sizes that the arguments allow.
 
-    UsageError: a fixed size that is smaller than `smallest`.
-
     Args:
         options: options of the export.
         smallest: least height and width, pixels.
@@ -42,10 +40,7 @@ def image_input(
 
 
 def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
-    """Return `img_shape`, which no operator uses unless boxes are clipped (`clips`), and `scale_factor`.
-
-    With `bordered` also `border`: boxes lose the padding. `batch` is a number, or 'B' if it is dynamic.
-    """
+    """Return `img_shape`, which no operator uses unless boxes are clipped (`clips`), and `scale_factor`."""
     size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
     ratios = 'w h w h ratios, input / original; boxes are divided by it'
     padding = 'rows of padding above the image and columns left of it, which boxes lose'
@@ -58,10 +53,7 @@ def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tu
 
 
 def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
-    """Return `dets` and `labels` of a `full` graph.
-
-    `batch` and `rows`, results per image, are numbers, or letters if they are dynamic.
-    """
+    """Return `dets` and `labels` of a `full` graph."""
     boxes = (
         'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
         'when scale_factor is fed; padded with zeros'
@@ -79,20 +71,7 @@ def results_and_candidates(
     *limits: int,
     pairs: str = 'prior',
 ) -> tuple[TensorSpec, ...]:
-    """Return the outputs of a `full` graph whose options may limit the candidates that enter a suppression.
-
-    Args:
-        results: returns the outputs of the results, given the size or the letter of the axes of images and
-            of results per image, as `box_outputs` does.
-        options: of the export.
-        limits: of the head, on candidates or results of an image; those of 0 or below limit nothing.
-        pairs: what is paired with a class to be a candidate.
-
-    Returns:
-        The outputs of `results`; with `--max-candidates` the number of results of an image is constant, the
-        smallest of that option and `limits`, and `candidates` has the number of candidates of each image
-        before the option cuts some off: of dense heads those that `nms_pre` leaves, of SOLO's all.
-    """
+    """Return the outputs of a `full` graph, with the candidates if the options limit them."""
     batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
     if not cap:
         return results(batch, 'n')
@@ -102,7 +81,6 @@ def results_and_candidates(
 
 
 PROPOSALS = 'proposals'
-"""Name of the tensor and of the list of boxes that results are made from."""
 
 Axis = int | str
 """The size of an axis, or the letter of a dynamic one."""
@@ -111,10 +89,7 @@ Axis = int | str
 def mask_inputs(
     batch: Axis, zero: str = '0 means those of the input, up to a multiple of 8'
 ) -> tuple[TensorSpec, ...]:
-    """Return `img_shape` and `ori_shape`; `zero` is the meaning of a size of 0.
-
-    `batch` is a number, or 'B' if it is dynamic.
-    """
+    """Return `img_shape` and `ori_shape`; `zero` is the meaning of a size of 0."""
     content = f'height and width before padding, which masks are cropped to; {zero}'
     original = f'height and width of the original images, which masks are resized to; {zero}'
     return (
@@ -135,16 +110,13 @@ def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
 
 
 def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
-    """Return height and width (B, 2) of the images without padding, to which boxes are clipped.
-
-    `img_shape` is that; 0 means the size of `image`, the input.
-    """
+    """Return height and width (B, 2) of the images without padding, to which boxes are clipped."""
     return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
 
 
 WINDOWS = (1, 2, 4, 8)
-"""Divisors of the sides of an image: windows of these sizes, which overlap by half, stand for proposals
-that are missing."""
+"""Divisors of the sides of an image: windows of these sizes, which overlap by half, stand for proposals that
+are missing."""
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
@@ -166,10 +138,7 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
 
 
 def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return `input` and `img_shape` as `feeds` does, and `ori_shape` (2,) int64 height and width in pixels.
-
-    Masks have that size, the original one, whatever `rescale` says. ShapeError: the images have several.
-    """
+    """Return `input` and `img_shape` as `feeds` does, and `ori_shape` (2,) int64 height and width, px."""
     return dict(
         input=np.stack([image.tensor for image in images]),
         img_shape=np.asarray([image.img_shape for image in images], np.float32),
@@ -178,10 +147,7 @@ def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.n
 
 
 def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
-    """Return the one size (2,) int64, height and width, that all images of a batch have, at least one image.
-
-    ShapeError: there are several sizes; `results` is the word for what has that size, in the message.
-    """
+    """The one size (2,) int64, height and width, that all images of a batch have, at least one image."""
     different = sorted(set(sizes))
     if len(different) > 1:
         raise ShapeError(
@@ -208,13 +174,7 @@ def proposals_of(image: PreparedImage) -> np.ndarray:
 
 
 def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
-    """Return height and width, pixels, of the image that masks are pasted into.
-
-    With `rescale` it is the original, or, along a side on which that is larger, the content of the input
-    divided by its ratio: if the content or its ratio is not fed, boxes reach beyond the original, and mmdet
-    raises if one lies outside of the image that it is pasted into. Without `rescale` it is the original
-    multiplied by the ratio, rounded.
-    """
+    """Return height and width, pixels, of the image that masks are pasted into."""
     if rescale:
         content = np.round(np.divide(image.img_shape, image.scale_factor[1::-1]))
         return tuple(int(side) for side in np.maximum(image.ori_shape, content))
@@ -222,16 +182,12 @@ def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
 
 
 def feeds_with_sizes(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of `feeds`, and `ori_shape` (B, 2) int64, the `pasted_size` of every image.
-
-    `scale_factor` is among them only with `rescale`.
-    """
+    """Return the inputs of `feeds`, and `ori_shape` (B, 2) int64, the `pasted_size` of every image."""
     sizes = [pasted_size(image, rescale) for image in images]
     return dict(feeds(images, rescale), ori_shape=np.asarray(sizes, np.int64))
 
 
 FULL_NAMES = ('dets', 'labels', 'candidates')
-"""Outputs of the `full` form; the last with `--max-candidates` alone."""
 
 
 class RawNetwork(nn.Module):
@@ -243,7 +199,6 @@ class RawNetwork(nn.Module):
         names: tuple[str, ...],
         outputs: Callable[[nn.Module, torch.Tensor], Sequence[torch.Tensor]],
     ) -> None:
-        """Keep the detector, and `outputs`, which runs it on images and returns the tensors `names`."""
         super().__init__()
         self.model, self.names, self.outputs = model, names, outputs
 
@@ -262,16 +217,7 @@ def form_stages(
     full: Callable[[], nn.Module],
     extra_inputs: tuple[str, ...] = (),
 ) -> list[Stage]:
-    """Return the network, and what the form of the options adds to it.
-
-    Args:
-        network: takes images, and returns the tensors `names`.
-        names: of the outputs of the network, which the form takes.
-        options: of the export.
-        decode: makes the module of the form `decode`, and the names of its outputs.
-        full: makes the module of the form `full`, whose outputs are `FULL_NAMES`.
-        extra_inputs: names of the inputs of `full` between `scale_factor` and the outputs of the network.
-    """
+    """Return the network, and the stages of the options' form."""
     chain = [Stage('network', network, ('input',), names)]
     if options.form == 'decode':
         module, outputs = decode()
@@ -312,10 +258,7 @@ def raw_outputs(
 def prior_axes(
     priors_per_cell: Sequence[int], map_sizes: Sequence[tuple[int, int]], options: Options
 ) -> tuple[int | str, int | str]:
-    """Return the sizes of the axes of images and of priors of the form `decode`, B and A if they are dynamic.
-
-    For the arguments see `raw_outputs`.
-    """
+    """The sizes of the axes of images and of priors of the form `decode`, B and A if they are dynamic."""
     if options.dynamic:
         return 'B', 'A'
     levels = zip(map_sizes, priors_per_cell, strict=True)

@@ -1,8 +1,7 @@
 """The two graphs of LiDAR detectors: from voxels or pillars to the bird's-eye view, and on to raw outputs.
 
-Voxels and pillars are made of points outside of the graphs. The contract of a graph is its `GraphSpec`:
-names, types, shapes and meanings of its tensors. Glossary: N voxels or pillars, P points of one, D values of
-a point, C channels, H, W cells of the bird's-eye view along y and x, from the smallest coordinate on.
+Glossary: N voxels or pillars, P points of one, D values of a point, C channels, H, W cells of the bird's-eye
+view along y and x, from the smallest coordinate on.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +17,6 @@ from mmdeploy_ext.families.parts.pillars import has_pillars, pillars_graph
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 
 Flatten = Callable[[Any], tuple[torch.Tensor, ...]]
-"""Function that makes one tuple of tensors of what a head returns."""
 Outputs = Mapping[str, tuple[str, str]]
 """Name of each output of a graph, in their order -> its meaning, and its unit such as 'm', '' without one."""
 
@@ -26,15 +24,11 @@ Outputs = Mapping[str, tuple[str, str]]
 class DenseHead(nn.Module):
     """The dense part of a detector in one module: the network of the bird's-eye view, its neck and the head.
 
-    Its submodules have the names that they have in the detector, which become those of nodes, and run in the
-    order in which they were added.
-
     Attributes:
-        flatten: makes one tuple of what the head returns.
+        flatten: makes one tuple of the head's outputs.
     """
 
     def __init__(self, model: nn.Module, flatten: Flatten) -> None:
-        """Take over the parts of a detector that `lidar_parts.parts_of` names; they are not copied."""
         super().__init__()
         parts = parts_of(model)
         dense = dict(backbone=parts.backbone, neck=parts.neck, bbox_head=parts.head)
@@ -54,22 +48,6 @@ class DenseHead(nn.Module):
 def points_and_head(
     model: nn.Module, options: Options, family: str, flatten: Flatten, outputs: Outputs, bev_meaning: str
 ) -> list[Graph]:
-    """Return the graph up to the bird's-eye view, and the graph of the dense part behind it.
-
-    In the latter, batch norms are folded into convolutions, in a copy of the model. In the former, those of a
-    sparse encoder are folded by `sparse.fold`, and those of pillars stay.
-
-    Args:
-        model: the detector in evaluation mode.
-        options: options of the export, of which `opset` and `sparse_form` count for a sparse encoder.
-        family: name of the family, such as 'centerpoint', with which the names of the contracts begin.
-        flatten: makes one tuple of what the head returns.
-        outputs: names, meanings and units of the tensors of that tuple.
-        bev_meaning: meaning of the bird's-eye view in the contract of the dense part.
-
-    Raises:
-        ValueError: the head does not give as many tensors as `outputs` names.
-    """
     points, head = points_graph(model, options, family), DenseHead(model, flatten)
     bev = TensorSpec('bev', 'float32', points.spec.outputs[0].axes, bev_meaning)
     return [points, head_graph(head, head_spec(f'{family}/head', head, bev, outputs))]
@@ -78,15 +56,9 @@ def points_and_head(
 def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
     """Return the graph 'backbone', from voxels or the points in pillars to the bird's-eye view (1, C, H, W).
 
-    It is the sparse encoder, whose inputs are the features `voxels` (N, D) float32 and tables of rows that
-    the runtime makes of the coordinates of the voxels, see `sparse_graph.portable_graph`; or the encoder of
-    pillars (N, P, D) with the scatter into the view, see `pillars.py`. The network that the detector calls
-    its backbone is in the other graph.
-
-    Args:
-        model: the detector in evaluation mode, with one of both kinds of encoders.
-        options: options of the export, which pillars do not need.
-        family: name of the family, with which the name of the contract begins.
+    It is the sparse encoder, with the inputs `voxels` (N, D) float32 and tables of rows that the runtime
+    makes of the coordinates of the voxels, see `sparse_graph.portable_graph`; or the encoder of pillars (N,
+    P, D) with the scatter into the view, see `pillars.py`.
     """
     parts = parts_of(model)
     if has_pillars(model):
@@ -97,8 +69,7 @@ def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
 def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
     """Return the graph of a module that takes the bird's-eye view; it is traced on random numbers.
 
-    `spec` is its contract, whose only input is `bev` of fixed shape (1, C, H, W). The module itself, no copy,
-    is set to evaluation mode.
+    `spec` has the only input `bev` of fixed shape (1, C, H, W).
     """
     device = next(module.parameters()).device
     bev = torch.rand(spec.inputs[0].axes, generator=torch.Generator().manual_seed(0)).to(device)
@@ -106,18 +77,9 @@ def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
 
 
 def head_spec(name: str, head: nn.Module, bev: TensorSpec, outputs: Outputs) -> GraphSpec:
-    """Return the contract of a module behind the bird's-eye view; its shapes are those of a run on zeros.
+    """Return the contract of a module behind the bird's-eye view; its shapes come from a run on zeros.
 
     All outputs are stated as float32.
-
-    Args:
-        name: name of the contract.
-        head: module in evaluation mode that takes the bird's-eye view and returns a tuple of tensors.
-        bev: contract of its input, of fixed shape.
-        outputs: names, meanings and units of the tensors of that tuple.
-
-    Raises:
-        ValueError: the module does not give as many tensors as `outputs` names.
     """
     device = next(head.parameters()).device
     with torch.no_grad():

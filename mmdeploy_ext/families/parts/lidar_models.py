@@ -30,15 +30,14 @@ UNTRACED = (
 )  # fmt: skip
 """Methods of detectors, encoders of voxels and scatterers that graphs and runtimes compute."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
-"""Step that loads points -> columns that it keeps if the config names none."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
-"""The detector whose voxels hold all their points."""
+"""The detector with all points in its voxels."""
 SPARSE_ENCODERS = dict(SASSD='SparseEncoderSASSD')
 """Detector -> its sparse encoder, which in training gives more than a map; others have a SparseEncoder."""
 
 
 class LidarMethods:
-    """What families of LiDAR detectors have beside `SequenceFamily`; they derive from both, this one first.
+    """Methods of families of LiDAR detectors; derive from this class before `SequenceFamily`.
 
     Their `check_parts(filename, model)` refuses (ConfigError) parts of a config's `model` that are not
     exported, by their keys.
@@ -48,7 +47,7 @@ class LidarMethods:
     check_parts: Callable[[str, Mapping[str, Any]], None]
 
     def check_model(self, cfg: Any) -> None:
-        """Refuse (ConfigError) a config with parts that are not exported."""
+        """Refuse a config with parts that are not exported."""
         with refused_values(cfg, 'model'):
             self.check_parts(cfg.filename, cfg.model)
 
@@ -85,19 +84,11 @@ class LidarMethods:
 
 
 def is_dynamic(model: Mapping[str, Any]) -> bool:
-    """Return whether the voxels of a config's model hold all their points."""
     return DYNAMIC_DETECTOR in names_of_class(DETECTORS, model.get('type'))
 
 
 def check_points_side(filename: str, model: Mapping[str, Any], detector: str, heads: Sequence[str]) -> None:
-    """Refuse (ConfigError) detectors with cameras, or with encoders or heads that are not exported.
-
-    Args:
-        filename: of the config, for messages, which also name the key.
-        model: of the config.
-        detector: its name in messages.
-        heads: names of the classes of heads that it is exported with.
-    """
+    """Refuse detectors with cameras, or with encoders or heads that are not exported."""
     prefix, dynamic = prefix_of(model), is_dynamic(model)
     middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
     if middle == SCATTER:
@@ -123,7 +114,6 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
 
 
 def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse pillars whose number of points does not fit the detector, or that the map has no room for."""
     prefix, dynamic = prefix_of(model), is_dynamic(model)
     key, layer = f'model.{prefix}voxel_layer', model.get(f'{prefix}voxel_layer') or {}
     cells = grid_size(layer, f'{filename}: {key}')
@@ -141,10 +131,7 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_points_loaded(cfg: Any) -> None:
-    """Refuse (ConfigError) a test pipeline whose points have another width than the model takes.
-
-    The last step that loads points counts; a pipeline without one passes.
-    """
+    """Refuse a test pipeline with points of another width than the model takes."""
     key, in_channels = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
     if not loaders:
@@ -160,10 +147,6 @@ def check_points_loaded(cfg: Any) -> None:
 
 
 def points_width(model: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the key of the part whose `in_channels` is the number of values of a point, and that number.
-
-    `model` is that of a config; a part without `in_channels` has 4.
-    """
     prefix = prefix_of(model)
     part = 'middle_encoder' if model[f'{prefix}voxel_encoder']['type'] in MEANS else 'voxel_encoder'
     return prefix + part, int(model[prefix + part].get('in_channels', 4))

@@ -1,4 +1,4 @@
-"""The parts of a LiDAR detector, whose names differ between mmdet3d's classes, and hooks that read them."""
+"""The parts of a LiDAR detector by common names (mmdet3d's classes differ), and hooks that read them."""
 
 import contextlib
 import dataclasses
@@ -14,12 +14,12 @@ class Parts:
     """The modules of a detector from points to raw outputs, in the order in which they run.
 
     Attributes:
-        prefix: what their names in the model begin with: 'pts_' or ''.
+        prefix: prefix of their names in the model: 'pts_' or ''.
         voxel_layer: from points to voxels.
         voxel_encoder: from the points of each voxel to its features.
         middle_encoder: from voxels to the bird's-eye view.
         backbone: of the bird's-eye view.
-        neck: of its maps; None: there is none.
+        neck: of its maps, or None.
         head: gives the raw outputs.
     """
 
@@ -33,12 +33,10 @@ class Parts:
 
 
 def prefix_of(model: Mapping[str, Any]) -> str:
-    """Return the prefix of the parts in a config's model: 'pts_' of classes that may have cameras, or ''."""
     return 'pts_' if 'pts_voxel_encoder' in model else ''
 
 
 def parts_of(model: nn.Module) -> Parts:
-    """Return the parts of a `CenterPoint`, `VoxelNet` or other detector of mmdet3d; a missing one is None."""
     prefix = 'pts_' if hasattr(model, 'pts_voxel_encoder') else ''
     names = ('voxel_layer', 'voxel_encoder', 'middle_encoder', 'backbone', 'neck', 'bbox_head')
     return Parts(prefix, *(getattr(model, prefix + name, None) for name in names))
@@ -55,7 +53,6 @@ def encode(encoder: nn.Module, features: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def bev_of(output: Any) -> Tensor:
-    """Return the bird's-eye view that a middle encoder returned; of a tuple, as SASSD's, the first entry."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -63,7 +60,6 @@ class OfModel(nn.Module):
     """The base of modules that run parts of a detector; parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector itself, no copy."""
         super().__init__()
         self.model = model
 
@@ -74,11 +70,7 @@ Watch = Callable[[tuple[Tensor, ...], Any], dict[str, Any]]
 
 @contextlib.contextmanager
 def watching(hooks: Mapping[nn.Module, Watch]) -> Iterator[dict[str, Any]]:
-    """Call a function with the positional inputs and the output of a module when it runs inside the block.
-
-    `hooks` are module -> function; the context is a dict of the values that the functions returned, by name,
-    the last of each.
-    """
+    """Call a function with the positional inputs and the output of a module when it runs inside the block."""
     values: dict[str, Any] = {}
 
     def collect(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:

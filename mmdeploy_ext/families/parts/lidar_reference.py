@@ -1,4 +1,4 @@
-"""LiDAR detectors in PyTorch as steppers: mmdet3d's detectors as they are, spconv on one thread."""
+"""LiDAR detectors in PyTorch as steppers: mmdet3d's detectors unpatched, spconv on one thread."""
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
@@ -32,11 +32,6 @@ class LidarReference(abc.ABC):
         output_names: tuple[str, ...],
         flatten: Callable[[Any], tuple[torch.Tensor, ...]],
     ) -> None:
-        """Keep a detector in evaluation mode.
-
-        `flatten` makes one tuple of the head's outputs, in the order of `output_names`. `width` is then the
-        number of values of a point, and `device` that of the weights.
-        """
         self.model = model
         self.parts = parts_of(model)
         self.output_names = output_names
@@ -51,7 +46,6 @@ class LidarReference(abc.ABC):
         return self.parts.voxel_layer, 'zyx', self.width
 
     def special_samples(self, rule: Any, sample: Sweep) -> Iterable[Sweep]:
-        """None: whatever a sweep has, others have, too."""
         return ()
 
     def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
@@ -67,7 +61,7 @@ class LidarReference(abc.ABC):
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes, best first, that the head's own `get_bboxes` makes of its outputs.
 
-        `outputs` are name -> array (1, ...), of which those of `output_names` are read.
+        `outputs` are name -> array (1, ...); `output_names` are read.
         """
         arrays = {name: np.array(outputs[name], order='C') for name in self.output_names}
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
@@ -78,14 +72,13 @@ class LidarReference(abc.ABC):
 
     @abc.abstractmethod
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return `tensors`, outputs of the head by name, as what `get_bboxes` takes before the metas."""
+        """Return `tensors`, outputs of the head by name, as arguments of `get_bboxes` before the metas."""
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep through `simple_test`; return its boxes, best first, and outputs by name.
 
-        These are those of the head, `bev` (1, C, H, W), the view from above, with H along y and W along x,
-        and what `hooks` of a subclass watches beside them. DataError: points of another width or not finite,
-        or none in range.
+        Outputs: the head's outputs, `bev` (1, C, H, W), the view from above, with H along y and W along x,
+        and the values of `hooks`.
         """
         check_in_range(
             check_points(sweep.points, self.width, sweep.name),
@@ -106,7 +99,7 @@ class LidarReference(abc.ABC):
     def forward_arguments(self, sweep: Sweep, points: np.ndarray) -> dict[str, Any]:
         """Return the arguments of the detector's `forward` in a test, by name, for one sweep.
 
-        `points` (P, D) float32 are those of the sweep.
+        `points` (P, D) float32 belong to the sweep.
         """
         meta = dict(
             box_type_3d=LiDARInstance3DBoxes,
@@ -118,10 +111,7 @@ class LidarReference(abc.ABC):
         return dict(points=[[torch.from_numpy(points).to(self.device)]], img_metas=[[meta]])
 
     def hooks(self) -> dict[torch.nn.Module, Watch]:
-        """Return module -> function of its inputs and output, which returns outputs of a step by name.
-
-        The modules are in the order in which they run. Among the names is `head`, which `step` flattens.
-        """
+        """Return module -> function of its inputs and output, which returns outputs of a step by name."""
         return {
             self.parts.middle_encoder: lambda _, output: dict(bev=bev_of(output)),
             self.parts.head: lambda _, output: dict(head=output),

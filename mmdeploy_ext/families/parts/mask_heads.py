@@ -2,9 +2,8 @@
 
 Source: `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`.
 
-Glossary: B batch, n boxes of an image, R = B * n their regions, C classes, m side of a mask in cells, h
-side of a mask head's logits: m, but of PointRend smaller, before its points enlarge the mask; H, W size of a
-map.
+Glossary: B batch, n boxes of an image, R = B * n their regions, C classes, m side of a mask in cells, h side
+of a mask head's logits: m, but of PointRend smaller, before its points enlarge the mask; H, W size of a map.
 """
 
 import contextlib
@@ -27,33 +26,26 @@ FeaturesAndLogits = tuple[torch.Tensor, list[torch.Tensor]]
 
 
 def heads_of(roi_head: nn.Module) -> list[nn.Module]:
-    """Return the mask heads, one per stage; some cascades have one in all."""
     head = roi_head.mask_head
     return list(head) if isinstance(head, nn.ModuleList) else [head]
 
 
 def points_of(roi_head: nn.Module) -> nn.Module | None:
-    """Return the head of PointRend that refines single points of regions, or None."""
     return getattr(roi_head, 'point_head', None)
 
 
 def judge_of(roi_head: nn.Module) -> nn.Module | None:
-    """Return the head of Mask Scoring R-CNN that scores masks, or None."""
     return getattr(roi_head, 'mask_iou_head', None)
 
 
 def check_flow(roi_head: nn.Module) -> None:
-    """Refuse (ConfigError) `mask_info_flow` that is off, by which mmdet's own `simple_test` does not run."""
+    """Refuse `mask_info_flow` that is off, by which mmdet's own `simple_test` does not run."""
     if not getattr(roi_head, 'mask_info_flow', True):
         raise ConfigError('model.roi_head.mask_info_flow=False: masks export with True')
 
 
 def threshold(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> float:
-    """Return `mask_thr_binary` of `test_cfg`, the probability that pixels of masks have to reach.
-
-    `test_cfg` is the part `key` of the model's. ConfigError, which names the entry: it is missing, no number,
-    or below 0, for which mmdet returns soft masks to look at.
-    """
+    """Return `mask_thr_binary` of `test_cfg`, the probability that pixels of masks have to reach."""
     value = number(f'{key}.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
     if value < 0:
         raise ConfigError(f'test_cfg.{key}.mask_thr_binary={value}: expected 0 or more')
@@ -74,10 +66,7 @@ def side_of(roi_head: nn.Module) -> int:
 
 
 class StagedMaskHeads(nn.Module):
-    """Mask heads of mmdet's head of regions, no copies, that each take the features of their own regions.
-
-    `constant`: no shape of the graph may depend on values.
-    """
+    """Mask heads of mmdet's head of regions, no copies, that each take the features of their own regions."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__()
@@ -87,9 +76,8 @@ class StagedMaskHeads(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
         """Return the features that the head of the last stage takes, and the logits of every stage.
 
-        `maps` are those of `regions.region_maps`: the features of the levels that regions are pooled from (B,
-        channels, H, W), then those of whole images that HTC and SCNet add; boxes (B, n, 4) are xyxy in pixels
-        of the network input.
+        `maps` are `regions.region_maps`: features of the levels (B, channels, H, W), then features of whole
+        images that HTC and SCNet add; boxes (B, n, 4) are xyxy in pixels of the network input.
         """
         features = [branch.features(maps, boxes) for branch in self.branches]
         pairs = zip(self.branches, features, strict=True)
@@ -97,20 +85,14 @@ class StagedMaskHeads(nn.Module):
 
 
 class ChainedMaskHeads(Regions):
-    """Mask heads of HTC: all take the regions of the last one, and the features of the head before them.
-
-    `constant`: no shape of the graph may depend on values.
-    """
+    """Mask heads of HTC: all take the regions of the last one, and the features of the head before them."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__(roi_head, 'mask', len(heads_of(roi_head)) - 1, constant)
         self.heads = roi_head.mask_head
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features of the regions, and the logits of every head, in order.
-
-        For the arguments see `StagedMaskHeads`.
-        """
+        """Return the features of the regions, and the logits of every head, in order."""
         features, passed_on, stage_logits = self.features(maps, boxes), None, []
         for head in self.heads:
             logits, passed_on = head(features, passed_on)
@@ -119,10 +101,7 @@ class ChainedMaskHeads(Regions):
 
 
 class RelayedMaskHead(Regions):
-    """The mask head of SCNet, whose features include those of the box head of the last stage.
-
-    `constant`: no shape of the graph may depend on values.
-    """
+    """The mask head of SCNet, with added features of the last stage's box head."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__(roi_head, 'mask', 0, constant)
@@ -137,10 +116,7 @@ class RelayedMaskHead(Regions):
 
 
 def mask_logits_module(roi_head: nn.Module, constant: bool = False) -> nn.Module:
-    """Return the module that computes the logits of all mask heads, as `StagedMaskHeads` does.
-
-    With `constant` no shape of the graph depends on values.
-    """
+    """Return the module that computes the logits of all mask heads, as `StagedMaskHeads` does."""
     if hasattr(roi_head, 'mask_info_flow'):
         return ChainedMaskHeads(roi_head, constant)
     if getattr(roi_head, 'with_feat_relay', False):
@@ -149,13 +125,9 @@ def mask_logits_module(roi_head: nn.Module, constant: bool = False) -> nn.Module
 
 
 class PredictedClass(nn.Module):
-    """The last convolution of a mask head, 1 x 1, for the predicted class of each region.
-
-    mmdet computes a mask of each class, of LVIS 1203, of which one is used.
-    """
+    """The last convolution of a mask head, 1 x 1, for the predicted class of each region."""
 
     def __init__(self, layer: nn.Conv2d, labels: torch.Tensor) -> None:
-        """Keep the layer, and the class of each region (R,), 0 or more."""
         super().__init__()
         self.layer, self.labels = layer, labels
 
@@ -192,7 +164,7 @@ def predicted_class_only(heads: Iterable[nn.Module], labels: torch.Tensor) -> It
 def rows_of_class(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the values (R, 1, ...) of each region's class, of (R, C, ...) of all classes.
 
-    For a label (R,) of -1, padding, they are those of class 0, which nothing uses.
+    A label (R,) of -1, padding, takes class 0, which nothing uses.
     """
     rows = labels.clamp(min=0).reshape(-1, *[1] * (values.dim() - 1))
     return values.gather(1, rows.expand(-1, -1, *values.shape[2:]))

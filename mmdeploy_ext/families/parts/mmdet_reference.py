@@ -36,7 +36,7 @@ def given_to(
 
 
 def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return mmdet's `img_metas`: what its test pipelines collect of every image of a batch."""
+    """Return mmdet's `img_metas` of every image of a batch."""
     metas = []
     for image in images:
         (top, left), (height, width) = image.border, image.img_shape
@@ -54,11 +54,7 @@ def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
-    """Return `metas_of` images for a test path that pastes masks.
-
-    With `rescale` their `ori_shape` is `image_graphs.pasted_size`, without it that of the original, which
-    mmdet then multiplies by the ratio.
-    """
+    """Return `metas_of` images for a test path that pastes masks."""
     metas = metas_of(images)
     for meta, image in zip(metas, images, strict=True):
         size = pasted_size(image, rescale=True) if rescale else image.ori_shape
@@ -75,8 +71,7 @@ def tested(
 ) -> list[Any]:
     """Return the results of a detector's own test path, per image: `forward` with `return_loss=False`.
 
-    `metas` are their `img_metas`. With `rescale` results are in pixels of the originals. `data` are other
-    inputs of the test path, a list with one entry per image each, such as proposals.
+    With `rescale` results are in pixels of the originals.
     """
     batch = batch_of(model, images).contiguous()  # mmcv's kernel of RoIAlign takes no strided input
     with torch.no_grad(), warnings.catch_warnings():
@@ -92,11 +87,7 @@ def tested(
 
 @contextlib.contextmanager
 def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[None]:
-    """Inside the block `record(result, *arguments)` is called after each call of a method of upstream.
-
-    `name` is that of the method of `owner`, a live object or a module, not a class; `arguments` are those of
-    the call without a keyword.
-    """
+    """Inside the block `record(result, *arguments)` is called after each call of a method of upstream."""
     method = getattr(owner, name)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -111,11 +102,9 @@ def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[Non
 def detections(
     model: nn.Module, images: Sequence[PreparedImage], rescale: bool, regions: RegionInputs | None = None
 ) -> list[Detections]:
-    """Return the results of the detector's own test path, or of that of its head of regions alone.
+    """Return the results of the test path of the detector, or of its head of regions alone.
 
-    They are `Instances` if its head of regions gives masks; those of an RPN alone are its proposals, as boxes
-    of class 0. Boxes are in pixels of the originals with `rescale`. `regions` are maps and proposals in place
-    of the model's own; without them the whole detector runs, one without an RPN on `proposals_of` the images.
+    Boxes are in pixels of the originals with `rescale`.
     """
     metas = metas_of_images(images, rescale)
     if regions is not None:
@@ -152,9 +141,7 @@ def instances_of_classes(
 ) -> Instances:
     """Return the instances of an image, masks of `size` (height, width), best score of a box first.
 
-    `boxes` are those of each class, (n, 5) with scores, `masks` lists of their masks (height, width) bool.
-    Of heads that score masks, `masks` is a pair: masks and their scores, of all classes. `size` is needed
-    where there is no mask.
+    `boxes` are per class (n, 5) with scores, `masks` lists of their masks (height, width) bool.
     """
     masks, scores = masks if isinstance(masks, tuple) else (masks, None)
     rows, labels, order = _in_order(boxes)
@@ -169,7 +156,6 @@ def instances_of_classes(
 
 
 def _in_order(class_boxes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes with scores (n, 5) and labels (n,) of all classes, and their order by score."""
     rows = np.concatenate([np.asarray(boxes, np.float32).reshape(-1, 5) for boxes in class_boxes])
     counts = [len(boxes) for boxes in class_boxes]
     labels = np.repeat(np.arange(len(class_boxes), dtype=np.int64), counts)

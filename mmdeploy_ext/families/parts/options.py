@@ -45,4 +45,3 @@ LIDAR_OPTIONS = (
     ),
     dataclasses.replace(options.SPARSE_FORM, only_with=('contract', 'deploy')),
 )
-"""Options of LiDAR detectors."""

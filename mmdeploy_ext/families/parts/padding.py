@@ -1,9 +1,7 @@
 """Padding of images in the maps of their levels, and positions of cells that follow from it.
 
-mmdet marks padding in a mask of the input, resizes it to every level, and sums it up along rows and columns.
-The content is the upper left of the input, so that a mask is the product of one of rows and one of columns;
-here they stay apart. Source of the algorithm: mmdet 2.28.2 `dense_heads/deformable_detr_head.py`,
-`utils/positional_encoding.py` and `utils/transformer.py`.
+Source of the algorithm: mmdet 2.28.2 `dense_heads/deformable_detr_head.py`, `utils/positional_encoding.py`
+and `utils/transformer.py`.
 
 Glossary: B batch, h, w size of a map, n = h or w, D embedding, S tokens of all maps.
 """
@@ -52,17 +50,12 @@ class PaddedMap:
     """The rows and columns of a map (B, D, h, w), with which of them are padding; `size` is (h, w)."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
-        """Find the rows and columns of the padding.
-
-        `content` (B, 2) is height and width of the images without padding, pixels; of `image` (B, 3, height,
-        width), the input, and of `level` (B, D, h, w), the map, only the sizes are used.
-        """
         self.rows = line(content[:, 0], image.shape[2], level.shape[2])
         self.columns = line(content[:, 1], image.shape[3], level.shape[3])
         self.size = level.shape[2], level.shape[3]
 
     def inside(self) -> torch.Tensor:
-        """Return (B, h * w) float32, 1 for cells of the image, 0 for those of its padding."""
+        """Return (B, h * w) float32, 1 for cells of the image, 0 for padding."""
         return (self.rows.inside[:, :, None] * self.columns.inside[:, None]).flatten(1)
 
     def grid(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -85,22 +78,20 @@ def waves(values: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
 
 
 def periods(features: int, temperature: float) -> torch.Tensor:
-    """Return the periods (features / 2,) of an encoding, powers of the temperature."""
     return temperature ** (torch.arange(0, features, 2) / features)
 
 
 class SinePositions(nn.Module):
-    """mmdet's `SinePositionalEncoding` of the cells of the image; those of padding get some position."""
+    """mmdet's `SinePositionalEncoding` of the cells of the image; the position of padding is undefined."""
 
     def __init__(self, encoding: nn.Module) -> None:
-        """Read the settings of the live encoding of mmdet."""
         super().__init__()
         self.register_buffer('periods', periods(encoding.num_feats, encoding.temperature), persistent=False)
         self.normalize, self.scale = encoding.normalize, encoding.scale
         self.eps, self.offset = encoding.eps, encoding.offset
 
     def forward(self, level: PaddedMap) -> torch.Tensor:
-        """Return the positions (B, h * w, D) of the cells of a map: those of y, then as many of x."""
+        """Return the positions (B, h * w, D) of the cells of a map: D / 2 values of y, then of x."""
         y = waves(self._along(level.rows), self.periods)
         x = waves(self._along(level.columns), self.periods)
         height, width = level.size
@@ -108,7 +99,6 @@ class SinePositions(nn.Module):
         return torch.cat([y, x[:, None].expand(-1, height, -1, -1)], dim=3).flatten(1, 2)
 
     def _along(self, cells: Line) -> torch.Tensor:
-        """Return the positions (B, n) along an axis."""
         place = torch.minimum(cells.place + 1, cells.count)
         if not self.normalize:
             return place
@@ -127,7 +117,6 @@ class PaddedSinePositions(SinePositions):
             self.register_buffer('none', waves(zero, self.periods), persistent=False)
 
     def forward(self, level: PaddedMap) -> torch.Tensor:
-        """Return the positions (B, h * w, D) of the cells of a map, those of its padding like mmdet's."""
         y = waves(self._along(level.rows), self.periods)
         x = waves(self._along(level.columns), self.periods)
         row_is_inside, column_is_inside = level.rows.inside > 0, level.columns.inside > 0

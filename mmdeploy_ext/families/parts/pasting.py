@@ -1,11 +1,10 @@
-"""Masks at the size of the original image, in the graph: what `parts/runtime/pasted_masks.py` does in numpy.
+"""Masks at the size of the original image, in the graph, as `parts/runtime/pasted_masks.py` in numpy.
 
-Bilinear pasting is a product of three matrices per mask: weights of lines, the mask, weights of columns. A
-Loop makes one mask at a time, so that only one takes the memory of float32; the results are bool.
+A Loop makes one mask at a time, so that only one takes the memory of float32; the results are bool.
 
-Source of the algorithm: see `parts/runtime/pasted_masks.py`. Glossary: B batch, n detections of
-the image that has most, or a constant of the file, R masks, m their side, s pixels along an axis, h, w size
-of the result.
+Source of the algorithm: see `parts/runtime/pasted_masks.py`. Glossary: B batch, n detections of the image
+that has most, or a constant of the file, R masks, m their side, s pixels along an axis, h, w size of the
+result.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
@@ -41,10 +40,7 @@ def check(threshold: float, options: Options) -> None:
 
 
 def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int | str) -> TensorSpec:
-    """Return the contract of the masks of detections.
-
-    `batch` and `rows`, detections per image, are numbers, or letters if they are dynamic.
-    """
+    """Return the contract of the masks of detections."""
     side = side_of(model.roi_head)
     axes, dtype = (batch, rows, side, side), 'float32'
     meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
@@ -65,7 +61,6 @@ def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
 def with_pasting(stages: list[Stage], options: Options, threshold: float) -> list[Stage]:
     """Return stages, of which the last outputs `masks`, followed by pasting if `--paste-masks` is given.
 
-    Then the masks of that last stage are called `box_masks`, and `masks` are the pasted ones.
     `threshold` is the probability that pixels of a pasted mask have to reach.
     """
     if not options.get('paste_masks'):
@@ -134,7 +129,6 @@ of the cells of a mask for the pixels along the axis."""
 def pasted_masks(
     rows: torch.Tensor, masks: torch.Tensor, columns: torch.Tensor, threshold: float
 ) -> torch.Tensor:
-    """Compute `PASTE_MASKS` in PyTorch; its description has the shapes and the threshold of probability."""
     boxes = zip(rows, masks, columns, strict=True)
     return torch.stack([line @ mask @ column.T >= threshold for line, mask, column in boxes])
 
@@ -178,10 +172,9 @@ PASTE_MASKS = register(
 
 
 class Paste(nn.Module):
-    """From masks in the frame of boxes to masks of images: pixels whose probability reaches a threshold."""
+    """From masks in the frame of boxes to masks of images: pixels that reach a threshold."""
 
     def __init__(self, threshold: float) -> None:
-        """Keep the probability, 0..1, that pixels have to reach."""
         super().__init__()
         self.threshold = threshold
 

@@ -1,10 +1,8 @@
 """Pillars of a detector as modules of flat tensors: mmdet3d's encoders of pillars and their scatter.
 
-`encode_points` is also what encoders of dynamic voxels compute.
-
 Source: mmdet3d 1.0.0rc6, models/voxel_encoders/{pillar,voxel}_encoder.py, middle_encoders/pillar_scatter.py.
 Differs in: if pillars have all their points (`DynamicPillarFeatureNet`), an input holds the pillar of each
-point; upstream reads that from a map of all pillars, whose size it rounds down.
+point; upstream reads that from a map of all pillars, with a size rounded down.
 
 Glossary: P points in range, N pillars, M points of a pillar, D values per point, C channels, H, W bird's-eye
 view.
@@ -23,22 +21,17 @@ from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, INPUTS
 EXAMPLE = 3
 """Number of pillars of the traced input."""
 ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
-"""Classes of mmdet3d: encoders of pillars with a fixed number of points, and what puts pillars on a map."""
 DYNAMIC_ENCODER = 'DynamicPillarFeatureNet'
 """Class of the encoder of pillars with all their points."""
 MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
-"""Classes of encoders that give the mean of each voxel's points."""
 DYNAMIC_ENCODERS = (DYNAMIC_ENCODER, 'DynamicVFE')
-"""Classes whose graphs take means and maxima over all points of a pillar or voxel."""
 OPSET = 18
-"""The first opset whose ScatterElements has the reduction max."""
 
 
 class PillarsOnMap(nn.Module):
     """The parts of a detector that compute features of pillars and put them on a map."""
 
     def __init__(self, encoder: nn.Module, scatter: nn.Module) -> None:
-        """Keep a live encoder of pillars of mmdet3d, no copy, and the size of the map of its live scatter."""
         super().__init__()
         self.encoder, self.rows, self.columns = encoder, int(scatter.ny), int(scatter.nx)
         origin = encoder.x_offset, encoder.y_offset, encoder.z_offset
@@ -123,9 +116,9 @@ def encode_points(
         coors: (N, 4) int32: sample 0, z, y, x of the pillar.
         cells: size of a pillar, and middle of the first one, (3,) metres each.
         averaged: whether a pillar's feature is the mean of its points, not the maximum.
-        fuse: takes the last features (P, channels) of points, and returns those that go on, which may have
-            other channels; None changes nothing.
-        fused_lower_bound: lower bound of what `fuse` returns, which goes into the last maximum.
+        fuse: takes the last features (P, channels) of points, and returns the next ones, maybe with other
+            channels; None changes nothing.
+        fused_lower_bound: lower bound of the result of `fuse`.
     """
     xyz, ones = points[:, :3], torch.ones_like(points[:, :1])
     counts = gathered(ones, places, coors, 'sum')
@@ -168,16 +161,11 @@ class DynamicPillars(PillarsOnMap):
 
 
 def has_pillars(model: nn.Module) -> bool:
-    """Return whether a detector's points become pillars, by the class of its middle encoder."""
     return type(parts_of(model).middle_encoder).__name__ == SCATTER
 
 
 def pillars_graph(parts: Parts, family: str) -> Graph:
-    """Return the graph 'backbone', the name of its file, from pillars to the bird's-eye view.
-
-    `parts` are those of the live detector, whose encoder is set to evaluation mode; `family` is the name of
-    the family.
-    """
+    """Return the graph 'backbone', the name of its file, from pillars to the bird's-eye view."""
     encoder, scatter = parts.voxel_encoder, parts.middle_encoder
     width, device = point_width(encoder), next(encoder.parameters()).device
     if has_dynamic_pillars(encoder):
@@ -231,12 +219,11 @@ def dynamic_inputs(width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
 
 
 def takes_means(encoder: nn.Module) -> bool:
-    """Return whether an encoder of voxels gives the mean of each voxel's points, by the class of mmdet3d."""
     return type(encoder).__name__ in MEANS
 
 
 def point_width(encoder: nn.Module) -> int:
-    """Return D, values per point, of an encoder of points, whose channels include those that it adds."""
+    """Return D, values per point, of an encoder of points, without the channels that it adds."""
     width = int(encoder.in_channels)
     if encoder._with_cluster_center:
         width -= 3
@@ -248,14 +235,12 @@ def point_width(encoder: nn.Module) -> int:
 
 
 def width_of_points(parts: Parts) -> int:
-    """Return the number of values of a point that a detector with these parts takes."""
     if takes_means(parts.voxel_encoder):
         return int(parts.middle_encoder.in_channels)
     return point_width(parts.voxel_encoder)
 
 
 def has_dynamic_pillars(module: nn.Module) -> bool:
-    """Return whether a module has one of `DYNAMIC_ENCODERS`, or an encoder of a class derived from one."""
     classes = (base for part in module.modules() for base in type(part).__mro__)
     return any(base.__name__ in DYNAMIC_ENCODERS for base in classes)
 

@@ -51,9 +51,8 @@ from mmdeploy_ext.runtime.detections import Detections
 
 heads = mmdet_module('mmdet.models.dense_heads')
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
-"""Heads of proposals that export."""
 GUIDED = KINDS['GuidedAnchorHead']
-"""The kind of dense head whose anchors `GARPNHead` has."""
+"""The kind of dense head with the anchors of `GARPNHead`."""
 TRIALS = ((0, 0), (1, 0), (2, 12))
 """Seed and `min_bbox_size` of each trial of a head."""
 TRIAL_OVERLAP, TRIAL_LIMIT, TRIAL_PER_LEVEL = 0.45, 16, 6
@@ -61,7 +60,7 @@ TRIAL_OVERLAP, TRIAL_LIMIT, TRIAL_PER_LEVEL = 0.45, 16, 6
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse (ConfigError) a head of proposals that the graph does not repeat."""
+    """Refuse a head of proposals that the graph does not repeat."""
     if not isinstance(head, HEADS) and not is_users_own(head):
         names = ', '.join(kind.__name__ for kind in HEADS)
         raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {names}')
@@ -83,10 +82,7 @@ def check_head(head: nn.Module) -> None:
 
 
 def entries_of(head: nn.Module) -> tuple[str, str]:
-    """Return the keys of `test_cfg` with the overlap and the limit; configs of mmdet before 2.10 have others.
-
-    These are `nms_thr`, and `nms_post` or, of guided anchors, `max_num`.
-    """
+    """The keys of `test_cfg` with the overlap and the limit; configs of mmdet before 2.10 have others."""
     settings = head.test_cfg or {}
     limit_key = 'max_num' if is_guided(head) else 'nms_post'
     if 'max_per_img' in settings or limit_key not in settings:
@@ -104,10 +100,7 @@ def settings_of(head: nn.Module) -> dict[str, Any]:
 
 
 def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int) -> dict[str, Any]:
-    """Return the entries of the `test_cfg` of a head by which it has this overlap and this limit.
-
-    The head's own `test_cfg` stays as it is.
-    """
+    """Return the entries of the `test_cfg` of a head by which it has this overlap and this limit."""
     overlap_key, limit_key = entries_of(head)
     overlap: Any = iou_threshold
     if overlap_key == 'nms':
@@ -116,19 +109,11 @@ def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int)
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
-    """Return the settings of `test_cfg.rpn` of a head, which has no threshold of scores.
-
-    ConfigError: a type or setting of the suppression that the graph does not reproduce.
-    """
     return nms_config(dict(settings_of(head), score_thr=0.0), key='model.test_cfg.rpn.nms')
 
 
 def smallest_side(head: nn.Module, longer: bool) -> float:
-    """Return the length that sides of proposals have to exceed, pixels; below 0 any will do.
-
-    It is `min_bbox_size` if sides have to be `longer`; else sides of that length remain, and with 0 also
-    boxes without area, as in many releases of mmdet before 2.15.
-    """
+    """Return the length that sides of proposals have to exceed, pixels; below 0 any will do."""
     size = float(head.test_cfg.get('min_bbox_size', -1))
     if longer:
         return size
@@ -136,10 +121,7 @@ def smallest_side(head: nn.Module, longer: bool) -> float:
 
 
 def facts_of(head: nn.Module, coder: Coder | None = None) -> dict[str, Any]:
-    """Return how the outputs become boxes: a `Coder`, a `Head` of `dense_facts`, and `clip`, a bool.
-
-    A given `coder` makes other boxes than upright ones, which are not clipped.
-    """
+    """Return how the outputs become boxes: a `Coder`, a `Head` of `dense_facts`, and `clip`, a bool."""
     if coder is not None:
         outputs = (('cls_score', int(head.cls_out_channels)), *coder.columns.items())
         return dict(coder=coder, head=dataclasses.replace(plain_head(head), outputs=outputs), clip=False)
@@ -151,35 +133,23 @@ def facts_of(head: nn.Module, coder: Coder | None = None) -> dict[str, Any]:
 
 
 def is_users_own(head: nn.Module) -> bool:
-    """Return whether a head of anchors proposes as an `RPNHead` does, and its class is the user's own.
-
-    It is derived from none of `HEADS`, and has the methods that they have from their common base. A graph
-    computes what an `RPNHead` does; a proof compares its methods with those, and decides on inputs.
-    """
     is_like = isinstance(head, heads.AnchorHead) and hasattr(head, 'simple_test_rpn')
     return is_like and not isinstance(head, HEADS) and not is_in_library(type(head))
 
 
 def is_guided(head: nn.Module) -> bool:
-    """Return whether the network predicts the places and sizes of anchors."""
     return isinstance(head, heads.GARPNHead)
 
 
 def is_staged(head: nn.Module) -> bool:
-    """Return whether anchors are refined by several stages."""
     return isinstance(head, heads.CascadeRPNHead)
 
 
 def last_stage(head: nn.Module) -> nn.Module:
-    """Return the head that scores: the last stage of those that refine anchors, or the head itself."""
     return head.stages[-1] if is_staged(head) else head
 
 
 def generator_of(head: nn.Module) -> Any:
-    """Return the generator of the anchors of a head, of a Cascade RPN that of its first stage.
-
-    Of guided anchors it is that of the squares which the network moves and shapes.
-    """
     if is_guided(head):
         return head.square_anchor_generator
     return (head.stages[0] if is_staged(head) else head).prior_generator
@@ -210,10 +180,6 @@ def output_kinds(head: nn.Module) -> tuple[str, ...]:
 def outputs_of(
     head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor, priors: Any
 ) -> list[torch.Tensor]:
-    """Return the outputs of a head for the maps of all levels, kind by kind, each level by level.
-
-    Only a Cascade RPN uses `clip_hw` and `priors`, see `refined_outputs`.
-    """
     outputs = refined_outputs(head, maps, clip_hw, priors) if is_staged(head) else head(maps)
     return [tensor for levels in outputs for tensor in levels]
 
@@ -223,9 +189,9 @@ def refined_outputs(
 ) -> tuple[Sequence[torch.Tensor], ...]:
     """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of a Cascade RPN.
 
-    Each is a list by level, of the last stage, whose deltas move the anchors; a softmax has two logits.
-    `maps` are those of the neck. `priors` makes the anchors of the first stage; refined ones are clipped to
-    `clip_hw` (B, 2) height, width, if their coder clips.
+    Each is a list by level, of the last stage: its deltas move the anchors; a softmax has two logits.
+    `priors` makes the anchors of the first stage; refined ones are clipped to `clip_hw` (B, 2) height, width,
+    if their coder clips.
     """
     batch = maps[0].shape[0]
     anchors = [
@@ -273,10 +239,6 @@ def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int
         labels: (B, n) of the results of the best `cap` of them, -1 where a row is padding.
         cap: limit of the candidates.
         max_per_img: limit of the results.
-
-    Returns:
-        No more than the cap if an image has `max_per_img` results: further candidates would add none. All
-        candidates otherwise, and for every image if there is no such limit or it is above the cap.
     """
     if not 0 < max_per_img <= cap:
         return count
@@ -284,27 +246,14 @@ def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int
 
 
 class Proposals(nn.Module):
-    """Per level the `nms_pre` best anchors, decoded and clipped, those that are large enough; suppression.
-
-    Boxes are clipped if the coder of the head clips. They suppress those of their own level, or of all if
-    `nms` of the `test_cfg` is `class_agnostic`. A head whose proposals are other boxes than upright ones has
-    a subclass, in which D is their number of columns: `facts_of_head`, `sides` and `bounds` say
-    what they are.
-    """
+    """Per level the `nms_pre` best anchors, decoded and clipped; small boxes are dropped; suppression."""
 
     facts_of_head = staticmethod(facts_of)
-    """Takes a head and returns `facts`: what the function of this name returns, with any coder."""
+    """Takes a head and returns `facts`, see the function `facts_of`."""
 
     def __init__(
         self, head: nn.Module, trimmed: bool = False, cap: int = 0, longer: bool | None = None
     ) -> None:
-        """Keep the generator of the anchors, and the settings; none of the head's layers is used.
-
-        `trimmed` cuts off rows that no image of the batch has. `cap` is the largest number of boxes that
-        enter the suppression, the best by score, with which all shapes are constant; 0 lets all in. `longer`
-        is an argument of `smallest_side`; None: it is found by trying, and ConfigError names a head that
-        proposes otherwise.
-        """
         super().__init__()
         self.trimmed, self.cap = trimmed, cap
         self.config = thresholds(head)
@@ -329,10 +278,10 @@ class Proposals(nn.Module):
             clip_hw: (B, 2) float32 height and width, pixels of the input, that boxes are clipped to.
 
         Returns:
-            dets (B, K, D + 1) box, in pixels of the network input, and score, the best first, and levels
-            (B, K) int64; rows that an image does not have are zero with level -1. With a cap also (B,) int64:
-            how many boxes had to enter the suppression: all where there are fewer proposals than there may
-            be, else no more than the cap.
+            dets (B, K, D + 1) box, in pixels of the network input, and score, the best first, and levels (B,
+            K) int64; rows that an image does not have are zero with level -1. With a cap also (B,) int64: how
+            many boxes had to enter the suppression: all where there are fewer proposals than there may be,
+            else no more than the cap.
         """
         config = self.config
         boxes, scores, levels = (
@@ -352,10 +301,6 @@ class Proposals(nn.Module):
     def _large(
         self, boxes: torch.Tensor, scores: torch.Tensor, clip_hw: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return clipped boxes (B, K, D), scores and (B, K) bool, which are candidates.
-
-        The scores (B, K) of boxes that are too small become `NO_CANDIDATE`.
-        """
         if self.facts['clip']:
             boxes = clip_to(boxes, clip_hw, self.facts['head'].clip_inset)
         candidates = scores > NO_CANDIDATE
@@ -366,7 +311,6 @@ class Proposals(nn.Module):
     def _levels(
         self, maps: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yield boxes (B, K, D), not clipped, scores and level numbers (B, K) of every level."""
         count = len(maps) // len(self.kinds)
         for level in range(count):
             outputs = dict(zip(self.kinds, maps[level::count], strict=True))
@@ -390,11 +334,7 @@ class Proposals(nn.Module):
 
 
 class GuidedProposals(Proposals):
-    """Proposals of guided anchors: suppressed level by level, the best `nms_post` of each, then the best.
-
-    `cap` has no effect. `max_per_level` is `nms_post`; `across` says whether a suppression across all levels
-    follows. For `head` and `trimmed` see `Proposals`.
-    """
+    """Proposals of guided anchors: suppressed level by level, the best `nms_post` of each, then the best."""
 
     def __init__(
         self, head: nn.Module, trimmed: bool = False, cap: int = 0, longer: bool | None = None
@@ -404,7 +344,6 @@ class GuidedProposals(Proposals):
         self.across = bool(head.test_cfg.get('nms_across_levels', False))
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Choose proposals as `Proposals.forward` does; all are of level 0, rows without one of -1."""
         best, threshold = [], self.config.iou_threshold
         for boxes, scores, _ in self._levels(maps):
             boxes, scores, candidates = self._large(boxes, scores, clip_hw)
@@ -423,7 +362,6 @@ class GuidedProposals(Proposals):
 
 
 def proposals_of(head: nn.Module, trimmed: bool = False, cap: int = 0) -> Proposals:
-    """Return the module that makes proposals of the outputs of a head; its arguments are `Proposals`'s."""
     return (GuidedProposals if is_guided(head) else Proposals)(head, trimmed, cap)
 
 
@@ -433,10 +371,7 @@ _LONGER: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary(
 
 
 def tried(head: nn.Module, make: type[Proposals]) -> bool:
-    """Return whether sides have to be longer than `min_bbox_size`, by trying the head's own method.
-
-    ConfigError: on generated outputs it gives other proposals than `make`, or raises.
-    """
+    """Return whether sides have to be longer than `min_bbox_size`, by trying the head's own method."""
     if head in _LONGER:
         return _LONGER[head]
     place = place_of_results(last_stage(head))
@@ -468,10 +403,7 @@ def tried(head: nn.Module, make: type[Proposals]) -> bool:
 
 
 def generated(head: nn.Module, module: Proposals, seed: int) -> tuple[list[torch.Tensor], tuple[int, int]]:
-    """Return outputs of small maps, kind by kind and level by level, and the size (h, w) of a picture.
-
-    Some boxes have no area: they lie outside of the picture and are clipped, or are lines.
-    """
+    """Return outputs of small maps, kind by kind and level by level, and the size (h, w) of a picture."""
     draw, generator, maps = torch.Generator().manual_seed(seed), generator_of(head), []
     size = (5, 8) if len(generator.strides) == 1 else (2, 4)
     for name, columns in module.facts['head'].outputs:
@@ -491,7 +423,6 @@ def generated(head: nn.Module, module: Proposals, seed: int) -> tuple[list[torch
 
 
 def own_proposals(head: nn.Module, maps: Sequence[torch.Tensor], size: tuple[int, int]) -> Detections:
-    """Return what the head's own method makes of its outputs for a picture of a size (h, w)."""
     levels = len(maps) // len(output_kinds(head))
     outputs = tuple(list(maps[index : index + levels]) for index in range(0, len(maps), levels))
     shape = (*size, 3)
@@ -507,6 +438,5 @@ def own_proposals(head: nn.Module, maps: Sequence[torch.Tensor], size: tuple[int
 
 
 def _found(dets: torch.Tensor, levels: torch.Tensor, *_: torch.Tensor) -> Detections:
-    """Return the proposals of the one image, rows of padding left out, as boxes of class 0."""
     rows = dets[levels >= 0].cpu().numpy()
     return Detections(rows[:, :-1], rows[:, -1], np.zeros(len(rows), np.int64))

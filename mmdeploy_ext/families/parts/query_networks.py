@@ -1,12 +1,10 @@
-"""DETR, Deformable DETR, H-DETR, DINO and Co-DINO as modules whose graphs take any size, batch and padding.
+"""DETR, Deformable DETR, H-DETR, DINO and Co-DINO as modules for graphs of any size, batch and padding.
 
-They run the layers of mmdet's own heads and mmcv's transformers, batch first. The outputs of decoder layers
-before the last are for training, and are left out. Sources of the algorithm: mmdet 2.28.2
-`dense_heads/{detr,deformable_detr}_head.py` and `utils/transformer.py`; mmcv-full 1.7.2
-`cnn/bricks/transformer.py` (`BaseTransformerLayer`).
+Sources of the algorithm: mmdet 2.28.2 `dense_heads/{detr,deformable_detr}_head.py` and
+`utils/transformer.py`; mmcv-full 1.7.2 `cnn/bricks/transformer.py` (`BaseTransformerLayer`).
 
-Glossary: B batch, Q queries, K keys, C columns of the class logits, D embedding, S tokens of all levels,
-L levels, M heads of an attention, H, W network input in pixels, h, w size of a map.
+Glossary: B batch, Q queries, K keys, C columns of the class logits, D embedding, S tokens of all levels, L
+levels, M heads of an attention, H, W network input in pixels, h, w size of a map.
 """
 
 from __future__ import annotations
@@ -33,9 +31,8 @@ if TYPE_CHECKING:
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 NAMES = ('logits', 'boxes')
-"""Outputs of the networks."""
 TOKEN_SCORES = 'token_scores'
-"""Further output of a network whose queries are the best tokens: (B, S), what they are chosen by."""
+"""Further output of a network that chooses tokens as queries: (B, S), the scores of the choice."""
 SIDE = 0.05
 """Side of a proposal of the finest level, share of the image; it doubles with each level."""
 BORDER = 0.01
@@ -68,7 +65,7 @@ def decode_queries(
     query_position: torch.Tensor,
     padded: torch.Tensor,
 ) -> torch.Tensor:
-    """Run a `DetrTransformerDecoder` on queries of zeros; return those (B, Q, D) of its last layer.
+    """Run a `DetrTransformerDecoder` on queries of zeros; return the queries (B, Q, D) of its last layer.
 
     Args:
         decoder: mmdet's decoder.
@@ -90,18 +87,14 @@ def decode_queries(
 
 
 def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.SymInt) -> torch.Tensor:
-    """Return learned queries (1, Q, D) as (B, Q, D).
-
-    torch.export freezes a dynamic batch of an expanded tensor, so that queries are repeated there; a graph of
-    the other exporter keeps its Expand.
-    """
+    """Return learned queries (1, Q, D) as (B, Q, D)."""
     if isinstance(batch, torch.SymInt):
         return learned.repeat(batch, 1, 1)
     return learned.expand(batch, -1, -1)
 
 
 def tokens_inside(levels: Sequence[PaddedMap]) -> torch.Tensor:
-    """Return (B, S, 1) float32, 1 for tokens of the image, 0 for those of its padding, level by level."""
+    """Return (B, S, 1) float32, 1 for tokens of the image, 0 for padding, level by level."""
     return torch.cat([level.inside() for level in levels], 1)[..., None]
 
 
@@ -125,9 +118,7 @@ def encode_points(
     reference: torch.Tensor,
     attend_points: functools.partial,
 ) -> torch.Tensor:
-    """Run a `DetrTransformerEncoder` whose tokens (B, S, D) attend to points of all maps; return as many.
-
-    The encoder of Co-DETR has a norm behind its layers that its forward, mmcv's own, leaves out.
+    """Run a `DetrTransformerEncoder`: tokens (B, S, D) attend to points of all maps; return (B, S, D).
 
     Args:
         encoder: mmdet's encoder.
@@ -150,7 +141,6 @@ def encode_points(
 
 
 def query_head(model: nn.Module) -> nn.Module:
-    """Return the head of queries; Co-DETR has lists of other heads in `bbox_head`, which train it."""
     return model.query_head if hasattr(model, 'query_head') else model.bbox_head
 
 
@@ -158,7 +148,7 @@ def content_size(model: nn.Module, image: torch.Tensor, img_shape: torch.Tensor)
     """Return height and width (B, 2), pixels, of the part of the images that a detector takes.
 
     It is `img_shape` (B, 2), the size before padding, unchanged, or where that is 0 the size of `image` (B,
-    3, H, W), of which no more is used. Co-DETR without `with_attn_mask` takes the padding, too.
+    3, H, W), of which no more is used.
     """
     if not getattr(model, 'with_attn_mask', True):
         return torch.zeros_like(img_shape) + hw(image).to(img_shape)[None]
@@ -169,27 +159,23 @@ class QueryNetwork(nn.Module):
     """Detector and head behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector itself, no copy."""
         super().__init__()
         self.model = model
         self.positions = SinePositions(self.head.positional_encoding)
 
     @property
     def head(self) -> nn.Module:
-        """The head of queries."""
         return query_head(self.model)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of what `forward` returns."""
         return (*NAMES, TOKEN_SCORES) if getattr(self.head, 'as_two_stage', False) else NAMES
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the part of `content_size`.
 
-        Where queries are the best tokens, what these are chosen by, (B, S), is a third tensor.
-        `image` is (B, 3, H, W) float32 normalised; `img_shape` (B, 2) is height and width before padding, 0
-        means H, W.
+        If queries are the best tokens, the scores of their choice (B, S) are a third tensor. `image` is (B,
+        3, H, W) float32 normalised; `img_shape` (B, 2) is height and width before padding, 0 means H, W.
         """
         content = content_size(self.model, image, img_shape)
         maps = self.maps(image)
@@ -201,7 +187,6 @@ class QueryNetwork(nn.Module):
         return self.model.extract_feat(image)
 
     def queries(self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]) -> tuple[torch.Tensor, ...]:
-        """Return what `forward` returns, from the maps of `maps` and the padding of each level."""
         raise NotImplementedError
 
 
@@ -209,7 +194,6 @@ class DetrNetwork(QueryNetwork):
     """`DETRHead`: all tokens of one map attend to each other, and queries to them."""
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return the last map alone, projected to D channels."""
         return [self.head.input_proj(super().maps(image)[-1])]
 
     def queries(self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]) -> tuple[torch.Tensor, ...]:
@@ -263,8 +247,8 @@ class DeformableNetwork(QueryNetwork):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return boxes (B, Q, 4) of the tokens with the best scores, best first, and all scores (B, S).
 
-        Boxes are cxcywh, shares of the part of `content_size`. `memory` (B, S, D) are the tokens of the
-        encoder, `levels` the padding of each map, and `keep` is the result of `tokens_inside`.
+        `memory` (B, S, D) are the tokens of the encoder, `levels` the padding of each map, and `keep` is the
+        result of `tokens_inside`.
         """
         head = self.head
         transformer, last = head.transformer, head.transformer.decoder.num_layers
@@ -286,20 +270,15 @@ class DeformableNetwork(QueryNetwork):
 
     @staticmethod
     def token_scores(logits: torch.Tensor) -> torch.Tensor:
-        """Return what tokens are chosen by, (B, S): here their logits of the first class.
+        """Return the scores (B, S) by which tokens are chosen: here the logits of the first class.
 
-        `logits` (B, S, C) are those of all classes.
+        `logits` (B, S, C) are of all classes.
         """
         return logits[..., 0]
 
     def _proposals(
         self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries, their positions (B, Q, D), reference boxes (B, Q, 4), and scores (B, S) of tokens.
-
-        With `mixed_selection`, of H-DETR's repository, queries are learned, and positions alone are those of
-        the tokens.
-        """
         head, transformer = self.head, self.head.transformer
         boxes, scores = self.best_tokens(memory, levels, keep)
         reference = self.tested(boxes)
@@ -312,7 +291,6 @@ class DeformableNetwork(QueryNetwork):
         return query, query_position, reference, scores
 
     def tested(self, queries: torch.Tensor) -> torch.Tensor:
-        """Return those of the queries (1 or B, Q, columns) that give results: here all of them."""
         return queries
 
     def _decode(
@@ -324,7 +302,6 @@ class DeformableNetwork(QueryNetwork):
         ratios: torch.Tensor,
         attend_points: functools.partial,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class logits (B, Q, C) and boxes (B, Q, 4) of the decoder's last layer."""
         head = self.head
         layers = head.transformer.decoder.layers
         scale = ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, 1, L, 2 or 4)
@@ -354,14 +331,13 @@ class DeformableNetwork(QueryNetwork):
         return query_position
 
     def output_queries(self, query: torch.Tensor) -> torch.Tensor:
-        """Return the queries (B, Q, D) that the branches take, made of those of the last layer."""
+        """Return the queries (B, Q, D) that the branches take, made of the last layer's queries."""
         return query
 
 
 class HybridBranchNetwork(DeformableNetwork):
     """`HybridBranchDeformableDETRHead` of H-DETR: the first queries give the results, the others only train.
 
-    A mask keeps both from looking at each other, so that the graph has no others.
     Source of the algorithm: H-Deformable-DETR-mmdet 8c8836c, `mmdet/models/dense_heads/`
     `hybrid_branch_deformable_detr_head.py` and `mmdet/models/utils/transformer.py`.
     """
@@ -371,11 +347,10 @@ class HybridBranchNetwork(DeformableNetwork):
 
 
 class DinoNetwork(DeformableNetwork):
-    """`DINOHead`: queries are learned, their boxes are those of the best tokens, positions follow boxes.
+    """`DINOHead`: queries are learned, with the boxes of the best tokens; positions follow boxes.
 
-    `CoDINOHead` of Co-DETR has the queries in its transformer, and another bound of the last boxes. Sources
-    of the algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`; Co-DETR 2665352,
-    `projects/models/co_dino_head.py` and `transformer.py`.
+    Sources of the algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`; Co-DETR
+    2665352, `projects/models/co_dino_head.py` and `transformer.py`.
     """
 
     least_odds = 1e-3
@@ -388,7 +363,6 @@ class DinoNetwork(DeformableNetwork):
 
     @staticmethod
     def token_scores(logits: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, S) of each token's best class, as DINO chooses."""
         return logits.amax(-1)
 
     def _proposals(
@@ -402,7 +376,6 @@ class DinoNetwork(DeformableNetwork):
         return (self.head.transformer.query_embed if self.is_of_co_detr else self.head.query_embedding).weight
 
     def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Return the encoding (B, Q, D) of `points`, here boxes, as shares of the finest map."""
         encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., Y_FIRST, :].flatten(2)
         return self.head.transformer.decoder.ref_point_head(encoded)
 
@@ -411,7 +384,6 @@ class DinoNetwork(DeformableNetwork):
 
 
 def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return boxes (B, Q, 4): points or boxes (B, Q, 2 or 4), moved by steps (B, Q, 4) as logits."""
     columns = reference.shape[-1]
     moved = steps[..., :columns] + inverse_sigmoid(reference, eps)
     return torch.cat([moved, steps[..., columns:]], -1).sigmoid()
@@ -424,4 +396,3 @@ NETWORKS = dict(
     CoDINOHead=DinoNetwork,
     HybridBranchDeformableDETRHead=HybridBranchNetwork,
 )
-"""Class of the head, of mmdet, mmdet 3, Co-DETR or H-DETR -> the module that runs its detector."""

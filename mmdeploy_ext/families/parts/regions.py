@@ -28,7 +28,6 @@ from mmdeploy_ext.families.parts.dense_heads import border_inset, bucket_setting
 from mmdeploy_ext.runtime.box_coders import Bucket, Coder
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
-"""Extractors that are exported."""
 MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)
 """Layers that move the cells of a region before they are pooled."""
 
@@ -37,43 +36,34 @@ MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)
 
 
 def roi_head_of(model: nn.Module) -> nn.Module | None:
-    """Return the head of regions; None: it has none, such as one whose results are its proposals."""
     return getattr(model, 'roi_head', None)
 
 
 def has_masks(model: nn.Module) -> bool:
-    """Return whether a detector has a head of regions that predicts masks of its boxes."""
     roi_head = roi_head_of(model)
     return roi_head is not None and bool(roi_head.with_mask)
 
 
 def grid_of(roi_head: nn.Module) -> nn.Module | None:
-    """Return the head of Grid R-CNN that predicts maps of points, or None."""
     return getattr(roi_head, 'grid_head', None)
 
 
 def stages_of(roi_head: nn.Module) -> int:
-    """Return the number of stages of a head of regions."""
     return int(getattr(roi_head, 'num_stages', 1))
 
 
 def part_of(roi_head: nn.Module, name: str, stage: int) -> nn.Module:
-    """Return the part `name`, such as 'bbox_head', of a stage; heads without stages have one for all."""
     part = getattr(roi_head, name)
     return part[stage] if isinstance(part, nn.ModuleList) else part
 
 
 def context_names(roi_head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the maps of whole images that HTC and SCNet make of the levels."""
     flags = dict(semantic='with_semantic', context='with_glbctx')
     return tuple(name for name, flag in flags.items() if getattr(roi_head, flag, False))
 
 
 def feature_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the maps that the head of regions takes: levels, then those of `context_names`.
-
-    () of a detector without such a head.
-    """
+    """Return the names of the maps that the head of regions takes: levels, then `context_names`."""
     roi_head = roi_head_of(model)
     if roi_head is None:
         return ()
@@ -110,11 +100,7 @@ def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.
 
 
 def check_extractor(extractor: nn.Module) -> None:
-    """Refuse (ConfigError) an extractor, or a layer of it, that the graph does not compute as mmdet does.
-
-    A class of the user that is derived from one of `EXTRACTORS` is not refused: if it overrides methods that
-    the graph computes by itself, a proof decides on inputs.
-    """
+    """Refuse an extractor, or a layer of it, that the graph does not compute as mmdet does."""
     if not isinstance(extractor, EXTRACTORS):
         exported = ', '.join(extractor_class.__name__ for extractor_class in EXTRACTORS)
         raise ConfigError(
@@ -132,10 +118,6 @@ class Pool(nn.Module):
     """An extractor of regions: every region from the level of its size, or from all levels."""
 
     def __init__(self, extractor: nn.Module, constant: bool = False) -> None:
-        """Keep the extractor, and the sizes over its `finest_scale` at which its levels begin.
-
-        `constant`: no shape of the graph may depend on values, such as the number of regions of a level.
-        """
         super().__init__()
         self.extractor, self.constant = extractor, constant
         self.begins: list[float] = []
@@ -156,11 +138,11 @@ class Pool(nn.Module):
         """Return features (R, channels, h, w).
 
         Args:
-            maps: of all levels (B, channels, H, W); those behind the extractor's inputs are not used.
+            maps: of all levels (B, channels, H, W); maps after the extractor's inputs are not used.
             boxes: (R, 4) xyxy, pixels of the network input, image by image, equally many of each.
             images: (R,) int64 index into the batch.
-            factor: of the sides of boxes before pooling; levels are those of the boxes as they are; None
-                keeps the size of boxes, and so does an extractor of one level, as mmdet's do.
+            factor: of the sides of boxes before pooling; levels follow the boxes before; None, or an
+                extractor of one level (as in mmdet), keeps the size.
         """
         layers = self.extractor.roi_layers
         pairs = list(zip(layers, maps[: len(layers)], strict=True))
@@ -186,7 +168,6 @@ class Pool(nn.Module):
         return pooled
 
     def _joined(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the features that `GenericRoIExtractor` makes of those of all levels."""
         extractor = self.extractor
         if len(levels) == 1:
             return levels[0]
@@ -196,10 +177,7 @@ class Pool(nn.Module):
         return extractor.post_module(joined) if extractor.with_post else joined
 
     def levels(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Return the level (R,) int64 of each region, as `SingleRoIExtractor.map_roi_levels` does.
-
-        Its logarithm is a comparison here, which every engine rounds alike.
-        """
+        """Return the level (R,) int64 of each region, as `SingleRoIExtractor.map_roi_levels` does."""
         sides = boxes[:, 2:] - boxes[:, :2]
         ratio = (sides[:, 0] * sides[:, 1]).sqrt() / self.extractor.finest_scale + 1e-6
         level = torch.zeros_like(ratio, dtype=torch.int64)
@@ -209,7 +187,6 @@ class Pool(nn.Module):
 
 
 def _enlarged(boxes: torch.Tensor, factor: float | None) -> torch.Tensor:
-    """Return boxes (R, 4) xyxy with sides `factor` times as long, as `roi_rescale` of an extractor."""
     if factor is None:
         return boxes
     centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * factor * 0.5
@@ -223,9 +200,9 @@ def sampled(
 
     The result is (R, channels, P).
 
-    Boxes (R, 4) are xyxy in pixels of the network input, image by image, equally many of each; points
-    (R or 1, P, 2) are x, y in 0..1 of the box; `scale` is cells of the map per pixel; `corners` is
-    `align_corners` of PyTorch's `grid_sample`.
+    Boxes (R, 4) are xyxy in pixels of the network input, image by image, equally many of each; points (R or
+    1, P, 2) are x, y in 0..1 of the box; `scale` is cells of the map per pixel; `corners` is `align_corners`
+    of PyTorch's `grid_sample`.
     """
     size = hw(maps).to(boxes).flip(0)
     places = points * (boxes[:, None, 2:] - boxes[:, None, :2]) + boxes[:, None, :2]
@@ -254,9 +231,8 @@ def pool_moved(
 ) -> torch.Tensor:
     """Return `pooled` (R, channels, h, w) with the regions of one level filled in by one of `MOVING_LAYERS`.
 
-    `maps` (B, channels, H, W) are those of this `level`, `boxes` (R, 4) xyxy in pixels of the network input,
-    `images` and `levels` (R,) int64 say to which image and level each region belongs. With `constant` no
-    shape of the graph depends on values.
+    `maps` (B, channels, H, W) belong to this `level`, `boxes` (R, 4) xyxy in pixels of the network input,
+    `images` and `levels` (R,) int64 are the image and level of each region.
     """
     height, width = layer.output_size
     scale, ratio, cells = float(layer.spatial_scale), int(layer.sampling_ratio), height * width
@@ -278,13 +254,9 @@ def pool_moved(
 
 
 class AddedContext(nn.Module):
-    """The features that HTC and SCNet add to those of regions: of a semantic map, and of the whole image."""
+    """The features that HTC and SCNet add to regions: of a semantic map, and of the whole image."""
 
     def __init__(self, roi_head: nn.Module, kind: str, constant: bool = False) -> None:
-        """Keep the parts; `kind` is 'bbox' or 'mask', `constant` as of `Pool`.
-
-        ConfigError: cells of the semantic map do not fit those of the regions.
-        """
         super().__init__()
         self.names = context_names(roi_head)
         fused = 'semantic' in self.names and kind in getattr(roi_head, 'semantic_fusion', (kind,))
@@ -294,10 +266,7 @@ class AddedContext(nn.Module):
     def forward(
         self, pooled: torch.Tensor, maps: Sequence[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor
     ) -> torch.Tensor:
-        """Return `pooled` (R, channels, h, w) with the features of `context_names` added.
-
-        `maps` are of all levels, then those of `context_names`; for `boxes` and `images` see `Pool`.
-        """
+        """Return `pooled` (R, channels, h, w) with the features of `context_names` added."""
         context = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))
         if self.pool is not None:
             semantic = self.pool([context['semantic']], boxes, images)
@@ -310,10 +279,6 @@ class AddedContext(nn.Module):
 
 
 def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
-    """Return how many cells of the pooled semantic map are one cell of a region, in y and in x.
-
-    ConfigError: it is no whole number, for which mmdet averages over windows of several sizes.
-    """
     size = part_of(roi_head, f'{kind}_roi_extractor', 0).roi_layers[0].output_size
     semantic = roi_head.semantic_roi_extractor.roi_layers[0].output_size
     if any(larger % side for larger, side in zip(semantic, size, strict=True)):
@@ -328,10 +293,6 @@ class Regions(nn.Module):
     """Features of the regions of a batch, by an extractor, added context, and shared layers."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
-        """Keep the parts of a stage, an index; `kind` is 'bbox' or 'mask', `constant` as of `Pool`.
-
-        ConfigError: as of `AddedContext`.
-        """
         super().__init__()
         self.pool = Pool(part_of(roi_head, f'{kind}_roi_extractor', stage), constant)
         self.added = AddedContext(roi_head, kind, constant) if context_names(roi_head) else None
@@ -340,10 +301,7 @@ class Regions(nn.Module):
     def features(
         self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, factor: float | None = None
     ) -> torch.Tensor:
-        """Return features (R, ...) of boxes (B, K, 4), pixels of the network input.
-
-        `maps` are those of `region_maps`; for `factor` see `Pool.forward`.
-        """
+        """Return features (R, ...) of boxes (B, K, 4), pixels of the network input."""
         images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
         boxes, images = boxes.flatten(0, 1), images.flatten()
         pooled = self.pool(maps, boxes, images, factor)
@@ -353,11 +311,7 @@ class Regions(nn.Module):
 
 
 class RegionBranch(Regions):
-    """Regions of a batch and the head that takes their features; the arguments are those of `Regions`.
-
-    `factor` enlarges the regions of a head that pools them twice, once for the regression (Double-Head
-    R-CNN); None for others.
-    """
+    """Regions of a batch and the head that takes their features; for the arguments see `Regions`."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
         super().__init__(roi_head, kind, stage, constant)
@@ -372,9 +326,8 @@ class RegionBranch(Regions):
     ) -> tuple[torch.Tensor, ...]:
         """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input.
 
-        `maps` are those of `region_maps`. If `taken_features` is a list, a dict is appended to it:
-        `region_features` (R, channels, h, w), the features that the head takes, without those of enlarged
-        regions.
+        If `taken_features` is a list, a dict is appended to it: `region_features` (R, channels, h, w), the
+        features that the head takes, without features of enlarged regions.
         """
         features = [self.features(maps, boxes)]
         if self.factor is not None:  # Double-Head R-CNN: the regression takes larger regions
@@ -397,7 +350,6 @@ def flat(outputs: Any) -> Iterator[torch.Tensor]:
 
 
 def coder_of(head: nn.Module) -> Coder:
-    """Return the settings of the coder of a box head; ConfigError: it is none that is exported."""
     if isinstance(head, bbox_heads.SABLHead):
         return bucket_settings(head)
     return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
@@ -408,9 +360,8 @@ def decoded(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return boxes (B, K, G, 4) xyxy in pixels, and score factors (B, K), None but for a side-aware head.
 
-    Boxes are clipped to `clip_hw` if the head's coder clips: those of mmdet 1.x's coder and of side-aware
-    heads a pixel before the right and the bottom border. Those of a head without a regression are the
-    regions, clipped.
+    Boxes are clipped to `clip_hw` if the head's coder clips; mmdet 1.x's coder and side-aware heads clip a
+    pixel before the right and the bottom border.
 
     Args:
         head: mmdet's head.

@@ -15,22 +15,17 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
 def check_given(data: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raise DataError unless `data`, a sample of the test loader, has all keys."""
     if missing := [key for key in keys if key not in data]:
         raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
 
 
 def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
-    """Raise DataError unless `tensors`, those of a dump by name, have all names."""
     if missing := [name for name in names if name not in tensors]:
         raise DataError(f'the dump has no {", ".join(missing)}; dump with tensors=None, or name them too')
 
 
 def only(value: Any, key: str) -> Any:
-    """Return the only value inside lists and containers of mmcv; a list of arrays of numpy is a value.
-
-    DataError: there are several, or none; the message names the `key`.
-    """
+    """Return the only value inside lists and containers of mmcv; a list of arrays of numpy is a value."""
     while True:
         if isinstance(value, DataContainer):
             value = value.data
@@ -43,16 +38,12 @@ def only(value: Any, key: str) -> Any:
 
 
 def picture_files(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the files of a sample's pictures by its metas; () if these name none."""
     files = meta.get('filename') or ()
     return (files,) if isinstance(files, str) else tuple(map(str, files))
 
 
 def detections(result: Mapping[str, Any]) -> Detections3D:
-    """Return mmdet3d's result of one sample in descending score order; without velocities they are zero.
-
-    It has `boxes_3d`, `scores_3d` and `labels_3d`: what is inside `pts_bbox` of an entry that has one.
-    """
+    """Return mmdet3d's result of one sample in descending score order; without velocities they are zero."""
     boxes = result['boxes_3d'].tensor.numpy()
     scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
     boxes = np.pad(boxes, ((0, 0), (0, max(9 - boxes.shape[1], 0))))
@@ -61,11 +52,7 @@ def detections(result: Mapping[str, Any]) -> Detections3D:
 
 
 def result(detections: Detections3D) -> dict[str, Any]:
-    """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate.
-
-    It is `pts_bbox`: `boxes_3d`, `scores_3d` and `labels_3d`. Track ids, if there are any, are its
-    `instance_ids`, which the metric 'tracking' reads.
-    """
+    """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate."""
     boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
     scores, labels = (
         torch.from_numpy(np.ascontiguousarray(rows)) for rows in (detections.scores, detections.labels)
@@ -77,11 +64,7 @@ def result(detections: Detections3D) -> dict[str, Any]:
 
 
 def detections_in_1x(result: Mapping[str, Any], convention: str) -> Detections3D:
-    """Return a result, see `detections`, with boxes as mmdet3d 1.x has them.
-
-    `convention` is that of the model's training, '0.17' or '1.x', see `parts.options.CONVENTIONS`. The
-    runtime turns sine and cosine of the yaw instead.
-    """
+    """Return a result, see `detections`, with boxes as mmdet3d 1.x has them."""
     old = detections(result)
     if convention != CONVENTIONS[0]:
         return old

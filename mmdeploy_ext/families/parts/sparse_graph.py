@@ -20,21 +20,16 @@ from mmdeploy_ext.weights.sparse_checkpoint import load_model
 
 
 def backbone_graph(encoder: nn.Module) -> SparseGraph:
-    """Return a sparse encoder, batch normalisation and ReLU folded, with coordinates in its own order."""
     return fold(traced_encoder(encoder))
 
 
 def traced_encoder(encoder: nn.Module) -> SparseGraph:
-    """Return a sparse encoder as a graph with its batch normalisation."""
     shape = tuple(int(size) for size in encoder.sparse_shape)
     return trace(encoder, order=axes(encoder), spatial_shape=shape, in_channels=int(encoder.in_channels))
 
 
 def check_form(filename: str, options: Options, sparse: bool) -> None:
-    """Refuse (UsageError) a `--sparse-form` other than the default for a config without a sparse backbone.
-
-    `filename` is that of the config, `sparse` whether its model has one.
-    """
+    """Refuse (UsageError) a `--sparse-form` other than the default for a config without a sparse backbone."""
     if options.sparse_form != SPARSE_FORM.default and not sparse:
         raise UsageError(
             f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; leave it out'
@@ -44,9 +39,8 @@ def check_form(filename: str, options: Options, sparse: bool) -> None:
 def portable_graph(encoder: nn.Module, name: str, family: str, options: Options) -> Graph:
     """Return the graph of a sparse encoder in standard operators.
 
-    Its inputs are tables of indices, and voxels, whose features are points' coordinates: float32 up to the
-    first kernel, also in a float16 file. `name` is that of the graph and its file, `family` that of the
-    family, which the name of the contract begins with.
+    Its inputs are tables of indices, and voxels with features of coordinates: float32 up to the first kernel,
+    also in a float16 file.
     """
     model = portable.to_onnx(backbone_graph(encoder), opset=options.opset, form=options.sparse_form)
     spec = model_spec(model, f'{family}/{name}')
@@ -70,14 +64,7 @@ def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
 
 
 def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
-    """Load all weights of a detector; kernels of its sparse encoder may be in any layout of spconv.
-
-    Their shapes have to tell it. The file of the checkpoint is read again. `encoder` is the path of that
-    submodule in `model`, with dots.
-
-    Raises:
-        CheckpointError: the file lacks weights of the model, or has others, or a layout is left open.
-    """
+    """Load all weights of a detector; kernels of its sparse encoder may be in any layout of spconv."""
     report = load_model(checkpoint.path, model, encoder)
     if report.rest != 'loaded' or report.unused:
         content = 'nothing but the sparse encoder' if report.rest != 'loaded' else 'all of the model'

@@ -31,7 +31,6 @@ class SweepData(SequenceData):
     def moments(
         self, cfg: Any, rule: VoxelRule, infos: Path, root: str | Path | None = None
     ) -> Iterator[Sweep]:
-        """Yield the sweeps of infos, with the columns and past sweeps that the config's pipeline loads."""
         sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
         for info in sweeps.items:
             yield Sweep(sweeps.points(info), str(info.get('token', '')))
@@ -48,7 +47,7 @@ class SweepData(SequenceData):
 
 
 class SweepMethods(LidarMethods):
-    """What a family of points alone has beside `SequenceFamily`, before which it derives from this class."""
+    """Methods of families of points alone; derive from this class before `SequenceFamily`."""
 
     files, samples, data = ('backbone', 'head'), 'sweeps', SweepData()
     result = staticmethod(result)

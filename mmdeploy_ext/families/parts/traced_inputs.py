@@ -12,8 +12,7 @@ def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphS
     """Return graphs of (name, module, contract) triples, with examples to trace, on the model's device.
 
     Examples are random floats in 0..1 by a fixed seed, near the identity for (4, 4) matrices behind a batch
-    or other axes, and 0 for integers. The modules are set to evaluation mode and moved to the device in
-    place. Sizes in the contracts are numbers.
+    or other axes, and 0 for integers.
     """
     device = next(model.parameters()).device
     return [
@@ -23,7 +22,6 @@ def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphS
 
 
 def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return seeded random inputs to trace; no branch of a graph depends on their values."""
     generator = torch.Generator().manual_seed(0)
     example = {}
     for tensor in contract.inputs:

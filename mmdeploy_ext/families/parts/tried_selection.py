@@ -1,8 +1,4 @@
-"""Which of the known selections a dense head has, found by trying: its own `get_bboxes` on generated outputs.
-
-Copies of mmdet and heads of users keep priors or (prior, class) pairs, and compare class scores or products,
-whatever version the copy says it has.
-"""
+"""The selection of a dense head, found by trying its own `get_bboxes` on generated outputs."""
 
 import dataclasses
 import itertools
@@ -28,7 +24,6 @@ NMS_PRE, MAX_PER_IMG = 5, 9
 UNLIMITED = 10**6
 SEEDS = range(6)
 CANDIDATES = 2.5
-"""How many classes of a prior pass the threshold, on average: priors that are left out have some."""
 SPREAD = 1.5
 """Deviation of class logits."""
 CORNERS = np.asarray([-1.0, -1.0, 1.0, 1.0], np.float32).reshape(4, 1, 1)
@@ -40,7 +35,7 @@ Results = Callable[[DenseFacts, Mapping[str, torch.Tensor], PreparedImage], Dete
 
 
 class Trial(NamedTuple):
-    """Generated outputs of a head for one picture, and what its own `get_bboxes` makes of them.
+    """Generated outputs of a head for one picture, and its own results.
 
     Attributes:
         maps: name of an output -> (1, a*columns, h, w).
@@ -56,7 +51,7 @@ class Trial(NamedTuple):
 
 
 def variants(facts: DenseFacts) -> Iterator[DenseFacts]:
-    """Yield the facts of the kind, then those of other selections."""
+    """Yield the facts of the kind, then facts of other selections."""
     yield facts
     if not facts.head.suppresses:
         return
@@ -71,10 +66,6 @@ def variants(facts: DenseFacts) -> Iterator[DenseFacts]:
 
 
 def trials(head: nn.Module, kind: HeadKind, facts: DenseFacts, lifted: tuple[str, ...] = ()) -> list[Trial]:
-    """Run the head's own `get_bboxes` on generated outputs; what it raises is raised.
-
-    Limits of -1 stay, but for those of `lifted`, which become large numbers.
-    """
     found = []
     if 'deploy_nms_pre' in head.test_cfg:  # replaces `nms_pre`, and is no limit with -1
         lifted = (*lifted, 'nms_pre')
@@ -104,11 +95,6 @@ def own_results(
     images: Sequence[PreparedImage],
     rescale: bool,
 ) -> list[Detections]:
-    """Return what the head's own `get_bboxes` makes of its outputs, which stay as they are.
-
-    PAA divides zero by zero for boxes that none votes for, CenterNet fills up with scores of 0: these rows
-    are left out.
-    """
     device, detections = next(head.parameters()).device, []
     given = kind.unflatten(head, [tensor.clone().to(device) for tensor in maps])
     with torch.no_grad(), warnings.catch_warnings():
@@ -122,10 +108,6 @@ def own_results(
 
 
 def picture(facts: DenseFacts, size: Sequence[int]) -> PreparedImage:
-    """Return a picture for outputs whose first level has this size in cells.
-
-    The last cells of coarse levels lie outside: boxes at the border and without area.
-    """
     largest, finest = max(facts.strides), min(facts.strides)
     height, width = (side * finest for side in size)
     content = (height, width) if len(facts.strides) == 1 else (round(1.2 * largest), round(2.6 * largest))
@@ -134,11 +116,7 @@ def picture(facts: DenseFacts, size: Sequence[int]) -> PreparedImage:
 
 
 def generated(facts: DenseFacts, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield name and map of outputs of some 40 cells.
-
-    Some priors score better than others. No two scores are equal: which of them a top-k takes is no
-    behaviour.
-    """
+    """Yield name and map of outputs of some 40 cells."""
     draw, head = np.random.default_rng(seed), facts.head
     shape = (5, 8) if len(facts.strides) == 1 else (2, 4)
     share = min(CANDIDATES / facts.num_classes, 0.7)
@@ -164,7 +142,6 @@ def generated(facts: DenseFacts, seed: int) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _spread(facts: DenseFacts, name: str, values: np.ndarray, level: int) -> np.ndarray:
-    """Return what a coder reads, of normal values, so that boxes overlap and have a size."""
     coder = facts.coder.type
     if coder == 'distance':
         return np.abs(values) * facts.strides[level] * 2 + 0.01
@@ -180,7 +157,7 @@ def _spread(facts: DenseFacts, name: str, values: np.ndarray, level: int) -> np.
 
 
 def first_equal(candidates: Iterable[DenseFacts], tried: list[Trial], results: Results) -> DenseFacts | None:
-    """Return the first facts by which `results` are those of the head in every trial; None if none are."""
+    """Return the first facts by which `results` equal the head's in every trial, or None."""
     for facts in candidates:
         if all(
             same(results(dataclasses.replace(facts, **trial.limits), trial.maps, trial.image), trial.results)

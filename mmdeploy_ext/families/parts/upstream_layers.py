@@ -1,10 +1,4 @@
-"""Layers of mmdet 2.28.2 and mmcv 1.7.2 that no exporter follows, replaced in exported copies.
-
-mmcv's merge cells (NAS-FPN) pool with a kernel that they compute from the sizes, mmdet's BFP pools
-adaptively: the exporters write neither unless both sizes are constants that divide each other. mmcv's
-convolutions, linear and pooling layers test whether their input is empty before they test for PyTorch 1.4:
-torch.export cannot decide that for a dynamic number of regions.
-"""
+"""Layers of mmdet 2.28.2 and mmcv 1.7.2 that no exporter follows, replaced in exported copies."""
 
 import functools
 from collections.abc import Sequence
@@ -33,13 +27,12 @@ WRAPPERS = 'mmcv.cnn.bricks.wrappers'
 
 
 def spell_out_leading_offsets(module: nn.Module) -> None:
-    """Put `LeadingOffsets` around the convolution of DyHead that takes the offsets of the level below."""
     if isinstance(module, DyHeadBlock):
         module.spatial_conv_high = LeadingOffsets(module.spatial_conv_high)
 
 
 def fix_sampled_sides(module: nn.Module) -> None:
-    """Let TOOD's head sample with kernels of fixed shape: those of upstream have the shape of a tensor."""
+    """Let TOOD's head sample with kernels of fixed shape (upstream: the shape of a tensor)."""
     if isinstance(module, TOODHead):
         module.deform_sampling = sample_sides
 
@@ -51,12 +44,7 @@ def sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
 
 
 class RepeatedPriors:
-    """A generator of priors that repeats those of a level in a graph of another batch than that of its trace.
-
-    The head joins one copy per image in a loop, of which a trace keeps the batch of its example. `generator`
-    makes priors as mmdet does, and has all other attributes; `repeats`, which `count` sets, is how often
-    those of a level are repeated.
-    """
+    """A generator that repeats the priors of a level for another batch than the traced one."""
 
     def __init__(self, generator: Any) -> None:
         self.generator = generator
@@ -72,17 +60,12 @@ class RepeatedPriors:
         return self.generator.single_level_grid_priors(*args, **kwargs).repeat(self.repeats, 1)
 
     def count(self, head: nn.Module, inputs: tuple) -> None:
-        """Set `repeats` by the inputs of a head: a hook before its `forward`.
-
-        It is the batch over that of the example of a trace, 1 without a trace.
-        """
         batch = inputs[0][0].shape[0]
         # 1 in PyTorch; in a trace int() is the batch of the example, which is how many copies the head joins
         self.repeats = batch // int(batch)
 
 
 def repeat_priors(module: nn.Module) -> None:
-    """Let TOOD's head have priors for multiples of the batch of the trace, too, in place."""
     if isinstance(module, TOODHead):
         module.prior_generator = RepeatedPriors(module.prior_generator)
         module.register_forward_pre_hook(module.prior_generator.count)
@@ -91,15 +74,14 @@ def repeat_priors(module: nn.Module) -> None:
 def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch does; H <= h, W <= w.
 
-    `size` is H and W. Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last
-    row is repeated, so that all windows are read with the same number of rows.
+    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated, so
+    that all windows are read with the same number of rows.
     """
     x = x[:, :, _windows(x.shape[2], size[0], x)].amax(3)
     return x[..., _windows(x.shape[3], size[1], x)].amax(4)
 
 
 def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the rows of each window, (count, rows); the last one is repeated in windows that have fewer."""
     index = torch.arange(count, device=like.device)
     first, last = index * length // count, ((index + 1) * length + count - 1) // count - 1
     steps = torch.arange((length + count - 1) // count + 1, device=like.device)
@@ -107,14 +89,7 @@ def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def merged_size(x: torch.Tensor, size: tuple[int, ...], mode: str) -> torch.Tensor:
-    """Return a map (B, C, h, w) of another `size`, height and width, as mmcv's merge cells do.
-
-    It is enlarged if its height is less than that of `size`, or equal to it and its width is less; else it
-    is padded with zeros and pooled.
-
-    `mode` is that of `torch.nn.functional.interpolate`, by which maps are enlarged.
-    The traced sizes decide which of them happens: a level is the finer one at every size.
-    """
+    """Return a map (B, C, h, w) of another `size`, height and width, as mmcv's merge cells do."""
     if x.shape[-2:] == size:
         return x
     if x.shape[-2:] < size:
@@ -127,8 +102,6 @@ def merged_size(x: torch.Tensor, size: tuple[int, ...], mode: str) -> torch.Tens
 
 
 class Balanced(BFP):
-    """BFP whose maps are resized by the functions of this module."""
-
     def forward(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return every level of `inputs` plus the refined mean of all of them, each (B, C, h, w)."""
         sizes = [level.shape[2:] for level in inputs]
@@ -145,10 +118,7 @@ def _resized(x: torch.Tensor, size: Sequence[int], pool: bool) -> torch.Tensor:
 
 
 def resize_by_integers(module: nn.Module) -> None:
-    """Let a merge cell of mmcv or a BFP of mmdet resize by the functions of this module, in place.
-
-    A class that is derived from BFP stays as it is, one that is derived from a merge cell does not.
-    """
+    """Let a merge cell of mmcv or a BFP of mmdet resize by the functions of this module, in place."""
     if isinstance(module, BaseMergeCell):
         module._resize = functools.partial(merged_size, mode=module.upsample_mode)
     elif type(module) is BFP:
@@ -156,10 +126,6 @@ def resize_by_integers(module: nn.Module) -> None:
 
 
 def run_as_torch_layer(module: nn.Module) -> None:
-    """Let a layer of mmcv's `WRAPPERS` run as the layer of torch that it is derived from, in place.
-
-    Layers of other modules stay as they are, and so do those whose `forward` is the user's.
-    """
     cls = type(module)
     if cls.__module__ == WRAPPERS and not is_users(cls.forward):
         module.forward = functools.partial(cls.__mro__[1].forward, module)

@@ -9,16 +9,12 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess.points import VoxelRule
 
 NEEDED = ('point_cloud_range', 'voxel_size', 'max_num_points')
-"""Arguments of mmcv's `Voxelization` without a default."""
 
 
 def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
     """Return the rule of `layer`, the arguments of mmcv's `Voxelization`, for points of `channels` values.
 
-    `order` is the order of axes in the coordinates of voxels, 'xyz' or 'zyx'. Of two limits of voxels the
-    second one counts, that of tests; without any it is 20,000, mmcv's default. If a limit is -1 the mode is
-    'dynamic': voxels have all their points, and there are as many as there are. ConfigError: a number is
-    missing, or they are those of no rule.
+    Of two limits of voxels the second one (of tests) counts; the default is mmcv's 20,000.
     """
     if missing := [name for name in NEEDED if layer.get(name) is None]:
         raise ConfigError(f'the layer of voxels has no {", ".join(missing)}')
@@ -36,10 +32,7 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
 
 
 def grid_size(layer: Mapping[str, Any], key: str) -> tuple[int, int, int]:
-    """Return the number of voxels along x, y, z of a layer, the config's `key`.
-
-    ConfigError: a number is missing, or voxels do not fill the range.
-    """
+    """Return the number of voxels along x, y, z of a layer, the config's `key`."""
     if missing := [name for name in NEEDED if layer.get(name) is None]:
         raise ConfigError(f'{key} has no {", ".join(missing)}')
     limits, sizes = layer['point_cloud_range'], layer['voxel_size']

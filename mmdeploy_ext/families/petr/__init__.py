@@ -1,4 +1,4 @@
-"""PETR and PETRv2: cameras whose tokens carry positions in 3D; PETRv2 also sees the frame before."""
+"""PETR and PETRv2: image tokens carry positions in 3D; PETRv2 also sees the frame before."""
 
 from mmdeploy_ext.contract.options import own_contract
 from mmdeploy_ext.contract.registry import register_family
@@ -10,7 +10,6 @@ OPTIONS = (
         'calibration',
     ),
 )
-"""Options of both families."""
 
 register_family(
     'petr',

@@ -14,17 +14,13 @@ from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
 
 OF_CAMERAS = 'images', 'lidar2img', 'intrinsics', 'image_files'
-"""What a frame has of each camera."""
 
 
 class PetrData(CameraData):
-    """Frames of models whose head sees 1 or 2 of them."""
-
     def __init__(self, frames: int, unread_fields: tuple[str, ...]) -> None:
         self.frames, self.unread_fields = frames, unread_fields
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
-        """Return a sample as a frame, without the frame before, which PETRv2's data set puts behind it."""
         sample = loaded_frame(data)
         if sample.ego_pose is not None:  # a data set of streams
             return sample

@@ -1,4 +1,4 @@
-"""PETR and PETRv2: facts of a model, which its files keep. No torch."""
+"""PETR and PETRv2: facts of a model, which its files keep."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,7 +1,4 @@
-"""The families of PETR and PETRv2: the configs that they claim and refuse, and what their models are.
-
-`families/base.py` and `families/sequence.py` document the members.
-"""
+"""The families of PETR and PETRv2: the configs that they claim and refuse, and the models."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,7 +21,6 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
-"""Setting of both heads -> the only value with which they are exported."""
 ABSENT = dict(with_position=True, normedlinear=False, position_level=0)
 """Setting -> the value that a head without it has."""
 SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
@@ -43,7 +39,6 @@ def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
 
 
 def check_sweeps(cfg: Any, frames: int) -> None:
-    """Raise ConfigError for a test pipeline that loads another number of frames than the head sees."""
     for step in test_pipeline(cfg):
         if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:
             raise ConfigError(
@@ -53,14 +48,12 @@ def check_sweeps(cfg: Any, frames: int) -> None:
 
 
 def start_gap_s(cfg: Any) -> float:
-    """Return the time in s that stands for the gap where there is no frame before, by the test pipeline."""
     loader = next((step for step in test_pipeline(cfg) if step['type'] == SWEEPS), {})
     first, last = loader.get('sweep_range', SWEEP_RANGE)
     return (first + last) / 2.0 * SWEEP_S
 
 
 def valid_for(frames: int) -> dict[str, str]:
-    """Return name of an input or a constant -> for how long a value of it may be used again."""
     per_frame, per_rig = ['img', 'img_feats'], ['img2lidar', 'pos_embed', 'embedded_img2lidar']
     if frames > 1:
         per_frame += [*(f'prev_{name}' for name in ('img_feats', *per_rig)), 'mean_time_stamp']
@@ -115,7 +108,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
 
 
 def models_with(head: str, frames: int, **settings: Any) -> CameraModels:
-    """Return the models with a type of head that sees a number of frames, and needs further settings."""
     return CameraModels(
         detectors=('Petr3D',),
         heads=(head,),

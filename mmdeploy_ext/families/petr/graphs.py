@@ -1,10 +1,7 @@
 """The graphs of PETR and PETRv2: pictures to features, calibration to positions, both to objects.
 
-The positions depend on the calibration alone, those of the frame before on the motion of the car, too. Their
-encoder is a graph of its own, so that a caller runs it when one of them changes, and only then.
-
-Glossary: N cameras of a frame, F frames (PETR 1, PETRv2 2), H, W network input in pixels, h, w feature map,
-C channels, L decoder layers, R queries, K classes. For box codes see `models/petr/steps.predict`.
+Glossary: N cameras of a frame, F frames (PETR 1, PETRv2 2), H, W network input in pixels, h, w feature map, C
+channels, L decoder layers, R queries, K classes. For box codes see `models/petr/steps.predict`.
 """
 
 import dataclasses
@@ -35,7 +32,6 @@ BOXES = (
 
 
 def frames_of(model: nn.Module) -> int:
-    """Return F: a head with a gate is PETRv2's."""
     return 2 if hasattr(model.pts_bbox_head, 'fpe') else 1
 
 
@@ -62,10 +58,7 @@ class PositionEmbedding(OfModel):
 
 
 class Head(OfModel):
-    """The head behind features and positions; the sine part and the queries' positions are constants.
-
-    `padding` (F N, h, w) is True for tokens without a picture.
-    """
+    """The head behind features and positions; the sine part and the queries' positions are constants."""
 
     def __init__(self, model: nn.Module, padding: Tensor) -> None:
         super().__init__(model)
@@ -88,7 +81,7 @@ class Head(OfModel):
 
 
 class PtsHead(Head):
-    """The head, whose logits are NaN if an embedding is of other matrices than the frame's."""
+    """The head; logits are NaN if an embedding was made with other matrices than the frame's."""
 
     def forward(
         self,
@@ -113,7 +106,6 @@ class PtsHead(Head):
 
 
 def difference_of(embedded: Tensor, matrices: Tensor) -> Tensor:
-    """Return the largest difference of the matrices of an embedding from those of a frame, a scalar."""
     return (embedded - matrices).abs().max()
 
 
@@ -142,7 +134,6 @@ def predictions(size: Sizes) -> tuple[TensorSpec, TensorSpec]:
 
 
 def embedding_spec(size: Sizes) -> GraphSpec:
-    """Return the contract of the graph that depends on the calibration alone."""
     matrices = (1, size.cameras, 4, 4)
     inverse = 'inverses of lidar2img, made in float64: pixels times depth to the LiDAR frame of this moment'
     axes = (1, size.cameras, size.positions, *size.map_size)
@@ -159,7 +150,6 @@ def embedding_spec(size: Sizes) -> GraphSpec:
 
 
 def portable(size: Sizes) -> list[GraphSpec]:
-    """Return the contracts of the three graphs."""
     embedding = embedding_spec(size)
     features = TensorSpec(
         'img_feats', 'float32', (1, size.cameras, *size.levels[0]), 'feature map', groups=(FEATURES,)
@@ -185,13 +175,11 @@ def portable(size: Sizes) -> list[GraphSpec]:
 
 
 def padding_of(model: nn.Module, size: Sizes) -> Tensor:
-    """Return the mask of the tokens of all frames that `Head` takes."""
     pictures = [model.picture_size] * size.cameras * size.frames
     return padding_mask(pictures, (size.height, size.width), size.map_size)
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the three graphs, in the order of `PORTABLE_FILES`."""
     size = Sizes(model)
     modules = (
         ExtractImgFeat(model),

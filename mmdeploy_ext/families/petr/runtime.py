@@ -1,7 +1,4 @@
-"""PETR and PETRv2 as a stream: images, calibration, pose and times in, boxes out. No torch.
-
-PETRv2 keeps the features of the last frame, and where its cameras were. Nothing that depends on a frame is
-used for another one: positions are computed again whenever their matrices change.
+"""PETR and PETRv2 as a stream: images, calibration, pose and times in, boxes out.
 
 Glossary: N cameras, C channels, h, w feature map.
 """
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray]
 
 FRAMES = dict(petr=1, petrv2=2)
-"""Name of a family in the metadata -> number of frames that its head sees."""
 READS = {1: ('lidar2img',), 2: ('lidar2img', 'ego_pose', 'timestamp_s')}
 """Number of frames -> fields that the models read; with two `camera_times_s`, too, which may be missing."""
 BACKBONE, EMBEDDING, HEAD = PORTABLE_FILES = ('extract_img_feat', 'position_embedding', 'pts_head')
@@ -45,11 +41,7 @@ def inverse_of(lidar2img: np.ndarray) -> np.ndarray:
 
 
 def camera_times(frame: Frame) -> np.ndarray:
-    """Return the absolute times (N,) float64, seconds, of a frame's pictures.
-
-    Without `camera_times_s` all are the time of the frame. DataError: one is not finite, or there are not N
-    of them.
-    """
+    """Return the absolute times (N,) float64, seconds, of a frame's pictures."""
     count = len(frame.images)
     if frame.camera_times_s is None:
         return np.full(count, frame_checks.check_time(frame.timestamp_s))
@@ -66,9 +58,6 @@ def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.
         time_s: absolute time of the present frame, seconds.
         times_s: (N,) absolute times of its pictures.
         earlier_s: (N,) absolute times of the pictures of the frame before.
-
-    Raises:
-        DataError: it is not positive, so that a displacement gives no velocity.
     """
     ages, earlier_ages = np.float32(time_s - times_s), np.float32(time_s - earlier_s)
     gap = (earlier_ages - ages).mean(dtype=np.float32)
@@ -81,8 +70,6 @@ def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.
 
 
 class PetrOnnx(StreamRuntime):
-    """An exported PETR or PETRv2; `frames` is 1, or 2 of PETRv2, which needs poses and times."""
-
     families, files = tuple(FRAMES), PORTABLE_FILES
     parts = ('backbone', 'embedding', 'head')
     reads, gap_s = READS[2], MAX_GAP_S
@@ -99,7 +86,6 @@ class PetrOnnx(StreamRuntime):
         return dataclasses.replace(frame, camera_times_s=camera_times(frame)) if self.frames > 1 else frame
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        """Return `all_cls_scores` and `all_bbox_preds` of the head, and `img_feats` and `pos_embed`."""
         gap = self.gap(frame, memory) if self.frames > 1 else None
         features, img2lidar = self.features(frame, memory), inverse_of(frame.lidar2img)
         embedded = self.run_for_rig(EMBEDDING, dict(img2lidar=img2lidar))
@@ -109,7 +95,7 @@ class PetrOnnx(StreamRuntime):
         return dict(self.head_outputs(parts, gap), img_feats=features, pos_embed=embedded['pos_embed'])
 
     def gap(self, frame: Frame, memory: StreamState | None) -> np.float32:
-        """Return the mean time in s since the frame before, or what stands for it in a first frame."""
+        """Return the mean time in s since the frame before, or its replacement in a first frame."""
         times = frame.camera_times_s
         earlier = times - self.metadata.postprocess.start_gap_s
         if memory is not None:
@@ -128,11 +114,7 @@ class PetrOnnx(StreamRuntime):
         return dict(embedded, img_feats=memory.tensors['img_feats'], img2lidar=matrices)
 
     def head_outputs(self, parts: Sequence[Arrays], gap: np.float32 | None) -> dict[str, np.ndarray]:
-        """Return the head's outputs.
-
-        `parts` are the inputs of the present frame, then for PETRv2 those of the frame before; `gap` is the
-        mean time between them, None for PETR.
-        """
+        """Return the head's outputs."""
         feeds = dict(parts[0])
         for part in parts[1:]:
             feeds |= {f'prev_{name}': values for name, values in part.items()}
@@ -141,7 +123,6 @@ class PetrOnnx(StreamRuntime):
         return self.graphs[HEAD].run(feeds)
 
     def next_memory(self, frame: Frame, memory: StreamState | None, outputs: Arrays) -> dict[str, np.ndarray]:
-        """Return `img_feats`, `lidar2img` and `camera_times_s` (N,), absolute seconds, of PETRv2."""
         if self.frames == 1:
             return {}
         fields = dict(lidar2img=frame.lidar2img, camera_times_s=frame.camera_times_s)
@@ -158,9 +139,7 @@ class PetrOnnx(StreamRuntime):
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of a frame in its LiDAR frame, best first, of the outputs of the head's file."""
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess, above)
 
 
 OPENS = PetrOnnx
-"""The class that opens an export."""

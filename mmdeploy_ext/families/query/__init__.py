@@ -1,4 +1,4 @@
-"""Detectors of queries: mmdet's own detectors and heads are used as they are."""
+"""Detectors of queries: mmdet's own detectors and heads are used."""
 
 from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE, PASTE_MASKS

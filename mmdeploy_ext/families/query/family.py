@@ -1,7 +1,4 @@
-"""The family of detectors of queries: what it claims and refuses, and what the other modules give.
-
-`families/base.py` and `families/images.py` document the members.
-"""
+"""The family of detectors of queries: configs that it claims and refuses."""
 
 import copy
 import dataclasses
@@ -32,22 +29,19 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
 def claims(cfg: Any) -> Claim:
-    """Claim DETR, Deformable DETR, DINO, Co-DETR, MaskFormer, Mask2Former, Sparse R-CNN and QueryInst."""
     classes = (*supported_parts.DETECTORS, supported_parts.MASKFORMER, *supported_parts.REGION_DETECTORS)
     is_co_detr = supported_parts.is_co_detr(detector_parts.detector_of(cfg))
     return Claim.DETECTOR if is_co_detr or detector_parts.detects(cfg, classes) else Claim.NO
 
 
 def check_network(cfg: Any, head: nn.Module, options: Options) -> None:
-    """Refuse (ConfigError, UsageError) other parts of a detector, and an opset that its head cannot have."""
+    """Refuse other parts of a detector, and an opset that its head cannot have."""
     detector_parts.check(cfg.model, options)
     if supported_parts.samples_points(head) and options.opset:
         detector_parts.check_grid_sample(type(head).__name__, options)
 
 
 class QueryFamily(ImageFamily):
-    """Detectors of boxes by queries without regions: DETR, Deformable DETR, DINO, and a user's Co-DETR."""
-
     name = 'query'
     task = 'bbox2d'
     forms = ('full',)
@@ -94,10 +88,7 @@ class QueryFamily(ImageFamily):
 
 
 def check_masks(cfg: Any, options: Options) -> list[nn.Module]:
-    """Refuse (ConfigError, UsageError) detectors of queries with masks, and options, that do not export.
-
-    Returns the `panoptic_head` and the `panoptic_fusion_head`, without weights.
-    """
+    """Refuse detectors of queries with masks, and options, that do not export."""
     options.refuse([PASTE_MASKS], 'masks have the size of the original anyway')
     with refused_by_name(cfg):
         supported_parts.check_class(
@@ -113,8 +104,6 @@ def check_masks(cfg: Any, options: Options) -> list[nn.Module]:
 
 
 class QueryMasksFamily(ImageFamily):
-    """mmdet's detectors whose queries have masks, of which their configs make instances."""
-
     name = 'query'
     task = 'mask'
     forms = ('full',)
@@ -140,8 +129,6 @@ class QueryMasksFamily(ImageFamily):
 
 
 class QueryPanopticFamily(ImageFamily):
-    """mmdet's detectors whose queries have masks, fused into a panoptic map."""
-
     name = 'query'
     task = 'panoptic'
     forms = ('full', 'raw')
@@ -166,8 +153,6 @@ class QueryPanopticFamily(ImageFamily):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class QueryRegionsFamily(ImageFamily):
-    """mmdet's detectors whose queries have regions of their own, which stages move; instances are below."""
-
     task: str
     name = 'query'
     forms = ('full',)
@@ -178,7 +163,6 @@ class QueryRegionsFamily(ImageFamily):
 
     @property
     def with_masks(self) -> bool:
-        """Whether the `roi_head` of the detectors has a `mask_head`."""
         return self.task == 'boxed_mask'
 
     def check(self, cfg: Any, options: Options) -> None:

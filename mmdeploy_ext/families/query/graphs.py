@@ -1,7 +1,4 @@
-"""The graphs of detectors of queries: their contracts, and the modules that keep them.
-
-Glossary: H, W network input in pixels.
-"""
+"""The graphs of detectors of queries: their contracts, and the modules that keep them."""
 
 import itertools
 import weakref
@@ -53,7 +50,6 @@ def count_tokens(model: nn.Module, height: int, width: int) -> int:
 
 
 def num_proposals(model: nn.Module) -> int:
-    """Return how many tokens become queries; 0 of learned queries."""
     head = query_head(model)
     two_stage = getattr(head, 'as_two_stage', False)
     return int(head.transformer.two_stage_num_proposals) if two_stage else 0
@@ -66,7 +62,6 @@ def smallest(model: nn.Module) -> int:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of boxes; UsageError: the size has fewer tokens than become queries."""
     tokens = count_tokens(model, options.height, options.width)
     detector_parts.check_tokens(tokens, options, 'two_stage_num_proposals', num_proposals(model))
     image = image_input(options, smallest(model), detector_parts.multiple(model))
@@ -76,7 +71,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of a graph of boxes."""
     network = NETWORKS[kind_of(query_head(model))](model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
@@ -87,13 +81,11 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def mask_image(model: nn.Module, options: Options) -> TensorSpec:
-    """Return the contract of the pictures of a graph of masks."""
     step = max(detector_parts.multiple(model), MASK_MULTIPLE)
     return image_input(options, step, step)
 
 
 def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a graph of instances."""
     image = mask_image(model, options)
     batch, rows = image.axes[0], masks.max_per_image(model.panoptic_fusion_head)
     inputs = image, *mask_inputs(batch, SIZE_DEFAULT)
@@ -101,14 +93,12 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def masks_stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of a graph of instances."""
     form = masks.MasksFullForm(model.panoptic_fusion_head)
     inputs = 'img_shape', 'ori_shape', *masks.NAMES
     return [*mask_networks(model, options), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
 
 
 def mask_networks(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages that give logits of classes and of masks, for any size."""
     if not attends_inside_masks(model.panoptic_head):
         return [Stage('network', masks.MaskFormerNetwork(model), ('input', 'img_shape'), masks.NAMES)]
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
@@ -120,7 +110,6 @@ def mask_networks(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a graph of panoptic maps, or of their logits."""
     image = mask_image(model, options)
     batch = image.axes[0]
     content, original = mask_inputs(batch, SIZE_DEFAULT)
@@ -141,7 +130,6 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def panoptic_stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of a graph of panoptic maps, or of their logits."""
     networks = mask_networks(model, options)
     if options.form == 'raw':
         return networks
@@ -150,7 +138,6 @@ def panoptic_stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a graph of queries with regions."""
     image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
     batch, rows = image.axes[0], int(model.roi_head.test_cfg.max_per_img)
     outputs = box_outputs(batch, rows)
@@ -160,7 +147,6 @@ def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def regions_stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of a graph of queries with regions."""
     network, form = regions.RegionsNetwork(model), regions.RegionsFullForm(model)
     chain = [
         Stage('region_network', network, ('input', 'img_shape'), network.names),

@@ -1,12 +1,8 @@
 """MaskFormer and Mask2Former: queries that have masks, and instances or panoptic maps from their logits.
 
-Queries of MaskFormer look at one coarse map, and masks come from a pyramid that it is the top of; those of
-Mask2Former look at several maps, inside their masks.
-
 Source of the algorithm: mmdet 2.28.2 `plugins/{pixel_decoder,msdeformattn_pixel_decoder}.py`,
-`dense_heads/{maskformer,mask2former}_head.py` and
-`seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py` (`instance_postprocess`).
-`exporting/postprocess/panoptic.py` has the fusion of maps.
+`dense_heads/{maskformer,mask2former}_head.py` and `seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py`
+(`instance_postprocess`). `exporting/postprocess/panoptic.py` has the fusion of maps.
 
 Glossary: B batch, Q queries, C classes, D embedding, n results, H, W network input in pixels, H4, W4 a
 quarter of it, h, w size of a map or of the results.
@@ -41,9 +37,7 @@ from mmdeploy_ext.families.query.facts import QueryFacts
 from mmdeploy_ext.families.query.postprocess import best_pairs
 
 NAMES = ('logits', 'mask_logits')
-"""Outputs of the networks: of classes, the last of which is no object, and of masks."""
 MASKS_FULL = ('masks', 'scores', 'labels')
-"""Outputs of the `full` form of instances."""
 RATIO = 4
 """Pixels of the input per pixel of the masks."""
 EPS = 1e-6
@@ -64,7 +58,7 @@ class MaskFormerNetwork(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of normalised images (B, 3, H, W).
 
-        `img_shape` (B, 2) is h, w before padding, whose tokens are no keys; 0 means the input size.
+        `img_shape` (B, 2) is h, w before padding, 0: the input size; tokens of padding are no keys.
         """
         head, maps = self.model.panoptic_head, self.model.extract_feat(image)
         content = clip_size(image, img_shape)
@@ -127,10 +121,7 @@ class Mask2FormerPixels(nn.Module):
     def pixels(
         self, maps: Sequence[torch.Tensor], projected: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return the maps that queries look at, coarse to fine, and the features (B, D, H4, W4) of masks.
-
-        `maps` are of the backbone, fine to coarse, `projected` of `projected()`, with their `levels`.
-        """
+        """Return the maps that queries look at, coarse to fine, and the features (B, D, H4, W4) of masks."""
         decoder = self.model.panoptic_head.pixel_decoder
         keep = tokens_inside(levels)
         ratios = torch.stack([level.ratios() for level in levels], 1)
@@ -163,10 +154,7 @@ class Mask2FormerQueries(nn.Module):
     def forward(
         self, image: torch.Tensor, features: torch.Tensor, *sources: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) after the last layer.
-
-        `features` and `sources` are of `Mask2FormerPixels`; of `image` only the size is used.
-        """
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) after the last layer."""
         head, levels = self.model.panoptic_head, levels_of(image, sources)
         values = [
             tokens_of([head.decoder_input_projs[index](source)]) + head.level_embed.weight[index]
@@ -193,7 +181,6 @@ class Mask2FormerQueries(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
 
     def _outside(self, query: torch.Tensor, features: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """Return the cells outside of the mask of a query, (B, 1, Q, h * w) bool; none of an empty mask."""
         head = self.model.panoptic_head
         masks = masks_of(head.mask_embed(head.transformer_decoder.post_norm(query)), features)
         masks = F.interpolate(masks, source.shape[-2:], mode='bilinear', align_corners=False)
@@ -202,12 +189,10 @@ class Mask2FormerQueries(nn.Module):
 
 
 def pixel_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of `Mask2FormerPixels`."""
     return 'mask_features', *(f'pixels_{index}' for index in range(head.pixel_decoder.num_outs))
 
 
 def levels_of(image: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[PaddedMap]:
-    """Return the rows and columns of maps without padding."""
     content = hw(image).to(image)[None]
     return [PaddedMap(content, image, tensor) for tensor in maps]
 
@@ -219,7 +204,7 @@ def masks_of(embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
 
 
 class MasksFullForm(nn.Module):
-    """The part of a `full` graph behind the network: the best pairs of query and class, and their masks."""
+    """The stage of a `full` graph behind the network: the best pairs of query and class, and their masks."""
 
     def __init__(self, fusion: nn.Module) -> None:
         super().__init__()
@@ -230,10 +215,9 @@ class MasksFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return masks (B, n, h, w) bool, scores (B, n) descending and labels (B, n) int64.
 
-        Empty masks, and classes that are no things, have score 0 and label -1, and come last. `ori_shape`
-        (2,) int64 is height and width of the results, `img_shape` (B, 2) float32 height and width of the
-        images before padding; 0 means the input size in both. Logits of masks are resized to the input, cut
-        to the image, and resized to the original. `logits` are (B, Q, C + 1), `masks` (B, Q, H4, W4).
+        `ori_shape` (2,) int64 is height and width of the results, `img_shape` (B, 2) float32 height and width
+        of the images before padding; 0 means the input size in both. `logits` are (B, Q, C + 1), `masks` (B,
+        Q, H4, W4).
         """
         scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.max_per_image)
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
@@ -249,12 +233,11 @@ class MasksFullForm(nn.Module):
 
 
 def max_per_image(fusion: nn.Module) -> int:
-    """Return how many results a fusion head gives; ConfigError: it is no whole number."""
     return number('max_per_image', fusion.test_cfg.get('max_per_image', 100), int)
 
 
 class QueryMapFullForm(nn.Module):
-    """The part of a `full` graph behind the network: masks at the size of the original, fused into a map."""
+    """The stage of a `full` graph behind the network: masks at the size of the original, fused into a map."""
 
     def __init__(self, fusion: nn.Module) -> None:
         super().__init__()
@@ -263,10 +246,7 @@ class QueryMapFullForm(nn.Module):
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return the map (B, h, w) int32, see `exporting/postprocess/panoptic.py` for its numbers.
-
-        The inputs are those of `MasksFullForm.forward`.
-        """
+        """Return the map (B, h, w) int32, see `exporting/postprocess/panoptic.py` for its numbers."""
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
         values = rows[:, None] @ (masks @ columns.transpose(1, 2)[:, None])
         return (tap('panoptic', self.fusion(logits, values)),)

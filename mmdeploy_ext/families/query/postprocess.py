@@ -18,16 +18,13 @@ from mmdeploy_ext.families.parts.query_networks import content_size, query_head
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 
 FULL_NAMES = ('dets', 'labels')
-"""Outputs of the graph."""
 
 
 def max_per_img(head: nn.Module) -> int:
-    """Return how many results a head gives: `max_per_img`, by default the number of queries."""
     return head.test_cfg.get('max_per_img', head.num_query)
 
 
 def pairs(head: nn.Module) -> int:
-    """Return how many results a head can give: pairs of query and class, with a softmax queries."""
     queries = getattr(head.transformer, 'two_stage_num_proposals', head.num_query)
     queries = queries if getattr(head, 'as_two_stage', False) else head.num_query
     queries = getattr(head, 'num_query_one2one', queries)  # those of H-DETR that do not only train
@@ -42,10 +39,7 @@ def best_pairs(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 
 
 class QueryFullForm(nn.Module):
-    """The part of a `full` graph behind the network.
-
-    The suppression of Co-DETR gets as many of the best pairs as there are queries.
-    """
+    """The part of a `full` graph behind the network."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -77,8 +71,6 @@ class QueryFullForm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5) xyxy, clipped, and score, and labels (B, n), best first.
 
-        Only Co-DETR has rows of padding, zero with label -1.
-
         Args:
             image: input of the network; only its size is used.
             img_shape: (B, 2) height and width before padding; 0 means the input size.
@@ -105,7 +97,6 @@ class QueryFullForm(nn.Module):
 
 
 def suppression_of(head: nn.Module) -> NmsConfig | None:
-    """Return the settings of the suppression, None without; ConfigError: they have no ONNX form."""
     if not head.test_cfg.get('nms'):
         return None
     test_cfg = dict(head.test_cfg, max_per_img=max_per_img(head))

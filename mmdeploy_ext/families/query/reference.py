@@ -1,7 +1,4 @@
-"""Detectors of queries as mmdet runs them, unpatched: the reference of proofs.
-
-Glossary: B batch, H, W network input in pixels, h, w size of the masks of the network.
-"""
+"""Detectors of queries as mmdet runs them, unpatched: the reference of proofs."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -27,8 +24,6 @@ from mmdeploy_ext.runtime.panoptic import Segments
 
 
 class QueryReference(ImageReference):
-    """A detector of boxes by queries without regions."""
-
     def borders(self) -> dict[str, Any]:
         if graphs.num_proposals(self.model):
             scores = NETWORKS[supported_parts.kind_of(query_head(self.model))].token_scores
@@ -64,21 +59,16 @@ class QueryReference(ImageReference):
 
 
 def _head_name(model: nn.Module) -> str:
-    """Return the name of the head of queries in a detector."""
     return 'query_head' if hasattr(model, 'query_head') else 'bbox_head'
 
 
 def _token_branch(model: nn.Module) -> str:
-    """Return the path of the layer that gives the logits (B, S, C) of all tokens."""
     last = query_head(model).transformer.decoder.num_layers
     return f'{_head_name(model)}.cls_branches.{last}.forward'
 
 
 class QueryMasksReference(ImageReference):
-    """A detector whose queries have masks, of which its config makes instances."""
-
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-        """Return instances at the original size, whatever `rescale` is, without empty masks."""
         image_instances = []
         for result, image in zip(
             tested(self.model, images, metas_of(images), rescale=True), images, strict=True
@@ -98,7 +88,6 @@ class QueryMasksReference(ImageReference):
         return {'extract_feat': None, 'panoptic_head.forward': outputs} if outputs else {}
 
     def borders(self) -> dict[str, Any]:
-        """Return the head's last layer, or the pixel decoder if queries look inside their masks."""
         if supported_parts.attends_inside_masks(self.model.panoptic_head):
             names = masks.pixel_names(self.model.panoptic_head)
 
@@ -124,10 +113,7 @@ class QueryMasksReference(ImageReference):
 
 
 class QueryPanopticReference(QueryMasksReference):
-    """A detector whose queries have masks, fused into a panoptic map."""
-
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-        """Return `logits` (B, Q, C + 1) and `mask_logits` (B, Q, h, w) of the last layer of mmdet's head."""
         image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
         batch, _, *size = image.shape
         shapes = feeds.get('img_shape', np.full((batch, 2), size))
@@ -137,16 +123,12 @@ class QueryPanopticReference(QueryMasksReference):
         return {name: layers[-1].cpu().numpy() for name, layers in zip(masks.NAMES, outputs, strict=True)}
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-        """Return segments at the original size, whatever `rescale` is."""
         results = tested(self.model, images, metas_of(images), rescale=True)
         classes = int(self.model.panoptic_fusion_head.num_classes)
         return [Segments.of_map(result['pan_results'], classes) for result in results]
 
 
 class QueryRegionsReference(ImageReference):
-    """A detector whose queries have regions of their own."""
-
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections | Instances]:
-        """Run one image at a time: mmdet takes masks of a batch by the best queries of its last image."""
         results = (mmdet_reference.detections(self.model, [image], rescale) for image in images)
         return [of_image for (of_image,) in results]

@@ -1,8 +1,7 @@
 """Sparse R-CNN and QueryInst: learned queries, each with a region that dynamic heads look at and move.
 
 Source of the algorithm: mmdet 2.28.2 `dense_heads/embedding_rpn_head.py`, `roi_heads/sparse_roi_head.py`,
-`roi_heads/bbox_heads/dii_head.py` and `roi_heads/mask_heads/dynamic_mask_head.py`. Regions are pooled and
-decoded, and masks of the own class computed, by the parts of two-stage detectors.
+`roi_heads/bbox_heads/dii_head.py` and `roi_heads/mask_heads/dynamic_mask_head.py`.
 
 Glossary: B batch, Q queries, C classes, D embedding, R = B * Q, n detections, m side of a mask in cells, H, W
 network input in pixels, h, w pooled cells of a region.
@@ -23,7 +22,6 @@ from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 
 NAMES = ('logits', 'boxes')
-"""Outputs of the network that all detectors have."""
 
 
 class RegionsNetwork(nn.Module):
@@ -79,7 +77,7 @@ def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tu
 
 
 class RegionsFullForm(nn.Module):
-    """The part of a `full` graph behind the network: the best pairs of query and class, and their masks."""
+    """The stage of a `full` graph behind the network: the best pairs of query and class, and their masks."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,8 +1,5 @@
 """Detectors of queries without PyTorch: boxes, boxes with masks, instances and panoptic maps.
 
-A graph of panoptic maps of the form 'full' ends with the maps, one of the form 'raw' with the outputs of the
-head, which are fused here.
-
 Glossary: B batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the original.
 """
 
@@ -20,17 +17,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Instances
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
-"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(
     metadata: Metadata, outputs: Arrays, feeds: Arrays
 ) -> list[Detections] | list[Instances] | list[Segments]:
-    """Return the results of each image of a batch; the facts in the metadata say of which kind they are.
-
-    For boxes and instances see `padded_results.detections`, for boxes with masks `pasted_masks.detections`,
-    for maps `panoptic_maps`, also for arguments and errors.
-    """
+    """Return the results of each image of a batch; the facts in the metadata say of which kind they are."""
     facts = metadata.postprocess
     if facts.num_things is not None:
         return panoptic_maps(metadata, outputs, feeds)
@@ -47,12 +39,9 @@ def panoptic_maps(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Se
         outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, pixels of class
             + 1000 * number (of things from 1 on, 0 of stuff), or of the number of classes where no segment
             is; of the form 'raw' `logits` (B, Q, C + 1) and `mask_logits` (B, Q, H4, W4) float32.
-        feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `img_shape` (B
-            or 1, 2) and `ori_shape` (2,), heights and widths of the images before padding and of the results,
-            pixels; 0, or none in the feeds, means the input size.
-
-    Raises:
-        ModelFileError: a pixel of `panoptic` is no value of such a map, see `runtime.panoptic.segments_of`.
+        feeds: inputs of the graph by name, and for the form 'raw': `img_shape` (B or 1, 2) and `ori_shape`
+            (2,), heights and widths of the images before padding and of the results, pixels; 0, or none in
+            the feeds, means the input size.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

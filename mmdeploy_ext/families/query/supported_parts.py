@@ -1,8 +1,4 @@
-"""The parts of detectors of queries that the graphs repeat: classes of mmdet 2.28.2 and mmcv.
-
-A class that is derived from one of these exports, too; if it overrides a method that the graphs compute
-themselves, the inputs of a proof decide, not the graph. Any other part is refused by its name.
-"""
+"""The parts of detectors of queries that the graphs repeat: classes of mmdet 2.28.2 and mmcv."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,42 +29,33 @@ transformer = mmdet_module('mmdet.models.utils.transformer')
 positional_encoding = mmdet_module('mmdet.models.utils.positional_encoding')
 
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
-"""Detectors of boxes, whose queries have no regions."""
 MASKFORMER = detectors.MaskFormer
-"""The base class of detectors of masks by queries."""
 MASK_DETECTORS = (detectors.Mask2Former, detectors.MaskFormer)
-"""Detectors whose queries are masks."""
 MASK_HEADS = {
     heads.Mask2FormerHead: (plugins.MSDeformAttnPixelDecoder,),
     heads.MaskFormerHead: (plugins.PixelDecoder, plugins.TransformerEncoderPixelDecoder),
 }
-"""Heads of masks -> their pixel decoders."""
 REGION_DETECTORS = (detectors.QueryInst, detectors.SparseRCNN)
-"""Detectors whose queries are boxes of regions; that of QueryInst's repository is no SparseRCNN."""
 REGION_PARTS = dict(
     rpn_head=heads.EmbeddingRPNHead,
     roi_head=roi_heads.SparseRoIHead,
     bbox_head=bbox_heads.DIIHead,
     mask_head=mask_heads.DynamicMaskHead,
 )
-"""Parts of detectors whose queries have regions."""
 QUERY_ROI_HEAD = 'QueryRoIHead'
 """Head of regions in QueryInst's own repository, which became mmdet's `SparseRoIHead`; known by its name."""
 HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
-"""Heads of `DETECTORS`."""
 TRANSFORMERS = dict(
     DETRHead=transformer.Transformer,
     DeformableDETRHead=transformer.DeformableDetrTransformer,
     DINOHead=dino.DinoTransformer,
     HybridBranchDeformableDETRHead=transformer.DeformableDetrTransformer,
 )
-"""Head -> its transformer. H-DETR's head, the last, is in the user's tree and known by its name."""
 CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
 """Detector and head of Co-DETR, which are in the user's tree and known by their names."""
 CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
 """Parts of the transformer of a `CoDINOHead` that mmdet lacks."""
 CO_DETR_MASKS = ('mask_head', 'mask_iou_head')
-"""Heads of a CoDETR that give masks of its boxes."""
 PARTS = (
     transformer.DetrTransformerEncoder,
     transformer.DetrTransformerDecoder,
@@ -80,7 +67,6 @@ PARTS = (
     deformable.MultiScaleDeformableAttention,
     positional_encoding.SinePositionalEncoding,
 )
-"""Parts of a transformer and its head that the graphs compute; they run its other layers."""
 
 
 UNTRACED = (
@@ -96,7 +82,6 @@ UNTRACED = (
 
 
 def kind_of(head: nn.Module) -> str:
-    """Return the name of the upstream class that a head of boxes is or derives from; ConfigError: none."""
     name = nearest_base(type(head), (*TRANSFORMERS, CO_DINO_HEAD))
     if name is None:
         raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
@@ -104,25 +89,18 @@ def kind_of(head: nn.Module) -> str:
 
 
 def is_co_detr(detector: type | None) -> bool:
-    """Return whether the class of a detector is `CO_DETR` or derived from it."""
     return CO_DETR in [kind.__name__ for kind in getattr(detector, '__mro__', ())]
 
 
 def has_name(part: nn.Module, names: Sequence[str]) -> bool:
-    """Return whether the class of a part, or a base of it, has one of these names."""
     return nearest_base(type(part), names) is not None
 
 
 def head_key(cfg: Any) -> str:
-    """Return the key of the head of queries in the `model` of a config."""
     return 'query_head' if is_co_detr(detector_parts.detector_of(cfg)) else 'bbox_head'
 
 
 def check_co_detr(model: Mapping[str, Any], test_cfg: Any) -> None:
-    """Refuse (ConfigError) a CoDETR whose results are not the boxes of a head of the name `CO_DINO_HEAD`.
-
-    `test_cfg` is a list, the first entry for the head of queries.
-    """
     kind = (model.get('query_head') or {}).get('type')
     if kind != CO_DINO_HEAD:
         raise ConfigError(
@@ -145,19 +123,18 @@ def check_co_detr(model: Mapping[str, Any], test_cfg: Any) -> None:
 
 
 def samples_points(head: nn.Module) -> bool:
-    """Return whether a head samples points of maps by GridSample."""
     return any(isinstance(part, deformable.MultiScaleDeformableAttention) for part in head.modules())
 
 
 def check_class(kind: type, exported: tuple[type, ...], role: str) -> None:
-    """Refuse (ConfigError) a class that derives from none of `exported`; `role` is a word for the message."""
+    """Refuse a class that derives from none of `exported`; `role` is a word for the message."""
     if not issubclass(kind, exported):
         names = ', '.join(upstream.__name__ for upstream in exported)
         raise ConfigError(f'{kind.__name__}: no {role} that is exported; expected {names}')
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse (ConfigError) a head of boxes, or a part of it, that the graphs do not repeat."""
+    """Refuse a head of boxes, or a part of it, that the graphs do not repeat."""
     if not has_name(head, (CO_DINO_HEAD,)):
         check_class(type(head), HEADS, 'head of queries')
     transformer, kind = head.transformer, kind_of(head)
@@ -187,7 +164,7 @@ def check_head(head: nn.Module) -> None:
 
 
 def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse (ConfigError) heads of masks, or a part of them, that the graphs do not repeat."""
+    """Refuse heads of masks, or a part of them, that the graphs do not repeat."""
     check_class(type(head), tuple(MASK_HEADS), 'head of masks')
     check_class(type(fusion), (seg_heads.MaskFormerFusionHead,), 'head that fuses masks')
     pixels, decoder = head.pixel_decoder, head.transformer_decoder
@@ -209,17 +186,15 @@ def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def attends_inside_masks(head: nn.Module) -> bool:
-    """Return whether queries look at maps inside their masks only."""
     return isinstance(head, heads.Mask2FormerHead)
 
 
 def fuses(cfg: Any) -> bool:
-    """Return whether the config of a `MASKFORMER` makes a panoptic map of its masks, as by default."""
     return bool(detector_parts.test_cfg_of(cfg).get('panoptic_on', True))
 
 
 def check_instances(fusion: nn.Module) -> None:
-    """Refuse (ConfigError) a fusion head that gives no instances."""
+    """Refuse a fusion head that gives no instances."""
     if not fusion.test_cfg.get('instance_on', False):
         raise ConfigError(
             'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
@@ -227,7 +202,7 @@ def check_instances(fusion: nn.Module) -> None:
 
 
 def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse (ConfigError) heads of unequal numbers of classes, and semantic maps beside the panoptic one."""
+    """Refuse heads of unequal numbers of classes, and semantic maps beside the panoptic one."""
     counts = [(int(part.num_things_classes), int(part.num_stuff_classes)) for part in (head, fusion)]
     if counts[0] != counts[1]:
         raise ConfigError(
@@ -241,7 +216,7 @@ def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
-    """Refuse (ConfigError) an `rpn_head` or a `roi_head` that the graphs do not repeat."""
+    """Refuse an `rpn_head` or a `roi_head` that the graphs do not repeat."""
     for name, part in parts.items():
         if not has_name(part, (QUERY_ROI_HEAD,)):
             check_class(type(part), (REGION_PARTS[name],), name)
@@ -258,7 +233,6 @@ def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
 
 
 def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> None:
-    """Refuse (ConfigError) parts of encoders and decoders (`stacks`) that the graphs do not repeat."""
     layers = [layer for stack in stacks for layer in stack.layers]
     attentions = [attention for layer in layers for attention in layer.attentions]
     for part in (*parts, *layers, *attentions):
@@ -267,10 +241,6 @@ def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> Non
 
 
 def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str]) -> None:
-    """Refuse (ConfigError) attention of another kind than the graphs have in its place.
-
-    `points_in` names the stacks ('encoder', 'decoder') that look at points of maps.
-    """
     plain, points = bricks.MultiheadAttention, deformable.MultiScaleDeformableAttention
     for stack, part in stacks.items():
         looks = points if stack in points_in else plain

@@ -1,8 +1,4 @@
-"""RT-DETR's family: configs that it claims or refuses, and the facts that its files hold.
-
-What the attributes and methods of `RtDetrFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
-"""
+"""RT-DETR's family: configs that it claims or refuses, and the facts that its files hold."""
 
 from typing import Any
 
@@ -24,12 +20,9 @@ from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 PARTS = ('backbone', 'encoder', 'decoder', 'postprocess', 'extract_feat')
-"""Attributes of a detector that the graph runs."""
 
 
 class RtDetrFamily(ImageFamily):
-    """The `RTDETR` detector of this plugin."""
-
     name = 'rtdetr'
     task = 'bbox2d'
     forms = ('full', 'raw')
@@ -39,7 +32,6 @@ class RtDetrFamily(ImageFamily):
     feeds = staticmethod(graphs.feeds)
 
     def build(self, cfg: Any) -> nn.Module:
-        """Build the detector; ConfigError: a class of the user's lacks a part that the graph runs."""
         model = super().build(cfg)
         if missing := [name for name in PARTS if not hasattr(model, name)]:
             raise ConfigError(

@@ -21,18 +21,14 @@ from mmdeploy_ext.models.rtdetr.layers import RepVggBlock
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
-"""Outputs of a graph in the form `raw`."""
 FULL_NAMES = ('labels', 'boxes', 'scores')
-"""Outputs of a graph in the form `full`."""
 HEADS = ('pred_logits', 'pred_boxes')
-"""Outputs of the network in the form `full`."""
 
 
 class RtDetrNetwork(nn.Module):
     """Backbone, encoder and decoder behind flat tensors; its parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module, with_tokens: bool) -> None:
-        """Keep the detector; `with_tokens` adds indices of the selected tokens, which show ties of scores."""
         super().__init__()
         self.model = model
         self.with_tokens = with_tokens
@@ -48,14 +44,12 @@ class RtDetrNetwork(nn.Module):
 
 
 def separate_branches(model: nn.Module) -> None:
-    """Let the RepVGG blocks of an exported copy run both branches, which they keep beside the sum."""
     for module in model.modules():
         if isinstance(module, RepVggBlock):
             module.conv = None
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph in the form of the options, 'raw' or 'full'."""
     batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
     height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
     meaning, shape = 'RGB / 255, resized without keeping the ratio', (batch, 3, height, width)
@@ -90,7 +84,7 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
     """Return the inputs of a batch of pictures of one size, by name.
 
     They are `images` (B, 3, H, W) float32 and `SIZES`, 'orig_target_sizes' (B, 2) int64, the width and height
-    of the originals with `rescale`, otherwise of the input, in whose pixels the boxes are then.
+    of the originals with `rescale`, otherwise of the input; boxes are in pixels of this size.
 
     ShapeError: an image was padded, and boxes shall be in pixels of the original.
     """
@@ -106,7 +100,6 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`."""
     if not options.fuse:
         separate_branches(model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()

@@ -20,25 +20,15 @@ from mmdeploy_ext.runtime.detections import Detections
 
 
 class RtDetrReference(ImageReference):
-    """An `RTDETR` of this plugin."""
-
     def tensors(
         self, feeds: Mapping[str, np.ndarray], form: str, tokens: torch.Tensor | None = None, **_: Any
     ) -> dict[str, np.ndarray]:
-        """Return the outputs of the form `raw` by name.
-
-        Queries are the best tokens, or the tokens with the indices `tokens` (B, Q).
-        """
         with torch.no_grad():
             images = _to_model(self.model, feeds['images'])
             outputs = self.model.decoder(self.model.extract_feat(images), tokens)
         return {name: tensor.cpu().numpy() for name, tensor in zip(RAW_NAMES, outputs, strict=True)}
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-        """Return the results of the detector's own test path; with `rescale` in pixels of the originals.
-
-        ShapeError: pictures that the graph does not take, see `graphs.feeds` and `runtime.check_tokens`.
-        """
         graphs.feeds(images, rescale)  # refuses pictures that were padded
         check_tokens((len(images), *images[0].tensor.shape), int(self.model.decoder.num_queries))
         return super().results(images, rescale)
@@ -49,7 +39,6 @@ class RtDetrReference(ImageReference):
         return super().takes(picture, height, width)
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return what the decoder returns by the tensors of a file of either form."""
         for names in (HEADS, RAW_NAMES[:2]):
             if all(name in tensors for name in names):
                 logits, boxes = (_to_model(self.model, tensors[name]) for name in names)
@@ -57,7 +46,6 @@ class RtDetrReference(ImageReference):
         return {}
 
     def in_order(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The order of tokens: equal scores leave the order of rows open."""
         tokens = outputs.get('tokens')
         if tokens is None:
             return dict(outputs)

@@ -1,7 +1,5 @@
 """RT-DETR without PyTorch: numpy post-processing of the form 'raw', equal to the form 'full'.
 
-A graph of the form 'full' ends with the results, one of the form 'raw' with the outputs of the head.
-
 Source of the algorithm: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/rtdetr_postprocessor.py.
 
 Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels, multiples of 32, h, w
@@ -27,12 +25,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'rtdetr')
-"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 SIZES = 'orig_target_sizes'
-"""The input with the sizes that boxes are multiplied with: width, height."""
 STRIDES = (8, 16, 32)
-"""Strides, in pixels, of the three maps whose cells are the tokens that queries are chosen from."""
+"""Strides, in pixels, of the three maps of candidate tokens."""
 
 
 def target_sizes(ori_shapes: Sequence[Sequence[int]]) -> np.ndarray:
@@ -41,11 +37,7 @@ def target_sizes(ori_shapes: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -> None:
-    """Refuse sizes (B, 2) that are not those of the images (h, w), before boxes are stretched by them.
-
-    Raises:
-        ShapeError: of other images or another number of them, height before width, or not positive.
-    """
+    """Refuse sizes (B, 2) that differ from the sizes (h, w) of the images."""
     expected = target_sizes(ori_shapes)
     if sizes.shape != expected.shape:
         raise ShapeError(f'{SIZES}: got {sizes.shape}, expected {expected.shape}: width, height')
@@ -60,11 +52,7 @@ def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -
 
 
 def check_tokens(shape: Sequence[int], queries: int) -> None:
-    """Refuse an input (..., H, W) with fewer tokens than there are queries: no engine can choose so many.
-
-    Raises:
-        ShapeError: names both numbers, and the smallest square that has enough.
-    """
+    """Refuse an input (..., H, W) with fewer tokens than there are queries: no engine can choose so many."""
     height, width = shape[-2:]
     tokens = count_tokens(height, width)
     if tokens < queries:
@@ -83,10 +71,6 @@ def count_tokens(height: int, width: int) -> int:
 
 
 def check_feeds(metadata: Metadata, feeds: Arrays) -> None:
-    """Refuse inputs of a file whose shape fits its contract, but that have too few tokens.
-
-    `metadata` are those of the file, `feeds` its inputs by name. ShapeError: see `check_tokens`.
-    """
     check_tokens(feeds['images'].shape, metadata.postprocess.num_queries)
 
 
@@ -122,16 +106,12 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
     Args:
         metadata: metadata of the file: `form`, and `postprocess` with `num_queries`, `num_classes` and
             `max_per_img`.
-        outputs: outputs of the graph by name: of the form 'full' `labels` (B, n) int64, `boxes` (B, n, 4)
-            x1 y1 x2 y2 in pixels of `orig_target_sizes` and `scores` (B, n), whose order stays; of the form
-            'raw' `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh in 0..1.
-        feeds: inputs of the graph by name, and what is known besides: `orig_target_sizes` (B, 2), width and
-            height that boxes are stretched to; and, if it is there, `ori_shape` (2,), height and width of
-            all images, with which they have to agree. Leave it out if the images differ in size.
-
-    Raises:
-        ShapeError: of the form 'raw', other numbers of queries or classes than the metadata states; sizes
-            that are not positive, or, with `ori_shape`, in the wrong order or of another image.
+        outputs: outputs of the graph by name: of the form 'full' `labels` (B, n) int64, `boxes` (B, n, 4) x1
+            y1 x2 y2 in pixels of `orig_target_sizes` and `scores` (B, n), in their order; of the form 'raw'
+            `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh in 0..1.
+        feeds: inputs of the graph by name, and: `orig_target_sizes` (B, 2), width and height that boxes are
+            stretched to; and, if it is there, `ori_shape` (2,), height and width of all images, with which
+            they have to agree. Leave it out if the images differ in size.
     """
     sizes, shape = feeds[SIZES], feeds.get('ori_shape')
     shapes = sizes.reshape(-1, 2)[:, ::-1] if shape is None else [shape] * len(sizes)

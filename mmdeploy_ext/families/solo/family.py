@@ -1,8 +1,4 @@
-"""The SOLO family: configs that it claims or refuses, and the facts that its files hold.
-
-What the attributes and methods of `SoloFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
-"""
+"""The SOLO family: configs that it claims or refuses, and the facts that its files hold."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,8 +29,6 @@ mask_matrix_nms = mmdet_module('mmdet.core').mask_matrix_nms
 
 
 class SoloFamily(ImageFamily):
-    """Detectors of mmdet with one of the four heads of SOLO, or with a head that is derived from one."""
-
     name = 'solo'
     task = 'mask'
     forms = ('full', 'raw')
@@ -74,10 +68,8 @@ class SoloFamily(ImageFamily):
 def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
     """Refuse (CheckpointError) a checkpoint that was trained on other grids.
 
-    SOLO and Decoupled SOLO predict one mask or line per cell, so that their layers have the grids.
     SOLOv2's layers do not depend on them; its checkpoint has them in its config, if mmdet or
-    `solo_wxinlong.py` wrote it; without one nothing is checked. A checkpoint of the original repository is
-    left to the loader.
+    `solo_wxinlong.py` wrote it; without one nothing is checked.
     """
     if original_head(checkpoint.state_dict):
         return
@@ -92,7 +84,6 @@ def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _grids_of(filename: str, head: Mapping[str, Any]) -> list[int]:
-    """Return the grids of a head of a config; ConfigError unless there is a positive number per stride."""
     grids, strides = head.get('num_grids'), head.get('strides') or (4, 8, 16, 32, 64)
     are_numbers = isinstance(grids, list | tuple) and all(type(grid) is int and grid > 0 for grid in grids)
     if not are_numbers or len(grids) != len(strides):  # a bare assert of mmdet
@@ -104,10 +95,6 @@ def _grids_of(filename: str, head: Mapping[str, Any]) -> list[int]:
 
 
 def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
-    """Refuse heads (ConfigError) and sizes (UsageError) whose graph would be wrong.
-
-    `head` is the entry `mask_head` of the config `filename`; height and width of the options are numbers.
-    """
     if head.get('dynamic_conv_size', 1) != 1:
         raise ConfigError(
             f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 exports with 1'

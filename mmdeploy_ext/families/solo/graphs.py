@@ -27,7 +27,7 @@ from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
 
 SIZE_MULTIPLE = 32
-"""Sides of inputs of SOLOv2, whose mask branch doubles its maps until they meet (mmdet raises there, too)."""
+"""Multiple of the sides of inputs of SOLOv2: its mask branch doubles maps (mmdet raises, too)."""
 RAW_NAMES = {  # head -> outputs of the form `raw` in the layout 'batched'
     'SOLOHead': ('cate_pred', 'seg_pred'),
     'DecoupledSOLOHead': ('cate_pred', 'seg_pred_x', 'seg_pred_y'),
@@ -42,31 +42,20 @@ MEANINGS = {
     'x': 'soft masks of grid columns, 0..1; a cell has the product of its column and its row',
     'y': 'soft masks of grid rows, 0..1',
 }
-"""Kind of an output, such as the axis of its masks -> its meaning."""
 ROWS = 'level after level, each row by row'
 """The order of grid cells in an output."""
 
 
 def kind(head: nn.Module) -> str:
-    """Return the name of mmdet's head, one of `LEVELS`, that a head is, is a copy of, or is derived from."""
     return nearest_base(type(head), LEVELS)
 
 
 def fork_is_flat(head: nn.Module) -> bool:
-    """Return whether the fork flattens the scores and kernels of this head: of every SOLOv2 but one.
-
-    The one has deformable convolutions in the last layer of its towers alone (`dcn_apply_to_all_conv=False`),
-    the fork's `SOLOv2LightHead`. Light models without such convolutions are flattened, too, unless
-    they set this.
-    """
     return kind(head) == 'SOLOV2Head' and bool(head.dcn_apply_to_all_conv)
 
 
 def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
-    """Return the fork's output names in its order; all but `seg_pred` end in the level (`cate_pred_0`).
-
-    Heads of `fork_is_flat` have no levels: with a `batch` of several, all but `seg_pred` end in the image.
-    """
+    """Return the fork's output names in its order; all but `seg_pred` end in the level (`cate_pred_0`)."""
     levels = range(head.num_levels)
     if fork_is_flat(head):
         numbers = [''] if batch == 1 else [f'_{image}' for image in range(batch)]
@@ -79,7 +68,6 @@ def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
 
 
 def logit_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the class logits of each level, of which `cate_pred` is made."""
     return tuple(f'cate_logits_{level}' for level in range(head.num_levels))
 
 
@@ -89,7 +77,6 @@ def mask_stride(head: nn.Module) -> int:
 
 
 def facts_of(head: nn.Module) -> SoloFacts:
-    """Return the facts of a head; ConfigError names an entry of `test_cfg` that is not reproduced."""
     return SoloFacts(
         **plain(mask_config(head.test_cfg)),
         head=kind(head),
@@ -101,10 +88,9 @@ def facts_of(head: nn.Module) -> SoloFacts:
 
 
 class SoloFullForm(nn.Module):
-    """The part of a `full` graph behind the network: instances from its outputs."""
+    """The stage of a `full` graph behind the network: instances from its outputs."""
 
     def __init__(self, head: nn.Module, cap: int) -> None:
-        """Keep what the outputs are decoded by; `cap` is the limit of candidates, 0 for none."""
         super().__init__()
         self.facts = facts = facts_of(head)
         self.postprocess = MaskPostprocess(facts, facts.num_grids, facts.strides, facts.mask_stride, cap)
@@ -116,9 +102,9 @@ class SoloFullForm(nn.Module):
         """Return masks, scores and labels of instances, with a cap also the number of candidates.
 
         `img_shape` (B or 1, 2) and `ori_shape` (2,) are height and width before padding and of the results; 0
-        in either means those of the network input, rounded up to a multiple of 8. `cate_pred` (B, S, C) are
-        the class scores of cells; for `maps` see `soft_masks`. Masks are (B, n, h, w) bool, scores and labels
-        (B, n), the number of candidates (B,); padding has empty masks with score 0 and label -1.
+        means the network input, rounded up to a multiple of 8. `cate_pred` (B, S, C) are the class scores of
+        cells; for `maps` see `soft_masks`. Masks are (B, n, h, w) bool, scores and labels (B, n), the number
+        of candidates (B,); padding has empty masks with score 0 and label -1.
         """
         results = self.postprocess(cate_pred, self.soft_masks(*maps), img_shape, ori_shape)
         names = ('masks', 'scores', 'labels', 'candidates')
@@ -140,11 +126,6 @@ class SoloFullForm(nn.Module):
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph in the form of the options, 'full', or 'raw' in one of two layouts.
-
-    'batched' has the cells of all levels in one tensor, 'fork' a tensor per level, unless `fork_is_flat`;
-    SOLOv2's mask features are one tensor in both.
-    """
     head = model.mask_head
     image = image_input(options, max(head.num_grids), SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1)
     batch = image.axes[0]
@@ -159,7 +140,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def _quarter(head: nn.Module, options: Options) -> tuple[Axis, Axis]:
-    """Return H4, W4: SOLOv2's from the input, the others' twice the second level's."""
     if options.dynamic:
         return 'H4', 'W4'
     if kind(head) == 'SOLOV2Head':
@@ -215,7 +195,6 @@ def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`."""
     head = model.mask_head
     levels = LEVELS[kind(head)](model)
     if options.form == 'raw' and options.layout == 'fork':

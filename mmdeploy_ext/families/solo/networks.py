@@ -1,8 +1,8 @@
-"""The networks of SOLO, Decoupled SOLO and SOLOv2 as modules whose graphs take any size and batch.
+"""The networks of SOLO, Decoupled SOLO and SOLOv2 as modules for graphs of any size and batch.
 
-They run the layers of mmdet's own heads. Steps that mmdet leaves to `get_results` (SOLOv2's sigmoid and
-points NMS, flattening) are done here, so that every form starts from the same tensors.
-Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py`.
+Steps that mmdet leaves to `get_results` (SOLOv2's sigmoid and points NMS, flattening) are done here, so that
+every form starts from the same tensors. Source of the algorithm: mmdet 2.28.2
+`models/dense_heads/{solo_head,solov2_head}.py`.
 
 Glossary: B batch, C classes, g grid of a level, S cells of all levels (sum of g squared), G lines of all
 levels (sum of g), D channels of a level, E channels of a dynamic kernel, H, W network input in pixels, h, w
@@ -24,7 +24,7 @@ UPSAMPLING = 2
 
 
 class Coordinates(nn.Module):
-    """Coordinates of pixels. A module, so that constants of a fixed graph are named after it."""
+    """Coordinates of pixels."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (B, 2, h, w) x and y in -1..1, end points included; a side of 1 has -1."""
@@ -57,7 +57,7 @@ def flat_cells(levels: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def run_tower(layers: Sequence[nn.Module], features: torch.Tensor) -> torch.Tensor:
-    """Apply layers one after the other to maps (B, D, h, w); return those of the last."""
+    """Apply layers one after the other to maps (B, D, h, w)."""
     for layer in layers:
         features = layer(features)
     return features
@@ -73,7 +73,6 @@ class SoloNetwork(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The upstream mask head."""
         return self.model.mask_head
 
     def levels(self, image: torch.Tensor) -> tuple[Maps, tuple[torch.Tensor, ...]]:
@@ -154,7 +153,6 @@ class DecoupledLightLevels(DecoupledLevels):
     """`DecoupledSOLOLightHead`: one tower gives both."""
 
     def towers(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the same hidden map twice."""
         hidden = run_tower(self.head.mask_convs, torch.cat([level, self.coordinates(level)], 1))
         return hidden, hidden
 
@@ -190,14 +188,13 @@ LEVELS = {
     'DecoupledSOLOLightHead': DecoupledLightLevels,
     'SOLOV2Head': SoloV2Levels,
 }
-"""mmdet head -> the module that runs it level by level."""
 
 
 class BatchedNetwork(nn.Module):
     """The `raw` form: cells of all levels in one tensor, with a batch axis.
 
     `cate_pred` (B, S, C) and, by head, `seg_pred` (B, S, H4, W4); `seg_pred_x`, `seg_pred_y` (B, G, H4, W4);
-    `kernel_pred` (B, S, E) and `seg_pred` (B, E, H4, W4). `names` are those of the outputs, in their order.
+    `kernel_pred` (B, S, E) and `seg_pred` (B, E, H4, W4).
     """
 
     def __init__(self, levels: SoloNetwork, names: Sequence[str]) -> None:
@@ -208,7 +205,7 @@ class BatchedNetwork(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network on (B, 3, H, W) float32 normalised images; return the tensors of `names`.
 
-        Behind those of the form are the class logits (B, C, g, g) of each level.
+        The class logits (B, C, g, g) of each level come last.
         """
         logits, *rest = self.levels(image)
         if isinstance(self.levels, SoloV2Levels):
@@ -224,13 +221,12 @@ class ForkNetwork(nn.Module):
 
     SOLOv2: the scores (S, C) of every image without a batch axis, then the kernels (S, E) of every image,
     then the mask features. SOLOv2 that is not `graphs.fork_is_flat`: the scores (B, g, g, C) of every level,
-    then the kernels (B, E, g, g) of every level, then the mask features. Decoupled: the x masks
-    (B, g, H4, W4) of every level, then the y masks, then the scores (B, g, g, C). SOLO: the masks
-    (B, g * g, H4, W4) of every level, then the scores (B, g, g, C).
+    then the kernels (B, E, g, g) of every level, then the mask features. Decoupled: the x masks (B, g, H4,
+    W4) of every level, then the y masks, then the scores (B, g, g, C). SOLO: the masks (B, g * g, H4, W4) of
+    every level, then the scores (B, g, g, C).
     """
 
     def __init__(self, levels: SoloNetwork, flat: bool) -> None:
-        """Keep the network; `flat` is SOLOv2's form without a batch axis."""
         super().__init__()
         self.levels = levels
         self.flat = flat

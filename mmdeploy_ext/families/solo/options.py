@@ -12,4 +12,3 @@ LAYOUT = Option(
     group=OF_SOME,
 )
 OPTIONS = (LAYOUT, MAX_CANDIDATES)
-"""Options of the family."""

@@ -23,12 +23,9 @@ from mmdeploy_ext.runtime.detections import Instances, count_bounds
 
 
 class SoloReference(ImageReference):
-    """A detector with a head of SOLO, Decoupled SOLO or SOLOv2."""
-
     def tensors(
         self, feeds: Mapping[str, np.ndarray], form: str, layout: str = 'batched', **_: Any
     ) -> dict[str, np.ndarray]:
-        """Outputs of the form `raw` by mmdet's own head, with points NMS of SOLOv2's scores."""
         head = self.model.mask_head
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
@@ -37,7 +34,6 @@ class SoloReference(ImageReference):
         return {name: tensor.cpu().numpy() for name, tensor in named.items()}
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-        """Return the results of the detector's own test path, at the original size whatever `rescale` is."""
         instances = []
         for result, image in zip(tested(self.model, images, metas_of(images), rescale), images, strict=True):
             of_image = instances_of_classes(*result, tuple(image.ori_shape))
@@ -45,18 +41,15 @@ class SoloReference(ImageReference):
         return instances
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Height and width of the input, rounded up to multiples of 8: a 0 in `img_shape` and `ori_shape`."""
         return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 
     def candidate_bounds(
         self, feeds: Mapping[str, np.ndarray], slack: float, **_: int
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Bounds of the number of (cell, class) pairs that pass the threshold after points NMS."""
         scores = self.tensors(feeds, 'raw')['cate_pred']
         return dict(candidates=count_bounds(scores, float(self.model.mask_head.test_cfg.score_thr), slack))
 
     def borders(self) -> dict[str, Any]:
-        """The class logits, and masks, or SOLOv2's kernels and features."""
         head = self.model.mask_head
 
         def outputs(calls: list[Any]) -> dict[str, torch.Tensor]:
@@ -73,11 +66,6 @@ class SoloReference(ImageReference):
         }
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """What the head's `forward` returns by the tensors of a file.
-
-        Scores of SOLO and Decoupled SOLO are made of the file's logits by mmdet's own sigmoid and points NMS,
-        which are in `forward` there; of SOLO the last convolution of masks is PyTorch's.
-        """
         head, given = self.model.mask_head, given_to(self.model, tensors, tensors)
         if any(name not in given for name in logit_names(head)):
             return {}
@@ -112,7 +100,6 @@ class SoloReference(ImageReference):
         form: str,
         **options: Any,
     ) -> dict[str, np.ndarray] | None:
-        """Return the outputs of the form `raw`, scores by points NMS of the logits of the file."""
         head = self.model.mask_head
         if form != 'raw' or any(name not in given for name in logit_names(head)):
             return None
@@ -145,7 +132,6 @@ def arrange(
 
 
 def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-    """Return mmdet's head outputs with the scores first: scores, then masks, kernels, features."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         outputs = head(pyramid)

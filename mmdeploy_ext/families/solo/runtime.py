@@ -1,11 +1,9 @@
 """SOLO, Decoupled SOLO and SOLOv2 without PyTorch: numpy post-processing of the form 'raw', equal to 'full'.
 
-A graph of the form 'full' ends with the results of pictures, one of the form 'raw' with the outputs of the
-head. Soft masks, maskness, candidates and points NMS are as in `exporting/postprocess/mask.py`, which does
-the same inside a graph.
-Glossary: B batch, C classes, S grid cells of all levels, level after level and each row by row, g cells along
-a side of a level, G grid lines of all levels (the sum of g), E channels of a SOLOv2 kernel, m chosen cells, N
-candidates, n results, H4, W4 size of the soft masks, h, w size of the results.
+Soft masks, maskness, candidates and points NMS are as in `exporting/postprocess/mask.py`, which does the same
+inside a graph. Glossary: B batch, C classes, S grid cells of all levels, level after level and each row by
+row, g cells along a side of a level, G grid lines of all levels (the sum of g), E channels of a SOLOv2
+kernel, m chosen cells, N candidates, n results, H4, W4 size of the soft masks, h, w size of the results.
 """
 
 from __future__ import annotations
@@ -28,10 +26,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'solo')
-"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 CHUNK = 64
-"""Cells whose masks are made at a time."""
 
 
 def resize_and_threshold(
@@ -39,14 +35,14 @@ def resize_and_threshold(
 ) -> np.ndarray:
     """Return the masks (n, h, w) bool of soft masks: the pixels that exceed a threshold at the original size.
 
-    Both resizes are bilinear with half-pixel centres: to the network input, whose padding is cut off, and to
-    the size of the results.
+    Both resizes are bilinear with half-pixel centres: to the network input, without its padding, and to the
+    size of the results.
 
     Args:
         soft: (n, H4, W4) float32 probabilities.
         img_shape: height and width of the picture in the network input before padding, pixels; 0 means the
             whole input.
-        ori_shape: height and width (h, w) of the results; 0 means those of `soft` times `ratio`.
+        ori_shape: height and width (h, w) of the results; 0 means the size of `soft` times `ratio`.
         ratio: pixels of the input per pixel of the soft masks.
         mask_thr: probability that a pixel must exceed.
     """
@@ -95,7 +91,7 @@ def postprocess_image(
         soft_masks: takes indices of cells (m,) int64, m may be 0, and returns their soft masks (m, H4, W4).
         img_shape: height and width before padding, pixels; see `resize_and_threshold`.
         ori_shape: height and width of the results.
-        facts: those of the file.
+        facts: facts of the file.
 
     Returns:
         Masks (n, h, w) bool, scores (n,) float32 and labels (n,) int64, in descending order of scores.
@@ -122,7 +118,6 @@ def postprocess_image(
 
 
 def _sums(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Return, over the pixels above the threshold, their number and the sum of their values, (m,) float32."""
     areas, totals = np.zeros(len(cells), np.float32), np.zeros(len(cells), np.float32)
     for start in range(0, len(cells), CHUNK):
         soft = soft_masks(cells[start : start + CHUNK])
@@ -133,7 +128,6 @@ def _sums(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> tupl
 
 
 def _overlaps(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> np.ndarray:
-    """Return the pixels (N, N) float32 that two masks share."""
     chunks = [soft_masks(cells[start : start + CHUNK]) > mask_thr for start in range(0, len(cells), CHUNK)]
     hard = np.concatenate(chunks).reshape(len(cells), -1)
     overlaps = np.zeros((len(cells),) * 2, np.float32)
@@ -150,12 +144,11 @@ def soft_masks_of(outputs: Arrays, image: int, facts: SoloFacts) -> Callable[[np
 
     Args:
         outputs: outputs of the graph by name: of SOLO `seg_pred` (B, S, H4, W4), the soft masks themselves;
-            of Decoupled SOLO `seg_pred_x` and `seg_pred_y` (B, G, H4, W4), probabilities of grid lines, whose
-            product for the column and the row of a cell is its mask; of SOLOv2 `kernel_pred` (B, S, E), 1 x 1
+            of Decoupled SOLO `seg_pred_x` and `seg_pred_y` (B, G, H4, W4), probabilities of grid lines: a
+            mask is the product of the cell's column and row; of SOLOv2 `kernel_pred` (B, S, E), 1 x 1
             kernels, and `seg_pred` (B, E, H4, W4), features: a mask is the sigmoid of their product.
         image: index of the image in the batch.
-        facts: those of the file; a `head` that is neither SOLO's nor SOLOv2's is a
-            decoupled one.
+        facts: facts of the file.
     """
     if facts.head == 'SOLOHead':
         return lambda cells: outputs['seg_pred'][image][cells]
@@ -172,7 +165,7 @@ def batched(outputs: Arrays, facts: SoloFacts) -> dict[str, np.ndarray]:
     """Return the outputs of a graph of the form 'raw' in the layout 'batched', whatever the file's layout is.
 
     The layout is an option of the export: 'batched' has the outputs of `soft_masks_of` and `cate_pred` (B, S,
-    C), and is returned as it is; 'fork' has those of zhangjinsong3/SOLOv2.tensorRT, which are joined here:
+    C), and is returned unchanged; 'fork' has the outputs of zhangjinsong3/SOLOv2.tensorRT, joined here:
 
     - SOLO: `seg_preds_{level}` (B, g * g, H4, W4); Decoupled SOLO: `seg_preds_x_{level}` and
       `seg_preds_y_{level}` (B, g, H4, W4); and of both `cate_pred_{level}` (B, g, g, C);
@@ -180,8 +173,6 @@ def batched(outputs: Arrays, facts: SoloFacts) -> dict[str, np.ndarray]:
       `kernel_pred_{image}` for several; with `dcn_apply_to_all_conv=False`, as the light model with DCN has
       it, `cate_pred_{level}` (B, g, g, C) and `kernel_pred_{level}` (B, E, g, g); and of both `seg_pred`
       (B, E, H4, W4).
-
-    `facts` are those of the file.
     """
     if 'cate_pred' in outputs and outputs['cate_pred'].ndim == 3:
         return dict(outputs)
@@ -214,17 +205,12 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
 
     Args:
         metadata: metadata of the file: `form`, `postprocess` and, for 'full', `options`.
-        outputs: outputs of the graph by name. Those of the form 'full' are `masks` (B, n, h, w) bool,
-            `scores` (B, n) and `labels` (B, n), whose rows of label -1 are padding, and, with a limit of
-            candidates, `candidates` (B,); for those of 'raw' see `batched`.
-        feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `img_shape`
-            (B or 1, 2), height and width before padding, and `ori_shape` (2,) those of the results, pixels;
-            without them both are those of the network input, rounded up to multiples of 8.
-
-    Raises:
-        ShapeError: the tensors are not of the grids that the metadata states.
-        ModelFileError: there are more candidates than a file of the form 'full' that was exported with
-            `--max-candidates` looks at.
+        outputs: outputs of the graph by name. The form 'full' gives `masks` (B, n, h, w) bool, `scores` (B,
+            n) and `labels` (B, n), -1 for padding, and, with a limit of candidates, `candidates` (B,); for
+            'raw' see `batched`.
+        feeds: inputs of the graph by name, and for the form 'raw': `img_shape` (B or 1, 2), height and width
+            before padding, and `ori_shape` (2,) of the results, pixels; the default of both is the network
+            input, rounded up to multiples of 8.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

@@ -14,14 +14,11 @@ from mmdeploy_ext.synthetic.info_files import write_infos
 
 
 class Sparse4DData(CameraData):
-    """Frames with a pose and a time."""
-
     compared = PREDICTIONS
     unread_fields = ('intrinsics', 'scene_token')
     needed = ('ego_pose', 'timestamp_s')
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
-        """Return a sample as a frame; those of the published data set have no scene."""
         frame = super().frame(data)
         return dataclasses.replace(frame, scene_token=frame.scene_token or '')
 

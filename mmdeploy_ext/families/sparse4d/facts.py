@@ -1,4 +1,4 @@
-"""Sparse4D: facts of a model, which its files keep. No torch."""
+"""Sparse4D: facts of a model, which its files keep."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ class Sparse4DFacts(Facts):
         max_num: most boxes of a frame.
         score_threshold: smallest score of a class, without the centerness, of a box, and of an instance that
             gets a new id; None: every one passes.
-        num_instances, num_temp: instances of a frame, and those that are handed on.
+        num_instances, num_temp: instances of a frame, and number that is handed on.
         confidence_decay: factor by which a confidence of the last frame counts in this one.
         default_time_interval: seconds that a graph gets if there is no last frame, if it is more than
             `max_time_interval` away, or if both have one time.

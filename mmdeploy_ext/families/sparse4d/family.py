@@ -1,7 +1,4 @@
-"""The family of Sparse4D: the configs that it claims and refuses, and what its models are.
-
-`families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
-"""
+"""The family of Sparse4D: the configs that it claims and refuses, and the models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,22 +30,15 @@ MEMORY = dict(
     confidence=ColumnGroup(rtol=0.0, atol=2e-4),
     prev_id=ColumnGroup(rtol=0.0, atol=0.0),
 )
-"""Tensors of the memory, and their tolerances; of the anchors in every column (m, logarithm, m/s)."""
 
 
 def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
-    """Return the steps of a config's test pipeline as `multiview_rule` reads them.
-
-    Sparse4D's data set chooses resize and crop by its `data_aug_conf`, which becomes an argument of the step.
-    """
     chosen = {name: value for name, value in test_dataset(cfg).items() if name == 'data_aug_conf'}
     resize = dict(chosen, type='ResizeCropFlipRotImage', training=False)
     return [resize if step['type'] == 'ResizeCropFlipImage' else step for step in test_pipeline(cfg)]
 
 
 class Sparse4DFamily(CameraFamily, SequenceFamily):
-    """`Sparse4D` with `Sparse4DHead`, version 3."""
-
     name = 'sparse4d'
     models = CameraModels(
         detectors=('Sparse4D',),
@@ -120,11 +110,6 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
         )
 
     def result(self, detections: InstanceBoxes) -> dict[str, Any]:
-        """Return detections as one entry of the results of a test loop, with `cls_scores`.
-
-        The entries are not inside `pts_bbox`, as mmdet3d has them: upstream's data set reads `img_bbox`
-        instead, and both data sets take entries that are in neither.
-        """
         (entry,) = samples.result(detections).values()
         entry['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
         return entry

@@ -1,9 +1,6 @@
 """Sparse4D's graph: one for all frames, pictures to instances.
 
 Outside are the memory, the projection of its anchors, the ids of tracks and the decoding: `memory.py`.
-
-Glossary: N cameras, H, W network input in pixels, A instances of a frame, M remembered ones, C channels, K
-classes.
 """
 
 from torch import Tensor, nn
@@ -27,7 +24,6 @@ ANCHORS = (
 
 
 def map_sizes(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return `Pictures.sizes` and `starts` of a model, by running the network once."""
     cameras, height, width = model.input_sizes
     return steps.map_sizes([shape[1:] for shape in map_shapes(model, height, width)], cameras)
 
@@ -36,7 +32,6 @@ class PortableFrame(nn.Module):
     """One frame, whether it is the first one or not; the sizes of maps are constants."""
 
     def __init__(self, model: nn.Module, grid_sample: bool) -> None:
-        """Keep the model; with `grid_sample` maps are sampled by GridSample, else by gathers."""
         super().__init__()
         self.model, self.size, self.grid_sample = model, model.input_sizes, grid_sample
         sizes, starts = map_sizes(model)
@@ -53,7 +48,6 @@ class PortableFrame(nn.Module):
         mask: Tensor,
         has_temp: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return features, anchors, class logits and quality logits; see `spec`."""
         cameras, height, width = self.size
         image_wh = lidar2img.new_tensor([[width, height]] * cameras)
         rows = feature_rows(feature_maps(self.model, img))
@@ -63,7 +57,6 @@ class PortableFrame(nn.Module):
 
 
 def predictions(model: nn.Module) -> tuple[TensorSpec, ...]:
-    """Return the specs of the outputs of the last refinement."""
     bank = model.head.instance_bank
     rows = 1, bank.num_anchor
     channels, classes = bank.instance_feature.shape[1], model.head.layers[-1].cls_layers[-1].out_features
@@ -94,7 +87,6 @@ def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
 
 
 def spec(model: nn.Module) -> GraphSpec:
-    """Return the contract of the graph."""
     cameras, height, width = model.input_sizes
     near = f'1 if the last frame is at most {model.head.instance_bank.max_time_interval:g} s away, else 0'
     exists = '0 at a first frame, where the last instances may be any finite numbers'
@@ -109,6 +101,5 @@ def spec(model: nn.Module) -> GraphSpec:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the one graph."""
     module = PortableFrame(model, options.grid_sample == 'operator')
     return camera_graphs(model, options, [(FORM, module, spec(model))])

@@ -1,11 +1,7 @@
-"""The memory of Sparse4D v3: what one frame hands to the next, the track ids, and boxes. Needs numpy only.
+"""The memory of Sparse4D v3: state between frames, track ids, and boxes.
 
 A memory is a dict: `cached_feature` (1, M, C), `cached_anchor` (1, M, 11) in the LiDAR frame of the last
 frame, `confidence` (1, M), float32; `instance_id` (1, M) and `prev_id` (1,), the next id, int64.
-
-The published model does some things that surprise, and was trained with them: projected anchors have sine and
-cosine exchanged; after a gap of more than `max_time_interval` confidences and features of before go on into
-the rows of other instances; no scene empties the memory; class scores are not sorted with their boxes.
 
 Glossary: A anchors of a frame, M of them that are handed on, C channels, K classes, n boxes. An anchor has 11
 numbers in the LiDAR frame: x, y, z of the centre (m), the logarithms of length, width and height (m), sine
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
 
 COLUMNS = 11
-"""Numbers of an anchor."""
 CENTRE, LOG_SIZE, SINE, COSINE, VELOCITY = slice(0, 3), slice(3, 6), 6, 7, slice(8, 11)
 """Where an anchor has them."""
 NO_ID = -1
@@ -41,7 +36,7 @@ CENTERNESS = 0
 
 
 class TemporalInputs(NamedTuple):
-    """What the memory gives to the graph of a frame.
+    """Inputs of a frame's graph from the memory.
 
     Attributes:
         feature, anchor: (1, M, C) and (1, M, 11) float32, the latter moved into this frame; zeros without a
@@ -62,7 +57,6 @@ class TemporalInputs(NamedTuple):
 
 
 def is_near(facts: Sparse4DFacts, memory: StreamState | None, timestamp_s: float) -> bool:
-    """Return whether a last frame belongs to one of this time."""
     if memory is None:
         return False
     return bool(abs(np.float32(timestamp_s - memory.timestamp_s)) <= facts.max_time_interval)
@@ -71,7 +65,6 @@ def is_near(facts: Sparse4DFacts, memory: StreamState | None, timestamp_s: float
 def temporal_inputs(
     facts: Sparse4DFacts, channels: int, memory: StreamState | None, frame: Frame
 ) -> TemporalInputs:
-    """Return what the graph of a frame takes of the memory; `channels` is C."""
     track_id = np.full((1, facts.num_instances), NO_ID, np.int64)
     interval, near = facts.default_time_interval, is_near(facts, memory, frame.timestamp_s)
     if memory is None:
@@ -92,8 +85,7 @@ def project_anchors(anchor: np.ndarray, motion: np.ndarray, seconds: float) -> n
     """Return anchors (..., 11) where they are `seconds` later, in the LiDAR frame of then; float32.
 
     They move on by their velocity and are turned and shifted by `motion` (4, 4), from their LiDAR frame to
-    that of then, in float64, with one rounding at the end. The model turns the pair (cosine, sine), and
-    stores it in this order into the columns of sine and cosine.
+    the later one, in float64, with one rounding at the end.
     """
     anchor, motion = np.asarray(anchor, np.float64), np.asarray(motion, np.float64)
     rotation, moved = motion[:3, :3], anchor.copy()
@@ -107,11 +99,7 @@ def project_anchors(anchor: np.ndarray, motion: np.ndarray, seconds: float) -> n
 def tracked(
     facts: Sparse4DFacts, inputs: TemporalInputs, memory: StreamState | None, logits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the track ids (1, A) int64 and the confidences (1, A) float32 of a frame's logits (1, A, K).
-
-    Confidences are the scores of the best classes, in the first M rows at least the confidences of the last
-    frame's instances times the decay, also where `mask` is 0 and the rows are other instances.
-    """
+    """Return the track ids (1, A) int64 and the confidences (1, A) float32 of a frame's logits (1, A, K)."""
     raw = exact_sigmoid(np.asarray(logits).max(-1))
     confidence, next_id = raw.copy(), 0
     if memory is not None:
@@ -166,12 +154,7 @@ class InstanceBoxes(Detections3D):
 def decode(
     logits: np.ndarray, anchor: np.ndarray, quality: np.ndarray, facts: Sparse4DFacts, ids: np.ndarray
 ) -> InstanceBoxes:
-    """Decode logits (1, A, K), anchors and quality (1, A, 2) of the last decoder layer, and ids (1, A).
-
-    No NMS and no range: there is one box, z at the bottom, for each of the `max_num` instances with the best
-    scores of a class that reaches the threshold. Scores of boxes are these times the centerness; of equal
-    ones that with the better score of a class is first, and of equal ones of these the first row.
-    """
+    """Decode logits (1, A, K), anchors and quality (1, A, 2) of the last decoder layer, and ids (1, A)."""
     scores = exact_sigmoid(logits[0])
     labels, scores = scores.argmax(1), scores.max(1)
     rows = top_rows(scores, facts.max_num)

@@ -19,19 +19,14 @@ GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
 """Seconds between frames of a drive: around 2 s, the published `max_time_interval`, after which kept
 instances no longer come in, no time at all, and back in time by more and by less than that."""
 CACHED = ('cached_feature', 'cached_anchor', 'confidence')
-"""Attributes of the live bank that are its memory, besides the ids."""
 LAST = dict(classification='pred_class_score', prediction='pred_anchor', quality='pred_quality_score')
-"""What the live head returns, of each refinement -> output of the graph, of the last one."""
 
 
 class Sparse4DReference(CameraReference):
-    """The detector's own test path, whose head keeps the memory; neither a scene nor a gap empties it."""
-
     reads = Sparse4DOnnx.reads
 
     @property
     def bank(self) -> nn.Module:
-        """The instance bank of the head."""
         return self.head.instance_bank
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
@@ -82,17 +77,11 @@ class Sparse4DReference(CameraReference):
         )
 
     def moment(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, Any]:
-        """Return time and pose as the bank takes them."""
         pose = np.array(ego_pose, np.float64)
         time = torch.tensor([timestamp_s], dtype=torch.float64, device=self.device)
         return dict(timestamp=time, img_metas=[dict(T_global=pose, T_global_inv=np.linalg.inv(pose))])
 
     def tensors(self, values: Mapping[str, Any], was_reset: bool) -> dict[str, np.ndarray]:
-        """Return the outputs of the last refinement, `instance_id`, `confidence` and `first_scores`.
-
-        The latter (1, A) float64 are the scores by which this frame's own rows were chosen, NaN for kept rows
-        and for all rows if none was kept.
-        """
         scores = np.full((1, self.bank.num_anchor), np.nan)
         if not was_reset:
             best = array(values['first_logits'].max(-1).values.double().sigmoid())[0]
@@ -110,7 +99,6 @@ class Sparse4DReference(CameraReference):
         return boxes_of_result(results[0]['img_bbox'])
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
-        """Return the boxes that the head itself decodes; without `instance_id` rows number the instances."""
         tensors = {key: [torch.from_numpy(np.array(outputs[name]))] for key, name in LAST.items()}
         rows = np.arange(outputs['pred_anchor'].shape[1])[None]
         ids = torch.from_numpy(np.array(outputs.get('instance_id', rows)))

@@ -1,8 +1,4 @@
-"""Sparse4D as a stream: images, calibration, pose and time in, boxes with track ids out. No torch.
-
-Glossary: N cameras, A instances, C channels, K classes. `memory.py` has the columns of an anchor (11); the
-two of the quality are logits of centerness and yaw.
-"""
+"""Sparse4D as a stream: images, calibration, pose and time in, boxes with track ids out."""
 
 from __future__ import annotations
 
@@ -21,22 +17,14 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
 FORM = 'sparse4d'
-"""Name of the graph, and of its file."""
 PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred_quality_score')
-"""Outputs: features (1, A, C), anchors (1, A, 11), logits (1, A, K) and (1, A, 2)."""
 
 
 class Sparse4DOnnx(StreamRuntime):
-    """An exported Sparse4D. Nothing but `reset` empties the memory, neither a scene nor a gap, as published.
-
-    A frame after more than `max_time_interval` counts as reset, although the memory stays.
-    """
-
     families, files = ('sparse4d',), (FORM,)
     reads = ('lidar2img', 'ego_pose', 'timestamp_s')
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        """Return the outputs of the graph, `instance_id` (1, A) int64 and `confidence` (1, A) float32."""
         facts = self.metadata.postprocess
         inputs = bank.temporal_inputs(facts, self.channels, memory, frame)
         outputs = self.infer(frame, inputs)
@@ -58,7 +46,6 @@ class Sparse4DOnnx(StreamRuntime):
 
     @property
     def channels(self) -> int:
-        """C."""
         return int(self.graphs[self.files[-1]].spec.tensor('pred_instance_feature').axes[-1])
 
     def next_memory(
@@ -87,13 +74,10 @@ class Sparse4DOnnx(StreamRuntime):
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
-    """Return the boxes of a frame's outputs; without `instance_id` instances are numbered by their rows."""
     _, anchor, logits, quality = (outputs.get(name) for name in PREDICTIONS)
     rows = np.arange(logits.shape[1])[None]
     return bank.decode(logits, anchor, quality, metadata.postprocess, outputs.get('instance_id', rows))
 
 
 QUANTISED = FORM
-"""Name of the graph whose layers `quantize.py` puts in INT8."""
 OPENS = Sparse4DOnnx
-"""Class that opens an export."""

@@ -1,7 +1,4 @@
-"""The family of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder.
-
-`families/base.py` and `families/sparse.py` document the members.
-"""
+"""The family of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder."""
 
 import dataclasses
 from typing import Any
@@ -23,8 +20,6 @@ from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class EncoderFamily(SparseFamily):
-    """Models of mmdet3d, or `LidarBackbone`, with a sparse encoder; instances are below, in `ENCODERS`."""
-
     orders: tuple[str, ...]
     int8: Int8Reference
     name = 'sparse_backbone'
@@ -55,12 +50,13 @@ class EncoderFamily(SparseFamily):
 
 
 ENDS = {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
-"""First and last convolution -> its precision and that of its output in NVIDIA's INT8 files."""
+"""First and last convolution -> its precision and its output's in NVIDIA's INT8 files."""
 BEVFUSION = EncoderFamily(orders=('xyz', 'zyx'), int8=Int8Reference(ENDS, half_ranges=True))
 """BEVFusion's LiDAR backbone.
 
 Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5: NVIDIA's `model.half()` rounds the
-ranges, too."""
+ranges, too.
+"""
 CENTERPOINT = EncoderFamily(
     orders=('zyx', 'xyz'),
     int8=Int8Reference(
@@ -79,15 +75,13 @@ CENTERPOINT = EncoderFamily(
 """The published CenterPoint's encoder.
 
 Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5 and 6: the Add of a block has its path;
-conv_input is folded last."""
+conv_input is folded last.
+"""
 SPARSE_ENCODER = EncoderFamily(orders=('zyx', 'xyz'), int8=Int8Reference(ENDS))
-"""mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD.
-
-Its precisions are BEVFusion's, whose encoder has another order of axes; ranges are not rounded."""
+"""mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD."""
 ENCODERS = dict(
     BEVFusionSparseEncoder=BEVFUSION,
     CenterPointSparseEncoder=CENTERPOINT,
     SparseEncoder=SPARSE_ENCODER,
     SparseEncoderSASSD=SPARSE_ENCODER,
 )
-"""Type of an encoder -> the object that exports it."""

@@ -1,8 +1,5 @@
 """The sparse encoder of a config and of a model, how points become its voxels, and checks of its grid.
 
-A config states the grid twice: by range and voxel size, and by sparse_shape. The checks refuse configs that
-disagree with themselves.
-
 Glossary: C channels, X, Y, Z cells of the dense output along the axes, H, W its rows and columns.
 """
 
@@ -22,18 +19,11 @@ PARTS = {
     'pts_middle_encoder': dict(voxels='pts_voxel_layer', means='pts_voxel_encoder', backbone='pts_backbone'),
     'middle_encoder': dict(voxels='voxel_layer', means='voxel_encoder', backbone='backbone'),
 }
-"""Key of the sparse encoder in `model` -> keys there of the voxel layer, of the voxel encoder, which takes
-means, and of the 2D backbone; '' if such a model has none."""
 MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
-"""Types of voxel encoders that take the mean of a voxel's points."""
 
 
 def parts_of(cfg: Any) -> dict[str, str] | None:
-    """Return the keys in a config's `model` of 'encoder', 'voxels', 'means' and 'backbone', see `PARTS`.
-
-    None: it has no encoder of voxels, or none with a voxel layer. Whether the encoder is a sparse one, which
-    its type says, is not looked at.
-    """
+    """Return the keys in a config's `model` of 'encoder', 'voxels', 'means' and 'backbone', see `PARTS`."""
     model = cfg.get('model') or {}
     for key, parts in PARTS.items():
         if isinstance(model.get(key), dict) and parts['voxels'] in model:
@@ -42,18 +32,11 @@ def parts_of(cfg: Any) -> dict[str, str] | None:
 
 
 def encoder_type(cfg: Any) -> str | None:
-    """Return the type of the encoder of `parts_of` a config; None without one."""
     parts = parts_of(cfg)
     return None if parts is None else cfg.model[parts['encoder']].get('type')
 
 
 def voxel_rule(cfg: Any, order: str) -> VoxelRule:
-    """Return the rule by which points become voxels with coordinates in an order, 'xyz' or 'zyx'.
-
-    Raises:
-        ConfigError: there is no encoder with a voxel layer, a key is missing, voxels do not fill the range,
-            or a voxel's features are not the mean of its points.
-    """
     parts = parts_of(cfg)
     if parts is None:
         pairs = (f'model.{key} with model.{entry["voxels"]}' for key, entry in PARTS.items())
@@ -71,7 +54,6 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
 
 
 def voxels_of(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return the numbers of voxels along x, y, z; `parts` are those of `parts_of`."""
     return grid_size(cfg.model[parts['voxels']] or {}, f'model.{parts["voxels"]}')
 
 
@@ -84,15 +66,10 @@ def encoder_path(model: nn.Module) -> str:
 
 
 def encoder(model: nn.Module) -> nn.Module:
-    """Return a model's sparse encoder."""
     return model.get_submodule(encoder_path(model))
 
 
 def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
-    """Return path, axes, grid, input channels and output of an encoder; ConfigError: they do not agree.
-
-    `cfg` is the config, `model` the model that was built of it.
-    """
     parts, module = parts_of(cfg), encoder(model)
     order, shape = axes(module), module.sparse_shape
     voxels = voxels_of(cfg, parts)
@@ -104,11 +81,7 @@ def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
 
 
 def dense_shape(module: nn.Module, sparse_shape: Sequence[int], order: str) -> tuple[int, int, int, int]:
-    """Return (1, C * Z, H, W) of an encoder whose convolutions run in the order in which it registers them.
-
-    `sparse_shape` is the grid of the input, with axes in this order, 'xyz' or 'zyx'. H, W are X, Y in order
-    'xyz' and Y, X in order 'zyx'.
-    """
+    """Return (1, C * Z, H, W) of an encoder that runs its convolutions in the order of their registration."""
     sizes = [int(size) for size in sparse_shape]
     channels = 0
     for layer in module.modules():
@@ -125,10 +98,6 @@ def dense_shape(module: nn.Module, sparse_shape: Sequence[int], order: str) -> t
 def _check_sparse_shape(
     sparse_shape: Sequence[int], grid: tuple[int, int, int], order: str, name: str
 ) -> None:
-    """Refuse an encoder whose grid is not that of its voxels; along z it may have one more, as SECOND's has.
-
-    The sparse shape has axes in `order`, 'xyz' or 'zyx', the grid x, y, z. The ConfigError names the axis.
-    """
     if len(sparse_shape) != 3:
         raise ConfigError(f'{name}: sparse_shape={list(sparse_shape)}, expected 3 sizes in order {order}')
     for axis, cells in zip('xyz', grid, strict=True):
@@ -143,7 +112,6 @@ def _check_sparse_shape(
 
 
 def _check_channels(model_cfg: Any, shape: tuple[int, int, int, int], parts: Mapping[str, str]) -> None:
-    """Refuse a 2D backbone of other channels than the dense output (1, C * Z, H, W) has."""
     channels = (model_cfg.get(parts['backbone']) or {}).get('in_channels')
     if isinstance(channels, int) and channels != shape[1]:
         raise ConfigError(

@@ -14,8 +14,6 @@ from mmdeploy_ext.synthetic.info_files import generated_dataset
 
 
 class StreamPetrData(CameraData):
-    """Frames with a pose, a time and a scene."""
-
     needed = ('intrinsics', 'ego_pose', 'timestamp_s', 'scene_token')
     dump_suffixes, dump_names = DUMP_SUFFIXES, DUMP_NAMES
 

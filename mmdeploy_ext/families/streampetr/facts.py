@@ -1,4 +1,4 @@
-"""StreamPETR: facts of a model, which its files keep. No torch."""
+"""StreamPETR: facts of a model, which its files keep."""
 
 import dataclasses
 from typing import Annotated
@@ -9,8 +9,6 @@ from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamPetrFacts(QueryBoxFacts):
-    """Facts of a model: rows of the memory, rows that a frame adds, and rows that become its queries."""
-
     memory_len: Count
     topk_proposals: Count
     num_propagated: Annotated[int, Bounds(0, 100_000)]

@@ -1,7 +1,4 @@
-"""The family of StreamPETR: the configs that it claims and refuses, and what its models are.
-
-`families/base.py`, `families/sequence.py` and `families/parts/camera_models.py` document the members.
-"""
+"""The family of StreamPETR: the configs that it claims and refuses, and the models."""
 
 from typing import Any
 
@@ -35,7 +32,6 @@ a step of float32 at 10 s is 1e-6 s."""
 
 
 def check_test_path(cfg: Any) -> None:
-    """Raise ConfigError for tokens that the 2D head chooses, and for a decoder without a norm behind it."""
     if not cfg.model.get('aux_2d_only', True):
         raise ConfigError(
             f'{cfg.filename}: model.aux_2d_only=False chooses tokens by the 2D head at test time, which '
@@ -51,8 +47,6 @@ def check_test_path(cfg: Any) -> None:
 
 
 class StreamPetrFamily(CameraFamily, SequenceFamily):
-    """`Petr3D` with `StreamPETRHead`; in the deployment fork their names end in PTH and ONNX."""
-
     name = 'streampetr'
     models = CameraModels(
         detectors=('Petr3D', 'Petr3DPTH', 'Petr3DONNX'),

@@ -20,13 +20,11 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 
 
 def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:
-    """Return the tensors that `compute` makes of the head."""
     with torch.no_grad():
         return [rows.clone() for rows in compute(model.pts_bbox_head)]
 
 
 def register_frustum(module: nn.Module, cameras: int, height: int, width: int) -> None:
-    """Register the image points of the tokens, a constant of the image size, as a buffer."""
     (frustum,) = _constants(module.model, lambda head: [steps_of(head).frustum((height, width), cameras)])
     module.register_buffer('frustum', frustum, persistent=False)
 
@@ -40,10 +38,7 @@ class ExtractImgFeat(OfModel):
 
 
 class RigEmbedding(OfModel):
-    """The position embedding, which depends on the calibration alone; it is run once per rig.
-
-    Its arguments are the detector, N, H and W; `tokens_per_camera` is h w.
-    """
+    """The position embedding, which depends on the calibration alone; it is run once per rig."""
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
         super().__init__(model)
@@ -78,11 +73,10 @@ class HeadStep(nn.Module):
             self.register_buffer(name, rows, persistent=False)
 
     def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
-        """Run `FrameSteps.step` with its arguments up to `prev_exists`; return what it returns.
+        """Run `FrameSteps.step` with its arguments up to `prev_exists`.
 
         The arguments are features, position embedding, cone, the memory of the last frame, the transform of
-        its places into this frame, the seconds since, and `prev_exists`. Returned are the outputs by name,
-        the memory that the frame used, and the memory after it.
+        its places into this frame, the seconds since, and `prev_exists`.
         """
         queries = (self.tgt, self.query_pos, self.query_points)
         return steps_of(self.model.pts_bbox_head).step(*args, queries=queries, all_layers=self.all_layers)
@@ -91,9 +85,9 @@ class HeadStep(nn.Module):
 class PtsHeadMemory(HeadStep):
     """The head as a step without side effects: the memory goes in and comes out as five tensors.
 
-    Points and poses that go in are in the LiDAR frame of the last frame, with ages in seconds at its time;
-    those that come out are in that of this frame, with ages at the time of this one. Velocities stay in the
-    LiDAR frame of the row's origin.
+    Input points and poses are in the LiDAR frame of the last frame, with ages in seconds at its time; outputs
+    are in the LiDAR frame of this frame, with ages at its time. Velocities stay in the LiDAR frame of the
+    row's origin.
     """
 
     def forward(
@@ -112,9 +106,9 @@ class PtsHeadMemory(HeadStep):
     ) -> tuple[Tensor, ...]:
         """Compute one frame of `img_feats` (1, N, C, h, w) and the outputs of `RigEmbedding`.
 
-        The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1), `egopose`
-        (1, n, 4, 4) and `velo` (1, n, 2), each in the frame that the class names. `ego_motion` (1, 4, 4) is
-        from the last LiDAR frame to this one, `delta_t_s` (1,) the time since; the memory is ignored if
+        The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1), `egopose` (1,
+        n, 4, 4) and `velo` (1, n, 2), each in the frame that the class names. `ego_motion` (1, 4, 4) is from
+        the last LiDAR frame to this one, `delta_t_s` (1,) the time since; the memory is ignored if
         `prev_exists` (1,) is 0. Returned are all_cls_scores (L, 1, Q, K), logits, all_bbox_preds (L, 1, Q,
         10), codes (see `SpecFactory.predictions`), and the five tensors of the state after the frame, of n
         rows, too.
@@ -125,7 +119,6 @@ class PtsHeadMemory(HeadStep):
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the three graphs, in the order of `GRAPHS`; the option `layers` chooses the outputs."""
     size = spec.sizes(model, *model.input_sizes, options.layers)
     modules = (
         ExtractImgFeat(model),

@@ -1,8 +1,8 @@
-"""The memory in local and global coordinates, in float64. Needs numpy only.
+"""The memory in local and global coordinates, in float64.
 
 A memory is a dict of the arrays `FIELDS`, each (1, rows, ...): `embedding`, `reference_point` (3) in metres,
-`timestamp` (1) in seconds, `egopose` (4, 4), from the LiDAR frame of a row's origin to that of the memory,
-`velo` (2) in m/s, in the LiDAR frame of a row's origin, which no motion changes.
+`timestamp` (1) in seconds, `egopose` (4, 4), from the LiDAR frame of a row's origin to the memory's, `velo`
+(2) in m/s, in the LiDAR frame of a row's origin, which no motion changes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 
 
 def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-    """Return a memory in global coordinates in the LiDAR frame of a pose (4, 4), LiDAR to global; float32.
-
-    Its times become ages at `timestamp_s`: a global memory has minus the absolute times.
-    """
+    """Return a memory in global coordinates in the LiDAR frame of a pose (4, 4), LiDAR to global; float32."""
     return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
 
 

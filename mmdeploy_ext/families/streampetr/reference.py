@@ -21,8 +21,6 @@ from mmdeploy_ext.synthetic.moments import special_drive
 
 
 class StreamPetrReference(CameraReference):
-    """The detector's own test path; its head keeps the memory in global coordinates."""
-
     reads, outputs = StreamPetrOnnx.reads, PREDICTIONS
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:

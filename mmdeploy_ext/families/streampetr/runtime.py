@@ -1,6 +1,4 @@
-"""StreamPETR as a stream: images, calibration, pose and time in, boxes out. No torch.
-
-With ONNX Runtime, features, position embedding and memory stay on its device.
+"""StreamPETR as a stream: images, calibration, pose and time in, boxes out.
 
 Glossary: N cameras, L decoder layers in the outputs, Q queries, K classes.
 """
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.held import Held
 
 BACKBONE, EMBEDDING, HEAD = GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
-"""Names of the graphs, in the order in which a frame goes through them."""
 MAX_GAP_S = 2.0
 """Seconds: the time of four key frames of nuScenes, which are 0.5 s apart."""
 
@@ -41,7 +38,6 @@ class StreamPetrOnnx(StreamRuntime):
     gap_s = MAX_GAP_S
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, Held]:
-        """Return `all_cls_scores` (L, 1, Q, K), `all_bbox_preds` (L, 1, Q, 10), and the memory after."""
         motion, seconds = motion_since(memory, frame)
         features = self.graphs[BACKBONE].run(dict(img=frame.images), ['img_feats'])
         rig = dict(img2lidar=np.linalg.inv(frame.lidar2img), intrinsics=frame.intrinsics)
@@ -60,7 +56,6 @@ class StreamPetrOnnx(StreamRuntime):
 
     @functools.cached_property
     def nothing(self) -> dict[str, Held]:
-        """A memory of zeros, which each frame reads that begins a scene."""
         return {field: self.graphs[HEAD].zeros(f'pre_memory_{field}') for field in FIELDS}
 
     def hidden(self, name: str) -> bool:
@@ -77,10 +72,7 @@ class StreamPetrOnnx(StreamRuntime):
 
 
 def motion_since(memory: StreamState | None, frame: Frame) -> tuple[np.ndarray, float]:
-    """Return the transform (4, 4) float64 from the last LiDAR frame to this one, and the seconds since.
-
-    DataError: the frame is before the last one of its scene.
-    """
+    """Return the transform (4, 4) float64 from the last LiDAR frame to this one, and the seconds since."""
     if memory is None:
         return np.eye(4), 0.0
     seconds = frame.timestamp_s - memory.timestamp_s
@@ -93,18 +85,12 @@ def motion_since(memory: StreamState | None, frame: Frame) -> tuple[np.ndarray, 
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: query_boxes.QueryBoxFacts) -> Detections3D:
-    """Return boxes, best first, of logits (L, 1, Q, K) and codes (L, 1, Q, 10); the last layer alone counts.
-
-    Codes are x, y, z of the centre in the LiDAR frame, m, logarithms of length, width and height, sine and
-    cosine of the yaw, and velocity x, y, m/s; boxes have z at the bottom.
-    """
+    """Boxes, best first, of logits (L, 1, Q, K) and codes (L, 1, Q, 10); the last layer alone counts."""
     return query_boxes.decode(cls_scores, bbox_preds, facts, query_boxes.at_least, query_boxes.IN_ORDER)
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of a frame in its LiDAR frame, best first, of the outputs of the last file."""
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
 
 
 OPENS = StreamPetrOnnx
-"""The class that opens an export."""

@@ -15,12 +15,10 @@ from mmdeploy_ext.tasks.half_bars import widened
 STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
 """Pairs: output of a frame, and the input of the next frame that it becomes."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
-"""Outputs that are float32 from their last linear layer on, as the top-k sorts them."""
 GEOMETRY = {'img2lidar', 'intrinsics', 'cone', 'ego_motion', 'delta_t_s'}
 GEOMETRY |= {f'pre_memory_{field}' for field in FIELDS[1:]}
 """Tensors that are `TensorSpec.single`: points, intrinsics, poses, times."""
 FEATURES = {'img', 'img_feats', 'pos_embed', 'pre_memory_embedding', 'post_memory_embedding'}
-"""Tensors of a float16 graph that `fp16_io` makes float16."""
 LOGITS = (ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3),)
 BOXES = (
     ColumnGroup('xyz', (0, 1, 2), 'm', 0.0, 5e-3),
@@ -36,7 +34,6 @@ STATE_GROUPS = dict(
     egopose=ColumnGroup(rtol=0.0, atol=2e-4),
     velo=ColumnGroup(unit='m/s', rtol=0.0, atol=1e-3),
 )
-"""Field of the memory -> its tolerance."""
 STATE_MEANING = dict(
     embedding='decoder outputs of the rows',
     reference_point='box centres of the rows',
@@ -44,7 +41,6 @@ STATE_MEANING = dict(
     egopose="transforms from the LiDAR frame of each row's origin",
     velo='velocities of the rows in the LiDAR frame of their origin',
 )
-"""Field of the memory -> its meaning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +51,11 @@ class Sizes:
         stride: pixels of the input per cell of the feature map.
         depth: depth bins of a token's ray.
         channels: of features and embeddings.
-        layers: decoder layers whose predictions are outputs: all, or 1 for the last one.
+        layers: decoder layers with predictions as outputs: all, or 1 for the last one.
         queries: learned and propagated ones.
         code: numbers of a predicted box.
         memory: rows of the memory inside a frame.
-        state: rows of the memory between frames: those inside a frame and the new ones.
+        state: rows of the memory between frames: `memory` and the new rows.
     """
 
     cameras: int
@@ -77,21 +73,15 @@ class Sizes:
 
     @property
     def feature_hw(self) -> tuple[int, int]:
-        """(h, w)."""
         return self.height // self.stride, self.width // self.stride
 
     @property
     def tokens(self) -> int:
-        """T."""
         height, width = self.feature_hw
         return self.cameras * height * width
 
 
 def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str = 'all') -> Sizes:
-    """Read the numbers from a `Petr3D` for N cameras of H x W px; `layers` is 'all', or 'last' for L = 1.
-
-    A decoder that does not return its intermediate layers has L = 1 in any case.
-    """
     head, decoder = model.pts_bbox_head, model.pts_bbox_head.transformer.decoder
     return Sizes(
         cameras=cameras,
@@ -149,7 +139,6 @@ class SpecFactory:
     def rows(
         self, name: str, field: str, rows: int, size: Sizes, meaning: str, dtype: str = ''
     ) -> TensorSpec:
-        """Return the spec of one tensor of the memory: a field of `FIELDS` with so many rows."""
         tails = dict(
             embedding=(size.channels,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
         )
@@ -166,10 +155,6 @@ class SpecFactory:
         )
 
     def predictions(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
-        """Return the specs of logits and box codes.
-
-        Upstream's code calls the first two sizes, length and width, w and l, and so does `meaning`.
-        """
         layers = 'all decoder layers' if size.layers > 1 else 'the last decoder layer'
         shape, logits = (size.layers, 1, size.queries), f'class logits of {layers}'
         box = f'x y z (m, current LiDAR frame) log w log l log h sin cos (yaw) vx vy (m/s), of {layers}'
@@ -180,7 +165,6 @@ class SpecFactory:
 
 
 def extract_img_feat(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of backbone and neck."""
     factory = SpecFactory(options)
     axes = (1, size.cameras, size.channels, *size.feature_hw)
     meaning = f'feature map of stride {size.stride}'
@@ -189,7 +173,6 @@ def extract_img_feat(size: Sizes, options: Options) -> GraphSpec:
 
 
 def position_embedding(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of the graph that depends on the calibration alone."""
     factory, matrices = SpecFactory(options), (1, size.cameras, 4, 4)
     inverse = 'inverses of lidar2img, made in float64: pixels times depth to LiDAR frame'
     inputs = (

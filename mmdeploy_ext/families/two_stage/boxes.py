@@ -33,21 +33,14 @@ from mmdeploy_ext.families.parts.regions import (
 from mmdeploy_ext.runtime.geometry import softmax
 
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
-"""Box heads that export."""
 INVERTING_CODERS = ('tblr', 'bucket')
-"""Coders of regions whose boxes may end before they begin."""
+"""Coders that may give boxes with an end before their begin."""
 NEEDED = ('score_thr', 'nms', 'max_per_img')
-"""Settings of `test_cfg.rcnn` that these heads read without a default."""
 PADDED = {(False, False, False): '', (False, True, True): 'lower', (False, False, True): 'all'}
 """Which of the regions of `padded_rows` are padding -> its result."""
 
 
 def padded_rows(roi_head: nn.Module) -> str:
-    """Return which regions a head of one stage takes for padding and gives zeros for, found by trying.
-
-    mmdet 2.11 takes regions with the lower side at 0 ('lower'), 2.12 and 2.13 regions with all sides at 0
-    ('all'), other releases none (''). ConfigError: the head does otherwise.
-    """
     head, given = roi_head.bbox_head, []
     regions = next(head.parameters()).new_tensor([[4.0, 4, 12, 12], [4, 0, 12, 0], [0, 0, 0, 0]])
     logits = regions.new_ones(len(regions), 2)
@@ -72,7 +65,7 @@ def padded_rows(roi_head: nn.Module) -> str:
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse (ConfigError) a box head that the graph does not repeat."""
+    """Refuse a box head that the graph does not repeat."""
     if not isinstance(head, HEADS) or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
     columns = getattr(getattr(head, 'fc_cls', None), 'out_features', None)
@@ -85,15 +78,10 @@ def check_head(head: nn.Module) -> None:
 
 
 def thresholds(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> NmsConfig:
-    """Return the thresholds of results in the entry `key` ('rcnn' or 'panoptic') of the config's `test_cfg`.
-
-    ConfigError: a type or setting of the suppression that the graph does not repeat.
-    """
     return nms_config(test_cfg, soft=True, key=f'model.test_cfg.{key}.nms')
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of a box head."""
     if not getattr(head, 'with_reg', True):
         return ('cls_score',)
     if isinstance(head, bbox_heads.SABLHead):
@@ -116,7 +104,6 @@ def box_borders(roi_head: nn.Module) -> tuple[str, ...]:
 
 
 def last_head(roi_head: nn.Module) -> nn.Module:
-    """Return the box head whose boxes are the results."""
     return part_of(roi_head, 'bbox_head', stages_of(roi_head) - 1)
 
 
@@ -130,7 +117,6 @@ class Boxes(nn.Module):
     """All stages of the box heads, and the post-processing of the last one."""
 
     def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0) -> None:
-        """Keep heads and thresholds; `cap` is `max_candidates`, with which shapes are constant."""
         super().__init__()
         self.stages = nn.ModuleList(
             RegionBranch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
@@ -205,7 +191,6 @@ class Boxes(nn.Module):
 
 
 def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Return the box (B, K, 4) of the best class of each region; `scores` are logits."""
     if boxes.shape[2] == 1:
         return boxes[:, :, 0]
     if head.custom_activation:
@@ -215,14 +200,9 @@ def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -
 
 
 class Grid(nn.Module):
-    """Grid R-CNN: maps of points of every detection, and the box that the points vote for.
-
-    A point is in its likeliest cell. A side of the box is the mean of its points, weighted by probability.
-    mmdet clips a copy of the boxes, so that results reach beyond the image.
-    """
+    """Grid R-CNN: maps of points of every detection, and the box that the points vote for."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
-        """Keep extractor, head and the points of each side; `constant`: no shape depends on values."""
         super().__init__()
         self.pool, self.head = Pool(roi_head.grid_roi_extractor, constant), grid_of(roi_head)
         side, points = self.head.grid_size, range(self.head.grid_points)

@@ -20,14 +20,10 @@ from mmdeploy_ext.families.parts.proposals import (
 from mmdeploy_ext.families.two_stage import boxes
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
-"""Name of an output, the number of candidates before the limit -> the option with which a file has it."""
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse (UsageError) limits that do not make shapes constant, or that no number of candidates reaches.
-
-    A detector of two stages needs both limits or none, an RPN alone takes `max_proposals`.
-    """
+    """Refuse (UsageError) limits that do not make shapes constant, or that are out of reach."""
     limits = {name: options[name] for name in LIMITS if options.get(name)}
     if not limits:
         return
@@ -61,7 +57,6 @@ def check_proposals(head: nn.Module, options: Options) -> None:
 
 
 def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
-    """Return option -> number of boxes that can enter the suppression."""
     rpn_head, roi_head = heads['rpn_head'], heads.get('roi_head')
     generator, nms_pre = generator_of(rpn_head), thresholds(rpn_head).nms_pre
     anchors = 0
@@ -75,7 +70,6 @@ def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, in
 
 
 def rows_of(limit: int, head: nn.Module) -> int:
-    """Return how many results the NMS of a head (RPN or RoI head) gives of `limit` boxes."""
     proposes = isinstance(head, HEADS) or is_users_own(head)
     config = thresholds(head) if proposes else nms_config(head.test_cfg)
     return capped(limit, config.max_per_img)

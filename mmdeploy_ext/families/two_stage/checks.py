@@ -14,10 +14,6 @@ from mmdeploy_ext.families.two_stage.supported_parts import check_detector, chec
 
 
 def heads_of(cfg: Any) -> dict[str, nn.Module]:
-    """Return key ('rpn_head', 'roi_head') -> head without weights, of the heads that the config has.
-
-    ConfigError: one cannot be built.
-    """
     test_cfg, result = detector_parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
     return {
         key: detector_parts.tested_head(cfg, key, test_cfg.get(part))
@@ -27,10 +23,6 @@ def heads_of(cfg: Any) -> dict[str, nn.Module]:
 
 
 def check_two_stage(cfg: Any, options: Options) -> dict[str, nn.Module]:
-    """Refuse what does not export, before weights load; return `heads_of` the config.
-
-    ConfigError names a head, a part or a setting; UsageError an option that does not fit the model.
-    """
     with refused_by_name(cfg):
         check_detector(cfg.model)
         heads = heads_of(cfg)

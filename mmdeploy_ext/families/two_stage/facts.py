@@ -15,7 +15,7 @@ class TwoStageFacts(NmsConfig):
         proposals: suppression of the proposals; None if they are an input.
         mask_thr: value 0..1 from which on a pixel belongs to a mask; None without masks.
         num_things: the first classes are things.
-        mask_overlap: largest share of an instance that better ones may cover, without those left out for it.
+        mask_overlap: largest share of an instance that better kept instances may cover.
         stuff_area_limit: least pixels of a class of stuff.
     """
 

@@ -1,7 +1,4 @@
-"""The family of two-stage detectors: what it claims and refuses, and what the other modules give.
-
-`families/base.py` and `families/images.py` document the members.
-"""
+"""The family of two-stage detectors: configs that it claims and refuses."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,7 +27,6 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
 def claims(cfg: Any) -> Claim:
-    """Claim the head of mmdet's two-stage detectors, and of ImVoteNet's first stage."""
     is_claimed = detector_parts.detects(cfg, DETECTOR_CLASSES) or is_image_branch(cfg)
     return Claim.HEAD if is_claimed else Claim.NO
 
@@ -109,12 +105,6 @@ class TwoStageFamily(ImageFamily):
         return [graph]
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """Return `image_graphs.feeds`, and what the results need besides.
-
-        Masks need `ori_shape` (B, 2) int64, the height and width of the image that they are pasted into, see
-        `image_graphs.pasted_size`. An input of proposals is `proposals` (B, K, 4) float32 xyxy, pixels of the
-        network input; rows that an image does not have are zero.
-        """
         if self.task == 'boxed_mask':
             return image_graphs.feeds_with_sizes(images, rescale)
         feeds = image_graphs.feeds(images, rescale)
@@ -124,8 +114,6 @@ class TwoStageFamily(ImageFamily):
 
 
 class TwoStagePanopticFamily(ImageFamily):
-    """Two-stage detectors whose instances are laid over a semantic map."""
-
     name = 'two_stage'
     task = 'panoptic'
     forms = ('full', 'raw')

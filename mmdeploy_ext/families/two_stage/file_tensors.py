@@ -31,10 +31,6 @@ SAME_PLACE = 1e-2
 
 
 def given_to_heads(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return path of a method -> features, proposals or outputs of heads of regions of a file.
-
-    {} of heads that look at more than the features of regions, and of files whose proposals have no scores.
-    """
     roi_head, rows = roi_head_of(model), tensors.get(PROPOSALS)
     if not proposes(model) or roi_head is None or context_names(roi_head):
         return {}
@@ -53,7 +49,6 @@ def given_to_heads(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[
 
 
 def as_tensor(model: nn.Module, array: np.ndarray) -> torch.Tensor:
-    """Return an array as the model takes it."""
     return torch.from_numpy(np.array(array)).to(next(model.parameters()))
 
 
@@ -63,13 +58,11 @@ def present_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def outputs_of_stage(roi_head: nn.Module, stage: int) -> list[str]:
-    """Return the names of the outputs of the box head of a stage."""
     regions = f'regions_{stage}'
     return [name for name in box_borders(roi_head) if name.endswith(f'_{stage}') and name != regions]
 
 
 def given_boxes(model: nn.Module, tensors: Mapping[str, np.ndarray], *args: Any, **_: Any) -> dict[str, Any]:
-    """Stand in for `_bbox_forward([stage,] maps, rois)`; ConfigError: the file has other regions."""
     *stage, _maps, rois = args
     present = present_rows(tensors[PROPOSALS])
     names = outputs_of_stage(model.roi_head, stage[0] if stage else 0)

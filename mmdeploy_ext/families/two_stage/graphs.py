@@ -49,18 +49,14 @@ COUNT_MEANINGS = dict(
     proposal_candidates='boxes that could be proposals, where some are lacking; more than {}: the rest '
     'was cut off',
 )
-"""Name of an output -> its meaning, with the limit of the option in place of {}."""
 MASK_NAMES = ('masks', 'mask_scores')
-"""Outputs of mask heads; the second only of a detector with a head that scores masks."""
 
 
 def proposes(model: nn.Module) -> bool:
-    """Return whether a detector finds its proposals; otherwise they are an input."""
     return getattr(model, 'rpn_head', None) is not None
 
 
 def proposal_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of the head of proposals, by kind, then by level."""
     if not proposes(model):
         return ()
     levels = range(len(generator_of(model.rpn_head).strides))
@@ -68,7 +64,6 @@ def proposal_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def border_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the tensors between proposals and results; () without two stages."""
     roi_head = roi_head_of(model)
     if roi_head is None or not proposes(model):
         return ()
@@ -76,7 +71,6 @@ def border_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def network_inputs(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the inputs of the network: a Cascade RPN clips anchors to the images."""
     return ('input', 'img_shape') if proposes(model) and is_staged(model.rpn_head) else ('input',)
 
 
@@ -84,7 +78,6 @@ class TwoStageNetwork(nn.Module):
     """Backbone, neck and the head of proposals behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector itself; `names` are the names of the outputs."""
         super().__init__()
         self.model = model
         self.names = (*feature_names(model), *proposal_names(model))
@@ -102,7 +95,6 @@ class TwoStageNetwork(nn.Module):
     def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return the tensors of `names`, of the maps of all levels."""
         outputs = []
         if proposes(self.model):
             clip_hw = None if img_shape is None else clip_size(image, img_shape)
@@ -111,14 +103,13 @@ class TwoStageNetwork(nn.Module):
 
 
 class TwoStageFullForm(nn.Module):
-    """The part of a `full` graph behind the network: proposals, regions, results.
+    """The stage of a `full` graph behind the network: proposals, regions, results.
 
     Attributes:
         borders: names of inner tensors that are outputs, too, see `border_names`.
     """
 
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
-        """Keep the heads and settings; the limits are options of the export, 0: none."""
         super().__init__()
         self.borders: tuple[str, ...] = ()
         roi_head = roi_head_of(model)
@@ -167,7 +158,6 @@ class TwoStageFullForm(nn.Module):
         scale_factor: torch.Tensor,
         stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Look at regions and return the outputs of `spec`; for the arguments see `Boxes.forward`."""
         regions = features, proposals, present, clip_hw
         if self.grid is None:
             dets, labels, *counts = self.boxes(*regions, scale_factor, stage_tensors)
@@ -189,7 +179,6 @@ class TwoStageFullForm(nn.Module):
         scale_factor: torch.Tensor,
         *stage_tensors: list[dict[str, torch.Tensor]] | None,
     ) -> tuple[torch.Tensor, ...]:
-        """Run a head on detections and a spare row, since ONNX's Reshape reads a size of 0 as the input's."""
         if self.constant:
             return head(features, dets, labels, scale_factor, *stage_tensors)
         spare = dets.new_zeros(1, 1, dets.shape[2]).expand(dets.shape[0], -1, -1)
@@ -204,7 +193,6 @@ def with_area(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def clips_proposals(model: nn.Module) -> bool:
-    """Return whether a stage of the head of proposals clips boxes to the image."""
     if not proposes(model):
         return False
     head = model.rpn_head
@@ -212,7 +200,6 @@ def clips_proposals(model: nn.Module) -> bool:
 
 
 def clips_regions(model: nn.Module) -> bool:
-    """Return whether a head of regions clips boxes to the image, or without regression regions."""
     roi_head = roi_head_of(model)
     if roi_head is None:
         return False
@@ -227,7 +214,6 @@ def proposals_tensor(batch: int | str) -> TensorSpec:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph from pictures to results."""
     image = image_input(options, smallest_input(model), detector_parts.multiple(model))
     batch, roi_head = image.axes[0], roi_head_of(model)
     cap = options.get('max_proposals' if roi_head is None else 'max_candidates')
@@ -250,7 +236,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of the graph of `spec`: network, results, with `--paste-masks` pasting."""
     network = TwoStageNetwork(model)
     form = TwoStageFullForm(model, options.get('max_proposals', 0), options.get('max_candidates', 0))
     inputs = ('input', 'img_shape', 'scale_factor')

@@ -1,7 +1,7 @@
-"""ImVoteNet's first stage: a two-stage detector of pictures in mmdet3d, whose parts have the prefix `img_`.
+"""ImVoteNet's first stage: a two-stage detector of pictures in mmdet3d; its parts have the prefix `img_`.
 
 It is trained by itself, before the branch of points is added (`configs/imvotenet/imvotenet_faster_rcnn_*.py`
-of mmdet3d 1.0.0rc6). Layers, heads and results are those of mmdet's Faster R-CNN.
+of mmdet3d 1.0.0rc6).
 """
 
 import copy
@@ -19,15 +19,12 @@ from mmdeploy_ext.families.two_stage.checks import check_two_stage
 from mmdeploy_ext.models.building import build_without_weights
 
 PREFIX = 'img_'
-"""Prefix of the keys of the parts, and of their settings in `test_cfg`."""
 PARTS = ('backbone', 'neck', 'rpn_head', 'roi_head')
-"""Parts of a two-stage detector of mmdet."""
 KEYS = re.compile(r'\b(model|test_cfg)\.(?=(backbone|neck|rpn_head|roi_head|rpn|rcnn)\b)')
 """Text of messages before a key that has the prefix here."""
 
 
 def check(cfg: Any, options: Options) -> None:
-    """Refuse what `check_two_stage` does; messages name the keys of the user's config."""
     try:
         check_two_stage(as_two_stage(cfg), options)
     except UsageError as error:
@@ -45,7 +42,7 @@ def build(cfg: Any) -> nn.Module:
 
 
 def as_two_stage(cfg: Any) -> Any:
-    """Return a copy of a config whose `model`, and its `test_cfg`, have mmdet's keys and type."""
+    """Return a copy of a config with mmdet's keys and type."""
     result = copy.deepcopy(cfg)
     model = _without_prefix(cfg.model)
     model.update(type='FasterRCNN', test_cfg=_without_prefix(cfg.model.get('test_cfg') or {}))

@@ -31,7 +31,7 @@ POINT_SETTINGS = ('subdivision_steps', 'subdivision_num_points', 'scale_factor')
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse (ConfigError) a mask head that the graph does not repeat."""
+    """Refuse a mask head that the graph does not repeat."""
     if not isinstance(head, mask_heads.FCNMaskHead):
         raise ConfigError(
             f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'
@@ -39,10 +39,6 @@ def check_head(head: nn.Module) -> None:
 
 
 def mask_borders(roi_head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the regions and logits of mask heads.
-
-    () without mask heads, and of heads whose masks or features go through other heads.
-    """
     if not roi_head.with_mask or points_of(roi_head) or judge_of(roi_head):
         return ()
     if not isinstance(mask_logits_module(roi_head), StagedMaskHeads):
@@ -54,7 +50,6 @@ class Masks(nn.Module):
     """All stages of the mask heads: probabilities of each detection's class, and scores of the masks."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
-        """Keep the heads; `constant`: no shape depends on values."""
         super().__init__()
         self.logits = mask_logits_module(roi_head, constant)
         self.by_class = not heads_of(roi_head)[-1].class_agnostic
@@ -96,7 +91,6 @@ class Masks(nn.Module):
     def _logits_of_classes(
         self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, classes: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return features of regions, and of every stage the logits (R, 1, m, m) of the regions' classes."""
         has_last_layer = all(hasattr(head, 'conv_logits') for head in self.heads)  # not CoarseMaskHead's
         if self.points is None and self.by_class and has_last_layer:
             with predicted_class_only(self.heads, classes.clamp(min=0)):
@@ -110,13 +104,9 @@ class Masks(nn.Module):
 
 
 class Points(nn.Module):
-    """Masks of PointRend, enlarged step by step; the head looks at the least certain cells again.
-
-    mmdet refines the masks of all classes and uses one; here only this one is refined.
-    """
+    """Masks of PointRend, enlarged step by step; the head looks at the least certain cells again."""
 
     def __init__(self, roi_head: nn.Module) -> None:
-        """Keep the head of points, and the settings of `test_cfg`."""
         super().__init__()
         self.head, config = points_of(roi_head), roi_head.test_cfg
         self.scales = [1.0 / stride for stride in roi_head.mask_roi_extractor.featmap_strides]

@@ -46,7 +46,6 @@ seg_heads = mmdet_module('mmdet.models.seg_heads')
 RATIO, MULTIPLE = 4, 32
 """Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
 SEMANTIC = 'semantic_logits'
-"""The output of the network with the logits of stuff."""
 LARGEST_AREA = 10**9
 """Pixels; no picture has as many."""
 TIE_SCORE = 1e-6
@@ -54,7 +53,7 @@ TIE_SCORE = 1e-6
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
-    """Refuse (ConfigError) heads, classes and settings of a fusion that the graph does not repeat."""
+    """Refuse heads, classes and settings of a fusion that the graph does not repeat."""
     for key, upstream in (
         ('semantic_head', seg_heads.PanopticFPNHead),
         ('panoptic_fusion_head', seg_heads.HeuristicFusionHead),
@@ -97,7 +96,6 @@ class PanopticNetwork(graphs.TwoStageNetwork):
     def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last."""
         return [*super().head_outputs(maps, image, img_shape), self.model.semantic_head(maps)['seg_preds']]
 
 
@@ -137,7 +135,6 @@ class RegionMapFullForm(nn.Module):
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract: 'full' gives maps, 'raw' instances and logits of stuff."""
     step = max(detector_parts.multiple(model), MULTIPLE)
     image = image_input(options, max(step, smallest_input(model)), step)
     batch = image.axes[0]
@@ -163,7 +160,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, the part that looks at regions, and for `full` the fusion behind both."""
     network, regions = PanopticNetwork(model), graphs.TwoStageFullForm(model)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
     first = Stage('network', network, graphs.network_inputs(model), network.names)
@@ -181,9 +177,6 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return `image_graphs.feeds`, and `ori_shape` (2,) int64, the one `pasted_size` of all images.
-
-    `rescale` has no effect. ShapeError: the images have several sizes.
-    """
+    """Return `image_graphs.feeds`, and `ori_shape` (2,) int64, the one `pasted_size` of all images."""
     sizes = [pasted_size(image, rescale=True) for image in images]
     return dict(feeds(images, rescale=True), ori_shape=one_size(sizes, 'maps'))

@@ -54,8 +54,6 @@ EDGE = 1e-4
 
 
 class TwoStageReference(ImageReference):
-    """A detector that proposes regions and looks at each of them, or only proposes."""
-
     max_alone_share = 0.01
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
@@ -69,14 +67,12 @@ class TwoStageReference(ImageReference):
         images: Sequence[PreparedImage],
         rescale: bool,
     ) -> list[Detections] | None:
-        """Return results of mmdet's head of regions for the outputs of a graph of proposals."""
         if metadata.form != PROPOSALS:
             return None
         regions = outputs_of_first(self.model, outputs)
         return mmdet_reference.detections(self.model, images, rescale, regions)
 
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-        """Return the outputs of the form 'proposals' or 'regions' that are compared by value."""
         if form != PROPOSALS:
             return _region_tensors(self.model, feeds, {})
         with torch.no_grad():
@@ -87,7 +83,6 @@ class TwoStageReference(ImageReference):
         return {name: tensor.cpu().numpy() for name, tensor in zip(names, (*features, *outputs), strict=True)}
 
     def inner_inputs(self, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
-        """Return features, `proposals` (B, K + 1, 4), the last row padding, and `img_shape` for 'regions'."""
         if form != REGIONS:
             return {}
         with torch.no_grad():
@@ -107,10 +102,6 @@ class TwoStageReference(ImageReference):
         form: str,
         **_: Any,
     ) -> dict[str, np.ndarray] | None:
-        """Return the outputs of 'regions' with the file's regions as inputs of later stages.
-
-        Regions that differ by rounding may be pooled from another level.
-        """
         later = {name: array for name, array in given.items() if name.startswith('regions_')}
         if form == PROPOSALS or not later:
             return None
@@ -125,7 +116,6 @@ class TwoStageReference(ImageReference):
         max_proposals: int = 0,
         max_candidates: int = 0,
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return the bounds with overlaps and sides `EDGE` off their limits."""
         bounds = {}
         with torch.no_grad():
             maps, metas = maps_of(self.model, feeds), metas_of(feeds)
@@ -146,8 +136,6 @@ class TwoStageReference(ImageReference):
         return bounds
 
     def borders(self) -> dict[str, Any]:
-        """Return the outputs of the neck and of a plain head of proposals."""
-
         def features(calls: list[Any]) -> dict[str, torch.Tensor]:
             # maps of whole images, behind the levels, are not the neck's
             names = [name for name in feature_names(self.model) if name.startswith('features_')]
@@ -169,7 +157,6 @@ class TwoStageReference(ImageReference):
         return given_to_heads(self.model, tensors)
 
     def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Return the most anchors of a level and the most proposals of an image."""
         prefix = 'rpn.' if roi_head_of(self.model) else ''
         found = {}
         if proposes(self.model) and output_kinds(self.model.rpn_head) == ('cls', 'reg'):
@@ -185,7 +172,6 @@ class TwoStageReference(ImageReference):
     def inner_tensors(
         self, tensors: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return the outputs of the heads of regions for some of the file's regions."""
         given = given_to_heads(self.model, tensors)
         expected: dict[str, np.ndarray] = {}
         actual: dict[str, np.ndarray] = {}
@@ -211,7 +197,6 @@ class TwoStageReference(ImageReference):
     def inner_results(
         self, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
     ) -> list[tuple[Detections, Detections]]:
-        """Return mmdet's proposals of the file's maps, and the file's proposals, for each image."""
         rows = tensors.get(PROPOSAL_ROWS)
         if roi_head_of(self.model) is None or rows is None or rows.shape[2] != 5:
             return []
@@ -239,10 +224,6 @@ def stacked(boxes: Sequence[np.ndarray]) -> np.ndarray:
 def _region_tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return inputs and outputs of mmdet's box heads for the proposals of `inner_inputs`.
-
-    `later` are regions of later stages in place of the model's own.
-    """
     roi_head, recorded_tensors = model.roi_head, {}
     watched = functools.partial(_recording_forward, roi_head._bbox_forward, roi_head, later, recorded_tensors)
     maps, _ = outputs_of_first(model, feeds)
@@ -264,7 +245,6 @@ def _recording_forward(
     *args: Any,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Run the `_bbox_forward` of a head of regions and record regions, features and outputs by name."""
     *stage, maps, rois = args
     stage_index = stage[0] if stage else 0
     if stage_index:
@@ -296,10 +276,6 @@ def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> Reg
 def _needed_proposals(
     head: nn.Module, maps: Sequence[torch.Tensor], metas: Sequence[dict[str, Any]], cap: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the largest number of boxes (B,) that the suppression has to look at.
-
-    The graph counts by other code, `proposals.needed`, whose faults this shows.
-    """
     outputs, settings = head(maps), settings_of(head)
     iou_threshold, max_per_img = nms_arguments(settings['nms'])['iou_threshold'], settings['max_per_img']
 
@@ -322,7 +298,6 @@ def _needed_proposals(
 
 @contextlib.contextmanager
 def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
-    """Let a head of regions give no masks and any number of boxes, with these entries of `test_cfg`."""
     changed = copy.deepcopy(roi_head.test_cfg)
     changed.update(max_per_img=10**9, **test_cfg)
     without_masks = replaced_entry(roi_head._modules, 'mask_head', None)
@@ -331,7 +306,6 @@ def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
-    """Return the maps of all levels of the unpatched model for `input` of the feeds, the finest first."""
     image = torch.from_numpy(feeds['input']).contiguous().to(next(model.parameters()).device)
     return model.extract_feat(image)
 
@@ -354,16 +328,10 @@ def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 class TwoStagePanopticReference(TwoStageReference):
-    """A two-stage detector whose instances are laid over a semantic map."""
-
     def expected_tensors(self, *_: Any, **__: Any) -> None:
         return None
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-        """Return segments of the size of the original, or larger, see `panoptic.feeds_with_size`.
-
-        Images run one by one: mmdet resizes the semantic maps of a batch by the sizes of its first image.
-        """
         classes, results = int(self.model.panoptic_fusion_head.num_classes), []
         for image in images:
             (result,) = tested(self.model, [image], metas_of_images([image], rescale=True), rescale=True)
@@ -371,7 +339,6 @@ class TwoStagePanopticReference(TwoStageReference):
         return results
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return features, proposals and logits of stuff of a file, image by image."""
         given, stuff = given_to_heads(self.model, tensors), tensors.get(SEMANTIC)
         if not given or stuff is None:
             return {}

@@ -1,8 +1,7 @@
 """Two-stage detectors without PyTorch: boxes, boxes with masks, and panoptic maps.
 
-A graph of panoptic maps of the form 'full' ends with the maps, one of the form 'raw' with boxes, their masks
-and a semantic map, which are fused here. A pixel of a panoptic map is class + 1000 * number of the thing (0
-of stuff), or the number of classes if it is in no segment.
+A pixel of a panoptic map is class + 1000 * number of the thing (0 of stuff), or the number of classes if it
+is in no segment.
 
 Glossary: B batch, n boxes, m side of a mask, S classes of stuff, H4, W4 size of the semantic map, h, w size
 of the original.
@@ -22,17 +21,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Instances
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
-"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(
     metadata: Metadata, outputs: Arrays, feeds: Arrays
 ) -> list[Detections] | list[Instances] | list[Segments]:
-    """Return the results of each image of a batch; the facts in the metadata say of which kind they are.
-
-    For boxes see `padded_results.detections`, for boxes with masks `pasted_masks.detections`, for maps
-    `panoptic_maps`, also for arguments and errors.
-    """
+    """Return the results of each image of a batch; the facts in the metadata say of which kind they are."""
     facts = metadata.postprocess
     if facts.num_things is not None:
         return panoptic_maps(metadata, outputs, feeds)
@@ -50,15 +44,11 @@ def panoptic_maps(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Se
             + 1000 * number (of things from 1 on, 0 of stuff), or of the number of classes where no segment
             is; of the form 'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, the best
             first, `labels` (B, n) int64, -1 for padding, `masks` (B, n, m, m) 0..1 in the frame of the box,
-            and `semantic_logits` (B, S + 1, H4, W4), whose last channel is no stuff. Where masks overlap, the
+            and `semantic_logits` (B, S + 1, H4, W4), the last channel for no stuff. Where masks overlap, the
             earlier box has the pixel.
-        feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `ori_shape`
-            (2,), height and width of the maps of all images; and, if they are there, `img_shape` (B or 1, 2),
-            those of the images before padding (0: all of the input), and `scale_factor` (B or 1, 4), by which
-            boxes were divided.
-
-    Raises:
-        ModelFileError: a pixel of `panoptic` is no such value.
+        feeds: inputs of the graph by name, and for the form 'raw': `ori_shape` (2,), height and width of the
+            maps of all images; and, if they are there, `img_shape` (B or 1, 2), sizes of the images before
+            padding (0: all of the input), and `scale_factor` (B or 1, 4), by which boxes were divided.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

@@ -13,7 +13,6 @@ from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 
 
 def num_classes(model: nn.Module) -> int:
-    """Return the number of classes of the results; proposals alone are of one."""
     if hasattr(model, 'panoptic_fusion_head'):
         return int(model.panoptic_fusion_head.num_classes)
     roi_head = roi_head_of(model)
@@ -22,7 +21,6 @@ def num_classes(model: nn.Module) -> int:
 
 
 def facts_of(model: nn.Module) -> TwoStageFacts:
-    """Return the facts of a detector."""
     first = proposals.thresholds(model.rpn_head) if graphs.proposes(model) else None
     last = first if roi_head_of(model) is None else boxes.thresholds(result_cfg(model))
     facts = TwoStageFacts(**plain(last), num_classes=num_classes(model), proposals=first)

@@ -25,7 +25,6 @@ from mmdeploy_ext.families.parts.regions import context_names, feature_names, gr
 from mmdeploy_ext.families.two_stage import graphs
 
 PROPOSALS, REGIONS = FORMS = ('proposals', 'regions')
-"""The two graphs."""
 MEANINGS = dict(
     features='features that regions are pooled from',
     rpn_cls='logits of proposals',
@@ -37,9 +36,7 @@ MEANINGS = dict(
     bbox_cls='bucket logits of the sides of regions',
     bbox_reg='offsets in the buckets of the sides of regions',
 )
-"""Kind of a tensor -> its meaning."""
 UNITS = dict(rpn_cls='logit', cls_score='logit', bbox_cls='logit', regions='pixel')
-"""Kind of a tensor -> its unit; others have none."""
 SEED = 0
 """Seed of the numbers that the second graph is traced with."""
 
@@ -86,10 +83,7 @@ class ProposalsForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, 4) xyxy, pixels of the network input; rows of padding are zero.
-
-        `maps` are the outputs by `proposal_names`; for the others see `TwoStageFullForm.forward`.
-        """
+        """Return proposals (B, K, 4) xyxy, pixels of the network input; rows of padding are zero."""
         dets, *_ = self.proposals(maps, clip_size(image, img_shape))
         return (tap(PROPOSALS, dets[..., :4]),)
 
@@ -104,14 +98,6 @@ class RegionsForm(graphs.TwoStageFullForm):
         proposals: torch.Tensor,
         *features: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of the `full` form, and the tensors of `inner_names`, (B, K, ...).
-
-        Args:
-            img_shape: (B, 2) height and width that boxes are clipped to.
-            scale_factor: (B, 4) `w h w h`, input / original, which results are divided by.
-            proposals: (B, K, 4) xyxy, pixels of the network input; rows without an area are padding.
-            features: of `feature_names`, the levels that regions are pooled from.
-        """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()
 
@@ -137,16 +123,11 @@ class RegionsForm(graphs.TwoStageFullForm):
 _SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[str, tuple[int, ...]]]] = (
     weakref.WeakKeyDictionary()
 )
-"""Model -> input (H, W) -> name of a tensor -> shape for one image with `PROBED` regions."""
 PROBED = 3
 """Number of regions of the run that gives the shapes."""
 
 
 def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of features, outputs of the head of proposals, and `inner_names`, for one image.
-
-    UsageError: the model does not take images of the size of the options.
-    """
     shapes_of_sizes = _SHAPES.setdefault(model, {})
     size = options.height, options.width
     if size not in shapes_of_sizes:
@@ -166,13 +147,11 @@ def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
 
 
 def inner_names(model: nn.Module, options: Options) -> tuple[str, ...]:
-    """Return the names of inputs and outputs of heads of regions, stage by stage, such as 'cls_score_0'."""
     outside = (*feature_names(model), *graphs.proposal_names(model))
     return tuple(name for name in shapes(model, options) if name not in outside)
 
 
 def _tensor(name: str, options: Options, shape: Sequence[int], of_regions: bool) -> TensorSpec:
-    """Return the spec of a map of a level, or of rows of regions; `shape` is of one image."""
     kind, index = name.rsplit('_', 1)
     batch = 'B' if options.dynamic else options.batch
     axes = (batch, 'K', *shape[2:]) if of_regions else (batch, *shape[1:])
@@ -184,8 +163,6 @@ def _tensor(name: str, options: Options, shape: Sequence[int], of_regions: bool)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the form; UsageError: the model does not take the size of the options."""
-
     def tensors(names: Sequence[str], of_regions: bool = False) -> tuple[TensorSpec, ...]:
         shape_of = shapes(model, options)
         return tuple(_tensor(name, options, shape_of[name], of_regions) for name in names)
@@ -209,7 +186,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the stages of the form."""
     if options.form == REGIONS:
         names = (*graphs.spec(model, options).output_names, *inner_names(model, options))
         inputs = ('img_shape', 'scale_factor', 'proposals', *feature_names(model))
@@ -223,7 +199,6 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def example(model: nn.Module, options: Options) -> dict[str, torch.Tensor]:
-    """Return name -> tensor to trace the second graph with: seeded features, and windows of several sizes."""
     shape_of, numbers = shapes(model, options), torch.Generator().manual_seed(SEED)
     features = {
         name: torch.randn((options.batch, *shape_of[name][1:]), generator=numbers)

@@ -1,4 +1,4 @@
-"""The parts of two-stage detectors that export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
+"""The parts of two-stage detectors that export: classes of mmdet 2.28.2 with methods that graphs repeat."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,9 +27,7 @@ dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module(
 mask_heads = mmdet_module('mmdet.models.roi_heads.mask_heads')
 
 PANOPTIC = detectors.TwoStagePanopticSegmentor
-"""The class of detectors whose results are panoptic maps."""
 DETECTOR_CLASSES = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
-"""Detectors that the graphs follow."""
 ROI_HEADS = (
     roi_heads.HybridTaskCascadeRoIHead,
     roi_heads.SCNetRoIHead,
@@ -42,7 +40,6 @@ ROI_HEADS = (
     roi_heads.PISARoIHead,
     roi_heads.StandardRoIHead,
 )
-"""Heads of regions that the graphs follow."""
 
 
 UNTRACED = (
@@ -66,19 +63,17 @@ def is_image_branch(cfg: Any) -> bool:
 
 
 def result_key(detector: type) -> str:
-    """Return the key in `test_cfg` of the settings of results of a class of detectors with a `roi_head`."""
     return 'panoptic' if issubclass(detector, PANOPTIC) else 'rcnn'
 
 
 def result_cfg(model: nn.Module) -> Any:
-    """Return the `test_cfg` of results: panoptic, of `roi_head`, or of `rpn_head`."""
     if getattr(model, 'roi_head', None) is None:
         return model.rpn_head.test_cfg
     return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) a detector that lacks a head, or a TridentNet that tests all its branches."""
+    """Refuse a detector that lacks a head, or a TridentNet that tests all its branches."""
     detector = DETECTORS.get(model['type'])
     upstream = next(kind for kind in DETECTOR_CLASSES if issubclass(detector, kind))
     keys = []
@@ -96,7 +91,7 @@ def check_detector(model: Mapping[str, Any]) -> None:
 
 
 def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
-    """Refuse (ConfigError) a head of regions, a part of it, or settings that the graph does not repeat."""
+    """Refuse a head of regions, a part of it, or settings that the graph does not repeat."""
     name = type(roi_head).__name__
     if not isinstance(roi_head, ROI_HEADS):
         raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')

@@ -1,4 +1,4 @@
-"""YOLACT: its family, graph and runtime; mmdet's own detector and heads are used as they are."""
+"""YOLACT: its family, graph and runtime; mmdet's own detector and heads are used."""
 
 from mmdeploy_ext.contract.registry import register_family
 

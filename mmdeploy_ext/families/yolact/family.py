@@ -1,8 +1,4 @@
-"""The family of YOLACT: which configs it claims and refuses, and how it is run.
-
-What the attributes and methods of `YolactFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
-"""
+"""The family of YOLACT: configs that it claims and refuses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +24,6 @@ dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module(
 
 
 class YolactFamily(ImageFamily):
-    """mmdet's `YOLACT`: anchors with coefficients of prototypes of masks."""
-
     name = 'yolact'
     task = 'boxed_mask'
     forms = ('full',)
@@ -40,7 +34,6 @@ class YolactFamily(ImageFamily):
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
 
     def claims(self, cfg: Any) -> Claim:
-        """Claim every YOLACT; `check` refuses those with other heads, by the key."""
         return Claim.DETECTOR if detector_parts.detects(cfg, detectors.YOLACT) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -67,11 +60,6 @@ class YolactFamily(ImageFamily):
         return facts_of(model.bbox_head)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """Return the inputs of `image_graphs.feeds`, and `ori_shape` (2,) int64, height and width of masks.
-
-        `scale_factor` is among them only with `rescale`. Masks are of the original size whatever `rescale`
-        says. ShapeError: the images have several.
-        """
         return image_graphs.mask_feeds(images, rescale) | image_graphs.feeds(images, rescale)
 
 

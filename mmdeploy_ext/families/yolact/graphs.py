@@ -39,9 +39,7 @@ from mmdeploy_ext.families.parts.image_graphs import (
 from mmdeploy_ext.families.yolact.facts import YolactFacts
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
-"""Outputs of the head, each of every level: logits (of softmax with the background), deltas, coefficients."""
 FULL_NAMES = ('dets', 'labels', 'masks')
-"""Outputs of the graph."""
 EDGE = 1.0
 """Cells by which a crop is larger than its box, on every side."""
 MASK_THR = 0.5
@@ -69,10 +67,6 @@ class YolactNetwork(nn.Module):
 
 
 def facts_of(head: nn.Module) -> YolactFacts:
-    """Return the facts of a head; without `nms_pre` in `test_cfg` it is -1, no limit.
-
-    ConfigError names an entry that is missing or no number, and a `top_k` or `max_per_img` below 1.
-    """
     test_cfg = head.test_cfg
     return YolactFacts(
         score_thr=number('score_thr', test_cfg.get('score_thr'), float),
@@ -88,12 +82,12 @@ def facts_of(head: nn.Module) -> YolactFacts:
 def fast_suppression(
     boxes: torch.Tensor, scores: torch.Tensor, facts: YolactFacts
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Suppress, in every class, boxes by all better ones, also by those that are suppressed.
+    """Suppress, in every class, boxes by all better ones, also by suppressed ones.
 
     Args:
         boxes: (B, A, 4) xyxy.
         scores: (B, A, C) in 0..1, without the background.
-        facts: those of the detector.
+        facts: facts of the detector.
 
     Returns:
         Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; rows behind the results
@@ -112,7 +106,7 @@ def fast_suppression(
 
 
 class YolactFullForm(nn.Module):
-    """What the `full` form adds to the network."""
+    """The stage that the form `full` adds to the network."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -160,7 +154,6 @@ class YolactFullForm(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, outputs, strict=True))
 
     def _levels(self, maps: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield boxes (B, A, 4), scores (B, A, C) and coefficients (B, A, P) of the best of every level."""
         num_levels = len(maps) // len(HEAD_OUTPUTS)
         for level in range(num_levels):
             level_maps = zip(self.columns.items(), maps[level::num_levels], strict=True)
@@ -197,7 +190,6 @@ def masks_of(
 
 
 def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """Return (B, n, s) float32, 1 where cells of an axis of `size` () int64 are in spans (B, n, 2)."""
     cells = torch.arange(size, dtype=span.dtype, device=span.device)
     low = (span[..., :1] * size - EDGE).clamp(min=0)
     high = torch.minimum(span[..., 1:] * size + EDGE, size.to(span.dtype))
@@ -205,7 +197,6 @@ def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph: `input`, `img_shape`, `scale_factor`, `ori_shape` to `FULL_NAMES`."""
     image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
     batch, rows = image.axes[0], facts_of(model.bbox_head).max_per_img
     meaning = 'pixels of the instances at ori_shape'
@@ -216,7 +207,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
     network = YolactNetwork(model)
     inputs = ('input', 'img_shape', 'scale_factor', 'ori_shape', *network.names)
     return [

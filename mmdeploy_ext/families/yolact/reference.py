@@ -13,13 +13,7 @@ from mmdeploy_ext.runtime.detections import Instances
 
 
 class YolactReference(ImageReference):
-    """A YOLACT."""
-
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-        """Return the detector's own results, masks of the original size whatever `rescale` says.
-
-        Boxes are in pixels of the original with `rescale`, else of the network input.
-        """
         metas = metas_of(images)
         for meta in metas:
             scale_factor = meta['scale_factor'] if rescale else np.ones(4)

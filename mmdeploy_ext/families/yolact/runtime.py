@@ -1,7 +1,7 @@
 """YOLACT without PyTorch: a graph of the form 'full' does all but taking the padding away.
 
-Glossary: B batch, n rows of an image, `max_per_img` of the head, h, w size of the masks: that of the
-original picture, if the graph was fed it as `ori_shape`, else that of its input.
+Glossary: B batch, n rows of an image, `max_per_img` of the head, h, w size of the masks: `ori_shape`, else
+the input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'with_postprocess'}
-"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:

@@ -1,9 +1,7 @@
 """The attentions of BEVFormer: layers that `sampling.py` runs, under the names of upstream.
 
 Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{temporal_self_attention,
-spatial_cross_attention,decoder}.py`. Training needs more than this (dropout, initial values): not here.
-
-Glossary: N cameras, C channels, M heads, Z points of a pillar.
+spatial_cross_attention,decoder}.py`.
 """
 
 from collections.abc import Sequence
@@ -20,15 +18,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 
 class DeformableSampler(BaseModule):
-    """The linear layers of a deformable attention.
-
-    Args:
-        embed_dims: C, channels of queries and values; a ConfigError unless it is a multiple of M.
-        num_heads: M.
-        num_levels: feature maps that are sampled.
-        num_points: samples of a query per head and map.
-        queues: how many times as many samples and weights there are, and channels of the queries.
-    """
+    """The linear layers of a deformable attention."""
 
     def __init__(
         self, embed_dims: int, num_heads: int, num_levels: int, num_points: int, queues: int = 1
@@ -52,8 +42,7 @@ class TemporalSelfAttention(DeformableSampler):
     """Cells of the bird's-eye view look into the last view and into the first queries of the present one.
 
     `num_levels` has to be 1 and `num_bev_queue` 2: ConfigError otherwise, also for upstream's default of 4
-    levels. `embed_dims`, `num_heads` and `num_points` are those of `DeformableSampler`. `im2col_step`,
-    `dropout`, `batch_first`, `norm_cfg` and `init_cfg` are not used at test time.
+    levels.
     """
 
     def __init__(
@@ -80,11 +69,7 @@ class TemporalSelfAttention(DeformableSampler):
 
 @registered_if_named(ATTENTION)
 class MSDeformableAttention3D(DeformableSampler):
-    """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer.
-
-    `embed_dims`, `num_heads`, `num_levels` and `num_points` are those of `DeformableSampler`, the last a
-    multiple of Z; the others are not used at test time.
-    """
+    """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer."""
 
     def __init__(
         self,
@@ -103,12 +88,7 @@ class MSDeformableAttention3D(DeformableSampler):
 
 @registered_if_named(ATTENTION, builds=('MSDeformableAttention3D',))
 class SpatialCrossAttention(BaseModule):
-    """Cells of the bird's-eye view look into the cameras that see their pillars; the mean over these.
-
-    `embed_dims` is C, `num_cams` N. `deformable_attention` is the config of the attention that samples; None:
-    `MSDeformableAttention3D` with four levels. `pc_range`, `dropout`, `init_cfg`, `batch_first` and the
-    options in `training` are not used at test time.
-    """
+    """Cells of the bird's-eye view look into the cameras that see their pillars; the mean over these."""
 
     def __init__(
         self,

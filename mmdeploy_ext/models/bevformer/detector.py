@@ -1,7 +1,6 @@
 """BEVFormer's detector at test time: pictures to feature maps, frames to scenes.
 
-Source: fundamentalvision/BEVFormer 66b65f3, `detectors/bevformer.py`. Differs in: nothing is changed in
-place.
+Source: fundamentalvision/BEVFormer 66b65f3, `detectors/bevformer.py`.
 """
 
 from typing import Any
@@ -16,12 +15,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 @registered_if_named(DETECTORS)
 class BEVFormer(CameraDetector):
-    """Camera-only detector that runs a scene frame by frame.
-
-    Args:
-        video_test_mode: False forgets the last bird's-eye view before every frame.
-        modules: of `CameraDetector`.
-    """
+    """Camera-only detector that runs a scene frame by frame."""
 
     def __init__(self, video_test_mode: bool = False, **modules: Any) -> None:
         super().__init__(**modules)
@@ -29,18 +23,11 @@ class BEVFormer(CameraDetector):
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last frame: the next one begins a scene."""
         self.prev_frame_info: dict[str, Any] = dict(
             prev_bev=None, scene_token=None, prev_pos=np.zeros(3), prev_angle=0.0
         )
 
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
-        """Return the head's outputs for one frame; another scene token than before begins a scene.
-
-        `img_metas` is a list of one dict, whose `can_bus` (18,) begins with the position in metres and ends
-        with the heading in radians and in degrees, both in the map; what is between goes to the network as it
-        is. The head reads `lidar2img` and `pad_shape`, too. `img` (1, N, 3, H, W) is normalised and padded.
-        """
         meta, last = img_metas[0], self.prev_frame_info
         if meta['scene_token'] != last['scene_token'] or not self.video_test_mode:
             self.reset()

@@ -27,12 +27,6 @@ def pillar_points(height: int, width: int, points: int, pc_range: Sequence[float
     """Return the points of the pillars (Q, P, 4): x, y, z in the LiDAR frame, m, and 1, the lowest first.
 
     The lowest and the highest point are half a metre inside of the range.
-
-    Args:
-        height: H.
-        width: W.
-        points: P.
-        pc_range: x, y, z low, then high, m.
     """
     low, high = torch.tensor(pc_range).split(3)
     depth = float(pc_range[5] - pc_range[2])
@@ -53,9 +47,9 @@ def project_pillars(points: Tensor, lidar2img: Tensor, image_size: tuple[int, in
         image_size: height and width of the padded pictures, px.
 
     Returns:
-        x, y (N, Q, P, 2) in shares of the picture, also of points outside (those behind the camera as if they
-        were `NEAREST_DEPTH` in front of it), and (N, Q, P), True for points in front of the camera and
-        strictly inside of its picture.
+        x, y (N, Q, P, 2) in shares of the picture, also of points outside (points behind the camera count as
+        `NEAREST_DEPTH` in front of it), and (N, Q, P), True for points in front of the camera and strictly
+        inside of its picture.
     """
     cameras = lidar2img.shape[0]
     projected = points.reshape(1, -1, 4) @ lidar2img.transpose(1, 2)
@@ -79,7 +73,7 @@ def rotated_cells(rotation: Tensor, height: int, width: int) -> tuple[Tensor, Te
         width: W.
 
     Returns:
-        Indices (Q,) int64, in range for every cell, and (Q,) bool, False for cells whose source is outside.
+        Indices (Q,) int64, in range for every cell, and (Q,) bool, False for a source outside.
     """
     x = torch.arange(width, device=rotation.device) - width * 0.5 + 0.5
     y = torch.arange(height, device=rotation.device) - height * 0.5 + 0.5
@@ -96,9 +90,6 @@ def rotated_cells(rotation: Tensor, height: int, width: int) -> tuple[Tensor, Te
 
 
 def rotate_view(view: Tensor, rotation: Tensor, height: int, width: int) -> Tensor:
-    """Return a bird's-eye view (Q, channels) turned by `rotated_cells`; cells without a source are 0.
-
-    The other arguments are those of `rotated_cells`.
-    """
+    """Return a bird's-eye view (Q, channels) turned by `rotated_cells`; cells without a source are 0."""
     source, is_inside = rotated_cells(rotation, height, width)
     return view[source] * is_inside[:, None].to(view.dtype)

@@ -124,11 +124,5 @@ class BEVFormerHead(BaseModule):
         return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return a list [boxes, scores (n,), labels (n,)] per sample, best first, of the last decoder layer.
-
-        Columns of boxes are x, y, z of the bottom, width, length, height in m, yaw in rad from -y clockwise,
-        velocity x, y in m/s; of a model that was trained with boxes of mmdet3d 1.x length comes before width,
-        and the yaw is from x counter-clockwise. `outputs` are what `forward` returns; `img_metas` have
-        `box_type_3d`, the class of the boxes.
-        """
+        """A list [boxes, scores (n,), labels (n,)] per sample, best first, of the last decoder layer."""
         return decoded_samples(self.bbox_coder, outputs, img_metas)

@@ -38,8 +38,7 @@ def last_view(head: nn.Module, motion: np.ndarray, prev_bev: Tensor | None) -> L
 def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tuple[int, int]) -> Tensor:
     """Return a view (Q, 1, C) turned by the motion (18,) about a point, as (1, Q, C).
 
-    With row 0 on top it turns counter-clockwise by the degrees of the motion. `center` is x and y of the
-    point, cells from the first corner; `size` is (H, W).
+    `center` is x and y of the point, cells from the first corner; `size` is (H, W).
     """
     picture = view[:, 0].t().reshape(-1, *size)
     picture = functional.rotate(picture, float(motion[TURN_DEG]), center=list(center))

@@ -1,11 +1,7 @@
 """The attentions of BEVFormer, on live modules: to the last bird's-eye view, and to the cameras' pictures.
 
-Each takes a module of the user's or of ours by the names of its parameters: `sampling_offsets`,
-`attention_weights`, `value_proj` and `output_proj`, linear layers. They sample by GridSample, which is exact
-here: mmcv's kernels take the same four corners with the same weights.
-
-Glossary: N cameras, H, W rows and columns of a view, Q cells of it or queries, C channels, M heads,
-D = C / M, L levels of a camera's feature maps, h, w their sizes, P points per level, Z points of a pillar.
+Glossary: N cameras, H, W rows and columns of a view, Q cells of it or queries, C channels, M heads, D = C /
+M, L levels of a camera's feature maps, h, w their sizes, P points per level, Z points of a pillar.
 
 Source of the algorithm: fundamentalvision/BEVFormer 66b65f3, `modules/temporal_self_attention.py`,
 `modules/spatial_cross_attention.py`, `modules/decoder.py`.
@@ -42,7 +38,7 @@ def sample_views(module: nn.Module, query: Tensor, views: SeenViews) -> Tensor:
 
     Args:
         module: a deformable attention; its offsets and weights are ordered by head, view and point.
-        query: (1, Q, C) or more channels, what offsets and weights are computed from.
+        query: (1, Q, C) or more channels; offsets and weights are computed from it.
         views: V views, and where each query looks in each of them.
     """
     heads, points, count = module.num_heads, module.num_points, len(views.cells)
@@ -61,8 +57,6 @@ def sample_views(module: nn.Module, query: Tensor, views: SeenViews) -> Tensor:
 def scaled_offsets(offsets: Tensor, sizes: Sequence[tuple[int, int]], heads: int, points: int) -> Tensor:
     """Return offsets in cells as steps of a grid of GridSample, in which a map is from -1 to 1.
 
-    One product by a row of constants: quotients of pairs of x and y are several times slower.
-
     Args:
         offsets: (Q, M * L * P * 2), by head, level, point and axis, x before y.
         sizes: h and w of each level.
@@ -74,15 +68,14 @@ def scaled_offsets(offsets: Tensor, sizes: Sequence[tuple[int, int]], heads: int
 
 
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
-    """Return what `TemporalSelfAttention` computes before its shortcut (1, Q, C).
+    """Return (1, Q, C) of `TemporalSelfAttention` before its shortcut.
 
     Args:
         module: the attention.
         query: (1, Q, C), `position` not added.
         position: embedding of the cells, of the same shape.
-        views: the last view, turned as in `steps.LastView`, and the queries before the first layer of
-            the encoder, in each of its layers; without a last view `query` twice. Where each cell looks in
-            both.
+        views: the last view, turned as in `steps.LastView`, and the queries before the first layer of the
+            encoder, in each of its layers; without a last view `query` twice. Where each cell looks in both.
     """
     both = torch.cat([views.cells[:1], query + position], -1)
     return module.output_proj(sample_views(module, both, views).mean(0).t()[None])
@@ -91,11 +84,10 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
 def attend_cameras(
     module: nn.Module, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor
 ) -> Tensor:
-    """Return what `SpatialCrossAttention` computes before its shortcut (1, Q, C).
+    """Return (1, Q, C) of `SpatialCrossAttention` before its shortcut.
 
     Every cell attends to every camera, and samples in cameras that do not see it are 0: the same function as
-    upstream's, which collects the cells of each camera first. The weights of the samples are the same in all
-    cameras, so that the samples are summed before they are weighted.
+    upstream's, which collects the cells of each camera first.
 
     Args:
         module: the attention; its `deformable_attention` samples.
@@ -131,7 +123,7 @@ def attend_cameras(
 
 
 def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
-    """Return what the decoder's deformable attention computes before its shortcut (1, Q, C).
+    """Return (1, Q, C) of the decoder's deformable attention before its shortcut.
 
     Args:
         module: the attention.

@@ -1,7 +1,6 @@
 """BEVFormer from feature maps to predictions, on live modules: the encoder of the view, and the decoder.
 
-Eager runs of our head and the graphs share these steps, which take the user's modules or ours by the names
-that checkpoints give their parts. The fixed order of the view's and of the decoder's steps is upstream's.
+The fixed order of the view's and of the decoder's steps is upstream's.
 
 Glossary: N cameras, H, W rows and columns of the bird's-eye view, Q = H W cells, row by row, C channels, R
 queries of objects, L decoder layers, K classes, P points of a pillar.
@@ -51,10 +50,7 @@ class LastView:
 
 
 def with_embeddings(transformer: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Return feature maps (N, C, h, w) of each level with the embeddings of their level added.
-
-    Those of their camera are added, too, if `use_cams_embeds` of the transformer is set.
-    """
+    """Return feature maps (N, C, h, w) of each level with the embeddings of their level added."""
     embedded = []
     for level, features in enumerate(maps):
         if transformer.use_cams_embeds:
@@ -68,8 +64,7 @@ def cell_queries(head: nn.Module, can_bus: Tensor) -> tuple[Tensor, Tensor]:
 
     `can_bus` (18,) is the motion of the car: by how much its position has changed since the last frame (m, 3
     numbers), its orientation (4: a quaternion w, x, y, z, or its w four times), acceleration, rotation rate
-    and velocity (3 each), its heading in radians, and by how much that has changed, in degrees. It is not
-    read unless `use_can_bus` of the transformer is set.
+    and velocity (3 each), its heading in radians, and by how much that has changed, in degrees.
     """
     queries = head.bev_embedding.weight[None]
     if head.transformer.use_can_bus:
@@ -132,8 +127,7 @@ def decode_objects(head: nn.Module, view: Tensor, operators: ModuleType = sampli
     """Return the logits (L, 1, R, K) and box codes (L, 1, R, 10) of all decoder layers.
 
     A box is x, y (m), log of width and length, z of its centre (m), log of its height, sine and cosine of its
-    yaw, and its velocity in x and y (m/s). Of a model that was trained with boxes of mmdet3d 1.x length comes
-    before width, see `box_conventions`.
+    yaw, and its velocity in x and y (m/s).
 
     Args:
         head: a `BEVFormerHead`.

@@ -22,15 +22,7 @@ from mmdeploy_ext.models.query_decoder import AttentionLayer
 
 @registered_if_named(TRANSFORMER_LAYER)
 class BEVFormerLayer(AttentionLayer):
-    """One layer of the encoder, batch first.
-
-    Args:
-        attn_cfgs: configs of its two attentions.
-        operation_order: names of the steps.
-        act_cfg: activation of the feed-forward network; None: ReLU.
-        norm_cfg: normalisation; None: a layer normalisation.
-        options: of `AttentionLayer`; `ffn_cfgs` has no effect, and the family refuses it.
-    """
+    """One layer of the encoder, batch first."""
 
     def __init__(
         self,
@@ -79,10 +71,7 @@ class BEVFormerEncoder(TransformerLayerSequence):
 
 @registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class DetectionTransformerDecoder(TransformerLayerSequence):
-    """The layers of the decoder; the predictions of all of them are kept.
-
-    `return_intermediate` is not used.
-    """
+    """The layers of the decoder; the predictions of all of them are kept."""
 
     def __init__(self, *layers: Any, return_intermediate: bool = False, **settings: Any) -> None:
         super().__init__(*layers, **settings)
@@ -90,7 +79,7 @@ class DetectionTransformerDecoder(TransformerLayerSequence):
 
 @registered_if_named(TRANSFORMER)
 class PerceptionTransformer(BaseModule):
-    """Encoder, decoder and what they share.
+    """Encoder, decoder and shared embeddings.
 
     Args:
         num_feature_levels: levels that have an embedding; a model may use fewer.

@@ -1,10 +1,7 @@
 """CenterPoint's head on BEVFusion's bird's-eye view, as mit-han-lab has it for cameras alone.
 
-Boxes have the columns of mmdet3d 0.x: x, y, z of the bottom's centre, width, length and height, m, yaw, rad,
-from -y clockwise, and velocity in x and y, m/s.
-
-Glossary: B samples, T tasks, X, Y cells of the bird's-eye view (rows are x), Q boxes of
-a task before suppression, n boxes after it, G boxes of the ground truth of a sample.
+Glossary: B samples, T tasks, X, Y cells of the bird's-eye view (rows are x), Q boxes of a task before
+suppression, n boxes after it, G boxes of the ground truth of a sample.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +22,11 @@ from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 KINDS = ('circle', 'rotate')
 """Values of `nms_type`: NMS by the distance of centres, and by the overlap of rotated boxes."""
 VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
-"""Maps of a task besides its `heatmap`."""
 
 
 @registered_if_named(HEADS)
 class BEVFusionCenterHead(CenterHead):
-    """mmdet3d's CenterHead for maps whose rows are x, and boxes of mmdet3d 0.x; velocities are needed.
-
-    Tasks are lists of class names, or mmdet3d's dicts. In `test_cfg`, `nms_type` is one for all tasks or a
-    list for each, and `nms_scale` one for all classes or a list of lists for each class of each task: sizes
-    are multiplied by it before rotated boxes are compared. Other settings raise ConfigError.
+    """mmdet3d's CenterHead for maps with x as rows, and boxes of mmdet3d 0.x with velocities.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/centerpoint.py and
     core/bbox/coders/centerpoint_bbox_coders.py.
@@ -65,13 +57,7 @@ class BEVFusionCenterHead(CenterHead):
 
     @property
     def nms(self) -> list[dict[str, Any]]:
-        """Groups of classes for the suppression, one per task.
-
-        A group has `classes`; `most`, the largest number of boxes; and `radius`, a squared distance, m^2,
-        for circle NMS, or `overlap`, an IoU, `first`, the number of boxes that are compared, None for all,
-        and `scales` of the sizes of each class. ConfigError: settings in `test_cfg` that are missing or
-        invalid.
-        """
+        """Groups of classes for the suppression, one per task."""
         test, tasks = self.test_cfg, len(self.counts)
         kinds, scales = test.get('nms_type'), test.get('nms_scale', 1.0)
         kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds] * tasks
@@ -108,10 +94,6 @@ class BEVFusionCenterHead(CenterHead):
         return self.forward_single(feats)
 
     def score_threshold(self, group: Mapping[str, Any]) -> float:
-        """Return the lowest score with which boxes of a task, a group of `nms`, take part in suppression.
-
-        With circle NMS it is 0, whatever `test_cfg.score_threshold` is.
-        """
         return 0.0 if 'radius' in group else float(self.test_cfg.get('score_threshold') or 0.0)
 
     def candidates(self, tasks: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,11 +128,7 @@ class BEVFusionCenterHead(CenterHead):
 
     @torch.no_grad()
     def get_bboxes(self, tasks: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder, after NMS.
-
-        `tasks` are what `forward` returns. Boxes are in the order of the tasks, of each the best first;
-        labels are numbered through all tasks.
-        """
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder, after NMS."""
         boxes_of_tasks = []
         for maps, group in zip(tasks, self.nms, strict=True):
             samples = self._decoded(maps)
@@ -161,7 +139,6 @@ class BEVFusionCenterHead(CenterHead):
         ]
 
     def _decoded(self, maps: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return mmdet3d's boxes of one task per sample."""
         maps = x_last(maps)
         sizes, rot = maps['dim'], maps['rot']
         samples = self.bbox_coder.decode(
@@ -177,7 +154,6 @@ class BEVFusionCenterHead(CenterHead):
         return samples
 
     def _suppressed(self, sample: Mapping[str, Tensor], group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the boxes of a task and sample after NMS, with bottom centres and labels of all tasks."""
         valid = sample['scores'] >= self.score_threshold(group)
         boxes, scores, labels = (sample[name][valid] for name in ('bboxes', 'scores', 'labels'))
         rows = rows_after_nms(boxes, scores, labels.long(), group)
@@ -186,10 +162,7 @@ class BEVFusionCenterHead(CenterHead):
         return dict(bboxes=boxes, scores=scores[rows], labels=labels[rows].long() + group['classes'][0])
 
     def suppress(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the boxes of one sample, of all tasks, that the NMS of their tasks keeps.
-
-        Argument and result are as the result of `get_bboxes` for a sample.
-        """
+        """Return the boxes of one sample, of all tasks, that the NMS of their tasks keeps."""
         rows_of_tasks = []
         for group in self.nms:
             in_group = torch.isin(sample['labels'], sample['labels'].new_tensor(group['classes']))
@@ -208,8 +181,7 @@ def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def rows_after_nms(boxes: Tensor, scores: Tensor, labels: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Return the rows (k,) int64, best first, of the boxes (n, 9) that the NMS of a group keeps.
 
-    Boxes have the columns of the module, of which z and the height are not read. Labels (n,) count within the
-    group, which is one of `BEVFusionCenterHead.nms`.
+    Labels (n,) count within the group, which is one of `BEVFusionCenterHead.nms`.
     """
     if not len(boxes):
         return labels

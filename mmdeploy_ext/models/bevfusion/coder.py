@@ -25,8 +25,6 @@ def boxes_of_cells(
 ) -> Tensor:
     """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
 
-    As in mmdet3d 0.x, the yaw is counted from -y, clockwise.
-
     Args:
         coder: box coder with `voxel_size`, `out_size_factor` and `pc_range`.
         center: (B, 2, Q) centre in cells, x first.
@@ -52,9 +50,9 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
 
     `pc_range` is the first cell's corner (x, y, m); a cell is `out_size_factor` voxels of `voxel_size` (m
-    along x, y, z) long, and a target has `code_size` numbers: 8, or 10 with the velocity. Boxes whose bottom
-    centre is outside `post_center_range` (x, y, z low, then high), and boxes whose score does not exceed
-    `score_threshold`, are dropped; a limit of None, or a threshold of 0, drops none.
+    along x, y, z) long, and a target has `code_size` numbers: 8, or 10 with the velocity. Boxes are dropped
+    if the bottom centre is outside `post_center_range` (x, y, z low, then high) or the score does not exceed
+    `score_threshold`; a limit of None, or a threshold of 0, drops none.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py; differs in: arguments
     are not changed in place.
@@ -75,11 +73,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         self.score_threshold = score_threshold
 
     def encode(self, boxes: Tensor) -> Tensor:
-        """Return the regression targets (n, code_size) of boxes (n, 7 or 9), bottom centre, m, rad, m/s.
-
-        They are x and y of the centre in cells, its z in m, the logarithms of w, l, h, sine and cosine of the
-        yaw, and the velocity, as many as there are.
-        """
+        """Return the regression targets (n, code_size) of boxes (n, 7 or 9), bottom centre, m, rad, m/s."""
         cell = boxes.new_tensor([size * self.out_size_factor for size in self.voxel_size[:2]])
         place = (boxes[:, :2] - boxes.new_tensor(self.pc_range[:2])) / cell
         height = boxes[:, 2:3] + boxes[:, 5:6] / 2
@@ -100,7 +94,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     def decode(self, scores: Tensor, *values: Tensor) -> list[dict[str, Tensor]]:
         """Return 'bboxes', 'scores' and 'labels' of each sample, in the order of the queries.
 
-        Scores are (B, K, Q) in 0..1, the values those of `boxes_of_cells`: center, height, dim, rot and vel.
+        Scores are (B, K, Q) in 0..1, the values as of `boxes_of_cells`: center, height, dim, rot and vel.
         """
         best, labels = scores.max(1)
         boxes = self.boxes(*values)

@@ -30,14 +30,11 @@ from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 SENSORS = ('camera', 'lidar')
 """Keys of `encoders`, in the order in which their maps are joined."""
 HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')
-"""Type in a config -> type that is built: mmdet3d's CenterHead takes maps (Y, X), those here are (X, Y)."""
 
 
 @registered_if_named(FUSION_LAYERS)
 class ConvFuser(nn.Sequential):
     """The maps of all sensors side by side, and one 3x3 convolution to C channels.
-
-    `in_channels` are the channels of each sensor's map, `out_channels` is C.
 
     Source: mit-han-lab/bevfusion db75150, models/fusers/conv.py.
     """
@@ -60,8 +57,8 @@ class BEVFusion(BaseModule):
     """Cameras, LiDAR or both to boxes; parameters are named as in mit-han-lab's checkpoints.
 
     Args:
-        encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; one of
-            them may be missing.
+        encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; one of them
+            may be missing.
         fuser: fuses the maps of both sensors; None for one sensor.
         decoder: 'backbone' and 'neck' of the bird's-eye view.
         heads: 'object' -> the head; 'map' has to be empty.
@@ -71,7 +68,7 @@ class BEVFusion(BaseModule):
     """
 
     fork: Any = None
-    """The repository whose code is the reference of a proof, see `families/bevfusion/fork.py`, or None."""
+    """The repository with the code of a proof's reference, see `families/bevfusion/fork.py`, or None."""
 
     def __init__(
         self,
@@ -106,10 +103,6 @@ class BEVFusion(BaseModule):
         self.heads = nn.ModuleDict(dict(object=build_head(dict(head, type=HEADS[head['type']]))))
 
     def init_weights(self) -> None:
-        """Initialise the parts.
-
-        mmcv's own method computes the mean of every parameter, which fails for the integers of the grid.
-        """
         modules = [self]
         while modules:
             for child in modules.pop().children():
@@ -120,7 +113,6 @@ class BEVFusion(BaseModule):
 
     @property
     def sensors(self) -> tuple[str, ...]:
-        """The model's sensors, in the order of the fuser's channels."""
         return tuple(name for name in SENSORS if name in self.encoders)
 
     def camera_maps(self, pictures: Tensor) -> Tensor:
@@ -161,8 +153,7 @@ class BEVFusion(BaseModule):
         """Return the head's predictions, see its `forward`.
 
         Images are (B, N, 3, H, W), points (P, in_channels) per sample in the augmented LiDAR frame; for the
-        matrices of the metas, and their errors, see `rig.read_rig`. What the model does not take may be None.
-        ShapeError: pictures of another shape, or no points.
+        matrices of the metas, and their errors, see `rig.read_rig`.
         """
         maps = []
         for sensor in self.sensors:
@@ -180,7 +171,6 @@ class BEVFusion(BaseModule):
         return self.heads['object'](self.joined(maps))
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
-        """Return results, see `simple_test`; NotImplementedError with `return_loss`: it has no losses."""
         if return_loss:
             raise NotImplementedError('BEVFusion has no losses here; train it with its own repository')
         return self.forward_test(**data)
@@ -188,10 +178,7 @@ class BEVFusion(BaseModule):
     def forward_test(
         self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any
     ) -> list[dict[str, Any]]:
-        """Return the results of a batch, see `simple_test`.
-
-        Lists of one, as the test pipeline gives them, are unwrapped. DataError: several augmentations.
-        """
+        """Return the results of a batch, see `simple_test`."""
         if isinstance(img_metas[0], list):
             if len(img_metas) != 1:
                 raise DataError(
@@ -206,11 +193,7 @@ class BEVFusion(BaseModule):
     def simple_test(
         self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
     ) -> list[dict[str, Any]]:
-        """Return a dict per sample: 'pts_bbox' -> `boxes_3d`, `scores_3d`, `labels_3d`, on the CPU.
-
-        Boxes have mmdet3d 1.x's columns. The arguments are those of `predictions`; metas have `box_type_3d`,
-        too.
-        """
+        """Return a dict per sample: 'pts_bbox' -> `boxes_3d`, `scores_3d`, `labels_3d`, on the CPU."""
         samples = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
         results = []
         for meta, sample in zip(img_metas, samples, strict=True):
@@ -221,10 +204,7 @@ class BEVFusion(BaseModule):
 
 
 def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any]) -> None:
-    """Raise ConfigError, which names the key, for a model of parts that are not built here.
-
-    The arguments are those of `BEVFusion`.
-    """
+    """Raise ConfigError, which names the key, for a model of parts that are not built here."""
     sensors = [name for name in SENSORS if encoders.get(name)]
     unknown = [name for name in encoders if name not in SENSORS and encoders[name]]
     if unknown or not sensors:

@@ -18,7 +18,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
-"""Predictions of a query that make up its box."""
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of small objects, of which every cell may be a query, not peaks alone."""
 FIRST_LOGIT = -2.19
@@ -67,9 +66,6 @@ class Attention(nn.MultiheadAttention):
 class DecoderLayer(nn.Module):
     """Queries look at each other, then at every cell; keys and values carry the positions, too.
 
-    `channels` is C, `hidden` the width of the feed-forward network, `heads` the number of heads of both
-    attentions, and `dropout` the share of values that are dropped in training.
-
     Source: mit-han-lab/bevfusion db75150, models/utils/transformer.py:12-111.
     """
 
@@ -98,13 +94,7 @@ class DecoderLayer(nn.Module):
 
 
 class Predictor(nn.ModuleDict):
-    """One small network for each kind of value of a box, and one for the classes.
-
-    Args:
-        channels: C.
-        outputs: name -> (count, number of layers), count being the output channels.
-        hidden: channels between the layers.
-    """
+    """One small network for each kind of value of a box, and one for the classes."""
 
     def __init__(self, channels: int, outputs: Mapping[str, Sequence[int]], hidden: int = 64) -> None:
         super().__init__()
@@ -214,7 +204,6 @@ class TransFusionHead(nn.Module):
         self.unlimited = unlimited  # no buffer: mmcv writes those into checkpoints, persistent or not
 
     def init_weights(self) -> None:
-        """Initialise the decoder as transformers do, and the class logits for small probabilities."""
         for parameter in self.decoder.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -226,10 +215,10 @@ class TransFusionHead(nn.Module):
 
         Returns:
             'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) z of the centre, m; 'dim' (B, 3, Q)
-            logarithms of width, length and height in m; 'rot' (B, 2, Q) sine and cosine of the yaw; 'vel'
-            (B, 2, Q) m/s, if `common_heads` has it; 'heatmap' (B, K, Q) logits; 'query_heatmap_score'
-            (B, K, Q), probabilities of the heat map in the queries' cells, 0 where `peaks` has 0;
-            'query_labels' (B, Q) int64, the classes of the peaks; 'dense_heatmap' (B, K, H, W) logits.
+            logarithms of width, length and height in m; 'rot' (B, 2, Q) sine and cosine of the yaw; 'vel' (B,
+            2, Q) m/s, if `common_heads` has it; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q),
+            probabilities of the heat map in the queries' cells, 0 where `peaks` has 0; 'query_labels' (B, Q)
+            int64, the classes of the peaks; 'dense_heatmap' (B, K, H, W) logits.
         """
         shared = self.shared_conv(feats if isinstance(feats, Tensor) else feats[0])
         dense = self.heatmap_head(shared)
@@ -250,11 +239,7 @@ class TransFusionHead(nn.Module):
         return dict(predictions, query_heatmap_score=score, query_labels=labels, dense_heatmap=dense)
 
     def peaks(self, heat: Tensor) -> Tensor:
-        """Return a heat map (B, K, H, W) of probabilities, 0 in cells that are not the largest around them.
-
-        That is in the window of `nms_kernel_size` with the cell in its middle; cells of the border, which has
-        no whole window, are 0. Classes in `UNLIMITED` keep every cell.
-        """
+        """A heat map (B, K, H, W) of probabilities, 0 in cells that are not the largest around them."""
         margin = self.nms_kernel_size // 2
         largest = nn.functional.max_pool2d(heat, self.nms_kernel_size, stride=1)
         largest = nn.functional.pad(largest, (margin,) * 4)
@@ -265,19 +250,12 @@ class TransFusionHead(nn.Module):
         return heat.flatten(1).topk(self.num_proposals).indices
 
     def scores(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, K, Q): the product of both probabilities for the class of the query, 0 for others.
-
-        `predictions` are those of `forward`.
-        """
+        """Return (B, K, Q): the product of both probabilities for the class of the query, 0 for others."""
         of_query = nn.functional.one_hot(predictions['query_labels'], self.num_classes).transpose(1, 2)
         return predictions['heatmap'].sigmoid() * predictions['query_heatmap_score'] * of_query
 
     def candidates(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), which are -1 if the coder drops a box.
-
-        It drops boxes out of its range, and those whose score does not exceed its threshold. `predictions`
-        are those of `forward`; boxes have the columns of `get_bboxes`.
-        """
+        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), which are -1 if the coder drops a box."""
         boxes = self.bbox_coder.boxes(*(predictions[name] for name in VALUES if name in predictions))
         scores = self.scores(predictions).amax(1)
         valid = self.bbox_coder.within_limits(boxes, scores)
@@ -285,32 +263,21 @@ class TransFusionHead(nn.Module):
 
     @torch.no_grad()
     def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, in the order of the queries.
-
-        The columns of boxes are x, y, z of the bottom's centre, width, length and height, m, yaw, rad, from
-        -y clockwise as in mmdet3d 0.x, and velocity in x and y, m/s, which they lack if `common_heads` has no
-        'vel'. `predictions` are those of `forward`.
-        """
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, in the order of the queries."""
         values = (predictions[name] for name in VALUES if name in predictions)
         boxes = self.bbox_coder.decode(self.scores(predictions), *values)
         return [self.suppress(sample) for sample in boxes]
 
     @property
     def nms(self) -> dict[str, Any] | None:
-        """Circle NMS: `classes`, `radius`, a squared distance in m2, and `most`, a class's boxes at most.
-
-        None if the config has no circle NMS.
-        """
+        """Circle NMS: `classes`, `radius`, a squared distance in m2, and `most`, a class's boxes at most."""
         if self.test_cfg.get('nms_type') is None:
             return None
         dataset = self.test_cfg['dataset']
         return dict(classes=list(CIRCLES[dataset]), radius=RADII_M2[dataset], most=MAX_BOXES)
 
     def suppress(self, boxes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the boxes of one sample that circle NMS keeps, and all of classes that it does not apply to.
-
-        Argument and result are those of `get_bboxes` for a sample.
-        """
+        """The boxes of one sample that circle NMS keeps, and all of classes that it does not apply to."""
         if self.nms is None:
             return boxes
         remains = torch.ones_like(boxes['scores'], dtype=torch.bool)
@@ -324,8 +291,5 @@ class TransFusionHead(nn.Module):
 
 
 def cell_centres(places: Tensor, width: int) -> Tensor:
-    """Return the centres (..., 2) of the cells `places`, numbered row by row; the row, which is x, first.
-
-    `width` is the number of cells of a row.
-    """
+    """Return the centres (..., 2) of the cells `places`, numbered row by row; the row, which is x, first."""
     return torch.stack([places // width, places % width], -1).float() + 0.5

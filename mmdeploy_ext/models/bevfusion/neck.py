@@ -26,10 +26,7 @@ BILINEAR = dict(mode='bilinear', align_corners=True)
 class GeneralizedLSSFPN(nn.Module):
     """Levels from the coarsest down: the map above is enlarged, joined, and convolved by 1x1 and 3x3.
 
-    Levels are those of the backbone, the finest first; the last two are joined first. `in_channels` are the
-    channels of each level, `out_channels` is C; `norm_cfg` and `act_cfg` are configs of normalisation and
-    activation, None for none; `upsample_cfg` are options of PyTorch's `interpolate`. `num_outs` is not used,
-    and `start_level` has to be 0 (else ConfigError); upstream's configs have both.
+    `num_outs` is not used, and `start_level` has to be 0 (else ConfigError); upstream's configs have both.
 
     Source: mit-han-lab/bevfusion db75150, models/necks/generalized_lss.py.
     """
@@ -93,9 +90,6 @@ class GeneralizedResNet(nn.ModuleList):
 @registered_if_named(NECKS)
 class LSSFPN(nn.Module):
     """A coarse map enlarged to a fine one, both joined and convolved; the result enlarged once more.
-
-    `in_indices` are those of the coarse and the fine map, `in_channels` their channels, and `out_channels` is
-    C; a `scale_factor` of 1 does not enlarge the result.
 
     Source: mit-han-lab/bevfusion db75150, models/necks/lss.py.
     """

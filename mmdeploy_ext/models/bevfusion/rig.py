@@ -26,7 +26,7 @@ NEAREST, FARTHEST = 1e-5, 1e5
 
 @dataclasses.dataclass(frozen=True)
 class Rig:
-    """Matrices of a batch, float32; graphs leave those at None that they do not use.
+    """Matrices of a batch, float32; graphs leave unused ones at None.
 
     Attributes:
         img_aug_matrix: (B, N, 4, 4) original picture -> input of the network.
@@ -47,10 +47,6 @@ def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, camera
     """Return the matrices of a batch, of metas with the keys of `Rig` as arrays, for `cameras` cameras.
 
     They are (N, 4, 4); `lidar_aug_matrix` is (4, 4), or missing if points are not augmented.
-
-    Raises:
-        DataError: a matrix is missing, not finite, lacks an inverse that is needed, or disagrees with others.
-        ShapeError: a matrix of another shape, such as of another number of cameras.
     """
     matrices = [dict(dict(lidar_aug_matrix=np.eye(4, dtype=np.float32)), **meta) for meta in metas]
     for sample, matrices_of_sample in enumerate(matrices):
@@ -72,7 +68,6 @@ def _cross(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _rotated(matrix: Tensor, points: Tensor) -> Tensor:
-    """Return matrices (..., 3, 3) times points (..., 3) of the same leading axes."""
     return (matrix @ points.unsqueeze(-1)).squeeze(-1)
 
 
@@ -136,8 +131,8 @@ def seen_points(frustum: Tensor, rig: Rig) -> Tensor:
 def cells_of(points: Tensor, first: Tensor, step: Tensor, count: Tensor) -> Tensor:
     """Return the cell `x * Y + y` of points (..., 3) m, X * Y for points outside the grid; int64.
 
-    Numbers are rounded towards zero, so that cell 0 is wider than others. The grid has its corner at `first`
-    (3,) m, cells of `step` (3,) m, and `count` (3,) cells, one of them along z.
+    The grid has its corner at `first` (3,) m, cells of `step` (3,) m, and `count` (3,) cells, one of them
+    along z.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:136-146.
     """

@@ -21,21 +21,14 @@ VIEW_TRANSFORMS = Registry('view transform')
 
 
 def build_view_transform(cfg: dict[str, Any]) -> nn.Module:
-    """Build the view transform of a config, whose `type` is a name in `VIEW_TRANSFORMS`."""
     return build_from_cfg(cfg, VIEW_TRANSFORMS)
 
 
 def _constant(value: Tensor) -> nn.Parameter:
-    """Return a tensor as the checkpoints hold it: a parameter that does not learn."""
     return nn.Parameter(value, requires_grad=False)
 
 
 def conv_block(inside: int, outside: int, kernel: int, stride: int, bias: bool) -> list[nn.Module]:
-    """Return a convolution from `inside` to `outside` channels, its batch normalisation and ReLU.
-
-    Its padding keeps the size, which only the stride divides, if `kernel` is odd. `bias` is that of the
-    convolution.
-    """
     conv = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=bias)
     return [conv, nn.BatchNorm2d(outside), nn.ReLU(True)]
 
@@ -49,11 +42,8 @@ class ViewTransform(nn.Module):
         xbound, ybound, zbound: lower and upper border of the grid and step of its cells, metres; one cell
             along z.
         dbound: first depth, end (excluded) and step of the depth bins, metres.
-        downsample: 1, or 2: three convolutions behind the sums, the second with that stride, which the
-            caller runs on the result of `pool`.
-
-    Raises:
-        ConfigError: `zbound` makes another number of cells than one, or another `downsample`.
+        downsample: 1, or 2: three convolutions behind the sums, the second with that stride, which the caller
+            runs on the result of `pool`.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py.
     """
@@ -114,8 +104,7 @@ class ViewTransform(nn.Module):
     def pool(self, weights: Tensor, features: Tensor, cells: Tensor) -> Tensor:
         """Return the sums of weighted features in each cell, (B, C, X, Y): rows are x, columns y.
 
-        Points are added in the order of camera, depth, row and column, on every device and by any number of
-        threads. Weights are (S, D, h, w), features (S, C, h, w), cells (B, N, D, h, w), see `cells`.
+        Weights are (S, D, h, w), features (S, C, h, w), cells (B, N, D, h, w), see `cells`.
         """
         lifted = weights[..., None] * features.permute(0, 2, 3, 1)[:, None]
         lifted = lifted.reshape(cells.shape[0], -1, self.C)
@@ -124,10 +113,7 @@ class ViewTransform(nn.Module):
         return torch.stack(sums).transpose(1, 2).unflatten(2, self.shape)
 
     def pool_tables(self, cells: Tensor) -> tuple[Tensor, ...]:
-        """Return the tables for `pool_by_tables` of the cells (N, D, h, w) of a sample.
-
-        These are its `CellTables`; after the first one comes the row of the features of each of its points.
-        """
+        """Return the tables for `pool_by_tables` of the cells (N, D, h, w) of a sample."""
         first, *further_tables = self.tables(cells.flatten())
         depths, pixels = cells[0].numel(), cells[0, 0].numel()
         points = (first - 1).clamp(min=0)
@@ -136,8 +122,7 @@ class ViewTransform(nn.Module):
     def pool_by_tables(self, weights: Tensor, features: Tensor, tables: Sequence[Tensor]) -> Tensor:
         """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone.
 
-        They are added in another order, and so differ by rounding. Weights are (N, D, h, w), features
-        (N, C, h, w) and tables those of `pool_tables`.
+        Weights are (N, D, h, w), features (N, C, h, w) and tables the result of `pool_tables`.
         """
         first, pixels, second, third, slots = tables
         factors = torch.nn.functional.pad(weights.flatten(), (1, 0))[first]
@@ -148,7 +133,7 @@ class ViewTransform(nn.Module):
 
 @VIEW_TRANSFORMS.register_module()
 class LSSTransform(ViewTransform):
-    """The view transform whose depths come from pictures alone; parameters have upstream's names.
+    """The view transform with depths from pictures alone; parameters have upstream's names.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/lss.py.
     """
@@ -166,7 +151,7 @@ class LSSTransform(ViewTransform):
 
 @VIEW_TRANSFORMS.register_module()
 class DepthLSSTransform(ViewTransform):
-    """The view transform whose depths come from pictures and from depth maps of points.
+    """The view transform with depths from pictures and from depth maps of points.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/depth_lss.py; later commits take six channels.
     """
@@ -189,7 +174,7 @@ class DepthLSSTransform(ViewTransform):
     def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return weights and features of maps (S, in_channels, h, w), see `split`.
 
-        `depth` (S, 1, H, W) are the depth maps, metres; ShapeError: it is None.
+        `depth` (S, 1, H, W) are the depth maps, metres; ShapeError if None.
         """
         if depth is None:
             raise ShapeError('DepthLSSTransform takes depth maps, and got none')

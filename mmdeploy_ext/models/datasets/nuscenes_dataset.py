@@ -16,19 +16,11 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')
-"""Keys of the result of `camera_inputs`."""
 
 
 @registered_if_named(DATASETS)
 class CustomNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus cameras and poses, for tests.
-
-    Infos are those of StreamPETR's `*2d_temporal_infos_*.pkl`, sorted by time.
-
-    Args:
-        collect_keys, queue_length, seq_mode, seq_split_num, num_frame_losses, random_length: of training, not
-            used.
-        kwargs: of mmdet3d's `NuScenesDataset`.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/nuscenes_dataset.py.
     """
@@ -50,13 +42,10 @@ class CustomNuScenesDataset(NuScenesDataset):
 
         Returns:
             `ego_pose`, `ego_pose_inv` (4, 4) float32: LiDAR to global and back; `timestamp` float64 s;
-            `sample_idx`, `scene_token`, `frame_idx`, `prev_idx`, `next_idx`, `pts_filename`, `sweeps`;
-            per camera, in the order of the info: `img_filename`, `img_timestamp` (s), `intrinsics` (4, 4)
+            `sample_idx`, `scene_token`, `frame_idx`, `prev_idx`, `next_idx`, `pts_filename`, `sweeps`; per
+            camera, in the order of the info: `img_filename`, `img_timestamp` (s), `intrinsics` (4, 4)
             float64, `extrinsics` (4, 4) float32 LiDAR to camera, `lidar2img` (4, 4) float64, to pixels of the
-            pictures as they are taken.
-
-        Raises:
-            DataError: no camera, or a pose or calibration that is missing, not finite or singular.
+            original pictures.
         """
         info = self.data_infos[index]
         name = f'{self.ann_file}: sample {info["token"]}'
@@ -82,7 +71,7 @@ class CustomNuScenesDataset(NuScenesDataset):
 class FusionNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus the matrices that BEVFusion takes.
 
-    Infos are those of mmdet3d's `create_data.py`. Source: mit-han-lab/bevfusion db75150,
+    Infos are mmdet3d's (`create_data.py`). Source: mit-han-lab/bevfusion db75150,
     mmdet3d/datasets/nuscenes_dataset.py:150-218.
     """
 
@@ -91,9 +80,6 @@ class FusionNuScenesDataset(NuScenesDataset):
 
         Cameras have (N, 4, 4) float32 in the order of the info: `camera_intrinsics`, `camera2lidar`,
         `lidar2image` and `img_aug_matrix` (unit matrices); `lidar_aug_matrix` is (4, 4).
-
-        Raises:
-            DataError: no camera, or a calibration that is missing, not finite or singular.
         """
         data, info = super().get_data_info(index), self.data_infos[index]
         cameras = camera_inputs(info.get('cams') or {}, f'{self.ann_file}: sample {info["token"]}')
@@ -114,9 +100,6 @@ def lidar_to_global(info: dict[str, Any], sample: str) -> np.ndarray:
     """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32; `sample` names the info in messages.
 
     For each of these two an info has a quaternion, its real part first, and a translation in metres.
-
-    Raises:
-        DataError: of `read_calibration`.
     """
 
     def matrix(name: str) -> np.ndarray:
@@ -127,14 +110,7 @@ def lidar_to_global(info: dict[str, Any], sample: str) -> np.ndarray:
 
 
 def camera_inputs(cameras: dict[str, dict[str, Any]], sample: str) -> dict[str, list[Any]]:
-    """Return lists of file names, time stamps (s) and matrices of all cameras, by `CAMERA_KEYS`.
-
-    They are those of `CustomNuScenesDataset.get_data_info`. `cameras` is the entry `cams` of an info, by name
-    of camera; `sample` names the info in messages.
-
-    Raises:
-        DataError: there is no camera, or a calibration is missing, not finite or singular.
-    """
+    """Return lists of file names, time stamps (s) and matrices of all cameras, by `CAMERA_KEYS`."""
     if not cameras:
         raise DataError(f'{sample}: got no camera in `cams`, expected at least one')
     rows = []
@@ -164,17 +140,7 @@ def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
 
 
 def read_calibration(record: dict[str, Any], key: str, title: str, *shapes: tuple[int, ...]) -> np.ndarray:
-    """Return a matrix (3, 3), a quaternion (4,) or a translation (3,) of an info or of its camera; float64.
-
-    Args:
-        record: the info or camera.
-        key: name of the entry.
-        title: name of the record in messages.
-        shapes: the shapes that the entry may have.
-
-    Raises:
-        DataError: the entry is missing, not finite, of another shape, or a singular matrix or quaternion.
-    """
+    """A matrix (3, 3), a quaternion (4,) or a translation (3,) of an info or of its camera; float64."""
     if key not in record:
         raise DataError(f'{title}: has no {key}; make the info file again with {tool("synthetic infos")}')
     value = np.asarray(record[key], dtype=np.float64)

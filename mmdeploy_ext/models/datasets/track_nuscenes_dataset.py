@@ -24,10 +24,6 @@ def read_pose(record: dict[str, Any], name: str, title: str) -> np.ndarray:
     """Return the pose (4, 4) float64 of the entries `NAME_rotation` and `NAME_translation` of an info.
 
     The rotation is a matrix (3, 3) or a quaternion (4,), its real part first; the translation is (3,) m.
-    `record` is the info or a camera of it, `title` its name in messages.
-
-    Raises:
-        DataError: of `read_calibration`.
     """
     rotation = read_calibration(record, f'{name}_rotation', title, (3, 3), (4,))
     matrix = np.eye(4)
@@ -38,16 +34,7 @@ def read_pose(record: dict[str, Any], name: str, title: str) -> np.ndarray:
 
 @registered_if_named(DATASETS)
 class NuScenes3DDetTrackDataset(NuScenesDataset):
-    """mmdet3d's nuScenes data set, plus matrices of cameras and the pose of the LiDAR.
-
-    Args:
-        data_aug_conf: `H`, `W` of the pictures, `final_dim` (height, width) of the input, and
-            `bot_pct_lim`, the least and largest share of the height that is cut off at the bottom.
-        tracking_threshold: smallest score of a box that the metric 'tracking' takes: of the entry of its row
-            in the results' `cls_scores`, or in `scores_3d` if there are none.
-        tracking, version: not used here.
-        settings: of mmdet3d's data set.
-    """
+    """mmdet3d's nuScenes data set, plus matrices of cameras and the pose of the LiDAR."""
 
     def __init__(
         self,
@@ -66,10 +53,7 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
         Returns:
             `sample_idx`, `scene_token`; `timestamp` s; `lidar2global` (4, 4) float64; `aug_config`, the
             `resize` and `crop` (left, top, right, bottom) of pictures; per camera, in the order of the info:
-            `img_filename`, `lidar2img` (4, 4) float64, in pixels of the pictures as they are taken.
-
-        Raises:
-            DataError: there is no camera, or a pose or calibration is missing, not finite or singular.
+            `img_filename`, `lidar2img` (4, 4) float64, in pixels of the original pictures.
         """
         info = self.data_infos[index]
         title = f'{self.ann_file}: sample {info["token"]}'
@@ -92,10 +76,7 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
         )
 
     def test_augmentation(self) -> dict[str, Any]:
-        """Return `resize`, a factor, and `crop` (left, top, right, bottom) in pixels of the resized picture.
-
-        The input is filled; at the bottom the mean of `bot_pct_lim` is cut off, left and right the same.
-        """
+        """Return the factor `resize`, and `crop` (left, top, right, bottom) px of the resized picture."""
         conf = self.data_aug_conf
         height, width = conf['final_dim']
         resize = max(height / conf['H'], width / conf['W'])
@@ -126,7 +107,7 @@ class ResizeCropFlipImage:
 
 @registered_if_named(PIPELINES)
 class NuScenesSparse4DAdaptor:
-    """Makes what Sparse4D takes: pictures as a tensor, the rest as arrays of numpy."""
+    """Makes Sparse4D's inputs: pictures as a tensor, the rest as arrays of numpy."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `projection_mat` (N, 4, 4), `image_wh` (N, 2), and `T_global` (4, 4) with `T_global_inv`.

@@ -1,1 +1,1 @@
-"""PETR and PETRv2: camera-only 3D detection whose image tokens carry positions in 3D."""
+"""PETR and PETRv2: camera-only 3D detection; image tokens carry positions in 3D."""

@@ -11,9 +11,8 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 @registered_if_named(DETECTORS, beside=('PETRHead', 'PETRv2Head'))
 class Petr3D(CameraDetector):
-    """Camera-only detector; `modules` are those of `CameraDetector`.
+    """Camera-only detector; `modules` as of `CameraDetector`.
 
-    PETRv2 takes 12 pictures: the 6 of a frame, then those of a frame before, whose `lidar2img` leads from the
-    LiDAR frame of the present one to their pixels. StreamPETR's detector has the same type: a config that
-    names the head `PETRHead` or `PETRv2Head` gets this one.
+    PETRv2 takes 12 pictures: the 6 of a frame, then 6 of a frame before, with `lidar2img` from the LiDAR
+    frame of the present one to their pixels.
     """

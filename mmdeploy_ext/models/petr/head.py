@@ -1,10 +1,7 @@
 """The heads of PETR and PETRv2 at test time: from feature maps and calibrations to objects.
 
-PETRv2 takes the maps of the frame before as further cameras, gates the positions by the features, and
-predicts how far an object moved since that frame, which the time between the two divides.
-
 Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py`, `dense_heads/petrv2_head.py`; names of
-parameters are the checkpoints'. Differs in: training is left out.
+parameters are the checkpoints'.
 
 Glossary: N cameras, C channels, h, w feature map, T = N h w tokens, D depth bins, R queries, L layers of the
 decoder, K classes, n boxes.
@@ -35,15 +32,12 @@ from mmdeploy_ext.models.petr.steps import (
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 
 CODE_SIZE = 10
-"""Numbers of a predicted box."""
 CAMERAS = 6
-"""Cameras of one frame."""
 TASK_SIZES = (2, 1, 3, 2, 2)
 """Numbers that each of the five branches of a box of PETRv2 gives; their names upstream do not fit them."""
 
 
 def two_convolutions(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Return two 1x1 convolutions, `inputs` to `hidden` to `outputs` channels, with a ReLU between them."""
     return nn.Sequential(nn.Conv2d(inputs, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, outputs, 1))
 
 
@@ -78,10 +72,9 @@ class BoxBranches(nn.Module):
 
 
 class PetrBoxCoder(QueryBoxCoder):
-    """A coder whose threshold stays as it is, if nothing is above it; `QueryBoxCoder` lowers it then."""
+    """A coder that never lowers its threshold, unlike `QueryBoxCoder`."""
 
     def passing(self, scores: Tensor) -> Tensor:
-        """Return (n,) bool, which scores (n,) are above the threshold; all are kept if it is None or 0."""
         return scores > self.score_threshold if self.score_threshold else super().passing(scores)
 
 
@@ -100,7 +93,7 @@ class PETRHead(BaseModule):
         with_multiview: has to be True (ConfigError): cameras are counted, too.
         num_reg_fcs: hidden layers of the branches of classes and, in PETR, of boxes.
         code_weights: of a loss; a parameter of checkpoints; None: ones.
-        training: options that training alone reads, and those that upstream does not read; `normedlinear` and
+        training: options of training, and options that upstream does not read; `normedlinear` and
             `with_position` only with False and True (ConfigError).
     """
 
@@ -187,16 +180,10 @@ class PETRHead(BaseModule):
         return dict(all_cls_scores=logits, all_bbox_preds=boxes)
 
     def seconds(self, meta: dict) -> float:
-        """Return what divides the last two numbers of a box: PETR predicts velocities in m/s."""
         return 1.0
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return [boxes, scores (n,), labels (n,)] of each sample, best first, from the last decoder layer.
-
-        Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad
-        from -y clockwise, velocity x, y in m/s; of a model that was trained with boxes of mmdet3d 1.x length
-        comes before width, and the yaw is from x counter-clockwise. `outputs` are those of `forward`.
-        """
+        """Return [boxes, scores (n,), labels (n,)] of each sample, best first, by the last layer."""
         return decoded_samples(self.bbox_coder, outputs, img_metas)
 
 
@@ -232,11 +219,6 @@ class PETRv2Head(PETRHead):
         self.reg_branches = nn.ModuleList(BoxBranches(self.embed_dims) for _ in range(layers))
 
     def seconds(self, meta: dict) -> float:
-        """Return the mean time in s between the two frames, over the cameras.
-
-        `timestamp` of the meta are 12 ages in s of the pictures at the time of the LiDAR: the current six,
-        then those of the frame before. DataError if the mean is 0: there is no velocity then.
-        """
         ages = np.asarray(meta['timestamp'], np.float32).reshape(-1, CAMERAS)
         seconds = float((ages[1] - ages[0]).mean())
         if not seconds:

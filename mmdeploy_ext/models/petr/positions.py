@@ -1,11 +1,9 @@
 """Codes of where tokens are: of points along their rays, and of counts of cameras, rows and columns.
 
-Both depend on calibration and image size alone, not on the pictures.
-
 Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py` (`position_embeding`),
 `utils/positional_encoding.py` (`SinePositionalEncoding3D`).
 
-Glossary: N cameras (those of the frame before are further ones), h, w feature map, D depth bins.
+Glossary: N cameras (also of the frame before), h, w feature map, D depth bins.
 """
 
 from collections.abc import Sequence
@@ -22,15 +20,10 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rays import frustum_points, lidar_points, sine_encoding
 
 EPSILON = 1e-6
-"""What is added to the last count before it divides the others."""
 
 
 def token_corners(pad_shape: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Return the upper left corners (h w, 2) of the cells, x and y in px of the padded image.
-
-    `pad_shape` begins with the image's height and width, `size` is h, w. StreamPETR takes the centres of the
-    cells; the weights of PETR were trained with the corners.
-    """
+    """Return the upper left corners (h w, 2) of the cells, x and y in px of the padded image."""
     ys, xs = (
         torch.arange(cells).float() * float(pixels) / cells
         for pixels, cells in zip(pad_shape[:2], size, strict=True)
@@ -41,8 +34,8 @@ def token_corners(pad_shape: Sequence[int], size: Sequence[int]) -> Tensor:
 def image_to_lidar(lidar2img: Sequence[np.ndarray]) -> Tensor:
     """Return the inverses (N, 4, 4), float32, of N matrices, each computed in the precision of its matrix.
 
-    Upstream holds the matrices of the current cameras in float64 and those of the frame before in float32;
-    the code of a point near the border of the range changes with the last bits of them.
+    Upstream holds the matrices of the current cameras in float64 and of the frame before in float32; the code
+    of a point near the border of the range changes with the last bits of them.
     """
     return torch.from_numpy(np.stack([np.linalg.inv(np.asarray(m)).astype(np.float32) for m in lidar2img]))
 
@@ -51,8 +44,6 @@ def ray_codes(
     img2lidar: Tensor, corners: Tensor, depths: Tensor, position_range: Tensor, size: Sequence[int]
 ) -> Tensor:
     """Return the inverse sigmoids (N, 3 D, h, w) of where the points of each token are in `position_range`.
-
-    The channels are x, y, z of the point at the first depth, then those of the next one.
 
     Args:
         img2lidar: (N, 4, 4), from pixels times depth to m of the LiDAR frame.
@@ -85,11 +76,7 @@ class SinePositionalEncoding3D(BaseModule):
         self.num_feats = num_feats
 
     def forward(self, padding: Tensor) -> Tensor:
-        """Return the code (1, N, 3 num_feats, h, w) of a mask (1, N, h, w), True where there is padding.
-
-        The order is camera, row, column; of each first all sines, then all cosines, unlike the codes of
-        queries, in which they take turns.
-        """
+        """Return the code (1, N, 3 num_feats, h, w) of a mask (1, N, h, w), True where there is padding."""
         codes = []
         for axis in (1, 2, 3):
             counts = (~padding).float().cumsum(axis)

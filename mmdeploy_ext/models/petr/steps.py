@@ -1,11 +1,8 @@
-"""The steps of a frame on the layers of a head of PETR or PETRv2, ours or that of PETR's repository.
-
-Heads of the repository have the same layers and settings under the same names. Eager runs of our head and the
-graphs share them; everything traces by TorchScript: no branch depends on values.
+"""The steps of a frame on the layers of a head of PETR or PETRv2, ours or of PETR's repository.
 
 Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py`, `dense_heads/petrv2_head.py`.
 
-Glossary: N cameras (of PETRv2 those of the frame before, too), C channels, h, w feature map, D depth bins, R
+Glossary: N cameras (of PETRv2 also of the frame before), C channels, h, w feature map, D depth bins, R
 queries, L layers of the decoder, K classes.
 """
 
@@ -22,14 +19,10 @@ from mmdeploy_ext.models.rays import depth_bins, point_encoding
 QUERY_FEATS = 128
 """Numbers of the code of one coordinate of a query."""
 CENTRE = (0, 1, 4)
-"""Columns of a box code: x, y, z."""
 
 
 def depths_of(head: nn.Module) -> Tensor:
-    """Return the depths (D,) in m of the points along each ray, ascending; the first is `depth_start`.
-
-    One more would be at the upper x of `position_range`, see `depth_bins`.
-    """
+    """Return the depths (D,) in m of the points along each ray, ascending; the first is `depth_start`."""
     end = float(head.position_range[3])
     return depth_bins(int(head.depth_num), float(head.depth_start), end, bool(head.LID))
 
@@ -38,7 +31,7 @@ def embed_rays(head: nn.Module, img2lidar: Tensor, corners: Tensor, size: Sequen
     """Return the positions (N, C, h, w) by the rays alone: without PETRv2's gate and `embed_counts`.
 
     Args:
-        head: whose encoder runs.
+        head: its encoder runs.
         img2lidar: (N, 4, 4), from pixels times depth to m of the LiDAR frame of this moment.
         corners: (h w, 2) px, see `positions.token_corners`.
         size: h, w.
@@ -61,11 +54,7 @@ def embed_counts(head: nn.Module, padding: Tensor) -> Tensor:
 def padding_mask(
     img_shapes: Sequence[Sequence[int]], pad_shape: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """Return a mask (N, h, w) that is True for cells whose upper left pixel shows no picture.
-
-    `img_shapes` [N] and `pad_shape` begin with the height and the width of the pictures without and with
-    padding; `size` is h, w.
-    """
+    """Return a mask (N, h, w), True for cells with an upper left pixel outside of the picture."""
     mask = torch.ones(1, len(img_shapes), int(pad_shape[0]), int(pad_shape[1]))
     for camera, shape in enumerate(img_shapes):
         mask[0, camera, : int(shape[0]), : int(shape[1])] = 0
@@ -95,12 +84,12 @@ def detect(
     """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of feature maps (N, in_channels, h, w).
 
     Args:
-        head: whose layers run.
+        head: its layers run.
         features: maps of the neck.
         rays: of `embed_rays`, before they are gated.
         counts: of `embed_counts`.
         queries: of `query_positions`.
-        padding: (N, h, w), True for tokens without a picture; None if there are none.
+        padding: (N, h, w), True for tokens without a picture, or None.
         seconds: see `predict`.
     """
     tokens = tap('x_proj', head.input_proj(features))

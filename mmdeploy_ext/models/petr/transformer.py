@@ -1,7 +1,5 @@
 """The decoder of PETR: queries attend to themselves, then to the tokens of all cameras.
 
-The layers, their sequence and the attention are StreamPETR's, which were PETR's first.
-
 Source: megvii-research/PETR f7525f9, `utils/petr_transformer.py`; parameter names are the checkpoints'.
 """
 
@@ -17,7 +15,7 @@ from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 @registered_if_named(TRANSFORMER_LAYER)
 class PETRTransformerDecoderLayer(AttentionLayer):
-    """An `AttentionLayer` under PETR's name; its `forward` is that of mmcv's `BaseTransformerLayer`."""
+    """An `AttentionLayer` under PETR's name; `forward` as of mmcv's `BaseTransformerLayer`."""
 
 
 @registered_if_named(TRANSFORMER)

@@ -1,7 +1,7 @@
 """Deformable attention over several maps, and the decoder layer around it.
 
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py; parameter names are its own
-and those of mmcv's `MultiScaleDeformableAttention`.
+and of mmcv's `MultiScaleDeformableAttention`.
 
 Glossary: B batch, D embedding, M heads, L maps, P points per map, Q queries, h, w size of a map.
 """
@@ -18,14 +18,11 @@ from mmdeploy_ext.exporting.ops.attention import attend_maps, point_weights
 from mmdeploy_ext.models.rtdetr.layers import SelfAttention
 
 FLOAT16_MAX = 65504.0
-"""Limit to which a decoder layer clamps what its last normalisation takes, as the original does."""
+"""A decoder layer clamps the input of its last normalisation to it, as the original does."""
 
 
 class DeformableAttention(nn.Module):
-    """Every query reads a few points of every map, around its box.
-
-    `dim` is D, `num_points` the number of points of a head in each map.
-    """
+    """Every query reads a few points of every map, around its box."""
 
     def __init__(self, dim: int, heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
@@ -77,11 +74,7 @@ class DeformableAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the maps, and then pass a feed-forward network.
-
-    `dim` is D, `feedforward` the width of the feed-forward network; for `num_points` see
-    `DeformableAttention`.
-    """
+    """Queries look at each other, then at the maps, and then pass a feed-forward network."""
 
     def __init__(
         self, dim: int, heads: int, feedforward: int, dropout: float, num_levels: int, num_points: int

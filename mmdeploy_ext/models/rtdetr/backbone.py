@@ -1,7 +1,6 @@
 """PResNet, variant d: the ResNet of RT-DETR, with the original's parameter names.
 
-Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/presnet.py. Differs in: `base_channels`, for
-small models.
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/presnet.py.
 
 Glossary: B images, H, W their height and width, C channels, h, w map size.
 """
@@ -19,22 +18,16 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.layers import ConvNorm
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-"""Depth -> number of blocks of each stage."""
 NUM_RETURNED = 3
-"""Number of the last stages whose maps are returned."""
+"""Number of the last stages that return maps."""
 
 
 class ResidualBlock(nn.Module):
-    """The base class of both kinds of blocks: the shortcut, which the first block of every stage projects.
-
-    `first` says whether it is that block; with `frozen` parameters and statistics of normalisations stay as
-    loaded.
-    """
+    """The base class of both kinds of blocks: the shortcut, which the first block of every stage projects."""
 
     expansion = 1
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, first: bool, frozen: bool) -> None:
-        """Make the shortcut of a first block: average pooling for a stride of 2, then 1x1."""
         super().__init__()
         self.short: nn.Module | None = None
         if first:
@@ -44,7 +37,7 @@ class ResidualBlock(nn.Module):
                 self.short = nn.Sequential(OrderedDict(pool=pool, conv=self.short))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the ReLU of the shortcut plus what the other layers, one after the other, give.
+        """Return the ReLU of the sum of the shortcut and the other layers.
 
         For maps (B, in_channels, h, w) it is (B, out_channels, h / stride, w / stride), rounded up.
         """
@@ -55,12 +48,6 @@ class ResidualBlock(nn.Module):
 
 
 class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions.
-
-    The first one has the stride; `width` is the number of channels. For the other arguments see
-    `ResidualBlock`.
-    """
-
     def __init__(self, in_channels: int, width: int, stride: int, first: bool, frozen: bool) -> None:
         super().__init__(in_channels, width, stride, first, frozen)
         self.branch2a = ConvNorm(in_channels, width, 3, stride, 'relu', frozen)
@@ -68,10 +55,7 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3 with the stride, 1x1 to four times the width.
-
-    `width` is the number of channels between the convolutions. For the other arguments see `ResidualBlock`.
-    """
+    """1x1, 3x3 with the stride, 1x1 to four times the width."""
 
     expansion = 4
 
@@ -83,10 +67,7 @@ class Bottleneck(ResidualBlock):
 
 
 class Stage(nn.Module):
-    """`count` blocks of the class `kind` and of one width; the first has the stride.
-
-    With `frozen` normalisation never learns.
-    """
+    """`count` blocks of the class `kind` and of one width; the first has the stride."""
 
     def __init__(
         self, kind: type[ResidualBlock], in_channels: int, width: int, count: int, stride: int, frozen: bool
@@ -105,7 +86,6 @@ class Stage(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Run the blocks; shapes as in `ResidualBlock.forward`."""
         for block in self.blocks:
             features = block(features)
         return features
@@ -113,7 +93,7 @@ class Stage(nn.Module):
 
 @registered_if_named(BACKBONES)
 class PResNet(BaseModule):
-    """ResNet-vd whose last three stages (strides 8, 16, 32) are the result.
+    """ResNet-vd; its last three stages (strides 8, 16, 32) are the result.
 
     Attributes:
         out_channels: numbers of channels of the three maps, the finest first.
@@ -127,13 +107,6 @@ class PResNet(BaseModule):
         base_channels: int = 64,
         init_cfg: dict | None = None,
     ) -> None:
-        """Make the network of a depth of 18, 34, 50 or 101; ConfigError: another one.
-
-        With `freeze_norm` statistics and parameters of all normalisations stay as loaded (R50 and R101), with
-        `freeze_stem` the parameters of the stem stay (the original's `freeze_at: 0`), its statistics only
-        with `freeze_norm`. `base_channels` is the width of the first stage; `init_cfg=dict(type='Pretrained',
-        checkpoint=...)` takes the original's backbone files.
-        """
         super().__init__(init_cfg)
         if depth not in STAGE_BLOCKS:
             raise ConfigError(f'PResNet depth={depth}: expected one of {", ".join(map(str, STAGE_BLOCKS))}')
@@ -159,10 +132,7 @@ class PResNet(BaseModule):
             self.conv1.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps (B, C, H / s, W / s) of strides s = 8, 16, 32 for images (B, 3, H, W).
-
-        Images are RGB / 255; the sides of maps are rounded up.
-        """
+        """Return the maps (B, C, H / s, W / s) of strides s = 8, 16, 32 for images (B, 3, H, W)."""
         features = F.max_pool2d(self.conv1(images), 3, 2, 1)
         maps = []
         for stage in self.res_layers:

@@ -1,7 +1,6 @@
 """RT-DETR's decoder: query selection by the class score of encoder tokens, layers that refine boxes.
 
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py, its parameter names too.
-Differs in: box offsets of the tokens are computed for the selected ones only.
 
 Glossary: B batch, C classes, D embedding, h, w size of a map, N tokens of all maps (fine to coarse, row by
 row), Q queries, n detections.
@@ -33,25 +32,19 @@ ANCHOR_SIZE = 0.05
 """Width and height of an anchor on the finest map, relative to the image; they double from map to map."""
 MARGINS = 100
 """Side of the image in margins: anchors with centres in the margin, 1 / 100 of the side wide, do not count.
-
-The original holds width and height to the same limits, 0.01 and 0.99; theirs, 0.05 * 2**level, keep them up
-to level 4.
 """
 TRAINING = {'num_denoising', 'label_noise', 'box_noise'}
-"""Keys of the config that decide nothing at test time."""
 PRIOR_PROBABILITY = 0.01
 """Class probability to which the biases of the score layers are initialised."""
 
 
 class Anchors(nn.Module):
-    """One box per token. A module, so that constants of a fixed graph are named after it."""
-
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the anchors of maps (B, D, h, w), and which of them count.
 
         Returns:
-            (N, 4) logits of cx, cy, w, h, infinite for those that do not count; (N, 1) of the same dtype, 1
-            for those that count, 0 for those at the border.
+            (N, 4) logits of cx, cy, w, h, infinite at the border; (N, 1) of the same dtype, 0 at the border,
+            else 1.
         """
         levels = [self._level(features, level) for level, features in enumerate(maps)]
         anchors, valid = (torch.cat(parts) for parts in zip(*levels, strict=True))
@@ -61,7 +54,6 @@ class Anchors(nn.Module):
 
     @staticmethod
     def _level(features: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (h * w, 4) cx, cy, w, h in 0..1, and (h * w, 1) bool: the centre is inside the margin."""
         height, width = features.shape[2], features.shape[3]
         y, x = (
             (torch.arange(size, device=features.device).to(features.dtype) + 0.5) / size
@@ -86,8 +78,6 @@ def inside_margin(size: int, device: torch.device) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The tokens that become queries."""
-
     tokens: torch.Tensor  # (B, Q) int64, by descending score unless they were given
     target: torch.Tensor  # (B, Q, D) their content
     boxes_logit: torch.Tensor  # (B, Q, 4) cx, cy, w, h before the sigmoid
@@ -96,7 +86,7 @@ class Selection:
 
 @registered_if_named(HEADS)
 class RTDETRDecoder(BaseModule):
-    """Three maps to Q boxes with class logits; no NMS. `num_queries` is Q, `num_classes` C."""
+    """Three maps to Q boxes with class logits; no NMS."""
 
     def __init__(
         self,
@@ -112,12 +102,6 @@ class RTDETRDecoder(BaseModule):
         init_cfg: dict | None = None,
         **training: Any,
     ) -> None:
-        """Make the decoder: C classes, D `hidden_dim`, Q queries, of the encoder's maps.
-
-        `in_channels` are those of the maps, `num_layers`, `num_heads` and `dropout` of the decoder's layers
-        of attention; `num_points` are per head and map, `feedforward` a width; `training` are the keys
-        `TRAINING`, which decide nothing at test time. ConfigError: another key.
-        """
         if unknown := sorted(training.keys() - TRAINING):
             raise ConfigError(f'model.decoder has {", ".join(unknown)}; expected none beside its own keys')
         super().__init__(init_cfg)
@@ -167,10 +151,7 @@ class RTDETRDecoder(BaseModule):
         return [project(level) for project, level in zip(self.input_proj, features, strict=True)]
 
     def tokens(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token content (B, N, D), class logits (B, N, C) and logits of anchors (N, 4).
-
-        Tokens of border anchors are all the same: that of a zero vector.
-        """
+        """Return token content (B, N, D), class logits (B, N, C) and logits of anchors (N, 4)."""
         anchors, valid = self.anchors(maps)
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
         content = self.enc_output(memory * valid)
@@ -180,8 +161,6 @@ class RTDETRDecoder(BaseModule):
         """Return the Q tokens with the largest class logit, or others, as queries.
 
         Maps are (B, D, h, w), projected; `tokens` (B, Q) int64 are the others, None takes the best.
-
-        ShapeError: the maps have fewer tokens than there are queries.
         """
         content, logits, anchors = self.tokens(maps)
         if content.shape[1] < self.num_queries:
@@ -197,14 +176,11 @@ class RTDETRDecoder(BaseModule):
 
 
 def _rows(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return rows of a table (B, N, columns) by the indices `tokens` (B, Q): (B, Q, columns)."""
     return table.gather(1, tokens[..., None].expand(-1, -1, table.shape[-1]))
 
 
 class Postprocess(nn.Module):
     """Logits and boxes to detections: the best (query, class) pairs, in pixels; no threshold, no clipping.
-
-    `num_classes` is C, `max_per_img` n, at most Q C.
 
     Source: rtdetr_pytorch/src/zoo/rtdetr/rtdetr_postprocessor.py.
     """
@@ -219,7 +195,7 @@ class Postprocess(nn.Module):
         """Return labels (B, n) int64, boxes (B, n, 4) xyxy pixels, scores (B, n) descending.
 
         Logits are (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1; `orig_target_sizes` (B, 2) are width and height
-        of the pictures in whose pixels the boxes are returned.
+        of the pictures: boxes are in their pixels.
         """
         scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img, dim=1)
         query = torch.div(index, self.num_classes, rounding_mode='floor')

@@ -27,10 +27,7 @@ MAX_PER_IMG = 300
 
 @registered_if_named(DETECTORS)
 class RTDETR(BaseDetector):
-    """Backbone, hybrid encoder, decoder.
-
-    Images are RGB / 255, resized without keeping the ratio; height and width are multiples of 32.
-    """
+    """Backbone, hybrid encoder, decoder."""
 
     def __init__(
         self,
@@ -42,11 +39,6 @@ class RTDETR(BaseDetector):
         pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        """Build the parts, of a backbone with maps of strides 8, 16, 32.
-
-        `test_cfg` has `max_per_img`, detections per image; `train_cfg` is not used. `pretrained` is
-        deprecated by mmdet; use `backbone.init_cfg`.
-        """
         super().__init__(init_cfg)
         if pretrained:
             backbone = dict(backbone, init_cfg=dict(type='Pretrained', checkpoint=pretrained))
@@ -58,10 +50,7 @@ class RTDETR(BaseDetector):
         self.postprocess = Postprocess(self.decoder.num_classes, self.max_per_img)
 
     def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W).
-
-        ShapeError: a height or width that is not a multiple of 32; `torch.export` leaves this check out.
-        """
+        """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W)."""
         height, width = img.shape[2:]
         if not torch.compiler.is_compiling() and (height % STRIDE or width % STRIDE):  # or sizes would freeze
             raise ShapeError(
@@ -78,7 +67,7 @@ class RTDETR(BaseDetector):
     ) -> list[list[np.ndarray]]:
         """Return mmdet's result: per image and class (n, 5) x1 y1 x2 y2 score.
 
-        Boxes are in pixels of the network input; with `rescale` of the original image. They are not clipped.
+        Boxes are in pixels of the network input; with `rescale` of the original image.
         """
         labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
         rows = torch.cat([boxes, scores[..., None]], -1)
@@ -98,14 +87,13 @@ class RTDETR(BaseDetector):
         return self.postprocess(logits, boxes, orig_target_sizes)
 
     def aug_test(self, imgs: Sequence[torch.Tensor], img_metas: Any, **_: object) -> Any:
-        """Refuse test-time augmentation by a NotImplementedError."""
         raise NotImplementedError('RT-DETR has no test-time augmentation; use flip=False and one img_scale')
 
 
 def target_sizes(img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool) -> torch.Tensor:
     """Return (B, 2) int64, the width and height by which relative boxes are multiplied.
 
-    They are those of the original images with `rescale`, otherwise of the network input `img` (B, 3, H, W).
+    They are of the original images with `rescale`, otherwise of the network input `img` (B, 3, H, W).
     """
     if not rescale:
         sizes = [(img.shape[3], img.shape[2])] * len(img_metas)

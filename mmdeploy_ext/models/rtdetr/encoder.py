@@ -19,7 +19,6 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 
 REP_BLOCKS = 3
-"""Number of RepVGG blocks of a `CSPRepLayer`."""
 TEMPERATURE = 10000.0
 """Upper bound of the periods of the position embedding, in cells and divided by 2 pi."""
 LAYOUTS = ('original', 'row_major')
@@ -27,14 +26,9 @@ LAYOUTS = ('original', 'row_major')
 
 
 class PositionEmbedding(nn.Module):
-    """2D sine and cosine embedding. A module, so that constants of a fixed graph are named after it.
-
-    The original lists its grid column by column while tokens go row by row: the same for square maps,
-    scrambled for others. `original` reproduces that, `row_major` is what transformers 5 does.
-    """
+    """2D sine and cosine embedding."""
 
     def __init__(self, dim: int, layout: str = 'original') -> None:
-        """Choose the layout; ConfigError: another one, or a dim that is not a multiple of 4."""
         super().__init__()
         if layout not in LAYOUTS:
             raise ConfigError(f'position_layout={layout!r}: expected one of {", ".join(LAYOUTS)}')
@@ -43,11 +37,7 @@ class PositionEmbedding(nn.Module):
         self.quarter, self.layout = dim // 4, layout
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (1, h * w, D) `[sin a, cos a, sin b, cos b]`, for features (B, D, h, w).
-
-        a is the slower and b the faster coordinate of the list: y, x in `row_major`; in `original` the list
-        goes over a map of w rows and h columns.
-        """
+        """Return (1, h * w, D) `[sin a, cos a, sin b, cos b]`, for features (B, D, h, w)."""
         height, width = features.shape[2], features.shape[3]
         slow, fast = (width, height) if self.layout == 'original' else (height, width)
         omega = TEMPERATURE ** -(np.arange(self.quarter) / max(self.quarter, 1))
@@ -65,10 +55,7 @@ class PositionEmbedding(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One layer of attention and feed-forward, each normalised after its sum.
-
-    `dim` is D, `feedforward` the width of the feed-forward network, `act` the name of its activation.
-    """
+    """One layer of attention and feed-forward, each normalised after its sum."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, act: str) -> None:
         super().__init__()
@@ -88,24 +75,18 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Layers one after the other."""
-
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Run the layers, see `EncoderLayer.forward`."""
         for layer in self.layers:
             tokens = layer(tokens, position)
         return tokens
 
 
 class CSPRepLayer(nn.Module):
-    """Two 1x1 branches, one with RepVGG blocks behind it, summed.
-
-    `expansion` is the width of the branches over that of the output, `act` the name of the activations.
-    """
+    """Two 1x1 branches, one with RepVGG blocks behind it, summed."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: float, act: str) -> None:
         super().__init__()
@@ -139,12 +120,6 @@ class RTDETRHybridEncoder(BaseModule):
         position_layout: str = 'original',
         init_cfg: dict | None = None,
     ) -> None:
-        """Make the encoder of the backbone's maps, strides 8, 16, 32; heads, layers and dropout are of AIFI.
-
-        `in_channels` are those of the maps, from fine to coarse, `hidden_dim` is D, `feedforward` a width of
-        AIFI, `expansion` the hidden width of the CSP blocks, relative to D; `encoder_act` is of AIFI, `act`
-        of the convolutions; `position_layout`, 'original' or 'row_major', differs for non-square maps only.
-        """
         super().__init__(init_cfg)
         dim, steps = hidden_dim, range(len(in_channels) - 1)
         self.input_proj = nn.ModuleList(
@@ -160,10 +135,7 @@ class RTDETRHybridEncoder(BaseModule):
         self.pan_blocks = nn.ModuleList(CSPRepLayer(2 * dim, dim, expansion, act) for _ in steps)
 
     def forward(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return three maps (B, D, h, w), strides 8, 16, 32, of the backbone's maps of these strides.
-
-        Each map has twice the height and the width of the next.
-        """
+        """Return three maps (B, D, h, w), strides 8, 16, 32, of the backbone's maps of these strides."""
         maps = [project(level) for project, level in zip(self.input_proj, features, strict=True)]
         maps[-1] = self.attend(maps[-1])
         return self.bottom_up(*self.top_down(maps))

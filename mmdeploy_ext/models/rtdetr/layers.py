@@ -1,4 +1,4 @@
-"""Layers that the parts of RT-DETR share; parameter names are those of the original.
+"""Layers that the parts of RT-DETR share; parameter names are the original's.
 
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/common.py and src/zoo/rtdetr.
 
@@ -30,7 +30,6 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode."""
         return super().train(False)
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -39,10 +38,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, which if `frozen` never learns, activation `act`.
-
-    `kernel` is the odd side of the convolution's square kernel.
-    """
+    """Convolution without bias, batch normalisation, which if `frozen` never learns, activation `act`."""
 
     def __init__(
         self,
@@ -69,10 +65,6 @@ class SelfAttention(nn.Module):
     """Multi-head attention of tokens among each other; parameters as `nn.MultiheadAttention` names them."""
 
     def __init__(self, dim: int, heads: int) -> None:
-        """Initialise as `nn.MultiheadAttention` does; `dim` is D.
-
-        ValueError: it is not a multiple of the number of `heads`.
-        """
         super().__init__()
         if dim % heads:
             raise ValueError(f'hidden_dim={dim} is not a multiple of num_heads={heads}')
@@ -111,10 +103,7 @@ class MLP(nn.Module):
 
 
 class RepVggBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution side by side, summed; one 3x3 convolution once re-parameterised.
-
-    The original keeps `conv1` and `conv2` beside the sum `conv` (its `deploy()`), and so does this.
-    """
+    """A 3x3 and a 1x1 convolution side by side, summed; one 3x3 convolution once re-parameterised."""
 
     def __init__(self, channels: int, act: str) -> None:
         super().__init__()
@@ -124,7 +113,6 @@ class RepVggBlock(nn.Module):
         self.conv: nn.Conv2d | None = None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return maps of the input's shape (B, C, h, w)."""
         if self.conv is not None:
             return self.act(self.conv(features))
         return self.act(self.conv1(features) + self.conv2(features))
@@ -140,7 +128,6 @@ class RepVggBlock(nn.Module):
 
 
 def _folded(branch: ConvNorm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weight and bias of a convolution with its batch normalisation folded in."""
     conv, norm = branch.conv, branch.norm
     return fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

@@ -41,15 +41,7 @@ def flatten_maps(maps: Sequence[Tensor]) -> Features:
 
 @registered_if_named(ATTENTION)
 class DeformableFeatureAggregation(BaseModule):
-    """Layers of key points and their weights, which `steps.gather` runs.
-
-    Args:
-        embed_dims, num_groups, num_levels, num_cams: C, G, L, N.
-        use_deformable_func, use_camera_embed, residual_mode: True, True and 'cat', as in the published
-            configs; a ConfigError refuses others.
-        kps_generator: config of the key points, not None.
-        training: options that training alone reads.
-    """
+    """Layers of key points and their weights, which `steps.gather` runs."""
 
     def __init__(
         self,

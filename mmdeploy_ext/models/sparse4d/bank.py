@@ -26,14 +26,13 @@ from mmdeploy_ext.models.sparse4d import steps
 from mmdeploy_ext.models.sparse4d.steps import NUMBERS, Remembered
 
 NO_ID = -1
-"""Id of an instance whose track has none yet."""
+"""Id of an instance without a track id."""
 
 
 def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
     """Return the first `count` anchors of a file of numpy or of a list, or all if there are fewer.
 
-    They are (A, 11) float32. A file that is absent gives `count` rows of zeros, as every checkpoint has the
-    anchors. ConfigError: the file cannot be read, or the rows do not have 11 numbers each.
+    They are (A, 11) float32.
     """
     if isinstance(anchor, str):
         if not Path(anchor).is_file():
@@ -55,7 +54,7 @@ def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
 
 @registered_if_named(PLUGIN_LAYERS)
 class InstanceBank(BaseModule):
-    """The learned instances, and those that were kept of the last frame.
+    """The learned instances, and kept instances of the last frame.
 
     Args:
         num_anchor: largest A; A is the number of anchors if there are fewer.
@@ -68,9 +67,6 @@ class InstanceBank(BaseModule):
         confidence_decay: share of its last confidence that a kept instance has at least.
         max_time_interval: seconds; after a longer gap the kept instances are not taken over.
         training: options that training alone reads.
-
-    Raises:
-        ConfigError: an `anchor_handler` or M that it cannot have; see also `read_anchors`.
 
     Attributes:
         cached_feature: (B, M, C) of the kept instances; None before the first frame.
@@ -128,8 +124,7 @@ class InstanceBank(BaseModule):
     def get(self, metas: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return learned features (B, A, C) and anchors (B, A, 11), and the time interval (B,), seconds.
 
-        The kept anchors are moved into the LiDAR frame of the present. In a first frame, and in one of
-        another B than the last, everything is forgotten, as by `reset`.
+        The kept anchors are moved into the LiDAR frame of the present.
 
         `metas` has `timestamp` (B,) float64 seconds and `img_metas`, a dict per sample with `T_global` and
         `T_global_inv` (4, 4) float64, LiDAR to global and back.
@@ -152,7 +147,6 @@ class InstanceBank(BaseModule):
         return feature, anchor, torch.where((seconds != 0) & self.mask, seconds, default)
 
     def remembered(self) -> Remembered | None:
-        """Return the kept instances, as `get` has moved them; None in a first frame."""
         if self.cached_feature is None:
             return None
         return Remembered(self.cached_feature, self.cached_anchor, self.mask)
@@ -160,9 +154,9 @@ class InstanceBank(BaseModule):
     def cache(self, feature: Tensor, anchor: Tensor, logits: Tensor, metas: Mapping[str, Any]) -> None:
         """Keep the M most confident instances of a frame, of which the remembered ones come first.
 
-        `feature` (B, A, C), `anchor` (B, A, 11) and `logits` (B, A, K) are those of the last refinement; for
+        `feature` (B, A, C), `anchor` (B, A, 11) and `logits` (B, A, K) are from the last refinement; for
         `metas` see `get`. The first M have at least the confidence of the instance that was kept in their row
-        times `confidence_decay`; as upstream, also if those were too old, and the rows are the frame's own.
+        times `confidence_decay`; as upstream, also if the kept ones were too old.
         """
         confidence = logits.amax(-1).sigmoid()
         if self.confidence is not None:
@@ -174,10 +168,10 @@ class InstanceBank(BaseModule):
         self.cached_feature, self.cached_anchor = rows_of(feature, self.kept), rows_of(anchor, self.kept)
 
     def get_instance_id(self, logits: Tensor, threshold: float | None = None) -> Tensor:
-        """Return the ids (B, A) int64 of the instances of a frame after `cache`, and keep those of the kept.
+        """Return the ids (B, A) int64 of a frame's instances after `cache`, and keep the kept instances' ids.
 
-        Instances without one get the next ids, in the order of their rows; those whose best class of `logits`
-        (B, A, K) has a score below `threshold` stay without, NO_ID; None: none does.
+        Instances without an id get the next ids, in the order of their rows, or NO_ID if the best class of
+        `logits` (B, A, K) scores below `threshold` (None: no limit).
         """
         ids = torch.full(logits.shape[:2], NO_ID, dtype=torch.int64, device=logits.device)
         if self.instance_id is not None and len(self.instance_id) == len(ids):

@@ -1,6 +1,6 @@
 """The layers of Sparse4D's decoder: embedding of anchors, refinement, feed-forward network, key points.
 
-`steps.py` runs those that have no `forward`.
+`steps.py` runs layers without a `forward`.
 
 An anchor is x, y, z (m, of the centre), logarithms of length, width and height, sine and cosine of the yaw,
 and the velocity in x, y and z (m/s), in the LiDAR frame. Columns 6 and 7 are not normalised.
@@ -8,7 +8,7 @@ and the velocity in x, y and z (m/s), in the LiDAR frame. Columns 6 and 7 are no
 Glossary: B batch, A instances, C channels, K classes.
 
 Source of names, shapes and algorithm: HorizonRobotics/Sparse4D c41df4b, models/detection3d/
-detection3d_blocks.py and models/blocks.py. Training needs more than this: not here.
+detection3d_blocks.py and models/blocks.py.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,11 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse4d.steps import CENTRE, LOG_SIZE, NUMBERS, VELOCITY
 
 BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
-"""Fixed key points of a generator whose config names none: the centre of the box."""
+"""Default fixed key points of a generator: the centre of the box."""
 
 
 def normalised_layers(channels: int, inner: int, outer: int, inputs: int | None = None) -> list[nn.Module]:
-    """Return `outer` groups of layers: `inner` linear layers, each with ReLU, and a layer normalisation.
-
-    They are in one list. The first linear layer takes `inputs` channels; None: `channels`, as all others.
-    """
+    """Return `outer` groups of layers: `inner` linear layers, each with ReLU, and a layer normalisation."""
     layers: list[nn.Module] = []
     width = channels if inputs is None else inputs
     for _ in range(outer):
@@ -88,16 +85,7 @@ class SparseBox3DEncoder(BaseModule):
 
 @registered_if_named(PLUGIN_LAYERS)
 class SparseBox3DRefinementModule(BaseModule):
-    """Corrects anchors, and scores them.
-
-    Args:
-        embed_dims: C.
-        output_dim: numbers of an anchor, 11.
-        num_cls: K.
-        normalize_yaw, refine_yaw, with_quality_estimation: False, True and True, as in the published configs;
-            a ConfigError refuses others, among them the defaults of the latter two.
-        with_cls_branch: whether it has layers for the classes, without which it cannot score.
-    """
+    """Corrects anchors, and scores them."""
 
     def __init__(
         self,
@@ -127,20 +115,7 @@ class SparseBox3DRefinementModule(BaseModule):
 
 @registered_if_named(FEEDFORWARD_NETWORK)
 class AsymmetricFFN(BaseModule):
-    """Feed-forward network from `in_channels` to `embed_dims`, whose shortcut begins behind its norm.
-
-    Args:
-        in_channels: channels of the input, and of its norm.
-        embed_dims: channels of the result.
-        feedforward_channels: channels between the two linear layers.
-        num_fcs, add_identity: 2 and True, as in the published configs.
-        pre_norm: config of the norm, which is a layer normalisation whatever it says; not None.
-        act_cfg: config of the activation, which has to be ReLU; not None.
-        training: options that have no effect at test time.
-
-    Raises:
-        ConfigError: other values than these.
-    """
+    """Feed-forward network from `in_channels` to `embed_dims`; the shortcut begins after its norm."""
 
     def __init__(
         self,
@@ -204,7 +179,7 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
 
         Args:
             anchor: (B, A, 11).
-            motion: (B, 4, 4), the anchors' frame to that of the moment.
+            motion: (B, 4, 4), the anchors' frame to the moment's.
             seconds: (B,) since the anchors' moment.
         """
         turn = motion[:, None, :3, :3]

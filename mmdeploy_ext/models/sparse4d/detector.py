@@ -19,14 +19,7 @@ from mmdeploy_ext.models.sparse4d.aggregation import Features, flatten_maps
 
 @registered_if_named(DETECTORS)
 class Sparse4D(BaseModule):
-    """Camera-only detector and tracker that runs a drive frame by frame.
-
-    Args:
-        img_backbone, img_neck, head: configs.
-        depth_branch: config of a container of parameters of training; None: there is none.
-        use_deformable_func: has to be True, as in the published configs; ConfigError otherwise.
-        training: options that training alone reads.
-    """
+    """Camera-only detector and tracker that runs a drive frame by frame."""
 
     def __init__(
         self,
@@ -58,12 +51,7 @@ class Sparse4D(BaseModule):
         They are the dict of `SparseBox3DDecoder.decode`: `boxes_3d` (n, 10), `scores_3d`, `labels_3d`,
         `cls_scores` and `instance_ids` (n,).
 
-        `img` is (1, N, 3, H, W), and `data` what `Sparse4DHead.forward` takes as `metas`. If `img` is a list
-        with that of one augmentation, every list in `data` is one, too, as [`img_metas`] has to be.
-
-        Raises:
-            NotImplementedError: in training mode.
-            DataError: several augmentations.
+        `img` is (1, N, 3, H, W), and `data` the `metas` of `Sparse4DHead.forward`.
         """
         if self.training:
             raise NotImplementedError(

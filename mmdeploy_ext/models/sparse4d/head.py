@@ -33,19 +33,11 @@ from mmdeploy_ext.models.sparse4d.aggregation import Features
 from mmdeploy_ext.models.sparse4d.steps import CENTRE, LOG_SIZE, VELOCITY, Pictures, run_head
 
 OPERATIONS = ('temp_gnn', 'gnn', 'norm', 'deformable', 'ffn', 'refine')
-"""Kinds of operations."""
 
 
 @registered_if_named(BBOX_CODERS)
 class SparseBox3DDecoder:
-    """The best instances of a frame as boxes.
-
-    Args:
-        num_output: number of boxes before the threshold, at most A.
-        score_threshold: smallest score of a box, before it is multiplied by the centerness, and of an
-            instance that gets a new id; None keeps all, and each gets one.
-        sorted: whether `cls_scores` fall, as in the published configs; False: any order. Boxes are sorted.
-    """
+    """The best instances of a frame as boxes."""
 
     def __init__(
         self, num_output: int = 300, score_threshold: float | None = None, sorted: bool = True
@@ -63,10 +55,10 @@ class SparseBox3DDecoder:
 
         Returns:
             `boxes_3d` (n, 10): x, y, z of the centre, length, width, height (m), yaw (radians, -pi to pi,
-            counter-clockwise from x), velocity x, y, z (m/s);
-            `scores_3d` (n,), times the centerness; `labels_3d`, `instance_ids` (n,); `cls_scores` (n,)
-            without the centerness, in the order of their own, which is upstream's: row i is not of box i, and
-            with a `score_threshold` some may be of boxes that are left out.
+            counter-clockwise from x), velocity x, y, z (m/s); `scores_3d` (n,), times the centerness;
+            `labels_3d`, `instance_ids` (n,); `cls_scores` (n,) without the centerness, in the order of their
+            own, which is upstream's: row i is not of box i, and with a `score_threshold` some may be of boxes
+            that are left out.
         """
         scores, labels = logits.sigmoid().max(-1)
         first, rows = scores.topk(self.num_output, 1, sorted=self.sorted)
@@ -96,22 +88,6 @@ def boxes_of(anchor: Tensor) -> Tensor:
 
 @registered_if_named(HEADS)
 class Sparse4DHead(BaseModule):
-    """Test-time head.
-
-    Args:
-        instance_bank, anchor_encoder, graph_model, norm_layer, ffn, deformable_model, refine_layer,
-            temp_graph_model, decoder: configs.
-        num_single_frame_decoder: refinements after which the remembered instances replace the worst of this
-            frame's; -1: they never do. 'temp_gnn' attends to them in any case.
-        operation_order: kind of each operation; the last one is a refinement.
-        decouple_attn: True, as in the published configs.
-        training: options that training alone reads.
-
-    Raises:
-        ConfigError: another `decouple_attn` or kind of operation, a last one that is no refinement, or a
-            decoder that gives more boxes than the bank has instances.
-    """
-
     def __init__(
         self,
         instance_bank: dict,
@@ -164,7 +140,7 @@ class Sparse4DHead(BaseModule):
         self.fc_after = nn.Linear(2 * channels, channels, bias=False)
 
     def forward(self, features: Features, metas: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the last layer predicts, and keep instances and ids for the next frame.
+        """Return the last layer's predictions, and keep instances and ids for the next frame.
 
         Args:
             features: feature maps of the cameras, see `aggregation.Features`.
@@ -185,10 +161,6 @@ class Sparse4DHead(BaseModule):
         return dict(prediction=[anchor], classification=[logits], quality=[quality], instance_id=ids)
 
     def post_process(self, outputs: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-        """Return the boxes of the last refinement, a dict per sample, see `SparseBox3DDecoder.decode`.
-
-        `outputs` are what `forward` returned.
-        """
         last = (outputs[name][-1] for name in ('classification', 'prediction', 'quality'))
         logits, anchor, quality = last
         return self.decoder.decode(logits, anchor, outputs['instance_id'], quality)

@@ -1,9 +1,5 @@
 """Sparse4D from feature maps to refined instances, on the modules of the user's model or of ours.
 
-Eager runs of our model and the graphs share these steps. Linear layers, norms and feed-forward networks run
-as they are; attentions, key points, weights, the choice of instances and the loop over operations are
-computed here.
-
 Glossary: N cameras, L levels, A instances of a frame, M remembered ones, P key points, G groups, C channels,
 K classes, S cells of all maps. An anchor has 11 numbers in the LiDAR frame: x, y, z of the centre (m),
 logarithms of length, width and height, sine and cosine of the yaw, and velocity in x, y and z (m/s).
@@ -25,9 +21,7 @@ from mmdeploy_ext.exporting.ops.attention import multi_head
 from mmdeploy_ext.exporting.ops.deformable_aggregation import aggregate
 
 CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)
-"""Columns of an anchor."""
 SINE, COSINE, NUMBERS = 6, 7, 11
-"""Columns of the yaw, and the number of all columns."""
 NEAREST_DEPTH = 1e-5
 """A smaller depth of a point, m, is taken for this one when the point is projected."""
 
@@ -77,7 +71,7 @@ def feature_rows(maps: Sequence[Tensor]) -> Tensor:
 
 
 def map_sizes(shapes: Sequence[Sequence[int]], cameras: int) -> tuple[Tensor, Tensor]:
-    """Return `Pictures.sizes` and `starts` of maps whose `shapes` are h, w of each level."""
+    """Return `Pictures.sizes` and `starts` of maps with `shapes` h, w of each level."""
     sizes = torch.tensor([tuple(shape) for shape in shapes], dtype=torch.int32)
     areas = sizes.prod(-1).repeat(cameras)
     starts = areas.cumsum(0) - areas
@@ -117,11 +111,10 @@ def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
 
 
 def point_weights(layer: nn.Module, query: Tensor, lidar2img: Tensor) -> Tensor:
-    """Return the weights (1, A, P, N, L, G) of key points; those of a group and an instance sum to 1.
+    """Return the weights (1, A, P, N, L, G) of key points; for a group and an instance they sum to 1.
 
     `query` (1, A, C) is the sum of an instance's features and its anchor's embedding. The layer of the
-    weights is linear: instances and cameras (N, C) pass it one by one, not as A N pairs. Its rows are taken
-    in the order of groups, levels and points, so that what the softmax adds up is side by side.
+    weights is linear: instances and cameras (N, C) pass it one by one, not as A N pairs.
     """
     linear, groups = torch.nn.functional.linear, layer.num_groups
     rows = torch.arange(layer.weights_fc.out_features).reshape(-1, layer.num_pts, groups)
@@ -137,10 +130,7 @@ def point_weights(layer: nn.Module, query: Tensor, lidar2img: Tensor) -> Tensor:
 def gather(
     layer: nn.Module, feature: Tensor, anchor: Tensor, embedding: Tensor, pictures: Pictures
 ) -> Tensor:
-    """Return the projected sum of what key points gather, beside the features (1, A, 2 C).
-
-    Before it is projected, the sum is the tap 'dfa', a tensor that a dump or a search for differences reads.
-    """
+    """Return the projected sum of samples at key points, beside the features (1, A, 2 C)."""
     points = key_points(layer.kps_generator, anchor, feature)
     locations = project(points, pictures.lidar2img, pictures.image_wh)
     weights = point_weights(layer, feature + embedding, pictures.lidar2img)
@@ -153,10 +143,7 @@ def gather(
 def attend(
     head: nn.Module, layer: nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Return features (1, A, C) of queries (1, A, 2 C) that attend to keys and values of 2 C channels.
-
-    `mask` is that of `multi_head`: True for a key that is left out; None leaves out none.
-    """
+    """Return features (1, A, C) of queries (1, A, 2 C) that attend to keys and values of 2 C channels."""
     attention = layer.attn
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     mixed = multi_head((query, keys, values), weight, bias, attention.num_heads, mask)
@@ -180,8 +167,8 @@ def best_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def take_over(feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered) -> list[Tensor]:
     """Return features and anchors of the last frame's instances, then of the best ones of this frame.
 
-    Those of this frame, features (1, A, C) and anchors (1, A, 11), stay as they are unless there is a last
-    frame that is near. The best ones are in the order of their scores, which `logits` (1, A, K) give.
+    Features (1, A, C) and anchors (1, A, 11) of this frame are unchanged unless a last frame is near. The
+    best ones are in the order of their scores, which `logits` (1, A, K) give.
     """
     _, best = best_rows(logits.amax(-1), anchor.shape[1] - last.anchor.shape[1])
     near = last.is_near if last.exists is None else last.is_near & last.exists
@@ -199,17 +186,16 @@ class LastFrame:
     no keys then, and its attention takes the queries for both.
 
     Attributes:
-        last: the instances; None if the graph is that of a first frame.
+        last: the instances; None in a graph of a first frame.
         mask: (1, 1, 1, A) bool, True for a key that is left out: the rows behind M if there is a last frame;
             None, which leaves out none, if the graph knows whether there is one.
-        position: (1, M, C) embeddings of the anchors of the last frame, which `run_head` replaces by those of
-            this frame's first M anchors after later refinements, as upstream does, even if the last frame is
-            not near; `keys_and_values` reads it. There is none without a last frame.
-        values: (1, M, 2 C); there are none without a last frame.
+        position: (1, M, C) embeddings of the anchors of the last frame, which `run_head` replaces by
+            embeddings of this frame's first M anchors after later refinements, as upstream does, even if the
+            last frame is not near; `keys_and_values` reads it. None without a last frame.
+        values: (1, M, 2 C); None without a last frame.
     """
 
     def __init__(self, head: nn.Module, last: Remembered | None, instances: int) -> None:
-        """Embed the anchors of the last frame; `instances` is A."""
         self.last = last
         self.mask = None
         if last is None:
@@ -244,15 +230,12 @@ def run_head(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return features (1, A, C), anchors (1, A, 11), class logits (1, A, K) and quality logits (1, A, 2).
 
-    The latter are of centerness and of the yaw, in this order.
-
     Args:
         head: a `Sparse4DHead`.
         pictures: of the frame.
         time_interval: (1,) seconds since the last frame, or the default, which stands for 0, too.
-        last: its instances; None if the graph is that of a first frame.
-        learned: features (1, A, C) and anchors (1, A, 11) with which a frame begins; None: those of the
-            head.
+        last: its instances; None in a graph of a first frame.
+        learned: features (1, A, C) and anchors (1, A, 11) with which a frame begins; None: the head's.
     """
     bank, operations = head.instance_bank, head.operation_order
     feature, anchor = learned or (bank.instance_feature[None], bank.anchor[None])

@@ -17,26 +17,15 @@ from torch import nn
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 NORM = dict(type='BN1d', eps=1e-3, momentum=0.01)
-"""Normalisation if the config names none."""
 
 
 @registered_if_named(MIDDLE_ENCODERS)
 class BEVFusionSparseEncoder(SparseEncoder):
     """mmdet3d's SparseEncoder with x, y, z axes, as mit-han-lab's BEVFusion has it.
 
-    Parameters have the same names. The last convolution goes along z, which is the last axis here, and the
-    blocks of a stage share neighbours by the indice key 'subm<stage>' (the input convolution too: subm1), as
-    NVIDIA's exporter writes them; upstream's blocks have no key and compute the same. With the block type
-    'basicblock', which the published configs give, each stage but the last ends in a stride of 2; with
-    mmdet3d's default, 'conv_module', each stage but the first begins with one.
-
-    Args:
-        in_channels, output_channels: I and C.
-        sparse_shape: cells of the grid along x, y, z.
-        order: of convolution, normalisation and activation in a layer.
-        norm_cfg: config of the normalisation.
-        encoder_channels: of each stage, output channels of each of its layers.
-        kwargs: of mmdet3d's `SparseEncoder`.
+    The last convolution goes along z, which is the last axis here, and the blocks of a stage share neighbours
+    by the indice key 'subm<stage>' (the input convolution too: subm1), as NVIDIA's exporter writes them;
+    upstream's blocks have no key and compute the same.
 
     Source: mit-han-lab/bevfusion 326653d, mmdet3d/models/backbones/sparse_encoder.py.
     """
@@ -90,10 +79,7 @@ class BEVFusionSparseEncoder(SparseEncoder):
 
 
 class CenterPointBlock(SparseModule):
-    """Two submanifold 3x3x3 convolutions with a bias, whose result is added to the input, then ReLU.
-
-    Convolutions with the same `indice_key`, here those of a stage, share their tables of neighbours.
-    """
+    """Two submanifold 3x3x3 convolutions with a bias; their result is added to the input, then ReLU."""
 
     def __init__(self, channels: int, norm_cfg: dict, indice_key: str) -> None:
         super().__init__()
@@ -115,15 +101,6 @@ class CenterPointBlock(SparseModule):
 @registered_if_named(MIDDLE_ENCODERS)
 class CenterPointSparseEncoder(nn.Module):
     """The published CenterPoint's encoder (SpMiddleResNetFHD), with det3d's parameter names; z, y, x axes.
-
-    The grid has one cell more along z than the range. Each of the four stages but the first starts with a
-    convolution of stride 2.
-
-    Args:
-        in_channels, output_channels: I and C.
-        sparse_shape: cells of the grid along z, y, x, this one included.
-        channels: of each of the four stages.
-        norm_cfg: config of the normalisation.
 
     Source: tianweiy/CenterPoint 3cf7d87, det3d/models/backbones/scn.py.
     """

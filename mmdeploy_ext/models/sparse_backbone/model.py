@@ -23,9 +23,9 @@ class LidarBackbone(nn.Module):
         voxel_layer: options of mmcv's Voxelization; `max_num_points=-1` is dynamic voxelisation.
         encoder: config of the sparse encoder.
         encoder_path: path of the encoder in the model, such as 'encoders.lidar.backbone', so that keys equal
-            those of the published checkpoint.
+            the published checkpoint's.
         output_shape: not used; an export compares the (1, C, H, W) that the config states here, if any, with
-            that of the encoder.
+            the encoder's.
         train_cfg, test_cfg: not used; mmdet3d's builder passes them.
     """
 
@@ -55,23 +55,14 @@ class LidarBackbone(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The sparse encoder."""
         return self.get_submodule(self.encoder_path)
 
     @torch.no_grad()
     def voxelize(self, points: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the means of the points of voxels, (N, in_channels) float32, and coordinates (N, 4) int32.
 
-        Coordinates are the sample, then the cell along z, y, x, for an encoder with the axes 'xyz' x, y, z.
-        Points out of range are dropped, and so are points and voxels beyond `max_num_points` and `max_voxels`
-        of `voxel_layer`.
-
         Args:
             points: (P, D) per sample, at least one, D at least `in_channels`; more values are not used.
-
-        Raises:
-            ShapeError: points with too few values, or not of two axes.
-            DataError: one of the first `in_channels` values is not finite, also of a point out of range.
         """
         features, coordinates = [], []
         for sample, cloud in enumerate(points):
@@ -110,5 +101,4 @@ class LidarBackbone(nn.Module):
 
 
 def axes(encoder: nn.Module) -> str:
-    """Return the order of an encoder's axes, 'xyz' or 'zyx'; all of mmdet3d's have z first."""
     return getattr(encoder, 'axes', 'zyx')

@@ -2,8 +2,8 @@
 
 Glossary: L decoder layers, B batch, Q queries, K classes, n boxes.
 
-Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/bbox/util.py; differs in: the
-ranges stay what the config says, and asking for more boxes than there are gives all of them.
+Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/bbox/util.py; differs in:
+ranges are unchanged, and a request for too many boxes gives all of them.
 """
 
 from typing import Any
@@ -22,7 +22,6 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
 
     Boxes are the centre x, y, z in metres, three sizes in metres, yaw in radians and, where there are nine,
     the velocity in m/s; predictions x, y, z, log sizes in the same order, sin yaw, cos yaw, velocity.
-    `pc_range` is unused; it is part of the signature that configs and users know.
 
     Source: StreamPETR `core/bbox/util.py`; nothing is scaled to the range.
     """
@@ -32,12 +31,7 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
 
 @registered_if_named(BBOX_CODERS)
 class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
-    """The best (query, class) pairs as boxes, see `QueryBoxCoder`; codes as in `denormalize_bbox`.
-
-    There are at most `max_num`. Scores below `score_threshold` are dropped; None or 0 drops none. Boxes whose
-    centre is outside of `post_center_range` are dropped, too. `pc_range` is kept for the head that reads it.
-    The arguments are those of `QueryBoxCoder`.
-    """
+    """The best (query, class) pairs as boxes, see `QueryBoxCoder`; codes as in `denormalize_bbox`."""
 
     def passing(self, scores: Tensor) -> Tensor:
         return scores >= (self.score_threshold or 0.0)
@@ -46,15 +40,14 @@ class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
         return denormalize_bbox(codes)
 
     def encode(self, *args: Any, **kwargs: Any) -> None:
-        """Raise NotImplementedError: encoding is of training."""
         raise NotImplementedError('NMSFreeCoder only decodes')
 
     def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the `decode_single` of every sample, of the last decoder layer.
 
         It is a dict of `bboxes` (n, 9), centre x, y, z first, `scores` (n,) after a sigmoid, best first, and
-        `labels` (n,).
-        `preds_dicts` has 'all_cls_scores' (L, B, Q, K), logits, and 'all_bbox_preds' (L, B, Q, 10).
+        `labels` (n,). `preds_dicts` has 'all_cls_scores' (L, B, Q, K), logits, and 'all_bbox_preds' (L, B, Q,
+        10).
         """
         last = zip(preds_dicts['all_cls_scores'][-1], preds_dicts['all_bbox_preds'][-1], strict=True)
         return [self.decode_single(cls_scores, bbox_preds) for cls_scores, bbox_preds in last]

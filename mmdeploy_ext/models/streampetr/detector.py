@@ -1,6 +1,6 @@
 """StreamPETR's detector at test time: pictures to features, frames to scenes.
 
-Source: exiawsh/StreamPETR 95f6470, models/detectors/petr3d.py. Differs in: nothing is changed in place.
+Source: exiawsh/StreamPETR 95f6470, models/detectors/petr3d.py.
 
 Glossary: N cameras, H, W pictures in px, C channels, h, w feature map.
 """
@@ -19,18 +19,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 @registered_if_named(DETECTORS)
 class Petr3D(CameraDetector):
-    """Camera-only detector that runs a scene frame by frame.
-
-    Args:
-        num_frame_head_grads, num_frame_backbone_grads, num_frame_losses, single_test: not used.
-        stride: px per cell of the feature level that is used.
-        position_level: which level of the neck is used.
-        aux_2d_only: the 2D head only helps training; False, which samples tokens by it, is refused.
-        modules: backbone, neck and heads, as mmdet3d's detectors take them; `pts_bbox_head` is StreamPETR's.
-
-    Raises:
-        ConfigError: `aux_2d_only=False`, another head, or another `stride` than the head's.
-    """
+    """Camera-only detector that runs a scene frame by frame."""
 
     def __init__(
         self,
@@ -61,16 +50,9 @@ class Petr3D(CameraDetector):
         self.prev_scene_token: str | None = None
 
     def extract_img_feat(self, img: Tensor) -> Tensor:
-        """Return features (B, N, C, h, w) of normalised images (B, N, 3, H, W)."""
         return super().extract_img_feat(img)[self.position_level]
 
     def forward_test(self, img_metas: list, rescale: bool = False, **data: Any) -> list[dict]:
-        """Unwrap the one augmentation that the test pipeline makes, and run; boxes are in m.
-
-        The metas are [one augmentation][one sample]; data has [one augmentation] of `img` (1, N, 3, H, W)
-        and, each with a batch or list axis of 1, of the calibration and pose keys. `rescale` is not used. For
-        the result see `simple_test`. DataError: several augmentations or samples.
-        """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError('Petr3D tests one augmentation: img_metas has to be a list of one list')
         img = data.pop('img')[0]
@@ -80,9 +62,8 @@ class Petr3D(CameraDetector):
     def simple_test(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> list[dict]:
         """Detect in one frame: return a list of one dict, `pts_bbox` -> a dict on the CPU.
 
-        It has `boxes_3d` of the type in the metas, `scores_3d` and `labels_3d`, see `get_bboxes` of the head.
         `img` is (N, 3, H, W) or (1, N, 3, H, W), normalised; `data` are further tensors of the sample, see
-        `run_frame`. DataError: a batch of several samples.
+        `run_frame`.
         """
         img = img.unsqueeze(0) if img.dim() == 4 else img
         if img.shape[0] != 1:
@@ -94,12 +75,6 @@ class Petr3D(CameraDetector):
         return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
 
     def run_frame(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> dict[str, Tensor]:
-        """Return the head's outputs by name for one frame (1, N, 3, H, W).
-
-        Another `scene_token` of its metas than that of the last frame starts a new stream. `data` has
-        `timestamp` (1,) float64 s, `ego_pose`, `ego_pose_inv` (1, 4, 4), LiDAR to global and back, and what
-        else the head takes: `lidar2img` and `intrinsics` (1, N, 4, 4).
-        """
         scene_token = img_metas[0]['scene_token']
         is_new = scene_token != self.prev_scene_token
         if is_new:

@@ -19,7 +19,6 @@ INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_in
 CALIBRATION = ('lidar2img', 'intrinsics')
 """Matrices per camera, beside the fork's tensors per token: a frame is read back from them."""
 MEMORY = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
-"""The fork's names of the tensors of the memory: `out_mem_` that a frame used, `post_mem_` that after it."""
 DUMP_NAMES = (
     *INPUTS, *CALIBRATION, 'coords', 'query_pos', 'tgt', *(f'out_mem_{name}' for name in MEMORY),
     'out_outs_dec', *(f'post_mem_{name}' for name in MEMORY), 'all_cls_scores', 'all_bbox_preds',
@@ -28,10 +27,7 @@ DUMP_NAMES = (
 
 
 def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return name -> tensor of the dump of one frame: taps, and constants of the model's weights.
-
-    Taps are those of `taps.collect_taps` while the reference ran the frame; a missing one raises DataError.
-    """
+    """Return name -> tensor of the dump of one frame: taps, and constants of the model's weights."""
     with torch.no_grad():
         tgt, query_pos, _ = steps_of(model.pts_bbox_head).learned_queries()
     tensors = dict(tgt=tgt, query_pos=query_pos) | dict(taps)

@@ -1,7 +1,5 @@
 """The layers of the 2D auxiliary head, which trains the backbone; no test runs them.
 
-They are built since checkpoints hold their weights, and weights load strictly.
-
 Source: StreamPETR `models/dense_heads/focal_head.py`, after Focal-PETR (Wang et al., 2022).
 """
 
@@ -31,6 +29,5 @@ class FocalHead(BaseModule):
 
 
 def tower(channels: int) -> nn.Sequential:
-    """Return a 3x3 convolution with group normalisation and ReLU."""
     convolution = nn.Conv2d(channels, channels, 3, padding=1)
     return nn.Sequential(convolution, nn.GroupNorm(32, channels), nn.ReLU())

@@ -38,9 +38,6 @@ class StreamPETRHead(FrameSteps, HeadLayers):
         normedlinear: cosine classifier.
         ignored: keys of training, `with_position` and `depth_step`, which upstream ignores too, and
             `code_size`, which must be 10.
-
-    Raises:
-        ConfigError: a value that is not supported, or an unknown key.
     """
 
     memory: Memory | None = None
@@ -48,11 +45,6 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     before the first frame and after `reset_memory`."""
 
     def reset_memory(self) -> None:
-        """Forget the state: the memory of the next frame is zeros.
-
-        If its `prev_exists` is 0, a stream starts: then the rows that become queries are at the fixed points
-        that a checkpoint has for them.
-        """
         self.memory = None
 
     def forward(
@@ -60,9 +52,9 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     ) -> dict[str, Any]:
         """Run one frame (B, N, C, h, w) and keep the state; ConfigError: `topk_indexes` is not None.
 
-        Metas have 'pad_shape'; data are lidar2img (to pixels of the
-        padded image times depth), intrinsics (B, N, 4, 4), ego_pose, ego_pose_inv (B, 4, 4; LiDAR to global
-        and back), timestamp (B,) float64 s, prev_exists (B,) float32, and keys that are not used.
+        Metas have 'pad_shape'; data are lidar2img (to pixels of the padded image times depth), intrinsics (B,
+        N, 4, 4), ego_pose, ego_pose_inv (B, 4, 4; LiDAR to global and back), timestamp (B,) float64 s,
+        prev_exists (B,) float32, and keys that are not used.
 
         Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10): x, y, z of the
         centre (m), logarithms of three sizes, sine and cosine of the yaw, velocity x, y (m/s).
@@ -78,7 +70,6 @@ class StreamPETRHead(FrameSteps, HeadLayers):
         return {name: tap(name, outputs[name]) for name in ('all_cls_scores', 'all_bbox_preds')}
 
     def _state(self, data: dict[str, Tensor]) -> tuple[Memory, Tensor, Tensor]:
-        """Return the state, and the transform and time into the current frame; a fresh state needs none."""
         if self.memory is not None:
             return self.memory, data['ego_pose_inv'], data['timestamp']
         poses = data['ego_pose_inv']
@@ -89,14 +80,7 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     def get_bboxes(
         self, preds_dicts: dict[str, Tensor], img_metas: list[dict], rescale: bool = False
     ) -> list[list]:
-        """Return, per sample, boxes (n, 9) of `img_metas`' box type, scores (n,) and labels (n,), best first.
-
-        The columns of boxes are those of `coder.denormalize_bbox`, x, y, z, sizes in m, yaw in rad and
-        velocity in m/s, as the model was trained (length, width, height, and the yaw from x counter-clockwise
-        with boxes of mmdet3d 1.x), but z is that of the bottom.
-
-        `preds_dicts` is what `forward` returned, whose last layer counts; `rescale` is not used.
-        """
+        """Return per sample boxes (n, 9) of `img_metas`' box type, scores (n,), labels (n,), best first."""
         results = []
         for decoded, meta in zip(self.bbox_coder.decode(preds_dicts), img_metas, strict=True):
             bboxes = decoded['bboxes'].clone()

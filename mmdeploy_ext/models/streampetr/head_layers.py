@@ -21,7 +21,6 @@ from mmdeploy_ext.models.rays import depth_bins
 from mmdeploy_ext.models.streampetr.steps import CONE_BIN
 
 CODE_SIZE = 10
-"""Numbers of a predicted box."""
 CONE_SIZE = 8
 """Numbers of the code of the spatial alignment, see `FrameSteps.position_embedding`."""
 MOTION_SIZE = 180
@@ -32,7 +31,7 @@ IGNORED_KEYS = {
     'with_position', 'depth_step', 'code_size', 'test_cfg', 'train_cfg', 'with_dn', 'scalar', 'noise_scale',
     'noise_trans', 'dn_weight', 'split', 'match_with_velo', 'sync_cls_avg_factor', 'loss_bbox', 'loss_iou',
 }  # fmt: skip
-"""Keys of published configs that are not used: of training, and those that upstream ignores."""
+"""Keys of published configs that are not used: of training, or ignored by upstream."""
 LEGACY_NAMES = {
     '.self_attn.': '.attentions.0.',
     '.multihead_attn.': '.attentions.1.',
@@ -42,10 +41,7 @@ LEGACY_NAMES = {
 
 
 class MLN(nn.Module):
-    """Motion-aware layer normalisation: a code scales and shifts normalised features, at first by 1 and 0.
-
-    `code_dims` is the number of values of the code, `embed_dims` that of the features.
-    """
+    """Motion-aware layer normalisation: a code scales and shifts normalised features, at first by 1 and 0."""
 
     def __init__(self, code_dims: int, embed_dims: int) -> None:
         super().__init__()
@@ -64,10 +60,7 @@ class MLN(nn.Module):
 
 
 class SELayer(nn.Module):
-    """A gate on features, computed from other features of the same size.
-
-    `embed_dims` is C.
-    """
+    """A gate on features, computed from other features of the same size."""
 
     def __init__(self, embed_dims: int) -> None:
         super().__init__()
@@ -82,9 +75,7 @@ class SELayer(nn.Module):
 class HeadLayers(BaseModule):
     """The layers of a `StreamPETRHead`; no frame is run here.
 
-    The arguments are the keys of its config, described at `StreamPETRHead`. `transformer`, `bbox_coder` and
-    `loss_cls` are configs; `loss_cls` only tells that scores are sigmoids. `code_weights` and `match_costs`
-    are of training, and parameters of checkpoints.
+    `transformer`, `bbox_coder` and `loss_cls` are configs; `loss_cls` only tells that scores are sigmoids.
     """
 
     _version = 2
@@ -135,7 +126,6 @@ class HeadLayers(BaseModule):
         self._check_layers()
 
     def _check(self, ignored: dict[str, Any], loss_cls: dict) -> None:
-        """Refuse settings that this head does not support."""
         unknown = sorted(set(ignored) - IGNORED_KEYS)
         num_all = self.num_query + self.num_propagated
         code_size = ignored.get('code_size', CODE_SIZE)
@@ -162,7 +152,6 @@ class HeadLayers(BaseModule):
                 raise ConfigError(f'{type(self).__name__}: {message}')
 
     def _check_layers(self) -> None:
-        """Refuse a decoder that does not fit the head."""
         decoder = self.transformer.decoder
         if decoder.embed_dims != self.embed_dims:
             raise ConfigError(
@@ -201,7 +190,6 @@ class HeadLayers(BaseModule):
             self.ego_pose_memory = MLN(MOTION_SIZE, dims)
 
     def init_weights(self) -> None:
-        """Initialise uniform points, a Xavier transformer, and a classifier of probability 0.01."""
         nn.init.uniform_(self.reference_points.weight, 0, 1)
         if self.num_propagated:
             nn.init.uniform_(self.pseudo_reference_points.weight, 0, 1)
@@ -211,7 +199,6 @@ class HeadLayers(BaseModule):
         self._is_init = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
-        """Load weights; files before version 2 and plain dicts of tensors may have older names."""
         if (local_metadata.get('version') or 0) < 2:
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 renamed = key
@@ -223,7 +210,6 @@ class HeadLayers(BaseModule):
 
 
 def _constant(values: Sequence[float]) -> nn.Parameter:
-    """Return numbers that checkpoints hold as a parameter, never trained."""
     return nn.Parameter(torch.tensor(list(values), dtype=torch.float32), requires_grad=False)
 
 

@@ -1,11 +1,6 @@
 """Detectors and heads of users: the steps of a frame on their layers, their memory, and their tensors.
 
-A user's head is one that is not derived from this package's `StreamPETRHead`, which is called ours.
-exiawsh/StreamPETR and the repositories made from it have our head's layers under the same names. Their
-`forward` computes a frame in global coordinates, and keeps the memory in five attributes. The graphs run the
-layers, and compute what is around them by themselves.
-
-Source: exiawsh/StreamPETR 95f6470 (names and what they compute, no code).
+Source: exiawsh/StreamPETR 95f6470 (names and meanings, no code).
 
 Glossary: B batch, N cameras, H, W network input in pixels, C channels, Q queries, T tokens, M rows of the
 memory that are no queries, L decoder layers.
@@ -38,10 +33,7 @@ LAYERS = (
 
 
 class UserSteps(FrameSteps):
-    """The steps of a frame on the layers of a user's head, whose attributes it has.
-
-    They are described at `FrameSteps`; only the transformer is called in another way.
-    """
+    """The steps of a frame on the layers of a user's head; it has the head's attributes."""
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head
@@ -58,22 +50,15 @@ class UserSteps(FrameSteps):
         temp_memory: Tensor,
         temp_pos: Tensor,
     ) -> Tensor:
-        """Return the outputs (L, B, Q, C) of the user's transformer, which takes its arguments in its order.
-
-        Batch first: queries (B, Q, C), tokens (B, T, C) and memory rows (B, M, C), each followed by its
-        positions.
-        """
         outs_dec, _ = self.head.transformer(tokens, tgt, query_pos, tokens_pos, None, temp_memory, temp_pos)
         return outs_dec
 
 
 def is_ours(head: nn.Module) -> bool:
-    """Return whether a head is this package's implementation, or derived from it."""
     return isinstance(head, FrameSteps)
 
 
 def steps_of(head: nn.Module) -> FrameSteps:
-    """Return the steps of a frame on the layers of a head: our head has them itself."""
     return head if is_ours(head) else UserSteps(head)
 
 
@@ -118,7 +103,7 @@ def set_memory(head: nn.Module, memory: Memory) -> None:
 def tapped(model: nn.Module) -> Iterator[None]:
     """Let a user's head tap its memory, inputs and outputs as ours does, while the context lasts.
 
-    See `core/taps.py`. Images and geometry are tapped by `tap_geometry`.
+    See `core/taps.py`.
     """
     head = model.pts_bbox_head
     if is_ours(head):
@@ -155,7 +140,7 @@ def tapped(model: nn.Module) -> Iterator[None]:
 def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images: Tensor) -> None:
     """Tap the tensors of images (N, 3, H, W) and a rig, which a user's detector does not tap as ours does.
 
-    `lidar2img` and `intrinsics` are (1, N, 4, 4). The position embedding is computed for its taps alone.
+    `lidar2img` and `intrinsics` are (1, N, 4, 4).
     """
     if is_ours(model.pts_bbox_head):
         return

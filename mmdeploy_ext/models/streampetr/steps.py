@@ -1,14 +1,7 @@
 """The steps of a frame of StreamPETR's head and the rays of its tokens: pure functions of tensors, weights.
 
-Everything here but `embed_positions`, which inverts matrices, traces by TorchScript at opset 11 with batch 1:
-no slice is assigned to, no branch depends on values. Absolute positions and times stay outside.
-
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/positional_encoding.py
 (`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`), models/utils/misc.py (`locations`).
-
-Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens (camera by camera), D depth bins, Q
-queries (learned and propagated), L decoder layers, K classes, M memory rows inside a frame, n numbers,
-queries or rows.
 """
 
 from collections.abc import Sequence
@@ -26,19 +19,14 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 Queries = tuple[Tensor, Tensor, Tensor]
 """Content and position (B, n, C), and reference points (B, n, 3) relative to the range of the boxes."""
 CONE_BIN = -30
-"""The second of the two depth bins whose points enter the cone, counted from the end."""
+"""The second of the two depth bins in the cone, counted from the end."""
 NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
-"""Factors of the numbers whose sines and cosines `nerf_encoding` computes."""
 
 
 def token_centers(
     pad_shape: Sequence[int], stride: int, num_cameras: int, device: torch.device | str
 ) -> Tensor:
-    """Return the centres (T, 2) of the feature cells, x and y in px of the padded image.
-
-    They are row by row, and the same for each camera. `pad_shape` begins with its height and width, `stride`
-    is in px per cell. ShapeError: a side is not a multiple of the stride.
-    """
+    """Return the centres (T, 2) of the feature cells, x and y in px of the padded image."""
     pad_h, pad_w = int(pad_shape[0]), int(pad_shape[1])
     if pad_h % stride or pad_w % stride:
         raise ShapeError(f'image size {pad_h}x{pad_w} is not a multiple of the stride {stride}; pad them')
@@ -54,9 +42,7 @@ def token_centers(
 def focal_per_token(intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
     """Return |fx|, |fy| in units of 1000 px per token, (B, T, 2), from `intrinsics` (B, N, 4, 4).
 
-    Token t gets the focal lengths of camera t modulo N, although it comes from camera t divided by h w,
-    rounded down: the published weights were trained with this. The matrices of `lidar_points` belong to the
-    right camera.
+    The matrices of `lidar_points` belong to the right camera.
     """
     focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1).abs() / 1e3
     return focal.repeat(1, tokens_per_camera, 1)
@@ -85,10 +71,7 @@ class FrameSteps:
         return token_centers(pad_shape, self.stride, num_cameras, self.coords_d.device)
 
     def frustum(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
-        """Return the image points (T, D, 4) of every token and depth: a constant of the image size.
-
-        They are x d, y d, d, 1 of a centre x, y in px and a depth d in m.
-        """
+        """Return the image points (T, D, 4) of every token and depth: a constant of the image size."""
         points = frustum_points(self.token_centers(pad_shape, num_cameras), self.coords_d)
         tap('coords', points[None, ..., None])
         return points
@@ -115,8 +98,7 @@ class FrameSteps:
     ) -> tuple[Tensor, Tensor]:
         """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px.
 
-        `lidar2img` leads to px of the padded image. `pad_shape` begins with height and width. ShapeError: one
-        of them is not a multiple of the stride.
+        `lidar2img` leads to px of the padded image.
         """
         num_cameras = lidar2img.shape[1]
         frustum = self.frustum(pad_shape, num_cameras)
@@ -180,9 +162,6 @@ class FrameSteps:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the decoder on tokens (B, T, C), their positions, and M rows of memory.
 
-        The rows are in the current LiDAR frame. `queries` are the learned queries as constants; None computes
-        them by `learned_queries`.
-
         Returns:
             outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10): x, y, z
             of the centre in m, logarithms of three sizes, sine and cosine of the yaw, velocity x, y in m/s;
@@ -204,11 +183,7 @@ class FrameSteps:
         return outs_dec, *self.predict(outs_dec, reference, first_layer)
 
     def run_transformer(self, *args: Tensor) -> Tensor:
-        """Return the outputs (L, B, Q, C) of the decoder.
-
-        The arguments of `PETRTemporalTransformer.forward`, batch first: queries, tokens and memory rows, each
-        followed by its positions.
-        """
+        """Return the outputs (L, B, Q, C) of the decoder."""
         return self.transformer(*args)
 
     def predict(
@@ -217,7 +192,7 @@ class FrameSteps:
         """Return logits (L, B, Q, K) and box codes (L, B, Q, 10), see `decode`, of outputs (L, B, Q, C).
 
         Every layer's centre is an offset, added before a sigmoid, to the same `reference_points` (B, Q, 3)
-        relative to the range of the boxes. The outputs begin with those of the layer `first_layer`.
+        relative to the range of the boxes.
         """
         codes = run_branches(self.reg_branches[first_layer:], outs_dec)
         low, high = self.pc_range[:3], self.pc_range[3:]
@@ -264,15 +239,10 @@ class FrameSteps:
         """Compute one frame: state in, boxes and state out.
 
         The features are (B, N, C, h, w); for `pos_embed_raw` (B, T, C) and `cone` (B, T, 8) see
-        `position_embedding`, for `queries` and `all_layers` `decode`. `memory` is the state
-        after the last frame, of memory_len + topk_proposals rows (or memory_len); `transform` (B, 4, 4)
-        brings its places into the current LiDAR frame, `delta_t` (B,) in s makes its times ages, and where
-        `prev_exists` (B,) is 0 it is not used.
-
-        Returns:
-            outs_dec, all_cls_scores, all_bbox_preds by name; the memory that the frame used (memory_len
-            rows); the state after it (memory_len + topk_proposals rows). Both are in the current LiDAR frame,
-            with ages for times.
+        `position_embedding`, for `queries` and `all_layers` `decode`. `memory` is the state after the last
+        frame, of memory_len + topk_proposals rows (or memory_len); `transform` (B, 4, 4) brings its places
+        into the current LiDAR frame, `delta_t` (B,) in s makes its times ages, and where `prev_exists` (B,)
+        is 0 it is not used.
         """
         fresh = self.pseudo_points()
         used = temporal.pre_update(memory, transform, delta_t, prev_exists, fresh, self.memory_len)
@@ -293,7 +263,6 @@ def run_branches(branches: Sequence[nn.Module], outs_dec: Tensor) -> Tensor:
 
 
 def tap_memory(prefix: str, memory: Memory) -> None:
-    """Show the five tensors of `memory` to a dump, named as the fork's dump has them, behind `prefix`."""
     names = ('embedding', 'ref_point', 'timestamp', 'egopose', 'velo')
     for name, rows in zip(names, memory, strict=True):
         tap(f'{prefix}_{name}', rows)

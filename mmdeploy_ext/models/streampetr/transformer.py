@@ -26,7 +26,7 @@ from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 @registered_if_named(TRANSFORMER_LAYER)
 class PETRTemporalDecoderLayer(AttentionLayer):
-    """An `AttentionLayer` whose self attention reads the memory, too; ConfigError: `batch_first=True`."""
+    """An `AttentionLayer` with memory in its self attention; ConfigError: `batch_first=True`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -47,9 +47,9 @@ class PETRTemporalDecoderLayer(AttentionLayer):
     ) -> Tensor:
         """Return the queries (Q, B, C) after the layer.
 
-        Positions are added to queries and keys. Tokens (T, B, C) are keys and values of the cross attention;
-        memory rows (M, B, C) stand behind the queries in the self attention, and M may be 0. `attn_mask`
-        (Q, Q + M) is True where a query must not look.
+        Tokens (T, B, C) are keys and values of the cross attention; memory rows (M, B, C) stand behind the
+        queries in the self attention, and M may be 0. `attn_mask` (Q, Q + M) is True where a query must not
+        look.
         """
         identity = query
         attentions, norms, ffns = iter(self.attentions), iter(self.norms), iter(self.ffns)
@@ -77,7 +77,7 @@ class PETRTemporalDecoderLayer(AttentionLayer):
 
 @registered_if_named(TRANSFORMER)
 class PETRTemporalTransformer(DecoderTransformer):
-    """A `DecoderTransformer` for tensors whose first axis is the batch."""
+    """A `DecoderTransformer` for tensors with the batch as first axis."""
 
     def init_weights(self) -> None:
         """Give every weight of two axes or more Xavier-uniform values, and its module zeros as bias."""

@@ -1,1 +1,1 @@
-"""mmdet3d's MVX-Net: SECOND whose points have features of a picture."""
+"""mmdet3d's MVX-Net: SECOND with picture features at its points."""

@@ -6,7 +6,5 @@ from mmdeploy_ext.synthetic.kitti import generated_dataset
 
 
 class MvxNetData(SequenceData):
-    """Frames of a camera and a LiDAR."""
-
     frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
     generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)

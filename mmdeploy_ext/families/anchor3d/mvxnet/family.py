@@ -1,8 +1,4 @@
-"""The family of MVX-Net: the configs that it claims and refuses, and its modules.
-
-What the attributes and methods of `MvxNetFamily` without a docstring are for is documented where they are
-defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_models.py`.
-"""
+"""The family of MVX-Net: the configs that it claims and refuses, and its modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,23 +27,16 @@ from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import Stepper
 
 DETECTOR = 'DynamicMVXFasterRCNN'
-"""The detector whose points take the features of a picture."""
 PARTS = dict(
     pts_voxel_encoder=('DynamicVFE', builder.VOXEL_ENCODERS),
     pts_middle_encoder=('SparseEncoder', None),
     pts_bbox_head=('Anchor3DHead', builder.HEADS),
 )
-"""Key of a part -> the class that is exported, and its registry; None: not what is derived from it."""
 NOT_EXPORTED = ('pts_fusion_layer', 'img_rpn_head', 'img_roi_head')
-"""Keys of parts that change the results, and of which there are none in MVX-Net."""
 
 
 def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) encoders without a picture, and points that are not in the LiDAR's frame.
-
-    Features returned by point, and voxels of a limited number of points or of another grid than the
-    encoder's, are refused, too. `model` is that of the config `filename`, whose name the message has.
-    """
+    """Refuse encoders without a picture, and points that are not in the LiDAR's frame."""
     key, encoder = 'model.pts_voxel_encoder', model['pts_voxel_encoder']
     fusion = encoder.get('fusion_layer') or {}
     if 'PointFusion' not in names_of_class(builder.FUSION_LAYERS, fusion.get('type')):
@@ -61,8 +50,6 @@ def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
 
 
 class MvxNetFamily(LidarMethods, SequenceFamily):
-    """mmdet3d's `DynamicMVXFasterRCNN` with `PointFusion` and `Anchor3DHead`, without a memory."""
-
     name = FAMILY
     files = MvxNetOnnx.graphs
     samples = 'fused'

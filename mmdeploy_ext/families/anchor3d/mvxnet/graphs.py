@@ -1,6 +1,6 @@
-"""The graphs of MVX-Net: from a picture and points to the features of voxels, then those of SECOND.
+"""The graphs of MVX-Net: from a picture and points to features of voxels, then SECOND's graphs.
 
-A point takes the features of the picture at the pixel that it projects to. The calibration is an input.
+A point takes the features of the picture at the pixel that it projects to.
 
 Source: mmdet3d 1.0.0rc6, models/fusion_layers/point_fusion.py, models/voxel_encoders/voxel_encoder.py
 `DynamicVFE`. Differs in: an input holds the voxel of each point; upstream reads that from a map of the grid.
@@ -33,7 +33,6 @@ class VoxelFeatures(nn.Module):
     """The features of voxels: image backbone and neck, and the encoder of points that takes their maps."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Take over the parts of a detector; they are not copied."""
         super().__init__()
         self.img_backbone, self.img_neck = model.img_backbone, getattr(model, 'img_neck', None)
         self.encoder = encoder = parts_of(model).voxel_encoder
@@ -53,7 +52,7 @@ class VoxelFeatures(nn.Module):
         """Return the features (N, C) float32 of voxels.
 
         Points are (P, D), rows (P,) int32 the voxel of each, as a row of coors (N, 4) int32: sample 0, z, y,
-        x. For the other arguments see `voxels_spec`.
+        x.
         """
         maps = self.img_backbone(img)
         if self.img_neck is not None:
@@ -78,8 +77,8 @@ class VoxelFeatures(nn.Module):
 def project(xyz: torch.Tensor, lidar2image: torch.Tensor, img_aug_matrix: torch.Tensor) -> torch.Tensor:
     """Return the pixels (P, 2) x, y of points (P, 3) in the network's picture.
 
-    Points behind the camera have pixels, too: those of the ray through the camera. The matrices (4, 4) are
-    those of `voxels_spec`.
+    A point behind the camera has the pixel of its ray through the camera. The matrices are (4, 4), see
+    `voxels_spec`.
     """
     projected = torch.cat([xyz, torch.ones_like(xyz[:, :1])], dim=1) @ lidar2image.t()
     scale = torch.stack([img_aug_matrix[0, 0], img_aug_matrix[1, 1]])
@@ -91,12 +90,10 @@ def fuse_picture(
 ) -> torch.Tensor:
     """Return the features (P, C) of points by the layers of a `PointFusion`.
 
-    Each C is a number of its own: of each level, of the points before, and of the result.
-
     Args:
         fusion: the fusion layer.
         maps: (1, C, h, w) of each level of the picture.
-        grid: (P, 2) x, y of points in the picture, whose edges are at -1 and 1.
+        grid: (P, 2) x, y of points in the picture, -1 and 1 at its edges.
         point_features: (P, C) features that the encoder made of the points alone.
     """
     if fusion.lateral_convs is None:
@@ -139,7 +136,6 @@ def voxels_spec(width: int, channels: int) -> GraphSpec:
 
 
 def voxels_graph(model: nn.Module) -> Graph:
-    """Return the graph from picture and points to voxels."""
     parts, device = parts_of(model), next(model.parameters()).device
     spec = voxels_spec(point_width(parts.voxel_encoder), int(parts.middle_encoder.in_channels))
     random = torch.Generator().manual_seed(0)

@@ -17,11 +17,6 @@ from mmdeploy_ext.runtime.frames import FusedFrame
 
 
 class MvxNetReference(AnchorReference):
-    """The unpatched detector, which gets one camera's picture and its metas beside the points.
-
-    What its methods are for is documented by `LidarReference`; `step` raises those of `check_camera`, too.
-    """
-
     def forward_arguments(self, frame: FusedFrame, points: np.ndarray) -> dict[str, Any]:
         arguments = super().forward_arguments(frame, points)
         ((meta,),) = arguments['img_metas']

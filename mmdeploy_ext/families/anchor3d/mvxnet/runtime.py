@@ -4,8 +4,7 @@
     for rig in read_frames('kitti_infos_val.pkl', runtime.rule.views, 'data/kitti'):
         boxes = runtime.detect(rig.read_pictures(), rig, 'data/kitti')
 
-Needs numpy, OpenCV and ONNX Runtime, no PyTorch; without numba it is slow. Glossary: P points, D values of
-one, N voxels, H, W picture of the network, h, w picture as taken.
+Glossary: P points, D values of one, N voxels, H, W picture of the network, h, w picture as taken.
 """
 
 from __future__ import annotations
@@ -36,17 +35,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 FAMILY = 'mvxnet'
-"""Name of the family in the metadata."""
 PICTURE, CAMERA = 'img', ('lidar2image', 'img_aug_matrix')
-"""Inputs of the first graph beside the points: the picture, and the matrices of its camera."""
 FEATURES = 'voxel_features'
-"""Output of the first graph."""
 
 
 class MvxNetOnnx(LidarOnnx):
     """An exported MVX-Net: a `Stepper` of frames of one picture and one sweep.
-
-    What methods without a docstring are for is documented by `LidarOnnx`; this class adds the file `voxels`.
 
     Attributes:
         voxels: the engine from picture and points to the features of voxels.
@@ -57,20 +51,17 @@ class MvxNetOnnx(LidarOnnx):
     decode = staticmethod(decode)
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the files; errors and arguments as of `LidarOnnx`."""
         super().__init__(paths, engine=engine, **options)
         self.voxels = self.opened(engine, self.files['voxels'], options)
         check_forms(self.files, dict(voxels=self.voxels.metadata, head=self.metadata), self.family)
 
     @property
     def width(self) -> int:
-        """D, values per point."""
         return int(self.rule.voxels.in_channels)
 
     def detect(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Detections3D:
-        """Return the boxes of one frame of infos, best first; for the arguments see `frame_of_rig`."""
         return self.step(self.moment(images_bgr, rig, root)).detections
 
     def moment(
@@ -97,11 +88,7 @@ class MvxNetOnnx(LidarOnnx):
 
 
 def sort_voxels(rows: np.ndarray, coors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row of each point's voxel (P,) and the voxels' coordinates (N, 4), in the order of mmdet3d.
-
-    That is the ascending order of z, y, x. `rows` and `coors` (sample, z, y, x) are the same for the order of
-    voxels that `assigned` gives.
-    """
+    """The row of each point's voxel (P,) and the voxels' coordinates (N, 4), in the order of mmdet3d."""
     order = np.lexsort(coors.T[::-1])
     places = np.empty(len(order), rows.dtype)
     places[order] = np.arange(len(order), dtype=rows.dtype)
@@ -109,13 +96,6 @@ def sort_voxels(rows: np.ndarray, coors: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def check_camera(frame: FusedFrame) -> None:
-    """Refuse a frame without one picture, or without the matrices of `CAMERA` of its camera.
-
-    Raises:
-        ShapeError: not one picture (1, 3, H, W), or matrices that are not (1, 4, 4).
-        DataError: a matrix is missing or not finite, does more to a picture than to scale, move and flip it,
-            or moves the points.
-    """
     name = frame.name or 'frame'
     shape = np.shape(frame.images)
     if len(shape) != 4 or shape[:2] != (1, 3):
@@ -137,7 +117,7 @@ def camera_matrices(lidar2image: np.ndarray, picture2input: np.ndarray) -> dict[
     They are (1, 4, 4), and the unit matrix (4, 4) as `lidar_aug_matrix`, which moves no points.
 
     Args:
-        lidar2image: (4, 4) LiDAR to the picture as it was taken.
+        lidar2image: (4, 4) LiDAR to the original picture.
         picture2input: (3, 3) that picture to the network's.
     """
     img_aug = np.eye(4)
@@ -157,11 +137,6 @@ def frame_of_rig(
         rule: how picture and points are prepared.
         root: folder of the data set, for a sweep that is not at the path of the info; None: it is searched
             beside the infos.
-
-    Raises:
-        DataError: the sweep is missing, or does not fit.
-        ShapeError: the picture is not (h, w, 3) uint8.
-        ValueError: there is not one picture.
     """
     (picture,) = images_bgr
     prepared = rule.views.apply(picture)
@@ -179,14 +154,10 @@ def frame_of_rig(
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     """Return the boxes of a frame, best first, for a program that runs the file of the head by itself.
 
-    They are in its LiDAR frame, after NMS within classes, z at the bottom, and `max_num` of the metadata at
-    most.
-
-    `metadata` and `outputs` are those of that file: per level logits of classes, deltas, and logits of
+    `metadata` and `outputs` belong to the head's file: per level logits of classes, deltas, and logits of
     directions, see `anchors3d.decode`.
     """
     return decode(outputs, metadata.postprocess)
 
 
 OPENS, QUANTISED = MvxNetOnnx, 'head'
-"""The class that opens an export, and the name of its file that `quantize.py` puts in INT8."""

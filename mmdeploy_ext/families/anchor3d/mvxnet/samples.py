@@ -1,7 +1,4 @@
-"""Frames of one picture and one sweep: the rule of a config, samples of KITTI, dumps and generated ones.
-
-Glossary: P points, D values of one, H, W picture of the network, h, w picture as taken.
-"""
+"""Frames of one picture and one sweep: the rule of a config, samples of KITTI, dumps and generated ones."""
 
 from __future__ import annotations
 
@@ -28,14 +25,9 @@ from mmdeploy_ext.synthetic.moments import plain_moment
 OF_POINTS = ('LoadPointsFromFile', 'GlobalRotScaleTrans', 'PointsRangeFilter')
 """Steps of a test pipeline that do nothing to the picture."""
 NEUTRAL_OF_POINTS = dict(rot_range=(0, 0), scale_ratio_range=(1, 1), translation_std=(0, 0, 0))
-"""Options of GlobalRotScaleTrans that leave the points as they are."""
 
 
 def fusion_rule(cfg: Any, width: int) -> FusionRule:
-    """Return the rule by which picture and points become the inputs; points have `width` values.
-
-    ConfigError: a step of the test pipeline that the rule cannot express, with the name of the config.
-    """
     points = point_rule(cfg, width)
     if points.past is not None:
         raise ConfigError(f'{cfg.filename}: LoadPointsFromMultiSweeps: past sweeps are not exported')
@@ -47,10 +39,6 @@ def fusion_rule(cfg: Any, width: int) -> FusionRule:
 
 
 def _picture_steps(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the steps for the picture, under the names that they have in mmdet.
-
-    ConfigError: a step moves points.
-    """
     picture_steps = []
     for step in steps:
         if step['type'] == 'GlobalRotScaleTrans':
@@ -74,11 +62,6 @@ def _picture_steps(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def frame(data: Mapping[str, Any]) -> FusedFrame:
-    """Return `data`, one collated sample of the test loader (batch 1) by key, as a frame.
-
-    Raises:
-        DataError: no picture, points or matrix, or several samples.
-    """
     check_given(data, ('img', 'points', 'img_metas'))
     points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
     image = only(data['img'], 'img').cpu().numpy()
@@ -98,7 +81,6 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
 
 
 def _calibration(lidar2image: np.ndarray, to_input: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the calibration of a frame as the runtime's `camera_matrices` does, by other code."""
     (scale_x, skew_x, left), (skew_y, scale_y, top) = to_input[:2]
     img_aug = [[scale_x, skew_x, 0, left], [skew_y, scale_y, 0, top], [0, 0, 1, 0], [0, 0, 0, 1]]
     return dict(
@@ -109,11 +91,6 @@ def _calibration(lidar2image: np.ndarray, to_input: np.ndarray) -> dict[str, np.
 
 
 def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceData.moments`.
-
-    Sweeps are in the folder that the config's data set names (`pts_prefix`), if it names one, whatever the
-    infos say.
-    """
     prefix = test_dataset(cfg).get('pts_prefix')
     for rig in read_frames(infos, rule.views, root):
         if prefix:
@@ -124,11 +101,6 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
-    """Return a dumped frame as the model got it; `manifest` may name the `frame`.
-
-    `tensors` are by name, in the shapes and types of a `FusedFrame` and its calibration. DataError: a
-    tensor is missing.
-    """
     check_dumped(tensors, ['points', 'images', *CAMERA])
     return FusedFrame(
         np.ascontiguousarray(tensors['points']),
@@ -139,7 +111,6 @@ def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Fu
 
 
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
-    """Yield `count` generated frames, each with a camera of its own; sizes of pictures alternate."""
     for points, picture, lidar2image, name in generated_moments(rule, count):
         prepared = rule.views.apply(picture)
         calibration = _calibration(lidar2image, prepared.to_input)
@@ -147,10 +118,5 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
 
 
 def one_point_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
-    """Return a frame of a picture of one colour and of one point, twice: with a single one mmdet3d fails.
-
-    The network's input of the picture is zeros. The point is the furthest one of `frame` in the range
-    `limits`: x, y, z of the least corner, then of the greatest, m; the first of all if none is in range.
-    """
     plain = plain_moment(frame, limits)
     return dataclasses.replace(plain, points=np.repeat(plain.points, 2, axis=0))

@@ -1,1 +1,1 @@
-"""BEVFusion whole: pictures, points and calibration to boxes, with the files of an export. Needs no torch."""
+"""BEVFusion whole: pictures, points and calibration to boxes, with the files of an export."""

@@ -25,7 +25,7 @@ def filter_boxes(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, code
         boxes: (Q, 9) in the columns of `Detections3D`, z at the bottom.
         scores: (Q,) in 0..1.
         labels: (Q,) class indices.
-        coder: that of the file's facts.
+        coder: coder of the file's facts.
     """
     valid = np.ones(len(scores), bool)
     if coder.post_center_range is not None:
@@ -36,12 +36,7 @@ def filter_boxes(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, code
 
 
 def suppress(detections: Detections3D, nms: Circle | tuple[Circle | Rotated, ...] | None) -> Detections3D:
-    """Return `detections`, which are best first, without those too near to a better one of their group.
-
-    Groups are of classes; of a group no more than its `most` stay, all of them among its `first` best.
-    `nms` is that of the file's facts: one `Circle` stands for a group of each of its classes; None suppresses
-    nothing. Classes of no group stay.
-    """
+    """Return `detections`, which are best first, without boxes too near to a better one of their group."""
     if nms is None:
         return detections
     groups = nms

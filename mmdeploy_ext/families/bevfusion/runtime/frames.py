@@ -1,4 +1,4 @@
-"""Frames of cameras and LiDAR: checked, and made of a data set's infos. Needs numpy and OpenCV.
+"""Frames of cameras and LiDAR: checked, and made of a data set's infos.
 
 Glossary: N cameras, H, W pictures of the network, h, w pictures as taken, P points, V values per point.
 """
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 FAMILY = 'bevfusion_det'
-"""Name of the family in the metadata."""
 NO_POINTS = np.zeros((0, 5), np.float32)
 """Points of frames for a model without LiDAR."""
 
@@ -38,13 +37,9 @@ class FusionRuntime(Runtime):
     """The base class of the runtimes of all contracts: from the data of cameras and LiDAR to boxes."""
 
     _rig: tuple[bytes, Any] = b'', None
-    """Bytes of the matrices for which `of_rig` computed last, and the result."""
 
     def of_rig(self, matrices: Arrays, names: Sequence[str], make: Callable[..., Any]) -> Any:
-        """Return `make(matrices)`, computed again only if some of them differ from those of the last call.
-
-        `matrices` is name -> matrix of a calibration; those of the `names` are compared.
-        """
+        """Return `make(matrices)`, computed again only if a matrix changed since the last call."""
         key = b''.join(np.ascontiguousarray(matrices[name], np.float32).tobytes() for name in names)
         if self._rig[0] != key:
             self._rig = key, make(matrices)
@@ -52,30 +47,18 @@ class FusionRuntime(Runtime):
 
     @abc.abstractmethod
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one frame of all sensors, whose pictures are prepared for the network (`frame_of_rig`).
-
-        Raises:
-            ShapeError: pictures are missing, or pictures or matrices have another shape.
-            DataError: invalid points or matrices, or no point in the range of the model.
-            InferenceError: the engine failed, or gave NaN or infinity.
-        """
+        """Detect in one frame of all sensors, with pictures prepared for the network (`frame_of_rig`)."""
 
     def detect(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Detections3D:
-        """Return the boxes of one frame of a data set's infos, best first.
-
-        `images_bgr`, `rig` and `root` are those of `frame_of_rig`.
-        """
+        """Return the boxes of one frame of a data set's infos, best first."""
         return self.step(self.moment(images_bgr, rig, root)).detections
 
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> FusedFrame:
-        """Return one frame of a data set's infos as `step` takes it.
-
-        `images_bgr`, `rig` and `root` are those of `frame_of_rig`.
-        """
+        """Return one frame of a data set's infos as `step` takes it."""
         return frame_of_rig(images_bgr, rig, self.rule, root)
 
 
@@ -91,10 +74,6 @@ def frame_of_rig(
         rule: how pictures and points are prepared.
         root: folder of the data set, for files that are not at the paths of the info; None: they are searched
             beside the infos.
-
-    Raises:
-        DataError: a sweep is missing, or does not fit.
-        ShapeError: pictures of another number or size, or not uint8.
     """
     if rule.views is None:
         return FusedFrame(points_of(rig, rule, root), rig.name)
@@ -120,8 +99,7 @@ def frame_of_rig(
 def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
     """Return the points (P, V) float32 of a key frame and of the sweeps before it, see `PastSweeps.merge`.
 
-    Their x, y, z are in the LiDAR's frame at the key frame, m. A model without LiDAR gets no points. `rig`,
-    `rule` and `root`, and the errors, are those of `frame_of_rig`.
+    Their x, y, z are in the LiDAR's frame at the key frame, m.
     """
     if rule.voxels is None:
         return NO_POINTS
@@ -139,14 +117,7 @@ def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -
 
 
 def checked_inputs(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return points (P, V) and pictures (N, 3, H, W) of a frame, both float32 and checked.
-
-    Of a sensor that the model lacks, by its `rule`, they are None.
-
-    Raises:
-        ShapeError: pictures are missing, or pictures or matrices have another shape.
-        DataError: invalid points or matrices, or no point in the range of the model.
-    """
+    """Return points (P, V) and pictures (N, 3, H, W) of a frame, both float32 and checked."""
     points = images = None
     if rule.voxels is not None:
         points = check_points(frame.points, int(rule.voxels.in_channels), frame.name)

@@ -1,9 +1,7 @@
 """BEVFusion from pictures and points to boxes: cells of the rig, depth maps, sparse backbone, and frame.
 
-    runtime = BEVFusionOnnx('work_dirs/bevfusion')         # the folder that pytorch2onnx.py wrote
-    detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
-
-Needs numpy, onnx and ONNX Runtime, no PyTorch; without numba it is slow.
+runtime = BEVFusionOnnx('work_dirs/bevfusion')         # the folder that pytorch2onnx.py wrote detections =
+runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 """
 
 from __future__ import annotations
@@ -31,15 +29,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import FusedFrame
 
 GRAPHS = ('rig', 'depth', 'lidar', 'frame')
-"""Files of one export, by their `form`."""
 EXACT = ('rig', 'depth')
-"""Files that compute in float64 which cell or pixel a point falls into."""
 
 
 class BEVFusionOnnx(FusionRuntime):
     """An exported BEVFusion: a `Stepper` of fused frames, without a memory.
-
-    The cells of a rig are computed whenever the calibration changes.
 
     Attributes:
         sessions: name of a file -> its session, without `lidar`, which is a `ScnOnnx`.
@@ -48,19 +42,6 @@ class BEVFusionOnnx(FusionRuntime):
     """
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the files.
-
-        Args:
-            paths: the folder of an export, or its files, which are called `rig` (with cameras), `depth` (with
-                depth maps), `lidar` (with LiDAR) and `frame`.
-            engine: registered name of the backend.
-            options: options of the backend, for example `providers`, `threads`.
-
-        Raises:
-            ModelFileError: a file is missing, there twice, of another model family, or of another export.
-            ConfigError: there is no such engine, or it does not have these options.
-            EngineError: the engine is not here.
-        """
         super().__init__()
         files = self._files(paths)
         self.sessions = {
@@ -82,10 +63,6 @@ class BEVFusionOnnx(FusionRuntime):
 
     @staticmethod
     def _files(paths: Paths) -> dict[str, Path]:
-        """Return name -> file of an export; the sensors in the metadata of the last one need the others.
-
-        ModelFileError: one of them is missing, or there twice.
-        """
         files = export_files(paths, GRAPHS[-1:])
         last = next((path for path in files if path.stem == GRAPHS[-1]), None)
         if last is None:
@@ -116,16 +93,13 @@ class BEVFusionOnnx(FusionRuntime):
         return StepResult({**between, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Arrays) -> Detections3D:
-        """Return the boxes of the outputs of the frame's file after suppression, best first."""
         return boxes_of_outputs(self.metadata, outputs)
 
     def feeds(self, frame: FusedFrame) -> dict[str, np.ndarray]:
-        """Return name -> input of the frame's graph; raises what `step` raises."""
         tensors = self._tensors_before_frame(frame)
         return {name: tensors[name] for name in self.metadata.spec.input_names}
 
     def _tensors_before_frame(self, frame: FusedFrame) -> dict[str, np.ndarray]:
-        """Return the frame's tensors and the outputs of all files before the last one."""
         points, images = checked_inputs(frame, self.rule)
         tensors, start = dict(frame.calibration, img=images), time.perf_counter()
         if points is not None:
@@ -148,7 +122,7 @@ class BEVFusionOnnx(FusionRuntime):
 
 
 def detections(outputs: Arrays) -> Detections3D:
-    """Return the boxes of the outputs of the frame's file, best first, without those labelled -1.
+    """Return the boxes of the outputs of the frame's file, best first, without boxes labelled -1.
 
     Outputs are `boxes` (Q, 9) in columns of mmdet3d 0.x, `scores` (Q,) and `labels` (Q,), -1 of boxes out of
     range or below the score limit.
@@ -158,12 +132,7 @@ def detections(outputs: Arrays) -> Detections3D:
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of a moment after suppression, best first, for a program that runs the files itself.
-
-    `metadata` and `outputs` (see `detections`) are those of the file `frame`.
-    """
     return suppress(detections(outputs), metadata.postprocess.nms)
 
 
 OPENS, QUANTISED = BEVFusionOnnx, 'frame'
-"""The class that opens an export, and the name of its file that `quantize.py` puts in INT8."""

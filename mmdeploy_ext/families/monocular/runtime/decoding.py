@@ -4,7 +4,7 @@ A box is x, y, z of the middle of its bottom in metres, in the frame of the came
 ahead), its sizes along x, y and z before it is turned, in metres, its yaw about y in radians (0 along x,
 -pi/2 along z), and of some models the velocity along x and z in m/s.
 
-A camera is the matrix (4, 4) from its frame to pixels of the network input times depth, whose last row is 0 0
+A camera is the matrix (4, 4) from its frame to pixels of the network input times depth, with the last row 0 0
 0 1. KITTI's has a translation, nuScenes' is a matrix (3, 3) in its upper left.
 
 Source: mmdet3d 1.0.0rc6, core/bbox/coders/{fcos3d,pgd,smoke}_bbox_coder.py, core/bbox/structures/utils.py,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PI = float(np.float32(np.pi))
 NO_ZERO = 1e-7
-"""Number that SMOKE adds to what it divides by."""
 
 
 def cross(xp: ModuleType, first: Any, second: Any) -> Any:
@@ -45,8 +44,7 @@ def located(xp: ModuleType, centres: Any, depths: Any, cam2img: Any) -> Any:
     Args:
         xp: numpy or torch.
         centres: (B, A, 2) x and y, pixels of the network input.
-        depths: (B, A), metres: what the camera multiplies pixels by, z plus the third entry of its
-            translation.
+        depths: (B, A), metres: the factor of pixels, z plus the third entry of the camera's translation.
         cam2img: (B, 4, 4) cameras.
     """
     rows = [cam2img[:, row, :3] for row in range(3)]
@@ -57,7 +55,7 @@ def located(xp: ModuleType, centres: Any, depths: Any, cam2img: Any) -> Any:
 
 
 def on_the_ground(xp: ModuleType, boxes: Any) -> Any:
-    """Return boxes (..., D) whose place is the middle of the bottom, of boxes by the middle of the volume."""
+    """Move the place of boxes (..., D) from the middle of the volume to the middle of the bottom."""
     bottom = boxes[..., 1:2] + boxes[..., 4:5] * 0.5
     return xp.concatenate([boxes[..., :1], bottom, boxes[..., 2:]], -1)
 
@@ -69,11 +67,7 @@ def seen_from_above(xp: ModuleType, boxes: Any) -> Any:
 
 
 def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Depth) -> Any:
-    """Return depths (B, A) of PGD, of direct ones (B, A) and the logits (B, A, bins) of bins of depth.
-
-    `depth` has the depths of the `bins` (their logarithms if `logarithms`), and the share of the `direct`
-    depth.
-    """
+    """Return depths (B, A) of PGD, of direct ones (B, A) and the logits (B, A, bins) of bins of depth."""
     expected = (softmax(logits) * constant(depth.bins, logits)).sum(-1)
     if depth.logarithms:
         expected = xp.exp(expected)
@@ -81,12 +75,7 @@ def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Depth) -> Any:
 
 
 def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: PointsFacts) -> Any:
-    """Return the scores (B, A, C) that FCOS3D and PGD compare with thresholds and with each other.
-
-    They are those of the class times the centerness, and of a PGD with bins of depth times the confidence of
-    the depth: the mean of the two likeliest bins, and of some models a factor of the uncertainty, without
-    which they are in 0..1. `rows` are as for `boxes_of`.
-    """
+    """Return the scores (B, A, C) that FCOS3D and PGD compare with thresholds and with each other."""
     scores = sigmoid(rows['cls_score']) * sigmoid(rows['centerness'])
     if facts.depth:
         shares = softmax(rows['depth_cls_pred'])
@@ -102,13 +91,13 @@ def boxes_of(xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any,
 
     Args:
         xp: numpy or torch.
-        rows: name of an output of the head -> its values in the cells, (B, A, columns). Those of `bbox_pred`
-            begin with x and y of the cell's middle less those of the centre, pixels, depth, length, height
-            and width, m, the yaw as it is seen along the ray, rad, and maybe a velocity, m/s; what comes
-            behind them is not read.
+        rows: name of an output of the head -> its values in the cells, (B, A, columns). `bbox_pred` begins
+            with x and y of the cell's middle minus x and y of the centre, pixels, depth, length, height and
+            width, m, the yaw seen along the ray, rad, and maybe a velocity, m/s; further columns are not
+            read.
         points: (A, 2) x and y of the middle of each cell, pixels of the network input.
         cam2img: (B, 4, 4) cameras.
-        facts: those of the file.
+        facts: facts of the file.
     """
     boxes = rows['bbox_pred'][..., : facts.code_size]
     centres, depths = points - boxes[..., :2], boxes[..., 2]
@@ -145,11 +134,7 @@ def corners_of(xp: ModuleType, sides: Any, points: Any, clip_hw: Any) -> Any:
 def rows_of_results(
     xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any, clip_hw: Any, facts: PointsFacts
 ) -> dict[str, Any]:
-    """Return name of an output of the form 'decode' -> its rows (B, A, columns) in a level of FCOS3D or PGD.
-
-    They are `boxes`, `scores`, and, if the model has them, `attr_pred` and `bboxes`. For the arguments see
-    `boxes_of` and `corners_of`.
-    """
+    """Name of an output of the form 'decode' -> its rows (B, A, columns) in a level of FCOS3D or PGD."""
     results = dict(boxes=boxes_of(xp, rows, points, cam2img, facts), scores=scores_of(xp, rows, facts))
     if facts.attributes:
         results['attr_pred'] = rows['attr_pred']
@@ -165,14 +150,14 @@ def smoke_boxes(
 
     Args:
         xp: numpy or torch.
-        values: (B, K, 8) of the map of boxes at the peaks: offset of the depth, offsets x and y of the
-            centre in cells, three logarithms of sizes over those of the class, sine and cosine of the yaw as
-            it is seen along the ray, plus a quarter turn.
+        values: (B, K, 8) of the map of boxes at the peaks: offset of the depth, offsets x and y of the centre
+            in cells, three logarithms of sizes over the class's sizes, sine and cosine of the yaw seen along
+            the ray, plus a quarter turn.
         cells: (B, K, 2) x and y of the peaks.
         labels: (B, K) int64 classes of the peaks.
         cam2img: (B, 4, 4) cameras.
         stride: pixels of a cell, x and y (2,).
-        facts: those of the file.
+        facts: facts of the file.
     """
     mean, spread = facts.base_depth
     depths = values[..., 0] * spread + mean

@@ -1,4 +1,4 @@
-"""Boxes in 3D that a monocular detector finds in one picture. Needs numpy only.
+"""Boxes in 3D that a monocular detector finds in one picture.
 
 Glossary: n results.
 """
@@ -22,7 +22,7 @@ class MonocularDetections(Scored):
         boxes: (n, 9) float32: x, y, z of the middle of the bottom, m, sizes along x, y and z before the box
             is turned, m, yaw about y in radians (0 along x, -pi/2 along z), and velocity along x and z, m/s,
             0 if the model gives none. In the frame of the camera x is to the right, y down and z ahead.
-        scores: (n,) float32 in 0..1; those of a PGD that predicts the uncertainty of depths may exceed 1.
+        scores: (n,) float32 in 0..1; above 1 if a PGD predicts the uncertainty of depths.
         labels: (n,) int64 class indices.
         attributes: (n,) int64 index of the attribute, such as 'moving'; None of models without attributes.
         bboxes_xyxy: (n, 4) float32, boxes in the picture, pixels of the network input or of the original
@@ -42,11 +42,6 @@ class MonocularDetections(Scored):
     code_size: int = 9
 
     def to_mmdet_result(self, num_classes: int) -> dict[str, Any]:
-        """Return what mmdet3d's monocular detectors return for a picture.
-
-        `img_bbox` has `boxes_3d`, `scores_3d`, `labels_3d` and, of models with attributes, `attrs_3d`; of
-        models with boxes in the picture `img_bbox2d` has xyxy and score (n, 5) of each of `num_classes`.
-        """
         import torch
         from mmdet3d.core.bbox import CameraInstance3DBoxes
 
@@ -65,10 +60,6 @@ class MonocularDetections(Scored):
         return results
 
     def scaled(self, scale_factor: np.ndarray) -> MonocularDetections:
-        """Return the boxes in the picture, and the camera, divided by `scale_factor` (4,), `w h w h`.
-
-        Results without boxes in the picture, or without a camera, are still without them.
-        """
         ratios = scale_factor.astype(np.float32)
         corners = None if self.bboxes_xyxy is None else self.bboxes_xyxy / ratios
         rows = np.array(self.camera).reshape(-1, 4)
@@ -76,10 +67,6 @@ class MonocularDetections(Scored):
         return dataclasses.replace(self, bboxes_xyxy=corners, camera=tuple(map(tuple, rows.tolist())))
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return `box`, the columns that the model gives, and, if it gives them, `attribute` and `bbox_xyxy`.
-
-        Metres, radians and m/s are rounded to four decimals, pixels to three.
-        """
         place: dict[str, Any] = dict(
             box=[round(float(value), 4) for value in self.boxes[index, : self.code_size]]
         )

@@ -1,9 +1,5 @@
 """FCOS3D and PGD without PyTorch: the results of pictures from the outputs of an exported file, in numpy.
 
-A graph of the form 'full' ends with the results, one of the form 'decode' with the boxes and scores of all
-cells, one of the form 'raw' with the outputs of the head. What a graph lacks is done here, with the numbers
-in the file's metadata (its entry `postprocess`), as the 'full' graph and mmdet3d do it.
-
 Glossary: B batch, A cells of a level or of all, C classes, D values of a box, H, W network input in pixels,
 h, w size of a level's maps, n results.
 """
@@ -33,9 +29,7 @@ if TYPE_CHECKING:
 __all__ = ['detections', 'draw']
 
 RESULT = MonocularDetections
-"""The class of the results of a picture, as which a kit reads them back."""
 CAMERA = 'cam2img'
-"""Name of the cameras, which results of every form need: see `runtime/detect.py`."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
@@ -43,16 +37,15 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
 
     Args:
         metadata: metadata of the file: `form` and `postprocess`.
-        outputs: outputs of the graph by name: for those of the form 'raw' see `decoded`, for those of
-            'decode', with B as the first axis, see `best_boxes`; those of 'full' are `boxes` (B, n, 7 or 9),
-            `scores` (B, n), `labels` (B, n), -1 where a row is padding, and, if the model has them,
-            `attributes` (B, n) and `bboxes` (B, n, 4).
-        feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); `cam2img`
-            (B, 4, 4) float32, cameras as in `decoding`, in pixels of the network input; and, each if it is
-            known, `img_shape` (B, 2), height and width before padding, to which boxes in the picture are
-            clipped (0: those of the input), `scale_factor` (B, 4) `w h w h`, input / original, by which boxes
-            in the picture are divided, and `unmoved_cam2img` (B, 4, 4), to draw with
-            (`preprocess.cam2img.unmoved`).
+        outputs: outputs of the graph by name: for the form 'raw' see `decoded`, for 'decode', with B as the
+            first axis, see `best_boxes`; 'full' gives `boxes` (B, n, 7 or 9), `scores` (B, n), `labels` (B,
+            n), -1 where a row is padding, and, if the model has them, `attributes` (B, n) and `bboxes` (B, n,
+            4).
+        feeds: inputs of the graph by name, and: `input` (B, 3, H, W); `cam2img` (B, 4, 4) float32, cameras as
+            in `decoding`, in pixels of the network input; and, each if it is known, `img_shape` (B, 2),
+            height and width before padding, to which boxes in the picture are clipped (0: input size),
+            `scale_factor` (B, 4) `w h w h`, input / original, by which boxes in the picture are divided, and
+            `unmoved_cam2img` (B, 4, 4), to draw with (`preprocess.cam2img.unmoved`).
     """
     if metadata.form == 'full':
         return from_padded(outputs, feeds)
@@ -76,13 +69,13 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
 def decoded(
     outputs: Arrays, feeds: Arrays, sizes: list[tuple[int, int]], facts: PointsFacts
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of the form 'decode', which are decoded from those of the form 'raw'.
+    """Decode the outputs of the form 'raw' to the outputs of the form 'decode'.
 
     Args:
         outputs: name of an output of the head and level, such as `cls_score_0` -> map (B, columns, h, w).
         feeds: see `detections`.
         sizes: h, w of each level.
-        facts: those of the file.
+        facts: facts of the file.
     """
     levels: list[dict[str, np.ndarray]] = []
     clip_hw = np.full((len(feeds['input']), 2), feeds['input'].shape[2:], np.float32)
@@ -109,11 +102,11 @@ def best_boxes(
         decoded: its outputs of the form 'decode': `boxes` (A, D), `scores` (A, C), and, if the model has
             them, `attr_pred` (A, attributes) and `bboxes` (A, 4).
         counts: number of cells of each level.
-        facts: those of the file.
+        facts: facts of the file.
 
     Returns:
         Boxes (n, 9) float32, scores (n,), labels (n,) int64, attributes (n,) int64 and boxes in the picture
-        (n, 4) xyxy; None for what the model does not give.
+        (n, 4) xyxy; None if the model does not give it.
     """
     cells_of_levels, start = [], 0
     for count in counts:

@@ -1,4 +1,4 @@
-"""Results of files whose graphs end with them, and their pictures, for FCOS3D, PGD and SMOKE alike.
+"""Results of graphs of the form 'full', and their pictures, for FCOS3D, PGD and SMOKE alike.
 
 Glossary: B batch, n results of the picture that has most, h, w original picture in pixels.
 """
@@ -36,7 +36,7 @@ def rows_of_camera(feeds: Arrays, index: int) -> tuple[tuple[float, ...], ...]:
 
 
 def from_padded(outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
-    """Return the results per picture of a graph of the form 'full', whose rows of label -1 are padding.
+    """Return the results per picture of a graph of the form 'full'; rows of label -1 are padding.
 
     Args:
         outputs: `boxes` (B, n, 7 or 9) float32, `scores` (B, n), `labels` (B, n) int64, and, if the model has
@@ -65,7 +65,7 @@ def from_padded(outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
 
 
 def in_original_pixels(images: Sequence[MonocularDetections], feeds: Arrays) -> list[MonocularDetections]:
-    """Return results whose cameras and boxes in the picture are in pixels of the original pictures.
+    """Return results with cameras and boxes in pixels of the original pictures.
 
     They are divided by `scale_factor` (B, 4), `w h w h`, of the feeds; without that boxes in the picture stay
     in pixels of the network input, and cameras as `rows_of_camera` has them. Boxes in 3D are in metres.
@@ -77,12 +77,7 @@ def in_original_pixels(images: Sequence[MonocularDetections], feeds: Arrays) -> 
 
 
 def upright_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes (n, 9) in the frame with z up of `TO_UPRIGHT`, of boxes in the frame of the camera.
-
-    Columns of the result are those of `Detections3D`: x, y, z of the bottom's middle, sizes along the
-    heading, across and up, yaw about z, and velocity along x and y; of `boxes` those of
-    `MonocularDetections`.
-    """
+    """Return boxes (n, 9) in the frame with z up of `TO_UPRIGHT`, of boxes in the frame of the camera."""
     moved = boxes @ np.eye(9)[:, [0, 2, 1, 3, 5, 4, 6, 7, 8]]
     moved[:, 2] *= -1
     moved[:, 6] *= -1  # a turn about y, which points down, is one the other way about z, which points up
@@ -99,8 +94,7 @@ def draw(
     """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3); marked ones are outlined white.
 
     The picture is uint8 BGR, of the size that the camera of the results is for; `classes` are names by label.
-    `marked` (n,) is True for marked ones among all results; None marks none. Results without a camera leave
-    the picture as it is.
+    `marked` (n,) is True for marked ones among all results; None marks none.
     """
     if not results.camera:
         return image_bgr.copy()

@@ -1,8 +1,5 @@
 """SMOKE without PyTorch: the results of pictures from the outputs of an exported file, in numpy.
 
-A graph of the form 'full' ends with the results, one of the form 'raw' with the outputs of the head; the
-latter are decoded here, with the numbers in the file's metadata, as the 'full' graph and mmdet3d do it.
-
 Glossary: B batch, C classes, H, W network input in pixels, h, w cells of the head's maps.
 """
 
@@ -30,9 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['detections', 'draw']
 
 RESULT = MonocularDetections
-"""The class of the results of a picture, as which a kit reads them back."""
 CAMERA = 'cam2img'
-"""Name of the cameras, which results of every form need: see `runtime/detect.py`."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
@@ -40,19 +35,18 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
 
     Args:
         metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
-        outputs: outputs of the graph by name. Those of the form 'raw' are `heat` (B, C, h, w) float32, scores
-            0..1 of all cells, peaks or not, and `bbox_pred` (B, 8, h, w), with the values of
-            `decoding.smoke_boxes`: offsets of depth and centre, logarithms of sizes, sine and cosine. Those
-            of 'full' are `boxes` (B, n, 7), `scores` (B, n) and `labels` (B, n), -1 where a row is padding.
-        feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); `cam2img`
-            (B, 4, 4) float32, cameras as in `decoding`, in pixels of the network input; and, if results are
-            to be in pixels of the original pictures, `scale_factor` (B, 4), and to draw them
-            `unmoved_cam2img` (B, 4, 4), the cameras in pixels of the pictures after resizing, without padding
-            or a warp (`preprocess.cam2img.unmoved`).
+        outputs: outputs of the graph by name. The form 'raw' gives `heat` (B, C, h, w) float32, scores 0..1
+            of all cells, peaks or not, and `bbox_pred` (B, 8, h, w), with the values of
+            `decoding.smoke_boxes`: offsets of depth and centre, logarithms of sizes, sine and cosine. 'full'
+            gives `boxes` (B, n, 7), `scores` (B, n) and `labels` (B, n), -1 where a row is padding.
+        feeds: inputs of the graph by name, and: `input` (B, 3, H, W); `cam2img` (B, 4, 4) float32, cameras as
+            in `decoding`, in pixels of the network input; and, if results are to be in pixels of the original
+            pictures, `scale_factor` (B, 4), and to draw them `unmoved_cam2img` (B, 4, 4), the cameras in
+            pixels of the pictures after resizing, without padding or a warp (`preprocess.cam2img.unmoved`).
 
     Returns:
-        A `MonocularDetections` per picture. Boxes are in metres in the frame of the camera; what is in pixels
-        is its camera.
+        A `MonocularDetections` per picture. Boxes are in metres in the frame of the camera; the camera is in
+        pixels.
     """
     if metadata.form == 'full':
         return from_padded(outputs, feeds)

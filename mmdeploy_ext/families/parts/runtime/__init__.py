@@ -1,1 +1,1 @@
-"""What the runtimes of several families share, without torch."""
+"""Code that runtimes of several families share, without torch."""

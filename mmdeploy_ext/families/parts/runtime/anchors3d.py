@@ -1,9 +1,5 @@
 """Anchors of `Anchor3DHead`, and from its outputs to boxes, without PyTorch.
 
-Boxes are decoded from anchors and deltas, suppressed class by class in the bird's-eye view, and turned by the
-direction classifier. Needs numpy; slow without numba. What graphs compute, too, is written once for numpy and
-PyTorch: `xp` is either of the two modules.
-
 Source: mmdet3d 1.0.0rc6, models/dense_heads/{anchor3d,shape_aware}_head.py `get_bboxes_single`, core/anchor/
 anchor_3d_generator.py, core/bbox/coders/delta_xyzwhlr_bbox_coder.py, core/post_processing/box3d_nms.py.
 
@@ -33,14 +29,11 @@ if TYPE_CHECKING:
 OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
 """Kinds of outputs; a level has one of each: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, ..."""
 PI = float(np.float32(np.pi))
-"""Pi as float32 has it, with which yaws are turned."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnchorRule(Facts):
     """The settings that turn the head's outputs into boxes; `num_classes` is C, `code_size` D, `levels` L.
-
-    Subclasses have `max_num`, the largest number of results, too.
 
     Attributes:
         aligned: whether anchors lie in the middle of cells; otherwise the first and the last of a row are at
@@ -59,11 +52,9 @@ class AnchorRule(Facts):
         score_thr: threshold that scores have to exceed.
         nms_thr: IoU in the bird's-eye view above which the worse of two boxes is dropped; if `rotated`, from
             which on.
-        rotated: whether the IoU is that of rotated boxes; otherwise their yaw is left out, so that their
-            sizes lie along the axes.
-        cells: rows and columns of the map of each range, one after the other, for heads whose ranges have
-            maps of their own (SSN's head, whose outputs hold all anchors, range by range); empty for heads
-            whose ranges share the map of their level.
+        rotated: whether the IoU is of rotated boxes; otherwise sizes lie along the axes.
+        cells: rows and columns of the map of each range, one after the other, for heads with a map per range
+            (SSN: outputs hold all anchors, range by range); empty if ranges share the map of their level.
     """
 
     num_classes: Count
@@ -86,7 +77,6 @@ class AnchorRule(Facts):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the head's outputs: those of level 0, then those of level 1, ..."""
         return tuple(f'{name}_{level}' for level in range(self.levels) for name in OUTPUTS)
 
 
@@ -116,8 +106,8 @@ def anchor_grid(
 ) -> np.ndarray:
     """Return the anchors of a range: (height, width, number of sizes, number of rotations, D) float32.
 
-    `limits` are the six numbers of the range, `sizes` (number, 3) metres, `height` and `width` those of its
-    map.
+    `limits` are the six numbers of the range, `sizes` (number, 3) metres, `height` and `width` the size of
+    its map.
     """
     (z,), y, x = (
         anchor_centres(rule, limits[axis], limits[axis + 3], count)
@@ -130,11 +120,7 @@ def anchor_grid(
 
 
 def anchor_centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarray:
-    """Return the coordinates of `count` anchors along one axis of a range from `low` to `high`, metres.
-
-    A single one, as along z, is in the middle if anchors are aligned without `align_corner`, otherwise at
-    `low`.
-    """
+    """Return the coordinates of `count` anchors along one axis of a range from `low` to `high`, metres."""
     if not rule.aligned:
         return np.linspace(low, high, count, dtype=np.float32)
     edges = np.linspace(low, high, count + 1, dtype=np.float32)
@@ -164,10 +150,7 @@ def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
 
 
 def decode_level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (n, D), scores (n, C), and 1 for boxes that point the other way (n,), of the best anchors.
-
-    `outputs` are those of `decode`.
-    """
+    """Boxes (n, D), scores (n, C), and 1 for boxes that point the other way (n,), of the best anchors."""
     maps = [outputs[f'{name}_{level}'][0] for name in OUTPUTS]
     if rule.cells:
         (logits, deltas, directions), anchors = maps, anchors_by_range(rule)
@@ -189,10 +172,7 @@ def decode_level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndar
 
 
 def decode_deltas(xp: ModuleType, anchors: Any, deltas: Any) -> Any:
-    """Return boxes (..., n, D), z at the bottom, of anchors (n, D) and their deltas (..., n, D).
-
-    `xp` is numpy or torch; the columns are those of `anchors_of`.
-    """
+    """Return boxes (..., n, D), z at the bottom, of anchors (n, D) and their deltas (..., n, D)."""
     diagonal = xp.sqrt(anchors[:, 4] ** 2 + anchors[:, 3] ** 2)
     sizes = xp.exp(deltas[..., 3:6]) * anchors[:, 3:6]
     middle = deltas[..., 2] * anchors[:, 5] + (anchors[:, 2] + anchors[:, 5] / 2)
@@ -205,7 +185,6 @@ def decode_deltas(xp: ModuleType, anchors: Any, deltas: Any) -> Any:
 
 
 def turned_yaw(xp: ModuleType, yaw: Any, turned: Any, rule: AnchorRule) -> Any:
-    """Return yaws in the half circle of `rule`, plus half a turn if `turned` is 1; it is 0 otherwise."""
     yaw = yaw - rule.dir_offset
     yaw = yaw - xp.floor(yaw / PI + rule.dir_limit_offset) * PI
     return yaw + rule.dir_offset + PI * turned

@@ -47,7 +47,7 @@ def priors_of(
 
 
 def decode_raw(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> dict[str, np.ndarray]:
-    """Turn the outputs of a `raw` graph into those of a `decode` graph.
+    """Turn the outputs of a `raw` graph into the outputs of a `decode` graph.
 
     Args:
         outputs: `<name>_<level>` (B, a*columns, h, w) float32 for each entry of `head.outputs` of the facts,
@@ -59,10 +59,6 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> d
     Returns:
         `boxes` (B, A, 4), `scores` (B, A, C), the score factor (B, A) if the head has one, and `level_sizes`
         (L,).
-
-    Raises:
-        ShapeError: a feature map is missing, is not of the size that H and W give (if the facts have
-            `head.maps_by_stride`), or of that of the other outputs of its level, or has other channels.
     """
     head = facts.head
     shapes = _checked_shapes(outputs, height, width, facts)
@@ -85,7 +81,6 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> d
 
 
 def _checked_shapes(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> list[tuple[int, int]]:
-    """Return (h, w) of each level; ShapeError: an output is missing, or of another size or width."""
     levels, head = range(len(facts.strides)), facts.head
     names = [f'{name}_{level}' for name, _ in head.outputs for level in levels]
     if missing := [name for name in names if name not in outputs]:

@@ -1,4 +1,4 @@
-"""Results of graphs that do the whole post-processing, and refusals of files whose results may lack some.
+"""Results of graphs that do the whole post-processing, and refusals of files with incomplete results.
 
 Glossary: B batch, n results of the image that has most, or a constant of the file.
 """
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Scored
 
 RUNNERS = {'full': 'with_postprocess'}
-"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
@@ -31,10 +30,6 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
             give `Instances`, see `results_from_padded`. Of a file with a limit also the numbers of candidates
             that it counts.
         feeds: inputs of the graph by name, of which none is needed.
-
-    Raises:
-        ModelFileError: the outputs of the graph are proposals, or it was exported with `--max-proposals` or
-            `--max-candidates` and may lack some detections.
     """
     check_form(metadata)
     results = results_from_padded(outputs)
@@ -43,7 +38,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
 
 
 def check_form(metadata: Metadata) -> None:
-    """Refuse (ModelFileError) the first of two graphs, whose outputs are no detections."""
+    """Refuse (ModelFileError) the first of two graphs: its outputs are no detections."""
     if metadata.form == 'proposals':
         raise ModelFileError(
             'this file of form proposals gives no detections: feed its outputs, by their names, to the file '
@@ -52,10 +47,6 @@ def check_form(metadata: Metadata) -> None:
 
 
 def check_caps(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) -> None:
-    """Refuse (ModelFileError) results of a file with constant shapes that may lack some, naming the limit.
-
-    With `--max-proposals` they may if an image has more candidates than the limit, as many lack none; with
-    `--max-candidates` see `check_cap`.
-    """
+    """Refuse (ModelFileError) results of a file with constant shapes that may lack some, naming the limit."""
     check_all_seen(metadata, outputs, 'max_proposals', 'proposal_candidates')
     check_cap(metadata, outputs, results)

@@ -31,14 +31,9 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
             `ori_shape`, `labels` (B, n) int64, -1 for padding, and `masks` (B, n, m, m) float32, 0..1 in the
             frame of the box, or, of a file with `--paste-masks`, (B, n, h, w) bool. Heads that score masks
             also give `mask_scores` (B, n).
-        feeds: inputs of the graph by name, and what results need besides: `ori_shape` (2,) or (B, 2), height
-            and width of the masks to return, which is the size of the originals only if boxes are in their
-            pixels, and, if it is there, `scale_factor` (B or 1, 4), input / original, by which
-            boxes were divided.
-
-    Raises:
-        ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out, or gives
-            proposals.
+        feeds: inputs of the graph by name, and: `ori_shape` (2,) or (B, 2), height and width of the masks to
+            return, which is the size of the originals only if boxes are in their pixels, and, if it is there,
+            `scale_factor` (B or 1, 4), input / original, by which boxes were divided.
     """
     check_form(metadata)
     batch = len(outputs['labels'])
@@ -84,7 +79,6 @@ def paste(
 
 
 def _span(low: np.float32, high: np.float32, size: int) -> np.ndarray:
-    """Return the pixels along an axis that a box may touch; an end that is NaN counts as 0."""
     ends = np.clip(np.nan_to_num([np.floor(low) - 1, np.ceil(high) + 1]), 0, size)
     return np.arange(*ends.astype(int))
 
@@ -92,7 +86,6 @@ def _span(low: np.float32, high: np.float32, size: int) -> np.ndarray:
 def _taps(
     pixels: np.ndarray, low: np.float32, high: np.float32, size: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return the two neighbours in a mask, padded by one, of pixels along an axis, and their weights."""
     half, unit, double = np.float32([0.5, 1, 2])
     with np.errstate(divide='ignore', invalid='ignore'):
         place = (pixels.astype(np.float32) + half - low) / (high - low) * double - unit

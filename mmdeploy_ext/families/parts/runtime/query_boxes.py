@@ -1,4 +1,4 @@
-"""From logits and box codes of queries to boxes, without NMS. Needs numpy only.
+"""From logits and box codes of queries to boxes, without NMS.
 
 Glossary: L decoder layers, R queries, K classes, n boxes.
 """
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import ColumnGroup
 
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
-"""Outputs from which boxes are decoded."""
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 """A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
 IN_ORDER, Z_FIFTH = tuple(range(10)), (0, 1, 4, 2, 3, 5, 6, 7, 8, 9)
@@ -33,17 +32,6 @@ WIDTH_FIRST = (0, 1, 2, 4, 3, 5, 7, 6, 8, 9)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QueryBoxFacts(Facts):
-    """What `decode` reads.
-
-    Attributes:
-        max_num: most boxes of a frame.
-        post_center_range: x, y, z low, then high, m, between which centres are kept, ends included.
-        score_threshold: see `passing`, `above` and `at_least`.
-        num_classes: K.
-        box_convention: the mmdet3d whose boxes the model was trained with. For 0.17 the first two sizes are
-            width and length, and a yaw is -pi / 2 minus that of 1.x; for 1.x they are length and width.
-    """
-
     max_num: Count
     post_center_range: tuple[float, float, float, float, float, float]
     score_threshold: float | None
@@ -81,11 +69,7 @@ def output_specs(
 
 
 def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return (n,) bool, which scores (n,) are kept: those above the threshold.
-
-    If none is above it, it is lowered by steps (`LOWERED`) until some score reaches it. All are kept if the
-    threshold is None or 0, or if it would be lowered below `LOWEST_THRESHOLD`.
-    """
+    """Return (n,) bool: whether scores (n,) are above the threshold."""
     if not threshold:
         return np.ones(len(scores), bool)
     keep = scores > threshold
@@ -98,12 +82,12 @@ def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
 
 
 def above(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return (n,) bool, which scores (n,) are above the threshold; all are kept if it is None or 0."""
+    """Return (n,) bool: whether scores (n,) are above the threshold; all if it is None or 0."""
     return scores > threshold if threshold else np.ones(len(scores), bool)
 
 
 def at_least(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return (n,) bool, which scores (n,) are the threshold or above it; all are kept if it is None or 0."""
+    """Return (n,) bool: whether scores (n,) reach the threshold; all if it is None or 0."""
     return scores >= (threshold or 0.0)
 
 
@@ -116,15 +100,11 @@ def decode(
 ) -> Detections3D:
     """Decode the outputs of one frame to boxes of mmdet3d 1.0 in the LiDAR frame, with z at the bottom.
 
-    At most `max_num` of the facts come back, best first.
-
-    One query may give several boxes, and there is no NMS.
-
     Args:
         cls_scores: (L, 1, R, K) logits; the last layer counts.
         bbox_preds: (L, 1, R, 10): x, y, z of the centre in m, logarithms of three sizes, sine and cosine of
             the yaw, velocity x, y in m/s; `columns` are their places.
-        facts: those of the file.
+        facts: facts of the file.
         accepts: chooses scores by the threshold of the facts: `passing`, `above` or `at_least`.
         columns: the index in a code of each of its values in that order: `Z_FIFTH`, or `IN_ORDER`.
 
@@ -143,11 +123,7 @@ def decode(
 
 
 def boxes_of_predictions(codes: np.ndarray) -> np.ndarray:
-    """Return boxes (n, 9) float32 of mmdet3d 1.0, z at the bottom, of codes (n, 10).
-
-    Codes are x, y, z of the centre, logarithms of the sizes, sine and cosine of the yaw, velocity x, y; boxes
-    x, y, z, the sizes, the yaw, velocity x, y.
-    """
+    """Return boxes (n, 9) float32 of mmdet3d 1.0, z at the bottom, of codes (n, 10)."""
     sizes = np.exp(codes[:, 3:6])
     centre = codes[:, :3].copy()
     centre[:, 2] -= sizes[:, 2] * np.float32(0.5)

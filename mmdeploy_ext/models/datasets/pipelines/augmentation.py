@@ -15,7 +15,6 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 # What PIL's `resize` without a filter means from Pillow 7 on; StreamPETR names none.
 RESAMPLE = Image.Resampling.BICUBIC
-"""How pictures are resized."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ImageTransform:
         return matrix
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """Transform an (H, W, 3) image of values 0..255; float32 back. Outside the source it is 0."""
+        """Transform an (H, W, 3) image of values 0..255; float32 back."""
         result = Image.fromarray(np.uint8(image)).resize(self.size, RESAMPLE).crop(self.crop)
         return np.array(result).astype(np.float32)
 
@@ -69,8 +68,7 @@ class ResizeCropFlipRotImage:
         """Transform `img`, `intrinsics` and `lidar2img`.
 
         The matrices of `intrinsics` are changed in place, and `lidar2img` is made anew of them and
-        `extrinsics`. An image of another size than `data_aug_conf` says raises DataError; squeezed into
-        place, it would no longer fit its intrinsics.
+        `extrinsics`.
         """
         expected = self.data_aug_conf['H'], self.data_aug_conf['W']
         for index, image in enumerate(results['img']):
@@ -91,10 +89,7 @@ class ResizeCropFlipRotImage:
         return results
 
     def test_transform(self) -> ImageTransform:
-        """Return the transform of test time, see the class.
-
-        For 704x256 of 1600x900, with nothing cut off at the bottom, it is scale 0.44 and rows 140..396.
-        """
+        """Return the transform of test time, see the class."""
         conf = self.data_aug_conf
         height, width = conf['final_dim']
         scale = max(height / conf['H'], width / conf['W'])

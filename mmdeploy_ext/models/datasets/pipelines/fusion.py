@@ -29,8 +29,7 @@ class ImageAug3D:
         source: (h, w) of the original pictures, px.
         options: of training, not used.
 
-    Source: mit-han-lab/bevfusion db75150, mmdet3d/datasets/pipelines/transforms_3d.py:45-150. Differs in: the
-    size of the pictures is checked.
+    Source: mit-han-lab/bevfusion db75150, mmdet3d/datasets/pipelines/transforms_3d.py:45-150.
     """
 
     def __init__(
@@ -51,10 +50,7 @@ class ImageAug3D:
         self.resize_lim, self.bot_pct_lim = tuple(resize_lim), tuple(bot_pct_lim)
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change `img`, a list of (h, w, 3), to (H, W, 3) float32, and write `img_aug_matrix`.
-
-        A picture of another size than `source` raises DataError; its intrinsics would no longer fit.
-        """
+        """Change `img`, a list of (h, w, 3), to (H, W, 3) float32, and write `img_aug_matrix`."""
         images, change = [], self._change()
         for index, image in enumerate(results['img']):
             if image.shape[:2] != self.source:
@@ -80,8 +76,7 @@ class ImageAug3D:
 class ImageNormalize(NormalizeMultiviewImage):
     """Turn pictures from OpenCV's BGR to RGB, and normalise them: (value / 255 - mean) / std.
 
-    `mean` and `std` are of red, green, blue, for values in 0..1. They are rounded to float32 once, as mmdet's
-    steps have them.
+    They are rounded to float32 once, as mmdet's steps have them.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -41,8 +41,6 @@ class NormalizeMultiviewImage:
 class RandomScaleImageMultiViewImage:
     """Resize every image by the one factor in `scales`, bilinearly, and `lidar2img` with it.
 
-    ValueError: there is not just one factor.
-
     Source: fundamentalvision/BEVFormer 66b65f3, datasets/pipelines/transform_3d.py; nothing in it is random.
     """
 
@@ -67,12 +65,8 @@ class RandomScaleImageMultiViewImage:
 class PadMultiViewImage:
     """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
 
-    One of both is None (else ValueError). A side that is longer than that of `size` stays. Padding has the
-    value `pad_val`.
-
     Adds `img_shape` (before), `pad_shape` (after), both lists of (H, W, C), `pad_fix_size` and
-    `pad_size_divisor`.
-    Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
+    `pad_size_divisor`. Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
     """
 
     def __init__(
@@ -105,8 +99,6 @@ class PadMultiViewImage:
 @registered_if_named(PIPELINES)
 class PETRFormatBundle3D(DefaultFormatBundle3D):
     """mmdet3d's bundle, plus `collect_keys` as tensors in `DataContainer`s: float32, `FLOAT64_KEYS` float64.
-
-    The other arguments are those of mmdet3d's `DefaultFormatBundle3D`.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/formating.py.
     """
