@@ -116,8 +116,7 @@ def _child(parent: Connection) -> None:
 
 
 def measure(call: Callable[[], tuple[int, object]], name: str) -> dict[str, float]:
-    """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB more than before loading.
-    """
+    """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB above before loading."""
     context = multiprocessing.get_context('spawn')
     # sent by a pipe: an argument of the process blocks for ever if the process ends before it has read it
     child, parent = context.Pipe()

@@ -50,8 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def samples_of(folder: str) -> dict[str, Path]:
-    """Return sample name -> folder of the dump in `folder`; a folder of one sample is a dump of that sample.
-    """
+    """Sample name -> folder of the dump in `folder`; a folder of one sample is a dump of that sample."""
     root = Path(folder)
     if (root / MANIFEST).is_file():
         return {root.name: root}

@@ -70,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_drift(row: SequenceRow) -> None:
-    """Print a line about a drive, `row`, and one per frame: its worst tensor by tolerance, matched results.
-    """
+    """Print a line about a drive, `row` and one per frame: its worst tensor by tolerance, matched results."""
     print(f'{"ok    " if row.passed else "FAILED"} {row.title}: {row.frames} frames, {row.resets} resets')
     series = row.series
     for index, name in enumerate(series['name']):

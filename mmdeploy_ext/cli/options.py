@@ -19,8 +19,7 @@ CFG_OPTIONS_HELP = (
 
 
 def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') -> dict[str, Any]:
-    """Parse key=value pairs by mmcv's rules: lists as a,b or [a,b], tuples as (a,b), nested `[(a,b),(c,d)]`.
-    """
+    """Parse key=value by mmcv's rules: lists as a,b or [a,b], tuples as (a,b), nested `[(a,b),(c,d)]`."""
     options: dict[str, Any] = {}
     for pair in pairs or []:
         key, separator, value = pair.partition('=')
@@ -98,8 +97,7 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def proof_words(args: argparse.Namespace) -> list[str]:
-    """Return the options that a later proof needs again, as words: --mean, --std, --library, --cfg-options.
-    """
+    """The options that a later proof needs again, as words: --mean, --std, --library, --cfg-options."""
     words = ['--library', args.library] if args.library else []
     for name in ('mean', 'std', 'cfg_options'):
         if values := getattr(args, name, None):
@@ -245,8 +243,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def refuse_options(
     args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str], reason: str
 ) -> None:
-    """Refuse options that have another value than their default; the UsageError has the option and `reason`.
-    """
+    """Refuse options that have another value than their default: UsageError has the option and `reason`."""
     for name in names:
         value = getattr(args, name, None)
         if value != parser.get_default(name):

@@ -153,8 +153,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each frame into the cameras and from above; return 0, or 1 if one could not be used.
-    """
+    """Draw boxes of each frame into the cameras and from above: return 0, or 1 if one could not be used."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections import check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
@@ -215,8 +214,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def once(note: str) -> Callable[[Callable[[], Any]], None]:
-    """Return a function that calls its argument, a function without arguments, unless it has done so before.
-    """
+    """A function that calls its argument, a function without arguments, unless it has done so before."""
     done: list[bool] = []
 
     def run_first(function: Callable[[], Any]) -> None:

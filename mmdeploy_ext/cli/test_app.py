@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.families.model import Model
 
+
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
         description='Evaluate a detector with PyTorch, or its exported file with an ONNX engine.'

@@ -178,8 +178,7 @@ class ImageModel(TestedModel):
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
-        """Yield the file on its engine, with the post-processing that its form leaves out, and its comparer.
-        """
+        """Yield the file on its engine, with post-processing that its form leaves out and its comparer."""
         from mmdeploy_ext.proving.against_dump import ImageDumpComparer
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:

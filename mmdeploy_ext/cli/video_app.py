@@ -66,8 +66,7 @@ def engines_to_run(args: argparse.Namespace) -> list[str]:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse (UsageError) invalid numbers, and an output that cannot be written, before anything is loaded.
-    """
+    """Refuse (UsageError) invalid numbers and an output that cannot be written, before anything is loaded."""
     demo.check_options(args)
     cli.check_minimums(args, scene=0, frames=1)
     if not 0 < args.fps < math.inf:

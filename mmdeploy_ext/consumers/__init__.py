@@ -1,5 +1,4 @@
-"""Programs that load our files, without them: the names and checks of their files, and their loops in numpy.
-"""
+"""Programs that load our files, without them: names and checks of their files and their loops in numpy."""
 
 import importlib
 import pkgutil

@@ -1,5 +1,4 @@
-"""The copy of a model that is exported, with parts in the form that exporters take; the model itself stays.
-"""
+"""The copy of a model that is exported, with parts in form that exporters take; the model itself stays."""
 
 import copy
 import math

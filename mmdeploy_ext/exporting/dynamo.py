@@ -71,8 +71,7 @@ def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
 
 
 def make_functional(module: torch.fx.GraphModule, is_translated: Callable[[Any], bool]) -> bool:
-    """Replace the in-place operators and the operators of `SAME` in a graph if that is sure to change
-    nothing.
+    """Replace the in-place operators and the operators of `SAME` in a graph where it changes nothing.
 
     Args:
         module: graph of torch.export, with the values of its nodes in `meta['val']`; it is changed in place.

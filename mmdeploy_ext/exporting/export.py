@@ -181,8 +181,7 @@ def default_opset(module: torch.nn.Module, exporter: str) -> int:
 
 
 def default_group_norm(module: torch.nn.Module) -> str:
-    """Return 'exact', a value of the option `group_norm`, if `module.backbone` normalises by groups; else ''.
-    """
+    """'exact', a value of the option `group_norm`, if `module.backbone` normalises by groups; else ''."""
     backbone = getattr(module, 'backbone', None)
     parts = backbone.modules() if isinstance(backbone, torch.nn.Module) else ()
     return 'exact' if any(isinstance(part, torch.nn.GroupNorm) for part in parts) else ''

@@ -34,8 +34,7 @@ def spec_of(model: onnx.ModelProto) -> GraphSpec:
 
 
 def with_half_ends(spec: GraphSpec) -> GraphSpec:
-    """Return a spec with float16 in place of float32 inputs and outputs; inputs with a default and all else
-    stay."""
+    """Return a spec with float16 in place of float32 inputs and outputs."""
     inputs = tuple(as_float16(tensor) if tensor.default is None else tensor for tensor in spec.inputs)
     outputs = tuple(map(as_float16, spec.outputs))
     return GraphSpec(spec.name, inputs, outputs, spec.state)
@@ -97,8 +96,7 @@ def _compare_outputs(
 
 
 def without_equal_gaps(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays with 0 at the places of the reference's NaN and infinities, if both are equal there.
-    """
+    """Two arrays with 0 at the places of the reference's NaN and infinities, if both are equal there."""
     kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
     if reference.dtype.kind != 'f' or kinds[0] != kinds[1]:
         return reference, candidate

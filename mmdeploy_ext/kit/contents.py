@@ -55,8 +55,7 @@ class ArrayFolder:
         self._files: dict[bytes, str] = {}
 
     def write(self, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """Write arrays as `place`/NAME.bin; return their entries of the manifest: `file`, `dtype`, `shape`.
-        """
+        """Write arrays as `place`/NAME.bin; return their entries of manifest: `file`, `dtype`, `shape`."""
         entries = {}
         for name, array in arrays.items():
             array = np.asarray(array)
@@ -287,12 +286,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_lines(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `manifest.txt`: the cases and frames of a manifest as lines of words, for programs without JSON.
 
-        case CASE FILE.onnx
-        input NAME DTYPE AXES SIZE... FILE.bin
-        output NAME DTYPE AXES SIZE...
-        frame OUTPUTS
-        step CASE
-        computed INPUT OUTPUT
+    case CASE FILE.onnx
+    input NAME DTYPE AXES SIZE... FILE.bin
+    output NAME DTYPE AXES SIZE...
+    frame OUTPUTS
+    step CASE
+    computed INPUT OUTPUT
     """
     graphs = {graph['name']: KitGraph.from_json(graph) for graph in manifest['graphs']}
     lines = []

@@ -110,8 +110,7 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 
 
 def check_kit(folder: Path, expected: str) -> bool:
-    """Return whether a folder of outputs has a file `KIT_HASH`; its first word has to be the hash `expected`.
-    """
+    """Whether a folder of outputs has a file `KIT_HASH`; its first word has to be the hash `expected`."""
     path = folder / KIT_HASH
     if path.is_file() and path.read_bytes().split()[:1] != [expected.encode()]:
         raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')

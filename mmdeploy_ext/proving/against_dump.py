@@ -39,8 +39,7 @@ class DumpComparer(Protocol):
 
 
 def check_dump(comparer: DumpComparer, deployment: Model, folder: Path) -> bool:
-    """Run an engine over the samples of a dump; print one line per sample, and return whether none differs.
-    """
+    """Run an engine over the samples of a dump; print one line per sample and return whether none differs."""
     agrees, samples = True, list_samples(folder)
     if not samples:
         print(

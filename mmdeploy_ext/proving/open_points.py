@@ -126,8 +126,7 @@ def export_switches(model: nn.Module) -> list[Untraced]:
 
 
 def copied_package(file: str) -> Path | None:
-    """Return the folder of the copy of an OpenMMLab package that a file is in, if the library has the file.
-    """
+    """The folder of the copy of an OpenMMLab package that a file is in, if the library has the file."""
     for folder in Path(file).parents:
         if folder.name in OPENMMLAB and (folder / '__init__.py').is_file():
             installed = Path(sysconfig.get_path('purelib'), Path(file).relative_to(folder.parent))

@@ -1,5 +1,4 @@
-"""The proof of a file of a model of pictures: graph, tensors and results, on the traced input and on others.
-"""
+"""The proof of a file of a model of pictures: graph, tensors and results, on traced input and on others."""
 
 from __future__ import annotations
 

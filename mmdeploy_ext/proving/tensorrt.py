@@ -30,8 +30,7 @@ LARGEST_DIFFERENCE = 1e-3
 
 
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
-    """Run an engine and the ONNX file that it was built from on the same random feeds; compare their outputs.
-    """
+    """Run an engine and ONNX file that it was built from on the same random feeds: compare their outputs."""
     backend = TensorRtBackend(engine)
     backend.open_session()
     if backend.record.onnx_sha256 != sha256_onnx(source):

@@ -36,8 +36,7 @@ OTHER_SIZES = (1.0, 1.0), (0.8, 1.1), (1.3, 0.6)
 def generated_moments(
     rule: FusionRule, count: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, str]]:
-    """Yield the points, picture (h, w, 3), matrix (4, 4) from the LiDAR to the picture, and name of moments.
-    """
+    """Yield the points, picture (h, w, 3), matrix (4, 4) from LiDAR to the picture and name of moments."""
     for index, sweep in enumerate(generated_sweeps(rule.voxels, count)):
         rng = np.random.default_rng([index, 11])
         picture = make_picture(rng, rule, index)

@@ -87,8 +87,7 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
 
 
 def changed_drive(frame: Frame) -> Iterator[Frame]:
-    """Yield frames of one drive: unchanged, each with one more change of its rig, and one of a single colour.
-    """
+    """Yield frames of one drive: unchanged, each with one more change of its rig and one of one colour."""
     extrinsics = np.linalg.solve(frame.intrinsics, frame.lidar2img)
     last = len(frame.images) - 1
     focal = _focal(frame.intrinsics, 0, FOCAL)
@@ -151,8 +150,7 @@ def special_drive(frame: Frame, gaps_s: Sequence[float] = (STEP_S,), lag_s: floa
 
 
 def record_drive(frame: Frame, record: np.ndarray) -> Iterator[Frame]:
-    """Yield the next frames of a drive, whose car moves along an axis of the map exactly, turns, or stands.
-    """
+    """Yield the next frames of a drive, whose car moves along an axis of map exactly, turns, or stands."""
     for step, (name, x, y, heading) in enumerate(WAYS, start=1):
         record = record.copy()
         record[:2] += x, y

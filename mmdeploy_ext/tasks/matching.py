@@ -1,5 +1,4 @@
-"""One-to-one matching of two lists of results, whatever "near" means to the task; judgement of all together.
-"""
+"""One-to-one matching of two lists of results, whatever "near" means to task: judgement of all together."""
 
 from __future__ import annotations
 

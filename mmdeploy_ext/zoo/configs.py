@@ -143,8 +143,7 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
 
 
 def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
-    """Return a hash of `model`, `data.test` and `test_cfg` without keys that only training reads, and paths.
-    """
+    """A hash of `model`, `data.test` and `test_cfg` without keys that only training reads, and paths."""
     test = (cfg.get('data') or {}).get('test') or {}
     content = [
         _as_tested(_without(cfg.model, (*TRAINING_KEYS, *training_keys))),

@@ -40,8 +40,7 @@ FEEDS = (
 
 
 def proof(tolerance: float) -> tuple[AddArgument, ...]:
-    """Return functions that add --output and the arguments of the comparison with the input file to a parser.
-    """
+    """Functions that add --output and the arguments of the comparison with the input file to a parser."""
     return (
         output('OUT.onnx', 'file to write; the input file is never touched'),
         *FEEDS,

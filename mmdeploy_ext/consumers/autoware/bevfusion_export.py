@@ -70,8 +70,7 @@ class NodeDenseHead(OfModel):
 
 
 def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head.
-    """
+    """`bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head."""
     values = head(joined)
     return node_boxes(values)[0], head.scores(values).amax(1)[0], values['query_labels'][0]
 

@@ -26,8 +26,7 @@ class ParameterFileError(ValueError):
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """Return the parameters of a file for all nodes, key -> value: nested dicts, values and lists of values.
-    """
+    """The parameters of a file for all nodes, key -> value: nested dicts, values and lists of values."""
     try:
         import yaml
     except ImportError as error:

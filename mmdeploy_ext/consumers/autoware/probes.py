@@ -1,5 +1,4 @@
-"""Synthetic boxes through CenterPoint's head, which treats them by its box convention, whatever its weights.
-"""
+"""Synthetic boxes through CenterPoint's head, which treats them by its box convention for any weights."""
 
 from __future__ import annotations
 

@@ -107,8 +107,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
-    """Return the contracts of the three graphs, in the order of `graphs`, derived from the deploy contract's.
-    """
+    """The contracts of the three graphs, in the order of `graphs`, derived from the deploy contract's."""
     image, position = spec.extract_img_feat(size, options), spec.position_embedding(size, options)
     head = spec.pts_head_memory(size, options)
     meaning = f'pictures as the node normalises them, planes in the order {", ".join(options.node_images)}'

@@ -1,7 +1,7 @@
 """The files of CUDA-BEVFusion's contract from pictures and points to boxes, without that engine.
 
-    runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
-    detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
+runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
+detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 """
 
 from __future__ import annotations

@@ -52,13 +52,12 @@ class BoundHead(Head):
     """The head as DL4AGX has it: what its caller computes is taken unchanged."""
 
     def forward(self, features: Tensor, positions: Tensor, *seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10);"""
+        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10)."""
         return self.detect(features, positions, seconds[0] if seconds else 1.0)
 
 
 def bound(size: Sizes) -> list[GraphSpec]:
-    """Return the contracts of the two graphs, then the contract of the positions, which the caller computes.
-    """
+    """The contracts of the two graphs, then the contract of the positions, which the caller computes."""
     cameras, twice = size.cameras, size.frames > 1
     image = (cameras, 3, size.height, size.width)
     images = TensorSpec('img', 'float32', image, 'normalised images, padded bottom and right')

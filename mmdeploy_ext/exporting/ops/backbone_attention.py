@@ -46,8 +46,7 @@ class ShiftedWindows(nn.Module):
     """Attention inside windows of a map, shifted or not: mmdet's `ShiftWindowMSA` of Swin."""
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Return the tokens (B, L, C) after attention, of the tokens `query` (B, L, C), which are not added.
-        """
+        """The tokens (B, L, C) after attention, of the tokens `query` (B, L, C), which are not added."""
         (height, width), window, shift = hw_shape, self.window_size, self.shift_size
         channels = query.shape[2]
         rows, columns = (height + window - 1) // window, (width + window - 1) // window

@@ -252,8 +252,7 @@ class Recorder:
         )
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
-        """Record a call of `tensor.dense(channels_first)` that returned `result`, (1, C, ...) or (1, ..., C).
-        """
+        """Record a call of `tensor.dense(channels_first)` with `result` (1, C, ...) or (1, ..., C)."""
         value = self._value(tensor.features)
         if self._paused or value is None:
             return

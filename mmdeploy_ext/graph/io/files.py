@@ -50,8 +50,7 @@ def load(path: AnyPath) -> onnx.ModelProto:
 
 
 def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
-    """Return tensor name -> path of its data file, of all tensors of a model that are stored outside of it.
-    """
+    """Tensor name -> path of its data file, of all tensors of a model that are stored outside of it."""
     locations = {}
     for tensor in all_tensors(model):
         if external_data.uses_external_data(tensor):
@@ -197,8 +196,7 @@ def check_ordinary(model: onnx.ModelProto) -> None:
 
 
 def check_opsets(model: onnx.ModelProto, name: AnyPath) -> None:
-    """Raise ModelFileError for a model without opsets, or of a version that is newer than the installed onnx.
-    """
+    """Raise ModelFileError for a model without opsets, or of a version that is newer than installed onnx."""
     if not model.opset_import:
         raise ModelFileError(
             f'{name}: states no opset; it was cut short, or is not an ONNX file: {EXPORT_AGAIN}'

@@ -31,8 +31,7 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def all_graphs(
     model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
 ) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield the main graph, the functions and every body in them; of a graph or function, it and its bodies.
-    """
+    """Yield main graph, the functions and every body in them: of a graph or function, it and its bodies."""
     waiting = [model.graph, *model.functions] if isinstance(model, onnx.ModelProto) else [model]
     while waiting:
         graph = waiting.pop()
@@ -201,8 +200,7 @@ class Index:
         return positions[0]
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
-        """Return the positions, ascending, of the nodes that make `outputs` from graph inputs and constants.
-        """
+        """The positions, ascending, of the nodes that make `outputs` from graph inputs and constants."""
         stops, positions = set(stops), set()
         waiting = [name for name in outputs if name not in stops]
         while waiting:
@@ -222,8 +220,7 @@ class Index:
         return sorted(positions)
 
     def leaves(self, positions: Iterable[int], stops: Iterable[str] = ()) -> list[str]:
-        """Return the names of graph inputs that some nodes read and that are not in `stops`, in graph order.
-        """
+        """The names of graph inputs that some nodes read and that are not in `stops`, in graph order."""
         names = {name for position in positions for name in self.reads(position)} - set(stops)
         return [name for name in self.inputs if name in names]
 
@@ -260,8 +257,7 @@ def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
-    """Return name -> default value of the attributes of a node's operator that have one, whatever it states.
-    """
+    """Name -> default value of the attributes of a node's operator that have one, whatever it states."""
     schema = schema_of(node, opsets)
     entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
     return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}

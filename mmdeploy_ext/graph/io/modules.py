@@ -42,8 +42,7 @@ def module_of(node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def without_repetition(parts: Iterable[str]) -> list[str]:
-    """Return the parts of a name, outermost first, without empty ones and containers that the next repeats.
-    """
+    """The parts of a name, outermost first, without empty ones and containers that the next repeats."""
     words: list[str] = []
     for part in filter(None, parts):
         if words and part.startswith(f'{words[-1]}.'):

@@ -192,8 +192,7 @@ def text(value_type: onnx.TypeProto | None) -> str:
 
 
 def shape_label(value_type: onnx.TypeProto | None) -> str:
-    """Return e.g. '1x3xhxw', 'scalar' without axes, '' if the rank is unknown or it is the type of no tensor.
-    """
+    """E.g. '1x3xhxw', 'scalar' without axes, '' if the rank is unknown or it is the type of no tensor."""
     sizes = shape(value_type)
     return '' if sizes is None else shape_text(sizes)
 

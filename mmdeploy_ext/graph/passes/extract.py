@@ -19,8 +19,7 @@ def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -
 
 
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
-    """Return the model of some nodes: it takes their inputs from other nodes and gives their outputs to other
-    nodes.
+    """Return the model of some nodes: it takes their inputs from other nodes and gives their outputs.
 
     - Nodes that compute constants for them (shapes, axes) become part of it; the constants are no inputs, and
       inputs with a default become constants.

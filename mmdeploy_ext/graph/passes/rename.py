@@ -22,8 +22,7 @@ def all_tensor_names(model: onnx.ModelProto) -> list[str]:
 
 
 def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Rename every tensor of a graph and of the bodies in it, in place, also in declarations and annotations.
-    """
+    """Rename every tensor of a graph and of bodies in it, in place, also in declarations and annotations."""
 
     def renamed(name: str) -> str:
         return new(name) if name else name

@@ -43,8 +43,7 @@ def match_tensors(index: Index, pattern: str) -> list[str]:
 
 
 def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
-    """Return the positions, ascending, of the nodes with a name, operator, module or output that fits a
-    pattern."""
+    """Return the positions, ascending, of the nodes with a name, operator, module or output that fits."""
     matches = match_patterns(nodes, patterns)
     for pattern, positions in matches.items():
         if not positions:

@@ -105,8 +105,7 @@ def _declaration(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
 
 
 def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Return a copy in which constants but texts are initializers, and nodes that no output needs are gone.
-    """
+    """A copy in which constants but texts are initializers, and nodes that no output needs are gone."""
     result = copy.deepcopy(model)
     graph, index = result.graph, Index(model)
     for initializer in graph.initializer:

@@ -185,8 +185,7 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
 
 
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
-    """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
-    """
+    """Sample indices for a proof: the first frames of the first scenes, so that a memory is emptied."""
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):
         scenes.setdefault(token, []).append(index)

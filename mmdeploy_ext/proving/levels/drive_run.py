@@ -266,8 +266,7 @@ class PairRun:
         self.parted = self._match_detections(moment, name) and followed.parted
 
     def takes_over(self) -> bool:
-        """Return whether a free candidate goes on with the reference's memory after the frame that was added.
-        """
+        """Whether a free candidate goes on with the reference's memory after the frame that was added."""
         allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
         if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
             return False
@@ -472,8 +471,7 @@ class WorstRows:
 
 
 def error_ratio(row: TensorRow) -> float:
-    """Return the error of a row over its tolerance; of one without a tolerance, or with 0, the error itself.
-    """
+    """The error of a row over its tolerance; of one without a tolerance, or with 0, the error itself."""
     if row.max_abs is None:
         return np.inf
     return row.max_abs / row.tolerance if row.tolerance else row.max_abs

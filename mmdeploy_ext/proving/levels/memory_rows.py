@@ -1,5 +1,4 @@
-"""Pairing of memory rows of two engines: the propagated top-k of queries, and ties in it. Needs numpy only.
-"""
+"""Pairing of memory rows of two engines: the propagated top-k of queries and ties in it. Needs numpy only."""
 
 from __future__ import annotations
 

@@ -153,8 +153,7 @@ def compare_graph(file: SparseFile) -> GraphResult:
 
 
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:
-    """Return how a libspconv file differs from the graph of its model, names and the order of nodes included.
-    """
+    """How a libspconv file differs from the graph of its model, names and the order of nodes included."""
     file_list, model_list = libspconv.to_node_list(model), libspconv.to_node_list(libspconv.to_onnx(expected))
     keys = [key for key in dict.fromkeys([*file_list, *model_list]) if key not in UNCOMPARED]
     lines = [line for key in keys for line in _differing(file_list.get(key), model_list.get(key), key)]

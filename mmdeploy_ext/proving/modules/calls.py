@@ -1,5 +1,4 @@
-"""Calls of a module: its arguments and results as named tensors, bound to the inputs and outputs of a file.
-"""
+"""Calls of a module: its arguments and results as named tensors, bound to inputs and outputs of a file."""
 
 from __future__ import annotations
 
