@@ -1,9 +1,4 @@
-"""The loop of all benchmarks: contenders take turns on the same samples, in one process.
-
-A contender is the PyTorch model, or one exported file (or folder of graphs) on one engine. Its time begins
-with a prepared sample and ends with results in numpy. A group is the samples whose times belong together: all
-batches of pictures, all frames of a drive, or one set of voxels.
-"""
+"""The loop of all benchmarks: contenders take turns on the same samples, in one process."""
 
 from __future__ import annotations
 
@@ -58,7 +53,6 @@ class Benchmark(abc.ABC):
     batch: int = 1
 
     def __init__(self, args: argparse.Namespace, engines: Sequence[str], ranks: Ranks) -> None:
-        """Raise UsageError if these models do not run on one of the engines."""
         supported = engines_of(self.kind)
         unsupported = [name for name in engines if name not in supported]
         if unsupported:
@@ -83,10 +77,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def groups(self) -> list[Sequence[Any]]:
-        """Return groups of samples; round i of a group runs its sample i, and begins again at the end.
-
-        The rounds of the warm-up, before round 0, run the last samples.
-        """
+        """Return groups of samples; round i of a group runs its sample i, and begins again at the end."""
 
     @abc.abstractmethod
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
@@ -96,25 +87,15 @@ class Benchmark(abc.ABC):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the contenders of an engine on a file; the stack closes what they open.
-
-        With `--skip-refused` they run the first samples here, so that an engine that cannot run the file
-        raises its error now.
-        """
+        """Return the contenders of an engine on a file; the stack closes what they open."""
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Return a function that runs the model on a sample after `torch.compile`.
-
-        Failures raise EngineError; the stack closes what it opens.
-        """
+        """Return a function that runs the model on a sample after `torch.compile`."""
         raise NotImplementedError
 
     @abc.abstractmethod
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that loads and runs a contender in a child process, see `memory.measure`.
-
-        It returns the kB of the process before loading, and the object that has to stay alive.
-        """
+        """Return a function that loads and runs a contender in a child process, see `memory.measure`."""
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -147,10 +128,7 @@ class Benchmark(abc.ABC):
 
     @contextlib.contextmanager
     def open_contenders(self) -> Iterator[list[Contender]]:
-        """Open every engine on every file, PyTorch first; if the user named no file, export before.
-
-        EngineError: no contender is left, or an engine refuses a file that the user named.
-        """
+        """Open every engine on every file, PyTorch first; if the user named no file, export before."""
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
             if not self.files and any(ENGINES[name].files for name in self.engines):
@@ -173,10 +151,6 @@ class Benchmark(abc.ABC):
             yield contenders
 
     def _open(self, stack: contextlib.ExitStack, engine: str, label: str, path: str) -> list[Contender]:
-        """Open a file, or compile the model if the path is ''.
-
-        With `--skip-refused`, or if the user named no file, an engine that refuses it is recorded.
-        """
         try:
             with contextlib.ExitStack() as inner:
                 if path:
@@ -193,7 +167,6 @@ class Benchmark(abc.ABC):
         return contenders
 
     def run(self) -> dict[str, Any]:
-        """Measure memory, then times; return the content of the JSON file."""
         memories = {}
         with self.open_contenders() as contenders:
             if self.ranks.rank == 0 and not self.args.no_memory and memory.is_supported():
@@ -204,7 +177,6 @@ class Benchmark(abc.ABC):
             return self.result(contenders, runs, memories)
 
     def _measure(self, contenders: Sequence[Contender]) -> list[Runs]:
-        """Run this rank's share of the rounds; return the runs of all ranks for each group."""
         from rich.progress import Progress
 
         args, ranks, groups = self.args, self.ranks, self.groups()

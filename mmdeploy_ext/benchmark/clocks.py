@@ -1,7 +1,4 @@
-"""Context managers that measure which parts of a PyTorch model take its time, without changing the model.
-
-Times are those of calls: a GPU may compute on after a call has returned.
-"""
+"""Context managers that measure which parts of a PyTorch model take its time, without changing the model."""
 
 from __future__ import annotations
 
@@ -45,9 +42,6 @@ class NetworkClock:
 
 class PartClock:
     """Context manager that measures the time in functions of objects; nested calls count for the outer one.
-
-    It can be entered again after it was left, and goes on counting. A function that is in two parts counts
-    for the later one.
 
     Attributes:
         methods: part -> pairs of an object (or module) and the name of its function, which is replaced by a

@@ -1,8 +1,4 @@
-"""The model in `torch.compile`, which a user can try before any export.
-
-Inductor compiles the networks and freezes the weights into its code. What mmdet does between them (priors,
-top-k, suppression) runs in Python as before.
-"""
+"""The model in `torch.compile`, which a user can try before any export."""
 
 from __future__ import annotations
 
@@ -24,11 +20,7 @@ RECOMPILE_LIMIT = 64
 
 
 def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Yield the largest parts of a detector, `model`, that have a `forward` of their own and parameters.
-
-    These are its backbone, neck and heads. The detector itself is left out, since its `forward` is for
-    training. Of lists and heads of regions, which have no `forward`, the parts are yielded.
-    """
+    """Yield the largest parts of a detector, `model`, that have a `forward` of their own and parameters."""
     for child in model.children():
         if next(child.parameters(), None) is None:
             continue
@@ -39,7 +31,7 @@ def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def compiled(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a model whose networks are compiled in their first run, inside `while_compiling`."""
+    """Return a copy of a model with networks that compile in their first run, inside `while_compiling`."""
     copied = copy.deepcopy(model)
     for part in networks(copied):
         part.forward = torch.compile(part.forward, backend=BACKEND)
@@ -48,11 +40,7 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def while_compiling() -> Iterator[None]:
-    """Freeze weights into the code of models that are compiled inside; all their runs have to be inside, too.
-
-    Compiled code lies in a temporary folder: inductor's default one keeps a truncated file of a run that was
-    killed, and every later run fails with it (`file too short`).
-    """
+    """Freeze weights into code of models that are compiled inside: all their runs have to be inside, too."""
     import torch._dynamo
     import torch._inductor.config
     from torch._inductor.utils import fresh_cache
@@ -63,11 +51,7 @@ def while_compiling() -> Iterator[None]:
 
 
 def compiled_in_child(model: torch.nn.Module) -> torch.nn.Module:
-    """Return `compiled` of a model; to be called in a child process that runs nothing else.
-
-    The process has the settings of `while_compiling` until it ends, and the folder for compiled code of its
-    parent.
-    """
+    """Return `compiled` of a model; to be called in a child process that runs nothing else."""
     import torch._dynamo.config
     import torch._inductor.config
 
@@ -77,10 +61,7 @@ def compiled_in_child(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def first_run(run: Callable[[], object]) -> None:
-    """Call `run`, which runs a `compiled` model for the first time and so compiles it.
-
-    EngineError: it raised any exception.
-    """
+    """Call `run`, which runs a `compiled` model for the first time and so compiles it."""
     try:
         run()
     except Exception as error:

@@ -42,7 +42,7 @@ EXPORTED_FORMS = ('full', 'raw')
 FUSED = 'torch fused'
 """Name of the contender that is the PyTorch model with its BatchNorms folded into the convolutions."""
 MAX_IMAGES = 64
-"""Pictures that are used of those that the user names."""
+"""Number of the user's pictures that are used."""
 PREPROCESS_RUNS = 10
 """Runs of the pre-processing that are measured."""
 
@@ -63,12 +63,7 @@ class ImageBenchmark(Benchmark):
     foreign = ('voxels', 'no_racing')
 
     def load(self) -> None:
-        """Load the model and the pictures.
-
-        The size comes from exported files or `--shape`, else from the test pipeline; mean and std come from
-        the first file, else from the config. Files of another family (ModelFileError), or with other
-        overrides of the config (UsageError), are refused before weights are read.
-        """
+        """Load the model and the pictures."""
         args = self.args
         files_metadata, self.options = read_files(args)
         self.prepared = read_prepared(args.prepared) if args.prepared else None
@@ -117,19 +112,13 @@ class ImageBenchmark(Benchmark):
         return [prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
 
     def groups(self) -> list[list[list[PreparedImage]]]:
-        """Return one group, whose samples are the batches of all images.
-
-        The batches are rotated by the rank of the process, so that processes begin with different ones.
-        """
+        """Return one group; its samples are the batches of all images."""
         batches = [self.prepare(start) for start in range(0, max(len(self.images), self.batch), self.batch)]
         shift = self.ranks.rank % len(batches)
         return [[*batches[shift:], *batches[:shift]]]
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the model in eager PyTorch, and with `--fuse-conv-bn` its fused copy.
-
-        On the CPU their networks are timed by hooks, which are removed when `stack` closes.
-        """
+        """Return the model in eager PyTorch, and with `--fuse-conv-bn` its fused copy."""
         models = {BASELINE: self.deployment.model}
         if self.args.fuse_conv_bn:
             models[FUSED] = fused(self.deployment.model)
@@ -181,11 +170,7 @@ class ImageBenchmark(Benchmark):
 
 
 def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
-    """Read the metadata of the user's files, and the size and batch that files and command line agree on.
-
-    UsageError: two of them fix different sizes or batches. ModelFileError: a file cannot be read, or is no
-    model of pictures.
-    """
+    """Read the metadata of the user's files, and the size and batch that files and command line agree on."""
     # pairs of where a value comes from, and the value
     sizes, batches = [], []
     if args.shape:
@@ -213,7 +198,6 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
 
 
 def _read_metadata(path: str) -> Metadata:
-    """Read the metadata of a file of a model of pictures."""
     metadata = read_metadata(path)
     if metadata.samples != 'images':
         raise ModelFileError(
@@ -226,10 +210,7 @@ def _read_metadata(path: str) -> Metadata:
 def torch_contender(
     family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
 ) -> Contender:
-    """Return a contender that runs upstream's test path in eager PyTorch.
-
-    With an entered `clock` of the model, runs on a CPU have the network's time.
-    """
+    """Return a contender that runs upstream's test path in eager PyTorch."""
     import torch
 
     device, reference = next(model.parameters()).device, family.reference(model)
@@ -278,7 +259,6 @@ def read_prepared(path: str) -> PreparedImage:
     """Read an .npz with a normalised, padded `input` (3, H, W) float32, `img_shape` and `ori_shape` (2,).
 
     The shapes are height and width in pixels of the content before padding, and of the original image.
-    UsageError: the file is missing, or lacks an array, or has one of another shape.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

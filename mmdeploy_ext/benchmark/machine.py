@@ -24,12 +24,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Return the entry of a machine in the JSON file of a benchmark.
-
-    The keys are `cpu`, its name, `cores`, the number that this process may use, `simd`, those of `SIMD` that
-    it has, `gpu`, the name of the first one or '' without one, `system`, `python` and `versions`, package ->
-    version of those that are installed.
-    """
+    """Return the entry of a machine in the JSON file of a benchmark."""
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
@@ -60,7 +55,6 @@ def measured_gpu() -> str:
 
 
 def _busy_s() -> float | None:
-    """Return the seconds that all cores together were busy since the boot; None if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path('/proc/stat').read_text(encoding='ascii').split('\n', 1)[0].split()[1:]
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
@@ -70,9 +64,6 @@ def _busy_s() -> float | None:
 
 class OtherLoad:
     """Context manager that measures how much of the cores other processes use.
-
-    All but this one are others, also those that it started, and so is time that a hypervisor took. The cores
-    are all of the machine, whichever this process may use.
 
     Attributes:
         share: used share of all cores, 0..1; None inside the block, and if the system does not say.

@@ -1,8 +1,4 @@
-"""Interleaved timing: contenders, rounds, and the statistics of their times.
-
-All contenders run in one process and take turns: every round runs each of them once, in an order that
-rotates, so that a machine that becomes slower or warmer does so for all.
-"""
+"""Interleaved timing: contenders, rounds, and the statistics of their times."""
 
 from __future__ import annotations
 
@@ -105,9 +101,6 @@ def interleave(
         on_round: called after every round that counts, with its index and the runs so far.
         spare: rounds that may be repeated if other processes used more than `QUIET_SHARE` of the cores.
         seconds: no round begins so long after the first one, once `MIN_ROUNDS` count; 0 runs all rounds.
-
-    Raises:
-        UsageError: there is no contender, or two have one name.
     """
     runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
     if len(runs) != len(contenders) or not runs:
@@ -181,10 +174,7 @@ def time_files(
 
 
 def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
-    """Return median, quartiles, median absolute deviation, minimum and maximum of at least one value.
-
-    The keys are `median`, `q1`, `q3`, `mad`, `min` and `max`; they are rounded to `digits` behind the point.
-    """
+    """Return median, quartiles, median absolute deviation, minimum and maximum of at least one value."""
     array = np.asarray(list(values), np.float64)
     q1, median, q3 = np.percentile(array, [25, 50, 75])
     figures = dict(
@@ -194,24 +184,18 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
 
 
 def ratio(runs: Iterable[Run], base_runs: Iterable[Run]) -> dict[str, float]:
-    """Return the `spread` of the times of `runs` divided by those of `base_runs`, round by round.
-
-    There are as many of both, in the order of the rounds.
-    """
+    """Return the `spread` of the times of `runs` divided by those of `base_runs`, round by round."""
     return spread((run.total_s / base.total_s for run, base in zip(runs, base_runs, strict=True)), 4)
 
 
 def mean_load(groups: Iterable[Mapping[str, Sequence[Run]]]) -> float | None:
-    """Return the mean share of the cores that other processes used, 0..1; None if that of a run is unknown.
-
-    `groups` has name of a contender -> runs, at least one, for each group of samples that was measured.
-    """
+    """Return the mean share of the cores that other processes used, 0..1; None if a run's is unknown."""
     loads = [run.other_load for group in groups for runs in group.values() for run in runs]
     return None if None in loads else round(statistics.mean(loads), 4)
 
 
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
-    """Return the `spread` in milliseconds of times in seconds; None if one of them is None."""
+    """Return the `spread` in milliseconds of times in seconds, or None if one is None."""
     values = list(seconds)
     return None if None in values else spread(value * 1e3 for value in values)
 
@@ -219,10 +203,7 @@ def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
 def summarise(
     contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]], batch: int, processes: int = 1
 ) -> list[dict[str, Any]]:
-    """Return a dict per contender: times in ms, ratio to PyTorch round by round, images per second.
-
-    `batch` is the number of images, frames or sweeps in a run; `processes` measured at the same time.
-    """
+    """Return a dict per contender: times in ms, ratio to PyTorch round by round, images per second."""
     rows = []
     for contender in contenders:
         its_runs = runs[contender.name]

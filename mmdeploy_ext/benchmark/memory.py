@@ -1,8 +1,4 @@
-"""Memory of one contender, measured in a separate process. Importing this imports neither torch nor mmcv.
-
-The figures of the operating system (`/proc/self/status`, Linux) before loading are subtracted: imported
-libraries do not count; weights, engine and activations do.
-"""
+"""Memory of one contender, measured in a separate process. Importing this imports neither torch nor mmcv."""
 
 from __future__ import annotations
 
@@ -105,7 +101,6 @@ def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarr
 
 
 def _child(parent: Connection) -> None:
-    """Run the call that the parent sends; send back the figures, or the traceback of an error."""
     try:
         compat.apply()  # imports nothing; the received call may import what has to be patched
         baseline_kb, loaded = parent.recv()()
@@ -121,11 +116,7 @@ def _child(parent: Connection) -> None:
 
 
 def measure(call: Callable[[], tuple[int, object]], name: str) -> dict[str, float]:
-    """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB more than before loading.
-
-    `call` can be pickled; it returns the kB before loading, and the object that has to stay alive.
-    EngineError: the process failed or was killed.
-    """
+    """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB above before loading."""
     context = multiprocessing.get_context('spawn')
     # sent by a pipe: an argument of the process blocks for ever if the process ends before it has read it
     child, parent = context.Pipe()

@@ -42,11 +42,10 @@ def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> d
 
 
 def summarise_profile(events: Sequence[Mapping[str, Any]], limit: int = 10) -> dict[str, Any]:
-    """Return what `profile_graph` returns, of the events of ONNX Runtime's profiler.
+    """Return the result of `profile_graph` from events of ONNX Runtime's profiler.
 
-    The first run, which is warm-up, does not count, so that there have to be two. `events` are those of the
-    profiler's JSON file, with times in microseconds; `limit` is the number of operators and of nodes that are
-    returned.
+    `events` are those of the profiler's JSON file, with times in microseconds; `limit` is the number of
+    operators and of nodes that are returned.
     """
     ends = sorted(event['ts'] + event['dur'] for event in events if event.get('name') == 'model_run')
     kernels = [
@@ -72,7 +71,6 @@ def summarise_profile(events: Sequence[Mapping[str, Any]], limit: int = 10) -> d
         ]
 
     def stage(event: Mapping[str, Any]) -> str:
-        """Return the prefix of a node name; layout changes that the engine inserts have none."""
         prefix, separator, _ = event['name'].partition('/')
         return prefix if separator else 'layout changes'
 

@@ -39,7 +39,6 @@ def headline(result: Row) -> str:
 
 
 def _table(rows: Sequence[Row], columns: Columns, title: str | None = None) -> Table:
-    """Return a table with a column per title; spaces around titles only make them unique."""
     table = views.table(*map(str.strip, columns), title=title, title_justify='left', title_style='bold')
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
@@ -82,7 +81,6 @@ PROFILE_COLUMNS: Columns = {
 
 
 def _part_columns(rows: Sequence[Row]) -> Columns:
-    """Return columns of the parts of a frame, in ms."""
     parts = dict.fromkeys(part for row in rows for part in row['parts_ms'])
 
     def cell(part: str) -> Callable[[Row], str]:
@@ -140,7 +138,6 @@ def write_chart(result: Row, target: str | Path) -> None:
 
 
 def _draw_bars(result: Row, rows: Sequence[Row], axes: Axes) -> None:
-    """Draw medians as bars, with quartiles and the ratio to PyTorch."""
     title = headline(result).replace('; ', '\n').replace(', input', '\ninput')
     axes.set_title(title, loc='left', fontsize=11)
     names = [row['name'] for row in rows]

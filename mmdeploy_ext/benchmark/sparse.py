@@ -1,8 +1,4 @@
-"""The benchmark of sparse backbones: spconv against portable ONNX on CPU engines, for several scenes.
-
-A contender's time begins with voxels and ends with the dense map. Its parts are 'rulebook', which finds the
-pairs of voxels and weights, and 'network'.
-"""
+"""The benchmark of sparse backbones: spconv against portable ONNX on CPU engines, for several scenes."""
 
 from __future__ import annotations
 
@@ -74,11 +70,7 @@ class SparseBenchmark(Benchmark):
     seconds = 45.0
 
     def load(self) -> None:
-        """Load the model, trace its graph, and make the sets of voxels.
-
-        UsageError: options that are out of range, or several files. ModelFileError: a file that is no
-        portable one of a sparse backbone. DataError: a sweep that cannot be read.
-        """
+        """Load the model, trace its graph, and make the sets of voxels."""
         args = self.args
         self.threads = (args.threads,) if args.threads else THREADS
         if args.voxels is not None and min(args.voxels) < 1:
@@ -100,7 +92,6 @@ class SparseBenchmark(Benchmark):
 
     @property
     def main_set(self) -> VoxelSet:
-        """The set on which memory is measured: the first real sweep, else the largest scene."""
         return self.sweeps[0] if self.sweeps else self.scenes[-1]
 
     def groups(self) -> list[list[VoxelSet]]:
@@ -179,12 +170,7 @@ def thread_count(threads: int) -> str:
 
 
 def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
-    """Return voxels (count, 4) int32 on pieces of ground and wall, as a LiDAR sees them, in random order.
-
-    The columns are the index in the batch, 0, and the axes in `order`, 'xyz' or 'zyx', the order of
-    `spatial_shape`. Pieces have one size, so that a voxel has as many neighbours in a small scene as in a
-    large one. A small grid gets fewer voxels, see `MAX_FILLED`.
-    """
+    """Return voxels (count, 4) int32 on pieces of ground and wall, as a LiDAR sees them, in random order."""
     shape = np.array(spatial_shape if order == 'xyz' else spatial_shape[::-1], np.int64)
     count = min(count, int(MAX_FILLED * shape.prod()))
     rng, keys = np.random.default_rng(seed), np.zeros(0, np.int64)
@@ -200,7 +186,6 @@ def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np
 
 
 def _piece(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the flat indices of the voxels of one piece: nearly flat ground, or a wall along x or y."""
     first, second = np.meshgrid(np.arange(PATCH), np.arange(PATCH), indexing='ij')
     filled = rng.random((PATCH, PATCH)) < FILLED
     first, second = first[filled], second[filled]
@@ -227,7 +212,6 @@ def synthetic_sets(deployment: Model, sizes: Sequence[int]) -> list[VoxelSet]:
 
 
 def _run(voxels: VoxelSet, total_s: float, rulebook_s: float, network_s: float) -> Run:
-    """Return a run with these times; the number of voxels stands for that of detections."""
     return Run(total_s, network_s, len(voxels.features), parts_s=dict(rulebook=rulebook_s, network=network_s))
 
 

@@ -1,8 +1,4 @@
-"""The benchmark of models of frames and sweeps: PyTorch and exports of contracts on one drive.
-
-A sample is a frame (all cameras of a car at one moment) or a sweep (one revolution of a LiDAR). Frames are in
-the order of time, and a round runs one of them. A contract is one set of files that a family can write.
-"""
+"""The benchmark of models of frames and sweeps: PyTorch and exports of contracts on one drive."""
 
 from __future__ import annotations
 
@@ -44,9 +40,6 @@ SWEEPS = 4
 class StreamBenchmark(Benchmark):
     """Benchmark on frames of a synthetic drive, or on generated sweeps.
 
-    Each file of `--sweep` replaces the generated points of one frame, beginning with the first, or of one
-    sweep.
-
     Attributes:
         samples: a sample for each round, prepared for the network, see `load`.
     """
@@ -59,11 +52,7 @@ class StreamBenchmark(Benchmark):
     )  # fmt: skip
 
     def load(self) -> None:
-        """Load the model, and make one sample per round; the samples of the warm-up are the last.
-
-        If there are more rounds than frames, the drive begins again as another scene, which empties a memory.
-        UsageError: `--sweep` of a model that takes pictures alone; DataError: a sweep cannot be read.
-        """
+        """Load the model, and make one sample per round; the samples of the warm-up are the last."""
         args = self.args
         files_metadata = [read_files(path).metadata for path in args.onnx]
         contracts = [metadata.options.get('contract', metadata.family) for metadata in files_metadata]
@@ -101,7 +90,7 @@ class StreamBenchmark(Benchmark):
         return {options.contract: path}
 
     def first_samples(self, count: int) -> list[Frame | Sweep]:
-        """Return the first `count` samples of the drive in their order, those of the warm-up first."""
+        """Return the first `count` samples of the drive in order, warm-up first."""
         start = len(self.samples) - self.args.warmup
         return [*self.samples[start:], *self.samples[:start]][:count]
 

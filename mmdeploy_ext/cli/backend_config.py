@@ -16,31 +16,20 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')
-"""Keys that every family has besides those of its options.
-
-`onnx_file` is the path of the exported file or folder. Before an engine evaluates, its tensors are compared
-with those that a run in PyTorch has dumped, if there are any, unless `check_dump` is False; `dump_dir` is the
-folder of that dump, if it is not the default one.
-"""
+"""Keys of every family besides its options."""
 MEMORY = ('keep', 'reset')
 """Values of the key `memory`: 'keep', the default, passes the memory from frame to frame; 'reset' empties it
 before every frame, which measures its gain."""
 
 
 def graph_keys(family: Family) -> tuple[str, ...]:
-    """Return the keys of `backend_config` about graphs and files that a family has.
-
-    They are those of its options, `RUN_KEYS`, and 'memory' if its models have one.
-    """
+    """Return the keys of `backend_config` about graphs and files that a family has."""
     keys = tuple(option.key for option in family.options if option.key) + RUN_KEYS
     return (*keys, 'memory') if family.memory else keys
 
 
 def read_settings(cfg: Any, family: Family, onnx: bool | None = None) -> dict[str, Any]:
     """Return the `backend_config` of mmcv's config `cfg`, of a model of a family; without one PyTorch runs.
-
-    `onnx` chooses over the config: True runs the exported file, by ONNX Runtime if the config names PyTorch
-    or nothing, False runs PyTorch. Keys of the engine that does not run are dropped.
 
     Returns:
         The keys of the config. Values about the graph are not checked here, but by `graph_options`. `type`,
@@ -51,12 +40,6 @@ def read_settings(cfg: Any, family: Family, onnx: bool | None = None) -> dict[st
           has none; of `frames` also a list of indices;
         - `tensors`: a list of their names, None for all;
         - `dir`: the folder, None for the default in the work directory.
-
-    Raises:
-        ConfigError: unknown type or key, or a `dump` or an option of the engine that has a wrong value.
-        EngineError: an engine, execution provider or device that is not there, or a device that does not
-            compute in the precision.
-        UsageError: `threads` is no whole number of 0 or more.
     """
     prefix = f'{cfg.filename}: backend_config'
     settings = cfg.get('backend_config') or {}
@@ -96,7 +79,6 @@ def _of_chosen_side(settings: dict[str, Any], onnx: bool, family: Family) -> dic
 
 
 def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:
-    """Return samples (or frames), tensors and dir of a dump, or None without one."""
     keys = ('samples' if family.samples == 'images' else 'frames', 'tensors', 'dir')
     if dump is None or dump is False:
         return None
@@ -119,30 +101,17 @@ def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:
 
 
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return those of `settings` that are options of their backend, such as `threads`, for `build_backend`.
-
-    `settings` have at least `type`, the registered name of the backend. PyTorch's has the option `dump`
-    alone, which the test loop reads.
-    """
+    """Return the `settings` that are options of their backend, such as `threads`, for `build_backend`."""
     return {key: settings[key] for key in BACKENDS[settings['type']].keys if key in settings}
 
 
 def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:
     """Return the export options of a config; without `dynamic` sizes are dynamic unless it has a `shape`.
 
-    A key whose value is None counts as one that is left out.
-
-    Values that the config leaves open are 0: the opset, height and width, which `deployment.resolve` replaces
-    by the model's defaults.
-
     Args:
         cfg: the config, for messages.
-        settings: what `read_settings` returned.
+        settings: result of `read_settings`.
         family: family of the config.
-
-    Raises:
-        ConfigError: an unknown value, or options that have no effect together.
-        UsageError: a `shape` that is not one or two positive whole numbers.
     """
     from mmdeploy_ext.exporting.export import check_opset
 
@@ -172,22 +141,13 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
 
 
 def precision(settings: dict[str, Any]) -> str:
-    """Return the precision in which the network of a run computes: 'fp32', 'fp16' or 'bf16'.
-
-    It is the `inference_precision` of the engine, or, if that is 'fp32' or left out, the `precision` of the
-    file, which counts as it was exported, also if it was quantised since. `settings` are those of
-    `read_settings`.
-    """
+    """Return the precision in which the network of a run computes: 'fp32', 'fp16' or 'bf16'."""
     of_engine = str(settings.get('inference_precision') or 'fp32')
     return of_engine if of_engine != 'fp32' else str(settings.get('precision') or 'fp32')
 
 
 def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
-    """Raise UsageError for a file of metrics in `work_dir`, or a folder of dumps, that cannot be written.
-
-    `settings` are those of `read_settings`. The path of the exported model is checked later, when it is known
-    whether the export is a file or a folder.
-    """
+    """Raise UsageError for a file of metrics in `work_dir`, or a folder of dumps, that cannot be written."""
     check_writable(work_dir / BACKENDS[settings['type']].metrics)
     if settings['dump'] and settings['dump']['dir']:
         check_writable(Path(settings['dump']['dir']) / 'manifest.json')

@@ -25,7 +25,6 @@ WITH_POINTS = ('sweeps', 'fused')
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; options of mmdet 2.28's benchmark.py keep their names and meaning."""
     parser = cli.ArgumentParser(
         description='Measure a model in PyTorch and as ONNX graphs: interleaved rounds in one '
         'process, from prepared images to detections.'
@@ -97,7 +96,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> list[str]:
-    """Return the engines; options that are wrong are refused before anything is loaded."""
     cli.check_minimums(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
     cli.check_minimums(args, samples_per_gpu=0, threads=0, max_seconds=0)
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
@@ -124,7 +122,6 @@ def _check(args: argparse.Namespace) -> list[str]:
 
 
 def _check_engines(args: argparse.Namespace, engines: Sequence[str]) -> None:
-    """Refuse options of engines that do not take part."""
     engine_words = f'got --engines {args.engines}'
     if args.onnx and not any(ENGINES[name].files for name in engines):
         raise UsageError(f'--onnx {" ".join(args.onnx)}: goes with an engine that runs files, {engine_words}')
@@ -135,12 +132,7 @@ def _check_engines(args: argparse.Namespace, engines: Sequence[str]) -> None:
 
 
 def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
-    """Return the class of the benchmark for the models of a family.
-
-    It is that of pictures, that of frames and sweeps, or that of sparse backbones alone. `args` are those of
-    `build_parser`: `voxels`, `no_racing` and a portable file in `onnx` select the backbone of a detector of
-    LiDAR sweeps. ModelFileError: a file of `onnx` cannot be read.
-    """
+    """Return the class of the benchmark for the models of a family."""
     from mmdeploy_ext.benchmark.images import ImageBenchmark
     from mmdeploy_ext.benchmark.sparse import SparseBenchmark
     from mmdeploy_ext.benchmark.streams import StreamBenchmark
@@ -154,22 +146,13 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
 
 
 def is_portable(path: str) -> bool:
-    """Return whether the file at `path` is an export of a sparse backbone alone, in standard operators.
-
-    A folder, a path where nothing is, and the file `backbone` of a whole detector are none. ModelFileError:
-    the file cannot be read.
-    """
+    """Return whether the file at `path` is an export of a sparse backbone alone, in standard operators."""
     from mmdeploy_ext.contract.metadata import PREFIX, read_props
 
     return Path(path).is_file() and read_props(path).get(f'{PREFIX}form') == '"portable"'
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure all contenders, print and write the figures, and return 0.
-
-    `args` are those of `build_parser`; of several processes the first writes. UsageError: options that do not
-    go together or with the kind of the model.
-    """
     engines = _check(args)
 
     compat.apply()
@@ -202,9 +185,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 measured, 1 failed, 2 refused before weights were loaded.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

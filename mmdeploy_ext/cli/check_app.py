@@ -1,7 +1,4 @@
-"""`mm2onnx check`: what the program that loads a file or a folder would reject or read wrongly.
-
-NVIDIA's libspconv reads a sparse graph; the programs of `consumers` load a folder of graphs.
-"""
+"""`mm2onnx check`: what the program that loads a file or a folder would reject or read wrongly."""
 
 from __future__ import annotations
 
@@ -49,14 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def find_contract(args: argparse.Namespace, modules: Mapping[str, str]) -> tuple[str, ModuleType]:
-    """Return the name of a contract and its module, one of `modules`, a dict of `consumers`.
-
-    The contract is that of --contract; without it the only one, or of several the one with most files in the
-    folder, by the `PATTERNS` of their modules.
-
-    Raises:
-        UsageError: no contract has the name of --contract, or none of several has a file there.
-    """
+    """Return the name of a contract and its module, one of `modules`, a dict of `consumers`."""
     name = args.contract
     if not name and len(modules) == 1:
         (name,) = modules
@@ -129,7 +119,6 @@ def judge(
 
 
 def _print_violations(violations: Sequence[Violation], console: Console) -> None:
-    """Print violations as a table; those that differ in the node alone, or in the file, share a row."""
     from rich import box
     from rich.table import Table
 

@@ -72,7 +72,7 @@ KINDS = {
     'rtdetr': (convert_rtdetr, 'a checkpoint of lyuwenyu/RT-DETR, or of RTDetrForObjectDetection'),
     'solo': (convert_solo, "a checkpoint of WXinlong/SOLO to mmdet 2.28's names"),
 }
-"""Name -> function that converts, and what it converts."""
+"""Name -> converting function, and its subject."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -30,11 +30,7 @@ OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 
 
 def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text: str) -> None:
-    """Add --engine, --score-thr, --cfg-options and --threads.
-
-    `engine` is the default of --engine, a key of `ENGINES` or 'both', or None if the default depends on other
-    options; `engine_text` is that default in words, for the help.
-    """
+    """Add --engine, --score-thr, --cfg-options and --threads."""
     add = cli.adder(parser)
     add('--engine', f'engine to run (default: {engine_text})', engine, choices=(*ENGINES, 'both'))
     add('--score-thr S', 'draw boxes of at least this score, 0..1 (default: %(default)s)', 0.3)
@@ -53,8 +49,6 @@ def draw_boxes(
     pair: Pair, detections: Mapping[str, Detections3D], classes: Sequence[str], score_thr: float
 ) -> np.ndarray:
     """Return the pictures of a sample in one, (h, w, 3) uint8 BGR, with the boxes of one or both engines.
-
-    Boxes that only one of two engines has, or that differ, are marked.
 
     Args:
         pair: the sample, with the boxes of both engines if there are two.
@@ -78,13 +72,7 @@ def is_video(out: Path) -> bool:
 
 @contextlib.contextmanager
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield the function that writes the next picture, (h, w, 3) uint8 BGR, to a video or a folder `out`.
-
-    A video has `fps` frames per second and appears when it is complete, none without a picture or after an
-    exception; pictures of a folder, which is made with its parents, are called '0000.png' and so on, and are
-    written one by one. ImageError: the next picture of a video has another
-    size than the first. UsageError: OpenCV cannot write the video, or not under this name.
-    """
+    """Yield the function that writes the next picture, (h, w, 3) uint8 BGR, to a video or a folder `out`."""
     from mmdeploy_ext.runtime.draw import write_picture
 
     if is_video(out):

@@ -1,7 +1,4 @@
-"""`python -m mmdeploy_ext.cli.dump_app`: list, show and compare dumps; needs numpy and rich only.
-
-A dump is a folder that a test loop wrote, with a folder for each sample: its tensors and a manifest.
-"""
+"""`python -m mmdeploy_ext.cli.dump_app`: list, show and compare dumps; needs numpy and rich only."""
 
 import argparse
 import sys
@@ -17,7 +14,7 @@ from mmdeploy_ext.core.files import write_json
 
 RTOL = 1e-4
 """Tolerance of tensors of floats but those of float64, as a share of the largest absolute value of the first
-dump's tensor. Whole numbers and booleans have --atol alone, rounded down."""
+dump's tensor."""
 FLOAT64_ATOL = 1e-6
 """Tolerance of float64 tensors, in their unit: times of 1e9 s, of which a share would be hours; and poses,
 matrices and scores."""
@@ -53,10 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def samples_of(folder: str) -> dict[str, Path]:
-    """Return sample name -> folder of the dump in `folder`; a folder of one sample is a dump of that sample.
-
-    DataError: there is no manifest in the folder or in its folders.
-    """
+    """Sample name -> folder of the dump in `folder`; a folder of one sample is a dump of that sample."""
     root = Path(folder)
     if (root / MANIFEST).is_file():
         return {root.name: root}
@@ -104,10 +98,6 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _pairs(args: argparse.Namespace) -> list[tuple[str, Path, Path]]:
-    """Return name, first and second folder of the samples to compare.
-
-    Two dumps of one sample each are compared whatever the samples are called.
-    """
     first, second = samples_of(args.first), samples_of(args.second)
     if len(first) == len(second) == 1:
         ((name, first_folder),) = first.items()

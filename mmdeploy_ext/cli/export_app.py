@@ -149,10 +149,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any], only: str) -> None:
-    """Raise UsageError for a family that the tool is not for, and arguments that it does not have.
-
-    EngineError: the engine does not run models of frames or sweeps, and the family is one.
-    """
+    """Raise UsageError for a family that the tool is not for, and arguments that it does not have."""
     if only and family.name != only:
         raise UsageError(
             f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
@@ -175,7 +172,6 @@ def _title(family: Family, options: Options, count: int) -> str:
 
 
 def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: Mapping[str, Any]) -> None:
-    """Print the graph and draw both engines' detections beside the file."""
     import onnx
     import onnx.printer
 
@@ -202,11 +198,7 @@ def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: M
 
 
 def print_exports(deployment: Model, options: Options) -> int:
-    """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights.
-
-    Mm2OnnxError: the config does not allow the export with `options`; others that are refused are rows of the
-    table.
-    """
+    """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights."""
     from rich.console import Console
     from rich.table import Table
 
@@ -244,7 +236,6 @@ def _part_types(cfg: Any) -> dict[str, str]:
 
 
 def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, ...]:
-    """Return the row of an export: form, size, opset, inputs and outputs, or why it is refused."""
     size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''
     title = options.get('form', ''), f'{SIZES.get(options.get("dynamic"), "")} {size}'.strip()
     try:

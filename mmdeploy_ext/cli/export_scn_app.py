@@ -63,11 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Return (PATTERN, P, Q) of each entry, PATTERN=P or PATTERN=P:Q.
-
-    Layers whose names fit the pattern (see `fnmatch`) compute in the precision P and store their output in Q,
-    by default P; the last pattern counts.
-    """
+    """Return (PATTERN, P, Q) of each entry, PATTERN=P or PATTERN=P:Q."""
     precisions = []
     for entry in entries:
         pattern, _, value = entry.rpartition('=')
@@ -138,11 +134,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return name -> value of the given options of the graph, after checks that need no config.
-
-    Ranges of --ranges are read to `args.loaded_ranges`. UsageError, DataError: options that do not go
-    together, or files that cannot be read.
-    """
+    """Return name -> value of the given options of the graph, after checks that need no config."""
     values = shared.option_values(args, choices.SPARSE)
     if 'layer_precision' in values:
         values['layer_precision'] = parse_layer_precision(values['layer_precision'])
@@ -169,10 +161,7 @@ def check_order(output: str, options: Options) -> None:
 
 
 def find_ranges(args: argparse.Namespace, deployment: Model, options: Options) -> Ranges | None:
-    """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint; or None.
-
-    UsageError: a layer is int8, and there are none.
-    """
+    """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint; or None."""
     from mmdeploy_ext.families.backbone_files import has_int8, has_precision
 
     int8_ranges = None
@@ -188,7 +177,6 @@ def find_ranges(args: argparse.Namespace, deployment: Model, options: Options) -
 
 
 def _check_proof(args: argparse.Namespace) -> None:
-    """Refuse arguments of a proof that do not go together."""
     if args.verify and args.verify_only:
         raise UsageError('--verify and --verify-only: give one of them')
     if args.verify_only and not args.output_file:

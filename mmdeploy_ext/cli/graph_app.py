@@ -1,8 +1,4 @@
-"""`graph.py`: look at ONNX files, compare, cut, rewrite and check them.
-
-Needs neither torch nor mmcv, but for `diff` against a checkpoint.
-A subcommand is an entry of the `COMMANDS` of a module of `graph_commands`.
-"""
+"""`graph.py`: look at ONNX files, compare, cut, rewrite and check them."""
 
 import argparse
 import contextlib
@@ -39,12 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def naming(file: str | None) -> Iterator[None]:
-    """Put the name of the file before the text of an `Mm2OnnxError` inside, unless it is in the text already.
-
-    The functions that work on a graph do not know the name.
-
-    `file` is None for a command without a file, whose errors stay as they are, as all others do.
-    """
+    """Put the name of file before the text of an `Mm2OnnxError` inside, unless it is in the text already."""
     try:
         yield
     except Mm2OnnxError as error:

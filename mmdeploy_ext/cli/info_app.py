@@ -68,14 +68,11 @@ def describe(path: Path) -> dict[str, Any]:
 
     Returns:
         `file`, `bytes` and `sha256` of it alone, without weights beside it, and the metadata that the file
-        has, by the names of the fields of `contract.metadata.Metadata`: `family`, `form`
-        (of models of pictures the option --postprocess, such as 'full', of others the graph's name),
-        `options`, `preprocess` and others; and `precision`. A file of a sparse backbone has `voxels`, its
-        `form` is 'libspconv' or 'portable', and it has neither `precision`, `spec`, `classes`, `preprocess`
-        nor `postprocess`.
-
-    Raises:
-        ModelFileError: the file cannot be read, or has no metadata, or such as cannot be read.
+        has, by the names of the fields of `contract.metadata.Metadata`: `family`, `form` (of models of
+        pictures the option --postprocess, such as 'full', of others the graph's name), `options`,
+        `preprocess` and others; and `precision`. A file of a sparse backbone has `voxels`, its `form` is
+        'libspconv' or 'portable', and it has neither `precision`, `spec`, `classes`, `preprocess` nor
+        `postprocess`.
     """
     from mmdeploy_ext.contract.metadata import ENTRIES, Metadata, read_props
 
@@ -94,13 +91,11 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what `overview` shows of a verdict.
-
-    DataError: it is none, or about other files; UsageError: there is no JSON at `report`.
+    """Return a verdict's entries in `overview`.
 
     Args:
         report: folder of `verify.py --report`, or file of its --json.
-        files: what `describe` returned for each file.
+        files: result of `describe` for each file.
 
     Returns:
         `verdict` (a text such as 'proven'), `summary` (figures such as `inputs`, see `Verdict.summary`),
@@ -130,11 +125,7 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
 
 def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str, Any] | None) -> Table:
-    """Return the table of the facts about all files together.
-
-    `model` is the path as it was given, `files` are those of `describe`, `proof` that of `read_proof`, or
-    None. The files are of one export: what they share is read from the last of them.
-    """
+    """Return the table of the facts about all files together."""
     from rich.table import Table
     from rich.text import Text
 
@@ -174,10 +165,7 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
 
 
 def tensors(file: Mapping[str, Any]) -> Table:
-    """Return the table of the first `MOST_TENSORS` inputs and as many outputs of one file of `describe`.
-
-    `file` is an entry that has a `spec`.
-    """
+    """Return the table of the first `MOST_TENSORS` inputs and as many outputs of one file of `describe`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -206,10 +194,7 @@ def class_text(classes: Sequence[str]) -> str:
 
 
 def plain_text(facts: Mapping[str, Any]) -> str:
-    """Return facts as words: 'size_divisor 32'.
-
-    None, dicts, empty lists, and lists of lists or dicts, which --json has, are left out.
-    """
+    """Return facts as words: 'size_divisor 32'."""
     texts = []
     for key, value in facts.items():
         entries = value if isinstance(value, list) else [value]

@@ -70,10 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_drift(row: SequenceRow) -> None:
-    """Print a line about a drive, `row`, and one per frame: its worst tensor by tolerance, matched results.
-
-    A tensor that was not or could not be compared at a frame, or has no tolerance or 0, does not count.
-    """
+    """Print a line about a drive, `row` and one per frame: its worst tensor by tolerance, matched results."""
     print(f'{"ok    " if row.passed else "FAILED"} {row.title}: {row.frames} frames, {row.resets} resets')
     series = row.series
     for index, name in enumerate(series['name']):

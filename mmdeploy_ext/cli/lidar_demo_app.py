@@ -86,12 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Return the `Model` of config and checkpoint, whose model detects in LiDAR sweeps, on the CPU.
-
-    `args` are those of `build_parser`; `config`, `checkpoint` and `cfg_options` are read.
-
-    ConfigError: the model needs pictures. It is raised before the checkpoint is read.
-    """
+    """Return the LiDAR `Model` of config and checkpoint, on the CPU."""
     compat.apply()
     from mmdeploy_ext.families.model import build, load_weights, read_config
 
@@ -108,11 +103,9 @@ def load(args: argparse.Namespace) -> Any:
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
     """Return the runtime of the files of --onnx on ONNX Runtime, or of an export that is made first.
 
-    Its `detect` returns the boxes of the points of a sweep; it has `rule` and `classes`, too.
-
     Args:
         args: parsed arguments of the command line.
-        deployment: what `load` returned; None if --onnx is given and --engine is onnx.
+        deployment: result of `load`; None if --onnx is given and --engine is onnx.
         stack: closes the runtime.
     """
     from mmdeploy_ext.contract.metadata import read_metadata
@@ -132,10 +125,7 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
 
 def timed(engine: str, detect: Callable[[], Detections3D]) -> Detections3D:
-    """Detect `RUNS` times, print the time of the fastest run, and return the boxes of the last.
-
-    `engine` is a key of `demo.ENGINES`; `detect` runs it once on the sweep.
-    """
+    """Detect `RUNS` times, print the time of the fastest run, and return the boxes of the last."""
     milliseconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
@@ -150,9 +140,6 @@ def show(
     args: argparse.Namespace, points: np.ndarray, detections: dict[str, Detections3D], classes: Sequence[str]
 ) -> int:
     """Write the picture; print whether the boxes of two engines are equal, and return 1 if not.
-
-    Boxes of scores from `bbox3d.SCORE_THR` on are compared, within the tolerances of
-    `bbox3d.match_detections`; the picture alone has --score-thr.
 
     Args:
         args: parsed arguments of the command line.

@@ -24,7 +24,6 @@ IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description='Run a model under observation and say, with lines of code, what an export of it will '
         'get wrong and what to write instead. Exit status 1 when there is an error among it.'
@@ -63,11 +62,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Observe the stages of a model's graphs, print the findings, and write them to --json.
-
-    `args` are those of `build_parser`. Return 1 if a finding is an error or an export was refused, else 0.
-    UsageError: options that are out of range, or that models of frames or sweeps do not have.
-    """
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.exporting.export import check_opset
@@ -101,12 +95,6 @@ def lint(
     deployment: Model, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
 ) -> Iterator[Report]:
     """Yield a report of each part, see `lint_parts.parts_of`.
-
-    A part is a stage of one of the graphs, or, with --upstream, the detector's `simple_test` as a whole.
-
-    A part of a model of images runs under observation on the picture, with --dynamic-export also on a larger
-    view of it; parts of other models run on the example of their graph alone. Then each exporter exports the
-    part for trial, unless --no-export or --upstream is given.
 
     Args:
         deployment: the trained model.
@@ -145,9 +133,4 @@ def lint(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 clean, 1 findings of severity error, a refused export, or a failure, 2 usage.
-
-    Other statuses are those of `core.cli.run`. `argv` are the words of the command line, by default those of
-    the process. SystemExit: --help, or an option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

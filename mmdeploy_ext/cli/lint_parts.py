@@ -28,10 +28,7 @@ Feeds = dict[str, torch.Tensor]
 """Name of a tensor -> its values: the inputs of a graph, and the outputs of the stages that have run."""
 
 LARGER = 128
-"""Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for.
-
-It is wider by twice as many.
-"""
+"""Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +42,7 @@ class Part:
         inputs: tensors of one run, in the order of `input_names`.
         other_inputs: those of a second run, of another view of the picture, larger if sizes are dynamic; None
             of a graph that is run on its example alone.
-        exporters: names of the only exporters that are tried on this part; () means those that the user
-            chose.
+        exporters: names of the only exporters that are tried on this part; () means the user's choice.
     """
 
     name: str
@@ -62,20 +58,12 @@ def parts_of(
 ) -> Iterator[Part]:
     """Yield the parts in the order in which a frame goes through them.
 
-    Finished graphs, such as sparse backbones, have no stages, and so no part.
-
     Args:
         deployment: the trained model.
         options: form, shape and whether sizes are dynamic.
         picture: file of the input of a model of images; by default the demo's. Others run on the examples of
             their graphs.
         upstream: observe the detector's `simple_test` instead of the exported modules.
-
-    Raises:
-        UsageError: `upstream` of a model that does not take single pictures, or options that its files cannot
-            have.
-        ConfigError: an entry of the config cannot be exported; with `upstream` that is not checked.
-        ImageError: the picture cannot be read.
     """
     family, takes_images = deployment.family, deployment.family.samples == 'images'
     if upstream and not takes_images:
@@ -102,8 +90,8 @@ def observed_inputs(
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs of two runs of a model of pictures, by name.
 
-    They are a picture, and another view of it, which is larger if sizes are dynamic. `border` (B, 2), the
-    pixels of padding above and to the left of each picture, is among them, also if it is zero.
+    `border` (B, 2), the pixels of padding above and to the left of each picture, is among them, also if it is
+    zero.
 
     Args:
         deployment: the model.
@@ -123,7 +111,6 @@ def observed_inputs(
 
 
 def _stages(deployment: Model, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
-    """Yield the stages of all graphs, each run on `runs`, or on the example of its graph."""
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)
     contract_of(family, options).check(deployment.cfg)

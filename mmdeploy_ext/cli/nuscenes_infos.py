@@ -1,14 +1,7 @@
 """Info files of nuScenes, as mmdet3d 1.0.0rc6 and StreamPETR read them, from the devkit's tables.
 
-Scenes of no split of the version, and scenes without the LiDAR file of their first key frame, are left out.
-Boxes are rows x y z l w h yaw in the LiDAR frame of their key frame, centre of the box, yaw in radians
-counter-clockwise from x (mmdet3d 1.0's `LiDARInstance3DBoxes` with `origin=(0.5, 0.5, 0.5)`); velocities are
-vx vy in that frame, m/s, NaN if the devkit has none. Rotations from a table are quaternions w x y z,
-translations are in metres, timestamps in microseconds.
-
 Sources of the format, as facts: mmdetection3d v1.0.0rc6 `tools/data_converter/nuscenes_converter.py`,
-exiawsh/StreamPETR@68c1bdf `tools/data_converter/nuscenes_converter.py`. Differs in: pictures are not opened,
-their sizes come from `sample_data`; camera lists without boxes keep their last axis, (0, 4) or (0, 7).
+exiawsh/StreamPETR@68c1bdf `tools/data_converter/nuscenes_converter.py`.
 """
 
 from __future__ import annotations
@@ -74,12 +67,6 @@ def create_infos(
 
     Returns:
         Path of each file -> number of its key frames.
-
-    Raises:
-        UsageError: An option is out of its range, or a file or its folder may not be written, which is tried
-            first; Mm2OnnxError: writing fails, such as on a full disk.
-        DataError: A table is missing or damaged, no scene is there, or a key frame lacks a sensor or a file.
-            Files of past sweeps are listed without a look.
     """
     if max_sweeps < 0:
         raise UsageError(f'--max-sweeps: got {max_sweeps}, expected 0 or more')
@@ -106,24 +93,13 @@ def create_infos(
 
 
 def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[Path, Path]:
-    """Return the paths of the temporal and the plain info file of a split (`train`, `val` or `test`).
-
-    They are `<tag>2d_temporal_infos_<split>.pkl` and `<tag>_infos_<split>.pkl`; a `2d` at the end of the tag,
-    as StreamPETR's own command has it, is left out of both first.
-    """
+    """Return the paths of the temporal and the plain info file of a split (`train`, `val` or `test`)."""
     stem = tag.removesuffix('2d')
     return Path(out_dir) / f'{stem}2d_temporal_infos_{split}.pkl', Path(out_dir) / f'{stem}_infos_{split}.pkl'
 
 
 def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> list[dict[str, Any]]:
-    """Return the entries of all key frames of a split, scene by scene, each in the order of time.
-
-    Scenes that `present_scenes` leaves out have none.
-
-    `split` is one that `SPLITS` has for the version of the tables `nusc`, see `load_tables`; 'test' has no
-    ground truth. For `max_sweeps` and `quiet` see `create_infos`. DataError: a key frame lacks a sensor or a
-    file.
-    """
+    """Return the entries of all key frames of a split, scene by scene, each in the order of time."""
     from nuscenes.utils.splits import create_splits_scenes
 
     scenes = present_scenes(nusc, create_splits_scenes()[split])
@@ -141,12 +117,7 @@ def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> lis
 
 
 def check_root(root: Path, version: str) -> None:
-    """Refuse a folder that is no nuScenes data set of that version, before the devkit reads it.
-
-    Raises:
-        UsageError: The version is unknown.
-        DataError: The folder or a table is missing.
-    """
+    """Refuse a folder that is no nuScenes data set of that version, before the devkit reads it."""
     if version not in SPLITS:
         raise UsageError(f'--version: got {version!r}, expected one of {", ".join(SPLITS)}')
     if not root.is_dir():
@@ -193,11 +164,7 @@ def check_sample(nusc: NuScenes, sample: Record) -> None:
 
 
 def present_scenes(nusc: NuScenes, names: list[str]) -> list[Record]:
-    """Return the scenes of these names that have the LiDAR file of their first key frame.
-
-    NuScenes may be unpacked in parts. Scenes whose first key frame lists no LiDAR are among them, for
-    `check_sample` to refuse.
-    """
+    """Return the scenes of these names that have the LiDAR file of their first key frame."""
     scenes = []
     for scene in nusc.scene:
         data = nusc.get('sample', scene['first_sample_token'])['data']
@@ -256,7 +223,6 @@ def _matrix(record: Record) -> np.ndarray:
 
 
 def _data_path(nusc: NuScenes, data: Record) -> str:
-    """Return the path of a file, relative to the working folder if it lies below it, as mmdet3d does."""
     path = os.path.join(str(nusc.dataroot), data['filename'])
     return path.removeprefix(f'{os.getcwd()}/')
 
@@ -266,19 +232,11 @@ def sample_info(
 ) -> dict[str, Any]:
     """Return the entry (key -> value) of one key frame, number `frame_idx` of its scene, from 0.
 
-    Up to `max_sweeps` LiDAR sweeps before it are listed, the latest first; versions that are not `annotated`
-    have no ground truth. `prev` and `next` are tokens of key frames, '' at the ends of a scene.
     `sensor2lidar_rotation` (3, 3) and `sensor2lidar_translation` (3,) turn points of a sensor at its own time
     into the LiDAR frame of the key frame: R p + t.
 
-    Ground truth of the LiDAR has a row per annotation of any category: `gt_boxes` and `gt_velocity`;
-    `gt_names`, the detection class, or the category if it has none; the points in the box, and `valid_flag`,
-    whether there are some of LiDAR or radar.
-
-    Ground truth of pictures is a list per camera, in the order of `CAMERAS`, of objects of `CLASSES` whose
-    centre is ahead of the camera and that are at least a pixel wide and high in the picture; `bboxes_ignore`
-    has none. `bboxes3d_cams` (n, 7) are x y z l h w in the camera frame, and the negative yaw that the devkit
-    computes of the box there, about the camera's z axis.
+    `bboxes3d_cams` (n, 7) are x y z l h w in the camera frame, and the negative yaw that the devkit computes
+    of the box there, about the camera's z axis.
     """
     data = nusc.get('sample_data', sample['data'][LIDAR])
     lidar = _sensor_pose(nusc, data)
@@ -314,7 +272,6 @@ def sample_info(
 
 
 def _sensor_info(nusc: NuScenes, data: Record, sensor_type: str, lidar: SensorPose) -> dict[str, Any]:
-    """Return the entry of one camera picture or sweep, with its place in the key frame's LiDAR frame."""
     pose = _sensor_pose(nusc, data)
     to_lidar = np.linalg.inv(lidar.to_global) @ pose.to_global
     return {
@@ -332,14 +289,12 @@ def _sensor_info(nusc: NuScenes, data: Record, sensor_type: str, lidar: SensorPo
 
 
 def _class_name(category: str) -> str | None:
-    """Return the detection class of a category of nuScenes; None: it has none."""
     from nuscenes.eval.detection.utils import category_to_detection_name
 
     return category_to_detection_name(category)
 
 
 def _boxes(nusc: NuScenes, annotations: list[Record], pose: SensorPose) -> list[Box]:
-    """Return the boxes of annotations in the frame of a sensor."""
     boxes = [nusc.get_box(annotation['token']) for annotation in annotations]
     for box in boxes:
         for record in (pose.ego_pose, pose.calibration):
@@ -349,7 +304,6 @@ def _boxes(nusc: NuScenes, annotations: list[Record], pose: SensorPose) -> list[
 
 
 def _annotations_3d(nusc: NuScenes, annotations: list[Record], lidar: SensorPose) -> dict[str, Any]:
-    """Return the ground truth in the LiDAR frame."""
     boxes = _boxes(nusc, annotations, lidar)
     rows = [[*box.center, *box.wlh[[1, 0, 2]], box.orientation.yaw_pitch_roll[0]] for box in boxes]
     velocities = [[*nusc.box_velocity(annotation['token'])[:2], 0] for annotation in annotations]
@@ -373,8 +327,8 @@ def clip_to_canvas(
 ) -> tuple[float, float, float, float] | None:
     """Return the bounds x1 y1 x2 y2 of the part of a 3D box that lies in a picture of (W, H) px, or None.
 
-    That is the convex hull of the projected corners, given as (3, 8) m in the camera frame; those behind the
-    camera are left out, as upstream does. `intrinsic` (3, 3) is from that frame to pixels times depth.
+    That is the convex hull of the projected corners, given as (3, 8) m in the camera frame; corners behind
+    the camera are left out, as upstream does. `intrinsic` (3, 3) is from that frame to pixels times depth.
     """
     from shapely.geometry import MultiPoint, box
 
@@ -387,7 +341,6 @@ def clip_to_canvas(
 
 
 def _annotations_2d(nusc: NuScenes, annotations: list[Record], sample: Record) -> dict[str, list]:
-    """Return the lists per camera: float32 arrays, labels int64, visibility tokens as strings."""
     shapes = {'bboxes2d': (-1, 4), 'bboxes3d_cams': (-1, 7), 'centers2d': (-1, 2), 'depths': (-1,)}
     info: dict[str, list] = {key: [] for key in (*shapes, 'labels2d', 'bboxes_ignore', 'visibilities')}
     for camera in CAMERAS:
@@ -401,7 +354,6 @@ def _annotations_2d(nusc: NuScenes, annotations: list[Record], sample: Record) -
 
 
 def _camera_rows(nusc: NuScenes, annotations: list[Record], data: Record) -> Iterator[dict[str, Any]]:
-    """Yield one row per object of the ten classes that is at least a pixel wide and high in a picture."""
     pose = _sensor_pose(nusc, data)
     intrinsic, size = np.array(pose.calibration['camera_intrinsic']), (data['width'], data['height'])
     for annotation, box in zip(annotations, _boxes(nusc, annotations, pose), strict=True):

@@ -1,7 +1,4 @@
-"""Options that several tools share; those that mmdet has, too, have its names and meaning.
-
-The import of this module imports neither torch nor mmcv; `parse_cfg_options` and `parser_for` may need mmcv.
-"""
+"""Options that several tools share, named as in mmdet."""
 
 import argparse
 import ast
@@ -22,14 +19,7 @@ CFG_OPTIONS_HELP = (
 
 
 def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') -> dict[str, Any]:
-    """Parse key=value pairs by mmcv's rules: lists as a,b or [a,b], tuples as (a,b), nested `[(a,b),(c,d)]`.
-
-    A dict literal is read as Python reads it; mmcv would split it at its commas. `option` is for messages;
-    None in place of pairs gives {}.
-
-    Raises:
-        UsageError: a pair without '=' or a key, or a value that cannot be read.
-    """
+    """Parse key=value by mmcv's rules: lists as a,b or [a,b], tuples as (a,b), nested `[(a,b),(c,d)]`."""
     options: dict[str, Any] = {}
     for pair in pairs or []:
         key, separator, value = pair.partition('=')
@@ -55,10 +45,7 @@ def add_model_arguments(
     needs_config: bool = True,
     needs_checkpoint: bool = True,
 ) -> None:
-    """Add CONFIG, CHECKPOINT, --cfg-options and --device, whose default is `device`.
-
-    CONFIG and CHECKPOINT may be left out unless the tool `needs_config`, and `needs_checkpoint`.
-    """
+    """Add CONFIG, CHECKPOINT, --cfg-options and --device (default `device`)."""
     add = cli.adder(parser)
     add('config', 'config file', nargs=None if needs_config else '?')
     add('checkpoint', 'checkpoint file', nargs=None if needs_checkpoint else '?')
@@ -67,10 +54,7 @@ def add_model_arguments(
 
 
 def add_module_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the comparison of a file with any PyTorch module takes besides file, module and --samples.
-
-    These are --inputs, --tolerance, --state, --rows, --seed and --no-generated; `parser` may be a group.
-    """
+    """Add what the comparison of a file with any PyTorch module takes besides file, module and --samples."""
     from mmdeploy_ext.contract.spec import DEFAULT_RTOL  # numpy: the help of other tools needs none
 
     add = cli.adder(parser)
@@ -92,10 +76,7 @@ def add_module_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_state(words: Sequence[str] | None) -> dict[str, str]:
-    """Return input -> output of the words of --state, `INPUT=OUTPUT`; `words` of None give {}.
-
-    UsageError: a word of another form, or two for one input.
-    """
+    """Return input -> output of the words of --state, `INPUT=OUTPUT`; `words` of None give {}."""
     pairs = {}
     for word in words or ():
         name, separator, output = word.partition('=')
@@ -116,11 +97,7 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def proof_words(args: argparse.Namespace) -> list[str]:
-    """Return the options that a later proof needs again, as words: --mean, --std, --library, --cfg-options.
-
-    `args.cfg_options` are the pairs as typed, not parsed. Those of `args` that are None, empty or missing are
-    left out.
-    """
+    """The options that a later proof needs again, as words: --mean, --std, --library, --cfg-options."""
     words = ['--library', args.library] if args.library else []
     for name in ('mean', 'std', 'cfg_options'):
         if values := getattr(args, name, None):
@@ -129,10 +106,7 @@ def proof_words(args: argparse.Namespace) -> list[str]:
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options about the graphs of detectors.
-
-    An option that is left out is None; `skip_postprocess` is False.
-    """
+    """Add the options about the graphs of detectors."""
     add_declared(parser, detector_options())
     cli.add(parser, '--skip-postprocess', 'the same as --postprocess raw')
 
@@ -142,14 +116,9 @@ def parser_for(
 ) -> argparse.ArgumentParser:
     """Return a parser that has the options of a family which the config of the command line imports, too.
 
-    The config is read before the command line is parsed only if that has an option that the parser lacks.
-
     Args:
         build: makes the parser; it is called again after the config has registered its family.
-        argv: words of the command line; None means those of `sys.argv`.
-
-    Raises:
-        ConfigError: the config is read, and cannot be.
+        argv: words of the command line; None means `sys.argv`.
     """
     parser, words = build(), sys.argv[1:] if argv is None else argv
     options = [word.split('=')[0] for word in words if word.startswith('--')]
@@ -166,10 +135,7 @@ def parser_for(
 
 
 def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) -> None:
-    """Add declared options to a parser, each to the group of arguments that it names.
-
-    Options that are not `typed`, which only configs have, are left out.
-    """
+    """Add declared options to a parser, each to the group of arguments that it names."""
     groups: dict[str, Any] = {'': parser}
     for option in declared:
         if option.group not in groups:
@@ -179,18 +145,13 @@ def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) ->
 
 
 def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[str, Any]:
-    """Return name -> value of the declared options on the command line; those that are None are left out."""
+    """Return name -> value of the declared options on the command line; None values are left out."""
     values = {option.name: getattr(args, option.name, None) for option in declared}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Return name -> value of the options of `add_graph_arguments` on the command line.
-
-    `height` and `width` are there if --shape, which is `args.height`, is, both equal if it has one number;
-    --skip-postprocess gives `form` 'raw'. UsageError: options that contradict each other, an opset that the
-    exporter does not write, or a --shape of more than two numbers or of one below 1.
-    """
+    """Return name -> value of the options of `add_graph_arguments` on the command line."""
     from mmdeploy_ext.exporting.export import check_opset
 
     values = option_values(args, detector_options())
@@ -210,10 +171,7 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --strict, --frames and the options of the engine that proves the file to a parser.
-
-    The last are --engine, --providers, --threads and --inference-precision.
-    """
+    """Add --strict, --frames and the options of the engine that proves the file to a parser."""
     add = cli.adder(parser)
     add('--strict', "a line 'untraced' of the verdict is a failure, too")
     add(
@@ -239,13 +197,7 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `build_backend` besides the path: `engine`, a backend, and its options.
-
-    The backend is named by its class, such as 'OnnxRuntimeBackend'. `args` are those of
-    `add_proof_arguments`; only options that are set are returned. UsageError: the engine does not have an
-    option, or a number of threads below 0. EngineError: the engine, an execution provider or its device is
-    not there, or the device does not compute in the precision.
-    """
+    """Return the arguments of `build_backend` besides the path: `engine`, a backend, and its options."""
     return engine_settings(
         args.engine,
         threads=args.threads,
@@ -255,10 +207,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
-    """Return height and width from one or two numbers; None gives 0, 0, which stands for the default.
-
-    `option` is for the UsageError of other values.
-    """
+    """Return height and width from one or two numbers; None gives 0, 0, which stands for the default."""
     if shape is None:
         return 0, 0
     sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
@@ -294,11 +243,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def refuse_options(
     args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str], reason: str
 ) -> None:
-    """Refuse options that have another value than their default; the UsageError has the option and `reason`.
-
-    `names` are attributes of `args`. An option is named as it was typed: `--no-x` if that switched it off,
-    all names of an alias, the value of an argument without an option.
-    """
+    """Refuse options that have another value than their default: UsageError has the option and `reason`."""
     for name in names:
         value = getattr(args, name, None)
         if value != parser.get_default(name):

@@ -29,10 +29,7 @@ PICTURE_WIDTH = 1100
 
 
 def check_report_targets(args: argparse.Namespace) -> None:
-    """Raise UsageError for a folder of --report that cannot be written, before the weights load.
-
-    `args.report` is the folder, or None without the option.
-    """
+    """Raise UsageError for a folder of --report that cannot be written, before the weights load."""
     if args.report:
         check_writable(Path(args.report) / 'report.html')
 
@@ -72,10 +69,7 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Model, args: ar
 def draw_pairs(pictures: Sequence[Pair], deployment: Model) -> np.ndarray:
     """Draw up to four samples, one per row, with both engines' detections: (h, w, 3) uint8 BGR.
 
-    `pictures` are the results of both engines on samples, at least one; of samples of one image, by the
-    beginning of their titles up to a comma, the last is drawn. `deployment` is the PyTorch model, of whose
-    task and classes the drawing is. PyTorch's side is the left one; of frames of cameras it is above the
-    other. Each row is `PICTURE_WIDTH` pixels wide.
+    Each row is `PICTURE_WIDTH` pixels wide.
     """
     import cv2
     import numpy as np

@@ -163,7 +163,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
-    """Refuse a report that would replace an input or output, or cannot be written."""
     reports = {'--json': [args.json]} if args.json else {}
     outputs = [target.output, *(target.output.parent / path.name for path in target.beside)]
     inputs = [target.model, *target.beside]
@@ -182,10 +181,6 @@ def _check_reports(args: argparse.Namespace, target: Target) -> None:
 def _quantisers(
     args: argparse.Namespace, graph: DenseGraph, images: CalibrationSet
 ) -> tuple[DenseQuantiser | NncfQuantiser, DenseQuantiser]:
-    """Return the quantiser of the file, and that of the networks with one layer in INT8.
-
-    NNCF goes through all images for every network, so layers are ranked by ONNX Runtime's quantiser.
-    """
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
 
@@ -204,9 +199,6 @@ def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> lis
         keep_float: patterns ('*', '?', '[ab]') of layers that stay float, by their names or those of their
             nodes, see `DenseGraph.matching`.
         last: whether the last layers, which give logits, deltas, kernels or masks, are quantised, too.
-
-    Raises:
-        UsageError: a pattern that no layer fits, or all layers stay float.
     """
     float_layers = set(graph.matching(keep_float))
     if not last:
@@ -286,7 +278,7 @@ def quantisation_facts(
 def measure(
     args: argparse.Namespace, target: Target, probe: Probe, network: onnx.ModelProto, images: CalibrationSet
 ) -> dict[str, Any]:
-    """Return what was measured of the float file and the INT8 file.
+    """Return the measurements of the float file and the INT8 file.
 
     Args:
         args: parsed arguments of the command line.
@@ -331,8 +323,8 @@ def show(
     Args:
         args: parsed arguments of the command line.
         target: the float file and the INT8 file.
-        facts: what `quantisation_facts` returned.
-        measured: what `measure` returned.
+        facts: result of `quantisation_facts`.
+        measured: result of `measure`.
         ranked: layers, the most sensitive first; empty without --sensitivity and --max-error.
         exclusion: layers that --max-error keeps float; None without it.
     """

@@ -53,11 +53,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the options of `add_arguments`, and read --ranges to `args.loaded_ranges`, else None.
-
-    UsageError or DataError: --calibrate beside --ranges or without sweeps, --batches below 0, or a file of
-    ranges that cannot be read.
-    """
+    """Check the options of `add_arguments`, and read --ranges to `args.loaded_ranges`, else None."""
     from mmdeploy_ext.runtime.sweeps import sweep_items
     from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -72,9 +68,9 @@ def check(args: argparse.Namespace) -> None:
 def find(args: argparse.Namespace, deployment: Model, target: str, **fields: Any) -> Ranges | None:
     """Return the ranges of `--ranges`, those that `--calibrate` measures and writes, or of the checkpoint.
 
-    None: the options name no ranges, and the checkpoint has none. `--fp16-ranges` rounds them to float16,
-    `--no-fp16-ranges` does not; with neither, those of `--ranges` stay as they are, and others are rounded if
-    the reference implementation of the model's family rounds its own.
+    `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not; with neither, those of `--ranges`
+    stay unchanged, and others are rounded if the reference implementation of the model's family rounds its
+    own.
 
     Args:
         args: parsed arguments, see `add_arguments`, after `check`.

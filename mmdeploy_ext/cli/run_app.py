@@ -80,11 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_inputs(args: argparse.Namespace, samples: str) -> None:
-    """Raise UsageError for files of another kind than the model takes, and for options of other kinds.
-
-    `args` are those of `build_parser`; `samples` is the kind that the model takes, a key of `TAKES`. Folders
-    of pictures or sweeps are not looked into.
-    """
+    """Raise UsageError for files of another kind than the model takes, and for options of other kinds."""
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
@@ -103,10 +99,7 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
-    """Open the files of a model of sweeps or frames by the class `OPENS` of its family's runtime module.
-
-    `metadata` are those of the last file. ModelFileError: the family gives no boxes, or is not registered.
-    """
+    """Open the files of a model of sweeps or frames by the class `OPENS` of its family's runtime module."""
     check_registered(metadata.family)
     opens = opener(metadata) if has_runtime(metadata.family) else None
     if opens is None:
@@ -118,10 +111,7 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of `paths` in their order; a folder is replaced by the sweeps (.bin) in it, sorted.
-
-    Those in folders of the folder are among them. DataError: a folder without a sweep.
-    """
+    """Return the files of `paths` in their order; a folder is replaced by the sweeps (.bin) in it, sorted."""
     sweeps: list[Path] = []
     for path in paths:
         inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
@@ -132,10 +122,7 @@ def list_sweeps(paths: Iterable[Path]) -> list[Path]:
 
 
 def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each sweep from above; return 0, or 1 if a sweep could not be used.
-
-    `metadata` are those of the model's last file.
-    """
+    """Draw the boxes of each sweep from above; return 0, or 1 if a sweep could not be used."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections import check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
@@ -166,11 +153,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each frame into the cameras and from above; return 0, or 1 if one could not be used.
-
-    The memory of a model that has one goes from frame to frame. `metadata` are those of the model's last
-    file.
-    """
+    """Draw boxes of each frame into the cameras and from above: return 0, or 1 if one could not be used."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections import check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
@@ -231,11 +214,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def once(note: str) -> Callable[[Callable[[], Any]], None]:
-    """Return a function that calls its argument, a function without arguments, unless it has done so before.
-
-    If the call takes more than `NOTE_AFTER_S` the note is printed on stderr. A call that raises does not
-    count, so that the next one is made.
-    """
+    """A function that calls its argument, a function without arguments, unless it has done so before."""
     done: list[bool] = []
 
     def run_first(function: Callable[[], Any]) -> None:

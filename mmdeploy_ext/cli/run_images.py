@@ -258,10 +258,7 @@ def run_all(
     kind: str,
     fail_fast: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run samples with a line each; return their JSON entries.
-
-    A failing sample has its error in its entry, or raises with `fail_fast`.
-    """
+    """Run samples with a line each; return their JSON entries."""
     fail_fast, entries = fail_fast or len(targets) == 1, []
     for source, target in targets.items():
         run = functools.partial(run_sample, source, target)

@@ -69,11 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, numbers out of range, and files that cannot be used.
-
-    Those are sources without sweeps and outputs that cannot be written. `args` are those of `build_parser`;
-    --ranges are read to `args.loaded_ranges`, which is None without them. UsageError or DataError.
-    """
+    """Refuse options that do not go together, numbers out of range, and files that cannot be used."""
     from mmdeploy_ext.quantize.calibrators import make_calibrator
     from mmdeploy_ext.runtime.sweeps import sweep_items
 
@@ -114,7 +110,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ranges(args: argparse.Namespace, deployment: Model) -> Ranges:
-    """Return the ranges of --ranges, of --calibrate, or of the checkpoint; measured ones are written."""
     int8_ranges = ranges.find(
         args,
         deployment,
@@ -132,7 +127,6 @@ def _ranges(args: argparse.Namespace, deployment: Model) -> Ranges:
 
 
 def _compare(args: argparse.Namespace, deployment: Model, int8_ranges: Ranges) -> None:
-    """Compare int8 and fp16 with fp32 on the sweeps of --fidelity, and show what is found."""
     from mmdeploy_ext.families import backbone_files as deploy
     from mmdeploy_ext.quantize import views
     from mmdeploy_ext.quantize.fidelity import fidelity

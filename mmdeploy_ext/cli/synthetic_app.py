@@ -49,7 +49,6 @@ KINDS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(description='Generate data sets, info files, or seeded weights.')
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
     for name, (add_arguments, _, title) in KINDS.items():
@@ -58,9 +57,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status: 0 done, 1 failed, 2 a refused option or file.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(lambda args: KINDS[args.kind][1](args), build_parser(), argv)

@@ -98,7 +98,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Refuse options that have no effect together."""
     parser = build_parser()
     if args.onnx.endswith('.engine'):
         names = (*BUILD_OPTIONS, 'sm', 'shapes', 'constant')
@@ -108,7 +107,6 @@ def _check_together(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace, job: Job, output: str) -> int:
-    """Build an engine, write it to `output`, print what it is, and compare it with --verify."""
     from mmdeploy_ext.engines.tensorrt import engine
 
     for target in filter(None, (output, args.layers)):
@@ -133,7 +131,6 @@ def _title(record: Record) -> str:
 
 
 def _inspect(engine_path: str) -> Any:
-    """Return the inspector's report of an engine on its GPU; None without such a GPU."""
     import json
 
     from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
@@ -149,7 +146,6 @@ def _inspect(engine_path: str) -> Any:
 
 
 def _print_layers(layers: dict[str, dict[str, int]]) -> None:
-    """Print the dtypes of the layers that multiply, and of all."""
     products = {kind: layers[kind] for kind in PRODUCTS if kind in layers}
     total = sum(map(collections.Counter, layers.values()), collections.Counter())
     for kind, counts in {**products, 'all layers': total}.items():
@@ -159,13 +155,11 @@ def _print_layers(layers: dict[str, dict[str, int]]) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show the phase of TensorRT; yield the function that sets it."""
     with cli.progress('building') as update:
         yield lambda phase, done, steps: update(description=phase, completed=done, total=steps or None)
 
 
 def _describe(args: argparse.Namespace) -> int:
-    """Check an engine against its record, and print the record."""
     from mmdeploy_ext.engines.tensorrt.record import check_source, read_record
 
     record = read_record(args.onnx)
@@ -180,7 +174,6 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _verify(engine_path: str, onnx_path: str | None) -> int:
-    """Compare an engine with its ONNX file and print the rows; 0 equal, 1 not, or without a GPU."""
     from mmdeploy_ext.contract.comparison import equality_claim, is_equal
     from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
     from mmdeploy_ext.engines.tensorrt.record import read_record

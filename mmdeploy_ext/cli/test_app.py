@@ -1,8 +1,4 @@
-"""`test.py`: mmdet's test loop over PyTorch or an ONNX engine.
-
-`--torch`, `--onnx` or the config's `backend_config` choose the engine. Below, the `_pth` run is that in
-PyTorch.
-"""
+"""`test.py`: mmdet's test loop over PyTorch or an ONNX engine."""
 
 from __future__ import annotations
 
@@ -33,6 +29,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.families.model import Model
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
@@ -68,11 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device of this process as PyTorch names it, such as 'cpu' or 'cuda:1'.
-
-    `device` is returned as it is, unless it is 'auto': then it is the GPU of this process on its machine, by
-    the environment's LOCAL_RANK, or the CPU without one.
-    """
+    """Return the device of this process as PyTorch names it, such as 'cpu' or 'cuda:1'."""
     import torch
 
     if device != 'auto':
@@ -96,7 +89,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, ranks: Ranks) -> int:
-    """Evaluate on the processes of the run, which end with one exit status."""
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import run_dataset
     from mmdeploy_ext.families.model import build, load_weights, read_config
@@ -149,12 +141,7 @@ def engine_text(cfg: Any, tested: TestedModel) -> str:
 
 @contextlib.contextmanager
 def open_network(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
-    """Yield the model on the engine of its config; None when it disagrees with the dump of the `_pth` run.
-
-    `deployment` is the PyTorch model, `tested` its settings and files, `ranks` the processes of the run.
-    Files that are missing or stale are exported first, by rank 0, see `export_if_stale`.
-    The PyTorch weights are freed before an ONNX engine evaluates.
-    """
+    """Yield the model on the engine of its config; None when it disagrees with the dump of the `_pth` run."""
     from mmdeploy_ext.proving.against_dump import check_dump
 
     if tested.settings['type'] == 'TorchBackend':
@@ -183,17 +170,7 @@ def threads_per_process() -> int:
 
 
 def export_if_stale(deployment: Model, tested: TestedModel) -> None:
-    """Export unless the files are there and have the metadata that a new export would have.
-
-    That is, among others, the same config, checkpoint, options, versions and classes. What edited a file
-    since is printed.
-
-    `deployment` is the PyTorch model, `tested` its settings and files.
-
-    Raises:
-        ModelFileError: they cannot be read, or are stale and one is quantised, so that an export would put a
-            float32 file in its place.
-    """
+    """Export unless the files are there and have the metadata that a new export would have."""
     from mmdeploy_ext.families.files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
@@ -227,7 +204,6 @@ def export_if_stale(deployment: Model, tested: TestedModel) -> None:
 
 
 def _dump(deployment: Model, tested: TestedModel, first: bool) -> DumpWriter | None:
-    """Return the writer of the config's dump, or None; the first rank prints what is written."""
     from mmdeploy_ext.core.dump import DumpWriter
 
     dump, unit = tested.settings['dump'], tested.unit
@@ -242,10 +218,7 @@ def _dump(deployment: Model, tested: TestedModel, first: bool) -> DumpWriter | N
 
 
 def model_facts(deployment: Model) -> dict[str, str]:
-    """Return `config`, a file name, `config_sha256` and `checkpoint_sha256`.
-
-    These are facts about the model in a dump and in a file of metrics.
-    """
+    """Return `config`, a file name, `config_sha256` and `checkpoint_sha256`."""
     return dict(
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,
@@ -254,11 +227,7 @@ def model_facts(deployment: Model) -> dict[str, str]:
 
 
 def run_facts(deployment: Model) -> dict[str, str]:
-    """Return `code_sha256` and `dataset_sha256`, facts about a run that decide its metrics, too.
-
-    They are of the source of the model's classes, see `Model.model_classes`, and of the settings of
-    `data.test` but its pipeline, which `config_sha256` has.
-    """
+    """Return `code_sha256` and `dataset_sha256`, facts about a run that decide its metrics, too."""
     classes = [entry.to_json() for entry in deployment.model_classes]
     datasets = [
         {key: value for key, value in settings.items() if key not in ('pipeline', 'dataset')}
@@ -279,8 +248,6 @@ def finish(
 ) -> int:
     """Write results, evaluate, keep the metrics and print the difference of the engines.
 
-    The last line that it prints names the engine.
-
     Args:
         deployment: the PyTorch model and its config.
         tested: settings and work directory of the run.
@@ -291,8 +258,8 @@ def finish(
 
     Returns:
         The exit status: 1 if a metric differs too much from PyTorch's, or if there is a run in PyTorch to
-            compare with and no metric has a value; else 0, also without --eval, or if PyTorch's metrics are
-            not there or of another config, checkpoint or data set.
+        compare with and no metric has a value; else 0, also without --eval, or if PyTorch's metrics are not
+        there or of another config, checkpoint or data set.
     """
     import pickle
 

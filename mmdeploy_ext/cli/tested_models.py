@@ -1,12 +1,4 @@
-"""The models of the test loop: settings, network on an engine, exported files.
-
-Of a model there are two configs, X_pth.py and X_onnx.py; below, the `_pth` run is that in PyTorch, and the
-`_onnx` run that of the exported files. The contract of an export of frames or sweeps tells which graphs it
-has: 'fork', that of StreamPETR's deployment fork, is one file, the others are folders of one graph or more.
-
-A network (`evaluate.loop.Network`) returns the results of a batch of the loop's samples; a comparer
-(`proving.against_dump`) runs it on the samples of a dump, whose tensors it compares.
-"""
+"""The models of the test loop: settings, network on an engine, exported files."""
 
 from __future__ import annotations
 
@@ -57,11 +49,6 @@ class TestedModel(abc.ABC):
     unit: ClassVar[str]
 
     def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
-        """Read the settings of mmcv's config `cfg`; those that such models do not have are refused.
-
-        `family` is the one that exports the model. For the errors see `read_settings`, `graph_options` and
-        `check_targets` of `backend_config`, and `file_suffix`.
-        """
         self.args, self.work_dir = args, work_dir
         onnx = False if args.torch else None if args.onnx is None else True
         self.settings = backend_config.read_settings(cfg, family, onnx)
@@ -85,10 +72,7 @@ class TestedModel(abc.ABC):
         return options
 
     def check(self, deployment: Model) -> None:
-        """Complete the options by the model; refuse, before the weights load, what cannot be exported.
-
-        ConfigError: the options do not go with the model, or the file or folder cannot be written.
-        """
+        """Complete the options by the model; refuse, before the weights load, what cannot be exported."""
         from mmdeploy_ext.families.files import check_output
         from mmdeploy_ext.families.model import check_options
 
@@ -110,16 +94,10 @@ class TestedModel(abc.ABC):
 
     @abc.abstractmethod
     def in_torch(self, deployment: Model, dump: DumpWriter | None) -> AbstractContextManager[Network]:
-        """Return a context manager that yields the model of `deployment` in PyTorch, for the loop.
-
-        `dump` writes its tensors, unless it is None.
-        """
+        """Return a context manager that yields the model of `deployment` in PyTorch, for the loop."""
 
     def expected_metadata(self, deployment: Model) -> list[Metadata]:
-        """Return the metadata of the files that an export of `deployment` would write, in their order.
-
-        An export that is there already is stale if it has others.
-        """
+        """Return the metadata of the files that an export of `deployment` would write, in their order."""
         from mmdeploy_ext.families.files import make_metadata
 
         contract = contract_of(deployment.family, self.options)
@@ -140,10 +118,7 @@ class TestedModel(abc.ABC):
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
-        """Return a context manager that yields the exported model on its engine, and what compares a dump.
-
-        `engine` are options of the backend, such as `threads`, which `build_backend` takes by name.
-        """
+        """Return a context manager that yields the exported model on its engine, and what compares a dump."""
 
 
 class ImageModel(TestedModel):
@@ -163,8 +138,7 @@ class ImageModel(TestedModel):
     def in_torch(self, deployment: Model, dump: DumpWriter | None) -> Iterator[Network]:
         """Yield the model in PyTorch, by its own test path; the stages of the export give dumped tensors.
 
-        Both run in float32, whatever the precision of the file is. `dump` writes the tensors of samples; None
-        writes none.
+        Both run in float32, whatever the precision of the file is.
         """
         from mmdeploy_ext.evaluate.detector import TorchDetector
         from mmdeploy_ext.exporting.copy import fused
@@ -204,10 +178,7 @@ class ImageModel(TestedModel):
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
-        """Yield the file on its engine, with the post-processing that its form leaves out, and its comparer.
-
-        `deployment` is the PyTorch model; `engine` are options of the backend.
-        """
+        """Yield the file on its engine, with post-processing that its form leaves out and its comparer."""
         from mmdeploy_ext.proving.against_dump import ImageDumpComparer
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
@@ -220,19 +191,13 @@ class FrameModel(TestedModel):
     unit = 'frames'
 
     def file_suffix(self) -> str:
-        """Return the contract as the name of a folder; the contract 'fork' has one file, 'fork.onnx'.
-
-        EngineError or UsageError: the engine of the settings runs no such models, see `check_engine_kind`.
-        """
+        """Return the contract as the name of a folder; the contract 'fork' has one file, 'fork.onnx'."""
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
         return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Model, dump: DumpWriter | None) -> Iterator[Network]:
-        """Yield the PyTorch model itself, of which the exported graphs are parts.
-
-        `dump` writes the tensors of samples; None writes none.
-        """
+        """Yield the PyTorch model itself, of which the exported graphs are parts."""
         from mmdeploy_ext.exporting.copy import fused
 
         model = fused(deployment.model) if self.args.fuse_conv_bn else deployment.model
@@ -249,10 +214,7 @@ class FrameModel(TestedModel):
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
-        """Yield the files on their engine, for the loop, and what compares them with a dump.
-
-        `deployment` is the PyTorch model; `engine` are options of the backend.
-        """
+        """Yield the files on their engine, for the loop, and what compares them with a dump."""
         from mmdeploy_ext.families.files import read_files
         from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 
@@ -263,12 +225,7 @@ class FrameModel(TestedModel):
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
-    """Refuse a data set that does not fit the model, and a dump of samples or tensors that do not exist.
-
-    `cfg` is mmcv's config, `dataset` that of its `data.test`. ConfigError or DataError. A number of samples
-    beyond those of the data set passes, indices beyond them do not. Names of tensors are checked for families
-    with `dump_names` alone.
-    """
+    """Refuse a data set that does not fit the model, and a dump of samples or tensors that do not exist."""
     from mmdeploy_ext.evaluate.loop import scene_tokens
 
     if family.memory:

@@ -88,10 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
-    """Raise UsageError for options that do not go with a family, or an engine that runs no such models.
-
-    `args` are those of `build_parser`, `engine` is what `options.engine_options` returns for them.
-    """
+    """Raise UsageError for options that do not go with a family, or an engine that runs no such models."""
     parser, of_family = build_parser(), {option.name for option in family.options}
     foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
     shared.refuse_options(args, parser, foreign, f'exports of family {family.name!r} have no such option')

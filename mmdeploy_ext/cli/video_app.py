@@ -53,10 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def engines_to_run(args: argparse.Namespace) -> list[str]:
-    """Return the keys of `demo.ENGINES` to run, PyTorch first.
-
-    Without --engine those run whose model is given. UsageError: none is, or an engine lacks its model.
-    """
+    """Return the keys of `demo.ENGINES` to run, PyTorch first."""
     available = [name for name, model in (('torch', args.checkpoint), ('onnx', args.onnx)) if model]
     if not available:
         raise UsageError('got neither a checkpoint nor --onnx; expected at least one of them')
@@ -69,10 +66,7 @@ def engines_to_run(args: argparse.Namespace) -> list[str]:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse (UsageError) invalid numbers, and an output that cannot be written, before anything is loaded.
-
-    The output is an .mp4 file or a folder; the file, and PNG files of the folder, are written over later.
-    """
+    """Refuse (UsageError) invalid numbers and an output that cannot be written, before anything is loaded."""
     demo.check_options(args)
     cli.check_minimums(args, scene=0, frames=1)
     if not 0 < args.fps < math.inf:
@@ -111,9 +105,6 @@ def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list
         tokens: the scene token of each sample of the data set.
         scene: number of the scene, from 0, by the first samples of the scenes.
         frames: number of samples to return, the first ones; None returns all.
-
-    Raises:
-        UsageError: the data set has no scene of this number.
     """
     scenes = list(dict.fromkeys(tokens))
     if scene >= len(scenes):
@@ -124,11 +115,7 @@ def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list
 
 
 def find_3d_family(config: str, cfg: Any) -> SequenceFamily:
-    """Return the family of a config, whose models detect in 3D from cameras, LiDAR or both.
-
-    `config` is the path of the config `cfg`, for the message. ConfigError: no family claims it, or its models
-    take single pictures.
-    """
+    """Return the 3D family of a config."""
     family = find_family(cfg, DETECTOR)
     if family.samples == 'images':
         raise ConfigError(
@@ -141,13 +128,7 @@ def find_3d_family(config: str, cfg: Any) -> SequenceFamily:
 def load_steppers(
     args: argparse.Namespace, engines: Sequence[str], family: SequenceFamily
 ) -> tuple[dict[str, Stepper], tuple[str, ...]]:
-    """Return key of `demo.ENGINES` -> model, for the engines that run, and the name of each label.
-
-    Names are those of the files if ONNX Runtime runs, else those of the checkpoint. `engines` are the keys
-    that run, `args` are those of `build_parser`; checkpoint and files are of the `family`. ConfigError:
-    checkpoint and files have other class names, unless those of the files are 'class 0', 'class 1' and so on,
-    as many; further errors are those of `deployment.load`, `read_files` and the family's runner.
-    """
+    """Return key of `demo.ENGINES` -> model, for the engines that run, and the name of each label."""
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:

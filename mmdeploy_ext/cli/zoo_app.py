@@ -31,7 +31,6 @@ SWEEPS = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.ArgumentParser(
         description='Export every config with seeded weights, with one size and with any, and prove the '
         'files against PyTorch. A run that was stopped goes on when it is started again, and what was proven '
@@ -73,24 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
-    """Return the detector of mmcv's config `cfg`, of a family, with seeded, repeatable random weights.
-
-    ConfigError: it cannot be built, or there is no rule for the weights of its head.
-    """
+    """Return the detector of mmcv's config `cfg`, of a family, with seeded, repeatable random weights."""
     from mmdeploy_ext.seeded.weights import seeded_model
 
     return seeded_model(cfg, family)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and prove all configs; print a line per config, and write zoo.json to --out.
-
-    Of configs that are the same model the first is run for all. Those that an earlier run into --out has
-    finished are counted in one line, and are in the file, too. With --shard it is zoo-K-of-N.json.
-
-    `args` are those of `build_parser`. Return 1 if a config of a known family is not proven, else 0; with
-    --list 0, and nothing is proven. UsageError: numbers that are out of range, or no config is left.
-    """
     for name in ('height', 'width', 'timeout', 'memory', 'sweeps'):
         if not 0 < getattr(args, name) < math.inf:
             raise UsageError(f'--{name} {getattr(args, name)}: expected more than 0')
@@ -121,7 +109,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> int:
-    """Prove the configs of all groups; return the exit status."""
     from mmdeploy_ext.engines.registry import DEFAULT
     from mmdeploy_ext.zoo import processes
     from mmdeploy_ext.zoo.config_proof import Settings
@@ -155,7 +142,6 @@ def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> 
 
 
 def _zoo_file(args: argparse.Namespace) -> Path:
-    """Return the path of the file of all records of the run; a shard has a file of its own."""
     index, count = args.shard
     return args.out / ('zoo.json' if count == 1 else f'zoo-{index}-of-{count}.json')
 
@@ -171,7 +157,6 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def _text(outcome: Outcome | None) -> str:
-    """Return an outcome in words."""
     if outcome is None:
         return 'not tried'
     if outcome.proven:
@@ -180,9 +165,4 @@ def _text(outcome: Outcome | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 every config of a known family proven, or --list; 1 one is not, or a failure, 2 usage.
-
-    `argv` are the words of the command line, by default those of the process. SystemExit: --help, or an
-    option that the parser refuses, which is status 2.
-    """
     return cli.run(run, build_parser(), argv)

@@ -1,7 +1,4 @@
-"""Programs that load our files, without them: the names and checks of their files, and their loops in numpy.
-
-Each folder registers its contracts. Modules called `export`, or with a name that ends so, need PyTorch.
-"""
+"""Programs that load our files, without them: names and checks of their files and their loops in numpy."""
 
 import importlib
 import pkgutil
@@ -10,11 +7,7 @@ FOLDERS = {
     'autoware': 'mmdeploy_ext.consumers.autoware.check',
     'cuda-bevfusion': 'mmdeploy_ext.consumers.cuda_bevfusion.folder',
 }
-"""Contract -> module that checks a folder.
-
-`PATTERNS` are patterns of its files, by which a folder is recognised; `check(folder)` returns the violations,
-and name -> path of the files that are there.
-"""
+"""Contract -> module that checks a folder."""
 TABLES = {'cuda-bevfusion': 'mmdeploy_ext.consumers.cuda_bevfusion.pooling'}
 """Contract -> module with `write_tables`, which writes the tables of a rig, see `graph write-tables`."""
 

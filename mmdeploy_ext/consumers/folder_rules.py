@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 Shape = tuple[int | None, ...]
-"""Sizes of the axes; None for an axis that is not fixed. () is a scalar, or a tensor of unknown rank."""
+"""Sizes of the axes; None for an axis that is not fixed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,6 @@ class GraphTensors:
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Name -> shape of both inputs and outputs."""
         return self.inputs | self.outputs
 
 
@@ -66,10 +65,7 @@ def shape_text(shape: Shape) -> str:
 
 
 def expected_shape(axes: str, sizes: Mapping[str, Any]) -> Shape:
-    """Return the shape that a word for each axis states.
-
-    A word is a number or the name of a size, with or without '+' in front; None stands for other names.
-    """
+    """Return the shape that a word for each axis states."""
     words = axes.replace('+', '').split()
     return tuple(int(word) if word.isdigit() else sizes.get(word) for word in words)
 
@@ -81,10 +77,7 @@ def fits(shape: Shape, expected: Shape) -> bool:
 
 
 def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    """Yield a violation for each weight of a model with a NaN; weights in another file are left out.
-
-    `file` is the name of the model's file.
-    """
+    """Yield a violation for each weight of a model with a NaN; weights in another file are left out."""
     from onnx import external_data_helper, numpy_helper
 
     from mmdeploy_ext.graph.io.index import all_tensors
@@ -100,7 +93,7 @@ def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
 
 
 def recorded(model: onnx.ModelProto, name: str) -> Any:
-    """Return an entry of the metadata of an export by its keys with dots; None if there is none."""
+    """Return an entry of the metadata of an export by its dotted keys, or None."""
     entry, *keys = name.split('.')
     text = next((prop.value for prop in model.metadata_props if prop.key == f'{PREFIX}{entry}'), 'null')
     value = json.loads(text)
@@ -110,10 +103,7 @@ def recorded(model: onnx.ModelProto, name: str) -> Any:
 
 
 def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
-    """Yield a warning of the first file that was exported from another checkpoint than a file before it.
-
-    `models` is name of a file -> its model.
-    """
+    """Yield a warning of the first file that was exported from another checkpoint than a file before it."""
     hashes = {file: recorded(model, 'checkpoint_sha256') for file, model in models.items()}
     stated = [(file, text) for file, text in hashes.items() if text]
     for file, text in stated[1:]:

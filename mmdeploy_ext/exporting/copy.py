@@ -1,8 +1,4 @@
-"""The copy of a model that is exported, with parts in the form that exporters take; the model itself stays.
-
-Some modules of mmcv and mmdet are replaced in the copy, see `REPLACED` and `PREPARATIONS`. Batch
-normalisation is folded by PyTorch's own exporters, which run it in evaluation mode.
-"""
+"""The copy of a model that is exported, with parts in form that exporters take; the model itself stays."""
 
 import copy
 import math
@@ -23,7 +19,7 @@ AXES = dict(bottom=(2, 1), top=(2, -1), right=(3, 1), left=(3, -1))
 
 @runtime_checkable
 class Summed(Protocol):
-    """A module whose parallel branches can be added up to one convolution, `conv`, such as RepVGG's."""
+    """A module with parallel branches that add up to one convolution, `conv`, such as RepVGG's."""
 
     def reparameterise(self) -> None:
         """Make `conv`, which computes the sum of the branches; they stay beside it. It is called once."""
@@ -32,19 +28,11 @@ class Summed(Protocol):
 class SamePadding(nn.Conv2d):
     """A convolution whose output has `ceil(size / stride)` cells.
 
-    It pads both ends of an axis alike, or the last one by one cell more. It replaces mmcv 1.7.2's
-    `Conv2dAdaptivePadding`, which divides sizes as floats and rounds up; in a trace of TorchScript that
-    becomes a division of integers, which rounds down. Here all numbers are integers, so that a graph is right
-    for every size.
+    It pads both ends of an axis alike, or the last one by one cell more.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the convolution of maps (B, C, h, w).
-
-        Raises:
-            ExportError: along an axis the kernel covers more than one cell but fewer than the stride has;
-                upstream's padding is then cut off at 0 for some sizes, which is not repeated here.
-        """
+        """Return the convolution of maps (B, C, h, w)."""
         sides = [self._padding(x.shape[2 + axis], axis) for axis in (1, 0)]
         padded = nn.functional.pad(x, [pixels for side in sides for pixels in side])
         return nn.functional.conv2d(
@@ -52,7 +40,6 @@ class SamePadding(nn.Conv2d):
         )
 
     def _padding(self, size: int, axis: int) -> tuple[int, int]:
-        """Return the pixels before and after the map, of the height (axis 0) or the width."""
         stride, reach = self.stride[axis], (self.kernel_size[axis] - 1) * self.dilation[axis]
         if stride == 1 or reach == 0:
             total = reach
@@ -67,9 +54,6 @@ class SamePadding(nn.Conv2d):
 
 class CornerMaximum(nn.Module):
     """`mmcv.ops.CornerPool` in standard operators: the largest value so far along an axis.
-
-    ONNX has no CumMax. Every step takes the larger one of a map and of itself, moved twice as far as the step
-    before.
 
     Attributes:
         mode: a key of `AXES`.
@@ -103,9 +87,7 @@ def keep_position_bias(module: nn.Module) -> None:
     """Add the buffer `relative_position_bias` to `module`, if it is a window attention (Swin).
 
     It holds (M, T, T), M heads and T tokens of a window: the rows that the module looks up in
-    `relative_position_bias_table` (rows, M) by T * T indices, which may be in one axis. Modules without such
-    a table, or without its indices, stay as they are. The exporter folds the lookup, and the structure check
-    compares the constant with this buffer.
+    `relative_position_bias_table` (rows, M) by T * T indices, which may be in one axis.
     """
     table = getattr(module, 'relative_position_bias_table', None)
     index = getattr(module, 'relative_position_index', None)
@@ -118,10 +100,7 @@ def keep_position_bias(module: nn.Module) -> None:
 
 
 PREPARATIONS: list[Callable[[nn.Module], None]] = [replace_class, keep_position_bias]
-"""Functions that prepare every module of a copy for the export; each skips modules of other types.
-
-The modules of this package that define such functions append them.
-"""
+"""Functions that prepare every module of a copy for the export; each skips modules of other types."""
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -141,7 +120,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """Return a copy whose modules went through `PREPARATIONS`, `Summed` ones with their branches added up."""
+    """Return a copy prepared by `PREPARATIONS`, with the branches of `Summed` modules added up."""
     result = copied(model)
     for module in list(result.modules()):
         for prepare in PREPARATIONS:
@@ -152,18 +131,13 @@ def prepared(model: nn.Module) -> nn.Module:
 
 
 def fused(model: nn.Module) -> nn.Module:
-    """Return a copy whose batch normalisation mmcv has folded into convolutions, for `--fuse-conv-bn`."""
+    """Return a copy with batch normalisation folded into convolutions by mmcv, for `--fuse-conv-bn`."""
     from mmcv.cnn import fuse_conv_bn
 
     return fuse_conv_bn(copied(model))
 
 
 def _complete_copy(model: nn.Module, result: nn.Module) -> None:
-    """Give the modules of a copy the attributes that a `__getstate__` of the user's leaves out.
-
-    A graph is made of the copy, and PyTorch's results of the model. Numbers and texts are those of the model,
-    too; what cannot be copied is shared.
-    """
     for original, part in zip(model.modules(), result.modules(), strict=False):
         if type(original) is not type(part):
             return

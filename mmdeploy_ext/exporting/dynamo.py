@@ -1,12 +1,4 @@
-"""Work of the dynamo exporter that changes nothing, left out: decompositions, and translations read again.
-
-`torch.onnx.export` decomposes every program of torch.export, which traces it twice more; with dynamic axes
-that is half of the time of an export. A program whose operators are all translated needs none of it, once its
-in-place operators are functional ones.
-
-Its translations are read once per process instead of once per stage: torch 2.13 parses the sources of
-onnxscript's 500 functions at every `torch.onnx.export`: 0.5 s of CPU time, most of what a small stage takes.
-"""
+"""Work of the dynamo exporter that changes nothing, left out: decompositions, and translations read again."""
 
 import contextlib
 import copy
@@ -29,8 +21,7 @@ SAME: dict[Any, tuple[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
         lambda x, y, alpha=None: ((y, x), {} if alpha is None else dict(alpha=alpha)),
     ),
 }
-"""Operator that is not translated -> the one of its decomposition, and the function from the arguments of the
-first to those of the second."""
+"""Untranslated operator -> operator of its decomposition, and a function that maps the arguments."""
 REMOVED = frozenset({aten._assert_tensor_metadata.default, aten._assert_scalar.default})
 """Operators that the exporter removes."""
 
@@ -59,11 +50,7 @@ def translations_read_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
-    """Inside the block `ExportedProgram.run_decompositions` returns a program as it is if it needs none.
-
-    `make_functional` has then changed its graph in place; other programs are decomposed. `translated` are
-    operators that the exporter translates beside those of PyTorch.
-    """
+    """Inside the block `ExportedProgram.run_decompositions` returns a program unchanged if it needs none."""
     from onnxscript.function_libs.torch_lib.registration import default_registry
 
     def is_translated(target: Any) -> bool:
@@ -84,11 +71,7 @@ def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
 
 
 def make_functional(module: torch.fx.GraphModule, is_translated: Callable[[Any], bool]) -> bool:
-    """Replace the in-place operators and those of `SAME` in a graph if that is sure to change nothing.
-
-    An in-place operator becomes its functional form, and later nodes read its result. It is kept, and with it
-    the graph, if the tensor that it writes into may be seen through another one (an input, a parameter, a
-    view), or has another type than the functional form gives.
+    """Replace the in-place operators and the operators of `SAME` in a graph where it changes nothing.
 
     Args:
         module: graph of torch.export, with the values of its nodes in `meta['val']`; it is changed in place.
@@ -127,7 +110,6 @@ def make_functional(module: torch.fx.GraphModule, is_translated: Callable[[Any],
 
 
 def _functional(target: torch._ops.OpOverload) -> Any:
-    """Return the operator that gives what an in-place one writes into its first argument, or None."""
     name = target._schema.name.split('::')[1]
     mutated = [argument.name for argument in target._schema.arguments if argument.is_write]
     if not name.endswith('_') or mutated != [target._schema.arguments[0].name]:
@@ -137,7 +119,6 @@ def _functional(target: torch._ops.OpOverload) -> Any:
 
 
 def _keeps_type(node: torch.fx.Node, functional: Any) -> bool:
-    """Return whether an operator gives the type of the tensor that a node writes into; `gt` gives bool."""
     if not all('val' in source.meta for source in (node, *node.all_input_nodes)):
         return False  # it is not known
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda source: source.meta['val'])
@@ -145,10 +126,6 @@ def _keeps_type(node: torch.fx.Node, functional: Any) -> bool:
 
 
 def _has_no_view(node: Any) -> bool:
-    """Return whether a tensor is an operator's result in memory of its own, and nothing is a view of it.
-
-    The result of an in-place operator is the tensor itself, which is no view.
-    """
     if node.op != 'call_function' or not isinstance(node.target, torch._ops.OpOverload):
         return False
     for call in (node, *node.users):

@@ -1,7 +1,4 @@
-"""From a chain of modules to one ONNX file whose inputs and outputs are those of its `GraphSpec`.
-
-No other file calls torch.onnx.export.
-"""
+"""Export a chain of modules to one ONNX file with the inputs and outputs of its `GraphSpec`."""
 
 from __future__ import annotations
 
@@ -62,27 +59,26 @@ OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it really writes in torch 2.13 (measured; dynamo writes 18 if asked
 for 11)."""
 STACK_TRACE = 'pkg.torch.onnx.stack_trace'
-"""Metadata of a node that the dynamo exporter writes: paths and lines of the source files that call it. They
-are left out, so that a file holds no source text."""
+"""Metadata of a node that the dynamo exporter writes: paths and lines of the source files that call it."""
 
 
 def export_stages(
     stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec, options: Options
 ) -> onnx.ModelProto:
-    """Export each stage and merge them into one graph, whose inputs and outputs are the spec's.
+    """Export each stage and merge them into one graph with the spec's inputs and outputs.
 
     Args:
         stages: the chain; the outputs of a stage are inputs of later ones by name.
         example: graph input name -> tensor, of the traced shapes, on the device of the modules.
         spec: the contract of the merged graph.
-        options: opset, exporter, dynamic axes, group normalisation, precision, simplification; the exporter
-            and the operator form of a stage come before those of the options and of `operators_as`. With the
-            precision 'fp32' means of large maps are summed in two steps; float16 is not written here.
+        options: opset, exporter, dynamic axes, group normalisation, precision, simplification; a stage's own
+            exporter and operator form override the options and `operators_as`. With the precision 'fp32'
+            means of large maps are summed in two steps; float16 is not written here.
 
     Raises:
         ExportError: the exporter failed, and the message names the stage; or the merged graph has another
             opset than the one asked for, or other inputs or outputs than the spec. What a module raises when
-            it is run before its export is raised as it is.
+            it is run before its export is raised unchanged.
     """
     tensors = dict(example)
     # tensor name -> dynamic axis -> name of its symbolic dimension
@@ -124,7 +120,6 @@ def export_stages(
 
 
 def _with_exact_sums(model: onnx.ModelProto, options: Options) -> onnx.ModelProto:
-    """Return the model with sums of large maps in two steps; float16 files keep what engines have."""
     if options.get('group_norm') == 'exact':
         model, _ = replace_group_norm(model)
     if options.get('precision') == 'fp32':
@@ -135,10 +130,6 @@ def _with_exact_sums(model: onnx.ModelProto, options: Options) -> onnx.ModelProt
 def _dynamic_axes(
     ends: Mapping[str, int], letters: dict[str, dict[int, str]], options: Options
 ) -> dict[str, dict[int, str]]:
-    """Return the dynamic axes of the inputs and outputs of a stage, and add new ones to `letters`.
-
-    `ends` is name -> number of axes.
-    """
     all_axes = options.get('dynamic', False)
     if all_axes or options.get('dynamic_batch', False):
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
@@ -149,14 +140,7 @@ def _dynamic_axes(
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
-    """Add `metadata` to the properties of a model, in place, check it, and write it to a file, `path`.
-
-    Its folder is made if it is missing. An older file is replaced at once, or stays if something fails. A
-    model in libspconv's dialect is no valid ONNX and is not checked. With None no metadata are added.
-
-    ExportError: onnx.checker refuses the model; UsageError: the file is one that this run reads;
-    Mm2OnnxError: it cannot be written.
-    """
+    """Add `metadata` to the properties of a model, in place, check it, and write it to a file, `path`."""
     if metadata is not None:
         props = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, {**props, **metadata.to_props()})
@@ -197,22 +181,14 @@ def default_opset(module: torch.nn.Module, exporter: str) -> int:
 
 
 def default_group_norm(module: torch.nn.Module) -> str:
-    """Return 'exact', a value of the option `group_norm`, if `module.backbone` normalises by groups; else ''.
-
-    `contract.options.GROUP_NORM` tells what the values do; '' has the effect of 'operator'. A backbone has
-    fifty and more group normalisations in a row; for the heads' up to five the operator is enough.
-    """
+    """'exact', a value of the option `group_norm`, if `module.backbone` normalises by groups; else ''."""
     backbone = getattr(module, 'backbone', None)
     parts = backbone.modules() if isinstance(backbone, torch.nn.Module) else ()
     return 'exact' if any(isinstance(part, torch.nn.GroupNorm) for part in parts) else ''
 
 
 def check_opset(opset: int, exporter: str, option: str = '') -> None:
-    """Refuse an opset that the exporter cannot write, and an unknown exporter, with a UsageError.
-
-    A message about the opset begins with the `option` that asked for it; '' stands for `--opset-version` with
-    its value.
-    """
+    """Refuse an opset that the exporter cannot write, and an unknown exporter, with a UsageError."""
     if exporter not in OPSETS:
         raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
     low, high = OPSETS[exporter]
@@ -229,22 +205,6 @@ def run(
     opset: int,
     multiples: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
-    """Export one stage by the exporter that it names.
-
-    Args:
-        stage: the module, the exporter, not '', and the names of its inputs and outputs; if these are fewer
-            than the tensors, the exporter names the others. Call `compat.apply()` before the libraries of the
-            module are imported, and `eval()` on it: dynamo writes the dropout of one in training mode.
-        args: example tensors, one per input.
-        dynamic: input or output name -> dynamic axis -> name of its symbolic dimension. The dynamo exporter
-            takes the axes of inputs alone; it finds those of outputs, and most of the names, by itself.
-        opset: opset of the file.
-        multiples: input name -> the number of which its height and width are multiples; 1 for names that it
-            lacks, and for all with None. Only the dynamo exporter uses it.
-
-    Raises:
-        ExportError: the exporter failed, for whatever reason; the message names the stage.
-    """
     try:
         is_dynamic = any(dynamic.get(name) for name in stage.inputs)
         sizes = sizes_traced(stage.module) if is_dynamic else contextlib.nullcontext()
@@ -277,8 +237,6 @@ def export_module(
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
 ) -> onnx.ModelProto:
     """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
-
-    An input that no node reads is left out by the TorchScript exporter, and kept by dynamo.
 
     Args:
         module: takes `args` by position, returns a tensor or a tuple of tensors. Call `eval()` on it before:
@@ -359,11 +317,6 @@ def _export_torchscript(
 
 
 def _split_where_needed(split: Callable[[Any, Any], None], graph: Any, _: Any) -> None:
-    """Call `split`, which makes nodes of constants that are lists of tensors, if the graph has such lists.
-
-    `split` looks at every node of a block, which takes a thirtieth of the seconds of an export: its block has
-    these constants alone.
-    """
     lists = []
     for node in graph.findAllNodes('prim::Constant', recurse=True):
         kind = node.output().type()
@@ -418,12 +371,12 @@ SILENT = ('equal', 'allclose', 'is_nonzero')
 
 @dataclasses.dataclass(frozen=True)
 class CodeWarning:
-    """A line of the user's code at which a trace keeps what held for the traced example.
+    """A line of the user's code where a trace keeps a fact of the traced example.
 
     Attributes:
         file: absolute path.
         line: number of the line.
-        text: what PyTorch warns of, or which function is called.
+        text: PyTorch's warning, or the function that is called.
     """
 
     file: str
@@ -448,11 +401,7 @@ def recorded_warnings(records: list[CodeWarning]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracer_warnings() -> Iterator[None]:
-    """Around one export: hide all warnings, and record those about the user's code.
-
-    The functions of `SILENT` are wrapped, not seen by a `TorchFunctionMode`: under a mode PyTorch chooses
-    another code path for attention, and reports the mode's line as the one that it warns of.
-    """
+    """Around one export: hide all warnings, and record warnings about the user's code."""
     with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as stack:
         warnings.simplefilter('ignore')
         warnings.simplefilter('always', torch.jit.TracerWarning)

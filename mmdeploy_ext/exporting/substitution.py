@@ -1,8 +1,4 @@
-"""The post-processing by itself: the user's test path on the tensors of a file, and its results.
-
-A file has tensors with names at the borders of its stages, such as the maps of a dense head. Put in the place
-of what the user's modules return, they have to give the results of the file, one to one.
-"""
+"""The post-processing by itself: the user's test path on the tensors of a file, and its results."""
 
 from __future__ import annotations
 
@@ -37,7 +33,7 @@ FUNCTIONS = types.FunctionType, functools.partial
 
 
 class PerCall(list):
-    """Outputs of one method, one for each call, such as those of the stages of a cascade."""
+    """Outputs of one method, one per call, such as the stages of a cascade."""
 
 
 @contextlib.contextmanager
@@ -47,11 +43,8 @@ def substituted(model: torch.nn.Module, outputs: Mapping[str, Any]) -> Iterator[
     Args:
         model: the model; afterwards it is as before.
         outputs: path of a method, such as 'bbox_head.forward' -> what it returns, a copy at each call; one
-            after the other of a `PerCall`. Of a function it is what the function returns for the arguments of
-            the call. A method with a function or None need not be called; with None it returns None.
-
-    Raises:
-        ConfigError: a method was not called, or more often than there are outputs.
+            after the other of a `PerCall`. A function is called with the arguments of the call. A method with
+            a function or None need not be called; with None it returns None.
     """
     calls = dict.fromkeys(outputs, 0)
 
@@ -78,7 +71,7 @@ def substituted(model: torch.nn.Module, outputs: Mapping[str, Any]) -> Iterator[
 
 @contextlib.contextmanager
 def observed(model: torch.nn.Module, paths: Iterable[str]) -> Iterator[dict[str, list[Any]]]:
-    """Yield path of a method -> copies of what it returned inside the block, one for each call."""
+    """Yield path of a method -> copies of its results inside the block, one per call."""
     results: dict[str, list[Any]] = {path: [] for path in paths}
     with contextlib.ExitStack() as stack:
         for path, kept in results.items():
@@ -95,7 +88,6 @@ def _keep(method: Callable[..., Any], results: list[Any], *args: Any, **kwargs: 
 
 
 def _owner(model: torch.nn.Module, path: str) -> tuple[Any, str]:
-    """Return the part of a model whose method a path names, and the name of the method."""
     owner, _, name = path.rpartition('.')
     return operator.attrgetter(owner)(model) if owner else model, name
 
@@ -113,7 +105,6 @@ def without_limits(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _configs(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Return the `test_cfg` of all parts of a model, and the dicts in them, each once."""
     found: dict[int, dict[str, Any]] = {}
     waiting = [getattr(part, 'test_cfg', None) for part in model.modules()]
     while waiting:
@@ -133,11 +124,6 @@ def border_names(model: onnx.ModelProto) -> list[str]:
 
 def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Callable[..., Any]:
     """Return the argument `tied` of `matching.match_lists` for results of one file's tensors.
-
-    Two results are a choice if their scores differ by `TIE` at most, and both are the last of lists of one
-    length and at other places, so that a cut decided, or PyTorch has the file's one, too, of the same score,
-    when nothing is cut off or suppressed. Whichever it is may suppress one more result, of a lower score
-    (which leaves a place at the end of a full list).
 
     Args:
         reference: results of PyTorch, with `scores` and `labels`.
@@ -182,7 +168,6 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
         return choices + _behind_cut((reference, candidate), (missing, extra), choices)
 
     def follows(side: Any, index: int, row: int, column: int) -> bool:
-        """Return whether a choice decides on another result: of the same class, with a lower score."""
         if side.labels[index] != reference.labels[row]:
             return False
         lower = side.scores[index] < min(reference.scores[row], candidate.scores[column])
@@ -194,10 +179,6 @@ def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Cal
 def _behind_cut(
     sides: Sequence[Any], alone: Sequence[list[int]], choices: Sequence[tuple[int | None, int | None]]
 ) -> list[tuple[int | None, int | None]]:
-    """Return the results at the end of full lists that have the places of suppressed ones.
-
-    `sides` are the results of PyTorch and of the file, `alone` the indices of those without a partner.
-    """
     if len(sides[0].scores) != len(sides[1].scores):  # not full
         return []
     chosen = [[pair[side] for pair in choices] for side in (0, 1)]
@@ -212,7 +193,6 @@ def _behind_cut(
 
 
 def _overlap(side: Any, index: int, *chosen: tuple[Any, int]) -> bool:
-    """Return whether the box of a result meets one of the chosen boxes; False of results without boxes."""
     if getattr(side, 'bboxes_xyxy', None) is None:
         return False
     box = side.bboxes_xyxy[index]
@@ -221,7 +201,6 @@ def _overlap(side: Any, index: int, *chosen: tuple[Any, int]) -> bool:
 
 
 def _has(every: Any, results: Any, index: int) -> bool:
-    """Return whether one of `results` is among `every`: its class, its score, and the place of its box."""
     same = (every.labels == results.labels[index]) & (np.abs(every.scores - results.scores[index]) <= TIE)
     for name, room in (('bboxes_xyxy', 1e-2), ('boxes', 1e-3)):
         boxes = getattr(results, name, None)

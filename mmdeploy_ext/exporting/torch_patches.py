@@ -35,8 +35,6 @@ POOLED_AXES = {
 
 
 class _DirectCall:
-    """Stands for `CheckpointFunction`: it calls the function that it was given."""
-
     @staticmethod
     def apply(function: Callable[..., Any], _preserve_rng_state: bool, *args: Any) -> Any:
         return function(*args)
@@ -51,16 +49,7 @@ def without_checkpoints() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_empty_writes() -> Iterator[None]:
-    """Inside the block, `tensor[index] = value` with an index of no element leaves nothing in a trace.
-
-    The exporter makes a Reshape with a side of 0 of it, and fails with an internal assertion. The block is
-    for a trace by TorchScript in which all sizes but the batch are fixed; it holds for the whole process.
-    No index may be empty for the traced batch alone: that write would be lost for other batches, too.
-
-    A mask, positions or a bound that are computed from values may select elements for other inputs: such a
-    write is traced in any case. So is one into a tensor that has no elements itself, and, outside of a trace,
-    one by tensors.
-    """
+    """Inside the block, `tensor[index] = value` with an index of no element leaves nothing in a trace."""
     write = torch.Tensor.__setitem__
 
     def write_elements(tensor: torch.Tensor, index: Any, value: Any) -> None:
@@ -79,7 +68,6 @@ def without_empty_writes() -> Iterator[None]:
 
 
 def _is_fixed(index: Any) -> bool:
-    """Return whether an index selects the same elements for all inputs of the traced sizes and batch."""
     if isinstance(index, torch.Tensor):
         return not _depends_on_values(index)
     if isinstance(index, slice):
@@ -88,7 +76,6 @@ def _is_fixed(index: Any) -> bool:
 
 
 def _depends_on_values(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor of the trace is made of more than sizes and constants."""
     if torch._C._get_tracing_state() is None:
         return True
     nodes, value_names = [torch._C._get_value_trace(tensor).node()], set()
@@ -105,12 +92,7 @@ def _depends_on_values(tensor: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def linspace_of_one_step() -> Iterator[None]:
-    """Inside the block a traced `torch.linspace` holds for a single step, too: its only value is the start.
-
-    The block is for a trace by TorchScript in which the number of steps may be the size of an axis, that is,
-    a tensor; calls with a number are left as they are. Values are not rounded to a type of integers. It holds
-    for the whole process.
-    """
+    """Inside block a traced `torch.linspace` holds for a single step, too: its only value is the start."""
     linspace = torch.linspace
 
     def divided(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
@@ -126,11 +108,7 @@ def linspace_of_one_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def linspace_of_its_type() -> Iterator[None]:
-    """Inside the block a traced `torch.linspace` from or to a float is a constant of the type it is given.
-
-    The block is for a trace by TorchScript of a fixed size, in which the number of steps may be the size of
-    an axis, that is, a tensor; calls with a number are left as they are. It holds for the whole process.
-    """
+    """Inside the block a traced `torch.linspace` from or to a float is a constant of the type it is given."""
     linspace = torch.linspace
 
     def constant(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
@@ -148,9 +126,7 @@ def linspace_of_its_type() -> Iterator[None]:
 def with_a_batch() -> Iterator[None]:
     """Inside the block, pooling (`POOLED_AXES`) gives maps (C, ...) a batch of one and takes it off again.
 
-    PyTorch takes (C, ...) and (B, C, ...). Its exporter takes the first axis for the batch: it writes nodes
-    that no engine loads, or, of adaptive pooling in two axes, others that pool one axis only. The block holds
-    for the whole process.
+    PyTorch takes (C, ...) and (B, C, ...).
     """
 
     def batched(pool: Callable[..., Any], axes: int) -> Callable[..., Any]:

@@ -1,7 +1,4 @@
-"""Runs a model with operators that no engine here has: these in Python, the others in ONNX Runtime.
-
-A step is one node of an operator that Python computes, or all nodes between two of these. Needs no torch.
-"""
+"""Runs a model with operators that no engine here has: these in Python, the others in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -49,10 +46,6 @@ class CustomStep:
     attributes: dict[str, Any]
 
     def run(self, tensors: dict[str, np.ndarray]) -> None:
-        """Add the node's output to `tensors` (name -> array), in place.
-
-        The kernel gets None for inputs that the node leaves out; its errors are not caught.
-        """
         inputs = [tensors[name] if name else None for name in self.inputs]
         tensors[self.output] = self.kernel(*inputs, **self.attributes)
 
@@ -71,11 +64,6 @@ class EngineStep:
     outputs: tuple[str, ...]
 
     def run(self, tensors: dict[str, np.ndarray]) -> None:
-        """Add the outputs of the session to `tensors` (name -> array), in place.
-
-        Raises:
-            InferenceError: ONNX Runtime failed, or an input is missing.
-        """
         try:
             values = self.session.run(list(self.outputs), {name: tensors[name] for name in self.inputs})
         except Exception as error:
@@ -108,11 +96,6 @@ class SteppedModel:
             kernels: `op_type` of such an operator, whatever its domain -> its kernel.
             optimization: of the sessions: 'none', 'basic', 'extended' or 'all', see `graph.run.Runner`.
             threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
-
-        Raises:
-            ModelFileError: an operator has no kernel, ONNX Runtime cannot load a step, the type of a tensor
-                between two steps cannot be inferred, or two nodes write one tensor.
-            ConfigError: no such optimisation.
         """
         index = Index(model)
         custom_nodes = [
@@ -157,15 +140,6 @@ class SteppedModel:
         }
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return output name -> array, for feeds input -> array.
-
-        ONNX Runtime checks types and shapes of what its steps read; feeds of other names are ignored.
-
-        Raises:
-            ShapeError: an input that a step reads is not fed, or one with a default is, which is a constant
-                of the steps.
-            InferenceError: a step of ONNX Runtime fails; what a kernel raises is not caught.
-        """
         if missing := [name for name in self._inputs if name not in feeds]:
             raise ShapeError(f'feed {missing[0]!r}: is missing; the model reads it')
         if constants := self._defaults.intersection(feeds):
@@ -178,7 +152,6 @@ class SteppedModel:
 
 
 def _groups(index: Index, targets: Sequence[Sequence[str]], custom_nodes: Sequence[int]) -> list[list[int]]:
-    """Return the nodes that run before each custom node, and those after the last, each group ascending."""
     constant_nodes = index.constant_nodes() - set(custom_nodes)
     available, groups = set(index.inputs), []
     for step_index, tensors in enumerate(targets):
@@ -200,7 +173,6 @@ def _engine_step(
     optimization: str,
     threads: int,
 ) -> EngineStep | None:
-    """Return a session of some nodes; None if they make nothing that is `read_afterwards`."""
     produced = [name for position in positions for name in index.writes(position)]
     outputs = [name for name in produced if name in read_afterwards]
     if not outputs:

@@ -1,4 +1,4 @@
-"""Inputs for a graph: random ones, and whether given ones are what it takes. Needs onnx and numpy only."""
+"""Inputs for a graph: random ones, and checks of given ones. Needs onnx and numpy only."""
 
 from collections.abc import Mapping, Sequence
 
@@ -52,8 +52,7 @@ def random_feeds(
     """Return random values for every input of a model that has to be fed.
 
     Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255, texts 'text'; other integers
-    are 0..7, those with which a Gather indexes an initializer below its size, too, and sizes are 1. An input
-    without a stated shape gets a scalar.
+    are 0..7, indices of a Gather into an initializer are below its size, and sizes are 1.
 
     Args:
         model: its inputs with a default need no values.
@@ -61,9 +60,6 @@ def random_feeds(
             values.
         sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. A symbolic axis
             without one is 1 if it is the first axis of its input, else 64.
-
-    Raises:
-        UsageError: a seed below 0, a name in `sizes` of no input and no axis, or an input of no known dtype.
     """
     if seed < 0:
         raise UsageError(f'seed {seed}: expected 0 or more')
@@ -113,7 +109,6 @@ def _random_array(
 
 
 def _integer_range(index: Index, name: str) -> tuple[int, int]:
-    """Return low and high of the integers, low <= n < high, that every node that reads an input can take."""
     high = INTEGER_END
     for consumer in index.consumers(name):
         node = index.nodes[consumer]

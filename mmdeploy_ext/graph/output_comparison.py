@@ -20,8 +20,7 @@ from mmdeploy_ext.graph.run import Runner
 def spec_of(model: onnx.ModelProto) -> GraphSpec:
     """Return the inputs and outputs of a graph as a spec called 'model', for a file that states none.
 
-    Inputs with a default are not among them. A tensor of unknown dtype is float32, and so is a sequence;
-    texts are 'object'. A tensor of unknown rank has no axes, and an axis of unknown size is '?'.
+    A tensor of unknown dtype is float32, and so is a sequence; texts are 'object'.
     """
     fed = Index(model).inputs
 
@@ -35,7 +34,7 @@ def spec_of(model: onnx.ModelProto) -> GraphSpec:
 
 
 def with_half_ends(spec: GraphSpec) -> GraphSpec:
-    """Return a spec whose float32 inputs and outputs are float16; inputs with a default and all else stay."""
+    """Return a spec with float16 in place of float32 inputs and outputs."""
     inputs = tuple(as_float16(tensor) if tensor.default is None else tensor for tensor in spec.inputs)
     outputs = tuple(map(as_float16, spec.outputs))
     return GraphSpec(spec.name, inputs, outputs, spec.state)
@@ -58,19 +57,12 @@ def compare_models(
         rtol: tolerance of floats, relative to the largest absolute finite value of each reference output;
             other outputs have to be equal.
         any_float: inputs without a default are cast to the dtypes that each model takes, and float outputs
-            may have another width; those of `after` are compared in the width of `before`. What a model
-            stores in float16 is rounded then, which ONNX Runtime's CPU does not do by itself; not if a body
-            computes in float16.
+            may have another width; outputs of `after` are compared in the width of `before`.
 
     Returns:
         For each set of inputs, a row for each output, or for each tensor of a sequence; [] without a set. An
         output that only one model has, that is empty, or that holds no finite value, fails. Infinities and
         NaN have to be in the same places.
-
-    Raises:
-        ModelFileError: ONNX Runtime cannot load one of the models.
-        ShapeError: feeds that a model does not take.
-        InferenceError: ONNX Runtime failed on one of them.
     """
     runners = []
     for model in (before, after):
@@ -93,7 +85,6 @@ def compare_models(
 def _compare_outputs(
     reference: Mapping[str, Any], candidate: Mapping[str, Any], rtol: float, any_float: bool = False
 ) -> list[TensorRow]:
-    """Compare outputs by name."""
     reference, candidate = without_sequences(reference), without_sequences(candidate)
     for name in reference.keys() & candidate.keys():
         expected, array = reference[name], candidate[name]
@@ -105,11 +96,7 @@ def _compare_outputs(
 
 
 def without_equal_gaps(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays with 0 at the places of the reference's NaN and infinities, if both are equal there.
-
-    NaN and infinities that `candidate` has elsewhere stay in it. If one of those places differs, and if the
-    arrays hold no floats, or differ in dtype or shape, they are returned as they are.
-    """
+    """Two arrays with 0 at the places of the reference's NaN and infinities, if both are equal there."""
     kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
     if reference.dtype.kind != 'f' or kinds[0] != kinds[1]:
         return reference, candidate

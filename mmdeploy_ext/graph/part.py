@@ -80,9 +80,6 @@ def drop_functions(model: onnx.ModelProto) -> None:
 
 
 def drop_metadata(model: onnx.ModelProto) -> None:
-    """Remove the entries with `PREFIX` from a model's metadata, in place: they describe the whole export.
-
-    The record of edits is one of them. Others stay, such as `fp16.nodes`.
-    """
+    """Remove the entries with `PREFIX` from a model's metadata, in place: they describe the whole export."""
     entries = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
     refill(model, metadata_props=entries)

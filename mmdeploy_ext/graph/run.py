@@ -41,18 +41,13 @@ class Runner:
         """Open the session, without the nodes that no name needs.
 
         Args:
-            model: stays as it is.
+            model: stays unchanged.
             names: tensors to return: inputs, initializers or node outputs. None: the graph's outputs.
-            optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let
-                ONNX Runtime fuse what lies between the names.
+            optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let ONNX
+                Runtime fuse nodes between the names.
             threads: number of threads within an operator; 0 leaves the choice to ONNX Runtime.
             shapes_first: whether Shape nodes run as soon as they can: by default they may come last, and all
                 that they read stays in memory until then.
-
-        Raises:
-            UsageError: the graph has no tensor of that name.
-            ModelFileError: ONNX Runtime cannot load the model, or two nodes write one tensor.
-            ConfigError: no such optimisation.
         """
         check_optimization(optimization)
         self.index = index = Index(model)
@@ -74,14 +69,6 @@ class Runner:
             self._session = open_session(exposed, optimization, threads, shapes_first)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return name -> array of all `names`, for feeds input -> array; a sequence is a list of arrays.
-
-        Every input without a default is fed, also one that no name needs.
-
-        Raises:
-            ShapeError: a feed is missing or unknown, or has another dtype or shape than the graph takes.
-            InferenceError: ONNX Runtime failed.
-        """
         check_feeds(self.index, feeds)
         tensors = dict(feeds)
         if self._session is not None:
@@ -97,10 +84,7 @@ class Runner:
         return {name: tensors[name] for name in self.names}
 
     def types(self) -> dict[str, onnx.TypeProto]:
-        """Return name -> type, as ONNX Runtime infers it, of those of `names` that nodes compute.
-
-        Those that are no tensors, such as sequences, are left out.
-        """
+        """Return name -> type, as ONNX Runtime infers it, of the computed tensors of `names`."""
         data_types, tensor_types = dict(onnx.TensorProto.DataType.items()), {}
         for output in self._session.get_outputs() if self._session else ():
             dtype = output.type.removeprefix('tensor(').removesuffix(')').upper()
@@ -115,11 +99,6 @@ def run(
     names: Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run a model once and return name -> array of any of its tensors, as `Runner.run` does.
-
-    `feeds` is input -> array; `names`, the options and the errors are those of `Runner`. Without `names` all
-    outputs are returned.
-    """
     return Runner(model, names, **options).run(feeds)
 
 
@@ -133,11 +112,7 @@ def check_optimization(optimization: str) -> None:
 def open_session(
     model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Return a session of a model on the CPU.
-
-    `optimization`, `threads` and `shapes_first` are those of `Runner`. ModelFileError: ONNX Runtime cannot
-    load it. ConfigError: no such optimisation.
-    """
+    """Return a session of a model on the CPU."""
     import onnxruntime
 
     check_optimization(optimization)
@@ -157,10 +132,7 @@ def open_session(
 
 
 def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Return typed declarations of tensors in the order of `names`; UsageError if a type is unknown.
-
-    onnx infers the types; where it cannot, because of operators of other domains, ONNX Runtime does.
-    """
+    """Return typed declarations of tensors in the order of `names`; UsageError if a type is unknown."""
     tensor_types = types.infer(index.model)
     computed = [name for name in names if name not in tensor_types and index.producer(name) is not None]
     if computed:

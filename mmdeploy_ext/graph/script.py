@@ -12,12 +12,7 @@ from onnx import helper
 from mmdeploy_ext.graph.io.index import bodies, refill
 
 Body = Callable[[Any], Callable[..., Any]]
-"""Takes onnxscript's opset `op` and returns the function, `def body(x, y, attribute: int): ...`.
-
-Its numbers are int64 and float32 as they are written (0, 0.0): they do not adapt to what they are added to. A
-Loop of several variables is `op.Loop` with a nested function that onnxscript's `graph()` decorates: of a
-`for` onnxscript orders them by chance.
-"""
+"""Takes onnxscript's opset `op` and returns the function, `def body(x, y, attribute: int): ...`."""
 ZERO = helper.make_tensor('zero', onnx.TensorProto.INT64, [1], [0])
 """The `value` of ConstantOfShape for int64."""
 LOOP_INPUTS = onnx.TensorProto.INT64, onnx.TensorProto.BOOL
@@ -48,7 +43,6 @@ def function_of(body: Body, domain: str, name: str, opset: int) -> onnx.Function
 
 
 def _clean(graph: onnx.GraphProto | onnx.FunctionProto, outer: Mapping[str, str]) -> None:
-    """Leave out casts of numbers, second constants of a value, and names of nodes; give Loops their types."""
     constants: dict[bytes, str] = {}  # value -> name
     same, kept = dict(outer), []
     for node in graph.node:
@@ -73,7 +67,6 @@ def _clean(graph: onnx.GraphProto | onnx.FunctionProto, outer: Mapping[str, str]
 
 
 def _inlined(protos: list[onnx.FunctionProto]) -> onnx.FunctionProto:
-    """Return the first function, in which calls of the others are replaced by their nodes."""
     imports = {entry.domain: entry for proto in protos for entry in proto.opset_import}
     graph = helper.make_graph([], 'graph', [], [])
     model = helper.make_model(graph, functions=protos, opset_imports=[*imports.values()])

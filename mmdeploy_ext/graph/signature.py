@@ -1,14 +1,4 @@
-"""Whether two models are the same graph, and so compute the same for every input. Needs no torch.
-
-Every tensor gets a digest of how it is computed: of the operator, its attributes bit for bit, and the digests
-of what it reads, down to the inputs (by name), constants of integers, booleans and texts (by type, shape and
-value), and those of floats (by type and shape). Two models have the same structure when their nodes have the
-same digests, each as often, and their inputs, outputs and opsets agree. Then both are walked from the outputs
-backwards, argument by argument, and the constants of floats that meet have to be equal within `TOLERANCE`:
-the last bits of what an exporter computes differ between machines. Inner names and the order of nodes do not
-count. Two draws of a random operator have one digest, so that proofs refuse such models
-(`io.index.random_nodes`).
-"""
+"""Whether two models are the same graph, and so compute the same for every input. Needs no torch."""
 
 from __future__ import annotations
 
@@ -52,8 +42,6 @@ UNLIKE = 'is not the same as in the reference'
 class Signature:
     """The structure of a graph, without the values of its constants of floats.
 
-    `==` compares inner names and the order of nodes, too; `equals` does not.
-
     Attributes:
         nodes: digest of a node and all that it is computed from -> number of such nodes.
         interface: a text for each input (name, type and default), output (name, type and digest), in their
@@ -73,17 +61,11 @@ class Signature:
 
     @property
     def size(self) -> int:
-        """How many nodes of the main graph are no constants."""
         return sum(self.nodes.values())
 
 
 def compute_signature(model: onnx.ModelProto) -> Signature:
-    """Return the signature of a model, whose external data is loaded and whose nodes are in order.
-
-    What the model computes does not depend on names inside of it, on metadata, on how a constant is stored,
-    or on whether an attribute that has its default is stated; these do not count. Tensors in attributes count
-    by value.
-    """
+    """Return the signature of a model with loaded external data and nodes in order."""
     graph = model.graph
     tensors = {value.name: _digest('input', value.name) for value in graph.input}
     functions = {
@@ -108,20 +90,11 @@ def compute_signature(model: onnx.ModelProto) -> Signature:
 
 @dataclasses.dataclass(frozen=True)
 class _Scope:
-    """Digests the nodes of one graph, body or function.
-
-    Attributes:
-        opsets: states the opsets that the nodes are of.
-        functions: the model's local functions by domain, name and overload.
-        depth: how many bodies it is inside of.
-    """
-
     opsets: onnx.ModelProto | onnx.FunctionProto
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
     depth: int = 0
 
     def digest_nodes(self, graph: onnx.GraphProto | onnx.FunctionProto, tensors: dict[str, str]) -> list[str]:
-        """Return a digest per node of a graph, and add those of its tensors to `tensors`."""
         inputs = set(_names(graph.input))
         for tensor in getattr(graph, 'initializer', ()):
             if tensor.name not in inputs:
@@ -156,14 +129,12 @@ class _Scope:
         return digest
 
     def _counted_outputs(self, node: onnx.NodeProto) -> Sequence[str]:
-        """Return a node's outputs; those left out at the end count if it may have any number (Split)."""
         schema = schema_of(node, opsets_of(self.opsets)) if '' in node.output[-1:] else None
         if schema is None or schema.outputs[-1].option == ANY_NUMBER:
             return node.output
         return _without_trailing(node.output)
 
     def _digest_function(self, node: onnx.NodeProto) -> str:
-        """Return the digest of the local function that a node calls, '' if it calls none."""
         function = self.functions.get((node.domain or 'ai.onnx', node.op_type, node.overload))
         if function is None:
             return ''
@@ -175,7 +146,6 @@ class _Scope:
         )
 
     def digest_body(self, graph: onnx.GraphProto | onnx.FunctionProto, tensors: dict[str, str]) -> str:
-        """Return the digest of a body or function: what it takes by place, does, and gives."""
         inputs = _names(graph.input)
         for place, name in enumerate(inputs):
             tensors[name] = _digest('argument', str(self.depth), str(place))
@@ -189,14 +159,12 @@ class _Scope:
 
 
 def _defaults(graph: onnx.GraphProto | onnx.FunctionProto) -> dict[str, np.ndarray]:
-    """Return name -> value of the inputs of a graph or body that have a default; a function has none."""
     names = set(_names(graph.input))
     initializers = [tensor for tensor in getattr(graph, 'initializer', ()) if tensor.name in names]
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in initializers}
 
 
 def _without_trailing(names: Sequence[str]) -> list[str]:
-    """Return names without the empty ones at the end, which stand for optional tensors that are left out."""
     names = list(names)
     while names and not names[-1]:
         names.pop()
@@ -212,7 +180,6 @@ def _digest(*parts: str) -> str:
 
 
 def _constant_digest(array: np.ndarray) -> str:
-    """Return the digest of a constant: of its type and shape, and of its values unless they are floats."""
     is_integer = array.dtype.name.startswith(('int', 'uint'))  # int4, which numpy lacks, is no np.integer
     if not is_integer and array.dtype not in (np.bool_, object):
         return _digest('constant', str(array.dtype), str(array.shape))
@@ -236,7 +203,7 @@ class GraphDifference:
         kind: kind of the change, see `diff.structure.Change`; or 'interface' (an input, output or opset).
         where: node, tensor, or name of an input, output or opset.
         module: PyTorch module that the node was exported from, '' if that is not known.
-        detail: what differs, as text.
+        detail: the difference, as text.
         more: number of other nodes with the same difference: they read the same constant.
     """
 
@@ -248,17 +215,13 @@ class GraphDifference:
 
     @property
     def text(self) -> str:
-        """Place, module, number of other nodes and detail in one line."""
         module = f' (module {self.module})' if self.module else ''
         nodes = f' and {self.more} more' if self.more else ''
         return f'{self.where}{module}{nodes}: {self.detail}'
 
 
 def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
-    """Return the differences of a model from a reference, nodes first; [] if the graph is the same.
-
-    It may lack a difference that is inside of a body or function when there are others.
-    """
+    """Return the differences of a model from a reference, nodes first; [] if the graph is the same."""
     signature, expected = compute_signature(model), compute_signature(reference)
     if signature.equals(expected):
         return _constants_that_differ(model, reference)
@@ -281,7 +244,6 @@ def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[Grap
 
 
 def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
-    """Return a difference for each constant of floats of two models of one structure that is not close."""
     constants = Constants()
     programs = Program(model, constants), Program(reference, constants)
     indices = tuple(program.index for program in programs)
@@ -321,7 +283,6 @@ def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -
 
 
 def _inner_constants(node: onnx.NodeProto, model: onnx.ModelProto) -> list[np.ndarray]:
-    """Return the constants of the bodies of a node, and of the functions that it calls, in their order."""
     arrays: list[np.ndarray] = []
     called = [
         function
@@ -337,7 +298,6 @@ def _inner_constants(node: onnx.NodeProto, model: onnx.ModelProto) -> list[np.nd
 
 
 def _is_close(value: np.ndarray, expected: np.ndarray) -> bool:
-    """Return whether two constants of one type and shape are equal, floats within `TOLERANCE`."""
     if np.array_equal(value, expected):
         return True
     distance = ArrayDistance(value, expected)
@@ -349,7 +309,6 @@ def _is_close(value: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def _unexplained(model: onnx.ModelProto, signature: Signature, expected: Signature) -> list[GraphDifference]:
-    """Return the differences that no change explains: in a body, a function, or an order."""
     nodes, digests = model.graph.node, set(expected.tensors.values())
     unlike = [
         GraphDifference('node', node_label(nodes, place), module_path(node), f'{node.op_type} {UNLIKE}')

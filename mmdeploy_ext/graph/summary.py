@@ -23,7 +23,7 @@ MAX_DEFAULTS = 8
 
 
 def describe(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return what is in a model as plain JSON types.
+    """Describe a model in plain JSON types.
 
     Returns:
         A dict of
@@ -69,14 +69,11 @@ def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 
 def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
-    """Return the nodes of the main graph whose name, operator or output fits a pattern, as plain JSON types.
-
-    `pattern` has '*', '?' and '[...]' as in `fnmatch`, and counts capitals; of an operator it fits the name
-    without the domain, which `operator` of a row has.
+    """Return the main graph's nodes that fit a pattern by name, operator or output, as plain JSON types.
 
     Returns:
-        Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (types of the outputs, as
-        text) and `parameters` (elements of the weights that it reads).
+        Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (types of the outputs, as text)
+        and `parameters` (elements of the weights that it reads).
     """
     tensor_types = types.infer(model)
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}

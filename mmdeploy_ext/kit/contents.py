@@ -1,33 +1,4 @@
-"""The content of a kit: raw arrays, and a manifest that names each with dtype and shape. Needs numpy only.
-
-model.onnx                    the file, or all files of an export under their own names
-manifest.json                 the manifest, with the hash of every file
-manifest.txt                  the same inputs and outputs, a line each, for programs without JSON
-kit.txt                       the hash of the kit, which goes beside the outputs
-inputs/000/img.bin            inputs of the first case, little-endian, row by row
-beside/000/img_shape.bin      further inputs of the post-processing outside of the graph
-expected/000/cls_score_0.bin  PyTorch's tensors for it
-results/000/0/scores.bin      PyTorch's results for its first image
-
-A case is one input of one file, with PyTorch's outputs and results; 000 is its name. The cases of a model of
-frames or sweeps are called after file and frame, `head_003`. Equal arrays are one file. A frame says in which
-order the cases run, and which inputs are then outputs of earlier cases: `ChainedFrame`.
-
-The keys of the manifest:
-
-format, kit_sha256, files     number of the format, hash of the kit, path in the kit -> SHA-256
-title, origin                 name of the model, and a sentence about it
-graphs, cases, frames         lists of the entries of `KitGraph`, `KitCase` and `ChainedFrame`
-task                          module that matches results; None without results
-pictures                      `name` and `licence` of each
-made_with, python             package -> version, version of Python
-config, checkpoint_sha256     of an exported model
-file, bars                    of pictures and modules: path of the model, bars of the page ({} without a page)
-memory, teacher_forced        of frames: `MemorySpec` of the last file; whether a memory is updated outside
-                              of the files, so that PyTorch's is an input of every frame
-engine, precision             of a file for libspconv: `LIBSPCONV`, and the precision of the bars
-tolerance, rows               of a module, see `modules.py`
-"""
+"""The content of a kit: raw arrays, and a manifest that names each with dtype and shape. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -84,10 +55,7 @@ class ArrayFolder:
         self._files: dict[bytes, str] = {}
 
     def write(self, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """Write arrays as `place`/NAME.bin; return their entries of the manifest: `file`, `dtype`, `shape`.
-
-        An array with the bytes of an earlier one, of any name, type or shape, gets the earlier file.
-        """
+        """Write arrays as `place`/NAME.bin; return their entries of manifest: `file`, `dtype`, `shape`."""
         entries = {}
         for name, array in arrays.items():
             array = np.asarray(array)
@@ -125,11 +93,7 @@ def result_classes(family: str = '') -> dict[str, type]:
 
 
 def result_parts(results: Any, family: str = '') -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
-    """Return class, name -> array and name -> other value of the fields of an image's results.
-
-    The class is the key in `result_classes` of their class or a base of it; fields that are None are left
-    out. UsageError: there is no such class, and kits cannot hold the results.
-    """
+    """Return class, name -> array and name -> other value of the fields of an image's results."""
     classes = result_classes(family)
     for cls in type(results).__mro__:
         if cls is classes.get(cls.__name__):
@@ -170,10 +134,7 @@ class KitGraph:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> KitGraph:
-        """Rebuild a graph from its entry in the manifest.
-
-        ModelFileError: its metadata are damaged, or of an mm2onnx with other rules of graphs.
-        """
+        """Rebuild a graph from its entry in the manifest."""
         if 'metadata' in entry:
             metadata = Metadata.from_props(entry['metadata'], entry['file'])
             return cls(entry['name'], entry['file'], metadata, metadata.spec)
@@ -208,12 +169,7 @@ class KitCase:
     family: str = ''
 
     def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Write the arrays into the folder of a kit; return the case's entry in the manifest.
-
-        Of `outputs`, the outputs of the graph by name, only the shapes are kept. The entry has the fields of
-        the case, with entries of `ArrayFolder.write` for arrays; per image of `results` it has `type`, a key
-        of `result_classes`, `fields` (arrays) and `facts`. UsageError: results that kits cannot hold.
-        """
+        """Write the arrays into the folder of a kit; return the case's entry in the manifest."""
         results = []
         for index, image in enumerate(self.results):
             name, arrays, facts = result_parts(image, self.family)
@@ -233,12 +189,7 @@ class KitCase:
 
     @classmethod
     def read(cls, folder: Path, entry: Mapping[str, Any], family: str = '') -> KitCase:
-        """Return a case from its entry in the manifest, with its arrays; `family` may be ''.
-
-        Raises:
-            ModelFileError: results of a class of a family that is not registered here.
-            DataError: results of a class that nothing here has, or see `read_array`.
-        """
+        """Return a case from its entry in the manifest, with its arrays; `family` may be ''."""
         classes = result_classes(family)
         for name in {image['type'] for image in entry['results']} - classes.keys():
             if family:
@@ -278,12 +229,10 @@ class ChainedFrame:
 
     @property
     def outputs(self) -> str:
-        """Name under which the outputs of the last file are written: `chain_NAME`."""
         return f'chain_{self.name}'
 
     @property
     def last_case(self) -> str:
-        """Name of the case of the last file."""
         return self.steps[-1][0]
 
     def to_json(self) -> dict[str, Any]:
@@ -337,15 +286,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_lines(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `manifest.txt`: the cases and frames of a manifest as lines of words, for programs without JSON.
 
-    Words are separated by single blanks; tensors are called as in `file_stem`. AXES is the number of axes,
-    and SIZE the size of each. The lines of a case or a frame follow it:
-
-        case CASE FILE.onnx
-        input NAME DTYPE AXES SIZE... FILE.bin
-        output NAME DTYPE AXES SIZE...
-        frame OUTPUTS
-        step CASE
-        computed INPUT OUTPUT
+    case CASE FILE.onnx
+    input NAME DTYPE AXES SIZE... FILE.bin
+    output NAME DTYPE AXES SIZE...
+    frame OUTPUTS
+    step CASE
+    computed INPUT OUTPUT
     """
     graphs = {graph['name']: KitGraph.from_json(graph) for graph in manifest['graphs']}
     lines = []

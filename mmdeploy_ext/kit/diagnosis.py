@@ -1,4 +1,4 @@
-"""What an output that is not PyTorch's looks like: constant, rounded, permuted. Needs numpy only."""
+"""Kinds of wrong outputs: constant, rounded, permuted. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 RTOL = 1e-3
 """Largest difference of values with other axes that count as the same, relative to the largest value."""
 ROUNDED = 5e-3
-"""Largest difference, relative to the largest value, that products of rounded factors explain.
-
-With TF32, which ONNX Runtime and TensorRT use by default, tensors of fifteen toys were off by 0.03 to 0.17 %
-(docs/engines.md).
-"""
+"""Largest difference, relative to the largest value, that products of rounded factors explain."""
 EXACT = 1e-5
 """Largest difference, relative to the largest value, that the order of sums in float32 explains: such values
 are PyTorch's, and what is wrong with them is their dtype."""
@@ -29,10 +25,7 @@ MAX_AXES = 5
 
 
 def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
-    """Return why dtype or shape of an array are not those of a tensor of a graph; '' if they are.
-
-    An axis of the tensor that has a name instead of a size may be of any size.
-    """
+    """Return why dtype or shape of an array do not fit a tensor of a graph, or ''."""
     if array.dtype != np.dtype(tensor.dtype):
         return f'dtype: got {array.dtype}, expected {tensor.dtype}'
     fits = array.ndim == len(tensor.axes) and all(
@@ -43,18 +36,12 @@ def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
 
 
 def is_constant(array: np.ndarray) -> bool:
-    """Return whether an array of floats has several values, and all are the same one, which is not NaN.
-
-    Of whole numbers, truth values and texts it is False.
-    """
+    """Return whether an array of floats has several values, and all are the same one, which is not NaN."""
     return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
 
 
 def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
-    """Return what a wrong output looks like: constant, rounded, its axes in another order; else ''.
-
-    It is '' for values that are PyTorch's, such as those of an output that is wrong in its dtype alone.
-    """
+    """Describe a wrong output: constant, rounded, its axes in another order; else ''."""
     if is_constant(got) and not is_constant(expected) and not np.array_equal(got, expected):
         return f'every value is {got.flat[0]:g}'
     if expected.size != got.size or expected.size < 2 or got.dtype.kind not in 'fiu':

@@ -1,12 +1,4 @@
-"""Judges the frames of a model with a memory, as level 4 of a proof does. Needs numpy alone.
-
-Teacher-forced, the last file ran on PyTorch's tensors and memory, and every frame counts by itself;
-free-running, all files ran one after the other and kept the memory. See `proving/levels/drive_run.py`.
-
-There the engine of a proof runs free and only its results count. Here a program of somebody else hands the
-memory on, so that a memory which is another one than PyTorch's fails, too, even if these frames have the same
-results.
-"""
+"""Judges the frames of a model with a memory, as level 4 of a proof does. Needs numpy alone."""
 
 from __future__ import annotations
 
@@ -32,11 +24,7 @@ if TYPE_CHECKING:
 
 NOTHING = np.zeros(0, np.float32)
 LARGEST_DRIFT = 100.0
-"""Tolerances by which a free memory in float32 may be off after a reset, through rounding that adds up.
-
-The bound is chosen, not measured: docs/kit.md shows a kit of a toy whose memory drifts by a hundredth of a
-tolerance.
-"""
+"""Tolerances by which a free memory in float32 may be off after a reset, through rounding that adds up."""
 
 
 class DriveJudge:
@@ -55,7 +43,7 @@ class DriveJudge:
         Args:
             manifest: manifest of the kit, with `memory` and `task`.
             graph: the last file, which gives results and memory; it has metadata.
-            precision: 'fp32', 'fp16' or 'int8', by whose bars the frames are judged.
+            precision: 'fp32', 'fp16' or 'int8', for the bars of the frames.
         """
         self.graph, self.memory = graph, MemorySpec.from_json(manifest['memory'])
         of_outputs = {name: self.memory.tensors[name] for name in self.memory.outputs}
@@ -68,8 +56,6 @@ class DriveJudge:
 
     def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:
         """Judge the outputs of one frame in a mode; frames are added in order.
-
-        Outputs of which the runtime of the family makes no results are a fault of the frame, no exception.
 
         Args:
             mode: 'teacher' or 'free'.
@@ -103,20 +89,12 @@ class DriveJudge:
         run.add(Moment(moment_frame, *outputs, *states))
 
     def finish(self) -> list[SequenceRow]:
-        """Return the judgement of each mode of which there were frames, 'teacher' first.
-
-        It is called once, after the last frame: each call adds the drift of the free memory to the faults.
-        """
+        """Return the judgement of each mode of which there were frames, 'teacher' first."""
         if self.runs['free'].bars.cosine is None:
             self._add_drift(self.runs['free'])
         return [run.finish() for run in self.runs.values() if run.series['name'] or run.faults]
 
     def _add_drift(self, run: PairRun) -> None:
-        """Add the tensors of the free memory that drifted too far to the faults of a run.
-
-        A frame that begins with an empty memory is fed what PyTorch is fed: one tolerance counts. After a tie
-        other rows may be kept, so that nothing counts until the next reset.
-        """
         names, ties, limit = run.series['name'], run.series['ties'], 1.0
         for index, was_reset in enumerate(run.series['reset']):
             limit = 1.0 if was_reset else max(limit, LARGEST_DRIFT)
@@ -129,11 +107,6 @@ class DriveJudge:
 
     @property
     def first_difference(self) -> str:
-        """Sentence about the first frame that differs or has a fault, and what is wrong there; '' if none.
-
-        It is of the teacher-forced mode if one of its frames is wrong: there an error is where it is made.
-        The drift of the free memory is among the faults after `finish` alone.
-        """
         for mode, run in self.runs.items():
             wrong: dict[str, list[str]] = {name: [] for name in self.frames[mode]}
             names = run.series['name']

@@ -1,7 +1,4 @@
-"""What a kit has for engines: programs and commands that run its inputs.
-
-Commands are run in the folder of the kit, to which the paths of its files are relative.
-"""
+"""Files of a kit for engines: programs and commands that run its inputs."""
 
 from __future__ import annotations
 
@@ -49,10 +46,7 @@ def is_dynamic(graph: KitGraph) -> bool:
 
 
 def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """Return 'min', 'opt' (the first case) and 'max' -> input -> shape over all cases of a graph.
-
-    Least and largest size are of each axis by itself; inputs without axes are left out.
-    """
+    """Return 'min', 'opt' (the first case) and 'max' -> input -> shape over all cases of a graph."""
     ranges: dict[str, dict[str, list[int]]] = {}
     for option, choose in (('min', min), ('opt', None), ('max', max)):
         ranges[option] = {}

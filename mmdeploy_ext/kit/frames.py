@@ -1,15 +1,4 @@
-"""The cases of a kit of a model of several files: what a frame feeds to each, and PyTorch's tensors of it.
-
-Every file runs on tensors of PyTorch alone: an input that is an output of another file of the export is
-PyTorch's, and so is the memory before the frame (teacher-forced). PyTorch's tensors are those of the
-unpatched model; what that does not show (StreamPETR's features and position embedding, PETRv2's embedding of
-the frame before) is computed by the exported module in PyTorch.
-
-Beside the cases, each frame says how the files run one after the other, on what those before them computed:
-for a model with a memory that is the free run, which a reset begins anew. The programs of a kit run files and
-nothing else: a memory that is updated outside of the files, such as Sparse4D's, is PyTorch's in every frame
-there, too.
-"""
+"""The cases of a kit of a model of several files: what a frame feeds to each, and PyTorch's tensors of it."""
 
 from __future__ import annotations
 
@@ -42,10 +31,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 BEFORE = 'prev_'
-"""Beginning of the names of inputs that are outputs of another file for the frame before.
-
-Others may begin so, too, such as `prev_exists` of StreamPETR.
-"""
+"""Beginning of the names of inputs that are outputs of another file for the frame before."""
 
 
 def write_frames(
@@ -58,11 +44,6 @@ def write_frames(
         paths: paths of the exported files, in the order in which a frame goes through them.
         samples: `Frame`s of a drive in order, or `Sweep`s.
         folder: folder of the kit.
-
-    Raises:
-        UsageError: a contract with a runner that computes tensors between the files, frames in which a file
-            does not run, results that kits cannot hold, or a file of another model, see `check_facts`.
-        ModelFileError: see `ladder.prove`.
     """
     family = deployment.family
     files, options = read_files(deployment, paths)
@@ -97,16 +78,6 @@ def write_frames(
 
 
 class _FramesWriter:
-    """Writes frame after frame.
-
-    Attributes:
-        graphs: name of a file -> its graph.
-        entries: entries of the graphs in the manifest.
-        keeps_memory: whether outputs of the last file become its inputs in the next frame.
-        cases, frames: entries of the manifest so far; of a file that runs several times in a frame the names
-            of its further cases end with a number; a single file that keeps no memory has no frames.
-    """
-
     def __init__(self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path) -> None:
         self.sides, self.folder = sides, ArrayFolder(folder)
         graphs = contract_of(sides.deployment.family, options).graphs(sides.deployment.model, options)
@@ -127,7 +98,6 @@ class _FramesWriter:
         self._memory: Any = None
 
     def add(self, index: int, sample: Frame | Sweep) -> None:
-        """Run a frame through PyTorch and through the files, and write its cases; `index` counts frames."""
         sides = self.sides
         has_memory = sides.deployment.family.memory
         if has_memory:
@@ -186,7 +156,6 @@ class _FramesWriter:
         self.frames.append(frame.to_json())
 
     def _fed(self, inputs: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """Return name of an input -> name of the output whose last value the runner fed to it."""
         sources = {name: name if name in self._outputs else name.removeprefix(BEFORE) for name in inputs}
         return {
             name: source
@@ -195,7 +164,6 @@ class _FramesWriter:
         }
 
     def _by_module(self, graph: KitGraph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs of the module that was exported as a graph, computed by PyTorch."""
         import torch
 
         module = self._modules[graph.name]
@@ -222,7 +190,6 @@ def _case(
     inputs: dict[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
 ) -> KitCase:
-    """Return the case of one file in one frame, without results; `reference` has PyTorch's tensors."""
     tensors = {}
     for tensor in graph.spec.outputs:
         if tensor.compare != 'values':

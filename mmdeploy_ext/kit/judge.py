@@ -1,8 +1,4 @@
-"""Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy alone.
-
-The bars of a precision are the limits that outputs in less than float32 have to keep, see
-`tasks/half_bars.py`.
-"""
+"""Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy alone."""
 
 from __future__ import annotations
 
@@ -31,7 +27,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
-"""Precisions by whose bars outputs are judged."""
+"""Precisions with bars for outputs."""
 
 
 @dataclasses.dataclass
@@ -40,9 +36,9 @@ class Judgement:
 
     Attributes:
         told: the user's words about device, engine and version, which nobody checks; '' if none.
-        precision: 'fp32', 'fp16' or 'int8', by whose bars the outputs are judged.
+        precision: 'fp32', 'fp16' or 'int8', for the bars of the outputs.
         ran: what ran the inputs on this machine, as `run_kit` returns it; '' otherwise.
-        inputs: number of inputs whose outputs were judged.
+        inputs: number of judged inputs.
         frames: number of frames that were judged after the files ran one after the other.
         cases: one per input and frame; of the inputs in `sequences` only the ones with outputs of a wrong
             form.
@@ -66,14 +62,12 @@ class Judgement:
 
     @property
     def equal(self) -> bool:
-        """Whether all tensors and results keep the bars of `precision`, and there were some."""
         matched = sum(row.matched for case in self.cases for row in case.detections)
         compared = matched or any(row.tensors for row in (*self.cases, *self.sequences))
         return bool(compared) and not self.failures
 
     @property
     def title(self) -> str:
-        """The claim: 'EQUAL ON 9 INPUTS AND 3 FRAMES (DEVICE)', 'NOT WITHIN FP16 BARS' and so on."""
         claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         device = f'{self.told}, as told' if self.told else self.ran
         suffix = f' ({device})' if device else ''
@@ -84,7 +78,6 @@ class Judgement:
 
     @property
     def failures(self) -> list[str]:
-        """`reasons`, and a sentence for each sequence, tensor and image that differs, with its title."""
         of_sequences = [f'{row.title}: {reason}' for row in self.sequences for reason in row.reasons]
         of_cases = [failure for case in self.cases for failure in case.failures]
         return [*self.reasons, *of_sequences, *of_cases]
@@ -96,10 +89,7 @@ class Judgement:
 
 
 def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
-    """Return failing rows for the order and padding that a `full` file of pictures promises.
-
-    The matching of results depends on neither. `arrays` are the outputs by name.
-    """
+    """Return failing rows for the order and padding that a `full` file of pictures promises."""
     if metadata.samples != 'images' or 'labels' not in metadata.spec.output_names:
         return []
     return order_rows(arrays, getattr(metadata.postprocess, 'num_classes', len(metadata.classes)))
@@ -118,12 +108,6 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
     Returns:
         The judgement. Outputs that are missing, cannot be read, or have another name, dtype or shape are
         failures in it; whole numbers may have another dtype of whole numbers or truth values.
-
-    Raises:
-        DataError: a kit that is not whole, no folder of outputs, one without any, or outputs of another kit.
-        ModelFileError: the kit was made with other rules of graphs, or is of a family that is not registered
-            here.
-        UsageError: another precision.
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(f'precision={precision!r}: expected one of {", ".join(PRECISIONS)}')
@@ -131,15 +115,6 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
 
 
 class _Judge:
-    """One judgement of the outputs in a folder.
-
-    Attributes:
-        manifest: content of the kit's `manifest.json`.
-        graphs: its files by name.
-        cases: its cases by name, as entries of the manifest.
-        bars: the bars of float16 or INT8; None for float32.
-    """
-
     def __init__(self, kit: Path, outputs: Path, told: str, precision: str | None) -> None:
         self.kit, self.outputs, self.manifest = kit, outputs, read_manifest(kit)
         if not outputs.is_dir():
@@ -165,7 +140,6 @@ class _Judge:
             )
 
     def judge(self) -> Judgement:
-        """Judge all cases, then all frames."""
         judgement, frames = self.judgement, [*map(ChainedFrame.from_json, self.manifest['frames'])]
         runs = [*self.cases, *(frame.outputs for frame in frames)]
         if not any(has_outputs(self.outputs, run) for run in runs):
@@ -199,7 +173,6 @@ class _Judge:
         return judgement
 
     def _judge_drive(self, frames: list[ChainedFrame], is_chained: bool) -> None:
-        """Judge the frames of a model with a memory: teacher-forced, and free-running if those were run."""
         last = list(self.graphs.values())[-1]
         drive = DriveJudge(self.manifest, last, self.judgement.precision)
         for mode in ('teacher', 'free') if is_chained else ('teacher',):
@@ -216,15 +189,10 @@ class _Judge:
         self.judgement.first_difference = drive.first_difference
 
     def _case(self, entry: Mapping[str, Any]) -> KitCase:
-        """Return a case with PyTorch's tensors and results."""
         metadata = self.graphs[entry['graph']].metadata
         return KitCase.read(self.kit, entry, metadata.family if metadata else '')
 
     def _read(self, entry: Mapping[str, Any], name: str) -> tuple[dict[str, np.ndarray], list[TensorRow]]:
-        """Return the outputs `name` of a case, and failing rows for outputs that cannot be compared.
-
-        float16 becomes float32, unless PyTorch's tensor is float16.
-        """
         spec = self.graphs[entry['graph']].spec
         shapes = {output: tuple(shape) for output, shape in entry['output_shapes'].items()}
         try:
@@ -255,7 +223,6 @@ class _Judge:
         return outputs, rows
 
     def _judge(self, entry: Mapping[str, Any], name: str) -> results.Case:
-        """Compare the outputs `name` with PyTorch's of a case."""
         case = self._case(entry)
         arrays, rows = self._read(entry, name)
         if case.tensors:
@@ -271,7 +238,6 @@ class _Judge:
         return results.Case(f'{name} {case.title}', shapes, False, tuple(rows), detections)
 
     def _compare(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
-        """Return the rows of all tensors of a case."""
         spec = self.graphs[case.graph].spec
         if ordered := self.manifest.get('rows'):
             smallest = {tensor.name: tensor.column_groups[0].atol for tensor in spec.outputs}
@@ -284,7 +250,6 @@ class _Judge:
         return self.bars.judge(rows) if self.bars else rows
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
-        """Match the results of every image with PyTorch's, after the post-processing of the runtime."""
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
         settings = self.bars.of_task(task) if self.bars else {}
         runtime = runtime_of(metadata.family)
@@ -309,7 +274,6 @@ class _Judge:
 def _explained(
     row: TensorRow, expected: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
 ) -> TensorRow:
-    """Return a row; a reason that fails says what the output looks like."""
     name = row.tensor.partition(' [')[0]
     if row.passed or name not in expected or name not in arrays:
         return row

@@ -38,13 +38,6 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
 
     Returns:
         Device, engine, its version, and the median milliseconds of each file, its first run included.
-
-    Raises:
-        DataError, ModelFileError: a kit that is not whole, or of other rules of graphs.
-        UsageError: another engine, a kit for libspconv, or a folder that is not empty.
-        EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
-        ExportError: `fp16`, and a file cannot be written in it, see `to_fp16`.
-        InferenceError: the engine failed to run a file on one of the inputs.
     """
     kit, outputs, manifest = Path(kit), Path(outputs), read_manifest(Path(kit))
     if engine not in ENGINES:
@@ -80,8 +73,6 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
 
 
 def _named(kind: type[Mm2OnnxError], subject: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that raises the errors of an engine as `kind`, with a `subject` in front."""
-
     def named(*arguments: Any) -> Any:
         try:
             return function(*arguments)
@@ -117,7 +108,6 @@ def device_of(engine: str) -> str:
 
 
 def _shapes(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the sizes of the inputs with open axes as `onnx2tensorrt.py --shapes` takes them."""
     if not is_dynamic(graph):
         return []
     ranges, texts = shape_ranges(cases), []
@@ -128,7 +118,6 @@ def _shapes(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _in_float16(path: Path, folder: Path) -> Path:
-    """Write a file in mixed precision into a folder, as `graph.py fp16` does; return its path."""
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.passes.for_tensorrt import engine_spec
     from mmdeploy_ext.graph.passes.fp16 import to_fp16

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: Any) -> None:
-    """Raise UsageError for a file whose classes, preparation or post-processing are not the model's.
-
-    The page of a kit and all runners read these from the file, so that no comparison of arrays shows them.
-    `rule` is the rule by which samples become its input.
-    """
+    """Raise UsageError if a file's classes, preparation or post-processing are not the model's."""
     for check in facts_checks(deployment, metadata, rule):
         if not check.passed:
             hint = ''
@@ -33,12 +29,7 @@ def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: A
 
 
 def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str]:
-    """Copy an ONNX file, with its external data, into a kit; return the hash of the user's file.
-
-    TensorRT, OpenVINO and onnxruntime-node take an input with a default for a constant, so that the copy has
-    no defaults: the cases feed every input. A Loop without a condition, which TensorRT does not read, gets
-    one that is always true. A file that lists weights as inputs, as old exporters do, is copied as it is.
-    """
+    """Copy an ONNX file, with its external data, into a kit; return the hash of the user's file."""
     path, target = Path(path), folder / graph.file
     model = files.read(path)
     inputs, weights = (

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def _graph_spec(proof: ModuleProof) -> GraphSpec:
-    """Return names, dtypes and axes of the file of a proof, with its tolerances."""
     first, graph = proof.comparisons[0], proof.model.graph
 
     def tensor(value: Any, array: Any) -> TensorSpec:
@@ -50,15 +49,7 @@ def write_module_kit(
     seed: int = 0,
     pictures: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
-    """Write the kit of a PyTorch module and an ONNX file; return its manifest.
-
-    Both are compared on the inputs here first, as by `prove_module`, which has the same arguments; `pictures`
-    has `name` and `licence` of the sources of the inputs. With a `state` nothing is generated.
-
-    Raises:
-        UsageError: the file does not compute what the module computes, or the folder `out` is not empty.
-        ModelFileError: see `prove_module`.
-    """
+    """Write the kit of a PyTorch module and an ONNX file; return its manifest."""
     proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_samples()
     if generate and not state:

@@ -1,8 +1,4 @@
-"""Outputs that an engine gave for the cases of a kit, as its own tools write them. Needs numpy only.
-
-Of the case 000 these are `000.npz`, `000/NAME.npy`, `000/NAME.bin`, or `000.json` as `trtexec --exportOutput`
-writes it.
-"""
+"""Outputs that an engine gave for the cases of a kit, as its own tools write them. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -23,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def has_outputs(folder: Path, name: str) -> bool:
-    """Return whether a folder of outputs has NAME.npz, NAME.json or a folder NAME, whatever is in it.
-
-    `name` is that of a run, see `read_outputs`.
-    """
+    """Return whether a folder of outputs has NAME.npz, NAME.json or a folder NAME, whatever is in it."""
     return any((folder / f'{name}{suffix}').exists() for suffix in ('.npz', '.json', ''))
 
 
@@ -35,19 +28,14 @@ def read_outputs(
 ) -> dict[str, np.ndarray]:
     """Return the outputs of one run of a graph by name, in their dtypes and shapes in the files.
 
-    They are in NAME.npz, in NAME.json, or in .npy and .bin of the folder NAME. A .bin file has the dtype and
-    shape of the graph's output of its name. An array of JSON has the dtype of the graph's output, or float64
-    if the output is of whole numbers and the array is not.
+    An array of JSON has the dtype of the graph's output, or float64 if the output is of whole numbers and the
+    array is not.
 
     Args:
         folder: folder of the outputs of all runs.
         name: name of the run: that of a case, '000', or `ChainedFrame.outputs` of a frame, 'chain_000'.
         spec: spec of the graph, which has the dtypes of raw files and JSON files.
         shapes: name of an output -> its shape, of the manifest, for raw files.
-
-    Raises:
-        DataError: there is nothing of this name, or twice; a file that cannot be read; a raw file of another
-            number of bytes or of no output of the graph.
     """
     archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
     arrays_in_folder = [path for path in sorted(single.glob('*')) if path.suffix in ('.npy', '.bin')]
@@ -76,7 +64,6 @@ def read_outputs(
 
 
 def _load(file: Path, name: str = '') -> dict[str, np.ndarray]:
-    """Return name -> array of an .npz file; the array of an .npy file is called `name`."""
     try:
         stored = np.load(file, allow_pickle=False)
         if isinstance(stored, np.ndarray):
@@ -88,7 +75,6 @@ def _load(file: Path, name: str = '') -> dict[str, np.ndarray]:
 
 
 def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
-    """Return a raw array in the dtype and shape of the output that its file is named after."""
     name, content = name_of_stem(file.stem), file.read_bytes()
     if name not in spec.output_names or name not in shapes:
         expected = ', '.join(spec.output_names)
@@ -107,7 +93,6 @@ def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
 
 
 def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
-    """Return what `trtexec --exportOutput` wrote: entries with name, dimensions ('1x100x5') and values."""
     try:
         entries = json.loads(file.read_text(encoding='utf-8'))
         arrays = {}
@@ -125,11 +110,7 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 
 
 def check_kit(folder: Path, expected: str) -> bool:
-    """Return whether a folder of outputs has a file `KIT_HASH`; its first word has to be the hash `expected`.
-
-    Raises:
-        DataError: it is another one: the outputs are of another kit.
-    """
+    """Whether a folder of outputs has a file `KIT_HASH`; its first word has to be the hash `expected`."""
     path = folder / KIT_HASH
     if path.is_file() and path.read_bytes().split()[:1] != [expected.encode()]:
         raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')

@@ -1,8 +1,4 @@
-"""The page of a kit, `index.html`, which runs its inputs in a browser and judges the outputs.
-
-The page is written once, in `kit/web/`; what it compares by comes from the manifest, so that there are no
-second copies of bars, tolerances and rules.
-"""
+"""The page of a kit, `index.html`, which runs its inputs in a browser and judges the outputs."""
 
 from __future__ import annotations
 
@@ -34,10 +30,7 @@ TASKS = ('bbox2d', 'boxed_mask', 'mask', 'panoptic')
 
 
 def bars_of(task: str | None) -> dict[str, float]:
-    """Return the proof's bars for float32 by name, as the manifest has them.
-
-    `rtol` is the tolerance of tensors without column groups; a task of `TASKS` has bars of its results, too.
-    """
+    """Return the proof's bars for float32 by name, as the manifest has them."""
     bars = dict(
         rtol=DEFAULT_RTOL, low_alone=matching.ALLOWED_LOW_ALONE, low_alone_share=matching.MAX_LOW_ALONE_SHARE
     )
@@ -62,7 +55,7 @@ def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, flo
     """Write the page into the folder of a kit, without the library that runs the model; return its bars.
 
     Files in less than float32, files with their weights beside them, and results of a task of one family
-    alone get no page, and the bars are {}. `task` is None of a module.
+    alone get no page, and the bars are {}.
     """
     is_exact = graph.metadata is None or graph.metadata.precision == 'fp32'
     if not is_exact or task not in (None, *TASKS) or external_locations(folder / graph.file):
@@ -92,11 +85,7 @@ def check_page(kit: Path) -> dict[str, Any]:
 
 
 def add_library(kit: Path) -> None:
-    """Write onnxruntime-web into the folder of a kit, which any web server can show then.
-
-    DataError: the kit has no page, see `check_page`; for further errors see `web_library.package`. After an
-    error the kit is as it was before.
-    """
+    """Write onnxruntime-web into the folder of a kit, which any web server can show then."""
     check_page(kit)
     with replaced_folder(kit / LIBRARY) as folder:
         web_library.unpack(folder)

@@ -27,17 +27,11 @@ if TYPE_CHECKING:
 def write_pictures(deployment: Model, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
     """Write the file and its cases into the folder of a kit; return their entries of the manifest.
 
-    A case is an input of the proof, one picture or a batch. Nothing is compared here.
-
     Args:
         deployment: the model in PyTorch, from config and checkpoint.
         path: path of the ONNX file.
         samples: (title, (h, w, 3) uint8 BGR) of each picture; the first counts as the one that was traced.
         folder: folder of the kit.
-
-    Raises:
-        UsageError: results that kits cannot hold, or a file of another model, see `check_facts`.
-        ModelFileError: see `ladder.prove`.
     """
     file, options = read_picture_file(deployment, path)
     check_facts(deployment, path, file.metadata, rule_of(deployment, options))
@@ -56,7 +50,6 @@ def write_pictures(deployment: Model, path: str, samples: Collection[Any], folde
 
 
 def _case(name: str, reference: InputReference, metadata: Metadata) -> KitCase:
-    """Return the case of an input: what the graph takes, and what PyTorch makes of it."""
     inputs = metadata.spec.with_defaults(reference.feeds_of(metadata))  # not every engine has optional inputs
     tensors: dict[str, np.ndarray] = {}
     if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):

@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write README.md into the folder of a kit, from its manifest, which need not have its hashes yet.
-
-    The other entries are those that the head of `contents.py` lists.
-    """
+    """Write README.md into the folder of a kit, from its manifest, which need not have its hashes yet."""
     graphs = [KitGraph.from_json(entry) for entry in manifest['graphs']]
     facts = dict(
         manifest=manifest,

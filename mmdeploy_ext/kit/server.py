@@ -38,10 +38,7 @@ class KitRequest(http.server.SimpleHTTPRequestHandler):
         super().__init__(*request, directory=directory)
 
     def translate_path(self, path: str) -> str:
-        """Return the path of the file of an address, `path`: of the kit, or else of the library.
-
-        The file need not exist; none is outside of both folders, but by links in them.
-        """
+        """Return the path of the file of an address, `path`: of the kit, or else of the library."""
         file = Path(super().translate_path(path))
         in_library = self.library / file.name
         is_library = file.parent == Path(self.directory, LIBRARY)
@@ -61,13 +58,9 @@ def serving(kit: Path, port: int = 0) -> Iterator[http.server.ThreadingHTTPServe
     """Yield a server of a kit on loopback, which nobody on other machines reaches; `serve_forever` runs it.
 
     Args:
-        kit: folder that `mm2onnx kit` wrote; a library that it lacks comes from the cache, or is
-            downloaded by npm.
+        kit: folder that `mm2onnx kit` wrote; a library that it lacks comes from the cache, or is downloaded
+            by npm.
         port: port of the address; 0 takes a free one.
-
-    Raises:
-        DataError: see `check_page` and `web_library.package`.
-        UsageError: the library cannot be had, or the port cannot be opened.
     """
     check_page(kit)
     with tempfile.TemporaryDirectory(prefix='mm2onnx') as unpacked:

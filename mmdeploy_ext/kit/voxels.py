@@ -1,10 +1,4 @@
-"""The cases of a kit of a sparse backbone for NVIDIA's libspconv: voxels, and spconv's dense map of each.
-
-A case has `features` (N, C) float16 and `coordinates` (N, 4) int32, sample 0 and the voxel in the file's
-order of axes, as the engine takes them, and `grid` (3,) int32, the number of voxels per axis in that order,
-which the program states to the engine. Expected is `dense` (1, C, H, W): that of the model in float32 on
-spconv, for the same rounded features.
-"""
+"""The cases of a kit of a sparse backbone for NVIDIA's libspconv: voxels, and spconv's dense map of each."""
 
 from __future__ import annotations
 
@@ -41,10 +35,6 @@ def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], fo
         samples: real voxels, with coordinates in the model's order of axes. A file of float16 has cases of
             the proof's synthetic voxels, too; the ranges of INT8 were made for real voxels alone.
         folder: folder of the kit.
-
-    Raises:
-        UsageError: a file of the portable form, or an INT8 file without samples.
-        ModelFileError: see `ladder.prove`.
     """
     file = read_sparse_file(deployment, path, None)
     if not is_sparse(file.model):
@@ -85,7 +75,6 @@ def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], fo
 
 
 def _spec(network: SparseGraph) -> GraphSpec:
-    """Return the tensors of the cases of a network."""
     group = ColumnGroup(rtol=HALF_RTOL)
     return GraphSpec(
         'backbone',

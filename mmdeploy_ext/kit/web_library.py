@@ -1,8 +1,4 @@
-"""onnxruntime-web from the npm registry: downloaded once, compared with its hash, unpacked beside a page.
-
-`npm pack` fetches the package as the user's npm is set up, and runs no scripts of it. Nothing of it is part
-of this repository.
-"""
+"""onnxruntime-web from the npm registry: downloaded once, compared with its hash, unpacked beside a page."""
 
 from __future__ import annotations
 
@@ -37,12 +33,7 @@ def cache_folder() -> Path:
 
 
 def package() -> Path:
-    """Return the path of the package in the cache, after a download if it is not there.
-
-    Raises:
-        UsageError: there is no npm, or it cannot download the package.
-        DataError: the file in the cache has another hash.
-    """
+    """Return the path of the package in the cache, after a download if it is not there."""
     path = cache_folder() / f'{NAME}-{VERSION}.tgz'
     if not path.is_file():
         _download(path)
@@ -53,7 +44,6 @@ def package() -> Path:
 
 
 def _download(path: Path) -> None:
-    """Let npm write the package to a path; it appears whole or not at all."""
     by_hand = f'or put what `npm pack {NAME}@{VERSION}` writes on another machine into {path.parent}'
     npm = shutil.which('npm')
     if npm is None:
@@ -76,10 +66,7 @@ def _download(path: Path) -> None:
 
 
 def unpack(folder: Path) -> None:
-    """Write `LOADERS`, their WebAssembly and `LICENCES` into a folder, which is made if it is missing.
-
-    For the errors see `package`.
-    """
+    """Write `LOADERS`, their WebAssembly and `LICENCES` into a folder, which is made if it is missing."""
     import onnxruntime  # of any of its distributions
 
     folder.mkdir(parents=True, exist_ok=True)

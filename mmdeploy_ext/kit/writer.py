@@ -81,8 +81,6 @@ def write_kit(
 ) -> dict[str, Any]:
     """Write a kit; return its manifest.
 
-    The outputs of the file on this machine are judged first, and no kit is written if they are wrong.
-
     Args:
         out: the folder, new or empty, which appears whole or not at all.
         path: path of the file or folder, for messages.
@@ -90,9 +88,6 @@ def write_kit(
             `kit/contents.py`.
         opens: takes the path of a file and returns a function that runs it here, from inputs to outputs by
             name.
-
-    Raises:
-        UsageError: a folder that is not empty, or a file whose results on this machine differ from PyTorch's.
     """
     out = Path(out)
     check_new_folder(out)

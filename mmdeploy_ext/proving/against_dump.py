@@ -35,22 +35,11 @@ class DumpComparer(Protocol):
     """Runs the samples of a dump on an engine, in their order, and compares the outputs with the dump."""
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Run one sample and compare its outputs.
-
-        `tensors` are the dumped inputs and outputs by name, `manifest` has `sample`, the index in the data
-        set. DataError: why it cannot be compared.
-        """
+        """Run one sample and compare its outputs."""
 
 
 def check_dump(comparer: DumpComparer, deployment: Model, folder: Path) -> bool:
-    """Run an engine over the samples of a dump; print one line per sample, and return whether none differs.
-
-    Samples that cannot be compared count as not different; so does a missing dump.
-
-    Raises:
-        DataError, UsageError: a sample's files are damaged.
-        InferenceError: the engine fails.
-    """
+    """Run an engine over the samples of a dump; print one line per sample and return whether none differs."""
     agrees, samples = True, list_samples(folder)
     if not samples:
         print(
@@ -137,7 +126,6 @@ class FrameDumpComparer:
     """
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Model) -> None:
-        """Keep the files on their engine, and their metadata in the order of a frame."""
         self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
         self.bars = half_bars.bars_of(last.precision)
         specs = {tensor.name: tensor for file in metadata for tensor in file.spec.outputs}

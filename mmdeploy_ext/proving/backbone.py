@@ -58,11 +58,7 @@ def prove_backbone(
     claims: Claims,
     **settings: Any,
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove one file, of the target 'libspconv' or 'portable', on synthetic and on real voxels.
-
-    `samples` are sets of real voxels, with coordinates in the model's order of axes. Of the engine's options
-    `threads` is taken. For `settings` see `check_backbone`, for the rest `ladder.prove`.
-    """
+    """Prove one file, of the target 'libspconv' or 'portable', on synthetic and on real voxels."""
     proof = check_backbone(deployment, paths, samples, engine, claims, **settings)
     (file,), results, timing = proof.files, proof.results, {}
     dialect = file.export_options.target == 'libspconv'

@@ -1,8 +1,4 @@
-"""The proof of files of models with a memory, `prove_frames`: one pass over a drive in two modes.
-
-Teacher-forced, the file gets PyTorch's memory before every frame; free-running, it goes on with its own, see
-`levels/drive_run.py`.
-"""
+"""The proof of files of models with a memory, `prove_frames`: one pass over a drive in two modes."""
 
 from __future__ import annotations
 
@@ -47,7 +43,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Pair, SequenceRow
 
 ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
-"""What the user can do if too few results of a drive were matched."""
+"""Advice if too few results of a drive were matched."""
 SPECIAL = 'frames with one thing of the rig changed, and of one colour'
 """Title of the case of `special_frames`."""
 FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
@@ -66,10 +62,7 @@ def prove_frames(
     claims: Claims,
     bars: DriveBars | None = None,
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove files on the frames of a drive, read once; scenes far from the map's origin are moved to it.
-
-    `bars` None takes `default_bars`; for the rest see `ladder.prove`.
-    """
+    """Prove files on the frames of a drive, read once; scenes far from the map's origin are moved to it."""
     proof = check_frames(deployment, paths, frames, engine, claims)
     family, results, verdict = deployment.family, proof.results, proof.verdict
     contract = contract_of(family, proof.options)
@@ -137,8 +130,6 @@ def special_frames(
 ) -> tuple[list[Case], list[str]]:
     """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour.
 
-    They are one teacher-forced drive, which may be without any detection.
-
     Args:
         frames: the frames.
         runner: the files; at `FAR` if their results must not depend on the place.
@@ -160,7 +151,7 @@ def special_frames(
 
 
 def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySpec) -> list[str]:
-    """Return notes on what the drive could not show, and on bars below float32."""
+    """Return notes on gaps of the drive, and on bars below float32."""
     row, notes = proof.results.sequence[-1], []
     if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
         notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
@@ -187,14 +178,13 @@ class NearOrigin:
     The published model keeps its memory in float32 and in global coordinates. Two kilometres from the origin,
     where nuScenes was recorded, that is an error of some millimetres per frame in every file and in PyTorch
     itself, which would hide the errors that a proof looks for. Whole metres are subtracted, so that a pose in
-    float32 keeps all of its digits. `moved_m` is the farthest that a scene was moved.
+    float32 keeps all of its digits.
     """
 
     def __init__(self, frames: Collection[Frame]) -> None:
         self.frames, self.moved_m = frames, 0.0
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames, moved."""
         scene, offset = None, np.zeros(3)
         for index, frame in enumerate(self.frames):
             if index == 0 or frame.scene_token != scene:
@@ -211,7 +201,6 @@ class NearOrigin:
 
     @property
     def notes(self) -> list[str]:
-        """That scenes were moved."""
         if not self.moved_m:
             return []
         return [
@@ -233,8 +222,7 @@ class NearOrigin:
 class Shifted:
     """A stepper that runs frames at another place on the map and at another time.
 
-    Its `state` is at the place and time of the frames. An engine that computes absolute places in float32
-    gives wrong results far from the origin.
+    An engine that computes absolute places in float32 gives wrong results far from the origin.
     """
 
     def __init__(
@@ -244,7 +232,6 @@ class Shifted:
         offset_s: float = 0.0,
         turn_rad: float = 0.0,
     ) -> None:
-        """Keep the engine; places are turned about the vertical axis first, then `offset_m` is added."""
         self.stepper, self.place, self.offset_s = stepper, np.eye(4), offset_s
         sine, cosine = np.sin(turn_rad), np.cos(turn_rad)
         self.place[:2, :2] = [[cosine, -sine], [sine, cosine]]
@@ -275,10 +262,7 @@ class Shifted:
 
 
 def with_moment(frame: Frame, index: int) -> Frame:
-    """Return a frame with a pose, a time and a scene, as far as its data set has none.
-
-    Only for models that read none of them; `index` is that of the frame in the drive.
-    """
+    """Return a frame with a pose, a time and a scene, as far as its data set has none."""
     moment = dict(ego_pose=np.eye(4), timestamp_s=index * FRAME_S, scene_token='')
     absent = {name: value for name, value in moment.items() if getattr(frame, name) is None}
     return dataclasses.replace(frame, **absent) if absent else frame

@@ -1,8 +1,4 @@
-"""Is the graph of a file that of a fresh export, valid, and as spec and options say?
-
-Equal graphs compute the same for every input. The fresh export is made with the options in the file's
-metadata.
-"""
+"""Checks of a file's graph against a fresh export, spec and options."""
 
 from __future__ import annotations
 
@@ -80,11 +76,7 @@ def of_graph(deployment: Model, options: Options, name: str) -> Export:
 def not_compared(
     name: str, nodes: int, edits: Sequence[str], *, edited: bool, written: bool
 ) -> GraphResult | None:
-    """Return the result of a file that is not compared with a fresh export; None if it has to be.
-
-    `edits` are commands that changed the file after its export; it is `edited` on purpose, or has just been
-    `written`.
-    """
+    """Return the result of a file that is not compared with a fresh export; None if it has to be."""
     others = [edit for edit in edits if not edit.startswith(QUANTISE)]
     if written or edited:
         return GraphResult(name, nodes, False, left_out=AS_WRITTEN if written else EDITED)
@@ -96,10 +88,7 @@ def not_compared(
 
 
 def compare_with_fresh_export(model: onnx.ModelProto, export: Export, name: str = '') -> GraphResult:
-    """Compare the graph of a file with its fresh export: nodes, weights, and sparse metadata.
-
-    Names of nodes and inner tensors, and the order of nodes, do not count.
-    """
+    """Compare the graph of a file with its fresh export: nodes, weights, and sparse metadata."""
     nodes = count_nodes(model)
     try:
         fresh = export()
@@ -234,7 +223,7 @@ def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
 
 
 def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
-    """Check that every input reaches an output, apart from those that the spec marks `unused`."""
+    """Check that every input reaches an output, apart from inputs marked `unused`."""
     used = [tensor.name for tensor in spec.inputs if not tensor.unused]
     frozen = unreached_inputs(model, used, spec.output_names)
     detail = f'frozen: {", ".join(frozen)}' if frozen else ''
@@ -242,7 +231,7 @@ def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
 
 
 def unreached_inputs(model: onnx.ModelProto, names: Iterable[str], outputs: Iterable[str]) -> list[str]:
-    """Return those of the inputs `names` from which no path of nodes leads to one of `outputs`."""
+    """Return the inputs of `names` without a path to one of `outputs`."""
     reached = set(outputs)
     for node in reversed(model.graph.node):
         if reached.intersection(node.output):

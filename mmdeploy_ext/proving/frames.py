@@ -1,7 +1,4 @@
-"""The proof of files of sweeps, `prove_sweeps`, and what it shares with that of drives (`drive.py`).
-
-A stepper is a model on an engine that runs one sample at a time. Level 2 compares tensors, level 3 results.
-"""
+"""The proof of files of sweeps, `prove_sweeps`, and its parts shared with drives (`drive.py`)."""
 
 from __future__ import annotations
 
@@ -61,14 +58,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import PreprocessingResult
 
 ADVICE = 'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
-"""What the user can do if too few results of sweeps were matched."""
+"""Advice if too few results of sweeps were matched."""
 MAX_DRAWN = 4
 """Largest number of sweeps, or of frames of a drive, in the report."""
 MAX_EXCESS = 0.3
-"""By how much the best score may exceed PyTorch's for a sweep without anything in it.
-
-A TransFusion with random weights chooses other cells of equal score there, which then get other scores.
-"""
+"""By how much the best score may exceed PyTorch's for a sweep without anything in it."""
 NOT_PUT_IN = "outputs of the files are not the head's own, and were not put into it: boxes end to end decide"
 
 
@@ -93,7 +87,6 @@ class Sides:
     bars: half_bars.HalfBars | None
 
     def run(self, sweep: Sweep) -> tuple[StepResult, StepResult | Exception]:
-        """Return the result of PyTorch, and that of the files or the exception that they raised."""
         return self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
 
 
@@ -104,10 +97,7 @@ def prove_sweeps(
     engine: Mapping[str, Any],
     claims: Claims,
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove files on sweeps, or on `FusedFrame`s, which have prepared pictures of cameras, too.
-
-    None of them was traced: the exporter sees random numbers. For the arguments see `ladder.prove`.
-    """
+    """Prove files on sweeps, or on `FusedFrame`s, which have prepared pictures of cameras, too."""
     proof = check_frames(deployment, paths, sweeps, engine, claims, 'sweep')
     results, verdict = proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
@@ -151,10 +141,7 @@ def check_frames(
     claims: Claims,
     unit: str = 'frame',
 ) -> Proof:
-    """Read the files of frames or sweeps, and do their level 1.
-
-    `unit` is the name of one sample in messages; the other arguments are those of `ladder.prove`.
-    """
+    """Read the files of frames or sweeps, and do their level 1."""
     files, options = read_files(deployment, paths)
     kind, family = engine_class(engine), deployment.family
     facts = dict(
@@ -181,11 +168,7 @@ def check_frames(
 
 
 def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFile], Options]:
-    """Read the files of one export, and the options that all of them record.
-
-    ModelFileError: a file is missing, not ours or of another family; or the options differ between the files,
-    or fit no export.
-    """
+    """Read the files of one export, and the options that all of them record."""
     files = []
     for path in paths:
         file = open_file(path)
@@ -212,11 +195,7 @@ def companions_checks(deployment: Model, options: Options, folder: Path) -> list
 def compare_preparation(
     deployment: Model, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
-    """Compare frames prepared by the rule in the last file with those of the config's test pipeline.
-
-    They are generated, and up to two are those of a data set that the proof runs on. The voxels of the rule
-    are compared with those of the model's own layer, if it has one.
-    """
+    """Compare frames prepared by the rule in the last file with the frames of the config's test pipeline."""
     result = compare_prepared(deployment, rule, samples, unit)
     layer = deployment.family.reference(deployment.model).voxel_layer()
     if layer is None or result.error:
@@ -233,10 +212,7 @@ def open_sides(
     engine: Mapping[str, Any],
     stack: contextlib.ExitStack,
 ) -> Sides:
-    """Open PyTorch's side and the files on the engine; a ModelFileError names graphs without a file.
-
-    `files` and `options` are those of `read_files`; whatever has to be closed is entered into the stack.
-    """
+    """Open PyTorch's side and the files on the engine; a ModelFileError names graphs without a file."""
     model, contract = deployment.model, contract_of(deployment.family, options)
     names = {file.name for file in files}
     if absent := [f'{one.name}.onnx' for one in contract.graphs(model, options) if one.name not in names]:
@@ -258,7 +234,7 @@ def open_sides(
 def open_runner(
     contract: Contract, files: Sequence[ExportedFile], engine: Mapping[str, Any], stack: contextlib.ExitStack
 ) -> Stepper:
-    """Return a stepper that runs the files on the engine, whose sessions are closed with the stack."""
+    """Return a stepper that runs the files on the engine; the stack closes its sessions."""
     runner = contract.runner([file.path for file in files], engine)
     owner = getattr(runner, 'runtime', runner)
     if hasattr(owner, 'close'):
@@ -286,7 +262,7 @@ def times_of(proof: Proof, unit: str) -> tuple[str, str]:
 
 
 def notes_on_sides(sides: Sides) -> list[str]:
-    """Return the notes on the files, and those of the reference."""
+    """Return the notes on the files and on the reference."""
     notes = notes_on_export(sides.deployment, sides.metadata)
     return [*notes, *getattr(sides.reference, 'notes', ())]
 
@@ -298,10 +274,7 @@ def limits(metadata: Metadata) -> dict[str, Any]:
 
 
 def counts_of(metadata: Metadata, results: int, sweep: Sweep | None = None) -> dict[str, int]:
-    """Return name of a limit -> how many a sample has: results, and voxels of a sweep.
-
-    Of a head with `post_max_size`, which holds for each of its tasks, the results of all tasks count.
-    """
+    """Return name of a limit -> how many a sample has: results, and voxels of a sweep."""
     known, rule = limits(metadata), metadata.preprocess
     counts = {'post_max_size' if 'post_max_size' in known else 'max_num': results}
     if sweep is not None and known['max_voxels'] > 0:
@@ -312,10 +285,7 @@ def counts_of(metadata: Metadata, results: int, sweep: Sweep | None = None) -> d
 def judge_sweep(
     sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception
 ) -> tuple[Case, list[Pair]]:
-    """Return levels 2 and 3 of one sweep, and its picture, or [] if the engine failed.
-
-    `expected` is the result of PyTorch; `result` that of the files, or the exception that they raised.
-    """
+    """Return levels 2 and 3 of one sweep, and its picture, or [] if the engine failed."""
     case = judge_tensors(sides, sweep, expected, result)
     if isinstance(result, Exception):
         return case, []
@@ -345,13 +315,13 @@ def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: Step
 
 
 def can_be_put_in(sides: Sides, result: StepResult) -> bool:
-    """Return whether the outputs of the files are those of the user's head."""
+    """Return whether the outputs of the files are the user's head's."""
     names = getattr(sides.reference, 'output_names', ())
     return hasattr(sides.reference, 'boxes_of') and {*names} <= result.outputs.keys()
 
 
 def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, ...]:
-    """Match the file's boxes with those that the user's head makes of its outputs.
+    """Match the file's boxes with the boxes of the user's head from its outputs.
 
     () below float32, and of a contract whose outputs are not the head's own.
     """
@@ -377,13 +347,7 @@ def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
 
 
 def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
-    """Return the case of a plain sample: its tensors, and its results if the reference finds nothing.
-
-    A score below `bbox3d.SCORE_THR` is nothing. If the reference finds something, only the best score of the
-    results is compared: cells without anything in them have equal scores, and rounding decides which of them
-    a model chooses. For the same reason the boxes that the user's head makes of the file's outputs are not
-    matched.
-    """
+    """Return the case of a plain sample: its tensors, and its results if the reference finds nothing."""
     expected, result = sides.run(plain)
     if not len(expected.detections.above(bbox3d.SCORE_THR)):
         return dataclasses.replace(judge_sweep(sides, plain, expected, result)[0], substituted=())
@@ -395,10 +359,7 @@ def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
 
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
-    """Return the row of results of which only the best score is compared, see `MAX_EXCESS`.
-
-    `expected` are PyTorch's results, one or more, `detections` those of the files, which may be none.
-    """
+    """Return the row of results of which only the best score is compared, see `MAX_EXCESS`."""
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
     reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)

@@ -1,19 +1,4 @@
-"""The proof of exported files: `prove` chooses the proof of what the model takes.
-
-How a verdict comes about:
-
-1. Each graph is compared with a fresh export (file_checks.py), the file with its spec (file_checks.py), its
-   metadata with config and checkpoint, the weights of the model with the checkpoint (provenance.py), and
-   samples prepared by the rule in the file with those of the config's own pipeline (preprocessing/).
-2. Each input (inputs/) runs through PyTorch and through the file; tensors are compared (tensors.py), results
-   matched (tasks/matching.py); models with a memory run a drive (levels/drive_run.py). Each input becomes a
-   `Case` (results.py).
-3. All cases are judged together (tasks/matching.py, half_bars.py).
-4. The `Verdict` (verdict.py) decides the exit status; views/ shows it.
-
-`mm2onnx verify --eval` adds the metrics of a data set (levels/metrics.py), and difference/ finds the first
-tensor in which a file differs from PyTorch.
-"""
+"""The proof of exported files: `prove` chooses the proof of what the model takes."""
 
 from __future__ import annotations
 
@@ -91,11 +76,6 @@ def prove(
 
     Returns:
         The verdict; and samples with the results of PyTorch and of the engine, each a `Pair` to be drawn.
-
-    Raises:
-        ModelFileError: a file is not there, not ours, or of another model family; or the files are not of one
-            export.
-        UsageError: the engine is not installed, or has no such option.
     """
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     claims = Claims(edited, written, asked or {}, library, timed, strict)

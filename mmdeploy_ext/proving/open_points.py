@@ -1,8 +1,4 @@
-"""What a verdict names beside its claim: code of the user that no graph shows, limits that no input reached.
-
-A fault of a limit that no input reached does not show in the results of a proof. The test suite looks for
-such faults, with lowered and raised limits for each kind of head.
-"""
+"""Open points of a verdict: code of the user that no graph shows, limits that no input reached."""
 
 from __future__ import annotations
 
@@ -57,18 +53,13 @@ class Untraced:
 
     @property
     def text(self) -> str:
-        """The line of the verdict."""
         return f'{self.subject}: {self.reason}'
 
 
 def untraced_methods(
     family: Family, model: nn.Module, cfg: Any, traced: Container[str] = ()
 ) -> list[Untraced]:
-    """Return the user's methods that a graph computes by itself, and steps and data sets, each once.
-
-    A copy of a library in the user's folder has one line for all of its classes. Methods of `traced` are in
-    the graph, such as `LogBoxCoder.decode (plugin/coder.py:12)`.
-    """
+    """Return the user's methods that a graph computes by itself, and steps and data sets, each once."""
     libraries = copied_libraries().items()
     copies = {f'{package} {sys.modules[package].__version__}': folder for package, folder in libraries}
     copies |= getattr(model, 'copied_libraries', {})  # that run in a process of their own
@@ -92,7 +83,6 @@ def untraced_methods(
 
 
 def _users_data(cfg: Any) -> Iterator[str]:
-    """Yield the user's steps of the test pipeline, and data sets with a way of their own to make samples."""
     try:
         steps = list(steps_of(test_pipeline(cfg)))
     except ConfigError:  # without a pipeline
@@ -136,10 +126,7 @@ def export_switches(model: nn.Module) -> list[Untraced]:
 
 
 def copied_package(file: str) -> Path | None:
-    """Return the folder of the copy of an OpenMMLab package that a file is in, if the library has the file.
-
-    A file of the repository's own in such a folder is in no copy.
-    """
+    """The folder of the copy of an OpenMMLab package that a file is in, if the library has the file."""
     for folder in Path(file).parents:
         if folder.name in OPENMMLAB and (folder / '__init__.py').is_file():
             installed = Path(sysconfig.get_path('purelib'), Path(file).relative_to(folder.parent))
@@ -165,8 +152,6 @@ def limits_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str,
 
 def counts_of_images(results: Sequence[Any], outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Return name of a limit -> the most of what it limits that an image of an input has.
-
-    Segments of a panoptic map are not counted: only those of things are limited.
 
     Args:
         results: PyTorch's results of each image.

@@ -1,7 +1,4 @@
-"""The proof of a file of a model of pictures: graph, tensors and results, on the traced input and on others.
-
-`prove_pictures` reads from top to bottom; what follows it are the comparisons of one input.
-"""
+"""The proof of a file of a model of pictures: graph, tensors and results, on traced input and on others."""
 
 from __future__ import annotations
 
@@ -101,11 +98,7 @@ def prove_pictures(
     picture_files: Sequence[str | Path] = (),
     known: dict[bytes, Any] | None = None,
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove one file on (title, BGR picture); the first counts as the one that was traced.
-
-    `picture_files` are the paths of the pictures, if they were read from files; `known` is that of
-    `InputReference`, for proofs of several files of one model; for the rest see `ladder.prove`.
-    """
+    """Prove one file on (title, BGR picture); the first counts as the one that was traced."""
     proof = check_pictures(deployment, paths, pictures, engine, claims, picture_files)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
@@ -187,10 +180,7 @@ def check_pictures(
 
 
 def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Options]:
-    """Read a file, and the options of its export.
-
-    ModelFileError: missing, not ours, or of a form or options that the model does not have.
-    """
+    """Read a file, and the options of its export."""
     file, family = open_file(path), deployment.family
     metadata = file.metadata
     metadata.require(path, family.name, family.forms)
@@ -226,12 +216,7 @@ def picture_inputs(
     pictures: Sequence[tuple[str, np.ndarray]],
     known: dict[bytes, Any] | None = None,
 ) -> tuple[list[ProofInput | InputReference], list[str]]:
-    """Return inputs made of the pictures, a plain one, and one that an object fills; and notes.
-
-    The last is there if the sizes of regions choose levels of a pyramid. A plain picture in which PyTorch
-    finds nothing is an input, and takes a place in a batch of three, if there is one. Where PyTorch has run
-    already, the reference stands for the input.
-    """
+    """Return inputs made of the pictures, a plain one, and one that an object fills; and notes."""
     inputs = list(proof_inputs(deployment, options, pictures))
     traced = InputReference(deployment, inputs[0], known)
     if traced.code.results_left_out(file.options):
@@ -262,7 +247,7 @@ def run_case(reference: InputReference, backend: Backend) -> tuple[Case, list[Pa
     """Run an engine on one input, and compare tensors and results with the reference.
 
     Args:
-        reference: PyTorch's side of the input; its `engine_seconds` become those of this run.
+        reference: PyTorch's side of the input; `engine_seconds` are set to this run's.
         backend: the engine with the file, active.
 
     Returns:
@@ -283,8 +268,6 @@ def judge_outputs(
     reference: InputReference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
 ) -> tuple[Case, list[Pair]]:
     """Compare the outputs of an engine, or the error that it raised, with the reference.
-
-    `backend` is the engine with the file, of which metadata, precision and name are needed; it does not run.
 
     Returns:
         The case, and pairs of results to draw.
@@ -355,11 +338,7 @@ def match_images(
 def border_rows(
     reference: InputReference, tensors: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
 ) -> tuple[TensorRow, ...]:
-    """Compare the file's tensors at the borders of its stages with what the user's methods returned.
-
-    Of `tensors`, `ImageReference.borders` are compared and, with `outputs` of the file, rows of
-    `ImageReference.inner_tensors`.
-    """
+    """Compare the file's tensors at the borders of its stages with the results of the user's methods."""
     expected: dict[str, np.ndarray] = {}
     for path, named in reference.code.borders().items():
         if calls := reference.borders.get(path):
@@ -425,7 +404,6 @@ def _contract_rows(
     outputs: Mapping[str, np.ndarray],
     bars: HalfBars | None,
 ) -> list[TensorRow]:
-    """Return failing rows for what a `full` graph's contract promises besides results, see `shape_rows`."""
     if 'labels' not in metadata.spec.output_names:
         return []
     family, model = reference.deployment.family, reference.deployment.model
@@ -440,7 +418,6 @@ def _contract_rows(
 def _cosines_of_results(
     task: str, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars
 ) -> tuple[TensorRow, ...]:
-    """Return rows with cosines of the matched results, for a form whose outputs are results only."""
     rows = []
     for index, sides in enumerate(zip(expected, results, strict=True)):
         pairs = task_module(task).pair_up(*sides, **bars.of_task(task)).matched
@@ -457,10 +434,6 @@ def _compare_tensors(
     tensors: Mapping[str, np.ndarray],
     bars: HalfBars | None,
 ) -> tuple[TensorRow, ...]:
-    """Return level 2 of one case; forms that give detections have none.
-
-    `tensors` are the outputs of the file, and those at the borders of its stages.
-    """
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
     code = reference.code
@@ -488,7 +461,6 @@ def compare_outputs(
 
 
 def _pictures(reference: InputReference, results: Sequence[Any], engine: str) -> list[Pair]:
-    """Return both engines' results in pixels of the picture; [] if an optional input was left out."""
     proof_input, pairs = reference.input, []
     if proof_input.left_out:
         return []
@@ -502,10 +474,7 @@ def _pictures(reference: InputReference, results: Sequence[Any], engine: str) ->
 
 
 def timing(reference: InputReference, backend: Backend) -> dict[str, float]:
-    """Return title -> median milliseconds on one input, of PyTorch and of an engine, which run in turns.
-
-    The runs that the proof measured count; there are no more if they took long.
-    """
+    """Return title -> median milliseconds on one input, of PyTorch and of an engine, which run in turns."""
     feeds = {name: array for name, array in reference.feeds.items() if name in backend.spec.input_names}
     runs = (
         lambda: reference.code.results(reference.images, rescale=False),

@@ -1,9 +1,4 @@
-"""What all proofs share: files with their metadata, their checks, and the judgement of all results.
-
-`pictures.py`, `frames.py`, `drive.py` and `backbone.py` have the proofs, each a function that reads from top
-to bottom; `ladder.prove` chooses one. Files of sparse backbones have other metadata, see
-`levels/sparse_file.py`.
-"""
+"""Shared parts of all proofs: files with their metadata, their checks, and the judgement of all results."""
 
 from __future__ import annotations
 
@@ -47,7 +42,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Case, Check, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
-"""Reason why a proof fails whose first input does not give the same at the end."""
+"""Reason of failure if the first input does not give the same at the end."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change types or sizes of inputs and outputs."""
 MAX_MESSAGE_LENGTH = 500
@@ -69,7 +64,6 @@ class ExportedFile:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Entries of the verdict's subject about the export of the file."""
         options = self.options
         return dict(
             options=options,
@@ -97,7 +91,7 @@ class ExportedFile:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """What a proof is asked to claim; the attributes are the arguments of `ladder.prove`."""
+    """The claim to prove; attributes are the arguments of `ladder.prove`."""
 
     edited: bool = False
     written: bool = False
@@ -109,7 +103,7 @@ class Claims:
 
 @dataclasses.dataclass
 class Proof:
-    """What a proof knows and has found so far.
+    """State of a proof.
 
     Attributes:
         deployment: the config and checkpoint that the files claim to be of.
@@ -214,10 +208,7 @@ def add_checks(proof: Proof, file: Any, checks: Iterable[Check]) -> None:
 
 
 def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphSpec | None) -> None:
-    """Check that a file is valid, and that its metadata agree with contract, config and options.
-
-    `rule` prepares samples; `contract` is None if the model has no graph of the file's name.
-    """
+    """Check that a file is valid, and that its metadata agree with contract, config and options."""
     if INTERFACE_EDITS & {*file.edits}:
         contract = file.metadata.spec
     if is_sparse(file.model):
@@ -231,7 +222,7 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
 
 
 def check_model(proof: Proof) -> None:
-    """Check the weights of the model and what was asked for; name what a graph cannot show of its code."""
+    """Check the weights and the request; name gaps between graph and code."""
     deployment, verdict = proof.deployment, proof.verdict
     verdict.model_classes = class_lines(deployment.model_classes)
     family, model = deployment.family, deployment.model
@@ -257,10 +248,7 @@ def class_lines(classes: Iterable[ModelClass]) -> list[str]:
 
 
 def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
-    """Run the first input once more by `run`, after all others.
-
-    If both sides no longer agree, a run changes what later runs compute.
-    """
+    """Run the first input once more by `run`, after all others."""
     if all(case.passed for case in proof.results.cases[:1]) and (failures := run().failures):
         proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
 
@@ -283,7 +271,7 @@ def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
 
 
 def not_loaded(proof: Proof, error: Exception) -> tuple[Verdict, list[Any]]:
-    """End a proof whose engine cannot load a file."""
+    """End a proof if the engine cannot load a file."""
     proof.verdict.findings.append(Finding('outputs', '', False, one_line(error)[:MAX_MESSAGE_LENGTH]))
     return finish(proof), []
 

@@ -1,7 +1,4 @@
-"""Was a file made from this config and checkpoint, and do its metadata agree with them?
-
-Its import needs neither torch nor onnx.
-"""
+"""Was a file made from this config and checkpoint, and do its metadata agree with them?"""
 
 from __future__ import annotations
 
@@ -27,11 +24,7 @@ if TYPE_CHECKING:
 
 
 def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
-    """Check that the metadata of a file agree with this config and checkpoint, but for their hashes.
-
-    Runners read from the file how pictures are prepared, class names and thresholds, and the proof its
-    tolerances. `contract` is the one that the family states, None if it has no such graph.
-    """
+    """Check that the metadata of a file agree with this config and checkpoint, but for their hashes."""
     contract_text = differing_contract(metadata.spec, contract)
     overrides = metadata.options.get('cfg_options') or {}
     return [
@@ -42,7 +35,7 @@ def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: Graph
 
 
 def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check]:
-    """Check what runners read from the metadata: preprocessing, class names, post-processing."""
+    """Check the metadata that runners read: preprocessing, class names, post-processing."""
     facts = deployment.family.facts(deployment.model).to_json()
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
     postprocessing = unequal_entries(metadata.postprocess.to_json(), facts)
@@ -99,10 +92,7 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
 
 
 def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
-    """Compare the hashes of 'checkpoint' and 'config' that a file records; return checks, and notes.
-
-    If the graph is that of a fresh export, another hash is a note.
-    """
+    """Compare the hashes of 'checkpoint' and 'config' that a file records; return checks, and notes."""
     checks, notes = [], []
     for title, file_hash in recorded.items():
         sha256 = getattr(deployment, f'{title}_sha256')
@@ -127,10 +117,7 @@ def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
 
 
 def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
-    """Check that a config has the overrides (key with dots -> value) that a file was exported with.
-
-    The proof does not apply them by itself: the user has to give them again.
-    """
+    """Check that a config has the overrides (key with dots -> value) that a file was exported with."""
     differing = _differing_settings(cfg, overrides)
     return Check('settings as in the config', not differing, differing)
 
@@ -255,12 +242,7 @@ KERNEL_AXES = 5
 
 
 def weights_checks(deployment: Model) -> list[Check]:
-    """Compare the weights of the model with those of the same names in the checkpoint.
-
-    Names that only one of both has are left out: layers rename what older versions wrote, and a missing or
-    further weight was refused when the checkpoint was loaded. A backbone with folded norms, or a pickled
-    module, has no check.
-    """
+    """Compare the weights of the model with those of the same names in the checkpoint."""
     import torch
 
     from mmdeploy_ext.weights.checkpoint import read_content

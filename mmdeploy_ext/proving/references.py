@@ -78,7 +78,6 @@ class InputReference:
 
     @functools.cached_property
     def results(self) -> list[Any]:
-        """The results per image."""
         model = self.deployment.model
         content = b'' if self.known is None else _content(self.images, self.input.rescale)
         if self.known and content in self.known:
@@ -93,10 +92,6 @@ class InputReference:
         return results
 
     def run(self) -> list[Any]:
-        """Run the user's test path.
-
-        ConfigError: results of another number of images, or of a type without scores.
-        """
         results = self.code.results(self.images, self.input.rescale)
         method = f'{type(self.code).__name__}.results of family {self.deployment.family.name!r}'
         if len(results) != len(self.images):
@@ -127,7 +122,6 @@ class InputReference:
 
 
 def _content(images: Sequence[PreparedImage], rescale: bool) -> bytes:
-    """Return a hash of what a test path gets of images, but for names of files and the like."""
     digest = hashlib.sha256(repr(rescale).encode())
     for image in images:
         for field in dataclasses.fields(image):
@@ -138,10 +132,7 @@ def _content(images: Sequence[PreparedImage], rescale: bool) -> bytes:
 
 @contextlib.contextmanager
 def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
-    """Collect, for each child of a model, the sums of the absolute values of the tensors that it returns.
-
-    What is behind a child may hide that it changes: a normalisation removes any factor.
-    """
+    """Collect, for each child of a model, the sums of the absolute values of the tensors that it returns."""
     sums: dict[str, list[float]] = {name: [] for name, _ in model.named_children()}
 
     def hook_of(name: str) -> Callable[..., None]:
@@ -198,10 +189,7 @@ def references(
 def empty_reference(
     deployment: Model, options: Options, known: dict[bytes, Any] | None = None
 ) -> tuple[InputReference | None, str]:
-    """Return the reference of a plain picture in which PyTorch finds nothing, or None and the reason.
-
-    In a plain picture with results all cells have equal scores: rounding decides which of them are the best.
-    """
+    """Return the reference of a plain picture in which PyTorch finds nothing, or None and the reason."""
     counts, limit = {}, getattr(deployment.family.facts(deployment.model), 'max_per_img', None)
     inputs = plain_inputs(deployment, options)
     for plain in inputs:
@@ -222,10 +210,7 @@ def empty_reference(
 def reference_with_empty_image(
     deployment: Model, inputs: Sequence[ProofInput], plain: ProofInput
 ) -> tuple[int, InputReference] | None:
-    """Return the index of a batch of three, and its reference with a plain picture in the middle, or None.
-
-    Results of a batch are padded to the number of the image with the most: an empty list is padding only.
-    """
+    """Return the index of a batch of three, and its reference with a plain picture in the middle, or None."""
     for index, case in enumerate(inputs):
         if len(case.images) != BATCHES[-1] or case.traced:
             continue
@@ -239,11 +224,7 @@ def reference_with_empty_image(
 
 
 def zoomed_on_object(deployment: Model, options: Options, traced: InputReference) -> ProofInput | None:
-    """Return the traced picture in the box of its largest object as an input that it fills, or None.
-
-    Only where the size of a region chooses its level of a pyramid, the last of which small objects never
-    reach.
-    """
+    """Return the traced picture in the box of its largest object as an input that it fills, or None."""
     if not any(hasattr(part, 'map_roi_levels') for part in deployment.model.modules()):
         return None
     source = traced.input.sources[0]

@@ -1,7 +1,4 @@
-"""Compares a TensorRT engine, a file built from an ONNX file, with ONNX Runtime on the same random feeds.
-
-Needs a GPU.
-"""
+"""Compares a TensorRT engine, a file built from an ONNX file, with ONNX Runtime on the same random feeds."""
 
 from __future__ import annotations
 
@@ -33,14 +30,7 @@ LARGEST_DIFFERENCE = 1e-3
 
 
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
-    """Run an engine and the ONNX file that it was built from on the same random feeds; compare their outputs.
-
-    Raises:
-        ModelFileError: the engine was built from another file, or a file or the record is missing or damaged.
-        UsageError, ExportError: the constants in the record do not fit the ONNX file.
-        EngineError: there is no GPU, or the engine is for another GPU or version.
-        InferenceError: the engine failed.
-    """
+    """Run an engine and ONNX file that it was built from on the same random feeds: compare their outputs."""
     backend = TensorRtBackend(engine)
     backend.open_session()
     if backend.record.onnx_sha256 != sha256_onnx(source):
@@ -71,10 +61,7 @@ def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[s
 def compare_outputs(
     reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
 ) -> list[TensorRow]:
-    """Compare outputs by name, in the dtype of the reference: TensorRT has no float64 and narrows int64.
-
-    `half`: floats are judged by `half_bars.BARS`.
-    """
+    """Compare outputs by name, in the dtype of the reference: TensorRT has no float64 and narrows int64."""
     outputs = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
     rows = compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file')
     return BARS.judge(rows) if half else rows

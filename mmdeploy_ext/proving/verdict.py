@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LEVELS = 'file', 'surroundings', 'outputs', 'metrics'
-"""What a finding is about: graphs; metadata, preprocessing and weights; tensors and results; a data set."""
+"""Subject of a finding: graphs; metadata, preprocessing and weights; tensors and results; a data set."""
 REQUIRED = dict(
     file='the graph was not compared with a fresh export',
     surroundings='the file was not checked',
@@ -36,7 +36,7 @@ class Finding:
         level: one of `LEVELS`.
         subject: what was compared, such as 'other size, batch 2 1x3x320x448: cls_score_0'; or ''.
         passed: whether it was as it has to be.
-        text: why it failed, or what was found.
+        text: why it failed, or the finding.
         figures: what was measured: of a tensor `tensor` and the figures of `TensorRow`, of results `image`
             (or `substituted`, `inner`) and those of `DetectionRow`, with `case`, `input`, `input_shape` and
             `traced`.
@@ -58,12 +58,12 @@ class Verdict:
     """The result of one proof.
 
     Attributes:
-        subject: file, family, task, precision, config, checkpoint, hashes, versions, engine: printed as they
-            are.
+        subject: file, family, task, precision, config, checkpoint, hashes, versions, engine: printed
+            unchanged.
         findings: every comparison.
-        untraced: what a graph cannot show of the user's code, a line each; no failure.
+        untraced: gaps between graph and the user's code, a line each; no failure.
         unreached: limits of the contract that no input reached, a line each; no failure.
-        notes: what the reader should know that is no failure.
+        notes: remarks for the reader; no failure.
         timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs.
         model_classes: classes of the model that no installed library has, a line each.
         series: 'teacher-forced' or 'free-running' -> `SequenceRow.series`.
@@ -80,18 +80,15 @@ class Verdict:
 
     @property
     def precision(self) -> str:
-        """The precision by whose bars the figures are judged."""
         return str(self.subject.get('precision') or 'fp32')
 
     @property
     def failures(self) -> list[str]:
-        """Every reason why the proof fails; empty if it passes."""
         absent = [text for level, text in REQUIRED.items() if not self.of(level)]
         return [finding.line for finding in self.findings if not finding.passed] + absent
 
     @property
     def passed(self) -> bool:
-        """Whether everything passed, and something was compared at each level."""
         return not self.failures
 
     @property
@@ -101,7 +98,6 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        """The claim: 'PROVEN', or 'WITHIN FP16 BARS' of a precision, with 'NOT' if the proof failed."""
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
             return f'NOT {claim}'
@@ -150,7 +146,7 @@ class Verdict:
 
 
 def plain_json(value: Any) -> Any:
-    """Return a nested value in the types that JSON has; NaN and infinity, which it has not, are None."""
+    """Return a nested value in JSON's types; NaN and infinity become None."""
     if isinstance(value, dict):
         return {str(key): plain_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -195,7 +191,7 @@ class Results:
 
 
 def graph_finding(graph: GraphResult) -> Finding:
-    """Return what the comparison with a fresh export gave."""
+    """Return the result of the comparison with a fresh export."""
     texts = [difference.text for difference in graph.differences]
     figures = dict(name=graph.name, nodes=graph.nodes, equal=graph.equal, left_out=graph.left_out)
     figures['differences'] = texts
@@ -208,7 +204,7 @@ def check_finding(check: Check) -> Finding:
 
 
 def preprocessing_finding(result: PreprocessingResult | None) -> Finding:
-    """Return what samples showed of the preprocessing."""
+    """Return the findings of samples about the preprocessing."""
     if result is None:
         return Finding('surroundings', 'preprocessing', False, "not compared with the config's test pipeline")
     texts = [difference.text for difference in result.differences]

@@ -1,9 +1,7 @@
 """Seeded weights of BEVFormer that depend on names and shapes alone.
 
-The rows of kernels sum to zero, residual branches are small, and sampling offsets reach over cells, so that
-every input moves the predictions and rounding does not grow. Source of the rule: FILL.md beside the reference
-data of BEVFormer, the outputs of the published code with these weights; `tests/bevformer_golden.py` reads the
-data.
+Source of the rule: FILL.md beside the reference data of BEVFormer, the outputs of the published code with
+these weights; `tests/bevformer_golden.py` reads the data.
 """
 
 import math
@@ -40,19 +38,9 @@ GAINS = {
     r'cls_branches\.\d+\.6': 1.5,
     r'': 1.0,
 }
-"""Pattern of a key -> gain of its kernel; the first pattern that is found in the key counts.
-
-A row is what makes one output channel. It sums to zero, and its deviation is the gain over the root of its
-length (`centred`).
-"""
+"""Pattern of a key -> gain of its kernel; the first pattern that is found in the key counts."""
 UNDIVIDED_STEM = math.sqrt(2) / 57
-"""Gain of the first kernel of backbones with deformable convolutions.
-
-The pictures of their configs (Caffe's normalization) are not divided by a standard deviation, which is about
-57. With the usual gain, the root of 2, the offsets of the deformable convolutions were 60 cells long, and a
-relative change of the picture by 1e-6 changed features of 30 by 2.8. With this gain, and that of
-`conv_offset` in `GAINS`, it changes them by 2e-6 of their value.
-"""
+"""Gain of the first kernel of backbones with deformable convolutions."""
 DECODER_VALUES = re.compile(r'decoder\.layers\.\d+\.attentions\.1\.value_proj\.weight')
 """Kernels by which the decoder reads the bird's-eye view."""
 LARGEST_UNSCALED_VIEW = 50
@@ -63,10 +51,6 @@ LOGITS_BIAS = re.compile(r'pts_bbox_head\.cls_branches\.\d+\.6\.bias')
 
 def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
     """Return the values of a kernel (out, in, ...) float64, with rows as `GAINS` and `centred` describe.
-
-    Two kernels have gains of their own, row by row: `in_proj_weight` (out, in), whose rows are those of
-    queries and keys up to 512, twice the 256 channels of all published models (0.7), then those of values
-    (1.5); and the last layer of boxes, whose rows 0, 1 and 4 are x, y and z (0.3, the others 1).
 
     Args:
         key: key of the kernel in the state dict.
@@ -82,9 +66,6 @@ def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
 
 def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[str]) -> np.ndarray:
     """Return the values of a key, but for the counters `num_batches_tracked`, in float64.
-
-    Keys of `SCALED` have its values. Other vectors are those of `by_name.vector_of`, biases of logits minus
-    2.5, and other tensors those of `kernel_of`. `code_weights` are ten constants, whatever the shape.
 
     Args:
         key: key of the state dict.
@@ -107,9 +88,6 @@ def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[st
 def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dict[str, torch.Tensor]:
     """Return key -> seeded tensor, the keys of `shapes` in their order: float32, but the counters int64.
 
-    For views of more than `LARGEST_UNSCALED_VIEW` cells the caller passes the result on to `for_view`.
-    RuntimeError: the shape of `code_weights` is not (10,).
-
     Args:
         shapes: key of a state dict, buffers included -> shape.
         prefix: text before each key in the seed of its generator: another prefix gives other weights. The
@@ -124,14 +102,10 @@ def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> 
 
 
 def for_view(weights: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.Tensor]:
-    """Return a dict of weights whose decoder reads the bird's-eye view more weakly the finer the view is.
+    """Return weights; the finer the bird's-eye view, the more weakly the decoder reads it.
 
-    Neighbouring cells of seeded views differ as much in a fine view as in a coarse one, so that a reference
-    point that is moved by rounding changes the decoder's result in proportion to the cells along a side. The
-    weights that read the view are therefore multiplied by `LARGEST_UNSCALED_VIEW` over that number of cells,
-    or by 1 if that is less; a bias adds the same for every point, and stays.
     At 150 cells the logits of PyTorch's own decoder were 5.4e-4 apart in float32 and float64, with this
-    factor 3.8e-5. It is a step of its own because the reference data was made without it.
+    factor 3.8e-5.
 
     Args:
         weights: key of the state dict -> tensor.

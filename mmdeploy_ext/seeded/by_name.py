@@ -1,7 +1,6 @@
 """Seeded weights that depend on names and shapes alone, so that they are the same on every machine.
 
-All random numbers come from numpy's PCG64, seeded by the CRC of a name, and are float64 until the end. Source
-of the rules: FILL.md of the goldens in shared/golden, which were made with these weights.
+Source of the rules: FILL.md of the goldens in shared/golden, which were made with these weights.
 """
 
 import functools
@@ -26,7 +25,7 @@ ROOT2 = math.sqrt(2)
 
 
 def name_rng(name: str) -> np.random.Generator:
-    """Return a new random generator, whose numbers depend on the name alone."""
+    """Return a new random generator; its numbers depend on the name alone."""
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
@@ -35,7 +34,7 @@ def state_dict_by_name(
 ) -> dict[str, torch.Tensor]:
     """Return a float32 state dict with values that a rule computes from names and shapes.
 
-    `rule` takes a key and its shape, and returns an array of as many values. Counters are 0, int64.
+    Counters are 0, int64.
     """
     state_dict = {}
     for key, shape in shapes.items():
@@ -65,15 +64,12 @@ def projection_gain(rows: int, query_key_gain: float, value_gain: float) -> np.n
 
 
 def first_match(rules: Mapping[str, Any], key: str) -> Any:
-    """Return the value of the first pattern, a regular expression, that is found anywhere in a key.
-
-    StopIteration: none is.
-    """
+    """Return the value of the first pattern, a regular expression, that is found anywhere in a key."""
     return next(value for pattern, value in rules.items() if re.search(pattern, key))
 
 
 def norms_of(shapes: Shapes) -> set[str]:
-    """Return the names of normalisations, without '.weight': modules whose weight is a vector."""
+    """Return the names of normalisations, without '.weight': modules with a weight vector."""
     return {
         key.removesuffix('.weight')
         for key, shape in shapes.items()
@@ -82,10 +78,7 @@ def norms_of(shapes: Shapes) -> set[str]:
 
 
 def vector_of(key: str, normal: np.ndarray, norms: Container[str]) -> np.ndarray:
-    """Return the values of a bias, or of a vector of a normalisation, from as many normal numbers.
-
-    `norms` has the names of `norms_of`; `key` is that of the state dict.
-    """
+    """Return the values of a bias, or of a vector of a normalisation, from as many normal numbers."""
     if key.endswith('running_var'):
         return 1 + 0.1 * np.abs(normal)
     if key.endswith('running_mean'):
@@ -120,11 +113,7 @@ def sparse_weights(shapes: Shapes, prefix: str = '') -> dict[str, np.ndarray]:
 
 
 def fill_sparse_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
-    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return its weights.
-
-    k0, k1, k2 are the kernel's size, I and O its channels. `prefix` precedes every key when its numbers are
-    drawn; the keys of the result are those of the module, and its kernels (k0, k1, k2, I, O).
-    """
+    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return its weights."""
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     spconv1_shapes = {
         key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()
@@ -187,7 +176,6 @@ def rtdetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
 
 
 def _rtdetr_vector(key: str, normal: np.ndarray) -> np.ndarray:
-    """Return the values of a normalisation or bias."""
     if key.endswith('running_var'):
         return 1 + 0.1 * np.abs(normal)
     if key.endswith('running_mean'):
@@ -231,15 +219,11 @@ STREAMPETR_GAINS = {
 
 
 def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the `state_dict_by_name` of a StreamPETR with the names of `shapes`.
-
-    `shapes` has all entries of the model, since they tell which layers are normalisations.
-    """
+    """Return the `state_dict_by_name` of a StreamPETR with the names of `shapes`."""
     return state_dict_by_name(shapes, functools.partial(_streampetr_values, norms_of(shapes)))
 
 
 def _streampetr_values(norms: Container[str], key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the values of a parameter by key; `norms` are keys of normalisations without `.weight`."""
     if key in STREAMPETR_CONSTANTS:
         return np.array(STREAMPETR_CONSTANTS[key])
     if key == 'pts_bbox_head.coords_d':
@@ -274,10 +258,7 @@ SOLO_RESIDUAL_GAIN = 0.25
 
 
 def solo_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the `state_dict_by_name` of a SOLO with the names of `shapes`.
-
-    Names of the original repository and those of mmdet give the same values.
-    """
+    """Return the `state_dict_by_name` of a SOLO with the names of `shapes`."""
     decoupled = any('conv_mask_list_x.' in key for key in shapes)
     originals = {key: original_name(key, decoupled) for key in shapes}
     bottlenecks = {name.rpartition('.bn3.')[0] for name in originals.values() if '.bn3.' in name}
@@ -285,7 +266,6 @@ def solo_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
 
 
 def _solo_values(bottlenecks: Container[str], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the values of a parameter by its name; `bottlenecks` are blocks of three convolutions."""
     normal = name_rng(name).standard_normal(shape)
     if name.endswith('running_var'):
         return 1 + 0.1 * np.abs(normal)
@@ -322,7 +302,6 @@ def _fill_by(
     family: object,
     seed: int = 0,
 ) -> nn.Module:
-    """Load the weights of a rule into a new detector and return it; every seed gives the same weights."""
     weights = model.state_dict()  # with the versions of its modules: heads rename keys of older ones
     weights.update(weights_of({key: tensor.shape for key, tensor in weights.items()}))
     model.load_state_dict(weights)

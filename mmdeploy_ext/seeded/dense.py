@@ -1,12 +1,6 @@
 """The seeded rule of one-stage detectors: targets of the outputs of their last layers.
 
-The kind of a head (`families/parts/dense_heads.py`) names its last layers and their targets: class logits
-spread so that a few per cent of the scores pass the threshold, boxes differ between priors by amounts that
-stay inside the picture, quality maps spread around their middle.
-
 Glossary: B pictures, C channels, H, W rows and columns of a map.
-
-Functions that change weights or statistics have to be called inside `torch.no_grad`.
 """
 
 import copy
@@ -59,16 +53,14 @@ class NetworkCalibration(NamedTuple):
 ATSS_CALIBRATION = NetworkCalibration(scenes=0, residual=0.25, shift=0.0)
 """The calibration of ATSS, which is older than that of the others and keeps its weights."""
 SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640), 'SSDNeck': (768, 896)}
-"""Neck -> size of the pictures. Levels of some fit each other only if both sides are multiples of the largest
-stride; coarse levels of others are all border, or a single cell, in smaller pictures, whose statistics lead
-to logits of 30 in larger ones."""
+"""Neck -> size of the pictures."""
 
 EXPOSED_BACKBONES = ('CSPDarknet', 'CSPNeXt', 'EfficientNet', 'HourglassNet')
 """Backbones whose outputs grow with the light of a picture; see `NetworkCalibration.exposures`."""
 
 ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))
-"""ATSSHead keeps the first version of the rule, which does not centre channels: published figures rest on
-it."""
+"""ATSSHead keeps the first version of the rule, which does not centre channels: published figures rest on it.
+"""
 
 CLASS_TARGET = Target(-4.6, 1.3)
 """Mean and deviation of class logits."""
@@ -80,7 +72,7 @@ BACKGROUND = 1.5
 COEFFICIENT_DEVIATION = 0.5
 """Deviation before tanh; with 32 prototypes of deviation 1, mask logits have a deviation of about 1.5."""
 MAX_LOGIT = 6.0
-"""Largest class logit. From about 12 on, float32 has no numbers between the sigmoids of different logits."""
+"""Largest class logit."""
 
 
 def calibration_of(model: nn.Module) -> NetworkCalibration:
@@ -104,8 +96,6 @@ def scale_outputs(
     run: Callable[[], Any] | None = None,
 ) -> None:
     """Rescale the last layers of a head in place so that their outputs have their targets.
-
-    Boxes come first: deformable layers of other branches take their offsets from them.
 
     Args:
         head: head of a one-stage detector, or of proposals.
@@ -138,24 +128,19 @@ def scale_outputs(
 
 
 def _kind_of(head: nn.Module) -> Any:
-    """Return the kind of a head, or the plain kind of a head of another package."""
     from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind  # imports mmdet
 
     return KINDS.get(nearest_base(type(head), KINDS), HeadKind())
 
 
 def _last_layers(head: nn.Module) -> list[tuple[str, str]]:
-    """Return role and name of the last layers of a head, in the order in which they are scaled."""
     names = [name for name, module in head.named_modules() if isinstance(module, nn.Conv2d)]
     layers = _kind_of(head).layers
     return [(role, name) for role in layers for name in names if re.fullmatch(layers[role], name)]
 
 
 def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Return the features (B, C, H, W) of each level for one call of a head.
-
-    Those of guided anchors take one picture at a time: they get the first.
-    """
+    """Return the features (B, C, H, W) of each level for one call of a head."""
     masked = any(type(module).__name__ == 'MaskedConv2d' for module in head.modules())
     return [level[:1] for level in features] if masked else features
 
@@ -185,15 +170,12 @@ def scale_prototypes(model: nn.Module, features: Sequence[torch.Tensor]) -> None
 CORNER_TARGETS = dict(
     heat=CLASS_TARGET, off=Target(0.5, 0.2), emb=Target(0.0, 0.5), centripetal_shift=Target(2.6, 0.2)
 )
-"""Last layers of the branches of a corner -> targets. Shifts are logarithms of cells: two corners form a pair
-if both point at the middle between them, which with more spread hardly any pair does."""
+"""Last layers of the branches of a corner -> targets."""
 CORNER_CLASS_DEVIATION = 2.0
-"""Deviation of the mean logits of classes: the best corners belong to a few of them, so that many form
-pairs."""
+"""Deviation of the mean logits of classes: the best corners belong to a few of them, so that many form pairs.
+"""
 FAVOURED_CLASSES, FAVOURED_LOGIT = 3, 4.0
-"""Number of classes of the best corners of CentripetalNet, and their mean logit above that of others.
-Measured at 320x448: 16 to 60 results of a picture; with `CORNER_CLASS_DEVIATION` a bright one has 5, with two
-favoured classes there are 31 to 81, of fewer classes."""
+"""Number of classes of the best corners of CentripetalNet, and their mean logit above that of others."""
 
 
 def is_cornered(model: nn.Module) -> bool:
@@ -228,10 +210,7 @@ def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
 
 
 def build_student(cfg: Any) -> nn.Module:
-    """Return the detector of a config in evaluation mode, without weights and without a teacher.
-
-    `cfg` stays as it is.
-    """
+    """Return the detector of a config in evaluation mode, without weights and without a teacher."""
     from mmdet.models import build_detector
 
     from mmdeploy_ext.families.parts.detector_parts import without_teacher
@@ -252,11 +231,7 @@ def stages_of(head: nn.Module) -> Sequence[nn.Module]:
 
 
 def check_supported(model: nn.Module, filename: str) -> None:
-    """Raise ConfigError, which names config file, head and layers, for a head that is not supported.
-
-    It is `bbox_head`, or else `rpn_head`; a detector of regions without either passes. `filename` is that of
-    the config.
-    """
+    """Raise ConfigError, which names config file, head and layers, for a head that is not supported."""
     head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if head is None and getattr(model, 'roi_head', None) is not None:
         return  # `regions.py` has the names of its layers

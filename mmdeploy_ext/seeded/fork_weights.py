@@ -9,11 +9,7 @@ from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
 
 
 def weights_of_repository(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return name -> weight of a model for the classes of its repository, which may be on another spconv.
-
-    Raises:
-        CheckpointError: kernels of the repository have shapes of no layout, or that do not tell the layout.
-    """
+    """Return name -> weight of a model for the classes of its repository, which may be on another spconv."""
     weights = model.state_dict()
     shapes = model.fork.process.call('weight_shapes', {})
     encoder = model.encoders['lidar'].encoder if 'lidar' in model.sensors else torch.nn.Module()

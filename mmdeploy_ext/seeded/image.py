@@ -1,7 +1,4 @@
-"""Writes the seeded input image of SOLO's reference tensors.
-
-`mm2onnx synthetic seeded-image --size 448 672 --ori-shape 427 640 --out input.npz`
-"""
+"""Writes the seeded input image of SOLO's reference tensors."""
 
 import argparse
 
@@ -13,16 +10,6 @@ from mmdeploy_ext.core.files import atomic_path
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the arrays of the command line as .npz, and return 0.
-
-    They are `input` (1, 3, H, W) float32, and `img_shape` and `ori_shape`, (height, width) in pixels.
-
-    Args:
-        args: `size` (H, W), `img_shape` or None for `size`, `ori_shape`, and `out`, the name of the file.
-
-    Raises:
-        UsageError: a size that is no multiple of 32, a side below 1, or a file that is no .npz.
-    """
     from mmdeploy_ext.seeded.by_name import solo_image
 
     height, width = args.size

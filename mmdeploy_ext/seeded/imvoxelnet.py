@@ -21,14 +21,7 @@ RESIDUAL = 0.25
 
 
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
-    """Give a newly built detector random weights of a seed, in place, and return it in evaluation mode.
-
-    They are fitted to generated pictures, whose mean and deviation are those of a photograph after the test
-    pipeline of the config `cfg`. Factors and offsets that normalisations learn stay, see `fill_network`.
-
-    The last layers are scaled so that empty voxels, which no picture shows, score low: all anchors there have
-    the same score, and must be no results.
-    """
+    """Give a newly built detector random weights of a seed, in place, and return it in evaluation mode."""
     deviation, offset = normalised_photograph(cfg)
     model.eval()
     with torch.no_grad():

@@ -1,7 +1,4 @@
-"""Steps of the seeded rule for layers of any network: draw weights, calibrate norms, rescale outputs.
-
-Functions that change weights or statistics have to be called inside `torch.no_grad`.
-"""
+"""Steps of the seeded rule for layers of any network: draw weights, calibrate norms, rescale outputs."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,29 +11,21 @@ OFFSET_LAYERS = 'conv_offset', 'offset_s', 'offset_l', 'offset_fc.4', 'offset_ma
 """Ends of the names of layers that give offsets: of deformable convolutions, of those of DetectoRS, of
 deformable pooling, whose offsets are tenths of a region, and of DCNv4, with the weights of its samples."""
 OFFSET_SCALE = 0.1
-"""Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
-an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
+"""Offsets of deformable convolutions of about an eighth of a pixel."""
 
 ATROUS_DIFFERENCE = 0.3
-"""Deviation of what DetectoRS adds to the weights, whose deviation is 1, of its wider convolutions. It begins
-as zeros, so that a graph without it would be no other."""
+"""Deviation of what DetectoRS adds to the weights, whose deviation is 1, of its wider convolutions."""
 
 MIN_SPREAD = 0.3
 """Smallest spread of a channel that is scaled up, relative to the mean of all: less is mostly rounding."""
 
 GATE_SCALE = 0.1
 """Scale of the layers that turn a map's mean into gates of its channels, and of the context of GCNet and SAC.
-
-A mean of a map is right to five digits, in PyTorch as in ONNX Runtime. Measured: with a scale of 1 and errors
-of GCNet's layers as large as PyTorch's own, PyTorch keeps 87 to 92 of its own 100 boxes.
 """
 
 
 def fill_network(model: nn.Module, seed: int, residual: float) -> None:
     """Draw the weights of a network in place.
-
-    They are those of convolutions, linear layers, attention and embeddings, and biases of the first two;
-    normalisations keep theirs, apart from L2 norms and those that `residual` is of. Other parameters stay.
 
     Args:
         model: the network, of layers of mmcv and mmdet.
@@ -53,7 +42,6 @@ def fill_network(model: nn.Module, seed: int, residual: float) -> None:
 
 
 def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw the weights of every convolution and linear layer with the He scale."""
     for name, module in model.named_modules():
         table = getattr(module, 'relative_position_bias_table', None)
         if isinstance(table, torch.Tensor):
@@ -72,10 +60,6 @@ def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _draw_attention(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw projections of attention and embeddings of positions; set L2 norms, and scale gates down.
-
-    mmdet does not initialise the weight of an L2 norm: a checkpoint or `init_weights` fills it.
-    """
     from mmdeploy_ext.compat.patches_vendored import mmdet_module
 
     for module in model.modules():
@@ -92,7 +76,6 @@ def _draw_attention(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _gates_of(module: nn.Module) -> list[nn.Module]:
-    """Return the last layers of the branches that compute gates or context from a map's mean."""
     from mmcv.cnn import ContextBlock
     from mmcv.ops import SAConv2d
 
@@ -111,7 +94,6 @@ def _gates_of(module: nn.Module) -> list[nn.Module]:
 
 
 def _residual_norms(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the last normalisation of the residual blocks that `fill_network` names."""
     from mmdet.models.backbones.darknet import ResBlock
     from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 
@@ -134,14 +116,11 @@ def norms_of(model: nn.Module) -> list[nn.Module]:
 
 
 def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
-    """Set running statistics to those of the inputs during a run, the mean over all calls of a layer.
-
-    To variances 1e-3 is added. Each normalisation has its statistics before it is applied, so that later
-    layers see normalised inputs.
+    """Set running statistics by the inputs of a run, the mean over all calls of a layer.
 
     Args:
         norms: batch normalisations in evaluation mode; what they are given has more than one value per
-            channel. Those that the run does not call stay as they are.
+            channel. Those that the run does not call stay unchanged.
         run: runs the network.
 
     Returns:
@@ -169,19 +148,12 @@ class Target(NamedTuple):
 
 
 def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
-    """Return the outputs of a layer during a run, all calls together, (channels, all positions).
-
-    `run` runs a network that calls the layer at least once; channels are the last axis of a linear layer's
-    outputs, the second one of others.
-    """
+    """Return the outputs of a layer during a run, all calls together, (channels, all positions)."""
     return torch.cat(*outputs_of_all([layer], run), 1)
 
 
 def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[list[torch.Tensor]]:
-    """Return, for each of several layers, its outputs in each call of one run, (channels, all positions).
-
-    Layer and run are those of `outputs_of`; the list of a layer that is not called is empty.
-    """
+    """Return, for each of several layers, its outputs in each call of one run, (channels, all positions)."""
     outputs: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def hook(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -200,9 +172,6 @@ Numbers = float | torch.Tensor
 
 def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: Numbers) -> None:
     """Change weight and bias in place so that every channel of the outputs gets this mean and deviation.
-
-    A channel whose outputs hardly differ gets less deviation, see `MIN_SPREAD`; layers that norm their weight
-    get the mean alone.
 
     Args:
         layer: convolution or linear layer with a bias; a transposed one has a group for each channel.

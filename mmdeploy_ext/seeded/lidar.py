@@ -1,11 +1,5 @@
 """The seeded rules of LiDAR detectors and BEVFusion: empty cells score low, cells with points differ.
 
-Statistics come from generated sweeps, most of whose bird's-eye view is empty. Thousands of anchors have the
-same logit on an empty map: if it passed the threshold, as it does with half of all seeds, the best hundred of
-them would be arbitrary. So the last layers of the scores are rescaled to two figures: the highest logit of an
-empty map, and the logit that a few hundred of a sweep's anchors exceed. BEVFusion has statistics of generated
-frames, a heat map of few peaks, and boxes that differ.
-
 Glossary: B sweeps, P points of D values, C channels, H, W rows and columns of a bird's-eye map.
 """
 
@@ -82,8 +76,6 @@ FUSION_TARGETS = {
 def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
     """Fill a LiDAR detector of mmdet3d in place, and return it in evaluation mode.
 
-    Its sparse encoder, if it has one, has weights by name, which do not depend on the seed.
-
     Args:
         model: the detector, newly built; outside of its sparse encoder, factors and offsets that
             normalisations learn stay, see `fill_network`.
@@ -146,11 +138,10 @@ def head_outputs(parts: Parts, maps: torch.Tensor) -> Any:
 
 
 def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
-    """Rescale the last layers of the head in place, those of the scores first.
+    """Rescale the last layers of the head in place, score layers first.
 
-    The norms of backbone, neck and head are calibrated in the same run. `parts` are those of the detector,
-    whose head has layers named as in `CLASS_LAYERS`; `maps` are what the backbone takes of B
-    sweeps or pictures, (B, C, H, W) or volumes. It has to be called inside `torch.no_grad`.
+    `parts` are those of the detector, whose head has layers named as in `CLASS_LAYERS`; `maps` are what the
+    backbone takes of B sweeps or pictures, (B, C, H, W) or volumes.
     """
     convolutions = {name: layer for name, layer in parts.head.named_modules() if isinstance(layer, nn.Conv2d)}
     score_layers = {name: layer for name, layer in convolutions.items() if re.fullmatch(CLASS_LAYERS, name)}
@@ -185,9 +176,6 @@ def raise_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rescale a layer of scores so that each channel's highest logit of an empty map is `EMPTY_LOGIT`.
 
-    The `count` best of each sweep are not below `BEST_LOGIT`, as far as `MAX_LOGITS` allow. It has to be
-    called inside `torch.no_grad`.
-
     Args:
         layer: convolution of maps, with a bias.
         outputs: (C, B, n) of B sweeps, at n positions.
@@ -218,7 +206,6 @@ def raise_scores(
 def _match_targets(
     head: nn.Module, targets: dict[str, Target], types: type[nn.Module] | tuple[type[nn.Module], ...]
 ) -> dict[str, Target]:
-    """Return name -> target of the layers of these types whose names match a pattern of `targets`."""
     target_of = {}
     for name, layer in head.named_modules():
         matches = [target for pattern, target in targets.items() if re.fullmatch(pattern, name)]
@@ -229,8 +216,6 @@ def _match_targets(
 
 def fill_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
     """Fill a BEVFusion in place, and return it in evaluation mode.
-
-    Its sparse encoder, if it has one, has weights by name, which do not depend on the seed.
 
     Args:
         model: the detector, with cameras, a LiDAR or both, newly built; outside of its sparse encoder,

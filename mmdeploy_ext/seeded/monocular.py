@@ -1,7 +1,4 @@
-"""Seeded weights of monocular detectors: the targets of the last layers of their heads.
-
-The network is filled as other detectors of pictures are. Boxes are some metres long and 5 to 50 m away.
-"""
+"""Seeded weights of monocular detectors: the targets of the last layers of their heads."""
 
 import functools
 import re
@@ -37,18 +34,12 @@ YAW, REST, SMOKE_VALUES = Target(0.5, 1.5), Target(0.5, 1.0), Target(0.0, 0.7)
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
     """Fill a detector with seeded weights in place, set it to evaluation mode and return it.
 
-    The outputs of its last layers get their targets on drawn pictures, with the mean and deviation that a
-    photograph has after the normalisation of the config.
-
     Args:
         model: FCOS3D, PGD or SMOKE of mmdet3d, newly built, on the CPU, where the pictures are; factors and
             offsets that normalisations and `Scale` learn stay, see `fill_seeded`.
         cfg: its mmcv `Config`.
         family: not read.
         seed: seed of weights and pictures, 0 or more; equal seeds give equal weights.
-
-    Raises:
-        ConfigError: the config has no test pipeline.
     """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
@@ -56,15 +47,10 @@ def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module
 def _head_steps(
     model: nn.Module, pictures: torch.Tensor, exposed_pictures: torch.Tensor
 ) -> tuple[HeadStep, HeadStep]:
-    """Return the step that runs the head, and the step that rescales its last layers.
-
-    `exposed_pictures` are in the dark and in bright light; no class logit exceeds `MAX_LOGIT` on them.
-    """
     return model.bbox_head, functools.partial(_scale, model, exposed_pictures)
 
 
 def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Rescale the last layers of the head in place, given the features of each level."""
     head, features = model.bbox_head, list(features)
     exposed = list(model.extract_feat(exposed_pictures))
     is_smoke = not hasattr(head, 'scales')

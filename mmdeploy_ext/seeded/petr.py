@@ -1,8 +1,7 @@
 """Seeded weights of PETR and PETRv2 that depend on names and shapes alone.
 
-The rows of kernels sum to zero and the neck is a high-pass, so that the queries stay different; the values of
-the cross attention outweigh those of the self attention. Source of the rule: FILL.md beside the reference
-data of PETR, which were made with these weights; `tests/petr_golden.py` reads them.
+Source of the rule: FILL.md beside the reference data of PETR, which were made with these weights;
+`tests/petr_golden.py` reads them.
 """
 
 import math
@@ -67,12 +66,7 @@ def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> di
 
 
 def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
-    """Return the values of a matrix or a kernel from `normal`, normal numbers of its shape.
-
-    Each row gets the mean 0, in the neck's `fpn_convs` each pair of channels (over height and width); then
-    they are scaled by a gain, which the name in the state dict, `key`, decides, over the root of the length
-    of a row.
-    """
+    """Return the values of a matrix or a kernel from `normal`, normal numbers of its shape."""
     axes = (2, 3) if key.startswith('img_neck.fpn_convs.') else None
     gain: float | np.ndarray = by_name.first_match(GAINS, key)
     if key.endswith('in_proj_weight'):

@@ -1,11 +1,5 @@
 """The seeded rule of detectors with queries: attention distinguishes positions, last layers have targets.
 
-If attention averaged over the picture, all queries would have the same result; so keys and queries are larger
-than at the start of a training. Each layer moves boxes a little.
-
-Queries with regions (Sparse R-CNN) begin with learned boxes; here they have many sizes and positions, so that
-regions are pooled from every level. Their last layers are rescaled while the stages run one after the other.
-
 Glossary: B pictures of H x W pixels.
 """
 
@@ -38,25 +32,19 @@ SCALES = (
     (r'.*reg_branches\.\d+\.\d+\.weight', 1.0, True),
 )
 """Name of a parameter (the first match counts), deviation, and whether that is the deviation of sums over the
-inputs of a layer. If each of nine layers added as much as queries hold, all queries of Mask2Former would
-become alike."""
+inputs of a layer."""
 ZERO_QUERY_SCALES = (
     (r'transformer_decoder.*attentions\.1\.attn\.in_proj_weight', 2.0, True),
     (r'transformer_decoder.*attentions\.1\.attn\.out_proj\.weight', 1.0, True),
 )
 """Before `SCALES` if queries of masks begin as zeros: only attention distinguishes them."""
 RANKED_SCALES = ((r'(query_embedding|transformer\.query_embed)\.weight', 0.0, False),)
-"""Before `SCALES` if the n-th query gets the box of the n-th best token (DINO). In PyTorch itself rounding
-of 2e-7 exchanges 4 to 8 ranks of 900; with queries that differ (deviation 0.003) 220 to 298 of its 300
-results stay, with equal queries all 300.
-"""
+"""Before `SCALES` if the n-th query gets the box of the n-th best token (DINO)."""
 MASK_DEVIATION = 4.0
 """Deviation of mask logits."""
 PANOPTIC_CLASS_FACTOR, PANOPTIC_MASK_SHIFT = 3.0, 11.0
 """If masks become panoptic maps: factor of the deviation of class logits, since a segment needs a score of
-0.8, and reduction of mask logits, since a segment has to keep 0.8 of its mask. Measured on five pictures at
-320x448: 50 queries of 100 pass, and MaskFormer and Mask2Former with R-50 have 56 and 80 segments with 12, 25
-and 99 with 9."""
+0.8, and reduction of mask logits, since a segment has to keep 0.8 of its mask."""
 MOVE_DEVIATION = 0.2
 """Deviation of the moves of boxes between layers, as logits."""
 CENTRE_TARGET, SIZE_TARGET = Target(0.0, 0.8), Target(-1.5, 0.6)
@@ -70,8 +58,7 @@ TOKEN_PREFERENCE = 6.0
 PICTURES = slice(None, None, 2)
 """Calibration pictures that are used here: a noise picture and a scene."""
 REGION_BRANCH_SCALE = 0.25
-"""Scale of the branches that a stage with regions adds to queries. With 1, six stages make rounding 600 times
-larger and queries alike; with this 7 times."""
+"""Scale of the branches that a stage with regions adds to queries."""
 REGION_MOVE_TARGET = Target(0.0, 0.15)
 """Deltas of a stage with regions."""
 REGION_SIDES = (0.08, 0.7)
@@ -105,15 +92,13 @@ def scale_queries(
 ) -> None:
     """Draw the parameters of a head of queries and rescale its last layers, in place.
 
-    It has to be called inside `torch.no_grad`.
-
     Args:
         model: detector with such a head (`is_query`).
         pictures: (B, 3, H, W); only their size is used.
         exposed_pictures: any number of pictures in the dark and in bright light, of the same size; used if
             the masks of the head become a panoptic map.
-        features: what the detector's `extract_feat` returns of the pictures, (B, C, h, w) of each level;
-            those of some pictures are used (`PICTURES`).
+        features: what the detector's features of the pictures, (B, C, h, w) of each level; those of some
+            pictures are used (`PICTURES`).
     """
     head = next(filter(None, (getattr(model, name, None) for name in HEADS)))
     size = tuple(pictures.shape[2:])
@@ -158,12 +143,10 @@ def scale_queries(
 
 
 def _is_panoptic(head: nn.Module) -> bool:
-    """Return whether the masks of a head of queries become a panoptic map."""
     return hasattr(head, 'mask_embed') and bool((head.test_cfg or {}).get('panoptic_on', True))
 
 
 def _scale_mask_head(head: nn.Module, run: Callable[[], Any]) -> None:
-    """Rescale the last layers of a head of queries with masks."""
     feature_layer, embed_layer = head.pixel_decoder.mask_feature, head.mask_embed[-1]
     rescale(feature_layer, outputs_of(feature_layer, run), 0.0, 1.0)
     with _computed_once(head.pixel_decoder):
@@ -175,12 +158,6 @@ def _scale_mask_head(head: nn.Module, run: Callable[[], Any]) -> None:
 
 
 def _scale_panoptic_head(head: nn.Module, run: Callable[[], Any]) -> None:
-    """Rescale the last layers of a head whose masks become a map: its queries have to differ in a picture.
-
-    Queries of one picture have much in common, which differs from picture to picture: scaled as it is, it
-    would give all of them the same class, and masks of which none keeps its share. So the last layers do not
-    see the directions in which pictures differ, and the last queries of a picture have the targets.
-    """
     feature_layer, embed_layer = head.pixel_decoder.mask_feature, head.mask_embed[-1]
     rescale(feature_layer, outputs_of(feature_layer, run), 0.0, 1.0)
     with _computed_once(head.pixel_decoder):
@@ -200,7 +177,6 @@ def _scale_panoptic_head(head: nn.Module, run: Callable[[], Any]) -> None:
 
 @contextlib.contextmanager
 def _computed_once(layer: nn.Module) -> Iterator[None]:
-    """Inside the block `layer` computes once, and gives the same outputs in each call."""
     forward, outputs = layer.forward, []
 
     def once(*args: Any, **kwargs: Any) -> Any:
@@ -213,7 +189,6 @@ def _computed_once(layer: nn.Module) -> Iterator[None]:
 
 
 def _last_queries(layer: nn.Module, run: Callable[[], Any], outputs: bool = False) -> torch.Tensor:
-    """Return what a linear layer was given for the queries (B, Q, D) of the last decoder layer, or gave."""
     calls: list[torch.Tensor] = []
     with layer.register_forward_hook(lambda _, args, output: calls.append(output if outputs else args[0])):
         run()
@@ -221,21 +196,18 @@ def _last_queries(layer: nn.Module, run: Callable[[], Any], outputs: bool = Fals
 
 
 def _ignore_picture(layer: nn.Module, run: Callable[[], Any]) -> None:
-    """Change a linear layer so that the directions in which the means of pictures' queries differ are 0."""
     means = _last_queries(layer, run).mean(1)
     directions = torch.linalg.svd(means - means.mean(0), full_matrices=False).Vh[: len(means) - 1]
     layer.weight.sub_(layer.weight @ directions.T @ directions)
 
 
 def _classes_with_background(head: nn.Module, factor: float = 1.0) -> list[Target]:
-    """Return the targets of class logits and background; `factor` is that of their deviation."""
     deviation = factor * SOFTMAX_TARGET.deviation
     background = Target(math.log(head.num_classes) + BACKGROUND, deviation)
     return [Target(SOFTMAX_TARGET.mean, deviation)] * head.num_classes + [background]
 
 
 def _draw_parameters(head: nn.Module) -> None:
-    """Draw the parameters of a head by `SCALES`."""
     generator, scales = torch.Generator().manual_seed(1), SCALES
     if _has_ranked_queries(head):
         scales = (*RANKED_SCALES, *scales)
@@ -255,12 +227,10 @@ def _draw_parameters(head: nn.Module) -> None:
 
 
 def _has_ranked_queries(head: nn.Module) -> bool:
-    """Return whether tokens are ranked by their best class and queries follow these ranks, as in DINO."""
     return hasattr(getattr(getattr(head, 'transformer', None), 'decoder', None), 'ref_point_head')
 
 
 def _raise_tokens(layer: nn.Module, run: Callable[[], Any], num_classes: int) -> None:
-    """Raise the logits of tokens that can be proposals over those of others, whose inputs are zero."""
     inputs: list[torch.Tensor] = []
     with layer.register_forward_hook(lambda module, args, output: inputs.append(args[0].flatten(0, -2))):
         run()
@@ -270,21 +240,16 @@ def _raise_tokens(layer: nn.Module, run: Callable[[], Any], num_classes: int) ->
 
 
 def _rescale_linear(layer: nn.Module, run: Callable[[], Any], targets: Sequence[Target]) -> None:
-    """Rescale a linear layer so that each of its outputs has its target."""
     rescale(layer, outputs_of(layer, run), *targets_of(targets))
 
 
 def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Draw the learned boxes and features of queries with regions, and rescale their last layers, in place.
 
-    These are, of all stages, those of the branches of queries (`REGION_BRANCH_SCALE`), of boxes and classes,
-    and that of masks of the last stage, which alone makes any in a test. It has to be called inside
-    `torch.no_grad`.
-
     Args:
         model: detector whose queries have regions (`is_regional`).
         pictures: (B, 3, H, W); only their size is used.
-        features: what the detector's `extract_feat` returns of the pictures, (B, C, h, w) of each level.
+        features: what the detector's features of the pictures, (B, C, h, w) of each level.
     """
     from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet
     from mmdeploy_ext.seeded.regions import STEP, TARGETS

@@ -1,13 +1,6 @@
 """The seeded rule of two-stage detectors: proposals by the rule of dense heads, heads of regions here.
 
-It gives detectors weights of a seed with which they find boxes, see `seeded.py`.
-
-Regions of many sizes lie all over the calibration pictures, so that every level has some; class logits spread
-beside a large background, so that a few per cent of the pairs of region and class pass the threshold.
-
 Glossary: B pictures of H x W pixels, K regions of each.
-
-Functions that change weights or statistics have to be called inside `torch.no_grad`.
 """
 
 import functools
@@ -62,10 +55,7 @@ HIGH_THRESHOLD_FACTOR = 2.0
 
 
 def regions_of(pictures: torch.Tensor) -> torch.Tensor:
-    """Return K = `REGIONS` regions (B, K, 4) float32 xyxy of each of B pictures (B, 3, H, W), in pixels.
-
-    They depend on the pictures' number and size alone.
-    """
+    """Return K = `REGIONS` regions (B, K, 4) float32 xyxy of each of B pictures (B, 3, H, W), in pixels."""
     generator, (height, width) = torch.Generator().manual_seed(0), pictures.shape[2:]
     count = len(pictures) * REGIONS
     low, high = (torch.tensor(side).log() for side in SIDES)
@@ -81,8 +71,6 @@ def forwards(
     roi_head: nn.Module, maps: Sequence[torch.Tensor], boxes: torch.Tensor
 ) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
     """Yield the heads of regions that are run together, and a function that runs them.
-
-    Heads of masks and grids run on fewer of the boxes, see `STEP` and `MANY_CLASSES`.
 
     Args:
         roi_head: the heads of regions of a detector of mmdet.
@@ -104,7 +92,6 @@ def forwards(
 
 
 def _propose(head: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Run a head of proposals on features."""
     maps = for_head(head, features)
     clip_hw = torch.tensor([pictures.shape[2:]], dtype=torch.float32)
     outputs_of_proposals(head, maps, clip_hw, generator_of(head))
@@ -112,8 +99,6 @@ def _propose(head: nn.Module, pictures: torch.Tensor, features: Sequence[torch.T
 
 def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Run the head of proposals if it has batch normalisations; all heads of regions if one of them has any.
-
-    `calibrate_norms` sees their inputs meanwhile and sets their statistics; they are in evaluation mode.
 
     Args:
         model: the detector.
@@ -134,11 +119,6 @@ def _has_norms(head: nn.Module | None) -> bool:
 
 def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
-
-    Those of the head of proposals have the targets of `dense.py`, others those of `TARGETS`. Heads that
-    the detector does not have are left out. Layers that norm their weights get new ones before, see
-    `draw_normed_weights`. Class logits of regions have more deviation if the threshold of the results is
-    above `HIGH_THRESHOLD`.
 
     Args:
         model: the detector.
@@ -173,10 +153,7 @@ def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[tor
 
 
 def draw_normed_weights(layer: nn.Module, run: Callable[[], Any]) -> None:
-    """Draw the weights of a layer that norms weights and inputs, as mixtures of differences of its inputs.
-
-    The layer is linear, or a 1x1 convolution; `run` runs a network in which it has inputs.
-    """
+    """Draw the weights of a layer that norms weights and inputs, as mixtures of differences of its inputs."""
     inputs: list[torch.Tensor] = []
     with layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])):
         run()

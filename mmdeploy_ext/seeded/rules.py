@@ -25,8 +25,6 @@ RULES = {
     'streampetr': 'mmdeploy_ext.seeded.by_name:fill_streampetr',
 }
 """Name of a family -> function of (new detector, config, family, seed) that fills and returns the detector.
-
-Detectors of other families are filled by `weights.fill_seeded`.
 """
 
 

@@ -1,9 +1,7 @@
 """Seeded weights of Sparse4D that depend on names and shapes alone.
 
-The rows of kernels sum to zero, but for the first layers of the embeddings of anchors and cameras; boxes move
-by small steps, and those layers of the anchors have large biases, so that every input moves the predictions
-and rounding does not grow. Source of the rule: FILL.md beside the reference data of Sparse4D, which were made
-with these weights; `tests/sparse4d_golden.py` reads them.
+Source of the rule: FILL.md beside the reference data of Sparse4D, which were made with these weights;
+`tests/sparse4d_golden.py` reads them.
 """
 
 import math
@@ -40,11 +38,7 @@ RADIUS_M, HEIGHT_M, SIZE_M = 52.0, (-0.6, 0.8), (4.0, 1.8, 1.7)
 
 
 def anchors_of(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Return anchors (count, 11) around the car.
-
-    They are x, y, z of the centre, the logarithms of length, width and height, sine and cosine of the yaw,
-    and the velocity in x, y and z; m and m/s.
-    """
+    """Return anchors (count, 11) around the car."""
     radius, angle, turn = generator.uniform(0, 1, (count, 3)).T
     numbers = generator.standard_normal((count, 7))
     radius, angle, turn = RADIUS_M * np.sqrt(radius), 2 * np.pi * angle, 2 * np.pi * turn
@@ -55,10 +49,7 @@ def anchors_of(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def bias_of(key: str, numbers: np.ndarray, norms: Container[str]) -> np.ndarray:
-    """Return the values of the vector at `key` of the state dict, from as many normal `numbers`.
-
-    `norms` are the names of normalisations, which are modules: those of `by_name.norms_of`.
-    """
+    """Return the values of the vector at `key` of the state dict, from as many normal `numbers`."""
     network = re.search(r'anchor_encoder\.(\w+)\.0\.bias', key)
     if network:
         return INPUT_BIASES[network[1]] * numbers
@@ -85,7 +76,7 @@ def sparse4d_weights(state: Mapping[str, torch.Tensor], prefix: str = '') -> dic
     """Return seeded tensors for the keys of a state dict, float32, counters int64.
 
     Args:
-        state: of the model as it was built; the places of its fixed key points stay as they are.
+        state: of the model as it was built; the places of its fixed key points stay unchanged.
         prefix: of all names when numbers are drawn: another one gives other weights.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
@@ -106,15 +97,10 @@ def sparse4d_weights(state: Mapping[str, torch.Tensor], prefix: str = '') -> dic
 
 
 def for_width(weights: Mapping[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
-    """Return weights whose instances read the maps more weakly the wider the pictures are.
+    """Return weights; the wider the pictures, the more weakly instances read the maps.
 
-    Neighbouring cells of seeded maps differ as much in fine maps as in coarse ones, so that a key point that
-    is moved by rounding changes what its instance gathers in proportion to the cells along a side, and the
-    next layer moves its points by that. The weights that take what is gathered are therefore divided by the
-    width. At 1408 px the points of an instance 0.6 to 0.9 m before a camera were 8e-7 of a side apart in the
-    second layer of two programs and 5e-5 in the sixth. Its logits were 1.5e-4 apart in PyTorch's own float32
-    and float64 and 5.8e-4 in those of the graph's code, in 99 of 100 instances 2e-5; with this factor none of
-    twelve frames were more than 8.3e-5 apart.
+    Its logits were 1.5e-4 apart in PyTorch's own float32 and float64 and 5.8e-4 in those of the graph's code,
+    in 99 of 100 instances 2e-5; with this factor none of twelve frames were more than 8.3e-5 apart.
 
     Args:
         weights: key of the state dict -> tensor.

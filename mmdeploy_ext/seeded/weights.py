@@ -1,12 +1,4 @@
-"""Weights by a seeded rule, for full-size models: `mm2onnx synthetic weights CONFIG OUT.pth`.
-
-The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norms get
-the statistics of seeded pictures, layer by layer; the last layers of the head are rescaled so that class
-logits spread around -4.6, box deltas around 0 and centerness around 0.5. So scores are spread, boxes differ
-between anchors, and a few per cent of the anchors pass the threshold. `dense.py` has the targets of one-stage
-detectors, `regions.py` of two-stage detectors, `queries.py` of DETRs. Families with rules of their own are in
-`rules.py`.
-"""
+"""Weights by a seeded rule, for full-size models: `mm2onnx synthetic weights CONFIG OUT.pth`."""
 
 import argparse
 import functools
@@ -53,10 +45,7 @@ PUBLISHED_PREFIXES = {
     'BEVFusionSparseEncoder': 'encoders.lidar.backbone.',
     'CenterPointSparseEncoder': 'backbone.',
 }
-"""Class of a sparse encoder that is exported alone -> prefix of its keys in published checkpoints.
-
-Weights depend on the key with this prefix.
-"""
+"""Class of a sparse encoder that is exported alone -> prefix of its keys in published checkpoints."""
 
 GREY, CONTRAST = 114.0, 57
 """Mean and standard deviation of the values of a photograph, which are 0 to 255."""
@@ -81,10 +70,6 @@ def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tens
 
 @functools.lru_cache(maxsize=16)
 def _drawn(seed: int, height: int, width: int) -> np.ndarray:
-    """Return the picture of a seed and a size, (height, width, 3) uint8 BGR, which nobody changes.
-
-    A fifth of the seconds that weights of a small detector take is that of their pictures.
-    """
     return make_scene(np.random.default_rng(seed), height, width, SCENE_SHAPES)[0]
 
 
@@ -100,7 +85,7 @@ def seeded_scene(
         height: pixels.
         width: pixels.
         expose: takes the picture (height, width, 3) uint8 and returns it darker or brighter; None leaves it
-            as it is.
+            unchanged.
     """
     picture = _drawn(seed, height, width)
     picture = expose(picture) if expose else picture
@@ -108,10 +93,6 @@ def seeded_scene(
 
 
 def _shift_norms(model: nn.Module, shift: float) -> None:
-    """Set the mean of the normalised values of necks and inverted residual blocks.
-
-    With a mean of 0 each of the 50 layers of a MobileNetV2 makes rounding a fifth larger.
-    """
     from mmdeploy_ext.compat.patches_vendored import mmdet_module
 
     block = mmdet_module('mmdet.models.utils').InvertedResidual
@@ -124,17 +105,12 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
 HeadStep = Callable[[Sequence[torch.Tensor]], None]
 """A step on the heads of a detector, given the features of each level."""
 HeadSteps = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[HeadStep, HeadStep]]
-"""Function of (detector, pictures, pictures in the dark and in bright light) -> two steps.
-
-The first step runs the heads while normalisations get their statistics, the second rescales the last layers
-of the heads. Pictures are (B, 3, H, W) float32, as the config of the detector normalises them.
-"""
+"""Function of (detector, pictures, pictures in the dark and in bright light) -> two steps."""
 
 
 def _head_steps(
     model: nn.Module, pictures: torch.Tensor, exposed_pictures: torch.Tensor
 ) -> tuple[HeadStep, HeadStep]:
-    """Return the `HeadSteps` of detectors of mmdet; heads on regions are rescaled while they run."""
     head = getattr(model, 'bbox_head', None)
     if is_query(model):
         scale_heads = functools.partial(scale_queries, model, pictures, exposed_pictures)
@@ -208,9 +184,6 @@ def fill_seeded(
 ) -> nn.Module:
     """Fill a newly built detector with seeded weights in place, set it to evaluation mode and return it.
 
-    Factors and offsets that normalisations and `Scale` learn stay, but for a few of the former that
-    `fill_network` and the calibration (`NetworkCalibration.shift`) set.
-
     Args:
         model: detector of mmdet, or one with an `extract_feat` from pictures to the features of each level.
         seed: seed of weights and pictures.
@@ -244,26 +217,18 @@ def fill_seeded(
 
 
 def normalised_deviation(std: tuple[float, ...]) -> float:
-    """Return the standard deviation, to 0.1, of a photograph of values 0 to 255 that was divided by `std`.
-
-    `std` has one value per channel, in the same unit; ImageNet's gives 1.0.
-    """
+    """Return the standard deviation, to 0.1, of a photograph of values 0 to 255 that was divided by `std`."""
     return round(CONTRAST / float(np.mean(std)), 1)
 
 
 def normalised_photograph(cfg: Any) -> tuple[float, float]:
-    """Return standard deviation and mean of a photograph after the test pipeline of a config (mmdet 2.x).
-
-    Without a step `Normalize` they are those of 0 to 255; the mean is 0 if the step subtracts one.
-    ConfigError: the config has no test pipeline.
-    """
+    """Return standard deviation and mean of a photograph after the test pipeline of a config (mmdet 2.x)."""
     step = _find_step(test_pipeline(cfg), 'Normalize') or {}
     std, mean = step.get('std', (1.0,)), step.get('mean', (0.0,))
     return normalised_deviation(std), 0.0 if any(mean) else GREY / float(np.mean(std))
 
 
 def _find_step(pipeline: Sequence[Any], step_type: str) -> Any:
-    """Return the first step of a type, also inside other steps; None if there is none."""
     for step in pipeline:
         match = step if step.get('type') == step_type else _find_step(step.get('transforms', ()), step_type)
         if match:
@@ -272,12 +237,7 @@ def _find_step(pipeline: Sequence[Any], step_type: str) -> Any:
 
 
 def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
-    """Return published key -> weights of a config of which a family exports the sparse backbone alone.
-
-    Weights of the backbone depend on names, and its kernels are (k0, k1, k2, I, O), as in spconv 1; other
-    parts of a detector are initialised with the seed, which becomes torch's global seed. None if no such
-    family claims the config.
-    """
+    """Return published key -> weights of a config of which a family exports the sparse backbone alone."""
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
 
     load_families()
@@ -302,9 +262,6 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
         cfg: the config.
         family: the family that exports the detector; None if no family does.
         seed: seed of the weights; the rules of `by_name.py` give the same weights with every seed.
-
-    Raises:
-        ConfigError: the head is not supported.
     """
     model = build_student(cfg) if family is None else family.build(cfg)
     rule = rule_of(family.name) if family is not None else None
@@ -319,24 +276,12 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a checkpoint for a config; return the exit status, 0 if it is written.
-
-    `argv` are the words of the command line, None those of `sys.argv`. The errors of `run` become one line on
-    stderr, with `--debug` after a traceback, and their exit status; SystemExit: `--help`, or an option that
-    the parser refuses.
-    """
     parser = cli.ArgumentParser(prog='mm2onnx synthetic weights', description=__doc__.splitlines()[0])
     staging.add_seeded(parser)
     return cli.run(run, parser, argv)
 
 
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
-    """Write the checkpoint of the command line; return 0.
-
-    `args` has `config`, `out`, which must not exist yet, and `seed`, 0 to `LARGEST_SEED` (UsageError
-    otherwise); for other errors see `write_seeded`. `cfg_options` overrides the config: dotted key -> value;
-    None overrides nothing.
-    """
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
 
@@ -360,10 +305,6 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
         out: path of the checkpoint.
         seed: seed of the weights.
         cfg_options: dotted key of the config -> value that replaces it; None replaces nothing.
-
-    Raises:
-        ConfigError: the config cannot be read, no rule fits its model, or a model without `bbox_head` is
-            claimed by no family.
     """
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families

@@ -1,14 +1,4 @@
-"""A COCO-format instance segmentation set, generated: `mm2onnx synthetic coco --out data/toy_coco`.
-
-Six shape classes with procedural fills on textured ground, occluding each other, at COCO's three sizes; some
-pictures are empty. The layout is COCO's: `train2017/`, `val2017/`, `annotations/instances_*2017.json`, the
-segmentations as compressed RLE of the visible pixels.
-
-Every picture has its own random stream, seeded by (seed, split, index): equal parameters give equal bytes.
-(Equal bytes also need the same builds of NumPy and OpenCV: JPEG
-encoders and resampling differ in last bits between builds.) A set is made in a folder beside its own, see
-`staging.make_set`. H, W: height and width of a picture, pixels.
-"""
+"""A COCO-format instance segmentation set, generated: `mm2onnx synthetic coco --out data/toy_coco`."""
 
 import argparse
 import os
@@ -26,7 +16,7 @@ from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import CLASSES, Instance, make_scene
 
 WORLD = 1
-"""Version of the pictures. Whoever changes what a seed gives increases it, so that older sets are refused."""
+"""Version of the pictures."""
 TRAIN_IMAGES, VAL_IMAGES = 800, 100
 """Pictures of the two parts if no other number is asked for."""
 SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
@@ -48,11 +38,7 @@ _STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
 def start_sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None
 ) -> tuple[np.random.Generator, tuple[int, int], int]:
-    """Return the generator after the first draws of a picture, (H, W) in pixels, and the number of shapes.
-
-    Other makers of pictures begin with it. `split` is `train2017`, `val2017` or `picture`. The size is one of
-    `SIZES` by default; it is drawn in any case. An empty picture has 0 shapes.
-    """
+    """Return the generator after the first draws of a picture, (H, W) in pixels, and the number of shapes."""
     rng = np.random.default_rng([seed, _STREAMS[split], index])
     drawn_size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
     proposals = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(1, MAX_PROPOSALS + 1))
@@ -72,7 +58,6 @@ def sample(
 
 
 def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: int) -> dict[str, Any]:
-    """Write one picture; return its entry in the annotations and those of its instances."""
     image, instances = sample(seed, folder.name, index, size)
     name = f'{index + 1:012d}.jpg'
     staging.write_jpeg(folder / name, image, JPEG_QUALITY)
@@ -97,7 +82,6 @@ def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: i
 
 
 def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterator[int]:
-    """Write the pictures and the annotations of a split; yield 1 after each picture."""
     folder.mkdir()
     records = []
     for index in range(count):
@@ -121,7 +105,6 @@ def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterat
 
 
 def _check(seed: int, counts: dict[str, int], size: tuple[int, int] | None) -> None:
-    """Raise UsageError for values out of range; `counts` are of pictures, by option."""
     if seed < 0:
         raise UsageError(f'--seed: got {seed}, expected 0 or more')
     for option, count in counts.items():
@@ -143,12 +126,7 @@ def ensure_toy_coco(
 ) -> bool:
     """Make the set unless it exists already; return whether it was made.
 
-    `size` (H, W) is the size of all pictures (None: a mix of `SIZES`). `force` replaces a generated set at
-    `root`; other folders are never replaced.
-
-    Raises:
-        DataError: `root` is another folder, the working directory, or a set with other parameters.
-        UsageError: a parameter is out of range.
+    `size` (H, W) is the size of all pictures (None: a mix of `SIZES`).
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
     root = Path(root)
@@ -163,7 +141,6 @@ def ensure_toy_coco(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set or the picture of the command line."""
     size = tuple(args.size) if args.size else None
     cli.check_minimums(args, shapes=0)
     if args.shapes is not None and not args.picture:

@@ -1,8 +1,4 @@
-"""A drive for a proof without a data set: cameras, textured surroundings, ego motion, scene changes.
-
-Needs numpy and OpenCV only. Nothing in it looks like a road: a proof needs pictures that differ and change
-smoothly from frame to frame, and poses and times like those of a car.
-"""
+"""A drive for a proof without a data set: cameras, textured surroundings, ego motion, scene changes."""
 
 from __future__ import annotations
 
@@ -50,7 +46,7 @@ SCENE_PAUSE_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticDrive:
-    """A synthetic drive, whose frames are made one after the other.
+    """A synthetic drive; frames are made one after the other.
 
     Attributes:
         frames: number of frames.
@@ -82,7 +78,6 @@ class SyntheticDrive:
     to_rgb: bool = True
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames one after the other."""
         intrinsics, lidar2img, yaws = rig(self.cameras, self.size)
         poses, times = self.poses(), self.times()
         for index in range(self.frames):
@@ -116,11 +111,7 @@ class SyntheticDrive:
         return (self.start_s + np.cumsum(gaps) - gaps[0]).tolist()
 
     def poses(self) -> np.ndarray:
-        """Return the poses, LiDAR to global (frames, 4, 4) float64.
-
-        The car drives along its own y axis at 2 to 10 m/s, turns left and right, and its body pitches and
-        rolls.
-        """
+        """Return the poses, LiDAR to global (frames, 4, 4) float64."""
         rng = np.random.default_rng([self.seed, 1])
         phases, step = rng.uniform(0, 2 * math.pi, 5), np.arange(self.frames) * self.period_s
         yaw_rate = 0.25 * np.sin(0.21 * step + phases[0]) + 0.1 * np.sin(0.55 * step + phases[1])
@@ -211,13 +202,9 @@ class Surroundings:
 def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a calibrated rig of N cameras for a network input of `size` (H, W).
 
-    x of the LiDAR is right, y ahead. The pictures of nuScenes are resized to cover the input, then cut at the
-    top and evenly at the sides.
-
     Returns:
         intrinsics (N, 4, 4), lidar2img (N, 4, 4), both float64, and yaws (N,) in radians, from straight ahead
-            to the
-        left.
+        to the left.
     """
     high, wide = NUSCENES_SIZE
     scale = max(size[0] / high, size[1] / wide)

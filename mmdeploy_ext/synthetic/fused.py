@@ -24,13 +24,7 @@ HIDDEN_POINTS = 500
 
 
 def fused_frames(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
-    """Yield `count` frames of a synthetic drive with sweeps of a generated world.
-
-    The second frame, the fourth and so on are augmented as in training: points are rotated, scaled and moved,
-    and each camera's picture stands for another crop of the camera's image; the others have one rig. Behind
-    some of the points, as seen from a camera, there is another point, before or after it in the sweep.
-    Without cameras all are plain sweeps, none of which is augmented; without a LiDAR frames have no points.
-    """
+    """Yield `count` frames of a synthetic drive with sweeps of a generated world."""
     if rule.views is None:
         for index, sweep in enumerate(generated_sweeps(rule.voxels, count)):
             yield FusedFrame(sweep.points, f'generated frame {index}')
@@ -74,11 +68,6 @@ def fused_frames(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
 
 
 def _with_hidden_points(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return points (P, V) and others behind some of them, in random order.
-
-    `cameras` (N, 3) are the places of the cameras in the frame of the points, from which the others are
-    hidden.
-    """
     hidden = points[rng.integers(len(points), size=(len(cameras), HIDDEN_POINTS))].astype(np.float64)
     hidden[..., :3] = cameras[:, None] + rng.uniform(1.3, 3.0) * (hidden[..., :3] - cameras[:, None])
     joint = np.concatenate([points, hidden.reshape(-1, points.shape[1]).astype(points.dtype)])

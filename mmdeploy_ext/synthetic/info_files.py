@@ -1,9 +1,4 @@
-"""Two generated moments as files: pictures, sweeps, and the infos that mmdet3d and the runtimes read.
-
-Nothing in them looks like a road: a comparison of preprocessing needs pictures of the right size that differ,
-points in every part of the range and close to the car, sweeps of the past with different poses and ages, and
-poses that turn and shift.
-"""
+"""Two generated moments as files: pictures, sweeps, and the infos that mmdet3d and the runtimes read."""
 
 from __future__ import annotations
 
@@ -42,10 +37,7 @@ COARSE = 16
 POINTS, POINTS_CLOSE = 1500, 50
 """Number of points of a sweep in and around the range, and within a metre of the LiDAR in x and y."""
 RANGE = -54.0, -54.0, -5.0, 54.0, 54.0, 3.0
-"""Range of points, metres, that a pipeline loads for a model that takes no points.
-
-The least x, y and z, then the greatest ones.
-"""
+"""Range of points, metres, that a pipeline loads for a model that takes no points."""
 LOAD_DIM, LOAD_DIM_PAST = 6, 5
 """Columns of a sweep, and of one of the past, that mmdet3d's steps load unless they say otherwise."""
 START_US, BETWEEN_US, PAST_US = 1_533_151_607_548_047, 498_884, 50_123
@@ -62,9 +54,6 @@ def generated_dataset(
 ) -> dict[str, Any]:
     """Write two moments and return the config of a data set of them, to prove a model without a data set.
 
-    Test-time augmentation is left out: no exported graph takes several samples. The result has `type`,
-    `pipeline`, `ann_file` and what else the type needs; `evaluation.build_dataset` builds it, in test mode.
-
     Args:
         folder: an existing folder; files of the same names in it are replaced.
         cfg: config of the model, which is not changed.
@@ -73,10 +62,6 @@ def generated_dataset(
         views: rule of the model's cameras; None: it takes no pictures.
         voxels: rule of its points; None: it takes none.
         entries: see `write_infos`.
-
-    Raises:
-        ConfigError: the config has no test pipeline.
-        OSError: a file cannot be written.
     """
     from mmdet3d.datasets import NuScenesDataset
 
@@ -93,18 +78,11 @@ def dataset_of_files(
 ) -> dict[str, Any]:
     """Return the config of a data set of generated files, with the config's test pipeline.
 
-    It is that of `data.test` if its class is `base` or derived from it, or if it is the user's and derived
-    from no other data set of mmdet or mmdet3d than `Custom3DDataset`: a data set that the user wrote or
-    changed is to be compared. Otherwise, and if the config has none, it is `default`.
-
     Args:
         cfg: config of the model.
         base: class of mmdet3d that reads files of this layout.
         files: settings of the data set that have the paths.
         default: `type` and settings of a data set that reads the files.
-
-    Raises:
-        ConfigError: the config has no test pipeline.
     """
     from mmdet3d.datasets import Custom3DDataset
 
@@ -129,14 +107,8 @@ def write_infos(
 ) -> Path:
     """Write two moments of one scene and return the path of their infos.
 
-    `steps` are those of the test pipeline; for `folder`, `views` and `voxels` see `generated_dataset`. The
-    first moment has as many sweeps of the past as LoadPointsFromMultiSweeps takes; in its `test_mode`, which
-    takes the nearest ones, one more, which is to be left out. The second moment has none, nor has the first
-    without that step. Without LoadPointsFromFile and `voxels` there are no points at all. Axes,
-    units and rotations are those of nuScenes' infos as mmdet3d writes them: quaternions w x y z of ego and
-    LiDAR, matrices (3, 3) from cameras and past sweeps to the LiDAR. OSError: a file cannot be written.
-
-    `entries` returns what infos of a family have beside those of mmdet3d, of each moment others.
+    Axes, units and rotations are those of nuScenes' infos as mmdet3d writes them: quaternions w x y z of ego
+    and LiDAR, matrices (3, 3) from cameras and past sweeps to the LiDAR.
     """
     moments = []
     for moment in range(MOMENTS):
@@ -166,12 +138,10 @@ def write_infos(
 
 
 def _turn(rng: np.random.Generator, limit_rad: float = np.pi) -> Quaternion:
-    """Return a rotation by up to `limit_rad` about an axis that is almost z."""
     return Quaternion(axis=[*rng.uniform(-0.1, 0.1, 2), 1.0], radians=rng.uniform(-limit_rad, limit_rad))
 
 
 def _pose(rng: np.random.Generator, name: str, limit_m: float) -> dict[str, list[float]]:
-    """Return the entries of a pose that is up to `limit_m` away in x and y."""
     translation = [*rng.uniform(0.5 * limit_m, limit_m, 2), rng.uniform(0.5, 2.0)]
     return {f'{name}_rotation': list(_turn(rng)), f'{name}_translation': translation}
 
@@ -179,7 +149,6 @@ def _pose(rng: np.random.Generator, name: str, limit_m: float) -> dict[str, list
 def _cameras(
     folder: Path, moment: int, views: MultiViewRule, time_us: int, rng: np.random.Generator
 ) -> dict[str, dict[str, Any]]:
-    """Write a picture of coloured patches for each camera and return `cams` of an info."""
     height, width = views.source
     names = CAMERAS if views.num_cameras == len(CAMERAS) else range(views.num_cameras)
     cameras = {}
@@ -217,7 +186,6 @@ def _sweeps(
     time_us: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Write the sweeps of a moment, of the first also past ones; return `lidar_path` and `sweeps`."""
     loaders = {step.get('type'): step for step in steps}
     loader = loaders.get('LoadPointsFromFile')
     width = voxels.in_channels if loader is None else int(loader.get('load_dim', LOAD_DIM))
@@ -244,10 +212,6 @@ def _sweeps(
 
 
 def _points(limits: Sequence[float], width: int, rng: np.random.Generator) -> np.ndarray:
-    """Return points (P, width) float32: x, y, z in metres, then intensities, rings and other columns.
-
-    Their range `limits` is the least corner, then the greatest, metres; some points are beyond it.
-    """
     low, high = np.array(limits).reshape(2, 3)
     middle, reach = (low + high) / 2, (high - low) / 2
     around = middle + 1.1 * reach * rng.uniform(-1, 1, (POINTS, 3))

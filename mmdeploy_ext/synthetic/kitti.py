@@ -36,10 +36,7 @@ OTHER_SIZES = (1.0, 1.0), (0.8, 1.1), (1.3, 0.6)
 def generated_moments(
     rule: FusionRule, count: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, str]]:
-    """Yield the points, picture (h, w, 3), matrix (4, 4) from the LiDAR to the picture, and name of moments.
-
-    Cameras look ahead, to the side and back, so that points are behind them and outside of their pictures.
-    """
+    """Yield the points, picture (h, w, 3), matrix (4, 4) from LiDAR to the picture and name of moments."""
     for index, sweep in enumerate(generated_sweeps(rule.voxels, count)):
         rng = np.random.default_rng([index, 11])
         picture = make_picture(rng, rule, index)
@@ -72,10 +69,7 @@ def make_camera(rng: np.random.Generator, height: int, width: int, yaw: float) -
 
 
 def generated_dataset(folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
-    """Write two moments into an existing folder, and return the config of a data set of them.
-
-    The second picture has other sides than the first. OSError: a file cannot be written.
-    """
+    """Write two moments into an existing folder, and return the config of a data set of them."""
     from mmdet3d.datasets import KittiDataset
 
     cfg = copy.deepcopy(cfg)

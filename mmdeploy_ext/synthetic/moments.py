@@ -37,10 +37,10 @@ WAYS = (
     ('neither a way nor a turn', 0.0, 0.0, None),
 )
 """Name of a frame, metres along x and y of the map since the frame before, and the heading in degrees, None
-for that of the frame before. The second turn is of 188 degrees as numbers, and of 172 the other way."""
+for that of the frame before."""
 MEASURED = np.linspace(-1.1, 1.4, 9)
 """Acceleration, rotation rate and velocity of the first of these frames, no two alike and none 0: a record
-without them, or with them in another order, is another one. Those of frame n are n times as large."""
+without them, or with them in another order, is another one."""
 STEP_S = 0.4
 """Time between frames of a drive."""
 TURN_RAD, WAY_M = 0.5, 1.5
@@ -48,10 +48,7 @@ TURN_RAD, WAY_M = 0.5, 1.5
 
 
 def generated_sweeps(rule: VoxelRule, count: int) -> Iterator[Sweep]:
-    """Yield `count` sweeps of the generated world, each of another scene.
-
-    Values of a point beyond x, y, z, intensity and ring are zero, as the time lag of a sweep.
-    """
+    """Yield `count` sweeps of the generated world, each of another scene."""
     from mmdeploy_ext.synthetic.nuscenes_sensors import LIDAR, make_rig, measure_sweep
     from mmdeploy_ext.synthetic.nuscenes_world import make_world
 
@@ -69,8 +66,7 @@ def generated_sweeps(rule: VoxelRule, count: int) -> Iterator[Sweep]:
 def plain_sweep(sweep: Sweep, limits: Sequence[float]) -> Sweep:
     """Return a sweep of a single point: the one in range that is the furthest from the LiDAR in x and y.
 
-    It is the first point if none is in range; the sweep has points. `limits` is the range: the least corner
-    x, y, z, then the greatest, metres.
+    `limits` is the range: the least corner x, y, z, then the greatest, metres.
     """
     low, high = np.float32(limits[:3]), np.float32(limits[3:])
     inside = ((sweep.points[:, :3] > low) & (sweep.points[:, :3] < high)).all(1)
@@ -79,7 +75,6 @@ def plain_sweep(sweep: Sweep, limits: Sequence[float]) -> Sweep:
 
 
 def _moved() -> np.ndarray:
-    """Return a small rigid transform (4, 4)."""
     matrix = TURNED.transformation_matrix
     matrix[:3, 3] = MOVED_M
     return matrix
@@ -92,13 +87,7 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
 
 
 def changed_drive(frame: Frame) -> Iterator[Frame]:
-    """Yield frames of one drive: as it is, each with one more change of its rig, and one of a single colour.
-
-    That is the mean colour: normalised images of 0.
-
-    A frame differs from the one before it in one thing alone, apart from its time and name, so that a cache
-    of the last rig has to compare all of it.
-    """
+    """Yield frames of one drive: unchanged, each with one more change of its rig and one of one colour."""
     extrinsics = np.linalg.solve(frame.intrinsics, frame.lidar2img)
     last = len(frame.images) - 1
     focal = _focal(frame.intrinsics, 0, FOCAL)
@@ -161,12 +150,7 @@ def special_drive(frame: Frame, gaps_s: Sequence[float] = (STEP_S,), lag_s: floa
 
 
 def record_drive(frame: Frame, record: np.ndarray) -> Iterator[Frame]:
-    """Yield the next frames of a drive, whose car moves along an axis of the map exactly, turns, or stands.
-
-    Pictures, rig and `ego_pose` stay those of `frame`: the record `can_bus` has the motion, which begins at
-    `record` (18,). A direction that is computed by a quotient fails where a way has no share
-    along an axis, and a heading that crosses 0 degrees changes by almost a whole turn.
-    """
+    """Yield the next frames of a drive, whose car moves along an axis of map exactly, turns, or stands."""
     for step, (name, x, y, heading) in enumerate(WAYS, start=1):
         record = record.copy()
         record[:2] += x, y
@@ -182,10 +166,7 @@ def record_drive(frame: Frame, record: np.ndarray) -> Iterator[Frame]:
 
 
 def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFrame:
-    """Return a moment with images of 0, the mean colour, and the one point that `plain_sweep` chooses.
-
-    `limits` is that of `plain_sweep`; None: the model takes no points, which stay as they are.
-    """
+    """Return a moment with images of 0, the mean colour, and the one point that `plain_sweep` chooses."""
     moment = frame if limits is None else plain_sweep(frame, limits)
     images = None if frame.images is None else np.zeros_like(frame.images)
     return dataclasses.replace(moment, images=images, name='nothing to see')

@@ -1,8 +1,5 @@
 """Annotations of single pictures of a generated drive: `mm2onnx synthetic monocular --root DIR`.
 
-The set is one of `mm2onnx synthetic nuscenes`. Beside its tables are written, as mmdet3d's monocular data
-sets read them,
-
 - `nuscenes_infos_{train,val}_mono3d.coco.json`: the six pictures of every key frame, in mmdet3d's order, with
   cameras and poses, for `NuScenesMonoDataset`;
 - `kitti_infos_{train,val}_mono3d.coco.json` and `kitti_infos_{train,val}.pkl`: the pictures with a car, a
@@ -55,10 +52,7 @@ ATTRIBUTES = (
 KITTI = dict(pedestrian='Pedestrian', bicycle='Cyclist', car='Car')
 """Class of a drive -> class of KITTI, in the order of labels."""
 LIDAR_TO_CAMERA = np.array([[0.0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 1]])
-"""From the frame of KITTI's sweeps here (x ahead, y to the left, z up) to that of their camera.
-
-The LiDAR is as far behind and above the camera as KITTI's.
-"""
+"""From the frame of KITTI's sweeps here (x ahead, y to the left, z up) to that of their camera."""
 SWEEPS = 'velodyne'
 """Folder of KITTI's sweeps, below that of the split."""
 POINT_COLUMNS, KITTI_COLUMNS = 5, 4
@@ -91,7 +85,6 @@ class Tables:
     """
 
     def __init__(self, root: Path) -> None:
-        """Read the tables; UsageError: a file of them is missing or no JSON."""
         self.root = root
         self.tables = {name: _read_table(root / VERSION / f'{name}.json') for name in TABLES}
         self.annotations: dict[str, list[dict[str, Any]]] = {}
@@ -104,10 +97,7 @@ class Tables:
         return self.tables['sensor'][sensor['sensor_token']]['channel']
 
     def pictures(self, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield the records of table sample_data of the pictures of key frames of some scenes.
-
-        They are in the order of the scenes' names, of time, and of `CAMERAS`.
-        """
+        """Yield the records of table sample_data of the pictures of key frames of some scenes."""
         by_sample: dict[str, dict[str, dict[str, Any]]] = {}
         for record in self.tables['sample_data'].values():
             channel = self.channel(record)
@@ -126,7 +116,6 @@ class Tables:
         """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
 
         The columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
-        DataError: the file is missing or damaged.
         """
         records = (
             record
@@ -174,8 +163,7 @@ class Tables:
         An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
         radians: 0 is along x, pi / 2 towards the camera), `velo_cam3d` (x, z of its speed over the ground,
         m/s) and `center2d` (pixels, depth in metres) in the camera's frame, and its class and attribute by
-        name and number. Objects of no class of `CLASSES`, nearer than `NEAR_M` or without a `seen_box` are
-        left out. `image` is an entry of the method `image`.
+        name and number.
         """
         to_camera = from_global(image)
         intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])
@@ -206,7 +194,6 @@ class Tables:
 
 
 def _read_table(path: Path) -> dict[str, dict[str, Any]]:
-    """Return token -> record of a table; UsageError: the file is missing or no JSON."""
     return {record['token']: record for record in read_json(path)}
 
 
@@ -214,8 +201,6 @@ def seen_box(
     box: np.ndarray, sides: tuple[float, float, float], intrinsic: np.ndarray, size: tuple[int, int]
 ) -> list[float] | None:
     """Return x1 y1 x2 y2 of a box in a picture, cut at its borders, whether or not others hide it.
-
-    None: a corner is behind the camera or nearly so, or a side is shorter than `SMALLEST_PX`.
 
     Args:
         box: (4, 4) from the frame of the box (x along its length) to that of the camera, metres.
@@ -243,10 +228,7 @@ def annotated(tables: Tables, scenes: Sequence[str]) -> dict[str, Any]:
 
 
 def as_kitti(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the annotations and the infos of pictures of `annotated`, for `KittiMonoDataset`.
-
-    Pictures without a car, cyclist or pedestrian are left out: mmdet3d's evaluator of KITTI takes none.
-    """
+    """Return the annotations and the infos of pictures of `annotated`, for `KittiMonoDataset`."""
     labels, annotations, infos, images = list(KITTI), [], [], []
     for image in content['images']:
         objects = [
@@ -329,7 +311,6 @@ def write_annotations(root: Path) -> dict[str, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the annotations of the set at `args.root`."""
     root = Path(args.root)
     for name, count in write_annotations(root).items():
         print(f'{root / name}: {count} pictures')

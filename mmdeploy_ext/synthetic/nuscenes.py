@@ -1,13 +1,4 @@
-"""A generated drive in nuScenes' format: `mm2onnx synthetic nuscenes --root data/toy_nuscenes`.
-
-A car with six cameras and a LiDAR drives over a plane among boxes of the ten detection classes, each class
-with a hue and a pattern of its own; boxes hide each other, and a camera that drops out does so for one key
-frame. Version `v1.0-trainval`, all tables of the devkit, scene names from the devkit's train and val lists.
-
-Every scene has random streams of its own, seeded by (seed, scene name); its number in the set decides on its
-times and its map. Equal parameters give equal bytes with any number of processes, from the same builds of
-NumPy and OpenCV.
-"""
+"""A generated drive in nuScenes' format: `mm2onnx synthetic nuscenes --root data/toy_nuscenes`."""
 
 import argparse
 import os
@@ -92,7 +83,6 @@ def plans(options: SetOptions) -> list[ScenePlan]:
 
 
 def _write_scenes(root: Path, scene_plans: list[ScenePlan], jobs: int) -> Iterator[dict[str, list[Record]]]:
-    """Write the files of scenes; yield the tables of each."""
     for channel in (*CAMERAS, LIDAR):
         for folder in ('samples', 'sweeps'):
             (root / folder / channel).mkdir(parents=True)
@@ -108,10 +98,6 @@ def _write_scenes(root: Path, scene_plans: list[ScenePlan], jobs: int) -> Iterat
 
 
 def _write_map(path: Path, poses: list[Record]) -> None:
-    """Draw the road of the car, 16 m wide, white on black, 0.1 m a pixel, the origin at the lower left.
-
-    A scene starts far from the origin, see `START_XY`; what a very long one drives below 0 is left out.
-    """
     positions = np.array([pose['translation'][:2] for pose in poses])
     columns, rows = (np.ceil((positions.max(0) + 2 * ROAD_M) / MAP_CELL_M)).astype(int)
     mask = np.zeros((rows, columns), np.uint8)
@@ -125,7 +111,6 @@ def _write_map(path: Path, poses: list[Record]) -> None:
 
 
 def _write_tables(root: Path, scenes: list[dict[str, list[Record]]]) -> None:
-    """Write the tables of the set, and a map of each location."""
     tables, poses_of_log = fixed_tables(), {}
     for scene in scenes:
         poses_of_log[scene['log'][0]['token']] = scene['ego_pose']
@@ -150,15 +135,7 @@ def ensure_toy_nuscenes(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set unless it exists already; return whether it was made.
-
-    `jobs` processes write scenes; 1 writes them in this process. `force` replaces a generated set at `root`;
-    other folders are never replaced.
-
-    Raises:
-        DataError: `root` is another folder, the working directory, or a set with other parameters.
-        UsageError: a parameter is out of range.
-    """
+    """Make the set unless it exists already; return whether it was made."""
     options = options or SetOptions()
     check_options(options)
     if jobs < 1:
@@ -177,7 +154,6 @@ def ensure_toy_nuscenes(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set of the command line."""
     args.image_size = tuple(args.image_size)
     options = SetOptions(**{field.name: getattr(args, field.name) for field in fields(SetOptions)})
     was_made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)

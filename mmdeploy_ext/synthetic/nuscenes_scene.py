@@ -1,7 +1,4 @@
-"""Writes one scene of the generated drive: its pictures and sweeps, and its share of nuScenes' tables.
-
-The tables have the schema of nuscenes-devkit 1.x.
-"""
+"""Writes one scene of the generated drive: its pictures and sweeps, and its share of nuScenes' tables."""
 
 import contextlib
 import hashlib
@@ -88,11 +85,7 @@ def visibility_token(visible: int, projected: int) -> str:
 
 
 def attribute_name(thing: Thing) -> str | None:
-    """Return the attribute for class and motion of an object; None for classes without attributes.
-
-    People and vehicles move or stand, of vehicles that stand buses are stopped and others parked; cycles are
-    with or without a rider.
-    """
+    """Return the attribute for class and motion of an object; None for classes without attributes."""
     moving = thing.speed > 0
     family = thing.kind.category.split('.')[0]
     if family == 'movable_object':
@@ -107,10 +100,7 @@ def attribute_name(thing: Thing) -> str | None:
 
 
 def calibrated_sensor(scene: str, sensor: Sensor) -> Record:
-    """Return the record of one sensor on the car of one scene, in the table calibrated_sensor.
-
-    `scene` is `Scene.key`.
-    """
+    """Return the record of one sensor on the car of one scene, in the table calibrated_sensor."""
     return {
         'token': token(scene, 'calibrated_sensor', sensor.channel),
         'sensor_token': token('sensor', sensor.channel),
@@ -276,11 +266,7 @@ class ScenePlan(SetOptions):
     number: int
 
     def rng(self, *purpose: int) -> np.random.Generator:
-        """Return a random stream for one purpose in this scene.
-
-        It depends on the seed of the set and the digits of the scene's name, not on its number. `purpose` are
-        whole numbers that tell the streams of a scene apart.
-        """
+        """Return a random stream for one purpose in this scene."""
         return np.random.default_rng([self.seed, int(self.name.split('-')[1]), *purpose])
 
 
@@ -304,12 +290,10 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """Text that `token` hashes first for every token of the scene; tokens do not show it."""
         return f'{self.plan.seed}/{self.plan.name}'
 
     @property
     def logfile(self) -> str:
-        """Prefix of its file names."""
         return f'toy{self.plan.seed:03d}-{self.plan.name}'
 
     def timestamp(self, time_s: float) -> int:
@@ -327,15 +311,12 @@ def make_scene(plan: ScenePlan) -> Scene:
 
 @dataclass
 class _Records:
-    """The records of a scene that grow frame by frame, by nuScenes' tables."""
-
     sample: list = field(default_factory=list)
     sample_data: list = field(default_factory=list)
     sample_annotation: list = field(default_factory=list)
     ego_pose: list = field(default_factory=list)
 
     def add_data(self, scene: Scene, sample: str, channel: str, time_s: float, *, is_key_frame: bool) -> str:
-        """Add the records of one file and of the ego pose at its time; return its name."""
         folder, timestamp = 'samples' if is_key_frame else 'sweeps', scene.timestamp(time_s)
         suffix = 'pcd.bin' if channel == LIDAR else 'jpg'
         name = f'{folder}/{channel}/{scene.logfile}__{channel}__{timestamp}.{suffix}'
@@ -354,7 +335,6 @@ class _Records:
 def _write_cameras(
     root: Path, scene: Scene, frame: int, sample: str, records: _Records
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Write the six pictures of a key frame; return visible and projected pixels of the active objects."""
     world, visible, projected = scene.world, 0, 0
     things = [world.things[index] for index in np.flatnonzero(world.active[frame])]
     for number, channel in enumerate(CAMERAS):
@@ -368,7 +348,6 @@ def _write_cameras(
 
 
 def _write_sweeps(root: Path, scene: Scene, frame: int, sample: str, records: _Records) -> np.ndarray:
-    """Write the sweeps since the last key frame and that of this one; return its points per active object."""
     things = [scene.world.things[index] for index in np.flatnonzero(scene.world.active[frame])]
     between = scene.plan.sweeps if frame else 0
     for number in range(between, -1, -1):
@@ -382,7 +361,6 @@ def _write_sweeps(root: Path, scene: Scene, frame: int, sample: str, records: _R
 
 
 def _write_frames(root: Path, scene: Scene) -> _Records:
-    """Write the files of all frames; annotate active objects that are visible or were so a little before."""
     records, plan, things = _Records(), scene.plan, scene.world.things
     is_visible = np.zeros_like(scene.world.active)
     min_pixels = max(MIN_PIXELS_SHARE * plan.image_size[0] * plan.image_size[1], 1)
@@ -406,7 +384,6 @@ def _write_frames(root: Path, scene: Scene) -> _Records:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let OpenCV use one thread inside the block: each of several processes writes a scene."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -417,12 +394,7 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def write_scene(root: Path, plan: ScenePlan) -> dict[str, list[Record]]:
-    """Write the files of a scene below `root` and return table -> its records.
-
-    The folders of the channels have to exist. The tables, such as `scene` and `sample_annotation`, are
-    nuScenes'; a set has `fixed_tables`, those of its scenes, concatenated, and `map`. Sweeps are files of
-    the points of `measure_sweep`.
-    """
+    """Write the files of a scene below `root` and return table -> its records."""
     scene = make_scene(plan)
     records = _write_frames(root, scene)
     link(records.sample)

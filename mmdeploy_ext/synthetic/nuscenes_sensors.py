@@ -1,9 +1,4 @@
-"""The sensors of the generated drive, six cameras and a LiDAR as on nuScenes' cars, and what they measure.
-
-A ray per pixel, or per LiDAR pulse, is cast against the ground and every box. Camera frame: x right, y down,
-z ahead. LiDAR frame: x right, y ahead, z up. Ego frame: x ahead, y left, z up, origin on the ground below the
-rear axle. `nuscenes_world.py` has the global frame. H, W: height and width of a picture, pixels.
-"""
+"""The sensors of the generated drive, six cameras and a LiDAR as on nuScenes' cars, and what they measure."""
 
 import colorsys
 import math
@@ -51,22 +46,17 @@ class Sensor:
 
 
 def pose_matrix(xy: np.ndarray, yaw: float, z: float = 0.0) -> np.ndarray:
-    """Return the (4, 4) pose of a level frame at (x, y, z) that is turned by `yaw` radians.
-
-    It maps points of this frame to the one in which `xy` (2,), z and yaw are given; lengths in m.
-    """
+    """Return the (4, 4) pose of a level frame at (x, y, z) that is turned by `yaw` radians."""
     cos, sin = math.cos(yaw), math.sin(yaw)
     return np.array([[cos, -sin, 0, xy[0]], [sin, cos, 0, xy[1]], [0, 0, 1, z], [0, 0, 0, 1]], float)
 
 
 def _tilt(rng: np.random.Generator, degrees: float) -> np.ndarray:
-    """Return a rotation by up to some degrees around a random axis."""
     axis = rng.normal(size=3)
     return Quaternion(axis=axis, degrees=float(rng.uniform(0, degrees))).rotation_matrix
 
 
 def _to_ego(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """Return the pose (4, 4) of a sensor, rounded as the quaternion in the tables is."""
     matrix = Quaternion(matrix=rotation, rtol=1e-6, atol=1e-6).normalised.transformation_matrix
     matrix[:3, 3] = translation
     return matrix
@@ -75,9 +65,7 @@ def _to_ego(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sensor]:
     """Draw the sensors of a car, name -> sensor, each near the usual mounting.
 
-    They are turned by up to 0.6 degrees, the LiDAR by 1.2, and moved by up to 1.5 cm along each axis; focal
-    lengths and centres of pictures are drawn, too. Names are those of `CAMERAS` and `LIDAR`. `rng` is the
-    random generator; width and height are those of the pictures, pixels.
+    `rng` is the random generator; width and height are those of the pictures, pixels.
     """
     rig = {}
     for channel, (x, y, z, yaw, view, _) in _CAMERAS.items():
@@ -210,10 +198,7 @@ class Scenery:
 
 
 def make_scenery(rng: np.random.Generator, night: bool) -> Scenery:
-    """Draw asphalt with brighter slabs, and houses around the horizon, in dull colours.
-
-    `rng` is the random generator; `night` is whether the sky is dark.
-    """
+    """Draw asphalt with brighter slabs, and houses around the horizon, in dull colours."""
     coarse = cv2.resize(rng.random((32, 32), dtype=np.float32), (256, 256), interpolation=cv2.INTER_CUBIC)
     fine = rng.random((256, 256), dtype=np.float32)
     grey = 78 + 40 * coarse + 22 * fine
@@ -243,7 +228,6 @@ def _background(lens: Lens, scenery: Scenery, xy: np.ndarray, yaw: float) -> np.
 def _region(
     corners: np.ndarray, intrinsic: np.ndarray, width: int, height: int
 ) -> tuple[slice, slice] | None:
-    """Return the rows and columns of a box whose corners (8, 3) are in the camera frame; None out of view."""
     if (corners[:, 2] < NEAR_M).all():
         return None
     if (corners[:, 2] < NEAR_M).any():
@@ -256,7 +240,6 @@ def _region(
 
 
 def _pattern(thing: Thing, points: np.ndarray) -> np.ndarray:
-    """Return 0 or 1 for points (n, 3) on the surface, in m from the middle of the box."""
     frequency = 2 / _PERIOD_M[thing.kind.name]
     vertical, horizontal = (
         (np.floor(positions * frequency).astype(np.int32) & 1).astype(np.float32)
@@ -273,8 +256,7 @@ def _pattern(thing: Thing, points: np.ndarray) -> np.ndarray:
 def paint(thing: Thing, points: np.ndarray, axis: np.ndarray) -> np.ndarray:
     """Return the colours (n, 3) float32 BGR of points on a `thing`, so that class and heading are visible.
 
-    Points (n, 3) are in m from the middle of the box, `axis` (n,) is the one across whose face each lies. The
-    hue is that of the class; the front end is bright, the rear and the foot are dark.
+    Points (n, 3) are in m from the middle of the box, `axis` (n,) is the one across whose face each lies.
     """
     hue, value = (thing.kind.hue + thing.tint[0]) % 360 / 360, thing.tint[1]
     base = np.array(colorsys.hsv_to_rgb(hue, 0.92, value)[::-1], np.float32) * 255
@@ -306,7 +288,6 @@ class CameraView:
 def _draw_boxes(
     lens: Lens, boxes: list[np.ndarray], things: list[Thing], image: np.ndarray, depth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw objects into image and depth, in place; return `CameraView.visible` and `CameraView.projected`."""
     height, width = depth.shape
     nearest = np.full((height, width), -1, np.int32)
     projected = np.zeros(len(things), int)
@@ -332,7 +313,6 @@ def _draw_boxes(
 def _expose(
     image: np.ndarray, depth: np.ndarray, world: World, channel: str, dropped: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Add light, sensor noise, and a drop-out: nearly black, or washed out."""
     light = np.full(depth.shape, world.gain, np.float32)
     if world.night and channel.startswith('CAM_FRONT'):
         light += 0.35 * np.exp(-np.square(depth / 14))

@@ -1,7 +1,4 @@
-"""The world of one scene of the generated drive: the motion of the ego, and the objects around it.
-
-Global frame: metres, z up, the ground is z = 0. Yaw in radians, counter-clockwise from x.
-"""
+"""The world of one scene of the generated drive: the motion of the ego, and the objects around it."""
 
 import math
 from dataclasses import dataclass
@@ -13,10 +10,8 @@ KEY_FRAME_S = 0.5
 STEP_S = 0.01
 """Seconds of a step of the simulation."""
 START_XY = (950.0, 250.0)
-"""Place near which a scene starts, up to 30 m away along each axis, m.
-
-nuScenes' maps have such coordinates, and their masks begin at the origin.
-"""
+"""Place near which a scene starts, up to 30 m away along each axis, m. nuScenes' maps have such coordinates,
+and their masks begin at the origin."""
 MIN_ACTIVE, MAX_ACTIVE = 7, 13
 """Number of objects around the ego in every key frame, as far as there is room."""
 MAX_PROPOSALS = 600
@@ -68,7 +63,7 @@ KINDS = (
               0, (0, 0)),
     ThingKind('barrier', 'movable_object.barrier', (2.53, 0.50, 0.98), 324, 'vertical', 4, 9, 12, 0, (0, 0)),
 )  # fmt: skip
-"""The order is mmdet3d's class order. Classes of similar size have different hues."""
+"""The order is mmdet3d's class order."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +74,7 @@ class Drive:
     yaw: np.ndarray
 
     def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return position (..., 2) in m and yaw (...) in radians at times of the scene, in seconds.
-
-        Before -1 s and after the end they are the first and the last ones.
-        """
+        """Return position (..., 2) in m and yaw (...) in radians at times of the scene, in seconds."""
         grid = np.arange(len(self.yaw)) * STEP_S - 1
         x, y = (np.interp(time_s, grid, column) for column in self.xy.T)
         return np.stack([x, y], axis=-1), np.interp(time_s, grid, self.yaw)
@@ -113,14 +105,10 @@ class Thing:
 
     @property
     def kind(self) -> ThingKind:
-        """The class of the object."""
         return KINDS[self.label]
 
     def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return position (..., 2) in m and yaw (...) in radians at times of the scene, in seconds.
-
-        It moves straight ahead, or on a circle, before `anchor_s` as after it.
-        """
+        """Return position (..., 2) in m and yaw (...) in radians at times of the scene, in seconds."""
         elapsed_s = np.asarray(time_s, np.float64) - self.anchor_s
         turn = elapsed_s * self.turn_rate
         chord = self.speed * elapsed_s * np.sinc(turn / (2 * math.pi))
@@ -152,11 +140,7 @@ class World:
 
 
 def make_drive(rng: np.random.Generator, frames: int) -> Drive:
-    """Draw a drive at 0 to 5 m/s, with turns and stops.
-
-    It lasts from 1 s before the first key frame to 1.5 s after the last one, and begins within 30 m of
-    `START_XY` along each axis. `rng` is the random generator, `frames` the number of key frames.
-    """
+    """Draw a drive at 0 to 5 m/s, with turns and stops."""
     duration = frames * KEY_FRAME_S + 2
     knots = np.arange(0, duration + 2.5, 2.5)
     speeds = np.clip(rng.uniform(1, 4) + rng.normal(0, 0.8, len(knots)), 0.3, 5)
@@ -171,7 +155,6 @@ def make_drive(rng: np.random.Generator, frames: int) -> Drive:
 
 
 def _circles(thing: Thing, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return circles that cover the footprint of an object: centres (T, n, 2) at T times, radii (n,)."""
     width, length = thing.wlh[:2]
     short, long = sorted((width, length))
     count = min(max(math.ceil(long / short), 1), 6)
@@ -183,7 +166,6 @@ def _circles(thing: Thing, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ego_circles(drive: Drive, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return circles around the ego as `_circles` does, a metre larger."""
     xy, yaw = drive.pose(times)
     axis = np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
     along, radii = (np.array(column) for column in zip(*EGO_CIRCLES, strict=True))
@@ -191,7 +173,6 @@ def _ego_circles(drive: Drive, times: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _propose(rng: np.random.Generator, drive: Drive, label: int, time_s: float) -> Thing:
-    """Return a random object of a class, near the ego at a time."""
     kind = KINDS[label]
     ego_xy, ego_yaw = drive.pose(time_s)
     distance, bearing = rng.uniform(kind.near, kind.far), rng.uniform(-math.pi, math.pi)
@@ -211,10 +192,6 @@ def _propose(rng: np.random.Generator, drive: Drive, label: int, time_s: float) 
 
 
 def _populate(rng: np.random.Generator, drive: Drive, frames: int) -> tuple[list[Thing], np.ndarray]:
-    """Place objects in the frames with fewest, of the rarest class, until every key frame has enough.
-
-    The objects and `World.active` are returned.
-    """
     key_times = np.arange(frames) * KEY_FRAME_S
     times = np.arange(-0.25, frames * KEY_FRAME_S, KEY_FRAME_S / 2)
     all_circles = [_ego_circles(drive, times)]
@@ -242,7 +219,6 @@ def _populate(rng: np.random.Generator, drive: Drive, frames: int) -> tuple[list
 def _collides(
     circles: tuple[np.ndarray, np.ndarray], all_circles: list[tuple[np.ndarray, np.ndarray]]
 ) -> bool:
-    """Return whether circles come within 0.25 m of others at the same time."""
     centres, radii = circles
     for other_centres, other_radii in all_circles:
         distances = np.linalg.norm(centres[:, :, None] - other_centres[:, None], axis=-1)

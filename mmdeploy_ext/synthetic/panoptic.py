@@ -1,12 +1,4 @@
-"""Panoptic annotations of the generated set: `mm2onnx synthetic panoptic --out data/toy_coco`.
-
-The shapes are things; the ground is stuff, with a class for each of its five patterns. The outer soft edges
-of shapes on the ground belong to no segment. The layout is COCO's: `annotations/panoptic_*2017.json`, and a
-folder of the same name with a PNG for every picture, whose colours are the numbers of segments.
-
-A missing set is made first. The content of pictures follows from the parameters in the manifest, so that the
-annotations of equal sets are equal. H, W: height and width of a picture, pixels.
-"""
+"""Panoptic annotations of the generated set: `mm2onnx synthetic panoptic --out data/toy_coco`."""
 
 import argparse
 import os
@@ -34,10 +26,7 @@ STUFF = tuple(pattern.__name__.strip('_') for pattern in PATTERNS)
 def ground_and_shapes(
     seed: int, split: str, index: int, size: tuple[int, int] | None
 ) -> tuple[int, list[Instance], tuple[int, int]]:
-    """Return the ground (index into `STUFF`), the shapes, front to back, and (H, W) of a picture.
-
-    The random stream is read in the same order as in `coco.sample`.
-    """
+    """Return the ground (index into `STUFF`), the shapes, front to back, and (H, W) of a picture."""
     rng, (height, width), proposals = start_sample(seed, split, index, size)
     shapes = layout(rng, height, width, proposals)
     colour_pair(rng, (0.1, 0.45))
@@ -49,9 +38,8 @@ def segments_of(
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return the segments (H, W) int64 of a picture and their entries in COCO's JSON.
 
-    The ground is segment 1, shapes are numbered from 2; 0 are the outer soft edges (`alpha` 1 to 127) where
-    no other shape is visible. An entry has `id`, `category_id` (those of `CLASSES` from 1 on, then those of
-    `STUFF`), `iscrowd`, `area` in pixels and `bbox` x y w h; a segment without pixels has none.
+    An entry has `id`, `category_id` (those of `CLASSES` from 1 on, then those of `STUFF`), `iscrowd`, `area`
+    in pixels and `bbox` x y w h; a segment without pixels has none.
 
     Args:
         ground: pattern of the ground, index into `STUFF`.
@@ -74,7 +62,6 @@ def segments_of(
 
 
 def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Write the pictures of segments of a split; return the content of its JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     size = tuple(parameters['size']) if parameters['size'] else None
     images, annotations = [], []
@@ -96,11 +83,7 @@ def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[s
 
 
 def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
-    """Make the annotations unless they exist, and a missing set first; return whether they were made.
-
-    `parameters` are keyword arguments of `ensure_toy_coco` for a missing set. DataError: `root` is not a
-    generated set of pictures of this world.
-    """
+    """Make the annotations unless they exist, and a missing set first; return whether they were made."""
     root = Path(root)
     if not (root / staging.MANIFEST).is_file():
         ensure_toy_coco(root, **parameters)
@@ -128,7 +111,6 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the annotations of the set in `args.out`."""
     was_made = ensure_toy_panoptic(args.out)
     print(f'{args.out}: panoptic annotations {"made" if was_made else "already there, nothing to do"}')
     return 0

@@ -36,8 +36,6 @@ def drawn_intrinsics(
 ) -> np.ndarray:
     """Return the intrinsics (4, 4) float64 of a camera, drawn from `numbers`.
 
-    Skew, of either sign, and middle are drawn, too, up to `SKEW` and `MIDDLE`.
-
     Args:
         numbers: generator of random numbers.
         height: height of the picture, pixels.
@@ -54,7 +52,7 @@ def drawn_intrinsics(
 
 
 def monocular_camera(image: PreparedImage) -> np.ndarray:
-    """Return a camera (4, 4) float32 for pixels of the network input, whose size and pixels decide it."""
+    """Return a camera (4, 4) float32 for a network input; size and pixels decide it."""
     numbers = numbers_of_pixels(image)
     cam2img = drawn_intrinsics(numbers, *image.tensor.shape[1:], FOCAL, STRETCH)
     focal = cam2img[0, 0]

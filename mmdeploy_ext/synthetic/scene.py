@@ -1,8 +1,5 @@
 """One generated picture: shapes with visible masks on textured ground.
 
-The first part has the outlines of the shape classes, the second the fills of shapes and ground, the third
-lays out and paints a picture.
-
 Glossary: H, W height and width of a picture, pixels; P points of an outline.
 """
 
@@ -78,9 +75,6 @@ def place_outline(
 def coverage(loops: list[np.ndarray], height: int, width: int) -> np.ndarray:
     """Draw an outline in pixels, (H, W) uint8, 0 outside to 255 inside; `>= 128` is the instance mask.
 
-    The edges are soft; OpenCV's fill includes it, so that shapes are half a pixel wider. Points of the
-    outline may lie outside of the picture.
-
     Args:
         loops: (P, 2) points each, x and y in pixels, (0, 0) in the middle of the first one: the outer edge,
             then holes.
@@ -109,7 +103,6 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _ramp(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return the distance from the middle along a random direction, in pixels."""
     angle = rng.uniform(0, 2 * math.pi)
     x = (np.arange(width, dtype=np.float32) - width / 2) * np.float32(math.cos(angle))
     y = (np.arange(height, dtype=np.float32) - height / 2) * np.float32(math.sin(angle))
@@ -166,8 +159,6 @@ def colour_pair(
 ) -> np.ndarray:
     """Draw two colours of one fill, (2, 3) float32 BGR in 0..255.
 
-    The second lies between the first and an unrelated colour. They are drawn until they are unlike enough.
-
     Args:
         rng: random generator.
         contrast: smallest and largest share of the way from the first to the unrelated colour.
@@ -213,7 +204,6 @@ class Instance:
 
 
 def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, list[np.ndarray]]:
-    """Return label and outline, loops in pixels, of a random shape."""
     label = int(rng.integers(len(CLASSES)))
     low, high = SIDE_RANGES[rng.choice(len(SIDE_RANGES), p=SIDE_SHARES)]
     side = math.exp(rng.uniform(math.log(low), math.log(high)))
@@ -227,9 +217,6 @@ def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, li
 
 def layout(rng: np.random.Generator, height: int, width: int, proposals: int) -> list[Instance]:
     """Place shapes at random; return them from front to back.
-
-    Those of which too little is visible, by `MIN_VISIBLE` or `MIN_PIXELS`, are left out. The masks do not
-    overlap.
 
     Args:
         rng: random generator.
@@ -254,10 +241,7 @@ def layout(rng: np.random.Generator, height: int, width: int, proposals: int) ->
 def make_scene(
     rng: np.random.Generator, height: int, width: int, proposals: int
 ) -> tuple[np.ndarray, list[Instance]]:
-    """Lay out and paint one picture, (H, W, 3) uint8 BGR; equal generators give equal pictures.
-
-    The instances are those of `layout`, front to back; the arguments are its, too.
-    """
+    """Lay out and paint one picture, (H, W, 3) uint8 BGR; equal generators give equal pictures."""
     instances = layout(rng, height, width, proposals)
     ground = colour_pair(rng, (0.1, 0.45))
     canvas = texture(rng, height, width, ground)

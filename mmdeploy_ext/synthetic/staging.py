@@ -30,10 +30,7 @@ def staging_folder(root: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time make `root`; the lock file beside it stays.
-
-    DataError: see `check_replaceable`. UsageError: the folder of `root` cannot be written.
-    """
+    """Let one process at a time make `root`; the lock file beside it stays."""
     check_replaceable(root)
     root = root.resolve()  # '.' has no name
     lock = root.with_name(f'.{root.name}.lock')
@@ -54,11 +51,7 @@ def check_replaceable(root: Path) -> None:
 
 
 def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
-    """Return whether `root` is a finished set with these parameters, name -> value as JSON gives it back.
-
-    DataError: `root` has files of another origin, or a set that lost files or has other parameters.
-    UsageError: its manifest is no JSON.
-    """
+    """Return whether `root` is a finished set with these parameters, name -> value as JSON gives it back."""
     check_replaceable(root)
     if not (root / MANIFEST).is_file():
         return False
@@ -112,9 +105,6 @@ def make_set(
         total: number of all steps.
         force: replace a set at `root`; other folders are never replaced.
         quiet: show no progress bar.
-
-    Raises:
-        DataError: `root` is another folder, the working directory, or a set with other parameters.
     """
     if root.resolve() == Path.cwd():
         raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')
@@ -166,10 +156,7 @@ def make_pictures(args: argparse.Namespace, ensure: Callable[..., bool], **setti
 
 
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
-    """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100.
-
-    DataError: a side is longer than 65,500 pixels; OSError: the file cannot be written.
-    """
+    """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100."""
     done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')

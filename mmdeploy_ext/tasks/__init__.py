@@ -1,15 +1,4 @@
-"""The part of a proof that depends on the task of a detector: matching and drawing its results.
-
-A task module, one of these or one of the package that registers a family, has `match_detections(image,
-reference, candidate, *, score_bar=..., ...) -> DetectionRow`, see `matching.match_lists`; `pair_up(reference,
-candidate, ...) -> matching.Pairing` by the same bars; `fit_pair(pair)`, which brings a `results.Pair` to a
-size for drawing; `draw_pair(pair, classes, score_thr=0.3) -> (h, w, 3) uint8 BGR`; `RESULTS`, what results
-are called in tables, and `PLACE`, the title of the column with `worst_distance` or `worst_iou`.
-
-For float16 or INT8 it needs `half_bars(bars) -> dict`, the bars of `pair_up` by keyword, and `half_text(bars)
--> str`. It may have `ONE_TO_ONE`, arguments of `match_detections` for results of one file's tensors, and
-`SAME_LOGITS_SCORE_BAR`, its `score_bar` if both sides decode the same logits.
-"""
+"""The part of a proof that depends on the task of a detector: matching and drawing its results."""
 
 from __future__ import annotations
 
@@ -32,10 +21,7 @@ NEEDED_BY_HALF = ('half_bars', 'half_text')
 
 
 def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
-    """Return the module of a task: a key of `TASKS`, or the dotted name of another module.
-
-    ConfigError: there is no such module, or it lacks a name of `needed`.
-    """
+    """Return the module of a task: a key of `TASKS`, or the dotted name of another module."""
     try:
         module = importlib.import_module(TASKS.get(name, name))
     except (ModuleNotFoundError, ValueError, TypeError) as error:

@@ -1,8 +1,4 @@
-"""The task of boxes in images in a proof: match by class and IoU, draw both engines side by side.
-
-Functions and names are those of every task, see `tasks/__init__.py`. Boxes are xyxy in pixels of the
-same image. R results of the reference, C of the candidate, P pairs of boxes.
-"""
+"""The task of boxes in images in a proof: match by class and IoU, draw both engines side by side."""
 
 from __future__ import annotations
 
@@ -34,16 +30,12 @@ ONE_TO_ONE = dict(iou_bar=0.9999, score_bar=1e-5, score_thr=0.0)
 SAME_LOGITS_SCORE_BAR = 1e-5
 """Largest score difference of a matched pair if both sides have the same logits."""
 CORNER_EPS = 5e-3
-"""Pixels. Boxes that agree this closely in x are only compared in y, and the other way round; if they agree
-in both, their IoU is 1. A sliver at a border has no area to measure. Measured, with tensors of both engines
-within 1e-5: clipped boxes of no width were 1.2e-3 pixels apart in y at 384x512 (FPG).
-"""
+"""Pixels."""
 PAIR_IOU = 0.5
-"""Smallest IoU of two boxes outside the bars that count as one object; of others one is missing, one
-extra.
+"""Smallest IoU of two boxes outside the bars that count as one object; of others one is missing, one extra.
 """
 LEGIBLE = 800
-"""Pixels. Width of a picture whose labels are legible."""
+"""Pixels."""
 
 
 problem = matching.broken_boxes
@@ -101,7 +93,6 @@ def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
 
 
 def _meet(spans: np.ndarray, candidate_spans: np.ndarray) -> np.ndarray:
-    """Return whether spans (..., 2), from and to, have something in common or agree, see `CORNER_EPS`."""
     (start, end), (candidate_start, candidate_end) = (
         (side[..., 0], side[..., 1]) for side in (spans, candidate_spans)
     )
@@ -121,10 +112,7 @@ def _iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
 
 
 def fit_pair(pair: Pair) -> Pair:
-    """Bring a pair to a size at which its labels are legible, before it is drawn.
-
-    Pictures wider than `LEGIBLE` shrink to it, small ones are enlarged by a whole factor.
-    """
+    """Bring a pair to a size at which its labels are legible, before it is drawn."""
     import cv2
 
     (height, width), image = pair.background.shape[:2], pair.background

@@ -1,9 +1,4 @@
-"""The task of boxes in 3D in a proof: match by class and place, draw both engines.
-
-Functions and names are those of every task, see `tasks/__init__.py`. Boxes (n, 9) are x, y, z of the
-bottom's centre, length, width, height in metres, yaw in radians, and velocity x, y in m/s, in the LiDAR
-frame. R reference detections (rows), C candidate detections (columns), P pairs.
-"""
+"""The task of boxes in 3D in a proof: match by class and place, draw both engines."""
 
 from __future__ import annotations
 
@@ -133,7 +128,6 @@ def _other_gaps(
     pairs: tuple[np.ndarray, np.ndarray],
     corner_bar: float | None = None,
 ) -> list[tuple[str, np.ndarray, float]]:
-    """Return title, largest absolute difference (P,) and bar of sizes, yaw and velocity, or of corners."""
     rows, columns = pairs
     difference = reference.boxes.astype(np.float64)[rows] - candidate.boxes.astype(np.float64)[columns]
     gap = np.abs(difference)
@@ -148,7 +142,6 @@ def _other_gaps(
 
 
 def _corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners (n, 8, 3) float64 of boxes (n, 9), in an order that turns with the box."""
     signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing='ij'), -1).reshape(8, 3)
     length, width, height = boxes[:, None, 3:6].astype(np.float64).transpose(2, 0, 1)
     x, y, z = length * signs[:, 0], width * signs[:, 1], height * signs[:, 2]
@@ -160,10 +153,7 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
 def pair_of(
     frame: Frame | Sweep, rule: Any, title: str, reference: Any, candidate: Any, engine: str = 'ONNX Runtime'
 ) -> Pair:
-    """Return a pair to draw: pictures of a frame's cameras, as the network saw them, or its points.
-
-    `rule` is the preprocessing rule of the model; its `mean`, `std` and `to_rgb` give the pictures back.
-    """
+    """Return a pair to draw: pictures of a frame's cameras, as the network saw them, or its points."""
     points, images = getattr(frame, 'points', None), getattr(frame, 'images', None)
     if images is None:
         return Pair(title, points, reference, candidate, engine)
@@ -195,10 +185,7 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
 
 
 def draw_layers(pair: Pair, layers: Sequence[BoxLayer], classes: Sequence[str]) -> np.ndarray:
-    """Draw lists of boxes over the pictures or points of a pair, (h, w, 3) uint8 BGR.
-
-    Cameras make a mosaic for each list, and one view from above with all lists; points a view for each list.
-    """
+    """Draw lists of boxes over the pictures or points of a pair, (h, w, 3) uint8 BGR."""
     from mmdeploy_ext.runtime.draw3d import compare_picture, sweep_picture
 
     if pair.lidar2img is None:

@@ -19,10 +19,7 @@ DECADES = 8
 
 
 def draw_bev(pair: Pair) -> np.ndarray:
-    """Draw both maps (largest magnitude over the channels) and their difference, (466, 1276, 3) uint8 BGR.
-
-    The scale is the largest magnitude of both maps; a cell with NaN or infinity is drawn as brightest.
-    """
+    """Draw both maps (largest magnitude over the channels) and their difference, (466, 1276, 3) uint8 BGR."""
     reference, candidate = (np.abs(side).max(axis=0) for side in (pair.reference, pair.candidate))
     difference = np.abs(pair.reference - pair.candidate).max(axis=0)
     finite = (side[np.isfinite(side)] for side in (reference, candidate))

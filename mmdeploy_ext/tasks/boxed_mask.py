@@ -1,7 +1,4 @@
-"""The task of boxes with masks in a proof: a pair has to agree in both; draw both engines side by side.
-
-Functions and names are those of every task, see `tasks/__init__.py`.
-"""
+"""The task of boxes with masks in a proof: a pair has to agree in both; draw both engines side by side."""
 
 from __future__ import annotations
 
@@ -27,13 +24,9 @@ ONE_TO_ONE = dict(mask.ONE_TO_ONE, box_bar=bbox2d.ONE_TO_ONE['iou_bar'])
 SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
 """Largest score difference of a matched pair if both sides have the same logits."""
 SLIVER = 1.0
-"""Pixels. The mask of a box that is less wide, or less high, is sampled at one position between two rows."""
+"""Pixels."""
 SLIVER_IOU = 0.95
-"""Smallest mask IoU if the box is a sliver.
-
-All 28 rows of the mask lie within that pixel: of a box of 215 x 0.9 pixels, its corners 3e-5 pixels off in y,
-3 of 158 pixels were on the other side of the threshold (Mask R-CNN R50 at 320x448).
-"""
+"""Smallest mask IoU if the box is a sliver."""
 
 
 def pair_up(

@@ -1,4 +1,4 @@
-"""What the matching of a task overlooks: a check for authors of tasks, which no proof runs."""
+"""Differences that the matching of a task overlooks: a check for authors of tasks, which no proof runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_task(task: str, results: Any, compared: Sequence[str] = ()) -> list[str]:
-    """Return the differences of results that the matching of a task calls equal, such as 'other scores'.
-
-    The results are matched with themselves, changed: without the best one, with other scores, labels, and
-    values of the arrays `compared`. A test of a task expects [].
-
-    DataError: the results are not matched with themselves.
-    """
+    """Return the differences of results that the matching of a task calls equal, such as 'other scores'."""
     match = task_module(task).match_detections
     results = results[np.argsort(-results.scores, kind='stable')]
     if not match('unchanged', results, results).matched:

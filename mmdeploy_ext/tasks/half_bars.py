@@ -1,13 +1,4 @@
-"""The bars of half precision and INT8, all in this one place, and how rows are judged by them.
-
-A bar is a limit that a figure of a comparison has to keep, such as the smallest cosine.
-
-float16 has 11 significant bits and bfloat16 has 8, so that no tolerance of float32 can hold. The claim
-differs, too: such a file is never "proven", it is "within the bars of half precision". The project promises
-cosine and metric; the bars of matched pairs only catch what is plainly broken. They were set before anything
-was measured and are wide: the worst pair of the image toys has IoU 0.984 and a score difference of 0.022, and
-all pairs are matched (docs/half-precision.md). Needs numpy only.
-"""
+"""The bars of half precision and INT8, all in this one place, and how rows are judged by them."""
 
 from __future__ import annotations
 
@@ -61,10 +52,7 @@ class HalfBars:
         return task_module(task, NEEDED_BY_HALF).half_bars(self)
 
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
-        """Return the rows, judged by `out_of_bars` and not by a tolerance.
-
-        Rows with the tolerance 0, as of whole numbers, keep their verdict: a cosine of indices says nothing.
-        """
+        """Return the rows, judged by `out_of_bars` and not by a tolerance."""
         judged = []
         for row in rows:
             if row.cosine is not None and row.max_abs is not None and row.tolerance != 0:
@@ -74,11 +62,7 @@ class HalfBars:
         return judged
 
     def matched_rows(self, reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
-        """Return rows with the cosines of boxes, masks and scores of an image's matched results.
-
-        Norms are not judged: the norm of few scores moves by more than `norm_bar` within the score bar.
-        `pairs` is index in the reference -> index in the candidate.
-        """
+        """Return rows with the cosines of boxes, masks and scores of an image's matched results."""
         if not pairs:
             return []
         sides = [

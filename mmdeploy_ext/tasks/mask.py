@@ -1,8 +1,4 @@
-"""The task of instance masks in a proof: match by class and mask IoU, draw both engines side by side.
-
-Functions and names are those of every task, see `tasks/__init__.py`. Masks are bool, in pixels of the
-original image. R reference instances (rows), C candidate instances (columns), P pixels.
-"""
+"""The task of instance masks in a proof: match by class and mask IoU, draw both engines side by side."""
 
 from __future__ import annotations
 
@@ -35,8 +31,7 @@ FLIPPED_PIXELS = 2
 PIXELS_AT_ONCE = 1 << 14
 """Pixels of each mask that are multiplied at once, so that their copies stay in the caches."""
 PAIR_IOU = 0.5
-"""Smallest IoU of two masks outside the bars that count as one object; of others one is missing, one
-extra.
+"""Smallest IoU of two masks outside the bars that count as one object; of others one is missing, one extra.
 """
 
 
@@ -59,11 +54,7 @@ def problem(reference: Instances, candidate: Instances) -> str:
 def pair_up(
     reference: Instances, candidate: Instances, iou_bar: float = IOU_BAR, score_bar: float = SCORE_BAR
 ) -> Pairing:
-    """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks.
-
-    `iou_bar` and `score_bar` are the smallest IoU and the largest difference of scores of a pair within the
-    bars.
-    """
+    """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks."""
     iou = class_iou(reference, candidate)
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
 
@@ -79,10 +70,7 @@ fit_pair = bbox2d.fit_pair
 def draw_pair(
     pair: Pair, classes: Sequence[str], score_thr: float = 0.3, *, pair_by: Callable[..., Pairing] = pair_up
 ) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 BGR of the masks of both engines side by side.
-
-    Results without a partner by `pair_by` are marked.
-    """
+    """Return a picture (h, w, 3) uint8 BGR of the masks of both engines side by side."""
     from mmdeploy_ext.runtime.draw import draw_instances
 
     task: dict[str, Callable[..., Any]] = dict(draw=draw_instances, problem=problem, pair_by=pair_by)
@@ -90,10 +78,7 @@ def draw_pair(
 
 
 def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
-    """Return the IoU (R, C) of every reference with every candidate mask; -1 across classes.
-
-    Two empty masks have IoU 1, and so have masks that overlap and differ in `FLIPPED_PIXELS` at most.
-    """
+    """Return the IoU (R, C) of every reference with every candidate mask; -1 across classes."""
     iou = np.full((len(reference), len(candidate)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
         rows, columns = np.flatnonzero(reference.labels == label), np.flatnonzero(candidate.labels == label)

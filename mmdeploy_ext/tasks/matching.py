@@ -1,8 +1,4 @@
-"""One-to-one matching of two lists of results, whatever "near" means to the task; judgement of all together.
-
-The reference is PyTorch, the candidate an engine; bars are the limits of a matched pair. R reference results
-are rows, C candidate results are columns.
-"""
+"""One-to-one matching of two lists of results, whatever "near" means to task: judgement of all together."""
 
 from __future__ import annotations
 
@@ -57,8 +53,7 @@ def overlap_text(bars: HalfBars) -> str:
 def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
     """Return fields of a `DetectionRow` and a text on the worst pairs, for a nearness that is an IoU.
 
-    `worst(values, default)` returns the largest of values (P,) among the pairs that count. The text names
-    further gaps that are not 0.
+    `worst(values, default)` returns the largest of values (P,) among the pairs that count.
     """
     iou = -worst(-pairing.nearness, -1.0)
     text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
@@ -83,11 +78,6 @@ def match_lists(
 ) -> DetectionRow:
     """Match two lists of results one to one, within a class, whatever their order.
 
-    The matching within the bars is of maximum size, so that equal results cannot be paired the wrong way
-    round. Every reference result of at least `score_thr` needs a partner, and every candidate of at least
-    `score_thr + score_bar`: a score that crosses the threshold by rounding is no false alarm. Results of
-    lower scores are only counted.
-
     Args:
         image: title of the row.
         reference: results with `scores` (R,) and `labels` (R,).
@@ -109,7 +99,6 @@ def match_lists(
     choices: list[tuple[int | None, int | None]] = []
 
     def without_partner() -> tuple[list[int], list[int], dict[int, int]]:
-        """Return rows, columns, and pairs outside the bars, of those that count and are no choice."""
         rows, columns = (set(side) for side in zip(*choices, strict=True)) if choices else (set(), set())
         near = {
             row: column
@@ -132,7 +121,6 @@ def match_lists(
     all_pairs = [*pairing.matched.items(), *pairing.outside.items()]
 
     def worst_of(pairs: dict[int, int]) -> Callable[..., float]:
-        """Return the function that gives the largest value of some pairs, of those that count."""
         chosen = [
             index
             for index, (row, column) in enumerate(all_pairs)
@@ -215,10 +203,7 @@ def pair_lists(
 
 
 def pair_within_labels(reference: Any, candidate: Any, pair: Callable[[Any, Any], Pairing]) -> Pairing:
-    """Pair two lists label by label: all pairs of thousands of results are gigabytes.
-
-    `pair` is called with the results of one label of each side, which an array of indices chooses.
-    """
+    """Pair two lists label by label: all pairs of thousands of results are gigabytes."""
     if len(np.union1d(reference.labels, candidate.labels)) < 2:
         return pair(reference, candidate)
     matched: dict[int, int] = {}
@@ -329,9 +314,6 @@ def in_order_of(
 ) -> dict[str, np.ndarray]:
     """Return outputs whose rows are in the order of the reference's, if each row has an equal partner.
 
-    Outputs stay as they are if their numbers of rows differ, one of `names` is absent, or a row has no
-    partner.
-
     Args:
         reference: output -> array (R, ...).
         outputs: output -> array (R, ...) of numbers or booleans.
@@ -368,10 +350,7 @@ def in_order_of(
 
 
 def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', columns: int = 4) -> str:
-    """Return why two lists of boxes cannot be compared; '' if they can.
-
-    Each side has `scores` (n,), `labels` (n,) and, as the attribute `name`, boxes (n, columns).
-    """
+    """Return why two lists of boxes cannot be compared; '' if they can."""
     for side, results in dict(reference=reference, candidate=candidate).items():
         boxes, scores, labels = getattr(results, name), results.scores, results.labels
         if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
@@ -405,10 +384,7 @@ MAX_LOW_ALONE_SHARE = 0.005
 ALLOWED_LOW_ALONE = 2
 """Number of such results that may always lack a partner: one on each side, behind a cut."""
 MAX_ALONE_SHARE = 0.005
-"""Largest share of the results, of all inputs end to end, that may lack a partner on either side.
-
-Engines round differently, and a decision that depends on it changes a result on either side.
-"""
+"""Largest share of the results, of all inputs end to end, that may lack a partner on either side."""
 ALLOWED_ALONE = 2
 """Number of results of each side that may always lack a partner."""
 ADVICE_FOR_IMAGES = (
@@ -480,7 +456,7 @@ def total_reasons(
         precision: 'fp32', 'fp16', 'bf16' or 'int8'.
         unit: name of one input in messages.
         found_in: name of an input with results in messages.
-        advice: what the user can do if too few results were matched.
+        advice: advice if too few results were matched.
     """
     rows = [row for case in cases for row in case.detections]
     if not rows and not any(case.tensors for case in cases):

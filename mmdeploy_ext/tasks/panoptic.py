@@ -1,7 +1,4 @@
-"""The task of panoptic maps in a proof: segments are matched one to one, by class, number and IoU.
-
-Functions and names are those of every task, see `tasks/__init__.py`.
-"""
+"""The task of panoptic maps in a proof: segments are matched one to one, by class, number and IoU."""
 
 from __future__ import annotations
 
@@ -60,8 +57,7 @@ def numbers_of_both(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers (R,) and (C,) of two maps' segments, without the things that one map alone has.
 
-    From the number of a thing the number of things before it that the other map lacks is subtracted; stuff
-    has 0. Segments of a map share no pixel: two with more than half of their pixels in common are the same.
+    Segments of a map share no pixel: two with more than half of their pixels in common are the same.
     """
     in_both = iou > mask.PAIR_IOU
     numbers = []

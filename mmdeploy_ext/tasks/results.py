@@ -1,9 +1,4 @@
-"""Results of single comparisons of a proof, as plain data.
-
-A proof has levels: 1 compares a file's graph and metadata with a fresh export, the config and the checkpoint;
-2 its tensors with PyTorch's; 3 its results (boxes, masks); 4 both over a drive, frame by frame; 5 the metrics
-of a data set.
-"""
+"""Results of single comparisons of a proof, as plain data."""
 
 from __future__ import annotations
 
@@ -52,12 +47,10 @@ class GraphResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the graph is equal, or need not be compared."""
         return self.equal or bool(self.left_out)
 
     @property
     def text(self) -> str:
-        """The line of the verdict; of differences the number of nodes, and the first ones."""
         name = f'{self.name}: ' if self.name else ''
         if self.equal:
             result = f'equal to a fresh export ({self.nodes:,} nodes)'
@@ -126,7 +119,7 @@ class PreprocessingResult:
         note: how the pipeline was changed to the options of the file, e.g. 'at 608x608', and what samples
             lack.
         error: why the pipeline or the rule could not run.
-        source: what the rule is compared with.
+        source: reference of the rule.
     """
 
     samples: tuple[str, ...]
@@ -138,7 +131,6 @@ class PreprocessingResult:
 
     @property
     def passed(self) -> bool:
-        """Whether at least one sample was compared, and every value was equal."""
         return bool(self.samples) and not self.differences and not self.error
 
     @property
@@ -159,8 +151,6 @@ class PreprocessingResult:
 class DetectionRow:
     """Detections of one image or frame, ONNX against PyTorch, matched by class and place.
 
-    Bars are the limits of IoU (or distance) and score difference that a pair has to keep.
-
     Attributes:
         image: title of the row.
         reference: number of PyTorch's detections at or above the score threshold.
@@ -170,7 +160,7 @@ class DetectionRow:
         worst_iou: smallest IoU of a pair that counts; 1.0 without one, and of tasks that match by distance.
         worst_score: largest score difference of a pair that counts.
         passed: whether nothing is missing, extra or outside; below float32 the rate of all cases decides.
-        reason: what is wrong, or ''.
+        reason: the fault, or ''.
         outside: number of pairs of one class outside the bars.
         worst_distance: largest distance of a pair that counts, metres; None of tasks that match by IoU.
         broken: whether the results could not be compared; all are then missing and extra.
@@ -210,7 +200,7 @@ class Case:
         detections: rows of results, one per image.
         substituted: results of the user's test path on the file's own tensors, against those of the file.
         inner: boxes between the stages of the file, such as proposals, against those of the user's code.
-        notes: what the reader should know that is no failure.
+        notes: remarks for the reader; no failure.
         counts: name of a limit -> the most that the input had of what it limits.
     """
 
@@ -226,12 +216,10 @@ class Case:
 
     @property
     def passed(self) -> bool:
-        """Whether every row passed; True without rows, when all outputs are empty."""
         return all(row.passed for row in (*self.tensors, *self.detections, *self.substituted, *self.inner))
 
     @property
     def failures(self) -> list[str]:
-        """A line for each row that failed."""
         rows = [(row.tensor, row) for row in self.tensors] + [(row.image, row) for row in self.detections]
         rows += [(row.image, row) for row in self.inner]
         rows += [(f"{row.image}, by the file's own tensors", row) for row in self.substituted]
@@ -262,7 +250,6 @@ class MetricRow:
 
     @property
     def difference_text(self) -> str:
-        """The difference and its bar in words, or which side has no value."""
         sides = (('PyTorch', self.reference), ('the engine', self.candidate))
         if missing := [title for title, value in sides if math.isnan(value)]:
             return f'no value by {" and by ".join(missing)} (bar {self.bar:g})'

@@ -1,7 +1,4 @@
-"""Exports one config with seeded weights, with one input size and with any size, and proves both files.
-
-Models of sweeps have one export, a folder of graphs, which takes any sweep.
-"""
+"""Exports one config with seeded weights, with one input size and with any size, and proves both files."""
 
 from __future__ import annotations
 
@@ -78,11 +75,7 @@ class Settings:
 
 
 def origin_digest(config: Config, settings: Settings) -> str:
-    """Return a hash of everything that decides the outcomes of a config; '' if the hash cannot cover that.
-
-    A config that no library was installed with may import code from anywhere, so that its outcomes are never
-    taken over.
-    """
+    """Return a hash of everything that decides the outcomes of a config; '' if the hash cannot cover that."""
     try:
         version = importlib.metadata.version(library_of(Path(config.path)))
     except (ValueError, importlib.metadata.PackageNotFoundError):
@@ -115,11 +108,7 @@ def files_digest(path: Path) -> str:
 def prove_config(
     config: Config, settings: Settings, earlier: Record | None, keep: Callable[[Record], None]
 ) -> Record:
-    """Export and prove a config; an error becomes the outcome in its record.
-
-    Outcomes in `earlier` of exports that this run leaves out stay. `keep` gets the record after each export,
-    since the next one may kill the process.
-    """
+    """Export and prove a config; an error becomes the outcome in its record."""
     left_out = left_out_outcomes(earlier, settings.export_kinds)
     record, made_from = Record(config.name, config.parts, **left_out), origin_digest(config, settings)
     try:
@@ -145,7 +134,6 @@ def prove_config(
 
 
 def _with_origin(outcome: Outcome, made_from: str) -> Outcome:
-    """Return an outcome with the hash of what it follows from; memory may suffice the next time."""
     return dataclasses.replace(outcome, made_from='' if outcome.reason == MEMORY else made_from)
 
 
@@ -193,10 +181,7 @@ def _image_options(family: Family, size: tuple[int, int], dynamic: bool) -> Opti
 
 
 def choose_options(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
-    """Return the options of an export at a size (H, W), rounded up to multiples that the network takes.
-
-    If the size is refused, sides below `MIN_SIDE` are increased to that.
-    """
+    """Return the options of an export at a size (H, W), rounded up to multiples that the network takes."""
     try:
         return _options_at(deployment, size, dynamic)
     except UsageError:
@@ -214,7 +199,6 @@ def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Opti
 def _prove_export(
     deployment: Model, settings: Settings, dynamic: bool, references: dict[bytes, Any]
 ) -> Outcome:
-    """Return the outcome of one export; `references` are PyTorch's results on pictures of other files."""
     start = time.process_time()
     family, rule = deployment.family, deployment.rule
     try:
@@ -239,7 +223,6 @@ def _prove_export(
 
 
 def _figures(verdict: Verdict, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return the fields of an `Outcome` that tell the result of a proof, given what `prove` returned."""
     summary = verdict.summary()
     failure = {}
     if not verdict.proven:

@@ -15,8 +15,7 @@ from mmdeploy_ext.core.config import augmentations, load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
-"""Keys that only training reads. Losses are not among them: heads take their number of outputs from them.
-Families have further ones for the configs of their library, see `register_family`."""
+"""Keys that only training reads."""
 MMDET_TRAINING_KEYS = 'frozen_stages', 'loss_bbox', 'loss_weight', 'norm_eval', 'reg_decoded_bbox'
 """Further ones in the configs of mmdet; a test looks for readers in mmdet's code."""
 SAME_IN_TESTS = dict(SyncBN='BN')
@@ -26,7 +25,7 @@ PATH_KEYS = 'data_root', 'ann_file', 'ann_subdir', 'img_prefix', 'img_subdir'
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
 """Keys of the heads that `part_types` names; a `panoptic_head` is not among them."""
 MMDET = 'mmdet'
-"""The library whose configs are named by their path alone; those of others begin with the library's name."""
+"""The library with configs named by path alone; other names begin with the library."""
 INSTALLED = '.mim', 'configs'
 """Folders below the package of a library that its configs are installed in."""
 
@@ -50,12 +49,11 @@ class Config:
 
     @property
     def slug(self) -> str:
-        """Stem of the files that a run writes for this config."""
         return self.name.strip('/').removesuffix('.py').replace('/', '__')
 
 
 def installed_folder(library: str = MMDET) -> Path:
-    """Return the folder of configs of an installed library; UsageError if there is none."""
+    """Return the folder of configs of an installed library, or raise UsageError."""
     spec = importlib.util.find_spec(library)
     places = spec.submodule_search_locations if spec else None
     folder = Path(places[0], *INSTALLED) if places else None
@@ -68,16 +66,12 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
     """Return the config files of a zoo, each once.
 
     Args:
-        patterns: files, folders and globs. A relative one without matches in the working folder is looked
-            up below the configs of the installed mmdet, or of the library that it begins with, as in
+        patterns: files, folders and globs. A relative one without matches in the working folder is looked up
+            below the configs of the installed mmdet, or of the library that it begins with, as in
             'mmdet3d/second/*.py'. Without any, all configs of mmdet are returned. Of a folder, at any depth,
             base configs and hidden files (parts that begin with '_' or '.') are left out; a glob takes files
             of any name, but in the working folder no hidden ones, and its `**` is one folder there, any
             number below installed ones.
-
-    Raises:
-        UsageError: a pattern matches no config, or mmdet with its configs, if they are looked up, is not
-            installed.
     """
     if not patterns:
         return _leaf_configs(installed_folder())
@@ -100,7 +94,6 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def _leaf_configs(folder: Path) -> list[Path]:
-    """Return the configs below a folder without base configs, caches and hidden files."""
     return [
         path
         for path in sorted(folder.rglob('*.py'))
@@ -109,10 +102,7 @@ def _leaf_configs(folder: Path) -> list[Path]:
 
 
 def config_name(path: Path) -> str:
-    """Return the path below the configs of a library, or below the working folder, or the path itself.
-
-    The name of a library other than mmdet comes before the first of these.
-    """
+    """Return the path below the configs of a library, or below the working folder, or the path itself."""
     for folder in path.parents:
         if folder.parts[-2:] == INSTALLED:
             library = '' if library_of(path) == MMDET else library_of(path)
@@ -134,12 +124,7 @@ def has_configs(library: str) -> bool:
 
 
 def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config | None]:
-    """Yield the config of each file, and None for a file that does not belong to the zoo.
-
-    Such a file has no model, or none of the `heads` (class names; no names select all), or it has a
-    `backend_config`, as the deployment configs of mmdeploy. A file that cannot be read belongs to the zoo if
-    no `heads` are named, since its own head is not known; its `Config` has '' for each part, and no digest.
-    """
+    """Yield the config of each file, and None for a file that does not belong to the zoo."""
     for path in files:
         digest = ''
         try:
@@ -158,13 +143,7 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
 
 
 def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
-    """Return a hash of `model`, `data.test` and `test_cfg` without keys that only training reads, and paths.
-
-    `test_cfg` is taken whole, and a class of `SAME_IN_TESTS` counts as the other one. The names of modules of
-    the user that the config imports (`custom_imports`, `plugin_dir`) count, too. Configs with equal hashes
-    are the same model to export and to test, wherever their data are. `training_keys` are further keys of the
-    model that only training reads.
-    """
+    """A hash of `model`, `data.test` and `test_cfg` without keys that only training reads, and paths."""
     test = (cfg.get('data') or {}).get('test') or {}
     content = [
         _as_tested(_without(cfg.model, (*TRAINING_KEYS, *training_keys))),
@@ -180,20 +159,14 @@ def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
 
 
 def training_keys_of(library: str) -> tuple[str, ...]:
-    """Return the keys that only training reads in the configs of a library, besides `TRAINING_KEYS`.
-
-    Families, of those that are registered by now, declare those of their library; there are none for ''.
-    """
+    """Return the keys that only training reads in the configs of a library, besides `TRAINING_KEYS`."""
     registrations = registered().values() if library else ()
     declared = (key for family in registrations if family.library == library for key in family.training_keys)
     return (*(MMDET_TRAINING_KEYS if library == MMDET else ()), *declared)
 
 
 def group_by_model(configs: Sequence[Config]) -> list[list[Config]]:
-    """Return the configs in groups of those that are the same model to test, in their order.
-
-    One that could not be read is alone.
-    """
+    """Return the configs in groups of equal test models, in their order."""
     groups: dict[str, list[Config]] = {}
     for config in configs:
         groups.setdefault(config.test_digest or config.path, []).append(config)
@@ -201,14 +174,12 @@ def group_by_model(configs: Sequence[Config]) -> list[list[Config]]:
 
 
 def _without(value: Any, keys: Sequence[str]) -> Any:
-    """Return nested dicts and lists without some keys."""
     if isinstance(value, dict):
         return {key: _without(entry, keys) for key, entry in value.items() if key not in keys}
     return [_without(entry, keys) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _as_tested(value: Any) -> Any:
-    """Return nested dicts and lists of a model with the classes of `SAME_IN_TESTS` in place of others."""
     if isinstance(value, dict):
         changed = {key: _as_tested(entry) for key, entry in value.items()}
         kind = changed.get('type')
@@ -217,11 +188,7 @@ def _as_tested(value: Any) -> Any:
 
 
 def part_types(cfg: Any) -> dict[str, str]:
-    """Return the class names of a model: detector, encoder, backbone, neck, head -> names joined by '+'.
-
-    Parts are entries of the model itself, heads those of the keys `HEADS`; a part that is missing is ''.
-    Prefixes of keys, such as the `pts_` of mmdet3d, are ignored. Only detectors of points have an encoder.
-    """
+    """Return the class names of a model: detector, encoder, backbone, neck, head -> names joined by '+'."""
     model = cfg.model
     parts = [(str(key), part) for key, part in model.items() if isinstance(part, dict | list | tuple)]
 
@@ -246,10 +213,7 @@ def _types(part: Any) -> str:
 
 
 def resize_to(cfg: Any, size: tuple[int, int]) -> None:
-    """Let the test pipelines of a config resize pictures to fit in (H, W), as far as they have a scale.
-
-    Where pictures are padded to a square, as YOLOX's are, the scale is a square, too.
-    """
+    """Let the test pipelines of a config resize pictures to fit in (H, W), as far as they have a scale."""
     for step in augmentations(cfg):
         transforms = step.get('transforms') or ()
         kinds = [inner.get('type') for inner in transforms]

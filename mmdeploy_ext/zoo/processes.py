@@ -67,7 +67,6 @@ class ConfigProcess:
         self.start_s = time.monotonic()
 
     def _run(self, settings: Settings) -> None:
-        """Prove the config; runs in the child."""
         import torch
 
         os.setsid()
@@ -98,11 +97,7 @@ class ConfigProcess:
         self.process.join()
 
     def record(self, limit: str) -> Record:
-        """Return the record of the ended process.
-
-        The failure of a process, or the `limit` for which it was killed, becomes the outcome of the first
-        export of this run without one.
-        """
+        """Return the record of the ended process."""
         status, record = self.process.exitcode, read_record(self.record_path)
         if record is not None and status == 0 and not limit:
             return record
@@ -119,7 +114,6 @@ class ConfigProcess:
 
 
 def _export_kinds(record: Record) -> tuple[str, ...]:
-    """Return the exports that the config of a record can have; all of them before its family is known."""
     has_family = record.family in registered()
     return export_kinds_of(FAMILIES[record.family]) if has_family else EXPORT_KINDS
 
@@ -138,7 +132,6 @@ def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> 
 
 
 def _write_same_models(record: Record, same_models: Sequence[Config], out: Path) -> list[Record]:
-    """Write, and return, the records of configs that the model of a record is the same as."""
     records = []
     for config in same_models:
         records.append(dataclasses.replace(record, config=config.name, same_as=record.config))
@@ -147,10 +140,7 @@ def _write_same_models(record: Record, same_models: Sequence[Config], out: Path)
 
 
 def import_libraries(config: Config) -> None:
-    """Import the libraries of a config, which forked processes then have.
-
-    A config that no family exports imports less; its own process says why.
-    """
+    """Import the libraries of a config, which forked processes then have."""
     with contextlib.suppress(UsageError):
         find_family(load_config(config.path))
 
@@ -158,10 +148,7 @@ def import_libraries(config: Config) -> None:
 def run_all(
     groups: Sequence[Sequence[Config]], settings: Settings, out: Path, jobs: int, limits: Limits
 ) -> Iterator[list[Record]]:
-    """Yield the records of each group of configs of one model, of which only the first is proven.
-
-    `jobs` processes run at a time; a process that exceeds one of the limits is killed.
-    """
+    """Yield the records of each group of configs of one model, of which only the first is proven."""
     for name in ('records', 'logs'):
         (out / name).mkdir(parents=True, exist_ok=True)
     waiting = list(groups)

@@ -1,9 +1,4 @@
-"""The results of a zoo as plain data: a record for each config, a JSON file of all, and their counts.
-
-A zoo is the configs of a library such as mmdet. Each is exported with seeded weights, with one input size and
-with any size and batch, models of sweeps once, for any sweep, and the files are proven against PyTorch; the
-outcome of each export is kept.
-"""
+"""The results of a zoo as plain data: a record for each config, a JSON file of all, and their counts."""
 
 import collections
 import dataclasses
@@ -122,7 +117,6 @@ class Record:
 
     @property
     def proven(self) -> bool:
-        """Whether the export with one input size is proven; that with any size does not count."""
         return self.fixed is not None and self.fixed.proven
 
     def write(self, path: Path) -> None:
@@ -131,10 +125,7 @@ class Record:
 
 
 def record_from_json(content: Mapping[str, Any]) -> Record:
-    """Return the record of a JSON object; keys of other versions are ignored.
-
-    TypeError: `config` or `parts` is missing.
-    """
+    """Return the record of a JSON object; keys of other versions are ignored."""
     fields = _fields_of(Record, content)
     for kind in EXPORT_KINDS:
         if fields.get(kind) is not None:
@@ -203,10 +194,7 @@ def merge_records(earlier: Sequence[Record], later: Sequence[Record]) -> list[Re
 
 
 def zoo_content(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the content of the JSON file of all records.
-
-    `versions` is name of a library -> its version, `configs` has the records, sorted by name.
-    """
+    """Return the content of the JSON file of all records."""
     ordered = sorted(records, key=lambda record: record.config)
     return dict(versions=versions(), configs=[dataclasses.asdict(record) for record in ordered])
 

@@ -15,20 +15,12 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def argument(*words: Any, **settings: Any) -> AddArgument:
-    """Return the function that adds an argument to a parser.
-
-    `words` and `settings` are those of `core.cli.add`: up to three words, which are the names of the argument
-    with its metavar in one text, its help and its default; and more arguments of argparse's `add_argument`.
-    """
+    """Return the function that adds an argument to a parser."""
     return lambda parser: cli.add(parser, *words, **settings)
 
 
 def output(metavar: str, text: str, *files: str) -> AddArgument:
-    """Return the function that adds the required argument --output, with `text` as its help.
-
-    `files` are the names of the files that the command writes, with '{}' for the value of --output; without
-    any it is that value. Before the command runs, the command line is refused if one of them is also read.
-    """
+    """Return the function that adds the required argument --output, with `text` as its help."""
     return argument(f'--output {metavar}', text, required=True, writes=files)
 
 
@@ -55,11 +47,7 @@ class Commands(dict[str, Command]):
     def add(
         self, name: str, help: str, *arguments: AddArgument, takes_file: bool = True
     ) -> Callable[[Run], Run]:
-        """Return the decorator that makes a function the subcommand `name`.
-
-        `help` is its line in the help, `arguments` add its arguments to a parser, and `takes_file` is whether
-        its first argument is a file; see `Command`.
-        """
+        """Return the decorator that makes a function the subcommand `name`."""
 
         def command(run: Run) -> Run:
             self[name] = Command(help, run, arguments, takes_file)
@@ -69,6 +57,6 @@ class Commands(dict[str, Command]):
 
 
 def write_json(args: argparse.Namespace, content: dict[str, Any]) -> None:
-    """Write `content`, the findings of a command, to the file `args.json`, unless that is None."""
+    """Write `content`, a command's findings, to the file `args.json`, if any."""
     if args.json:
         core_files.write_json(args.json, content)

@@ -18,7 +18,6 @@ OUTPUT = output('y.onnx', 'file to write; never the input')
 
 
 def _load(args: argparse.Namespace) -> onnx.ModelProto:
-    """Read the input, unless the output cannot be written."""
     from mmdeploy_ext.graph.io import files
 
     files.check_targets([args.output], [args.file])
@@ -26,7 +25,6 @@ def _load(args: argparse.Namespace) -> onnx.ModelProto:
 
 
 def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.ModelProto) -> int:
-    """Write the file, and print its inputs and outputs."""
     from mmdeploy_ext.graph import summary
     from mmdeploy_ext.graph.io import files
 

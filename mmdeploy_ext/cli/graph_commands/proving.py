@@ -40,10 +40,7 @@ FEEDS = (
 
 
 def proof(tolerance: float) -> tuple[AddArgument, ...]:
-    """Return functions that add --output and the arguments of the comparison with the input file to a parser.
-
-    `tolerance` is the default of --tolerance.
-    """
+    """Functions that add --output and the arguments of the comparison with the input file to a parser."""
     return (
         output('OUT.onnx', 'file to write; the input file is never touched'),
         *FEEDS,
@@ -104,7 +101,7 @@ def finish(
         before: the model of `args.file`.
         after: the result.
         content: facts of the command for --json.
-        any_float: whether floats of the result may have another width than those of `before`.
+        any_float: whether floats of the result may have another width than in `before`.
         hint: advice that is printed if the numbers differ.
 
     Returns:

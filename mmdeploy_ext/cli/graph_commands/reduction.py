@@ -101,7 +101,6 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
 
 
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """Load another model; UsageError if it does not run on the same inputs."""
     from mmdeploy_ext.graph.feeds import check_feeds
     from mmdeploy_ext.graph.io.index import Index
 

@@ -61,9 +61,6 @@ def node_record(record: np.ndarray) -> np.ndarray:
 def relative(record: np.ndarray, last: np.ndarray | None) -> np.ndarray:
     """Return the record (18,) that is fed: position and heading in degrees are differences to the last frame.
 
-    The difference of headings is not wrapped, neither here nor in the node or upstream's data set: from 359
-    to 1 degrees it is -358, as the model was trained.
-
     Args:
         record: record (18,) of this frame.
         last: absolute record of the frame before, of which only position and heading in degrees are read;

@@ -32,10 +32,7 @@ class NodeFrame(DeployedFrame):
     """One frame with the node's record of the motion, whose entries are put where the model has them."""
 
     def record(self, can_bus: Tensor) -> Tensor:
-        """Return the record (18,) as the model has it.
-
-        A model that was trained with w four times gets w four times.
-        """
+        """Return the record (18,) as the model has it."""
         places = list(TRAINED_ORDER)
         if self.model.can_bus_orientation == 'wwww':
             places[3:7] = [3] * 4

@@ -3,9 +3,6 @@
     runtime = AutowareBEVFusion('work_dirs/autoware')      # written with --contract autoware
     detections = runtime.step(FusedFrame(points)).detections
 
-The node's plug-ins run in numpy, the operators behind them in ONNX Runtime (ORT). Needs numpy, onnx and
-ONNX Runtime; without numba it is slow. No node was run here; see docs/autoware.md.
-
 Source: autoware_universe 5e12a711, autoware_bevfusion, lib/preprocess/preprocess_kernel.cu and
 lib/postprocess/postprocess_kernel.cu:50-121 (formulas and defaults, no code).
 
@@ -65,15 +62,6 @@ class AutowareBEVFusion(FusionRuntime):
         threads: int = 0,
         graph_optimization: str = 'all',
     ) -> None:
-        """Open the folder of an export, or its file.
-
-        `engine` and `providers` can only have their defaults; `threads` is 0 for all cores.
-
-        Raises:
-            ModelFileError: it is missing, of another model family, or does not begin as the node's.
-            EngineError: another engine or provider than ONNX Runtime and the CPU's.
-            ConfigError: no such level of optimisation.
-        """
         import onnx
 
         from mmdeploy_ext.graph.run import Runner
@@ -90,15 +78,7 @@ class AutowareBEVFusion(FusionRuntime):
         self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in the points (P, F) of a frame.
-
-        The outputs are the values of all queries and the map `bev` between the two halves. The boxes are the
-        ones that the model's limits and suppression keep; the node publishes others.
-
-        Raises:
-            DataError: points of another width, not finite, or all outside of the range.
-            InferenceError: ONNX Runtime failed, or an output is not finite.
-        """
+        """Detect in the points (P, F) of a frame."""
         points, _ = checked_inputs(frame, self.rule)
         start = time.perf_counter()
         voxels, counts, cells = pillars(points, self.rule.voxels)
@@ -118,11 +98,7 @@ class AutowareBEVFusion(FusionRuntime):
 
 
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Return the part of a model that ends in a tensor, and the part that begins with it.
-
-    ModelFileError, which begins with `name`: no node has the tensor as its output, or the second part reads
-    the inputs, too.
-    """
+    """Return the part of a model that ends in a tensor, and the part that begins with it."""
     from onnx import ValueInfoProto
 
     from mmdeploy_ext.graph.io.index import Index
@@ -161,8 +137,7 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     """Return an evaluator, in numpy, of a graph of standard operators and the two plug-ins of spconv.
 
-    Pairs are (K, W) rows of the input, -1 for none. Masks and their order, which the plug-in of the engine
-    needs to be quick, are zeros here: nothing else reads them.
+    Pairs are (K, W) rows of the input, -1 for none.
     """
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
@@ -170,7 +145,6 @@ def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
 
     def pairs_of(self: Any, indices: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
-        """Return sites (W, 4), pairs (K, W), masks (W, 1), their order (W,), and the number of sites."""
         geometry = (attributes[name] for name in ('ksize', 'stride', 'padding', 'dilation'))
         shape, subm = attributes['spatial_shape'], bool(attributes['subm'])
         sites, table = pairs(indices, shape, subm, *geometry)
@@ -187,7 +161,6 @@ def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
         order: np.ndarray,
         **_: Any,
     ) -> tuple[np.ndarray]:
-        """Return (W, O): for each site the sum over its pairs of features times the filters of the offset."""
         return (gathered(features, filters, np.where(table < 0, len(features), table)),)
 
     kernels = {PAIRS: pairs_of, PRODUCTS: products}

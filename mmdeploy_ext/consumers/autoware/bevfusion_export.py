@@ -1,9 +1,5 @@
 """BEVFusion of LiDAR alone as Autoware's bevfusion loads it: one graph from voxels to values of boxes.
 
-The sparse encoder is written in the node's plug-ins, which no other engine runs; all other operators are
-standard. The node makes voxels and boxes itself. The graph's boxes have the convention of mmdet3d 1.0, which
-the node expects.
-
 Source: autoware_universe 5e12a711, autoware_bevfusion (names, shapes, formulas; facts, no code).
 
 Glossary: B batch, V voxels, C channels, X, Y cells of the bird's-eye view, Q queries.
@@ -74,12 +70,7 @@ class NodeDenseHead(OfModel):
 
 
 def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head.
-
-    What they hold is told by `MEANINGS`; the velocity is along x and y, m/s. `label_pred` is the class of the
-    peak that the query was made of, also if the refined query has a larger probability of another. `score` is
-    the product of two probabilities of this class, that of the peak in the heat map and that of the query.
-    """
+    """`bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head."""
     values = head(joined)
     return node_boxes(values)[0], head.scores(values).amax(1)[0], values['query_labels'][0]
 
@@ -88,9 +79,6 @@ def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
     """Return `bbox_pred` (B, 10, Q) in the node's convention, of the values that a head's `forward` returns.
 
     These are `center`, `height`, `dim`, `rot` and `vel`, (B, channels, Q), see `TransFusionHead.forward`.
-
-    The model has width, length, height and a yaw' from -y clockwise, as mmdet3d 0.x; the node length, width,
-    height and yaw = -yaw' - pi / 2: sine = -cosine', cosine = -sine'.
     """
     sizes, rot = values['dim'], values['rot']
     swapped = [sizes[:, 1:2], sizes[:, :1], sizes[:, 2:], -rot[:, 1:], -rot[:, :1]]
@@ -98,10 +86,7 @@ def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
 
 
 def graphs(model: nn.Module) -> list[Graph]:
-    """Return a list of one graph, from voxels to the node's values of boxes.
-
-    `model` is a `BEVFusion` with a `TransFusionHead` that `check` accepts.
-    """
+    """Return a list of one graph, from voxels to the node's values of boxes."""
     sparse = backbone_graph(model.encoders['lidar'].encoder)
     voxels, queries = model.encoders['lidar'].voxel_layer, model.heads['object'].num_proposals
     point_values = int(model.encoders['lidar'].in_channels)
@@ -134,8 +119,6 @@ def with_encoder(
     model: onnx.ModelProto, sparse: SparseGraph, spec: GraphSpec
 ) -> tuple[onnx.ModelProto, bool]:
     """Put voxels and the folded sparse encoder before a graph whose only input is `bev`.
-
-    It is a pass of graphs. A site of the encoder is the cell of a voxel.
 
     Args:
         model: the dense graph.

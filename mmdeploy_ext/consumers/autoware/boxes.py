@@ -28,10 +28,8 @@ SMALLEST_UNION_M2 = 0.01
 """Boxes that cover less together do not overlap."""
 CIRCLE_M, OVERLAP, OVERLAP_SEARCH_M = 0.5, 0.1, 10.0
 """The node's default limits: boxes that are closer than the first to a better one that stays are dropped; so
-are boxes with a larger IoU from above, unless their centres are further apart than the last.
-
-Source: autoware_universe 4dff8e23, centerpoint_common.param.yaml.
-"""
+are boxes with a larger IoU from above, unless their centres are further apart than the last. Source:
+autoware_universe 4dff8e23, centerpoint_common.param.yaml."""
 
 
 def decode(outputs: Arrays, settings: CenterPointSettings) -> Detections3D:
@@ -64,8 +62,7 @@ def passing(
 ) -> np.ndarray:
     """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance.
 
-    A score of 0, and a distance at the last limit or beyond, do not pass; one at another limit is in the bin
-    behind it. `xy` (n, 2) are centres in metres, whose distance is measured from the origin.
+    `xy` (n, 2) are centres in metres, whose distance is measured from the origin.
     """
     bins = np.searchsorted(np.float32(settings.limits), np.hypot(*xy.T.astype(np.float32)), side='right')
     last = len(settings.limits) - 1
@@ -86,9 +83,8 @@ def overlap_nms(
 ) -> np.ndarray:
     """Return the ascending rows (m,) int64 whose IoU with every better object is at most a threshold.
 
-    Objects before a row are better, also if they are dropped themselves. Boxes are seen from above. Labels in
-    `separate_labels` are compared only with equal labels, and only objects with centres at most `search_m`
-    metres apart.
+    Labels in `separate_labels` are compared only with equal labels, and only objects with centres at most
+    `search_m` metres apart.
     """
     flat = objects.boxes[:, [0, 1, 3, 4, 6]].astype(np.float64)
     corners, areas = bev_corners(flat), flat[:, 2] * flat[:, 3]

@@ -3,9 +3,6 @@
     runtime = AutowareCenterPoint('work_dirs/autoware')    # written with --contract autoware
     objects = runtime.step(Sweep(points)).detections
 
-Needs numpy, onnx, PyYAML and ONNX Runtime; without numba it is slow. No node was run here; see
-docs/autoware.md.
-
 Glossary: P points, D values of a point.
 """
 
@@ -50,17 +47,6 @@ class AutowareCenterPoint(Runtime):
         engine: str = 'OnnxRuntimeBackend',
         **options: Any,
     ) -> None:
-        """Open the folder, or its two files in the order of `GRAPHS`, beside their manifest.
-
-        `options` belong to the engine, such as `threads`.
-
-        Raises:
-            ModelFileError: a file is missing, the node would reject the folder or read it wrongly, or its
-            remapper
-                changes classes.
-            ConfigError: no such backend, or an option that it does not have.
-            EngineError: the engine, or an execution provider, is not available here.
-        """
         super().__init__()
         files = files_by_name(paths, GRAPHS)
         self.settings = read_settings(files[ENCODER].parent)
@@ -68,15 +54,7 @@ class AutowareCenterPoint(Runtime):
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Detect in one sweep: x, y, z in metres, intensity 0..255 of five values, time lag in seconds.
-
-        The outputs include the tensors between the files; pillars are in the order of their cells, since the
-        node has no order of its own.
-
-        Raises:
-            DataError: points of another width, NaN or infinity, or none in range.
-            InferenceError: the engine failed, or gave NaN or infinity.
-        """
+        """Detect in one sweep: x, y, z in metres, intensity 0..255 of five values, time lag in seconds."""
         settings = self.settings
         points = check_points(sweep.points, settings.point_feature_size, sweep.name)
         check_in_range(points, settings.point_cloud_range, sweep.name)

@@ -1,8 +1,5 @@
 """CenterPoint with pillars as Autoware's lidar_centerpoint loads it: two graphs, manifest, remapper.
 
-The node decorates points and puts pillars on the map itself, so that the graphs begin and end elsewhere than
-those of the deploy contract; boxes leave in the convention of mmdet3d 0.x.
-
 Source: autoware_universe 656cdab8 and 5e12a711, autoware_lidar_centerpoint (names, shapes, formulas).
 
 Glossary: V pillars, F values of a decorated point: those of the point, and its distances from the mean of the
@@ -70,12 +67,7 @@ class PillarEncoder(nn.Module):
 
 
 def node_outputs(task_outputs: tuple[list[dict[str, Tensor]], ...]) -> tuple[Tensor, ...]:
-    """Return the outputs of a `CenterHead` of one task in the node's order and convention.
-
-    `task_outputs` is what `CenterHead.forward` returns: ([outputs by name],) for one task of one level.
-    mmdet3d 1.0 has length, width, height and a yaw from x to y; 0.x, which the node takes, has width, length,
-    height and yaw' = -yaw - pi / 2: sine' = -cosine, cosine' = -sine.
-    """
+    """Return the outputs of a `CenterHead` of one task in the node's order and convention."""
     ((outputs,),) = task_outputs
     length_first, rot = outputs['dim'], outputs['rot']
     order = torch.tensor([1, 0, 2], device=length_first.device)
@@ -112,9 +104,7 @@ def graphs(model: nn.Module) -> list[Graph]:
 class NodeReference(CenterPointReference):
     """The unpatched detector, whose head has one task, with the boxes that Autoware's node selects.
 
-    mmdet3d decodes a box in every cell; the node's thresholds and suppressions select among them. The
-    threshold of scores is read from the head, so that a fault of the manifest is not in the reference, too.
-    Voxels, decoration, network, decoding and convention of the boxes are mmdet3d's.
+    mmdet3d decodes a box in every cell; the node's thresholds and suppressions select among them.
     """
 
     def step(self, sweep: Sweep) -> StepResult:
@@ -138,10 +128,6 @@ class NodeReference(CenterPointReference):
         return StepResult({PILLARS: pillars[PILLARS], SPATIAL: raw['bev'], **outputs}, objects)
 
     def _objects(self, raw: Mapping[str, torch.Tensor]) -> Detections3D:
-        """Return the boxes that the node publishes, in mmdet3d's convention.
-
-        `raw` are the head's outputs by names such as 'heatmap', in mmdet3d's convention.
-        """
         heat = raw['heatmap'].sigmoid()
         heat = heat * (heat == heat.amax(1, keepdim=True))  # the node looks at the best class of a cell alone
         classes = [self._decoded(heat[:, index : index + 1], raw) for index in range(heat.shape[1])]
@@ -155,7 +141,6 @@ class NodeReference(CenterPointReference):
         return suppressed(objects, [str(name).upper() for name in self.model.CLASSES])
 
     def _decoded(self, heat: torch.Tensor, raw: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Return mmdet3d's boxes of all cells for one class; no number and no range cuts any off."""
         head_coder: Any = self.parts.head.bbox_coder
         coder = CenterPointBBoxCoder(
             head_coder.pc_range,
@@ -246,7 +231,6 @@ def class_words(names: Sequence[str], place: str) -> list[str]:
 
 
 def _differences(model: Mapping[str, Any]) -> list[str]:
-    """Return how a config's model differs from the constants and computations of the node."""
     prefix = prefix_of(model)
     layer, encoder, head = (
         model[f'{prefix}{name}'] for name in ('voxel_layer', 'voxel_encoder', 'bbox_head')

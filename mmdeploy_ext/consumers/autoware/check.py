@@ -1,7 +1,4 @@
-"""What a node of Autoware would reject or read wrongly in a folder, by the table in `nodes.py`.
-
-It cannot tell whether the numbers are right. No node was run here. Needs PyYAML, onnx and ONNX Runtime.
-"""
+"""Checks of a folder against a node of Autoware, by the table in `nodes.py`."""
 
 from __future__ import annotations
 
@@ -42,15 +39,7 @@ PATTERNS = tuple(dict.fromkeys(pattern for node in NODES for pattern in node.pat
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and file name -> path of the node's files that are there.
-
-    The `node` of a violation is the name of a file. Without an error so far the graphs without plug-ins are
-    loaded and run, see `trial.py`.
-
-    Raises:
-        ModelFileError: no such folder, one of no node or of several, or PyYAML is not installed. A file that
-            cannot be read is a violation.
-    """
+    """Return the violations in a folder, and file name -> path of the node's files that are there."""
     folder = Path(folder)
     if not folder.is_dir():
         got = 'is a file' if folder.exists() else 'no such folder'
@@ -100,7 +89,6 @@ def check_node(node: Node, folder: Path) -> tuple[list[Violation], dict[str, Pat
 
 
 def _is_standard(model: onnx.ModelProto) -> bool:
-    """Return whether ONNX Runtime has the operators of a model."""
     from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.index import all_nodes
 
@@ -110,7 +98,6 @@ def _is_standard(model: onnx.ModelProto) -> bool:
 def _export_rules(
     node: Node, values: Mapping[str, Any], models: Mapping[str, onnx.ModelProto]
 ) -> Iterator[Violation]:
-    """Yield values of the manifest that are not those with which a graph was exported."""
     for key, entry in node.exported.items():
         stated: dict[str, tuple[str, Any]] = {}
         for graph, model in models.items():
@@ -130,7 +117,6 @@ def _export_rules(
 def _label_rules(
     node: Node, key: str, names: Sequence[str], graph: str, classes: Sequence[str]
 ) -> Iterator[Violation]:
-    """Yield an error for names in another order; else a warning for each label with another known name."""
     expected = in_words_of(node.classes, classes)[0] if node.classes else list(classes)
     if list(names) != expected and sorted(names) == sorted(expected):
         message = f'{key} are {", ".join(names)}; the labels of {graph} are in another order: '
@@ -145,7 +131,6 @@ def _label_rules(
 
 
 def _files(node: Node, folder: Path) -> tuple[dict[str, Any], dict[str, Path], list[Violation]]:
-    """Return the valid values of the manifest, the files that are there by name, and what is wrong."""
     paths, values, violations = {}, {}, []
     if (folder / node.manifest).is_file():
         paths[node.manifest] = folder / node.manifest
@@ -220,7 +205,6 @@ def _parameters(path: Path, keys: Mapping[str, Value]) -> tuple[dict[str, Any], 
 
 
 def _lookup(content: Mapping[str, Any], name: str) -> tuple[Any, str]:
-    """Return the value of a name with dots, and the first part of the name that is not there."""
     value: Any = content
     words = name.split('.')
     for count, word in enumerate(words, 1):
@@ -231,7 +215,6 @@ def _lookup(content: Mapping[str, Any], name: str) -> tuple[Any, str]:
 
 
 def _called(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Return a function of values, by the last words of their names; None if one is not there."""
     by_word = {name.rpartition('.')[2]: value for name, value in values.items()}
     names = list(inspect.signature(function).parameters)
     return function(*(by_word[name] for name in names)) if by_word.keys() >= set(names) else None
@@ -248,7 +231,6 @@ def sizes_of(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_rules(node: Node, key: str, names: list[str]) -> Iterator[Violation]:
-    """Yield an error for a word in another spelling, and one warning of the names that are no words."""
     text = 'which the node publishes as UNKNOWN'
     for name in names:
         word = word_of(name, node.classes)
@@ -260,7 +242,6 @@ def _class_rules(node: Node, key: str, names: list[str]) -> Iterator[Violation]:
 
 
 def _path_rules(node: Node, folder: Path, values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield paths that lead out of the folder, to nothing, or to the file of another key."""
     earlier: dict[PurePath, str] = {}
     for key, text in values.items():
         if not key.endswith('_path'):
@@ -282,10 +263,6 @@ def _path_rules(node: Node, folder: Path, values: Mapping[str, Any]) -> Iterator
 
 
 def _read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
-    """Return the model of a file, and the violations of rules that hold for every node.
-
-    The model is None if the file cannot be read.
-    """
     from onnx import checker, shape_inference
 
     from mmdeploy_ext.graph.io.files import load
@@ -414,7 +391,6 @@ def _operator_rules(node: Node, file: str, model: onnx.ModelProto) -> Iterator[V
 
 
 def _handover_rules(node: Node, tensors: Mapping[str, GraphTensors]) -> Iterator[Violation]:
-    """Yield tensors that one file gives and another takes in another size: the node copies bytes."""
     for source, output, target, name in node.handovers:
         given = tensors[source].outputs.get(output, ()) if source in tensors else ()
         taken = tensors[target].inputs.get(name, ()) if target in tensors else ()

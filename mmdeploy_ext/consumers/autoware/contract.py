@@ -1,4 +1,4 @@
-"""What the contracts of Autoware's nodes have in common."""
+"""Shared parts of the contracts of Autoware's nodes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What Autoware's perception nodes demand of a folder: its files, the keys of the manifest, tensors.
+"""Requirements of Autoware's perception nodes on a folder: its files, the keys of the manifest, tensors.
 
 Source: autowarefoundation/autoware_universe 5e12a711 (CenterPoint's manifest v4.1: 656cdab8; BEVFormer:
 bevformer_node.cpp@0d02fce, bevformer_inference_engine.cpp@7e68106, its plug-ins@c1fe1b8): names, types, sizes
-and what the nodes compute of them; facts, no code.
+and computations of the nodes; facts, no code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Value:
     also: Callable[[Any], str] = lambda value: ''
 
     def problem(self, value: Any) -> tuple[str, str]:
-        """Return the rule that a value breaks, and what is expected; '' and '' if it is right."""
+        """Return the rule that a value breaks and the expected value, or '' and ''."""
         entries = value if isinstance(value, list) else [value]
         if isinstance(value, list) != (self.length is not None) or not entries:
             return 'value', 'a list' if self.length is not None else 'a single value'
@@ -151,7 +151,6 @@ class Node:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs."""
         return tuple(file.name for file in self.files)
 
 
@@ -540,7 +539,6 @@ def _labels(class_names: list[str], num_classes: int) -> Iterator[Wrong]:
 
 
 def _side(pixels: int, scale: float, divisor: int) -> int:
-    """Return a resized side, cut off to whole pixels and padded, as the node computes it."""
     return -(-int(pixels * scale) // divisor) * divisor
 
 

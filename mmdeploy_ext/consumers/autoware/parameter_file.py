@@ -1,8 +1,5 @@
 """Parameter files of ROS 2, in which people's YAML means something else there than to PyYAML. Needs PyYAML.
 
-ROS 2 has no anchors, aliases or nested lists, and a list has one type. Of two equal keys PyYAML alone would
-keep the last without a word.
-
 Source: ros2/rcl, rcl_yaml_param_parser, src/parse.c and src/yaml_variant.c (behaviour in own words).
 """
 
@@ -29,12 +26,7 @@ class ParameterFileError(ValueError):
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """Return the parameters of a file for all nodes, key -> value: nested dicts, values and lists of values.
-
-    Raises:
-        ModelFileError: PyYAML is not installed.
-        ParameterFileError: the file cannot be read, or reaches no node.
-    """
+    """The parameters of a file for all nodes, key -> value: nested dicts, values and lists of values."""
     try:
         import yaml
     except ImportError as error:

@@ -1,8 +1,5 @@
 """From points to decorated pillars and to the map, as lidar_centerpoint computes them. Needs numpy only.
 
-Differs from the node in: points stay in their order (the node rotates a fixed permutation by a random number
-each frame, so which 32 points of a full pillar survive is not fixed there).
-
 Source: autoware_universe 5e12a711, autoware_lidar_centerpoint, lib/preprocess/{voxel_generator.cpp,
 preprocess_kernel.cu}, lib/network/scatter_kernel.cu, include/.../centerpoint_config.hpp (formulas, no code).
 
@@ -57,16 +54,6 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
 def _features(
     pillars: np.ndarray, counts: np.ndarray, cells: np.ndarray, low: np.ndarray, size: np.ndarray, width: int
 ) -> np.ndarray:
-    """Return each point with its offsets from the mean of its pillar's points and from the pillar's centre.
-
-    Args:
-        pillars: (n, 32, 4 or 5) points, zeros after the last.
-        counts: (n,) points of each pillar.
-        cells: (n, 2) y, x.
-        low: (3,) lower corner of the range, metres.
-        size: (3,) of a voxel, metres.
-        width: F.
-    """
     xyz = pillars[..., :3]
     mean = xyz.sum(1, keepdims=True, dtype=np.float32) / counts[:, None, None].astype(np.float32)
     index = np.concatenate([cells[:, ::-1], np.zeros((len(cells), 1), np.int64)], axis=1).astype(np.float32)
@@ -78,10 +65,7 @@ def _features(
 
 
 def scattered(features: np.ndarray, cells: np.ndarray, settings: CenterPointSettings) -> np.ndarray:
-    """Return the map (1, 32, H, W) float32 of features (n, 1, 32) of pillars in the cells (n, 2) y, x.
-
-    H and W are those of the settings' grid; cells without a pillar are 0.
-    """
+    """Return the map (1, 32, H, W) float32 of features (n, 1, 32) of pillars in the cells (n, 2) y, x."""
     columns, rows = settings.grid
     canvas = np.zeros((1, CHANNELS, rows, columns), np.float32)
     canvas[0, :, cells[:, 0], cells[:, 1]] = features[:, 0]

@@ -1,7 +1,4 @@
-"""Synthetic boxes through CenterPoint's head, which treats them by its box convention, whatever its weights.
-
-Needs onnx and ONNX Runtime.
-"""
+"""Synthetic boxes through CenterPoint's head, which treats them by its box convention for any weights."""
 
 from __future__ import annotations
 
@@ -29,12 +26,7 @@ UNCHANGED, CONVERTED = 'unchanged', 'converted'
 
 
 def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[Violation]:
-    """Yield the violation of a box convention of CenterPoint's head that no training has.
-
-    The node takes the boxes of mmdet3d 0.x. A model of mmdet3d 1.0 or later needs `dim` with its first two
-    rows swapped and `rot` (sine, cosine) as (-cosine, -sine); the sizes and angles that come out tell whether
-    a graph has that. `file` is its name; `outputs` are the names of heatmap, reg, height, dim, rot, vel.
-    """
+    """Yield the violation of a box convention of CenterPoint's head that no training has."""
     dim, rot = outputs[3:5]
     sizes, angles = np.float32([0.1, 0.2, 0.3, -1.1, -1.2, -1.3]), np.float32([SINE, COSINE, -1.1, -1.2])
     found = {
@@ -60,7 +52,6 @@ def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) 
 
 
 def _treatment(model: onnx.ModelProto, name: str, fed: np.ndarray, converted: np.ndarray) -> str:
-    """Return what becomes of values behind the last layer; '' if it is unclear."""
     output = _behind_last_layer(model, name, fed)
     if output is None:
         return ''
@@ -72,10 +63,6 @@ def _treatment(model: onnx.ModelProto, name: str, fed: np.ndarray, converted: np
 
 
 def _behind_last_layer(model: onnx.ModelProto, name: str, values: np.ndarray) -> np.ndarray | None:
-    """Return the values of an output if the last layer above it had these values; None if it is unclear.
-
-    The output is (1, C, H, W), of values the first C are fed, one for each channel.
-    """
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes.extract import cut
     from mmdeploy_ext.graph.run import run
@@ -101,7 +88,6 @@ def _behind_last_layer(model: onnx.ModelProto, name: str, values: np.ndarray) ->
 
 
 def _last_layers(index: Index, name: str) -> list[str]:
-    """Return the tensors of the last learnt layers above an output, or graph inputs if there are none."""
     starts: dict[str, None] = {}
     pending, visited = [name], set()
     while pending:

@@ -77,10 +77,7 @@ class CenterPointSettings:
 
 
 def read_settings(folder: str | Path) -> CenterPointSettings:
-    """Return the settings that the manifest of a folder states.
-
-    ModelFileError: the node would reject the manifest or read it wrongly; the message has what is wrong.
-    """
+    """Return the settings that the manifest of a folder states."""
     folder = Path(folder)
     _, violations = read_manifest(CENTERPOINT, folder)
     if wrong := errors(violations):

@@ -1,10 +1,5 @@
 """camera_streampetr between its three files: poses, times and memory as the node keeps them. Needs numpy.
 
-Differs from the node in: memories begin as zeros (there they are whatever the device memory held; open pull
-requests 13161, 13267); another calibration is embedded again (there the first one stays for good); pictures
-come prepared as the model was trained, not by the node's own resize, and get the node's planes and norm; the
-clock does not begin again after ten minutes.
-
 Source: autoware_universe 5e12a711, autoware_camera_streampetr, lib/network/{network.cpp:212-300,memory.cu},
 src/node.cpp:252-258,501-580, lib/network/camera_data_store.cpp:462-470 (formulas and defaults, no code).
 
@@ -36,9 +31,7 @@ NORMS = dict(
     rgb=((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 )
 """Planes that a node feeds -> the mean that it takes off each, and the number it divides by: its constants.
-
-Source of 'bgr': lib/network/camera_data_store.cpp:122-126; of 'rgb': pull request 13167.
-"""
+Source of 'bgr': lib/network/camera_data_store.cpp:122-126; of 'rgb': pull request 13167."""
 
 
 def from_node(
@@ -83,7 +76,6 @@ class AutowareStreamPetr(StreamPetrOnnx):
         self.scale, self.shift = (values.reshape(-1, 1, 1) for values in (scale, shift))
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        """Return `all_cls_scores` (1, 1, Q, K), `all_bbox_preds` (1, 1, Q, 10), and the memory after."""
         motion_since(memory, frame)  # refuses a frame before the last one
         features = self.graphs[BACKBONE].run(dict(img=np.float32(self.node_planes(frame.images))[None]))
         pose, seconds = self.relative(frame.ego_pose), self.clock(frame.timestamp_s)
@@ -116,10 +108,7 @@ class AutowareStreamPetr(StreamPetrOnnx):
         return self.run_for_rig(POSITIONS, rig)
 
     def node_planes(self, images: np.ndarray) -> np.ndarray:
-        """Return pictures (N, 3, H, W) float64 with the node's normalisation and order of planes.
-
-        `images` are the same pictures, normalised as the model was trained.
-        """
+        """Return pictures (N, 3, H, W) float64 with the node's normalisation and order of planes."""
         planes = (images - self.shift) / self.scale  # in float64: without a change the same to the bit
         return planes[:, ::-1] if self.reverses else planes
 
@@ -143,7 +132,6 @@ class AutowareStreamPetr(StreamPetrOnnx):
 
     @property
     def state(self) -> StreamState | None:
-        """See `StreamRuntime.state`."""
         state = StreamPetrOnnx.state.fget(self)
         if state is None:
             return None

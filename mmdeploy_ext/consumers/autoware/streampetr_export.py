@@ -1,9 +1,5 @@
 """StreamPETR as Autoware's camera_streampetr loads it: three graphs by its names, and the manifest.
 
-The node keeps the memory in a map frame whose origin is the place of the first frame, turns its times into
-ages for the head and back itself, and zeroes it at a reset: a memory whose poses are all zero is therefore
-taken as the one that a scene starts with.
-
 Source: autoware_universe 5e12a711, autoware_camera_streampetr; tier4/AWML 7a6ec07c, StreamPETR/deploy (names,
 shapes, what the graph computes; facts, no code).
 
@@ -33,8 +29,6 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 
 class NodeImages(ExtractImgFeat):
     """Backbone and neck, with the batch axis, the planes and the norm of the node.
-
-    `turned` is whether the node's planes are in the other order than those of the detector.
 
     Args:
         model: the detector; its `rule` is that of its own preprocessing.
@@ -67,11 +61,7 @@ class NodePositions(RigEmbedding):
     def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C), cone (1, T, 8), of intrinsics and img2lidar (1, N, 4, 4).
 
-        `img2lidar` is from pixels times depth to the LiDAR frame. The cone of a token is two focal lengths
-        and two points of its ray, see `FrameSteps.position_embedding`.
-
-        The input `img_metas_pad` (3,) has no effect: the size of the pictures is a constant of the graph.
-        Zero times it is added so that no engine drops the input, which the node looks up by name.
+        `img2lidar` is from pixels times depth to the LiDAR frame.
         """
         return super().forward(img2lidar, intrinsics + 0.0 * img_metas_pad.sum())
 
@@ -95,11 +85,9 @@ class NodeMemoryHead(HeadStep):
         """Compute one frame of `x`, the features (1, N, C, h, w), and the outputs of `NodePositions`.
 
         `data_ego_pose` (1, 4, 4) is from the vehicle, the frame of the boxes, to the map, `data_ego_pose_inv`
-        its inverse. The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1),
-        ages in s, `egopose` (1, n, 4, 4) and `velo` (1, n, 2), n rows, newest first; points and poses are in
-        the map, velocities in the vehicle's frame of their rows' origins. Returned are all_cls_scores
-        (1, K, Q), logits, all_bbox_preds (1, 10, Q), and the memory after the frame: the frame's new rows,
-        then these n, or those that a scene starts with if `egopose` is zero.
+        its inverse. Returned are all_cls_scores (1, K, Q), logits, all_bbox_preds (1, 10, Q), and the memory
+        after the frame: the frame's new rows, then these n, or those that a scene starts with if `egopose` is
+        zero.
         """
         prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed, else above 0
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
@@ -119,10 +107,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
-    """Return the contracts of the three graphs, in the order of `graphs`, derived from the deploy contract's.
-
-    `size` are the numbers of the model that `spec.sizes` reads.
-    """
+    """The contracts of the three graphs, in the order of `graphs`, derived from the deploy contract's."""
     image, position = spec.extract_img_feat(size, options), spec.position_embedding(size, options)
     head = spec.pts_head_memory(size, options)
     meaning = f'pictures as the node normalises them, planes in the order {", ".join(options.node_images)}'

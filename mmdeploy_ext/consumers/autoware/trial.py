@@ -1,7 +1,4 @@
-"""Loads the graphs of a folder in ONNX Runtime and runs them, in a process with a time limit.
-
-Needs onnx and ONNX Runtime.
-"""
+"""Loads the graphs of a folder in ONNX Runtime and runs them, in a process with a time limit."""
 
 from __future__ import annotations
 
@@ -26,10 +23,7 @@ SECONDS = 300
 
 
 def trial_rules(trials: Sequence[tuple[Path, bool]]) -> list[Violation]:
-    """Return the violations that ONNX Runtime and the probe reveal in files without an error so far.
-
-    `trials` are paths, and whether the box convention of the file is probed.
-    """
+    """Return the violations that ONNX Runtime and the probe reveal in files without an error so far."""
     violations: list[Violation] = []
     with multiprocessing.get_context('spawn').Pool(1) as pool:
         for path, has_boxes in trials:
@@ -56,7 +50,6 @@ def try_file(path: Path, has_boxes: bool) -> list[Violation]:
 
 
 def _run_on_zeros(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    """Yield outputs that are not finite or not of the stated shape if all inputs are zeros."""
     from onnx import TensorProto
     from onnx.helper import tensor_dtype_to_np_dtype
 

@@ -1,7 +1,5 @@
 """BEVFusion's graphs as NVIDIA's CUDA-BEVFusion loads them: names, shapes and types are API of its C++.
 
-Pooling, voxels and boxes are outside, see `loop.py`.
-
 Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion: its C++ binds tensors by name;
 facts, no code.
 
@@ -85,23 +83,13 @@ class BoxValueHead(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs that `HEAD` names, (1, channels, Q) each, of the input map (1, C, X, Y).
-
-        The yaw is counted from -y, clockwise, and the centre from the corner of the map: they are not in the
-        columns of `Detections3D` before `loop.detections` has decoded them. `score` is that of
-        `TransFusionHead.scores`.
-        """
+        """Return the outputs that `HEAD` names, (1, channels, Q) each, of the input map (1, C, X, Y)."""
         values = self.head(middle)
         return self.head.scores(values), *(values[name] for name in ('rot', 'dim', 'center', 'height', 'vel'))
 
 
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
-    """Return the graphs of a detector for `cameras` cameras, in the order of `loop.GRAPHS`.
-
-    It is not the order in which they run: `fuser` comes before the LiDAR's files. Those of `SPARSE` are
-    finished files, one for each order of the coordinates. Results decoded from the outputs of the last graph
-    are matched, and the outputs of the other dense graphs are compared value by value.
-    """
+    """Return the graphs of a detector for `cameras` cameras, in the order of `loop.GRAPHS`."""
     sparse = backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     camera_outputs = dict(
@@ -122,7 +110,6 @@ def graphs(model: nn.Module, cameras: int) -> list[Graph]:
 
 
 def _sizes(model: nn.Module, cameras: int, lidar: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every tensor of the files in standard ONNX."""
     transform, head = transform_of(model), model.heads['object']
     bins, rows, columns = transform.frustum.shape[:3]
     queries, counts = head.num_proposals, dict(rot=2, dim=3, reg=2, height=1, vel=2)

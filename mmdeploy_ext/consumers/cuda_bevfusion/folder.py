@@ -1,7 +1,7 @@
-"""What CUDA-BEVFusion would reject or read wrongly in a folder of ONNX files, whoever wrote them.
+"""Check a folder of ONNX files against CUDA-BEVFusion.
 
 Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion: src/bevfusion/*.cu and src/main.cpp (their
-behaviour, in own words). Needs onnx and numpy only. The check cannot tell whether the numbers are right.
+behaviour, in own words).
 
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, C channels, X, Y
 cells of the pooled view, x, y cells of the maps that are joined, K classes, Q queries.
@@ -50,8 +50,6 @@ BOUND = {
     ),
 }
 """File -> inputs and outputs that the C++ looks up by name, with a word for each axis, see `expected_shape`.
-
-A word has the same size in all files: that of the first tensor which has it.
 """
 PLUGIN = 'CustomLayerNormalization'
 """Operator of a plug-in of TensorRT, in the domain `nv`: NVIDIA's script writes it for LayerNormalization."""
@@ -73,14 +71,7 @@ PATTERNS = tuple(f'{name}.onnx' for name in BOUND)
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and the paths of those of its files that are there.
-
-    They are by name without `.onnx`. The `node` of a violation is the name of a file, of a sparse file with
-    that of the node behind it; '' if neither sparse file is there.
-
-    Raises:
-        ModelFileError: no such folder, or one of these files in it that is not ONNX.
-    """
+    """Return the violations in a folder, and the paths of those of its files that are there."""
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.sparse import libspconv_contract
 
@@ -118,7 +109,6 @@ def _file_rules(
     inputs: dict[str, str],
     outputs: dict[str, str],
 ) -> Iterator[Violation]:
-    """Yield violations of a file in ordinary ONNX, of which the C++ takes some inputs and outputs."""
     from mmdeploy_ext.graph.io.files import is_sparse
 
     if is_sparse(model):
@@ -167,10 +157,6 @@ def _node_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
 def _size_rules(
     file: str, tensors: GraphTensors, bound: dict[str, str], sizes: dict[str, int]
 ) -> Iterator[Violation]:
-    """Yield tensors whose sizes do not go together with `sizes`, and those that main.cpp has otherwise.
-
-    New words of the axes get their size in `sizes`.
-    """
     for name, axes in bound.items():
         shape = tensors.shapes.get(name, ())
         if None in shape or not shape:

@@ -1,11 +1,5 @@
 """Cells of the points of a frustum, and depth maps of the LiDAR, which this contract has no graphs for.
 
-They are computed in float64 and rounded once, as the detector in PyTorch does. Needs numpy only.
-
-A calibration has the matrices of all cameras, (N, 4, 4) each: `camera_intrinsics`, camera to the picture as
-it was taken, `camera2lidar`, `lidar2image`, LiDAR to that picture, and `img_aug_matrix`, that picture to the
-network's; and `lidar_aug_matrix` (4, 4), LiDAR to the augmented LiDAR.
-
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
 the bird's-eye view, P points.
 """
@@ -50,9 +44,7 @@ def cells(calibration: Mapping[str, np.ndarray], view: ViewFacts) -> np.ndarray:
 def cell_numbers(points: np.ndarray, view: ViewFacts, corner: np.ndarray) -> np.ndarray:
     """Return the cells (...) int64, see `cells`, of points (..., 3) in metres, which are rounded to float32.
 
-    Points are in the frame of the grid, the augmented LiDAR's. `view` has the grid; `corner` (3,) is that of
-    the first cell, metres. Indices are truncated towards zero, so that the first cell of an axis is twice as
-    wide as the others.
+    `view` has the grid; `corner` (3,) is that of the first cell, metres.
     """
     x, y = view.count[:2]
     points = points.astype(np.float32).astype(np.float64)
@@ -65,8 +57,6 @@ def depth_maps(
     points: np.ndarray, calibration: Mapping[str, np.ndarray], size: tuple[int, int]
 ) -> np.ndarray:
     """Return the depth maps (N, 1, H, W) float32: depths of the LiDAR's points in metres, 0 in other pixels.
-
-    Of several points in one pixel the last of the cloud counts.
 
     Args:
         points: (P, 3 or more), x, y, z first, in the augmented LiDAR frame, metres.

@@ -1,13 +1,7 @@
 """The files of CUDA-BEVFusion's contract from pictures and points to boxes, without that engine.
 
-What the engine computes between the graphs is here in numpy: depth maps, cells, sums of cells, voxels, the
-sparse backbone (interpreted, so slow), boxes. A right file gives what the detector in PyTorch gives.
-
-    runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
-    detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
-
-Needs numpy, onnx and ONNX Runtime, no PyTorch; without numba it is slow. Glossary: K classes, Q queries, N
-cameras, h, w pixels, C channels, X, Y cells of the map.
+runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
+detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 """
 
 from __future__ import annotations
@@ -47,19 +41,9 @@ SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
 GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
 """The `form` in the metadata of each file of an export; boxes are decoded from the outputs of the last."""
 DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
-"""Tensors that are computed between the files.
-
-Depth maps (N, 1, h, w) of the network's pictures, metres, 0 where no point is; sums of cells (1, C, X, Y);
-the cell `x * Y + y` of each point of the frustum, X * Y outside the grid, in the shape of
-`camera_depth_weights`.
-"""
+"""Tensors that are computed between the files."""
 OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
-"""Names of two more maps of the LiDAR with `to_compare`, of the same shape and axes as the first one.
-
-The first is that of the second sparse file, and but for rounding that of the first file. The second is the
-map of the first file once more, by that file's weights, which are rounded to float16: under this name a proof
-compares it with PyTorch's map by the weights of the checkpoint.
-"""
+"""Names of two more maps of the LiDAR with `to_compare`, of the same shape and axes as the first one."""
 
 
 class CudaBEVFusion(FusionRuntime):
@@ -78,16 +62,6 @@ class CudaBEVFusion(FusionRuntime):
     def __init__(
         self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', to_compare: bool = False, **options: Any
     ) -> None:
-        """Open the folder of an export, or its six files in the order of `GRAPHS`.
-
-        `engine` and its `options` run the graphs in ordinary ONNX. With `to_compare` the second sparse file
-        runs, too, and all maps of the LiDAR are outputs.
-
-        Raises:
-            ModelFileError: a file is missing, damaged, or of another export.
-            ConfigError: there is no such engine, or it does not have these options.
-            EngineError: the engine is not available here.
-        """
         from mmdeploy_ext.sparse.libspconv import read
 
         super().__init__()
@@ -106,13 +80,7 @@ class CudaBEVFusion(FusionRuntime):
         """Detect in one moment of all sensors; the outputs include the tensors between the files.
 
         `frame` has points, prepared pictures (float32), and as calibration the matrices `MATRICES`, (N, 4,
-        4), but `lidar_aug_matrix` (4, 4), see `FusedFrame`. Points and boxes are in the frame that the latter
-        leads to.
-
-        Raises:
-            ShapeError: pictures are missing, or pictures or matrices have another shape.
-            DataError: invalid points or matrices, or no point in the range of the model.
-            InferenceError: an engine failed, or the outputs of an ordinary graph are not finite.
+        4), but `lidar_aug_matrix` (4, 4), see `FusedFrame`.
         """
         points, images = checked_inputs(frame, self.rule)
         start = time.perf_counter()
@@ -136,10 +104,7 @@ class CudaBEVFusion(FusionRuntime):
         return StepResult({**between, **maps, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the head's outputs (name -> array) that nothing suppresses, best first.
-
-        See `detections`, and `suppress`, which reads the entry `nms` of the metadata's `postprocess`.
-        """
+        """Return the boxes of the head's outputs (name -> array) that nothing suppresses, best first."""
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts.coder), facts.nms)
 
@@ -150,7 +115,6 @@ class CudaBEVFusion(FusionRuntime):
         return tables_of(geometry.cells(calibration, self.view), self.view.count[:2])
 
     def _lidar_maps(self, points: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the map of the first sparse file by the name of its output, and that of the other."""
         start = time.perf_counter()
         features, coordinates = voxelise(points, self.rule.voxels)
         if not len(features):
@@ -169,8 +133,8 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
 
     The outputs are `score` (1, K, Q) in 0..1, `rot` (1, 2, Q) sine and cosine of the yaw, from -y clockwise
     as seen from above, `dim` (1, 3, Q) logarithms of width, length and height in metres, `reg` (1, 2, Q) x, y
-    of the centre in cells of the map from its corner, `height` (1, 1, Q) z of the centre in metres, `vel`
-    (1, 2, Q) in m/s. The boxes have the columns and the yaw of `Detections3D`, see `in_lidar_columns`.
+    of the centre in cells of the map from its corner, `height` (1, 1, Q) z of the centre in metres, `vel` (1,
+    2, Q) in m/s. The boxes have the columns and the yaw of `Detections3D`, see `in_lidar_columns`.
 
     `coder` is the entry of that name in the metadata's `postprocess`: `voxel_size` and `pc_range` in metres,
     `out_size_factor` in voxels per cell, and `post_center_range` and `score_threshold`, see `filter_boxes`.

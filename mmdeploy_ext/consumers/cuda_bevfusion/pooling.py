@@ -1,7 +1,5 @@
 """View pooling outside the graphs, as CUDA-BEVFusion does it: tables of a rig, and sums over their intervals.
 
-`write_tables` writes the tables for a consumer of the files.
-
 Glossary: N cameras, D depth bins, h, w cells of a feature map, T = N D h w points, X, Y cells of the
 bird's-eye view, C channels, n intervals.
 """
@@ -46,19 +44,13 @@ class Tables:
     shape: tuple[int, int]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tables to the .npz file `path`, atomically, as arrays by the names of the attributes.
-
-        A missing folder is made; `core.files.atomic_path` has the errors.
-        """
+        """Write the tables to the .npz file `path`, atomically, as arrays by the names of the attributes."""
         with atomic_path(Path(path)) as temporary, temporary.open('wb') as stream:
             np.savez(stream, **dataclasses.asdict(self))
 
 
 def tables_of(point_cells: np.ndarray, shape: tuple[int, int]) -> Tables:
     """Return the tables of the cells (N, D, h, w) of points, see `geometry.cells`, on a grid of (X, Y).
-
-    CUDA-BEVFusion makes the same tables, but for points outside the grid, whose rank is that of cell 0, and
-    for the last point of the last interval, which it leaves out.
 
     Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:60-88 and
     218-265 (its behaviour, no code).
@@ -98,9 +90,6 @@ def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
     """Return the matrices of the .npz file `path`, float32, by the names of `MATRICES`.
 
     Without `lidar_aug_matrix` it is a unit matrix; `check_calibration` refuses others that are missing.
-
-    Raises:
-        DataError: the file cannot be read.
     """
     try:
         with np.load(path) as stored:
@@ -117,11 +106,6 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
         folder: folder of an export.
         calibration: path of an .npz file, see `read_calibration`.
         output: path of the tables.
-
-    Raises:
-        ModelFileError: the export is missing, of another family, or of LiDAR alone.
-        DataError: the calibration cannot be read or is invalid.
-        ShapeError: a matrix of it has another shape.
     """
     path = model_files(folder)[0]
     metadata = read_metadata(path)

@@ -1,4 +1,4 @@
-"""NVIDIA's DL4AGX: PETR and PETRv2 in two graphs whose caller computes the position embedding."""
+"""NVIDIA's DL4AGX: PETR and PETRv2 in two graphs; the caller computes the position embedding."""
 
 from mmdeploy_ext.contract.registry import register_contract
 

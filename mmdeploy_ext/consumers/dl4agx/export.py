@@ -40,7 +40,7 @@ class BoundFeatures(OfModel):
     """Backbone and neck as DL4AGX has them: all levels, those of the frame before behind the present ones."""
 
     def forward(self, img: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
-        """Return the map of each level; `bound` states what it holds, and what `before` does."""
+        """Return the map of each level."""
         maps = feature_maps(self.model, img)
         if not before:
             return tuple(level.unsqueeze(1) for level in maps)
@@ -49,15 +49,15 @@ class BoundFeatures(OfModel):
 
 
 class BoundHead(Head):
-    """The head as DL4AGX has it: what its caller computes is taken as it is."""
+    """The head as DL4AGX has it: what its caller computes is taken unchanged."""
 
     def forward(self, features: Tensor, positions: Tensor, *seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10); `bound` states what the inputs hold."""
+        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10)."""
         return self.detect(features, positions, seconds[0] if seconds else 1.0)
 
 
 def bound(size: Sizes) -> list[GraphSpec]:
-    """Return the contracts of the two graphs, then that of the positions, which their caller computes."""
+    """The contracts of the two graphs, then the contract of the positions, which the caller computes."""
     cameras, twice = size.cameras, size.frames > 1
     image = (cameras, 3, size.height, size.width)
     images = TensorSpec('img', 'float32', image, 'normalised images, padded bottom and right')
@@ -95,7 +95,7 @@ def bound(size: Sizes) -> list[GraphSpec]:
 
 
 class Dl4agxFiles(Contract):
-    """The two graphs, and that of the positions."""
+    """The two graphs and the graph of the positions."""
 
     opens = PetrBound
 

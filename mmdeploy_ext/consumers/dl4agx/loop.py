@@ -1,4 +1,4 @@
-"""DL4AGX's graphs of PETR and PETRv2 as a stream, with what their caller computes.
+"""DL4AGX's graphs of PETR and PETRv2 as a stream, with the caller's computations.
 
 Glossary: N cameras, C channels, h, w feature map.
 """
@@ -32,10 +32,7 @@ def bound_files(frames: int) -> tuple[str, str, str]:
 
 
 def bound_note(frames: int) -> str:
-    """Return the note on what the caller of DL4AGX's graphs has to compute, and when.
-
-    `frames` is that of `bound_files`.
-    """
+    """Return the note on the computations of the caller of DL4AGX's graphs."""
     note = (
         'contract dl4agx: the caller computes the position embedding (position_embedding.onnx; its weights '
         'are in neither of the two graphs) '

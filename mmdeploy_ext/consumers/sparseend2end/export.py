@@ -1,7 +1,6 @@
 """Sparse4D as SparseEnd2End's C++ node loads it.
 
-Source of the names: ThomasVonWu/SparseEnd2End 15790b6, deploy/export_{backbone,head}_onnx.py. Differs in: no
-`tmp_outs`, which its plugin needs because it never clears its output.
+Source of the names: ThomasVonWu/SparseEnd2End 15790b6, deploy/export_{backbone,head}_onnx.py.
 
 Glossary: N cameras, H, W network input in pixels, L levels, S cells of all maps, A instances of a frame, M
 remembered ones, C channels, K classes.
@@ -45,8 +44,7 @@ class DeployHead(nn.Module):
     """The base of the heads.
 
     Learned instances and anchors, which a checkpoint has, and the sizes and beginnings of maps are inputs, as
-    the node feeds them; the last two have to be those of the model. Without the plug-in maps are sampled by
-    gathers.
+    the node feeds them; the last two have to be those of the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,13 +52,6 @@ class DeployHead(nn.Module):
         self.head = model.head
 
     def run(self, maps: Sequence[Tensor], rig: Sequence[Tensor], *frame: Any) -> tuple[Tensor, ...]:
-        """Return features, anchors, class logits and quality logits; see `specs`.
-
-        Args:
-            maps: features, sizes of maps, and where each map begins.
-            rig: projections (1, N, 4, 4) and sizes of pictures (1, N, 2).
-            frame: what `run_head` takes behind the pictures.
-        """
         lidar2img, image_wh = rig
         return run_head(self.head, Pictures(*maps, lidar2img[0], image_wh[0]), *frame)
 

@@ -66,14 +66,7 @@ class ForkFrame(HeadStep):
 
         `img2lidar` is (1, T, 4, 4), or (1, T, depth bins, 4, 4), `intrinsic` (1, T, 2), |fx| and |fy| in 1000
         pixels, `ego_pose_inv` (1, 4, 4) from the global frame to the LiDAR's; `ego_pose` is an input that no
-        operator uses. The memory is `embedding` (1, n, C), `age` (1, n, 1) s, `egopose` (1, n, 4, 4),
-        `ref_point` (1, n, 3) and `velo` (1, n, 2), which is in the LiDAR frame of the row's origin; it is
-        ignored if `prev_exists` (1,) is 0.
-
-        Returned are all_cls_scores and all_bbox_preds as by `PtsHeadMemory`; embedding, age, egopose,
-        ref_point and velo of the memory that the frame used, without the oldest of the n rows (as many as a
-        frame adds), with points and poses in its LiDAR frame, velocities in those of their rows' origins;
-        outs_dec (1, Q, C) of the last layer.
+        operator uses.
         """
         steps = steps_of(self.model.pts_bbox_head)
         features = self.model.extract_img_feat(img.unsqueeze(0))
@@ -119,14 +112,7 @@ class ForkFrame10(ForkFrame):
 
 
 def fork_spec(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of the deployment fork's one graph, version 1.0 or 1.1.
-
-    The times of the memory that it takes are minus the absolute times of the rows' origin in 1.0, and in 1.1
-    the rows' ages at this frame; those of the memory that it gives are ages in both. Velocities stay in the
-    LiDAR frame of their rows' origin.
-
-    Tokens are camera by camera, in each row by row; all depth bins of a token have the same matrix.
-    """
+    """Return the contract of the deployment fork's one graph, version 1.0 or 1.1."""
     factory, absolute_time = ForkSpecs(options), options.fork_version == '1.0'
 
     def state(prefix: str, rows: int, frame: str, time_meaning: str) -> tuple[TensorSpec, ...]:

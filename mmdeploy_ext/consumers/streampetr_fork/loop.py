@@ -4,11 +4,6 @@ Glossary: N cameras, T tokens, L decoder layers in the outputs (all, or 1: the l
 queries, K classes.
 
 Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py.
-
-The contract has poses and points in a global frame, in float32. Two kilometres from its origin float32 has
-steps of 0.12 mm, and the rotation between two poses turns an error of that size into millimetres. Any
-coordinate frame in which the world does not move can be the global one; here its origin is the position of
-the LiDAR in the last frame, rounded to metres.
 """
 
 from __future__ import annotations
@@ -47,7 +42,6 @@ class ForkOnnx(StreamPetrOnnx):
         super().__init__(paths, engine=engine, **options)
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        """Return `all_cls_scores` (L, 1, Q, K), `all_bbox_preds` (L, 1, Q, 10), and the memory after."""
         motion_since(memory, frame)  # refuses a frame before the last one
         outputs = self.graphs[FORK].run(self.inputs(frame, memory))
         used = {field: outputs[f'mem_{name}'] for field, name in FORK_NAMES.items()}
@@ -85,7 +79,6 @@ class ForkOnnx(StreamPetrOnnx):
 
     @property
     def num_new(self) -> int:
-        """Rows that a frame adds to the memory; the graph leaves out as many of the oldest."""
         spec = self.graphs[FORK].spec
         return spec.tensor('in_mem_embedding').axes[1] - spec.tensor('mem_embedding').axes[1]
 
@@ -104,10 +97,7 @@ def seen_from(origin: np.ndarray, pose: np.ndarray) -> np.ndarray:
 def expand_calibration(frame: Frame, spec: GraphSpec) -> dict[str, np.ndarray]:
     """Return `img2lidar` (1, T, 4, 4), or (1, T, depth bins, 4, 4), and `intrinsic` (1, T, 2), float32.
 
-    These are from pixels times depth to the LiDAR frame, and |fx| and |fy| in 1000 pixels. T is the number of
-    tokens, the cells of all feature maps; `frame` has the matrices of the cameras. Token t belongs to
-    camera t // (T / N), but carries the focal lengths of camera t mod N: what the published weights were
-    trained with. The shapes of both inputs are those of the spec.
+    These are from pixels times depth to the LiDAR frame, and |fx| and |fy| in 1000 pixels.
     """
     shape = spec.tensor('img2lidar').axes
     num_cameras, tokens = len(frame.lidar2img), shape[1]

@@ -39,7 +39,7 @@ class DeployedFrame(BevFormerFrame):
     def forward(
         self, image: Tensor, prev_bev: Tensor, use_prev_bev: Tensor, can_bus: Tensor, lidar2img: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `BevFormerFrame.forward` returns, as `bev_embed`, `outputs_classes`, `outputs_coords`.
+        """`BevFormerFrame.forward`, returned as `bev_embed`, `outputs_classes`, `outputs_coords`.
 
         `image` (1, N, 3, H, W) and `lidar2img` (1, N, 4, 4) have an axis of one sample; the other arguments
         are those of `BevFormerFrame.forward`, and `can_bus` is in the order that `record` takes.
@@ -73,11 +73,7 @@ class DeployedFrame(BevFormerFrame):
 
 
 def deployed_spec(portable: GraphSpec, contract: str) -> GraphSpec:
-    """Return a contract with the tensors of the portable one under the names of TensorRT deployments.
-
-    Shift and rotation are no inputs of it, and images and rig have an axis of one sample in front; `contract`
-    is what follows 'bevformer/' in its name.
-    """
+    """Return a contract with the tensors of the portable one under the names of TensorRT deployments."""
 
     def renamed(name: str, new: str = '', batch: bool = False) -> TensorSpec:
         tensor = portable.tensor(name)
@@ -96,7 +92,7 @@ def deployed_spec(portable: GraphSpec, contract: str) -> GraphSpec:
 
 
 class PluginFrame(DeployedFrame):
-    """A frame whose rotation and attentions are operators of the plug-ins."""
+    """A frame with rotation and attentions as operators of the plug-ins."""
 
     operators, turn = operators, staticmethod(operators.turn_view)
 

@@ -1,7 +1,5 @@
 """The plug-ins of TensorRT deployments of BEVFormer in numpy, and an engine of files that have them.
 
-No plug-in was run here: what they compute was read from their sources.
-
 Source: DerryHub/BEVFormer_tensorrt 303d314, TensorRT/plugin/{rotate,multi_scale_deformable_attn} (float32
 kernels; behaviour in own words), and the copies of autoware_universe, autoware_tensorrt_bevformer c1fe1b8.
 
@@ -33,7 +31,7 @@ ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 def rotate(
     image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolation: int = NEAREST
 ) -> np.ndarray:
-    """Return a picture (C, H, W) float32 turned about a point; a cell whose source is outside of it is 0.
+    """Return a picture (C, H, W) float32 turned about a point; a cell with its source outside is 0.
 
     Args:
         image: (C, H, W) float32.
@@ -74,9 +72,6 @@ def attend(
         references: (B, Q, 1, 2 Z), x and y in shares of a map.
         offsets: (B, Q, M, L P 2), x and y in pixels of the map; point p of a map is around reference p mod Z.
         logits: (B, Q, M, L P), whose softmax weighs the points of all maps.
-
-    Raises:
-        InferenceError: the shapes are not int64.
     """
     if shapes.dtype != np.int64:
         raise InferenceError(
@@ -106,7 +101,6 @@ def attend(
 
 
 def _bilinear(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Return samples (Q, P, D) of a map (H, W, D) at x, y (Q, P, 2); what is outside counts as 0."""
     height, width = values.shape[:2]
     low = np.floor(pixels)
     share = pixels - low
@@ -141,13 +135,7 @@ class PluginBackend(Backend):
         self.path, self.threads, self.graph_optimization = path, threads, graph_optimization
 
     def activate(self) -> None:
-        """Cut the file at its plug-ins.
-
-        Raises:
-            ModelFileError: the file is missing, has no metadata of mm2onnx, has an operator of another domain
-                that is no plug-in, or is one that ONNX Runtime cannot load.
-            ConfigError: no such level of optimisation.
-        """
+        """Cut the file at its plug-ins."""
         import onnx
 
         from mmdeploy_ext.graph.custom_steps import SteppedModel
@@ -169,11 +157,7 @@ def open_with_plugins(
     providers: Sequence[str] = PROVIDERS,
     **settings: Any,
 ) -> PluginBackend:
-    """Return the engine of a file with plug-ins, not active yet.
-
-    `settings` of sessions have no effect. EngineError: another `engine` than `ENGINE`, or other `providers`
-    than `PROVIDERS`.
-    """
+    """Return the engine of a file with plug-ins, not active yet."""
     if engine != ENGINE or tuple(providers) != PROVIDERS:
         raise EngineError(
             f"{path}: its plug-ins are TensorRT's; here they run in numpy, and what is between them in "

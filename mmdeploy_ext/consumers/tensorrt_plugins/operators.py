@@ -1,8 +1,5 @@
 """BEVFormer's rotation and attentions as operators that TensorRT deployments have plug-ins for.
 
-The attentions are those of `models/bevformer/sampling.py` on the same live modules; what the plug-in computes
-itself (offsets in shares of a map, softmax, sampling) is left to it.
-
 Source of names and contracts: DerryHub/BEVFormer_tensorrt 303d314, det2trt/models/functions (no code).
 
 Glossary: N cameras, Q cells of the view or queries, C channels, M heads, D = C / M, L levels of a camera's
@@ -24,9 +21,8 @@ from mmdeploy_ext.models.bevformer.sampling import SeenViews
 def rotation_in_graph(degrees: Tensor, center: Tensor, height: int, width: int) -> Tensor:
     """Return the matrix (2, 3) of `runtime.bev_motion.bev_rotation`, computed by a graph in float32.
 
-    It takes (x, y, 1) of a cell, in cells from the middle of the view, to its source, x and y in -1..1.
-    Whole turns are taken off first, which is exact. The matrix then differs from that of float64 by rounding:
-    sources of cells, up to 100 cells away, by some 1e-5 cells.
+    The matrix then differs from that of float64 by rounding: sources of cells, up to 100 cells away, by some
+    1e-5 cells.
 
     Args:
         degrees: () by how much the heading has changed.
@@ -99,12 +95,12 @@ ATTENTION = register(
         plugin=Plugin(kernels.ATTENTION),
     )
 )
-"""Operators with the inputs of the plug-ins `RotateTRT` and `MultiScaleDeformableAttnTRT`, see
-`kernels.py`. Shapes are int64, as these read them."""
+"""Operators with the inputs of the plug-ins `RotateTRT` and `MultiScaleDeformableAttnTRT`, see `kernels.py`.
+Shapes are int64, as these read them."""
 
 
 def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: int, width: int) -> Tensor:
-    """Return a bird's-eye view (Q, C) turned about a point; what comes from outside is 0.
+    """Return a bird's-eye view (Q, C) turned about a point; cells from outside are 0.
 
     Args:
         cells: the view (Q, C), row by row.
@@ -119,10 +115,10 @@ def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: i
 
 
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
-    """Return what `TemporalSelfAttention` computes before its shortcut (1, Q, C).
+    """`TemporalSelfAttention` before its shortcut: (1, Q, C).
 
     Args:
-        module: the attention, whose number of heads and linear layers are used.
+        module: the attention; its number of heads and linear layers are used.
         query: (1, Q, C), `position` not added.
         position: embedding of the cells, of the same shape.
         views: as in `sampling.attend_views`.
@@ -141,7 +137,7 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
 def attend_cameras(
     module: nn.Module, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor
 ) -> Tensor:
-    """Return what `SpatialCrossAttention` computes before its shortcut (1, Q, C).
+    """`SpatialCrossAttention` before its shortcut: (1, Q, C).
 
     Args:
         module: the attention; its `deformable_attention` samples.
@@ -159,10 +155,10 @@ def attend_cameras(
 
 
 def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
-    """Return what the decoder's deformable attention computes before its shortcut (1, Q, C).
+    """The decoder's deformable attention before its shortcut: (1, Q, C).
 
     Args:
-        module: the attention, whose number of heads and linear layers are used.
+        module: the attention; its number of heads and linear layers are used.
         query: (1, Q, C), positions added.
         view: one view, and where each query looks in it.
     """
@@ -170,10 +166,6 @@ def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
 
 
 def _mixed(sampler: nn.Module, tokens: Tensor, query: Tensor, shapes: Tensor, places: Tensor) -> Tensor:
-    """Return the values (N, Q, C) that a deformable attention samples from tokens (N, S, C) of maps.
-
-    `query` is (1, Q, C), `shapes` (L, 2) and `places` (N, Q, 2 Z).
-    """
     values = sampler.value_proj(tokens).unflatten(-1, (sampler.num_heads, -1))
     offsets, logits = (
         layer(query).unflatten(-1, (sampler.num_heads, -1))

@@ -1,13 +1,5 @@
 """Attention that exports: multi-head in matrix products, deformable over several maps.
 
-`nn.MultiheadAttention` chooses kernels by the CPU, by gradients and by the layout of its inputs, and its
-exports freeze batches; the few lines of `multi_head` are one graph for every size.
-
-Deformable attention is mmcv's `MultiScaleDeformableAttention` in standard operators, in two forms.
-`attend_maps` has each map as a tensor and uses GridSample (opset 16): fewest nodes, for models that know
-their maps (RT-DETR). `attend` has mmcv's arguments, all maps in one tensor and their sizes in another, and
-uses gathers: sizes stay an input, and no engine's GridSample matters.
-
 Glossary: B batch, M heads, D channels of a head, E = M * D embedding, L maps, h, w height and width of a map,
 P points per map, Q queries, K keys, S = sum of h * w over all maps.
 """
@@ -35,8 +27,6 @@ def multi_head(
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mixed values (B, Q, E), before the projection of the result.
-
-    The parameters are those of `nn.MultiheadAttention`. Without a mask every query looks at every key.
 
     Args:
         sources: tensors that queries (B, Q, E), keys (B, K, E) and values (B, K, E) are computed of;
@@ -96,9 +86,7 @@ def attend_tokens(
     sizes: Sequence[tuple[Any, Any]],
     reference_points: Tensor,
 ) -> Tensor:
-    """Return what mmcv's module computes before dropout and `identity`, (B, Q, E), by `attend_maps`.
-
-    B is first, whatever the module's `batch_first` is.
+    """Return the output (B, Q, E) of mmcv's module before dropout and `identity`, by `attend_maps`.
 
     Args:
         module: mmcv's `MultiScaleDeformableAttention`.
@@ -107,9 +95,6 @@ def attend_tokens(
         keep: (B, S, 1) float32, 0 where a token is padding, else 1.
         sizes: (h, w) of each map, integers, or the symbols of an exporter.
         reference_points: as `sampling_locations` takes them.
-
-    Raises:
-        ShapeError: as `sampling_locations`.
     """
     split = (module.num_heads, module.num_levels, module.num_points, 2)
     offsets = module.sampling_offsets(query).unflatten(-1, split)
@@ -194,10 +179,8 @@ MULTI_SCALE_DEFORMABLE_ATTENTION = register(
         plugin=Plugin('MultiscaleDeformableAttnPlugin_TRT'),
     )
 )
-"""Takes sizes and starts as int32 and returns (B, Q, M, D); `operators_as` decides what an export writes.
-
-The plugin is TensorRT 10's own, version 1, without fields: the same five inputs and an output of four axes.
-Source: NVIDIA/TensorRT, plugin/multiscaleDeformableAttnPlugin."""
+"""Takes sizes and starts as int32 and returns (B, Q, M, D); Source: NVIDIA/TensorRT,
+plugin/multiscaleDeformableAttnPlugin."""
 
 
 def attend(
@@ -209,15 +192,13 @@ def attend(
 ) -> Tensor:
     """Return the weighted samples of all maps, summed (B, Q, M * D).
 
-    Arguments as mmcv 1.7.2's `MultiScaleDeformableAttnFunction`:
-
     Args:
         value: (B, S, M, D) float32, the maps one after the other, each row by row.
         spatial_shapes: (L, 2) integers, h and w of each map.
         level_start_index: (L,) integers, where each map begins in S.
-        sampling_locations: (B, Q, M, L, P, 2) x, y; 0 and 1 are the outer edges of a map; cells
-            outside of it count as 0, as for `attend_maps`.
-        attention_weights: (B, Q, M, L, P); those of mmcv sum to 1 over L and P, others may not.
+        sampling_locations: (B, Q, M, L, P, 2) x, y; 0 and 1 are the outer edges of a map; cells outside of it
+            count as 0, as for `attend_maps`.
+        attention_weights: (B, Q, M, L, P); mmcv's sum to 1 over L and P.
     """
     sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)
     attended = MULTI_SCALE_DEFORMABLE_ATTENTION(value, sizes, starts, sampling_locations, attention_weights)
@@ -226,11 +207,7 @@ def attend(
 
 @contextlib.contextmanager
 def standard_deformable_attention() -> Iterator[None]:
-    """Inside the block mmcv-full 1.7's `MultiScaleDeformableAttention` calls `attend`, and so exports.
-
-    mmcv's own forward asserts on values, which torch.export refuses, and its CPU form cuts `value` by
-    numbers, which the TorchScript exporter freezes.
-    """
+    """Inside the block mmcv-full 1.7's `MultiScaleDeformableAttention` calls `attend`, and so exports."""
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 
     with patched(MultiScaleDeformableAttention, forward=_module_forward):
@@ -250,7 +227,6 @@ def _module_forward(
     level_start_index: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """Do what the module's own forward does; arguments and result are its own."""
     value = query if value is None else value
     identity = query if identity is None else identity
     query = query if query_pos is None else query + query_pos
@@ -286,9 +262,6 @@ def sampling_locations(reference_points: Tensor, offsets: Tensor, spatial_shapes
         offsets: (B, Q, M, L, P, 2) x, y, from a point in cells of the map, from the centre of a box in 1 / P
             of half its width and height.
         spatial_shapes: (L, 2) integers h, w in cells; not used for boxes.
-
-    Raises:
-        ShapeError: reference points are neither.
     """
     centre = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 4:

@@ -1,10 +1,5 @@
 """Attention and padding of transformer backbones, computed from sizes that may change: Swin, PVT, PVTv2.
 
-mmdet computes masks of windows, the batch of windows and paddings as Python numbers, which a trace keeps as
-those of the traced picture. The classes here compute the same from the sizes of their inputs; they take the
-places of mmdet's in exports whose sizes or batch are dynamic. Parts are known by
-the name of their class.
-
 Glossary: B batch, h, w height and width of a map, L = h * w tokens, C channels, M side of a window.
 """
 
@@ -19,7 +14,7 @@ from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.ops.attention import multi_head
 
 MASKED = -100.0
-"""What Swin adds to the logit of a pair of cells that the shift has brought together."""
+"""Swin adds this to the logit of a pair of cells that the shift has brought together."""
 
 
 class CornerPadding(nn.Module):
@@ -29,11 +24,7 @@ class CornerPadding(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map `x` (B, C, h, w) with as many zeros below and right as the convolution needs.
-
-        It needs them to give ceil(h / stride) rows and ceil(w / stride) columns; maybe there are none.
-        ExportError: `padding` is not 'corner', or the kernel, with its dilation, is smaller than the stride.
-        """
+        """Return the map `x` (B, C, h, w) with as many zeros below and right as the convolution needs."""
         if self.padding != 'corner':
             raise ExportError(f'a patch embedding with padding={self.padding!r}: expected "corner"')
         if self.stride == (1, 1) and self.kernel_size == (1, 1):
@@ -42,7 +33,6 @@ class CornerPadding(nn.Module):
         return F.pad(x, (0, right, 0, below))
 
     def _missing(self, size: int, axis: int) -> int:
-        """Return the cells that lack at the end of `size` cells, of the height (axis 0) or the width."""
         stride, reach = self.stride[axis], (self.kernel_size[axis] - 1) * self.dilation[axis]
         if reach < stride - 1:
             raise ExportError(
@@ -56,10 +46,7 @@ class ShiftedWindows(nn.Module):
     """Attention inside windows of a map, shifted or not: mmdet's `ShiftWindowMSA` of Swin."""
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Return the tokens (B, L, C) after attention, of the tokens `query` (B, L, C), which are not added.
-
-        `hw_shape` is (h, w) of their map, L = h * w.
-        """
+        """The tokens (B, L, C) after attention, of the tokens `query` (B, L, C), which are not added."""
         (height, width), window, shift = hw_shape, self.window_size, self.shift_size
         channels = query.shape[2]
         rows, columns = (height + window - 1) // window, (width + window - 1) // window
@@ -78,15 +65,9 @@ class ShiftedWindows(nn.Module):
         return self.drop(merged[:, :height, :width].reshape(-1, height * width, channels))
 
     def _mask(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """Return what is added to the logits of windows, (rows * columns, M * M, M * M).
-
-        The shift brings cells from both ends of the map into the last row and the last column of windows.
-        Cells attend to each other if they come from the same end. `like` has type and device of the mask.
-        """
         window = self.window_size
 
         def ends(windows: int) -> Tensor:
-            """Return a number for each row, or column, of the map: 0 to 2, equal for those from one end."""
             size = windows * window
             cells = torch.arange(size, device=like.device)
             return (cells >= size - window).long() + (cells >= size - self.shift_size).long()
@@ -103,7 +84,7 @@ class ReducedAttention(nn.Module):
     def forward(self, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
         """Return the tokens (B, L, C) after attention of the tokens `x` (B, L, C), added to `identity`.
 
-        `hw_shape` is (h, w) of their map, L = h * w. `identity` is (B, L, C); None stands for `x`.
+        `identity` is (B, L, C); None stands for `x`.
         """
         source = x
         if self.sr_ratio > 1:
@@ -127,10 +108,7 @@ SIZED = dict(
 
 @contextlib.contextmanager
 def sizes_traced(module: nn.Module) -> Iterator[None]:
-    """Inside the block the parts of a module that `SIZED` has a class for are of that class.
-
-    The classes are found by name, so that subclasses of other names stay as they are.
-    """
+    """Inside the block the parts of a module that `SIZED` has a class for are of that class."""
     parts = [part for part in module.modules() if type(part).__name__ in SIZED]
     classes = [type(part) for part in parts]
     try:

@@ -1,8 +1,5 @@
 """Points to cells: the last point of each, or the sum of all, whatever the engine and its threads.
 
-The graphs that torch's exporters write for `index_put(accumulate=True)` keep only one of several points of a
-cell, and those for `scatter_reduce` have shapes that ONNX Runtime refuses.
-
 Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of the first, second and third table, W
 width of the third table.
 """
@@ -85,7 +82,6 @@ def _table_shapes(cells: torch.Tensor, count: int, first: int, second: int) -> t
 def _cell_tables(op: Any) -> Callable[..., Any]:
     @part(op)
     def level(counts, found, rank, values, width, least, base, last):
-        """Return a table, and what the next level begins with: counts, rank, values, base and slots."""
         rows = op.Where(counts > least, (counts + (width - 1)) / width, [0])
         first_rows = op.CumSum(rows, 0, exclusive=1) + [1]
         lines = op.ReduceSum(rows) + [1]
@@ -147,15 +143,12 @@ class CellTables(torch.nn.Module):
     """Tables of the points of each cell, by which `sum_by_tables` gathers a sum per cell.
 
     A cell's points are cut into rows of the first table, in their order; the rows of a cell that has several
-    into rows of the second table; and those of a cell that has several there into one row of the third. So a
-    sum per cell takes no scatter, of which engines have no exact form, and is the same on any number of
-    threads.
+    into rows of the second table; and the rows of a cell with several of them into one row of the third.
     """
 
     WIDTHS = 16, 4  # columns of the first and of the second table
 
     def __init__(self, count: int) -> None:
-        """Make tables of `count` (K) cells."""
         super().__init__()
         self.count = count
 
@@ -167,8 +160,8 @@ class CellTables(torch.nn.Module):
 
         Returns:
             Tables (R, 16), (R2, 4) and (R3, W), and slots (K,), all int64. Entries of the first table are
-            points, numbered from 1; those of the second and third are rows of the table before; an entry 0 is
-            empty, and row 0 of each table has only such entries. The slot of a cell is the row with all of
+            points, numbered from 1; entries of the second and third are rows of the table before; an entry 0
+            is empty, and row 0 of each table has only such entries. The slot of a cell is the row with all of
             its points, counted through the three tables one behind the other; 0 for a cell without points.
         """
         return CELL_TABLES(cells, self.count, *self.WIDTHS)
@@ -191,8 +184,6 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
 def sum_in_order(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
     """Return (K, C) sums per cell, added in the order of the points; it has a gradient and is not exported.
 
-    On CPUs only `index_add` keeps the order on several threads, on GPUs only `index_put`.
-
     Args:
         cells: (P,) int64, the cell of each point; K for a point in no cell.
         values: (P, C).
@@ -208,7 +199,6 @@ class LastInCell(torch.nn.Module):
     """The value of the last point of each cell, 0 for a cell without points."""
 
     def __init__(self, count: int) -> None:
-        """Give values to `count` (K) cells."""
         super().__init__()
         self.count = count
 

@@ -22,42 +22,35 @@ MODULE = 'mmcv.ops'
 """Looked up in `sys.modules`: without its import no model has its convolutions, and mmcv may be missing."""
 CALLERS = ['DeformConv2d', 'ModulatedDeformConv2d', 'SAConv2d']
 """Classes of mmcv's deformable convolutions, and of modules that call the function `mmcv.ops.deform_conv2d`,
-which families add. Every `SAConv2d` counts, also one that was made without `use_deform`."""
+which families add."""
 
 
 class LeadingOffsets(torch.nn.Module):
-    """A modulated deformable convolution (3 x 3, stride 1) whose offsets and mask are those of a larger map.
+    """A modulated deformable convolution (3 x 3, stride 1) with the offsets and mask of a larger map.
 
-    mmcv does not look at their size: it reads them as one flat buffer per image, from its beginning. This
-    module does the same in operators.
+    mmcv does not look at their size: it reads them as one flat buffer per image, from its beginning.
     """
 
     def __init__(self, conv: torch.nn.Module) -> None:
-        """Keep `conv`, which is called with maps, offsets and mask: mmdet's `DyDCNv2`, or the layer in it.
-
-        That is mmcv's `ModulatedDeformConv2d` of stride 1, padding 1 and a kernel of 3 x 3 cells.
-        """
         super().__init__()
         self.conv = conv
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return what `conv` gives, (B, D, h, w), of maps `x` (B, C, h, w).
+        """Return (B, D, h, w), the output of `conv` for maps `x` (B, C, h, w).
 
-        Of `offset` (B, 18, H, W), in cells, and `mask` (B, 9, H, W), h <= H and w <= W, each image's first
-        18 * h * w and 9 * h * w numbers count, in memory order.
+        Of `offset` (B, 18, H, W), in cells, and `mask` (B, 9, H, W), h <= H and w <= W, each image's first 18
+        * h * w and 9 * h * w numbers count, in memory order.
         """
         return self.conv(x, _leading(offset, x), _leading(mask, x))
 
 
 def _leading(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return the first elements of each image of values (B, N, H, W), in memory order, as (B, N, h, w)."""
     channels, (height, width) = values.shape[1], x.shape[2:]
     flat = values.flatten(1)[:, : channels * height * width]
     return flat.reshape(x.shape[0], channels, height, width)
 
 
 def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:
-    """Emit DeformConv; `settings` are stride, padding, dilation, groups, deform_groups of mmcv."""
     stride, pads, dilation = map(_pair, settings[:3])
     return g.op(
         'DeformConv',
@@ -72,17 +65,12 @@ def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:
 
 
 def _deform_symbolic(g: Any, x: Any, offset: Any, weight: Any, *settings: Any) -> Any:
-    """Emit DCN v1. Offsets are (y, x) pairs per kernel tap in both mmcv and ONNX.
-
-    `settings` has two more values at its end, bias and im2col_step, which ONNX does not need.
-    """
     return _node(g, (x, weight, offset), weight, *settings[:5])
 
 
 def _modulated_symbolic(
     g: Any, x: Any, offset: Any, mask: Any, weight: Any, bias: Any, *settings: Any
 ) -> Any:
-    """Emit DCN v2. mmcv may pass no bias; ONNX has one before the mask, so it gets zeros."""
     if bias is None or bias.node().mustBeNone():
         bias = g.op('Constant', value_t=torch.zeros(weight.type().sizes()[0]))
     return _node(g, (x, weight, offset, bias, mask), weight, *settings)
@@ -101,7 +89,7 @@ def deform_conv(
     groups: int,
     deform_groups: int,
 ) -> torch.Tensor:
-    """Convolve at offsets: what torch.export traces in place of mmcv's operators, versions 1 and 2.
+    """Convolve at offsets; torch.export traces this in place of mmcv's operators, versions 1 and 2.
 
     From x (B, C, h, w) float32, weight (D, C / groups, kh, kw), bias (D,), offset (B, deform_groups * kh * kw
     * 2, H, W) in cells of x and mask (B, deform_groups * kh * kw, H, W), which only version 2 has, to (B, D,
@@ -150,7 +138,6 @@ def _translate(
 
 
 def _traced(forward: Any, names: Sequence[str], ctx: Any, *args: Any) -> torch.Tensor:
-    """Run mmcv's forward; for torch.export, which cannot see into a compiled operator, `deform_conv`."""
     if not torch.compiler.is_compiling():
         return forward(ctx, *args)
     arguments = dict(zip(names[1:], args, strict=False))
@@ -175,10 +162,7 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 @contextlib.contextmanager
 def standard_deform_conv() -> Iterator[None]:
-    """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv, not as `mmcv::`.
-
-    Nothing changes if `mmcv.ops` was not imported before.
-    """
+    """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv, not as `mmcv::`."""
     if MODULE not in sys.modules:
         yield
         return

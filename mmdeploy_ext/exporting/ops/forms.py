@@ -32,7 +32,7 @@ def finish(
 ) -> onnx.ModelProto:
     """Give every operator node of an exported model the form that `operators_as` chose.
 
-    - No node of the domain `mm2onnx`: the model is returned as it is.
+    - No node of the domain `mm2onnx`: the model is returned unchanged.
     - 'standard': each node is replaced by the standard operators that it stands for.
     - 'function': nodes stay, and the model gets local functions, one for each operator and set of attributes.
     - 'python': nodes stay, and the model gets local functions that call Python.
@@ -46,10 +46,6 @@ def finish(
 
     Returns:
         `model`; in the forms 'standard' and 'plugin' a new one if it has local functions to inline.
-
-    Raises:
-        ExportError: an operator is not registered, its body cannot be read, or its traceable form cannot
-            be exported at this opset.
     """
     nodes = list(operator_nodes(model))
     if not nodes:
@@ -83,11 +79,6 @@ def finish(
 
 
 def _write_output_shapes(model: onnx.ModelProto, body: Body) -> None:
-    """Write those shapes of the model's outputs that follow from the standard form of its operators.
-
-    TorchScript infers no shape behind a node that is not of ONNX, and invents names for all of its axes; the
-    graphs of torch.export have the sizes and the names of dynamic axes.
-    """
     slim = types.skeleton(model)
     for value in slim.graph.output:
         value.type.tensor_type.ClearField('shape')
@@ -109,8 +100,7 @@ def operator_nodes(
 ) -> Iterator[tuple[onnx.NodeProto, Operator]]:
     """Yield the nodes of the domain `mm2onnx` in a model or a function, `part`, with their operators.
 
-    Nodes in bodies (If, Loop) are among them, and of a model those in its functions. ExportError: an operator
-    is not registered.
+    Nodes in bodies (If, Loop) are among them, and the nodes of a model's functions.
     """
     for node in all_nodes(part):
         if node.domain == DOMAIN:
@@ -118,7 +108,7 @@ def operator_nodes(
 
 
 def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a new model with all its local functions inlined; without any, the model itself as it is."""
+    """Return a new model with all its local functions inlined; without any, the model itself unchanged."""
     if not model.functions:
         return model
     inlined = inliner.inline_local_functions(types.skeleton(model))  # which would write and read all weights
@@ -130,10 +120,6 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_functions(model: onnx.ModelProto, body: Body) -> onnx.ModelProto:
-    """Add one function per operator and set of attributes; that of a second set is called e.g. `Nms2`.
-
-    Nodes of this domain in a function, whose text calls other operators, get functions, too.
-    """
     names: dict[tuple[str, str], str] = {}
     _name_functions(model, model, names, body)
     return model
@@ -145,7 +131,6 @@ def _name_functions(
     names: dict[tuple[str, str], str],
     body: Body,
 ) -> None:
-    """Rename the operator nodes of the model or of a function of it, and add to the model what they call."""
     for node, operator in list(operator_nodes(part)):
         attributes = node_attributes(node)
         key = (operator.name, repr(sorted(attributes.items())))
@@ -169,8 +154,6 @@ def _import(part: onnx.ModelProto | onnx.FunctionProto, *needed: onnx.OperatorSe
 
 
 class _Traceable(torch.nn.Module):
-    """The traceable form of an operator with its attributes filled in."""
-
     def __init__(self, operator: Operator, attributes: Mapping[str, Any]) -> None:
         super().__init__()
         self.form = operator.traceable
@@ -187,10 +170,7 @@ def function_body(
     opset: int,
     export: Callable[..., onnx.ModelProto],
 ) -> onnx.FunctionProto:
-    """Return the local function `mm2onnx.<name>` that does what the operator does.
-
-    It is the operator's body, or exported from its traceable form, in which the values of the attributes are
-    constants.
+    """Return the local function `mm2onnx.<name>` that computes the operator.
 
     Args:
         operator: with a body or a traceable form.
@@ -198,10 +178,6 @@ def function_body(
         attributes: attribute -> value, of the node that calls it.
         opset: opset of the model.
         export: `export.export_module` with exporter and opset, for the traceable form.
-
-    Raises:
-        ExportError: onnxscript cannot read the body, or it gives other outputs; or the traceable form cannot
-            be exported.
     """
     if operator.body is None:
         return _exported(operator, name, attributes, export)
@@ -220,7 +196,6 @@ def function_body(
 def _exported(
     operator: Operator, name: str, attributes: Mapping[str, Any], export: Callable[..., onnx.ModelProto]
 ) -> onnx.FunctionProto:
-    """Return the graph of the traceable form as a function; initializers become constants."""
     with operators_as('standard'):
         model = export(
             _Traceable(operator, attributes).eval(),

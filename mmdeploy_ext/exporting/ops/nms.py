@@ -1,10 +1,5 @@
 """Non-maximum suppression on padded batches: mmcv's in PyTorch, the standard NonMaxSuppression in ONNX.
 
-For engines without NonMaxSuppression (TensorRT-RTX) there is `nms_of_sorted`, for a constant number of boxes,
-in standard operators that every engine has. Its sequential half, `greedy_keep_batch`, is a Loop in ONNX, as
-is `greedy_keep` of one image, which takes any measure of overlap. Both exporters understand no common form of
-a loop, so the bodies are written in ONNX.
-
 Glossary: B batch, N boxes, G groups of boxes, K boxes if their number is constant (it has to be small: some
 tensors (B, K, K) are in memory), n selected boxes.
 """
@@ -27,10 +22,6 @@ AT_ONCE = 10_000
 
 
 def _keep_best(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
-    """Return the rows that mmcv's NMS keeps, best first, `max_output` at most.
-
-    Boxes behind the last row that is kept change nothing. With LVIS's 1,203 classes a million boxes go in.
-    """
     from mmcv.ops import nms
 
     count, order = len(scores), torch.arange(len(scores), device=scores.device)
@@ -85,15 +76,11 @@ BATCHED_NMS = register(
         body=_batched_nms,
     )
 )
-"""IoU does not care which axis is called x, so `xyxy` needs no reordering. The settings are tensors, because
-opset 11 makes no constant of an attribute."""
+"""IoU does not care which axis is called x, so `xyxy` needs no reordering."""
 
 
 def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
     """Return the boxes that greedy NMS of each image keeps: (n, 3) int64 image, group and index of the box.
-
-    They come image by image, and those of a group by descending score. In PyTorch all groups are one, and the
-    second column is 0. Boxes that may not suppress each other must not overlap.
 
     Args:
         bboxes_xyxy: (B, N, 4) float32 x1 y1 x2 y2, of several classes as `class_offsets` returns them.
@@ -109,9 +96,6 @@ def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_o
 def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
     """Shift the boxes of each class apart, so that one NMS suppresses within classes only.
 
-    All four coordinates of a box grow by its label times (the largest coordinate of its image plus 1),
-    rounded as in mmcv's `batched_nms`. Classes are apart if no coordinate of a candidate is negative.
-
     Args:
         bboxes_xyxy: (B, N, 4) pixels.
         labels: (B, N) int64, 0 or more.
@@ -119,7 +103,7 @@ def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Te
             without any the result means nothing.
 
     Returns:
-        The moved boxes (B, N, 4), those of label 0 unmoved.
+        The moved boxes (B, N, 4), boxes of label 0 unmoved.
     """
     visible = torch.where(candidates[..., None], bboxes_xyxy, torch.full_like(bboxes_xyxy, BELOW_ALL))
     largest = visible.flatten(1).max(dim=1, keepdim=True)[0]
@@ -127,10 +111,7 @@ def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Te
 
 
 def pairwise_iou(bboxes_xyxy: Tensor) -> Tensor:
-    """Return (B, K, K), the intersection over union of all pairs of the boxes `bboxes_xyxy` (B, K, 4).
-
-    It is rounded as in mmcv. Two boxes without an area give NaN, which exceeds no threshold, as in mmcv.
-    """
+    """Return (B, K, K), the intersection over union of all pairs of the boxes `bboxes_xyxy` (B, K, 4)."""
     left, top, right, bottom = bboxes_xyxy.unbind(dim=2)
     areas = (right - left) * (bottom - top)
     width = _shared(left, right)
@@ -139,7 +120,6 @@ def pairwise_iou(bboxes_xyxy: Tensor) -> Tensor:
 
 
 def _shared(low: Tensor, high: Tensor) -> Tensor:
-    """Return (B, K, K), the length of the overlap of all pairs of intervals from `low` to `high` (B, K)."""
     start = torch.maximum(low[:, :, None], low[:, None, :])
     return (torch.minimum(high[:, :, None], high[:, None, :]) - start).clamp(min=0)
 
@@ -194,8 +174,7 @@ greedy_keep = register(
     )
 )
 """(N, N) bool -> (N,) bool: the rows that survive when each surviving row removes its targets, from the first
-row on. Row i removes column j; only columns behind the row (j > i) may be True. Opset 15 or later (Shape with
-a range)."""
+row on."""
 
 
 def _greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
@@ -237,14 +216,11 @@ GREEDY_KEEP_BATCH = register(
     )
 )
 """(B, K, K) float32, 0 or 1, as `greedy_keep_batch` has them -> (B, 1, K) float32, 1 for a row that is kept.
-
-Rows are compared with the kept rows that suppress them until nothing changes, which is the greedy choice:
-the first row is right from the start, row t after t turns at most, and chains of suppression are short. The
-text needs no matrix product and no reduction over an axis, so that it holds for every opset from 11 on."""
+"""
 
 
 def greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
-    """Return what `greedy_keep` does for each image of a batch, (B, K) bool, in operators that TensorRT has.
+    """`greedy_keep` for each image of a batch: (B, K) bool, in operators that TensorRT has.
 
     `suppressed_by` (B, K, K) bool, K at least 1, is transposed: [b, j, i] is True if box i suppresses box j,
     and only for i < j.

@@ -1,9 +1,4 @@
-"""One description of an operator that PyTorch's exporters do not know; see docs/custom-operators.md.
-
-A model calls the operator. In PyTorch the eager form runs. On export either its traceable form is traced, or
-one node of the domain `mm2onnx` stands for it, on both exporters alike (a symbolic for TorchScript,
-a translation for torch.export), and `forms.py` then decides what becomes of the node.
-"""
+"""One description of an operator that PyTorch's exporters do not know; see docs/custom-operators.md."""
 
 from __future__ import annotations
 
@@ -25,15 +20,14 @@ from mmdeploy_ext.graph.script import part as part  # for bodies in packages of 
 DOMAIN = 'mm2onnx'
 """Domain of the nodes that stand for operators, and namespace of the operators in PyTorch."""
 FORMS = ('standard', 'function', 'python', 'plugin')
-"""What an export can write in place of an operator; see `operators_as`."""
+"""Forms of an operator in an export; see `operators_as`."""
 OPERATORS: dict[str, Operator] = {}
 """Name -> operator; only `register` writes here."""
 TYPES = dict(f=(float, 'FLOAT'), i=(int, 'INT'), b=(bool, 'INT'), s=(str, 'STRING'))
 """Letter of an attribute's type, as `parse_args` of torch.onnx and `g.op` write it -> its type in Python and
 in ONNX."""
 LIBRARY = torch.library.Library(DOMAIN, 'FRAGMENT')
-"""Holds the operators. `torch.library.custom_op` would import torch._dynamo at the first call of one of them,
-which took 1.2 s of CPU of each process that exports."""
+"""Holds the operators."""
 
 _form: contextvars.ContextVar[str] = contextvars.ContextVar('operator_form', default='standard')
 
@@ -41,9 +35,6 @@ _form: contextvars.ContextVar[str] = contextvars.ContextVar('operator_form', def
 @dataclass(frozen=True)
 class Plugin:
     """The node that TensorRT's ONNX parser takes for a plugin.
-
-    The parser looks an unknown `op_type` up among the plugin creators, by name, version and name space, and
-    fills the creator's fields from the attributes of the node that have their names.
 
     Attributes:
         op_type, version, namespace: of the creator.
@@ -67,9 +58,9 @@ class Operator:
 
     Attributes:
         name: op_type of its node, in CamelCase.
-        eager: what PyTorch runs. Parameters are tensors first, then attributes (float, int, bool, str), all
+        eager: PyTorch's form. Parameters are tensors first, then attributes (float, int, bool, str), all
             annotated: the schema is read from it.
-        inputs: name -> axes, in letters for those that vary and numbers for those that do not ('N 5').
+        inputs: name -> axes, letters for axes that vary, numbers for fixed axes ('N 5').
         outputs: names.
         example: gives one set of input tensors that the forms can be traced with.
         traceable: the same in operators that both exporters know; None where `body` says it in ONNX.
@@ -79,9 +70,6 @@ class Operator:
         reference: numpy form, for `python` nodes and tests, with the attributes by name; by default the eager
             form runs there.
         plugin: the TensorRT node, if an engine has a plugin for it.
-
-    Raises:
-        ExportError: it has neither or both of `traceable` and `body`, or a body without `shapes`.
 
     Source of the idea that one node serves both exporters: `torch.library.custom_op`, PyTorch 2.13.
     """
@@ -106,20 +94,14 @@ class Operator:
 
     @property
     def qualified(self) -> str:
-        """The operator's name in PyTorch, as 'mm2onnx::rotated_nms'."""
         return f'{DOMAIN}::' + re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', self.name).lower()
 
     @property
     def overload(self) -> torch._ops.OpOverload:
-        """What torch.export writes into its graph; it is there once the operator is registered."""
         return getattr(getattr(torch.ops, DOMAIN), self.qualified.split('::')[1]).default
 
     def __call__(self, *args: Any) -> Any:
-        """Return what the eager form does; while a module is traced, what the export of the operator needs.
-
-        `args` are the tensors, then the attributes. Traced are the traceable form, if there is one and
-        `operators_as` chose 'standard', else one node.
-        """
+        """Run the eager form; while a module is traced, the form for the export."""
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
             return self.eager(*args)
         if self.traceable is not None and _form.get() == 'standard':
@@ -135,8 +117,6 @@ def operators_as(form: str) -> Iterator[None]:
     - 'function': one node, and a local function in the same file that defines it.
     - 'python': one node that ONNX Runtime runs in Python; see `mmdeploy_ext/exporting/ops/python_nodes.py`.
     - 'plugin': one node for TensorRT's plugin, where the operator names one; the others are standard.
-
-    UsageError: it is none of these.
     """
     if form not in FORMS:
         raise UsageError(f'operator form {form!r}: expected one of {", ".join(FORMS)}')
@@ -158,9 +138,6 @@ def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -
         node: name of the node that calls it, for the message.
         name: `op_type` of the node.
         error: class of the error that is raised if no operator of this name is registered.
-
-    Raises:
-        Mm2OnnxError: of the class `error`; it names the node and the operators that are registered.
     """
     if name not in OPERATORS:
         raise error(
@@ -178,10 +155,7 @@ def attribute_letters(operator: Operator) -> dict[str, str]:
 def attribute_values(operator: Operator, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return name -> value of a node's attributes as the eager form of `operator` takes them, in its order.
 
-    `attributes` is name -> value in the node: ONNX keeps a bool as an integer and a text as bytes. What the
-    node leaves out has its default; names that the operator lacks are left out.
-
-    KeyError: an attribute without a default is missing.
+    `attributes` is name -> value in the node: ONNX keeps a bool as an integer and a text as bytes.
     """
     values = {**_default_values(operator), **attributes}
     plain = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
@@ -189,7 +163,6 @@ def attribute_values(operator: Operator, attributes: Mapping[str, Any]) -> dict[
 
 
 def _attributes(operator: Operator) -> Sequence[torch.Argument]:
-    """Return the arguments of the operator's schema behind its tensors."""
     return operator.overload._schema.arguments[len(operator.inputs) :]
 
 
@@ -199,14 +172,7 @@ def _default_values(operator: Operator) -> dict[str, Any]:
 
 
 def register(operator: Operator) -> Operator:
-    """Make an operator known to PyTorch and to both exporters, and return it.
-
-    It is then in `OPERATORS`, `torch.ops.mm2onnx` and `translations`.
-
-    Raises:
-        ExportError: an operator of this name is registered already.
-        ValueError: the eager form lacks annotations, or has one that no schema allows.
-    """
+    """Make an operator known to PyTorch and to both exporters, and return it."""
     if operator.name in OPERATORS:
         raise ExportError(f'operator {operator.name} is registered twice')
     name = operator.qualified.split('::')[1]
@@ -220,7 +186,6 @@ def register(operator: Operator) -> Operator:
 
 
 def _register_torchscript(operator: Operator) -> None:
-    """Register a symbolic that writes the node; types and ranks are those that the trace of a model has."""
     from torch.onnx import symbolic_helper
 
     letters = attribute_letters(operator)
@@ -246,15 +211,12 @@ def _register_torchscript(operator: Operator) -> None:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Return the dynamo exporter's `custom_translation_table`: overload -> function that writes its node.
-
-    It has every operator that is registered so far.
-    """
+    """Return the dynamo exporter's `custom_translation_table`: overload -> function that writes its node."""
     return {operator.overload: _translation(operator) for operator in OPERATORS.values()}
 
 
 def node_of(operator: Operator) -> Any:
-    """Return what writes a node of the operator where onnxscript calls it."""
+    """Return a function that writes a node of the operator where onnxscript calls it."""
     from onnxscript import values
 
     return values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
@@ -305,9 +267,9 @@ class LibraryOperator:
     """An operator that needs a certain opset to export, and may need a patch; its module registers it.
 
     Attributes:
-        title: the operator of PyTorch or of another library, and that of ONNX, for messages.
+        title: the library's operator and ONNX's, for messages.
         opset: the first that has the ONNX operator.
-        types: names of classes of modules that use the operator, and so do those derived from them.
+        types: names of module classes that use the operator; subclasses count.
         patch: returns a context that is open during every export.
         translations: operator -> function, the dynamo exporter's `custom_translation_table`, if it needs one.
     """
@@ -320,8 +282,7 @@ class LibraryOperator:
 
 
 LIBRARY_OPERATORS: list[LibraryOperator] = []
-"""Operators whose patches, of those that have one, hold in every export; modules of `ops` and families add
-those that they need."""
+"""Operators with patches that hold in every export; modules of `ops` and families add theirs."""
 
 
 def operators_of(module: torch.nn.Module) -> list[LibraryOperator]:

@@ -1,7 +1,4 @@
-"""Operator nodes that ONNX Runtime runs in Python, for debugging: a breakpoint inside a graph.
-
-Needs onnxruntime-extensions (an optional extra; 0.15.2 runs with onnxruntime 1.31).
-"""
+"""Operator nodes that ONNX Runtime runs in Python, for debugging: a breakpoint inside a graph."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ onnxruntime-extensions."""
 
 
 def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset: int) -> onnx.FunctionProto:
-    """Return a local function whose one node calls Python; nodes that call the function need no change.
+    """Return a local function of one node that calls Python; nodes that call the function need no change.
 
     Args:
         operator: the operator that is called.
@@ -58,19 +55,7 @@ def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset
 
 
 def python_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Return a session of ONNX Runtime on the CPU that calls the model's operators in Python.
-
-    An operator's `reference` is called with numpy arrays and attributes, or else its eager form with tensors.
-    Operators that the model does not use are not registered with ONNX Runtime.
-
-    ONNX Runtime has one thread within an operator. `model` was exported inside `operators_as('python')`,
-    which is in `exporting/ops/operator.py`.
-
-    Raises:
-        EngineError: onnxruntime-extensions is not installed; a node's operator is not registered here, does
-            not run on its own example with the attributes of the node, has a dtype that is not in
-            `ELEMENT_NAMES`, or other dtypes than an operator of its name had before in this process.
-    """
+    """Return a session of ONNX Runtime on the CPU that calls the model's operators in Python."""
     import onnxruntime
 
     try:
@@ -91,7 +76,6 @@ def python_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def _python_calls(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Operator]]:
-    """Yield the nodes that call a function of `python_body`, with their operators."""
     names = {
         function.name: inner.op_type.removeprefix(f'{DOMAIN}_')
         for function in model.functions
@@ -104,7 +88,6 @@ def _python_calls(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Oper
 
 
 def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None:
-    """Register an operator with onnxruntime-extensions, once per process: registrations are permanent."""
     types, example = extensions.PyCustomOpDef, operator.example()
     attribute_types = dict(f=types.dt_float, i=types.dt_int64, b=types.dt_int64, s=types.dt_string)
     signature = dict(
@@ -147,7 +130,6 @@ def _element(types: Any, tensor: torch.Tensor, operator: Operator) -> Any:
 def _example_outputs(
     operator: Operator, node: onnx.NodeProto, example: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    """Return the outputs of the eager form for its example and a node's attributes; only types matter."""
     attributes = attribute_values(operator, node_attributes(node))
     try:
         with torch.no_grad():

@@ -1,12 +1,5 @@
 """Regions pooled from maps of a pyramid, each on its own level: mmcv's RoIAlign as ONNX's RoiAlign.
 
-mmcv's exporter pools every region on every level with an operator of mmcv, and keeps the rows of one level.
-Here each level pools only its own regions and writes them into their rows, so that no region is pooled twice.
-If every shape has to be constant, a level pools as many regions as there are, and regions of other levels are
-replaced by a box of no size at (0, 0): with an adaptive sampling ratio each of its bins takes one sample or
-none. Measured: `half_pixel` equals mmcv's `aligned=True`, and `output_half_pixel` its `aligned=False`, on the
-CPU to the bit, with sampling ratios of 0 (adaptive) and 2.
-
 Glossary: B batch, C channels, H, W size of a level's map, R regions, h, w size of a pooled region.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
@@ -109,9 +102,7 @@ LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
     )
     for name, constant in (('LevelRegions', False), ('ConstantLevelRegions', True))
 )
-"""The operators of `pool_level`; the second keeps all shapes constant. They take its tensors, then the level,
-scale, height and width of a pooled region, the sampling ratio (0: adaptive), and ONNX's name of the
-coordinate mode."""
+"""The operators of `pool_level`; the second keeps all shapes constant."""
 
 
 def pool_level(
@@ -127,14 +118,14 @@ def pool_level(
     """Return a copy of `pooled` with the regions of one level filled in.
 
     Args:
-        pooled: (R, C, h, w) float32; rows of other levels stay as they are.
+        pooled: (R, C, h, w) float32; rows of other levels stay unchanged.
         maps: (B, C, H, W) float32, features of the level.
         boxes: (R, 4) float32 xyxy, pixels of the network input.
         images: (R,) int64 index into the batch.
         levels: (R,) int64, the level of each region, from 0 on; 0 for all if every region is pooled on every
             level.
-        level: regions whose entry of `levels` equals it are pooled.
-        layer: mmcv's layer, whose output size, scale, sampling ratio and `aligned` are used.
+        level: regions with this entry of `levels` are pooled.
+        layer: mmcv's layer; its output size, scale, sampling ratio and `aligned` are used.
         constant: whether every shape of the graph has to be constant; otherwise some are the number of
             regions of the level.
     """

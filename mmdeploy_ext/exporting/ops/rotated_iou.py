@@ -1,16 +1,7 @@
 """Intersection over union of pairs of rotated boxes: mmcv's CPU kernel, operation by operation, in float32.
 
-The overlap of two rectangles is the convex hull of at most 24 points: where their edges cross, and corners of
-one that lie in the other. mmcv's kernel decides all of this by comparisons without a margin, so that rounding
-decides about boxes that have edges in common: of one in ten pairs of boxes that differ by 1e-4 pixels it
-computes an IoU of 0, or one above 1 (up to 3). A graph that suppresses the same boxes has to round as the
-kernel does: each product and each difference here is one of the kernel's, in its order, and points are sorted
-as the C++ library sorts them with the kernel's comparison.
-
 Source: mmcv 1.7.2 `ops/csrc/common/box_iou_rotated_utils.hpp`; the sort is the insertion of libstdc++'s
-`std::sort`, which takes another way for more than 16 elements. A pair has more than 17 points only if boxes
-lie on each other up to the last bit of the angle: of 800,000 such pairs 108 had 18 or 19, and 2 of these
-another IoU than mmcv's.
+`std::sort`, which takes another way for more than 16 elements.
 
 Glossary: P pairs of boxes, 24 points of a pair.
 """
@@ -55,7 +46,6 @@ def _convex_hull_body(op: Any) -> Callable[..., Any]:
 
     @part(op)
     def any_of(rows):
-        """Return whether a row of (P, 1) bool is True; a row is added since CUDA sums over no rows not."""
         numbers = op.Concat(op.Cast(rows, to=TensorProto.INT64), [[0]], axis=0)
         return op.ReduceSum(numbers, keepdims=0) > 0
 
@@ -145,12 +135,8 @@ CONVEX_HULL = register(
     )
 )
 """(x, y, count) -> points hull_x, hull_y (P, 24) float32 of the convex hull, and their number (P, 1) int64.
-
-x, y (P, 24) float32 are relative to the first point, (0, 0), which is that of smallest y, of these of
-smallest x, and begins Graham's scan. `count` (P, 1) int64 is the number of points of each row, which come
-first. Points of the hull are in the order of growing angle from x towards y; columns from their number on
-mean nothing. Opset 15 or later. P may be 0: what is added up over the pairs has one row more, since ONNX
-Runtime refuses sums over no rows on CUDA."""
+x, y (P, 24) float32 are relative to the first point (0, 0), the lowest in y, then in x, which begins Graham's
+scan. `count` (P, 1) int64 is the number of points of each row, which come first."""
 
 
 # --- the overlap of two boxes ---------------------------------------------------------------------------
@@ -172,7 +158,6 @@ def _traceable(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def _corners(boxes: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x and y (P, 4) of corners around `middle` (P, 2); opposite ones are mirrored at the centre."""
     (x, y), (width, height) = (boxes[:, :2] - middle).unbind(1), boxes[:, 2:4].unbind(1)
     angle = boxes[:, 4].to(torch.float64)
     cos, sin = (values.to(torch.float32) * 0.5 for values in (angle.cos(), angle.sin()))
@@ -183,7 +168,6 @@ def _corners(boxes: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _overlap(corners: tuple[Tensor, Tensor], other_corners: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the area (P,) of the overlap of boxes with corners x and y (P, 4)."""
     edges, other_edges = (
         tuple(values[:, [1, 2, 3, 0]] - values for values in points) for points in (corners, other_corners)
     )
@@ -210,7 +194,6 @@ def _crossings(
     other_corners: tuple[Tensor, Tensor],
     other_edges: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x, y (P, 16) of the points where edges cross, edge by edge, and which of them do."""
     i, j = [edge for edge in range(4) for _ in range(4)], [0, 1, 2, 3] * 4
     (x, y), (edge_x, edge_y) = ([values[:, i] for values in pair] for pair in (corners, edges))
     other_x, other_y = (values[:, j] for values in other_edges)
@@ -227,7 +210,6 @@ def _crossings(
 def _inside(
     points: tuple[Tensor, Tensor], corners: tuple[Tensor, Tensor], edges: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Return which of the points x, y (P, 4) lie in boxes with these corners and edges: (P, 4) bool."""
     x, y = points[0] - corners[0][:, :1], points[1] - corners[1][:, :1]
     along_x, along_y = edges[0][:, :1], edges[1][:, :1]
     across_x, across_y = edges[0][:, 3:], edges[1][:, 3:]
@@ -238,10 +220,6 @@ def _inside(
 
 
 def _around_first(x: Tensor, y: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return points (P, 24) relative to that of smallest y, of these of smallest x, which becomes the first.
-
-    Points from `count` (P, 1) on become zero.
-    """
     columns = torch.arange(POINTS, device=x.device)
     valid = columns < count
     far = torch.full_like(x, 1e30)
@@ -270,7 +248,6 @@ PAIR_IOU = register(
         shapes=lambda boxes, others: torch.empty_like(boxes[:, 0]),
     )
 )
-"""(boxes, others) -> (P,) float32: mmcv's `box_iou_rotated(boxes, others, aligned=True)` on the CPU.
-
-Boxes (P, 5) are float32: x and y of the centre, width, height, and the angle in radians from x towards y,
-which is mmcv's `clockwise=True` in a picture. Tensors on a GPU go to mmcv's CUDA kernel, unless traced."""
+"""(boxes, others) -> (P,) float32: mmcv's `box_iou_rotated(boxes, others, aligned=True)` on the CPU. Boxes
+(P, 5) are float32: x and y of the centre, width, height, and the angle in radians from x towards y, which is
+mmcv's `clockwise=True` in a picture."""

@@ -1,8 +1,5 @@
 """Non-maximum suppression of rotated boxes, mmcv's `nms_rotated`, in operators that every engine has.
 
-Boxes go in blocks of rows, the best first. A block is compared with the boxes that are left: only pairs whose
-upright bounds touch get an intersection over union, so that memory and time grow with the pairs that overlap.
-
 Glossary: B batch, N boxes of an image, n kept boxes.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
@@ -29,7 +26,6 @@ LOST_DIGITS = 1e-6
 
 
 def _eager(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Return what mmcv's `nms_rotated` does; of 5,000 boxes it takes 0.012 s of CPU time, mmcv's 1.6 s."""
     order = torch.sort(scores, descending=True, stable=True)[1]
     keep = bev_nms.rotated_nms(boxes[order].cpu().numpy(), iou_threshold)
     return order[torch.from_numpy(keep).to(order)]
@@ -67,12 +63,8 @@ rotated_nms = register(
     )
 )
 """(boxes, scores, iou_threshold) -> (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
-
-Of equal scores the first row goes first. A box is kept unless a better one that is kept overlaps it by the
-threshold (above 0) or more. Boxes (N, 5) are float32 x and y of the centre, width, height, all in one unit,
-and angle in radians from x towards y; scores (N,), in any order.
-
-Source: mmcv 1.7.2 `nms_rotated` on the CPU."""
+Boxes (N, 5) are float32 x and y of the centre, width, height, all in one unit, and angle in radians from x
+towards y; scores (N,), in any order. Source: mmcv 1.7.2 `nms_rotated` on the CPU."""
 
 
 def _keep_of_images(boxes: Tensor, bounds: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
@@ -91,8 +83,6 @@ def _rotated_keep_body(op: Any) -> Callable[..., Any]:
 
     @part(op)
     def suppressed(alive, hits, begin, count):
-        """Return which rows stay alive if each living row of a block, in turn, removes what it hits."""
-
         @graph()
         def remove(row, go, kept):
             row_kept = op.Gather(kept, op.Unsqueeze(row, [0]) + begin, axis=1)
@@ -157,22 +147,17 @@ ROTATED_KEEP = register(
         body=_rotated_keep_body,
     )
 )
-"""(boxes, bounds, valid, iou_threshold) -> (B, N) bool: the boxes of each image that are kept.
-
-Boxes (B, N, 5) and valid (B, N) bool are those of `rotated_keep`; bounds (B, 4, N) are left, top, right and
-bottom of the upright bounds of each box, in its unit, a little wider than the box against rounding; PyTorch
-does without them."""
+"""(boxes, bounds, valid, iou_threshold) -> (B, N) bool: the boxes of each image that are kept. Boxes (B, N,
+5) and valid (B, N) bool as in `rotated_keep`; bounds (B, 4, N) are left, top, right and bottom of the upright
+bounds of each box, in its unit, a little wider than the box against rounding; PyTorch does without them."""
 
 
 def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     """Return the boxes that greedy suppression keeps in each image: (B, N) bool.
 
-    A box is kept unless a better one that is kept overlaps it by the threshold or more, as in mmcv's
-    `nms_rotated` on the CPU. Opset 15 or later.
-
     Args:
         boxes: (B, N, 5) float32 x and y of the centre, width, height, all in one unit, and angle in radians
-            from x towards y, by descending score; those that may not suppress each other, as of two classes,
+            from x towards y, by descending score; boxes that may not suppress each other, as of two classes,
             must not overlap or have another index in B.
         valid: (B, N) bool; other rows are no boxes, and are not kept.
         iou_threshold: above 0.

@@ -1,7 +1,6 @@
 """Soft non-maximum suppression: scores of boxes that overlap a chosen one decay; a Loop in ONNX.
 
-Source: mmcv 1.7.2 `ops/csrc/pytorch/cpu/nms.cpp` (Bodla et al., ICCV 2017). Results are chosen by descending
-score, so that the Loop makes as many turns as there may be results. Glossary: B batch, N boxes.
+Source: mmcv 1.7.2 `ops/csrc/pytorch/cpu/nms.cpp` (Bodla et al., ICCV 2017).
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
@@ -107,6 +106,4 @@ SOFT_NMS = {method: register(_operator(method)) for method in METHODS}
 """Method of mmcv ('naive', 'linear', 'gaussian') -> operator. It takes boxes (B, N, 4) xyxy float32, scores
 (B, N) float32, `most`, the number of results per image, and mmcv's `iou_threshold`, `sigma` and `min_score`;
 N is at least 1. It returns the chosen rows (B, most) int64 and their decayed scores (B, most), which descend;
-if an image has fewer results, the remaining scores are `NO_CANDIDATE`, and their rows mean nothing. Two boxes
-without an area at one place have the IoU 0 / 0: 'gaussian' gives the second one the score NaN in mmcv, and
-removes it in ONNX."""
+if an image has fewer results, the remaining scores are `NO_CANDIDATE`, and their rows mean nothing."""

@@ -1,8 +1,5 @@
 """Bicubic resizing by a factor that is an input of the graph, as super-resolution networks need it.
 
-PyTorch's own `interpolate` takes the factor as a Python number: the TorchScript exporter freezes it,
-torch.export refuses it. ONNX's Resize takes a tensor, so the body is written in ONNX.
-
 Glossary: B batch, C channels, H, W size before, h, w after.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies

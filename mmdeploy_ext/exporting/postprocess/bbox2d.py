@@ -1,9 +1,4 @@
-"""Post-processing of dense 2D heads, equal to mmdet 2.28.2's `BaseDenseHead.get_bboxes`.
-
-A prior is a point or an anchor from which a head decodes a box; a candidate is a prior with one of the
-classes. Decoded boxes are in pixels of the network input, results in these divided by `scale_factor`.
-Glossary: B batch, A priors of one level, C classes, n, m rows of boxes.
-"""
+"""Post-processing of dense 2D heads, equal to mmdet 2.28.2's `BaseDenseHead.get_bboxes`."""
 
 from collections.abc import Sequence
 
@@ -28,18 +23,12 @@ Candidates = tuple[Tensor | None, ...]
 class DenseBoxPostprocess(nn.Module):
     """Score threshold, top-k per level, clipping, rescaling, class-aware NMS, order by descending score.
 
-    The steps and their order are those of mmdet's `get_bboxes`, in the variant that the head describes: by
-    default the threshold applies to class scores before the score factor, top-k runs over (prior, class)
-    pairs of one level, boxes are clipped to `img_shape` and divided by `scale_factor` before NMS.
+    Steps and order are mmdet's `get_bboxes`, in the variant that the head describes: by default the threshold
+    applies to class scores before the score factor, top-k runs over (prior, class) pairs of one level, boxes
+    are clipped to `img_shape` and divided by `scale_factor` before NMS.
     """
 
     def __init__(self, facts: DenseFacts, cap: int = 0) -> None:
-        """Keep the facts; they become constants of the graph.
-
-        `cap` is the largest number of candidates that enter the suppression, the best by score, and no more
-        than rows that are chosen of all levels; 0 lets all in. With a cap every shape is constant, and the
-        suppression is written in standard operators.
-        """
         super().__init__()
         self.facts, self.cap = facts, cap
 
@@ -112,18 +101,12 @@ class DenseBoxPostprocess(nn.Module):
         return dets, labels, *count
 
     def _ranks(self, scores: Tensor, factors: Tensor | None) -> Tensor:
-        """Return the numbers by which candidates are ordered: scores times factors, or the root of that."""
         if factors is None:
             return scores
         product = scores * (factors[..., None] if scores.dim() > factors.dim() else factors)
         return product.sqrt() if self.facts.head.root else product
 
     def _choose(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
-        """Pick the candidates of one level: boxes, class scores, factors and labels.
-
-        They are, by `Head.choose`, each prior's 'best' class; the best priors with all their classes (then
-        there are no labels); the best 'pairs' of prior and class, or 'all'.
-        """
         if self.facts.head.choose == 'best':
             best, labels = scores.max(dim=2)
             return bboxes, best, factors, labels
@@ -151,11 +134,6 @@ class DenseBoxPostprocess(nn.Module):
         return bboxes, values, None if factors is None else factors.gather(1, anchors), labels
 
     def _voted(self, dets: Tensor, labels: Tensor, bboxes: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-        """Replace each box by the weighted mean of the candidates of its class that overlap it.
-
-        A box without an area overlaps none, not even itself: mmdet divides zero by zero there, these rows
-        become padding, and go behind the others.
-        """
         overlap = ious(torch, dets[..., :4], bboxes)
         rows = labels.clamp(min=0)[:, None].expand(-1, ranks.shape[1], -1)
         ranks = ranks.gather(2, rows).transpose(1, 2)

@@ -1,19 +1,5 @@
 """Post-processing of SOLO-like heads, equal to mmdet 2.28.2's `get_results`; sizes and batch stay dynamic.
 
-The steps and their order are mmdet's: class scores over the threshold, masks of more pixels than the stride,
-scores times maskness, the best `nms_pre`, matrix NMS, `filter_thr`, the best `max_per_img`, both resizes,
-threshold.
-
-Such a head has a grid of cells per level, a score of each class for each cell, and a soft mask for each cell:
-the probabilities 0..1 of the pixels of a map to belong to the cell's instance, see `soft_masks.SoftMasks`.
-The scores are after points NMS: a cell whose neighbour has a higher score of a class has 0. A candidate is a
-cell with one of the classes; its area is the number of pixels of the soft mask above `mask_thr`.
-
-Maskness is the mean probability of a mask's pixels above `mask_thr`. What differs from mmdet is how much is
-computed: areas and maskness are computed once per cell, not per class; they are summed over pieces of the
-map, so that never all pixels of many cells are in memory; and a cell is left out if its class score alone,
-without the factor of maskness, which is at most 1, is below the `nms_pre`-th best product of both.
-
 Glossary: B batch, C classes, S cells of all levels, level after level and each row by row, m chosen cells, k
 candidates in the matrix NMS (before `filter_thr`), n results, h, w size of the results. Rows whose score is
 `NO_CANDIDATE` (-1) are padding.
@@ -40,12 +26,7 @@ LIMITS = ('nms_pre', 'max_per_img')
 
 
 def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
-    """Return the settings of an mmdet `test_cfg`, which has to have all names of `MaskConfig`.
-
-    Raises:
-        ConfigError: one is missing or None, is no finite number (a whole one for `LIMITS`), or is a threshold
-            or a kernel that `MaskConfig` does not allow.
-    """
+    """Return the settings of an mmdet `test_cfg`, which has to have all names of `MaskConfig`."""
     names = [field.name for field in dataclasses.fields(MaskConfig)]
     missing = [name for name in names if test_cfg.get(name) is None]
     if missing:
@@ -72,14 +53,11 @@ class MaskPostprocess(nn.Module):
         Args:
             config: settings of the head.
             num_grids: cells along a side of each level.
-            strides: a number per level; the area of an instance, in pixels of the soft masks, must exceed
-                that of its level (mmdet compares just these numbers).
+            strides: a number per level; the area of an instance, in pixels of the soft masks, must exceed its
+                level's number, as in mmdet.
             mask_stride: pixels of the input per pixel of the soft masks.
             cap: largest number of candidates that enter, the best by class score, S * C at most; 0 lets all
                 in. With a cap every size but h and w is constant.
-
-        Raises:
-            ValueError: the lists differ in length.
         """
         super().__init__()
         self.config = config
@@ -91,15 +69,15 @@ class MaskPostprocess(nn.Module):
     def forward(
         self, cate_pred: Tensor, soft: SoftMasks, img_shape: Tensor, ori_shape: Tensor
     ) -> tuple[Tensor, ...]:
-        """Find the instances: masks whose scores, lowered by better masks that overlap them, are high.
+        """Find the instances: matrix NMS lowers scores by better masks that overlap.
 
         Args:
             cate_pred: (B, S, C) float32 class scores 0..1 after points NMS.
             soft: the soft masks of all cells, which are computed when they are needed.
             img_shape: (B or 1, 2) float32 height and width of each image in the network input, before it was
                 padded, pixels; 0 stands for the whole input.
-            ori_shape: (2,) int64 height and width (h, w) of the results of all images, those of the original
-                picture; 0 stands for those of the padded input.
+            ori_shape: (2,) int64 height and width (h, w) of the results of all images, the original
+                picture's; 0 stands for the padded input's.
 
         Returns:
             masks (B, n, h, w) bool, scores (B, n) float32 and labels (B, n) int64 in descending order of
@@ -136,11 +114,6 @@ class MaskPostprocess(nn.Module):
         return tuple(result[:, :count] for result in results)
 
     def _all(self, cate_pred: Tensor, soft: SoftMasks) -> tuple[Tensor, ...]:
-        """Return scores times maskness, pairs and areas (B, k) of the best candidates.
-
-        A pair is the index of a candidate among all cells and classes: cell * C + class. `ranks` are the best
-        class scores of the cells, in descending order; `bar` is the `nms_pre`-th best product so far.
-        """
         nms_pre = self.config.nms_pre
         ranks = cate_pred.amax(dim=2)
         count = (ranks > self.config.score_thr).sum(dim=1).max().clamp(min=1)
@@ -162,18 +135,15 @@ class MaskPostprocess(nn.Module):
         return scores, pairs, areas.gather(1, cells)
 
     def _summed(self, soft: SoftMasks, cells: Tensor, areas: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tables `areas` and `totals` (B, S) with those of `cells` (B, m) written into them."""
         more_areas, more_totals = soft.sums(cells, self.config.mask_thr)
         return areas.scatter(1, cells, more_areas), totals.scatter(1, cells, more_totals)
 
     def _rescored(self, cate_pred: Tensor, areas: Tensor, totals: Tensor) -> Tensor:
-        """Return scores times maskness (B, S, C), NO_CANDIDATE if the score or the area is too small."""
         maskness = totals / areas.clamp(min=1)
         valid = (cate_pred > self.config.score_thr) & (areas > self.strides)[..., None]
         return torch.where(valid, cate_pred * maskness[..., None], torch.full_like(cate_pred, NO_CANDIDATE))
 
     def _capped(self, cate_pred: Tensor, soft: SoftMasks) -> tuple[Tensor, ...]:
-        """Return what `_all` returns, for the best `cap` pairs by class score and with constant shapes."""
         ranks, pairs = cate_pred.flatten(1).topk(self.cap, dim=1)
         cells = torch.div(pairs, cate_pred.shape[2], rounding_mode='floor')
         areas, totals = soft.sums(cells, self.config.mask_thr)
@@ -185,7 +155,6 @@ class MaskPostprocess(nn.Module):
         return scores, pairs.gather(1, rows), areas.gather(1, rows)
 
     def _best(self, scores: Tensor, cells: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sort by descending score and cut to `max_per_img` and, without a cap, to the largest count."""
         max_per_img = self.config.max_per_img
         if self.cap:
             scores, rows = scores.topk(capped(self.cap, self.config.nms_pre, max_per_img), dim=1)
@@ -200,10 +169,6 @@ def matrix_decay(
     scores: Tensor, labels: Tensor, areas: Tensor, overlaps: Tensor, config: MaskConfig
 ) -> Tensor:
     """Return the factors (B, k) float32 by which the matrix NMS lowers scores; -1 stands for mmdet's NaN.
-
-    A candidate a lowers a candidate b if a has the higher score and both have one label: the more the larger
-    the IoU of their masks is, and less if a candidate that would lower a overlaps it much. Under the linear
-    kernel the factor of a mask that equals two better ones is 0 / 0.
 
     Args:
         scores: (B, k) in descending order, k at least 1; rows with NO_CANDIDATE take no part.

@@ -1,9 +1,5 @@
 """The two bilinear resizes of instance masks as one product A S B^T per mask, and the threshold.
 
-mmdet resizes soft masks to the padded input, crops to the image, resizes to the original and compares. Both
-resizes are linear and separable, so a row matrix A and a column matrix B do the same without a map at input
-size; one direct resize would not (IoU down to 0.83 on small masks).
-
 Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the results. Along the axis of one
 resize: s, c lines of the map (c may go beyond its end), t lines of the result, p lines of the other axis.
 """
@@ -43,11 +39,6 @@ def _band_body(axis: int) -> Body:
 
 
 def _band(name: str, maps: str, axis: int) -> Operator:
-    """Return the operator of one band of a resize that is a matrix product along an axis of the maps.
-
-    It is one node for torch.export, which is slow with sizes that depend on values.
-    """
-
     def eager(
         weights: Tensor, maps: Tensor, start: Tensor, stop: Tensor, low: Tensor, high: Tensor
     ) -> Tensor:
@@ -71,8 +62,8 @@ def _band(name: str, maps: str, axis: int) -> Operator:
 
 
 row_band = register(_band('RowBand', 'B n s p', 2))
-"""weights (B, 1, t, s), maps (B, n, s, p), start, stop, low, high (1,) int64 -> (B, n, stop - start, p):
-rows start..stop of the result, which need rows low..high of the maps."""
+"""weights (B, 1, t, s), maps (B, n, s, p), start, stop, low, high (1,) int64 -> (B, n, stop - start, p): rows
+start..stop of the result, which need rows low..high of the maps."""
 column_band = register(_band('ColumnBand', 'B n p s', 3))
 """The same along the last axis: maps (B, n, p, s) -> (B, n, p, stop - start)."""
 
@@ -81,10 +72,10 @@ def interpolation(source: Tensor, target: Tensor, columns: Tensor) -> Tensor:
     """Return bilinear weights (..., t, c): the result is their product with the c lines of the source.
 
     Args:
-        source: (..., 1, 1) float32, how many lines the source has, also a fraction; lines have their
-            centres at 0.5, 1.5, ...
+        source: (..., 1, 1) float32, how many lines the source has, also a fraction; lines have their centres
+            at 0.5, 1.5, ...
         target: (t, 1) float32, 0, 1, 2 ...: positions of the result.
-        columns: (c,) float32, 0, 1, 2 ...: positions of the source and beyond, whose weight is 0.
+        columns: (c,) float32, 0, 1, 2 ...: positions of the source and beyond (weight 0).
     """
     length = target.shape[0] * torch.ones_like(source)
     place = (target + 0.5) * (source / length) - 0.5
@@ -110,12 +101,10 @@ def composed(size: Tensor, crop: Tensor, target: Tensor, ratio: int) -> Tensor:
 def resizing_of(maps: Tensor, img_shape: Tensor, ori_shape: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
     """Return the weights of rows (B, h, H4) and of columns (B, w, W4): resize to the input, crop, resize.
 
-    B is that of `img_shape`, which may be 1.
-
     Args:
         maps: (B, n, H4, W4); only its size is used.
         img_shape: (B or 1, 2) float32 height and width before padding, pixels of the input; 0 means all.
-        ori_shape: (2,) int64 height and width of the results; 0 means those of the input.
+        ori_shape: (2,) int64 height and width of the results; 0 means the input's.
         ratio: pixels of the input per pixel of the maps.
     """
     size = hw(maps)
@@ -146,7 +135,7 @@ def resize_and_threshold(
         soft: (B, n, H4, W4) float32 probabilities.
         img_shape: (B or 1, 2) float32 height and width before padding, pixels of the network input; 0 means
             the whole input, which is `ratio` times as large as the soft masks.
-        ori_shape: (2,) int64 height and width of the results; 0 means those of the input.
+        ori_shape: (2,) int64 height and width of the results; 0 means the input's.
         ratio: pixels of the input per pixel of the soft masks.
         mask_thr: probability that a pixel must exceed.
     """
@@ -165,11 +154,6 @@ def resize_and_threshold(
 
 
 def _bands(pieces: int, crop: Tensor, target: Tensor, ratio: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield start, stop, low, high (1,) int64 of nearly equal parts of an axis of the results.
-
-    `low` and `high` are the first and one after the last line of the soft masks that a part needs. One line
-    more on each side than the two interpolations reach covers the rounding of their positions.
-    """
     edges = target * torch.arange(pieces + 1, device=target.device) // pieces
     start, stop = edges[:-1], edges[1:]
     scale = crop[:, None] / target.to(crop.dtype)

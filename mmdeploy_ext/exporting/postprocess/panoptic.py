@@ -1,9 +1,5 @@
 """Panoptic maps in a graph: the modules that fuse masks as mmdet does.
 
-A pixel of a map is class + number * `OFFSET`: the number counts the things of an image from 1 on and is 0 for
-stuff; a pixel without a segment is the number of classes. Labels of things come before those of stuff.
-`runtime/panoptic.py` does the same in numpy, and names the sources.
-
 Glossary: B batch, Q queries, C classes, S classes of stuff, n instances, h, w size of the map.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
@@ -21,7 +17,7 @@ from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.graph.script import ZERO
 
 OFFSET = 1000
-"""What the number of a thing is multiplied by in a map."""
+"""Factor of a thing's number in a map."""
 FAINTEST = -80.0
 """Logits below this are raised to it: exp(80) times 1 / score is finite in float32."""
 
@@ -82,21 +78,15 @@ LAY_MASKS = register(
         body=_lay_masks,
     )
 )
-"""Masks laid over each other, the first on top: a Loop in ONNX, since each depends on those before it.
-
+"""Masks laid over each other, the first on top: a Loop in ONNX, since each depends on the masks before it.
 (masks (B, n, h, w) bool, labels (B, n) int64, overlap) -> (B, h, w) int64: label + number * 1000 of the first
-mask that has the pixel and fits, 0 at pixels of no such mask. The number counts the masks of an image that
-fit, from 1 on. A mask fits if it has pixels, and those before it have taken at most the share `overlap` of
-them; masks that do not fit leave no trace. Rows of padding have empty masks and any label.
-
-Source of the algorithm: mmdet 2.28.2 `panoptic_fusion_heads/heuristic_fusion_head.py` (`_lay_masks`)."""
+mask that has the pixel and fits, 0 at pixels of no such mask. A mask fits if it has pixels, and earlier masks
+have taken at most the share `overlap` of them; masks that do not fit leave no trace. Source of the algorithm:
+mmdet 2.28.2 `panoptic_fusion_heads/heuristic_fusion_head.py` (`_lay_masks`)."""
 
 
 def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the spec of the one output `panoptic`, maps (batch, h, w) int32, in a tuple.
-
-    `batch` is a number, or the name of the dynamic axis.
-    """
+    """Return the spec of the one output `panoptic`, maps (batch, h, w) int32, in a tuple."""
     meaning = (
         f'segments: class + number * {OFFSET}, the number of things from 1 on and 0 of stuff; the number of '
         f'classes where there is none'
@@ -106,8 +96,6 @@ def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
 
 def ids_of(labels: torch.Tensor, accepted: torch.Tensor, things: int) -> torch.Tensor:
     """Return class + number * `OFFSET` (B, n) int64, the accepted things numbered from 1 in their order.
-
-    Other rows have their label alone.
 
     Args:
         labels: (B, n) int64.
@@ -127,7 +115,6 @@ def pixels(inside: torch.Tensor) -> torch.Tensor:
 
 
 def _classes_of(facts: Any) -> tuple[int, int]:
-    """Return the numbers of all classes and of things; ConfigError if a map cannot tell so many apart."""
     if facts.num_classes >= OFFSET:
         raise ConfigError(
             f'num_classes={facts.num_classes}: a panoptic map holds class + number * {OFFSET}, so that '
@@ -137,24 +124,18 @@ def _classes_of(facts: Any) -> tuple[int, int]:
 
 
 class QueryFusion(nn.Module):
-    """Every pixel belongs to the query with the highest score for it, of those that are confident.
+    """Every pixel belongs to the query that is confident and has the highest score for it.
 
-    Confident is a query whose best column of classes is not the last, which is no class, and whose score
-    there, of a softmax over all columns, exceeds `object_mask_thr`.
-
-    mmdet takes the largest score * sigmoid(value); the smallest (1 + exp(-value)) / score is the same, and is
-    taken here: ONNX Runtime's Sigmoid has steps of 3e-8, so that the order of faint masks would be lost
-    (measured on a toy of MaskFormer: segments with an IoU of 0.964).
+    A query is confident if its best class is not the last (no class) and its softmax score exceeds
+    `object_mask_thr`.
     """
 
     def __init__(self, facts: Any) -> None:
         """Read the settings from the facts of a model.
 
-        These are `num_classes` (of things and of stuff), `num_things`, and mmdet's `object_mask_thr`
-        (scores must exceed it), `iou_thr` (least ratio of the pixels that belong to a query to those of its
-        mask) and `filter_low_score` (whether pixels outside of the mask of their query get no segment).
-
-        ConfigError: there are `OFFSET` classes or more.
+        These are `num_classes` (of things and of stuff), `num_things`, and mmdet's `object_mask_thr` (scores
+        must exceed it), `iou_thr` (least ratio of a query's pixels to its mask's pixels) and
+        `filter_low_score` (whether pixels outside of the mask of their query get no segment).
         """
         super().__init__()
         self.classes, self.things = _classes_of(facts)
@@ -195,10 +176,8 @@ class InstanceFusion(nn.Module):
         """Read the settings from the facts of a model.
 
         These are `num_classes` (of things and of stuff), `num_things`, and mmdet's `mask_overlap` (the
-        largest share of a mask that better ones may cover, without those left out for it) and
+        largest share of a mask that better ones may cover, without masks left out for it) and
         `stuff_area_limit` (the least pixels of a class of stuff).
-
-        ConfigError: there are `OFFSET` classes or more.
         """
         super().__init__()
         self.classes, self.things = _classes_of(facts)

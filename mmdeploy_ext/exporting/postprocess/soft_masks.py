@@ -2,9 +2,9 @@
 
 Glossary: B batch, S cells of all levels, G grid lines of all levels (a grid of g * g cells has g rows and g
 columns), E channels of a dynamic kernel, D channels of features, R rows of a table, m requested cells (at
-least one), H4, W4 size of the masks, about a quarter of the input, p pixels of a piece of them, which may
-be none, 2h, 2w size of a level's masks: twice that of its feature map. Cells are those of level after level,
-pixels those of row after row. All values are finite.
+least one), H4, W4 size of the masks, about a quarter of the input, p pixels of a piece of them, which may be
+none, 2h, 2w size of a level's masks: twice that of its feature map. Cells go level by level, pixels row by
+row. All values are finite.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
@@ -23,10 +23,8 @@ from mmdeploy_ext.runtime.grid_lines import lines
 PIECES = 8
 """Parts of the map that are computed one after the other: as few as let a part fit into the caches."""
 SAME_SIZE = 2
-"""Number of the first levels whose masks have the size to which those of the others are resized.
-
-mmdet resizes the features of the first level to the size of the second.
-"""
+"""Number of first levels with the mask size that other levels are resized to. mmdet resizes the features of
+the first level to the size of the second."""
 
 
 def _keep_above(values: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -86,23 +84,17 @@ COUNT_SHARED = register(
     )
 )
 """(B, m, p) bool -> (B, m, m) int32: how many elements are True in both of two rows, for all pairs; exact for
-p below 2^24, above which PyTorch's float32 is not. Only the second factor has a sign, as in VNNI's
-instructions: twice as fast as with none."""
+p below 2^24, above which PyTorch's float32 is not."""
 
 
 def piece_bounds(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
-    """Yield start and stop of `PIECES` nearly equal parts of `size` elements, one behind the other.
-
-    Some are empty if there are fewer elements than parts.
-    """
+    """Yield start and stop of `PIECES` nearly equal parts of `size` elements, one behind the other."""
     for piece in range(PIECES):
         yield size * piece // PIECES, size * (piece + 1) // PIECES
 
 
 def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return rows of each image's table, (B, m, ...).
-
-    It is one Gather; `suppression.gather_rows` is a GatherElements, with an index for every value.
 
     Args:
         table: (B, R, ...).
@@ -141,11 +133,7 @@ class SoftMasks(abc.ABC):
         return areas, totals
 
     def overlaps(self, cells: torch.Tensor, mask_thr: float, integer: bool) -> torch.Tensor:
-        """Return the number of pixels (B, m, m) float32 that two masks of cells (B, m) share.
-
-        Pixels above `mask_thr` (0 to below 1) count. `integer` counts with MatMulInteger, which CPUs have
-        instructions for; some engines lack it.
-        """
+        """Return the number of pixels (B, m, m) float32 that two masks of cells (B, m) share."""
         count = COUNT_SHARED if integer else _count_by_floats
         return sum(count(soft > mask_thr) for soft in self.pieces(cells)).to(torch.float32)
 
@@ -177,7 +165,7 @@ class ProductMasks(SoftMasks):
     """Decoupled SOLO: the product of a column's and a row's probability.
 
     `size` is (H4, W4); in `columns` and `rows` pixels are flat, (B, G, H4 * W4). `column_of` and `row_of`
-    (S,) are the column and the row of each cell, among those of all levels.
+    (S,) are the column and the row of each cell, numbered over all levels.
     """
 
     def __init__(self, columns: torch.Tensor, rows: torch.Tensor, num_grids: Sequence[int]) -> None:
@@ -205,9 +193,8 @@ class ProductMasks(SoftMasks):
 class LevelMasks(SoftMasks):
     """SOLO: the sigmoid of a level's own convolution for the cell, resized to the size of the first level.
 
-    Levels differ in size, so the requested cells are gathered level by level and put back into their order.
-    `size` is that of the masks of the first level; `starts` has the first cell of each level, `level_of` (S,)
-    the level of each cell.
+    `size` is the mask size of the first level; `starts` has the first cell of each level, `level_of` (S,) the
+    level of each cell.
     """
 
     def __init__(
@@ -218,11 +205,7 @@ class LevelMasks(SoftMasks):
         *,
         fixed: bool = False,
     ) -> None:
-        """Keep features (B, D, 2h, 2w), weights (g * g, D) and biases (g * g,) per level.
-
-        `fixed` keeps all shapes constant, as TensorRT wants them: every level then has room for all cells
-        that are requested, which is as many times the work as there are levels.
-        """
+        """Keep features (B, D, 2h, 2w), weights (g * g, D) and biases (g * g,) per level."""
         self.features, self.weights, self.biases, self.fixed = features, weights, biases, fixed
         self.size = features[0].shape[2:]
         counts = [len(bias) for bias in biases]
@@ -249,13 +232,6 @@ class LevelMasks(SoftMasks):
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
     def _levels(self, cells: torch.Tensor) -> tuple[list[tuple[torch.Tensor, Any]], torch.Tensor]:
-        """Return the masks per level, and where those of the cells (B, m) are.
-
-        Returns:
-            Per level masks (B, x, 2h, W4), already W4 wide, of the x cells that an image requests of it at
-            most, and the row matrix (H4, 2h) that makes them H4 high, or None if they are; the index (B, m)
-            of each cell's mask in those of all levels, one level behind the other.
-        """
         belongs = self.level_of[cells]
         levels, places, offset = [], torch.zeros_like(cells), 0
         first_best = torch.arange(cells.shape[1], 0, -1, device=cells.device).to(torch.float32)[None]

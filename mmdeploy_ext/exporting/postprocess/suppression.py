@@ -21,8 +21,7 @@ from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 
 GROUPS = 32
 """Groups of labels that NMS goes through one after the other if the number of results has no limit: a box is
-compared with all better ones that were kept. Measured for 6130 of 8400 boxes of YOLOX-s, ONNX Runtime, one
-thread: 25 of 293 ms with one group, 5.2 with 8, 3.3 with 32, 3.4 with 64."""
+compared with all better ones that were kept."""
 NMS_ARGUMENTS = ('iou_threshold', 'class_agnostic', 'split_thr')
 SOFT_NMS_ARGUMENTS = ('method', 'sigma', 'min_score')
 SOFT_NMS_IOU = 0.3
@@ -32,18 +31,11 @@ SOFT_NMS_IOU = 0.3
 def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'model.test_cfg.nms') -> NmsConfig:
     """Read an mmdet `test_cfg`; with `soft` the type `soft_nms` is read, too.
 
-    `nms.iou_threshold` is required; `score_thr` is 0 by default, `nms_pre` and `max_per_img` are -1, which is
-    no limit. `deploy_nms_pre` in `test_cfg` replaces `nms_pre`. `nms.split_thr` is allowed and not read.
-
     Args:
         test_cfg: `test_cfg` of a head.
         soft: whether the caller's graph has a form of `soft_nms`.
         key: key of `nms` in the config, for the option that messages advise; they call the settings
             `test_cfg.NAME`.
-
-    Raises:
-        ConfigError: an NMS type or option that the graph does not reproduce, or a value that is no number or
-            out of range; with `soft_nms` also `max_per_img` without a limit.
     """
     given = test_cfg.get('nms') or {}
     if not isinstance(given, Mapping):
@@ -94,10 +86,6 @@ def nms_arguments(nms: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _advice(key: str, given: Mapping[str, Any], nms_type: str, names: Sequence[str]) -> str:
-    """Return the option that leaves all but `names` out of `test_cfg.nms`, '' if it has no threshold.
-
-    The other values are repeated, a threshold under its own name.
-    """
     values = {name: value for name, value in given.items() if name in (*names, 'iou_thr')}
     if given.get('type') == 'soft_nms' and not {'iou_thr', 'iou_threshold'} & set(given):
         values['iou_threshold'] = SOFT_NMS_IOU
@@ -108,7 +96,6 @@ def _advice(key: str, given: Mapping[str, Any], nms_type: str, names: Sequence[s
 
 
 def _decay(nms: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that only `soft_nms` has."""
     decay = dict(method=nms.get('method', 'linear'))
     if decay['method'] not in list(SOFT_NMS):
         raise ConfigError(
@@ -122,10 +109,7 @@ def _decay(nms: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number(key: str, value: Any, kind: type) -> Any:
-    """Return a value of `test_cfg` as `kind`, int or float.
-
-    `key` is its key, for the ConfigError if it is no number, is not finite, or no whole one for int.
-    """
+    """Return a value of `test_cfg` as `kind`, int or float."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)  # numpy's, too
     if not is_number or not math.isfinite(value) or kind(value) != value:
         expected = 'a whole number' if kind is int else 'a number'
@@ -141,7 +125,7 @@ def positive(key: str, value: Any) -> int:
 
 
 def capped(*limits: int) -> int:
-    """Return the smallest of several limits; those of 0 or below limit nothing, and one is above 0."""
+    """Return the smallest limit above 0."""
     return min(value for value in limits if value > 0)
 
 
@@ -175,12 +159,10 @@ def clip_to(bboxes: Tensor, clip_hw: Tensor, inset: float = 0.0) -> Tensor:
 class Suppression:
     """Greedy suppression within labels, then the best `max_per_img` in descending score order.
 
-    A label is a class, or, of proposals, the level of the pyramid that a box is from.
-
     Attributes:
         iou_threshold: an overlap above this suppresses.
         max_per_img: largest number of results of an image; -1 is no limit.
-        class_agnostic: whether boxes suppress those of other labels.
+        class_agnostic: whether boxes suppress boxes of other labels.
         suppresses: whether boxes suppress others at all; if not, only the best `max_per_img` are chosen. Not
             read with `soft`.
         inverted: whether some boxes may end before they begin. Upstream never suppresses these, nor others by
@@ -222,8 +204,8 @@ class Suppression:
             scores: (B, N); `NO_CANDIDATE` (-1) in rows that are no candidates.
             labels: (B, N) int64, 0 or more.
             candidates: (B, N) bool; the other rows neither suppress nor are results.
-            results: (B, N, D) what is returned of each box in place of its corners, such as the rotated box
-                that `bboxes` has the upright bounds of.
+            results: (B, N, D) returned for each box in place of its corners, such as the rotated box that
+                `bboxes` has the upright bounds of.
 
         Returns:
             dets (B, n, 5) x1 y1 x2 y2 score, or (B, n, D + 1) with `results`, labels (B, n); n is the largest
@@ -254,7 +236,6 @@ class Suppression:
         return (rotated_class_offsets if self.rotated else class_offsets)(bboxes, labels, candidates)
 
     def _keep(self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
-        """Return (B, N) bool: the rows that NMS keeps."""
         if not self.suppresses:
             return candidates
         separated = self._separated(bboxes, labels, candidates)
@@ -277,10 +258,6 @@ class Suppression:
     def _capped(
         self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor, results: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return detections and the number of candidates, of the best `cap` rows, with constant shapes.
-
-        Greedy suppression goes from the best score down, so rows behind the cut change nothing above it.
-        """
         separated = self._separated(bboxes, labels, candidates)
         best, rows = scores.topk(self.cap, dim=1)
         if self.suppresses:
@@ -292,7 +269,6 @@ class Suppression:
 
 
 def _padded(results: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return dets (B, n, D + 1) and labels (B, n) of rows; those without a candidate are zero, label -1."""
     results, labels = gather_rows(results, rows), labels.gather(1, rows)
     present = best > NO_CANDIDATE
     dets = torch.cat([results, best[..., None]], dim=2)
@@ -301,10 +277,7 @@ def _padded(results: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tupl
 
 
 def length(size: torch.Tensor | int) -> torch.Tensor:
-    """Return `size`, an entry of a tensor's shape, as a () int64 tensor that stays dynamic in a trace.
-
-    It is an integer, a symbol of torch.export, or the () tensor that TorchScript traces in its place.
-    """
+    """Return `size`, an entry of a tensor's shape, as a () int64 tensor that stays dynamic in a trace."""
     if isinstance(size, torch.Tensor):
         return torch.as_tensor(size)  # a trace of TorchScript gets a Cast of no effect
     return torch.scalar_tensor(size, dtype=torch.int64)  # `as_tensor` would freeze a torch.SymInt
@@ -316,10 +289,7 @@ def hw(maps: torch.Tensor) -> torch.Tensor:
 
 
 def limit(count: int, available: torch.Tensor | int) -> torch.Tensor | int:
-    """Return min(count, available), or `available` for a negative count, which is no limit.
-
-    `available` is an integer, a symbol or a () tensor, as in `length`; the result is of its kind.
-    """
+    """Return min(count, available), or `available` for a negative count, which is no limit."""
     if count < 0:
         return available
     if isinstance(available, torch.Tensor):

@@ -1,11 +1,4 @@
-"""Records the nodes of a sparse graph, and which tensor object is which tensor of it, while a module runs.
-
-The graph is one of `sparse/ir.py`, whose nodes are called the dialect; an active site is a voxel that has
-features at a place of the network. A tensor that comes from the voxels is tracked by identity. A function
-that no node of such graphs stands for does not stop the pass: its results are marked with the reason, which
-is raised if the graph's output needs such a tensor. So a module may print a maximum of its features, but not
-compute its result from it.
-"""
+"""Records the nodes of a sparse graph, and which tensor object is which tensor of it, while a module runs."""
 
 import contextlib
 import dataclasses
@@ -51,12 +44,12 @@ class UnsupportedOperatorError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What a tensor of the module is in the graph.
+    """A tensor of the module in the graph.
 
     Attributes:
         name: id of the graph's tensor: '0' of the input features, else 't' and the index of its node.
         sparse: whether it holds the features (N, C) of N active sites; else it is dense, or has a `problem`.
-        problem: why the graph cannot have this tensor, whose `name` is '' then; '' if it can.
+        problem: why the graph cannot have this tensor (`name` is '' then), or ''.
     """
 
     name: str
@@ -66,8 +59,6 @@ class Value:
 
 class Recorder:
     """Nodes of one forward pass in their order, and the tensors that went into them.
-
-    The module runs inside `with Functions(recorder)`, with every submodule hooked by `hook`.
 
     Args:
         features: (N, C) float32, the module's input of N voxels.
@@ -83,7 +74,6 @@ class Recorder:
     def __init__(
         self, features: torch.Tensor, coordinates: torch.Tensor, spatial_shape: Triple, order: str
     ) -> None:
-        """Begin with no node; the class describes the arguments; `features` are tensor '0'."""
         self.nodes: list[Node] = []
         self.order = order
         self._paused = 0
@@ -96,7 +86,6 @@ class Recorder:
 
     @property
     def path(self) -> str:
-        """Path of the module that runs; '' is the encoder itself, or no module."""
         return self._path[-1] if self._path else ''
 
     # ---- tensors
@@ -109,11 +98,7 @@ class Recorder:
         return self._values.get(id(tensor)) if isinstance(tensor, torch.Tensor) else None
 
     def use(self, tensor: torch.Tensor, user: str) -> Value:
-        """Return what a tensor is in the graph.
-
-        `user` is what takes the tensor, for the message. ExportError: the tensor does not come from the
-        voxels, or the dialect cannot express how it was computed.
-        """
+        """Return the tensor's value in the graph."""
         value = self._value(tensor)
         if value is None:
             raise ExportError(
@@ -124,10 +109,7 @@ class Recorder:
         return value
 
     def lookup(self, tensor: object) -> Value:
-        """Return the value of `tensor`, an operand of a function.
-
-        UnsupportedOperatorError: it is no tensor, or none that comes from the voxels.
-        """
+        """Return the value of `tensor`, an operand of a function."""
         value = self._value(tensor)
         if value is None:
             raise UnsupportedOperatorError('combines the voxels with something that does not come from them')
@@ -139,8 +121,7 @@ class Recorder:
         Args:
             node_type: class of the node.
             inputs: its input tensors.
-            sparse: whether its output holds features of sites: those of the first input unless the node is a
-                convolution.
+            sparse: whether its output holds features of sites (the first input's, but for a convolution).
             **fields: the other fields of the class.
         """
         output = f't{len(self.nodes)}'
@@ -157,12 +138,7 @@ class Recorder:
         return patched(self, _paused=self._paused + 1)
 
     def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """Return `func(*args, **kwargs)`, a call of a torch function, and record what it is in the graph.
-
-        Nothing is recorded of a call without a tracked tensor, or while recording is paused. If no node
-        stands for the call, its floating-point results and what it writes to are marked with the reason, and
-        it goes on; what is computed from a marked tensor gets the same mark. Integers are not tracked.
-        """
+        """Return `func(*args, **kwargs)`, a call of a torch function, and record it in the graph."""
         operands = [] if self._paused else _tensors((args, kwargs))
         tracked = [value for tensor in operands if (value := self._value(tensor))]
         result = func(*args, **kwargs)
@@ -183,7 +159,6 @@ class Recorder:
         return result
 
     def _rebind_aliases(self, tensor: torch.Tensor, value: Value) -> None:
-        """Bind a tensor that was written to and all objects with its storage; views of it get a problem."""
         before = self._value(tensor)
         storage = tensor.untyped_storage().data_ptr()
         reason = f'{self.path or "the encoder"}: changes in place a tensor that another one looks into'
@@ -196,14 +171,7 @@ class Recorder:
     # ---- modules
 
     def hook(self, path: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        """Hook the submodule of a path; the handles that are returned remove the hooks.
-
-        A forward pass then raises an ExportError for a sparse convolution that is called with other arguments
-        than one sparse tensor of the voxels, for the first one on another grid than `spatial_shape`, and for
-        a kernel that does not fit on its grid; a ShapeError for a wrong number of features, and a
-        NoSiteLeftError if no site is left behind it. The result of a convolution that no node stands for, or
-        whose sites or grid were changed before it, gets a `problem` alone.
-        """
+        """Hook the submodule of a path; the handles that are returned remove the hooks."""
         leave = self._leave_convolution if isinstance(module, ConvolutionModule) else self._leave
 
         def enter(part: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -273,7 +241,6 @@ class Recorder:
         self._bind(result.features, value)
 
     def _sites_problem(self, path: str, tensor: SparseConvTensor, value: Value) -> str:
-        """Return what is wrong with the sites of a sparse tensor whose features are `value`, or ''."""
         if tensor.batch_size != 1:
             return f'{path}: works on {tensor.batch_size} samples; the dialect knows one'
         indices, shape = self._sites[value.name]
@@ -285,11 +252,7 @@ class Recorder:
         )
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
-        """Record a call of `tensor.dense(channels_first)` that returned `result`, (1, C, ...) or (1, ..., C).
-
-        Nothing is recorded while recording is paused, or if `tensor` does not come from the voxels. If no
-        node stands for the call, such as that of two samples, `result` is marked with the reason.
-        """
+        """Record a call of `tensor.dense(channels_first)` with `result` (1, C, ...) or (1, ..., C)."""
         value = self._value(tensor.features)
         if self._paused or value is None:
             return
@@ -308,19 +271,16 @@ class Functions(TorchFunctionMode):
     """Passes every torch function of the thread to a recorder while it is open."""
 
     def __init__(self, recorder: Recorder) -> None:
-        """Keep the recorder that calls are passed to."""
         super().__init__()
         self._recorder = recorder
 
     def __torch_function__(
         self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        """Return the result of a call of `func` with `args` and `kwargs`, by `Recorder.function`."""
         return self._recorder.function(func, args, kwargs or {})
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested arguments, the features of sparse tensors among them."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, SparseConvTensor):
@@ -331,7 +291,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _changed(func: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
-    """Return the tensors that a function writes to."""
     name = getattr(func, '__name__', '')
     outputs = list(_tensors(kwargs.get('out')))
     in_place = name.endswith('_') and not name.endswith('__')
@@ -357,10 +316,7 @@ def record(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result
         result: value that it returned.
 
     Returns:
-        What the result is in the graph.
-
-    Raises:
-        UnsupportedOperatorError: the dialect has no operation for it, or not with these arguments.
+        The result's value in the graph.
     """
     if func == torch.Tensor.data.__get__:
         return recorder.lookup(args[0])
@@ -471,11 +427,7 @@ HANDLERS = {name: handler for handler, names in NAMES.items() for name in names.
 
 
 def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
-    """Return the sparse tensor that the convolution at `path` is called with.
-
-    `args` and `kwargs` are the arguments of the call. ExportError: the first is no SparseConvTensor, or
-    another one is not None.
-    """
+    """Return the sparse tensor that the convolution at `path` is called with."""
     values = [*args, *kwargs.values()]
     if sum(value is not None for value in values) != 1 or not isinstance(values[0], SparseConvTensor):
         raise ExportError(
@@ -485,10 +437,7 @@ def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
 
 
 def convolution_problem(path: str, module: ConvolutionModule) -> str:
-    """Return a message about what the dialect cannot express of `module`, the convolution at `path`, or ''.
-
-    It expresses three dimensions, one group, ReLU or no activation, and no transposed convolution.
-    """
+    """Return why the dialect cannot express the convolution `module` at `path`, or ''."""
     class_name = type(module).__name__
     if module.ndim != 3:
         return f'{path}: {class_name} has {module.ndim} dimensions; the dialect knows 3'
@@ -502,11 +451,7 @@ def convolution_problem(path: str, module: ConvolutionModule) -> str:
 
 
 def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTensor) -> None:
-    """Raise an ExportError if the kernel of a convolution does not fit on the padded grid of its input.
-
-    `module` is the convolution, `path` its path for the message, and `source` its input. Submanifold, inverse
-    and transposed convolutions keep or restore a grid and are not checked.
-    """
+    """Raise an ExportError if the kernel of a convolution does not fit on the padded grid of its input."""
     if module.subm or module.inverse or module.transposed:
         return
     axes = zip(source.spatial_shape, module.kernel_size, module.padding, module.dilation, strict=True)
@@ -519,11 +464,7 @@ def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTe
 
 
 def convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
-    """Return those fields of the graph's node that follow from the module, not from its input.
-
-    They are, by the names of `ir.SparseConvolution`, the geometry, `weight`, `bias` (None if it has none),
-    `subm`, `inverse`, `rulebook` (the indice key, None if it has none), `activation` ('ReLU' or 'None') and
-    `output_bound`.
+    """Return the fields of the graph's node that follow from the module alone.
 
     The weight is (O, k0, k1, k2, I) float32, O and I output and input channels. spconv 2 reads the memory of
     a 1x1x1 kernel as (I, O), whatever its shape (its issue 556); such a kernel is transposed accordingly.

@@ -1,10 +1,5 @@
 """A sparse graph from a torch module, by watching one forward pass of it.
 
-Three things watch while the pass runs: forward hooks on the submodules (convolutions are read there; the
-others give the paths), a torch function mode (what happens to tensors between modules) and a replaced
-`SparseConvTensor.dense`. Nothing of the module changes: weights, buffers, training flags, hooks and indice
-keys are afterwards what they were. Needs torch and spconv 2.
-
 Glossary: N voxels, C channels, X, Y, Z cells of the result along each axis.
 """
 
@@ -36,20 +31,7 @@ def trace(
 ) -> SparseGraph:
     """Return the graph of a sparse encoder, with BatchNorm and Relu as nodes of their own.
 
-    The next step is `sparse.fold.fold`, which takes them into the convolutions. The voxels that are traced do
-    not matter but for `input_rows` and `output_rows`, their numbers. Without coordinates there is one voxel
-    of zeros at the origin, as in NVIDIA's exporter for libspconv; if a stride jumps over it, a block of up to
-    4 x 4 x 4. Nodes that the result does not need are left out, and so are casts between types of floats.
-
-    The name of a convolution's rulebook is its module's `indice_key`; `sparse.plan.name_rulebooks` names
-    those without. Weights are as in `sparse.ir`, float32.
-
-    The result of the module is the first element of a list or tuple; of a dict `spatial_features`, if that is
-    dense, else its first dense tensor. If it is a SparseConvTensor (as of a plain SparseSequential), the
-    graph also has the steps that NVIDIA's exporter adds: a scatter into a dense grid, then the height axis
-    into the channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in 'zyx'.
-
-    While it runs, `SparseConvTensor.dense` is replaced, and torch has one thread, for the whole process.
+    Weights are as in `sparse.ir`, float32.
 
     Args:
         module: the encoder, on any device, with float32 parameters. Its forward takes, told apart by the
@@ -68,8 +50,8 @@ def trace(
         NoSiteLeftError: an ExportError; no site is left behind a convolution.
         ShapeError: a convolution gets another number of features than it takes.
         ExportError: the forward takes other arguments or returns something else; a parameter is not float32;
-            or the module does something that no node of `sparse.ir` stands for
-            (the message names the submodule).
+            or the module does something that no node of `sparse.ir` stands for (the message names the
+            submodule).
     """
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')
@@ -113,12 +95,6 @@ def _trace(
 
 @contextlib.contextmanager
 def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Watch one forward pass of a module in evaluation mode.
-
-    The flag `training` of each submodule is set by itself: `train()` and `eval()` of many models do more than
-    that, and a frozen submodule would lose its own flag. A convolution that counts its voxels, which changes
-    a buffer, does not count them here.
-    """
     from spconv.pytorch import SparseConvTensor
 
     with contextlib.ExitStack() as stack:
@@ -161,10 +137,6 @@ def _voxels(
 
 
 def _call(module: nn.Module, features: torch.Tensor, coordinates: torch.Tensor, shape: Triple) -> Any:
-    """Run a module on voxels, which its forward takes in one of the ways that `trace` names.
-
-    One that computes more in training, as SASSD's does, has an argument `test_mode`.
-    """
     from spconv.pytorch import SparseConvTensor
 
     parameters = inspect.signature(module.forward).parameters.values()
@@ -189,7 +161,6 @@ def _call(module: nn.Module, features: torch.Tensor, coordinates: torch.Tensor, 
 
 
 def _finish(recorder: Recorder, result: Any) -> tuple[str, tuple[int, ...]]:
-    """Return id and shape of the graph's output: the first of a list or tuple, the dense one of a dict."""
     from spconv.pytorch import SparseConvTensor
 
     if isinstance(result, dict):

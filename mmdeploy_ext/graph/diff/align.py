@@ -1,11 +1,4 @@
-"""The alignment of two graphs: which node of one is which of the other. Needs no torch.
-
-Exporters number tensors, and tools rename them. So two nodes are paired if they compute the same from the
-inputs on (all nodes before a difference), or if the same is computed from them (all nodes behind it). The
-nodes that are left are paired by their neighbours, by equal names, or by their places.
-
-`program` is the graph on trial; `mate` and `mate_name` are the counterparts in the reference.
-"""
+"""The alignment of two graphs: which node of one is which of the other. Needs no torch."""
 
 import collections
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -19,22 +12,11 @@ Keys = dict[int, Hashable]
 
 
 def align(program: Program, reference: Program) -> Alignment:
-    """Return the pairs of nodes, and of tensors, of a graph on trial and its reference.
-
-    Both programs must have been made with the same `Constants`, so that equal constants are one object.
-    """
+    """Return the pairs of nodes, and of tensors, of a graph on trial and its reference."""
     return _Aligner(program, reference).align()
 
 
 class _Aligner:
-    """Two graphs, and what was paired so far.
-
-    Attributes:
-        tensors: name in the graph on trial -> name in the reference.
-        nodes: position in the graph on trial -> position in the reference.
-        paired_references: the positions in the reference that are paired.
-    """
-
     def __init__(self, program: Program, reference: Program) -> None:
         self.program, self.reference = program, reference
         self.tensors = dict(_pair_names(program.index.inputs, reference.index.inputs))
@@ -43,7 +25,6 @@ class _Aligner:
         self.paired_references: set[int] = set()
 
     def align(self) -> Alignment:
-        """Pair nodes, the surest first."""
         program, reference = self.program, self.reference
         outputs = dict(_pair_names(program.index.outputs, reference.index.outputs))
         self.tensors.update(outputs)  # outputs are compared with their like, whatever node writes them
@@ -78,7 +59,6 @@ class _Aligner:
                 self.tensors.setdefault(name, mate_name)
 
     def try_pair(self, position: int | None, mate: int | None) -> bool:
-        """Pair two nodes of one operator that are not paired yet; return whether that was done."""
         if position is None or mate is None or position in self.nodes or mate in self.paired_references:
             return False
         if self.program.index.nodes[position].op_type != self.reference.index.nodes[mate].op_type:
@@ -87,7 +67,6 @@ class _Aligner:
         return True
 
     def pair_equal(self, keys: Keys, reference_keys: Keys) -> None:
-        """Pair nodes with the same key, in order."""
         waiting = collections.defaultdict(collections.deque)
         for mate, key in reference_keys.items():
             if mate not in self.paired_references:
@@ -97,13 +76,11 @@ class _Aligner:
                 self.pair(position, waiting[key].popleft())
 
     def pair_neighbours(self) -> None:
-        """Pair the neighbours of pairs, as long as there are any; see `neighbours`."""
         waiting = collections.deque(self.nodes.items())
         while waiting:
             waiting.extend(pair for pair in self.neighbours(*waiting.popleft()) if self.try_pair(*pair))
 
     def neighbours(self, position: int, mate: int) -> Iterator[tuple[int | None, int | None]]:
-        """Yield nodes that are likely pairs: those that write the inputs of a pair, and read its outputs."""
         node, mate_node = self.program.index.nodes[position], self.reference.index.nodes[mate]
         for name, mate_name in zip(node.input, mate_node.input, strict=False):
             yield self.producers(name, mate_name)
@@ -119,7 +96,6 @@ class _Aligner:
                     yield from zip(positions, mate_readers[operator], strict=True)
 
     def producers(self, name: str, mate_name: str) -> tuple[int | None, int | None]:
-        """Return the nodes that make two tensors, before a Cast that only one graph has (half precision)."""
         index, reference_index = self.program.index, self.reference.index
         position, mate = index.producer(name), reference_index.producer(mate_name)
         is_cast, mate_is_cast = _is_cast(self.program, position), _is_cast(self.reference, mate)
@@ -130,7 +106,6 @@ class _Aligner:
         return position, mate
 
     def pair_replaced(self) -> None:
-        """Pair nodes with another operator in the same place: they read the same, and are read alike."""
         waiting = collections.defaultdict(list)
         for position in self.reference.steps:
             if position not in self.paired_references:
@@ -143,7 +118,6 @@ class _Aligner:
                     break
 
     def are_read_alike(self, position: int, mate: int) -> bool:
-        """Return whether two nodes' first outputs are the same graph output, or are read alike."""
         program, reference = self.program.index, self.reference.index
         outputs = next(iter(program.writes(position)), ''), next(iter(reference.writes(mate)), '')
         if not all(outputs):
@@ -157,7 +131,6 @@ class _Aligner:
 
 
 def _pair_names(names: Sequence[str], reference_names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pair inputs or outputs: by name, the rest by place when there are as many."""
     yield from ((name, name) for name in names if name in reference_names)
     rest = [name for name in names if name not in reference_names]
     reference_rest = [name for name in reference_names if name not in names]
@@ -166,7 +139,6 @@ def _pair_names(names: Sequence[str], reference_names: Sequence[str]) -> Iterato
 
 
 def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:
-    """Return a key per node of what it computes from the inputs."""
     keys: Keys = {}
 
     def tensor_key(name: str) -> Hashable:
@@ -184,7 +156,6 @@ def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:
 
 
 def _backward_keys(program: Program, output_names: Mapping[str, str]) -> Keys:
-    """Return a key per node of what is computed from it, its own constants included."""
     keys: Keys = {}
     index, constants = program.index, program.constants
     for position in reversed(program.steps):
@@ -211,7 +182,6 @@ def _operation(program: Program, position: int) -> tuple[Hashable, ...]:
 
 
 def _readers(program: Program, name: str, through_casts: bool = False) -> dict[str, list[int]]:
-    """Return operator -> nodes that read a tensor, or read it behind a Cast."""
     readers: dict[str, list[int]] = collections.defaultdict(list)
     for position in program.index.consumers(name):
         node = program.index.nodes[position]

@@ -50,12 +50,6 @@ def diff_files(
         feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
         seed: seed of the random inputs.
         rtol: error of one node above which it is at fault, see `Bars.at`; None: the bars of the precision.
-
-    Raises:
-        UsageError: the inputs of the two cannot be paired, or random ones cannot be drawn.
-        ShapeError: `feeds` are not what the reference takes.
-        InferenceError: a node of the reference fails.
-        ModelFileError: a file cannot be read.
     """
     constants, runner = Constants(), NodeRunner()
     reference, candidate = (Program(files.load(file), constants) for file in (reference_path, path))

@@ -1,11 +1,4 @@
-"""The findings of a comparison of two models: tensors, places where errors are born, the result.
-
-An error is born in a node if its result is wrong although it was fed with the reference's values. Exporters
-take operators apart, so that many tensors have no counterpart in the reference. Such a tensor counts as right
-if at least as many values as it has come out right in what is computed from it. What is left between the last
-tensors that are right and the first that is wrong is a region of suspects; its first node is the one to look
-at.
-"""
+"""The findings of a comparison of two models: tensors, places where errors are born, the result."""
 
 from __future__ import annotations
 
@@ -48,7 +41,7 @@ class Bars:
 
     Attributes:
         born: for the result of one node that was fed with the reference's values.
-        free: for what the whole model computes from its inputs.
+        free: for the whole model from its inputs.
     """
 
     born: float = BORN_RTOL
@@ -74,7 +67,7 @@ class Entry:
         tensor: its name.
         shape: shape as text, or '-' if its node or one before it failed.
         paired: label of the tensor that it was compared with, or ''.
-        how: by what the two were paired, see `walk.ReferenceTensor`.
+        how: kind of the pairing, see `walk.ReferenceTensor`.
         error: relative error in the whole model; None if it was not compared, or is infinite.
         born: relative error of the node alone, on the reference's inputs; None likewise.
         state: 'equal', 'born here', 'passed on', 'inner' or 'unknown', see `walk.Row.state`.
@@ -129,7 +122,7 @@ class Comparison:
     """The result of a comparison.
 
     Attributes:
-        subject: what was compared, name -> text; `kind` is 'files' if it was two files.
+        subject: the compared things, name -> text; `kind` is 'files' if it was two files.
         entries: tensors of the graph on trial in topological order.
         differences: where errors are born, in topological order.
         outputs: the entries of the graph's outputs.
@@ -139,7 +132,7 @@ class Comparison:
         guessed: whether tensors were paired without a fresh export.
         missing: outputs of the reference that the graph on trial lacks.
         additional: outputs that only the graph on trial has.
-        renamed: output of the reference -> what the graph on trial calls it.
+        renamed: output of the reference -> its name in the graph on trial.
         graph: how the graph differs from a fresh export, or ''.
     """
 
@@ -162,38 +155,29 @@ class Comparison:
 
     @property
     def first_depth(self) -> int:
-        """The depth of the tensor that the first difference names."""
         return next(entry.depth for entry in self.entries if entry.tensor == self.first.tensor)
 
     @property
     def compared(self) -> int:
-        """How many tensors were compared."""
         return sum(entry.state not in (INNER, UNKNOWN) for entry in self.entries)
 
     @property
     def restructured(self) -> bool:
-        """Whether two files have other nodes, or nodes that are joined in another way."""
         kinds = {change['kind'] for change in self.changes}
         return self.subject.get('kind') == 'files' and not kinds.isdisjoint(STRUCTURE)
 
     @property
     def other_values(self) -> list[str]:
-        """Where two files have other attributes, constants or bodies, which other inputs may show."""
         is_of_files = self.subject.get('kind') == 'files'
         places = [change['where'] for change in self.changes if is_of_files and change['kind'] in VALUES]
         return list(dict.fromkeys(places))
 
     @property
     def equal(self) -> bool:
-        """Whether both have the same outputs, numbers agree and `graph` is ''."""
         return self.agreeing and not self.missing and not self.additional and not self.graph
 
     @property
     def agreeing(self) -> bool:
-        """Whether all outputs agree, something was compared, and no error is born anywhere.
-
-        In two files of another structure the pairs of inner tensors are a guess: there the outputs decide.
-        """
         agree = all(entry.state == 'equal' for entry in self.outputs)
         inside = not self.differences or (self.restructured and bool(self.outputs))
         return inside and agree and self.compared > 0
@@ -213,7 +197,7 @@ def comparison_of(
     notes: Sequence[str] = (),
     module: Callable[[int], str] | None = None,
 ) -> Comparison:
-    """Return what a walk found.
+    """Return the findings of a walk.
 
     Args:
         walk: through the graph on trial.
@@ -271,7 +255,7 @@ def comparison_of(
 
 
 def finite(value: float | None) -> float | None:
-    """Return an error as it is, but None if it is infinite or NaN: JSON has no such numbers."""
+    """Return an error unchanged, but None if it is infinite or NaN: JSON has no such numbers."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -328,10 +312,7 @@ class Region:
 
 
 def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
-    """Return the regions of a walk in topological order of their first tensors.
-
-    Of several regions with the same first tensor the one with the fewest tensors is returned.
-    """
+    """Return the regions of a walk in topological order of their first tensors."""
     index, suspects = walk.program.index, _suspects(walk, born_rtol)
     depths = {tensor: depth for depth, tensor in enumerate(walk.rows)}
     by_first: dict[str, Region] = {}
@@ -358,13 +339,11 @@ def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
 
 
 def _suspects(walk: Walk, born_rtol: float) -> set[str]:
-    """Return tensors without a reference that no right value proves, and that something wrong reads."""
     index, outputs = walk.program.index, set(walk.program.index.outputs)
     suspected: dict[str, bool] = {}
     proven_values: dict[str, int] = {}
 
     def count_proven(reader: Row) -> int:
-        """Return how many values came out right because of what a node reads."""
         if reader.reference is None:
             return proven_values.get(reader.tensor, 0)
         value = walk.good[reader.tensor]

@@ -1,4 +1,4 @@
-"""Run the nodes of a graph one at a time on any values, and remember what each gave. Needs no torch."""
+"""Run the nodes of a graph one at a time on any values, and remember the results. Needs no torch."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ from mmdeploy_ext.graph.io.index import (
 from mmdeploy_ext.graph.run import open_session
 
 SHAPE_READERS = ('Shape', 'Size')
-"""Their outputs depend on the shape of what they read, not on its values."""
+"""Their outputs depend on the shape of the input, not on its values."""
 OUTPUT_TIES = {'TopK': 1}
 """Operator -> place of its output that holds indices, which may differ if the values are equal."""
 
@@ -51,7 +51,6 @@ class Program:
     """
 
     def __init__(self, model: onnx.ModelProto, constants: Constants) -> None:
-        """Read the constants of a model; all programs whose results are compared share `constants`."""
         self.index = Index(model)
         texts = sorted(function.SerializeToString(deterministic=True) for function in model.functions)
         self.functions = hashlib.sha256(repr(texts).encode()).digest()
@@ -82,7 +81,7 @@ class Program:
         return onnx.TensorProto.FLOAT16 in elements or any(array.dtype == np.float16 for array in arrays)
 
     def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
-        """Return a float feed in the float dtype that the input `name` takes; other feeds as they are."""
+        """Return a float feed in the float dtype that the input `name` takes; other feeds unchanged."""
         elements = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
         dtype = helper.tensor_dtype_to_np_dtype(elements[name]) if elements[name] else feed.dtype
         return feed.astype(dtype) if {dtype.kind, feed.dtype.kind} == {'f'} else feed
@@ -114,10 +113,6 @@ class NodeRunner:
         self._session_key: tuple = ()
 
     def run(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run one node on `values`, tensor -> array, and return its outputs in order.
-
-        InferenceError: ONNX Runtime refuses the node, or fails to run it on these arrays.
-        """
         node, names = program.index.nodes[position], program.index.reads(position)
         arrays = [values[name] for name in names]
         if operator_name(node) == 'Identity':
@@ -167,7 +162,6 @@ def _type_of(value: np.ndarray | Sequence[np.ndarray]) -> onnx.TypeProto:
 
 
 def _definition(node: onnx.NodeProto) -> bytes:
-    """Return what a node does, without the names of its tensors; with them if it has bodies."""
     unnamed = copy.deepcopy(node)
     for field in ('name', 'doc_string', 'metadata_props'):
         unnamed.ClearField(field)

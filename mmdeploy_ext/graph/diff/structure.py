@@ -1,4 +1,4 @@
-"""The changes between two graphs whose nodes are aligned. Needs no torch."""
+"""The changes between two graphs with aligned nodes. Needs no torch."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Change:
         kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
             'function', 'domain' or 'inside' (of a body or function, see `diff_files`).
         where: node, tensor or key, by the left graph's name when it has one.
-        detail: what differs.
+        detail: the difference.
         left: position of the node in the left graph, or None.
         right: position of the node in the right graph, or None.
         size: largest change of an initializer of floats over the largest value on the right, or None.
@@ -49,10 +49,7 @@ class Change:
 
 
 def changes(program: Program, reference: Program, pairs: Alignment) -> list[Change]:
-    """Return what differs between a graph and its reference, by their alignment.
-
-    `graph.signature` compares bodies, functions, defaults of inputs and the order of inputs and outputs.
-    """
+    """Return the differences between a graph and its reference, by their alignment."""
     result: list[Change] = []
     for position in program.steps:
         mate = pairs.nodes.get(position)
@@ -151,10 +148,7 @@ def constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, float
 
 
 def attributes(node: onnx.NodeProto, model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, Any]:
-    """Return name -> value of a node's attributes, defaults of the operator included, without sub-graphs.
-
-    A text is bytes, a tensor an array.
-    """
+    """Return name -> value of a node's attributes, defaults of the operator included, without sub-graphs."""
     values = defaults_of(node, opsets_of(model))
     for entry in node.attribute:
         is_graph = entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)

@@ -1,12 +1,4 @@
-"""Walk a graph node by node, each fed with the values of a reference. Needs no torch.
-
-Each tensor has two values. The free one is computed from the inputs of the graph. The fed one is the result
-of the node on the reference's values: its error was born in this node, or in the nodes between it and the
-last tensors that have a reference. `got` is the graph's value, `want` the reference's.
-
-`torch.onnx.verification` compares with the program of a dynamo export in the same process: neither files nor
-TorchScript exports, and no node on the reference's own values.
-"""
+"""Walk a graph node by node, each fed with the values of a reference. Needs no torch."""
 
 import dataclasses
 import math
@@ -39,7 +31,7 @@ class ReferenceTensor:
         value: its values, of the same shape, unless it was paired by 'value', 'order' or 'module'.
         label: name on the reference's side: of a PyTorch module, of a tap, or of a tensor of a graph.
         module: path of the PyTorch module that made it, or ''.
-        how: by what it was paired: 'structure' of two files; 'name', equal 'value', place in a 'module' or in
+        how: kind of the pairing: 'structure' of two files; 'name', equal 'value', place in a 'module' or in
             the 'order' of execution; 'values' or 'export' by a fresh export.
         record: number of the tensor in the order in which PyTorch computed them, or -1.
     """
@@ -98,8 +90,8 @@ class Walk:
     Attributes:
         program: the graph.
         rows: tensor -> row, in topological order.
-        free: tensor -> what the graph computes from its inputs.
-        good: tensor -> values of the reference; without one, what its node computes from them.
+        free: tensor -> its value from the graph's inputs.
+        good: tensor -> values of the reference; without one, the value that its node computes from them.
     """
 
     program: Program
@@ -120,10 +112,7 @@ def walk(
     runner: NodeRunner,
     lookup: Callable[[Walk, str, int, np.ndarray], ReferenceTensor | None] | None = None,
 ) -> Walk:
-    """Walk a graph whose tensors should have the values of `references`.
-
-    What depends on a node that fails is not computed, unless a reference stands for the missing value.
-    Indices of TopK that differ from the reference's, but pick equal values, have no error.
+    """Walk a graph; its tensors should have the values of `references`.
 
     Args:
         program: the graph.
@@ -169,7 +158,6 @@ def walk(
 
 
 def _add_constant_outputs(walk: Walk, references: Mapping[str, ReferenceTensor]) -> None:
-    """Add rows for the outputs that no step makes: constants, and inputs that are outputs."""
     index = walk.program.index
     for name in index.outputs:
         reference = references.get(name)
@@ -186,9 +174,7 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
     """Return the error of a tensor, and why the error is infinite, or ''.
 
     The error is the largest difference over the largest finite magnitude of `want`; of integers, booleans,
-    texts and bfloat16 the share of values that differ. Infinite are another shape or kind, any difference
-    from a `want` of zeros, and NaN or infinity on one side alone. It is None of sequences, and if one of the
-    two is missing.
+    texts and bfloat16 the share of values that differ.
     """
     if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''
@@ -224,7 +210,6 @@ def _run(
 
 
 def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
-    """Return the reference in the shape of the graph, if it was found by value or by place."""
     want, how = reference.value, reference.how
     if value is None:
         return want
@@ -233,7 +218,6 @@ def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.nda
 
 
 def _in_width_of(want: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Return a reference in the dtype of a value, if both are of one kind: floats as float16, or back."""
     if not isinstance(want, np.ndarray) or not isinstance(value, np.ndarray):
         return want
     if value.dtype == want.dtype or value.dtype.kind != want.dtype.kind:
@@ -245,7 +229,6 @@ def _in_width_of(want: np.ndarray, value: np.ndarray) -> np.ndarray:
 def _is_tied(
     node: onnx.NodeProto, place: int, value: np.ndarray, good: Mapping[str, np.ndarray], want: np.ndarray
 ) -> bool:
-    """Return whether indices differ from the reference's only where the values that were sorted are equal."""
     if OUTPUT_TIES.get(node.op_type) != place or value.shape != want.shape:
         return False
     axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), -1)

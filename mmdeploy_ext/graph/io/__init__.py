@@ -1,1 +1,1 @@
-"""Reading and writing ONNX files, and what their graphs hold."""
+"""Reading and writing ONNX files and their graphs."""

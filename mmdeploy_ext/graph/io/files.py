@@ -1,10 +1,4 @@
-"""Reading and writing ONNX files; they are checked, and written whole or not at all. Needs onnx only.
-
-Where a check takes `name`, it is the file that the model is from, for the message.
-
-The libspconv dialect: NVIDIA's libspconv, an engine of sparse convolutions, reads files in ONNX's format
-whose operators and attributes are its own, and which are no valid ONNX.
-"""
+"""Reading and writing ONNX files; they are checked, and written whole or not at all. Needs onnx only."""
 
 import contextlib
 import copy
@@ -31,7 +25,7 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, reads, writes
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
-"""Errors that onnx raises if external data are not what the model states."""
+"""Errors that onnx raises if external data do not fit the model."""
 ALIGNMENT = 4096
 """Bytes: tensors in a data file begin at multiples of it, so that they can be mapped into memory."""
 SMALLEST_EXTERNAL = 1024
@@ -39,10 +33,7 @@ SMALLEST_EXTERNAL = 1024
 
 
 def read(path: AnyPath) -> onnx.ModelProto:
-    """Read an ONNX file as it is, broken graphs too, without its external data.
-
-    ModelFileError: it cannot be read, or has no nodes.
-    """
+    """Read an ONNX file unchanged, broken graphs too, without its external data."""
     model = read_onnx(path)
     if not model.graph.node:
         raise ModelFileError(f'{path}: holds no graph: expected an ONNX file with nodes; {EXPORT_AGAIN}')
@@ -50,11 +41,7 @@ def read(path: AnyPath) -> onnx.ModelProto:
 
 
 def load(path: AnyPath) -> onnx.ModelProto:
-    """Read an ONNX file with all its weights and make sure that it can be worked on.
-
-    ModelFileError: it cannot be read, its external data are missing or too short, its opset is newer than the
-    installed onnx, or its nodes are not in order.
-    """
+    """Read an ONNX file with all its weights and make sure that it can be worked on."""
     model = read(path)
     check_opsets(model, path)
     _load_external(model, Path(path))
@@ -63,10 +50,7 @@ def load(path: AnyPath) -> onnx.ModelProto:
 
 
 def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
-    """Return tensor name -> path of its data file, of all tensors of a model that are stored outside of it.
-
-    `folder` is the folder of the model's file. The files need not exist.
-    """
+    """Tensor name -> path of its data file, of all tensors of a model that are stored outside of it."""
     locations = {}
     for tensor in all_tensors(model):
         if external_data.uses_external_data(tensor):
@@ -104,11 +88,7 @@ def _byte_size(tensor: onnx.TensorProto) -> int:
 
 
 def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> list[Path]:
-    """Check a model, which stays as it is, and write it; an older file remains until the new one is whole.
-
-    A model that is too large for one protobuf message gets its large tensors in `NAME.data` beside it. An
-    output that states no shape gets the inferred one. A missing folder is made. Of graphs of the libspconv
-    dialect, which are no valid ONNX, only the order of the nodes is checked.
+    """Check a model, which stays unchanged, and write it; an older file remains until the new one is whole.
 
     Returns:
         The files that were written, the model first.
@@ -134,12 +114,7 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
 
 
 def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose outputs have the inferred types and shapes if they state no shape.
-
-    ONNX Runtime runs files without them, and some exporters write such; onnx calls them not valid. An output
-    whose rank cannot be inferred stays as it is. The model itself is returned if no shape is missing or if it
-    is of the libspconv dialect, else a copy.
-    """
+    """Return a model with inferred types and shapes of outputs that state no shape."""
     missing = names_without_shape(model.graph.output)
     if is_sparse(model) or not missing:
         return model
@@ -158,11 +133,7 @@ def check_targets(targets: Sequence[AnyPath], inputs: Sequence[AnyPath]) -> None
 
 
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
-    """Write a model to `path` and its large tensors to `data`, which lies beside it.
-
-    Large are initializers of more than `SMALLEST_EXTERNAL` bytes, also of bodies. A missing folder is made.
-    ModelFileError: `checked`, and the model is not valid; files that were there stay.
-    """
+    """Write a model to `path` and its large tensors to `data`, which lies beside it."""
     import onnx_ir
 
     with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
@@ -178,20 +149,14 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
 
 
 def is_large(model: onnx.ModelProto) -> bool:
-    """Return whether a model has to be written with external data.
-
-    Its size is counted in parts, because one message ends at 2 GiB.
-    """
+    """Return whether a model has to be written with external data."""
     tensors = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in all_tensors(model))
     nodes = sum(len(node.input) + len(node.output) for node in all_nodes(model)) * 64
     return tensors + nodes + sum(value.ByteSize() for value in model.graph.value_info) > PROTOBUF_LIMIT
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model to `path` unchecked, for another program, with `NAME.data` beside it if it is large.
-
-    The write is not atomic unless the model is large; the folder has to be there.
-    """
+    """Write a model to `path` unchecked, for another program, with `NAME.data` beside it if it is large."""
     if is_large(model):
         save_external(model, path, path.with_name(f'{path.name}.data'), checked=False)
     else:
@@ -200,10 +165,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 @contextlib.contextmanager
 def openable(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Yield what ONNX Runtime opens: the bytes of a model, or a file if it is too large for one message.
-
-    The file is given as its path, and removed at the end of the body.
-    """
+    """Yield the bytes of a model, or a file if it is too large for one message."""
     if not is_large(model):
         yield model.SerializeToString()
         return
@@ -234,10 +196,7 @@ def check_ordinary(model: onnx.ModelProto) -> None:
 
 
 def check_opsets(model: onnx.ModelProto, name: AnyPath) -> None:
-    """Raise ModelFileError for a model without opsets, or of a version that is newer than the installed onnx.
-
-    The versions are those of ONNX's own opset and of the IR; opsets of other domains are not looked at.
-    """
+    """Raise ModelFileError for a model without opsets, or of a version that is newer than installed onnx."""
     if not model.opset_import:
         raise ModelFileError(
             f'{name}: states no opset; it was cut short, or is not an ONNX file: {EXPORT_AGAIN}'
@@ -257,7 +216,7 @@ def check_opsets(model: onnx.ModelProto, name: AnyPath) -> None:
 
 
 def check_order(model: onnx.ModelProto, name: AnyPath = 'the model') -> None:
-    """Raise ModelFileError for nodes of the main graph out of order, or that read what nothing makes."""
+    """Raise ModelFileError for nodes of the main graph out of order, or with an input that nothing makes."""
     graph = model.graph
     available = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     producers = {output: position for position, node in enumerate(graph.node) for output in writes(node)}
@@ -288,10 +247,7 @@ def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
 
 
 def check_valid(model: onnx.ModelProto | Path, name: AnyPath) -> None:
-    """Raise ModelFileError, with onnx.checker's message, for a model, or a file, that is not valid ONNX.
-
-    A model of the libspconv dialect is not checked.
-    """
+    """Raise ModelFileError, with onnx.checker's message, for a model, or a file, that is not valid ONNX."""
     if isinstance(model, onnx.ModelProto) and is_sparse(model):
         return
     try:

@@ -1,11 +1,4 @@
-"""An index of the nodes that write and read every tensor of a graph, their operators and constants.
-
-A node is named by its position in `graph.node`, because names may be missing or shared; people write its name
-or '#12'. Needs onnx only.
-
-onnx-ir has an index of uses as well, but writes another file than it read: 244 types more in an RT-DETR
-that nothing was done to, and 0.9 s for both ways where an index takes 0.25 s.
-"""
+"""An index of the nodes that write and read every tensor of a graph, their operators and constants."""
 
 import collections
 import copy
@@ -24,14 +17,11 @@ from mmdeploy_ext.core.errors import ModelFileError, UsageError, did_you_mean
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
 RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
 """Operators of ONNX that draw random numbers wherever they are, also those with a seed: engines draw other
-numbers from it. Dropout, which draws in training mode alone, is not among them."""
+numbers from it."""
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs in a node's attributes: the branches of If, the bodies of Loop and Scan.
-
-    What is inside of nodes of these graphs is not among them.
-    """
+    """Yield the graphs in a node's attributes: the branches of If, the bodies of Loop and Scan."""
     for attribute in node.attribute:
         if attribute.HasField('g'):
             yield attribute.g
@@ -41,10 +31,7 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def all_graphs(
     model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
 ) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield the main graph, the functions and every body in them; of a graph or function, it and its bodies.
-
-    The order is not that of the file.
-    """
+    """Yield main graph, the functions and every body in them: of a graph or function, it and its bodies."""
     waiting = [model.graph, *model.functions] if isinstance(model, onnx.ModelProto) else [model]
     while waiting:
         graph = waiting.pop()
@@ -53,17 +40,13 @@ def all_graphs(
 
 
 def all_nodes(model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node of what `all_graphs` yields."""
+    """Yield every node of `all_graphs`."""
     for graph in all_graphs(model):
         yield from graph.node
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every constant tensor: initializers and attributes, also of bodies and functions.
-
-    Sparse tensors are not among them, neither as initializers nor as attributes, nor are attributes that hold
-    numbers without a tensor, such as `value_ints` of Constant.
-    """
+    """Yield every constant tensor: initializers and attributes, also of bodies and functions."""
     for graph in all_graphs(model):
         yield from getattr(graph, 'initializer', ())
         for node in graph.node:
@@ -74,10 +57,7 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def captured(node: onnx.NodeProto) -> list[str]:
-    """Return the outer tensors that a node's bodies read or give as outputs, in order, each once.
-
-    Bodies inside of bodies count. A name that a body has itself is no outer one, wherever in the body it is.
-    """
+    """Return the outer tensors that a node's bodies read or give as outputs, in order, each once."""
     names: list[str] = []
     for body in bodies(node):
         inner = {'', *(value.name for value in (*body.input, *body.initializer))}
@@ -88,10 +68,7 @@ def captured(node: onnx.NodeProto) -> list[str]:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """Return every tensor that a node needs: its inputs, then what its bodies read from outside.
-
-    Each is there once, and inputs that the node leaves out are not: places say nothing of operands.
-    """
+    """Return every tensor that a node needs: its inputs, then what its bodies read from outside."""
     return list(dict.fromkeys([name for name in node.input if name] + captured(node)))
 
 
@@ -101,10 +78,7 @@ def writes(node: onnx.NodeProto) -> list[str]:
 
 
 def refill(message: Message, **fields: Iterable[Message]) -> None:
-    """Replace the entries of repeated fields of a protobuf message in place.
-
-    `fields` is name of a field -> its new entries, which are copied, so that they may be old ones.
-    """
+    """Replace the entries of repeated fields of a protobuf message in place."""
     for name, entries in fields.items():
         copies = copy.deepcopy(list(entries))
         message.ClearField(name)
@@ -131,7 +105,7 @@ def free_name(name: str, used_names: Collection[str]) -> str:
 
 
 def claim_name(name: str, used_names: set[str]) -> str:
-    """Return what `free_name` does, and add it to `used_names`."""
+    """Return `free_name`'s result, and add it to `used_names`."""
     used_names.add(name := free_name(name, used_names))
     return name
 
@@ -144,17 +118,12 @@ def join_names(names: Sequence[str], limit: int) -> str:
 class Index:
     """A graph, looked up by tensor and by node.
 
-    Sub-graphs belong to their node: what their bodies read from outside counts as read by the node.
-
     Attributes:
         model: it must not change while the index is used; `graph` is its main graph.
         nodes: nodes of the main graph; a node's position in it, from 0, is its handle.
         inputs: names of the graph inputs that have to be fed, i.e. have no initializer.
-        constants: initializers by name, those of inputs with a default too; sparse ones are not there.
+        constants: initializers by name, defaults of inputs too; sparse ones are not there.
         outputs: names of the graph's outputs.
-
-    Raises:
-        ModelFileError: two nodes write the same tensor.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -191,7 +160,7 @@ class Index:
         return self._reads[position]
 
     def writes(self, position: int) -> list[str]:
-        """Return the outputs that the node at `position` has, without those that it leaves out."""
+        """Return the outputs that the node at `position` has, without omitted ones."""
         return writes(self.nodes[position])
 
     def label(self, position: int) -> str:
@@ -200,7 +169,6 @@ class Index:
 
     @property
     def tensors(self) -> list[str]:
-        """The tensors of the main graph: inputs, dense initializers, then node outputs in file order."""
         values = [value.name for value in self.graph.input]
         return list(dict.fromkeys([*values, *self.constants, *self._producers]))
 
@@ -232,10 +200,7 @@ class Index:
         return positions[0]
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
-        """Return the positions, ascending, of the nodes that make `outputs` from graph inputs and constants.
-
-        The walk up ends at `stops`, tensors that are there already; an output that is one needs nothing.
-        """
+        """The positions, ascending, of the nodes that make `outputs` from graph inputs and constants."""
         stops, positions = set(stops), set()
         waiting = [name for name in outputs if name not in stops]
         while waiting:
@@ -255,18 +220,12 @@ class Index:
         return sorted(positions)
 
     def leaves(self, positions: Iterable[int], stops: Iterable[str] = ()) -> list[str]:
-        """Return the names of graph inputs that some nodes read and that are not in `stops`, in graph order.
-
-        `positions` are those of the nodes. Inputs with a default are not among them.
-        """
+        """The names of graph inputs that some nodes read and that are not in `stops`, in graph order."""
         names = {name for position in positions for name in self.reads(position)} - set(stops)
         return [name for name in self.inputs if name in names]
 
     def constant_nodes(self) -> set[int]:
-        """Return the positions of nodes that depend on no graph input, also on none with a default.
-
-        Random operators of the main graph, and what depends on them, do not count as constant.
-        """
+        """Return the positions of nodes that depend on no graph input, also on none with a default."""
         random = [position for position, node in enumerate(self.nodes) if node.op_type in RANDOM]
         varying = [value.name for value in self.graph.input]
         varying += [name for position in random for name in self.writes(position)]
@@ -279,10 +238,7 @@ def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
 
 
 def schema_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema | None:
-    """Return the schema of a node's operator in these opsets (domain -> version), None when ONNX has none.
-
-    A domain that `opsets` lacks counts as version 1.
-    """
+    """Return the schema of a node's operator in these opsets (domain -> version), None when ONNX has none."""
     domain = '' if node.domain == 'ai.onnx' else node.domain
     return _schema(node.op_type, domain, opsets.get(domain, 1))
 
@@ -301,24 +257,14 @@ def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
-    """Return name -> default value of the attributes of a node's operator that have one, whatever it states.
-
-    `opsets` is domain -> version, as `opsets_of` returns it. Texts are bytes. {} for an operator without a
-    schema.
-    """
+    """Name -> default value of the attributes of a node's operator that have one, whatever it states."""
     schema = schema_of(node, opsets)
     entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
     return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}
 
 
 def random_nodes(model: onnx.ModelProto) -> list[str]:
-    """Return the nodes whose results are random, also of bodies and functions, as 'name (operator)'.
-
-    A node without a name is '#12', its position in its graph, body or function. Their results differ between
-    engines, so that no number of runs shows that two of them agree. Dropout counts where it can be in
-    training mode: its third input is there and is not a constant false of the same graph (in opsets 7 to 11
-    it has none, and never draws).
-    """
+    """Return the nodes with random results, also of bodies and functions, as 'name (operator)'."""
     return [
         f'{node.name or f"#{position}"} ({node.op_type})'
         for graph in all_graphs(model)
@@ -345,11 +291,7 @@ ATTRIBUTE_DTYPES = {
 
 
 def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
-    """Return the value of a Constant node, whichever attribute has it; None for another node.
-
-    None also if it has not exactly one attribute, or one that is an argument of the function around it. Texts
-    are an array of objects, bytes or str.
-    """
+    """Return the value of a Constant node, whichever attribute has it; None for another node."""
     if node.op_type != 'Constant' or node.domain not in ('', 'ai.onnx') or len(node.attribute) != 1:
         return None
     (attribute,) = node.attribute
@@ -362,24 +304,14 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """Return bytes that equal those of another array of the same dtype and shape only if all elements do.
-
-    Elements are equal if their bits are: 0.0 and -0.0 differ.
-
-    Of an array of objects, which are texts, `tobytes` would give their addresses. A text counts alike as str
-    and as bytes in UTF-8: ONNX's tensors and attributes give one or the other.
-    """
+    """Return bytes that equal those of another array of the same dtype and shape only if all elements do."""
     if array.dtype != object:
         return array.tobytes()
     return repr([text if isinstance(text, bytes) else text.encode() for text in array.ravel()]).encode()
 
 
 def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = None) -> None:
-    """Turn the Constant nodes of a graph into initializers, in place; constants of strings stay nodes.
-
-    Bodies of the graph stay as they are. With `data_type`, a `TensorProto.DataType`, only the constants of
-    that type become initializers; None: all do.
-    """
+    """Turn the Constant nodes of a graph into initializers, in place; constants of strings stay nodes."""
     initializers = {}
     for node in graph.node:
         value = constant_value(node)

@@ -23,11 +23,7 @@ WRAPPER = 'model'
 
 
 def module_of(node: onnx.NodeProto) -> tuple[str, str]:
-    """Return (module name, source) of one node, e.g. ('backbone.layer1.0.conv1', 'names').
-
-    The source is 'metadata', 'names', 'weights' or ''; the first that says anything counts, also if it names
-    no module. TorchScript writes a number behind the name of a repeated call ('relu_1').
-    """
+    """Return (module name, source) of one node, e.g. ('backbone.layer1.0.conv1', 'names')."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
             try:
@@ -46,10 +42,7 @@ def module_of(node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def without_repetition(parts: Iterable[str]) -> list[str]:
-    """Return the parts of a name, outermost first, without empty ones and containers that the next repeats.
-
-    ['layer1', 'layer1.0'] becomes ['layer1.0'], a member of a Sequential.
-    """
+    """The parts of a name, outermost first, without empty ones and containers that the next repeats."""
     words: list[str] = []
     for part in filter(None, parts):
         if words and part.startswith(f'{words[-1]}.'):
@@ -59,10 +52,7 @@ def without_repetition(parts: Iterable[str]) -> list[str]:
 
 
 def plain_path(path: str) -> str:
-    """Return the path of a module without what leads to the detector, as keys of checkpoints have it.
-
-    'network.model.backbone.conv1' becomes 'backbone.conv1'; a path without `WRAPPER` stays as it is.
-    """
+    """Return the path of a module below the detector, as keys of checkpoints have it."""
     parts = path.split('.')
     return '.'.join(parts[parts.index(WRAPPER) + 1 :]) if WRAPPER in parts else path
 
@@ -78,8 +68,8 @@ def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) ->
     Args:
         node: node of an exported file.
         modules: paths of the model's modules; of a path in a name the result is one of them (the nearest
-            module around it if it is none itself), or ''. None takes the name as it is, with numbers of calls
-            and stages ('network'), and that in metadata is always taken so.
+            module around it if it is none itself), or ''. None takes the name unchanged, with numbers of
+            calls and stages ('network'), and a path in metadata is always taken so.
     """
     path, source = module_of(node)
     if source == 'metadata':
@@ -92,7 +82,6 @@ def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) ->
 
 @functools.lru_cache(maxsize=4096)
 def _resolve(parts: tuple[str, ...], modules: frozenset[str]) -> str:
-    """Return which of the modules a scope means, '' if none or several."""
     for path in _possible_paths(parts):
         if path in modules:
             return path
@@ -103,7 +92,6 @@ def _resolve(parts: tuple[str, ...], modules: frozenset[str]) -> str:
 
 
 def _possible_paths(parts: Sequence[str]) -> Iterator[str]:
-    """Yield the paths that a scope may mean, longest first; `_2` behind a name may count calls."""
     for end in range(len(parts), 0, -1):
         for start in range(end):
             path = '.'.join(parts[start:end])

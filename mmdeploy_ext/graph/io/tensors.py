@@ -27,11 +27,7 @@ CANNOT_READ = (
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read named tensors: an .npz file, a dump of this project, a .npy file, or a folder of .npy files.
-
-    The name of a .npy file is the tensor's, percent-encoded ('%2F' for '/'). DataError: it cannot be read
-    without running code in it.
-    """
+    """Read named tensors: an .npz file, a dump of this project, a .npy file, or a folder of .npy files."""
     path = Path(path)
     if path.is_dir():
         if (path / MANIFEST).is_file():

@@ -1,12 +1,4 @@
-"""The dtype and shape of every tensor of a graph. Needs onnx only.
-
-onnx infers them. It carries some values that follow from shapes alone (what `Shape` gives, and arithmetic on
-it), but not through every operator of every opset (Unsqueeze before opset 13, for one); with these values
-computed here, it finds the shapes behind Reshape, Resize and Expand.
-
-onnxscript's folding with shape inference does less of it in more time (RT-DETR at a fixed size: the shapes of
-1,700 tensors in 2.1 s and 386 tensors gone; here 2,103 in 0.6 s).
-"""
+"""The dtype and shape of every tensor of a graph. Needs onnx only."""
 
 import functools
 import math
@@ -22,7 +14,7 @@ from mmdeploy_ext.graph.io.index import constant_value
 
 PACKED_BITS = {'INT2': 2, 'UINT2': 2, 'INT4': 4, 'UINT4': 4, 'FLOAT4E2M1': 4}
 PACKED_BITS |= {'FLOAT6E2M3': 6, 'FLOAT6E3M2': 6}
-"""Name of a data type whose elements share bytes in raw data -> bits of an element."""
+"""Name of a data type of less than a byte -> bits of an element."""
 LARGEST_SHAPE = 1024
 """Elements: larger constants are no shapes, and values of larger initializers are left out when shapes are
 inferred."""
@@ -38,16 +30,7 @@ SHAPE_OPERATORS = frozenset(_SHAPE_OPERATORS.split())
 
 
 def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.TypeProto]:
-    """Return tensor name -> type of all tensors of the main graph whose type can be told, but sparse ones.
-
-    The model is not changed, and its large initializers are not copied. An input with a default counts with
-    that value: shapes that follow from it are those without another feed. With `strict`, nodes and shapes
-    that do not fit together are an error; without, what follows from them has no type. If a node is of a
-    domain that the model does not import, only types that are stated are known.
-
-    Raises:
-        ModelFileError: `strict`, and onnx found a node that cannot work; its message names the node.
-    """
+    """Return tensor name -> type of the tensors of the main graph with a known type, but sparse ones."""
     slim, constants = skeleton(model), {}
     types = _infer_once(slim, strict)
     while fold_shapes(slim, types, constants):
@@ -71,12 +54,7 @@ def _infer_once(slim: onnx.ModelProto, strict: bool) -> dict[str, onnx.TypeProto
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy without the values of large initializers: what shape inference reads, in few bytes.
-
-    Initializers of more than `LARGEST_SHAPE` elements keep name, data type and shape. Metadata, documentation
-    and annotations of the model and the graph are left out; nodes and functions are whole, and
-    so are large Constant nodes.
-    """
+    """Return a copy without the values of large initializers: for shape inference, in few bytes."""
     slim = onnx.ModelProto(ir_version=model.ir_version)
     slim.opset_import.extend(model.opset_import)
     slim.functions.extend(model.functions)
@@ -97,13 +75,7 @@ def fold_shapes(
     types: Mapping[str, onnx.TypeProto],
     constant_nodes: dict[int, dict[str, np.ndarray]] | None = None,
 ) -> int:
-    """Replace nodes whose values follow from shapes and small constants by Constant nodes, in place.
-
-    Returned is how many were replaced. The model is a `skeleton`; `types` is tensor name -> inferred type. A
-    value has at most `LARGEST_SHAPE` elements. Nodes of several outputs and sub-graphs stay as they are.
-    `constant_nodes` is index of a Constant node -> name of its output -> value ({} without a small one). The
-    call adds to it, so that a further one with the same model need not read them again; None: there is none.
-    """
+    """Replace nodes that follow from shapes and small constants by Constant nodes, in place."""
     constant_nodes = {} if constant_nodes is None else constant_nodes
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
     constants = {name: array for name, array in tensors.items() if array is not None}
@@ -130,7 +102,6 @@ def _constant_outputs(
     types: Mapping[str, onnx.TypeProto],
     model: onnx.ModelProto,
 ) -> dict[str, np.ndarray]:
-    """Return the values of a node's outputs if they follow from shapes, else {}."""
     if node.domain not in ('', 'ai.onnx') or not node.output:
         return {}
     if node.op_type == 'Constant':
@@ -167,7 +138,6 @@ def _constant_outputs(
 
 @functools.lru_cache(maxsize=512)
 def _evaluator(node: bytes, ir_version: int, opsets: tuple[tuple[str, int], ...]) -> ReferenceEvaluator:
-    """Return what evaluates a node alone, which takes longer to make than the node to run."""
     parsed = onnx.NodeProto.FromString(node)
     inputs = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(filter(None, parsed.input))]
     outputs = [onnx.ValueInfoProto(name=name) for name in parsed.output]
@@ -177,7 +147,6 @@ def _evaluator(node: bytes, ir_version: int, opsets: tuple[tuple[str, int], ...]
 
 
 def _small_array(tensor: onnx.TensorProto) -> np.ndarray | None:
-    """Return a constant; None if it is large, has external data, or was cut short."""
     if math.prod(tensor.dims) > LARGEST_SHAPE or tensor.external_data:
         return None
     try:
@@ -187,11 +156,7 @@ def _small_array(tensor: onnx.TensorProto) -> np.ndarray | None:
 
 
 def shape(tensor_type: onnx.TypeProto | None) -> list[int | str] | None:
-    """Return the sizes of a tensor type: numbers, names of axes, '?' for unknown ones.
-
-    A negative size is an unknown one, as for ONNX Runtime: older exporters of Paddle write -1. None if the
-    rank is unknown, or the type is not that of a tensor.
-    """
+    """Return the sizes of a tensor type: numbers, names of axes, '?' for unknown ones."""
     if tensor_type is None or not tensor_type.HasField('tensor_type'):
         return None
     if not tensor_type.tensor_type.HasField('shape'):
@@ -205,10 +170,7 @@ def shape(tensor_type: onnx.TypeProto | None) -> list[int | str] | None:
 
 
 def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] | None]:
-    """Return name -> sizes of declared tensors, such as inputs or outputs, as `shape` gives them.
-
-    They are None for a tensor without a declared shape.
-    """
+    """Return name -> sizes of declared tensors, such as inputs or outputs, as `shape` gives them."""
     return {value.name: shape(value.type) for value in values}
 
 
@@ -219,11 +181,7 @@ def dtype(data_type: int) -> str:
 
 
 def text(value_type: onnx.TypeProto | None) -> str:
-    """Return e.g. 'float[1,3,h,w]'; 'sequence' or the like for no tensor, '?' when nothing is known.
-
-    A scalar is 'float[]', a tensor of unknown rank 'float[...]', an axis of unknown size '?'. `value_type` is
-    None if the type is not stated.
-    """
+    """Return e.g. 'float[1,3,h,w]'; 'sequence' or the like for no tensor, '?' when nothing is known."""
     if value_type is None or value_type.WhichOneof('value') is None:
         return '?'
     if not value_type.HasField('tensor_type'):
@@ -234,22 +192,13 @@ def text(value_type: onnx.TypeProto | None) -> str:
 
 
 def shape_label(value_type: onnx.TypeProto | None) -> str:
-    """Return e.g. '1x3xhxw', 'scalar' without axes, '' if the rank is unknown or it is the type of no tensor.
-
-    `value_type` is None if the type is not stated. An axis of unknown size is '?'.
-    """
+    """E.g. '1x3xhxw', 'scalar' without axes, '' if the rank is unknown or it is the type of no tensor."""
     sizes = shape(value_type)
     return '' if sizes is None else shape_text(sizes)
 
 
 def byte_size(data_type: int, count: int) -> int:
-    """Return how many bytes `count` elements of a `TensorProto.DataType` take as raw data.
-
-    Texts, which have no raw data, count as 8 bytes each.
-
-    Raises:
-        KeyError, ValueError: the number is no data type.
-    """
+    """Return how many bytes `count` elements of a `TensorProto.DataType` take as raw data."""
     bits = PACKED_BITS.get(type_name(data_type)) or 8 * helper.tensor_dtype_to_np_dtype(data_type).itemsize
     return -(-count * bits // 8)
 

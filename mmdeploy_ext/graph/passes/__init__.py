@@ -1,4 +1,1 @@
-"""One pass per file; each takes a model, which stays as it is, and returns one.
-
-In their docstrings a pass fires on what it changes.
-"""
+"""One pass per file; each takes a model, which stays unchanged, and returns one."""

@@ -1,9 +1,5 @@
 """Replace DeformConv by one GridSample and a convolution of 1x1, for engines that have no DeformConv.
 
-Why: OpenVINO's reader of ONNX has none (measured: 2026.4.1), and TensorRT-RTX does not parse it (1.7.1.116).
-At a border both sample alike: each of the four cells around a place counts as 0 where it is not on the map,
-so that a place at -1 or before, or at H or behind, is 0. In GridSample that is `padding_mode='zeros'`.
-
 Glossary: B batch, C, D channels of input and output, G groups of channels with offsets of their own, K taps
 of the kernel, row by row, H, W of the map, h, w of the output.
 """
@@ -37,11 +33,10 @@ def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
       GridSample at all K places of each cell, (B * G, C / G, K * h, w), times the mask, and Conv of 1x1 over
       C * K channels. Places and samples are float32, also those of a float16 node.
     - Not fired: float64, sub-graphs, local functions, volumes, a weight of which a size is not known. They
-      stay as they are.
+      stay unchanged.
 
-    Any size and batch work, also dynamic ones. The result is the same up to rounding: GridSample takes places
-    as shares of a side, whose last bit is worth some 1e-7 * W pixels. In memory at a time: the samples of all
-    images, B * C * K * h * w. The model stays as it is, and is returned itself if nothing changed.
+    The result is the same up to rounding: GridSample takes places as shares of a side, whose last bit is
+    worth some 1e-7 * W pixels.
     """
     if all(operator_name(node) != 'DeformConv' for node in model.graph.node):
         return model, False
@@ -54,10 +49,7 @@ def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def is_replaced(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProto]) -> bool:
-    """Return whether `node`, of the main graph, is a DeformConv that `replace_deform_conv` replaces.
-
-    `tensor_types` is tensor name -> type, as `types.infer` gives them.
-    """
+    """Return whether `node`, of the main graph, is a DeformConv that `replace_deform_conv` replaces."""
     if operator_name(node) != 'DeformConv':
         return False
     weight = tensor_types.get(node.input[1])
@@ -88,12 +80,6 @@ def _function(
     def deform_conv(op: Any) -> Callable[..., Any]:
         @part(op)
         def axis(moved, length, side, stride, shape, steps):
-            """Return the places of all taps along an axis as shares of a side, -1..1.
-
-            They are pixels in float32 until then, whatever the type of the node: float16 ends at an eighth of
-            a pixel. They are cut off two pixels outside, where all samples are 0, since engines make integers
-            of them.
-            """
             regular = op.Reshape(op.Range(0, length, 1) * stride, shape) + steps
             at = op.Cast(regular, to=TensorProto.FLOAT) + moved
             float_side = op.Cast(side, to=TensorProto.FLOAT)

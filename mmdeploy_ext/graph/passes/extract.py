@@ -1,8 +1,4 @@
-"""A part of a graph: between tensors (`cut`), or some nodes (`extract`).
-
-`onnx.utils.Extractor` refuses tensors without a stated type (every inner one of our own exports), onnx-ir's
-`extract` takes no choice of nodes and drops the types of new ends.
-"""
+"""A part of a graph: between tensors (`cut`), or some nodes (`extract`)."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -23,7 +19,7 @@ def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -
 
 
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
-    """Return the model of some nodes: it takes what they read from others and gives what others read.
+    """Return the model of some nodes: it takes their inputs from other nodes and gives their outputs.
 
     - Nodes that compute constants for them (shapes, axes) become part of it; the constants are no inputs, and
       inputs with a default become constants.
@@ -32,10 +28,6 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
     - Metadata of this project is dropped if the inputs or outputs changed.
     Does not fire, so that an equal copy is returned, when all nodes are chosen, these read all inputs, and
     what nothing reads is an output already.
-
-    Raises:
-        UsageError: no nodes, only nodes that depend on constants alone, or a type that cannot be inferred.
-        ModelFileError: a graph of the libspconv dialect.
     """
     check_ordinary(model)
     index = Index(model)
@@ -64,10 +56,6 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
 def _rebuild(
     index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]
 ) -> onnx.ModelProto:
-    """Return the part, or a copy of the model if it has these nodes and ends.
-
-    The part has no inputs with a default but those in `starts`: their defaults are constants of it.
-    """
     is_whole = list(starts) == index.inputs and list(ends) == index.outputs
     if is_whole and len(positions) == len(index.nodes):
         return copy.deepcopy(index.model)

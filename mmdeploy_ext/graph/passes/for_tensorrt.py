@@ -1,10 +1,4 @@
-"""Make a graph one that TensorRT reads correctly; ONNX Runtime computes the same of the same inputs.
-
-TensorRT's parser takes an input that has an initializer for a constant, so that feeding it would do nothing:
-such an input becomes an ordinary one, and the runtime feeds its default. A Loop without a condition gets one
-that is always true, since the parser does not give its body any. Needs onnx, and onnxscript where inputs
-become constants.
-"""
+"""Make a graph one that TensorRT reads correctly; ONNX Runtime computes the same of the same inputs."""
 
 import copy
 import dataclasses
@@ -32,9 +26,9 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 
     - An initializer that is an input too is removed; other initializers stay. Up to IR 3 all stay: there each
       weight is an input, and none can be fed.
-    - A Loop without a condition gets a constant one, true. A Loop that has one stays as it is, and so does
+    - A Loop without a condition gets a constant one, true. A Loop that has one stays unchanged, and so does
       every Loop inside of another node's body.
-    The model itself stays as it is; a second run changes nothing.
+    The model itself stays unchanged; a second run changes nothing.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -53,21 +47,7 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
-    """Return a model in which inputs are constants, with what depends on constants alone computed by `fold`.
-
-    That leaves out random operators and large tensors, see `simplify.FOLDING_LIMITS`.
-
-    `values` has the inputs that become constants: name -> value, flat, or None for the default that the file
-    states. If sizes inside depend on the values of an input, this makes them known: the frame of SOLO's
-    masks follows from `img_shape`.
-
-    The model stays as it is, and is returned itself if `values` is empty. An axis of open size has size 1.
-
-    Raises:
-        UsageError: no such input, no default, a value of another number of elements, or one that is not whole
-            for an input of integers.
-        ExportError: see `fold`.
-    """
+    """Return a model in which inputs are constants, folded by `fold`."""
     if not values:
         return model
     result = copy.deepcopy(model)
@@ -99,13 +79,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
 
 
 def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
-    """Return name -> values, float64 and flat, of texts NAME=VALUE,VALUE,...; None for a text NAME.
-
-    Of two texts with one name the last counts.
-
-    Raises:
-        UsageError: a value that is no number.
-    """
+    """Return name -> values, float64 and flat, of texts NAME=VALUE,VALUE,...; None for a text NAME."""
     constants: dict[str, np.ndarray | None] = {}
     for text in texts:
         name, sign, numbers = text.partition('=')
@@ -117,16 +91,7 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
 
 
 def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
-    """Return the inputs and outputs, with types and axes, of the engine that is built of a file.
-
-    They are those that a file of this project states in its metadata, and of another file, or one whose
-    metadata are damaged, those of its graph, as `output_comparison.spec_of` reads them. Inputs with a default
-    are among them (not those of a graph up to IR 3, its weights); an axis of an input without a name is then
-    'INPUT.PLACE', one of an output stays '?'.
-
-    `fixed` are names of inputs that `fix_inputs` made constants of `model`; those that its metadata still
-    state are left out.
-    """
+    """Return the inputs and outputs, with types and axes, of the engine that is built of a file."""
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}spec' in props and f'{PREFIX}family' in props:
         try:

@@ -1,18 +1,9 @@
 """Mixed precision: write float16 into a graph; islands stay float32 where its range or grid is too coarse.
 
-Two rules find the islands:
-
 * what is computed from inputs that the spec marks `single` (points, intrinsics, poses, times) is float32 up
   to the first product with a weight: coordinates, inverse sigmoids and the arguments of sine encodings;
 * what gives outputs that it marks `single` is float32 from the last product with a weight on, and so is
   what follows from it inside the graph (boxes, the scores that a top-k sorts).
-
-A product with a weight is a MatMul, Gemm, Conv or ConvTranspose whose second operand is a constant matrix or
-kernel.
-ONNX Runtime's `convert_float_to_float16` knows no such rules: three times the error on the toy ATSS (1.5e-4
-instead of 5.3e-5 of the largest value, with 55 casts instead of 48).
-A user may name further nodes that stay float32. Operators that float16 is not defined for stay as they are,
-and so do nodes with sub-graphs and what gives the values that their sub-graphs read from outside.
 """
 
 from __future__ import annotations
@@ -47,7 +38,7 @@ SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log',
 """Operators that stay float32: squares, exponentials and counts leave the range or the whole numbers of
 float16, angles its grid, and an epsilon of 1e-5 is one of its smallest numbers."""
 TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
-"""Operators that state the type of their output by an attribute or an operand; they are left as they are."""
+"""Operators that state the type of their output by an attribute or an operand; they are left unchanged."""
 SINGLE_OPERANDS = {'Resize': (1, 2)}
 """Operator -> places of the operands that it takes in float32 alone."""
 
@@ -58,16 +49,11 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
     In a model that another tool wrote in mixed precision, nodes of float32 become float16 likewise.
 
     Args:
-        model: its inputs and outputs are the spec's; it stays as it is.
+        model: its inputs and outputs are the spec's; it stays unchanged.
         spec: inputs marked `single` start a float32 island and outputs marked so end one; inputs and outputs
-            whose dtype in it is float16 become float16, all others keep their dtypes.
+            of dtype float16 in it become float16, all others keep their dtypes.
         keep: patterns ('*', '?', '[...]') of names of nodes, their operators, modules or outputs; these nodes
             stay float32.
-
-    Raises:
-        ExportError: a constant that a float16 node reads exceeds float16, or a sub-graph reads an input or
-            output that becomes float16.
-        UsageError: a pattern in `keep` fits no node.
     """
     matching_nodes(model.graph.node, keep)
     half_ends = {tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.dtype == 'float16'}
@@ -86,14 +72,6 @@ def exceeds_half(array: np.ndarray) -> bool:
 
 
 class _Graph:
-    """A copy of the model, its constants as initializers, and the rules for nodes that stay float32.
-
-    Attributes:
-        elements: data type by the name of a value; `ranks`, where inference tells them, likewise.
-        constants: values that depend on no input.
-        captured: values that sub-graphs read from outside by their names.
-    """
-
     def __init__(self, model: onnx.ModelProto, half_ends: set[str]) -> None:
         self.model = copy.deepcopy(model)
         graph = self.model.graph
@@ -124,24 +102,20 @@ class _Graph:
                 self.constants.update(node.output)
 
     def floats(self, names: Iterable[str]) -> list[str]:
-        """Return those of some values that are float16 or float32."""
         return [name for name in names if self.elements.get(name) in (HALF, SINGLE)]
 
     def is_weighted(self, node: onnx.NodeProto) -> bool:
-        """Return whether a node is a product with a weight."""
         place = PRODUCTS.get(node.op_type)
         if place is None or node.input[place] not in self.constants:
             return False
         return self.ranks.get(node.input[place], 2) == 2 or 'Conv' in node.op_type
 
     def is_typed(self, node: onnx.NodeProto) -> bool:
-        """Return whether a node keeps its types: they are not float32, or its operator states them."""
         floats = self.floats([*node.input, *node.output])
         is_half = any(self.elements[name] == HALF for name in floats)
         return node.op_type in TYPED_OPS or not floats or is_half
 
     def islands(self, inputs: set[str], outputs: set[str]) -> set[int]:
-        """Return the nodes that compute in float32 from the `single` inputs on, or up to such outputs."""
         single, needed = set(inputs), set(outputs)
         ending, islands = set(), set()
         for position, node in reversed(list(enumerate(self.nodes))):
@@ -159,7 +133,6 @@ class _Graph:
         return islands
 
     def not_defined_for_half(self) -> set[int]:
-        """Return the nodes whose operator takes float32 and not float16, or that ONNX does not know."""
         opsets = opsets_of(self.model)
         positions = set()
         for position, node in enumerate(self.nodes):
@@ -179,7 +152,6 @@ class _Graph:
         return positions
 
     def around_sub_graphs(self) -> set[int]:
-        """Return the nodes with sub-graphs, and those that give what sub-graphs read from outside."""
         return {
             position
             for position, node in enumerate(self.nodes)
@@ -187,7 +159,6 @@ class _Graph:
         }
 
     def constants_of(self, islands: set[int]) -> set[int]:
-        """Return the nodes that compute constants which an island reads, so that these are not rounded."""
         positions = set()
         read = {name for position in islands for name in self.nodes[position].input}
         for position, node in reversed(list(enumerate(self.nodes))):
@@ -198,15 +169,6 @@ class _Graph:
 
 
 class _Writer:
-    """Writes the nodes anew, each with its operands in its own type; one cast per value and type.
-
-    Attributes:
-        elements: data type by the name of a value in the new graph.
-        initializers: those that are no inputs, by name.
-        nodes: the new nodes.
-        converted: names of the values that were made by conversion: '<name>/half' or '<name>/single'.
-    """
-
     def __init__(self, graph: _Graph, islands: set[int], half_ends: set[str]) -> None:
         self.graph, self.islands, self.half_ends = graph, islands, half_ends
         self.elements = dict(graph.elements)
@@ -254,7 +216,6 @@ class _Writer:
         refill(proto, node=self.nodes, initializer=initializers, value_info=())
 
     def inner_names_of_outputs(self) -> dict[str, str]:
-        """Return the new inner name of each graph output whose type inside differs from the one outside."""
         graph = self.graph
         outputs = {value.name for value in graph.model.graph.output}
         inner_names = {}
@@ -269,7 +230,6 @@ class _Writer:
         return inner_names
 
     def operand(self, name: str, element: int) -> str:
-        """Return the name under which a value has a data type; a cast or a constant is added if needed."""
         if self.elements.get(name) not in (HALF, SINGLE) or self.elements[name] == element:
             return name
         new_name = f'{name}/{"half" if element == HALF else "single"}'

@@ -15,15 +15,12 @@ def replace_by_functions(
 ) -> tuple[onnx.ModelProto, bool]:
     """Return a model in which nodes of the main graph are replaced, and whether any was.
 
-    The model stays as it is, and is returned itself if no node is replaced. Other functions of it stay. The
-    nodes in place of a node are those of its function: its name and `metadata_props` are lost.
-
     Args:
         model: the graph.
         domain: domain of the functions until they are inlined; no node of the model is of it.
         write: takes a node and the name of its function; returns the function, which takes the inputs that
-            the node has, without those that it leaves out, gives its outputs, and is of the opset of the
-            model; None: the node stays.
+            the node has, without omitted ones, gives its outputs, and is of the opset of the model; None: the
+            node stays.
     """
     nodes, functions = [], []
     for node in model.graph.node:

@@ -1,10 +1,4 @@
-"""Write means of whole maps as means of rows and then of those, which are off by less than one long sum.
-
-Why: ONNX Runtime's CPU takes the sum of GlobalAveragePool value by value in float32. Measured of 64 channels
-of 448x448: off by 3.9e-6 of the mean, of 112x112 by 1.1e-6; means of rows and then of those are off by 4.3e-7
-and 2.5e-7 (PyTorch by 1.2e-7), in less time (2.0 and 3.0 ms). A network that multiplies its maps by functions
-of their means (squeeze and excitation, split attention, switchable convolutions) does so dozens of times.
-"""
+"""Write means of whole maps as means of rows, then of the row means: less rounding than one long sum."""
 
 import copy
 from collections.abc import Iterator
@@ -22,13 +16,7 @@ FIRST_AXIS, SMALLEST_RANK = 2, 4
 
 
 def split_global_means(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    """Return a model without GlobalAveragePool of maps of two axes and more, and whether anything changed.
-
-    Each becomes a ReduceMean for every axis from `FIRST_AXIS` on, the last axis first; the last node has its
-    name and output. A node stays as it is if the rank of its input cannot be inferred, as behind an operator
-    that ONNX does not know, or if it is in a sub-graph or a local function. The model stays as it is, and is
-    returned itself if nothing changed.
-    """
+    """Return a model without GlobalAveragePool of maps of two axes and more, and whether anything changed."""
     pools = [node for node in model.graph.node if operator_name(node) == 'GlobalAveragePool']
     inferred = types.infer(model) if pools else {}
     shapes = [types.shape(inferred.get(node.input[0])) for node in pools]
@@ -51,14 +39,11 @@ def split_global_means(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 class _Writer:
-    """Writes the nodes of means, with the constants that they share: `axes` is axis -> constant."""
-
     def __init__(self, used_names: set[str], axes_are_fed: bool) -> None:
         self.used_names, self.axes_are_fed = used_names, axes_are_fed
         self.axes: dict[int, onnx.TensorProto] = {}
 
     def write(self, node: onnx.NodeProto, rank: int) -> Iterator[onnx.NodeProto]:
-        """Yield the nodes that take the place of one, whose input has that rank."""
         tensor = node.input[0]
         for axis in reversed(range(FIRST_AXIS, rank)):
             output = name = claim_name(f'{node.name or node.output[0]}/mean_of_axis_{axis}', self.used_names)

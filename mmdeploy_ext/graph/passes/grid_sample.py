@@ -1,7 +1,5 @@
 """Replace GridSample by gathers, for engines that have no GridSample or get it wrong.
 
-Why: TensorRT 10.14 to 11.1 gives other detections on DETR-like graphs with GridSample (TensorRT issue 4813).
-
 Glossary: N batch, C channels, H, W of the sampled map, h, w of the grid.
 """
 
@@ -26,12 +24,11 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     - GridSample(X (N, C, H, W), grid (N, h, w, 2)), bilinear, zeros outside, corners not aligned ->
       four GatherElements over the flattened map, weighted; positions outside have weight 0.
     - Not fired: other modes and paddings, corners aligned, volumes (N, C, D, H, W), other types than float32,
-      sub-graphs and local functions. They stay as they are. A type or rank that cannot be inferred counts as
+      sub-graphs and local functions. They stay unchanged. A type or rank that cannot be inferred counts as
       float32 and 4.
 
-    Any shape without a size of 0 works, also a dynamic one. The result is the same up to rounding (float32)
-    for a finite grid; a NaN in it is an error of the engine, infinity gives NaN. The model stays as it is;
-    the new one is a copy, also if nothing changed.
+    The result is the same up to rounding (float32) for a finite grid; a NaN in it is an error of the engine,
+    infinity gives NaN.
     """
     result = copy.deepcopy(model)
     if all(operator_name(node) != 'GridSample' for node in model.graph.node):
@@ -51,7 +48,6 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def _is_supported(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProto]) -> bool:
-    """Return whether a GridSample can be replaced, as far as inference knows the types of its inputs."""
     for tensor_type in (tensor_types.get(name) for name in node.input):
         if len(types.shape(tensor_type) or ('N', 'C', 'H', 'W')) != 4:
             return False
@@ -62,12 +58,6 @@ def _is_supported(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProt
 
 
 class _Gathers:
-    """Writes the nodes that stand for one GridSample.
-
-    Its methods take and return names of tensors: `flat` is the map (N, C, H * W), the size of one axis is
-    int64 (1,).
-    """
-
     def __init__(self, node: onnx.NodeProto, prefix: str) -> None:
         self._map, self._grid = node.input
         self._output = node.output[0]
@@ -75,7 +65,6 @@ class _Gathers:
         self._nodes: list[onnx.NodeProto] = []
 
     def nodes(self) -> list[onnx.NodeProto]:
-        """Return the nodes, in order; the last one gives GridSample's output."""
         map_size = self._op('Shape', self._map)
         batch, channels, height, width = (self._row(map_size, axis) for axis in range(4))
         flat = self._op('Reshape', self._map, self._join(batch, channels, self._ints([-1])))
@@ -97,7 +86,6 @@ class _Gathers:
         return [*self._nodes, result]
 
     def _pixels(self, relative: str, length: str) -> str:
-        """Return ((relative + 1) * length - 1) / 2: pixels, of coordinates -1..1 with corners not aligned."""
         size = self._op('Cast', length, to=onnx.TensorProto.FLOAT)
         scaled = self._op('Mul', self._op('Add', relative, self._float(1.0)), size)
         return self._op('Mul', self._op('Sub', scaled, self._float(1.0)), self._float(0.5))
@@ -111,10 +99,6 @@ class _Gathers:
     def _corner(
         self, flat: str, outer: tuple[str, str], size: tuple[str, str], corner: tuple[str, str], weight: str
     ) -> str:
-        """Return (N, C, h * w): values at whole coordinates, times their weights.
-
-        `outer` are N and C, `size` H and W, `corner` x and y (N, h, w), and `weight` is (N, h, w).
-        """
         inside, clipped = [], []
         for coordinate, length in zip(corner, reversed(size), strict=True):
             last = self._op('Sub', self._op('Cast', length, to=onnx.TensorProto.FLOAT), self._float(1.0))

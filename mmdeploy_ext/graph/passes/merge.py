@@ -1,9 +1,4 @@
-"""Concatenate models that pass tensors to each other by name.
-
-`onnx.compose.merge_models` takes two at a time, and makes two inputs of one that both read (`a/x`, `b/x`);
-its prefixes give the nodes of exporters two slashes (`network//backbone/Conv`) and inputs with a default
-another name than their default.
-"""
+"""Concatenate models that pass tensors to each other by name."""
 
 import copy
 from collections.abc import Collection, Sequence
@@ -20,22 +15,11 @@ def concatenate(
 ) -> onnx.ModelProto:
     """Merge models into one: an input of a model is the output of an earlier model with the same name.
 
-    Inputs that no earlier model gives become graph inputs; models may share them, and the default that one of
-    them states is that of all. The default of an input is left out where an earlier model gives the tensor.
-    One model alone is renamed likewise, so that names do not depend on how many stages there are.
-
-    Metadata and functions are those of the first model; functions of others are left out. The result is not
-    checked: `files.save` refuses one in which two tensors have one name.
-
     Args:
-        models: models in the order of execution, at least one, with the same opsets; they stay as they are.
+        models: models in the order of execution, at least one, with the same opsets; they stay unchanged.
         prefixes: one per model, put with '/' before the names of its nodes and inner values.
         outputs: names of the merged graph's outputs, which are outputs of the models, or inputs that are
             passed through.
-
-    Raises:
-        ExportError: the opsets differ, an output is the name of no model's output or input, or an input has
-            two defaults.
     """
     opsets = {
         tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models
@@ -73,10 +57,6 @@ def concatenate(
 def _new_constants(
     constants: dict[str, onnx.TensorProto], graph: onnx.GraphProto, produced: Collection[str]
 ) -> list[onnx.TensorProto]:
-    """Return the initializers of a graph that `constants` lacks, and add them to it by name.
-
-    Defaults of what is `produced` are left out. ExportError: an input has another default in `constants`.
-    """
     added = []
     for tensor in graph.initializer:
         if tensor.name in produced:
@@ -90,7 +70,6 @@ def _new_constants(
 
 
 def _add_prefix(graph: onnx.GraphProto, prefix: str) -> None:
-    """Put a prefix before every name but those of the graph's inputs and outputs, sub-graphs included."""
     ends = {value.name for value in (*graph.input, *graph.output)}
 
     def prefixed(name: str) -> str:

@@ -1,15 +1,4 @@
-"""Write group normalisation with sums in two steps, which are off by less than one long sum in float32.
-
-Why: exporters write it as InstanceNormalization, whose sums ONNX Runtime's CPU takes value by value in
-float32. Measured of 256 channels in 32 groups at 80x112, a half of them constant as padding is: off by 2.5e-5
-of the largest value; means of rows and then of those are off by 1.6e-7 (PyTorch 1e-7), in 1.2 to 1.8 times
-the time, where a 3x3 convolution takes 20 to 60 times (of 10x10 three times: 0.12 ms); with ONNX Runtime
-1.18, 1.20, 1.23 and 1.31 alike. Where the mean is 100 times the deviation: 2.9e-6 instead of 1.6e-5.
-Because of it 4 of 100 results of a Mask R-CNN with group normalisation in its backbone, for a picture in a
-larger input, had no equal (worst IoU 0.968). LayerNormalization is no way out: in ONNX Runtime up to 1.23 it
-is off by 0.1 if the mean is 100 times the deviation, and later versions are exact only for a scale of one
-value, which the earlier ones refuse.
-"""
+"""Write group normalisation with sums in two steps, which are off by less than one long sum in float32."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -28,17 +17,15 @@ SMALLEST_RANK = 3
 
 
 def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    """Return a model whose group normalisations take their sums in two steps, and whether anything changed.
+    """Return a model with group normalisation in two sums, and whether anything changed.
 
     - Reshape(X (N, C, ..., W), (0, G, -1)), InstanceNormalization(_, ones, zeros) -> (R - mean) /
       Sqrt(variance + epsilon), R being the reshaped X, G the number of groups; mean and variance are means
       over W first, then over what is left of the group. It is for float32: nodes of float16 are replaced,
       too, and cannot hold squares of values above 255.
-    - A node stays as it is if its scale or bias is another one or no constant, if its input is reshaped to
+    - A node stays unchanged if its scale or bias is another one or no constant, if its input is reshaped to
       another shape or is (N, C), which has no rows, or if it is in a sub-graph or a local function. An
       input of unknown rank counts as (N, C, ..., W).
-
-    The model stays as it is, and is returned itself if nothing changed.
     """
     constants = _constants(model.graph)
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -63,7 +50,6 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Return name -> values of the constants that are scales and biases of norms, or shapes of Reshape."""
     nodes = [node for node in graph.node if node.op_type in ('InstanceNormalization', 'Reshape')]
     names = {name for node in nodes for name in node.input[1:]}
     unfed = names - {value.name for value in graph.input}
@@ -79,7 +65,6 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 def _group_norm(
     node: onnx.NodeProto, constants: Mapping[str, np.ndarray], producers: Mapping[str, onnx.NodeProto]
 ) -> tuple[onnx.NodeProto, np.dtype] | None:
-    """Return the Reshape before a group normalisation and its dtype; None if the node is no such one."""
     if operator_name(node) != 'InstanceNormalization':
         return None
     scale, bias = (constants.get(name) for name in node.input[1:])
@@ -95,14 +80,11 @@ def _group_norm(
 
 
 class _Writer:
-    """Writes the nodes of group normalisations, with constants that they share."""
-
     def __init__(self, used_names: set[str], axes_are_fed: bool) -> None:
         self.used_names, self.axes_are_fed = used_names, axes_are_fed
         self.constants: dict[tuple[str, bytes], onnx.TensorProto] = {}
 
     def write(self, node: onnx.NodeProto, before: onnx.NodeProto, dtype: np.dtype) -> list[onnx.NodeProto]:
-        """Return the nodes that take the place of one; the last has its name and output."""
         (image, shape), groups, output = before.input, before.output[0], node.output[0]
         epsilon = next((entry.f for entry in node.attribute if entry.name == 'epsilon'), 1e-5)
         nodes: list[onnx.NodeProto] = []

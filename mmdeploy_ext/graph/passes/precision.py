@@ -1,9 +1,4 @@
-"""A finished graph in half precision, as the options of an export or a command ask for it.
-
-A pattern ('*', '?', '[...]', see `fnmatch`) fits a node by its name, operator, module or output, see
-`select.matching_nodes`. Nodes inside sub-graphs are no nodes of the graph here. No function changes the model
-that it is given.
-"""
+"""A finished graph in half precision, as the options of an export or a command ask for it."""
 
 import copy
 import dataclasses
@@ -26,7 +21,7 @@ from mmdeploy_ext.graph.passes.fp16 import PRODUCTS, exceeds_half, to_fp16
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 FACTS = 'fp16.'
-"""Prefix of the entries of `metadata_props` that state what was done."""
+"""Prefix of the entries of `metadata_props` about the precision."""
 STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*', 'fusion/*')
 """Patterns of the names of nodes that make and read boxes and maps: in float16 a pixel near 608 is 0.5 wide,
 and a map has more pixels than float16 can count."""
@@ -35,10 +30,7 @@ and a map has more pixels than float16 can count."""
 def in_precision(
     model: onnx.ModelProto, spec: GraphSpec, options: Any, defaults: Iterable[str] = ()
 ) -> onnx.ModelProto:
-    """Return a finished graph in the precision of its options, and state in its metadata what was done.
-
-    Of 'fp32' the model itself comes back; of 'fp16' a copy, which differs in its metadata at most if
-    `to_fp16` gave the graph already.
+    """Return a finished graph in the precision of its options, and describe it in its metadata.
 
     The entries of `metadata_props` are `fp16.keep_fp32`, the patterns of the options as JSON, and the numbers
     `fp16.kept_nodes`, of the nodes that a pattern fits, and `fp16.nodes`, of all nodes, before float16 was
@@ -47,15 +39,12 @@ def in_precision(
 
     Args:
         model: float32; its inputs and outputs are the spec's.
-        spec: states by dtype which inputs and outputs are float16, and by `single` what is computed in
-            float32 all the same.
+        spec: states by dtype which inputs and outputs are float16, and by `single` the parts that stay
+            float32.
         options: options of the export; `precision` ('fp32' or 'fp16') and `keep_fp32` (patterns of nodes) are
             read.
         defaults: patterns of the family's nodes that stay float32. Patterns that fit nothing are no mistake
             here, since several graphs share them; see `check_patterns`.
-
-    Raises:
-        ExportError: see `to_fp16`.
     """
     if options.precision == 'fp32':
         return model
@@ -75,18 +64,12 @@ def in_precision(
 def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onnx.ModelProto, int]:
     """Return a float32 model with float16 written into it, and how many nodes a pattern keeps in float32.
 
-    The number is of nodes that one of all patterns fits. Metadata stay as they are.
-
     Args:
         model: float32.
         io: precision of float32 inputs and outputs: 'fp16' makes them float16, but for inputs with a default;
             'fp32' leaves them.
-        keep_fp32: patterns of nodes that stay float32, besides those of `fp32_patterns`; for what they fit
-            see `matching_nodes`.
-
-    Raises:
-        UsageError: a pattern of `keep_fp32` fits no node.
-        ExportError: see `to_fp16`.
+        keep_fp32: patterns of nodes that stay float32, besides those of `fp32_patterns`; see
+            `matching_nodes`.
     """
     spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
     count = len(matching_nodes(model.graph.node, patterns))
@@ -134,10 +117,6 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
 
 
 def _beyond_half(model: onnx.ModelProto, index: Index, staged: set[int]) -> set[int]:
-    """Return the positions of what reads constants beyond float16, and of what is computed from it.
-
-    Neither is a product; of the nodes at `staged`, which stay float32 anyway, no walk begins.
-    """
     arrays = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
         for tensor in model.graph.initializer
@@ -159,12 +138,7 @@ def _beyond_half(model: onnx.ModelProto, index: Index, staged: set[int]) -> set[
 
 
 def family_patterns(model: onnx.ModelProto) -> list[str]:
-    """Return the patterns of nodes that the family of a model keeps in float32, those that fit its nodes.
-
-    The family is that of the metadata. A model without metadata of this project, or of a family that is not
-    registered, has no such patterns.
-    ModelFileError: the entry is damaged.
-    """
+    """Return the patterns of nodes that the family of a model keeps in float32 and that fit its nodes."""
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
         return []
@@ -174,15 +148,12 @@ def family_patterns(model: onnx.ModelProto) -> list[str]:
 
 
 def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy of a model that became float16 after its export, with metadata that state that.
-
-    The options and, with `fp16_io`, the spec are changed. A model without metadata of this project, or with
-    damaged ones, comes back as it is.
+    """Return a copy of a model that became float16 after its export, with metadata about it.
 
     Args:
         model: model in float16, which is not converted here.
         fp16_io: its inputs and outputs became float16, too.
-        keep_fp32: patterns of nodes that stayed float32; for what they fit see `matching_nodes`.
+        keep_fp32: patterns of nodes that stayed float32; see `matching_nodes`.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     try:
@@ -198,9 +169,6 @@ def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequenc
 
 
 def check_patterns(models: Iterable[onnx.ModelProto], patterns: Sequence[str]) -> None:
-    """Raise UsageError, with similar names, for a pattern that fits no node of any graph of an export.
-
-    The patterns are those of --keep-fp32, see `select.matching_nodes`.
-    """
+    """Raise UsageError, with similar names, for a pattern that fits no node of any graph of an export."""
     if patterns:
         matching_nodes([node for model in models for node in model.graph.node], patterns)

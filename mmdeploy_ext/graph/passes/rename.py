@@ -1,7 +1,4 @@
-"""Other names for tensors and nodes; the inputs, outputs and axes that a spec states or a caller named.
-
-onnx-ir renames by setting a name, but writes another file (see `graph.io.index`).
-"""
+"""Other names for tensors and nodes; the inputs, outputs and axes that a spec states or a caller named."""
 
 import copy
 import re
@@ -25,11 +22,7 @@ def all_tensor_names(model: onnx.ModelProto) -> list[str]:
 
 
 def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Rename every tensor of a graph and of the bodies in it, in place, also in declarations and annotations.
-
-    `new` returns the new name for an old one; it is not called for '', which stays. That no two tensors get
-    one name is the caller's concern.
-    """
+    """Rename every tensor of a graph and of bodies in it, in place, also in declarations and annotations."""
 
     def renamed(name: str) -> str:
         return new(name) if name else name
@@ -48,10 +41,7 @@ def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
 
 
 def rename_nodes(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Rename every node of a graph and of the bodies in it, in place.
-
-    `new` returns the new name for an old one, which is '' for a node without a name.
-    """
+    """Rename every node of a graph and of the bodies in it, in place."""
     for node in graph.node:
         node.name = new(node.name)
         for body in bodies(node):
@@ -65,12 +55,6 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     - An input with a default gets an initializer of that value, of size 1 along dynamic axes, which feeding
       overrides.
     - Declared shapes are the spec's, with its names of dynamic axes.
-
-    The model stays as it is. That the graph's own types agree with the spec's is not checked.
-
-    Raises:
-        ExportError: the graph takes a tensor that the spec does not have, or no node or initializer gives an
-            output of the spec.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -120,11 +104,6 @@ def name_ends(
     - The axes of `dynamic`, name of an input or new name of an output -> axis -> name of the axis, take their
       names; axes elsewhere that the exporter gave the same name as one of these change with it.
     A second run changes nothing.
-
-    The model itself stays as it is. Axes count from 0.
-
-    Raises:
-        UsageError: a name or an axis that the graph lacks, more names than outputs, or one name twice.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -155,11 +134,7 @@ def name_ends(
 
 
 def check_axes(inputs: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
-    """Raise UsageError for axes that the example inputs lack, before an exporter meets them.
-
-    `inputs` is name -> example tensor, `dynamic` name -> axis, from 0 -> name of the axis. Names that are no
-    inputs, and inputs without a shape, are not looked at.
-    """
+    """Raise UsageError for axes that the example inputs lack, before an exporter meets them."""
     for name, axes in dynamic.items():
         if hasattr(inputs.get(name), 'shape'):
             _check_axes(name, axes, len(inputs[name].shape))
@@ -172,7 +147,6 @@ def _check_axes(name: str, axes: Mapping[int, str], count: int) -> None:
 
 
 def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
-    """Rename the outputs of a model, in order and in place; inner tensors make room for the names."""
     graph = model.graph
     used = {value.name for value in graph.input}
     for place, value in enumerate(graph.output):  # a tensor that is two outputs, or an input too, is copied
@@ -191,7 +165,6 @@ def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
 
 
 def _name_sizes(model: onnx.ModelProto, letters: Mapping[str, str]) -> None:
-    """Replace names of sizes, old -> new in `letters`, inside of expressions too ('2*s77')."""
     if all(old == new for old, new in letters.items()):
         return
     pattern = re.compile(rf'\b({"|".join(map(re.escape, letters))})\b')

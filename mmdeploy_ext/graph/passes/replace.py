@@ -16,17 +16,12 @@ def replace(
 ) -> tuple[onnx.ModelProto, int]:
     """Return a model in which the places that fit a pattern are replaced, and their number.
 
-    The model itself stays as it is. A place whose inner results are read elsewhere is not replaced.
-
     Args:
         model: the graph.
         pattern: `pattern(op, x, ...)` returns the result of the nodes to look for. Attributes that it does
             not name may have any value.
         replacement: takes the same arguments, and returns the result of the new nodes.
         check: returns whether a place is replaced, see `onnxscript.rewriter.RewriteRule`.
-
-    Raises:
-        UsageError: a function cannot be run, or is no pattern for onnxscript.
     """
     import onnx_ir
     from onnxscript.rewriter import RewriteRuleSet

@@ -1,8 +1,5 @@
 """Replace RoiAlign by gathers in a Loop, for engines that have no RoiAlign.
 
-Why: TensorRT-RTX has no plugin for it (measured: 1.7.1.116). How many samples a cell of a region has depends
-on the region, so that a Loop takes them one after the other, and no shape depends on values.
-
 Glossary: B batch, C channels, H, W of the map, R regions, h, w cells of a region.
 """
 # ruff: noqa: ANN001, ANN202, SIM108 - onnxscript reads the bodies
@@ -33,11 +30,9 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     - RoiAlign(X (B, C, H, W), boxes (R, 4), images (R,)), mode 'avg' -> a Loop over the samples of a
       cell, each four gathers of (R, h, w, C), weighted; what a region has no sample for has
       weight 0. Computed in float32.
-    - Not fired: mode 'max', before opset 16, sub-graphs, local functions. They stay as they are.
+    - Not fired: mode 'max', before opset 16, sub-graphs, local functions. They stay unchanged.
 
-    Any shape works, also a dynamic one. The result is the same up to rounding. In memory at a time:
-    some tensors (R, h, w, C), and the map with its channels last. The model stays as it is, and is returned
-    itself if nothing changed.
+    In memory at a time: some tensors (R, h, w, C), and the map with its channels last.
     """
     opset = opsets_of(model).get('', 0)
 
@@ -48,10 +43,7 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def is_replaced(node: onnx.NodeProto, opset: int) -> bool:
-    """Return whether `node`, of the main graph, is a RoiAlign that `replace_roi_align` replaces.
-
-    `opset` is that of the graph, for ONNX's own domain.
-    """
+    """Return whether `node`, of the main graph, is a RoiAlign that `replace_roi_align` replaces."""
     return operator_name(node) == 'RoiAlign' and opset >= FIRST_OPSET and _settings(node)['mode'] == 'avg'
 
 
@@ -78,7 +70,6 @@ def _function(name: str, settings: Mapping[str, object], opset: int) -> onnx.Fun
 
         @part(op)
         def axis(begin, end, count, numbers, side):
-            """Return sizes and begins of cells along an axis, samples, most samples, and end of the map."""
             if aligned:
                 long = op.Identity(end - begin)
             else:
@@ -93,7 +84,6 @@ def _function(name: str, settings: Mapping[str, object], opset: int) -> onnx.Fun
 
         @part(op)
         def position(turn, cell, begins, samples, end_of_map):
-            """Return the neighbours below and above of a sample along an axis, and their weights."""
             step = op.Cast(turn, to=TensorProto.FLOAT)
             at = begins + (step + 0.5) * cell / op.Max(samples, 1.0)
             inside = op.And(at >= -1.0, at <= end_of_map + 1.0)
@@ -108,7 +98,6 @@ def _function(name: str, settings: Mapping[str, object], opset: int) -> onnx.Fun
 
         @part(op)
         def corner(cells, first, row, column, row_weight, column_weight):
-            """Return the values (R, h, w, C) of one neighbour of all samples, times its weight."""
             places = op.Unsqueeze(row, [-1]) + op.Unsqueeze(column, [1]) + first
             column_weights = op.Unsqueeze(op.Unsqueeze(column_weight, [1]), [-1])
             return op.Gather(cells, places, axis=0) * op.Unsqueeze(row_weight, [2, 3]) * column_weights

@@ -1,10 +1,4 @@
-"""Show on a CPU what float16 does: float32 arithmetic, with every value rounded that a float16 graph stores.
-
-ONNX Runtime's CPU has no float16 arithmetic. It computes float16 nodes in float32 and drops the casts between
-two of them, so that only weights, and values at the borders to float32, are rounded (measured: 0.3 + 2048 -
-2048 gives 0.3 there, 0 in float16). A GPU stores float16 between its kernels and sums in float32: that is
-what the graph made here does. It is for proofs; it is slower.
-"""
+"""float16 on a CPU: float32 arithmetic, with every value rounded that a float16 graph stores."""
 
 import copy
 from collections.abc import Sequence
@@ -27,9 +21,6 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     the result is a copy. Other initializers and constants of float16 become float32, and `value_info` is
     emptied. Fires on nodes of the main graph that write float16. A model whose main graph has no float16 is
     returned itself.
-
-    Raises:
-        ExportError: a sub-graph computes in float16, and so does the main graph.
     """
     halves = {name for name, value in infer(model).items() if value.tensor_type.elem_type == HALF}
     if not halves:
@@ -56,7 +47,6 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _typed_nodes(model: onnx.ModelProto) -> Sequence[onnx.NodeProto]:
-    """Return the nodes of the main graph; sub-graphs in them state the types that inference tells."""
     if not any(True for node in model.graph.node for _ in bodies(node)):
         return model.graph.node
     try:
@@ -72,7 +62,6 @@ def _to_single(tensor: TensorProto) -> TensorProto:
 
 
 def _rounded(node: onnx.NodeProto, halves: set[str], new_names: dict[str, str]) -> list[onnx.NodeProto]:
-    """Return a node in float32, and after it the rounding of each float16 value that it writes."""
     single = copy.deepcopy(node)
     single.input[:] = [new_names.get(name, name) for name in node.input]
     single.output[:] = [new_names.get(name, name) for name in node.output]

@@ -14,13 +14,7 @@ WILDCARDS = '*?['
 
 
 def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
-    """Return the positions, ascending, of the nodes that patterns name: '/backbone/*', a name, or '#12'.
-
-    A pattern that is the name of a node stands for this node alone.
-
-    Raises:
-        UsageError: a pattern fits no node, or is the name of several.
-    """
+    """Return the positions, ascending, of the nodes that patterns name: '/backbone/*', a name, or '#12'."""
     positions: set[int] = set()
     names = [node.name for node in index.nodes]
     for pattern in patterns:
@@ -35,10 +29,7 @@ def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
 
 
 def match_tensors(index: Index, pattern: str) -> list[str]:
-    """Return the names of the tensors that a name or pattern fits; UsageError if there is none.
-
-    They are made by nodes, also by `Constant`; inputs and initializers of the graph do not count.
-    """
+    """Return the names of the tensors that a name or pattern fits, or raise UsageError."""
     if index.producer(pattern) is not None:
         return [pattern]
     if not any(sign in pattern for sign in WILDCARDS):
@@ -52,14 +43,7 @@ def match_tensors(index: Index, pattern: str) -> list[str]:
 
 
 def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
-    """Return the positions, ascending, of the nodes whose name, operator, module or output fits a pattern.
-
-    A module is that of `modules.module_of`, an operator is without its domain. Without patterns there are
-    none.
-
-    Raises:
-        UsageError: a pattern fits none; the message names --keep-fp32 and similar names.
-    """
+    """Return the positions, ascending, of the nodes with a name, operator, module or output that fits."""
     matches = match_patterns(nodes, patterns)
     for pattern, positions in matches.items():
         if not positions:
@@ -72,7 +56,7 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
 
 
 def match_patterns(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
-    """Return pattern -> positions of the nodes that it fits, [] if there are none; see `matching_nodes`."""
+    """Return pattern -> positions of the nodes that it fits; see `matching_nodes`."""
     names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
     return {
         pattern: [

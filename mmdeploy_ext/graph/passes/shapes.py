@@ -27,7 +27,7 @@ def set_shapes(
     shapes: Mapping[str, Shape] | None = None,
     axes: Mapping[str, int | str] | None = None,
 ) -> onnx.ModelProto:
-    """Return a model whose inputs have other shapes, all types inside and the outputs inferred anew.
+    """Return a model with other input shapes; all types are inferred anew.
 
     - `axes`, name of an axis -> size or another name, changes the axis in every input that has it.
     - `shapes`, name of an input -> its whole shape, states sizes, names of axes, or '?' for an axis without a
@@ -35,12 +35,6 @@ def set_shapes(
       either changes nothing.
     If all inputs have these shapes already, the result is an equal copy. Sizes that are baked into constants
     stay: a graph that was traced at one size may have an open axis and still run at that size only.
-
-    Raises:
-        UsageError: no such input or axis, another rank, a size below 1 or beyond int64. Inputs with a default
-            are none here.
-        ModelFileError: the shapes do not fit the nodes, which it names, or a shape that the output of a body
-            states; or the graph is of the libspconv dialect.
     """
     check_ordinary(model)
     shapes, axes, index = dict(shapes or {}), dict(axes or {}), Index(model)
@@ -110,10 +104,6 @@ def _set_size(dim: onnx.TensorShapeProto.Dimension, size: int | str) -> None:
 
 
 def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -> None:
-    """Infer all types anew, in place; outputs keep the names of axes whose size cannot be inferred.
-
-    `new_sizes` is old name of an axis -> its size or name now; '?' if it became several ones.
-    """
     graph = model.graph
     stated_shapes = types.shapes(graph.output)
     for outdated in all_graphs(graph):
@@ -146,15 +136,7 @@ def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -
 
 
 def with_fixed_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with other input shapes than it was exported with, with metadata that fit it.
-
-    An export of pictures of any size whose axes are all fixed now has the spec, the options and the rule of
-    the size that it has. What no export gives (an open axis more, another fixed size, one of several axes
-    fixed) loses the metadata of this project, which would describe another graph. A model whose inputs are as
-    its metadata state, or that has none or damaged ones, comes back as it is.
-
-    `model` is what `set_shapes` made.
-    """
+    """Return a model with other input shapes than it was exported with, with metadata that fit it."""
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}preprocess' not in props:
         return model
@@ -186,7 +168,7 @@ def with_fixed_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fixed_spec(spec: GraphSpec, size: tuple[int, int, int], outputs: Mapping[str, Shape | None]) -> GraphSpec:
-    """Return the spec of a graph of pictures whose open axes have become sizes.
+    """Return the spec of a graph of pictures with fixed sizes.
 
     Args:
         spec: of the export. Inputs with a default keep their axes, as `set_shapes` changes none of them.
@@ -211,8 +193,6 @@ def fixed_spec(spec: GraphSpec, size: tuple[int, int, int], outputs: Mapping[str
 
 
 def _has_inputs(spec: GraphSpec, shapes: Mapping[str, Shape | None]) -> bool:
-    """Return whether inputs have the sizes of a spec; an open axis may have any name."""
-
     def sizes(shape: Shape | None) -> list[int | None]:
         return [size if isinstance(size, int) else None for size in shape or ()]
 
@@ -220,14 +200,7 @@ def _has_inputs(spec: GraphSpec, shapes: Mapping[str, Shape | None]) -> bool:
 
 
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
-    """Return what `set_shapes` makes of a model; each text is one that `parse` reads.
-
-    The name in a text is that of an input, with the whole shape, or that of an axis, with its size; a name of
-    both is the input.
-
-    Raises:
-        UsageError: a name stands in two texts; or see `parse` and `set_shapes`.
-    """
+    """Apply `set_shapes`; `parse` reads each text."""
     parsed, inputs = dict(map(parse, texts)), Index(model).inputs
     if len(parsed) < len(texts):
         raise UsageError(f'{" ".join(texts)}: a name stands there twice; give each input or axis once')
@@ -236,11 +209,7 @@ def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto
 
 
 def parse(text: str) -> tuple[str, list[int | str]]:
-    """Return name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'; else UsageError.
-
-    Sizes are joined by 'x', if all are numbers or '?', or else by commas; a word that is no whole number is
-    the name of an axis.
-    """
+    """Return name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'; else UsageError."""
     name, sign, sizes = text.rpartition('=')
     if not sign or not name or not sizes:
         raise UsageError(

@@ -1,10 +1,4 @@
-"""Constant folding by onnxscript, and simplification by onnxslim with what callers rely on put back.
-
-onnxslim 0.1.98 takes an input with a default for a constant, makes one draw of a random operator and stores
-it, and drops inputs that nothing uses. onnxscript 0.7.2 takes such an input for the constant condition of an
-If, and draws Bernoulli and Dropout. What could be lost is set aside before and put back afterwards, or looked
-for.
-"""
+"""Constant folding by onnxscript, and simplification by onnxslim with names and metadata put back."""
 
 import copy
 
@@ -18,11 +12,7 @@ from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import node_attributes, random_nodes, refill
 
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
-"""Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them).
-
-Nodes with larger ones are left to the engine, unless the result takes the place of as large a constant: a
-Transpose of a constant that nothing else reads is folded at any size.
-"""
+"""Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them)."""
 DRAWS = ('RandomNormal', 'RandomUniform')
 """Random operators without inputs, which onnxslim would take for constants."""
 
@@ -36,12 +26,6 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
       equal nodes become one, and some pairs are fused, such as two Reshapes.
     - Not fired on random operators, inputs with a default (they can be fed) and tensors over
       `FOLDING_LIMITS`, but for a Transpose of a constant that nothing else reads.
-
-    The model stays as it is.
-
-    Raises:
-        ExportError: onnxscript failed on the model, made a constant of a random operator, or dropped one that
-            nothing needs.
     """
     from onnxscript import optimizer
 
@@ -66,14 +50,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a simplified model.
-
-    Constants are folded, pairs of nodes fused, duplicates merged, unused nodes removed. Inputs,
-    outputs, defaults, random operators and metadata stay, and so does the model itself.
-
-    Raises:
-        ExportError: the model is larger than 2 GiB, onnxslim failed on it, or changed what has to stay.
-    """
+    """Return a simplified model."""
     import onnxslim
 
     if is_large(model):
@@ -115,7 +92,6 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_random(result: onnx.ModelProto, model: onnx.ModelProto, library: str) -> None:
-    """Raise ExportError if a library left fewer random operators, also of sub-graphs and functions."""
     inlined = onnx.inliner.inline_local_functions(model) if model.functions else model
     before, after = random_nodes(inlined), random_nodes(result)
     if len(after) < len(before):

@@ -40,13 +40,12 @@ class Case:
     Attributes:
         index: the graph, by the names of its tensors and nodes.
         values: tensor name -> array; tensors that could not be computed are missing.
-        rounding: candidates have their float16 tensors, and what is cast from them, as further outputs.
-            ONNX Runtime on a CPU computes many operators in float32 and leaves the rounding between them
-            out, even without optimisations; what is an output is rounded, so that an overflow shows.
+        rounding: candidates have their float16 tensors, and casts from them, as further outputs. ONNX Runtime
+            on a CPU computes many operators in float32 and leaves the rounding between them out, even without
+            optimisations; what is an output is rounded, so that an overflow shows.
     """
 
     def __init__(self, model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
-        """Take a graph of `prepare`, and the result of `record` for it."""
         self.index = Index(model)
         self.values = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         self.rounding = False
@@ -55,14 +54,10 @@ class Case:
 
     @property
     def everything(self) -> tuple[int, ...]:
-        """Positions of all nodes."""
         return tuple(range(len(self.index.nodes)))
 
     def outputs_of(self, positions: Collection[int]) -> list[str]:
-        """Return the tensors of a part that nodes outside of it read or that are graph outputs.
-
-        `positions` are of the part's nodes. Sequences are left out; the order is that of the nodes.
-        """
+        """Return the tensors of a part that nodes outside of it read or that are graph outputs."""
         nodes, graph_outputs = set(positions), set(self.index.outputs)
         outputs = [name for position in sorted(nodes) for name in self.index.writes(position)]
         return [
@@ -104,17 +99,13 @@ class Case:
 
 
 def _declaration(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
-    """Return the declaration of a tensor that is like an array."""
     is_text = array.dtype.kind in 'OSU'
     element = onnx.TensorProto.STRING if is_text else helper.np_dtype_to_tensor_dtype(array.dtype)
     return helper.make_tensor_value_info(name, element, list(array.shape))
 
 
 def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Return a copy in which constants but texts are initializers, and nodes that no output needs are gone.
-
-    Inputs with a default become constants, whose value is that in `feeds` (name -> array), or the default.
-    """
+    """A copy in which constants but texts are initializers, and nodes that no output needs are gone."""
     result = copy.deepcopy(model)
     graph, index = result.graph, Index(model)
     for initializer in graph.initializer:
@@ -128,10 +119,7 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
 
 
 def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return tensor name -> value of inputs and outputs of nodes of a graph of `prepare`.
-
-    If ONNX Runtime refuses the graph, its nodes are computed one by one, and what it refuses is missing.
-    """
+    """Return tensor name -> value of inputs and outputs of nodes of a graph of `prepare`."""
     index = Index(model)
     inputs = {name: feeds[name] for name in index.inputs}
     names = [name for position in range(len(index.nodes)) for name in index.writes(position)]

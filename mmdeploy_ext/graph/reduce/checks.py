@@ -40,7 +40,7 @@ class Check:
 
     Attributes:
         kind: name of the built-in check, or 'command'.
-        meaning: what the fault is, for messages.
+        meaning: the fault, for messages.
         outcome: which fault the whole model showed ('nan', 'inf', 'Fail' ...); the candidates have to show
             the same. `NotFinite` changes it after `narrow`.
         tolerance: largest difference that is no fault, as a part of the largest expected value of its output.
@@ -62,18 +62,11 @@ class Check:
         return self.shows(whole_model)
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return output -> array that is kept beside a candidate: what is right, if that is known.
-
-        Here they are the values that were recorded in the whole graph, faults included: `values` is tensor
-        name -> value; outputs without one are left out.
-        """
+        """Return output -> expected array of a candidate, if it is known."""
         return {name: values[name] for name in candidate.outputs if name in values}
 
     def narrow(self) -> bool:
-        """Change what counts as the fault to its likely cause, which may need fewer nodes.
-
-        It is called once no node can be left out. Returns whether there is such a cause to look for.
-        """
+        """Change what counts as the fault to its likely cause, which may need fewer nodes."""
         return False
 
     def widen(self) -> None:
@@ -84,12 +77,11 @@ class Check:
         return f'the whole model does not show it: {self.meaning}'
 
     def facts(self) -> dict[str, Any]:
-        """Return what the saved case.json states of the check: `check` (its kind), `tolerance`, `outcome`."""
+        """Return the check's entries of case.json: `check` (its kind), `tolerance`, `outcome`."""
         return dict(check=self.kind, tolerance=self.tolerance, outcome=self.outcome)
 
 
 def _compute(candidate: Candidate, optimized: bool) -> dict[str, np.ndarray] | None:
-    """Return the outputs, None if ONNX Runtime refuses the model."""
     with files.openable(candidate.model) as source:
         try:
             outputs = run.compute(source, candidate.feeds, optimized)
@@ -101,8 +93,7 @@ def _compute(candidate: Candidate, optimized: bool) -> dict[str, np.ndarray] | N
 class NotFinite(Check):
     """Finite inputs give NaN, or where the whole model gives no NaN, infinity.
 
-    A NaN mostly comes from an infinity before it. So a part that gives NaN is narrowed down to what makes
-    anything that is not finite from finite inputs and constants (a mask of -inf is no fault).
+    A NaN mostly comes from an infinity before it.
     """
 
     kind = 'nan'
@@ -118,22 +109,14 @@ class NotFinite(Check):
         return run.not_finite(_compute(candidate, optimized=False) or {})
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether an output of the whole model has NaN or infinity, and remember which of the two.
-
-        Raises:
-            UsageError: an input of the whole model is not finite.
-        """
+        """Return whether an output of the whole model has NaN or infinity, and remember which of the two."""
         if run.not_finite(whole_model.feeds):
             raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')
         self.outcome = self._outcome(whole_model)
         return bool(self.outcome)
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether the outputs have NaN, or infinity, as the whole model's have.
-
-        False if an input is not finite. After `narrow` either of the two is the fault, which `outcome` then
-        states, and constants have to be finite, too.
-        """
+        """Return whether the outputs have NaN, or infinity, as the whole model's have."""
         outcome = self._outcome(candidate)
         if self._narrowed and outcome:
             self.outcome = outcome
@@ -150,7 +133,7 @@ class NotFinite(Check):
 
 
 class Compared(Check):
-    """Base of the checks that compare what ONNX Runtime gives with what is right.
+    """Base of the checks that compare ONNX Runtime's outputs with the expected ones.
 
     Attributes:
         optimized: whether ONNX Runtime runs the candidates with all optimisations, or with none.
@@ -165,11 +148,7 @@ class Compared(Check):
         raise NotImplementedError
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether an output differs from what is right by more than the tolerance.
-
-        False if what is right cannot be told. A candidate that ONNX Runtime refuses has the fault if
-        `refusal` is True.
-        """
+        """Return whether an output is off by more than the tolerance."""
         outputs, right = _compute(candidate, self.optimized), self.right(candidate)
         if not right or outputs is None:
             return bool(right) and self.refusal
@@ -262,10 +241,8 @@ class Crash(Check):
 class Command(Check):
     """A shell command, called with the file of the candidate: exit status 0 means that it has the fault.
 
-    The file's path takes the place of '{}' in the command, or comes last. `inputs.npz` lies beside it.
-
     Attributes:
-        meaning: what the fault is, for messages.
+        meaning: the fault, for messages.
         timeouts: number of candidates on which the command ran into its time limit.
         last_result: how the last call ended, for messages.
     """
@@ -289,11 +266,7 @@ class Command(Check):
         return status
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether the command exits with 0 on the whole model.
-
-        Raises:
-            UsageError: the shell cannot run it, or it does not end in time.
-        """
+        """Return whether the command exits with 0 on the whole model."""
         status = self._status(whole_model)
         if status is None:
             raise UsageError(
@@ -305,11 +278,7 @@ class Command(Check):
         return status == 0
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether the command exits with 0; False if it runs into its time limit.
-
-        Raises:
-            Stopped: it ran into the limit for the `MAX_TIMEOUTS`th time.
-        """
+        """Return whether the command exits with 0; False if it runs into its time limit."""
         status = self._status(candidate)
         if status is None:
             self.timeouts += 1
@@ -345,11 +314,7 @@ NUMERIC = {check.kind: check for check in (NotFinite, Engines, Reference)}
 
 
 def parse_check(text: str) -> CheckText:
-    """Read the text of --check: a built-in check, 'differs OTHER.onnx', or a command of the shell.
-
-    Raises:
-        UsageError: no text, too few or many files, or a single word that is no command.
-    """
+    """Read the text of --check: a built-in check, 'differs OTHER.onnx', or a command of the shell."""
     words = text.split()
     if not words:
         raise UsageError(f'--check: is empty; expected a command or one of {", ".join(BUILT_IN)}')
@@ -368,7 +333,6 @@ def parse_check(text: str) -> CheckText:
 
 @contextlib.contextmanager
 def _stored(candidate: Candidate) -> Iterator[Path]:
-    """Yield the file of a candidate for another process; inputs.npz lies beside it."""
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
         model = Path(folder, 'model.onnx')
         files.write(candidate.model, model)
@@ -380,7 +344,7 @@ def run_limited(command: str, seconds: float) -> tuple[int | None, str]:
     """Run a command of the shell; after `seconds` it is killed with its children.
 
     Returns:
-        Exit status, negative for a signal, None when it was stopped; and what it printed, errors included.
+        Exit status, negative for a signal, None when it was stopped; and its output, errors included.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

@@ -42,7 +42,7 @@ EXPECTED = {
     'crash': 'empty where nothing could be computed.',
     'command': 'what ONNX Runtime gave for the whole graph, without optimisations.',
 }
-"""Kind of a check -> what its expected.npz holds."""
+"""Kind of a check -> contents of its expected.npz."""
 
 
 def check_folder(target: str | os.PathLike[str]) -> None:
@@ -69,7 +69,7 @@ def save_folder(
         reduction: its candidate is written.
         target: the folder, which is returned; there must be none yet, or an empty one.
         facts: of the check, from `Check.facts`; run.py reads them from case.json.
-        expected: output -> array, of `Check.expected`; `EXPECTED` says what that is.
+        expected: output -> array, of `Check.expected`; see `EXPECTED`.
         meaning: the fault in words.
         source: name of the file that was reduced.
     """

@@ -1,8 +1,4 @@
-"""Show the fault of the graph in this folder again: `python run.py`.
-
-Needs numpy and onnxruntime only. Exit status: 0 the fault is shown, 1 it is not, as `graph.py reduce` wants
-it of a check. The folder holds model.onnx, inputs.npz, expected.npz and case.json; README.md says more.
-"""
+"""Show the fault of the graph in this folder again: `python run.py`."""
 
 import json
 import sys
@@ -39,11 +35,7 @@ def not_finite(arrays: Arrays) -> str:
 
 
 def difference(outputs: Arrays, expected: Arrays) -> float:
-    """Return the largest difference over all outputs, each as a part of its largest expected value.
-
-    Another shape, other text, and NaN or infinity on one side alone are infinitely different; so is any
-    difference from zeros alone. The folder runs without the package, which has `ArrayDistance`.
-    """
+    """Return the largest difference over all outputs, each as a part of its largest expected value."""
     names = [name for name in expected if name in outputs]
     return max((_difference(outputs[name], expected[name]) for name in names), default=0.0)
 
@@ -86,13 +78,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def judge(folder: Path, case: Mapping[str, Any]) -> bool:
-    """Run the model of a folder and print what it gives; return whether the fault is shown.
-
-    `case` is the content of case.json: `check` (its kind), `tolerance` (largest relative difference that is
-    no fault), `outcome` ('nan', 'inf' or an exception), `outputs` (names that are compared), and perhaps the
-    `command` that showed the fault. A command is not run: its fault counts as shown if the outputs are those
-    of the whole graph.
-    """
+    """Run the model of a folder and print the result; return whether the fault is shown."""
     kind, source = case['check'], str(folder / 'model.onnx')
     feeds, expected = _arrays(folder / 'inputs.npz'), _arrays(folder / 'expected.npz')
     if kind == 'crash':
@@ -123,7 +109,6 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Show the fault; return 0 if it is shown, 1 if it is not."""
     folder = Path(__file__).resolve().parent
     case = json.loads((folder / 'case.json').read_text(encoding='utf-8'))
     is_shown = judge(folder, case)

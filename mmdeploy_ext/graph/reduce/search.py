@@ -1,13 +1,4 @@
-"""A small part of a graph that still shows a fault: no node of it can be left out alone.
-
-Delta debugging over nodes (A. Zeller, R. Hildebrandt: Simplifying and Isolating Failure-Inducing Input, IEEE
-TSE 28(2), 2002), after two bisections along the topological order. A part gets the values that the whole
-graph has at its inputs, so that every subset of the nodes is a graph that runs, and the fault needs nothing
-that led up to it. The same model, inputs and check give the same part.
-
-Polygraphy's `debug reduce` only moves the two ends: of 120 nodes with a fault that three make together it
-leaves 42 (here 3), of an overflow among 204 nodes 3 (here 1), in 16 s or, linearly, 197 s (here 1 s).
-"""
+"""A small part of a graph that still shows a fault: no node of it can be left out alone."""
 
 import dataclasses
 import itertools
@@ -41,15 +32,6 @@ class Reduction:
 
 
 class _Search:
-    """The search in one case.
-
-    Attributes:
-        best: the smallest candidate so far that shows the fault.
-        limit: number of checks after which `Stopped` is raised.
-        checks: number of checks so far.
-        results: (part, its outputs or None for all) -> whether it shows the fault.
-    """
-
     def __init__(
         self,
         case: Case,
@@ -69,7 +51,6 @@ class _Search:
         self.results: dict[tuple[Part, tuple[str, ...] | None], bool] = {(case.everything, None): True}
 
     def shows(self, part: Part, outputs: tuple[str, ...] | None = None) -> bool:
-        """Return whether a part shows the fault; each part is checked once."""
         key = (part, outputs)
         if key not in self.results:
             candidate = self.case.candidate(part, outputs) if part else None
@@ -87,7 +68,6 @@ class _Search:
         return is_shown
 
     def smallest(self, part: Part) -> Part:
-        """Return a small part of `part` that shows the fault: its ends are bisected, then chunks left out."""
         part = self.bisect(part, lambda part, length: part[:length])
         part = self.bisect(part, lambda part, length: part[-length:])
         needed = set(self.case.index.ancestors(self.case.index.writes(part[-1])))
@@ -95,7 +75,6 @@ class _Search:
         return self.leave_out_chunks(smaller if self.shows(smaller) else part)
 
     def bisect(self, part: Part, cut: Callable[[Part, int], Part]) -> Part:
-        """Return the shortest part of those that `cut` makes of a part and a length, found by bisection."""
         low, high = 0, len(part)
         while high - low > 1:
             middle = (low + high) // 2
@@ -103,7 +82,6 @@ class _Search:
         return cut(part, high)
 
     def leave_out_chunks(self, part: Part) -> Part:
-        """Return a part without chunks of its nodes, then smaller ones, until each single node is needed."""
         chunks = 2
         while len(part) > 1:
             bounds = [len(part) * step // chunks for step in range(chunks + 1)]
@@ -118,13 +96,11 @@ class _Search:
         return part
 
     def try_single_outputs(self, part: Part) -> None:
-        """Look for one output of a part that alone shows the fault; it becomes `best`."""
         names = self.case.outputs_of(part)
         if len(names) > 1:
             any(self.shows(part, (name,)) for name in names)
 
     def narrow(self, part: Part) -> None:
-        """Reduce once more, if the check can look for the cause of the fault (see `Check.narrow`)."""
         if len(part) > 1 and self.check.narrow():
             self.results = {}
             if self.shows(part):
@@ -148,10 +124,6 @@ def reduce(
         most_checks: number of candidates to check; then the smallest part so far is the result.
         progress: called with the number of checks so far and the number of nodes that are left; with None
             nothing is called.
-
-    Raises:
-        UsageError: the graph has no output to check or an input without a value; the check does not see the
-            fault in the whole graph, or gives two answers for one graph.
     """
     case.rounding = check.rounding
     whole_model = case.candidate(case.everything)

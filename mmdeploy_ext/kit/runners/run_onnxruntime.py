@@ -1,7 +1,4 @@
-"""Run the inputs of this kit in ONNX Runtime: python run_onnxruntime.py OUTPUTS [PROVIDER...].
-
-Needs numpy and onnxruntime. Afterwards, where mm2onnx is: mm2onnx judge KIT OUTPUTS --told 'DEVICE, ENGINE'.
-"""
+"""Run the inputs of this kit in ONNX Runtime: python run_onnxruntime.py OUTPUTS [PROVIDER...]."""
 
 import json
 import sys
@@ -15,10 +12,7 @@ KIT = Path(__file__).resolve().parent
 
 
 def read(kit: Path, entry: dict) -> np.ndarray:
-    """Return the array of an entry of the manifest, a dict of `file`, `dtype` and `shape`.
-
-    `file` is in the folder `kit` and holds the values alone, little-endian.
-    """
+    """Return the array of an entry of the manifest, a dict of `file`, `dtype` and `shape`."""
     dtype = np.dtype(entry['dtype']).newbyteorder('<')
     return np.fromfile(kit / entry['file'], dtype).reshape(entry['shape']).astype(entry['dtype'])
 
@@ -34,10 +28,7 @@ def save(path: Path, arrays: dict) -> None:
 def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
     """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name.
 
-    `providers` are execution providers of ONNX Runtime, the preferred one first; without any it chooses. By
-    default CUDA rounds the factors of float32 products to 10 bits (TF32); asked for here, it does not. The
-    program ends with a message if the preferred provider does not start; what ONNX Runtime raises for a file
-    that it cannot load, or for inputs, is raised.
+    By default CUDA rounds the factors of float32 products to 10 bits (TF32); asked for here, it does not.
     """
     import onnxruntime
 
@@ -53,23 +44,6 @@ def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
 
 
 def main(*words: str, kit: Path = KIT, opens: Callable = open_file) -> None:
-    """Run every case, then every frame, and write their outputs.
-
-    Written are an .npz for each case, called after its `name`, with its outputs; one for each frame, called
-    after its `outputs`, with those of its last step; and kit.txt, which tells `mm2onnx judge` of which kit
-    they are. Of `manifest.json` these entries are read:
-
-    - graphs: `name` and `file` of each ONNX file,
-    - cases: `name`, `graph`, `inputs` (name -> entry of `read`) and `output_shapes`, whose keys are outputs,
-    - frames: `outputs`, a name, and `steps`, each with a `case` and `computed`: inputs that are not those of
-      the case but outputs of earlier steps, also of earlier frames (input -> output, the last of its name),
-    - kit_sha256: the hash of the kit.
-
-    Args:
-        words: the folder to write to, which is made if it is missing, then the options of `opens`.
-        kit: folder of a kit.
-        opens: takes the path of an ONNX file and the options, and returns what `open_file` does.
-    """
     if not words:
         sys.exit(f'usage: python {Path(sys.argv[0]).name} OUTPUTS [OPTION...]')
     outputs, *options = words

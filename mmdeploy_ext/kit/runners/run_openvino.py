@@ -1,8 +1,4 @@
-"""Run the inputs of this kit in OpenVINO: python run_openvino.py OUTPUTS [DEVICE [PRECISION]].
-
-DEVICE is CPU, GPU or NPU; PRECISION is f32, f16 or bf16, in which the device computes (default: f32). Needs
-numpy and openvino. Afterwards, where mm2onnx is: mm2onnx judge KIT OUTPUTS --told 'DEVICE, OpenVINO'.
-"""
+"""Run the inputs of this kit in OpenVINO: python run_openvino.py OUTPUTS [DEVICE [PRECISION]]."""
 
 import sys
 from collections.abc import Callable
@@ -10,12 +6,7 @@ from pathlib import Path
 
 
 def open_file(path: Path, device: str = 'CPU', precision: str = 'f32') -> Callable[[dict], dict]:
-    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name.
-
-    `device` and `precision` are those of the command line. OpenVINO raises a RuntimeError here for a file or
-    device that it cannot take, and in the function for inputs that do not fit; inputs that no node reads may
-    be there.
-    """
+    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name."""
     import numpy
     import openvino
 

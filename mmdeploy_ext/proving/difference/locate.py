@@ -1,9 +1,4 @@
-"""The first tensor in which an ONNX file differs from PyTorch.
-
-What the PyTorch modules compute is recorded (`record.py`), the graph is run node by node (`walk.py`), and
-tensors are paired by name, by values and by place (`pair.py`). If values cannot tell which tensor is which, a
-fresh export of the same modules does.
-"""
+"""The first tensor in which an ONNX file differs from PyTorch."""
 
 from __future__ import annotations
 
@@ -45,8 +40,7 @@ if TYPE_CHECKING:
 MAX_PAIRED_BY_PLACE = 24
 """How often a graph is walked at most, to pair tensors behind an error by their module or place."""
 JITTER = 0.2
-"""Standard deviation of what is added to traced inputs, relative to theirs; absolute if all values are
-equal.
+"""Standard deviation of what is added to traced inputs, relative to theirs; absolute if all values are equal.
 """
 
 
@@ -88,10 +82,6 @@ def first_difference(
         feeds: name -> array of every input of the graph, in place of all inputs made here.
         bars: largest errors that are no difference; None: those of the file's precision.
         fresh: whether to export the modules again and use the export to tell which tensor is which.
-
-    Raises:
-        ModelFileError: the file cannot be read, has no metadata, or is of another model family.
-        UsageError, ShapeError: see `subject_of`.
     """
     model = files.load(path)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
@@ -132,10 +122,7 @@ def subject_of(
     images: Sequence[tuple[str, np.ndarray]] = (),
     feeds: Mapping[str, np.ndarray] | None = None,
 ) -> Subject:
-    """Return the modules that a file was exported from, and the inputs on which both are compared.
-
-    UsageError: no module of PyTorch computes the file's graph. ShapeError: `feeds` are not its inputs.
-    """
+    """Return the modules that a file was exported from, and the inputs on which both are compared."""
     make_subject = _subject_of_images if deployment.family.samples == 'images' else _subject_of_graph
     subject = make_subject(deployment, metadata, images)
     if feeds is not None:
@@ -241,7 +228,6 @@ class Search:
 
     @functools.cached_property
     def _export(self) -> tuple[Program, Walk, set[str]] | str:
-        """A fresh export, walked, and its tensors that are wrong or unproven; or why there is none."""
         try:
             program = Program(self.subject.fresh_export(), self.constants)
         except Mm2OnnxError as error:
@@ -251,7 +237,6 @@ class Search:
         return program, result, wrong
 
     def _walk(self, program: Program, references: dict[str, ReferenceTensor]) -> Walk:
-        """Walk a graph; if an error hides what comes after it, pair by place and walk on."""
         for _ in range(MAX_PAIRED_BY_PLACE):
             result = walk(program, self.subject.feeds, references, self.runner, self.records.lookup)
             paired = self.records.by_module(result)
@@ -268,8 +253,6 @@ class Search:
 
 def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> str:
     """Return where a file first differs from a module: node, part of the module, and line of its code.
-
-    '' if each node gives what its part of the module gives from the same inputs.
 
     Args:
         module: takes and returns the tensors of the file, in its order, on the CPU.
@@ -306,7 +289,6 @@ def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
 
 
 def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, ReferenceTensor]:
-    """Return references of a graph's tensors: those of their counterparts in a fresh export."""
     references = {}
     for name, mate in tensors.items():
         row = clean.rows.get(mate)
@@ -324,7 +306,6 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
 def _upstream_notes(
     deployment: Model, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
 ) -> list[str]:
-    """Return notes on outputs of the exported modules that differ from the unpatched model's."""
     family = deployment.family
     output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not output_names:

@@ -1,8 +1,4 @@
-"""Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place.
-
-A record is a tensor that PyTorch computed. The place of a tensor is its operator, its module and the records
-that come before it.
-"""
+"""Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place."""
 
 from __future__ import annotations
 
@@ -96,7 +92,6 @@ class RecordIndex:
     def __init__(
         self, recorder: TensorRecorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
     ) -> None:
-        """Index the records; `weights` are those of the modules that ran, by name."""
         self.recorder, self.records, self.rtol = recorder, recorder.records, rtol
         self.modules = frozenset({record.module for record in recorder.records} | set(recorder.calls))
         groups: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
@@ -126,10 +121,7 @@ class RecordIndex:
         return ReferenceTensor(record.value, record.label, record.module, how, index)
 
     def module_path(self, program: Program, position: int) -> str:
-        """Return the path of the PyTorch module of the node at a position; '' if it is unknown.
-
-        It is in the node's name or metadata, or is that of the module whose weight the node reads.
-        """
+        """Return the path of the PyTorch module of the node at a position; '' if it is unknown."""
         node = program.index.nodes[position]
         if scope := module_path(node, self.modules):
             return scope
@@ -142,12 +134,7 @@ class RecordIndex:
         return ''
 
     def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
-        """Return a record with the values of a tensor; None if there is none.
-
-        Of several the nearest count, and of equally near ones the first of the node's module. A node is
-        paired with a later record than its inputs, unless its operator is one of `SAME_VALUES`. Empty
-        tensors, and whole numbers that depend on constants or shapes alone, are paired with none.
-        """
+        """Return a record with the values of a tensor, or None."""
         program = walk.program
         if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
             return None
@@ -188,10 +175,7 @@ class RecordIndex:
         return {}
 
     def by_module(self, walk: Walk) -> dict[str, ReferenceTensor]:
-        """Return name -> reference of tensors without one whose operator is in `SINGLE`, by their module.
-
-        Their values are wrong, and so in no record, although a later norm may remove the error.
-        """
+        """Return name -> reference of tensors without one whose operator is in `SINGLE`, by their module."""
         claimed, references = _claimed(walk), {}
         for tensor, row in walk.rows.items():
             operators = SINGLE.get(walk.program.index.nodes[row.position].op_type)
@@ -210,7 +194,6 @@ class RecordIndex:
         return references
 
     def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
-        """Return the record in a tensor's place: of its operator, after its inputs, most alike."""
         row = walk.rows[tensor]
         node = walk.program.index.nodes[row.position]
         value, module = walk.good.get(tensor), self.module_path(walk.program, row.position)
@@ -243,7 +226,6 @@ def stands_for(operator: str, op_type: str) -> bool:
 
 
 def _distance(value: np.ndarray | None, reference: np.ndarray) -> float:
-    """Return |value - reference| / |reference|; a large number if they cannot be compared."""
     if value is None or value.size != reference.size or not is_informative(value):
         return 1e3
     # not `ArrayDistance`: it is the norm that ranks records, and an infinity on both sides has to give NaN
@@ -253,7 +235,6 @@ def _distance(value: np.ndarray | None, reference: np.ndarray) -> float:
 
 
 def _group(value: np.ndarray) -> tuple[str, int]:
-    """Return kind of the dtype and size; only values of one group can be equal."""
     return {'i': 'i', 'u': 'i'}.get(value.dtype.kind, value.dtype.kind), value.size
 
 
@@ -263,5 +244,4 @@ def _sample(value: np.ndarray) -> np.ndarray:
 
 
 def _fingerprint(array: np.ndarray) -> tuple[int, float]:
-    """Return a key that a weight shares with its transpose."""
     return array.size, float(np.sort(array.astype(np.float64), axis=None)[:: max(array.size // 64, 1)].sum())

@@ -1,8 +1,4 @@
-"""Records of what PyTorch computes: every module's output, every tap, every tensor in between.
-
-Hooks on all modules say which module runs, a dispatch mode sees its operators. Tensors are copied as they are
-made, since later operators may write into them.
-"""
+"""Records of PyTorch's tensors: every module's output, every tap, every tensor in between."""
 
 from __future__ import annotations
 
@@ -41,8 +37,7 @@ NOT_COPIED = (
     't',
 )
 """Operators whose outputs have the values of their inputs in the same order, or are expansions, which ONNX
-broadcasts, or turn weights (`t`).
-"""
+broadcasts, or turn weights (`t`)."""
 
 
 PACKAGES = Path(torch.__file__).parent, Path(__file__).parents[2]
@@ -91,7 +86,6 @@ class TensorRecorder(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        """Begin with nothing recorded."""
         super().__init__()
         self.records: list[TensorRecord] = []
         self.calls: dict[str, int] = collections.Counter()
@@ -127,7 +121,6 @@ class TensorRecorder(TorchDispatchMode):
             self._paused = False
 
     def _keep_parts(self, operator: str, args: Sequence[Any]) -> None:
-        """Record tensors that exporters write out: a product before its bias, a norm before its scale."""
         if operator not in PARTS:
             return
         self._paused = True
@@ -154,7 +147,6 @@ class TensorRecorder(TorchDispatchMode):
             self.records[index].outputs_of.append(f'{path or "the model"} (call {self.calls[path]})')
 
     def _find(self, tensor: torch.Tensor) -> int:
-        """Return the index of a tensor's last record, of a new one if none has its memory and values."""
         values = self._copy(tensor).tobytes()
         for index in reversed(self._at[tensor.data_ptr()]):
             record = self.records[index].value
@@ -199,11 +191,7 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
 
 
 def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -> TensorRecorder:
-    """Run the modules that a graph was exported from, in order, and record what they compute.
-
-    `inputs` is name -> input of the graph; a module that writes into one changes it. Outputs of the stages
-    and taps have their names in the records.
-    """
+    """Run the modules that a graph was exported from, in order, and record their results."""
     recorder, tensors = TensorRecorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:
         for stage in stages:

@@ -111,7 +111,6 @@ def _numbers(comparison: Comparison) -> str:
 
 
 def _with_operator(divergence: Divergence) -> str:
-    """Return a node with its operator, which the label of one without a name has already."""
     operator = f'({divergence.op_type})'
     return divergence.node if divergence.node.endswith(operator) else f'{divergence.node} {operator}'
 

@@ -1,13 +1,4 @@
-"""The inputs of a proof: the traced one, and inputs that show faults which the traced one does not.
-
-A dynamic file gets batches of 1 and 3; wide and tall inputs and another size, see `InputSizes`; every picture
-of the user, at the size that the config's rule makes of it if the graph takes that. Every file gets a dark
-and a bright picture, a plain one if PyTorch finds nothing in it, and optional inputs left out, each alone and
-all together. One input shows several faults.
-
-The images of a batch differ but for the traced input: where pictures have one size, those behind the first
-are cut, or reduced within the input if one run cannot take the cut ones.
-"""
+"""The inputs of a proof: the traced one, and inputs that show faults which the traced one does not."""
 
 from __future__ import annotations
 
@@ -41,11 +32,11 @@ if TYPE_CHECKING:
 Picture = tuple[str, np.ndarray]
 """Title, (h, w, 3) uint8 BGR."""
 STRIDE = 32
-"""Pixels. The pipelines of most configs pad to it; an odd multiple of it is no multiple of 64 or 128."""
+"""Pixels."""
 NARROW = 224
-"""Pixels. The longest short side of the inputs that are wider and higher than the traced one, for speed."""
+"""Pixels."""
 SMALL = 320
-"""Pixels. About the longest side of `InputSizes.other` where it is smaller than the traced size."""
+"""Pixels."""
 LARGEST = 1_000_000
 """Pixels, height times width, that `InputSizes.other` may have to be larger than the traced size."""
 Size = tuple[int, int]
@@ -79,11 +70,7 @@ class ProofInput:
 
 
 def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
-    """Return the inputs of a proof, the traced one first, which is made of the first picture.
-
-    Plain and zoomed pictures are not among them. A mirrored picture is added to a single one; if all pictures
-    have one size the second is cut. `images` are titles and pictures.
-    """
+    """Return the inputs of a proof, the traced one first, which is made of the first picture."""
     user_pictures = list(images)
     if len(images) == 1:
         images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
@@ -117,10 +104,7 @@ def zoomed_input(deployment: Model, options: Options, picture: Picture, box_xyxy
 
 
 def with_plain_picture(deployment: Model, case: ProofInput, plain: ProofInput) -> ProofInput:
-    """Return a batch with the plain picture of another input in place of its second one.
-
-    The batch is returned unchanged if one run cannot take these pictures together.
-    """
+    """Return a batch with the plain picture of another input in place of its second one."""
     (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])
     prepared = dataclasses.replace(deployment.rule, size=tuple(size)).apply(same_shape)
@@ -132,8 +116,6 @@ def with_plain_picture(deployment: Model, case: ProofInput, plain: ProofInput) -
 
 
 class _Inputs:
-    """Makes the inputs of one file, of `images`; `size` is (H, W) of the traced one."""
-
     def __init__(self, deployment: Model, options: Options, images: list[Picture]) -> None:
         self.deployment, self.options, self.images = deployment, options, images
         self.size = options.height, options.width
@@ -150,10 +132,6 @@ class _Inputs:
         traced: bool = False,
         rescale: bool = True,
     ) -> ProofInput:
-        """Return pictures as one batch of a size (H, W), by default the traced one.
-
-        Pictures of equal size are cut differently: a graph may take the size of the first image for all.
-        """
         family, size = self.deployment.family, size or self.size
         prepared = self._prepare(pictures, size)
         if len(batches(family, prepared)) > 1:  # these need several runs, views of the first do not
@@ -181,7 +159,6 @@ class _Inputs:
         return tuple(prepare_fixed(rule, picture, *size) for _, picture in pictures)
 
     def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
-        """Return an image whose content takes a part of the input; `place` is its index in the batch."""
         rule, inner = self.deployment.rule, part_of(size, place)
         small = dataclasses.replace(rule, size=inner).apply(image_bgr)
         tensor = np.empty((len(small.tensor), *size), np.float32)
@@ -190,12 +167,10 @@ class _Inputs:
         return dataclasses.replace(small, tensor=tensor)
 
     def traced(self) -> ProofInput:
-        """Return the input that the exporter saw."""
         pictures = [self.images[0]] * self.options.batch
         return self.fixed('traced input', pictures, traced=True, rescale=False)
 
     def batches(self) -> list[ProofInput]:
-        """Return the traced size with other images in each place of the batch, and other batches."""
         batch, count = self.options.batch, len(self.images)
         cases = []
         if batch > 1:
@@ -208,7 +183,6 @@ class _Inputs:
         return cases
 
     def of_one_size(self) -> list[ProofInput]:
-        """Return other pictures at the one size of a fixed file: content of a portrait, dark, bright."""
         (title, picture), height, batch = self.images[0], self.size[0], self.options.batch
         portrait = filling(picture, (height, height * 2 // 3))
         return [
@@ -222,7 +196,6 @@ class _Inputs:
         ]
 
     def by_rule(self, pictures: Sequence[Picture]) -> list[ProofInput]:
-        """Return every picture of the user at the size that the config's rule makes of it."""
         rule, cases = rule_of(self.deployment, self.options), []
         for index, (title, picture) in enumerate(pictures):
             image = rule.apply(picture)
@@ -234,7 +207,6 @@ class _Inputs:
         return cases
 
     def of_sizes(self) -> list[ProofInput]:
-        """Return inputs of other sizes, each with a further condition; dark and bright ones as traced."""
         sizes, ((title, picture), second) = self.sizes, self.images[:2]
 
         def views(size: tuple[int, int], count: int) -> list[Picture]:
@@ -250,10 +222,6 @@ class _Inputs:
         ]
 
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
-        """Return the cases, with all optional inputs left out of one, and each out of another.
-
-        The content of these cases fills an aligned input, so that defaults fit them.
-        """
         if not self.optional:
             return cases
         alone = [(name,) for name in self.optional] if len(self.optional) > 1 else []
@@ -296,10 +264,7 @@ class InputSizes:
 
 
 def other_sizes(deployment: Model, options: Options) -> InputSizes:
-    """Return the sizes for a file with these options that it takes, see `ImageReference.takes`.
-
-    `other` is one when it is padded. A graph that takes none that is near is given one it does not take.
-    """
+    """Return the sizes for a file with these options that it takes, see `ImageReference.takes`."""
     image = picture_of(deployment.family, deployment.model, options)
     takes = functools.partial(deployment.family.reference(deployment.model).takes, image)
     step = math.lcm(STRIDE, image.multiple)
@@ -328,27 +293,20 @@ def fits(deployment: Model, options: Options, size: Size) -> bool:
 
 
 def _narrow(long: int, step: int, remainder: int) -> int:
-    """Return a side of at most `NARROW` and below half of `long`, pixels.
-
-    It is an odd multiple of `step` if `remainder` is 1, an even one if it is 0.
-    """
     count = min(NARROW, (long - 1) // 2) // step
     return max(count - (count % 2 != remainder), 1) * step
 
 
 def _aligned(size: Size, step: int) -> Size:
-    """Return the next multiples of `step`."""
     return tuple(-(-max(side, 1) // step) * step for side in size)
 
 
 def _odd(side: int, step: int) -> int:
-    """Return the next odd multiple of `step`."""
     count = -(-side // step)
     return (count + 1 - count % 2) * step
 
 
 def _grown(size: Size, step: int, takes: Callable[[int, int], bool]) -> Size:
-    """Return the next larger size that the graph takes, or one of 64 steps if it takes none before."""
     while not takes(*size) and max(size) < 64 * step:
         size = size[0] + step, size[1] + step
     return size

@@ -1,7 +1,4 @@
-"""Pictures of a proof: files of the user, generated ones, and views: mirrored, cut, dark, bright, zoomed.
-
-Pictures, `image_bgr`, are (height, width, 3) uint8 in the order blue, green, red.
-"""
+"""Pictures of a proof: files of the user, generated ones, and views: mirrored, cut, dark, bright, zoomed."""
 
 from __future__ import annotations
 
@@ -17,8 +14,7 @@ if TYPE_CHECKING:
 
 DARK, LIT, WINDOW = 0.05, 0.5, 0.3
 """Factors of a dark picture: of every value; of its window, a small copy of the picture; and of both sides of
-that window. In a picture that is black all over even a broken graph finds nothing.
-"""
+that window."""
 PARTS = ((1, 1), (7 / 8, 3 / 4), (3 / 4, 7 / 8))
 """Shares of height and width of the part of a picture at index 0, 1 and 2 of a batch."""
 NEXT_PARTS = 15 / 16
@@ -58,7 +54,7 @@ def dark(image_bgr: np.ndarray) -> np.ndarray:
 
 
 def bright(image_bgr: np.ndarray) -> np.ndarray:
-    """Return a picture whose values are nearer to white."""
+    """Return a picture with values nearer to white."""
     return (255 - (255.0 - image_bgr) * BRIGHT).astype(np.uint8)
 
 
@@ -71,10 +67,7 @@ def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -
 
 
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a picture with the ratio of sides of an input (H, W), so that no part of it is only padding.
-
-    The picture and its `other_view` alternate side by side, or one above the other.
-    """
+    """Return a picture with the ratio of sides of an input (H, W), so that no part of it is only padding."""
     height, width = image_bgr.shape[:2]
     parts = size[1] * height / (size[0] * width)
     if parts >= 1:  # side by side
@@ -109,8 +102,6 @@ def sample_files(
 ) -> list[Path]:
     """Return files of pictures: the user's, a portrait as JPEG, and a landscape as grey PNG of 16 bits.
 
-    The portrait is stored lying on its side, as telephones do.
-
     Args:
         paths: files of the user; if there are none `picture` is written to a file in their place.
         picture: (h, w, 3) uint8 BGR.
@@ -128,7 +119,6 @@ def sample_files(
 def portrait_size(edge: int | None) -> tuple[int, int]:
     """Return (h, w) of a narrow portrait whose resized width lies halfway between two whole pixels.
 
-    mmcv rounds it up; Python's `round` takes the even number, the lower one here, and `int` the lower one.
     `edge` are the pixels that the height is resized to, a multiple of 4 and not of 1024.
     """
     # w * edge / h ends in one half if w / h is odd / period, with period twice the power of two in edge

@@ -28,7 +28,7 @@ PROOF_SCENES = 3
 
 
 def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
-    """Return the files of images, and of those in and below folders, at most `limit`."""
+    """Return the files of images, and of images in and below folders, at most `limit`."""
     from mmdeploy_ext.preprocess.pictures import list_images
 
     files = list_images(paths)
@@ -38,7 +38,7 @@ def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[
 
 
 def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
-    """Return (file name, (h, w, 3) uint8 BGR) of images and of those in folders, at most `limit`."""
+    """Return (file name, (h, w, 3) uint8 BGR) of images, also in folders, at most `limit`."""
     from mmdeploy_ext.preprocess.pictures import read_image
 
     return [(file.name, read_image(file)) for file in picture_files(paths, limit)]
@@ -86,10 +86,6 @@ class Samples:
             frames: largest number of frames or sweeps; None: `DEFAULT_FRAMES`.
             option: option that named the files, for messages.
             traced: picture that comes before those of `paths`.
-
-        Raises:
-            ImageError: a picture is missing or cannot be read.
-            UsageError: see `check_paths`.
         """
         takes_pictures = family.samples == 'images'
         self.paths = paths
@@ -110,11 +106,7 @@ class Samples:
 def check_paths(
     family: Family, paths: Sequence[str], count: int | None = None, option: str = '--images'
 ) -> int:
-    """Refuse files that are no samples of a family, before its weights load; return the number of frames.
-
-    UsageError: not there, of another kind, several info files, no frame, or too few for a memory. `option`
-    named the paths.
-    """
+    """Refuse files that are no samples of a family, before its weights load; return the number of frames."""
     if _has_cameras(family) and len(paths) > 1:
         raise UsageError(f'{option} {" ".join(paths)}: expected one info file, with the frames of all')
     for path in paths:
@@ -151,9 +143,6 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
         count: largest number of samples, of LiDAR sweeps and voxels for each of `paths`.
         paths: files; empty takes the config's data set, or generates samples without one; a backbone gets
             none.
-
-    Raises:
-        ConfigError, DataError: one of `paths` cannot be read, or a data set is damaged or names no scenes.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
@@ -196,11 +185,7 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
 
 
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
-    """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
-
-    They are of at most `PROOF_SCENES` scenes, or of more if these have too few. They come scene by scene;
-    `tokens` are the scenes of all samples.
-    """
+    """Sample indices for a proof: the first frames of the first scenes, so that a memory is emptied."""
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):
         scenes.setdefault(token, []).append(index)

@@ -75,10 +75,6 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
         cfg: the config, for the columns of the files and the folder of the data set.
         rule: how points become voxels.
         limit: number of sweeps of a folder or of infos, evenly chosen; 0 takes all.
-
-    Raises:
-        DataError: the source is none of these or has no sweep, or a file cannot be read, or holds voxels.
-        ConfigError: the columns of points in the config do not fit.
     """
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
@@ -90,11 +86,7 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
 def sweep_sets(
     source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, limit: int
 ) -> Iterator[VoxelSet]:
-    """Yield the voxels of sweeps; `settings` are those of the encoder, for the others see `points_of`.
-
-    `source` may also be a file of voxels (.npz), or a folder with such files. DataError: also no point in
-    range, or voxels that the encoder cannot take.
-    """
+    """Yield the voxels of sweeps; `settings` are those of the encoder, for the others see `points_of`."""
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
         if getattr(item, 'suffix', '') == '.npz':

@@ -1,1 +1,1 @@
-"""The kinds of proofs, and what each does on the levels: graph, tensors, results, sequences, metrics."""
+"""The kinds of proofs and their levels: graph, tensors, results, sequences, metrics."""

@@ -1,13 +1,4 @@
-"""Two engines over the same drive, frame by frame. Needs numpy only.
-
-The reference is PyTorch, the candidate the exported file. Teacher-forced, the candidate gets the reference's
-memory before each frame: every frame is judged by itself, by the tolerances. Free-running, each engine keeps
-its own memory as in a car: rounding accumulates, and the detections have to stay the same, apart from ties
-that decide which rows stay in memory. Of all frames but the first only figures are kept.
-
-`Modes` runs the engines, `PairRun` judges the candidate in one mode, and `WorstRows` collects its tensors. A
-stepper is a model on an engine that runs frame by frame and keeps its memory.
-"""
+"""Two engines over the same drive, frame by frame. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -93,9 +84,8 @@ def default_bars(precision: str) -> DriveBars:
 class Modes:
     """Runs the reference and one candidate per mode frame by frame; all memories are emptied first.
 
-    A candidate that raises one of `FAILURES` at a frame is stopped, which is its reason to fail; the others
-    go on. In float32 the results of 'teacher' also have to be the ones that the reference's own head makes of
-    the candidate's outputs, one to one.
+    In float32 the results of 'teacher' also have to be the ones that the reference's own head makes of the
+    candidate's outputs, one to one.
 
     Attributes:
         first: the first frame, and the results of the reference and of 'teacher' for it.
@@ -276,12 +266,7 @@ class PairRun:
         self.parted = self._match_detections(moment, name) and followed.parted
 
     def takes_over(self) -> bool:
-        """Return whether a free candidate goes on with the reference's memory after the frame that was added.
-
-        It does if only a tie decided which rows are kept, and all results of the frame are equal: with the
-        other row PyTorch itself might give other results from then on. A drive of `bars.frames` allows it
-        once, a longer one once for `FRAMES_PER_TAKEOVER` frames: more would hide an error that grows.
-        """
+        """Whether a free candidate goes on with the reference's memory after the frame that was added."""
         allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
         if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
             return False
@@ -290,11 +275,7 @@ class PairRun:
         return True
 
     def reordered(self, state: StreamState | None) -> StreamState | None:
-        """Return a free candidate's memory in the reference's order, or None.
-
-        Only a memory that is chosen anew in every frame is reordered: after a gap its order decides which
-        rows meet.
-        """
+        """Return a free candidate's memory in the reference's order, or None."""
         if self.mode != 'free' or state is None or not isinstance(self.pairing, InstancePairing):
             return None
         tensors = self.pairing.reordered(state)
@@ -331,7 +312,6 @@ class PairRun:
         return followed
 
     def _compare_tensors(self, moment: Moment, followed: Followed, name: str) -> None:
-        """Compare outputs and memory, paired queries and rows in the reference's order."""
         expected, got = moment.expected.outputs, moment.got.outputs
         if self.names is None:
             self.names = {*self.memory.needed, *(expected.keys() & got.keys())}
@@ -447,10 +427,6 @@ class WorstRows:
     """
 
     def __init__(self, free: bool, cosine: float | None) -> None:
-        """Begin without rows; in a `free` run only rows fail that cannot be compared.
-
-        `cosine` is the smallest that passes; None judges by the tolerances.
-        """
         self.free, self.cosine = free, cosine
         self.worst: dict[str, TensorRow] = {}
         self.failed: dict[str, list[str]] = {}
@@ -495,10 +471,7 @@ class WorstRows:
 
 
 def error_ratio(row: TensorRow) -> float:
-    """Return the error of a row over its tolerance; of one without a tolerance, or with 0, the error itself.
-
-    Infinity if nothing was compared.
-    """
+    """The error of a row over its tolerance; of one without a tolerance, or with 0, the error itself."""
     if row.max_abs is None:
         return np.inf
     return row.max_abs / row.tolerance if row.tolerance else row.max_abs

@@ -1,14 +1,4 @@
-"""Pairing of memory rows of two engines: the propagated top-k of queries, and ties in it. Needs numpy only.
-
-A query that a frame puts into the memory is a row of it from then on, and some rows become queries of the
-next frame. Glossary: Q queries, K rows that a frame adds to the memory, n memory rows.
-
-`InstancePairing` is for a memory that is chosen anew in every frame: of Q instances the M most confident ones
-are kept; in the next frame they come first, and the best of that frame's own instances follow. Engines that
-round differently put equal scores into another order, at both choices. Nothing but order follows from that as
-long as the same instances are chosen, so that instances are paired by their places, and a free run goes on in
-the reference's order, see `Modes.add`.
-"""
+"""Pairing of memory rows of two engines: the propagated top-k of queries and ties in it. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -27,8 +17,7 @@ SAME_ROW = 5e-3
 """Metres and m/s: largest difference of a memory row from its query, and of an instance from its partner."""
 CLEARLY_NEARER = 1e-4
 """Metres: a memory row is taken for another query's than the order of scores says only if that one is nearer
-by this; the float32 noise of a memory in global coordinates is below it.
-"""
+by this; the float32 noise of a memory in global coordinates is below it."""
 NO_ID = -1
 """Id of an instance without a track."""
 
@@ -85,11 +74,7 @@ def best_scores(logits: np.ndarray) -> np.ndarray:
 def select_queries(
     outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray] | None, spec: MemorySpec
 ) -> QuerySelection:
-    """Return which queries an engine put into its memory.
-
-    By the order of scores they should be the first K. A row whose place is clearly nearer to another query's
-    prediction is that query's. Without a memory only scores decide.
-    """
+    """Return which queries an engine put into its memory."""
     scores = best_scores(outputs[spec.scores])
     expected = np.argsort(-scores, kind='stable')[: spec.topk]
     rows = min(spec.topk, len(expected))
@@ -134,8 +119,7 @@ class RowPairing:
     """Keeps, along a drive, which candidate row and query belongs to which of the reference.
 
     A tie swaps rows, or takes a row that the other engine lacks; the swapped rows become queries of the next
-    frame and older rows of the following ones. `rows` (n,) is the candidate's memory row for each of the
-    reference's, -1 for none; None when the memories are equal.
+    frame and older rows of the following ones.
     """
 
     def __init__(self, spec: MemorySpec) -> None:
@@ -148,7 +132,6 @@ class RowPairing:
 
     @property
     def affected(self) -> bool:
-        """Whether a row of the reference is another row of the candidate, or none."""
         return self.rows is not None and bool((self.rows != np.arange(len(self.rows))).any())
 
     def queries(self, count: int) -> np.ndarray:
@@ -186,12 +169,7 @@ class RowPairing:
         return differences
 
     def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
-        """Follow the memories over a frame, and tell ties from errors; `rows` changes.
-
-        If a memory or an output is missing, or scores differ in a size, the result is `Followed()`. Scores
-        are a tie if they differ by no more than `tie` plus twice the frame's score error, of which
-        `max_error` counts at most.
-        """
+        """Follow the memories over a frame, and tell ties from errors; `rows` changes."""
         sides = [moment.expected.outputs, moment.got.outputs]
         states = moment.expected_state, moment.got_state
         is_complete = all(name in outputs for outputs in sides for name in self.spec.needed)
@@ -272,10 +250,7 @@ class InstancePairing(RowPairing):
         return Followed(queries, self.rows, ties, fault, parted and not fault)
 
     def reordered(self, state: StreamState) -> dict[str, np.ndarray] | None:
-        """Return the memory of a candidate in the order of the reference, with equal rows from there on.
-
-        None if the order is the same, or if the two hold different instances.
-        """
+        """Return the memory of a candidate in the order of the reference, with equal rows from there on."""
         rows = self.rows
         if rows is None or not self.affected or (rows < 0).any():
             return None
@@ -286,7 +261,6 @@ class InstancePairing(RowPairing):
         }
 
     def _wrong_order(self, outputs: Mapping[str, np.ndarray], queries: np.ndarray, allowed: float) -> str:
-        """Return why instances in another order are no tie of the frame's own choice, or ''."""
         moved = np.flatnonzero((queries >= 0) & (queries != np.arange(len(queries))))
         if not len(moved):
             return ''
@@ -330,12 +304,7 @@ class InstancePairing(RowPairing):
 
 
 def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """Return the candidate's row (Q,) for each of the reference's, by their places (Q, n).
-
-    Rows of the same index belong together if they are within `SAME_ROW`. The others take the nearest of the
-    rows that are left, and -1 if it is not near; if none has a near one, all keep their index, so that their
-    values fail.
-    """
+    """Return the candidate's row (Q,) for each of the reference's, by their places (Q, n)."""
     partners = np.arange(len(reference))
     with np.errstate(invalid='ignore'):
         is_near = np.abs(reference - candidate).max(-1) <= SAME_ROW
@@ -361,10 +330,7 @@ def at_the_cut(first_scores: np.ndarray, allowed: float) -> np.ndarray:
 
 
 def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
-    """Return partners as `pair_rows` does, -1 only for rows (Q,) that may be absent from the candidate.
-
-    The others get a free row of the candidate, so that their values are compared and fail.
-    """
+    """Return partners as `pair_rows` does, -1 only for rows (Q,) that may be absent from the candidate."""
     partners = partners.copy()
     free_rows = np.setdiff1d(np.arange(len(partners)), partners).tolist()
     absent = np.flatnonzero((partners < 0) & ~may_be_absent)

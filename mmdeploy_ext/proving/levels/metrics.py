@@ -59,10 +59,7 @@ def metric_bar(precision: str) -> float:
 def metric_rows(
     reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
 ) -> list[MetricRow]:
-    """Return a row for each metric, sorted by name; a metric that only one engine has fails.
-
-    NaN or -1 means that the data set has no such object; NaN on both sides is equal, and so is -1.
-    """
+    """Return a row for each metric, sorted by name; a metric that only one engine has fails."""
     rows = []
     for name in sorted(reference.keys() | candidate.keys()):
         expected, got = reference.get(name, math.nan), candidate.get(name, math.nan)
@@ -128,10 +125,7 @@ def keep_metrics(
 
     Returns:
         True if nothing is compared; else whether no metric differs by more than the bar, and at least one has
-            a value.
-
-    Raises:
-        UsageError: the file of PyTorch's metrics is not what a run writes.
+        a value.
     """
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics

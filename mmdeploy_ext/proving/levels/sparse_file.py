@@ -1,9 +1,4 @@
-"""A sparse backbone's file: is it what its model gives, and would its engine load it?
-
-The dialect is the form of ONNX that NVIDIA's libspconv reads; a portable file has standard operators only.
-Folding puts a BatchNorm into the convolution before it. Ranges are the largest absolute values of a layer's
-input and weights, by which INT8 is scaled. A node list is a file's nodes and initializers as JSON.
-"""
+"""A sparse backbone's file: is it what its model gives, and would its engine load it?"""
 
 from __future__ import annotations
 
@@ -98,7 +93,6 @@ class SparseFile:
 
     @property
     def same_order(self) -> bool:
-        """Whether the file's coordinates are in the module's own order."""
         return self.export_options.order == self.deployment.settings.order
 
     @property
@@ -121,15 +115,7 @@ def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
 
 
 def read_sparse_file(deployment: Model, path: str, ranges: Ranges | None) -> SparseFile:
-    """Read a file and make the graphs that it is compared with.
-
-    `ranges` are the INT8 ranges that it was exported with; None: those that it records.
-
-    Raises:
-        ModelFileError: damaged, or of another family.
-        UsageError: `ranges` are of another network or missing.
-        ExportError, ShapeError: the model cannot be traced or folded.
-    """
+    """Read a file and make the graphs that it is compared with."""
     model = files.read(path)
     if not is_sparse(model):
         model = files.load(path)
@@ -167,10 +153,7 @@ def compare_graph(file: SparseFile) -> GraphResult:
 
 
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:
-    """Return how a libspconv file differs from the graph of its model, names and the order of nodes included.
-
-    The file is also read back, and compared with the graph that the writer gets.
-    """
+    """How a libspconv file differs from the graph of its model, names and the order of nodes included."""
     file_list, model_list = libspconv.to_node_list(model), libspconv.to_node_list(libspconv.to_onnx(expected))
     keys = [key for key in dict.fromkeys([*file_list, *model_list]) if key not in UNCOMPARED]
     lines = [line for key in keys for line in _differing(file_list.get(key), model_list.get(key), key)]

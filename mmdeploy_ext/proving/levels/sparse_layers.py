@@ -1,9 +1,4 @@
-"""Every layer and the dense map of a sparse backbone's file against spconv.
-
-The reference is the unpatched model on spconv, whose convolutions are watched by hooks. The candidate is a
-libspconv file, interpreted in numpy, or a portable file on ONNX Runtime. A folded convolution has the
-BatchNorm and the ReLU behind it in itself. N voxels, M active sites of a layer, C channels.
-"""
+"""Every layer and the dense map of a sparse backbone's file against spconv."""
 
 from __future__ import annotations
 
@@ -42,8 +37,7 @@ HALF_RTOL = 5e-3
 """Tolerance of the file's fp16 weights against the model's float32 ones, likewise relative."""
 Layer = tuple[str, str, np.ndarray, np.ndarray | None]
 """Name of a convolution in the file, its path in the module, sites (M, 4) in the file's order, values (M, C)
-or None.
-"""
+or None."""
 
 
 @dataclasses.dataclass
@@ -63,10 +57,7 @@ class LayerOutput:
 def watched_layers(
     encoder: torch.nn.Module, sources: dict[str, LayerSource]
 ) -> Iterator[dict[str, LayerOutput]]:
-    """Yield a dict, path of a convolution -> output, that a forward pass inside the block fills.
-
-    ReLUs are applied to the outputs at the end of the block.
-    """
+    """Yield a dict, path of a convolution -> output, that a forward pass inside the block fills."""
     outputs: dict[str, LayerOutput] = {}
 
     def values(tensor: torch.Tensor) -> np.ndarray:
@@ -130,10 +121,6 @@ class DialectRunner:
         self.plan = plan_of(self.graph)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Return the dense map (1, C, H, W) of voxels: features (N, C) float32, coordinates (N, 4) integers.
-
-        Coordinates are in the file's order. The outputs of all nodes are kept for `layers`.
-        """
         self.voxels = features, coordinates
         self.layer_values: dict[str, np.ndarray] = {}
         self.rulebook = build(self.plan, coordinates)
@@ -182,7 +169,6 @@ class PortableRunner:
             self.layer_engine = ScnOnnx(path, threads=self.engine.threads)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Return the dense map of voxels, as `DialectRunner.run` takes them."""
         self.features = features
         return self.engine.step(voxels=(features, coordinates))
 

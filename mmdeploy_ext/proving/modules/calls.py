@@ -1,9 +1,4 @@
-"""Calls of a module: its arguments and results as named tensors, bound to the inputs and outputs of a file.
-
-Arguments and results may be nested lists, tuples and dicts, as `torch.onnx.export` takes them. A tensor has
-the name of its argument, with index, key or attribute inside it (`images.0`); tensors of `*args` are `args.0`
-and so on, tensors of `**kwargs` have their own names.
-"""
+"""Calls of a module: its arguments and results as named tensors, bound to inputs and outputs of a file."""
 
 from __future__ import annotations
 
@@ -69,7 +64,7 @@ class ModuleCall:
 
     Attributes:
         title: for messages and cases.
-        values: all leaves of the arguments in order: tensors, and numbers or texts that stay as they are.
+        values: all leaves of the arguments in order: tensors, and numbers or texts that stay unchanged.
         names: name of each leaf; '' for one that is no tensor.
         tree: how the leaves are nested in (args, kwargs).
     """
@@ -81,7 +76,6 @@ class ModuleCall:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Name -> tensor, in the order of the arguments in the module's signature."""
         return {name: value for name, value in zip(self.names, self.values, strict=True) if name}
 
     def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> ModuleCall:
@@ -93,7 +87,6 @@ class ModuleCall:
         return dataclasses.replace(self, title=title, values=values)
 
     def run(self, module: Callable[..., Any]) -> dict[str, np.ndarray]:
-        """Call a module with copies of the tensors; return its `named_results`."""
         values = [value.clone() if isinstance(value, torch.Tensor) else value for value in self.values]
         args, kwargs = pytree.tree_unflatten(values, self.tree)
         with torch.no_grad():
@@ -106,7 +99,7 @@ def forward_of(module: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def module_title(module: Callable[..., Any]) -> str:
-    """Return what messages call a module: its class, or the name of the function."""
+    """Return a module's name for messages: its class, or the name of the function."""
     return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, '__name__', 'it')
 
 
@@ -121,11 +114,7 @@ def signature_of(module: Callable[..., Any]) -> inspect.Signature:
 def read_call(
     module: Callable[..., Any], sample: Any, title: str, file_inputs: Sequence[str] = ()
 ) -> ModuleCall:
-    """Return the call that a sample stands for.
-
-    A sample is one argument, a tuple or list of arguments, or a dict of arguments by name; or a dict by the
-    names of all inputs of the file, which is taken by position. UsageError: it does not fit the module.
-    """
+    """Return the call that a sample stands for."""
     signature = signature_of(module)
     args, kwargs = _arguments(signature, module, sample, title, file_inputs)
     try:
@@ -181,7 +170,6 @@ def _with_tensors(arguments: Any) -> Any:
 
 
 def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Return name -> leaf of a nested value, in order."""
     leaves, _ = pytree.tree_flatten_with_path(_with_tensors(value))
     return [('.'.join([name, *map(_key_text, path)]).strip('.'), leaf) for path, leaf in leaves]
 
@@ -194,10 +182,7 @@ def _key_text(key: Any) -> str:
 
 
 def named_results(result: Any) -> dict[str, torch.Tensor]:
-    """Return name -> tensor of what a module returned: `RESULT`, or index or key, such as '0' or 'boxes.0'.
-
-    UsageError: two tensors have one name, as by the keys 0 and '0'.
-    """
+    """Return name -> tensor of a module's outputs: `RESULT`, or index or key, such as '0' or 'boxes.0'."""
     tensors = [(name or RESULT, leaf) for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)]
     _refuse_equal([name for name, _ in tensors], 'of the results')
     return dict(tensors)
@@ -215,11 +200,7 @@ def _refuse_equal(names: Sequence[str], place: str) -> None:
 def pair_names(
     file_names: Sequence[str], module_names: Sequence[str], place: str, module: str
 ) -> dict[str, str]:
-    """Return name in the file -> name in the module: by name if the module has all, else by position.
-
-    `place` and `module` say what is paired, in messages. UsageError: a name is missing, and the counts
-    differ.
-    """
+    """Return name in the file -> name in the module: by name if the module has all, else by position."""
     if set(file_names) <= set(module_names):
         return {name: name for name in file_names}
     if len(file_names) == len(module_names):
@@ -231,10 +212,7 @@ def pair_names(
 
 
 def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
-    """Return an array in the dtype that a file takes: rounded floats, integers of another width.
-
-    UsageError: the file takes another kind of numbers, or integers that do not hold the values.
-    """
+    """Return an array in the dtype that a file takes: rounded floats, integers of another width."""
     dtype = np.dtype(tensor.dtype)
     if array.dtype == dtype:
         return array

@@ -22,10 +22,7 @@ five times."""
 def dynamic_axes(
     inputs: Mapping[FileTensor, str], call: ModuleCall
 ) -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
-    """Return axis name -> (tensor, axis) of all axes with this name in a call, and axis name -> size.
-
-    Axes of one name change together; one without a name is called after its input.
-    """
+    """Return axis name -> (tensor, axis) of all axes with this name in a call, and axis name -> size."""
     places: dict[str, list[tuple[str, int]]] = {}
     sizes: dict[str, int] = {}
     for tensor, name in inputs.items():
@@ -57,12 +54,7 @@ def other_sizes(size: int, axis: int) -> tuple[int, ...]:
 
 
 def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -> Iterator[ModuleCall]:
-    """Yield calls like the first one with generated values of the tensors `names`.
-
-    Each tensor alone is random, all are, each value is the smallest or the largest, floats are 0. Random
-    numbers are between the smallest and the largest value that a tensor has in any sample (0 and 1 without
-    finite ones).
-    """
+    """Yield calls like the first one with generated values of the tensors `names`."""
     first, ranges = calls[0], {}
     for name in names:
         values = np.concatenate([to_array(call.tensors[name]).real.ravel() for call in calls])
@@ -98,11 +90,7 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
 
 
 def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Iterator[ModuleCall]:
-    """Yield the first call with other values of one tensor alone: do the results depend on it?
-
-    The values are those of the other samples, of `other_values`, and its own plus 1 (not, of booleans), since
-    all samples may have the same whole number.
-    """
+    """Yield the first call with other values of one tensor alone: do the results depend on it?"""
     first, tensor = calls[0], calls[0].tensors[name]
     following = ~tensor if tensor.dtype == torch.bool else tensor + 1
     replacements = [call.tensors[name] for call in (*calls[1:], *other_values(calls, [name], seed))]

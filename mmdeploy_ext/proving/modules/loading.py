@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_function(target: str) -> Callable[..., Any]:
-    """Return the function 'FILE.py:function'; its folder stays on the path.
-
-    UsageError: no such file or function, or an error or an exit while the file runs.
-    """
+    """Return the function 'FILE.py:function'; its folder stays on the path."""
     file, _, name = target.rpartition(':')
     if not file or not name:
         raise UsageError(f'{target}: expected FILE.py:function')

@@ -58,12 +58,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.comparison import TensorRow
 
 ACROSS_SAMPLES = 0.1
-"""Part of the tolerance that holds for the largest value of an output on any sample.
-
-An engine's error does not shrink with the values of an output: ONNX Runtime's Sigmoid differs from PyTorch's
-by 1.3e-7 also where its value is below 1e-5. Generated inputs do not count: outputs may be larger by any
-factor.
-"""
+"""Part of the tolerance that holds for the largest value of an output on any sample."""
 Arrays = dict[str, np.ndarray]
 """Name of an input or output of the file -> array."""
 
@@ -81,10 +76,6 @@ def prove_module(
     seed: int = 0,
 ) -> Verdict:
     """Prove that an ONNX file computes what a PyTorch module computes.
-
-    Both run on every sample, and on generated inputs: other sizes of the file's dynamic axes, zeros, the
-    extremes and random numbers within the range of the samples, and each input alone replaced by another. At
-    the end the first sample runs once more. The file runs on the CPU in ONNX Runtime.
 
     Args:
         module: an `nn.Module` in evaluation mode, or any function of tensors, on the CPU. Results may be
@@ -106,12 +97,6 @@ def prove_module(
 
     Returns:
         The verdict.
-
-    Raises:
-        UsageError: samples or names that do not fit the module or the file; a tolerance or seed out of range;
-            a module in training mode, or one that raises or returns no tensor, or not all of the state, on a
-            sample.
-        ModelFileError: the file is missing, damaged, or nothing that ONNX Runtime loads.
     """
     proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_graph(fresh)
@@ -165,7 +150,6 @@ class ModuleProof:
         rows: Sequence[str],
         seed: int,
     ) -> None:
-        """Open the file and pair its tensors with those of the module; for errors see `prove_module`."""
         self.module, self.path, self.rtol, self.seed = module, path, rtol, seed
         self.state, self.rows = state, rows
         if not 0 <= rtol < 1:
@@ -267,7 +251,6 @@ class ModuleProof:
         self.verdict.findings += map(check_finding, checks)
 
     def _unused(self, name: str, title: str) -> Check:
-        """Check that an argument that the file ignores does not change the results of the module, either."""
         results, varied = self.calls[0].run(self.module), False
         for call in calls_with_another(name, self.calls, self.seed):
             with contextlib.suppress(Exception):
@@ -280,17 +263,13 @@ class ModuleProof:
         return Check(title, True)
 
     def compare_graph(self, fresh: bool) -> None:
-        """Compare the graph of the file with a fresh export of the module, by the exporter that made it.
-
-        They are equal, or not compared: the same function may have many graphs.
-        """
+        """Compare the graph of the file with a fresh export of the module, by the exporter that made it."""
         nodes, left_out = count_nodes(self.model), self._difference(fresh)
         figures = dict(nodes=nodes, equal=not left_out, left_out=left_out)
         text = left_out or f'equal to a fresh export ({nodes:,} nodes)'
         self.verdict.findings.append(Finding('file', 'graph', True, text, figures))
 
     def _difference(self, fresh: bool) -> str:
-        """Return why the graph is not that of a fresh export, or was not compared; '' if it is."""
         if not fresh:
             return 'not compared: not asked for'
         if self.model.producer_name != 'pytorch':
@@ -354,7 +333,7 @@ class ModuleProof:
             self.add(comparison)
 
     def compare_generated(self) -> None:
-        """Compare on generated inputs; what the module refuses, or answers with NaN, is only noted."""
+        """Compare on generated inputs; refused inputs and NaN are only noted."""
         calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
         for call in tracked(calls, len(calls), 'generated inputs'):
             refusal = self._refusal(call)
@@ -384,7 +363,6 @@ class ModuleProof:
                 yield call
 
     def _refusal(self, call: ModuleCall) -> str:
-        """Return why the module has no results for a generated input that could be compared, or ''."""
         try:
             results = call.run(self.module)
         except Exception as error:
@@ -399,7 +377,6 @@ class ModuleProof:
         return f'NaN or infinity in {", ".join(odd)}' if odd else ''
 
     def _run_sequence(self) -> Iterator[CallComparison]:
-        """Yield the samples as frames: with the module's state, with each side's own, and that once more."""
         if len(self.calls) == 1:
             self.not_compared('the state: a single sample has no next frame; give two or more')
         runs = (('teacher-forced', True), ('free-running', False), ('free-running after a reset', False))
@@ -438,7 +415,6 @@ class ModuleProof:
         return results
 
     def _compare(self, call: ModuleCall, state: Arrays | None = None) -> CallComparison:
-        """Compare both sides on one call; `state` replaces inputs of the file only."""
         results = self._reference(call)
         reference = {name: results[result] for name, result in self.outputs.items() if result in results}
         arrays = {name: to_array(call.tensors[result]) for name, result in self.inputs.items()}
@@ -455,7 +431,6 @@ class ModuleProof:
         self.cases.append(Case(comparison.call.title, shapes, False, tuple(self._rows(comparison))))
 
     def _rows(self, comparison: CallComparison) -> list[TensorRow]:
-        """Compare the outputs of both sides, but for those that are empty on both, which are equal."""
         if comparison.error:
             return [failed_row('all outputs', comparison.error)]
         reference, outputs = comparison.reference, comparison.outputs
@@ -508,7 +483,6 @@ class ModuleProof:
 
 
 def _check_evaluating(module: Callable[..., Any]) -> None:
-    """Refuse a module of which a part is in training mode: dropout and batch statistics are random there."""
     if not callable(module):
         raise UsageError(
             f'{type(module).__name__} is no module: expected an nn.Module or a function of tensors'

@@ -1,8 +1,4 @@
-"""Are frames and sweeps prepared by the rule in a file as the data set class prepares them?
-
-The class runs the test pipeline; the rule prepares samples as the runtime reads the same info. The reference
-side calls nothing of `mmdeploy_ext/preprocess`: a fault in it would be on both sides.
-"""
+"""Are frames and sweeps prepared by the rule in a file as the data set class prepares them?"""
 
 from __future__ import annotations
 
@@ -43,18 +39,13 @@ MATRIX_RTOL = 2e-6
 RECORD_RTOL = 1e-9
 """Tolerance of a record of the CAN bus, relative to its largest value, metres in the map: float64."""
 READABLE = 'prove where the file data.test.ann_file is: its samples are compared then'
-"""What to do about a data set that cannot read generated infos."""
+"""Advice for a data set that cannot read generated infos."""
 
 
 def compare_prepared(
     deployment: Model, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
     """Compare frames or sweeps prepared by the rule and by the data set class.
-
-    They are generated ones, and up to two of the data set that a proof runs on. Generated ones that the class
-    of the data set cannot read are left out with a note. Only what the model reads is compared: `EXACT`
-    values have to be equal, points inside the range to which the pipeline cuts them; matrices and the CAN bus
-    have tolerances.
 
     Args:
         deployment: the config and checkpoint.
@@ -101,7 +92,6 @@ class UnreadError(Mm2OnnxError):
 
 
 def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what generated moments are compared without: augmentation, and a data set of the user's."""
     if generated['pipeline'] != test_pipeline(cfg):
         yield 'without test-time augmentation'
     kind = data_class(test_dataset(cfg).get('type'), 'DATASETS')
@@ -123,7 +113,6 @@ def _generated_moments(deployment: Model, generated: Mapping[str, Any]) -> Itera
 def _compare_moment(
     deployment: Model, rule: Any, dataset: Any, index: int, folder: Path
 ) -> tuple[str, list[PreprocessingDifference], list[str]]:
-    """Return the name of a sample, its differing values that the model uses, and absent ones."""
     family, infos = deployment.family, folder / 'moment.pkl'
     expected, data = _read_sample(family, dataset, index, infos)
     try:
@@ -157,11 +146,6 @@ def _compare_moment(
 
 
 def _differing_boxes(data: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return what files and a data set give as the class of boxes, if it is another; else None.
-
-    A head makes its boxes of the class in the metas of a sample, and suppresses them as this class shows them
-    from above.
-    """
     from mmcv.parallel import DataContainer
     from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
@@ -180,7 +164,6 @@ def _differing_boxes(data: Mapping[str, Any]) -> tuple[str, str] | None:
 def _read_sample(
     family: SequenceFamily, dataset: Any, index: int, infos: Path
 ) -> tuple[Any, Mapping[str, Any]]:
-    """Return a sample of a data set as a frame or sweep, and as its loader gives it; write its info."""
     try:
         content = dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))
         infos.write_bytes(pickle.dumps(content))  # before the sample is read, which may change it
@@ -215,7 +198,6 @@ def _moment_values(
 
 
 def _differing_values(got: Any, expected: Any, rtol: float) -> tuple[str, str] | None:
-    """Return texts about both values; None if they are equal within `rtol` of the largest of a matrix."""
     if not isinstance(expected, np.ndarray):
         return None if got == expected else (repr(got), repr(expected))
     if not isinstance(got, np.ndarray) or got.shape != expected.shape:

@@ -1,11 +1,4 @@
-"""Are pictures prepared by the rule in a file as the config's own test pipeline prepares them?
-
-They are compared to the bit, both from the same file on disk. `ConfigPipeline` is mmdet's `Compose` and calls
-nothing of `mmdeploy_ext/preprocess`: a fault in it would be on both sides. What an export changes about the
-pipeline (one size, another normalisation) is changed in a copy of its steps.
-
-H, W are height and width of the network input in pixels.
-"""
+"""Are pictures prepared by the rule in a file as the config's own test pipeline prepares them?"""
 
 from __future__ import annotations
 
@@ -127,7 +120,6 @@ def _rule_values(image: PreparedImage) -> dict[str, Any]:
 
 
 def _pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Return the values of a picture that are compared, and all collected ones."""
     picture = pipeline(file)
     values = {name: picture.metas[name] for name in COLLECTED if name in picture.metas}
     for name in ('ori_shape', 'img_shape', 'pad_shape'):
@@ -369,16 +361,11 @@ def _all_dicts(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
 
 
 def _image_steps(steps: list[Step]) -> list[Step]:
-    """Return the list in which pictures are resized and padded: of MultiScaleFlipAug, or the outer one."""
     nested = next((step for step in steps if step.get('type') == 'MultiScaleFlipAug'), None)
     return steps if nested is None else nested['transforms']
 
 
 def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
-    """Insert a step behind the last one whose kind is in `kinds` or loads, or which is a callable.
-
-    If there is no such step, it becomes the first.
-    """
     indices = [
         index
         for index, step in enumerate(steps)
@@ -388,10 +375,6 @@ def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
 
 
 def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[float]]) -> None:
-    """Replace the mean and the deviation of a pipeline; one without a Normalize gets it, before Pad.
-
-    RandomCenterCropPad, which pads with the mean, has its own copy of it.
-    """
     replaced = {name: list(values) for name, values in normalisation.items()}
     for step in _all_dicts(steps):
         if kind_of(step) in ('Normalize', 'RandomCenterCropPad'):
@@ -402,7 +385,6 @@ def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[floa
 
 
 def _fit(steps: list[Step], size: tuple[int, int]) -> None:
-    """Change a pipeline so that it gives one size (H, W): it resizes as the config does, and pads."""
     inner = _image_steps(steps)
     warps = [step for step in inner if kind_of(step) == 'AffineResize']
     for step in warps:
@@ -429,8 +411,7 @@ def _fit(steps: list[Step], size: tuple[int, int]) -> None:
 class ScaleToFit:
     """A step before mmdet's Resize, which sets the scale with which a picture fits into an input.
 
-    Resize takes a scale as (long edge, short edge) of the picture, whether it is a portrait or a landscape. A
-    portrait in a landscape input, or the reverse, is limited by the short edge of the input on both sides.
+    Resize takes a scale as (long edge, short edge) of the picture, whether it is a portrait or a landscape.
     """
 
     def __init__(self, size: tuple[int, int], keep_ratio: bool) -> None:
@@ -438,11 +419,7 @@ class ScaleToFit:
         self.size, self.keep_ratio = size, keep_ratio
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture.
-
-        It is the size of the input; with `keep_ratio`, for a portrait in a landscape input or the reverse,
-        its short edge twice.
-        """
+        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture."""
         height, width = results['img'].shape[:2]
         results.pop('scale_factor', None)
         results['scale'] = self.size[::-1]

@@ -75,11 +75,6 @@ def _layer_rule(layer: nn.Module, order: str, in_channels: int) -> dict[str, Any
 
 
 def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
-    """Return points (P, D) float32 that reach the limits of a voxel rule.
-
-    They lie on both edges of every axis and beyond them, in more voxels than the rule keeps, some with more
-    points than it keeps; not near the faces of voxels, where the last bit of float32 decides.
-    """
     rng = np.random.default_rng(0)
     low, high = np.array(rule['point_cloud_range']).reshape(2, 3)
     size = np.array(rule['voxel_size'])
@@ -101,7 +96,6 @@ def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
 
 
 def _layer_voxels(layer: nn.Module, sweep: np.ndarray, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return means (N, D) float32 and coordinates (N, 4), axes in an order, as mmcv's layer makes them."""
     import torch
 
     outputs = layer(torch.from_numpy(sweep))

@@ -1,8 +1,4 @@
-"""Charts of errors as inline SVG: powers of ten upwards, frames or other entries from left to right.
-
-`drift_plot` draws errors along a drive, `match_strip` its matched detections. Colours and texts are the style
-sheet's of the page; nothing here needs a plotting library.
-"""
+"""Charts of errors as inline SVG: powers of ten upwards, frames or other entries from left to right."""
 
 from __future__ import annotations
 
@@ -50,10 +46,7 @@ class Axes:
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
     def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
-        """Yield a line for each power of ten, and its label.
-
-        `name(exponent)` returns the class of the line in the style sheet, and the label as markup.
-        """
+        """Yield a line for each power of ten, and its label."""
         for decade in range(self.low, self.high + 1):
             kind, words = name(decade)
             yield self.line(10.0**decade, kind)

@@ -34,10 +34,7 @@ SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1
 
 
 def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str], folder: Path) -> Path:
-    """Write `report.html` and `verdict.json` of a proof; return the path of the page.
-
-    Mm2OnnxError: a file cannot be written.
-    """
+    """Write `report.html` and `verdict.json` of a proof; return the path of the page."""
     folder = Path(folder)
     page = render(verdict, pictures, classes)
     write_json(folder / 'verdict.json', verdict.to_json())

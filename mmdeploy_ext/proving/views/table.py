@@ -58,7 +58,7 @@ def told_below(verdict: Verdict) -> list[str]:
 
 
 def level_lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Yield the name of each level and what was compared, in words."""
+    """Yield the name of each level and its comparison in words."""
     if verdict.of('file'):
         yield 'file', graphs_text(verdict)
     if surroundings := verdict.of('surroundings'):
@@ -80,7 +80,7 @@ def level_lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def graphs_text(verdict: Verdict) -> str:
-    """Return what the comparison of the graphs gave, in one line."""
+    """Return the result of the graph comparison in one line."""
     graphs = verdict.of('file')
     texts = [finding.text for finding in graphs if not finding.passed]
     if texts or len(graphs) == 1:
