@@ -40,7 +40,7 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def while_compiling() -> Iterator[None]:
-    """Freeze weights into code of models that are compiled inside: all their runs have to be inside, too."""
+    """Freeze weights into the code of models that are compiled, and run, inside."""
     import torch._dynamo
     import torch._inductor.config
     from torch._inductor.utils import fresh_cache

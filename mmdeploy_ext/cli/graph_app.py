@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def naming(file: str | None) -> Iterator[None]:
-    """Put the name of file before the text of an `Mm2OnnxError` inside, unless it is in the text already."""
+    """Put the name of the file before the text of an `Mm2OnnxError`, unless it is there already."""
     try:
         yield
     except Mm2OnnxError as error:

@@ -92,7 +92,7 @@ def _depends_on_values(tensor: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def linspace_of_one_step() -> Iterator[None]:
-    """Inside block a traced `torch.linspace` holds for a single step, too: its only value is the start."""
+    """Let a traced `torch.linspace` hold for a single step, too: its only value is the start."""
     linspace = torch.linspace
 
     def divided(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:

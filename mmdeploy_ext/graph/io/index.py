@@ -31,7 +31,7 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def all_graphs(
     model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
 ) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield main graph, the functions and every body in them: of a graph or function, it and its bodies."""
+    """Yield the main graph, the functions and every body in them."""
     waiting = [model.graph, *model.functions] if isinstance(model, onnx.ModelProto) else [model]
     while waiting:
         graph = waiting.pop()
