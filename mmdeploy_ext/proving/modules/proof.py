@@ -97,6 +97,11 @@ def prove_module(
 
     Returns:
         The verdict.
+
+    Raises:
+        UsageError: samples, names, tolerance or seed that do not fit the module or the file, or a module that
+            raises, returns no tensor, or is in training mode.
+        ModelFileError: the file is missing, damaged, or nothing that ONNX Runtime loads.
     """
     proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_graph(fresh)

@@ -64,14 +64,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(DataError, match='is not a generated set'):
         ensure_toy_panoptic(tmp_path)
     ensure_toy_coco(tmp_path / 'toy', train_images=1, val_images=1, quiet=True)
-    (tmp_path / 'toy/READY.json').write_text('{}')
-    with pytest.raises(DataError, match=r'READY.json'):
-        ensure_toy_panoptic(tmp_path / 'toy')
-    with pytest.raises(DataError, match=r'READY.json: is not the manifest'):
-        ensure_toy_coco(tmp_path / 'toy', train_images=1, val_images=1, quiet=True)
-    (tmp_path / 'toy/READY.json').write_text('{"parameters": [1]}')
-    with pytest.raises(DataError, match=r'READY.json: cannot be read'):
-        ensure_toy_panoptic(tmp_path / 'toy')
     (tmp_path / 'toy/READY.json').write_text('{"parameters": {"world": 2, "seed": 0, "frames": 2}}')
     with pytest.raises(DataError, match='is not that of a set of `mm2onnx synthetic coco`'):
         ensure_toy_panoptic(tmp_path / 'toy')
