@@ -35,14 +35,6 @@ def unknown_operator(source: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
-def cut_weights(source: Path, target: Path) -> None:
-    """Write `source` with a kernel that lacks its last 8 bytes."""
-    model = onnx.load(source)
-    weight = max(model.graph.initializer, key=lambda value: len(value.raw_data))
-    weight.raw_data = weight.raw_data[:-8]
-    onnx.save(model, target)
-
-
 def weights_outside(source: Path, target: Path) -> None:
     """Write `source` with its weights in a file that is then lost."""
     model = onnx.load(source)
@@ -84,7 +76,6 @@ CASES = {
         ['its mm2onnx metadata is damaged', 'export it again'],
         ['its mm2onnx metadata is damaged'],
     ),
-    'weights cut short': (cut_weights, ['the weights of', 'bytes, and its shape'], []),
     'weights not there': (weights_outside, ['lost.data', 'which is not there'], []),
     'of another family': (
         lambda source, path: changed(source, path, family='"solo"', postprocess=SOLO),

@@ -6,9 +6,9 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
-from mmdeploy_ext.runtime.run_images import check_file
 
 from mmdeploy_ext.cli.options import parse_cfg_options
+from mmdeploy_ext.cli.run_images import check_file
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.evaluate import evaluation

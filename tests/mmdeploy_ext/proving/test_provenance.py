@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import onnx
 import pytest
 
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.edits import record
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     companion_checks,
@@ -88,14 +86,6 @@ def test_tools_that_are_instructed_by_a_file_refuse_other_settings_with_what_to_
 )
 def test_a_fact_that_is_none_is_there_and_true_is_not_one(written, detail):
     assert unequal_entries(written, dict(limit=1, nms=None)) == detail
-
-
-@pytest.mark.parametrize('content', ['{"command": "fold"}', '"fold"', '7', '['])
-def test_a_record_that_is_no_list_is_refused(content):
-    model = onnx.ModelProto()
-    onnx.helper.set_model_props(model, {'mm2onnx.family': '"atss"', 'mm2onnx.edits': content})
-    with pytest.raises(ModelFileError, match=r'damaged mm2onnx\.edits'):
-        record(model, 'simplify')
 
 
 def test_a_text_beside_the_graphs_that_is_no_utf8_is_told_so(tmp_path):

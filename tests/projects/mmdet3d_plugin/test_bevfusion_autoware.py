@@ -59,7 +59,7 @@ def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, frames,
     assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] >= 60
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {bevfusion.BEV}
-    assert next_command(verdict) == f'python tools/deployment/check_autoware.py {folder}'
+    assert next_command(verdict) == f'python -m mmdeploy_ext check {folder}'
 
 
 @pytest.mark.matrix

@@ -66,7 +66,7 @@ def test_the_folder_is_proven_through_the_nodes_loop(toy, proof):
     deployment, folder, *_ = toy
     verdict, _ = proof(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.failures
-    assert next_command(verdict) == f'python tools/deployment/check_autoware.py {folder}'
+    assert next_command(verdict) == f'python -m mmdeploy_ext check {folder}'
     assert matched_of(verdict) >= 10
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {
         *('pillar_features', 'spatial_features'),

@@ -116,7 +116,10 @@ def test_pytorch_takes_the_ranks_of_the_file_whose_scores_are_compared(model):
     network.module.token_scores = exchange
     outputs = run_stages([network, rest], family.feeds(pictures, True))
     spec = family.spec(model, options)
-    metadata = types.SimpleNamespace(family='query', spec=spec, options={}, form='full', precision='fp32')
+    facts = types.SimpleNamespace(num_things=None, mask_thr=None)
+    metadata = types.SimpleNamespace(
+        family='query', spec=spec, options={}, form='full', precision='fp32', postprocess=facts
+    )
     inner = dict(token_scores=exchanged[-1].numpy())
     backend = types.SimpleNamespace(metadata=metadata, computes_in=None, inner=inner)
     deployment = Model('', '', {}, None, family, model=model)
