@@ -115,11 +115,10 @@ test-rotate: $(if $(wildcard .venv-rotate/bin/python),,env-rotate)
 
 # Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
 # `test-fast` has what needs neither a trained model nor long set-ups.
-FAST := {layout,guards,docs}.py
-FAST_FOLDERS := {contract,engines,evaluate,families,graph,lint,preprocess,weights}
+FAST := test_layout.py test_guards.py contract core engines evaluate graph lint preprocess weights
 test: tests := tests
-test-fast: tests := tests/test_$(FAST) tests/mmdeploy_ext/$(FAST_FOLDERS)
-test-matrix: tests := tests -m matrix --resume
+test-fast: tests := $(addprefix tests/,$(FAST))
+test-matrix: tests := tests -m matrix
 test test-fast test-matrix: export PYTHONDONTWRITEBYTECODE :=
 test test-fast test-matrix: $(ENV)
 	$(RUN) -m pytest $(tests) -n auto --dist loadfile --durations=20 -ra $(PYTEST_ARGS)

@@ -1,6 +1,5 @@
 """What all tests share. Fixtures of one family live in that family's folder."""
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -14,38 +13,12 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 
-pytest_plugins = [
-    'compiled_once',
-    'cpu_seconds',
-    'exported_once',
-    'heap',
-    'marking',
-    'one_run',
-    'one_thread',
-    'opened_once',
-    'report_messages',
-    'resume',
-    'short_stack',
-    'table_rows',
-]
+pytest_plugins = ['marking', 'one_thread', 'short_stack']
 WORKER_BYTES = 4 << 30
-COLLECT_AFTER = 10_000, 20, 50
-"""For garbage: with Python's own numbers the search takes a 22nd of the CPU seconds."""
-gc.disable()  # until all tests are collected: nothing that the imports make goes
 cli.wait_passively()
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: as many workers as cores
 compat.apply()
-
-
-def pytest_collection_finish() -> None:
-    """Keep what the imports made out of every later search for garbage: a twentieth of the CPU seconds.
-
-    Their own garbage stays, too: to search for those 20 MB takes 0.7 CPU seconds of each worker.
-    """
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
-    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

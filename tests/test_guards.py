@@ -17,12 +17,28 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = (
-    'core', 'preprocess', 'contract', 'proving.tensors',
-    'engines.onnxruntime', 'runtime', 'consumers', 'families.*.options*', 'families.*.facts',
-    'families.*.runtime')
+    'core',
+    'preprocess',
+    'contract',
+    'proving.tensors',
+    'engines.onnxruntime',
+    'runtime',
+    'consumers',
+    'families.*.options*',
+    'families.*.facts',
+    'families.*.runtime',
+)
 TORCH_FREE = (
-    *RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options', 'proving.provenance',
-    'graph.diff.files', 'proving.difference.report', 'proving.views.charts')
+    *RUNNER_PARTS,
+    'graph',
+    'engines.base',
+    'engines.registry',
+    'cli.options',
+    'proving.provenance',
+    'graph.diff.files',
+    'proving.difference.report',
+    'proving.views.charts',
+)
 TRACED = ('/export.py', '_export.py', 'tensorrt_plugins/operators.py')
 """Ends of the names of modules of other programs that make graphs, in the parts without torch."""
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
@@ -39,7 +55,9 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 """
 IMPORT_ALL = BLOCKED + 'for name in sys.argv[2:]: importlib.import_module(name)\n'
-HELPS = BLOCKED + """
+HELPS = (
+    BLOCKED
+    + """
 import contextlib, io, json
 texts = {}
 for script in sys.argv[2:]:
@@ -56,13 +74,21 @@ for script in sys.argv[2:]:
     texts[script] = status, output.getvalue(), errors.getvalue()
 print(json.dumps(texts))
 """
-PRIVATE = [re.compile(pattern) for pattern in (
-    rb'/work' + rb'/', rb'/root' + rb'/', rb'/home' + rb'/[a-z]\w*/', rb'/tmp' + rb'/try',
-    rb'file:' + rb'///',
-    rb'10\.(?<!\w10\.)\d{1,3}\.\d{1,3}\.\d{1,3}\b',
-    rb'192\.168\.(?<!\w192\.168\.)\d{1,3}\.\d{1,3}\b',
-    rb'172\.(?<!\w172\.)(?:1[6-9]|2\d|3[01])\.\d{1,3}\.\d{1,3}\b',
-    rb'https?://[\w.-]+\.(?:internal|local|lan|corp|intranet)\b')]
+)
+PRIVATE = [
+    re.compile(pattern)
+    for pattern in (
+        rb'/work' + rb'/',
+        rb'/root' + rb'/',
+        rb'/home' + rb'/[a-z]\w*/',
+        rb'/tmp' + rb'/try',
+        rb'file:' + rb'///',
+        rb'10\.(?<!\w10\.)\d{1,3}\.\d{1,3}\.\d{1,3}\b',
+        rb'192\.168\.(?<!\w192\.168\.)\d{1,3}\.\d{1,3}\b',
+        rb'172\.(?<!\w172\.)(?:1[6-9]|2\d|3[01])\.\d{1,3}\.\d{1,3}\b',
+        rb'https?://[\w.-]+\.(?:internal|local|lan|corp|intranet)\b',
+    )
+]
 """Each begins with a text, which `re` searches for five times faster than for one of several."""
 
 
@@ -88,7 +114,7 @@ def nodes(name: str) -> list[ast.AST]:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _forgotten(without_garbage):
+def _forgotten():
     """Forget the trees of all files when these tests end: they are millions of objects."""
     yield
     for function in (syntax, nodes, exporter_calls):
@@ -105,12 +131,22 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 # functions that configs call
 FUNCTIONS = (
-    'bevformer_model.py', 'monocular.py', 'nuscenes_bev.py', 'nuscenes_fusion.py', 'nuscenes_lidar.py',
-    'nuscenes_stream.py', 'nuscenes_track.py', 'petr_model.py', 'sparse4d_model.py')
+    'bevformer_model.py',
+    'monocular.py',
+    'nuscenes_bev.py',
+    'nuscenes_fusion.py',
+    'nuscenes_lidar.py',
+    'nuscenes_stream.py',
+    'nuscenes_track.py',
+    'petr_model.py',
+    'sparse4d_model.py',
+)
 CONFIGS = sorted(
     path.relative_to(REPOSITORY).as_posix()
-    for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py')
-    if path.name not in FUNCTIONS)
+    for folder in ('configs', 'projects/configs')
+    for path in (REPOSITORY / folder).rglob('*.py')
+    if path.name not in FUNCTIONS
+)
 
 
 @functools.lru_cache
@@ -130,7 +166,8 @@ def build(model: str) -> list[str]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(place)
         stack.enter_context(
-            mock.patch.multiple(init, **dict.fromkeys(drawing, lambda tensor, *_, **__: tensor)))
+            mock.patch.multiple(init, **dict.fromkeys(drawing, lambda tensor, *_, **__: tensor))
+        )
         for part in (ModulatedDeformConv2d, MultiScaleDeformableAttention):  # they compute values when built
             stack.enter_context(mock.patch.object(part, 'init_weights', lambda self: None))
         stack.enter_context(mock.patch.object(DeformableAttention, '_initialise', lambda self: None))
@@ -190,6 +227,7 @@ def test_every_config_builds(name):
 
 # ---- direction of dependencies
 
+
 def imported(name: str) -> set[str]:
     """Return the top-level names that a file imports, also by a string."""
     found = set()
@@ -199,8 +237,11 @@ def imported(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found.add('.' if node.level else node.module.split('.')[0])
         elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'import_module':
-            found.update(str(argument.value).split('.')[0] for argument in node.args
-                         if isinstance(argument, ast.Constant))
+            found.update(
+                str(argument.value).split('.')[0]
+                for argument in node.args
+                if isinstance(argument, ast.Constant)
+            )
     return found
 
 
@@ -274,17 +315,25 @@ def test_what_a_distribution_takes_of_mmdeploy_ext_is_there():
                 continue
             path = node.module.replace('.', '/')
             sources = files & {f'{path}.py', f'{path}/__init__.py'}
-            there = set().union(*map(names_in, sources), *(
-                {alias.name} for alias in node.names
-                if files & {f'{path}/{alias.name}.py', f'{path}/{alias.name}/__init__.py'}))
+            there = set().union(
+                *map(names_in, sources),
+                *(
+                    {alias.name}
+                    for alias in node.names
+                    if files & {f'{path}/{alias.name}.py', f'{path}/{alias.name}/__init__.py'}
+                ),
+            )
             absent = {alias.name for alias in node.names} - there
             missing += [f'{name}: {node.module}.{one}' for one in absent]
     assert not missing
 
 
 def test_mmdeploy_ext_does_not_know_the_distribution_of_rotated_boxes():
-    assert not [name for name in tracked() if name.startswith('mmdeploy_ext/')
-                and b'mmrotate' in (REPOSITORY / name).read_bytes()]
+    assert not [
+        name
+        for name in tracked()
+        if name.startswith('mmdeploy_ext/') and b'mmrotate' in (REPOSITORY / name).read_bytes()
+    ]
 
 
 TOOLS = [path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / 'tools').rglob('*.py'))]
@@ -312,13 +361,20 @@ def test_help_needs_no_torch(help_texts, name):
 
 NAMED = re.compile(
     r'(?<![a-z])(?:atss|solo|solov2|rt-?detr|stream_?petr|petr_?3d|centerpoint|bevfusion|tood|dy ?head|fcos|'
-    r'retina|repvgg|swin)(?![a-z0-9])', re.IGNORECASE)
+    r'retina|repvgg|swin)(?![a-z0-9])',
+    re.IGNORECASE,
+)
 OF_FAMILIES = (
     *('families/__init__', 'families/catalogue', 'families/mmdet', 'models/', 'consumers/'),
     *('seeded/', 'runtime/'),
     *('weights/', 'compat/patches', 'exporting/postprocess/'),  # names of others, of upstream modules
-    'core/commands', 'cli/command', 'cli/convert_',  # names of converters and of scripts
-    'cli/lidar_demo_app', 'cli/ranges', 'cli/scn_ptq_app')  # tools of one family
+    'core/commands',
+    'cli/command',
+    'cli/convert_',  # names of converters and of scripts
+    'cli/lidar_demo_app',
+    'cli/ranges',
+    'cli/scn_ptq_app',
+)  # tools of one family
 
 
 def words(code: list[ast.AST]) -> set[str]:
@@ -351,15 +407,24 @@ def test_shared_code_names_no_family():
     assert len(shared) > 200 and not {name: those for name, those in found.items() if those}
 
 
-@pytest.mark.parametrize('code', [
-    "CALLERS = ('TOODHead',)", 'from mmdet.models import DyHeadBlock', "help = 'SOLO, raw form: cells'",
-    'POSTPROCESS = dict(rtdetr=1)', 'def facts_of_atss(): pass', 'import mmdet.solov2_head'])
+@pytest.mark.parametrize(
+    'code',
+    [
+        "CALLERS = ('TOODHead',)",
+        'from mmdet.models import DyHeadBlock',
+        "help = 'SOLO, raw form: cells'",
+        'POSTPROCESS = dict(rtdetr=1)',
+        'def facts_of_atss(): pass',
+        'import mmdet.solov2_head',
+    ],
+)
 def test_every_way_to_name_a_family_is_seen(code):
-    found, alone = (list(ast.walk(ast.parse(text))) for text in (code, "def f():\n    \'\'\'SOLO\'\'\'"))
+    found, alone = (list(ast.walk(ast.parse(text))) for text in (code, "def f():\n    '''SOLO'''"))
     assert families_in(found) and not families_in(alone)
 
 
 # ---- one place for everything
+
 
 @functools.cache
 def exporter_calls(name: str) -> list[ast.Call]:
@@ -370,8 +435,11 @@ def exporter_calls(name: str) -> list[ast.Call]:
     for node in nodes(name):
         if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('torch'):
             aliases |= {
-                (alias.asname or alias.name) + rest for alias in node.names for rest in ('', '.export')
-                if f'{node.module}.{alias.name}{rest}' in aliases}
+                (alias.asname or alias.name) + rest
+                for alias in node.names
+                for rest in ('', '.export')
+                if f'{node.module}.{alias.name}{rest}' in aliases
+            }
     last = {alias.rpartition('.')[2] for alias in aliases}
     calls = [node for node in nodes(name) if isinstance(node, ast.Call)]
     named = [call for call in calls if {getattr(call.func, key, None) for key in ('id', 'attr')} & last]
@@ -392,6 +460,7 @@ def test_every_call_of_the_exporter_says_which_one():
 
 # ---- files
 
+
 def test_no_file_names_a_machine():
     found = []
     for name in tracked():
@@ -402,11 +471,11 @@ def test_no_file_names_a_machine():
 
 
 def test_the_scan_for_machines_finds_one():
-    found = ('/wo' 'rk/main', '/ro' 'ot/x', '/tmp' '/try', 'file:' '///x', '10.' '1.2.3', 'http://a' '.lan/x')
-    found += '172.' '31.0.1', '192.' '168.0.1', 'https://b' '.internal/x', '/ho' 'me/me/x'
+    found = ('/work/main', '/root/x', '/tmp/try', 'file:///x', '10.1.2.3', 'http://a.lan/x')
+    found += '172.31.0.1', '192.168.0.1', 'https://b.internal/x', '/home/me/x'
     for text in found:
         assert any(pattern.search(f'({text}'.encode()) for pattern in PRIVATE), text
-    others = 'work_dirs/x', '127.0.0.1', '1.10.0', 'https://pypi.org/x', '../shared/data', 'a10.' '1.2.3'
+    others = 'work_dirs/x', '127.0.0.1', '1.10.0', 'https://pypi.org/x', '../shared/data', 'a10.1.2.3'
     for text in others:
         assert not any(pattern.search(text.encode()) for pattern in PRIVATE), text
 

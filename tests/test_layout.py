@@ -11,7 +11,6 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = 'mmdeploy_ext'
-pytestmark = pytest.mark.usefixtures('without_garbage')
 ORDER = (
     'core',
     'preprocess',

@@ -8,7 +8,8 @@ model = dict(
     type='RTMDet',
     backbone=dict(type='CSPNeXt', **layers),
     neck=dict(
-        type='CSPNeXtPAFPN', in_channels=[256, 512, 1024], out_channels=256, num_csp_blocks=3, **layers),
+        type='CSPNeXtPAFPN', in_channels=[256, 512, 1024], out_channels=256, num_csp_blocks=3, **layers
+    ),
     bbox_head=dict(
         type='RTMDetSepBNHead',
         num_classes=80,
@@ -17,13 +18,16 @@ model = dict(
         stacked_convs=2,
         with_objectness=False,
         exp_on_reg=True,
-        **layers),
+        **layers,
+    ),
     test_cfg=dict(
         nms_pre=30000,
         min_bbox_size=0,
         score_thr=0.001,
         nms=dict(type='nms', iou_threshold=0.65),
-        max_per_img=300))
+        max_per_img=300,
+    ),
+)
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -34,14 +38,11 @@ test_pipeline = [
             dict(type='Resize', keep_ratio=True),
             dict(type='RandomFlip'),
             dict(type='Pad', size=(640, 640), pad_val=dict(img=(114, 114, 114))),
-            dict(
-                type='Normalize',
-                mean=[103.53, 116.28, 123.675],
-                std=[57.375, 57.12, 58.395],
-                to_rgb=False),
+            dict(type='Normalize', mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], to_rgb=False),
             dict(type='ImageToTensor', keys=['img']),
             dict(type='Collect', keys=['img']),
-        ]),
+        ],
+    ),
 ]
 data = dict(
     samples_per_gpu=1,
@@ -50,5 +51,7 @@ data = dict(
         type='CocoDataset',
         ann_file='data/coco/annotations/instances_val2017.json',
         img_prefix='data/coco/val2017/',
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 evaluation = dict(metric='bbox')

@@ -1,7 +1,7 @@
 """Seeded weights of BEVFormer that depend on names and shapes alone.
 
 Source of the rule: FILL.md beside the reference data of BEVFormer, the outputs of the published code with
-these weights; `tests/bevformer_golden.py` reads the data.
+these weights; `tests/support/bevformer_golden.py` reads the data.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Seeded weights of PETR and PETRv2 that depend on names and shapes alone.
 
 Source of the rule: FILL.md beside the reference data of PETR, which were made with these weights;
-`tests/petr_golden.py` reads them.
+`tests/support/petr_golden.py` reads them.
 """
 
 import math

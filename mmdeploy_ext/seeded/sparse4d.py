@@ -1,7 +1,7 @@
 """Seeded weights of Sparse4D that depend on names and shapes alone.
 
 Source of the rule: FILL.md beside the reference data of Sparse4D, which were made with these weights;
-`tests/sparse4d_golden.py` reads them.
+`tests/support/sparse4d_golden.py` reads them.
 """
 
 import math

@@ -128,9 +128,7 @@ def test_a_jpeg_that_is_damaged_in_the_middle_is_refused(folder, captured, capfd
 def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(tmp_path, width, height, monkeypatch):
     (tmp_path / 'large.png').write_bytes(png_header(width, height))
     monkeypatch.setattr(cv2, 'imdecode', lambda *words: pytest.fail('decoded'))
-    with pytest.raises(
-        ImageError, match=rf'large\.png.*{width}.*{height}.*100'
-    ):
+    with pytest.raises(ImageError, match=rf'large\.png.*{width}.*{height}.*100'):
         read_image(tmp_path / 'large.png')
 
 

@@ -23,6 +23,7 @@ def atss():
 def config():
     compat.apply()
     from mmdeploy_ext.core.config import load_config
+
     return load_config(str(REPOSITORY / 'configs/demo/atss_toy.py'))
 
 
@@ -36,10 +37,18 @@ def test_the_checkpoint_is_small_plain_and_complete(atss):
 
 def test_the_config_is_plain_data_and_the_one_that_was_trained(atss, config):
     from mmcv import Config
+
     assert 'mmdet_config' not in config
     trained = Config.fromstring(atss['meta']['config'], '.py')
-    for key in ('model', 'optimizer', 'optimizer_config', 'lr_config', 'runner', 'train_pipeline',
-                'test_pipeline'):
+    for key in (
+        'model',
+        'optimizer',
+        'optimizer_config',
+        'lr_config',
+        'runner',
+        'train_pipeline',
+        'test_pipeline',
+    ):
         assert trained[key] == config[key], key
 
 
@@ -51,10 +60,14 @@ def test_the_checkpoint_has_the_ap_that_its_page_states(config, tmp_path):
     from mmdet.models import build_detector
 
     from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
+
     ensure_toy_coco(tmp_path / 'set', train_images=1, quiet=True)  # val2017 is that of the full set
     data = config.data.test.copy()
-    data.update(ann_file=str(tmp_path / 'set/annotations/instances_val2017.json'),
-                img_prefix=str(tmp_path / 'set/val2017'), test_mode=True)
+    data.update(
+        ann_file=str(tmp_path / 'set/annotations/instances_val2017.json'),
+        img_prefix=str(tmp_path / 'set/val2017'),
+        test_mode=True,
+    )
     dataset = build_dataset(data)
     model = build_detector(config.model, test_cfg=config.get('test_cfg'))
     load_strict(model, load_checkpoint(CHECKPOINTS / 'atss_toy.pth'))

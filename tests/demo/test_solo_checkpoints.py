@@ -55,7 +55,7 @@ def test_the_checkpoint_is_small_plain_and_of_its_config(name, config):
     assert {key: trained[key] for key in TRAINED} == {key: config[key] for key in TRAINED}
 
 
-@pytest.mark.matrix  # 100 pictures; tests/tools/test_test_loop_masks.py evaluates a few
+@pytest.mark.matrix  # 100 pictures; tests/commands/test_test_loop_masks.py evaluates a few
 def test_the_checkpoint_has_the_mask_ap_that_its_page_states(name, config, tmp_path):
     ensure_toy_coco(tmp_path / 'set', train_images=1, quiet=True)  # val2017 is that of the full set
     data = config.data.test.copy()

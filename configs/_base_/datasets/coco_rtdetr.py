@@ -18,7 +18,8 @@ train_pipeline = [
         type='Resize',
         img_scale=[(size, size) for size in range(480, 801, 32)],
         multiscale_mode='value',
-        keep_ratio=False),
+        keep_ratio=False,
+    ),
     dict(type='RandomFlip', flip_ratio=0.5),
     dict(type='Normalize', **img_norm_cfg),
     dict(type='Pad', size_divisor=32),
@@ -37,11 +38,13 @@ test_pipeline = [
             dict(type='Normalize', **img_norm_cfg),
             dict(type='ImageToTensor', keys=['img']),
             dict(type='Collect', keys=['img']),
-        ]),
+        ],
+    ),
 ]
 data = dict(
     samples_per_gpu=4,
     workers_per_gpu=4,
     train=dict(pipeline=train_pipeline),
     val=dict(pipeline=test_pipeline),
-    test=dict(pipeline=test_pipeline))
+    test=dict(pipeline=test_pipeline),
+)

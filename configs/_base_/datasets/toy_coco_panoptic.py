@@ -2,8 +2,19 @@
 _base_ = './toy_coco.py'
 dataset_type = 'CocoPanopticDataset'
 data_root = 'data/toy_coco/'
-classes = ('disc', 'square', 'triangle', 'star', 'ring', 'cross',
-           'noise', 'stripes', 'checker', 'gradient', 'blobs')  # six of things, five of stuff
+classes = (
+    'disc',
+    'square',
+    'triangle',
+    'star',
+    'ring',
+    'cross',
+    'noise',
+    'stripes',
+    'checker',
+    'gradient',
+    'blobs',
+)  # six of things, five of stuff
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -22,17 +33,21 @@ data = dict(
         classes=classes,
         ann_file=data_root + 'annotations/panoptic_train2017.json',
         seg_prefix=data_root + 'annotations/panoptic_train2017/',
-        pipeline=train_pipeline),
+        pipeline=train_pipeline,
+    ),
     val=dict(
         type=dataset_type,
         classes=classes,
         ann_file=data_root + 'annotations/panoptic_val2017.json',
         seg_prefix=data_root + 'annotations/panoptic_val2017/',
-        ins_ann_file=data_root + 'annotations/instances_val2017.json'),
+        ins_ann_file=data_root + 'annotations/instances_val2017.json',
+    ),
     test=dict(
         type=dataset_type,
         classes=classes,
         ann_file=data_root + 'annotations/panoptic_val2017.json',
         seg_prefix=data_root + 'annotations/panoptic_val2017/',
-        ins_ann_file=data_root + 'annotations/instances_val2017.json'))
+        ins_ann_file=data_root + 'annotations/instances_val2017.json',
+    ),
+)
 evaluation = dict(interval=4, metric='PQ')

@@ -23,7 +23,9 @@ test_pipeline = [
             pad,
             dict(type='DefaultFormatBundle'),
             dict(type='Collect', keys=['img']),
-        ]),
+        ],
+    ),
 ]
 data = dict(
-    train=dict(pipeline=train_pipeline), val=dict(pipeline=test_pipeline), test=dict(pipeline=test_pipeline))
+    train=dict(pipeline=train_pipeline), val=dict(pipeline=test_pipeline), test=dict(pipeline=test_pipeline)
+)

@@ -17,4 +17,6 @@ model = dict(
         cls_down_index=0,
         norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
         loss_mask=dict(type='DiceLoss', use_sigmoid=True, activate=False, loss_weight=3.0),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)))
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+    ),
+)

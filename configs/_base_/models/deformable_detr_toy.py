@@ -11,7 +11,8 @@ model = dict(
         out_channels=256,  # the encoding of proposals has as many
         act_cfg=None,
         norm_cfg=dict(type='GN', num_groups=32),
-        num_outs=3),
+        num_outs=3,
+    ),
     bbox_head=dict(
         type='DeformableDETRHead',
         num_query=40,
@@ -32,7 +33,9 @@ model = dict(
                     attn_cfgs=points,
                     operation_order=('self_attn', 'norm', 'ffn', 'norm'),
                     feedforward_channels=256,
-                    ffn_dropout=0.0)),
+                    ffn_dropout=0.0,
+                ),
+            ),
             decoder=dict(
                 type='DeformableDetrTransformerDecoder',
                 num_layers=2,
@@ -45,15 +48,22 @@ model = dict(
                     ],
                     operation_order=('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm'),
                     feedforward_channels=256,
-                    ffn_dropout=0.0))),
+                    ffn_dropout=0.0,
+                ),
+            ),
+        ),
         positional_encoding=dict(type='SinePositionalEncoding', num_feats=128, normalize=True, offset=-0.5),
         loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
         loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-        loss_iou=dict(type='GIoULoss', loss_weight=2.0)),
+        loss_iou=dict(type='GIoULoss', loss_weight=2.0),
+    ),
     train_cfg=dict(
         assigner=dict(
             type='HungarianAssigner',
             cls_cost=dict(type='FocalLossCost', weight=2.0),
             reg_cost=dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-            iou_cost=dict(type='IoUCost', iou_mode='giou', weight=2.0))),
-    test_cfg=dict(max_per_img=40))
+            iou_cost=dict(type='IoUCost', iou_mode='giou', weight=2.0),
+        )
+    ),
+    test_cfg=dict(max_per_img=40),
+)

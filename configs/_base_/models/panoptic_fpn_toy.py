@@ -12,7 +12,8 @@ model = dict(
         norm_cfg=dict(type='GN', num_groups=8, requires_grad=True),
         loss_seg=dict(type='CrossEntropyLoss', ignore_index=255, loss_weight=0.5),
         num_things_classes=6,
-        num_stuff_classes=5),
+        num_stuff_classes=5,
+    ),
     panoptic_fusion_head=dict(type='HeuristicFusionHead', num_things_classes=6, num_stuff_classes=5),
     test_cfg=dict(
         panoptic=dict(
@@ -21,4 +22,7 @@ model = dict(
             mask_thr_binary=0.5,
             mask_overlap=0.5,
             nms=dict(type='nms', iou_threshold=0.5, class_agnostic=True),
-            stuff_area_limit=256)))  # of COCO's 4096, as the pictures are a sixteenth
+            stuff_area_limit=256,
+        )
+    ),
+)  # of COCO's 4096, as the pictures are a sixteenth

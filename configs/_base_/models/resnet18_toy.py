@@ -8,4 +8,6 @@ model = dict(
         num_stages=4,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
-        style='pytorch'))
+        style='pytorch',
+    )
+)

@@ -10,7 +10,8 @@ model = dict(
         num_heads=8,
         feedforward=1024,
         expansion=1.0,
-        position_layout='original'),  # 'row_major' as transformers 5; they differ for non-square inputs only
+        position_layout='original',
+    ),  # 'row_major' as transformers 5; they differ for non-square inputs only
     decoder=dict(
         type='RTDETRDecoder',
         num_classes=80,
@@ -21,8 +22,8 @@ model = dict(
         num_heads=8,
         num_points=4,
         feedforward=1024,
-        num_denoising=100),
-    train_cfg=dict(
-        cost=dict(cls=2.0, bbox=5.0, giou=2.0),
-        loss=dict(cls=1.0, bbox=5.0, giou=2.0)),
-    test_cfg=dict(max_per_img=300))
+        num_denoising=100,
+    ),
+    train_cfg=dict(cost=dict(cls=2.0, bbox=5.0, giou=2.0), loss=dict(cls=1.0, bbox=5.0, giou=2.0)),
+    test_cfg=dict(max_per_img=300),
+)

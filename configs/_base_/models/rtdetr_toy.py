@@ -11,5 +11,7 @@ model = dict(
         num_layers=3,
         num_heads=4,
         feedforward=192,
-        num_denoising=40),
-    test_cfg=dict(max_per_img=60))
+        num_denoising=40,
+    ),
+    test_cfg=dict(max_per_img=60),
+)

@@ -3,12 +3,7 @@ _base_ = './resnet18_toy.py'
 model = dict(
     type='SOLOv2',
     backbone=dict(out_indices=(0, 1, 2, 3)),
-    neck=dict(
-        type='FPN',
-        in_channels=[16, 32, 64, 128],
-        out_channels=64,
-        start_level=0,
-        num_outs=5),
+    neck=dict(type='FPN', in_channels=[16, 32, 64, 128], out_channels=64, start_level=0, num_outs=5),
     mask_head=dict(
         type='SOLOV2Head',
         num_classes=6,
@@ -28,9 +23,11 @@ model = dict(
             end_level=3,
             out_channels=32,
             mask_stride=4,
-            norm_cfg=dict(type='GN', num_groups=8, requires_grad=True)),
+            norm_cfg=dict(type='GN', num_groups=8, requires_grad=True),
+        ),
         loss_mask=dict(type='DiceLoss', use_sigmoid=True, loss_weight=3.0),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+    ),
     test_cfg=dict(
         nms_pre=500,
         score_thr=0.1,
@@ -38,4 +35,6 @@ model = dict(
         filter_thr=0.05,
         kernel='gaussian',
         sigma=2.0,
-        max_per_img=100))
+        max_per_img=100,
+    ),
+)

@@ -9,7 +9,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 REPO = PROJECT.parents[1]
-for folder in (REPO / 'tests', PROJECT, REPO):
+for folder in (REPO / 'tests/support', PROJECT, REPO):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 os.environ.setdefault('OMP_NUM_THREADS', '1')

@@ -1,0 +1,143 @@
+"""`tools/convert.py mmdet3`: a config and a checkpoint of mmdet 3 become those of mmdet 2.28."""
+
+import copy
+import json
+import pprint
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.weights.checkpoint import load_checkpoint
+from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
+from model_shapes import model_shapes
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECORDED = json.loads((REPOSITORY / 'tests/weights/mmdet3_names.json').read_text())
+DETR = RECORDED['detr/detr_r18_8xb2-500e_coco']
+PIPELINE = """
+test_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=None),
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+test_dataloader = dict(dataset=dict(
+    type='CocoDataset', data_root='data/coco/', ann_file='val.json', data_prefix=dict(img='val/'),
+    metainfo=dict(classes=('a', 'b')), pipeline=test_pipeline))
+"""
+
+
+def run_tool(*words):
+    before = list(sys.path)
+    try:
+        main = runpy.run_path(str(REPOSITORY / 'tools/convert.py'))['main']
+        return main(['mmdet3', *(str(word) for word in words)])
+    finally:
+        sys.path[:] = before
+
+
+@pytest.fixture
+def config3(tmp_path):
+    path = tmp_path / 'detr3.py'
+    path.write_text(f'model = {pprint.pformat(DETR["model"])}\n{PIPELINE}')
+    return path
+
+
+def write_checkpoint(path, config, **changes):
+    """Write what mmengine's Runner does for the DETR of a translated config, tensors of ones."""
+    backbone = {key: shape for key, shape in model_shapes(config).items() if key.startswith('backbone.')}
+    weights = {key: torch.ones(tuple(shape)) for key, shape in {**backbone, **DETR['names']}.items()}
+    meta = dict(epoch=12, mmengine_version='0.10.7', dataset_meta=dict(classes=('a', 'b')))
+    torch.save(dict(meta=meta, state_dict={**weights, **changes}, message_hub={}), path)
+    return weights
+
+
+def test_a_config_and_then_its_checkpoint_are_converted(config3, tmp_path, capsys):
+    config, source, target = tmp_path / 'detr2.py', tmp_path / 'epoch_12.pth', tmp_path / 'detr2.pth'
+    assert run_tool(config3, config) == 0
+    assert capsys.readouterr().out.startswith(f'{config}: a config of mmdet 2.28')
+    cfg = load_config(str(config))
+    assert cfg.data.test.classes == ('a', 'b') and cfg.data.test.ann_file == 'data/coco/val.json'
+    weights = write_checkpoint(source, cfg)
+    assert run_tool(source, target, '--config', config) == 0
+    assert f'{len(weights)} tensors' in capsys.readouterr().out
+    loaded = load_checkpoint(target)
+    assert loaded.state_dict.keys() == {to_mmdet2_name(key, 'DETR') for key in weights}
+    assert loaded.meta == dict(epoch=12, mmengine_version='0.10.7', CLASSES=('a', 'b'))
+    assert run_tool(source, target, '--config', config3) == 2
+    assert 'is a config of mmdet 3; translate it first' in capsys.readouterr().err
+
+
+def test_a_checkpoint_takes_the_config_of_its_model(tmp_path, capsys):
+    assert run_tool(tmp_path / 'in.pth', tmp_path / 'out.pth') == 2
+    assert 'takes --config' in capsys.readouterr().err
+
+
+def test_a_config_of_mmdet_3_is_refused_by_every_tool_with_the_command(config3):
+    command = rf'^{config3}: is a config of mmdet 3; .*: `python tools/convert\.py mmdet3 {config3}'
+    with pytest.raises(ConfigError, match=command):
+        load_config(str(config3))
+
+
+def test_a_config_that_uses_its_bases_is_refused_by_the_same_line(config3):
+    user, bases = config3.with_name('user3.py'), "_base_ = ['detr3.py']\n"
+    user.write_text(f'{bases}data = _base_.test_dataloader.dataset\n')
+    with pytest.raises(ConfigError, match=r'3 \(it.*`_base_\.test_dataloader') as refused:
+        load_config(str(user))
+    assert str(refused.value).startswith(str(user)) and '\n' not in str(refused.value)
+    user.write_text(f'{bases}model = dict(num_queries=None.none)\n')
+    with pytest.raises(ConfigError, match=r"AttributeError.*'NoneType'.*'none'"):
+        load_config(str(user))
+
+
+@pytest.mark.matrix
+def test_a_checkpoint_of_mmdet_3_ends_in_a_proven_file(tmp_path, capsys):
+    """Translate the config, convert the file that mmengine's Runner writes, export and verify."""
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.cli.export_app import main as export
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.seeded.weights import seeded_model
+
+    config3, config2 = tmp_path / 'detr3.py', tmp_path / 'detr2.py'
+    source, target = tmp_path / 'epoch_12.pth', tmp_path / 'detr2.pth'
+    model = copy.deepcopy(DETR['model'])
+    model['bbox_head']['num_classes'] = 2
+    config3.write_text(f'model = {pprint.pformat(model)}\n{PIPELINE}')
+    assert run_tool(config3, config2) == 0
+    cfg = load_config(str(config2))
+    own = seeded_model(cfg, find_family(cfg)).state_dict()
+    names = {to_mmdet2_name(key, 'DETR'): key for key in DETR['names']}
+    weights = {names.get(key, key): value for key, value in own.items()}
+    assert weights.keys() != own.keys()
+    meta = dict(epoch=12, mmengine_version='0.10.7', dataset_meta=dict(classes=('a', 'b')))
+    meta['cfg'] = config3.read_text()
+    torch.save(dict(meta=meta, state_dict=weights, message_hub={}, param_schedulers=[], optimizer={}), source)
+    assert run_tool(source, target, '--config', config2) == 0
+    capsys.readouterr()
+    words = '--output-file', tmp_path / 'm.onnx', '--shape', 192, 256, '--verify'
+    picture = '--input-img', REPOSITORY / 'demo/toy.jpg'
+    assert export([str(word) for word in (config2, target, *words, *picture)]) == 0
+    assert 'PROVEN' in capsys.readouterr().out
+
+
+def test_what_cannot_be_written_or_used_is_refused(config3, tmp_path, capsys):
+    config, source = tmp_path / 'detr2.py', tmp_path / 'epoch_12.pth'
+    assert run_tool(config3, config) == 0
+    write_checkpoint(source, load_config(str(config)), **{'encoder.x': torch.ones(1)})
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    for words, message in (
+        ((config3, config3), 'detr3.py'),
+        ((config, tmp_path / 'other.py'), 'is no config of mmdet 3'),
+        ((source, tmp_path / 'out.pth', '--config', config), 'epoch_12.pth: does not fit the model of'),
+        ((source, source, '--config', config), 'epoch_12.pth'),
+    ):
+        capsys.readouterr()
+        assert run_tool(*words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith('error: ') and message in error and error.count('\n') == 1, error
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before

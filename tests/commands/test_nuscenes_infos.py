@@ -1,0 +1,370 @@
+"""Info files: equal to the devkit's boxes, to mmdet3d's own converter, and to real nuScenes' calibration."""
+
+import importlib.util
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyquaternion import Quaternion
+
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.cli import nuscenes_infos
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.synthetic import nuscenes as toy
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REAL = REPOSITORY.parent / 'shared/data/nuscenes/scene-0061'
+SIZE = (160, 90)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('infos') / 'toy_nuscenes'
+    toy.ensure_toy_nuscenes(folder, toy.SetOptions(1, 1, 4, 5, SIZE, sweeps=2), jobs=1, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def nusc(root):
+    return nuscenes_infos.load_tables(root, 'v1.0-trainval')
+
+
+@pytest.fixture(scope='module')
+def written(root, tmp_path_factory) -> dict[str, dict]:
+    out = tmp_path_factory.mktemp('out')
+    counts = nuscenes_infos.create_infos(root, out, 'toy', max_sweeps=3, quiet=True)
+    assert set(counts.values()) == {4}
+    return {path.name: pickle.loads(path.read_bytes()) for path in counts}
+
+
+@pytest.fixture(scope='module')
+def infos(written) -> list[dict]:
+    return [
+        info for split in ('train', 'val') for info in written[f'toy2d_temporal_infos_{split}.pkl']['infos']
+    ]
+
+
+def test_files_are_named_as_the_configs_name_them(written, root):
+    assert set(written) == {
+        f'toy{kind}infos_{split}.pkl' for kind in ('2d_temporal_', '_') for split in ('train', 'val')
+    }
+    assert all(content['metadata'] == {'version': 'v1.0-trainval'} for content in written.values())
+    temporal, plain = nuscenes_infos.info_paths('data', 'nuscenes2d', 'val')
+    assert (temporal.name, plain.name) == ('nuscenes2d_temporal_infos_val.pkl', 'nuscenes_infos_val.pkl')
+
+
+def test_frames_of_a_scene_are_chained_and_numbered(written):
+    infos = written['toy2d_temporal_infos_val.pkl']['infos']
+    assert [info['frame_idx'] for info in infos] == [0, 1, 2, 3]
+    assert [info['prev'] for info in infos] == ['', *(info['token'] for info in infos[:-1])]
+    assert [info['next'] for info in infos] == [*(info['token'] for info in infos[1:]), '']
+    assert len({info['scene_token'] for info in infos}) == 1
+    assert [len(info['sweeps']) for info in infos] == [0, 3, 3, 3]
+    assert infos[3]['sweeps'][0]['timestamp'] > infos[3]['sweeps'][1]['timestamp']
+
+
+def test_boxes_and_velocities_are_the_devkits_in_the_lidar_frame(nusc, infos):
+    for info in infos:
+        sample = nusc.get('sample', info['token'])
+        _, boxes, _ = nusc.get_sample_data(sample['data']['LIDAR_TOP'])
+        assert len(boxes) == len(info['gt_boxes']) > 0
+        rotation = (Quaternion(info['ego2global_rotation']) * Quaternion(info['lidar2ego_rotation'])).inverse
+        for box, row, velocity in zip(boxes, info['gt_boxes'], info['gt_velocity'], strict=True):
+            np.testing.assert_allclose(row[:3], box.center, atol=1e-6)
+            np.testing.assert_allclose(row[3:6], box.wlh[[1, 0, 2]])
+            assert abs(np.sin((row[6] - box.orientation.yaw_pitch_roll[0]) / 2)) < 1e-9
+            moved = rotation.rotate(nusc.box_velocity(box.token))[:2]
+            np.testing.assert_allclose(velocity, moved, atol=1e-9)
+
+
+def test_mmdet3ds_boxes_have_the_corners_of_the_devkits(nusc, infos):
+    from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+    for info in infos[:2]:
+        _, boxes, _ = nusc.get_sample_data(nusc.get('sample', info['token'])['data']['LIDAR_TOP'])
+        found = LiDARInstance3DBoxes(info['gt_boxes'], origin=(0.5, 0.5, 0.5)).corners.numpy()
+        for corners, box in zip(found, boxes, strict=True):
+            distance = np.linalg.norm(corners[:, None] - box.corners().T[None], axis=-1)
+            assert (
+                distance.min(1).max() < 0.25
+            )  # mmdet3d knows no roll and pitch: the LiDAR is tilted a little
+
+
+def test_cameras_map_to_lidar_through_the_global_frame(nusc, infos):
+    point = np.array([3.0, -1.0, 12.0])
+    for info in infos:
+        assert tuple(info['cams']) == nuscenes_infos.CAMERAS
+        for camera in info['cams'].values():
+            moved = point
+            for kind, owner in (('sensor2ego', camera), ('ego2global', camera)):
+                moved = Quaternion(owner[f'{kind}_rotation']).rotate(moved) + owner[f'{kind}_translation']
+            for kind in ('ego2global', 'lidar2ego'):
+                moved = Quaternion(info[f'{kind}_rotation']).inverse.rotate(
+                    moved - info[f'{kind}_translation']
+                )
+            found = camera['sensor2lidar_rotation'] @ point + camera['sensor2lidar_translation']
+            np.testing.assert_allclose(found, moved, atol=1e-6)
+            assert camera['cam_intrinsic'].shape == (3, 3) and Path(camera['data_path']).is_file()
+
+
+@pytest.fixture(scope='module')
+def reference():
+    """Import mmdet3d's own converter, which its package carries outside of its modules."""
+    import mmdet3d
+
+    path = Path(mmdet3d.__path__[0]) / '.mim/tools/data_converter/nuscenes_converter.py'
+    if not path.is_file():
+        pytest.skip(f'skipped: {path} not found')
+    spec = importlib.util.spec_from_file_location('reference_converter', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_same(found, expected, name=''):
+    if isinstance(expected, dict):
+        assert expected.keys() <= found.keys(), name
+        for key in expected:
+            assert_same(found[key], expected[key], f'{name}.{key}')
+    elif isinstance(expected, list) and expected and isinstance(expected[0], dict):
+        assert len(found) == len(expected), name
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            assert_same(*pair, f'{name}[{index}]')
+    elif isinstance(expected, np.ndarray) and expected.dtype.kind == 'f':
+        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
+    else:
+        assert np.all(np.asarray(found) == np.asarray(expected)), name
+
+
+def test_plain_infos_equal_mmdet3ds_own_converter(reference, nusc, written):
+    val = {scene['token'] for scene in nusc.scene if scene['name'] == 'scene-0003'}
+    train = {scene['token'] for scene in nusc.scene} - val
+    expected = dict(
+        zip(('train', 'val'), reference._fill_trainval_infos(nusc, train, val, max_sweeps=3), strict=True)
+    )
+    for split, rows in expected.items():
+        found = written[f'toy_infos_{split}.pkl']['infos']
+        assert len(found) == len(rows) == 4
+        for row in rows:
+            row['lidar_path'] = str(row['lidar_path'])
+        assert_same(found, rows, split)
+
+
+def test_2d_boxes_equal_mmdet3ds_own_converter(reference, nusc, infos, monkeypatch):
+    monkeypatch.setattr(reference.post_process_coords, '__defaults__', (SIZE,))
+    count = 0
+    for info in infos:
+        for index, camera in enumerate(info['cams'].values()):
+            rows = reference.get_2d_boxes(nusc, camera['sample_data_token'], ['', '1', '2', '3', '4'])
+            rows = [row for row in rows if row and row['bbox'][2] >= 1 and row['bbox'][3] >= 1]
+            found = {key: info[key][index] for key in ('bboxes2d', 'centers2d', 'depths', 'bboxes3d_cams')}
+            assert [len(value) for value in found.values()] == [len(rows)] * 4
+            for number, row in enumerate(rows):
+                x, y, width, height = row['bbox']
+                np.testing.assert_allclose(
+                    found['bboxes2d'][number], [x, y, x + width, y + height], atol=1e-3
+                )
+                np.testing.assert_allclose(
+                    found['centers2d'][number], row['center2d'][:2], rtol=1e-4, atol=1e-3
+                )
+                np.testing.assert_allclose(found['depths'][number], row['center2d'][2], rtol=1e-5)
+                np.testing.assert_allclose(found['bboxes3d_cams'][number], row['bbox_cam3d'], atol=1e-4)
+                assert info['labels2d'][index][number] == row['category_id']
+                count += 1
+    assert count > 60
+
+
+def test_visibilities_are_those_of_the_boxes_beside_them(nusc, infos):
+    from nuscenes.utils.geometry_utils import BoxVisibility
+
+    for info in infos:
+        for index, camera in enumerate(info['cams'].values()):
+            boxes = nusc.get_sample_data(camera['sample_data_token'], BoxVisibility.NONE)[1]
+            for row, grade in zip(info['bboxes3d_cams'][index], info['visibilities'][index], strict=True):
+                nearest = min(boxes, key=lambda box, row=row: np.linalg.norm(box.center - row[:3]))
+                assert grade == nusc.get('sample_annotation', nearest.token)['visibility_token']
+
+
+def test_2d_boxes_lie_in_the_picture_and_empty_lists_keep_their_axes(infos):
+    for info in infos:
+        for boxes, labels in zip(info['bboxes2d'], info['labels2d'], strict=True):
+            assert boxes.dtype == np.float32 and labels.dtype == np.int64 and boxes.shape == (len(labels), 4)
+            assert (
+                (boxes >= 0).all() and (boxes[:, 2::4] <= SIZE[0]).all() and (boxes[:, 3::4] <= SIZE[1]).all()
+            )
+            assert ((boxes[:, 2:] - boxes[:, :2]) >= 1).all()
+        assert all(boxes.shape == (0, 4) for boxes in info['bboxes_ignore'])
+
+
+@pytest.mark.parametrize(
+    ('corners', 'expected'),
+    [
+        (np.array([[-1.0, 1], [-1, 1], [5, 5]]), (30, 10, 70, 50)),
+        (np.array([[-1.0, 1], [-1, 1], [-5, 5]]), (70, 50, 70, 50)),
+        (np.array([[-1.0, 1], [-1, 1], [-5, -5]]), None),
+        (np.array([[-9.0, -8], [-1, 1], [5, 5]]), None),
+    ],
+)
+def test_clipping_leaves_out_what_is_behind_or_beside(corners, expected):
+    intrinsic = np.array([[100.0, 0, 50], [0, 100, 30], [0, 0, 1]])
+    assert nuscenes_infos.clip_to_canvas(corners, intrinsic, (100, 60)) == expected
+
+
+def test_mmdet3d_reads_the_plain_infos(root, written, tmp_path):
+    from mmdet3d.datasets import NuScenesDataset
+
+    (tmp_path / 'val.pkl').write_bytes(pickle.dumps(written['toy_infos_val.pkl']))
+    dataset = NuScenesDataset(
+        str(tmp_path / 'val.pkl'),
+        pipeline=[],
+        data_root=str(root),
+        modality=dict(use_camera=True, use_lidar=True),
+    )
+    assert len(dataset) == 4
+    data = dataset.get_data_info(1)
+    assert len(data['img_filename']) == 6 and len(data['sweeps']) == 3
+    truth = dataset.get_ann_info(1)
+    assert truth['gt_bboxes_3d'].tensor.shape[1] == 9 and (truth['gt_labels_3d'] >= 0).all()
+
+
+def copy_tables(root: Path, target: Path) -> Path:
+    """Copy a set with links for its files, so that its tables can be broken."""
+    shutil.copytree(root / 'v1.0-trainval', target / 'v1.0-trainval')
+    for folder in ('samples', 'sweeps', 'maps'):
+        (target / folder).symlink_to(root / folder)
+    return target
+
+
+def _lose_picture(root):
+    path = root / 'v1.0-trainval/sample_data.json'
+    path.write_text(path.read_text().replace('samples/CAM_BACK/', 'samples/CAM_BACK/lost_'))
+
+
+def _lose_camera(root):
+    path = root / 'v1.0-trainval/sample_data.json'
+    path.write_text(
+        json.dumps([row for row in json.loads(path.read_text()) if 'CAM_BACK_LEFT' not in row['filename']])
+    )
+
+
+def _lose_sweeps(root):
+    (root / 'samples').unlink()
+
+
+def _lose_maps(root):
+    (root / 'maps').unlink()
+
+
+def _rename_scenes(root):
+    path = root / 'v1.0-trainval/scene.json'
+    path.write_text(path.read_text().replace('"scene-', '"my-'))
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (_lose_picture, r'samples/CAM_BACK/lost_.*no such file'),
+        (_lose_camera, r'key frame \w{32} has no CAM_BACK_LEFT'),
+        (_lose_sweeps, r'has its first LIDAR_TOP sweep'),
+        (_lose_maps, r'map mask .* does not exist'),
+        (_rename_scenes, r'none of the 2 scenes is in the split lists'),
+    ],
+)
+def test_a_set_that_is_not_whole_is_refused_by_name(root, tmp_path, damage, message):
+    broken = copy_tables(root, tmp_path / 'set')
+    damage(broken)
+    with pytest.raises(DataError, match=message):
+        nuscenes_infos.create_infos(broken, tmp_path / 'out', 'toy', quiet=True)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_scenes_that_are_not_unpacked_are_left_out(root, tmp_path):
+    part = copy_tables(root, tmp_path / 'set')
+    (part / 'samples').unlink()
+    shutil.copytree(root / 'samples', part / 'samples', ignore=shutil.ignore_patterns('*scene-0001*'))
+    counts = nuscenes_infos.create_infos(part, tmp_path / 'out', 'toy', quiet=True)
+    assert {path.name: count for path, count in counts.items()} == {
+        'toy2d_temporal_infos_train.pkl': 0,
+        'toy_infos_train.pkl': 0,
+        'toy2d_temporal_infos_val.pkl': 4,
+        'toy_infos_val.pkl': 4,
+    }
+
+
+def test_options_out_of_range_are_refused(root, tmp_path):
+    for options, message in (
+        (dict(version='v2'), "--version: got 'v2', expected one of v1.0-trainval"),
+        (dict(version='v1.0-mini'), 'versions there: v1.0-trainval'),
+        (dict(max_sweeps=-1), '--max-sweeps: got -1'),
+        (dict(tag='a/b'), "--extra-tag: got 'a/b'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            nuscenes_infos.create_infos(root, tmp_path, **{'tag': 'toy', 'quiet': True, **options})
+    with pytest.raises(DataError, match='--root-path'):
+        nuscenes_infos.create_infos(tmp_path / 'absent', tmp_path, 'toy')
+
+
+def create_data():
+    spec = importlib.util.spec_from_file_location('create_data', REPOSITORY / 'tools/create_data.py')
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    return command
+
+
+def test_the_command_makes_its_files_again_in_the_folder_that_it_reads(root, tmp_path):
+    shutil.copytree(root, tmp_path / 'set')
+    words = ['nuscenes', '--root-path', str(tmp_path / 'set'), '--extra-tag', 'again']
+    assert [create_data().main(words) for _ in range(2)] == [0, 0]
+
+
+def test_the_command_line_ends_with_one_line_and_status_2(tmp_path, capsys):
+    command = create_data()
+    assert command.main(['nuscenes', '--root-path', str(tmp_path / 'absent')]) == 2
+    assert capsys.readouterr().err.startswith('error: ') and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match='2'):
+        command.main(['kitti'])
+
+
+def _real_tables(target: Path) -> None:
+    """Complete the tables of one real key frame, of which logs, maps and annotations are not there."""
+    tables = {path.stem: json.loads(path.read_text()) for path in (REAL / 'tables').glob('*.json')}
+    for record in (*tables['sample'], *tables['sample_data']):
+        record.update(prev='', next='')
+    scene = tables['scene'][0]
+    scene.update(
+        first_sample_token=tables['sample'][0]['token'], last_sample_token=tables['sample'][0]['token']
+    )
+    tables.update(
+        instance=[],
+        sample_annotation=[],
+        log=[{'token': scene['log_token']}],
+        map=[{'token': 'map', 'filename': 'map.png', 'log_tokens': [scene['log_token']]}],
+    )
+    (target / 'v1.0-mini').mkdir(parents=True)
+    for name, rows in tables.items():
+        (target / 'v1.0-mini' / f'{name}.json').write_text(json.dumps(rows))
+    (target / 'map.png').touch()
+    (target / 'samples').symlink_to(REAL / 'samples')
+
+
+def test_a_real_key_frame_has_mmdet3ds_lidar_to_camera_matrices(tmp_path):
+    if not REAL.is_dir():
+        pytest.skip('skipped: ../shared/data/nuscenes/scene-0061 not found')
+    _real_tables(tmp_path / 'real')
+    counts = nuscenes_infos.create_infos(tmp_path / 'real', tmp_path, 'real', 'v1.0-mini', quiet=True)
+    assert list(counts.values()) == [1, 1, 0, 0]
+    (info,) = pickle.loads((tmp_path / 'real2d_temporal_infos_train.pkl').read_bytes())['infos']
+    (path,) = REAL.glob('*.pkl')
+    expected = pickle.loads(path.read_bytes())['data_list'][0]['images']
+    for channel, camera in info['cams'].items():
+        to_lidar = np.eye(4)
+        to_lidar[:3, :3], to_lidar[:3, 3] = (
+            camera['sensor2lidar_rotation'],
+            camera['sensor2lidar_translation'],
+        )
+        np.testing.assert_allclose(np.linalg.inv(to_lidar), expected[channel]['lidar2cam'], atol=2e-3)
+        np.testing.assert_allclose(camera['cam_intrinsic'], expected[channel]['cam2img'])
+    assert len(info['gt_boxes']) == 0 and info['gt_velocity'].shape == (0, 2)

@@ -1,0 +1,139 @@
+"""`onnx2tensorrt.py`: engines of the toys without a GPU, what is refused and how."""
+
+import json
+import types
+
+import numpy as np
+import onnx
+import pytest
+
+from mmdeploy_ext.cli import tensorrt_app
+from mmdeploy_ext.cli.tensorrt_app import main
+from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
+from mmdeploy_ext.engines.tensorrt.record import read_record
+from mmdeploy_ext.proving import tensorrt as tensorrt_proof
+from toy_atss import REPO, export_toy, load_toy
+from toy_engines import package, parse, two_outputs
+
+DEMO = REPO / 'demo/atss_toy.onnx'
+SIZES = ['--shapes', 'B=1/2/4']
+
+
+@pytest.fixture
+def net(tmp_path):
+    onnx.save_model(two_outputs(batch='B'), tmp_path / 'net.onnx')
+    return str(tmp_path / 'net.onnx')
+
+
+def refuses(capsys, *argv):
+    assert main([str(word) for word in argv]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_toy_atss_is_built_for_a_chosen_architecture(tmp_path, capsys):
+    package()
+    raw, engine, layers = tmp_path / 'raw.onnx', tmp_path / 'm.engine', tmp_path / 'layers.json'
+    export_toy(load_toy(), raw, form='raw', dynamic=False)
+    argv = [str(raw), '--output', str(engine), '--sm', '86', '--fp16', '--layers', str(layers)]
+    assert main(argv) == 0
+    assert 'SM 86' in capsys.readouterr().out
+    record = read_record(engine)
+    assert set(record.layers['CONVOLUTION']) == {'float16'}
+    assert {port.dtype for port in (*record.inputs, *record.outputs)} == {'float32'}
+    content = json.loads(layers.read_text())
+    convolutions = [x['outputs'] for x in content['network'] if x['kind'] == 'CONVOLUTION']
+    assert len(convolutions) == 63 and all(outputs == ['float16'] for outputs in convolutions)
+    assert main([str(engine)]) == 0
+    assert 'cls_score_0' in capsys.readouterr().out
+
+
+def test_the_file_is_refused_by_node_before_a_package_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    line = refuses(capsys, DEMO, '--sm', '86')
+    assert '(NonMaxSuppression): has no runner in TensorRT-RTX' in line
+    assert 'export full with --max-candidates K and a fixed --shape' in line
+
+
+def test_check_needs_no_package(net, capsys, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert main([net, '--check']) == 0
+    assert '2 nodes, nothing that TensorRT-RTX cannot take' in capsys.readouterr().out
+    assert '--sm 17: tensorrt-rtx builds for 75 80' in refuses(capsys, net, '--check', '--sm', '17', '86')
+    assert 'TensorRT is not installed; tensorrt-rtx: make env-tensorrt' in refuses(
+        capsys, net, '--sm', '86', *SIZES
+    )
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
+def test_without_a_gpu_verify_says_so_and_is_no_proof(net, tmp_path, capsys):
+    package()
+    argv = [net, '--output', str(tmp_path / 'm.engine'), '--sm', '86', '--verify', *SIZES]
+    assert main(argv) == 1
+    assert 'NOT COMPARED: no GPU is here' in capsys.readouterr().out
+    assert (tmp_path / 'm.engine').is_file()
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'factor', 'claim', 'status'),
+    [
+        ('float32', 1, 'EQUAL ON 1 INPUT', 0),
+        ('float32', 1.01, 'NOT EQUAL', 1),
+        ('float16', 1.01, 'WITHIN FP16 BARS ON 1 INPUT', 0),
+        ('float16', -1, 'NOT WITHIN FP16 BARS', 1),
+        ('float16', 2, 'NOT WITHIN FP16 BARS', 1),
+    ],
+)
+def test_an_engine_that_was_compared_with_its_file_is_equal_and_never_proven(
+    dtype, factor, claim, status, capsys, monkeypatch
+):
+    """A GPU is played: what is printed of the rows is the tool's."""
+    outputs = dict(y=np.array([1, 2, 3], np.float32))
+    rows = tensorrt_proof.compare_outputs(
+        outputs, {'y': outputs['y'] * np.float32(factor)}, half=dtype == 'float16'
+    )
+    record = types.SimpleNamespace(layers={'CONVOLUTION': {dtype: 1}})
+    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.cuda.find_gpu', lambda: Gpu('a GPU', 86))
+    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.record.read_record', lambda engine: record)
+    monkeypatch.setattr(tensorrt_proof, 'compare', lambda engine, source: rows)
+    assert tensorrt_app._verify('m.engine', 'm.onnx') == status
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == claim and 'PROVEN' not in out
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        ([], 'no sizes are given for x Bx3 (B)'),
+        (['--shapes', 'y=1x3'], '--shapes y: is not an input or axis'),
+        ([*SIZES, '--keep-fp32', 'add'], '--keep-fp32 goes with --fp16'),
+        ([*SIZES, '--fp16', '--keep-fp32', 'ad'], "--keep-fp32 'ad': fits the name"),
+        ([*SIZES, '--constant', 'x'], '--constant x: the file states no default'),
+        ([*SIZES, '--output', '/dev/null'], '/dev/null: is a device'),
+        (['--check', '--verify'], '--verify: does nothing with --check'),
+        ([*SIZES, '--layers', '/proc/nowhere/x.json'], '/proc/nowhere'),
+    ],
+)
+def test_wrong_options_are_refused(net, capsys, more, message):
+    package()
+    assert message in refuses(capsys, net, '--sm', '86', *more)
+
+
+def test_wrong_files_are_refused(tmp_path, net, capsys):
+    (tmp_path / 'bad.onnx').write_bytes(b'not a model')
+    assert 'bad.onnx: is not a readable ONNX file' in refuses(capsys, tmp_path / 'bad.onnx', '--sm', '86')
+    assert 'no such ONNX file' in refuses(capsys, tmp_path / 'no.onnx', '--sm', '86')
+    assert 'no such engine' in refuses(capsys, tmp_path / 'no.engine')
+    assert '--sm: does nothing with an engine' in refuses(capsys, tmp_path / 'no.engine', '--sm', '86')
+    (tmp_path / 'alone.engine').write_bytes(b'abc')
+    assert 'its record alone.engine.json is not beside it' in refuses(capsys, tmp_path / 'alone.engine')
+
+
+def test_a_failed_build_leaves_nothing(tmp_path, capsys):
+    package()
+    model = parse('y = Reshape(x, s)', 'float[2,3] x, int64[1] s', 'float[A] y')
+    onnx.save_model(model, tmp_path / 'm.onnx')
+    assert main([str(tmp_path / 'm.onnx'), '--sm', '86']) == 1
+    assert 'cannot build it' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['m.onnx']

@@ -1,0 +1,187 @@
+"""`streampetr_video.py` draws a scene by either engine or both, from a data set in nuScenes' format."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import toy_streampetr
+import toy_streampetr_export as toy
+from mmdeploy_ext.cli import demo, video_app
+from mmdeploy_ext.core.errors import ConfigError, ImageError
+from mmdeploy_ext.preprocess.cameras import CAMERAS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = """
+import toy_streampetr as toy
+from projects.configs.nuscenes_stream import image_augmentation, stream_data
+
+model = toy.model_cfg()
+data = stream_data(
+    image_augmentation((32, 96), (0.6, 0.7), source=(90, 160)), root={root!r},
+    infos='infos', workers_per_gpu=0)
+"""
+
+
+def register():
+    path = REPOSITORY / 'tools' / 'demo' / 'streampetr_video.py'
+    spec = importlib.util.spec_from_file_location('streampetr_video', path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.register()
+
+
+def run(*arguments):
+    return video_app.main(list(map(str, arguments)))
+
+
+def write_dataset(root):
+    """Two scenes of three and two frames; every camera looks along x of the LiDAR frame."""
+    rng = np.random.default_rng(0)
+    rotation = [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
+    infos = []
+    for index, (scene, frame) in enumerate([('a', 0), ('a', 1), ('a', 2), ('b', 0), ('b', 1)]):
+        cams = {}
+        for camera in CAMERAS:
+            file = root / f'{camera}_{index}.png'
+            cv2.imwrite(str(file), rng.integers(0, 256, (90, 160, 3), np.uint8))
+            cams[camera] = dict(
+                data_path=str(file),
+                timestamp=int(1.5e15) + index * 500000,
+                sensor2lidar_rotation=np.array(rotation),
+                sensor2lidar_translation=np.zeros(3),
+                cam_intrinsic=np.array([[100.0, 0, 80], [0, 100, 70], [0, 0, 1]]),
+            )
+        infos.append(
+            dict(
+                token=f'{scene}{frame}',
+                prev='',
+                next='',
+                scene_token=scene,
+                frame_idx=frame,
+                timestamp=int(1.5e15) + index * 500000,
+                lidar_path='',
+                sweeps=[],
+                lidar2ego_translation=[0.0, 0, 1.8],
+                lidar2ego_rotation=[1.0, 0, 0, 0],
+                ego2global_translation=[600.0 + frame, 1600, 0],
+                ego2global_rotation=[1.0, 0, 0, 0],
+                cams=cams,
+            )
+        )
+    with open(root / 'infos_val.pkl', 'wb') as stream:
+        pickle.dump(dict(infos=infos, metadata=dict(version='v1.0-trainval')), stream)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with a data set, a config, a checkpoint and an export."""
+    root = tmp_path_factory.mktemp('video')
+    write_dataset(root)
+    (root / 'toy.py').write_text(CONFIG.format(root=f'{root}/'))
+    torch.save(dict(state_dict=toy.model().state_dict(), meta={}), root / 'toy.pth')
+    (root / 'deploy').mkdir()
+    toy.write(root / 'deploy')
+    assert len(CAMERAS) == toy_streampetr.NUM_CAMS
+    return root
+
+
+def pictures(folder):
+    return [cv2.imread(str(path)) for path in sorted(folder.glob('*.png'))]
+
+
+def test_onnx_alone_draws_every_frame_of_a_scene(place, tmp_path, capsys):
+    assert run(place / 'toy.py', '--onnx', place / 'deploy', '--out', tmp_path, '--score-thr', 0) == 0
+    drawn = pictures(tmp_path)
+    assert len(drawn) == 3 and len({picture.shape for picture in drawn}) == 1
+    assert (drawn[0] != drawn[1]).any()
+    assert '3 frames of scene 0; ONNX Runtime' in capsys.readouterr().out
+
+
+def test_both_engines_are_side_by_side_and_agree(place, tmp_path, capsys):
+    out = tmp_path / 'new' / 'scene.mp4'
+    arguments = [place / 'toy.py', place / 'toy.pth', '--onnx', place / 'deploy', '--scene', 1, '--out']
+    assert run(*arguments, out, '--threads', 1, '--score-thr', 0) == 0
+    assert run(*arguments, tmp_path / 'png', '--frames', 1, '--score-thr', 0) == 0
+    assert 'PyTorch' in capsys.readouterr().out
+    video, (picture,) = cv2.VideoCapture(str(out)), pictures(tmp_path / 'png')
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    assert (video.get(cv2.CAP_PROP_FRAME_HEIGHT), video.get(cv2.CAP_PROP_FRAME_WIDTH)) == picture.shape[:2]
+    upper, lower = (part[28:, :1300] for part in np.split(picture, 2))
+    assert np.abs(upper.astype(int) - lower.astype(int)).mean() < 1
+    assert sorted(path.name for path in out.parent.iterdir()) == ['scene.mp4']
+
+
+def test_pytorch_alone_draws_what_both_draw(place, tmp_path):
+    assert run(place / 'toy.py', place / 'toy.pth', '--frames', 2, '--out', tmp_path) == 0
+    assert len(pictures(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'got neither a checkpoint nor --onnx'),
+        (['c.pth', '--engine', 'both'], '--engine both: ONNX Runtime needs --onnx PATH'),
+        (['--onnx', 'x', '--engine', 'torch'], '--engine torch: PyTorch needs a checkpoint'),
+        (['c.pth', '--score-thr', '2'], '--score-thr 2.0: expected a value in 0..1'),
+        (['c.pth', '--scene', '-1'], '--scene -1: expected 0 or more'),
+        (['c.pth', '--frames', '0'], '--frames 0: expected 1 or more'),
+        (['c.pth', '--fps', '0'], '--fps 0.0: expected more than 0'),
+        (['c.pth', '--fps', 'inf'], '--fps inf: expected more than 0'),
+        (['c.pth', '--scene', '7'], '--scene 7: the data set has 2 scenes, expected 0..1'),
+        (['--onnx', 'nowhere'], 'nowhere'),
+    ],
+)
+def test_bad_options_are_refused_by_name(place, tmp_path, capsys, arguments, message):
+    assert run(place / 'toy.py', *arguments, '--out', tmp_path / 'out') == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob('out/*'))
+
+
+def test_a_picture_of_another_size_is_no_part_of_a_film(tmp_path):
+    with demo.open_writer(tmp_path / 'a.mp4', 4) as write:
+        write(np.zeros((32, 48, 3), np.uint8))
+        with pytest.raises(ImageError, match='64x32 does not fit the film of 48x32'):
+            write(np.zeros((32, 64, 3), np.uint8))
+        write(np.zeros((32, 48, 3), np.uint8))
+    film = cv2.VideoCapture(str(tmp_path / 'a.mp4'))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+
+
+@pytest.mark.parametrize('name', ['out', 'new.avi', 'new.PNG'])
+def test_a_file_in_the_place_of_the_folder_is_refused(place, tmp_path, capsys, name):
+    (tmp_path / 'out').touch()
+    assert run(place / 'toy.py', 'c.pth', '--out', tmp_path / name) == 2
+    assert 'names a file, expected a name in .mp4 or a folder' in capsys.readouterr().err
+
+
+def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):
+    """Boxes of both engines are drawn with one list of names."""
+    from mmdeploy_ext.families import files
+    from mmdeploy_ext.families import model as models
+
+    args = SimpleNamespace(
+        config='c.py',
+        checkpoint='c.pth',
+        onnx='folder',
+        cfg_options=None,
+        device='cpu',
+        threads=0,
+        providers=None,
+    )
+    model = SimpleNamespace(model=None, classes=('car', 'bus'))
+    exported = SimpleNamespace(paths=[], metadata=SimpleNamespace(classes=('bus', 'car'), options={}))
+    family = SimpleNamespace(reference=lambda model: 'torch', runner=lambda paths, options: 'onnx')
+    monkeypatch.setattr(models, 'load', lambda *args: model)
+    monkeypatch.setattr(files, 'read_files', lambda path: exported)
+    monkeypatch.setattr(video_app, 'contract_of', lambda family, options: family)
+    with pytest.raises(ConfigError, match=r'folder.*bus, car.*c\.pth.*car, bus'):
+        video_app.load_steppers(args, ['torch', 'onnx'], family)
+    exported.metadata.classes = ('car', 'bus')
+    steppers, classes = video_app.load_steppers(args, ['torch', 'onnx'], family)
+    assert steppers == dict(torch='torch', onnx='onnx') and classes == ('car', 'bus')

@@ -1,0 +1,340 @@
+"""Copies of mmdet in research repositories: what they lack and what they refuse, by modules like theirs."""
+
+import importlib.util
+import math
+import sys
+import types
+
+import pytest
+
+from mmdeploy_ext.compat import PATCHES, patches_vendored
+from mmdeploy_ext.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.core.errors import ConfigError
+
+torch = pytest.importorskip('torch')
+mmcv = pytest.importorskip('mmcv')
+mmdet = pytest.importorskip('mmdet')
+
+VERSION_CHECK = """
+import mmcv
+mmcv_minimum_version = '1.2.4'
+mmcv_maximum_version = {newest!r}
+seen = mmcv.__version__
+release = [int(part) for part in mmcv.__version__.split('.')]
+assert release <= [int(part) for part in mmcv_maximum_version.split('.')], f'MMCV=={{mmcv.__version__}}'
+"""
+
+
+def run_patched(tmp_path, name, source):
+    """Return a module of this name and source, run inside the patches, and never a part of sys.modules."""
+    path = tmp_path / 'module.py'
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    PATCHES.run(module, lambda: spec.loader.exec_module(module))
+    return module
+
+
+@pytest.mark.parametrize(('newest', 'seen'), [('1.4.0', '1.4.0'), ('1.8.0', mmcv.__version__)])
+def test_a_copy_of_mmdet_that_refuses_this_mmcv_is_imported(tmp_path, newest, seen):
+    before = mmcv.__version__
+    assert run_patched(tmp_path, 'mmdet', VERSION_CHECK.format(newest=newest)).seen == seen
+    assert mmcv.__version__ == before
+
+
+RELEASES = {'2.2.0+36e1e54': True, '2.6.0': False, '2.28.2': False}
+
+
+@pytest.mark.parametrize(('version', 'refused'), RELEASES.items())
+def test_a_copy_of_mmdet_that_is_too_old_is_refused_by_its_folder_and_version(tmp_path, version, refused):
+    (tmp_path / 'version.py').write_text(f"__version__ = '{version}'\n")
+    if not refused:
+        assert run_patched(tmp_path, 'mmdet', 'ran = True\n').ran
+        return
+    with pytest.raises(ConfigError, match=r'is mmdet 2\.2\.0\+36e1e54; expected 2\.6 or newer'):
+        run_patched(tmp_path, 'mmdet', 'raise RuntimeError("it ran")\n')
+
+
+ANCHORS = """
+import torch
+class AnchorGenerator:
+    def __init__(self):
+        self.strides = [(4, 8)]
+        self.base_anchors = [torch.tensor([[-1., -2, 1, 2], [-3, -1, 3, 1]])]
+    num_base_anchors = property(lambda self: [2])
+"""
+
+
+def slow_anchors(base, height, width, stride_x, stride_y):
+    return [
+        [x0 + column * stride_x, y0 + row * stride_y, x1 + column * stride_x, y1 + row * stride_y]
+        for row in range(height)
+        for column in range(width)
+        for x0, y0, x1, y1 in base.tolist()
+    ]
+
+
+@pytest.mark.parametrize('size', [(2, 3), (1, 1), (0, 2)])
+def test_anchors_of_mmdet_2_11_are_priors_of_a_level(tmp_path, size):
+    generator = run_patched(tmp_path, 'mmdet.core.anchor.anchor_generator', ANCHORS).AnchorGenerator()
+    priors = generator.single_level_grid_priors(size, 0, dtype=torch.float64, device='cpu')
+    assert priors.dtype == torch.float64 and generator.num_base_priors == [2]
+    expected = slow_anchors(generator.base_anchors[0], *size, 4, 8)
+    assert priors.tolist() == expected
+
+
+def test_priors_of_an_mmdet_that_has_them_stay(tmp_path):
+    source = ANCHORS + '    def single_level_grid_priors(self, size, level, dtype=None): return "own"\n'
+    generator = run_patched(tmp_path, 'mmdet.core.anchor.anchor_generator', source).AnchorGenerator()
+    assert generator.single_level_grid_priors((2, 3), 0) == 'own'
+
+
+@pytest.mark.parametrize(
+    ('name', 'source', 'attributes'),
+    [
+        (
+            'mmdet.models.dense_heads.anchor_head',
+            'class AnchorHead:\n    def __init__(self): self.anchor_generator, self.num_anchors = 3, 9\n',
+            dict(prior_generator=3, num_base_priors=9),
+        ),
+        (
+            'mmdet.models.dense_heads.anchor_head',
+            'class AnchorHead:\n    def __init__(self): self.prior_generator = 4\n',
+            dict(prior_generator=4),
+        ),
+        (
+            'mmdet.models.dense_heads.yolo_head',
+            'class YOLOV3Head:\n    def __init__(self): self.anchor_generator = 5\n',
+            dict(prior_generator=5),
+        ),
+        (
+            'mmdet.core.bbox.coder.delta_xywh_bbox_coder',
+            'class DeltaXYWHBBoxCoder:\n    def __init__(self): pass\n',
+            dict(add_ctr_clamp=False),
+        ),
+        (
+            'mmdet.core.bbox.coder.delta_xywh_bbox_coder',
+            'class DeltaXYWHBBoxCoder:\n    def __init__(self, add_ctr_clamp=1): self.add_ctr_clamp = 1\n',
+            dict(add_ctr_clamp=1),
+        ),
+        (
+            'mmdet.models.roi_heads.bbox_heads.bbox_head',
+            'class BBoxHead: pass\n',
+            dict(custom_cls_channels=False, custom_activation=False),
+        ),
+        (
+            'mmdet.models.roi_heads.bbox_heads.sabl_head',
+            'class SABLHead: pass\n',
+            dict(custom_cls_channels=False, custom_activation=False),
+        ),
+        (
+            'mmdet.models.roi_heads.bbox_heads.bbox_head',
+            'class BBoxHead: custom_cls_channels = True\n',
+            dict(custom_cls_channels=True),
+        ),
+    ],
+)
+def test_parts_of_an_older_mmdet_have_what_families_read(tmp_path, name, source, attributes):
+    module = run_patched(tmp_path, name, source)
+    (kind,) = (value for value in vars(module).values() if isinstance(value, type))
+    part = kind()
+    assert {key: getattr(part, key) for key in attributes} == attributes
+
+
+def test_a_head_of_tood_that_has_its_scores_in_its_own_forward_is_imported(tmp_path):
+    name = 'mmdet.models.dense_heads.tood_head'
+    assert not hasattr(run_patched(tmp_path, name, 'class TOODHead: pass\n'), 'sigmoid_geometric_mean')
+    source = 'sigmoid_geometric_mean = lambda x, y: 7 * x + y\n'
+    scores = run_patched(tmp_path, name, source).sigmoid_geometric_mean
+    logits = torch.ones(2), torch.ones(2)
+    # a formula that both sides of a proof computed by would be compared with itself
+    assert scores(*logits).tolist() == [8, 8]
+    expected = [1 / (1 + math.exp(-1))] * 2
+    assert torch.jit.trace(lambda x, y: scores(x, y), logits)(*logits).tolist() == pytest.approx(expected)
+    assert scores(logits[0].requires_grad_(), logits[1]).tolist() == [8, 8]
+
+
+POINTS = """
+import torch
+class AnchorFreeHead(torch.nn.Module):
+    strides = (4, 7)
+    def __init__(self):
+        super().__init__()
+    def _get_points_single(self, featmap_size, stride, dtype, device):
+        rows, columns = featmap_size
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing='ij')
+        return {points}
+"""
+
+
+@pytest.mark.parametrize(
+    ('points', 'expected'),
+    [
+        (
+            'torch.stack([x.reshape(-1) * stride, y.reshape(-1) * stride], -1) + stride // 2',
+            [[3, 3], [10, 3], [17, 3], [3, 10], [10, 10], [17, 10]],
+        ),
+        (
+            '(y + 0.5, x + 0.5)',
+            [[3.5, 3.5], [10.5, 3.5], [17.5, 3.5], [3.5, 10.5], [10.5, 10.5], [17.5, 10.5]],
+        ),
+    ],
+    ids=['pixels', 'cells'],
+)
+def test_heads_of_points_of_an_older_mmdet_have_a_generator_and_a_coder(tmp_path, points, expected):
+    source = POINTS.format(points=points)
+    head = run_patched(tmp_path, 'mmdet.models.dense_heads.anchor_free_head', source).AnchorFreeHead()
+    generator = head.prior_generator
+    priors = generator.single_level_grid_priors((2, 3), 1, device='cpu')
+    assert priors.tolist() == expected and priors.dtype == torch.float32
+    assert generator.strides == [(4, 4), (7, 7)] and generator.num_base_priors == [1, 1]
+    boxes = head.bbox_coder.decode(torch.tensor([[5.0, 6]]), torch.tensor([[1.0, 2, 3, 4]]))
+    assert boxes.tolist() == [[4, 4, 8, 10]] and head.use_sigmoid_cls
+    head.prior_generator = 'its own'
+    assert head.prior_generator == 'its own'
+
+
+LEVEL_POINTS = """
+class MlvlPointGenerator:
+    strides, offset = [(4, 4), (8, 8)], 0.5
+    def single_level_grid_priors(self, featmap_size, level_idx, device='cuda', with_stride=False):
+        return 'own'
+"""
+
+
+def test_points_of_a_level_of_an_older_mmdet_are_of_a_type(tmp_path):
+    module = run_patched(tmp_path, 'mmdet.core.anchor.point_generator', LEVEL_POINTS)
+    generator = module.MlvlPointGenerator()
+    points = generator.single_level_grid_priors((1, 2), 1, dtype=torch.float64, device='cpu')
+    assert points.tolist() == [[4, 4], [12, 4]] and points.dtype == torch.float64
+    assert generator.single_level_grid_priors((1, 2), 1, with_stride=True) == 'own'
+
+
+def test_outputs_of_an_older_head_become_those_that_it_has_in_a_test_since():
+    from mmdeploy_ext.families.parts.dense_heads import KINDS
+
+    head = types.SimpleNamespace(points2bbox=lambda level: level * 10)
+    for name, boxes in (('VFNetHead', [5, 6]), ('RepPointsHead', [50, 60])):
+        kind = KINDS[name]
+        assert kind.flatten(kind.tested(head, ([1, 2], [3, 4], [5, 6]))) == [1, 2, *boxes]
+        assert kind.flatten(kind.tested(head, ([1, 2], [5, 6]))) == [1, 2, 5, 6]
+
+
+def test_a_class_that_an_older_mmdet_lacks_is_no_object_s_class(monkeypatch):
+    monkeypatch.setattr(mmdet, '__version__', '2.11.0')
+    heads = mmdet_module('mmdet.models.dense_heads')
+    assert heads.ATSSHead is sys.modules['mmdet.models.dense_heads'].ATSSHead
+    assert not isinstance(torch.nn.Linear(1, 1), heads.NewerHead) and heads.NewerHead is heads.NewerHead
+    assert mmdet_module('mmdet.models.newer_heads').NewerHead.__name__ == 'NewerHead'
+    assert mmdet_module('mmdet.models.dense_heads.newer.one').Other not in (heads.NewerHead, object)
+
+
+def test_a_name_that_the_mmdet_of_the_families_lacks_is_an_error(monkeypatch):
+    with pytest.raises(AttributeError):
+        _ = mmdet_module('mmdet.models.dense_heads').NewerHead
+    with pytest.raises(ModuleNotFoundError):
+        mmdet_module('mmdet.models.newer_heads')
+
+
+def test_a_library_that_a_module_of_an_older_mmdet_needs_is_named(monkeypatch):
+    monkeypatch.setattr(mmdet, '__version__', '2.11.0')
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'timm'", name='timm')
+
+    monkeypatch.setattr(patches_vendored, 'importlib', types.SimpleNamespace(import_module=missing))
+    with pytest.raises(ModuleNotFoundError, match='timm'):
+        _ = mmdet_module('mmdet.models.backbones').Swin
+
+
+@pytest.mark.parametrize('factor_first', [False, True])
+def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, factor_first):
+    from mmdet.core.post_processing import bbox_nms
+
+    from mmdeploy_ext.families.parts.dense_heads import compares_products
+
+    upstream = bbox_nms.multiclass_nms
+
+    def multiclass_nms(boxes, scores, score_thr, nms_cfg, max_num=-1, score_factors=None):
+        if factor_first and score_factors is not None:
+            scores, score_factors = scores * score_factors[:, None], None
+        return upstream(boxes, scores, score_thr, nms_cfg, max_num, score_factors)
+
+    monkeypatch.setattr(bbox_nms, 'multiclass_nms', multiclass_nms)
+    assert compares_products() == factor_first
+
+
+VOTING = """
+class PAAHead:
+    def _get_bboxes_single(self, boxes, labels):
+        return self.score_voting(boxes, labels, 1)
+    def score_voting(self, det_bboxes, det_labels, candidates):
+        return max(det_bboxes), det_labels
+"""
+
+
+def test_paa_of_an_older_mmdet_votes_for_no_boxes_without_an_error(tmp_path):
+    head = run_patched(tmp_path, 'mmdet.models.dense_heads.paa_head', VOTING).PAAHead()
+    assert head._get_bboxes_single([], []) == ([], []) and head._get_bboxes_single([3], [1]) == (3, [1])
+
+
+DATA_SET = """
+import pycocotools
+assert pycocotools.__version__ >= '12.0.2'
+from pycocotools.coco import COCO
+"""
+
+
+def test_a_data_set_that_asks_for_mmpycocotools_has_its_names(tmp_path):
+    module = run_patched(tmp_path, 'mmdet.datasets.coco', DATA_SET)
+    coco = module.COCO()
+    coco.dataset = dict(
+        images=[dict(id=5)],
+        categories=[dict(id=7, name='disc')],
+        annotations=[dict(id=9, image_id=5, category_id=7, iscrowd=0, area=4.0)],
+    )
+    coco.createIndex()
+    assert (coco.get_img_ids(), coco.get_cat_ids(['disc']), coco.get_ann_ids([5])) == ([5], [7], [9])
+    assert coco.get_img_ids(cat_ids=[7]) == [5] and coco.get_cat_ids(cat_names=('disc',)) == [7]
+    assert (coco.get_ann_ids(img_ids=5), coco.get_ann_ids(img_ids=[5], cat_ids=[8])) == ([9], [])
+    assert (coco.load_imgs(5), coco.load_cats(7), coco.load_anns(9)) == (
+        coco.dataset['images'],
+        coco.dataset['categories'],
+        coco.dataset['annotations'],
+    )
+    assert coco.img_ann_map == {5: coco.dataset['annotations']} and coco.cat_img_map == {7: [5]}
+    import pycocotools
+
+    assert not hasattr(pycocotools, '__version__')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        ModuleNotFoundError(
+            "No module named 'mmdet.models.utils.builder'", name='mmdet.models.utils.builder'
+        ),
+        AttributeError("module 'mmdet.models' has no attribute 'X'", name='X', obj=mmdet),
+    ],
+    ids=['module', 'name'],
+)
+def test_a_family_that_an_older_mmdet_lacks_parts_of_is_left_out_and_named(monkeypatch, error):
+    from mmcv import Config
+
+    from mmdeploy_ext.contract.registry import Registration
+    from mmdeploy_ext.core.errors import ConfigError
+    from mmdeploy_ext.families import base
+
+    def load(registration):
+        raise error
+
+    monkeypatch.setattr(Registration, 'load_family', load)
+    monkeypatch.setattr(base, 'FAMILIES', base.Families())
+    monkeypatch.setattr(base, 'LEFT_OUT', {})
+    with pytest.raises(type(error)):
+        base.load_families('')
+    monkeypatch.setattr(mmdet, '__version__', '2.6.0')
+    # Asked with mmdet of this name, mmdet3d could not be imported, and that answer is kept.
+    monkeypatch.setattr(base, 'library_failure', lambda library: base.NOT_INSTALLED)
+    with pytest.raises(ConfigError, match=f'mmdet 2.6.0 of .*{error}'):
+        base.find_family(Config(dict(model=dict(type='OfNoFile'))))

@@ -1,0 +1,144 @@
+"""Compiled operators of mmdet3d 0.x in PyTorch, against loops and dense convolutions."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.compat import mmdet3d_operators as operators
+from mmdeploy_ext.compat.vendored_mmdet3d import COMPILED, OperatorFinder, executed_operators
+
+SIZE, LIMITS = [0.5, 0.5, 1.0], [-2.0, -2.0, -1.0, 2.0, 2.0, 3.0]
+
+
+def slow_cells(points):
+    low, size = (np.float32(values) for values in (LIMITS[:3], SIZE))
+    for point in points.numpy():
+        cell = np.floor((point[:3] - low) / size).astype(int)
+        yield cell if ((cell >= 0) & (cell < [8, 8, 4])).all() else None
+
+
+def slow_voxels(points, max_points, max_voxels):
+    voxels = {}
+    for point, cell in zip(points.tolist(), slow_cells(points), strict=True):
+        if cell is None or (tuple(cell) not in voxels and len(voxels) == max_voxels):
+            continue
+        voxels.setdefault(tuple(cell), []).append(point)
+    return {cell: values[:max_points] for cell, values in voxels.items()}
+
+
+def sweep(count=300):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(count, 5, generator=generator) * 5 - 2.5
+    points[:40, :3] = torch.tensor([0.1, 0.1, 0.1])  # more points than a voxel keeps
+    points[40:44, 0] = torch.tensor([-2.0, 2.0, 0.5, -2.0001])  # on faces
+    return points
+
+
+@pytest.mark.parametrize(('max_points', 'max_voxels'), [(5, 1000), (3, 20), (1, 1)])
+def test_points_are_grouped_as_a_loop_groups_them(max_points, max_voxels):
+    points = sweep()
+    voxels, cells = torch.zeros(max_voxels, max_points, 5), torch.zeros(max_voxels, 3, dtype=torch.int32)
+    counts = torch.zeros(max_voxels, dtype=torch.int32)
+    count = operators.hard_voxelize(
+        points, voxels, cells, counts, SIZE, LIMITS, max_points, max_voxels, 3, True
+    )
+    expected = slow_voxels(points, max_points, max_voxels)
+    assert [tuple(cell) for cell in cells[:count].tolist()] == list(expected)
+    assert counts[:count].tolist() == [len(values) for values in expected.values()]
+    for voxel, number, values in zip(voxels, counts, expected.values(), strict=False):
+        assert voxel[: int(number)].tolist() == values
+
+
+def test_no_point_inside_makes_no_voxel():
+    outside = torch.full((3, 5), 9.0)
+    buffers = torch.zeros(4, 2, 5), torch.zeros(4, 3, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    assert operators.hard_voxelize(outside, *buffers, SIZE, LIMITS, 2, 4) == 0
+    assert operators.hard_voxelize(outside[:0], *buffers, SIZE, LIMITS, 2, 4) == 0
+
+
+def test_dynamic_voxels_are_minus_one_outside():
+    points = sweep()
+    cells = torch.zeros(len(points), 3, dtype=torch.int32)
+    operators.dynamic_voxelize(points, cells, SIZE, LIMITS, 3)
+    expected = [[-1] * 3 if cell is None else cell.tolist() for cell in slow_cells(points)]
+    assert cells.tolist() == expected
+
+
+SHAPE = [7, 6, 5]
+CASES = {
+    'submanifold': dict(kernel=[3, 3, 3], stride=[1, 1, 1], padding=[0, 0, 0], subm=1),
+    'stride of 2': dict(kernel=[3, 3, 3], stride=[2, 2, 2], padding=[1, 1, 0], subm=0),
+    'along z': dict(kernel=[1, 1, 3], stride=[1, 1, 2], padding=[0, 0, 0], subm=0),
+    'dilated': dict(kernel=[3, 1, 3], stride=[1, 1, 1], padding=[2, 0, 1], subm=0, dilation=[2, 1, 1]),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_sparse_convolutions_are_dense_ones_at_their_voxels(case):
+    kernel, stride, padding = (CASES[case][name] for name in ('kernel', 'stride', 'padding'))
+    subm, dilation = CASES[case]['subm'], CASES[case].get('dilation', [1, 1, 1])
+    generator = torch.Generator().manual_seed(1)
+    filled = torch.rand(2, *SHAPE, generator=generator) < 0.2
+    indices = filled.nonzero().int()[torch.randperm(int(filled.sum()), generator=generator)]
+    features = torch.randn(len(indices), 4, generator=generator)
+    filters = torch.randn(*kernel, 4, 3, generator=generator)
+    dense = (
+        torch.zeros(2, *SHAPE, 4).index_put(tuple(indices.long().unbind(1)), features).permute(0, 4, 1, 2, 3)
+    )
+    pads = [size // 2 for size in kernel] if subm else padding
+    weight = filters.permute(4, 3, 0, 1, 2)
+    expected = torch.nn.functional.conv3d(dense, weight, None, stride, pads, dilation)
+    out_shape = list(expected.shape[2:])
+    outputs, pairs, counts = operators.get_indice_pairs(
+        indices, 2, out_shape, SHAPE, kernel, stride, padding, dilation, [0] * 3, subm, 0
+    )
+    found = operators.indice_conv(features, filters, pairs, counts, len(outputs), 0, subm)
+    rows = tuple(outputs.long().unbind(1))
+    torch.testing.assert_close(found, expected.permute(0, 2, 3, 4, 1)[rows], rtol=1e-5, atol=1e-5)
+    if subm:
+        assert outputs.equal(indices)
+    else:  # every cell that a voxel reaches is there, and once
+        reached = torch.nn.functional.conv3d(
+            filled[:, None].float(), torch.ones(1, 1, *kernel), None, stride, pads, dilation
+        )
+        assert {tuple(cell) for cell in outputs.tolist()} == {
+            tuple(cell) for cell in (reached[:, 0] > 0).nonzero().tolist()
+        }
+        assert len(outputs) == int((reached > 0).sum())
+    assert (pairs[:, 0] >= 0).sum(1).tolist() == counts.tolist()
+
+
+def test_pooled_features_are_the_sums_of_their_cells():
+    generator = torch.Generator().manual_seed(2)
+    cells = torch.tensor(sorted(itertools.product(range(3), range(4), [0], range(2))) * 2, dtype=torch.int32)
+    cells = cells[torch.randperm(len(cells), generator=generator)[:30]]
+    ranks = cells[:, 0] * 8 + cells[:, 1] * 2 + cells[:, 3]
+    order = ranks.argsort(stable=True)
+    cells, ranks = cells[order], ranks[order]
+    features = torch.randn(len(cells), 5, generator=generator)
+    starts = torch.tensor([0, *(1 + (ranks[1:] != ranks[:-1]).nonzero()[:, 0]).tolist()], dtype=torch.int32)
+    lengths = torch.diff(starts, append=torch.tensor([len(cells)], dtype=torch.int32))
+    expected = torch.zeros(2, 1, 3, 4, 5)
+    for (row, column, level, sample), values in zip(cells.tolist(), features, strict=True):
+        expected[sample, level, row, column] += values
+    found = operators.bev_pool_forward(features, cells, lengths, starts, 2, 1, 3, 4)
+    torch.testing.assert_close(found, expected)
+    nothing = [tensor[:0] for tensor in (features, cells, lengths, starts)]
+    assert not operators.bev_pool_forward(*nothing, 2, 1, 3, 4).any()
+
+
+def test_compiled_modules_can_be_imported_and_say_which_operator_they_lack():
+    finder = OperatorFinder()
+    assert finder.find_spec('mmdet3d.ops.voxel.other', None) is None
+    assert finder.find_spec('elsewhere.voxel_layer', None) is None
+    for name in COMPILED:
+        assert finder.find_spec(f'mmdet3d.ops.some.{name}', None) is not None
+    module = finder.create_module(finder.find_spec('mmdet3d.ops.voxel.voxel_layer', None))
+    module.dynamic_voxelize(sweep(), torch.zeros(300, 3, dtype=torch.int32), SIZE, LIMITS)
+    assert 'voxel_layer.dynamic_voxelize' in executed_operators
+    with pytest.raises(NotImplementedError, match=r'voxel_layer\.dynamic_point_to_voxel_forward'):
+        module.dynamic_point_to_voxel_forward()
+    assert 'mmdet3d.ops.voxel.voxel_layer' not in sys.modules

@@ -1,0 +1,186 @@
+"""Configs: where they are found, what they say, and what their hash depends on. Refusals: tests/bad_input."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.core import config
+from mmdeploy_ext.core.config import config_sha256, load_config, mmdet_config
+from mmdeploy_ext.core.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOY = str(REPOSITORY / 'configs/demo/atss_toy.py')
+PIPELINE = [dict(type='LoadImageFromFile'), dict(type='Normalize', mean=[0], std=[1])]
+
+
+def test_configs_of_the_installed_mmdet_are_found():
+    path = mmdet_config('atss/atss_r50_fpn_1x_coco.py')
+    assert Path(path).is_file() and load_config(path).model.type == 'ATSS'
+
+
+def test_a_config_that_mmdet_does_not_have_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r'configs/atss/none\.py'):
+        mmdet_config('atss/none.py')
+
+
+def test_without_mmdet_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, 'mmdet', raising=False)
+    monkeypatch.setattr(sys, 'path', [])
+    with pytest.raises(ConfigError, match=r'`make env`'):
+        mmdet_config('atss/atss_r50_fpn_1x_coco.py')
+
+
+def test_overrides_reach_nested_keys_and_list_elements():
+    webcam = {'data.test.pipeline.0.type': 'LoadImageFromWebcam'}
+    cfg = load_config(TOY, {'model.test_cfg.score_thr': 0.3, **webcam})
+    assert cfg.model.test_cfg.score_thr == 0.3 and cfg.model.test_cfg.nms_pre == 1000
+    assert config.test_pipeline(cfg)[0]['type'] == 'LoadImageFromWebcam'
+
+
+@pytest.mark.parametrize(
+    ('key', 'meant'),
+    [
+        ('model.test_cfg.scor_thr', 'scor_thr is new in the config; did you mean model.test_cfg.score_thr?'),
+        ('modle.test_cfg.score_thr', 'modle is new in the config; did you mean model?'),
+        ('data.test.pipeline.1.img_scales', 'did you mean data.test.pipeline.1.img_scale?'),
+        ('model.test_cfg.score_thr', ''),
+        ('model.test_cfg.deploy_nms_pre', ''),
+    ],
+)
+def test_a_new_key_that_resembles_one_of_the_config_is_noted(key, meant, capsys):
+    load_config(TOY, {key: 0.3})
+    said = capsys.readouterr().err
+    assert said.startswith(f'note: --cfg-options {key}: ') and meant in said if meant else not said
+
+
+def test_the_plugin_folder_of_a_config_is_imported(tmp_path, monkeypatch):
+    (tmp_path / 'my_plugin' / 'inner').mkdir(parents=True)
+    (tmp_path / 'my_plugin/inner/__init__.py').write_text('LOADED = True\n')
+    (tmp_path / 'x.py').write_text("plugin = True\nplugin_dir = 'my_plugin/inner/'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    load_config(str(tmp_path / 'x.py'))
+    assert sys.modules['my_plugin.inner'].LOADED
+
+
+def upstream_config(folder, base='_base_/default_runtime.py'):
+    """A config in the shape of StreamPETR's, whose bases lie in a checkout of mmdet3d beside the project."""
+    path = folder / 'projects/configs/StreamPETR/x.py'
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        f"_base_ = ['../../../mmdetection3d/configs/_base_/datasets/nus-3d.py',\n"
+        f"          '../../../mmdetection3d/configs/{base}']\n"
+        f"model = dict(type='Petr3D')\ndata = dict(test=dict(type='CustomNuScenesDataset'))\n"
+    )
+    return path
+
+
+def test_bases_in_a_checkout_of_mmdet3d_are_those_of_the_installed_one(tmp_path):
+    cfg = load_config(str(upstream_config(tmp_path)))
+    assert cfg.data.test.type == 'CustomNuScenesDataset' and cfg.data.test.box_type_3d == 'LiDAR'
+    assert cfg.workflow == [('train', 1)]
+
+
+def test_a_checkout_that_is_there_comes_first(tmp_path):
+    files = {'datasets/nus-3d.py': 'data = {}', 'default_runtime.py': "workflow = 'checkout'"}
+    for name, text in files.items():
+        path = tmp_path / 'mmdetection3d/configs/_base_' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert load_config(str(upstream_config(tmp_path))).workflow == 'checkout'
+
+
+def test_a_base_that_the_installed_mmdet3d_lacks_is_refused_by_name(tmp_path):
+    path = str(upstream_config(tmp_path, base='_base_/none.py'))
+    with pytest.raises(ConfigError, match=r'configs/_base_/none\.py.*mmdet3d'):
+        load_config(path)
+
+
+def test_a_missing_base_elsewhere_stays_mmcvs_error(tmp_path):
+    (tmp_path / 'x.py').write_text("_base_ = ['./none.py']")
+    with pytest.raises(ConfigError, match=r'none\.py'):
+        load_config(str(tmp_path / 'x.py'))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'data = dict(test=dict(pipeline={}))',
+        'data = dict(test=dict(type="RepeatDataset", dataset=dict(pipeline={})))',
+        'data = dict(test=[dict(pipeline={}), dict(pipeline=[])])',
+        'data = dict(test=[dict(dataset=dict(pipeline={}))], val=dict(pipeline=[1]))',
+        'data = dict(test=dict(type="ConcatDataset", datasets=[dict(pipeline={})]), val=dict(pipeline=[1]))',
+        'data = dict(train=dict(pipeline=[1]), val=dict(pipeline={}))',
+        'data = dict(train=dict())\ntest_pipeline = {}',
+        'test_pipeline = {}',
+    ],
+    ids=['test', 'wrapped', 'list', 'list of wrapped', 'several wrapped', 'val', 'data without', 'alone'],
+)
+def test_the_test_pipeline_is_found_wherever_it_is_kept(text, tmp_path):
+    (tmp_path / 'x.py').write_text(text.format(PIPELINE))
+    cfg = load_config(str(tmp_path / 'x.py'))
+    assert config.test_pipeline(cfg) == PIPELINE
+
+
+def test_a_config_without_a_test_pipeline_is_refused(tmp_path):
+    (tmp_path / 'x.py').write_text(f'data = dict(train=dict(pipeline={PIPELINE}))')
+    with pytest.raises(ConfigError, match=r'x\.py.*data\.test\.pipeline.*test_pipeline'):
+        config.test_pipeline(load_config(str(tmp_path / 'x.py')))
+
+
+@pytest.mark.parametrize(
+    ('override', 'changes'),
+    [
+        ({'model.bbox_head.num_classes': 7}, True),
+        ({'model.test_cfg.score_thr': 0.3}, True),
+        ({'model.test_cfg.nms.iou_threshold': 0.5}, True),
+        ({'data.test.pipeline.1.img_scale': (640, 512)}, True),
+        ({'data.test.pipeline.1.transforms.2.to_rgb': False}, True),
+        ({'optimizer.lr': 0.1}, False),
+        ({'runner.max_epochs': 1}, False),
+        ({'data.test.ann_file': 'x.json', 'data.samples_per_gpu': 1}, False),
+        ({'work_dir': 'x', 'log_config.interval': 1}, False),
+        ({'backend_config': dict(type='TorchBackend')}, False),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
+)
+def test_the_hash_is_that_of_model_and_test_pipeline(override, changes):
+    assert (config_sha256(load_config(TOY, override)) != config_sha256(load_config(TOY))) == changes
+
+
+def test_the_hash_does_not_depend_on_order_or_on_tuple_or_list(tmp_path):
+    texts = [
+        f'model = dict(a=(1, 2), b="x")\ntest_pipeline = {PIPELINE}',
+        f'test_pipeline = {PIPELINE}\nmodel = dict(b="x", a=[1, 2])',
+    ]
+    hashes = set()
+    for text in texts:
+        (tmp_path / 'x.py').write_text(text)
+        hashes.add(config_sha256(load_config(str(tmp_path / 'x.py'))))
+    assert len(hashes) == 1
+
+
+def test_a_leaf_with_an_engine_has_the_hash_of_its_base():
+    folder = REPOSITORY / 'configs/demo'
+    hashes = {config_sha256(load_config(str(folder / f'atss_toy{end}.py'))) for end in ('', '_pth', '_onnx')}
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize('above', [True, False])
+def test_modules_of_a_config_are_those_of_its_repository_or_of_the_working_directory(
+    above, tmp_path, monkeypatch
+):
+    name = f'plugin_{"above" if above else "beside"}'
+    repository, folder = tmp_path / 'repository', tmp_path / 'folder'
+    for path in (repository / 'configs', repository / name, folder):
+        path.mkdir(parents=True)
+    (repository / name / 'heads.py').write_text('LOADED = True\n')
+    config = (repository / 'configs' if above else folder) / 'x.py'
+    config.write_text(
+        f'from {name}.heads import LOADED\n'
+        f"model = dict(type=str(LOADED))\ncustom_imports = dict(imports=['{name}.heads'])\n"
+    )
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    monkeypatch.chdir(folder if above else repository)
+    assert load_config(str(config)).model.type == 'True'
+    assert sys.modules[f'{name}.heads'].__file__ == str(repository / name / 'heads.py')

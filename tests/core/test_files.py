@@ -1,0 +1,193 @@
+"""Files appear whole or not at all, whatever happens while they are written."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.files import (
+    atomic_path,
+    check_writable,
+    read_json,
+    read_onnx,
+    sha256_file,
+    sha256_onnx,
+    write_json,
+)
+from toy_engines import two_outputs
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WRITER = """
+import sys, time
+from mmdeploy_ext.core.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary, open(temporary, 'wb', buffering=0) as stream:
+    stream.write(b'half')
+    print('half', flush=True)
+    time.sleep(60)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Return a process that has written half of `target` and waits."""
+    command = [sys.executable, '-c', WRITER, str(tmp_path / 'target')]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == 'half\n'
+        yield process
+        process.kill()
+
+
+def test_the_file_appears_under_its_name_only_when_it_is_whole(tmp_path):
+    target = tmp_path / 'new' / 'folder' / 'target'
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b'whole')
+        assert temporary.parent == target.parent and not target.exists()
+    assert target.read_bytes() == b'whole' and names(target.parent) == ['target']
+
+
+@pytest.mark.parametrize('error', [KeyError, KeyboardInterrupt])
+def test_an_exception_leaves_the_earlier_file_and_nothing_else(error, tmp_path):
+    (tmp_path / 'target').write_bytes(b'earlier')
+    with pytest.raises(error), atomic_path(tmp_path / 'target') as temporary:
+        temporary.write_bytes(b'half')
+        raise error
+    assert (tmp_path / 'target').read_bytes() == b'earlier' and names(tmp_path) == ['target']
+
+
+def test_a_body_that_writes_nothing_leaves_the_earlier_file(tmp_path):
+    (tmp_path / 'target').write_bytes(b'earlier')
+    with pytest.raises(Mm2OnnxError, match='target: could not be written'), atomic_path(tmp_path / 'target'):
+        pass
+    assert (tmp_path / 'target').read_bytes() == b'earlier' and names(tmp_path) == ['target']
+
+
+@pytest.mark.parametrize('target', ['file/target', '/proc/none/target'])
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_target(target, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(Mm2OnnxError, match='target: could not be written'), atomic_path(tmp_path / target):
+        pytest.fail('the body ran')
+    assert names(tmp_path) == ['file']
+
+
+def test_the_leftover_of_a_killed_process_is_removed_by_the_next_one(writer, tmp_path):
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert names(tmp_path) == [f'.target.{writer.pid}.part']
+    write_json(tmp_path / 'target', [1])
+    assert names(tmp_path) == ['target'] and read_json(tmp_path / 'target') == [1]
+
+
+def test_the_probe_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
+    for name in ('.target.probe.140123456789012.99999999.part', '.target.probe.1.140123456789012.part'):
+        (tmp_path / name).touch()
+    write_json(tmp_path / 'target', [1])
+    assert names(tmp_path) == ['target']
+
+
+def test_a_path_with_a_character_0_is_no_onnx_file():
+    with pytest.raises(ModelFileError, match='is not a readable ONNX file'):
+        read_onnx('a\0b')
+
+
+def test_the_half_file_of_a_running_process_is_left_alone(writer, tmp_path):
+    write_json(tmp_path / 'target', [1])
+    assert names(tmp_path) == [f'.target.{writer.pid}.part', 'target']
+    assert (tmp_path / f'.target.{writer.pid}.part').read_bytes() == b'half'
+
+
+def test_leftovers_of_other_targets_are_left_alone(tmp_path):
+    others = ['.other.99999999.part', '.target.txt', 'target.99999999.part']
+    for name in others:
+        (tmp_path / name).touch()
+    write_json(tmp_path / 'target', [])
+    assert names(tmp_path) == sorted([*others, 'target'])
+
+
+def test_a_name_with_glob_characters_is_only_a_name(tmp_path):
+    (tmp_path / '.a.99999999.part').touch()
+    (tmp_path / '.[a].99999999.part').touch()
+    write_json(tmp_path / '[a]', [])
+    assert names(tmp_path) == ['.a.99999999.part', '[a]']
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    content = {'a': [1, 2.5, None, True], 'ä': '漢'}
+    write_json(tmp_path / 'x.json', content)
+    assert read_json(tmp_path / 'x.json') == content
+    with pytest.raises(TypeError):
+        write_json(tmp_path / 'x.json', {'a': object()})
+    assert read_json(tmp_path / 'x.json') == content and names(tmp_path) == ['x.json']
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [(None, 'no such file'), (b'{"a": 1', 'not valid JSON'), (b'\xff\xfe', 'not valid JSON')],
+)
+def test_json_that_cannot_be_read_is_refused_by_name(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / 'x.json').write_bytes(content)
+    with pytest.raises(UsageError, match=rf'x\.json: .*{message}'):
+        read_json(tmp_path / 'x.json')
+    with pytest.raises(UsageError, match='cannot be read'):
+        read_json(tmp_path)
+
+
+def test_sha256_is_that_of_coreutils(tmp_path):
+    (tmp_path / 'x').write_bytes(os.urandom(3_000_000))
+    done = subprocess.run(['sha256sum', str(tmp_path / 'x')], capture_output=True, text=True, check=True)
+    assert sha256_file(tmp_path / 'x') == done.stdout.split()[0]
+
+
+def test_checking_a_target_changes_nothing(tmp_path):
+    (tmp_path / 'target').write_bytes(b'earlier')
+    check_writable(tmp_path / 'target')
+    check_writable(tmp_path / 'new/folder/target')
+    assert names(tmp_path) == ['target'] and (tmp_path / 'target').read_bytes() == b'earlier'
+
+
+def test_targets_that_are_no_files_are_refused(tmp_path):
+    (tmp_path / 'file').touch()
+    os.mkfifo(tmp_path / 'pipe')
+    cases = {
+        '': 'is a folder',
+        'file/x/y': 'is a file, not a folder',
+        'pipe': 'a device or pipe',
+        '/dev/null': 'a device or pipe',
+        '/proc/none/x': 'cannot be written',
+        'x' * 300: 'name too long',
+        f'{"x" * 300}/y': 'name too long',
+    }
+    for target, message in cases.items():
+        with pytest.raises(UsageError, match=message):
+            check_writable(tmp_path / target)
+    assert names(tmp_path) == ['file', 'pipe']
+
+
+def test_the_digest_of_an_onnx_file_has_the_weights_beside_it(tmp_path):
+    path = tmp_path / 'm.onnx'
+    model = two_outputs()
+    onnx.save(model, path)
+    assert sha256_onnx(path) == sha256_file(path)
+    weight = numpy_helper.from_array(np.zeros(300, np.float32), 'weight')
+    model.graph.initializer.append(weight)
+    digests = []
+    for value in range(2):
+        stored = copy.deepcopy(model)
+        stored.graph.initializer[-1].raw_data = np.full(300, value, np.float32).tobytes()
+        onnx.save_model(stored, path, save_as_external_data=True, location='m.data', size_threshold=0)
+        digests.append((sha256_file(path), sha256_onnx(path)))
+        (tmp_path / 'm.data').unlink()
+    (graph, first), (same_graph, second) = digests
+    assert graph == same_graph and len({graph, first, second, sha256_onnx(path)}) == 4

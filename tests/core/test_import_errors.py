@@ -1,0 +1,98 @@
+"""What importing a user's plugin raises is one line that says who holds a name, or which line refused."""
+
+import sys
+
+import pytest
+from mmcv.utils import Registry
+
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.user_modules import import_failure
+
+
+def failure(function):
+    try:
+        function()
+    except Exception as error:
+        return import_failure(error)
+    raise AssertionError('expected an error')
+
+
+def test_a_name_that_is_taken_says_who_has_it_and_who_wants_it():
+    registry = Registry('parts')
+
+    class Coder:
+        pass
+
+    registry.register_module(name='Named')(Coder)
+    registry.register_module()(type('Coder', (), {}))
+    for name in ('Coder', 'Named'):
+        said = failure(lambda name=name: registry.register_module(name=name)(type('Other', (), {})))
+        assert said.startswith(f"KeyError: '{name} is already registered in parts'") and '\n' not in said
+        assert f'Other of {__file__} cannot have that name, which ' in said and 'Coder of ' in said
+    with pytest.raises(KeyError) as error:
+        registry.register_module()(type('Coder', (), {}))
+    last = error.tb
+    while last.tb_next:
+        last = last.tb_next
+    assert 'Coder cannot have that name' in import_failure(error.value.with_traceback(last))
+
+
+def test_other_errors_name_the_line_that_raised(tmp_path):
+    path = tmp_path / 'importlib_settings' / 'strict.py'
+    path.parent.mkdir()
+    path.write_text('limit = 1\nassert limit > 2, "limit is too small"\n')
+    said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec')))
+    assert said == f'AssertionError: limit is too small (raised in {path}:2)'
+
+
+def test_an_error_of_a_library_names_the_line_of_the_user_s_code_that_called_it(tmp_path):
+    path = tmp_path / 'own_kernels.py'
+    path.write_text('import torch\n\nfirst = torch.ones(2).reshape(3)\n')
+    content = dict(__name__='own_kernels')
+    said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec'), content))
+    assert said.endswith(f'(raised in {path}:3)')
+    path.write_text('import json\n\n\nsettings = json.loads("{")\n')
+    said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec'), content))
+    assert said.startswith('JSONDecodeError') and said.endswith(f'(raised in {path}:4)')
+
+
+@pytest.mark.parametrize(
+    ('code', 'words'),
+    [
+        (
+            'from mmdet.models.builder import HEADS\n@HEADS.register_module()\nclass ATSSHead: pass\n',
+            [
+                "'ATSSHead is already registered in models'",
+                'ATSSHead of ',
+                'taken_plugin.py cannot have that name',
+                'atss_head.py has; put a version of mmdet that lacks it',
+            ],
+        ),
+        (
+            'import torch\nassert torch.__version__ == "1.8.0", "needs torch 1.8"\n',
+            ['AssertionError: needs torch 1.8', 'taken_plugin.py:2)'],
+        ),
+        (
+            'import sys, types\nsys.modules["stub_of_x"] = types.ModuleType("stub_of_x")\nimport stub_of_x.part\n',
+            ["No module named 'stub_of_x.part'", 'a module of custom_imports imports it'],
+        ),
+        (
+            'from mmcv.cnn import no_such_layer\n',
+            ["cannot import name 'no_such_layer'", 'taken_plugin.py:1)'],
+        ),
+    ],
+)
+def test_a_config_whose_plugin_fails_says_why_in_one_line(tmp_path, monkeypatch, code, words):
+    import mmdet.models  # noqa: F401
+
+    (tmp_path / 'taken_plugin.py').write_text(code)
+    config = "custom_imports = dict(imports=['taken_plugin'])\nmodel = dict(type='ATSS')\n"
+    (tmp_path / 'config.py').write_text(config)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    for module in ('taken_plugin', 'stub_of_x'):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ConfigError) as error:
+        load_config(str(tmp_path / 'config.py'))
+    said = str(error.value)
+    assert '\n' not in said and all(word in said for word in words), said

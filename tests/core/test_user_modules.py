@@ -1,0 +1,240 @@
+"""Whose code a config imports: the user's tree first, our models only for types that nobody else has."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+
+from marking import in_suite
+from mmdeploy_ext.core import user_modules
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import MODELS_2D, MODELS_3D
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NECK = """
+    from mmdet.models.builder import NECKS
+    from torch import nn
+
+
+    @NECKS.register_module()
+    class CPFPN(nn.Identity):
+        pass
+"""
+CONFIG = """
+    plugin = True
+    plugin_dir = 'projects/mmdet3d_plugin/'
+    model = dict(type='X', neck=dict(type='CPFPN'))
+"""
+
+CONFIG_OF_NOTHING = "plugin = True\nplugin_dir = 'projects/mmdet3d_plugin/'\n"
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """A repository with a plugin that has the name of ours and registers a type that we have, too."""
+    write(
+        tmp_path / 'fork',
+        **{
+            'projects/__init__.py': '',
+            'projects/mmdet3d_plugin/__init__.py': NECK,
+            'projects/configs/a.py': CONFIG,
+        },
+    )
+    return tmp_path / 'fork'
+
+
+FORKS = """
+import json, os, sys, traceback
+from mmdeploy_ext import compat
+compat.apply()
+# with torch, most of the time of a process; and what mmdet imports of others
+import matplotlib.pyplot, mmcv, scipy.optimize, torchvision
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        for number, name in ((1, 'out'), (2, 'err')):
+            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.chdir(job['cwd'])
+        sys.path[:0] = job['folders']
+        from mmdeploy_ext.core.config import load_config
+        status = 0
+        try:
+            exec(job['code'], dict(sys=sys, load_config=load_config))
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Return what runs code in a process of its own; the checkout is at the end of the path, as if installed.
+
+    Each process is forked from one that has imported mmcv and libraries of others, and nothing of mmdet.
+    """
+    place = tmp_path_factory.mktemp('processes')
+    command = [sys.executable, '-P', '-c', f'import sys; sys.path.append({str(REPOSITORY)!r})\n{FORKS}']
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=place, env=environment, **pipes) as server:
+
+        def run_code(code, cwd, *folders):
+            out, err = place / 'out', place / 'err'
+            job = dict(code=textwrap.dedent(code), cwd=cwd, folders=folders, out=out, err=err)
+            server.stdin.write(json.dumps(job, default=str) + '\n')
+            server.stdin.flush()
+            status = int(server.stdout.readline())
+            return types.SimpleNamespace(returncode=status, stdout=out.read_text(), stderr=err.read_text())
+
+        yield run_code
+        server.stdin.close()
+
+
+CLASS_OF_NECK = """
+    cfg = load_config({path!r})
+    from mmdet.models.builder import NECKS
+    print(sys.modules[NECKS.get('CPFPN').__module__].__file__)
+"""
+
+
+@pytest.mark.parametrize('place', in_suite(['elsewhere', 'our checkout'], 'our checkout'))
+def test_the_class_of_the_fork_is_registered_and_not_ours(run, fork, tmp_path, place):
+    cwd = {'elsewhere': tmp_path, 'our checkout': REPOSITORY}[place]
+    outcome = run(CLASS_OF_NECK.format(path=str(fork / 'projects/configs/a.py')), cwd)
+    assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
+
+
+def test_a_fork_replaces_our_class_that_came_first(run, fork):
+    code = 'import mmdeploy_ext.models.mmdet3d\n' + textwrap.dedent(CLASS_OF_NECK)
+    outcome = run(code.format(path=str(fork / 'projects/configs/a.py')), fork)
+    assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
+
+
+def test_our_class_is_registered_for_a_config_that_names_it_without_a_plugin(run, tmp_path):
+    write(tmp_path, **{'a.py': "model = dict(type='ATSS', neck=dict(type='CPFPN'))\n"})
+    code = """
+        load_config('a.py')
+        from mmdet.models.builder import MODELS
+        print('CPFPN' in MODELS.module_dict, 'RTDETR' in MODELS.module_dict, 'VoVNet' in MODELS.module_dict)
+    """
+    outcome = run(code, tmp_path)
+    assert outcome.stdout.split() == ['True', 'False', 'False'], outcome.stderr
+
+
+@pytest.mark.matrix
+def test_two_repositories_with_the_same_name_need_two_processes(run, fork, tmp_path):
+    write(
+        tmp_path / 'other',
+        **{
+            'projects/__init__.py': '',
+            'projects/mmdet3d_plugin/__init__.py': '',
+            'projects/configs/a.py': CONFIG_OF_NOTHING,
+        },
+    )
+    (fork / 'projects/mmdet3d_plugin/__init__.py').write_text('')
+    (fork / 'projects/configs/a.py').write_text(CONFIG_OF_NOTHING)
+    paths = [str(folder / 'projects/configs/a.py') for folder in (fork, tmp_path / 'other')]
+    outcome = run(f'[load_config(path) for path in {paths}]', tmp_path)
+    last = outcome.stderr.strip().splitlines()[-1]
+    assert 'ConfigError' in last and 'one process serves one repository' in last and str(fork) in last
+
+
+def test_our_plugin_is_not_the_one_that_a_repository_lacks(run, tmp_path):
+    write(tmp_path, **{'projects/configs/a.py': CONFIG})
+    outcome = run("load_config('projects/configs/a.py')", tmp_path, REPOSITORY)
+    last = outcome.stderr.strip().splitlines()[-1]
+    assert 'ConfigError' in last and 'projects.mmdet3d_plugin' in last and 'is not meant' in last
+
+
+def test_a_package_beside_an_installed_mm2onnx_may_be_imported(tmp_path, monkeypatch):
+    packages = tmp_path / 'site-packages'
+    write(packages, **{'beside/__init__.py': '', 'beside/part.py': ''})
+    monkeypatch.syspath_prepend(str(packages))
+    monkeypatch.setattr(user_modules, 'CHECKOUT', packages)
+    user_modules.find_modules(['beside'], str(tmp_path / 'elsewhere/config.py'))
+    (packages / 'pyproject.toml').touch()  # as the folder of a checkout has it
+    for module in ('beside', 'beside.part'):
+        with pytest.raises(ConfigError, match=f'imports {module},.*is not meant'):
+            user_modules.find_modules([module], str(tmp_path / 'elsewhere/config.py'))
+
+
+def test_modules_of_relative_imports_are_not_looked_for(tmp_path):
+    write(tmp_path, **{'a.py': 'import b.c\nfrom .base import x\nfrom d import e\nfrom . import y\n'})
+    assert user_modules.imported_modules(str(tmp_path / 'a.py')) == ['b.c', 'd']
+
+
+@pytest.mark.parametrize(('version', 'is_taken'), [('2.11.0', True), ('3.3.0', False)])
+def test_a_repository_s_own_mmdet_is_imported_if_it_is_of_the_same_age(run, tmp_path, version, is_taken):
+    write(
+        tmp_path,
+        **{
+            'mmdet/__init__.py': '',
+            'mmdet/version.py': f"__version__ = '{version}'\n",
+            'configs/a.py': 'optimizer = dict()\n',
+        },
+    )
+    code = (
+        "load_config('configs/a.py')\nimport importlib.util\nprint(importlib.util.find_spec('mmdet').origin)"
+    )
+    outcome = run(code, tmp_path)
+    assert (outcome.stdout.strip() == str(tmp_path / 'mmdet/__init__.py')) == is_taken, outcome.stderr
+
+
+def test_an_older_mmdet3d_of_a_repository_does_not_hide_its_mmdet_and_mmseg(run, tmp_path):
+    import mmdet
+    import mmseg
+
+    files = {'mmdet3d/__init__.py': '', 'configs/a.py': 'optimizer = dict()\n'}
+    for library in (mmdet, mmseg):  # copies that have the installed sub-packages
+        text = f'__version__ = {library.__version__!r}\n__path__ += {library.__path__!r}\n'
+        files[f'{library.__name__}/__init__.py'] = text + f'exec(open({library.__file__!r}).read())\n'
+    write(tmp_path, **files)
+    code = """
+        load_config('configs/a.py')
+        print(*(sys.modules[name].__file__ for name in ('mmdet', 'mmseg', 'mmdet3d')), sep='\\n')
+    """
+    outcome = run(code, tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    *copies, installed = outcome.stdout.split()
+    assert copies == [str(tmp_path / f'{name}/__init__.py') for name in ('mmdet', 'mmseg')]
+    assert not installed.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(('library', 'modules'), [('mmdet', MODELS_2D), ('mmdet3d', MODELS_3D)])
+def test_the_catalogue_has_every_class_that_is_offered(library, modules):
+    import importlib
+
+    from mmdeploy_ext.models import catalogue
+
+    names = {name for module in modules for name in modules[module]}
+    for module in modules:
+        importlib.import_module(f'mmdeploy_ext.models.{module}')
+    places = {f'mmdeploy_ext.models.{module}': set(types) for module, types in modules.items()}
+    offers = {(name, offer.cls.__module__) for name in catalogue._OFFERS for offer in catalogue._OFFERS[name]}
+    assert names <= catalogue._OFFERS.keys()
+    assert {(name, module) for name, module in offers if module in places} == {
+        (name, module) for module, types in places.items() for name in types
+    }
+
+
+def test_every_module_that_offers_a_class_is_in_the_catalogue():
+    folder = REPOSITORY / 'mmdeploy_ext/models'
+    files = [path for path in folder.rglob('*.py') if '@registered_if_named(' in path.read_text()]
+    modules = {'.'.join(path.relative_to(folder).with_suffix('').parts) for path in files}
+    assert modules == {*MODELS_2D, *MODELS_3D}

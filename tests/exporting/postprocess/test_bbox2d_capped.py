@@ -1,0 +1,208 @@
+"""`--max-candidates`: constant shapes, in operators that TensorRT has, and still equal to `get_bboxes`.
+
+Where more candidates than K are over the threshold, it is exact when the list is full, and refused else.
+"""
+
+import types
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.ops import nms
+
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from dense_bench import (
+    STRIDES,
+    TEST_CFG,
+    assert_same,
+    by_mmdet,
+    detector,
+    full_inputs,
+    make_head,
+    random_outputs,
+)
+from marking import in_suite
+from mmdeploy_ext.contract.options import IMAGE, Options
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.engines.tensorrt.limits import find_refusals
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
+from mmdeploy_ext.exporting.postprocess.suppression import capped
+from mmdeploy_ext.families.dense import runtime
+from mmdeploy_ext.families.dense.graphs import DenseFullForm
+from mmdeploy_ext.families.parts.image_graphs import FULL_NAMES
+
+SIZE = (64, 96)
+CAP = 130
+"""All that the head has at SIZE: 50 + 50 + 30."""
+NMS = TEST_CFG['nms']
+CASES = {
+    'default': {},
+    'max_per_img one': dict(max_per_img=1),
+    'more rows than candidates': dict(max_per_img=1000),
+    'no limit of rows': dict(max_per_img=-1),
+    'class agnostic': dict(nms=dict(NMS, class_agnostic=True)),
+    'score_thr 0': dict(score_thr=0.0),
+    'boxes not clipped': dict(clip_border=False),
+    'strict NMS': dict(nms=dict(NMS, iou_threshold=0.05)),
+    'no suppression': dict(nms=dict(NMS, iou_threshold=1.0)),
+}
+OPTIONAL = dict(
+    img_shape=np.array([(50, 90), (64, 61)], np.float32),
+    scale_factor=np.array([(0.5, 0.25, 0.5, 0.25), (2.0, 3.0, 2.0, 3.0)], np.float32),
+)
+
+
+def exported(head, cap=CAP, batch=1, opset=17):
+    """Export the capped post-processing at SIZE, traced on other values than the tests use."""
+    raw = random_outputs(99, batch, SIZE)
+    example = full_inputs(raw, SIZE)
+    inputs = tuple(TensorSpec(name, 'float32', tuple(array.shape)) for name, array in example.items())
+    rows = capped(cap, head.test_cfg['max_per_img'])
+    outputs = (
+        TensorSpec('dets', 'float32', (batch, rows, 5)),
+        TensorSpec('labels', 'int64', (batch, rows)),
+        TensorSpec('candidates', 'int64', (batch,)),
+    )
+    form = DenseFullForm(detector(head), cap)
+    stage = Stage('postprocess', form, tuple(example), FULL_NAMES, 'torchscript')
+    return export.export_stages(
+        [stage], example, GraphSpec('capped', inputs, outputs), Options(IMAGE, opset=opset)
+    )
+
+
+def run(model, raw, **optional):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
+    feeds = {name: tensor.numpy() for name, tensor in full_inputs(raw, SIZE, **optional).items()}
+    return session.run(list(FULL_NAMES), feeds)
+
+
+def found_by(head, outputs, cap=CAP):
+    """Return what the runtime makes of the outputs; raises where some may be missing."""
+    metadata = types.SimpleNamespace(
+        form='full',
+        options=dict(max_candidates=cap),
+        postprocess=types.SimpleNamespace(max_per_img=head.test_cfg['max_per_img']),
+    )
+    images = runtime.detections(metadata, dict(zip(FULL_NAMES, outputs, strict=True)), {})
+    return [(np.c_[image.bboxes_xyxy, image.scores], image.labels) for image in images]
+
+
+def few(seed, batch=1):
+    """Return outputs of a head with some dozen candidates."""
+    return random_outputs(seed, batch, SIZE, mean=-4.6, spread=1.0)
+
+
+@pytest.mark.parametrize(
+    ('case', 'opset'),
+    in_suite(
+        [*((case, 17) for case in CASES), ('default', 11), ('default', 20)],
+        *((case, 17) for case in ('more rows than candidates', 'no suppression')),
+    ),
+)
+def test_the_capped_graph_equals_get_bboxes(case, opset):
+    head = make_head(**CASES[case])
+    most = dict(max_per_img=max(head.test_cfg['max_per_img'], CAP))  # mmdet loses the last one with -1
+    model = exported(head, batch=2, opset=opset)
+    for seed, optional in enumerate([{}, OPTIONAL]):
+        raw = few(seed, 2)
+        wanted = by_mmdet(head, raw, SIZE, **optional, **(most if case == 'no limit of rows' else {}))
+        assert min(len(labels) for _, labels in wanted) > 0
+        assert_same(found_by(head, run(model, raw, **optional)), wanted)
+
+
+def test_its_graph_has_constant_shapes_and_nothing_that_tensorrt_lacks():
+    model = exported(make_head())
+    assert not find_refusals(model, rtx=True)
+    assert not {'NonMaxSuppression', 'NonZero', 'MatMul'} & {node.op_type for node in model.graph.node}
+    dets, labels, candidates = run(model, few(0))
+    assert dets.shape == (1, 100, 5) and labels.shape == (1, 100) and candidates.shape == (1,)
+
+
+NONE, ON_TOP = [], [(0, 0, 5, 5), (0, 0, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    'keep', in_suite([NONE, [(1, 3, 2, 2)], [(1, 3, 2, 2), (1, 4, 2, 2)], ON_TOP], NONE, ON_TOP)
+)
+def test_no_box_one_box_and_boxes_on_top_of_each_other(keep):
+    head, raw = make_head(), few(1)
+    for level in range(len(STRIDES)):
+        raw[level][:] = -20.0
+        raw[len(STRIDES) + level][:] = 0.0
+    for level, label, y, x in keep:
+        raw[level][0, label, y, x] = 3.0
+    wanted = by_mmdet(head, raw, SIZE)
+    outputs = run(exported(head), raw)
+    assert outputs[2].tolist() == [len(keep)]
+    assert (outputs[1] >= 0).sum() == len(wanted[0][1])
+    assert_same(found_by(head, outputs), wanted)
+
+
+@pytest.mark.parametrize('levels_tied', in_suite(['all', 'pairs'], 'pairs'))
+def test_exact_score_ties_give_the_same_set(levels_tied):
+    head = make_head(nms_pre=2000, max_per_img=2000, nms=dict(type='nms', iou_threshold=0.9), score_thr=0.01)
+    raw = random_outputs(3, 1, SIZE, deltas=0.0)
+    for level in range(3):
+        raw[level] = torch.round(raw[level] * (0 if levels_tied == 'all' else 2)) - 1
+        raw[level + 6] = torch.zeros_like(raw[level + 6])
+    wanted = by_mmdet(head, raw, SIZE)
+    pairs = sum(level.numel() for level in raw[:3])
+    outputs = run(exported(head, pairs), raw)
+    assert len(np.unique(wanted[0][0][:, 4])) < len(wanted[0][0]) / 4
+    assert_same(found_by(head, outputs, pairs), wanted)
+
+
+def test_more_candidates_than_k_are_exact_where_the_list_is_full_and_refused_else():
+    raw = random_outputs(1, 1, SIZE)
+    full = make_head(max_per_img=20)
+    outputs = run(exported(full, 60), raw)
+    assert outputs[2][0] > 60
+    assert_same(found_by(full, outputs, 60), by_mmdet(full, raw, SIZE))
+    for most in (100, -1):
+        lacking = make_head(max_per_img=most)
+        outputs = run(exported(lacking, 60), raw)
+        with pytest.raises(ModelFileError, match=rf'{outputs[2][0]}.*--max-candidates 60'):
+            found_by(lacking, outputs, 60)
+
+
+def slowly(boxes, threshold):
+    """Suppress box by box with mmcv's own NMS."""
+    keep = np.zeros(len(boxes), bool)
+    scores = torch.linspace(1, 0.5, len(boxes))
+    keep[nms(boxes, scores, threshold)[1].numpy()] = True
+    return keep
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    count=st.sampled_from([1, 2, 3, 40, 200]),
+    threshold=st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.9, 1.0]),
+    grid=st.sampled_from([0, 1, 8]),
+)
+def test_suppression_of_sorted_boxes_equals_mmcvs(seed, count, threshold, grid):
+    """With a grid boxes repeat, have no area, and overlap by exactly the threshold."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 40, (2, count, 2)).astype(np.float32)
+    corners = np.round(corners / grid) * grid if grid else corners
+    boxes = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)], 1).astype(np.float32))
+    kept = nms_of_sorted(torch.stack([boxes, boxes.flip(0)]), threshold).numpy()
+    np.testing.assert_array_equal(kept[0], slowly(boxes, threshold))
+    np.testing.assert_array_equal(kept[1], slowly(boxes.flip(0), threshold))
+
+
+def test_a_chain_as_long_as_the_list_settles():
+    """Each box overlaps its neighbours alone: every second one stays."""
+    x = torch.arange(64, dtype=torch.float32)
+    boxes = torch.stack([x, x * 0, x + 2, x * 0 + 1], dim=1)
+    kept = nms_of_sorted(boxes[None], 0.2)[0].numpy()
+    np.testing.assert_array_equal(kept, np.arange(64) % 2 == 0)

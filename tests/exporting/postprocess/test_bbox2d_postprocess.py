@@ -1,0 +1,382 @@
+"""The `full` post-processing equals mmdet's unpatched `get_bboxes`, in PyTorch, in ONNX and in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmdet.core.utils import filter_scores_and_topk
+
+from dense_bench import (
+    CLASSES,
+    RAW_NAMES,
+    STRIDES,
+    TEST_CFG,
+    assert_same,
+    by_mmdet,
+    by_numpy,
+    eager,
+    exported,
+    full_inputs,
+    make_head,
+    random_outputs,
+    run,
+    unpadded,
+)
+from marking import in_suite
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting import export as exporter
+from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
+from mmdeploy_ext.exporting.postprocess.suppression import nms_config
+from mmdeploy_ext.families.dense import runtime
+from mmdeploy_ext.runtime.box_coders import Distance
+from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
+
+OPSETS = (11, 17, 20)
+SIZE = (96, 128)
+TIED_SIZE = (48, 40)
+NMS = TEST_CFG['nms']
+ALL = 10**6
+CASES = {
+    'default': {},
+    'nms_pre smaller than every level': dict(nms_pre=7),
+    'nms_pre larger than every level': dict(nms_pre=5000),
+    'nms_pre between the levels': dict(nms_pre=300, score_thr=0.01),
+    'max_per_img cuts': dict(max_per_img=5),
+    'max_per_img one': dict(max_per_img=1),
+    'class agnostic': dict(nms=dict(NMS, class_agnostic=True)),
+    'score_thr 0': dict(score_thr=0.0, nms_pre=400),
+    'score_thr keeps few': dict(score_thr=0.75),
+    'boxes not clipped': dict(clip_border=False),
+    'centred anchors': dict(center_offset=0.5),
+    'two anchors per cell': dict(scales_per_octave=2),
+    'strict NMS': dict(nms=dict(type='nms', iou_threshold=0.05)),
+}
+REQUESTS = {
+    'one image': dict(batch=1),
+    'two images': dict(batch=2),
+    'content smaller than the input': dict(batch=2, img_shape=[(70, 90), (96, 61)]),
+    'rescaled': dict(batch=1, img_shape=[(80, 128)], scale_factor=[(1.7, 1.69, 1.7, 1.69)]),
+    'rescaled unequally': dict(
+        batch=2, scale_factor=[(0.5, 0.25, 0.5, 0.25), (2.0, 3.0, 2.0, 3.0)], img_shape=[(96, 128), (50, 128)]
+    ),
+}
+
+
+def request_arrays(batch, **optional):
+    return batch, {name: np.asarray(value, np.float32) for name, value in optional.items()}
+
+
+def outputs_for(head, seed, batch, size=SIZE, **values):
+    return random_outputs(seed, batch, size, anchors=len(head.prior_generator.base_anchors[0]), **values)
+
+
+@pytest.mark.suite(
+    'default-one image', 'default-two images', 'default-content smaller than the input',
+    'default-rescaled', 'default-rescaled unequally',
+    'nms_pre smaller than every level-rescaled unequally',
+    'nms_pre larger than every level-rescaled unequally', 'nms_pre between the levels-rescaled unequally',
+    'max_per_img cuts-rescaled unequally', 'max_per_img one-rescaled unequally',
+    'class agnostic-rescaled unequally', 'score_thr 0-rescaled unequally',
+    'score_thr keeps few-rescaled unequally', 'boxes not clipped-rescaled unequally',
+    'centred anchors-rescaled unequally', 'two anchors per cell-rescaled unequally',
+    'strict NMS-rescaled unequally', 'nms_pre smaller than every level-two images',
+    'nms_pre larger than every level-two images', 'nms_pre between the levels-two images',
+    'max_per_img cuts-two images', 'max_per_img one-two images', 'class agnostic-two images',
+    'score_thr 0-two images', 'score_thr keeps few-two images', 'boxes not clipped-two images',
+    'centred anchors-two images', 'two anchors per cell-two images', 'strict NMS-two images',
+)  # fmt: skip
+@pytest.mark.parametrize('request_name', REQUESTS)
+@pytest.mark.parametrize('case', CASES)
+def test_eager_and_numpy_equal_get_bboxes(case, request_name):
+    head = make_head(**CASES[case])
+    batch, optional = request_arrays(**REQUESTS[request_name])
+    raw = outputs_for(head, 1, batch)
+    wanted = by_mmdet(head, raw, SIZE, **optional)
+    assert sum(len(labels) for _, labels in wanted) > 0
+    assert_same(unpadded(*eager(head, raw, SIZE, **optional)), wanted)
+    for form in ('raw', 'decode'):
+        assert_same(by_numpy(head, raw, SIZE, form, **optional), wanted)
+
+
+REPEATED = (
+    'nms_pre larger than every level',
+    'max_per_img cuts',
+    'score_thr keeps few',
+    'centred anchors',
+    'two anchors per cell',
+    'strict NMS',
+    'nms_pre between the levels',
+    'max_per_img one',
+    'score_thr 0',
+)
+"""Settings that the eager graph is compared with, too; the matrix exports them."""
+EXPORTED = [
+    *in_suite(((case, 17) for case in CASES), *((case, 17) for case in CASES if case not in REPEATED)),
+    *(pytest.param('default', opset, marks=pytest.mark.matrix) for opset in (11, 20)),
+    *(
+        pytest.param(case, opset, marks=pytest.mark.matrix)
+        for case in ('class agnostic', 'score_thr 0', 'two anchors per cell')
+        for opset in (11, 20)
+    ),
+]
+
+
+@pytest.mark.suite('default-17', 'class agnostic-17')
+@pytest.mark.parametrize(('case', 'opset'), EXPORTED)
+def test_exported_equals_get_bboxes_on_unseen_sizes_batches_and_values(case, opset):
+    head = make_head(**CASES[case])
+    session = exported(head, opset)
+    for seed, (request_name, request) in enumerate(REQUESTS.items()):
+        size = (40, 72) if request_name == 'two images' else SIZE
+        batch, optional = request_arrays(**request)
+        raw = outputs_for(head, seed, batch, size)
+        wanted = by_mmdet(head, raw, size, **optional)
+        assert_same(unpadded(*run(session, raw, size, **optional)), wanted)
+
+
+def blank(raw, image, keep=()):
+    """Silence an image but for single (level, class, y, x) logits."""
+    for level in range(len(STRIDES)):
+        raw[level][image] = -20.0
+    for level, label, y, x in keep:
+        raw[level][image, label, y, x] = 3.0
+
+
+def gone(*args, **kwargs):
+    raise AssertionError('TorchScript was asked')
+
+
+@pytest.fixture(scope='module', params=['eager', *OPSETS, pytest.param('dynamo', marks=pytest.mark.matrix)])
+def engine(request):
+    """Return (head, raw, size) -> padded outputs: eager, a file per opset, or one without TorchScript."""
+    head = make_head()
+    if request.param == 'eager':
+        return head, lambda raw: eager(head, raw, SIZE)
+    if request.param == 'dynamo':
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exporter, '_export_torchscript', gone)
+            patch.setattr(torch.jit, 'trace', gone)
+            session = exported(head, 18, exporter='dynamo')
+    else:
+        session = exported(head, request.param)
+    return head, lambda raw: run(session, raw, SIZE)
+
+
+@pytest.mark.suite(
+    '17-first0-None-counts0', '17-first1-None-counts1', '17-first2-second2-counts2',
+    '17-first3-second3-counts3', '17-first4-second4-counts4', '17-first5-busy-counts5',
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ('first', 'second', 'counts'),
+    [
+        ([], None, [0]),
+        ([(1, 3, 2, 2)], None, [1]),
+        ([], [], [0, 0]),
+        ([(0, 0, 5, 5)], [], [1, 0]),
+        ([], [(2, 4, 0, 0), (0, 4, 9, 9)], [0, 2]),
+        ([(2, 4, 0, 0)], 'busy', [1, None]),
+    ],
+)
+def test_unequal_counts_none_and_one(engine, first, second, counts):
+    head, infer = engine
+    raw = random_outputs(5, len(counts), SIZE)
+    blank(raw, 0, first)
+    if second not in (None, 'busy'):
+        blank(raw, 1, second)
+    wanted = by_mmdet(head, raw, SIZE)
+    assert [len(labels) for _, labels in wanted] == [
+        len(wanted[index][1]) if count is None else count for index, count in enumerate(counts)
+    ]
+    found = infer(raw)
+    assert found[0].shape == (len(counts), max(len(labels) for _, labels in wanted), 5)
+    assert_same(unpadded(*found), wanted)
+    assert_same(by_numpy(head, raw, SIZE), wanted)
+
+
+@pytest.mark.parametrize('levels_tied', in_suite(['all', 'pairs'], 'pairs'))
+def test_exact_score_ties_give_the_same_set(levels_tied):
+    head = make_head(nms_pre=ALL, max_per_img=ALL, nms=dict(type='nms', iou_threshold=0.9), score_thr=0.01)
+    raw = random_outputs(3, 2, TIED_SIZE, deltas=0.0)
+    for level in range(3):
+        raw[level] = torch.round(raw[level] * (0 if levels_tied == 'all' else 2)) - 1
+        raw[level + 6] = torch.zeros_like(raw[level + 6])
+    wanted = by_mmdet(head, raw, TIED_SIZE)
+    assert len(np.unique(wanted[0][0][:, 4])) < len(wanted[0][0]) / 4
+    assert_same(unpadded(*eager(head, raw, TIED_SIZE)), wanted)
+    assert_same(by_numpy(head, raw, TIED_SIZE), wanted)
+    assert_same(unpadded(*run(exported(head, 17), raw, TIED_SIZE)), wanted)
+
+
+@pytest.mark.suite('9-9')
+@pytest.mark.parametrize(('deploy', 'nms_pre'), in_suite([(None, 50), (-1, ALL), (9, 9)], (-1, ALL), (9, 9)))
+def test_deploy_nms_pre_replaces_nms_pre(deploy, nms_pre):
+    head = make_head(deploy_nms_pre=deploy, max_per_img=ALL)
+    raw = random_outputs(11, 2, SIZE)
+    wanted = by_mmdet(head, raw, SIZE, nms_pre=nms_pre)
+    other = by_mmdet(head, raw, SIZE, nms_pre=50 if deploy else 9)
+    assert len(wanted[0][1]) != len(other[0][1])
+    assert_same(unpadded(*eager(head, raw, SIZE)), wanted)
+    assert_same(unpadded(*run(exported(head, 17), raw, SIZE)), wanted)
+    assert_same(by_numpy(head, raw, SIZE), wanted)
+
+
+def test_mmdets_own_minus_one_loses_the_last_candidate_of_each_level():
+    scores = torch.tensor([[0.9, 0.2], [0.6, 0.7]])
+    kept = filter_scores_and_topk(scores, 0.1, -1)[0]
+    assert kept.tolist() == pytest.approx([0.9, 0.7, 0.6])
+    head = make_head(max_per_img=ALL, nms=dict(type='nms', iou_threshold=1.0))
+    raw = random_outputs(11, 1, SIZE)
+    by_minus_one = by_mmdet(head, raw, SIZE, nms_pre=-1)[0][1]
+    whole = by_mmdet(head, raw, SIZE, nms_pre=ALL)[0][1]
+    assert len(whole) - len(by_minus_one) == len(STRIDES)
+    ours = make_head(max_per_img=ALL, nms=dict(type='nms', iou_threshold=1.0), deploy_nms_pre=-1)
+    assert_same(unpadded(*eager(ours, raw, SIZE)), by_mmdet(head, raw, SIZE, nms_pre=ALL))
+
+
+def test_more_than_ten_thousand_candidates_take_mmcvs_class_by_class_path_and_agree():
+    head = make_head(score_thr=0.0, nms_pre=ALL, max_per_img=200)
+    size = (384, 416)
+    raw = random_outputs(21, 1, size)
+    candidates = sum(level.numel() for level in raw[: len(STRIDES)])
+    assert candidates > 10000
+    wanted = by_mmdet(head, raw, size)
+    assert len(wanted[0][1]) == 200
+    assert_same(unpadded(*eager(head, raw, size)), wanted)
+    assert_same(unpadded(*run(exported(head, 17), raw, size)), wanted)
+    assert_same(by_numpy(head, raw, size), wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    size=st.tuples(st.integers(8, 100), st.integers(8, 100)),
+    batch=st.integers(1, 3),
+    score_thr=st.sampled_from([0.0, 0.01, 0.05, 0.3, 0.9]),
+    nms_pre=st.sampled_from([1, 2, 20, 1000]),
+    max_per_img=st.sampled_from([1, 10, 1000]),
+    nms=st.fixed_dictionaries(
+        dict(
+            type=st.just('nms'),
+            iou_threshold=st.sampled_from([0.1, 0.45, 0.6, 0.9, 1.0]),
+            class_agnostic=st.booleans(),
+        )
+    ),
+    clip_border=st.booleans(),
+    rescale=st.booleans(),
+    content=st.tuples(st.floats(0.1, 1.0), st.floats(0.1, 1.0)),
+)
+def test_eager_and_numpy_equal_get_bboxes_for_any_settings(
+    seed, size, batch, nms, clip_border, rescale, content, **test_cfg
+):
+    head = make_head(clip_border, nms=nms, **test_cfg)
+    raw = random_outputs(seed, batch, size)
+    rng = np.random.default_rng(seed)
+    content_hw = np.maximum(np.int64(np.array(size) * content), 1)
+    optional = dict(img_shape=np.tile(content_hw, (batch, 1)).astype(np.float32))
+    if rescale:
+        optional['scale_factor'] = rng.uniform(0.3, 3, (batch, 4)).astype(np.float32)
+    wanted = by_mmdet(head, raw, size, **optional)
+    assert_same(unpadded(*eager(head, raw, size, **optional)), wanted)
+    assert_same(by_numpy(head, raw, size, **optional), wanted)
+
+
+def test_boxes_left_of_the_image_keep_mmcvs_class_offset():
+    """With all candidates at negative coordinates mmcv's offset between classes is negative or small."""
+    head = make_head(clip_border=False, nms=dict(type='nms', iou_threshold=0.3), nms_pre=ALL)
+    raw = random_outputs(2, 1, SIZE, mean=-20.0, spread=0.1)
+    for x in range(4):
+        raw[0][0, x, 0, 0] = 2.0 + x
+        raw[3][0, :, 0, 0] = torch.tensor([-60.0, -60.0, -1.0, -1.0])
+    wanted = by_mmdet(head, raw, SIZE)
+    assert (wanted[0][0][:, :4] < 0).all()
+    assert_same(unpadded(*eager(head, raw, SIZE)), wanted)
+    assert_same(unpadded(*run(exported(head, 17), raw, SIZE)), wanted)
+    assert_same(by_numpy(head, raw, SIZE), wanted)
+
+
+def test_optional_inputs_default_to_the_whole_input_and_no_rescaling():
+    head, raw = make_head(), random_outputs(8, 2, SIZE)
+    session = exported(head, 17)
+    required = {value.name for value in session.get_inputs()}
+    optional = {value.name for value in session.get_overridable_initializers()}
+    assert optional == {'img_shape', 'scale_factor'}
+    assert required == {'input', *RAW_NAMES}
+    bare = {name: full_inputs(raw, SIZE)[name].numpy() for name in required}
+    whole = run(session, raw, SIZE, img_shape=[SIZE] * 2, scale_factor=np.ones((2, 4)))
+    for wanted, got in zip(whole, session.run(['dets', 'labels'], bare), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    smaller = run(session, raw, SIZE, img_shape=[(50, 60)] * 2, scale_factor=np.full((2, 4), 2.0))
+    assert smaller[0][..., :4].max() <= 30 < whole[0][..., :4].max()
+
+
+@pytest.mark.parametrize(
+    ('test_cfg', 'named'),
+    [
+        (dict(nms=dict(type='soft_nms', iou_threshold=0.5)), "nms.type='soft_nms'"),
+        (dict(nms=dict(type='nms')), 'iou_threshold'),
+        (dict(nms=dict(type='nms', iou_threshold=0.5, max_num=3)), 'max_num'),
+        (dict(nms_pre=0, nms=NMS), 'nms_pre=0'),
+        (dict(deploy_nms_pre=-2, nms=NMS), 'nms_pre=-2'),
+        (dict(max_per_img=0, nms=NMS), 'max_per_img=0'),
+        (dict(score_thr='abc', nms=NMS), "score_thr='abc': expected a number"),
+        (dict(nms_pre=1.5, nms=NMS), 'nms_pre=1.5: expected a whole number'),
+        (dict(nms=dict(NMS, iou_threshold='x')), "nms.iou_threshold='x': expected a number"),
+        (dict(nms='nms'), "nms='nms': expected a dict"),
+        (dict(nms=dict(NMS, iou_threshold=1.5)), 'nms.iou_threshold=1.5: expected 0 to 1'),
+    ],
+)
+def test_settings_without_an_equal_graph_are_refused_by_name(test_cfg, named):
+    with pytest.raises(ConfigError, match=named):
+        nms_config(test_cfg)
+
+
+def test_no_limit_means_all_of_them():
+    head = make_head(max_per_img=-1, nms_pre=-1)
+    raw = random_outputs(4, 1, SIZE)
+    wanted = by_mmdet(head, raw, SIZE, nms_pre=ALL, max_per_img=ALL)
+    assert len(wanted[0][1]) > 100
+    assert_same(unpadded(*eager(head, raw, SIZE)), wanted)
+    assert_same(unpadded(*run(exported(head, 11), raw, SIZE)), wanted)
+    assert_same(by_numpy(head, raw, SIZE), wanted)
+    assert int(wanted[0][1].max()) < CLASSES
+
+
+@pytest.mark.parametrize(
+    ('choose', 'rank'),
+    [
+        ('priors', lambda scores, factor: scores.max() * factor),
+        ('class_priors', lambda scores, factor: scores.max()),
+        ('factor_priors', lambda scores, factor: factor),
+    ],
+)
+def test_priors_are_chosen_by_scores_and_factor_or_by_one_of_them(choose, rank):
+    generator = np.random.default_rng(3)
+    scores, factors = (generator.random(shape, np.float32) for shape in ((1, 9, CLASSES), (1, 9)))
+    corners = np.sort(generator.random((1, 9, 2, 2), np.float32), axis=2) * 30
+    boxes = corners.reshape(1, 9, 4)
+    outputs = (('cls_score', CLASSES), ('bbox_pred', 4), ('factor', 1))
+    facts = DenseFacts(
+        **dict(score_thr=0.2, nms_pre=4, iou_threshold=1.0, max_per_img=100, clip_border=True),
+        strides=[8],
+        base_anchors=[[[0, 0]]],
+        coder=Distance(),
+        head=Head(outputs, factor='factor', factor_from=('factor', 0), choose=choose, conf_thr=0.3),
+        num_classes=CLASSES,
+    )
+    best = sorted(range(9), key=lambda prior: -rank(scores[0, prior], factors[0, prior]))[:4]
+    expected = sorted(
+        (float(scores[0, prior, label] * factors[0, prior]), label)
+        for prior in best
+        for label in range(CLASSES)
+        if scores[0, prior, label] > 0.2 and factors[0, prior] >= 0.3
+    )
+    size, no_scale = torch.tensor([[30.0, 30]]), torch.ones(1, 4)
+    levels = ([torch.from_numpy(level)] for level in (boxes, scores, factors))
+    dets, labels = DenseBoxPostprocess(facts)(*levels, size, no_scale)
+    priors = runtime.DecodedPriors(boxes[0], scores[0], factors[0])
+    by_numpy = runtime.postprocess_image(priors, [9], (30, 30), np.ones(4, np.float32), facts)
+    for result_scores, result_labels in ((dets[0, :, 4], labels[0]), (by_numpy.scores, by_numpy.labels)):
+        found = sorted(zip(map(float, result_scores), map(int, result_labels), strict=True))
+        assert [label for _, label in found] == [label for _, label in expected]
+        assert np.allclose([score for score, _ in found], [score for score, _ in expected], atol=1e-6)

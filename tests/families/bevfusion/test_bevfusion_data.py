@@ -1,0 +1,320 @@
+"""BEVFusion on a data set: matrices that fit pictures and points, boxes in mmdet3d's columns, training."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.cli import export_app, test_app
+from mmdeploy_ext.cli.nuscenes_infos import create_infos
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.families.bevfusion.samples import frame
+from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
+from mmdeploy_ext.runtime.calibration import MATRICES
+from mmdeploy_ext.runtime.detections3d import in_lidar_columns
+from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+from toy_atss import REPO
+
+CONFIG = str(REPO / 'projects/configs/BEVFusion/bevfusion_toy.py')
+PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
+
+
+def register():
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401, F811
+
+
+@pytest.fixture(scope='module')
+def options(tmp_path_factory):
+    """Overrides that name a small generated set."""
+    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
+    ensure_toy_nuscenes(root, SetOptions(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    return {
+        'data.test.ann_file': f'{root}/toy_nuscenes_infos_val.pkl', 'data.test.data_root': f'{root}/'
+    }  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def cfg(options):
+    return load_config(CONFIG, options)
+
+
+@pytest.fixture(scope='module')
+def dataset(cfg):
+    from mmdet3d.datasets import build_dataset
+
+    return build_dataset(cfg.data.test)
+
+
+def test_a_point_of_a_picture_is_where_its_matrix_says():
+    """A picture whose values are its columns (or rows), so that a value says where it came from."""
+    from mmdeploy_ext.models.datasets.pipelines.fusion import ImageAug3D
+
+    rows, columns = np.mgrid[:198, :250].astype(np.float32)
+    image = np.stack([rows, columns, 0 * rows], -1)
+    found = ImageAug3D([96, 128], [0.7, 0.8], (0.0, 0.1), source=[198, 250])(dict(img=[image] * 2))
+    y, x = 40, 50
+    for changed, matrix in zip(found['img'], found['img_aug_matrix'], strict=True):
+        was = np.linalg.inv(matrix[:2, :2]) @ (np.array([x + 0.5, y + 0.5]) - matrix[:2, 3])
+        assert np.abs(changed[y, x, [1, 0]] + 0.5 - was).max() < 1.5
+
+
+def test_a_moment_of_the_data_set_has_pictures_points_and_matrices_that_agree(cfg):
+    from mmdet3d.datasets import build_dataset
+
+    from mmdeploy_ext.evaluate.evaluation import build_loader
+
+    cfg.data.test.test_mode = True
+    found = frame(next(iter(build_loader(build_dataset(cfg.data.test), [0], workers_per_gpu=0))))
+    assert found.images.shape == (6, 3, 96, 256) and found.points.shape[1] == 5
+    assert len(found.image_files) == 6 and set(found.calibration) == set(MATRICES)
+    rig = {name: matrix.astype(np.float64) for name, matrix in found.calibration.items()}
+    seen = rig['camera_intrinsics'] @ np.linalg.inv(rig['camera2lidar'])
+    assert np.abs(seen - rig['lidar2image']).max() < 1e-2
+    assert np.allclose(rig['img_aug_matrix'][0, :2, 3], [0, -48])
+
+
+def test_sweeps_of_the_past_come_after_the_key_frame_with_their_age(tmp_path):
+    """The published configs' own steps, on a set that has sweeps between its key frames."""
+    from mmdet3d.datasets import build_dataset
+
+    from mmdeploy_ext.evaluate.evaluation import build_loader
+
+    root = tmp_path / 'toy_nuscenes'
+    options = SetOptions(train_scenes=1, val_scenes=1, frames=2, image_size=(32, 32), sweeps=3)
+    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 10)
+    paths = {'data.test.ann_file': f'{root}/toy_nuscenes_infos_val.pkl', 'data.test.data_root': f'{root}/'}
+    config = REPO / 'projects/configs/BEVFusion/bevfusion_lidar_transfusion_nus.py'
+    dataset = build_dataset(load_config(str(config), paths).data.test)
+    found = frame(next(iter(build_loader(dataset, [1], workers_per_gpu=0))))
+    ages = np.unique(found.points[:, 4])
+    assert ages.tolist() == [0, 0.125, 0.25, 0.375, 0.5] and found.points[0, 4] == 0
+    assert found.images is None and not found.calibration
+
+
+def test_boxes_of_the_head_are_those_of_the_annotations(dataset):
+    """Encoded as in training and decoded as at test time; columns and heading of mmdet3d."""
+    boxes = dataset.get_ann_info(0)['gt_bboxes_3d'].tensor
+    coder = TransFusionBBoxCoder([-22.4, -22.4], 4, [0.2, 0.2], None, 0.0, 10)
+    code = coder.encode(in_lidar_columns(boxes)).T[None]
+    split = [code[:, :2], code[:, 2:3], code[:, 3:6], code[:, 6:8], code[:, 8:10]]
+    found = in_lidar_columns(coder.boxes(*split)[0])
+    turns = torch.round((found[:, 6] - boxes[:, 6]) / (2 * np.pi))
+    found[:, 6] -= 2 * np.pi * turns
+    assert len(boxes) > 5 and torch.allclose(found, boxes, atol=1e-4)
+    old = in_lidar_columns(boxes)
+    along = torch.stack([-torch.sin(old[:, 6]), -torch.cos(old[:, 6])], 1)  # of length, in mmdet3d 0.x
+    heading = torch.stack([torch.cos(boxes[:, 6]), torch.sin(boxes[:, 6])], 1)
+    assert torch.allclose(along, heading, atol=1e-5)
+
+
+# ---- the test loop
+
+
+@pytest.fixture(scope='module')
+def checkpoint():
+    return str(REPO / 'demo/checkpoints/bevfusion_toy.pth')
+
+
+def evaluate(config, checkpoint, work_dir, options):
+    words = [f'{key}={value}' for key, value in options.items()]
+    target = ['--eval=bbox', '--work-dir', str(work_dir)]
+    return test_app.main([config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0'])
+
+
+@pytest.fixture(scope='module')
+def runs(checkpoint, options, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('run') / 'bevfusion_toy'
+    assert evaluate(PTH, checkpoint, work_dir, options) == 0
+    assert evaluate(ONNX, checkpoint, work_dir, options) == 0
+    return work_dir
+
+
+def test_both_engines_run_the_data_set_and_the_dump_agrees(runs, checkpoint, options, tmp_path, capsys):
+    reference, candidate = (read_json(runs / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
+    assert reference.keys() == candidate.keys()
+    scores = [name for name in reference if name.endswith(('NDS', 'mAP'))]
+    assert len(scores) == 2 and all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)
+    assert reference['pts_bbox_NuScenes/mAP'] >= 0.4  # 0.837 on the whole set
+    samples = list_samples(runs / 'dump')
+    tensors, manifest = load_dump(samples[0])
+    assert {'points', 'images', 'cells', 'bev', *MATRICES} <= set(tensors)
+    work_dir = shutil.copytree(runs, tmp_path / 'bevfusion_toy')
+    wrong = list_samples(work_dir / 'dump')[0]
+    shutil.rmtree(wrong)
+    facts = {key: value for key, value in manifest.items() if key != 'tensors'}
+    save_dump(wrong, dict(tensors, bev=tensors['bev'] + 1), facts)
+    assert evaluate(ONNX, checkpoint, work_dir, options) == 1
+    said = capsys.readouterr().out
+    assert said.count('agrees (worst') == 1 and 'DIFFERS: bev' in said
+
+
+def test_a_sweep_alone_is_no_sample(checkpoint, tmp_path, capsys):
+    (tmp_path / 'sweep.bin').write_bytes(np.zeros((10, 5), np.float32).tobytes())
+    words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify', '--test-img']
+    assert export_app.main([*words, str(tmp_path / 'sweep.bin')]) == 2
+    assert 'models of cameras take frames with poses and calibrations' in capsys.readouterr().err
+
+
+# ---- without PyTorch
+
+
+@pytest.mark.parametrize('sweeps', [0, 2])
+def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp_path):
+    """Pictures, points and matrices of an info file, by numpy alone and by the data set's pipeline."""
+    import dataclasses
+    import pickle
+
+    from mmdet3d.datasets import build_dataset
+
+    from mmdeploy_ext.evaluate.evaluation import build_loader
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
+    from mmdeploy_ext.preprocess.pictures import read_image
+    from mmdeploy_ext.runtime.infos import read_frames
+
+    path = tmp_path / 'infos.pkl'
+    with open(options['data.test.ann_file'], 'rb') as stream:
+        content = pickle.load(stream)
+    first, second = content['infos']
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    before = dict(
+        data_path=first['lidar_path'], timestamp=second['timestamp'] - 250_000,
+        sensor2lidar_rotation=turn, sensor2lidar_translation=np.array([1.0, 2.0, 3.0]),
+    )  # fmt: skip
+    content['infos'] = [dict(second, sweeps=[before])]
+    path.write_bytes(pickle.dumps(content))
+    from projects.configs.nuscenes_fusion import loading
+
+    pipeline = [*loading(sweeps, True), *cfg.data.test.pipeline[2:]]
+    test = dict(cfg.data.test, ann_file=str(path), pipeline=pipeline, test_mode=True)
+    wanted = frame(next(iter(build_loader(build_dataset(test), [0], workers_per_gpu=0))))
+    (rig,) = read_frames(path, find_family(cfg).preprocess_rule(cfg).views)
+    rule = dataclasses.replace(
+        find_family(cfg).preprocess_rule(cfg), sweeps=sweeps, pad_empty_sweeps=True, remove_close=True
+    )
+    found = frame_of_rig([read_image(file) for file in rig.pictures], rig, rule)
+    np.testing.assert_array_equal(found.points, wanted.points)
+    np.testing.assert_array_equal(found.images, wanted.images)
+    for name in MATRICES:
+        gap = np.abs(found.calibration[name] - wanted.calibration[name]).max()
+        assert gap < 1e-6 * np.abs(wanted.calibration[name]).max() + 1e-6, name
+
+
+@pytest.mark.matrix
+def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, capsys):
+    from mmdeploy_ext.cli import run_app
+
+    folder, out = runs / 'bevfusion_toy_portable', tmp_path / 'out'
+    infos = options['data.test.ann_file']
+    assert run_app.main([str(folder), infos, '--out', str(out)]) == 0
+    assert len(list(out.glob('*.png'))) == 2 and 'detections' in capsys.readouterr().out
+    assert run_app.main([str(folder), str(REPO / 'demo/toy.jpg'), '--out', str(out)]) == 2
+    assert 'frames of several cameras and a LiDAR' in capsys.readouterr().err
+
+
+@pytest.mark.matrix  # in the suite: films of StreamPETR (test_streampetr_video.py)
+def test_a_film_shows_both_engines_in_all_cameras_and_over_the_points(
+    runs, checkpoint, options, tmp_path, capsys
+):
+    """`fusion_video.py`: the upper half is PyTorch's, the lower one that of the files."""
+    import cv2
+
+    from mmdeploy_ext.cli import video_app
+
+    words = [f'{key}={value}' for key, value in options.items()]
+    files = ['--onnx', str(runs / 'bevfusion_toy_portable'), '--cfg-options', *words]
+    assert video_app.main([CONFIG, checkpoint, '--out', str(tmp_path), *files]) == 0
+    assert '2 frames of scene 0; PyTorch' in capsys.readouterr().out
+    first, second = (cv2.imread(str(tmp_path / f'{number:04d}.png')) for number in range(2))
+    assert first.shape == second.shape and (first != second).any()
+    left = first[:, : first.shape[1] - first.shape[0]]
+    upper, lower = (part[28:] for part in np.split(left[: len(left) // 2 * 2], 2))
+    assert len(np.unique(upper)) > 100 and np.abs(upper.astype(int) - lower.astype(int)).mean() < 1
+    above = first[:, -first.shape[0] :]
+    assert (above.max(axis=2) > 60).mean() > 0.01  # points
+
+
+def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, options, tmp_path, capsys):
+    """What it finds then is what it finds with a black file in its place."""
+    import pickle
+
+    import cv2
+
+    from mmdeploy_ext.cli import run_app
+
+    with open(options['data.test.ann_file'], 'rb') as stream:
+        content = pickle.load(stream)
+    content['infos'] = content['infos'][:1]
+    cameras = content['infos'][0]['cams']
+    black, given, told = (str(tmp_path / name) for name in ('black.png', 'infos.pkl', 'found.json'))
+    cv2.imwrite(black, np.zeros_like(cv2.imread(cameras['CAM_FRONT']['data_path'])))
+    folder, found = str(runs / 'bevfusion_toy_portable'), {}
+    for name in (black, 'x.png'):
+        cameras['CAM_FRONT']['data_path'] = name
+        with open(given, 'wb') as stream:
+            pickle.dump(content, stream)
+        words = [folder, given, '--out', str(tmp_path / 'out'), '--json', told]
+        if name == 'x.png':
+            assert run_app.main(words) == 2
+            assert 'picture x.png is not there' in capsys.readouterr().err
+            words.append('--black-if-missing')
+        assert run_app.main(words) == 0, capsys.readouterr()
+        (found[name],) = read_json(told)['frames']
+    assert '(CAM_FRONT black)' in capsys.readouterr().out
+    assert found['x.png']['black'] == ['CAM_FRONT'] and 'black' not in found[black]
+    assert found['x.png']['detections'] == found[black]['detections']
+
+
+@pytest.mark.matrix  # in the suite `verify` proves a LiDAR model: proof/test_samples.py
+def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, options, capsys):
+    from mmdeploy_ext.cli import verify_app
+
+    words = [f'{key}={value}' for key, value in options.items()]
+    files = str(runs / 'bevfusion_toy_portable')
+    assert verify_app.main([CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
+    said = capsys.readouterr().out
+    assert 'PROVEN' in said and f'python -m mmdeploy_ext run {files} INFOS.pkl' in said.replace('\n', '')
+
+
+@pytest.mark.matrix
+def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options, tmp_path):
+    """Its other graphs give what it takes; heads and the heat map, which is sorted, stay float."""
+    from mmdeploy_ext.cli import quantize_app
+    from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
+
+    words = [f'{runs}/bevfusion_toy_portable', '--calibrate', options['data.test.ann_file'], '--rounds', '0']
+    report, target = tmp_path / 'r.json', tmp_path / 'int8'
+    assert quantize_app.main([*words, '--output', str(target), '--json', str(report), '--reduce-range']) == 0
+    found = read_json(report)
+    assert (found['images'], found['images_are']) == (2, 'fused')
+    assert found['layers'] > 50 and any('heatmap_head' in name for name in found['float_layers'])
+    assert all(figures['cosine'] > 0.99 for figures in found['outputs'].values())
+    names = 'depth', 'frame', 'lidar', 'rig'
+    assert sorted(path.name for path in target.iterdir()) == [f'{name}.onnx' for name in names]
+    with BEVFusionOnnx(target) as runtime:
+        assert runtime.metadata.precision == 'int8'
+
+
+def test_a_real_sweep_stands_in_for_that_of_a_generated_frame(runs, checkpoint, cfg, options, tmp_path):
+    from mmdeploy_ext.cli import benchmark_app
+    from mmdeploy_ext.runtime.infos import read_infos
+
+    sweep = read_infos(options['data.test.ann_file'])[0]['lidar_path']
+    words = [CONFIG, checkpoint, '--onnx', f'{runs}/bevfusion_toy_portable', '--engines', 'onnxruntime']
+    words += ['--sweep', sweep, '--max-iter', '1', '--warmup', '1', '--no-memory', '--threads', '1']
+    assert benchmark_app.main([*words, '--json', str(tmp_path / 'b.json')]) == 0
+    result = read_json(tmp_path / 'b.json')
+    assert result['input_shape'] == f'{len(np.fromfile(sweep, np.float32)) // 5}x5'
+    (row,) = result['contenders']
+    assert row['parts_ms']['rig'] < 0.1 * row['parts_ms']['frame'], 'the calibration is that of the warm-up'
+
+
+def test_the_file_of_one_picture_stays_whole():
+    data = dict(img=[torch.zeros(1, 3, 4, 4)], img_metas=[dict(filename='front.jpg')])
+    assert frame(data).image_files == ('front.jpg',)

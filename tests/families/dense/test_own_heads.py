@@ -1,0 +1,195 @@
+"""Heads of users: their selection is found by trying, their own decoding is traced, others are named."""
+
+import dataclasses
+
+import pytest
+import torch
+from mmdet.models.dense_heads import RepPointsHead, VFNetHead
+from test_dense_heads import SIZE, eager, images, same
+
+import dense_heads
+import own_heads
+from dense_heads import detector, make_head
+from mmdeploy_ext.cli import export_app
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.families.dense import heads
+from mmdeploy_ext.families.dense.graphs import DenseFullForm
+from mmdeploy_ext.runtime.box_coders import Traced
+from mmdeploy_ext.runtime.opening import open_model
+from mmdeploy_ext.seeded.weights import write_seeded
+
+REPO = dense_heads.REPO
+OWN = "custom_imports = dict(imports=['own_heads'], allow_failed_imports=False)\n"
+ATSS = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n" + OWN
+RETINA = f"_base_ = ['{REPO}/configs/demo/retinanet_toy.py']\n" + OWN
+PICODET = (
+    ATSS
+    + """model = dict(bbox_head=dict(
+    _delete_=True, type='PicoDetHead', num_classes=6, in_channels=64, feat_channels=64, stacked_convs=1,
+    strides=[8, 16, 32, 64, 128], reg_max=7, norm_cfg=dict(type='BN'), conv_bias=True,
+    loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
+"""
+)
+POINT_GFL = (
+    ATSS
+    + """model = dict(bbox_head=dict(
+    _delete_=True, type='PointGFLHead', num_classes=6, in_channels=64, feat_channels=24, stacked_convs=2,
+    strides=[8, 16, 32, 64, 128], reg_max=7,
+    loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
+"""
+)
+LOG_BOXES = (
+    RETINA
+    + """model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='LogBoxCoder')))
+"""
+)
+
+
+def changed(name, cls):
+    head = make_head(name)
+    head.__class__ = cls
+    return head
+
+
+@pytest.mark.parametrize(
+    ('name', 'cls', 'choose', 'judged'),
+    [
+        ('GFLHead', own_heads.GFLHeadOf217, 'priors', 'class'),
+        ('DDODHead', own_heads.DDODHeadOf217, 'priors', 'class'),
+        ('DDODHead', own_heads.DDODHeadByClasses, 'class_priors', 'class'),
+        ('DDODHead', own_heads.DDODHeadOfProducts, 'priors', 'product'),
+        ('YOLOV3Head', own_heads.YOLOV3HeadOf216, 'factor_priors', 'class'),
+    ],
+)
+def test_a_selection_is_found_by_trying_whatever_the_version_says(name, cls, choose, judged):
+    head = changed(name, cls)
+    facts = heads.facts_of(head)
+    assert (facts.head.choose, facts.head.judged, heads.problem_of(head)) == (choose, judged, '')
+    raw, clips, scales = images(head)
+    wanted = dense_heads.by_mmdet(head, raw, clips, scales)
+    same(eager(DenseFullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
+
+
+def test_whether_boxes_are_clipped_is_found_by_trying():
+    assert heads.facts_of(changed('TOODHead', own_heads.TOODHeadThatClips)).clip_border
+    assert not heads.facts_of(make_head('TOODHead')).clip_border
+
+
+def older_vfnet(self, scores, boxes, refined, img_metas, cfg=None, rescale=None):
+    return VFNetHead.get_bboxes(self, scores, refined, img_metas=img_metas, cfg=cfg, rescale=rescale)
+
+
+def older_reppoints(self, scores, points, refined, img_metas, cfg=None, rescale=False):
+    boxes = [self.points2bbox(level) for level in refined]
+    return RepPointsHead.get_bboxes(self, scores, boxes, img_metas=img_metas, cfg=cfg, rescale=rescale)
+
+
+@pytest.mark.parametrize(
+    ('name', 'base', 'method', 'transform'),
+    [
+        ('VFNetHead', VFNetHead, older_vfnet, ''),
+        ('RepPointsHead', RepPointsHead, older_reppoints, 'moment'),
+        ('RepPointsHead', RepPointsHead, older_reppoints, 'minmax'),
+        ('RepPointsHead', RepPointsHead, older_reppoints, 'partial_minmax'),
+    ],
+)
+def test_the_three_outputs_of_an_older_head_are_given_to_its_get_bboxes(name, base, method, transform):
+    head = changed(name, type('Older', (base,), dict(get_bboxes=method)))
+    if transform:
+        head.transform_method = transform
+        torch.nn.init.constant_(head.moment_transfer, 0.3)
+    assert heads.problem_of(head) == ''
+    raw, clips, scales = images(head)
+    wanted = dense_heads.by_mmdet(head, raw, clips, scales)
+    same(eager(DenseFullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
+
+
+def exported(tmp_path, text, *words):
+    config, checkpoint, file = (tmp_path / name for name in ('own.py', 'own.pth', 'own.onnx'))
+    config.write_text(text)
+    if not checkpoint.exists():
+        write_seeded(str(config), checkpoint)
+    size = ['--shape', '128', '160']
+    status = export_app.main([str(config), str(checkpoint), '--output-file', str(file), *size, *words])
+    return status, file
+
+
+@pytest.mark.parametrize(
+    'text',
+    [pytest.param(PICODET, marks=pytest.mark.matrix), POINT_GFL, LOG_BOXES],
+    ids=['PicoDet', 'GFL', 'LogBoxCoder'],
+)
+def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
+    for form in ('full', 'decode', 'raw'):
+        status, file = exported(tmp_path, text, '--verify', '--postprocess', form)
+        said = capsys.readouterr()
+        assert status == 0 and 'PROVEN' in said.out, said.out + said.err
+        assert 'LogBoxCoder.decode' not in said.out  # in the graph, or in no file
+        file.rename(tmp_path / f'{form}.onnx')
+    facts = open_model(str(tmp_path / 'raw.onnx')).metadata.postprocess
+    assert isinstance(facts.coder, Traced) == (text is LOG_BOXES)
+    if text is LOG_BOXES:
+        assert 'own_heads.py' in facts.coder.code
+        with pytest.raises(ModelFileError, match=r'LogBoxCoder\.decode .*--postprocess decode or full'):
+            facts.coder.boxes(None, None, {}, 0)
+
+
+def test_a_layer_of_other_channels_than_the_kind_has_is_refused_by_check(tmp_path, capsys, monkeypatch):
+    init = own_heads.PointGFLHead._init_layers
+
+    def of_32_columns(self):
+        self.reg_max, bins = 7, self.reg_max
+        init(self)
+        self.reg_max = bins
+
+    monkeypatch.setattr(own_heads.PointGFLHead, '_init_layers', of_32_columns)
+    (tmp_path / 'own.py').write_text(POINT_GFL.replace('reg_max=7', 'reg_max=9'))
+    words = [str(tmp_path / 'own.py'), '--check', '--shape', '128', '160', '--postprocess', 'full']
+    assert export_app.main(words) == 2
+    assert 'PointGFLHead: bbox_pred_0 has 32 channels; expected 40' in capsys.readouterr().err
+
+
+def test_results_that_no_graph_makes_are_refused_by_the_method_before_weights_load(tmp_path, capsys):
+    text = RETINA + "model = dict(bbox_head=dict(type='RetinaHeadOfItsOwn'))\n"
+    status, _ = exported(tmp_path, text)
+    said = capsys.readouterr().err
+    assert status == 2 and 'your RetinaHeadOfItsOwn.get_bboxes (' in said and 'own_heads.py:' in said
+    for way in ('--postprocess raw', 'docs/own-family.md'):
+        assert way in said
+    status, file = exported(tmp_path, text, '--postprocess', 'raw', '--verify')
+    assert status == 0 and 'PROVEN' in capsys.readouterr().out
+    coder = open_model(str(file)).metadata.postprocess.coder
+    assert isinstance(coder, Traced) and 'RetinaHeadOfItsOwn.get_bboxes' in coder.code
+
+
+@pytest.mark.parametrize('key', ['max_per_img', 'nms_pre'])
+def test_a_limit_of_minus_one_is_none_where_the_head_has_none(key):
+    head = changed('GFLHead', own_heads.GFLHeadOf217)
+    head.test_cfg[key] = -1
+    assert heads.problem_of(head) == ''
+
+
+def test_an_overridden_method_of_a_known_coder_is_traced():
+    class Shifted(type(make_head('FCOSHead').bbox_coder)):
+        def decode(self, points, distances, max_shape=None):
+            return super().decode(points + 3, distances, max_shape)
+
+    head = make_head('FCOSHead')
+    head.bbox_coder = Shifted()
+    assert isinstance(heads.facts_of(head).coder, Traced) and heads.problem_of(head) == ''
+    raw, clips, scales = images(head)
+    wanted = dense_heads.by_mmdet(head, raw, clips, scales)
+    same(eager(DenseFullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
+
+
+def test_a_head_that_is_derived_from_no_kind_is_named_with_its_method():
+    head = changed('FCOSHead', type('FCOSLikeHead', (torch.nn.Module,), dict(get_bboxes=lambda self: None)))
+    with pytest.raises(ConfigError, match=r'FCOSLikeHead\.get_bboxes \(.*nearest: FCOSHead.*own-family'):
+        heads.facts_of(head)
+
+
+def test_facts_are_read_as_they_were_written():
+    for name in dense_heads.HEADS:
+        facts = heads.facts_of(make_head(name))
+        assert type(facts).from_json(facts.to_json()) == facts
+        assert dataclasses.replace(facts) == facts

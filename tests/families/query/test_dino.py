@@ -1,0 +1,223 @@
+"""DINO's parts are mmdet 3's by names, shapes and numbers; they are exported as a detector of queries."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet.models import builder
+from torch import nn
+
+import dino_golden as golden
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from marking import in_suite
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.families.parts import query_networks
+from mmdeploy_ext.families.parts.query_networks import DinoNetwork
+from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
+from mmdeploy_ext.weights.convert.mmdet3_names import UNUSED_PREFIXES, to_mmdet2_name
+from rtmdet_golden import drawn
+
+
+@pytest.fixture(scope='module')
+def expected():
+    return json.loads(golden.FILE.read_text())
+
+
+@pytest.fixture(scope='module')
+def model(expected):
+    """Return the translated model, with the weights that mmdet 3 had."""
+    built = builder.build_detector(to_mmdet2_model(copy.deepcopy(golden.MODEL))).eval()
+    state = built.state_dict()
+    names = {
+        to_mmdet2_name(name, 'DINO'): name
+        for name in expected['shapes']
+        if not name.startswith(UNUSED_PREFIXES)
+    }
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == {
+        name: expected['shapes'][theirs] for name, theirs in names.items()
+    }
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(drawn(names[name], tensor))
+    return built
+
+
+def outputs(model):
+    """Return what the head gives, as mmdet 2.28 asks it."""
+    metas = [dict(batch_input_shape=golden.SIZE[2:], img_shape=(*shape, 3)) for shape in golden.SHAPES]
+    with torch.no_grad():
+        logits, boxes, *_ = model.bbox_head(model.extract_feat(golden.pictures()), metas)
+    return logits[-1], boxes[-1]
+
+
+def network_outputs(model):
+    """Return logits and boxes of the module that is exported."""
+    with torch.no_grad():
+        found = DinoNetwork(model)(golden.pictures(), torch.tensor(golden.SHAPES, dtype=torch.float32))
+    return found[:2]
+
+
+def furthest(found, expected):
+    return max(
+        np.abs(np.subtract(ours, theirs)).max() / np.abs(theirs).max()
+        for ours, theirs in zip(found, expected['outputs'], strict=True)
+    )
+
+
+def test_names_shapes_and_outputs_are_those_of_mmdet_3(model, expected):
+    assert furthest(golden.sampled(outputs(model)), expected) < 1e-4
+    assert furthest(golden.sampled(network_outputs(model)), expected) < 1e-4
+
+
+FAULTS = {
+    'by the first class': ('token_scores', lambda self, logits: logits[..., 0]),
+    'x before y': ('Y_FIRST', [0, 1, 2, 3]),
+    'other odds': ('least_odds', 0.3),
+    'another temperature': ('TEMPERATURE', 20),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_fault_of_the_decoder_is_seen(model, expected, fault, monkeypatch):
+    name, value = FAULTS[fault]
+    monkeypatch.setattr(DinoNetwork if hasattr(DinoNetwork, name) else query_networks, name, value)
+    assert furthest(golden.sampled(network_outputs(model)), expected) > 1e-3
+
+
+@pytest.mark.parametrize('exporter', in_suite(['torchscript', 'dynamo'], 'torchscript'))
+def test_its_graph_gives_the_same(model, exporter):
+    image, shapes = golden.pictures(), torch.tensor(golden.SHAPES, dtype=torch.float32)
+    names = dict(input_names=['input', 'img_shape'], output_names=['logits', 'boxes', 'token_scores'])
+    network = DinoNetwork(model)
+    opset = dict(torchscript=17, dynamo=18)[exporter]
+    file = export_module(network, (image, shapes), exporter=exporter, opset=opset, **names)
+    found = Runner(file).run(dict(input=image.numpy(), img_shape=shapes.numpy()))
+    for name, wanted in zip(names['output_names'], outputs(model), strict=False):
+        np.testing.assert_allclose(found[name], wanted.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize('key', ['as_two_stage', 'with_box_refine'])
+def test_one_stage_or_no_refinement_is_refused(key):
+    config = to_mmdet2_model({**copy.deepcopy(golden.MODEL), key: False})
+    with pytest.raises(ConfigError, match=rf'model\.bbox_head\.{key}=False'):
+        builder.build_detector(config)
+
+
+def test_other_numbers_of_queries_and_boxes_are_refused():
+    config = to_mmdet2_model(copy.deepcopy(golden.MODEL))
+    config['bbox_head']['transformer']['two_stage_num_proposals'] += 1
+    with pytest.raises(ConfigError, match=r'two_stage_num_proposals=\d+: expected num_query='):
+        builder.build_detector(config)
+
+
+def test_it_says_that_it_is_not_trained_here(model):
+    with pytest.raises(NotImplementedError, match=r'DINO.*3'):
+        model.bbox_head.loss()
+
+
+class CoDETR(nn.Module):
+    """The parts of Co-DETR's detector that its head of queries needs, around the layers of a DINO."""
+
+    def __init__(self, model, test_cfg, with_attn_mask=True):
+        super().__init__()
+        model = copy.deepcopy(model)
+        self.backbone, self.neck, self.query_head = model.backbone, model.neck, model.bbox_head
+        self.bbox_head = nn.ModuleList([nn.Linear(1, 1)])  # a head that trains
+        self.extract_feat, self.with_attn_mask = model.extract_feat, with_attn_mask
+        head, decoder = self.query_head, self.query_head.transformer.decoder
+        head.test_cfg = test_cfg
+        head.transformer.query_embed = head.query_embedding
+        first, second = decoder.ref_point_head.layers
+        decoder.ref_point_head = nn.Sequential(first, nn.ReLU(), second)
+        del head.query_embedding
+
+
+def test_layers_of_co_detr_give_what_those_of_dino_give(model, monkeypatch):
+    pictures = golden.pictures()
+    sizes = torch.tensor([[*shape] for shape in golden.SHAPES], dtype=torch.float32)
+    monkeypatch.setattr(DinoNetwork, 'least_odds_of_results', 1e-3)
+    with torch.no_grad():
+        plain = DinoNetwork(model)(pictures, sizes)
+        other = DinoNetwork(CoDETR(model, {}))(pictures, sizes)
+        whole = DinoNetwork(CoDETR(model, {}, with_attn_mask=False))(pictures, sizes)
+        unpadded = DinoNetwork(model)(pictures, torch.zeros_like(sizes))
+    for ours, theirs in zip((*other, *whole), (*plain, *unpadded), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    'nms',
+    [
+        dict(type='soft_nms', iou_threshold=0.5),
+        dict(type='nms', iou_threshold=0.3),
+        None,
+        dict(type='nms', iou_threshold=0.3, class_agnostic=True),
+    ],
+)
+def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, nms):
+    from mmcv.ops import batched_nms
+
+    from mmdeploy_ext.families.query.postprocess import QueryFullForm
+
+    torch.manual_seed(0)
+    test_cfg = dict(max_per_img=6, score_thr=0.4, nms=nms)
+    detector = CoDETR(model, test_cfg)
+    head = detector.query_head
+    logits, boxes = torch.randn(1, head.num_query, head.num_classes), torch.rand(1, head.num_query, 4)
+    scale = torch.tensor([[0.5, 0.5, 2.0, 2.0]])
+    image, size = torch.zeros(1, 3, 40, 60), torch.tensor([[30.0, 50.0]])
+    dets, labels = QueryFullForm(detector)(image, size, scale, logits, boxes)
+    scores, index = logits[0].sigmoid().flatten().topk(head.num_query if nms else 6)
+    kept = scores > 0.4
+    scores, index = scores[kept], index[kept]
+    centre, half = boxes[0][index // head.num_classes].split(2, 1)
+    expected = torch.cat([centre - half / 2, centre + half / 2], 1) * torch.tensor([50.0, 30, 50, 30])
+    expected = torch.minimum(expected.clamp(min=0), torch.tensor([50.0, 30, 50, 30])) / scale
+    expected, classes = torch.cat([expected, scores[:, None]], 1), index % head.num_classes
+    if nms:
+        expected, rows = batched_nms(expected[:, :4], scores, classes, nms)
+        expected, classes = expected[:6], classes[rows][:6]
+    count = len(expected)
+    torch.testing.assert_close(dets[0, :count], expected)
+    assert labels[0].tolist() == [*classes.tolist(), *[-1] * (6 - count)] and dets.shape == (1, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(eval_module='two-stage'), "model.eval_module='two-stage': .* expected 'detr'"),
+        (dict(query_head=dict(type='CoDeformDETRHead')), "query_head.type='CoDeformDETRHead'.*CoDINOHead"),
+        (dict(mask_head=dict(type='SimpleRefineMaskHead')), 'model.mask_head: masks of Co-DETR'),
+    ],
+)
+def test_a_co_detr_whose_results_are_others_is_refused_by_the_part(change, message):
+    from mmdeploy_ext.families.query.supported_parts import check_co_detr
+
+    with pytest.raises(ConfigError, match=message):
+        check_co_detr(dict(type='CoDETR', query_head=dict(type='CoDINOHead')) | change, [{}])
+
+
+@pytest.mark.parametrize('test_cfg', [{}, dict(max_per_img=300), [], [None, {}]])
+def test_a_co_detr_without_settings_of_its_head_of_queries_is_refused(test_cfg, monkeypatch):
+    from mmcv import Config
+
+    from mmdeploy_ext.families.query.family import QueryFamily
+
+    monkeypatch.setitem(builder.DETECTORS.module_dict, 'CoDETR', CoDETR)
+    cfg = Config(dict(model=dict(type='CoDETR', query_head=dict(type='CoDINOHead'), test_cfg=test_cfg)))
+    with pytest.raises(ConfigError, match=r'model\.test_cfg=.*a list of dicts, the first for query_head'):
+        QueryFamily().check(cfg, QueryFamily().choose())
+
+
+def test_a_list_of_heads_is_claimed_by_no_other_family():
+    from mmcv import Config
+
+    from mmdeploy_ext.families.base import find_family
+
+    heads = [dict(type='ATSSHead'), dict(type='ATSSHead')]
+    cfg = Config(dict(model=dict(type='FasterRCNN', bbox_head=heads, roi_head=heads, rpn_head=heads[0])))
+    assert find_family(cfg).name == 'two_stage'

@@ -1,0 +1,268 @@
+"""tools/convert.py rtdetr: checkpoints of the original and of transformers become the same state dict."""
+
+import json
+import pickle
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import rtdetr_golden as golden
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
+from mmdeploy_ext.weights.convert import rtdetr as library
+from mmdeploy_ext.weights.convert import rtdetr_names as names
+from model_shapes import model_shapes
+
+
+@pytest.fixture(scope='module', params=['r18vd', 'r50vd'])
+def name(request):
+    golden.require_golden()
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+
+    return request.param
+
+
+def config(name):
+    return load_config(golden.config_of(name))
+
+
+def numbered(shapes):
+    """Return tensors that tell themselves apart, without memory: one number each, expanded."""
+    numbers = map(float, range(len(shapes)))
+    counted = {key: torch.tensor(next(numbers)).expand(shape) for key, shape in shapes.items()}
+    return {
+        key: value.long() if key.endswith('num_batches_tracked') else value for key, value in counted.items()
+    }
+
+
+def to_transformers(tensors, spelling):
+    """Return the original's tensors under transformers' names."""
+    result = {}
+    for key in spelling:
+        original = names.original_name(key)
+        split = names.SPLIT_PROJECTION.match(original)
+        if split:
+            joined = tensors[f'{split[1]}in_proj_{split[3]}']
+            result[key] = joined.chunk(3)['qkv'.index(split[2])]
+        else:
+            result[key] = tensors[original]
+    return result
+
+
+@pytest.mark.suite('r18vd-hf', 'r18vd-hf_hubnames')
+@pytest.mark.parametrize('kind', ['hf', 'hf_hubnames'])
+def test_both_spellings_of_transformers_become_the_originals_names(name, kind):
+    originals, theirs = golden.keys('original', name), golden.keys(kind, name)
+    tensors = numbered(originals)
+    source = to_transformers(tensors, theirs)
+    assert {key: list(value.shape) for key, value in source.items()} == theirs
+    found = library.convert(library.Source(source, 'transformers'), config(name))
+    assert list(found.state_dict) == list(model_shapes(config(name)))
+    for key, value in found.state_dict.items():
+        if not key.endswith('num_batches_tracked'):
+            torch.testing.assert_close(value, tensors[key], rtol=0, atol=0)
+
+
+def test_keys_that_every_rule_knows_are_found_once(name):
+    theirs = [names.original_name(key) for key in golden.keys('hf', name)]
+    assert len(set(theirs)) == len(theirs)
+
+
+PAIRS = {
+    'model.backbone.model.embedder.embedder.1.normalization.weight': 'backbone.conv1.conv1_2.norm.weight',
+    'model.backbone.model.encoder.stages.0.layers.0.shortcut.convolution.weight': 'backbone.res_layers.0.blocks.0.short.conv.weight',
+    'model.backbone.model.encoder.stages.2.layers.0.shortcut.1.normalization.bias': 'backbone.res_layers.2.blocks.0.short.conv.norm.bias',
+    'model.backbone.model.encoder.stages.3.layers.1.layer.2.convolution.weight': 'backbone.res_layers.3.blocks.1.branch2c.conv.weight',
+    'model.encoder.aifi.0.layers.0.self_attn_layer_norm.bias': 'encoder.encoder.0.layers.0.norm1.bias',
+    'model.encoder.encoder.0.layers.0.final_layer_norm.bias': 'encoder.encoder.0.layers.0.norm2.bias',
+    'model.encoder.encoder.0.layers.0.fc2.weight': 'encoder.encoder.0.layers.0.linear2.weight',
+    'model.decoder_input_proj.1.1.running_mean': 'decoder.input_proj.1.norm.running_mean',
+    'model.decoder.layers.4.encoder_attn_layer_norm.weight': 'decoder.decoder.layers.4.norm2.weight',
+    'model.decoder.layers.4.final_layer_norm.weight': 'decoder.decoder.layers.4.norm3.weight',
+    'model.decoder.layers.4.mlp.fc1.bias': 'decoder.decoder.layers.4.linear1.bias',
+    'model.decoder.layers.4.encoder_attn.output_proj.bias': 'decoder.decoder.layers.4.cross_attn.output_proj.bias',
+    'model.decoder.bbox_embed.3.layers.2.bias': 'decoder.dec_bbox_head.3.layers.2.bias',
+    'model.decoder.class_embed.3.weight': 'decoder.dec_score_head.3.weight',
+    'model.enc_output.0.weight': 'decoder.enc_output.0.weight',
+}
+"""Rows of MAPPING.md, written out: names of equal shape that a wrong rule could swap."""
+
+
+@pytest.mark.parametrize('theirs', PAIRS)
+def test_names_that_could_be_swapped(theirs):
+    assert names.original_name(theirs) == PAIRS[theirs]
+
+
+@pytest.mark.suite('r18vd')
+def test_a_key_that_nothing_accounts_for_is_refused(name):
+    tensors = numbered(golden.keys('original', name))
+    for change, message in (
+        ({'encoder.surplus.weight': torch.zeros(1)}, r'unexpected keys 1 \(encoder.surplus.weight'),
+        ({'decoder.enc_output.0.bias': torch.zeros(7)}, r'enc_output.0.bias: \(7,\) in the file'),
+        ({'decoder.enc_score_head.weight': torch.zeros(20, 256)}, 'the file has 20 classes, .* has 80'),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            library.convert(library.Source({**tensors, **change}, ''), config(name))
+    del tensors['decoder.enc_output.0.bias']
+    with pytest.raises(CheckpointError, match=r'1 \(decoder.enc_output.0.bias'):
+        library.convert(library.Source(tensors, ''), config(name))
+
+
+def test_eighty_rows_get_a_padding_row_and_deployed_sums_are_left_out(name):
+    tensors = numbered(golden.keys('original', name))
+    tensors[library.DENOISING] = torch.ones(80, 256)
+    tensors['encoder.fpn_blocks.0.bottlenecks.0.conv.weight'] = torch.zeros(1)
+    found = library.convert(library.Source(tensors, ''), config(name))
+    rows = found.state_dict[library.DENOISING]
+    assert rows.shape == (81, 256) and rows[:80].eq(1).all() and rows[80].eq(0).all()
+    assert all(any(word in note for note in found.notes) for word in ('padding row', 'deploy()'))
+
+
+TOY = 'configs/demo/rtdetr_toy.py'
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    """Weights of the toy model, small enough to be written as files."""
+    from toy_rtdetr import write_checkpoint
+
+    folder = tmp_path_factory.mktemp('rtdetr')
+    return folder, load_checkpoint(write_checkpoint(folder / 'seeded.pth')).state_dict
+
+
+def run_tool(*arguments, model=TOY):
+    before = list(sys.path)
+    try:
+        main = runpy.run_path(str(golden.REPOSITORY / 'tools/convert.py'))['main']
+        return main(['rtdetr', *map(str, arguments), '--config', str(golden.REPOSITORY / model)])
+    finally:
+        sys.path[:] = before
+
+
+def test_ema_weights_are_taken_where_the_file_holds_them(toy, capsys):
+    folder, weights = toy
+    plain = {key: value + 1 for key, value in weights.items()}
+    content = {'model': plain, 'ema': {'module': weights, 'updates': 7}, 'optimizer': {}, 'last_epoch': 3}
+    torch.save(content, folder / 'original.pth')
+    for option, wanted in (('auto', weights), ('ema', weights), ('model', plain)):
+        assert run_tool(folder / 'original.pth', folder / 'out.pth', '--weights', option) == 0
+        found = load_checkpoint(folder / 'out.pth').state_dict
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert 'plain weights (model)' in capsys.readouterr().out
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.families.base import find_family
+
+    cfg = load_config(str(golden.REPOSITORY / TOY))
+    load_strict(find_family(cfg).build(cfg), load_checkpoint(folder / 'out.pth'))
+
+
+def test_a_file_without_ema_says_so(toy, capsys):
+    folder, weights = toy
+    torch.save({'model': weights, 'optimizer': {}}, folder / 'plain.pth')
+    assert run_tool(folder / 'plain.pth', folder / 'out.pth') == 0
+    assert 'has no EMA weights' in capsys.readouterr().out
+    assert run_tool(folder / 'plain.pth', folder / 'out2.pth', '--weights', 'ema') == 2
+    assert 'has no EMA weights (ema.module)' in capsys.readouterr().err
+    assert not (folder / 'out2.pth').exists()
+    torch.save({'model': weights, 'ema': {'module': {}}}, folder / 'empty_ema.pth')
+    assert run_tool(folder / 'empty_ema.pth', folder / 'out.pth') == 0
+    assert 'plain weights (model); the file has no EMA weights' in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_are_not_converted(toy, capsys):
+    folder, weights = toy
+    key = 'backbone.conv1.conv1_1.conv.weight'
+    broken = dict(weights, **{key: torch.full_like(weights[key], float('inf'))})
+    torch.save({'model': broken}, folder / 'broken.pth')
+    assert run_tool(folder / 'broken.pth', folder / 'finite.pth') == 2
+    count = weights[key].numel()
+    said = f'broken.pth: weights that are not finite: 1 ({key}: {count} infinite of {count} values)'
+    assert said in capsys.readouterr().err and not (folder / 'finite.pth').exists()
+
+
+def test_other_classes_and_other_models_are_refused_and_classes_can_be_overridden(toy, capsys):
+    folder, weights = toy
+    torch.save({'model': weights}, folder / 'six.pth')
+    option = ['--cfg-options', 'model.decoder.num_classes=7']
+    assert run_tool(folder / 'six.pth', folder / 'out4.pth', *option) == 2
+    message = capsys.readouterr().err
+    assert 'the file has 6 classes' in message and 'model.decoder.num_classes=6' in message
+    assert run_tool(folder / 'six.pth', folder / 'out4.pth', model='configs/demo/atss_toy.py') == 2
+    message = capsys.readouterr().err
+    assert "atss_toy.py: model.type='ATSS', expected 'RTDETR'" in message and message.count('\n') == 1
+    assert not (folder / 'out4.pth').exists()
+    seven = {
+        key: torch.cat([value[:1], value]) if 'score_head' in key or key == library.DENOISING else value
+        for key, value in weights.items()
+    }
+    torch.save({'model': seven}, folder / 'seven.pth')
+    assert run_tool(folder / 'seven.pth', folder / 'out.pth', *option) == 0
+    assert f'rtdetr_toy.py {" ".join(option)}\n' in capsys.readouterr().out
+
+
+def test_safetensors_are_read_and_damaged_ones_refused(toy, capsys):
+    folder, weights = toy
+    header, data = {'__metadata__': {'format': 'pt'}}, b''
+    for key, value in weights.items():
+        if key.endswith('num_batches_tracked'):
+            continue
+        content = value.numpy().tobytes()
+        header[key] = dict(
+            dtype='F32', shape=list(value.shape), data_offsets=[len(data), len(data) + len(content)]
+        )
+        data += content
+    text = json.dumps(header).encode()
+    path = folder / 'model.safetensors'
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + data)
+    assert run_tool(path, folder / 'out.pth') == 0
+    found = load_checkpoint(folder / 'out.pth').state_dict
+    assert all(torch.equal(found[key], value) for key, value in weights.items())
+    path.write_bytes(path.read_bytes()[:-10])
+    assert run_tool(path, folder / 'out.pth') == 2
+    assert 'truncated or damaged' in capsys.readouterr().err
+
+
+def test_paddle_and_other_files_are_refused_by_name(toy, capsys):
+    folder, _ = toy
+    arrays = {'backbone.conv1.conv1_1.conv.weight': np.zeros((2, 2), np.float32)}
+    (folder / 'rtdetr.pdparams').write_bytes(pickle.dumps(arrays, protocol=2))
+    arrays['StructuredToParameterName@@'] = {}
+    (folder / 'renamed.pth').write_bytes(pickle.dumps(arrays, protocol=2))
+    torch.save({'backbone.res_layers.0.blocks.0.branch2a.norm._mean': torch.zeros(2)}, folder / 'saved.pth')
+    for name in ('rtdetr.pdparams', 'renamed.pth', 'saved.pth'):
+        assert run_tool(folder / name, folder / 'out3.pth') == 2
+        assert 'PaddleDetection' in capsys.readouterr().err
+    torch.save({'conv.weight': torch.zeros(2)}, folder / 'other.pth')
+    assert run_tool(folder / 'other.pth', folder / 'out3.pth') == 2
+    assert 'is not a checkpoint of RT-DETR' in capsys.readouterr().err
+    assert run_tool(folder, folder / 'out3.pth') == 2
+    assert 'is a folder; give the file of the checkpoint in it' in capsys.readouterr().err
+    assert not (folder / 'out3.pth').exists()
+
+
+def test_a_pickle_with_the_names_of_paddle_is_one_of_paddle_without_its_mark_too(toy, capsys):
+    folder, _ = toy
+    path = folder / 'renamed.pth'
+    statistics = {f'backbone.conv1.{name}': np.zeros(4, np.float32) for name in ('_mean', '_variance')}
+    path.write_bytes(pickle.dumps(statistics, protocol=4))
+    assert run_tool(path, folder / 'paddle_out.pth') == 2
+    assert 'renamed.pth: is a checkpoint of PaddleDetection' in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match='PaddleDetection'):
+        load_checkpoint(path)
+    torch.save({key: torch.zeros(4) for key in statistics}, path, _use_new_zipfile_serialization=False)
+    assert not names.is_paddle_file(path)  # torch wrote it; its names are looked at later
+    path.write_bytes(pickle.dumps({'a': np.zeros(4)}, protocol=4))
+    with pytest.raises(CheckpointError, match='damaged'):
+        load_checkpoint(path)
+
+
+def test_unconverted_files_name_the_tool(toy):
+    folder, weights = toy
+    torch.save({'model': weights, 'ema': {'module': weights}}, folder / 'original.pth')
+    with pytest.raises(CheckpointError, match=r'tools/convert\.py rtdetr'):
+        load_checkpoint(folder / 'original.pth')

@@ -1,0 +1,132 @@
+"""A kit is served on loopback; onnxruntime-web comes from npm, of the right hash, or not at all."""
+
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from browser_pages import write_empty_kit
+from mmdeploy_ext.cli import kit_app
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.kit import web_library
+from mmdeploy_ext.kit.contents import MANIFEST
+from mmdeploy_ext.kit.page import LIBRARY, add_library
+from mmdeploy_ext.kit.server import serving
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def kit(tmp_path):
+    """A folder with the page, a library of one file, and nothing to run."""
+    folder = tmp_path / 'kit'
+    folder.mkdir()
+    write_empty_kit(folder)
+    (folder / 'web/ort/a.wasm').write_bytes(b'wasm')
+    (folder / 'web/ort/a.mjs').write_bytes(b'')
+    (tmp_path / 'secret.txt').write_text('secret')
+    return folder
+
+
+TYPES = {
+    '/': 'text/html',
+    '/web/app.js': 'text/javascript; charset=utf-8',
+    '/web/style.css': 'text/css',
+    '/web/ort/a.mjs': 'text/javascript; charset=utf-8',
+    '/web/ort/a.wasm': 'application/wasm',
+    '/manifest.json': 'application/json',
+    '/model.onnx': 'application/octet-stream',
+}
+
+
+def test_files_have_the_types_that_browsers_want_and_nothing_else_is_served(kit):
+    with serving(kit) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert server.server_address[0] == '127.0.0.1'
+        connection = http.client.HTTPConnection(*server.server_address)
+
+        def get(path):
+            connection.request('GET', path)
+            response = connection.getresponse()
+            return response.status, response.read(), response.headers['Content-Type']
+
+        for path, kind in TYPES.items():
+            status, _, got = get(path)
+            assert (status, got) == (200, kind), path
+        assert get('/model.onnx')[1] == b'model'
+        for path in ('/../secret.txt', '/%2e%2e/secret.txt', '/web/ort/../../../secret.txt', '/none.wasm'):
+            assert get(path)[0] == 404, path
+        server.shutdown()
+
+
+def test_the_command_serves_without_pytorch(kit):
+    code = (
+        'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); '  # ignored below `&`
+        'sys.modules.update(torch=None, mmcv=None, mmdet=None, onnxruntime=None); '
+        'from mmdeploy_ext.cli.command import main; sys.exit(main(sys.argv[1:]))'
+    )
+    command = [sys.executable, '-c', code, 'kit', '--serve', str(kit)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        line = process.stdout.readline()
+        assert 'http://127.0.0.1:' in line and str(kit) in line
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def test_folders_and_command_lines_that_make_no_page_are_refused(kit, tmp_path, capsys):
+    assert kit_app.main(['--serve', str(tmp_path)]) == 2
+    assert MANIFEST in capsys.readouterr().err
+    assert kit_app.main(['demo/atss_toy.onnx', '--out', str(tmp_path / 'new')]) == 2
+    assert '--serve KIT' in capsys.readouterr().err
+    for port in ('70000', '-1'):
+        assert kit_app.main(['--serve', str(kit), '--port', port]) == 2
+        assert f'port {port}: ' in capsys.readouterr().err
+    (kit / 'web/app.js').write_text('changed')
+    assert kit_app.main(['--serve', str(kit)]) == 2
+    assert 'app.js: was changed' in capsys.readouterr().err
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and a folder of programs that npm would be one of."""
+    programs = tmp_path / 'programs'
+    programs.mkdir()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('PATH', str(programs))
+    return programs
+
+
+def write_npm(folder, script):
+    (folder / 'npm').write_text(f'#!{os.path.realpath("/bin/sh")}\n{script}\n')
+    (folder / 'npm').chmod(0o755)
+
+
+def test_without_npm_the_error_says_what_to_do(cache):
+    with pytest.raises(UsageError, match=r'there is no npm.*install Node\.js.*npm pack onnxruntime-web@'):
+        web_library.package()
+
+
+def test_a_library_that_cannot_be_had_leaves_no_folder_that_looks_like_it(kit, cache):
+    shutil.rmtree(kit / LIBRARY)
+    with pytest.raises(UsageError, match='there is no npm'):
+        add_library(kit)
+    assert not list((kit / 'web').glob('*ort*')) and not list((kit / 'web').glob('.*'))
+
+
+def test_an_npm_that_fails_is_quoted_and_leaves_nothing(cache):
+    write_npm(cache, 'echo "npm error code ENOTFOUND" >&2; exit 1')
+    with pytest.raises(UsageError, match=r'npm error code ENOTFOUND; is its registry reachable'):
+        web_library.package()
+    assert not list(web_library.cache_folder().iterdir())
+
+
+def test_a_package_of_another_hash_is_refused(cache):
+    write_npm(cache, f'echo wrong >{web_library.NAME}-{web_library.VERSION}.tgz')
+    with pytest.raises(DataError, match=r'got sha512-.*, expected sha512-q0y'):
+        web_library.package()

@@ -1,0 +1,190 @@
+"""Ranges of a sparse graph: the file that people edit, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import toy_sparse_graph
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.sparse.ir import SparseConvolution
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, from_amax, graph_digest, quantised, weight_norm
+
+
+@pytest.fixture
+def graph():
+    return toy_sparse_graph.graph()
+
+
+@pytest.fixture
+def ranges(graph):
+    nodes = {}
+    for index, node in enumerate(quantised(graph)):
+        kernel = ()
+        if isinstance(node, SparseConvolution):
+            kernel = tuple(map(float, np.abs(node.weight).max(axis=(1, 2, 3, 4)))), weight_norm(node)
+        nodes[node.name] = NodeRange(node.module, 1.5 + index, *kernel)
+    return Ranges(nodes, 'max', 'hand', 1, graph_digest(graph), 'a' * 64)
+
+
+def edited(ranges, tmp_path, change):
+    content = ranges.to_json()
+    change(content)
+    path = tmp_path / 'ranges.json'
+    path.write_text(json.dumps(content))
+    return path
+
+
+def reversed_axes(graph):
+    """The same network in the other coordinate order."""
+    turned = []
+    for node in graph.nodes:
+        if isinstance(node, SparseConvolution):
+            names = ('kernel_size', 'stride', 'padding', 'dilation', 'output_padding')
+            names += ('input_spatial_shape', 'output_spatial_shape')
+            triples = {name: getattr(node, name)[::-1] for name in names}
+            node = dataclasses.replace(node, weight=node.weight.transpose(0, 3, 2, 1, 4), **triples)
+        turned.append(node)
+    return dataclasses.replace(
+        graph, nodes=tuple(turned), order='zyx', spatial_shape=graph.spatial_shape[::-1]
+    )
+
+
+def test_a_saved_file_reads_back_equal_and_is_checked(ranges, graph, tmp_path):
+    path = tmp_path / 'ranges.json'
+    ranges.save(path)
+    read = Ranges.load(path)
+    assert dataclasses.replace(read, path='') == ranges
+    read.check(graph, 'a' * 64)
+    assert read.missing(graph) == []
+
+
+def test_the_file_has_one_line_per_number_to_edit(ranges, tmp_path):
+    ranges.save(tmp_path / 'ranges.json')
+    lines = (tmp_path / 'ranges.json').read_text().splitlines()
+    assert '   "input_amax": 1.5,' in lines
+    assert len(lines) < 45
+
+
+def test_ranges_serve_both_coordinate_orders(ranges, graph):
+    ranges.check(reversed_axes(graph))
+
+
+def test_an_edited_range_is_taken(ranges, graph, tmp_path):
+    path = edited(ranges, tmp_path, lambda content: content['nodes']['conv1'].update(input_amax=7))
+    read = Ranges.load(path)
+    read.check(graph)
+    assert read.input_amax('conv1') == 7
+
+
+def test_ranges_of_weights_folded_in_fp16_serve_those_folded_in_fp32(ranges, graph):
+    nodes = [
+        dataclasses.replace(node, weight=node.weight.astype(np.float16))
+        if isinstance(node, SparseConvolution)
+        else node
+        for node in graph.nodes
+    ]
+    ranges.check(dataclasses.replace(graph, nodes=tuple(nodes)))
+
+
+def test_complete_names_what_is_missing(ranges, graph):
+    nodes = dict(ranges.nodes)
+    del nodes['add0'], nodes['conv2']
+    nodes['conv3'] = dataclasses.replace(nodes['conv3'], weight_amax=None)
+    lacking = dataclasses.replace(ranges, nodes=nodes)
+    expected = ['conv2.input_amax', 'conv2.weight_amax', 'add0.input_amax', 'conv3.weight_amax']
+    assert lacking.missing(graph) == expected
+    with pytest.raises(UsageError, match=r'conv2\.input_amax'):
+        lacking.check(graph)
+    with pytest.raises(UsageError, match=r'add0\.input_amax'):
+        lacking.input_amax('add0')
+
+
+def test_an_unknown_node_is_refused(ranges, graph, tmp_path):
+    path = edited(ranges, tmp_path, lambda content: content['nodes'].update(conv9={'input_amax': 1.0}))
+    with pytest.raises(UsageError, match=r"ranges.json.*'conv9'"):
+        Ranges.load(path).check(graph)
+
+
+def test_ranges_of_another_network_are_refused(ranges, graph):
+    other = dataclasses.replace(graph, spatial_shape=(24, 24, 11))
+    with pytest.raises(UsageError, match='another network'):
+        ranges.check(other)
+
+
+def test_ranges_of_another_checkpoint_are_refused(ranges):
+    with pytest.raises(UsageError, match=r'\(checkpoint.*bbbbbbbbbbbb\)'):
+        ranges.check(toy_sparse_graph.graph(seed=1), 'b' * 64)
+
+
+@pytest.mark.parametrize('value', [0, -1.0, float('nan'), float('inf'), 'wide', True, [1.0]])
+def test_a_range_that_is_no_positive_number_is_refused_by_name(ranges, tmp_path, value):
+    path = edited(ranges, tmp_path, lambda content: content['nodes']['conv2'].update(input_amax=value))
+    with pytest.raises(UsageError, match=r'conv2\.input_amax'):
+        Ranges.load(path)
+    path = edited(ranges, tmp_path, lambda content: content['nodes']['conv2'].update(weight_amax=[1, value]))
+    with pytest.raises(UsageError, match=r'conv2\.weight_amax\[1\] is '):
+        Ranges.load(path)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda content: content.pop('format'), 'is not a file of ranges'),
+        (lambda content: content.update(version=9), 'version is 9, expected 1'),
+        (lambda content: content.pop('nodes'), "has no 'nodes'"),
+        (lambda content: content.update(batches='many'), 'batches is'),
+        (lambda content: content['nodes']['conv1'].update(amax=1), r'conv1\.amax is not known'),
+        (lambda content: content['nodes'].update(conv1=3), 'conv1 is 3, expected a dict'),
+        (lambda content: content['nodes']['conv1'].update(weight_amax=3.0), r'conv1\.weight_amax is 3\.0'),
+        (lambda content: content['nodes']['conv1'].update(weight_norm='x'), r'conv1\.weight_norm is'),
+    ],
+)
+def test_a_file_of_another_form_is_refused(ranges, tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        Ranges.load(edited(ranges, tmp_path, change))
+
+
+def test_a_missing_or_damaged_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match='no such file'):
+        Ranges.load(tmp_path / 'none.json')
+    (tmp_path / 'torn.json').write_text('{"format": ')
+    with pytest.raises(UsageError, match='JSON'):
+        Ranges.load(tmp_path / 'torn.json')
+
+
+def test_a_list_of_another_length_is_refused(ranges, graph, tmp_path):
+    path = edited(ranges, tmp_path, lambda content: content['nodes']['conv3']['weight_amax'].pop())
+    with pytest.raises(UsageError, match=r'conv3\.weight_amax.*15.*16'):
+        Ranges.load(path).check(graph)
+
+
+def test_half_rounds_to_fp16_and_refuses_what_does_not_fit(ranges):
+    third = dataclasses.replace(ranges, nodes={'add0': NodeRange('block.0', 1 / 3)})
+    assert third.half().input_amax('add0') == float(np.float16(1 / 3))
+    for value in (7e4, 1e-9):
+        beyond = dataclasses.replace(ranges, nodes={'add0': NodeRange('block.0', value)})
+        with pytest.raises(UsageError, match='fp16'):
+            beyond.half()
+
+
+def test_ranges_come_from_a_quantised_checkpoint(graph):
+    amax = {}
+    for node in graph.convolutions():
+        amax[f'{node.module}._input_quantizer'] = np.float32(2.5)
+        amax[f'{node.module}._weight_quantizer._amax'] = np.full((1, 1, 1, 1, node.out_channels), 0.25)
+    amax['block.0.quant_add._input_quantizer'] = [4.0]
+    ranges = from_amax(graph, amax, 'ptq.pth')
+    ranges.check(graph)
+    assert ranges.input_amax('add0') == 4
+    np.testing.assert_array_equal(ranges.weight_amax('conv3'), np.full(16, 0.25, np.float32))
+    with pytest.raises(UsageError, match=r'ptq\.pth.*conv_input\.0\._input_quantizer'):
+        from_amax(graph, {**amax, 'conv_input.0.input_quantizer._amax': 1.0}, 'ptq.pth')
+    del amax['conv_input.0._input_quantizer']
+    assert from_amax(graph, amax).missing(graph) == ['conv0.input_amax']
+    amax['block.0.conv1._weight_quantizer'] = amax.pop('block.0.conv1._weight_quantizer._amax').reshape(-1)[
+        :-1
+    ]
+    with pytest.raises(UsageError, match=r'conv1 \(block\.0\.conv1\).*7.*8'):
+        from_amax(graph, amax)

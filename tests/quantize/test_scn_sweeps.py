@@ -1,0 +1,282 @@
+"""Sweeps for calibration: folders and infos, against mmdet3d's own loading; what is refused."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.preprocess.fusion import PastSweeps
+from mmdeploy_ext.preprocess.point_files import PointRule
+from mmdeploy_ext.runtime.infos import read_infos
+from mmdeploy_ext.runtime.sweeps import Sweeps
+
+RULE = PointRule(5, (0, 1, 2, 3, 4))
+
+
+def keep(points):
+    """A voxelisation that shows its points."""
+    return points, np.zeros((len(points), 4), np.int32)
+
+
+def cloud(seed, points=200):
+    values = np.random.default_rng(seed).uniform(-5, 5, (points, 5)).astype(np.float32)
+    values[:, 4] = seed
+    return values
+
+
+def write(folder, seeds, ending='.bin'):
+    folder.mkdir(exist_ok=True)
+    for seed in seeds:
+        path = folder / f'sweep{seed}{ending}'
+        cloud(seed).tofile(path) if ending == '.bin' else np.save(path, cloud(seed))
+    return folder
+
+
+def infos_of(folder, count=3):
+    """As mmdet3d's create_data.py writes them: paths of another machine below samples/ and sweeps/."""
+    write(folder / 'samples', range(count))
+    write(folder / 'sweeps', range(100, 104))
+    infos = []
+    for index in range(count):
+        angle = 0.1 * (index + 1)
+        rotation = np.array(
+            [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+        )
+        past = [
+            dict(
+                data_path=f'./elsewhere/sweeps/sweep{100 + number}.bin',
+                sensor2lidar_rotation=rotation,
+                sensor2lidar_translation=np.array([number, 0.5, -0.25]),
+                timestamp=1532402927647951 - 50000 * number,
+            )
+            for number in range(4)
+        ]
+        path = f'./elsewhere/samples/sweep{index}.bin'
+        infos.append(dict(lidar_path=path, timestamp=1532402927700000, sweeps=past, token=str(index)))
+    return infos
+
+
+def dump(folder, content, name='infos.pkl'):
+    (folder / name).write_bytes(pickle.dumps(content))
+    return folder / name
+
+
+def test_a_folder_gives_its_sweeps_in_order_of_names(tmp_path):
+    write(tmp_path / 'a', [2, 1])
+    write(tmp_path / 'a', [3], '.npy')
+    np.savez(tmp_path / 'a/z.npz', features=cloud(9), coordinates=np.arange(800).reshape(200, 4))
+    (tmp_path / 'a/readme.txt').write_text('not a sweep')
+    sweeps = Sweeps(tmp_path / 'a', keep, RULE)
+    assert len(sweeps) == 4
+    found = list(sweeps)
+    for (features, _), seed in zip(found, [1, 2, 3, 9], strict=True):
+        np.testing.assert_array_equal(features, cloud(seed))
+    np.testing.assert_array_equal(found[3][1][1], [4, 5, 6, 7])
+
+
+def test_columns_are_those_that_the_model_takes(tmp_path):
+    sweeps = Sweeps(write(tmp_path / 'a', [1]), keep, PointRule(5, (0, 1, 2, 4)))
+    np.testing.assert_array_equal(next(iter(sweeps))[0], cloud(1)[:, [0, 1, 2, 4]])
+
+
+def test_a_limit_takes_sweeps_evenly(tmp_path):
+    sweeps = Sweeps(write(tmp_path / 'a', range(9)), keep, RULE, limit=3)
+    assert [int(features[0, 4]) for features, _ in sweeps] == [0, 4, 8]
+    assert len(Sweeps(tmp_path / 'a', keep, RULE, limit=99)) == 9
+
+
+@pytest.mark.parametrize(('remove_close', 'pad'), [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize('past', [2, 10])
+def test_infos_with_past_sweeps_give_mmdet3ds_points(tmp_path, past, remove_close, pad):
+    from mmdet3d.datasets.pipelines import LoadPointsFromFile, LoadPointsFromMultiSweeps
+
+    infos = infos_of(tmp_path)
+    infos.append(dict(infos[-1], sweeps=[]))
+    options = dict(sweeps_num=past, use_dim=[0, 1, 2, 4], remove_close=remove_close, pad_empty_sweeps=pad)
+    steps = [
+        dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+        dict(type='LoadPointsFromMultiSweeps', **options),
+    ]
+    rule = PointRule.from_pipeline(steps, 4)
+    sweeps = Sweeps(dump(tmp_path, dict(infos=infos)), keep, rule, root=tmp_path)
+    load = LoadPointsFromFile(**{key: value for key, value in steps[0].items() if key != 'type'})
+    merge = LoadPointsFromMultiSweeps(
+        test_mode=True, **{key: value for key, value in steps[1].items() if key != 'type'}
+    )
+    for (points, _), info in zip(sweeps, infos, strict=True):
+        past_sweeps = [
+            past_sweep | dict(data_path=past_sweep['data_path'].replace('./elsewhere', str(tmp_path)))
+            for past_sweep in info['sweeps']
+        ]
+        expected = merge(
+            load(dict(pts_filename=info['lidar_path'].replace('./elsewhere', str(tmp_path))))
+            | dict(timestamp=info['timestamp'] / 1e6, sweeps=past_sweeps)
+        )
+        np.testing.assert_array_equal(points, expected['points'].tensor.numpy())
+
+
+def test_infos_are_found_in_all_forms(tmp_path):
+    infos = infos_of(tmp_path, 1)
+    path = infos[0]['lidar_path']
+    for number, content in enumerate(
+        [
+            dict(infos=infos, metadata=dict(version='v1.0')),
+            infos,
+            dict(data_list=[dict(lidar_points=dict(lidar_path=path))]),
+            [dict(point_cloud=dict(velodyne_path=path))],
+        ]
+    ):
+        sweeps = Sweeps(dump(tmp_path, content, f'{number}.pkl'), keep, RULE)
+        np.testing.assert_array_equal(next(iter(sweeps))[0], cloud(0))
+    (tmp_path / 'infos.json').write_text(json.dumps(dict(infos=[dict(lidar_path=path)])))
+    assert len(list(Sweeps(tmp_path / 'infos.json', keep, RULE))) == 1
+
+
+def test_the_rule_comes_from_the_pipeline():
+    load = dict(type='LoadPointsFromFile', load_dim=5, use_dim=[0, 1, 2, 3])
+    assert PointRule.from_pipeline([load], 5) == PointRule(5, (0, 1, 2, 3))
+    assert PointRule.from_pipeline([dict(type='Other')], 4) == PointRule(4, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ('option', 'text'),
+    [
+        (dict(time_dim=3), 'time_dim=3; expected 4'),
+        (dict(load_dim=6), 'load_dim=6; expected 5'),
+        (dict(use_dim=[0, 1, 5]), r'use_dim=\[0, 1, 5\]; expected columns of 5'),
+    ],
+)
+def test_past_sweeps_that_are_read_otherwise_are_refused_by_name(option, text):
+    steps = [
+        dict(type='LoadPointsFromFile', load_dim=5, use_dim=5),
+        dict(type='LoadPointsFromMultiSweeps', **option),
+    ]
+    with pytest.raises(ConfigError, match=f'LoadPointsFromMultiSweeps: {text}'):
+        PointRule.from_pipeline(steps, 5)
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ('this must not run',)
+
+
+@pytest.mark.parametrize('protocol', [2, 4, 5])
+def test_infos_are_read_in_every_protocol(tmp_path, protocol):
+    """mmcv.dump writes protocol 2, where the bytes of arrays are latin1 text."""
+    infos = infos_of(tmp_path)
+    (tmp_path / 'infos.pkl').write_bytes(pickle.dumps(dict(infos=infos), protocol=protocol))
+    found = read_infos(tmp_path / 'infos.pkl')
+    for one, other in zip(found, infos, strict=True):
+        for past, wanted in zip(one['sweeps'], other['sweeps'], strict=True):
+            assert np.array_equal(past['sensor2lidar_rotation'], wanted['sensor2lidar_rotation'])
+            assert np.array_equal(past['sensor2lidar_translation'], wanted['sensor2lidar_translation'])
+
+
+def test_files_named_alone_are_found_below_the_data_root(tmp_path):
+    """Infos of mmdet3d 1.x."""
+    (tmp_path / 'samples').mkdir()
+    write(tmp_path / 'samples/LIDAR_TOP', [3])
+    infos = dump(tmp_path, dict(data_list=[dict(lidar_points=dict(lidar_path='sweep3.bin'))]))
+    ((points, _),) = Sweeps(infos, keep, RULE)
+    assert np.array_equal(points, cloud(3))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
+    with pytest.raises(DataError, match=r'infos\.pkl.*builtins\.print'):
+        read_infos(dump(tmp_path, dict(infos=[dict(lidar_path=Harmful())])))
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'', 'cannot be read'),
+        (b'\x80\x04nonsense', 'cannot be read'),
+        (pickle.dumps(3), 'has no list of infos'),
+        (pickle.dumps(dict(infos=[])), 'is empty; expected at least one info'),
+        (pickle.dumps(dict(infos=[3])), 'has no list of infos'),
+    ],
+)
+def test_a_damaged_infos_file_is_refused(tmp_path, content, message):
+    (tmp_path / 'infos.pkl').write_bytes(content)
+    with pytest.raises(DataError, match=f'infos.pkl: {message}'):
+        read_infos(tmp_path / 'infos.pkl')
+
+
+def test_a_missing_source_and_an_empty_folder_are_refused(tmp_path):
+    with pytest.raises(DataError, match='none: no such file or folder'):
+        Sweeps(tmp_path / 'none', keep, RULE)
+    with pytest.raises(DataError, match=r'has no sweep; expected files that end in \.bin'):
+        Sweeps(tmp_path, keep, RULE)
+
+
+def test_a_sweep_that_cannot_be_read_is_named_when_its_turn_comes(tmp_path):
+    folder = write(tmp_path / 'a', [1])
+    (folder / 'torn.bin').write_bytes(b'123')
+    turns = iter(Sweeps(folder, keep, RULE))
+    next(turns)
+    with pytest.raises(DataError, match=r'torn\.bin.*3.*20'):
+        next(turns)
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('a.npy', b'nonsense', 'cannot be read'),
+        ('a.npz', b'nonsense', 'cannot be read'),
+        ('a.bin', b'', 'the sweep is empty'),
+    ],
+)
+def test_a_damaged_sweep_is_refused_by_name(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f'{name}.*{message}'):
+        list(Sweeps(tmp_path, keep, RULE))
+
+
+def test_arrays_of_another_form_are_refused_by_name(tmp_path):
+    np.save(tmp_path / 'a.npy', np.zeros((4, 3)))
+    with pytest.raises(DataError, match=r'a\.npy.*\(4.*3\).*\(P.*5\)'):
+        list(Sweeps(tmp_path, keep, RULE))
+    (tmp_path / 'a.npy').unlink()
+    np.savez(tmp_path / 'b.npz', features=np.zeros((4, 5)))
+    with pytest.raises(DataError, match=r'b\.npz.*.npz.*`features`'):
+        list(Sweeps(tmp_path, keep, RULE))
+
+
+def test_infos_whose_sweeps_are_elsewhere_name_the_option(tmp_path):
+    infos = infos_of(tmp_path / 'data' if (tmp_path / 'data').mkdir() is None else tmp_path, 1)
+    path = dump(tmp_path, dict(infos=infos))
+    with pytest.raises(DataError, match=r'\./elsewhere/samples/sweep0\.bin.*--data-root'):
+        list(Sweeps(path, keep, RULE))
+    assert len(list(Sweeps(path, keep, RULE, root=tmp_path / 'data'))) == 1
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda info: info.pop('timestamp'),
+        lambda info: info.update(sweeps=3),
+        lambda info: info['sweeps'][0].pop('data_path'),
+        lambda info: info['sweeps'][0].update(sensor2lidar_rotation=[1, 2]),
+    ],
+)
+def test_an_info_with_a_part_missing_or_of_another_kind_is_refused(change, tmp_path):
+    infos = infos_of(tmp_path, 1)
+    change(infos[0])
+    rule = dataclasses.replace(RULE, past=PastSweeps(2))
+    with pytest.raises(DataError, match=r'infos\.pkl: sweep0\.bin: '):
+        list(Sweeps(dump(tmp_path, infos), keep, rule))
+
+
+def test_infos_without_a_path_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"lidar_path.*\['token'\]"):
+        list(Sweeps(dump(tmp_path, [dict(token=1)]), keep, RULE))
+
+
+def test_merging_needs_a_column_for_the_time(tmp_path):
+    path = dump(tmp_path, infos_of(tmp_path, 1))
+    with pytest.raises(DataError, match='have no column for the time lag'):
+        list(Sweeps(path, keep, PointRule(5, (0, 1, 2, 3), past=PastSweeps(2))))

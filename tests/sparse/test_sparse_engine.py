@@ -1,0 +1,107 @@
+"""The numpy engine against dense convolution, spconv and the goldens."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import toy_sparse
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.sparse import engine, ir
+from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.sparse.plan import plan_of
+from mmdeploy_ext.sparse.rulebook import build
+
+NUMERIC = Path(__file__).resolve().parents[3] / 'shared/golden/scn/numeric'
+
+
+def relative(found, expected):
+    return np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12)
+
+
+@pytest.mark.parametrize('order', ['xyz', 'zyx'])
+@pytest.mark.parametrize('rows', [1, 8, 200])
+def test_every_layer_equals_dense_convolution(order, rows):
+    graph = reorder(toy_sparse.bevfusion(), order)
+    features, coordinates = toy_sparse.voxels(rows=rows)
+    coordinates = coordinates if order == 'xyz' else coordinates[:, [0, 3, 2, 1]]
+    rulebook, layers = build(plan_of(graph), coordinates), {}
+    dense = engine.run(graph, coordinates, features, layers.__setitem__, rulebook=rulebook)
+    expected = toy_sparse.dense_reference(graph, coordinates, features)
+    assert list(layers) == [node.name for node in graph.nodes]
+    for node in graph.nodes:
+        if node.output not in rulebook.level_of:
+            continue
+        _, a, b, c = rulebook.level(node.output).coordinates.T
+        values = expected[node.output][0]
+        assert relative(layers[node.name], values[:, a, b, c].T) < 1e-5, node.name
+        assert np.abs(values).sum() == pytest.approx(np.abs(values[:, a, b, c]).sum()), node.name
+    assert dense.dtype == np.float32
+    assert relative(dense, expected[graph.output]) < 1e-5
+
+
+def test_both_orders_give_the_same_map():
+    graph = toy_sparse.bevfusion()
+    features, coordinates = toy_sparse.voxels()
+    there = engine.run(reorder(graph, 'zyx'), coordinates[:, [0, 3, 2, 1]], features)
+    assert relative(there, engine.run(graph, coordinates, features)) < 1e-5
+
+
+def test_no_voxel_gives_zeros():
+    graph = toy_sparse.bevfusion()
+    dense = engine.run(graph, np.zeros((0, 4), np.int32), np.zeros((0, 5), np.float32))
+    assert dense.shape == graph.output_shape
+    assert not dense.any()
+
+
+def test_an_unfolded_graph_equals_the_folded_one():
+    features, coordinates = toy_sparse.voxels()
+    plain = engine.run(toy_sparse.bevfusion(folded=False), coordinates, features)
+    assert relative(plain, engine.run(toy_sparse.bevfusion(), coordinates, features)) < 1e-5
+
+
+def test_transform_replaces_inputs_and_weights():
+    graph = toy_sparse.bevfusion()
+    features, coordinates = toy_sparse.voxels()
+    seen = []
+
+    def doubled(node, inputs, weight):
+        seen.append((node.name, weight is None))
+        return inputs, weight if weight is None else 2 * weight
+
+    nodes = tuple(
+        dataclasses.replace(node, weight=2 * node.weight) if isinstance(node, ir.SparseConvolution) else node
+        for node in graph.nodes
+    )
+    expected = engine.run(dataclasses.replace(graph, nodes=nodes), coordinates, features)
+    assert np.array_equal(engine.run(graph, coordinates, features, transform=doubled), expected)
+    assert seen == [(node.name, not isinstance(node, ir.SparseConvolution)) for node in graph.nodes]
+
+
+@pytest.mark.parametrize(
+    ('features', 'message'),
+    [
+        (np.zeros((200, 4), np.float32), r'\(200, 4\), expected \(200, 5\)'),
+        (np.zeros((199, 5), np.float32), r'\(199, 5\), expected \(200, 5\)'),
+        (np.full((200, 5), np.nan), 'row 0 .* finite'),
+    ],
+)
+def test_bad_features_are_refused(features, message):
+    with pytest.raises(DataError, match=message):
+        engine.run(toy_sparse.bevfusion(), toy_sparse.voxels()[1], features)
+
+
+@pytest.mark.parametrize('weights', ['w16', 'w32'])
+def test_the_synthetic_golden(weights):
+    golden = toy_sparse.golden('input_synth')
+    if golden is None:
+        pytest.skip('skipped: ../shared/golden/scn not found')
+    graph = toy_sparse.full()
+    dense = engine.run(toy_sparse.halves(graph) if weights == 'w16' else graph, golden[1], golden[0])
+    expected = np.load(NUMERIC / f'dense_synth_{weights}.npz')
+    found = dense.reshape(-1)[expected['flat_index']]
+    assert relative(found, expected['value']) < 1e-5
+    active = np.unpackbits(expected['active_bev'])[: 180 * 180].astype(bool)
+    assert np.array_equal((dense[0] != 0).any(0).reshape(-1), active)
+    assert np.abs(np.abs(dense[0]).max((1, 2)) - expected['channel_absmax']).max() < 1e-4

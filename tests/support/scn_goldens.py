@@ -1,0 +1,35 @@
+"""Stored node lists and inputs of the reference exporter, for tests, which are skipped without them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3] / 'shared/golden/scn'
+
+
+def existing(name):
+    path = ROOT / name
+    if not path.is_file():
+        pytest.skip(f'skipped: ../shared/golden/scn/{name} not found')
+    return path
+
+
+def node_list(name):
+    """Return a stored node list without what says how it was made."""
+    content = json.loads(existing(f'nodes/{name}.json').read_text())
+    del content['about']
+    return content
+
+
+def state_dict_net(name):
+    """Return one net of state_dict.json: its keys with shapes, its hash."""
+    nets = json.loads(existing('state_dict.json').read_text())['nets']
+    return next(net for net in nets if net['name'] == name)
+
+
+def voxels(name):
+    """Return features (N, 5) float32 and coordinates (N, 4) int32 (sample, x, y, z)."""
+    with np.load(existing(f'numeric/{name}.npz')) as stored:
+        return stored['features_f16'].astype(np.float32), stored['coords_bxyz_i16'].astype(np.int32)

@@ -1,0 +1,107 @@
+"""The goldens' seeded weights and inputs of Sparse4D, made again by the rule of FILL.md.
+
+Source: ../shared/golden/sparse4d/FILL.md. Another set of the same rule is in another folder, with a prefix of
+all names: the environment variables GOLDEN_SPARSE4D and GOLDEN_PREFIX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.seeded.by_name import name_rng
+
+SHIPPED = Path(__file__).resolve().parents[3] / 'shared/golden/sparse4d'
+GOLDEN, PREFIX = Path(os.environ.get('GOLDEN_SPARSE4D', SHIPPED)), os.environ.get('GOLDEN_PREFIX', '')
+SIZES = (64, 176), (32, 88), (16, 44), (8, 22)
+"""Height and width of the feature maps of a camera."""
+FILL_SHA256 = '7181d3d5bd4c5cadd7fe30ef9171faed99b9ae4deebb73a81a3621d2096cd311'
+
+
+def arrays(name: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a file of the goldens; skip the test where they are not."""
+    if not GOLDEN.is_dir():
+        pytest.skip('skipped: ../shared/golden/sparse4d not found')
+    return np.load(GOLDEN / name)
+
+
+def frame_arrays(name: str, prefix: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a file whose names begin with a prefix, without it."""
+    stored = arrays(name)
+    return {key.removeprefix(prefix): stored[key] for key in stored.files if key.startswith(prefix)}
+
+
+def operator_case(name: str) -> tuple[tuple[torch.Tensor, ...], dict[str, np.ndarray]]:
+    """Return the arguments of `aggregate`, and the stored arrays, of a case of the operator alone."""
+    stored = frame_arrays('dfa_op.npz', f'{name}_')
+    batch, instances, points, cameras, levels, channels, groups = stored['dims'].tolist()
+    sizes = np.tile(stored['shapes'], (cameras, 1, 1)).astype(np.int32)
+    rows = int(sizes.prod(-1).sum())
+    features = name_rng(f'{PREFIX}dfa_op_{name}_feat').standard_normal((batch, rows, channels))
+    logits = 2 * name_rng(f'{PREFIX}dfa_op_{name}_weights').standard_normal(
+        (batch, instances, points, cameras, levels, groups)
+    )
+    exponents = np.exp(logits - logits.max((2, 3, 4), keepdims=True))
+    weights = exponents / exponents.sum((2, 3, 4), keepdims=True)
+    starts = stored['scale_start_index'].astype(np.int32)
+    values = features.astype(np.float32), sizes, starts, stored['loc'], weights.astype(np.float32)
+    return tuple(map(torch.from_numpy, values)), stored
+
+
+def features(case: int) -> torch.Tensor:
+    """Return the rows of the features (1, S, 256) of a case of the head alone."""
+    levels = []
+    for number, (height, width) in enumerate(SIZES):
+        coarse = name_rng(f'{PREFIX}feat_{case}_level{number}').standard_normal((6, 256, 5, 12))
+        fine = interpolation(height, 5) @ coarse @ interpolation(width, 12).T
+        levels.append(fine.reshape(6, 256, -1).transpose(0, 2, 1))
+    return torch.from_numpy(np.concatenate(levels, 1).astype(np.float32).reshape(1, -1, 256))
+
+
+def pictures(frame: int) -> torch.Tensor:
+    """Return the pictures (1, 6, 3, 256, 704) of a frame, normalised."""
+    generator = name_rng(f'{PREFIX}img_{frame}')
+    fine = generator.standard_normal((1, 6, 3, 256, 704))
+    coarse = generator.standard_normal((1, 6, 3, 8, 22))
+    smooth = interpolation(256, 8) @ coarse @ interpolation(704, 22).T
+    return torch.from_numpy((0.1 * fine + 1.5 * smooth).astype(np.float32))
+
+
+def interpolation(length: int, points: int) -> np.ndarray:
+    """Return the matrix (length, points) of the linear interpolation of so many points."""
+    centres = np.clip((np.arange(length) + 0.5) * points / length - 0.5, 0, points - 1)
+    low = np.minimum(np.floor(centres), points - 2).astype(int)
+    matrix = np.zeros((length, points))
+    matrix[np.arange(length), low] = 1 - (centres - low)
+    matrix[np.arange(length), low + 1] = centres - low
+    return matrix
+
+
+def metas(frame: int) -> dict[str, object]:
+    """Return the data of a frame besides its pictures, as the head takes them."""
+    stored = frame_arrays('inputs.npz', f'f{frame}_')
+    pose = {name: stored[name] for name in ('T_global', 'T_global_inv')}
+    return dict(
+        timestamp=torch.from_numpy(stored['timestamp'].reshape(1)),
+        projection_mat=torch.from_numpy(stored['projection_mat'])[None],
+        image_wh=torch.from_numpy(stored['image_wh'])[None],
+        img_metas=[pose],
+    )
+
+
+def count_frames() -> int:
+    """Return the number of frames."""
+    return sum(key.endswith('_token') for key in arrays('inputs.npz').files)
+
+
+def fill_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the checksum that FILL.md defines, over all keys in their order."""
+    digest = hashlib.sha256()
+    for value in tensors.values():
+        digest.update(np.ascontiguousarray(value.numpy(), np.float32).tobytes())
+    return digest.hexdigest()

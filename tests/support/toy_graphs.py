@@ -1,0 +1,174 @@
+"""Small ordinary ONNX graphs: random ones for properties, and one with convolutions."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.graph.feeds import random_feeds
+from mmdeploy_ext.graph.run import run
+
+WEIGHTS = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'weights'
+FOREIGN = {
+    'picodet': 'picodet_layout/layout_cdla.onnx',
+    'yolox': 'yolox_nano/yolox_nano.onnx',
+    'yunet': 'yunet_mmdet/yunet_n_320_320.onnx',
+    'yunet_dynamic': 'yunet_mmdet/yunet_n_dynamic.onnx',
+}
+"""Files that this project did not write."""
+SHAPE = [2, 4]
+UNARY = ('Relu', 'Neg', 'Sigmoid', 'Tanh', 'Abs')
+BINARY = ('Add', 'Mul', 'Sub', 'Max')
+KINDS = (*UNARY, *BINARY, 'weight', 'Split', 'If', 'Constant')
+
+
+def foreign(name: str) -> str:
+    """Return the path of a file of another project; skip where it is not."""
+    path = WEIGHTS / FOREIGN[name]
+    if not path.is_file():
+        pytest.skip(f'skipped: ../shared/data/weights/{FOREIGN[name]} not found')
+    return str(path)
+
+
+def model_of(nodes, inputs, outputs, initializers=(), opset=17, **fields) -> onnx.ModelProto:
+    """Make a model; inputs and outputs are (name, shape) of floats, or values."""
+    sides = [
+        [
+            value
+            if isinstance(value, onnx.ValueInfoProto)
+            else helper.make_tensor_value_info(value[0], TensorProto.FLOAT, value[1])
+            for value in values
+        ]
+        for values in (inputs, outputs)
+    ]
+    graph = helper.make_graph(list(nodes), 'toy', *sides, list(initializers))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8, **fields)
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(KINDS), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=12
+)
+"""What `random_graph` builds: operator and which earlier tensors it reads."""
+
+
+def random_graph(chosen) -> onnx.ModelProto:
+    """Build a graph of float [2, 4] tensors from `steps`; two inputs, every unread tensor is an output.
+
+    It has shared reads, several outputs of a node, initializers, Constant nodes, branches that read tensors
+    from outside, and nodes without a name.
+    """
+    rng = np.random.default_rng(len(chosen))
+    tensors, nodes, initializers = ['x', 'y'], [], []
+    for number, (kind, first, second) in enumerate(chosen):
+        left, right = tensors[first % len(tensors)], tensors[second % len(tensors)]
+        out, name = f't{number}', f'n{number}' if number % 4 != 3 else ''
+        if kind == 'weight':
+            array = rng.standard_normal(SHAPE).astype(np.float32)
+            initializers.append(numpy_helper.from_array(array, f'w{number}'))
+            nodes.append(helper.make_node('Add', [left, f'w{number}'], [out], name=name))
+        elif kind == 'Split':
+            nodes.append(helper.make_node('Split', [left], [f'{out}a', f'{out}b'], name=name, axis=1))
+            nodes.append(helper.make_node('Concat', [f'{out}b', f'{out}a'], [out], name=f'c{number}', axis=1))
+        elif kind == 'If':
+            nodes += branch(left, right, out, name)
+        elif kind == 'Constant':
+            value = numpy_helper.from_array(rng.standard_normal(SHAPE).astype(np.float32))
+            nodes.append(helper.make_node('Constant', [], [f'{out}k'], value=value))
+            nodes.append(helper.make_node('Mul', [left, f'{out}k'], [out], name=name))
+        else:
+            inputs = [left] if kind in UNARY else [left, right]
+            nodes.append(helper.make_node(kind, inputs, [out], name=name))
+        tensors.append(out)
+    read = {name for node in nodes for name in node.input} | set(captured_names(nodes))
+    ends = [(name, SHAPE) for name in tensors[2:] if name not in read]
+    return model_of(nodes, [('x', SHAPE), ('y', SHAPE)], ends, initializers)
+
+
+def branch(left: str, right: str, out: str, name: str) -> list[onnx.NodeProto]:
+    """An If that reads both tensors from its bodies: -left where left's first element is positive."""
+    bodies = []
+    for operator, inputs in (('Neg', [left]), ('Add', [left, right])):
+        inner = helper.make_node(operator, inputs, [f'{out}_{operator}'])
+        value = helper.make_tensor_value_info(f'{out}_{operator}', TensorProto.FLOAT, SHAPE)
+        bodies.append(helper.make_graph([inner], operator, [], [value]))
+    zero = numpy_helper.from_array(np.float32(0))
+    return [
+        helper.make_node('ReduceMax', [left], [f'{out}m'], keepdims=0),
+        helper.make_node('Constant', [], [f'{out}z'], value=zero),
+        helper.make_node('Greater', [f'{out}m', f'{out}z'], [f'{out}g']),
+        helper.make_node('If', [f'{out}g'], [out], name=name, then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+
+
+def captured_names(nodes) -> list[str]:
+    return [
+        name
+        for node in nodes
+        for entry in node.attribute
+        if entry.HasField('g')
+        for inner in entry.g.node
+        for name in inner.input
+    ]
+
+
+def conv_net(shape=(1, 3, 8, 8), opset=17, baked=False) -> onnx.ModelProto:
+    """Two named convolutions, pooling and a matrix product; with `baked`, a Reshape to a fixed size."""
+    rng = np.random.default_rng(0)
+
+    def weight(name, *sizes):
+        return numpy_helper.from_array(rng.standard_normal(sizes).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node(
+            'Conv',
+            ['images', 'stem.weight', 'stem.bias'],
+            ['a'],
+            name='/stem/Conv',
+            pads=[1] * 4,
+            strides=[2, 2],
+        ),
+        helper.make_node('Relu', ['a'], ['b'], name='/relu/Relu'),
+        helper.make_node('Conv', ['b', 'block.weight'], ['c'], name='/layer/layer.0/conv/Conv', group=2),
+        helper.make_node('GlobalAveragePool', ['c'], ['d'], name='/GlobalAveragePool'),
+        helper.make_node('Flatten', ['d'], ['e'], name='/Flatten'),
+        helper.make_node('Gemm', ['e', 'fc.weight', 'fc.bias'], ['scores'], name='/fc/Gemm', transB=1),
+    ]
+    initializers = [
+        weight('stem.weight', 4, 3, 3, 3),
+        weight('stem.bias', 4),
+        weight('block.weight', 6, 2, 1, 1),
+        weight('fc.weight', 5, 6),
+        weight('fc.bias', 5),
+    ]
+    if baked:
+        initializers.append(numpy_helper.from_array(np.array([1, 4, 4, 4], np.int64), 'sizes'))
+        nodes.insert(2, helper.make_node('Reshape', ['b', 'sizes'], ['b2'], name='/Reshape'))
+        nodes[3].input[0] = 'b2'
+    return model_of(nodes, [('images', list(shape))], [('scores', [shape[0], 5])], initializers, opset)
+
+
+def same(left: dict, right: dict) -> None:
+    """Assert that two results are the same bit for bit."""
+    assert left.keys() == right.keys() and left
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], name, strict=True)
+
+
+def as_in_whole(model, part):
+    """Check that a part computes what a graph has there, from random inputs in the sizes of the part."""
+    fixed = {
+        value.name: value
+        for value in part.graph.input
+        if all(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    }
+    sized = onnx.ModelProto.FromString(model.SerializeToString())
+    for value in sized.graph.input:
+        value.CopyFrom(fixed.get(value.name, value))
+    feeds = random_feeds(sized)
+    ends = [value.name for value in (*part.graph.input, *part.graph.output)]
+    whole = run(model, feeds, ends)
+    found = run(part, {value.name: whole[value.name] for value in part.graph.input})
+    same(found, {name: whole[name] for name in found})

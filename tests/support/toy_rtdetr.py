@@ -1,0 +1,71 @@
+"""A small RT-DETR with seeded weights, read from a checkpoint file, and files exported from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mmdeploy_ext.cli import test_app
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.seeded.by_name import rtdetr_weights
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIG = str(REPO / 'configs/demo/rtdetr_toy.py')
+PICTURE = REPO / 'demo/toy.jpg'
+
+
+def write_checkpoint(path: Path, config: str = CONFIG, overrides: dict | None = None) -> str:
+    """Write a checkpoint with seeded weights for a config."""
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+
+    cfg = load_config(config, overrides)
+    with torch.device('meta'):
+        shapes = {key: tuple(value.shape) for key, value in find_family(cfg).build(cfg).state_dict().items()}
+    torch.save({'state_dict': rtdetr_weights(shapes), 'meta': {}}, path)
+    return str(path)
+
+
+def load_toy(folder: Path, overrides: dict | None = None, config: str = CONFIG) -> deploy.Model:
+    """Return the seeded model of a config."""
+    checkpoint = write_checkpoint(folder / 'seeded.pth', config, overrides)
+    return deploy.load(config, checkpoint, overrides)
+
+
+def export_toy(deployment: deploy.Model, path: Path, **options) -> str:
+    """Export, dynamic unless told otherwise, to `path`."""
+    given = {'dynamic': True, 'opset': 17, 'height': 192, 'width': 256, **options}
+    options = deployment.family.choose(**given)
+    options.check()
+    deploy.check_options(options, deployment.cfg, deployment.family, deployment.model)
+    picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
+    export_files(deployment, options, str(path), [picture])
+    return str(path)
+
+
+def evaluate_both(folder: Path, checkpoint: str, data: Path, form: str = 'full') -> list[dict[str, float]]:
+    """Run the test loop by PyTorch, then by ONNX Runtime; return their metrics.
+
+    Args:
+        folder: work directory; results go to pth.pkl and onnx.pkl in it.
+        checkpoint: of the toy model.
+        data: generated COCO set.
+        form: of the graph.
+    """
+    options = [
+        f'data.test.ann_file={data}/annotations/instances_val2017.json',
+        f'data.test.img_prefix={data}/val2017/',
+        'data.workers_per_gpu=0',
+        'data.persistent_workers=False',
+        f'backend_config.postprocess={form}',
+    ]
+    for name in ('pth', 'onnx'):
+        line = [CONFIG.replace('.py', f'_{name}.py'), checkpoint, '--eval', 'bbox', '--work-dir', str(folder)]
+        line += ['--out', str(folder / f'{name}.pkl'), '--cfg-options', *options]
+        assert test_app.main(line) == 0
+    return [read_json(folder / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx')]

@@ -1,0 +1,100 @@
+"""What `mmdeploy_ext` offers to other programs: a few names, imported when they are used."""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import mmdeploy_ext
+from mmdeploy_ext import api
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.families.model import Model, build
+
+PUBLIC = {'Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family'}
+OPTIONAL = {
+    'tensorrt_rtx',
+    'tensorrt',
+    'openvino',
+    'nncf',
+    'matplotlib',
+    'onnxruntime_extensions',
+}
+
+
+def test_the_list_is_all_that_is_public():
+    assert set(mmdeploy_ext.__all__) == PUBLIC
+    assert set(dir(mmdeploy_ext)) == PUBLIC | {'__version__'}
+    with pytest.raises(AttributeError, match=r'.nothing.'):
+        mmdeploy_ext.nothing  # noqa: B018
+
+
+def test_functions_are_functions_after_every_module_was_imported():
+    for module in pkgutil.walk_packages(mmdeploy_ext.__path__, 'mmdeploy_ext.'):
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            assert error.name.split('.')[0] in OPTIONAL, error
+    for name in PUBLIC:
+        assert callable(getattr(mmdeploy_ext, name)), name
+
+
+@pytest.mark.parametrize('name', sorted(PUBLIC - {'Family'}))
+def test_every_argument_is_documented(name):
+    function = getattr(mmdeploy_ext, name)
+    for argument in inspect.signature(function).parameters:
+        assert f'\n        {argument}: ' in inspect.getsource(function), argument
+    assert 'Raises:' in function.__doc__
+
+
+@pytest.mark.parametrize('name', sorted(PUBLIC))
+def test_the_page_of_the_api_has_every_name_and_argument(name):
+    page = (Path(__file__).resolve().parents[1] / 'docs/api.md').read_text(encoding='utf-8')
+    section = page.partition(f'\n## {name}\n')[2].partition('\n## ')[0]
+    assert section
+    if name != 'Family':
+        shown = re.search(rf'`{name}\((.*?)\)` [a-z]', section)[1]
+        parameters = inspect.signature(getattr(mmdeploy_ext, name)).parameters
+        assert not [parameter for parameter in parameters if not re.search(rf'\b{parameter}\b', shown)]
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'), [('samples', 'a.jpg'), ('samples', Path('a')), ('metrics', 'bbox')]
+)
+def test_a_text_for_a_list_is_refused_by_its_name(name, value):
+    with pytest.raises(UsageError, match=rf"{name}='{value}': expected a list"):
+        mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'), [('metrics', ['bbox']), ('engine', 'openvino'), ('device', 'cuda')]
+)
+def test_what_backbones_do_not_have_is_refused_by_prove_as_by_the_command(monkeypatch, name, value):
+    family = SimpleNamespace(name='sparse_backbone', samples='sweeps', product=BACKBONE)
+    monkeypatch.setattr(api, 'read_config', lambda *_, **__: Model('no.py', 'no.pth', {}, None, family))
+    with pytest.raises(UsageError, match=rf'{name}=.*: sparse backbones do not have it'):
+        mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})
+
+
+@pytest.mark.parametrize('name', ['mean', 'std'])
+def test_a_normalisation_of_frames_is_refused_before_anything_is_loaded(name):
+    family = SimpleNamespace(name='bevformer', samples='frames')
+    model = Model('no.py', 'no.pth', {}, None, family)
+    with pytest.raises(UsageError, match=rf'{name}=.*pictures; family .bevformer. normalises'):
+        build(model, **{name: [1.0, 2.0, 3.0]})
+
+
+@pytest.mark.parametrize(
+    ('name', 'values', 'word'),
+    [('mean', [1, 2], 'finite'), ('mean', np.full(3, np.nan), 'finite'), ('std', [1, 0, 1], 'positive')],
+)
+def test_a_normalisation_that_is_none_is_refused_before_anything_is_loaded(name, values, word):
+    for function in (mmdeploy_ext.export, functools.partial(mmdeploy_ext.prove, onnx_file='no.onnx')):
+        with pytest.raises(UsageError, match=rf'--{name} .*expected three {word} numbers'):
+            function('no.py', 'no.pth', **{name: values})

@@ -1,0 +1,345 @@
+"""Configs of mmdet 3 as configs of mmdet 2.28: equal to mmdet 2.28's own, or refused by key."""
+
+import copy
+
+import pytest
+import torch
+from mmcv import Config
+
+from mmdeploy_ext.core.config import mmdet_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.weights.convert.mmdet3_config import config_text, read_mmdet3_config, to_mmdet2_config
+from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
+
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+PREPROCESSOR = dict(type='DetDataPreprocessor', **IMAGENET, pad_mask=True, pad_size_divisor=32)
+PACK = dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+LOAD = dict(type='LoadImageFromFile', backend_args=None)
+STEPS = [
+    LOAD,
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    PACK,
+]
+COCO = 'data/coco/'
+
+
+def config3(name, preprocessor=PREPROCESSOR, steps=STEPS, **dataset):
+    """Return a config as mmdet 3 has it, with the model of a config of mmdet 2.28."""
+    model = Config.fromfile(mmdet_config(name)).model
+    data = dict(
+        type='CocoDataset',
+        data_root=COCO,
+        ann_file='annotations/instances_val2017.json',
+        data_prefix=dict(img='val2017/'),
+        test_mode=True,
+        backend_args=None,
+        pipeline=steps,
+        **dataset,
+    )
+    content = dict(
+        model={**model, 'data_preprocessor': preprocessor},
+        test_dataloader=dict(batch_size=1, dataset=data),
+        optim_wrapper=dict(type='AmpOptimWrapper'),
+        default_hooks=dict(),
+        test_cfg=dict(type='TestLoop'),
+    )
+    return Config(copy.deepcopy(content), cfg_text='model', filename='config3.py')
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['atss/atss_r50_fpn_1x_coco.py', 'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py', 'gfl/gfl_r50_fpn_1x_coco.py'],
+)
+def test_model_pipeline_and_data_set_are_those_of_mmdet_2(name):
+    own, made = Config.fromfile(mmdet_config(name)), to_mmdet2_config(config3(name))
+    assert made.model.to_dict() == own.model.to_dict()
+    assert made.data.test.pipeline == own.data.test.pipeline
+    for key in ('type', 'ann_file', 'img_prefix'):
+        assert str(made.data.test[key]).rstrip('/') == str(own.data.test[key]).rstrip('/')
+    assert set(made.keys()) == {'model', 'data'}
+
+
+def test_yolox_is_padded_to_a_square_and_not_normalised():
+    name = 'yolox/yolox_s_8x8_300e_coco.py'
+    square = dict(type='Pad', pad_to_square=True, pad_val=dict(img=(114.0, 114.0, 114.0)))
+    steps = [LOAD, dict(type='Resize', scale=(640, 640), keep_ratio=True), square, PACK]
+    made = to_mmdet2_config(config3(name, dict(type='DetDataPreprocessor', pad_size_divisor=32), steps))
+    own = Config.fromfile(mmdet_config(name)).data.test.pipeline
+    assert made.data.test.pipeline == own
+
+
+def test_classes_and_scopes_are_taken_over():
+    made = to_mmdet2_config(
+        config3(
+            'atss/atss_r50_fpn_1x_coco.py',
+            {**PREPROCESSOR, 'type': 'mmdet.DetDataPreprocessor'},
+            metainfo=dict(classes=('a', 'b')),
+        )
+    )
+    assert made.data.test.classes == ('a', 'b')
+    made = to_mmdet2_config(config3('atss/atss_r50_fpn_1x_coco.py', metainfo=dict(classes='names.txt')))
+    assert made.data.test.classes == 'names.txt'
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py')
+    cfg.model.backbone.type = 'mmdet.ResNet'
+    assert to_mmdet2_config(cfg).model.backbone.type == 'ResNet'
+
+
+def test_costs_of_a_hungarian_assigner_have_the_names_of_mmdet_2():
+    own = Config.fromfile(mmdet_config('sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco.py'))
+    cfg = config3('sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco.py')
+    for stage in cfg.model.train_cfg.rcnn:
+        costs = [stage.assigner.pop(f'{name}_cost') for name in ('cls', 'reg', 'iou')]
+        stage.assigner.match_costs = costs
+    assert to_mmdet2_config(cfg).model.to_dict() == own.model.to_dict()
+
+
+def bgr(**changes):
+    return {**PREPROCESSOR, **changes}
+
+
+@pytest.mark.parametrize(
+    ('preprocessor', 'steps', 'transforms'),
+    [
+        (bgr(pad_size_divisor=1), STEPS, ['Resize', 'RandomFlip', 'Normalize', 'ImageToTensor', 'Collect']),
+        (
+            bgr(mean=None, std=None, bgr_to_rgb=False, pad_size_divisor=1),
+            STEPS,
+            ['Resize', 'RandomFlip', 'DefaultFormatBundle', 'Collect'],
+        ),
+        (
+            bgr(mean=None, std=None, pad_size_divisor=1),
+            STEPS,
+            ['Resize', 'RandomFlip', 'Normalize', 'ImageToTensor', 'Collect'],
+        ),
+    ],
+)
+def test_what_the_data_preprocessor_does_is_in_the_pipeline(preprocessor, steps, transforms):
+    made = to_mmdet2_pipeline(steps, preprocessor)
+    assert [step['type'] for step in made[1]['transforms']] == transforms
+
+
+def test_padding_with_another_value_keeps_it_in_all_channels():
+    pad = to_mmdet2_pipeline(STEPS, bgr(pad_value=1.5))[1]['transforms'][3]
+    assert pad == dict(type='Pad', size_divisor=32, pad_val=dict(img=[1.5, 1.5, 1.5]))
+
+
+@pytest.mark.parametrize(
+    ('pad', 'expected'),
+    [
+        (dict(size=(1344, 800)), dict(size=(800, 1344))),
+        (
+            dict(size_divisor=32, pad_val=dict(img=114, seg=255)),
+            dict(size_divisor=32, pad_val=dict(img=(114, 114, 114), seg=255)),
+        ),
+        (dict(size_divisor=32, pad_val=7), dict(size_divisor=32, pad_val=dict(img=(7, 7, 7)))),
+        (
+            dict(size_divisor=32, pad_val=dict(img=114.0), padding_mode='constant'),
+            dict(size_divisor=32, pad_val=dict(img=114.0)),
+        ),
+    ],
+)
+def test_a_pad_of_the_pipeline_pads_as_that_of_mmdet_3(pad, expected):
+    steps = [*STEPS[:2], dict(type='Pad', **pad), PACK]
+    made = to_mmdet2_pipeline(steps, bgr(pad_size_divisor=1))[1]['transforms']
+    assert [step for step in made if step['type'] == 'Pad'] == [dict(type='Pad', **expected)]
+
+
+def steps_with(index, **changes):
+    return [dict(step, **changes) if number == index else step for number, step in enumerate(STEPS)]
+
+
+@pytest.mark.parametrize(
+    ('preprocessor', 'steps', 'message'),
+    [
+        (bgr(rgb_to_bgr=True), STEPS, r'model\.data_preprocessor\.rgb_to_bgr=True'),
+        (bgr(mask_stride=4), STEPS, r'model\.data_preprocessor\.mask_stride=4 is not known'),
+        (
+            bgr(type='BoxInstDataPreprocessor'),
+            STEPS,
+            r"model\.data_preprocessor\.type='BoxInstDataPreprocessor'",
+        ),
+        (
+            PREPROCESSOR,
+            steps_with(0, imdecode_backend='pillow'),
+            r"test_pipeline\.0\.imdecode_backend='pillow'",
+        ),
+        (PREPROCESSOR, steps_with(1, type='FixScaleResize'), r"test_pipeline\.1\.type='FixScaleResize'"),
+        (PREPROCESSOR, steps_with(1, antialias=True), r'test_pipeline\.1\.antialias=True'),
+        (
+            PREPROCESSOR,
+            steps_with(3, meta_keys=('text',)),
+            r"test_pipeline: PackDetInputs with meta_keys \['text'\]",
+        ),
+        (
+            PREPROCESSOR,
+            [*STEPS[:2], dict(type='Pad', size_divisor=7), PACK],
+            r'model\.data_preprocessor\.pad_size_divisor=32 after a Pad',
+        ),
+        (
+            PREPROCESSOR,
+            [*STEPS[:2], dict(type='Pad', size_divisor=32, padding_mode='reflect'), PACK],
+            r"test_pipeline\.2\.padding_mode='reflect' of Pad",
+        ),
+        (
+            PREPROCESSOR,
+            [*STEPS[:2], dict(type='LoadProposals'), PACK],
+            r"test_pipeline\.2\.type='LoadProposals'",
+        ),
+        (
+            PREPROCESSOR,
+            [LOAD, dict(type='Pad', size_divisor=32), STEPS[1], PACK],
+            r'test_pipeline: has the order LoadImageFromFile, Pad, Resize, PackDetInputs',
+        ),
+    ],
+)
+def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
+    with pytest.raises(ConfigError, match=rf'^config3\.py: {message}'):
+        to_mmdet2_config(config3('atss/atss_r50_fpn_1x_coco.py', preprocessor, steps))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        (
+            'type',
+            'RTMDet',
+            r"model\.bbox_head\.type='ATSSHead': of RTMDet the detectors of boxes are exported",
+        ),
+        ('type', 'DDQDETR', r"model\.type='DDQDETR': DDQ came with mmdet 3"),
+        ('type', 'ConditionalDETR', r"model\.type='ConditionalDETR': Conditional DETR came with mmdet 3"),
+        (
+            'backbone.type',
+            'mmpretrain.ConvNeXt',
+            r"model\.backbone\.type='mmpretrain\.ConvNeXt' is of another",
+        ),
+        ('rpn_head', dict(type='FCOSHead'), r"model\.rpn_head\.type='FCOSHead': mmdet 2\.28 takes no"),
+        ('backbone.type', 'ConvNeXt', r"model\.backbone\.type='ConvNeXt': mmdet 2\.28 has no part of"),
+        ('bbox_head.loss_cls.type', 'FocalCustomLoss', r'model\.bbox_head\.loss_cls\.type='),
+    ],
+)
+def test_a_detector_or_part_of_mmdet_3_alone_is_refused_by_name(key, value, message):
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py')
+    cfg.merge_from_dict({f'model.{key}': value})
+    with pytest.raises(ConfigError, match=rf'^config3\.py: {message}'):
+        to_mmdet2_config(cfg)
+
+
+def test_a_model_without_a_part_of_its_detector_is_refused_by_name():
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py')
+    cfg.model.type = 'DETR'
+    del cfg.model['neck']
+    with pytest.raises(ConfigError, match=r"^config3\.py: has no 'neck', which a DETR of mmdet 3"):
+        to_mmdet2_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('data_preprocessor', 5),
+        ('data_preprocessor.mean', 5),
+        ('data_preprocessor.pad_value', 'grey'),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_by_file(key, value):
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py')
+    cfg.merge_from_dict({f'model.{key}': value})
+    with pytest.raises(ConfigError, match=r'^config3\.py: .* has another type than in mmdet 3'):
+        to_mmdet2_config(cfg)
+
+
+@pytest.mark.parametrize('value', [float('inf'), object(), torch.ones(2).numpy()])
+def test_a_value_that_a_config_cannot_hold_as_text_is_refused_by_file(value):
+    cfg = to_mmdet2_config(config3('atss/atss_r50_fpn_1x_coco.py'))
+    assert Config.fromstring(config_text(cfg), '.py').model == cfg.model
+    cfg.model.test_cfg.score_thr = value
+    with pytest.raises(ConfigError, match=r'^config3\.py: holds values that cannot be written as a config'):
+        config_text(cfg)
+
+
+@pytest.mark.parametrize('text', ["it's", 'C:\\new', 'two\nlines', '"quoted"', '\'both\' "quotes"', 'plain'])
+def test_texts_with_quotes_and_backslashes_are_read_as_they_were(text):
+    values = dict(model=dict(name=text, parts=[dict(name=text)], names=[text], pair=(text, 1)))
+    assert Config.fromstring(config_text(Config(values)), '.py').model == values['model']
+
+
+def test_a_config_of_mmdet_2_is_not_translated():
+    cfg = Config.fromfile(mmdet_config('atss/atss_r50_fpn_1x_coco.py'))
+    with pytest.raises(ConfigError, match=r'is no config of mmdet 3'):
+        to_mmdet2_config(cfg)
+
+
+def test_bases_are_read_as_mmengine_does(tmp_path):
+    base = "a = dict(x=1, y=dict(z=2))\nsteps = [dict(type='A'), dict(type='B')]\n"
+    (tmp_path / 'base.py').write_text(base)
+    (tmp_path / 'leaf.py').write_text(
+        "_base_ = ['base.py']\nlast = _base_.steps[-1]\nsame = {{_base_.a.y}}\n"
+        'a = dict(_delete_=True, w=3)\nb = a\n'
+        "_base_.steps[0].update(type='C')\n"
+    )
+    cfg = read_mmdet3_config(tmp_path / 'leaf.py')
+    assert cfg.last == dict(type='B') and cfg.same == dict(z=2) and cfg.a == dict(w=3)
+    assert cfg.steps[0].type == 'A' and cfg.filename == str(tmp_path / 'leaf.py')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('with read_base():\n    from .x import *\n', r'read_base.*only mmengine reads'),
+        ("_base_ = 'mmdet::atss/atss_r50_fpn_1x_coco.py'\n", r'is a file of another package'),
+        ("_base_ = 'nowhere.py'\n", r'nowhere\.py: no such config file'),
+        ('_base_ = [None]\n', r'_base_ holds None; expected names of files'),
+        ('a = (\n', r'syntax error'),
+        ("work_dir = '{{ fileDirname }}'\n", r'is filled in by mmengine'),
+        ('a = nothing\n', r'cannot be read: NameError'),
+        ("_base_ = 'config.py'\n", r'config\.py: is a base of itself'),
+        ("_base_ = ['other.py', 'other.py']\n", r'several of its bases have a, b, which mmengine refuses'),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_file(text, message, tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(text)
+    (tmp_path / 'other.py').write_text('a = b = 1\n')
+    with pytest.raises(ConfigError, match=message) as error:
+        read_mmdet3_config(path)
+    assert str(tmp_path) in str(error.value)
+
+
+def checkpoint_with(path, text):
+    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=dict(cfg=text)), path)
+    return path
+
+
+def test_the_config_that_a_checkpoint_keeps_is_read_as_data(tmp_path):
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py')
+    path = checkpoint_with(tmp_path / 'epoch_12.pth', cfg.pretty_text)
+    kept = read_mmdet3_config(path)
+    assert kept.model.to_dict() == cfg.model.to_dict() and kept.filename == str(path)
+    assert to_mmdet2_config(kept).pretty_text == to_mmdet2_config(cfg).pretty_text
+
+
+def test_a_checkpoint_may_keep_keys_that_are_no_names(tmp_path):
+    values = dict(optim_wrapper=dict(custom_keys={'backbone.norm': dict(decay_mult=0.0)}))
+    path = checkpoint_with(tmp_path / 'epoch_12.pth', Config(values).pretty_text)
+    assert "dict({'backbone.norm'" in path.read_bytes().decode('latin-1')
+    assert read_mmdet3_config(path).optim_wrapper == values['optim_wrapper']
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('import os\n', 'line 1 is no `name = value`'),
+        ("a = open('x', 'w')\n", 'malformed node'),
+        ("a = dict(b=[__import__('os')])\n", 'malformed node'),
+        ("a = dict(**{'b': 1})\n", 'malformed node'),
+        ("a = dict([('b', 1)])\n", 'malformed node'),
+        ('a = {[]: 1}\n', 'unhashable'),
+        ('a = (\n', 'never closed'),
+        ('', r'keeps no config in meta\.cfg'),
+    ],
+)
+def test_text_in_a_checkpoint_is_never_run(text, message, tmp_path):
+    path = checkpoint_with(tmp_path / 'epoch_12.pth', text)
+    with pytest.raises(ConfigError, match=rf'epoch_12\.pth: .*{message}'):
+        read_mmdet3_config(path)
+    assert sorted(tmp_path.iterdir()) == [path]

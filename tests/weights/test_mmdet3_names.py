@@ -1,0 +1,115 @@
+"""Names and models of mmdet 3: what mmdet 3.3.0 itself built, recorded in `mmdet3_names.json`.
+
+Recorded on the meta device from mmdet 3.3.0's own configs with fewer layers in their transformers; names
+without those of the backbone, which are the same.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmcv import Config
+
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
+from mmdeploy_ext.weights.convert.mmdet3 import convert
+from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
+from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
+from model_shapes import model_shapes
+
+RECORDED = json.loads(Path(__file__).with_name('mmdet3_names.json').read_text())
+SAME = ('atss', 'centernet')
+"""Configs whose names are the same in both."""
+
+
+def config_of(name):
+    model = to_mmdet2_model(RECORDED[name]['model'])
+    return Config(dict(model=model), cfg_text='model', filename='config2.py')
+
+
+def weights_of(name):
+    """Return a checkpoint with the names of mmdet 3, and tensors of its shapes."""
+    own = model_shapes(config_of(name)).items()
+    shapes = {key: shape for key, shape in own if key.startswith('backbone.')} | RECORDED[name]['names']
+    tensors = {key: torch.zeros(tuple(shape)) for key, shape in shapes.items()}
+    return Checkpoint('epoch_12.pth', tensors, {})
+
+
+@pytest.mark.parametrize('name', RECORDED)
+def test_every_name_of_mmdet_3_becomes_the_one_of_mmdet_2_with_its_shape(name):
+    recorded = RECORDED[name]
+    kind = recorded['model']['type']
+    names = {to_mmdet2_name(key, kind): tuple(shape) for key, shape in recorded['names'].items()}
+    own = model_shapes(config_of(name)).items()
+    assert names == {key: shape for key, shape in own if not key.startswith('backbone.')}
+    assert len(names) == len(recorded['names'])
+    assert names
+    assert (names.keys() == recorded['names'].keys()) == name.startswith(SAME)
+
+
+@pytest.mark.parametrize('name', RECORDED)
+def test_a_checkpoint_keeps_each_tensor_under_its_name(name):
+    source = weights_of(name)
+    converted = convert(source, config_of(name))
+    kind = RECORDED[name]['model']['type']
+    assert len(converted.state_dict) == len(source.state_dict) and not converted.left_out
+    for key, value in source.state_dict.items():
+        assert converted.state_dict[to_mmdet2_name(key, kind)] is value
+    assert (converted.renamed == 0) == name.startswith(SAME)
+
+
+def test_attention_of_mask2former_stands_in_its_own_order():
+    layer = 'panoptic_head.transformer_decoder.layers.0.'
+    assert to_mmdet2_name(f'{layer}cross_attn.attn.x', 'Mask2Former') == f'{layer}attentions.0.attn.x'
+    assert to_mmdet2_name(f'{layer}self_attn.attn.x', 'Mask2Former') == f'{layer}attentions.1.attn.x'
+    assert to_mmdet2_name(f'{layer}self_attn.attn.x', 'MaskFormer') == f'{layer}attentions.0.attn.x'
+
+
+def test_mean_and_std_of_a_data_preprocessor_are_no_weights():
+    name = 'rpn/rpn_r50_fpn_1x_coco'
+    source = weights_of(name)
+    source.state_dict['data_preprocessor.mean'] = torch.ones(3, 1, 1)
+    assert convert(source, config_of(name)).left_out == ['data_preprocessor.mean']
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda weights: weights.pop('decoder.post_norm.bias'),
+            r'missing keys 1 \(bbox_head\.transformer\.decoder\.post_norm\.bias',
+        ),
+        (
+            lambda weights: weights.update({'encoder.x': torch.ones(1)}),
+            r'unexpected keys 1 \(bbox_head\.transformer\.encoder\.x\)',
+        ),
+        (
+            lambda weights: weights.update({'query_embedding.weight': torch.ones(7, 256)}),
+            r'shapes differ for 1 \(bbox_head',
+        ),
+        (
+            lambda weights: weights.update({'bbox_head.query_embedding.weight': torch.ones(100, 256)}),
+            'query_embedding',
+        ),
+    ],
+)
+def test_a_key_that_is_not_accounted_for_is_refused(change, message):
+    source = weights_of('detr/detr_r18_8xb2-500e_coco')
+    change(source.state_dict)
+    with pytest.raises(CheckpointError, match=rf'^epoch_12\.pth: .*{message}'):
+        convert(source, config_of('detr/detr_r18_8xb2-500e_coco'))
+
+
+@pytest.mark.parametrize('name', [name for name in RECORDED if not name.startswith(SAME)])
+def test_an_unconverted_file_is_refused_with_the_command(name):
+    source = weights_of(name)
+    command = r'names of mmdet 3 .*: python tools/convert\.py mmdet3 epoch_12\.pth OUT\.pth --config CONFIG'
+    with pytest.raises(CheckpointError, match=command):
+        load_strict(torch.nn.Linear(1, 1), source)
+
+
+def test_a_config_without_a_model_is_refused_by_its_file():
+    cfg = Config(dict(total_epochs=1), cfg_text='total_epochs', filename='config2.py')
+    with pytest.raises(ConfigError, match=r'^config2\.py: model=None, expected a dict with `type`'):
+        convert(Checkpoint('epoch_12.pth', {'a': torch.zeros(1)}, {}), cfg)
