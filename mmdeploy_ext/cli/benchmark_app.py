@@ -11,7 +11,7 @@ from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable, write_json
-from mmdeploy_ext.engines.registry import BASELINE, ENGINES, check_names
+from mmdeploy_ext.engines.registry import ENGINES, check_names
 from mmdeploy_ext.families.base import BACKBONE, Family, find_family
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--launcher',
         'processes of one machine share the rounds, in step; rank 0 reports',
         'none',
-        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        choices=('none', *distributed.STARTERS),
     )
     add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
     points = parser.add_argument_group('models of LiDAR sweeps, and their sparse backbones')
@@ -90,8 +90,6 @@ def build_parser() -> argparse.ArgumentParser:
         'of the model is exported: 5000 20000 60000 120000)',
         type=int,
     )
-    add('--no-racing', 'no effect: spconv with all threads, which is wrong, is no longer measured')
-    cli.add_debug_option(parser)
     return parser
 
 
@@ -104,7 +102,6 @@ def _check(args: argparse.Namespace) -> list[str]:
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
     if args.prepared and args.images:
         raise UsageError('--prepared and --images: the benchmark measures on one of them')
-    _check_engines(args, engines)
     for name in ('max_seconds', 'spare_rounds'):
         if getattr(args, name) and args.launcher != 'none':
             raise UsageError(
@@ -121,16 +118,6 @@ def _check(args: argparse.Namespace) -> list[str]:
     return engines
 
 
-def _check_engines(args: argparse.Namespace, engines: Sequence[str]) -> None:
-    engine_words = f'got --engines {args.engines}'
-    if args.onnx and not any(ENGINES[name].files for name in engines):
-        raise UsageError(f'--onnx {" ".join(args.onnx)}: goes with an engine that runs files, {engine_words}')
-    if args.fuse_conv_bn and BASELINE not in engines:
-        raise UsageError(f'--fuse-conv-bn: goes with --engines {BASELINE}, {engine_words}')
-    if args.profile and 'onnxruntime' not in engines:
-        raise UsageError(f'--profile: goes with --engines onnxruntime, {engine_words}')
-
-
 def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
     """Return the class of the benchmark for the models of a family."""
     from mmdeploy_ext.benchmark.images import ImageBenchmark
@@ -141,7 +128,7 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
         return ImageBenchmark
     if family.product == BACKBONE:
         return SparseBenchmark
-    backbone = args.voxels or args.no_racing or any(map(is_portable, args.onnx))
+    backbone = args.voxels or any(map(is_portable, args.onnx))
     return SparseBenchmark if backbone and family.samples == 'sweeps' else StreamBenchmark
 
 

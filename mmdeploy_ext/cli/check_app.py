@@ -41,7 +41,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add('--strict', 'warnings fail, too')
     add('--json FILE', 'also write what was found as JSON')
-    cli.add_debug_option(parser)
     return parser
 
 

@@ -93,7 +93,6 @@ def build_parser() -> argparse.ArgumentParser:
                 'auto',
                 choices=('auto', 'ema', 'model'),
             )
-        cli.add_debug_option(sub)
     return parser
 
 

@@ -44,8 +44,6 @@ IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
 """Arguments about pictures."""
 SIZES = {False: 'fixed', True: 'dynamic'}
 """`Options.dynamic` -> the word of the table of --check."""
-ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
-"""Arguments about the engine that runs the file."""
 
 
 def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.ArgumentParser:
@@ -83,7 +81,6 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
-    cli.add_debug_option(parser)
     for action in parser._actions:
         if not show_all and action.option_strings and not COMMON.intersection(action.option_strings):
             action.help = argparse.SUPPRESS
@@ -137,14 +134,9 @@ def run(args: argparse.Namespace, only: str = '') -> int:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise UsageError for options that do not go together, or a mean or std that is none."""
-    if args.strict and not args.verify:
-        raise UsageError('--strict: goes with --verify')
     for name in ('report', 'json', 'frames'):
         if getattr(args, name) is not None and not args.verify:
             raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
-    if not args.verify and not args.show:
-        reason = 'goes with --verify; the export itself runs no engine'
-        shared.refuse_options(args, build_parser(), ENGINE_OPTIONS, reason)
     check_normalisation(args.mean, args.std)
 
 

@@ -56,7 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--threads N', 'of ONNX Runtime (default: it decides)', 0)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
-    cli.add_debug_option(parser)
     parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)
     parser.set_defaults(engine='onnxruntime', providers=None, inference_precision=None)
     return parser
@@ -177,22 +176,13 @@ def find_ranges(args: argparse.Namespace, deployment: Model, options: Options) -
 
 
 def _check_proof(args: argparse.Namespace) -> None:
-    if args.verify and args.verify_only:
-        raise UsageError('--verify and --verify-only: give one of them')
     if args.verify_only and not args.output_file:
         raise UsageError('--verify-only: give the file by --output-file')
-    if args.verify_only and args.calibrate:
-        raise UsageError(
-            '--calibrate: --verify-only writes nothing; give the ranges of the export by --ranges'
-        )
     if args.edited and not args.verify_only:
         raise UsageError('--edited: goes with --verify-only')
-    options = dict(report=args.report, json=args.json, input=args.test_img, node_list=args.node_list)
-    for name, value in options.items():
-        if value and not (args.verify or args.verify_only):
-            raise UsageError(f'--{name.replace("_", "-")}: goes with --verify or --verify-only')
-    if args.target == 'portable' and (args.node_list or args.max_voxels is not None):
-        raise UsageError('--node-list and --max-voxels go with --target libspconv')
+    for name in ('report', 'json'):
+        if getattr(args, name) and not (args.verify or args.verify_only):
+            raise UsageError(f'--{name}: goes with --verify or --verify-only')
     if args.node_list and not Path(args.node_list).is_file():
         raise UsageError(f'{args.node_list}: no such file')
 

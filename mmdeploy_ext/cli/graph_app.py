@@ -24,7 +24,6 @@ def build_parser() -> argparse.ArgumentParser:
         for add in command.arguments:
             add(sub)
         cli.add(sub, '--json FILE', 'also write what was found as JSON')
-        cli.add_debug_option(sub)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`mm2onnx info`: the metadata of an exported file, and the verdict of its proof."""
+"""`mm2onnx info`: the metadata of an exported file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import DataError, ModelFileError, escape, printable
-from mmdeploy_ext.core.files import read_json, sha256_file, write_json
+from mmdeploy_ext.core.errors import ModelFileError, escape, printable
+from mmdeploy_ext.core.files import sha256_file, write_json
 from mmdeploy_ext.runtime.exported import model_files
 
 if TYPE_CHECKING:
@@ -32,15 +32,11 @@ HASH_DIGITS = 12
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
         description='Show what an exported file, or a folder of graphs, says of itself: what goes in and '
-        'comes out, classes, preprocessing, what it was made from; and with --report whether it is proven.'
+        'comes out, classes, preprocessing, what it was made from.'
     )
     add = cli.adder(parser)
     add('model', 'ONNX file, or folder of graphs, that mm2onnx exported')
-    add(
-        '--report PATH', 'verdict of the proof: the folder of `verify.py --report`, or the file of its --json'
-    )
     add('--json FILE', 'write everything as JSON')
-    cli.add_debug_option(parser)
     return parser
 
 
@@ -52,11 +48,10 @@ def run(args: argparse.Namespace) -> int:
                 raise ModelFileError(
                     f'{file["file"]}: its {key} is not that of {files[0]["file"]}; name one of the files'
                 )
-    proof = read_proof(args.report, files) if args.report else None
     if args.json:
-        write_json(args.json, dict(model=args.model, files=files, proof=proof))
+        write_json(args.json, dict(model=args.model, files=files))
     console = cli.stdout()
-    console.print(overview(args.model, files, proof))
+    console.print(overview(args.model, files))
     for file in files:
         if 'spec' in file:
             console.print(tensors(file), highlight=False)
@@ -90,41 +85,7 @@ def describe(path: Path) -> dict[str, Any]:
     return dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path), **values)
 
 
-def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a verdict's entries in `overview`.
-
-    Args:
-        report: folder of `verify.py --report`, or file of its --json.
-        files: result of `describe` for each file.
-
-    Returns:
-        `verdict` (a text such as 'proven'), `summary` (figures such as `inputs`, see `Verdict.summary`),
-        `engine` (its backend, such as 'OnnxRuntimeBackend', '' if the report has none), `versions` (package
-        -> version that the proof ran with) and `report`, the path of the JSON file.
-    """
-    path = Path(report) / 'verdict.json' if Path(report).is_dir() else Path(report)
-    content = read_json(path)
-    try:
-        subject, verdict, summary = content['subject'], content['verdict'], content['summary']
-        proven = subject.get('files') or {subject['file']: subject['file_sha256']}
-        digests = {digest[:16] for digest in proven.values()}
-        data = subject.get('data_sha256', {}).items()
-        engine, versions = subject.get('engine', ''), subject['proven_with']
-        proof_text(dict(verdict=verdict, summary=summary, versions=versions, report=''))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f'{path}: is not a verdict of verify.py ({type(error).__name__}: {error})') from error
-    folder = Path(files[0]['file']).parent
-    changed = [file['file'] for file in files if file['sha256'][:16] not in digests]
-    for name, digest in data:
-        data_file = folder / name
-        if not data_file.is_file() or sha256_file(data_file) != digest:
-            changed.append(str(data_file))
-    if changed:
-        raise DataError(f'{path}: is about other files than {", ".join(changed)}: their sha256 differ')
-    return dict(verdict=verdict, summary=summary, engine=engine, versions=versions, report=str(path))
-
-
-def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str, Any] | None) -> Table:
+def overview(model: str, files: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of the facts about all files together."""
     from rich.table import Table
     from rich.text import Text
@@ -154,7 +115,6 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
         f'{last["checkpoint_sha256"][:HASH_DIGITS]}',
         made_with=' '.join(f'{name} {version}' for name, version in last['versions'].items()),
         edited='; '.join(edit for file in files for edit in file.get('edits', ())),
-        proof=proof_text(proof),
         run=f'mm2onnx run {model} {sample}' if 'spec' in last else '',
     )
     for name, text in rows.items():
@@ -202,20 +162,6 @@ def plain_text(facts: Mapping[str, Any]) -> str:
         if value is not None and words and not any(isinstance(entry, list | dict) for entry in entries):
             texts.append(f'{key} {" ".join(words)}')
     return ', '.join(texts)
-
-
-def proof_text(proof: Mapping[str, Any] | None) -> str:
-    """Return `proof`, what `read_proof` returned, in a line; if it is None, how to give a verdict."""
-    if proof is None:
-        return 'not recorded in the file: give the verdict of mm2onnx verify by --report'
-    summary, versions = proof['summary'], proof['versions']
-    figures = [f'{summary.get("inputs") or summary.get("sequence_frames")} inputs']
-    if summary.get('reference'):
-        figures.append(f'{summary["matched"]} of {summary["reference"]} results matched')
-    if summary.get('worst_rel') is not None:
-        figures.append(f'worst relative error {summary["worst_rel"]:.1e}')
-    engines = ', '.join(f'{name} {versions[name]}' for name in ('torch', 'onnxruntime') if name in versions)
-    return f'{proof["verdict"]} ({", ".join(figures)}; {engines}): {proof["report"]}, of these very files'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from mmdeploy_ext.core import cli
 
 def run(args: argparse.Namespace) -> int:
     compat.apply()
-    from mmdeploy_ext.cli.nuscenes_infos import create_infos
+    from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
 
     counts = create_infos(
         args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.max_sweeps
@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--version VERSION', 'v1.0-trainval, v1.0-mini or v1.0-test (default: %(default)s)', 'v1.0-trainval')
     add('--max-sweeps N', 'LiDAR sweeps before a key frame to list (default: %(default)s)', 10)
-    cli.add_debug_option(parser)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -37,7 +37,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--told WORDS', 'device, engine and version, for the verdict; nobody checks it', '')
     add('--precision', "whose bars (default: the file's precision)", choices=PRECISIONS)
     add('--json FILE', 'write the verdict as JSON')
-    cli.add_debug_option(parser)
     return parser
 
 

@@ -51,7 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_options(parser, 'both', 'both')
     add('--out FILE', 'default: %(default)s', Path('work_dirs/lidar_demo/sweep.png'), writes='{}')
-    cli.add_debug_option(parser)
     return parser
 
 

@@ -57,7 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--no-export', 'observe only; try no export')
     add('--notes', 'also show findings that the exporter handles')
     add('--json FILE', 'also write what was found as JSON')
-    cli.add_debug_option(parser)
     return parser
 
 

@@ -28,7 +28,6 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_module_arguments(parser)
     add('--no-fresh-export', 'do not export the module again to compare the graphs')
     add('--json FILE', 'write the verdict as JSON')
-    cli.add_debug_option(parser)
     return parser
 
 

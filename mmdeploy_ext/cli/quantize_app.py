@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import UsageError, after_weights
-from mmdeploy_ext.core.files import check_outputs, check_writable, write_json
+from mmdeploy_ext.core.files import check_outputs, write_json
 from mmdeploy_ext.engines.registry import QUANTISED
 from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
 
@@ -78,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         DENSE_METHODS[0],
         choices=DENSE_METHODS,
     )
-    add('--percentile P', f'for --method percentile (default: {PERCENTILE})', type=float)
+    add('--percentile P', f'for --method percentile (default: {PERCENTILE})', PERCENTILE)
     add('--reduce-range', '7-bit weights, for CPUs without VNNI')
 
     add = cli.adder(parser.add_argument_group('layers'))
@@ -107,37 +106,27 @@ def build_parser() -> argparse.ArgumentParser:
     add('--threads N', "within an operator (default: the engine's choice)", 0)
     add('--all', f'show all layers, not only the {WORST} worst')
     add('--json FILE', 'write what was found as JSON')
-    cli.add_debug_option(parser)
     return parser
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
     cli.check_minimums(args, images=0, budget=0, rounds=0, threads=0, probe_images=1)
-    if args.max_error is not None and not 0 < args.max_error < math.inf:
+    if args.max_error is not None and not args.max_error > 0:
         raise UsageError(f'--max-error {args.max_error}: expected a positive number, e.g. 0.05')
     if args.rounds and importlib.util.find_spec('torch') is None:
         raise UsageError('--rounds: the benchmark needs PyTorch, which is not here; give --rounds 0')
-    if args.percentile is not None and args.method != 'percentile':
-        raise UsageError(f'--percentile {args.percentile:g} goes with --method percentile')
-    if args.engine == 'openvino' and (args.method != DENSE_METHODS[0] or args.reduce_range):
-        raise UsageError(
-            '--engine openvino: NNCF finds its own ranges; leave --method and --reduce-range away'
-        )
 
 
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibration_sets import calibration_set
-    from mmdeploy_ext.quantize.calibrators import make_calibrator
     from mmdeploy_ext.quantize.dense import finish_model, layers_in_int8, record
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
 
     _check_numbers(args)
-    args.percentile = PERCENTILE if args.percentile is None else args.percentile
-    make_calibrator('percentile', args.percentile)
     target = find_target(args.model, args.output)
     _check_reports(args, target)
     model = files.load(target.model)
@@ -163,19 +152,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
-    reports = {'--json': [args.json]} if args.json else {}
     outputs = [target.output, *(target.output.parent / path.name for path in target.beside)]
-    inputs = [target.model, *target.beside]
-    check_outputs(
-        {'--output': [*outputs, *(f'{path}.data' for path in outputs)], **reports},
-        {
-            'what --calibrate names': [args.calibrate],
-            'the input': inputs,
-            'the weights of the input': [f'{path}.data' for path in inputs],
-        },
-    )
-    for (path,) in reports.values():
-        check_writable(path)
+    check_outputs({'--output': outputs}, {'the input': [target.model, *target.beside]})
 
 
 def _quantisers(
@@ -192,14 +170,7 @@ def _quantisers(
 
 
 def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> list[str]:
-    """Return the names of the layers to quantise, in the order of the graph.
-
-    Args:
-        graph: graph of the float file.
-        keep_float: patterns ('*', '?', '[ab]') of layers that stay float, by their names or those of their
-            nodes, see `DenseGraph.matching`.
-        last: whether the last layers, which give logits, deltas, kernels or masks, are quantised, too.
-    """
+    """Names of the layers to quantise, without --keep-float and, unless `last`, the last ones."""
     float_layers = set(graph.matching(keep_float))
     if not last:
         float_layers |= set(graph.last)
@@ -233,20 +204,7 @@ def quantisation_facts(
     layers: Sequence[str],
     images: CalibrationSet,
 ) -> dict[str, Any]:
-    """Return the facts about a quantisation that are stored in the file and in the JSON.
-
-    They are `family` and `form`, `quantiser` (name and version), types of `activations` and `weights` (those
-    of ONNX Runtime's quantiser; NNCF writes activations that go below zero as int8), the `method` of the
-    ranges, number, kind and source of the `images`, the number of `layers` in INT8 and their share of the
-    weights, and the names of the `float_layers`.
-
-    Args:
-        args: parsed arguments of the command line.
-        metadata: metadata of the float file.
-        graph: graph of the float file.
-        layers: names of the layers in INT8.
-        images: images that the ranges of activations are measured on.
-    """
+    """Facts that the file and the JSON state: quantiser, types, images, layers in INT8 and in float."""
     quantised = sum(graph.layer(name).parameters for name in layers)
     parameters = sum(layer.parameters for layer in graph.layers)
     if args.engine == 'openvino':
@@ -278,20 +236,7 @@ def quantisation_facts(
 def measure(
     args: argparse.Namespace, target: Target, probe: Probe, network: onnx.ModelProto, images: CalibrationSet
 ) -> dict[str, Any]:
-    """Return the measurements of the float file and the INT8 file.
-
-    Args:
-        args: parsed arguments of the command line.
-        target: the float file and the INT8 file, which has been written.
-        probe: inputs on which outputs are compared, and those of the float file for them.
-        network: the part of the INT8 file whose outputs are compared.
-        images: the set whose first item (image, frame or sweep) is timed.
-
-    Returns:
-        `engine`, `float_bytes`, `int8_bytes` (of the files without external data), `size_ratio` (INT8 over
-        float), `outputs` (their errors) and `time` (of the first item, by `time_files`; None with --rounds
-        0).
-    """
+    """Sizes of both files, errors of the outputs, and the time of the first item (None with --rounds 0)."""
     from mmdeploy_ext.benchmark.measure import time_files
 
     sizes = [path.stat().st_size for path in (target.model, target.output)]
@@ -318,16 +263,6 @@ def show(
     ranked: list[LayerSensitivity],
     exclusion: Exclusion | None,
 ) -> None:
-    """Write the JSON, and print the tables.
-
-    Args:
-        args: parsed arguments of the command line.
-        target: the float file and the INT8 file.
-        facts: result of `quantisation_facts`.
-        measured: result of `measure`.
-        ranked: layers, the most sensitive first; empty without --sensitivity and --max-error.
-        exclusion: layers that --max-error keeps float; None without it.
-    """
     from mmdeploy_ext.quantize import views
 
     console = cli.stdout()

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.cli import demo, run_images
+from mmdeploy_ext.cli import run_images
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
+from mmdeploy_ext.runtime import film
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, opener, runner_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
 
@@ -80,22 +81,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_inputs(args: argparse.Namespace, samples: str) -> None:
-    """Raise UsageError for files of another kind than the model takes, and for options of other kinds."""
+    """Raise UsageError for files of another kind than the model takes."""
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
         fits = samples in OF_INFOS if kind == 'frames' else kind == samples
         if not fits and not (path.is_dir() and samples not in OF_INFOS):
             raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
-    if args.cameras and samples != 'images':
-        raise UsageError(f'--cameras {args.cameras}: goes with pictures; {args.model} takes {TAKES[samples]}')
-    if samples not in OF_INFOS:
-        if args.data_root:
-            raise UsageError(
-                f'--data-root {args.data_root}: goes with frames; {args.model} takes {TAKES[samples]}'
-            )
-        if args.black_if_missing:
-            raise UsageError(f'--black-if-missing: goes with frames; {args.model} takes {TAKES[samples]}')
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
@@ -160,8 +152,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     from mmdeploy_ext.runtime.draw3d import compare_picture
     from mmdeploy_ext.runtime.infos import read_frames
 
-    video = demo.is_video(args.out)
-    if not video and args.out.suffix.lower() in demo.OTHER_FILES and not args.out.is_dir():
+    video = film.is_video(args.out)
+    if not video and args.out.suffix.lower() in film.OTHER_FILES and not args.out.is_dir():
         raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
@@ -179,8 +171,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     fail_fast = args.fail_fast or len(frames) == 1
     most_cameras = max((len(frame.pictures) for frame in frames), default=0)
     cameras = getattr(rule, 'cameras', ()) or tuple(map(str, range(most_cameras)))
-    film = demo.open_writer(args.out, FPS) if video else contextlib.nullcontext()
-    with opened(args, metadata) as model, film as add_to_film:
+    writer = film.open_writer(args.out, FPS) if video else contextlib.nullcontext()
+    with opened(args, metadata) as model, writer as add_to_film:
         draw = (lambda target, picture: add_to_film(picture)) if video else write_picture
         compile_loops = once(COMPILING)
 
@@ -243,16 +235,7 @@ def entry_of(
     args: argparse.Namespace,
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Return the --json entry of a sample whose detection began at `start` and has just ended.
-
-    Args:
-        facts: entries that tell which sample it is.
-        target: file of its picture.
-        start: moment of `time.perf_counter`.
-        detections: boxes in 3D.
-        args: parsed arguments of the command line, with the score from which on boxes are drawn.
-        classes: names, by label.
-    """
+    """The --json entry of a sample that `facts` name and whose detection began at `start`."""
     return dict(
         **facts,
         picture=str(target),

@@ -74,7 +74,6 @@ def make_parser(
     parser.add_argument('--threads', type=int, metavar='N', help=text)
     text = 'end at the first sample that cannot be used, instead of going on and ending with status 1'
     parser.add_argument('--fail-fast', action='store_true', help=text)
-    cli.add_debug_option(parser)
     return parser
 
 
@@ -93,7 +92,8 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
     targets = plan_pictures(args.images, args.out)
     check_targets(args, targets.values())
     cameras = read_cameras(args.cameras) if args.cameras else {}
-    with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
+    threads = args.threads or 0
+    with OnnxRuntimeBackend(args.model, args.providers, threads, spinning='run') as backend:
         check_file(args.model, backend.metadata, runner)
         check_cameras(args, backend.metadata)
         start = time.perf_counter()

@@ -24,8 +24,6 @@ DEFAULT_OUTPUT = 'ranges.json'
 """Default of --output."""
 WORST = 10
 """Layers that the table shows without --all."""
-COMPARISON_OPTIONS = ('json', 'all', 'no_advice', 'fp16_layers', 'target', 'fidelity_batches')
-"""Names of the options that only the comparison of --fidelity reads."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,31 +62,23 @@ def build_parser() -> argparse.ArgumentParser:
     add('--no-advice', 'skip the runs that advice needs')
     add('--all', f'show all layers, not only the {WORST} worst')
     add('--json FILE', 'write what was found as JSON')
-    cli.add_debug_option(parser)
     return parser
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, numbers out of range, and files that cannot be used."""
-    from mmdeploy_ext.quantize.calibrators import make_calibrator
     from mmdeploy_ext.runtime.sweeps import sweep_items
 
-    if args.output and args.ranges:
-        raise UsageError('--output writes what --calibrate finds; --ranges are written already')
     if args.fidelity is None and not args.calibrate and not args.output:
         raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
     if args.fidelity == '' and not args.calibrate:
         raise UsageError('--fidelity: say on which sweeps (a folder or infos)')
-    if args.fidelity is None:
-        shared.refuse_options(args, build_parser(), COMPARISON_OPTIONS, 'goes with --fidelity: give it too')
-    make_calibrator(args.method, args.percentile)
     cli.check_minimums(args, fidelity_batches=0)
     ranges.check(args)
     if args.fidelity:
         sweep_items(args.fidelity)
-    output = args.output or (DEFAULT_OUTPUT if args.calibrate else None)
-    for path in filter(None, (output, args.json)):
-        check_writable(path)
+    if args.output or args.calibrate:
+        check_writable(args.output or DEFAULT_OUTPUT)
 
 
 def run(args: argparse.Namespace) -> int:

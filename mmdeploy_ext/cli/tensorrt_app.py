@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.cli.options import refuse_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.core.files import check_writable, write_json
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that convolve or multiply matrices."""
 NO_GPU = 'NOT COMPARED: no GPU is here'
-BUILD_OPTIONS = ('output', 'package', 'fp16', 'keep_fp32', 'tf32', 'layers', 'check')
-"""Options of a build that do nothing with --table, nor with an engine that is built already."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,14 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
     add('--layers JSON', 'write the dtype of every layer', writes='{}')
     add('--check', 'only say what TensorRT cannot take; no build')
     add('--verify', 'run it beside ONNX Runtime, where there is a GPU; 1 if outputs differ')
-    cli.add_debug_option(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.engines.tensorrt import engine
 
-    _check_together(args)
     if args.onnx.endswith('.engine'):
         return _describe(args)
     if args.keep_fp32 and not args.fp16:
@@ -95,15 +89,6 @@ def run(args: argparse.Namespace) -> int:
         print(f'{args.onnx}: {len(job.model.graph.node)} nodes, nothing that {job.title} cannot take')
         return 0
     return _build(args, job, output)
-
-
-def _check_together(args: argparse.Namespace) -> None:
-    parser = build_parser()
-    if args.onnx.endswith('.engine'):
-        names = (*BUILD_OPTIONS, 'sm', 'shapes', 'constant')
-        refuse_options(args, parser, names, 'does nothing with an engine, which is built already')
-    if args.check:
-        refuse_options(args, parser, ('output', 'layers', 'verify'), 'does nothing with --check')
 
 
 def _build(args: argparse.Namespace, job: Job, output: str) -> int:
@@ -146,11 +131,10 @@ def _inspect(engine_path: str) -> Any:
 
 
 def _print_layers(layers: dict[str, dict[str, int]]) -> None:
-    products = {kind: layers[kind] for kind in PRODUCTS if kind in layers}
-    total = sum(map(collections.Counter, layers.values()), collections.Counter())
-    for kind, counts in {**products, 'all layers': total}.items():
-        words = ', '.join(f'{count} {dtype}' for dtype, count in sorted(counts.items(), key=lambda x: -x[1]))
-        print(f'  {kind.lower().replace("_", " ")}: {words}')
+    for kind in PRODUCTS:
+        words = ', '.join(f'{count} {dtype}' for dtype, count in layers.get(kind, {}).items())
+        if words:
+            print(f'  {kind.lower().replace("_", " ")}: {words}')
 
 
 @contextlib.contextmanager

@@ -58,9 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     for folder in (work, show, parts):
         cli.writes(folder, '')
     add('--gpu-collect', 'collect results through the GPUs')
-    add('--launcher', '', 'none', choices=('none', 'pytorch', 'slurm', 'mpi'))
+    add('--launcher', '', 'none', choices=('none', *distributed.STARTERS))
     add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
-    cli.add_debug_option(parser)
     return parser
 
 

@@ -59,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
-    cli.add_debug_option(parser)
     return parser
 
 

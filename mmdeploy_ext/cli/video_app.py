@@ -17,6 +17,7 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.runtime import film
 
 if TYPE_CHECKING:
     import argparse
@@ -48,7 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--fps F', 'frames per second of the video (default: %(default)s)', 4.0)
     add('--device DEVICE', 'where PyTorch runs (default: %(default)s)', 'cpu')
     add('--providers EP...', 'ONNX Runtime execution providers, in order')
-    cli.add_debug_option(parser)
     return parser
 
 
@@ -71,9 +71,9 @@ def check_options(args: argparse.Namespace) -> None:
     cli.check_minimums(args, scene=0, frames=1)
     if not 0 < args.fps < math.inf:
         raise UsageError(f'--fps {args.fps}: expected more than 0, and finite')
-    if not demo.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in demo.OTHER_FILES):
+    if not film.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in film.OTHER_FILES):
         raise UsageError(f'--out {args.out}: names a file, expected a name in .mp4 or a folder')
-    check_writable(args.out if demo.is_video(args.out) else args.out / 'x.png')
+    check_writable(args.out if film.is_video(args.out) else args.out / 'x.png')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -176,7 +176,7 @@ def draw_scene(
     from mmdeploy_ext.tasks import bbox3d
 
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
-    with demo.open_writer(args.out, args.fps) as write:
+    with film.open_writer(args.out, args.fps) as write:
         for number, frame in enumerate(cli.tracked(frames, count, 'frames')):
             detections = {}
             for name, stepper in steppers.items():

@@ -67,7 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--timeout TIMEOUT', f'of a config, s (default: {SECONDS:g})', SECONDS)
     add('--memory MEMORY', f'of a process, GB (default: {GIGABYTES:g})', GIGABYTES)
     add('--list', 'print the configs and their parts; export nothing')
-    cli.add_debug_option(parser)
     return parser
 
 

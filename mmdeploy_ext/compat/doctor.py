@@ -209,7 +209,6 @@ def build_parser() -> argparse.ArgumentParser:
         'installed)',
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the findings to FILE')
-    cli.add_debug_option(parser)
     return parser
 
 

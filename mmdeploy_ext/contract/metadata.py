@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from mmdeploy_ext.contract.facts import Facts
-from mmdeploy_ext.contract.registry import registered
+from mmdeploy_ext.contract.registry import find_registration
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError, shape_text, shortened
-from mmdeploy_ext.core.files import AnyPath, read_onnx
+from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError, shape_text
+from mmdeploy_ext.core.files import AnyPath, read_onnx_props
 from mmdeploy_ext.core.typed_json import Mismatch, plain, read
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -195,7 +195,7 @@ def check_entries(props: Mapping[str, str], path: object) -> None:
 
 
 def _read_facts(props: Mapping[str, str], path: object) -> Facts:
-    registration = registered().get(read_entry(props, 'family', path))
+    registration = find_registration(read_entry(props, 'family', path))
     if registration is None:
         return Facts()
     return read_entry(props, 'postprocess', path, registration.load_facts())
@@ -251,18 +251,5 @@ def least_precision(files: Iterable[Metadata]) -> str:
 
 
 def read_props(path: AnyPath) -> dict[str, str]:
-    """Read `metadata_props`; ModelFileError: missing, corrupt or not UTF-8."""
-    model = read_onnx(path)
-    texts = (text for entry in model.metadata_props for text in (entry.key, entry.value))
-    for text in texts:
-        if isinstance(text, bytes):  # protobuf's answer where it is not UTF-8
-            raise ModelFileError(
-                f'{path}: its metadata has {shortened(text)}, which is not UTF-8; export it again'
-            )
-    for value in (*model.graph.input, *model.graph.output):
-        if isinstance(value.name, bytes):
-            raise ModelFileError(
-                f'{path}: the name of an input or output is not UTF-8: {shortened(value.name)}; export it '
-                f'again'
-            )
-    return entries_of(model.metadata_props)
+    """Read `metadata_props`; ModelFileError: missing or corrupt."""
+    return read_onnx_props(path)

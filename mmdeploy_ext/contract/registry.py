@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -258,10 +257,22 @@ def registered() -> Mapping[str, Registration]:
     return _REGISTERED
 
 
+def find_registration(family: str) -> Registration | None:
+    """Registration of a family or None; a family of this package needs no look at other packages."""
+    _import_own()
+    return _REGISTERED.get(family) or registered().get(family)
+
+
+@functools.cache
+def _import_own() -> None:
+    importlib.import_module(CATALOGUE).import_own()
+    importlib.import_module(CONTRACTS)
+
+
 @functools.cache
 def _import_all() -> None:
-    importlib.import_module(CATALOGUE).import_registrations()
-    importlib.import_module(CONTRACTS)
+    _import_own()
+    importlib.import_module(CATALOGUE).import_installed()
     in_order = sorted(_REGISTERED.items(), key=lambda item: (not item[1].family.startswith(OURS), item[0]))
     _REGISTERED.clear()
     _REGISTERED.update(in_order)
@@ -269,7 +280,7 @@ def _import_all() -> None:
 
 def registration_of(family: str) -> Registration:
     """Registration of a family, an empty one for an unknown name."""
-    return registered().get(family) or Registration(family, '')
+    return find_registration(family) or Registration(family, '')
 
 
 def detector_options() -> tuple[Option, ...]:

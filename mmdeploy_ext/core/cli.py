@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib.util
-import io
-import logging
 import os
 import re
-import select
 import sys
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mmdeploy_ext.core.errors import (
     AbsentPackageError,
@@ -25,7 +20,6 @@ from mmdeploy_ext.core.errors import (
     printable,
 )
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
-from mmdeploy_ext.core.source_code import is_ours, is_users_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,13 +30,16 @@ if TYPE_CHECKING:
 Item = TypeVar('Item')
 CLOSED_PIPE = 141
 """Exit status when stdout is closed, as a shell reports SIGPIPE."""
-ONE_FILE = ('config', 'checkpoint')
 EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package -> extra of this project that installs it."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one-line errors (`error: ...`, exit status 2) that suggest similar words."""
+    """argparse with --debug and one-line errors (`error: ...`, exit status 2) that suggest similar words."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, rest = self.parse_known_args(args, namespace)
@@ -67,10 +64,6 @@ def _option_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             sub_parser = action.choices.get(getattr(args, action.dest, None))
             names += _option_names(sub_parser, args) if sub_parser else []
     return names
-
-
-def add_debug_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
 
 def wait_passively() -> None:
@@ -103,37 +96,6 @@ def run(
     Exit status: of `body` or `Mm2OnnxError.exit_code`; 2 for a missing package; 130 for Ctrl-C;
     `CLOSED_PIPE`; 1 for OSError, MemoryError and errors of the user's own code.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):  # what an encoding lacks is written as an escape
-            stream.reconfigure(errors='backslashreplace')
-    try:
-        try:
-            return _run(body, parser, argv)
-        finally:
-            if sys.stdout is not None:  # as in a program started with a closed one
-                sys.stdout.flush()
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a stream without a file
-            # else Python tries to write the rest at its exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return CLOSED_PIPE
-        print(f'error: stdout cannot be written: {one_line(error.strerror or error)}', file=sys.stderr)
-        return 1
-
-
-def _is_unread(stream: TextIO) -> bool:
-    poll = select.poll()
-    poll.register(stream, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _run(
-    body: Callable[[argparse.Namespace], int],
-    parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
-    argv: Sequence[str] | None,
-) -> int:
-    args = argparse.Namespace(debug='--debug' in (sys.argv if argv is None else argv))
     try:
         parser = parser if isinstance(parser, argparse.ArgumentParser) else parser()
         args = parser.parse_args(argv)
@@ -141,14 +103,19 @@ def _run(
             check_files(run_files, parser, args)
             if getattr(args, 'json', None):
                 check_writable(args.json)
-            return body(args)
+            status = body(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # such as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its exit
+        return CLOSED_PIPE
     except KeyboardInterrupt:
         status, message = 130, 'interrupted'
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
-            raise
         status, message = _status_and_message(error)
-        if getattr(args, 'debug', False):
+        if '--debug' in (sys.argv if argv is None else argv):
+            import traceback
+
             traceback.print_exc()
     print(printable(f'error: {message}'), file=sys.stderr)
     return status
@@ -158,46 +125,36 @@ def _status_and_message(error: Exception) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError):
         return 2, _not_installed(error)
     if isinstance(error, (Mm2OnnxError, OSError, MemoryError)):
-        message = one_line(error) or type(error).__name__
-        if isinstance(error, BrokenPipeError):  # of another pipe than stdout
-            message += ': a process that this one was writing to has ended; --debug shows where'
-        return error.exit_code if isinstance(error, Mm2OnnxError) else 1, message
+        status = error.exit_code if isinstance(error, Mm2OnnxError) else 1
+        return status, one_line(error) or type(error).__name__
     if place := _place_in_users_code(error):
         return 1, f'{place}: {type(error).__name__}: {one_line(error)} (--debug shows the traceback)'
     raise error
 
 
 def _place_in_users_code(error: Exception) -> str:
-    places = traceback.extract_tb(error.__traceback__)
-    ours = [index for index, place in enumerate(places) if is_ours(Path(place.filename))]
+    import traceback
+
+    from mmdeploy_ext.core.source_code import is_ours, is_users_file
+
+    places = [(Path(place.filename), place) for place in traceback.extract_tb(error.__traceback__)]
+    ours = [index for index, (path, _) in enumerate(places) if is_ours(path)]
     inside = places[ours[0] :] if ours else []
-    users = [place for place in inside if _is_file_of_users(Path(place.filename))]
+    users = [place for path, place in inside if path.is_file() and is_users_file(path)]
     return f'{users[-1].filename}:{users[-1].lineno}, in {users[-1].name}' if users else ''
 
 
-def _is_file_of_users(path: Path) -> bool:
-    return path.is_file() and is_users_file(path)
-
-
 def _not_installed(error: ModuleNotFoundError) -> str:
+    name = (error.name or '').split('.')[0]
     if isinstance(error, AbsentPackageError):
         return one_line(error)
-    name = (error.name or '').split('.')[0]
     if name in ('', 'mmdeploy_ext'):
         raise error
+    if place := _place_in_users_code(error):
+        return f'{place} imports {error.name}, which is not there; install it for {sys.executable}'
     if name in sys.modules and error.name != name:
         package = sys.modules[name]
-        version = getattr(package, '__version__', 'of an unknown version')
-        return f'{name} {version} of {Path(package.__file__ or "").parent} has no module {error.name}'
-    importer = _importing_line(error)
-    if error.name != name and (spec := importlib.util.find_spec(name)) is not None:
-        folder = Path(spec.origin or '').parent
-        return (
-            f'{importer or name} imports {error.name}, which {folder} has not; a checkout may need its own '
-            f'installation to write it, such as pip install -e .'
-        )
-    if importer:
-        return f'{importer} imports {name}, which is not installed for {sys.executable}; install it there'
+        return f'{name} {getattr(package, "__version__", "")} has no module {error.name}'
     if extra := EXTRAS.get(name):
         return (
             f'{name} is not installed for {sys.executable}; it comes with an extra: '
@@ -207,14 +164,6 @@ def _not_installed(error: ModuleNotFoundError) -> str:
         f'{name} is not installed for {sys.executable}; activate the environment that `make env` makes '
         f'(source .venv/bin/activate), or install it there'
     )
-
-
-def _importing_line(error: ModuleNotFoundError) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[:1] != '<']
-    if not frames or not (frames[-1].line or '').startswith(('import ', 'from ')):
-        return ''
-    path = Path(frames[-1].filename).resolve()
-    return f'{path}:{frames[-1].lineno}' if _is_file_of_users(path) else ''
 
 
 def stdout() -> Console:
@@ -263,6 +212,9 @@ def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Ca
 @contextlib.contextmanager
 def suppress_output() -> Iterator[None]:
     """Silence Python's stdout and all logs during the body."""
+    import io
+    import logging
+
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -319,8 +271,7 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
         if files is None:
             title = 'input' if action.dest in ('file', 'files', 'in_file') else action.dest.replace('_', ' ')
             name = f'what {option} names' if action.option_strings else f'the {title}'
-            words = [word for word in _words(value) if action.dest not in ONE_FILE or not Path(word).is_dir()]
-            run.reads(name, words)
+            run.reads(name, _words(value))
         elif value is not None:
             paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
             run.writes(option, paths)
@@ -337,6 +288,4 @@ def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Itera
 def _words(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [word for item in value for word in _words(item)]
-    if isinstance(value, str):
-        return [value, *value.split()] if value else []  # '' is no file, and Path('') the working directory
-    return [value] if isinstance(value, Path) else []
+    return [value] if isinstance(value, str | Path) and str(value) else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,15 +127,6 @@ def sub_commands() -> Iterator[None]:
         _names_scripts = before
 
 
-def _as_typed(script: str) -> str:
-    typed = sys.argv[0]
-    with contextlib.suppress(ValueError):  # the running script is not of this checkout
-        running = Path(typed).resolve().relative_to(CHECKOUT).as_posix()
-        if script.endswith('.py') and typed.endswith(f'/{running}'):
-            return typed.removesuffix(running) + script
-    return script
-
-
 def tool(name: str) -> str:
     """Script path or `mm2onnx NAME` for messages; words may follow the name ('convert solo')."""
     line = command(name)
@@ -147,12 +137,10 @@ def command(name: str) -> str:
     """Beginning of a command line: `python SCRIPT`, `python -m mmdeploy_ext NAME`, or `mm2onnx NAME`."""
     key, _, words = name.partition(' ')
     if key in RUNNERS:
-        return f'python {_as_typed(RUNNERS[key])}' if _names_scripts else 'mm2onnx run'
+        return f'python {RUNNERS[key]}' if _names_scripts else 'mm2onnx run'
     if key in SCRIPTS:
-        entry = SCRIPTS[key]
-        line = f'python {_as_typed(entry.script) if _names_scripts else f"-m {entry.module}"}'
+        line = f'python {SCRIPTS[key].script if _names_scripts else f"-m {SCRIPTS[key].module}"}'
     else:
-        script = COMMANDS[key].script
-        typed = _as_typed(script) if script else f'-m mmdeploy_ext {key}'
-        line = f'python {typed}' if _names_scripts else f'mm2onnx {key}'
+        script = COMMANDS[key].script or f'-m mmdeploy_ext {key}'
+        line = f'python {script}' if _names_scripts else f'mm2onnx {key}'
     return f'{line} {words}' if words else line

@@ -18,7 +18,6 @@ from typing import Any
 
 from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError, printable
-from mmdeploy_ext.core.files import will_read
 from mmdeploy_ext.core.user_modules import (
     find_modules,
     import_failure,
@@ -131,7 +130,6 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
                 f'no such file; copy it there, or correct the path'
             ) from error
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}') from error
-    will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
 
 
@@ -149,12 +147,9 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
 
 
 def _check_types(cfg: Any, path: str) -> None:
-    if not isinstance(cfg.get('model', {}), dict):
-        raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
-    if not isinstance(cfg.get('model', {}).get('type', ''), str | type):
-        raise ConfigError(f'{path}: model.type={cfg.model.type!r}, expected the name of a detector')
-    if not isinstance(cfg.get('data') or {}, dict):
-        raise ConfigError(f'{path}: data={cfg.data!r}, expected a dict of data sets')
+    for key in ('model', 'data'):
+        if not isinstance(cfg.get(key) or {}, dict):
+            raise ConfigError(f'{path}: {key}={cfg[key]!r}, expected a dict')
 
 
 def _override(cfg: Any, overrides: Mapping[str, Any] | None) -> None:
@@ -226,21 +221,6 @@ def _translate_first(path: str, reason: str = '') -> str:
     )
 
 
-def _annotations(data: Any) -> Iterator[str]:
-    if isinstance(data, list | tuple):
-        for item in data:
-            yield from _annotations(item)
-    if isinstance(data, dict):
-        for key, value in data.items():
-            if key == 'ann_file':
-                files = value if isinstance(value, list | tuple) else [value]
-                files = [file for file in files if isinstance(file, str)]
-                yield from files
-                yield from (str(Path(data.get('data_root') or '', file)) for file in files)
-            else:
-                yield from _annotations(value)
-
-
 CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': mmdet_config}
 """Folder of configs in a checkout -> function that finds them in the installed library."""
 
@@ -275,7 +255,6 @@ def installed_bases() -> Iterator[None]:
                 if in_checkout:
                     filename = installed_config(relative)
                     break
-        will_read(f'a file of the config ({Path(filename).name})', [filename])
         find_modules(imported_modules(filename), filename)
         return original.__func__(filename, *args)
 

@@ -15,9 +15,8 @@ WORK_TIMEOUT = datetime.timedelta(hours=12)
 ENVIRONMENT = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST', 'SLURM_JOB_ID'),
-    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK', 'MASTER_ADDR'),
 }
-STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun (tools/slurm_test.sh)', 'mpi': 'mpirun'}
+STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun (tools/slurm_test.sh)'}
 """Launcher -> command that starts its processes."""
 
 
@@ -108,7 +107,7 @@ class Ranks:
 def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_TIMEOUT) -> Iterator[Ranks]:
     """Join the other processes of a run; all leave the block, or all fail.
 
-    `launcher` is 'none', 'pytorch', 'slurm' or 'mpi'. Slurm ignores `timeout`.
+    `launcher` is 'none', 'pytorch' or 'slurm'. Slurm ignores `timeout`.
 
     Raises:
         UsageError: the launcher's variables are not set.
@@ -138,10 +137,7 @@ def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks
     from mmcv.runner import get_dist_info, init_dist
 
     multiprocessing.set_start_method('fork', force=True)
-    if launcher == 'mpi':
-        os.environ.setdefault('LOCAL_RANK', os.environ['OMPI_COMM_WORLD_LOCAL_RANK'])
-    else:
-        os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
     limit = dict(timeout=timeout)
     if launcher == 'slurm':
         # mmcv would let every process look for a free port of its own; and it takes no timeout

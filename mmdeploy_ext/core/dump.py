@@ -13,21 +13,17 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, shape_text
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 
 MANIFEST = 'manifest.json'
-UNSAFE = re.compile(r'[%/\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+UNSAFE = re.compile(r'^\.|[%/\\:*?"<>|]')
 """Characters that file names escape, for Linux and Windows."""
-LONGEST_NAME = 180
 
 
 def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
-    """File name of a tensor: 'NAME_1x3x256x256.bin' or 'NAME_scalar.bin', escaped and distinct.
+    """File name of a tensor: 'NAME_1x3x256x256.bin' or 'NAME_scalar.bin', '/' and the like escaped.
 
     `suffixes`: name prefix -> text after the shape, such as '_pth'.
     """
     suffix = next((end for prefix, end in (suffixes or {}).items() if name.startswith(prefix)), '')
-    safe = re.sub(f'^\\.|{UNSAFE.pattern}', lambda match: f'%{ord(match[0]):02X}', name)
-    if len(safe.encode()) > LONGEST_NAME:
-        digest = hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()
-        safe = f'{safe.encode()[: LONGEST_NAME // 2].decode(errors="ignore")}%{digest[:32]}'
+    safe = UNSAFE.sub(lambda match: f'%{ord(match[0]):02X}', name)
     return f'{safe}_{shape_text(array.shape)}{suffix}.bin'
 
 

@@ -1,7 +1,6 @@
 """Errors that a user can act on."""
 
 import contextlib
-import difflib
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
@@ -151,6 +150,8 @@ def _escaped(match: re.Match[str]) -> str:
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return '; did you mean a, b?' with up to three similar candidates, or ''."""
+    import difflib
+
     candidates = list(candidates)
     similar = difflib.get_close_matches(name, candidates, 3, 0.6)
     similar += [text for text in candidates if name and name in text and text not in similar]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import glob
 import hashlib
+import io
 import json
 import os
-import shutil
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, printable
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -23,9 +21,12 @@ if TYPE_CHECKING:
 AnyPath = str | os.PathLike[str]
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
-DATA_SUFFIXES = (*IMAGE_SUFFIXES, '.onnx', '.data', '.npz', '.npy', '.bin', '.pcd', '.pkl', '.pth')
 PROTOBUF_LIMIT = 2**31 - 1
 """Largest protobuf message, in bytes."""
+METADATA_PROPS = 14
+"""Field of ONNX's `ModelProto`."""
+WIRE_SIZES = {1: 8, 2: 0, 5: 4}
+"""Wire type of protobuf -> bytes of a value; 0: a length comes before it."""
 EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
 MAGICS = (
     (b'version https://git-lfs', 'is a pointer of Git LFS; `git lfs pull` brings the file itself'),
@@ -45,53 +46,29 @@ class RunFiles:
 
     def __init__(self) -> None:
         self._read: dict[object, str] = {}  # `_key` of a path -> its title
-        self._written: dict[object, tuple[str, AnyPath]] = {}  # `_key` of a path -> option, path
-        self._closed: list[tuple[Path, str]] = []  # folders and ONNX files that `_open` has to look into
+        self._written: dict[object, str] = {}  # `_key` of a path -> option
 
     def reads(self, title: str, paths: Iterable[AnyPath]) -> None:
-        """Register inputs, named `title` in messages: also weights of ONNX files, and files in folders."""
-        for path in map(Path, paths):
-            key = _key(path)
-            self._read.setdefault(key, title)
-            if path.is_dir() or path.suffix == '.onnx':
-                self._closed.append((path, title))
-            self._refuse(key, *self._written.get(key, ('', '')))
-        if any(isinstance(key, tuple) for key in self._written):
-            self._open()
+        """Register inputs, named `title` in messages."""
+        for path in paths:
+            self._read.setdefault(_key(path), title)
 
     def writes(self, option: str, paths: Iterable[AnyPath]) -> None:
         """Register outputs of an option."""
         for path in paths:
             if not str(path).strip():
                 raise UsageError(f"{option} '': is not a name; give that of what is written, or leave it out")
-            key = _key(path)
-            first_option, _ = self._written.setdefault(key, (option, path))
+            first_option = self._written.setdefault(_key(path), option)
             if first_option != option:
                 raise UsageError(f'{option} {path}: is what {first_option} writes, too; give another name')
             self.refuse_read(path, option)
 
     def refuse_read(self, path: AnyPath, option: str = '') -> None:
         """Raise UsageError if `path` is an input of this run; a folder passes."""
-        if not os.path.isdir(path):
-            if os.path.exists(path):
-                self._open()
-            self._refuse(_key(path), option, path)
-
-    def _refuse(self, key: object, option: str, path: AnyPath) -> None:
-        if path and key in self._read:
+        if not os.path.isdir(path) and (title := self._read.get(_key(path))):
             raise UsageError(
-                f'{option} {path}: is {self._read[key]}; it is never overwritten, give another name'.lstrip()
+                f'{option} {path}: is {title}; it is never overwritten, give another name'.lstrip()
             )
-
-    def _open(self) -> None:
-        while self._closed:
-            path, title = self._closed.pop()
-            if path.is_dir():
-                graphs = list(path.glob('*.onnx'))
-                self.reads(f'a file of {title}', graphs or filter(_is_data, path.rglob('*')))
-            else:
-                weights = [path.parent / location for location in sorted(external_locations(path))]
-                self.reads(f'the weights of {title}', weights)
 
 
 def _key(path: AnyPath) -> tuple[int, int] | str:
@@ -120,28 +97,18 @@ def _locations(message: Any) -> Iterator[str]:
                 yield from _locations(item)
 
 
-def _is_data(file: Path) -> bool:
-    return (file.suffix.lower() in DATA_SUFFIXES or file.name == 'manifest.json') and file.is_file()
-
-
 _RUN: contextvars.ContextVar[RunFiles] = contextvars.ContextVar('files of this run')
 
 
 @contextlib.contextmanager
 def watched_run() -> Iterator[RunFiles]:
-    """Protect inputs registered by `will_read` inside the block."""
+    """Yield the files of the run, which writes inside the block respect."""
     run = RunFiles()
     token = _RUN.set(run)
     try:
         yield run
     finally:
         _RUN.reset(token)
-
-
-def will_read(title: str, paths: Iterable[AnyPath]) -> None:
-    """`RunFiles.reads` of the current run; does nothing outside of `watched_run`."""
-    if (run := _RUN.get(None)) is not None:
-        run.reads(title, paths)
 
 
 def will_write(option: str, paths: Iterable[AnyPath]) -> None:
@@ -157,27 +124,6 @@ def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str,
         run.reads(title, paths)
     for option, paths in outputs.items():
         run.writes(option, paths)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # the number of none, or too large for one
-        return False
-    except PermissionError:  # a process of another user
-        pass
-    return True
-
-
-def _remove_stale(target: Path) -> None:
-    for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*.part'):
-        pid = leftover.name.rsplit('.', 2)[-2]
-        if pid.isdigit() and _is_running(int(pid)):
-            continue
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
 
 
 def _refuse_read(target: Path) -> None:
@@ -205,7 +151,6 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f'.{target.name}.{os.getpid()}.part')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
@@ -237,8 +182,8 @@ def check_onnx_size(path: AnyPath) -> None:
     """Raise ModelFileError if a file exceeds `PROTOBUF_LIMIT`."""
     if (size_bytes := os.stat(path).st_size) > PROTOBUF_LIMIT:
         raise ModelFileError(
-            f'{printable(path)}: has {size_bytes} bytes, expected an ONNX file of at most {PROTOBUF_LIMIT}, '
-            f'which is what protobuf can hold; larger models have their weights in a file beside it'
+            f'{path}: has {size_bytes} bytes, expected an ONNX file of at most {PROTOBUF_LIMIT}; larger '
+            f'models have their weights in a file beside it'
         )
 
 
@@ -263,28 +208,77 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
     """Read an ONNX file, also with a broken graph, without its external data."""
     import onnx
 
+    _check_onnx_file(path)
     try:
-        check_onnx_size(path)
-        if not os.stat(path).st_size:
-            raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')
         return onnx.load(os.fspath(path), load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelFileError(f'{path}: no such ONNX file') from error
-    except IsADirectoryError as error:
-        raise ModelFileError(f'{path}: is a folder, expected an ONNX file') from error
-    except PermissionError as error:
-        raise ModelFileError(f'{path}: may not be read; change its permissions') from error
-    except (ModelFileError, UsageError):
-        raise
+    except Exception as error:  # of protobuf
+        raise _unreadable(path, error) from error
+
+
+def _check_onnx_file(path: AnyPath) -> None:
+    if os.path.isdir(path):
+        raise ModelFileError(f'{path}: is a folder, expected an ONNX file')
+    if not os.path.isfile(path):
+        raise ModelFileError(f'{path}: no such ONNX file')
+    check_onnx_size(path)
+
+
+def _unreadable(path: AnyPath, error: Exception) -> ModelFileError:
+    if kind := described_kind(path, 'ONNX'):
+        return ModelFileError(f'{path}: is not a readable ONNX file: it {kind}')
+    return ModelFileError(
+        f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of another '
+        f'kind: {EXPORT_AGAIN}'
+    )
+
+
+def read_onnx_props(path: AnyPath) -> dict[str, str]:
+    """`metadata_props` of an ONNX file, without the package onnx and without its weights in memory."""
+    _check_onnx_file(path)
+    props = {}
+    try:
+        with open(path, 'rb') as stream:
+            size = os.fstat(stream.fileno()).st_size
+            for field, content in _fields(stream, size, wanted=METADATA_PROPS):
+                if field == METADATA_PROPS:
+                    entry = dict(_fields(io.BytesIO(content), len(content)))
+                    props[entry.get(1, b'').decode()] = entry.get(2, b'').decode()
     except OSError as error:
         raise ModelFileError(f'{path}: cannot be read ({error.strerror})') from error
-    except Exception as error:  # of protobuf, by the ending of the file's name
-        if kind := described_kind(path, 'ONNX'):
-            raise ModelFileError(f'{path}: is not a readable ONNX file: it {kind}') from error
-        raise ModelFileError(
-            f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
-            f'another kind: {EXPORT_AGAIN}'
-        ) from error
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+    return props
+
+
+def _fields(stream: BinaryIO, size: int, wanted: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of the fields of a protobuf message; those not wanted have no content."""
+    while stream.tell() < size:
+        key = _varint(stream)
+        field, kind = key >> 3, key & 7
+        if kind == 0:
+            _varint(stream)
+            continue
+        if kind not in WIRE_SIZES:
+            raise ValueError('no protobuf message')
+        length = WIRE_SIZES[kind] or _varint(stream)
+        if not 1 <= field < 100 or stream.tell() + length > size:
+            raise ValueError('no protobuf message of this kind')
+        if wanted in (0, field):
+            yield field, stream.read(length)
+        else:
+            stream.seek(length, os.SEEK_CUR)
+
+
+def _varint(stream: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = stream.read(1)
+        if not byte:
+            break
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise ValueError('a number of protobuf is cut short')
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -305,30 +299,14 @@ def check_writable(target: str | os.PathLike[str]) -> None:
     """Raise UsageError if an output cannot be written, or is an input of this run."""
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")
-    if '\0' in str(target):
-        raise UsageError(f'{str(target)!r}: has a character 0, which no name of a file has')
     target = Path(target)
     _refuse_read(target)
-    try:
-        if target.is_dir():
-            raise UsageError(f'{target}: is a folder; give the name of a file')
-        if target.exists() and not target.is_file():
-            raise UsageError(
-                f'{target}: is a device or pipe, which would be replaced; give the name of a file'
-            )
-        folder = target.parent
-        while not folder.exists():
-            folder = folder.parent
-    except OSError as error:  # a name that is too long, or a folder that may not be looked into
-        raise UsageError(f'{target}: cannot be written ({error.strerror}); give another name') from error
+    if target.is_dir():
+        raise UsageError(f'{target}: is a folder; give the name of a file')
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise UsageError(f'{target}: {folder} is a file, not a folder')
-    probe = folder / f'.{target.name}.probe.{threading.get_ident()}.{os.getpid()}.part'
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(
-            f'{target}: the folder {folder} cannot be written ({error.strerror}); '
-            f'choose another one or change its permissions'
-        ) from error
+            f'{target}: the folder {folder} cannot be written; choose another one or change its permissions'
+        )

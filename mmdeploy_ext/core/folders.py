@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import AnyPath, check_writable, write_error
 
 
@@ -77,9 +77,4 @@ def _exchange(folder: Path, new: Path, old: Path) -> None:
 def _move_rest(old: Path, folder: Path, outdated: Collection[str]) -> None:
     for path in list(old.iterdir()) if old.exists() else ():
         if path.name not in outdated and not os.path.lexists(folder / path.name):
-            try:
-                path.rename(folder / path.name)
-            except OSError as error:  # such as a mount point; nothing is deleted then
-                raise Mm2OnnxError(
-                    f'{path}: could not be moved into {folder} ({error.strerror}); move it yourself'
-                ) from error
+            path.rename(folder / path.name)

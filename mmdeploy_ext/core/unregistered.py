@@ -110,7 +110,6 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     if not missing:
         return ''
     folder = repository_of(cfg.filename or '')
-    in_folder = '' if folder == Path.cwd() else f' in {folder}'
     classes = {key: name.rpartition('.')[2] for key, name in missing.items()}  # without a scope
     files = files_of_types(folder, dict.fromkeys(classes.values()))
     checkout = next((path for path in folder.parents if (path / '.git').exists()), None)
@@ -120,28 +119,22 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     if not files:
         return ''
     keys = sorted(missing, key=lambda key: classes[key] not in files)
-    listed = _first([f'{key}={missing[key]!r}' for key in keys])
     names = [name for name in dict.fromkeys(classes.values()) if name in files]
     definitions = _first([f'{name} is in {files[name].relative_to(folder)}' for name in names])
+    listed = _first([f'{key}={missing[key]!r}' for key in keys])
+    said = f'{listed}: registered by no imported module; {definitions}'
     for package in dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names):
         if failures and package in failures:
-            return (
-                f'{listed}: registered by no imported module; {definitions}: {package} cannot be imported: '
-                f'{failures[package]}; install, or build, what it needs for {sys.executable}'
-            )
+            return f'{said}: {package} cannot be imported: {failures[package]}; install what it needs'
         imported = getattr(sys.modules.get(package), '__file__', None)
         if imported and not Path(imported).resolve().is_relative_to(folder):
-            return (
-                f'{listed}: registered by no imported module; {definitions}: its {package} is not imported, '
-                f'since the families for such models need that of {Path(imported).parent}'
-            )
+            return f'{said}: its {package} is not imported, but that of {Path(imported).parent}'
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)
     modules = dict.fromkeys([*imports, *(module_to_import(files[name], folder) for name in names)])
-    return (
-        f'{listed}: registered by no imported module; {definitions}: write custom_imports into the config, '
-        f'or run{in_folder} with {cfg_options({"custom_imports.imports": ",".join(modules)})}'
-    )
+    words = cfg_options({'custom_imports.imports': ','.join(modules)})
+    in_folder = '' if folder == Path.cwd() else f' in {folder}'
+    return f'{said}: write custom_imports into the config, or run{in_folder} with {words}'
 
 
 def _first(texts: Sequence[str]) -> str:

@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import ConfigError, root_cause
-from mmdeploy_ext.core.source_code import is_installed, is_users_file
+from mmdeploy_ext.core.source_code import is_users_file
 
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
 MACHINERY = (
@@ -112,18 +112,11 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         if not isinstance(cause, ModuleNotFoundError) or not cause.name:
             raise
         package = cause.name.partition('.')[0]
-        spec = _spec_of(package) if cause.name != package else None
-        if spec is not None:
-            folders = ', '.join(map(str, spec.submodule_search_locations or [spec.origin]))
-            version = getattr(sys.modules.get(package), '__version__', '')
-            advice = (
-                f'{package} {version} is {folders}, which has no such module: change the import to what this '
-                f'version has'
-            )
+        advice = f'a module of {key} imports it: install it for {sys.executable}'
+        if cause.name != package:
+            advice = f'the {package} that is imported has no such module; change the import'
         elif package in {str(name).partition('.')[0] for name in names}:
             advice = f'the folder that {package} is in has to be on PYTHONPATH: PYTHONPATH=FOLDER COMMAND'
-        else:
-            advice = f'a module of {key} imports it: install it for {sys.executable}'
         raise ConfigError(f'{path}: {key}={list(names)}: {cause}{users_line(cause)}; {advice}') from error
 
 
@@ -186,8 +179,6 @@ def find_modules(modules: Sequence[str], path: str) -> None:
             if (folder / place).is_dir() or (folder / f'{place}.py').is_file():
                 _take_first(module, folder, f'{path}: imports {module} of {folder}')
                 break
-        else:
-            _refuse_module_of_checkout(module, path)
 
 
 def _take_first(module: str, folder: Path, reason: str) -> None:
@@ -218,35 +209,11 @@ def _is_of(file: Path, folder: Path, package: str) -> bool:
     return file.is_relative_to((folder / package).resolve()) or file == (folder / f'{package}.py').resolve()
 
 
-def _refuse_module_of_checkout(module: str, path: str) -> None:
-    """An installed mm2onnx has no `projects/`: `CHECKOUT` is then the folder of all installed packages."""
-    is_checkout = (CHECKOUT / 'pyproject.toml').is_file()
-    if not is_checkout or CHECKOUT in user_folders(path):
-        return
-    place = CHECKOUT / Path(*module.split('.'))
-    if not place.is_dir() and not place.with_name(f'{place.name}.py').is_file():
-        return
-    package = module.partition('.')[0]
-    spec = _spec_of(package)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    if str(CHECKOUT / package) in map(str, folders):
-        raise ConfigError(
-            f'{path}: imports {module}, which is neither in {Path.cwd()} nor in a folder above the config; '
-            f'{CHECKOUT / "projects"} of mm2onnx is not meant: run the command in the root of the repository '
-            f'that has {module}'
-        )
-
-
 def import_failure(error: BaseException) -> str:
     """Message about a failed plugin import, with the user's file and line."""
     cause = error if str(error) else root_cause(error)
-    text = f'{type(cause).__name__}: {cause}'
-    if isinstance(cause, KeyError):
-        frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
-        if conflict := _registration_conflict(frames):
-            return f'{text}: {conflict}'
     users, all_places = _places(cause)
-    return text + _raised_in(cause, users or all_places)
+    return f'{type(cause).__name__}: {cause}{_raised_in(cause, users or all_places)}'
 
 
 def users_line(error: BaseException) -> str:
@@ -275,35 +242,6 @@ def _raised_in(error: BaseException, places: Sequence[tuple[CodeType, int]]) -> 
         if copied is not None and copied.name == code.co_filename and 'filename' in frame.f_locals:
             file = str(frame.f_locals['filename'])
     return f' (raised in {file}:{line})'
-
-
-def _registration_conflict(frames: Sequence[FrameType]) -> str:
-    for frame in reversed(frames):
-        registry, refused = frame.f_locals.get('self'), frame.f_locals.get('module')
-        registered = getattr(registry, 'module_dict', None)
-        if not isinstance(registered, dict) or refused is None:
-            continue
-        names = frame.f_locals.get('module_name') or getattr(refused, '__name__', '')
-        names = [names] if isinstance(names, str) else names
-        namesake = next((registered[name] for name in names if name in registered), None)
-        if namesake is None:
-            continue
-        module = str(getattr(namesake, '__module__', ''))
-        file = getattr(sys.modules.get(module), '__file__', None) or module
-        callers = (caller.f_code.co_filename for caller in reversed(frames))
-        user_file = next((f' of {caller}' for caller in callers if not _is_machinery(caller)), '')
-        advice = 'import one of them alone, in a process of its own'
-        package = module.partition('.')[0]
-        if package in FITTING_VERSIONS and is_installed(package, Path(file)):
-            advice = (
-                f'put a version of {package} that lacks it, for which the repository was written, as '
-                f'{package}/ into the folder of the command, or take another name'
-            )
-        return (
-            f'{getattr(refused, "__qualname__", refused)}{user_file} cannot have that name, which '
-            f'{getattr(namesake, "__qualname__", namesake)} of {file} has; {advice}'
-        )
-    return ''
 
 
 def _is_machinery(file: str) -> bool:

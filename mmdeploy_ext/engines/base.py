@@ -6,7 +6,6 @@ import abc
 import contextlib
 import contextvars
 import dataclasses
-import statistics
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -157,6 +156,8 @@ class Clock:
 
     def medians(self, *engines: str) -> dict[str, float]:
         """Engine -> median milliseconds if all ran, else {}; the first of several runs does not count."""
+        import statistics
+
         if not all(engine in self.seconds for engine in engines):
             return {}
         runs = {engine: self.seconds[engine][1:] or self.seconds[engine] for engine in engines}

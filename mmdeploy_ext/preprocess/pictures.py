@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError, ShapeError
-from mmdeploy_ext.core.files import IMAGE_SUFFIXES, will_read
+from mmdeploy_ext.core.files import IMAGE_SUFFIXES
 from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
@@ -316,7 +316,6 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
             images.append(path)
         else:
             raise ImageError(f'{path}: no such image or folder')
-    will_read('a picture', [file for file in images if file.is_file()])
     return images
 
 

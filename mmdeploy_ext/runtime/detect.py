@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Entries
-from mmdeploy_ext.contract.registry import program_loop, registered
+from mmdeploy_ext.contract.registry import find_registration, program_loop, registered, registration_of
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.preprocess.cam2img import (
     CAMERA,
@@ -135,7 +135,7 @@ def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict
 
 
 def check_registered(family: str) -> None:
-    if family not in registered():
+    if find_registration(family) is None:
         raise ModelFileError(
             f'family {family!r} is not registered here; there are {", ".join(sorted(registered()))}. Install '
             f'the package that the file was exported with, or export it again'
@@ -145,7 +145,7 @@ def check_registered(family: str) -> None:
 def runtime_of(family: str) -> ModuleType:
     """Runtime module of a family; ModelFileError: not registered. ConfigError: it has none."""
     check_registered(family)
-    return registered()[family].load_runtime()
+    return registration_of(family).load_runtime()
 
 
 def opener(metadata: Metadata) -> Callable[..., Any] | None:
@@ -186,7 +186,7 @@ def camera_of(metadata: Metadata) -> str:
 
 
 def has_runtime(family: str) -> bool:
-    return family in registered() and bool(registered()[family].runtime)
+    return bool(registration_of(family).runtime)
 
 
 def runner_of(family: str, form: str, inputs: Collection[str] = ()) -> str:

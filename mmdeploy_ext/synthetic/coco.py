@@ -165,4 +165,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'write one picture of no split, not a set'
     cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
     parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')
-    cli.add_debug_option(parser)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.runtime.geometry import rotation_of
@@ -320,4 +319,3 @@ def run(args: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
-    cli.add_debug_option(parser)

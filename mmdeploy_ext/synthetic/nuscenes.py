@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.synthetic import staging
@@ -172,4 +171,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, default=field.default, metavar=metavar, help=text, **value)
     parser.add_argument('--jobs', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace a generated set at --root')
-    cli.add_debug_option(parser)

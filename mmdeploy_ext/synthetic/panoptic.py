@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.compat.panoptic_quality import id2rgb
-from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.runtime.detections import bounding_box
@@ -119,4 +118,3 @@ def run(args: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--out', 'data/toy_coco')
-    cli.add_debug_option(parser)

@@ -129,7 +129,6 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config')
     cli.writes(parser.add_argument('out', type=Path))
     parser.add_argument('--seed', type=int, default=0)
-    cli.add_debug_option(parser)
 
 
 def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:

@@ -12,11 +12,11 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from pyquaternion import Quaternion
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.cli.nuscenes_infos import create_infos
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
 from mmdeploy_ext.models.datasets.track_nuscenes_dataset import NuScenes3DDetTrackDataset
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data
 
 GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/streampetr/inputs.npz'

@@ -222,7 +222,6 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser)
     add('folder FOLDER', 'folder to write; kits that are there stay', writes='')
     add('names NAME', f'of {", ".join(KITS)}', nargs='*')
-    cli.add_debug_option(parser)
     return parser
 
 

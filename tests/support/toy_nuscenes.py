@@ -17,8 +17,8 @@ def write(folder: Path, **options: Any) -> Path:
     `options` are further ones of `SetOptions`.
     """
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.cli.nuscenes_infos import create_infos
     from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+    from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
 
     root = folder / 'toy_nuscenes'
     ensure_toy_nuscenes(root, SetOptions(train_scenes=1, **options), jobs=1, quiet=True)

@@ -51,7 +51,6 @@ PARSERS = {
     'tools/demo/lidar_demo.py': 'mmdeploy_ext.cli.lidar_demo_app',
     'tools/demo/fusion_video.py': 'mmdeploy_ext.cli.video_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.cli.video_app',
-    'mmdeploy_ext.cli.dump_app compare': 'mmdeploy_ext.cli.dump_app',
     **{f'mm2onnx {name}': entry.module for name, entry in COMMANDS.items()},
 }
 

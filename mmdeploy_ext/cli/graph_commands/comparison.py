@@ -20,16 +20,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.diff.findings import Comparison
 
 COMMANDS = Commands()
-CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
-"""Options that only a comparison with a checkpoint has."""
-DEFAULT_SEED = 0
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --input, --rtol, --all and --report, and --seed, which only a comparison of two files takes."""
     add = cli.adder(parser)
     add('--input PATH', 'inputs by name: .npz, a folder of .npy, or a dump of a _pth run')
-    add('--seed SEED', 'of random inputs for two files (default: 0)', type=int)
+    add('--seed SEED', 'of random inputs for two files (default: 0)', 0)
     add(
         '--rtol RTOL',
         'an error is born where one node differs by more than this share of the largest value '
@@ -89,24 +86,14 @@ def _two_files(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.graph.diff.files import diff_files
     from mmdeploy_ext.graph.io.tensors import load_tensors
 
-    for name in CHECKPOINT_OPTIONS:
-        if getattr(args, name):
-            raise UsageError(
-                f'--{name.replace("_", "-")} goes with CONFIG CHECKPOINT m.onnx, not with two files'
-            )
-    if args.seed is not None and args.input:
-        raise UsageError(f'--seed {args.seed}: --input gives the inputs, nothing is random')
-    seed = DEFAULT_SEED if args.seed is None else args.seed
     feeds = load_tensors(args.input) if args.input else None
     try:
-        return diff_files(*args.models, feeds, seed, args.rtol)
+        return diff_files(*args.models, feeds, args.seed, args.rtol)
     except ShapeError as error:  # about the feeds
         raise UsageError(f'--input {args.input}: {error}' if args.input else str(error)) from error
 
 
 def _against_checkpoint(args: argparse.Namespace) -> Comparison:
-    if args.seed is not None:
-        raise UsageError(f'--seed {args.seed} goes with two files; PyTorch gets pictures, or --input')
     if args.input and args.images:
         raise UsageError('--input and --images: give one of them')
     cli.wait_passively()

@@ -8,7 +8,6 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.cli import export_app, test_app
-from mmdeploy_ext.cli.nuscenes_infos import create_infos
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
 from mmdeploy_ext.core.files import read_json
@@ -17,6 +16,7 @@ from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/BEVFusion/bevfusion_toy.py')

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,15 +32,7 @@ LIDAR = 'LIDAR_TOP'
 """Channel of the LiDAR, whose key frames are the moments."""
 SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
 """Version -> its splits."""
-CLASSES = (
-    'car', 'truck', 'trailer', 'bus', 'construction_vehicle',
-    'bicycle', 'motorcycle', 'pedestrian', 'traffic_cone', 'barrier',
-)  # fmt: skip
-"""Classes in mmdet3d's order, whose indices are `labels2d`."""
-ONLY_TEMPORAL = (
-    'prev', 'next', 'scene_token', 'frame_idx', 'bboxes2d', 'bboxes3d_cams', 'labels2d', 'centers2d',
-    'depths', 'bboxes_ignore', 'visibilities',
-)  # fmt: skip
+ONLY_TEMPORAL = ('prev', 'next', 'scene_token', 'frame_idx')
 """Entries that the plain mmdet3d info files do not have."""
 
 
@@ -53,20 +44,10 @@ def create_infos(
     max_sweeps: int = 10,
     quiet: bool = False,
 ) -> dict[Path, int]:
-    """Write the info files of all splits of a version, real or generated.
+    """Write the info files of all splits of a version; return path -> number of key frames.
 
-    Args:
-        root: Folder with the folder `version` of the tables, `samples/` and `maps/`; the paths in the infos
-            begin with it, or are relative to the working folder if they lie below that.
-        out_dir: Folder of the info files, which is made if it is missing; older files of these names are
-            replaced. The names do not tell the version.
-        tag: Begins their names (`info_paths`).
-        version: One of `SPLITS`.
-        max_sweeps: Largest number of LiDAR sweeps before a key frame that are listed.
-        quiet: Show no progress bar.
-
-    Returns:
-        Path of each file -> number of its key frames.
+    `root` has the folder `version` of the tables, `samples/` and `maps/`; file names begin with `tag`
+    (`info_paths`). The 2D boxes that training reads are not in them.
     """
     if max_sweeps < 0:
         raise UsageError(f'--max-sweeps: got {max_sweeps}, expected 0 or more')
@@ -99,7 +80,6 @@ def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[P
 
 
 def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> list[dict[str, Any]]:
-    """Return the entries of all key frames of a split, scene by scene, each in the order of time."""
     from nuscenes.utils.splits import create_splits_scenes
 
     scenes = present_scenes(nusc, create_splits_scenes()[split])
@@ -234,9 +214,6 @@ def sample_info(
 
     `sensor2lidar_rotation` (3, 3) and `sensor2lidar_translation` (3,) turn points of a sensor at its own time
     into the LiDAR frame of the key frame: R p + t.
-
-    `bboxes3d_cams` (n, 7) are x y z l h w in the camera frame, and the negative yaw that the devkit computes
-    of the box there, about the camera's z axis.
     """
     data = nusc.get('sample_data', sample['data'][LIDAR])
     lidar = _sensor_pose(nusc, data)
@@ -267,7 +244,7 @@ def sample_info(
         }
     if annotated:
         annotations = [nusc.get('sample_annotation', token) for token in sample['anns']]
-        info.update(_annotations_3d(nusc, annotations, lidar), **_annotations_2d(nusc, annotations, sample))
+        info.update(_annotations_3d(nusc, annotations, lidar))
     return info
 
 
@@ -320,55 +297,3 @@ def _annotations_3d(nusc: NuScenes, annotations: list[Record], lidar: SensorPose
         'num_radar_pts': num_radar_pts,
         'valid_flag': num_lidar_pts + num_radar_pts > 0,
     }
-
-
-def clip_to_canvas(
-    corners: np.ndarray, intrinsic: np.ndarray, size: tuple[int, int]
-) -> tuple[float, float, float, float] | None:
-    """Return the bounds x1 y1 x2 y2 of the part of a 3D box that lies in a picture of (W, H) px, or None.
-
-    That is the convex hull of the projected corners, given as (3, 8) m in the camera frame; corners behind
-    the camera are left out, as upstream does. `intrinsic` (3, 3) is from that frame to pixels times depth.
-    """
-    from shapely.geometry import MultiPoint, box
-
-    ahead = corners[:, corners[2] > 0]
-    if not ahead.size:
-        return None
-    points = intrinsic @ ahead
-    hull = MultiPoint((points[:2] / points[2]).T).convex_hull.intersection(box(0, 0, *size))
-    return None if hull.is_empty else hull.bounds
-
-
-def _annotations_2d(nusc: NuScenes, annotations: list[Record], sample: Record) -> dict[str, list]:
-    shapes = {'bboxes2d': (-1, 4), 'bboxes3d_cams': (-1, 7), 'centers2d': (-1, 2), 'depths': (-1,)}
-    info: dict[str, list] = {key: [] for key in (*shapes, 'labels2d', 'bboxes_ignore', 'visibilities')}
-    for camera in CAMERAS:
-        rows = list(_camera_rows(nusc, annotations, nusc.get('sample_data', sample['data'][camera])))
-        for key, shape in shapes.items():
-            info[key].append(np.array([row[key] for row in rows], np.float32).reshape(shape))
-        info['labels2d'].append(np.array([row['labels2d'] for row in rows], np.int64))
-        info['visibilities'].append([row['visibilities'] for row in rows])
-        info['bboxes_ignore'].append(np.zeros((0, 4), np.float32))
-    return info
-
-
-def _camera_rows(nusc: NuScenes, annotations: list[Record], data: Record) -> Iterator[dict[str, Any]]:
-    pose = _sensor_pose(nusc, data)
-    intrinsic, size = np.array(pose.calibration['camera_intrinsic']), (data['width'], data['height'])
-    for annotation, box in zip(annotations, _boxes(nusc, annotations, pose), strict=True):
-        name = _class_name(box.name)
-        if name is None or box.center[2] <= 0:
-            continue
-        bounds = clip_to_canvas(box.corners(), intrinsic, size)
-        if bounds is None or bounds[2] - bounds[0] < 1 or bounds[3] - bounds[1] < 1:
-            continue
-        x, y, depth = intrinsic @ box.center
-        yield {
-            'bboxes2d': bounds,
-            'labels2d': CLASSES.index(name),
-            'centers2d': (x / depth, y / depth),
-            'depths': depth,
-            'visibilities': annotation['visibility_token'],
-            'bboxes3d_cams': [*box.center, *box.wlh[[1, 2, 0]], -box.orientation.yaw_pitch_roll[0]],
-        }
