@@ -30,3 +30,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     spare = int(config.option.markexpr != 'matrix')
     return max(1, min(len(os.sched_getaffinity(0)) + spare, memory // WORKER_BYTES))
+
+
+@pytest.fixture
+def bench(tmp_path, capfd, monkeypatch):
+    """Good command lines of the tools in a folder of their own, see `refusals`."""
+    import refusals
+
+    monkeypatch.chdir(tmp_path)
+    return refusals.Bench(tmp_path, capfd)

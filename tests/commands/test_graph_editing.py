@@ -40,12 +40,6 @@ def test_files_of_other_projects_are_edited(name, tmp_path):
     assert Path(source).read_bytes() == before
 
 
-@pytest.mark.parametrize('name', FOREIGN)
-def test_files_of_other_projects_are_shown(name, capsys):
-    assert main(['show', foreign(name), '--nodes', 'Conv']) == 0
-    assert 'operators: ' in capsys.readouterr().out
-
-
 def test_a_model_over_the_limit_is_written_with_its_weights_beside_it(net, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 400)
     monkeypatch.setattr(files, 'SMALLEST_EXTERNAL', 100)
@@ -96,38 +90,3 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, net, tmp_path, capsys):
     assert error.startswith('error: ') and message in error and error.count('\n') == 1
     assert argv[1] in error
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
-
-
-def test_the_input_is_never_written_over(net, capsys):
-    with open(net, 'rb') as stream:
-        before = stream.read()
-    for argv in (['extract', net, '--tensors', 'b'], ['set-shape', net, 'images=2x3x8x8']):
-        assert main([*argv, '--output', net]) == 2
-        assert 'is the input; it is never overwritten' in capsys.readouterr().err
-    with open(net, 'rb') as stream:
-        assert stream.read() == before
-
-
-def test_weights_that_are_missing_do_not_keep_a_graph_from_being_shown(tmp_path, capsys):
-    path = tmp_path / 'x.onnx'
-    options = dict(save_as_external_data=True, location='x.data', size_threshold=0)
-    onnx.save_model(conv_net(baked=True), path, **options)
-    (tmp_path / 'x.data').unlink()
-    assert main(['show', str(path)]) == 0
-    assert 'operators: ' in capsys.readouterr().out
-
-
-def test_a_newer_opset_is_still_shown(tmp_path, capsys):
-    assert main(['show', broken(tmp_path, 'newer'), '--nodes']) == 0
-    assert 'ai.onnx 999' in capsys.readouterr().out
-
-
-def test_an_input_without_a_shape_is_refused_by_name(tmp_path, capsys):
-    model = conv_net()
-    model.graph.input[0].type.tensor_type.ClearField('shape')
-    onnx.save_model(model, tmp_path / 'x.onnx')
-    target = tmp_path / 'y.onnx'
-    assert main(['extract', str(tmp_path / 'x.onnx'), '--tensors', 'b', '--output', str(target)]) == 2
-    assert 'graph.py set-shape states those of inputs' in capsys.readouterr().err and not target.exists()
-    words = ['set-shape', str(tmp_path / 'x.onnx'), 'images=1x3x8x8', '--output', str(target)]
-    assert main(words) == 0 and target.exists()

@@ -8,10 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mmdeploy_ext.cli import graph_app
 from mmdeploy_ext.cli.check_app import main as check
 from mmdeploy_ext.cli.graph_app import main
-from mmdeploy_ext.core.errors import DataError
 from scn_files import golden_model, node_of, set_attribute
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,15 +57,6 @@ def test_a_broken_file_is_exit_status_one_and_names_the_node(unfused, tmp_path, 
     ]
 
 
-def test_long_names_of_nodes_are_printed_short(unfused, tmp_path, capsys):
-    model = onnx.load(unfused)
-    node_of(model, 'conv4').name = 'N' * 10**6
-    onnx.save_model(model, tmp_path / 'long.onnx')
-    assert check([str(tmp_path / 'long.onnx')]) == 1
-    printed = capsys.readouterr().out
-    assert 'N...' in printed and len(printed) < 20_000
-
-
 def test_strict_fails_on_warnings_and_max_voxels_on_the_bound(sparse, tmp_path):
     model = onnx.load(sparse)
     set_attribute(node_of(model, 'conv9'), 'output_bound', 150000)
@@ -110,37 +99,6 @@ def test_show_summarises_an_ordinary_file(tmp_path, capsys):
     )
 
 
-def test_show_counts_the_bodies_of_branches(tmp_path, capsys):
-    body = onnx.helper.make_graph(
-        [onnx.helper.make_node('Neg', ['x'], ['y'])],
-        'b',
-        [],
-        [onnx.helper.make_tensor_value_info('y', 1, [2])],
-    )
-    node = onnx.helper.make_node('If', ['c'], ['z'], then_branch=body, else_branch=body)
-    inputs = [onnx.helper.make_tensor_value_info('c', 9, []), onnx.helper.make_tensor_value_info('x', 1, [2])]
-    graph = onnx.helper.make_graph([node], 'g', inputs, [onnx.helper.make_tensor_value_info('z', 1, [2])])
-    onnx.save_model(onnx.helper.make_model(graph), tmp_path / 'if.onnx')
-    assert main(['show', str(tmp_path / 'if.onnx')]) == 0
-    assert 'operators: 3: Neg 2, If 1' in capsys.readouterr().out
-
-
-def test_show_works_on_broken_files(unfused, tmp_path, capsys):
-    assert main(['show', unfused]) == 0
-    assert 'SparseConvolution4[subm] -> Input 6, Output 7' in capsys.readouterr().out
-
-
-def test_a_file_with_a_weight_that_was_cut_short_can_be_looked_at(tmp_path, capsys):
-    short = onnx.TensorProto(name='w', data_type=onnx.TensorProto.FLOAT, dims=[4, 4], raw_data=bytes(20))
-    ends = [onnx.helper.make_tensor_value_info(name, 1, [2, 4]) for name in 'xy']
-    node = onnx.helper.make_node('MatMul', ['x', 'w'], ['y'], 'product')
-    graph = onnx.helper.make_graph([node], 'g', ends[:1], ends[1:], [short])
-    source = tmp_path / 'short.onnx'
-    source.write_bytes(onnx.helper.make_model(graph).SerializeToString())
-    assert main(['show', str(source)]) == 0
-    assert 'MatMul' in capsys.readouterr().out
-
-
 BAD = {
     'no command': [],
     'no file': ['show', 'none.onnx'],
@@ -177,17 +135,3 @@ def test_the_tool_runs_where_neither_torch_nor_mmcv_is(sparse):
         [sys.executable, '-c', code, sparse], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ('text', 'expected'),
-    [
-        ('madd.onnx: damaged', 'add.onnx: madd.onnx: damaged'),
-        ('add.onnx: damaged', 'add.onnx: damaged'),
-        ("cannot read 'add.onnx'", "cannot read 'add.onnx'"),
-    ],
-)
-def test_an_error_gets_the_name_of_the_file_unless_it_has_it(text, expected):
-    with pytest.raises(DataError) as caught, graph_app.naming('add.onnx'):
-        raise DataError(text)
-    assert str(caught.value) == expected

@@ -56,52 +56,9 @@ def test_files_of_another_family_of_sweeps_are_run_by_its_runtime(sweep, tmp_pat
     assert cv2.imread(str(out)).shape == (588, 560, 3)
 
 
-def test_a_sweep_that_is_not_there_is_refused_before_anything_is_exported(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert demo(toy, 'none.bin', '--onnx', '', '--out', 'picture.png') == 2
-    said = capsys.readouterr()
-    assert 'none.bin: no such file' in said.err and not said.out and not list(tmp_path.iterdir())
-
-
 def test_files_are_exported_where_none_are_given(toy, sweep, tmp_path, monkeypatch, capsys):
     """An empty --onnx, of a script's variable that is not set, names none."""
     monkeypatch.chdir(tmp_path)
     assert demo(toy, sweep, '--onnx', '', '--engine', 'onnx', '--out', 'picture.png') == 0
     assert 'exported in' in capsys.readouterr().out
     assert (tmp_path / 'work_dirs/lidar_demo/graphs/head.onnx').is_file()
-
-
-@pytest.mark.parametrize(
-    'words, expected',
-    [
-        (['--score-thr', '2'], '--score-thr 2.0'),
-        (['--threads', '-1'], '--threads -1'),
-        (['--onnx', '/nowhere'], '/nowhere: no such folder'),
-    ],
-    ids=str,
-)
-def test_wrong_options_end_with_status_2(toy, sweep, tmp_path, words, expected, capsys):
-    status = demo(toy, sweep, *words, '--out', tmp_path / 'x.png')
-    assert status in (1, 2)
-    assert expected in capsys.readouterr().err
-    assert not (tmp_path / 'x.png').exists()
-
-
-def test_a_sweep_of_another_width_is_refused(toy, tmp_path, capsys):
-    path = tmp_path / 'four.bin'
-    toy_centerpoint.sweep(5, 501)[:, :4].copy().tofile(path)
-    assert demo(toy, path, '--onnx', toy[1], '--out', tmp_path / 'x.png') != 0
-    assert 'multiple of 20' in capsys.readouterr().err
-
-
-def test_a_model_of_images_is_refused(sweep, tmp_path, capsys):
-    from toy_atss import REPO
-
-    words = [sweep, '--config', str(REPO / 'configs/demo/atss_toy.py')]
-    words += ['--checkpoint', str(REPO / 'demo/checkpoints/atss_toy.pth'), '--out', str(tmp_path / 'x.png')]
-
-    def register():
-        import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-    assert lidar_demo_app.main(words) == 2
-    assert 'takes no LiDAR sweep alone' in capsys.readouterr().err

@@ -13,7 +13,7 @@ from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
 from mmdeploy_ext.engines.tensorrt.record import read_record
 from mmdeploy_ext.proving import tensorrt as tensorrt_proof
 from toy_atss import REPO, export_toy, load_toy
-from toy_engines import package, parse, two_outputs
+from toy_engines import package, two_outputs
 
 DEMO = REPO / 'demo/atss_toy.onnx'
 SIZES = ['--shapes', 'B=1/2/4']
@@ -100,40 +100,3 @@ def test_an_engine_that_was_compared_with_its_file_is_equal_and_never_proven(
     assert tensorrt_app._verify('m.engine', 'm.onnx') == status
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == claim and 'PROVEN' not in out
-
-
-@pytest.mark.parametrize(
-    ('more', 'message'),
-    [
-        ([], 'no sizes are given for x Bx3 (B)'),
-        (['--shapes', 'y=1x3'], '--shapes y: is not an input or axis'),
-        ([*SIZES, '--keep-fp32', 'add'], '--keep-fp32 goes with --fp16'),
-        ([*SIZES, '--fp16', '--keep-fp32', 'ad'], "--keep-fp32 'ad': fits the name"),
-        ([*SIZES, '--constant', 'x'], '--constant x: the file states no default'),
-        ([*SIZES, '--output', '/dev/null'], '/dev/null: is a device'),
-        (['--check', '--verify'], '--verify: does nothing with --check'),
-        ([*SIZES, '--layers', '/proc/nowhere/x.json'], '/proc/nowhere'),
-    ],
-)
-def test_wrong_options_are_refused(net, capsys, more, message):
-    package()
-    assert message in refuses(capsys, net, '--sm', '86', *more)
-
-
-def test_wrong_files_are_refused(tmp_path, net, capsys):
-    (tmp_path / 'bad.onnx').write_bytes(b'not a model')
-    assert 'bad.onnx: is not a readable ONNX file' in refuses(capsys, tmp_path / 'bad.onnx', '--sm', '86')
-    assert 'no such ONNX file' in refuses(capsys, tmp_path / 'no.onnx', '--sm', '86')
-    assert 'no such engine' in refuses(capsys, tmp_path / 'no.engine')
-    assert '--sm: does nothing with an engine' in refuses(capsys, tmp_path / 'no.engine', '--sm', '86')
-    (tmp_path / 'alone.engine').write_bytes(b'abc')
-    assert 'its record alone.engine.json is not beside it' in refuses(capsys, tmp_path / 'alone.engine')
-
-
-def test_a_failed_build_leaves_nothing(tmp_path, capsys):
-    package()
-    model = parse('y = Reshape(x, s)', 'float[2,3] x, int64[1] s', 'float[A] y')
-    onnx.save_model(model, tmp_path / 'm.onnx')
-    assert main([str(tmp_path / 'm.onnx'), '--sm', '86']) == 1
-    assert 'cannot build it' in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ['m.onnx']

@@ -1,6 +1,5 @@
 """The runners: the detections of PyTorch from a file alone, with three packages; bad input by name."""
 
-import argparse
 import importlib.util
 import json
 import subprocess
@@ -9,12 +8,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 import torch
 
 from mmdeploy_ext.cli import run_images
-from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import mmdet_plugin  # noqa: F401  (registers the families)
@@ -170,14 +167,6 @@ def test_a_folder_gives_a_picture_per_image_each_under_its_own_name(models, imag
     assert len(lines) == 5 and lines[-1].startswith('4 images, ')
 
 
-def test_a_grayscale_image_is_converted(models, tmp_path, images):
-    gray = cv2.cvtColor(read_image(images / 'one.jpg'), cv2.COLOR_BGR2GRAY)
-    cv2.imwrite(str(tmp_path / 'gray.png'), gray)
-    picture = tmp_path / 'x.png'
-    assert tool(FULL).main([str(models['full']), str(tmp_path / 'gray.png'), '--out', str(picture)]) == 0
-    assert read_image(picture).shape[2] == 3
-
-
 def test_equal_stems_get_different_pictures(tmp_path):
     for name in ('a/x.png', 'b/x.png', 'b/x.tif'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -186,98 +175,23 @@ def test_equal_stems_get_different_pictures(tmp_path):
     assert [path.name for path in targets.values()] == ['x_det.png', 'x_det_2.png', 'x_det_3.png']
 
 
-def test_a_folder_may_have_a_dot_in_its_name_or_be_there_already(tmp_path):
-    (tmp_path / 'x.png').write_bytes(b'1')
-    (tmp_path / 'old.gif').mkdir()
-    for folder in ('run.v2', 'old.gif'):
-        targets = run_images.plan_pictures([str(tmp_path / 'x.png')], tmp_path / folder)
-        assert [*targets.values()] == [tmp_path / folder / 'x_det.png']
-
-
-def with_props(source: Path, target: Path, **values) -> Path:
-    model = onnx.load(source)
-    props = {entry.key: entry.value for entry in model.metadata_props}
-    del model.metadata_props[:]
-    changed = {PREFIX + key: json.dumps(value) for key, value in values.items()}
-    onnx.helper.set_model_props(model, {**props, **changed} if values else {'note': 'by somebody else'})
-    onnx.save(model, target)
-    return target
-
-
-@pytest.fixture(scope='module')
-def bad(models, images, tmp_path_factory) -> argparse.Namespace:
-    folder = tmp_path_factory.mktemp('bad')
-    (folder / 'corrupt.onnx').write_bytes(models['full'].read_bytes()[:5000])
-    (folder / 'empty.onnx').write_bytes(b'')
-    with_props(models['full'], folder / 'stranger.onnx')
-    (folder / 'text.jpg').write_text('no image')
-    (folder / 'empty.jpg').write_bytes(b'')
-    (folder / 'hollow').mkdir()
-    (folder / 'file').write_text('')
-    return argparse.Namespace(bad=folder, images=images, models=models['full'].parent)
-
-
 @pytest.mark.parametrize(
-    ('name', 'command', 'message'),
+    ('name', 'words', 'said'),
     [
-        (FULL, '{bad}/none.onnx {images}/one.jpg', 'none.onnx: no such ONNX file'),
-        (FULL, '{bad}/corrupt.onnx {images}/one.jpg', 'corrupt.onnx: ONNX Runtime cannot load it'),
-        (FULL, '{bad}/empty.onnx {images}/one.jpg', 'empty.onnx: '),
-        (FULL, '{images}/one.jpg {images}/one.jpg', 'one.jpg: ONNX Runtime cannot load it'),
-        (FULL, '{bad}/stranger.onnx {images}/one.jpg', 'has no mm2onnx metadata'),
-        (
-            FULL,
-            '{models}/raw.onnx {images}/one.jpg',
-            "'raw': not for tools/onnx/onnx_with_postprocess.py; use tools/onnx/onnx_no_topk_nms.py",
-        ),
-        (
-            REST,
-            '{models}/full.onnx {images}/one.jpg',
-            "'full': not for tools/onnx/onnx_no_topk_nms.py; use tools/onnx/onnx_with",
-        ),
-        (FULL, '{models}/full.onnx {images}/none.jpg', 'none.jpg: no such image'),
-        (FULL, '{models}/full.onnx {bad}/text.jpg', 'text.jpg: is not an image'),
-        (FULL, '{models}/full.onnx {bad}/empty.jpg', 'empty.jpg: is empty (0 bytes)'),
-        (FULL, '{models}/full.onnx {bad}/hollow', 'hollow: no image in this folder'),
-        (
-            FULL,
-            '{models}/full.onnx {images}/one.jpg --score-thr 3',
-            '--score-thr 3.0: expected a value in 0..1',
-        ),
-        (FULL, '{models}/full.onnx {images}/one.jpg --score-thr high', 'argument --score-thr'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --threads -1', '--threads -1: expected 1 or more'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --threads 0', '--threads 0: expected 1 or more'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --out {out}/x.gif', 'x.gif: expected a folder, or a'),
-        (FULL, '{models}/full.onnx {images} --out {out}/X.TIFF', 'X.TIFF: expected a folder'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --providers NoSuchProvider', 'provider NoSuchProvider'),
-        (
-            FULL,
-            '{models}/full.onnx {images}/one.jpg --out {images}/one.jpg',
-            'one.jpg: is a picture; it is never overwritten',
-        ),
-        (FULL, '{models}/full.onnx {images} --out {out}/x.png', 'is one file, for 4 pictures'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --out {bad}/file', 'is a file, not a folder'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --json {bad}/hollow', 'is a folder'),
-        (FULL, '{models}/full.onnx', 'the following arguments are required: images'),
+        (FULL, '{models}/raw.onnx {images}/one.jpg', 'onnx_no_topk_nms.py'),
+        (REST, '{models}/full.onnx {images}/one.jpg', 'onnx_with_postprocess.py'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --score-thr 3', '--score-thr'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --out x.gif', 'x.gif'),
+        (FULL, '{models}/full.onnx {images} --out x.png', 'x.png'),
+        (FULL, '{models}/full.onnx {images}/one.jpg --providers NoSuchProvider', 'NoSuchProvider'),
     ],
 )
-def test_bad_input_is_one_line_and_exit_status_2_and_writes_nothing(
-    name, command, message, bad, tmp_path, capsys, monkeypatch
+def test_a_wrong_word_is_one_line_and_writes_nothing(
+    name, words, said, models, images, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    argv = command.format(**vars(bad), out=tmp_path).split()
-    before = {path: path.stat().st_mtime_ns for path in [*bad.bad.rglob('*'), *bad.images.rglob('*')]}
-    try:
-        status = tool(name).main(argv)
-    except SystemExit as left:
-        status = left.code
+    argv = words.format(models=models['full'].parent, images=images).split()
+    assert tool(name).main(argv) == 2
     error = capsys.readouterr().err
-    assert status == 2 and error.startswith('error: ') and error.count('\n') == 1 and message in error
+    assert error.startswith('error: ') and error.count('\n') == 1 and said in error
     assert not list(tmp_path.iterdir())
-    assert before == {path: path.stat().st_mtime_ns for path in [*bad.bad.rglob('*'), *bad.images.rglob('*')]}
-
-
-def test_without_onnxruntime_the_message_says_what_to_install(models, images, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    assert tool(FULL).main([str(models['full']), str(images / 'one.jpg')]) == 2
-    assert 'pip install numpy opencv-python-headless onnxruntime' in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """quantize.py on the trained toy ATSS: a file that runners and the test loop take; what is refused."""
 
 import dataclasses
-import shutil
 import subprocess
 import sys
 
@@ -11,11 +10,7 @@ import pytest
 from mmdeploy_ext.cli import run_images, test_app
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import read_json, sha256_file
-from mmdeploy_ext.quantize.calibration_sets import calibration_set
-from mmdeploy_ext.quantize.dense import DenseQuantiser, layers_in_int8
-from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 DEMO = REPO / 'demo/atss_toy.onnx'
@@ -122,10 +117,6 @@ def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tm
     assert abs(metrics['float'] - metrics['int8']) < 0.03, 'twelve images; all hundred: docs/int8-images.md'
 
 
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-
 def test_a_stale_int8_file_is_not_written_over(int8, data, tmp_path, capsys):
     model = onnx.load(int8[0])
     for entry in model.metadata_props:
@@ -152,84 +143,6 @@ def test_layers_that_harm_stay_float_until_the_bar_and_the_status_says_whether_i
     assert main([*common, '--max-error', '1', '--sensitivity']) == 0
 
 
-def test_a_bar_that_holds_with_no_layer_in_int8_alone_gives_no_file(data, tmp_path, capsys):
-    common = [DEMO, '--calibrate', data / 'train2017', '--images', '2', '--rounds', '0']
-    common += ['--probe-images', '1', '--keep-float', '*bbox_head*', '*neck*', '*layer[1234]*']
-    outputs = ['--output', tmp_path / 'm.onnx', '--json', tmp_path / 'm.json']
-    status, line = refused(capsys, *common, *outputs, '--max-error', '1e-9', '--budget', '50')
-    assert status == 1 and not list(tmp_path.iterdir())
-    assert '--max-error 1e-09: is not held while any of the 1 layers is in INT8' in line
-    assert 'network/backbone/conv1 alone' in line and 'no file was written' in line
-
-
-def test_a_file_without_a_layer_in_int8_is_never_called_int8(data):
-    graph = DenseGraph(onnx.load(DEMO), DEMO)
-    names = [layer.name for layer in graph.layers[:2]]
-    with pytest.raises(ExportError, match=r'2.*INT8'):
-        layers_in_int8(graph, graph.network, names)
-    quantiser = DenseQuantiser(graph)
-    quantiser.calibrate(calibration_set(DEMO, read_metadata(str(DEMO)), data / 'train2017', None, 1))
-    assert layers_in_int8(graph, quantiser.network(names[:1]), names) == names[:1]
-
-
-def test_reports_are_not_written_over_what_is_read_or_made(data, tmp_path, capsys):
-    model, pictures = shutil.copy(DEMO, tmp_path / 'm.onnx'), data / 'train2017'
-    common = [model, '--calibrate', pictures, '--sensitivity']
-    for name in ('m.onnx', 'm.int8.onnx', 'm.onnx.data'):
-        status, line = refused(capsys, *common, '--json', tmp_path / name)
-        assert status == 2 and f'--json {tmp_path / name}: is ' in line, line
-    assert [path.name for path in tmp_path.iterdir()] == ['m.onnx']
-    assert sha256_file(model) == sha256_file(DEMO)
-
-
-def test_what_is_refused_before_anything_runs(int8, data, tmp_path, capsys):
-    images = data / 'train2017'
-    (tmp_path / 'empty').mkdir()
-    bare = tmp_path / 'bare.onnx'
-    model = onnx.load(DEMO)
-    del model.metadata_props[:]
-    onnx.save(model, bare)
-    (tmp_path / 'torn.onnx').write_bytes(DEMO.read_bytes()[:1000])
-    copy = shutil.copy(DEMO, tmp_path / 'copy.onnx')
-    picture = shutil.copy(PICTURE, tmp_path / 'picture.jpg')
-    (tmp_path / 'file').write_text('')
-    cases = {
-        'no image in this folder': [DEMO, '--calibrate', tmp_path / 'empty'],
-        'no such image or folder': [DEMO, '--calibrate', tmp_path / 'none'],
-        'has no mm2onnx metadata': [bare, '--calibrate', images],
-        'is not a readable ONNX file': [tmp_path / 'torn.onnx', '--calibrate', images],
-        'no such ONNX file': [tmp_path / 'no.onnx', '--calibrate', images],
-        'is quantised already': [int8[0], '--calibrate', images],
-        "--keep-float 'nek*': fits the name of no layer": [
-            DEMO,
-            '--calibrate',
-            images,
-            '--keep-float',
-            'nek*',
-        ],
-        'stay float: nothing to quantise': [DEMO, '--calibrate', images, '--keep-float', '*'],
-        'is a file, not a folder': [DEMO, '--calibrate', images, '--output', tmp_path / 'file/m.onnx'],
-        '--data-root x: goes with annotations': [DEMO, '--calibrate', images, '--data-root', 'x'],
-        '--images -1': [DEMO, '--calibrate', images, '--images', -1],
-        '--probe-images 0': [DEMO, '--calibrate', images, '--probe-images', 0],
-        '--max-error nan': [DEMO, '--calibrate', images, '--max-error', 'nan'],
-        '--max-error inf': [DEMO, '--calibrate', images, '--max-error', 'inf'],
-        'percentile nan': [DEMO, '--calibrate', images, '--method', 'percentile', '--percentile', 'nan'],
-        '--max-error 0.0': [DEMO, '--calibrate', images, '--max-error', 0],
-        'percentile 101': [DEMO, '--calibrate', images, '--method', 'percentile', '--percentile', 101],
-        '--percentile 99 goes with --method': [DEMO, '--calibrate', images, '--percentile', 99],
-        'is what --calibrate names': [DEMO, '--calibrate', picture, '--output', picture],
-        'copy.onnx': [copy, '--calibrate', images, '--output', copy],
-    }
-    for message, arguments in cases.items():
-        if '--output' not in arguments:
-            arguments = [*arguments, '--output', tmp_path / 'out.onnx']
-        status, line = refused(capsys, *arguments)
-        assert status == 2, line
-        assert message in line, line
-    assert not (tmp_path / 'out.onnx').exists()
-
-
 def test_it_runs_where_torch_and_mmcv_are_missing(data, tmp_path):
     code = (
         'import sys\n'
@@ -247,23 +160,3 @@ def test_it_runs_where_torch_and_mmcv_are_missing(data, tmp_path):
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert output.exists()
-
-
-def test_an_operator_that_onnx_runtime_does_not_have_is_one_line_and_no_file(tmp_path, capsys):
-    model = onnx.load(DEMO)
-    node = onnx.helper.make_node('Mystery', [model.graph.input[0].name], ['seen'], 'mystery', domain='own')
-    model.graph.node[0].input[0] = 'seen'
-    model.graph.node.insert(0, node)
-    model.opset_import.append(onnx.helper.make_opsetid('own', 1))
-    onnx.save(model, tmp_path / 'm.onnx')
-    status, line = refused(capsys, tmp_path / 'm.onnx', '--calibrate', PICTURE)
-    assert status == 1 and 'ONNX Runtime cannot run the network to measure ranges: ' in line
-    assert 'Mystery' in line and [path.name for path in tmp_path.iterdir()] == ['m.onnx']
-
-
-def test_an_unreadable_image_is_named_and_nothing_is_written(tmp_path, capsys):
-    shutil.copy(PICTURE, tmp_path / 'a.jpg')
-    (tmp_path / 'b.jpg').write_bytes(b'no picture')
-    status, line = refused(capsys, DEMO, '--calibrate', tmp_path, '--output', tmp_path / 'out.onnx')
-    assert status == 1 and 'b.jpg' in line
-    assert not list(tmp_path.glob('*out*'))

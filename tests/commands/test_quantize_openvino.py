@@ -1,7 +1,6 @@
 """quantize.py --engine openvino: NNCF's Q/DQ file of the trained toy, evaluated in OpenVINO."""
 
 import dataclasses
-import sys
 
 import numpy as np
 import onnx
@@ -9,7 +8,6 @@ import pytest
 
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -83,30 +81,3 @@ def test_both_engines_find_in_the_file_what_they_find_in_the_float_file(int8, en
     np.testing.assert_allclose(found[0][1], found[1][1], atol=2)
     np.testing.assert_allclose(found[0][2], found[1][2], atol=0.03)
     assert len(found[0][0]) == 2, 'both shapes of the picture'
-
-
-def test_a_bar_that_nncf_holds_with_no_layer_in_int8_gives_no_file(data, tmp_path, capsys):
-    pytest.importorskip('openvino', reason=HOW)
-    pytest.importorskip('nncf', reason=HOW)
-    arguments = [str(DEMO), '--calibrate', str(data / 'train2017'), '--output', str(tmp_path / 'x.onnx')]
-    arguments += ['--engine', 'openvino', '--images', '1', '--probe-images', '1', '--rounds', '0']
-    arguments += ['--keep-float', '*bbox_head*', '*neck*', '*layer[1234]*']
-    assert main([*arguments, '--max-error', '1e-9', '--budget', '50']) == 1
-    assert 'while any of the 1 layers is in INT8' in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_ranges_of_onnx_runtime_are_refused_for_nncf(data, tmp_path, capsys):
-    arguments = [str(DEMO), '--calibrate', str(data / 'train2017'), '--output', str(tmp_path / 'x.onnx')]
-    for option in (['--method', 'mse'], ['--reduce-range']):
-        assert main([*arguments, '--engine', 'openvino', *option]) == 2
-        assert 'NNCF finds its own ranges' in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_nncf_the_message_says_what_to_install(monkeypatch):
-    from mmdeploy_ext.quantize.dense_nncf import require_nncf
-
-    monkeypatch.setitem(sys.modules, 'nncf', None)
-    with pytest.raises(EngineError, match=r'NNCF'):
-        require_nncf()

@@ -1,6 +1,5 @@
 """scn_ptq.py: calibration, reuse of edited ranges, fidelity, and what is refused with one line."""
 
-import argparse
 import json
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 import toy_scn_family
-from mmdeploy_ext.cli import ranges as shared
 from mmdeploy_ext.cli.scn_ptq_app import main
 from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -77,12 +75,6 @@ def test_edited_ranges_are_used_and_the_damage_is_found(model, sweeps, ranges, t
     assert 'Keep in fp16, cosine after each: conv5' in out
 
 
-def test_given_ranges_are_rounded_too(ranges):
-    args = argparse.Namespace(calibrate=None, ranges=str(ranges), batches=0, fp16_ranges=True)
-    shared.check(args)
-    assert shared.find(args, None, '') == Ranges.load(ranges).half() != Ranges.load(ranges)
-
-
 def test_layers_can_stay_fp16(model, sweeps, ranges, tmp_path):
     path = tmp_path / 'found.json'
     options = ['--fidelity', sweeps, '--fidelity-batches', 1, '--no-advice', '--json', path]
@@ -90,36 +82,6 @@ def test_layers_can_stay_fp16(model, sweeps, ranges, tmp_path):
     found = json.loads(path.read_text())
     assert found['int8'] == found['fp16']
     assert found['fp16']['error'] < 1e-2
-
-
-def test_what_is_refused_before_the_weights_load(model, sweeps, ranges, tmp_path, capsys):
-    (tmp_path / 'empty').mkdir()
-    cases = {
-        'nothing to do': [],
-        '--calibrate makes ranges and --ranges reads them': ['--calibrate', sweeps, '--ranges', ranges],
-        'no such file or folder': ['--calibrate', tmp_path / 'none'],
-        'has no sweep': ['--calibrate', tmp_path / 'empty'],
-        'say on which sweeps': ['--ranges', ranges, '--fidelity'],
-        '--fidelity-batches: goes with --fidelity': ['--calibrate', sweeps, '--fidelity-batches', 1],
-        'percentile 101': ['--calibrate', sweeps, '--percentile', 101],
-        '--batches -1': ['--calibrate', sweeps, '--batches', -1],
-        'is a folder': ['--calibrate', sweeps, '--output', tmp_path],
-        'no such file': ['--ranges', tmp_path / 'none.json', '--fidelity', sweeps],
-    }
-    for message, arguments in cases.items():
-        status, line = refused(capsys, model[0], tmp_path / 'no.pth', *arguments)
-        assert status == 2
-        assert message in line, line
-
-
-def test_a_torn_sweep_is_named_and_nothing_is_written(model, tmp_path, capsys):
-    (tmp_path / 'sweeps').mkdir()
-    (tmp_path / 'sweeps/torn.bin').write_bytes(b'1234567')
-    output = tmp_path / 'ranges.json'
-    status, line = refused(capsys, *model, '--calibrate', tmp_path / 'sweeps', '--output', output)
-    assert status == 1
-    assert 'torn.bin: has 7 bytes' in line
-    assert not list(tmp_path.glob('*ranges*'))
 
 
 def test_ranges_of_another_network_are_refused(ranges, sweeps, tmp_path, capsys):

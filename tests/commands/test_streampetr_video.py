@@ -3,7 +3,6 @@
 import importlib.util
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,8 +11,7 @@ import torch
 
 import toy_streampetr
 import toy_streampetr_export as toy
-from mmdeploy_ext.cli import demo, video_app
-from mmdeploy_ext.core.errors import ConfigError, ImageError
+from mmdeploy_ext.cli import video_app
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,11 +115,6 @@ def test_both_engines_are_side_by_side_and_agree(place, tmp_path, capsys):
     assert sorted(path.name for path in out.parent.iterdir()) == ['scene.mp4']
 
 
-def test_pytorch_alone_draws_what_both_draw(place, tmp_path):
-    assert run(place / 'toy.py', place / 'toy.pth', '--frames', 2, '--out', tmp_path) == 0
-    assert len(pictures(tmp_path)) == 2
-
-
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -141,47 +134,3 @@ def test_bad_options_are_refused_by_name(place, tmp_path, capsys, arguments, mes
     assert run(place / 'toy.py', *arguments, '--out', tmp_path / 'out') == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob('out/*'))
-
-
-def test_a_picture_of_another_size_is_no_part_of_a_film(tmp_path):
-    with demo.open_writer(tmp_path / 'a.mp4', 4) as write:
-        write(np.zeros((32, 48, 3), np.uint8))
-        with pytest.raises(ImageError, match='64x32 does not fit the film of 48x32'):
-            write(np.zeros((32, 64, 3), np.uint8))
-        write(np.zeros((32, 48, 3), np.uint8))
-    film = cv2.VideoCapture(str(tmp_path / 'a.mp4'))
-    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 2
-
-
-@pytest.mark.parametrize('name', ['out', 'new.avi', 'new.PNG'])
-def test_a_file_in_the_place_of_the_folder_is_refused(place, tmp_path, capsys, name):
-    (tmp_path / 'out').touch()
-    assert run(place / 'toy.py', 'c.pth', '--out', tmp_path / name) == 2
-    assert 'names a file, expected a name in .mp4 or a folder' in capsys.readouterr().err
-
-
-def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):
-    """Boxes of both engines are drawn with one list of names."""
-    from mmdeploy_ext.families import files
-    from mmdeploy_ext.families import model as models
-
-    args = SimpleNamespace(
-        config='c.py',
-        checkpoint='c.pth',
-        onnx='folder',
-        cfg_options=None,
-        device='cpu',
-        threads=0,
-        providers=None,
-    )
-    model = SimpleNamespace(model=None, classes=('car', 'bus'))
-    exported = SimpleNamespace(paths=[], metadata=SimpleNamespace(classes=('bus', 'car'), options={}))
-    family = SimpleNamespace(reference=lambda model: 'torch', runner=lambda paths, options: 'onnx')
-    monkeypatch.setattr(models, 'load', lambda *args: model)
-    monkeypatch.setattr(files, 'read_files', lambda path: exported)
-    monkeypatch.setattr(video_app, 'contract_of', lambda family, options: family)
-    with pytest.raises(ConfigError, match=r'folder.*bus, car.*c\.pth.*car, bus'):
-        video_app.load_steppers(args, ['torch', 'onnx'], family)
-    exported.metadata.classes = ('car', 'bus')
-    steppers, classes = video_app.load_steppers(args, ['torch', 'onnx'], family)
-    assert steppers == dict(torch='torch', onnx='onnx') and classes == ('car', 'bus')

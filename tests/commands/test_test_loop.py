@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,10 +18,6 @@ from toy_atss import CHECKPOINT, CONFIG, REPO
 
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
 SAMPLES = 6
-
-
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -72,20 +67,6 @@ def metrics(folder, name):
     return read_json(folder / f'metrics_{name}.json')['metrics']
 
 
-def run_script(script, config, processes, *options):
-    """Run a distributed test script as a user does."""
-    environment = dict(os.environ, PYTHON=sys.executable, OMP_WAIT_POLICY='PASSIVE')
-    return subprocess.run(
-        [str(REPO / 'tools' / script), config, CHECKPOINT, str(processes), *options],
-        cwd=REPO,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 def test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run(work_dir, data, monkeypatch, capsys):
     """The model's forward raises during the ONNX evaluation: nobody measures PyTorch twice."""
     from mmdet.models import ATSS
@@ -117,34 +98,6 @@ def test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run(work_dir, d
     assert all(abs(reference[key] - candidate[key]) <= 0.0005 for key in reference)
     assert out.count('agrees') == 4, 'the four dumped samples are compared'
     assert 'atss_toy_pth.py' in out, 'it says which run the PyTorch metrics came from'
-
-
-@pytest.mark.matrix  # in the suite: of a stream (test_streaming_loop.py)
-def test_dumping_changes_no_result(pth_run, data, tmp_path):
-    assert (
-        test_app.main(
-            [
-                PTH,
-                CHECKPOINT,
-                '--out',
-                str(tmp_path / 'r.pkl'),
-                '--work-dir',
-                str(tmp_path),
-                '--cfg-options',
-                *data,
-                'backend_config.dump=None',
-            ],
-        )
-        == 0
-    )
-    with open(tmp_path / 'r.pkl', 'rb') as one, open(pth_run / 'pth.pkl', 'rb') as two:
-        first, second = pickle.load(one), pickle.load(two)
-    assert not (tmp_path / 'dump').exists()
-    assert all(
-        np.array_equal(a, b)
-        for left, right in zip(first, second, strict=True)
-        for a, b in zip(left, right, strict=True)
-    )
 
 
 def test_pth_results_equal_mmdet_own_test_loop(pth_run, data):
@@ -299,41 +252,6 @@ def test_the_scripts_run_the_engine_of_their_name(script, option, processes):
     assert words[-7:] == ['c.py', 'c.pth', option, '--launcher', launcher, '--eval', 'bbox']
 
 
-@pytest.mark.matrix
-def test_two_processes_of_the_script_give_the_metrics_of_one(work_dir, data):
-    alone = metrics(work_dir, 'pth')
-    words = ['--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
-    result = run_script('dist_test_onnx.sh', ONNX, 2, *words)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert read_json(work_dir / 'metrics_onnx.json')['processes'] == 2
-    assert metrics(work_dir, 'onnx') == alone
-
-
-@pytest.mark.matrix
-def test_a_rank_that_dies_ends_the_run_with_a_message_and_no_hang(data, tmp_path):
-    fault = tmp_path / 'dying.py'
-    fault.write_text(
-        f"_base_ = ['{PTH}']\ncustom_imports = dict(imports=['dying_rank'], allow_failed_imports=False)\n"
-    )
-    (tmp_path / 'dying_rank.py').write_text('import os\nif os.environ.get("RANK") == "1":\n    os._exit(7)\n')
-    os.environ['PYTHONPATH'] = f'{tmp_path}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
-    try:
-        result = run_script(
-            'dist_test_pth.sh',
-            str(fault),
-            2,
-            '--eval=bbox',
-            '--work-dir',
-            str(tmp_path / 'w'),
-            '--cfg-options',
-            *data,
-        )
-    finally:
-        del os.environ['PYTHONPATH']
-    assert result.returncode != 0
-    assert 'error: the distributed run' in result.stderr
-
-
 def test_metrics_that_differ_end_with_status_1(work_dir, data, capsys):
     path = work_dir / 'metrics_pth.json'
     entry = read_json(path)
@@ -342,20 +260,6 @@ def test_metrics_that_differ_end_with_status_1(work_dir, data, capsys):
     command = [ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
     assert test_app.main(command) == 1
     assert 'DIFFERS' in (out := capsys.readouterr().out) and 'NOT PROVEN' in out
-
-
-@pytest.mark.matrix
-def test_where_no_engine_detects_anything_nothing_was_compared(data, tmp_path, capsys):
-    nothing = ['--cfg-options', *data, 'model.test_cfg.score_thr=0.9999']
-    line = [CHECKPOINT, '--eval=bbox', '--work-dir', str(tmp_path), *nothing]
-    assert test_app.main([ONNX, *line]) == 0  # PyTorch's are not known
-    assert 'no metric: ' in (out := capsys.readouterr().out) and 'PyTorch metrics are not known' in out
-    assert test_app.main([PTH, *line]) == 0
-    assert 'no metric: the evaluator gave none' in capsys.readouterr().out
-    assert test_app.main([ONNX, *line]) == 1
-    out = capsys.readouterr().out
-    assert 'NOT PROVEN: nothing was compared' in out and 'use a trained checkpoint' in out
-    assert metrics(tmp_path, 'onnx') == metrics(tmp_path, 'pth') == {}
 
 
 def test_ranks_of_a_slurm_job_share_one_port(tmp_path):
@@ -424,26 +328,6 @@ def test_format_only_writes_coco_json(data, tmp_path):
     assert boxes[0].keys() >= {'image_id', 'bbox', 'score', 'category_id'}
 
 
-def test_show_dir_draws_the_detections(data, tmp_path):
-    assert (
-        test_app.main(
-            [
-                PTH,
-                CHECKPOINT,
-                '--show-dir',
-                str(tmp_path / 'pictures'),
-                '--work-dir',
-                str(tmp_path),
-                '--cfg-options',
-                *data,
-                'backend_config.dump=None',
-            ],
-        )
-        == 0
-    )
-    assert len(list((tmp_path / 'pictures').iterdir())) == SAMPLES
-
-
 @pytest.mark.parametrize('form', in_suite(['decode', 'raw'], 'raw'))
 def test_forms_without_post_processing_give_the_same_metrics(work_dir, data, form):
     assert (
@@ -462,38 +346,3 @@ def test_forms_without_post_processing_give_the_same_metrics(work_dir, data, for
         == 0
     )
     assert metrics(work_dir, 'onnx') == metrics(work_dir, 'pth')
-
-
-def test_each_process_takes_a_gpu_of_its_own_where_there_are_any(monkeypatch):
-    """The GPU path as far as a machine without one can show it: which device a rank asks for."""
-    import torch
-
-    assert test_app.resolve_device('auto') == ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    assert test_app.resolve_device('cuda:3') == 'cuda:3'
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.setenv('LOCAL_RANK', '3')
-    assert test_app.resolve_device('auto') == 'cuda:1'
-
-
-def test_the_weights_of_a_streaming_model_are_freed_before_its_files_run(monkeypatch):
-    import weakref
-    from types import SimpleNamespace
-
-    import torch
-
-    from mmdeploy_ext.cli.tested_models import FrameModel
-    from mmdeploy_ext.families import files
-    from mmdeploy_ext.proving import against_dump
-
-    exported = SimpleNamespace(paths=[], all_metadata=[], metadata=SimpleNamespace(options={}))
-    monkeypatch.setattr(files, 'read_files', lambda target: exported)
-    monkeypatch.setattr(against_dump, 'FrameDumpComparer', lambda *arguments: None)
-    tested = FrameModel.__new__(FrameModel)
-    tested.settings, tested.target = dict(type='OnnxRuntimeBackend', check_dump=False), ''
-    family = SimpleNamespace(name='streampetr', runner=lambda paths, engine: None)
-    deployment = SimpleNamespace(family=family, model=torch.nn.Linear(1, 1))
-    weights = weakref.ref(deployment.model)
-    ranks = SimpleNamespace(rank=1, size=1, gather=lambda value=None: [value])
-    with test_app.open_network(deployment, tested, ranks) as network:
-        assert network is not None and weights() is None

@@ -19,18 +19,6 @@ def test_configs_of_the_installed_mmdet_are_found():
     assert Path(path).is_file() and load_config(path).model.type == 'ATSS'
 
 
-def test_a_config_that_mmdet_does_not_have_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r'configs/atss/none\.py'):
-        mmdet_config('atss/none.py')
-
-
-def test_without_mmdet_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, 'mmdet', raising=False)
-    monkeypatch.setattr(sys, 'path', [])
-    with pytest.raises(ConfigError, match=r'`make env`'):
-        mmdet_config('atss/atss_r50_fpn_1x_coco.py')
-
-
 def test_overrides_reach_nested_keys_and_list_elements():
     webcam = {'data.test.pipeline.0.type': 'LoadImageFromWebcam'}
     cfg = load_config(TOY, {'model.test_cfg.score_thr': 0.3, **webcam})
@@ -96,12 +84,6 @@ def test_a_base_that_the_installed_mmdet3d_lacks_is_refused_by_name(tmp_path):
         load_config(path)
 
 
-def test_a_missing_base_elsewhere_stays_mmcvs_error(tmp_path):
-    (tmp_path / 'x.py').write_text("_base_ = ['./none.py']")
-    with pytest.raises(ConfigError, match=r'none\.py'):
-        load_config(str(tmp_path / 'x.py'))
-
-
 @pytest.mark.parametrize(
     'text',
     [
@@ -120,12 +102,6 @@ def test_the_test_pipeline_is_found_wherever_it_is_kept(text, tmp_path):
     (tmp_path / 'x.py').write_text(text.format(PIPELINE))
     cfg = load_config(str(tmp_path / 'x.py'))
     assert config.test_pipeline(cfg) == PIPELINE
-
-
-def test_a_config_without_a_test_pipeline_is_refused(tmp_path):
-    (tmp_path / 'x.py').write_text(f'data = dict(train=dict(pipeline={PIPELINE}))')
-    with pytest.raises(ConfigError, match=r'x\.py.*data\.test\.pipeline.*test_pipeline'):
-        config.test_pipeline(load_config(str(tmp_path / 'x.py')))
 
 
 @pytest.mark.parametrize(

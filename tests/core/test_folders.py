@@ -1,7 +1,6 @@
 """A folder is the old one or the new one, as a whole."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -69,36 +68,6 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(target, failure, raise
         write(new, NEW)
         raise failure
     assert content(target) == OLD | OTHERS and os.listdir(target.parent) == ['graphs']
-
-
-@pytest.mark.parametrize('step', [0, 1])
-def test_a_folder_that_cannot_be_renamed_stays(target, monkeypatch, step):
-    calls, rename = iter(range(9)), Path.rename
-
-    def failing(path, place):
-        if next(calls) == step:
-            raise PermissionError(13, 'Permission denied')
-        return rename(path, place)
-
-    monkeypatch.setattr(Path, 'rename', failing)
-    with pytest.raises(Mm2OnnxError, match='could not be written'):
-        replace(target, NEW)
-    assert content(target) == OLD | OTHERS and os.listdir(target.parent) == ['graphs']
-
-
-def test_what_cannot_be_moved_is_not_deleted(target, monkeypatch):
-    rename = Path.rename
-
-    def fixed(path, place):
-        if path.name == 'proof':
-            raise PermissionError(13, 'Permission denied')
-        return rename(path, place)
-
-    monkeypatch.setattr(Path, 'rename', fixed)
-    with pytest.raises(Mm2OnnxError, match=r'proof: could not be moved into .*; move it yourself'):
-        replace(target, NEW)
-    (left,) = target.parent.rglob('report.html')
-    assert left.read_text() == 'report'
 
 
 def test_a_link_to_a_folder_stays_one(target):

@@ -1,6 +1,5 @@
 """Whose code a model is: classes by file and line, and by the hashes of their files."""
 
-import dataclasses
 import importlib
 import sys
 import textwrap
@@ -106,35 +105,3 @@ def test_a_file_of_mmdet_that_was_edited_in_place_is_not_the_installed_one(tmp_p
     (root / 'head.py').write_text('x = 2\n')
     assert not is_installed('mmdet', root / 'head.py')
     assert not is_installed('mmdet', tmp_path / 'fork' / 'mmdet' / 'head.py')
-
-
-def test_a_checkout_of_mmdet_that_an_egg_link_installs_is_not_the_installed_one(tmp_path, monkeypatch):
-    for folder in ('mmdet', 'mmdet.egg-info'):
-        (tmp_path / folder).mkdir()
-    (tmp_path / 'mmdet.egg-info' / 'PKG-INFO').write_text('Metadata-Version: 2.1\nName: mmdet\nVersion: 2\n')
-    head = tmp_path / 'mmdet' / 'head.py'
-    head.write_text('x = 1\n')
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(source_code, '_installed_files', source_code._installed_files.__wrapped__)
-    assert is_installed('mmdet', head), 'a distribution without a list of its files'
-    (tmp_path / 'setup.py').touch()
-    assert not is_installed('mmdet', head)
-
-
-def test_a_dataclass_without_methods_is_in_the_file_of_its_module(monkeypatch):
-    kind = dataclasses.make_dataclass('Plain', ['x'], namespace=dict(__module__=source_code.__name__))
-    assert str(source_code.file_of(kind)) == source_code.__file__
-
-
-def test_a_class_that_a_repository_adds_to_its_copy_of_a_library_is_not_in_the_library(tmp_path, monkeypatch):
-    folder = tmp_path / 'installed' / 'mmdet' / 'heads'
-    folder.mkdir(parents=True)
-    (folder / '__init__.py').write_text('class InPackage: pass\n')
-    (folder / 'head.py').write_text('class Head: pass\n')
-    monkeypatch.setattr(source_code, '_installed_files', lambda package: (folder.parent, {}))
-    modules = dict(Head='heads.head', InPackage='heads', Added='heads.head', New='heads.new')
-    kinds = [type(name, (), dict(__module__=f'mmdet.{module}')) for name, module in modules.items()]
-    assert [source_code.is_in_library(kind) for kind in kinds] == [True, True, False, False]
-    assert not source_code.is_in_library(type('Head', (), dict(__module__='own.heads.head')))
-    monkeypatch.setattr(source_code, '_installed_files', lambda package: (None, {}))
-    assert source_code.is_in_library(kinds[3]), 'of a checkout nobody knows what was added'

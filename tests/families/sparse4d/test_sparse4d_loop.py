@@ -3,13 +3,12 @@
 import importlib.util
 import pickle
 
-import cv2
 import numpy as np
 import pytest
 
 import toy_nuscenes
 import toy_sparse4d_tracks
-from mmdeploy_ext.cli import dump_app, quantize_app, run_app, test_app
+from mmdeploy_ext.cli import quantize_app, test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 from toy_frames import SPARSE4D
@@ -75,12 +74,6 @@ def test_metrics_are_those_of_a_model_that_finds_and_equal_on_both_engines(runs)
         assert (np.isnan(value) and np.isnan(engine[name])) or abs(value - engine[name]) <= 0.0005, name
 
 
-@pytest.mark.matrix  # in the suite: tensors with values left out (test_dump.py)
-def test_a_dump_is_equal_to_itself_with_the_scores_that_kept_instances_lack(runs):
-    dump = str(runs / 'dump')
-    assert dump_app.main(['compare', dump, dump]) == 0
-
-
 @pytest.mark.matrix
 def test_tracks_have_an_amota_that_is_equal_on_both_engines(runs):
     pytest.importorskip('motmetrics', reason='optional: pip install motmetrics')
@@ -103,17 +96,6 @@ def test_track_ids_are_equal_over_whole_scenes_and_go_on_in_a_scene(runs):
     for first in (0, FRAMES):
         assert len(best[first] & best[first + FRAMES - 1]) >= 3
     assert not best[FRAMES - 1] & best[FRAMES], 'a scene that begins much later has other ids'
-
-
-@pytest.mark.matrix  # in the suite: films of StreamPETR (test_streampetr_video.py)
-def test_a_film_of_the_file_tells_tracks_by_their_ids(runs, infos, root, tmp_path):
-    model = next(runs.rglob('*.onnx')).parent
-    words = [str(model), str(infos), '--data-root', str(root), '--out', str(tmp_path / 'pictures')]
-    assert run_app.main([*words, '--json', str(tmp_path / 'tracks.json'), '--score-thr', '0.3']) == 0
-    frames = read_json(tmp_path / 'tracks.json')['frames']
-    ids = [{box['track_id'] for box in frame['detections'] if box['score'] >= 0.3} for frame in frames]
-    assert len(ids[0] & ids[FRAMES - 1]) >= 3
-    assert all(cv2.imread(frame['picture']) is not None for frame in frames)
 
 
 @pytest.mark.matrix

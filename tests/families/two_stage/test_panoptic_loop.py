@@ -15,10 +15,6 @@ CHECKPOINT = REPO / 'demo/checkpoints/panoptic_fpn_toy.pth'
 CONFIG = str(REPO / 'configs/demo/panoptic_fpn_toy.py')
 
 
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-
 def data_of(root, count):
     """Make a set of so many pictures; return the options that name it."""
     from mmdeploy_ext.synthetic.panoptic import ensure_toy_panoptic

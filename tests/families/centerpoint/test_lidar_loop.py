@@ -7,11 +7,10 @@ import pytest
 
 import toy_nuscenes
 from marking import in_suite
-from mmdeploy_ext.cli import check_app, export_app, test_app, verify_app
+from mmdeploy_ext.cli import check_app, export_app, test_app
 from mmdeploy_ext.core.dump import list_samples
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
-from verdicts import cases_of
 
 FRAMES = 4
 PRINTED = 'printed.txt'
@@ -25,10 +24,6 @@ def files(toy, folder):
 
 
 CONFIG, PTH, ONNX, CHECKPOINT = files('centerpoint_toy', 'BEVFusion')
-
-
-def register():
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -95,15 +90,6 @@ def test_the_toy_for_autoware_is_proven_through_the_nodes_loop(data, tmp_path, c
     assert check_app.check_autoware([str(tmp_path / 'graphs')]) == 0
 
 
-def test_a_dump_has_points_view_and_raw_outputs(runs):
-    samples = list_samples(runs / 'dump')
-    assert [sample.name for sample in samples] == ['000000', '000001']
-    names = {path.name for path in samples[0].glob('*.bin')}
-    assert 'bev_1x96x56x56.bin' in names
-    assert 'heatmap_5_1x2x56x56.bin' in names
-    assert any(name.startswith('points_') and name.endswith('x5.bin') for name in names)
-
-
 def test_the_onnx_run_goes_over_the_dump_first(runs):
     assert (runs / PRINTED).read_text().count('agrees (worst') == 2
 
@@ -124,54 +110,3 @@ def test_a_head_that_gives_something_else_is_found_by_the_dump(runs, data, tmp_p
     assert 'up to date' in said  # the files of the earlier run
     assert 'DIFFERS: heatmap_0' in said
     assert 'NOT PROVEN' in said
-
-
-@pytest.mark.matrix
-def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
-    graphs, report = str(tmp_path / 'graphs'), tmp_path / 'report'
-    words = [
-        CONFIG,
-        CHECKPOINT,
-        '--output-file',
-        graphs,
-        '--verify',
-        '--frames',
-        '2',
-        '--report',
-        str(report),
-    ]
-    assert export_app.main([*words, '--cfg-options', *data]) == 0
-    said = capsys.readouterr().out
-    assert 'PROVEN' in said
-    assert 'NOT PROVEN' not in said
-    assert 'tools/demo/lidar_demo.py SWEEP.bin' in said
-    content = read_json(report / 'verdict.json')
-    assert content['verdict'] == 'proven'
-    names = [case.name for case in cases_of(content)]
-    assert len(names) > 4 and any('more candidates than are compared' in name for name in names)
-    assert 'data:image/jpeg' in (report / 'report.html').read_text()
-
-
-@pytest.mark.matrix  # in the suite: test_nds_and_map_by_both_engines_are_equal
-def test_verify_compares_the_metrics_too(data, tmp_path, capsys):
-    graphs = str(tmp_path / 'graphs')
-    assert export_app.main([CONFIG, CHECKPOINT, '--output-file', graphs, '--cfg-options', *data]) == 0
-    verify = [CONFIG, CHECKPOINT, graphs, '--frames', '2', '--eval', 'bbox', '--cfg-options', *data]
-    assert verify_app.main(verify) == 0
-    assert 'NDS: PyTorch' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    'words, expected',
-    [
-        (['--contract', 'fork', '--output-file', 'x.onnx'], '--contract fork'),
-        (['--precision', 'bf16'], '--precision bf16'),
-        (['--output-file', 'x.onnx'], 'expected a folder'),
-    ],
-    ids=str,
-)
-def test_options_that_it_does_not_have_are_refused(data, tmp_path, monkeypatch, words, expected, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert export_app.main([CONFIG, CHECKPOINT, *words]) == 2
-    assert expected.lower() in capsys.readouterr().err.lower()
-    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 SAMPLES = 4
 TOYS = dict(solov2_toy={'scores', 'cate_pred'}, mask_rcnn_toy={'dets', 'scale_factor'})
 """Toy -> tensors that its instances are made of."""
@@ -29,10 +29,6 @@ def data(tmp_path_factory):
         f'data.test.img_prefix={root}/val2017/',
         'data.workers_per_gpu=0',
     ]
-
-
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module', params=in_suite(TOYS, 'mask_rcnn_toy'))

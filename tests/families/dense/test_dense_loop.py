@@ -7,9 +7,7 @@ import torch
 from rich.console import Console
 
 from mmdeploy_ext.cli import export_app, test_app
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.families.dense.family import DenseFamily
 from toy_atss import REPO
 
 TOYS = 'yolox_toy', 'retinanet_toy', 'mask_rcnn_toy', 'deformable_detr_toy'
@@ -18,10 +16,6 @@ SMALL, MASKED = ('yolox_toy', 'retinanet_toy'), ('mask_rcnn_toy',)
 LEAST = dict(deformable_detr_toy=0.3)
 """AP of those that are below 0.35."""
 CHECKPOINTS = REPO / 'demo/checkpoints'
-
-
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -69,21 +63,6 @@ def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, caps
     assert 'equal' in capsys.readouterr().out
 
 
-@pytest.mark.matrix
-def test_a_file_of_another_pad_value_is_not_proven(tmp_path, capsys):
-    config, checkpoint = (
-        str(REPO / name) for name in ('configs/demo/yolox_toy.py', CHECKPOINTS / 'yolox_toy.pth')
-    )
-    model = str(tmp_path / 'yolox.onnx')
-    pad = 'data.test.pipeline.1.transforms.2.pad_val.img=0.0,0.0,0.0'
-    argv = [config, checkpoint, '--output-file', model, '--shape', '128', '128', '--cfg-options', pad]
-    assert export_app.main(argv) == 0
-    from mmdeploy_ext.cli import verify_app
-
-    assert verify_app.main([config, checkpoint, model]) == 1
-    assert 'preprocessing' in capsys.readouterr().out
-
-
 def test_check_needs_no_checkpoint_and_says_what_is_refused(capsys, monkeypatch):
     monkeypatch.setattr('rich.console.Console', lambda **_: Console(width=150, force_terminal=False))
     config = str(REPO / 'configs/demo/yolox_toy.py')
@@ -101,12 +80,3 @@ def test_check_needs_no_checkpoint_and_says_what_is_refused(capsys, monkeypatch)
         assert words in said
     assert export_app.main([config, '--check', '--shape', '330', '320']) == 2
     assert '--shape 330 320: YOLOXPAFPN takes sizes that are multiples of 32' in capsys.readouterr().err
-
-
-def test_check_fails_if_only_the_graph_is_refused(capsys, monkeypatch):
-    def refuse(*_):
-        raise ConfigError('model.bbox_head.planted: refused')
-
-    monkeypatch.setattr(DenseFamily, 'graphs', refuse)
-    assert export_app.main([str(REPO / 'configs/demo/yolox_toy.py'), '--check']) == 2
-    assert 'model.bbox_head.planted' in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The test loop with a memory: whole scenes, both engines, real processes, on a small generated set."""
 
-import json
 import pickle
 import shutil
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 import toy_nuscenes
-from mmdeploy_ext.cli import dump_app, test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 from rank_processes import run_ranks
@@ -19,10 +18,6 @@ CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
 CHECKPOINT = str(REPO / 'demo/checkpoints/stream_petr_toy.pth')
 SCENES, FRAMES = 2, 3
-
-
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -114,14 +109,6 @@ def test_dumping_changes_no_metric(pth_run, data, tmp_path):
     assert not (tmp_path / 'plain' / 'dump').exists()
 
 
-def test_chosen_frames_and_tensors_alone_are_dumped(data, tmp_path):
-    chosen = ['backend_config.dump.frames=[1,5]', 'backend_config.dump.tensors=all_cls_scores,prev_exists']
-    assert evaluate(PTH, tmp_path, *data, *chosen, f'backend_config.dump.dir={tmp_path}/some') == 0
-    samples = list_samples(tmp_path / 'some')
-    assert [sample.name for sample in samples] == ['000001', '000005']
-    assert load_dump(samples[0])[0].keys() == {'all_cls_scores', 'prev_exists'}
-
-
 def test_the_onnx_run_agrees_with_the_dump_and_keeps_its_files(work_dir, data, capfd):
     assert evaluate(ONNX, work_dir, *data) == 0
     out = capfd.readouterr().out
@@ -139,15 +126,6 @@ def test_a_dump_that_differs_stops_the_run(work_dir, data, capfd):
     save_dump(sample, {**tensors, 'all_bbox_preds': changed}, manifest)
     assert evaluate(ONNX, work_dir, *data) == 1
     assert 'NOT PROVEN' in capfd.readouterr().out
-
-
-def test_a_dump_of_another_checkpoint_is_not_compared(work_dir, data, capfd):
-    for sample in list_samples(work_dir / 'dump'):
-        manifest = json.loads((sample / 'manifest.json').read_text())
-        manifest['checkpoint_sha256'] = '0' * 64
-        (sample / 'manifest.json').write_text(json.dumps(manifest))
-    assert evaluate(ONNX, work_dir, *data) == 0
-    assert capfd.readouterr().out.count('not compared: it was dumped from another checkpoint') == 3
 
 
 @pytest.mark.matrix
@@ -173,34 +151,6 @@ def test_two_processes_give_the_metrics_of_one(onnx_run, data, tmp_path):
         np.testing.assert_array_equal(left['pts_bbox']['scores_3d'], right['pts_bbox']['scores_3d'])
 
 
-def test_dumps_are_listed_shown_and_compared(pth_run, tmp_path, capfd):
-    dump = pth_run / 'dump'
-    assert dump_app.main(['list', str(dump)]) == 0
-    assert dump_app.main(['show', str(dump / '000000')]) == 0
-    assert 'post_mem_velo' in capfd.readouterr().out
-    assert dump_app.main(['compare', str(dump), str(dump)]) == 0
-    one, two = str(dump / '000000'), str(dump / '000001')
-    assert dump_app.main(['compare', one, two, '--json', str(tmp_path / 'rows.json')]) == 1
-    assert any(not row['passed'] for row in read_json(tmp_path / 'rows.json'))
-    assert dump_app.main(['compare', one, one, '--tensors', 'nothing']) == 2
-    assert dump_app.main(['list', str(tmp_path)]) == 2
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (['backend_config.contract=other'], "contract='other', expected one of deploy, autoware, fork"),
-        (['backend_config.fork_version=1.1'], "fork_version='1.1' goes with "),
-        (['backend_config.postprocess=raw'], "unknown keys ['postprocess']"),
-        (['backend_config.opset_version=9'], 'opset'),
-    ],
-)
-def test_settings_that_cannot_be_are_one_line(options, message, data, tmp_path, capfd):
-    assert evaluate(ONNX, tmp_path, *data, *options) == 2
-    error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith('error: ') and message in error
-
-
 @pytest.mark.matrix
 def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
     from mmdeploy_ext.cli import verify_app
@@ -212,17 +162,6 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
     assert verdict['verdict'] == 'proven'
     compared = {row.subject: abs(row.candidate - row.reference) for row in findings_of(verdict, 'metrics')}
     assert compared['pts_bbox_NuScenes/NDS'] <= 5e-4 and compared['pts_bbox_NuScenes/mAP'] <= 5e-4
-
-
-@pytest.mark.matrix
-def test_verify_takes_the_frames_of_an_info_file(onnx_run, data, tmp_path):
-    from mmdeploy_ext.cli import verify_app
-
-    folder, infos = str(onnx_run / 'stream_petr_toy_deploy'), data[0].partition('=')[2]
-    options = ['--images', infos, '--frames', '2', '--json', str(tmp_path / 'verdict.json')]
-    assert verify_app.main([CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data[1:]]) == 0
-    notes = read_json(tmp_path / 'verdict.json')['notes']
-    assert f'frames: 2 of {SCENES * FRAMES} frames of toy_nuscenes2d_temporal_infos_val.pkl' in notes
 
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():

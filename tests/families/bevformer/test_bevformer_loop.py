@@ -95,23 +95,6 @@ def test_a_folder_of_one_graph_is_quantised_on_a_drive(infos, exported, tmp_path
     assert 'NOT WITHIN INT8 BARS: teacher-forced: all_bbox_preds [velocity]' in out
 
 
-def test_one_command_trains_the_toy(infos, tmp_path):
-    import torch
-
-    from projects.toydata import bevformer
-
-    out = tmp_path / 'trained.pth'
-    with pytest.raises(SystemExit):
-        bevformer.main(['--out', str(out), '--iterations', '0'])
-    train_infos = str(infos).replace('_val.pkl', '_train.pkl')
-    assert bevformer.main(['--infos', train_infos, '--out', str(out), '--iterations', '2']) == 0
-    trained, kept = (torch.load(path, weights_only=True)['state_dict'] for path in (out, CHECKPOINT))
-    assert {key: value.shape for key, value in trained.items()} == {
-        key: value.shape for key, value in kept.items()
-    }
-    assert all(value.isfinite().all() for value in trained.values())
-
-
 def test_a_record_in_the_infos_is_taken(infos, exported, tmp_path, capsys):
     content = pickle.loads(infos.read_bytes())
     content['infos'] = [dict(content['infos'][0], can_bus=np.arange(18.0))]
@@ -123,12 +106,3 @@ def test_a_record_in_the_infos_is_taken(infos, exported, tmp_path, capsys):
         == 0
     )
     assert 'can_bus' not in capsys.readouterr().err
-
-
-@pytest.mark.matrix
-def test_a_file_in_float16_is_within_its_bars(infos, tmp_path, capfd):
-    from mmdeploy_ext.cli import export_app
-
-    words = [CONFIG, CHECKPOINT, '--output-file', str(tmp_path / 'half'), '--precision', 'fp16', '--verify']
-    assert export_app.main([*words, '--test-img', str(infos), '--frames', '3']) == 0
-    assert 'WITHIN FP16 BARS' in capfd.readouterr().out

@@ -1,23 +1,14 @@
 """pytorch2onnx.py, verify.py and dump mode on a tiny streaming model, from files to files."""
 
-import gc
-
 import onnx
 import pytest
-import torch
 
 import toy_stream_files as files
-from mmdeploy_ext.cli import export_app, test_app, verify_app
+from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump
-from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 
 GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
-
-
-def register():
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -47,29 +38,6 @@ def test_the_deploy_contract_is_exported_and_proven_on_the_data_set(folder, tmp_
     assert head.spec.tensor('pre_memory_embedding').axes == (1, 32, 32)
     assert head.classes[0] == 'car' and head.preprocess.cameras[0] == 'CAM_FRONT'
     assert len({(entry.checkpoint_sha256, entry.config_sha256) for entry in found.values()}) == 1
-
-
-@pytest.mark.matrix
-def test_other_cameras_and_sizes_and_the_last_layer_alone(folder, tmp_path, capfd):
-    """Four cameras of 64x128 px, on a drive of its own: the files say so, verify.py is told again."""
-    changes = ['num_cams=4', 'data.test.pipeline.1.data_aug_conf.final_dim=64,128', 'data.test.ann_file=none']
-    assert export(folder, tmp_path / 'four', '--layers', 'last', '--cfg-options', *changes) == 0
-    assert 'NOT PROVEN: nothing was compared' in capfd.readouterr().out
-    with StreamPetrOnnx(tmp_path / 'four') as runtime:
-        assert runtime.image_shape == (4, 3, 64, 128)
-    argv = [str(folder / 'toy_stream.py'), str(folder / 'toy.pth'), str(tmp_path / 'four'), '--frames', '4']
-    assert verify_app.main(argv) == 1
-    assert 'final_dim: the file says [64, 128], the config [32, 96]' in capfd.readouterr().out
-    argv += ['--cfg-options', *changes]
-    assert verify_app.main(argv) == 0
-    assert 'a synthetic drive of 4 frames is used' in capfd.readouterr().out
-    other = files.write_checkpoint(tmp_path / 'other.pth', drop='img_roi_head.')
-    weights = torch.load(other)
-    weights['state_dict']['pts_bbox_head.cls_branches.0.6.bias'] += 0.1
-    torch.save(weights, other)
-    assert verify_app.main([argv[0], other, *argv[2:]]) == 1
-    out = capfd.readouterr().out
-    assert 'made from this checkpoint' in out and 'NOT PROVEN: graph: pts_head_memory: ' in out
 
 
 @pytest.mark.matrix
@@ -111,50 +79,3 @@ def test_a_dump_without_memory_is_compared_without_memory(folder, tmp_path, capf
         tail = f'backend_config = dict(type="OnnxRuntimeBackend", onnx_file="{target}", memory="reset")'
         assert evaluate(folder, tmp_path, tail) == 0
         assert capfd.readouterr().out.count(': agrees') == 6
-
-
-def test_fork_version_may_come_from_the_command_line(folder, tmp_path):
-    """mmcv reads 1.1 as a number."""
-    tail = 'backend_config = dict(type="OnnxRuntimeBackend", contract="fork")'
-    options = ['--cfg-options', 'backend_config.fork_version=1.1']
-    assert evaluate(folder, tmp_path, tail, *options) == 0
-    (found,) = tmp_path.glob('*.onnx')
-    assert read_metadata(str(found)).options['fork_version'] == '1.1'
-
-
-@pytest.mark.matrix
-def test_dumping_keeps_no_tensor_of_frames_that_are_done(folder, tmp_path):
-    """Memory use must not grow with the number of frames: count what is alive after each of them."""
-    from mmdeploy_ext.core.dump import DumpWriter
-    from mmdeploy_ext.evaluate.detector import FrameDetector
-    from mmdeploy_ext.evaluate.evaluation import build_dataset
-    from mmdeploy_ext.evaluate.loop import run_dataset
-    from mmdeploy_ext.families import model as deploy
-
-    deployment = deploy.load(str(folder / 'toy_stream.py'), str(folder / 'toy.pth'))
-    family = deployment.family
-    stepper, alive = family.reference(deployment.model), []
-
-    class Counting:
-        reset = stepper.reset
-        frames = 0
-
-        def step(self, frame):
-            self.frames += 1
-            if self.frames in (
-                2,
-                4,
-            ):  # of a scene of four frames, whose memory is full size from the second on
-                gc.collect()
-                alive.append(sum(value.numel() for value in gc.get_objects() if type(value) is torch.Tensor))
-            return stepper.step(frame)
-
-    cfg = load_config(str(folder / 'toy_stream.py'))
-    cfg.data.workers_per_gpu = 0
-    network = FrameDetector(Counting(), family, DumpWriter(tmp_path, {}, 10), deployment.model)
-    results = run_dataset(network, cfg, build_dataset(cfg))
-    kept = results[0]['pts_bbox']
-    boxes = kept['boxes_3d'].tensor.numel() + kept['scores_3d'].numel() + kept['labels_3d'].numel()
-    first, second = alive
-    assert 0 < first <= second <= first + 2 * boxes + 100
-    assert len(list_samples(tmp_path)) == len(results) == 6

@@ -1,0 +1,305 @@
+"""What people get wrong is refused in one line that names it, with the exit status, and changes no file."""
+
+import json
+import os
+import pickle
+import shutil
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE, REPOSITORY
+
+LEAF = f"_base_ = ['{CONFIG}']\n"
+STEP = 'data.test.pipeline.1.transforms.2'
+ONNX_CONFIG, PTH_CONFIG = (REPOSITORY / f'configs/demo/atss_toy_{name}.py' for name in ('onnx', 'pth'))
+
+
+class RunsCode:
+    """Pickled, this is a call."""
+
+    def __reduce__(self):
+        return os.system, ('echo a checkpoint ran code',)
+
+
+def state() -> dict[str, torch.Tensor]:
+    return torch.load(CHECKPOINT)['state_dict']
+
+
+def without_head(path):
+    torch.save(
+        dict(state_dict={key: value for key, value in state().items() if 'bbox_head' not in key}), path
+    )
+
+
+def two_networks(path):
+    torch.save({f'{name}.{key}': torch.ones(1) for name in ('teacher', 'student') for key in state()}, path)
+
+
+CHECKPOINTS = {
+    'missing': (lambda path: None, []),
+    'a folder': (lambda path: path.mkdir(), []),
+    'truncated': (lambda path: path.write_bytes(CHECKPOINT.read_bytes()[:100_000]), []),
+    'a picture': (lambda path: shutil.copy(PICTURE, path), ['JPEG']),
+    'a pointer of Git LFS': (
+        lambda path: path.write_text('version https://git-lfs.github.com/'),
+        ['git lfs'],
+    ),
+    'no weights': (lambda path: torch.save(dict(epoch=3), path), ['epoch']),
+    'code': (lambda path: path.write_bytes(pickle.dumps(RunsCode(), protocol=2)), ['posix.system']),
+    'another architecture': (without_head, ['missing keys 23', 'bbox_head.cls_convs.0.conv.weight']),
+    'teacher and student': (two_networks, ['teacher', 'student']),
+}
+
+
+@pytest.mark.parametrize('case', CHECKPOINTS)
+def test_a_wrong_checkpoint(case, bench):
+    make, words = CHECKPOINTS[case]
+    path = bench.folder / 'weights.pth'
+    make(path)
+    bench.refuses('export', 'weights.pth', *words, checkpoint=path)
+
+
+def test_a_checkpoint_of_other_classes_names_the_layer_and_both_shapes(bench):
+    more = '--cfg-options model.bbox_head.num_classes=7'
+    bench.refuses('export', 'bbox_head.atss_cls.weight', '(6, 64, 3, 3)', '(7, 64, 3, 3)', more=more)
+
+
+def test_a_training_checkpoint_with_numpy_values_in_meta_exports(bench):
+    content = torch.load(CHECKPOINT)
+    content['meta'].update(best=np.float64(0.5), epoch=np.int64(3), names=np.array(['a', 'b']))
+    content['optimizer'] = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).state_dict()
+    torch.save(content, bench.folder / 'epoch_3.pth')
+    more = '--shape 128 --skip-postprocess'
+    status, _, err = bench.call('export', checkpoint=bench.folder / 'epoch_3.pth', more=more)
+    assert (status, err) == (0, '')
+    onnx.checker.check_model(onnx.load(bench.out / 'm.onnx'))
+
+
+CONFIGS = {
+    'missing': (None, []),
+    'syntax error': ('model = dict(type=\n', ['line 1']),
+    'undefined name': ('model = dict(type=ATSS)\n', ['NameError', 'bad.py:1']),
+    'missing base': ("_base_ = ['./no_such_base.py']\n", ['no_such_base.py']),
+    'of mmdet 3': ('model = dict(data_preprocessor=dict())\n', ['mmdet3 ']),
+    'a base of mmdet 3': ("_base_ = 'mmdet::retinanet/x.py'\n", ['mmdet3 ']),
+    'missing plugin': (LEAF + "custom_imports = dict(imports=['no_such_plugin'])\n", ['no_such_plugin']),
+    'unknown backbone': (LEAF + "model = dict(backbone=dict(type='NoSuchNet'))\n", ['NoSuchNet']),
+    'unknown argument': (LEAF + 'model = dict(backbone=dict(dept=18))\n', ['dept']),
+    'mistyped head': (LEAF + "model = dict(bbox_head=dict(type='ATSSHaed'))\n", ['bbox_head', 'ATSSHead']),
+    'head of another family': (
+        LEAF + "model = dict(bbox_head=dict(type='DETRHead'))\n",
+        ['DETRHead', 'query'],
+    ),
+    'no model': ('img_norm_cfg = dict(mean=[0], std=[1])\n', ['model']),
+    'no test pipeline': (LEAF + 'data = dict(_delete_=True)\ntest_pipeline = []\n', ['data.test.pipeline']),
+    'unknown step': (
+        LEAF + "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='Rot90')]))\n",
+        ['Rot90'],
+    ),
+}
+
+
+@pytest.mark.parametrize('case', CONFIGS)
+def test_a_wrong_config(case, bench):
+    content, words = CONFIGS[case]
+    path = bench.folder / 'bad.py'
+    if content is not None:
+        path.write_text(content)
+    bench.refuses('export', 'bad.py', *words, config=path)
+
+
+@pytest.mark.parametrize(
+    ('option', 'word'),
+    [
+        ('model.test_cfg', 'model.test_cfg'),
+        ('model.neck.no_such=1', 'no_such'),
+        (f'{STEP}.mean=1,2', 'mean'),
+        (f'{STEP}.std=0,1,1', 'std'),
+        ('data.test.pipeline.1.img_scale=[64]', 'img_scale'),
+    ],
+)
+def test_a_wrong_override(option, word, bench):
+    bench.refuses('export', word, more=f'--cfg-options {option}')
+
+
+@pytest.mark.parametrize(
+    ('option', 'words'),
+    [
+        ('--shape 0', ['--shape 0']),
+        ('--shape 127 640', ['--shape 127 640', '128']),
+        ('--opset-version 21', ['--opset-version 21', '11 to 20']),
+        ('--opset-version 17 --exporter dynamo', ['--opset-version 17', '18 to 20']),
+        ('--postprocess half', ['--postprocess', 'full', 'decode', 'raw']),
+        ('--postprocess full --skip-postprocess', ['--skip-postprocess']),
+        ('--score-form product', ['--score-form product', '--postprocess decode']),
+        ('--max-candidates 0', ['--max-candidates 0']),
+        ('--std 1 0 1', ['--std']),
+        ('--json v.json', ['--json', '--verify']),
+        ('--device tpu', ['--device tpu', 'cpu']),
+        ('--verify --providers NoSuchProvider', ['NoSuchProvider', 'CPUExecutionProvider']),
+        ('--no-such-option', ['--no-such-option']),
+        ('--verfiy', ['--verfiy', '--verify']),
+        ('--layout fork', ['--layout fork', 'dense']),
+        ('--contract deploy', ['--contract', 'dense']),
+    ],
+)
+def test_a_wrong_option(option, words, bench):
+    bench.refuses('export', *words, more=option)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is there')
+def test_a_gpu_that_is_not_there(bench):
+    bench.refuses('export', '--device cuda', 'cpu', more='--device cuda')
+    bench.refuses('export', 'GPU', more='--verify --engine tensorrt')
+
+
+def test_a_wrong_picture(bench):
+    path = bench.folder / 'picture.png'
+    bench.refuses('export', 'picture.png', more=f'--input-img {path}')
+    path.write_text('not a picture')
+    bench.refuses('export', 'picture.png', more=f'--verify --test-img {path}')
+    bench.refuses('run', 'picture.png', image=path)
+
+
+def changed(target, **props):
+    """Write the demo's file with other `metadata_props`; no props, no metadata."""
+    model = onnx.load(MODEL)
+    kept = {entry.key: entry.value for entry in model.metadata_props} if props else {}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {**kept, **{f'mm2onnx.{key}': text for key, text in props.items()}})
+    onnx.save(model, target)
+
+
+def weights_lost(path):
+    onnx.save(onnx.load(MODEL), path, save_as_external_data=True, location='lost.data', size_threshold=64)
+    path.with_name('lost.data').unlink()
+
+
+FILES = {
+    'missing': (lambda path: None, []),
+    'empty': (lambda path: path.touch(), []),
+    'a checkpoint': (lambda path: shutil.copy(CHECKPOINT, path), ['ZIP']),
+    'truncated': (lambda path: path.write_bytes(MODEL.read_bytes()[:9000]), []),
+    'without metadata': (changed, ['mm2onnx metadata']),
+    'damaged metadata': (lambda path: changed(path, spec='{"name": "dense'), ['export it again']),
+    'weights not there': (weights_lost, ['lost.data']),
+    'of another family': (lambda path: changed(path, family='"solo"'), ['export it again']),
+}
+
+
+@pytest.mark.parametrize('case', FILES)
+def test_a_wrong_file(case, bench):
+    make, words = FILES[case]
+    path = bench.folder / 'bad.onnx'
+    make(path)
+    bench.refuses('verify', 'bad.onnx', *words, onnx=path)
+    bench.refuses('run', 'bad.onnx', *(words if case != 'weights not there' else []), onnx=path)
+
+
+def test_a_file_that_the_engine_does_not_load_is_not_proven(bench):
+    model = onnx.load(MODEL)
+    model.graph.node[0].op_type = 'NoSuchOperator'
+    path = bench.folder / 'bad.onnx'
+    onnx.save(model, path)
+    bench.refuses('run', 'bad.onnx', 'NoSuchOperator', onnx=path)
+    status, out, _ = bench.call('verify', onnx=path)
+    (line,) = [line for line in out.splitlines() if line.startswith('NOT PROVEN')]
+    assert status == 1 and 'bad.onnx' in line and 'NoSuchOperator' in line
+
+
+def test_an_output_that_cannot_be_written(bench):
+    bench.refuses('export', str(bench.out), output=bench.out)
+    bench.refuses('export', 'm.onnx/x.onnx', output=bench.out / 'm.onnx/x.onnx')
+    bench.refuses('verify', 'm.onnx/report', more=f'--report {bench.out}/m.onnx/report')
+    bench.refuses('run', 'm.onnx/found.json', more=f'--json {bench.out}/m.onnx/found.json')
+
+
+@pytest.mark.parametrize(
+    ('tool', 'options', 'victim'),
+    [
+        ('export', dict(output='k.pth', checkpoint='k.pth'), 'k.pth'),
+        ('export', dict(output='link.pth', checkpoint='k.pth'), 'link.pth'),
+        ('export', dict(more='--verify --json k.pth', checkpoint='k.pth'), 'k.pth'),
+        ('verify', dict(onnx='m.onnx', more='--json m.onnx'), 'm.onnx'),
+        ('run', dict(image='a.jpg', out='a.jpg'), 'a.jpg'),
+        ('run', dict(onnx='m.onnx', more='--json m.onnx'), 'm.onnx'),
+    ],
+)
+def test_an_output_that_is_an_input(tool, options, victim, bench):
+    for source, name in ((CHECKPOINT, 'k.pth'), (MODEL, 'm.onnx'), (PICTURE, 'a.jpg')):
+        shutil.copy(source, bench.folder / name)
+    (bench.folder / 'link.pth').symlink_to('k.pth')
+    bench.refuses(tool, victim, 'never overwritten', **options)
+
+
+def test_two_outputs_of_one_run_are_two_files(bench):
+    bench.refuses('export', '--json', '--output-file', output='x', more='--verify --json x')
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'status', 'words'),
+    [
+        (lambda folder: (folder / 'instances.json').unlink(), 2, ['data.test.ann_file']),
+        (lambda folder: (folder / 'instances.json').write_text('{"shapes": []}'), 2, ['instances.json']),
+        (lambda folder: (folder / '1.png').unlink(), 1, ['1.png']),
+    ],
+)
+def test_a_data_set_that_is_not_there(spoil, status, words, bench):
+    bench.data()
+    spoil(bench.folder / 'data')
+    bench.refuses('test', *words, status=status)
+
+
+def test_a_set_without_objects_is_evaluated_and_a_metric_that_it_has_not_is_refused(bench):
+    bench.data(annotations=[])
+    bench.refuses('test', 'mota', more='--eval mota')
+    status, _, err = bench.call('test')
+    assert (status, err) == (0, '')
+    assert json.loads((bench.out / 'metrics_pth.json').read_text())['samples'] == 1
+
+
+@pytest.mark.parametrize(
+    ('option', 'words'),
+    [
+        ('type=NoSuchBackend', ['type', 'OnnxRuntimeBackend']),
+        ('thread=2', ['thread', 'threads']),
+        ('postprocess=half', ['postprocess', 'full']),
+        ('shape=0', ['shape 0']),
+        ('dump.sample=2', ['sample', 'samples']),
+    ],
+)
+def test_a_wrong_key_of_backend_config(option, words, bench):
+    bench.data()
+    config = PTH_CONFIG if option.startswith('dump') else ONNX_CONFIG
+    bench.refuses('test', *words, config=config, more=f'backend_config.{option}')
+
+
+def test_the_test_loop_does_not_overwrite_a_file_that_is_none_of_ours(bench):
+    bench.data()
+    path = bench.folder / 'bad.onnx'
+    changed(path)
+    more = f'backend_config.onnx_file={path}'
+    bench.refuses('test', 'bad.onnx', status=1, config=ONNX_CONFIG, more=more)
+
+
+def test_a_bad_picture_of_a_folder_is_reported_and_the_others_are_done(bench):
+    folder = bench.folder / 'in'
+    folder.mkdir()
+    shutil.copy(PICTURE, folder / 'a.jpg')
+    (folder / 'b.jpg').write_bytes(PICTURE.read_bytes()[:2000])
+    shutil.copy(PICTURE, folder / 'c.jpg')
+    status, out, err = bench.call('run', image=folder, more='--json found.json')
+    assert status == 1 and out.count('detections, ') == 3 and 'b.jpg' in err
+    images = json.loads((bench.folder / 'found.json').read_text())['images']
+    assert ['error' in image for image in images] == [False, True, False]
+    assert bench.call('run', image=folder, more='--fail-fast')[0] == 2
+
+
+def test_a_grey_picture_is_run(bench):
+    path = bench.folder / 'grey.png'
+    cv2.imwrite(str(path), cv2.imread(str(PICTURE), cv2.IMREAD_GRAYSCALE))
+    assert bench.call('run', image=path)[0] == 0

@@ -1,0 +1,84 @@
+"""One-stage detectors that do not export are refused by the part; a user's own head is named, not refused."""
+
+import sys
+
+import pytest
+
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proving.open_points import untraced_methods
+from refusals import REPOSITORY
+
+RETINA, YOLOX = (f"_base_ = ['{REPOSITORY}/configs/demo/{name}_toy.py']\n" for name in ('retinanet', 'yolox'))
+CENTERNET = f"_base_ = ['{mmdet_config('centernet/centernet_resnet18_140e_coco.py')}']\n"
+NMS = dict(type='nms', iou_threshold=0.5)
+HEADS_OF_A_USER = """
+from mmdet.models.builder import HEADS
+from mmdet.models.dense_heads import CenterNetHead, RetinaHead, YOLOXHead
+
+@HEADS.register_module(force=True)
+class RetinaOfAUser(RetinaHead):
+    def get_bboxes(self, *args, **kwargs):
+        return super().get_bboxes(*args, **kwargs)
+
+@HEADS.register_module(force=True)
+class YoloxOfAUser(YOLOXHead):
+    def _bboxes_nms(self, *args, **kwargs):
+        return super()._bboxes_nms(*args, **kwargs)
+
+@HEADS.register_module(force=True)
+class CentersOfAUser(CenterNetHead):
+    def decode_heatmap(self, *args, **kwargs):
+        return super().decode_heatmap(*args, **kwargs)
+"""
+
+
+def head(text):
+    return f'model = dict(bbox_head=dict({text}))\n'
+
+
+def settings(**values):
+    return f'model = dict(test_cfg=dict(_delete_=True, **{values}))\n'
+
+
+@pytest.mark.parametrize(
+    ('content', 'options', 'words'),
+    [
+        (RETINA + head("_delete_=True, type='CornerHead', in_channels=64, num_classes=6"), {}, 'CornerHead'),
+        (RETINA + "model = dict(test_cfg=dict(nms=dict(type='soft_nms')))\n", {}, 'soft_nms'),
+        (YOLOX, dict(height=100, width=96), 'YOLOXPAFPN.*32'),
+        (RETINA, dict(height=64, width=64), '128'),
+        (RETINA + settings(nms=NMS, max_per_img=100), {}, 'score_thr'),
+        (RETINA + settings(score_thr=0.05, max_per_img=100), {}, 'nms'),
+        (CENTERNET + settings(local_maximum_kernel=4, topk=100), {}, 'local_maximum_kernel=4'),
+    ],
+)
+def test_what_is_not_exported_is_refused_by_its_name(content, options, words, tmp_path):
+    (tmp_path / 'bad.py').write_text(content)
+    cfg = load_config(str(tmp_path / 'bad.py'))
+    with pytest.raises(UsageError, match=words):
+        family = find_family(cfg)
+        chosen = family.choose(**{'opset': 17, 'height': 128, 'width': 160, **options})
+        family.check(cfg, chosen)
+        family.spec(family.build(cfg), chosen)
+
+
+@pytest.mark.parametrize(
+    ('text', 'method'),
+    [
+        (RETINA + head("type='RetinaOfAUser'"), 'RetinaOfAUser.get_bboxes'),
+        (YOLOX + head("type='YoloxOfAUser'"), 'YoloxOfAUser._bboxes_nms'),
+        (CENTERNET + head("type='CentersOfAUser'"), 'CentersOfAUser.decode_heatmap'),
+    ],
+)
+def test_a_method_of_the_users_own_head_is_named_and_not_refused(text, method, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'heads_of_a_user', raising=False)
+    (tmp_path / 'heads_of_a_user.py').write_text(HEADS_OF_A_USER)
+    (tmp_path / 'a.py').write_text(f"{text}custom_imports = dict(imports=['heads_of_a_user'])\n")
+    cfg = load_config(str(tmp_path / 'a.py'))
+    family = find_family(cfg)
+    family.check(cfg, family.choose(opset=17, height=128, width=160))
+    found = untraced_methods(family, family.build(cfg), cfg)
+    assert method in [entry.subject.partition(' ')[0] for entry in found]

@@ -1,0 +1,130 @@
+"""What is wrong for StreamPETR alone: options, checkpoints, data sets, `backend_config`."""
+
+import pytest
+import torch
+
+import toy_stream_files as files
+from mmdeploy_ext.cli import export_app, test_app, verify_app
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.proving.inputs.samples import proof_samples
+from refusals import snapshot
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    return files.write_checkpoint(tmp_path_factory.mktemp('weights') / 'toy.pth')
+
+
+@pytest.fixture
+def config(tmp_path):
+    return files.write_config(tmp_path)
+
+
+def refused(capfd, app, *argv, status=2):
+    """Run a tool and return its one `error:` line."""
+    capfd.readouterr()
+    try:
+        found = app.main(list(map(str, argv)))
+    except SystemExit as left:
+        found = left.code
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert found == status and line.startswith('error: '), line
+    return line
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ('--contract tensorrt', ['--contract', 'deploy', 'fork']),
+        ('--fork-version 1.1', ['--fork-version 1.1', '--contract fork']),
+        ('--fp16-io', ['--fp16-io', '--precision fp16']),
+        ('--frames 8', ['--frames 8', '--verify']),
+        ('--output-file {out}/one.onnx', ['--output-file', 'folder']),
+        ('--output-file {out}/notes.txt', ['notes.txt']),
+        ('--output-file .', ['working folder']),
+        ('--shape 256 704', ['--shape 256 704', 'streampetr']),
+        ('--mean 1 2 3', ['--mean', 'streampetr']),
+        ('--cfg-options num_cams=0', ['num_cams=0']),
+        ('--cfg-options model.type=RepDetr3D', ['model.type']),
+        ('--cfg-options model.pts_bbox_head.num_propagated=99', ['num_propagated=99', 'memory_len=24']),
+    ],
+)
+def test_a_wrong_option_is_refused_before_the_weights_load(options, words, config, tmp_path, capfd):
+    out, weights = tmp_path / 'out', tmp_path / 'weights.pth'
+    out.mkdir()
+    (out / 'notes.txt').write_text('keep me')
+    weights.write_bytes(b'never read')
+    before = snapshot(tmp_path)
+    argv = options.format(out=out).split()
+    if '--output-file' not in argv:
+        argv = ['--output-file', out / 'x', *argv]
+    line = refused(capfd, export_app, config, weights, *argv)
+    assert all(word in line for word in words), line
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'key'),
+    [
+        (dict(drop='pts_bbox_head.memory_embed.'), 'pts_bbox_head.memory_embed.0.weight'),
+        (dict(stranger=torch.ones(1)), 'stranger'),
+    ],
+)
+def test_a_checkpoint_of_another_model(spoil, key, config, tmp_path, capfd):
+    weights = files.write_checkpoint(tmp_path / 'bad.pth', **spoil)
+    line = refused(capfd, export_app, config, weights, '--output-file', tmp_path / 'x')
+    assert 'bad.pth' in line and key in line and not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize('prefix', ['img_roi_head.', 'pts_bbox_head.code_weights'])
+def test_keys_of_the_training_alone_may_be_missing(prefix, config, tmp_path):
+    weights = files.write_checkpoint(tmp_path / 'stripped.pth', drop=prefix)
+    assert deploy.load(config, weights).family.name == 'streampetr'
+
+
+def test_without_a_data_set_a_proof_takes_a_synthetic_drive(tmp_path, checkpoint):
+    deployment = deploy.load(files.write_config(tmp_path, tail='del data["test"]'), checkpoint)
+    frames, title = proof_samples(deployment, 3)
+    assert len(frames) == 3 and title == 'synthetic drive'
+
+
+def test_verify_refuses_what_it_cannot_prove(config, tmp_path, checkpoint, capfd):
+    (tmp_path / 'empty').mkdir()
+    assert 'empty' in refused(capfd, verify_app, config, checkpoint, tmp_path / 'empty')
+    assert 'none.onnx' in refused(capfd, verify_app, config, checkpoint, tmp_path / 'none.onnx')
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'status', 'words'),
+    [
+        (lambda infos: infos[2]['cams']['CAM_BACK'].pop('cam_intrinsic'), 1, 'a2, CAM_BACK: has no cam_intr'),
+        (lambda infos: infos[0].pop('scene_token'), 2, 'scene_token'),
+        (lambda infos: infos[2]['cams']['CAM_BACK'].update(data_path='gone.png'), 1, 'gone.png'),
+    ],
+)
+def test_a_data_set_that_does_not_fit(spoil, status, words, config, tmp_path, checkpoint, capfd):
+    files.write_set(tmp_path, spoil)
+    argv = ['--out', tmp_path / 'results.pkl', '--work-dir', tmp_path / 'work']
+    assert words in refused(capfd, test_app, config, checkpoint, *argv, status=status)
+    assert not (tmp_path / 'results.pkl').exists()
+
+
+@pytest.mark.parametrize(
+    ('setting', 'words'),
+    [
+        ('dump.samples=4', ['samples', 'frames']),
+        ('dump.tensors=img,imq', ['imq']),
+        ('memory=never', ['memory', 'reset']),
+        ('contract=trt', ['contract', 'deploy']),
+        ('onnx_file=x.onnx', ['onnx_file=x.onnx', 'folder']),
+    ],
+)
+def test_a_wrong_key_of_backend_config(setting, words, tmp_path, capfd):
+    engine = 'TorchBackend' if setting.startswith('dump') else 'OnnxRuntimeBackend'
+    dump = ', dump=dict()' if setting.startswith('dump') else ''
+    config = files.write_config(tmp_path, tail=f'backend_config = dict(type="{engine}"{dump})')
+    files.write_set(tmp_path)
+    (tmp_path / 'weights.pth').write_bytes(b'never read')
+    argv = ['--out', tmp_path / 'results.pkl', '--work-dir', tmp_path / 'work', '--cfg-options']
+    line = refused(capfd, test_app, config, tmp_path / 'weights.pth', *argv, f'backend_config.{setting}')
+    assert all(word in line for word in words), line
