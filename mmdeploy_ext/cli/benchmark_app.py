@@ -16,7 +16,6 @@ from mmdeploy_ext.families.base import BACKBONE, Family, find_family
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from mmdeploy_ext.benchmark.base import Benchmark
 
@@ -171,5 +170,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

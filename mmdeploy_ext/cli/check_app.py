@@ -138,8 +138,7 @@ def _print_violations(violations: Sequence[Violation], console: Console) -> None
     console.print(table)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)
 
 
 def check_autoware(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 from mmdeploy_ext import compat
@@ -101,5 +100,4 @@ def run(args: argparse.Namespace) -> int:
     return KINDS[args.kind][0](args)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

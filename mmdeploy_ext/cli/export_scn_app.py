@@ -187,5 +187,4 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError(f'{args.node_list}: no such file')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from mmdeploy_ext.cli.graph_commands import comparison, editing, folders, inspection, reduction, rewriting
 from mmdeploy_ext.core import cli
@@ -43,5 +43,4 @@ def naming(file: str | None) -> Iterator[None]:
         raise
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

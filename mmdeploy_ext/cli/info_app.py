@@ -164,5 +164,4 @@ def plain_text(facts: Mapping[str, Any]) -> str:
     return ', '.join(texts)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

@@ -1,7 +1,6 @@
 """Make the info files of a data set; see --help."""
 
 import argparse
-from collections.abc import Sequence
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
@@ -43,5 +42,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

@@ -12,7 +12,6 @@ from mmdeploy_ext.kit.local_run import ENGINES, run_kit
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from mmdeploy_ext.tasks.results import SequenceRow
 
@@ -85,5 +84,4 @@ def print_drift(row: SequenceRow) -> None:
         print(f'       {name}: {drift}, {matched}{reset}')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser, argv)
+main = cli.program(run, build_parser)

@@ -167,5 +167,4 @@ def show(
     return 0 if equal else 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

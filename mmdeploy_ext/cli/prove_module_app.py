@@ -10,7 +10,6 @@ from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,5 +64,4 @@ def run(args: argparse.Namespace) -> int:
     return 0 if verdict.proven else 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser, argv)
+main = cli.program(run, build_parser)

@@ -20,7 +20,7 @@ from mmdeploy_ext.runtime.exported import Runtime, model_files
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.infos import RigFrame
@@ -245,5 +245,4 @@ def entry_of(
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

@@ -15,7 +15,6 @@ from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.sparse.ranges import Ranges
@@ -141,5 +140,4 @@ def _compare(args: argparse.Namespace, deployment: Model, int8_ranges: Ranges) -
     cli.say(console, result.advice_text())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.core.files import check_writable, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from mmdeploy_ext.engines.tensorrt.engine import Job
     from mmdeploy_ext.engines.tensorrt.record import Record
@@ -176,5 +176,4 @@ def _verify(engine_path: str, onnx_path: str | None) -> int:
     return 0 if is_equal(rows) else 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

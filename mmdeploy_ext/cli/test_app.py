@@ -23,7 +23,7 @@ from mmdeploy_ext.engines import BACKENDS, title_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
@@ -290,5 +290,4 @@ def finish(
     return 0 if agrees else 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

@@ -17,7 +17,6 @@ from mmdeploy_ext.proving.inputs.samples import Samples
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
 
 EXPORT_OPTIONS = tuple(
@@ -100,5 +99,4 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

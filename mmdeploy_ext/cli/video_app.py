@@ -191,5 +191,4 @@ def draw_scene(
     return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

@@ -163,5 +163,4 @@ def _text(outcome: Outcome | None) -> str:
     return f'{outcome.reason}: {one_line(outcome.why)[:160]}'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

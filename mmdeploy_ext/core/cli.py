@@ -96,6 +96,8 @@ def run(
     Exit status: of `body` or `Mm2OnnxError.exit_code`; 2 for a missing package; 130 for Ctrl-C;
     `CLOSED_PIPE`; 1 for OSError, MemoryError and errors of the user's own code.
     """
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')  # of names in files
     try:
         parser = parser if isinstance(parser, argparse.ArgumentParser) else parser()
         args = parser.parse_args(argv)
@@ -119,6 +121,17 @@ def run(
             traceback.print_exc()
     print(printable(f'error: {message}'), file=sys.stderr)
     return status
+
+
+def program(
+    body: Callable[[argparse.Namespace], int], build_parser: Callable[[], argparse.ArgumentParser]
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main(argv=None)` of a tool, see `run`."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run(body, build_parser, argv)
+
+    return main
 
 
 def _status_and_message(error: Exception) -> tuple[int, str]:

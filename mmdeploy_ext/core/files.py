@@ -121,7 +121,11 @@ def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str,
     """Raise UsageError if an output (option -> files) is an input (title -> files) of the same call."""
     run = RunFiles()
     for title, paths in inputs.items():
-        run.reads(title, paths)
+        for path in map(Path, paths):
+            run.reads(title, [path])
+            if path.suffix == '.onnx':
+                weights = external_locations(path)
+                run.reads(f'the weights of {title}', [path.parent / location for location in weights])
     for option, paths in outputs.items():
         run.writes(option, paths)
 

@@ -1,4 +1,4 @@
-"""Configs: where they are found, what they say, and what their hash depends on. Refusals: tests/bad_input."""
+"""Configs: where they are found, what they say, and what their hash depends on."""
 
 import sys
 from pathlib import Path
