@@ -40,6 +40,7 @@ def test_pictures_are_drawn_and_every_detection_is_written(installed):
     assert found['family'] == 'dense' and found['images'][0]['drawn'] == 7
 
 
+@pytest.mark.matrix
 def test_sweeps_are_drawn_from_above(installed, tmp_path):
     graphs = toy_centerpoint.exported()[1]
     for seed in (1, 2):
@@ -63,6 +64,7 @@ def test_a_file_says_what_it_is(installed):
     assert file['precision'] == 'fp32' and file['spec']['inputs'][0]['name'] == 'input'
 
 
+@pytest.mark.matrix
 def test_any_onnx_file_is_shown_and_compared(installed):
     assert 'Conv' in done(installed('graph', 'show', MODEL))
     assert 'equal' in done(installed('graph', 'diff', MODEL, MODEL))

@@ -45,6 +45,7 @@ def planted(tmp_path_factory):
     return folder, str(config)
 
 
+@pytest.mark.matrix
 def test_atss_of_this_project_has_no_error_with_dynamic_sizes(tmp_path, capsys):
     target = tmp_path / 'found.json'
     assert lint(CONFIG, CHECKPOINT, '--dynamic-export', '--shape', 128, '--json', target) == 0
@@ -74,6 +75,7 @@ def test_a_planted_trap_is_named_by_file_and_line(planted, tmp_path, capsys, mon
     assert 'input' in findings[0]['details'][0]
 
 
+@pytest.mark.matrix
 def test_upstream_names_the_lines_of_mmdet(tmp_path):
     target = tmp_path / 'found.json'
     assert lint(CONFIG, CHECKPOINT, '--shape', 64, '--upstream', '--json', target) == 1

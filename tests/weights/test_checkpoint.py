@@ -1,4 +1,4 @@
-"""Checkpoints: what loads, and what counts as fitting. Files that are refused: tests/commands/test_refusals.py."""
+"""Checkpoints: what loads, and what counts as fitting."""
 
 import dataclasses
 
