@@ -33,6 +33,7 @@ def broken(exported) -> str:
     return path
 
 
+@pytest.mark.matrix
 def test_a_right_file_is_exit_status_zero(exported, capsys):
     assert main(['diff', CONFIG, CHECKPOINT, exported]) == 0
     assert 'EQUAL' in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """The test loop on two processes started by hand, of which the first one alone fails: none of them hangs."""
 
+import pytest
+
 from rank_processes import run_ranks
 from toy_atss import CHECKPOINT, CONFIG
 
@@ -13,6 +15,7 @@ def assert_both_say(ended, status, message):
         assert message in line and ('process 0 of 2 failed' in line) == (rank == 1), line
 
 
+@pytest.mark.matrix
 def test_a_folder_that_only_the_first_rank_cannot_write(tmp_path):
     from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 

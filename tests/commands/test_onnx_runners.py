@@ -31,7 +31,6 @@ FILES = {
     'full': FAMILIES['dense'].choose(form='full', dynamic=True),
     'decode': FAMILIES['dense'].choose(form='decode', dynamic=True),
     'raw': FAMILIES['dense'].choose(form='raw', dynamic=True),
-    'full_fixed': FAMILIES['dense'].choose(form='full', height=192, width=256),
     'raw_fixed_batch': FAMILIES['dense'].choose(form='raw', height=160, width=224, batch=2),
 }
 BLOCK = """

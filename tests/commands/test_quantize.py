@@ -143,6 +143,7 @@ def test_layers_that_harm_stay_float_until_the_bar_and_the_status_says_whether_i
     assert main([*common, '--max-error', '1', '--sensitivity']) == 0
 
 
+@pytest.mark.matrix
 def test_it_runs_where_torch_and_mmcv_are_missing(data, tmp_path):
     code = (
         'import sys\n'

@@ -52,6 +52,7 @@ def test_a_process_that_is_killed_is_noticed(start):
     assert told.startswith('error: another of the 2 processes ended without a message')
 
 
+@pytest.mark.matrix
 def test_processes_that_do_not_come_are_not_waited_for_without_end(start):
     ((status, _, told),) = start('nobody comes', ranks=1)
     assert status == 1

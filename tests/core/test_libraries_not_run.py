@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 import toy_anchor3d
 from mmdeploy_ext.cli import export_app, verify_app
 from mmdeploy_ext.core.files import read_json
@@ -9,6 +11,7 @@ from mmdeploy_ext.core.files import read_json
 NOT_RUN = "the repository's own mmdet3d 0.17.2 did not run"
 
 
+@pytest.mark.matrix
 def test_a_copy_that_did_not_run_is_said_first_and_its_file_is_not_proven(tmp_path, monkeypatch, capsys):
     _, _, config, checkpoint = toy_anchor3d.exported('pointpillars')
     (tmp_path / 'mmdet3d').mkdir()

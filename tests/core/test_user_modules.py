@@ -119,6 +119,7 @@ def test_the_class_of_the_fork_is_registered_and_not_ours(run, fork, tmp_path, p
     assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
 
 
+@pytest.mark.matrix
 def test_a_fork_replaces_our_class_that_came_first(run, fork):
     code = 'import mmdeploy_ext.models.mmdet3d\n' + textwrap.dedent(CLASS_OF_NECK)
     outcome = run(code.format(path=str(fork / 'projects/configs/a.py')), fork)
