@@ -224,6 +224,8 @@ def _check_onnx_file(path: AnyPath) -> None:
         raise ModelFileError(f'{path}: is a folder, expected an ONNX file')
     if not os.path.isfile(path):
         raise ModelFileError(f'{path}: no such ONNX file')
+    if not os.path.getsize(path):
+        raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')
     check_onnx_size(path)
 
 

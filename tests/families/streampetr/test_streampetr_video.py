@@ -14,7 +14,7 @@ import toy_streampetr_export as toy
 from mmdeploy_ext.cli import video_app
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG = """
 import toy_streampetr as toy
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
