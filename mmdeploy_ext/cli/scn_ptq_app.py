@@ -15,7 +15,6 @@ from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
 
 if TYPE_CHECKING:
-
     from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.sparse.ranges import Ranges
 
