@@ -21,7 +21,6 @@ REPO = Path(__file__).resolve().parents[2]
 APPLY = 'from mmdeploy_ext import compat; compat.apply()\n'
 # No patch but the one for torchvision, without which nothing else gets as far as its own failure.
 BARE = 'import sys; sys.modules["torchvision._meta_registrations"] = type(sys)("empty")\n'
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason='this patch is for machines without a GPU')
 
 # Codes of the tests below: each runs in an interpreter with the patches, and in one with the bare libraries.
 CODES = dict(

@@ -74,6 +74,7 @@ def test_exit_status_report_and_json(monkeypatch, capsys, tmp_path, verdict, sta
     assert written['healthy'] == (not status) and written['findings'][0]['found'] == '3.0'
 
 
+@pytest.mark.matrix
 def test_this_environment_runs_mmcvs_operators():
     pytest.importorskip('mmcv')
     code, fix = doctor._PROBES['mmcv compiled operators']
