@@ -171,6 +171,7 @@ def test_a_head_without_a_loss_has_mmdet3ds(tmp_path):
     family.check(cfg, family.choose(opset=0))
 
 
+@pytest.mark.matrix
 def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
     toy_anchor3d.register()
     counts = dict(

@@ -81,7 +81,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', in_suite(FAULTS, 'the heading of mmdet3d 0.x'))
+@pytest.mark.matrix
+@pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_in_what_is_exported_is_refused(known, frames, tmp_path, fault):
     own = dataclasses.replace(known)  # with exports of its own
     with replaced(*FAULTS[fault]):
@@ -104,7 +105,7 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize('fault', in_suite(AROUND, 'x, y, z cells'))
+@pytest.mark.parametrize('fault', in_suite(AROUND, 'z of the bottom'))
 def test_a_fault_around_the_file_is_refused(known, folder, frames, fault):
     with replaced(*AROUND[fault]):
         verdict = refuted(known, [file(folder)], frames[:1])
@@ -118,6 +119,7 @@ def moved(model, name):
     tensor.CopyFrom(numpy_helper.from_array(values, name))
 
 
+@pytest.mark.matrix
 def test_a_changed_weight_is_refused_by_name(known, folder, frames, tmp_path):
     model, name = onnx.load(file(folder)), 'sparse/conv0.weight'
     moved(model, name)

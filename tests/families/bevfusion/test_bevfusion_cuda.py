@@ -17,8 +17,9 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
-from proofs import OF_OTHER_CONTRACTS, check_files, refuted
+from proofs import check_files, refuted
 from verdicts import cases_of, graphs_of
 
 CONTRACT = dict(contract='cuda-bevfusion')
@@ -45,9 +46,9 @@ def paths(folder):
     return [str(folder / f'{name}.onnx') for name in cuda.GRAPHS]
 
 
-@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
-def test_the_files_are_proven_on_frames_of_other_rigs(known, folder, frames, proof):
-    verdict, _ = proof(known, paths(folder), frames[1:])
+@pytest.mark.matrix
+def test_the_files_are_proven_on_frames_of_other_rigs(known, folder, frames):
+    verdict, _ = prove(known, paths(folder), frames[1:])
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30 and len(cases_of(verdict)[0].tensors) == 10
 

@@ -197,6 +197,7 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, tmp_path):
         assert gap < 1e-6 * np.abs(wanted.calibration[name]).max() + 1e-6, name
 
 
+@pytest.mark.matrix
 def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, options, tmp_path, capsys):
     """What it finds then is what it finds with a black file in its place."""
     import pickle

@@ -13,7 +13,7 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
-from proofs import OF_OTHER_CONTRACTS, prove_samples
+from proofs import prove_samples
 from verdicts import cases_of, checks_of, graphs_of, matched_of
 
 
@@ -55,13 +55,13 @@ def test_both_files_are_proven_on_unseen_sweeps(toy):
     assert matched_of(verdict) > 15
 
 
-@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
-def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_them_and_proven(proof):
+@pytest.mark.matrix
+def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_them_and_proven():
     deployment, folder, *_ = toy_centerpoint.exported('deformable')
     models = [onnx.load(path) for path in paths_of(folder)]
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
-    verdict, _ = proof(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) > 15
 
@@ -77,6 +77,7 @@ def test_the_exporter_chooses_the_opset_of_a_deformable_head_and_refuses_a_lower
     assert '--opset-version 17' in capsys.readouterr().err
 
 
+@pytest.mark.matrix
 def test_a_changed_weight_is_not_proven(toy, tmp_path):
     deployment, folder, *_ = toy
     for path in folder.glob('*.onnx'):

@@ -48,6 +48,7 @@ def test_a_file_is_proven(form, values, tmp_path):
     assert verdict.summary()['matched'] > 100
 
 
+@pytest.mark.matrix
 def test_results_of_a_right_file_pass(tmp_path):
     file = exported(tmp_path / 'm.onnx', picture()[1], dynamic=True)
     with build_backend('OnnxRuntimeBackend', file) as backend:
@@ -132,7 +133,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', in_suite(FAULTS, 'camera of the export'))
+@pytest.mark.matrix
+@pytest.mark.parametrize('fault', FAULTS)
 def test_a_planted_fault_is_not_proven(fault, tmp_path, monkeypatch):
     references_of_toy = known()
     with monkeypatch.context() as patch:

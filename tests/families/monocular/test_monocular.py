@@ -46,7 +46,7 @@ def test_a_file_of_any_size_is_proven(kind, form, tmp_path):
     file = exported(kind, tmp_path / 'm.onnx', form=form, dynamic=True)
     verdict, _ = prove(seeded(kind), file, [picture()])
     assert verdict.proven, verdict.failures
-    assert verdict.summary()['matched'] > 300
+    assert verdict.summary()['matched'] > 200
 
 
 @pytest.mark.matrix

@@ -107,6 +107,14 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
         yield FusedFrame(points, name, images=prepared.tensor[None], calibration=calibration)
 
 
+def mirrored(frame: FusedFrame) -> FusedFrame:
+    """The frame as if its picture had been flipped and moved by a tenth, which no test pipeline does."""
+    img_aug, (height, width) = frame.calibration[CAMERA[1]].copy(), frame.images.shape[2:]
+    img_aug[0, 0] *= -1
+    img_aug[0, :2, 3] += 1.1 * width, 0.1 * height
+    return dataclasses.replace(frame, calibration={**frame.calibration, CAMERA[1]: img_aug})
+
+
 def one_point_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
     plain = plain_moment(frame, limits)
     return dataclasses.replace(plain, points=np.repeat(plain.points, 2, axis=0))
