@@ -7,7 +7,6 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -59,35 +58,18 @@ def scopes_without_registries(module: ModuleType) -> None:
 def init_dist_without_gpu(module: ModuleType) -> None:
     """init_dist takes the rank modulo the number of GPUs: ZeroDivisionError on a machine without one.
 
-    It sees one GPU there, and nccl, which base configs name, becomes gloo with a warning.
+    It sees one GPU there.
     """
     original = module.init_dist
 
     @functools.wraps(original)
-    def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
+    def init_dist(launcher: str, **kwargs: Any) -> None:
         import torch
 
-        if backend == 'nccl':
-            warnings.warn('no GPU: torch.distributed uses gloo instead of nccl', stacklevel=2)
-            backend = 'gloo'
         with patched(torch.cuda, device_count=lambda: 1, set_device=lambda device: None):
-            original(launcher, backend=backend, **kwargs)
+            original(launcher, **kwargs)
 
     module.init_dist = init_dist
-
-
-@after('mmcv.runner.iter_based_runner', versions='mmcv-full 1.7.2', without_gpu=True)
-def resume_iterations_without_gpu(module: ModuleType) -> None:
-    """IterBasedRunner.resume puts the checkpoint on the current GPU, even if there is none."""
-    original = module.IterBasedRunner.resume
-
-    @functools.wraps(original)
-    def resume(
-        self: Any, checkpoint: str, resume_optimizer: bool = True, map_location: str | Callable = 'default'
-    ) -> None:
-        original(self, checkpoint, resume_optimizer, 'cpu' if map_location == 'default' else map_location)
-
-    module.IterBasedRunner.resume = resume
 
 
 @after('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
@@ -99,37 +81,6 @@ def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
     if 'device' not in str(parameter.annotation):
         return False
     module._get_stream = functools.cache(torch.cuda.Stream)
-
-
-@after('mmcv.parallel.distributed', versions='mmcv-full 1.7.2, torch >= 2.0')
-def distributed_data_parallel(module: ModuleType) -> bool | None:
-    """MMDistributedDataParallel.forward reads _use_replicated_tensor_module, gone from newer torch.
-
-    On CPU it also leaves DataContainers closed. train_step and val_step use torch's own forward.
-    """
-    wrapper = module.MMDistributedDataParallel
-    if not hasattr(module.DistributedDataParallel, '_inside_ddp_forward'):
-        return False
-
-    def run_forward(self: Any, *inputs: Any, **kwargs: Any) -> Any:
-        device = self.device_ids[0] if self.device_ids else -1
-        inputs, kwargs = self.to_kwargs(inputs, kwargs, device)
-        step = getattr(self.module, self.__dict__.get('_step_name', '__call__'))
-        with self._inside_ddp_forward():
-            return step(*inputs[0], **kwargs[0])
-
-    def through_forward(name: str) -> Callable:
-        def step(self: Any, *inputs: Any, **kwargs: Any) -> Any:
-            self._step_name = name
-            try:
-                return self(*inputs, **kwargs)
-            finally:
-                del self._step_name
-
-        return step
-
-    wrapper._run_ddp_forward = run_forward
-    wrapper.train_step, wrapper.val_step = through_forward('train_step'), through_forward('val_step')
 
 
 @after('mmcv.runner.checkpoint', versions='mmcv-full 1.7.2, torch >= 2.6')

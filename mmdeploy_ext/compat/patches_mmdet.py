@@ -7,9 +7,6 @@ import functools
 import importlib
 import importlib.util
 import sys
-import tempfile
-import warnings
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -70,41 +67,6 @@ def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool
             del sys.modules[name]
             stub.is_stand_in = False
     return True
-
-
-@after('mmdet.apis.test', 'mmcv.engine.test', versions='mmcv-full 1.7.2, mmdet 2.28.2', without_gpu=True)
-def collect_results_without_gpu(module: ModuleType) -> None:
-    """collect_results_cpu tells the ranks its temporary folder through a CUDA tensor, also without a GPU."""
-    original = module.collect_results_cpu
-
-    @functools.wraps(original)
-    def collect_results_cpu(result_part: list, size: int, tmpdir: str | None = None) -> list | None:
-        from torch import distributed as dist
-
-        if tmpdir is None:
-            Path('.dist_test').mkdir(exist_ok=True)  # mmcv's own place: on a cluster every node sees it
-            box = [tempfile.mkdtemp(dir='.dist_test') if dist.get_rank() == 0 else None]
-            dist.broadcast_object_list(box)
-            tmpdir = box[0]
-        return original(result_part, size, tmpdir)
-
-    module.collect_results_cpu = collect_results_cpu
-
-
-@after('mmdet.utils.util_distribution', versions='mmdet 2.28.2')
-def build_ddp_on_cpu(module: ModuleType) -> None:
-    """build_ddp asserts that the device is an accelerator, so distributed training with gloo cannot start."""
-    original = module.build_ddp
-
-    @functools.wraps(original)
-    def build_ddp(model: Any, device: str = 'cuda', *args: Any, **kwargs: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
-            if device != 'cpu':
-                return original(model, device, *args, **kwargs)
-            return module.MMDistributedDataParallel(model, *args, **kwargs | dict(device_ids=None))
-
-    module.build_ddp = build_ddp
 
 
 @after(

@@ -93,30 +93,11 @@ def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
     return convolve
 
 
-def gradient_on_cpu(indice_conv_backward: Function) -> Function:
-    """Let `indice_conv_backward` take no input voxel on the CPU; the gradients are 0."""
-
-    @functools.wraps(indice_conv_backward)
-    def gradient(features: torch.Tensor, filters: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
-        if features.is_cuda or len(features):
-            return indice_conv_backward(features, filters, *args, **kwargs)
-        return features.new_zeros(features.shape), filters.new_zeros(filters.shape)
-
-    return gradient
-
-
-@after('spconv.pytorch.cppcore', 'spconv.pytorch.ops', versions='spconv 2.3.8', without_gpu=True)
-def spconv_stream_without_gpu(module: ModuleType) -> None:
-    """The backward pass of spconv asks for the current CUDA stream also on the CPU; it gets 0."""
-    module.get_current_stream = lambda: 0
-
-
 @after('spconv.pytorch.ops', versions='spconv 2.3.8')
 def spconv_one_thread(module: ModuleType) -> None:
-    """The CPU kernels of spconv race with more than one OpenMP thread, forward and backward: they get one."""
-    for name in ('indice_conv', 'indice_conv_backward', 'indice_maxpool', 'indice_maxpool_backward'):
+    """The CPU kernels of spconv race with more than one OpenMP thread: they get one."""
+    for name in ('indice_conv', 'indice_maxpool', 'get_indice_pairs'):
         setattr(module, name, one_thread_on_cpu(getattr(module, name)))
-    module.get_indice_pairs = one_thread_on_cpu(module.get_indice_pairs)
 
 
 @after('spconv.pytorch.conv', versions='spconv 2.3.8')
@@ -127,7 +108,6 @@ def spconv_convolution_on_cpu(module: ModuleType) -> None:
     """
     ops = module.ops
     ops.indice_conv = convolution_on_cpu(ops.indice_conv, module._apply_act)
-    ops.indice_conv_backward = gradient_on_cpu(ops.indice_conv_backward)
 
 
 @after('spconv.pytorch.core', versions='spconv 2.3.8, torch >= 2.9')

@@ -37,9 +37,9 @@ def _string_constants(module: ModuleType) -> dict[str, str]:
     }
 
 
-def _release(version: str) -> Sequence[int]:
+def _release(version: str) -> tuple[int, ...]:
     parts = version.split('+')[0].split('.')
-    return [int(part) for part in parts if part.isdigit()]
+    return tuple(int(part) for part in parts if part.isdigit())
 
 
 @patch('mmdet', versions='mmdet 2.11.0, 2.14.0 and 2.25.3 with mmcv-full 1.7.2')
@@ -53,7 +53,7 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     folder = Path(module.__spec__.origin or '').parent
     text = (folder / 'version.py').read_text('utf-8') if (folder / 'version.py').is_file() else ''
     version = re.search(r'^__version__\s*=\s*[\'"](\d+\.\d+[^\'"]*)', text, re.MULTILINE)
-    if version and tuple(_release(version[1])[:2]) < OLDEST_MMDET:
+    if version and _release(version[1])[:2] < OLDEST_MMDET:
         oldest = '.'.join(map(str, OLDEST_MMDET))
         raise ConfigError(
             f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put the modules of your own '
@@ -134,14 +134,10 @@ def points_of_a_level(module: ModuleType) -> bool | None:
     return None
 
 
-@after(
-    'mmdet.models.dense_heads.anchor_head',
-    'mmdet.models.dense_heads.yolo_head',
-    versions='mmdet 2.6.0, 2.11.0 and 2.14.0',
-)
+@after('mmdet.models.dense_heads.anchor_head', versions='mmdet 2.6.0, 2.11.0 and 2.14.0')
 def prior_generator_of_anchors(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 the generator of a head's priors was called `anchor_generator`."""
-    head = getattr(module, 'AnchorHead', None) or module.YOLOV3Head
+    head = module.AnchorHead
     if 'self.prior_generator' in inspect.getsource(head.__init__):
         return False
     from mmdeploy_ext.compat.older_priors import Default
@@ -181,38 +177,13 @@ def coder_without_clamped_centres(module: ModuleType) -> bool | None:
     return None
 
 
-@after(
-    'mmdet.models.roi_heads.bbox_heads.bbox_head',
-    'mmdet.models.roi_heads.bbox_heads.sabl_head',
-    versions='mmdet 2.11.0, 2.14.0 and 2.17.0',
-)
+@after('mmdet.models.roi_heads.bbox_heads.bbox_head', versions='mmdet 2.11.0, 2.14.0 and 2.17.0')
 def softmax_of_box_heads(module: ModuleType) -> bool | None:
-    """Before mmdet 2.15 every head of boxes gave softmax scores; none asked its loss for the activation.
-
-    SABL's did so longer.
-    """
-    head = getattr(module, 'BBoxHead', None) or module.SABLHead
+    """Before mmdet 2.15 every head of boxes gave softmax scores; none asked its loss for the activation."""
+    head = module.BBoxHead
     if hasattr(head, 'custom_cls_channels'):
         return False
     head.custom_cls_channels = head.custom_activation = False
-    return None
-
-
-@after('mmdet.models.dense_heads.paa_head', versions='mmdet 2.6.0')
-def votes_of_no_boxes(module: ModuleType) -> bool | None:
-    """Before mmdet 2.10 PAA's voting raises where no box passes the threshold; then there is no result."""
-    if 'with_score_voting and len(' in (module.__spec__.loader.get_source(module.__name__) or ''):
-        return False
-    head = module.PAAHead
-    own_voting = head.score_voting
-
-    @functools.wraps(own_voting)
-    def score_voting(self: Any, det_bboxes: Any, det_labels: Any, *args: Any) -> Any:
-        if len(det_bboxes) == 0:
-            return det_bboxes, det_labels
-        return own_voting(self, det_bboxes, det_labels, *args)
-
-    head.score_voting = score_voting
     return None
 
 
@@ -376,16 +347,11 @@ def missing_class(name: str, module: str = '') -> type:
     return type(name, (), {'__module__': module, '__doc__': f'No class {name} can be imported.'})
 
 
-def mmdet_release() -> tuple[int, int]:
+def mmdet_release() -> tuple[int, ...]:
     """First two numbers of the version of the imported mmdet."""
     import mmdet
 
-    return release_of(mmdet.__version__)
-
-
-def release_of(version: str) -> tuple[int, int]:
-    major, minor = version.split('.')[:2]
-    return int(major), int(minor)
+    return _release(mmdet.__version__)[:2]
 
 
 def mmdet_module(name: str) -> ModuleType | OlderModule:

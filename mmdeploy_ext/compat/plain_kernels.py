@@ -113,8 +113,7 @@ def deform_roi_pool(
 def dynamic_scatter(feats: Tensor, coors: Tensor, reduce_type: str = 'max') -> tuple[Tensor, Tensor]:
     """Features (M, C) and coordinates (M, D) of voxels, in ascending order of coordinates.
 
-    `feats` (N, C) and `coors` (N, D) of points, dropped if negative; `reduce_type` is 'mean', 'sum' or 'max'
-    (the gradient goes to the first greatest).
+    `feats` (N, C) and `coors` (N, D) of points, dropped if negative; `reduce_type` is 'mean', 'sum' or 'max'.
     """
     if reduce_type not in ('mean', 'sum', 'max'):
         raise ValueError(f"dynamic_scatter: got reduce_type {reduce_type!r}; expected 'mean', 'sum' or 'max'")
@@ -122,22 +121,11 @@ def dynamic_scatter(feats: Tensor, coors: Tensor, reduce_type: str = 'max') -> t
     feats, coors = feats[inside], coors[inside]
     voxels, point_to_voxel, counts = torch.unique(coors, dim=0, return_inverse=True, return_counts=True)
     if reduce_type == 'max':
-        return _greatest(feats, point_to_voxel, len(voxels)), voxels
+        index = point_to_voxel[:, None].expand_as(feats)
+        greatest = feats.new_empty(len(voxels), feats.shape[1])
+        return greatest.scatter_reduce(0, index, feats, 'amax', include_self=False), voxels
     sums = feats.new_zeros(len(voxels), feats.shape[1]).index_add(0, point_to_voxel, feats)
     return (sums / counts[:, None].to(sums) if reduce_type == 'mean' else sums), voxels
-
-
-def _greatest(feats: Tensor, point_to_voxel: Tensor, num_voxels: int) -> Tensor:
-    index = point_to_voxel[:, None].expand_as(feats)
-    values = feats.detach()
-    best = values.new_empty(num_voxels, feats.shape[1]).scatter_reduce(
-        0, index, values, 'amax', include_self=False
-    )
-    rows = torch.arange(len(feats))[:, None].expand_as(index)
-    is_best = (values == best.gather(0, index)) | values.isnan()
-    rows = torch.where(is_best, rows, len(feats))
-    first = rows.new_empty(best.shape).scatter_reduce(0, index, rows, 'amin', include_self=False)
-    return feats.gather(0, first)
 
 
 def dcnv3_forward(

@@ -1,6 +1,5 @@
 """What a traced graph says is what the module computes, and tracing leaves nothing behind."""
 
-import copy
 
 import numpy as np
 import pytest
@@ -378,20 +377,6 @@ def test_a_second_export_equals_the_first_and_the_model_is_as_it_was():
     assert not np.array_equal(
         graphs[0].convolutions()[-1].weight, model.extra_conv[0].weight.detach().numpy()
     )
-
-
-def test_training_goes_on_after_an_export():
-    model = scn_nets.second()
-    twin = copy.deepcopy(model)
-    traced(model)
-    features, coordinates = scn_nets.sweep(GRID, 200, 4)
-    gradients = []
-    for part in (model, twin):
-        part.train()
-        part(torch.from_numpy(features), torch.from_numpy(coordinates), 1).square().sum().backward()
-        gradients.append([parameter.grad for parameter in part.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other)
 
 
 def test_a_pass_that_fails_leaves_nothing_behind():

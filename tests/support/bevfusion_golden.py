@@ -1,4 +1,7 @@
-"""Stored tensors of the original BEVFusion, and its weights and inputs by the rules of FILL.md."""
+"""Stored tensors of the original BEVFusion, and the rules by which its weights and inputs are generated.
+
+Sample a and the parts are in `tests/goldens/bevfusion`, sample b is in `../shared/golden/bevfusion`.
+"""
 
 import functools
 import hashlib
@@ -10,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[3] / 'shared/golden/bevfusion'
-CONFIG = Path(__file__).resolve().parents[2] / 'projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
+REPO = Path(__file__).resolve().parents[2]
+STORED, SHARED = REPO / 'tests/goldens/bevfusion', REPO.parent / 'shared/golden/bevfusion'
+CONFIG = REPO / 'projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
 GAINS = {
     'cam_resblock_conv3': 0.25, 'dtransform': 3, 'downsample_stride': 1.7, 'bev_square': 0.6, 'deconv': 3.2,
     'bev_decoder': 1.7, 'heatmap_out': 1.8, 'class_encoding': 1, 'posembed_out': 0.5,
@@ -21,10 +25,11 @@ PRED_GAINS = dict(center=4, height=6, dim=1.3, rot=2, vel=2, heatmap=2)
 
 
 def existing(name):
-    path = ROOT / name
-    if not path.is_file():
-        pytest.skip(f'skipped: ../shared/golden/bevfusion/{name} not found')
-    return path
+    """Return the path of a golden file; skip the test if there is none."""
+    for path in (STORED / name, SHARED / name):
+        if path.is_file():
+            return path
+    pytest.skip(f'skipped: ../shared/golden/bevfusion/{name} not found')
 
 
 @functools.cache
@@ -163,13 +168,14 @@ def picture(tag):
     return torch.from_numpy(value)
 
 
-def sampled(content, name):
-    """Return (index, value) of a large tensor's stored samples."""
-    return content[f'{name}.idx'], content[f'{name}.val']
-
-
 def difference(content, name, found):
     """Return the largest difference from the stored samples of a tensor."""
-    index, value = sampled(content, name)
+    index, value = content[f'{name}.idx'], content[f'{name}.val']
     assert tuple(found.shape) == tuple(content[f'{name}.shape'])
     return float(np.abs(found.detach().numpy().reshape(-1)[index] - value).max())
+
+
+def heat_difference(stored_map, found):
+    """Return the largest difference of a heat map (1, K, X, Y) from a stored one of every nth cell."""
+    step = found.shape[-1] // stored_map.shape[-1]
+    return float(np.abs(found.detach().numpy()[..., ::step, ::step] - stored_map).max())

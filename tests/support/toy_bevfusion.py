@@ -11,7 +11,6 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files
 from projects.configs.nuscenes_fusion import test_pipeline
 from toy_atss import REPO
-from toy_spread import spread_out
 
 PUBLISHED = f'{REPO}/projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
 RANGE, VOXEL = [-19.2, -19.2, -5.0, 19.2, 19.2, 3.0], [0.2, 0.2, 0.2]
@@ -185,44 +184,6 @@ def toy(folder, classes=(), **more):
     weights, meta = seeded(load_config(config)).state_dict(), dict(CLASSES=classes) if classes else {}
     torch.save(dict(meta=meta, state_dict=weights), folder / 'm.pth')
     return deploy.load(config, str(folder / 'm.pth'))
-
-
-PREDICTED = dict(
-    center=([1.0], [0.0]),
-    height=([0.8], [-1.0]),
-    dim=([0.3], [1.2, 0.4, 0.5]),
-    rot=([1.0], [0.0]),
-    vel=([3.0], [0.0]),
-    heatmap=([1.5], [1.0]),
-)
-"""Value of a query -> deviations and means of its channels, see `toy_spread.spread_out`."""
-LIMITS = dict(
-    heads=dict(
-        object=dict(
-            num_proposals=120,
-            test_cfg=dict(nms_type='circle'),
-            bbox_coder=dict(post_center_range=[-15.0, -17.0, -2.7, 17.0, 15.0, -0.6], score_threshold=0.05),
-        )
-    )
-)
-"""Changes of a model each of whose limits drops something; boxes of the smallest classes suppress others."""
-
-
-def varied(folder):
-    """Return (config, checkpoint) of a toy whose boxes are of all classes, places, sizes and headings."""
-    from mmdeploy_ext.core.config import load_config
-
-    config, checkpoint = write_config(folder / 'm.py', **merged(CHANGES, LIMITS)), folder / 'm.pth'
-    cfg = load_config(config)
-    family, model = find_family(cfg), seeded(cfg)
-    head, reference = model.heads['object'], family.reference(model)
-    frame = next(iter(family.data.generated_sweeps(family.preprocess_rule(cfg), 1)))
-    heat = {head.heatmap_head[1]: ([1.5], [-3.0] * 8 + [-4.0] * 2)}
-    predicted = {head.prediction_heads[0][name][-1]: values for name, values in PREDICTED.items()}
-    for lasts in (heat, predicted):  # queries are peaks of the heat map
-        spread_out(lasts, lambda: reference.step(frame))
-    torch.save(dict(state_dict=model.state_dict()), checkpoint)
-    return config, str(checkpoint)
 
 
 def export(deployment, folder, **options):

@@ -117,14 +117,6 @@ class Head:
 """
 CHANGES = {
     'box scale': ("in_lidar_columns(found['bboxes'])", "in_lidar_columns(found['bboxes']) * 1.001"),
-    'fewer boxes': ('(found,) = super().get_bboxes(values)', """(found,) = super().get_bboxes(values)
-        found = {name: value[found['scores'] > 0.05] for name, value in found.items()}"""),
-    'activation': ('super().__init__(encoders, **parts)', """super().__init__(encoders, **parts)
-        from torch import nn
-        self.decoder['neck'].deblocks[0][2] = nn.LeakyReLU(0.05)"""),
-    'extra layer': ('found = self.predictions(', """self.heads['object'].shared_conv.register_forward_hook(
-            lambda module, inputs, output: output.relu())
-        found = self.predictions("""),
     'voxels': ('found = self.predictions(img, points', 'found = self.predictions(img, [points[0][::2]]'),
 }  # fmt: skip
 """Change -> a text of the repository's class, and what replaces it."""

@@ -4,30 +4,26 @@ import dataclasses
 import pickle
 from pathlib import Path
 
-import cv2
 import numpy as np
-import onnx
 import pytest
 import torch
-from mmdet3d.models.voxel_encoders import DynamicVFE
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_mvxnet
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, MvxNetOnnx, sort_voxels
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.families.parts.pillars import has_dynamic_pillars
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import read_frames
-from proofs import prove_samples
+from proofs import refuted
 from verdicts import cases_of, graphs_of, matched_of
 
 ENGINE = dict(engine='OnnxRuntimeBackend')
@@ -49,41 +45,11 @@ def test_three_files_are_proven_on_frames_of_other_cameras_and_sizes():
     assert verdict.untraced == []
 
 
-# ---- frames
-
-
-def test_frames_have_what_files_can_get_wrong():
-    deployment, *_ = toy_mvxnet.exported()
-    rule, places, sizes = deployment.rule, [], set()
-    for frame in toy_mvxnet.frames(deployment, 3):
-        points, rows, coors = assigned(frame.points, rule.voxels)
-        rows, coors = sort_voxels(rows, coors)
-        lidar2image, img_aug = (torch.from_numpy(frame.calibration[name][0]) for name in CAMERA)
-        xyz = torch.from_numpy(points[:, :3])
-        depths = xyz @ lidar2image[2, :3] + lidar2image[2, 3]
-        height, width = frame.images.shape[2:]
-        x, y = graphs.project(xyz, lidar2image, img_aug).T
-        inside = (x > 0) & (x < width) & (y > 0) & (y < height)
-        in_front, behind = ((inside & (sign * depths > 0)).sum().item() for sign in (1, -1))
-        counts = np.bincount(rows)
-        assert counts.min() == 1 and counts.max() >= 5
-        places.append((in_front, behind, (~inside).sum().item()))
-        sizes.add((height, width))
-        np.testing.assert_array_equal(coors, np.unique(coors, axis=0))
-    assert min(map(max, zip(*places, strict=True))) >= 30
-    assert len(sizes) >= 2
-
-
 # ---- the voxel encoder
 
 SETTINGS = {
-    'means': {'in_channels=4, feat_channels=[8, 8]': "in_channels=4, feat_channels=[8, 8], mode='avg'"},
     'three layers, distances': {
         'feat_channels=[8, 8], with_distance=False': 'feat_channels=[8, 6, 8], with_distance=True'
-    },
-    'points alone': {
-        'with_cluster_center=True, with_voxel_center=True': 'with_cluster_center=False, '
-        'with_voxel_center=False'
     },
     'features below 0': {'activate_out=True': 'activate_out=False'},
     'a layer behind the sum': {
@@ -91,7 +57,6 @@ SETTINGS = {
         'fuse_out=False': 'fuse_out=True',
     },
     'edges': {'align_corners=False': "align_corners=True, padding_mode='border'"},
-    'the nearest pixel': {'align_corners=False': 'aligned=False'},
     'two levels': {'img_levels=[0, 1, 2, 3, 4]': 'img_levels=[1, 3]'},
     'levels as they are': {'img_levels=[0, 1, 2, 3, 4]': 'img_levels=[0, 1], lateral_conv=False'},
 }
@@ -120,11 +85,6 @@ def test_voxels_of_other_settings_equal_mmdet3ds(tmp_path, name):
     np.testing.assert_allclose(features, expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_graphs_of_a_derived_encoder_need_the_opset_of_its_base():
-    derived = type('MyVFE', (DynamicVFE,), {})
-    assert has_dynamic_pillars(torch.nn.Sequential(derived(feat_channels=[4])))
-
-
 # ---- planted faults
 
 
@@ -149,11 +109,6 @@ def frozen(xyz, lidar2image, img_aug_matrix):
     return xyz, camera + 0 * lidar2image, img_aug_matrix
 
 
-def unscaled(xyz, lidar2image, img_aug_matrix):
-    keep = torch.tensor([[0.0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]])
-    return xyz, lidar2image, img_aug_matrix * keep + torch.diag(torch.tensor([1.0, 1, 0, 0]))
-
-
 def never_behind():
     original = graphs.project
 
@@ -165,13 +120,8 @@ def never_behind():
     return 'project', project
 
 
-def level_left_out(fusion, maps, grid, features):
-    return fusion, [*maps[:-1], 0 * maps[-1]], grid, features
-
-
 FAULTS = {
     'a frozen camera': lambda: calls('project', frozen),
-    'no scale of the picture': lambda: calls('project', unscaled),
     'no shift of the picture': lambda: calls(
         'project', lambda xyz, camera, aug: (xyz, camera, aug * torch.eye(4))
     ),
@@ -179,30 +129,21 @@ FAULTS = {
         'project', lambda xyz, camera, aug: (xyz, camera, torch.cat([aug[:, :3].abs(), aug[:, 3:]], 1))
     ),
     'nothing behind the camera': never_behind,
-    'corners aligned': lambda: sampling(align_corners=True),
-    'edges that go on': lambda: sampling(padding_mode='border'),
     'the nearest pixel': lambda: sampling(mode='nearest'),
     'mean instead of maximum': lambda: encoding(averaged=True),
-    'a level left out': lambda: calls('fuse_picture', level_left_out),
-    'levels in the other order': lambda: calls(
-        'fuse_picture', lambda fusion, maps, grid, features: (fusion, maps[::-1], grid, features)
-    ),
     'maxima of 0.5 or more': lambda: encoding(fused_lower_bound=0.5),
-    'x and y of a pixel': lambda: calls(
-        'fuse_picture', lambda fusion, maps, grid, features: (fusion, maps, grid.flip(1), features)
-    ),
 }
-FAULTS_IN_SUITE = ('a frozen camera',)
 
 
-@pytest.mark.parametrize('name', in_suite(FAULTS, *FAULTS_IN_SUITE))
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', FAULTS)
 def test_a_fault_in_our_own_graph_is_not_proven(monkeypatch, tmp_path, name):
     deployment, *_ = toy_mvxnet.exported()
     monkeypatch.setattr(graphs, *FAULTS[name]())
     deployment = dataclasses.replace(deployment)
     options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
     paths, _ = export_files(deployment, options, str(tmp_path / 'graphs'))
-    verdict, _ = prove_samples(deployment, paths, toy_mvxnet.frames(deployment, 3), ENGINE)
+    verdict = refuted(deployment, paths, toy_mvxnet.frames(deployment, 1), ENGINE)
     assert all(graph.passed for graph in graphs_of(verdict))  # a fresh export has the fault, too
     assert not verdict.proven
     assert any(not row.passed for case in cases_of(verdict) for row in case.tensors)
@@ -211,21 +152,12 @@ def test_a_fault_in_our_own_graph_is_not_proven(monkeypatch, tmp_path, name):
 # ---- bad input
 
 CONFIGS = {
-    'another encoder': ({"type='DynamicVFE'": "type='DynamicSimpleVFE'"}, 'expected DynamicVFE'),
-    "an encoder derived from mmdet3d's": (
-        {"type='SparseEncoder'": "type='SparseEncoderSASSD'"},
-        "type='SparseEncoderSASSD'; expected SparseEncoder",
-    ),
-    'another head': ({'pts_bbox_head=head, ': ''}, 'pts_bbox_head.type=None; expected Anchor3DHead'),
-    'another fusion': (
-        {"type='PointFusion'": "type='VoteFusion'"},
-        "type='VoteFusion'; expected PointFusion",
-    ),
-    'some points of a voxel': ({'max_num_points=-1': 'max_num_points=5'}, 'max_num_points=5; expected -1'),
-    'points of another width': ({'load_dim=4, use_dim=4': 'load_dim=4, use_dim=3'}, 'in_channels is 4'),
-    'points that are turned': ({'rot_range=[0, 0]': 'rot_range=[-1, 1]'}, r'rot_range=\[-1, 1\], expected'),
-    'pictures that are flipped': ({'flip=False': 'flip=True'}, 'flip=True is test-time augmentation'),
-    'other scales of points': ({'pts_scale_ratio=1': 'pts_scale_ratio=[1, 1.1]'}, 'pts_scale_ratio='),
+    'another encoder': ({"type='DynamicVFE'": "type='DynamicSimpleVFE'"}, 'DynamicVFE'),
+    'another fusion': ({"type='PointFusion'": "type='VoteFusion'"}, "type='VoteFusion'"),
+    'some points of a voxel': ({'max_num_points=-1': 'max_num_points=5'}, 'max_num_points=5'),
+    'points of another width': ({'load_dim=4, use_dim=4': 'load_dim=4, use_dim=3'}, 'in_channels'),
+    'points that are turned': ({'rot_range=[0, 0]': 'rot_range=[-1, 1]'}, 'rot_range'),
+    'pictures that are flipped': ({'flip=False': 'flip=True'}, 'flip=True'),
 }
 
 
@@ -236,24 +168,16 @@ def test_configs_that_are_not_exported_are_refused_by_their_key(tmp_path, name):
     cfg = load_config(toy_mvxnet.write_config(tmp_path, words=words))
     family = find_family(cfg)
     assert family.name == 'mvxnet'
-    with pytest.raises(ConfigError, match=message) as refused:
+    with pytest.raises(ConfigError, match=message):
         family.check(cfg, family.choose(opset=0))
-    assert str(refused.value).count(cfg.filename) == 1
 
 
 FRAMES = {
     'no point in range': (dict(points=np.full((3, 4), 99, np.float32)), DataError, 'none of 3'),
-    'no points': (dict(points=np.zeros((0, 4), np.float32)), DataError, 'the sweep is empty'),
-    'two pictures': (
-        dict(images=np.zeros((2, 3, 96, 320), np.float32)),
-        ShapeError,
-        r'expected \(1, 3, H, W',
-    ),
-    'no picture': (dict(images=None), ShapeError, 'the picture is of shape'),
-    'no camera': (dict(calibration={}), DataError, 'has no lidar2image'),
-    'a camera of NaN': (dict(lidar2image=np.full((1, 4, 4), np.nan)), DataError, 'lidar2image holds NaN'),
+    'no picture': (dict(images=None), ShapeError, 'picture'),
+    'no camera': (dict(calibration={}), DataError, 'lidar2image'),
     'a picture that is turned': (dict(img_aug_matrix=np.ones((1, 4, 4))), DataError, 'turns the picture'),
-    'points that were moved': (dict(lidar_aug_matrix=2 * np.eye(4)), DataError, 'lidar_aug_matrix moves'),
+    'points that were moved': (dict(lidar_aug_matrix=2 * np.eye(4)), DataError, 'lidar_aug_matrix'),
 }
 
 
@@ -272,34 +196,17 @@ def test_frames_that_cannot_be_are_refused_by_both_engines(name):
                 step(frame)
 
 
-def test_files_of_two_exports_are_refused(tmp_path):
-    _, folder, *_ = toy_mvxnet.exported()
-    for path in paths_of(folder):
-        model = onnx.load(path)
-        if path.endswith('voxels.onnx'):
-            entry = next(entry for entry in model.metadata_props if entry.key == 'mm2onnx.checkpoint_sha256')
-            entry.value = entry.value.replace(entry.value[1:9], '0' * 8)
-        onnx.save(model, tmp_path / Path(path).name)
-    with pytest.raises(ModelFileError, match='have to be of one export'):
-        MvxNetOnnx(tmp_path)
-    (tmp_path / 'voxels.onnx').unlink()
-    with pytest.raises(ModelFileError, match=r'has no voxels.onnx'):
-        MvxNetOnnx(tmp_path)
-
-
 INFO = dict(
     image=dict(image_idx=3, image_path='3.png'),
     point_cloud=dict(velodyne_path='3.bin'),
     calib={name: np.eye(4) for name in ('P2', 'R0_rect', 'Tr_velo_to_cam')},
 )
 INFOS = {
-    'no picture': (dict(image={}), 'has no image with image_idx, image_path'),
-    'no sweep': (dict(point_cloud=None), 'has no point_cloud with velodyne_path'),
-    'no calibration': (dict(calib=dict(P2=np.eye(4))), 'has no calib with P2, R0_rect, Tr_velo_to_cam'),
-    'a matrix of another shape': (dict(calib=INFO['calib'] | dict(P2=np.eye(3))), r'P2'),
+    'no picture': (dict(image={}), 'image_path'),
+    'no calibration': (dict(calib=dict(P2=np.eye(4))), 'R0_rect'),
     'a matrix without an inverse': (
         dict(calib=INFO['calib'] | dict(P2=np.zeros((4, 4)))),
-        'P2 has no inverse',
+        'P2',
     ),
 }
 
@@ -324,23 +231,3 @@ def test_projections_of_infos_of_kitti_are_mmdet3ds(tmp_path):
     expected = projection @ calibration['R0_rect'] @ calibration['Tr_velo_to_cam']
     np.testing.assert_allclose(frame.lidar2img[0], expected, rtol=1e-12, atol=1e-9)
     assert frame.name == '3' and frame.pictures == (tmp_path / '3.png',)
-
-
-@pytest.mark.parametrize('wrapped', ['as it is', 'in a list', 'in a wrapper'])
-def test_sweeps_of_infos_are_in_the_folder_of_the_data_set(tmp_path, wrapped):
-    cfg = load_config(toy_mvxnet.write_config(tmp_path))
-    test = cfg.data.test
-    datasets = {'in a list': [test], 'in a wrapper': dict(type='RepeatDataset', times=1, dataset=test)}
-    cfg.data.test = datasets.get(wrapped, test)
-    for folder in ('image_2', 'velodyne_reduced'):
-        (tmp_path / folder).mkdir()
-    cv2.imwrite(str(tmp_path / 'image_2' / '3.png'), np.zeros((96, 320, 3), np.uint8))
-    points = np.ones((5, 4), np.float32)
-    (tmp_path / 'velodyne_reduced' / '3.bin').write_bytes(points.tobytes())
-    info = INFO | dict(
-        image=dict(image_idx=3, image_path='image_2/3.png'), point_cloud=dict(velodyne_path='velodyne/3.bin')
-    )
-    (tmp_path / 'infos.pkl').write_bytes(pickle.dumps([info]))
-    family = find_family(cfg)
-    (frame,) = family.data.moments(cfg, family.preprocess_rule(cfg), tmp_path / 'infos.pkl')
-    np.testing.assert_array_equal(frame.points, points)

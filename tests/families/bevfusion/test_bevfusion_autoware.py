@@ -1,7 +1,6 @@
 """BEVFusion of LiDAR alone for Autoware: its file is proven, faults in each part are refused."""
 
 import dataclasses
-import logging
 
 import numpy as np
 import onnx
@@ -15,19 +14,17 @@ from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.consumers.autoware import bevfusion
 from mmdeploy_ext.consumers.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, EngineError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.views.table import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
 from planting import arguments, replaced, result
 from proofs import OF_OTHER_CONTRACTS, check_files, refuted
-from verdicts import cases_of, checks_of, graphs_of
+from verdicts import cases_of, graphs_of
 
 AUTOWARE = dict(contract='autoware')
 HERE = 'mmdeploy_ext.consumers.autoware.bevfusion_export'
-NODE, GEMM = 'mmdeploy_ext.consumers.autoware.bevfusion', 'mmdeploy_ext.sparse.implicit_gemm'
+NODE = 'mmdeploy_ext.consumers.autoware.bevfusion'
 CLASSES = ('car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 'motorcycle', 'bicycle')
 
 
@@ -59,21 +56,11 @@ def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, frames,
     assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] >= 60
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {bevfusion.BEV}
-    assert next_command(verdict) == f'python -m mmdeploy_ext check {folder}'
 
 
-@pytest.mark.matrix
-def test_a_file_of_the_other_exporter_is_proven(known, frames, tmp_path):
-    paths = toy_bevfusion.export(known, tmp_path, exporter='dynamo', **AUTOWARE)
-    assert prove(known, paths, frames)[0].proven
-
-
-def test_the_node_would_take_the_folder(known, folder, tmp_path, caplog, capsys):
+def test_the_node_would_take_the_folder(folder, capsys):
     assert main([str(folder)]) == 0
     assert '3 files, 0 errors, 1 warnings' in capsys.readouterr().out  # three classes of nuScenes
-    with caplog.at_level(logging.WARNING):
-        contract_of(known.family, known.family.choose(**AUTOWARE)).companions(known.model)
-    assert 'construction_vehicle, barrier, traffic_cone: the node publishes' in caplog.text
     model = onnx.load(file(folder))
     graph, plugins = model.graph, [node for node in model.graph.node if node.domain == 'autoware']
     assert [one.name for one in graph.input] == ['voxels', 'num_points_per_voxel', 'coors']
@@ -86,10 +73,6 @@ def test_the_node_would_take_the_folder(known, folder, tmp_path, caplog, capsys)
 
 
 FAULTS = {
-    'width before length': (
-        f'{HERE}:node_boxes',
-        result(lambda boxes, *_: boxes[:, [0, 1, 2, 4, 3, *range(5, 10)]]),
-    ),
     'the heading of mmdet3d 0.x': (
         f'{HERE}:node_boxes',
         result(lambda boxes, found: torch.cat([boxes[:, :6], found['rot'], boxes[:, 8:]], 1)),
@@ -98,7 +81,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', in_suite(FAULTS, 'the heading of mmdet3d 0.x'))
+@pytest.mark.matrix
+@pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_in_what_is_exported_is_refused(known, frames, tmp_path, fault):
     own = dataclasses.replace(known)  # with exports of its own
     with replaced(*FAULTS[fault]):
@@ -118,15 +102,10 @@ AROUND = {
         f'{NODE}:detections',
         result(lambda found, *_: dataclasses.replace(found, boxes=found.boxes - lowered(found.boxes))),
     ),
-    'the first half of the kernel': (
-        f'{NODE}:pairs',
-        result(lambda made, *_: (made[0], np.where(np.arange(len(made[1]))[:, None] < 14, made[1], 1 << 30))),
-    ),
 }
 
 
-@pytest.mark.suite('x, y, z cells')
-@pytest.mark.parametrize('fault', in_suite(AROUND, 'x, y, z cells', 'z of the bottom'))
+@pytest.mark.parametrize('fault', in_suite(AROUND, 'z of the bottom'))
 def test_a_fault_around_the_file_is_refused(known, folder, frames, fault):
     with replaced(*AROUND[fault]):
         verdict = refuted(known, [file(folder)], frames[:1])
@@ -140,75 +119,33 @@ def moved(model, name):
     tensor.CopyFrom(numpy_helper.from_array(values, name))
 
 
-def padded(model, _):
-    node = next(node for node in model.graph.node if node.output[0] == 'sparse/conv5.sites')
-    next(entry for entry in node.attribute if entry.name == 'padding').ints[:] = [0, 0, 0]
-
-
-@pytest.mark.suite('moved-sparse/conv0.weight')
-@pytest.mark.parametrize(
-    ('change', 'name'),
-    [(moved, 'sparse/conv0.weight'), (moved, 'sparse/conv20.bias'), (padded, 'sparse/conv5.sites')],
-)
-def test_a_changed_file_is_refused_by_name(known, folder, frames, tmp_path, change, name):
-    model = onnx.load(file(folder))
-    change(model, name)
+@pytest.mark.matrix
+def test_a_changed_weight_is_refused_by_name(known, folder, frames, tmp_path):
+    model, name = onnx.load(file(folder)), 'sparse/conv0.weight'
+    moved(model, name)
     onnx.save(model, file(tmp_path))
     (graph,) = graphs_of(check_files(known, file(tmp_path), frames))
     assert not graph.passed and name in graph.text
 
 
-def test_a_manifest_of_another_model_is_refused(known, folder, frames, tmp_path):
-    for path in folder.iterdir():
-        text = path.read_bytes()
-        (tmp_path / path.name).write_bytes(text.replace(b'out_size_factor: 8', b'out_size_factor: 4'))
-    checks = checks_of(check_files(known, [file(tmp_path)], frames))
-    (failed,) = [check for check in checks if not check.passed]
-    assert 'ml_package_bevfusion_lidar.param.yaml' in f'{failed.name} {failed.detail}'
-
-
 def test_points_out_of_range_are_refused(folder):
     outside = FusedFrame(np.full((1, 5), 15, np.float32) * [1, 1, 9, 1, 0])
-    with bevfusion.AutowareBEVFusion(folder) as node, pytest.raises(DataError, match='none of 1 is in'):
+    with bevfusion.AutowareBEVFusion(folder) as node, pytest.raises(DataError, match='none of 1'):
         node.step(outside)
 
 
-def test_what_cannot_be_opened_is_refused(folder, tmp_path):
-    with pytest.raises(EngineError, match='plug-ins run in numpy'):
-        bevfusion.AutowareBEVFusion(folder, engine='OpenVINOBackend')
-    model = onnx.load(file(folder))
-    for node in model.graph.node:
-        names = [node.input, node.output]
-        for values in names:
-            values[:] = ['map' if value == bevfusion.BEV else value for value in values]
-    onnx.save(model, file(tmp_path))
-    with pytest.raises(ModelFileError, match="is not cut in two by 'bev'"):
-        bevfusion.AutowareBEVFusion(file(tmp_path))
-
-
 def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
-    def refused(match, options=AUTOWARE, **more):
+    def refused(match, **more):
         cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **more))
         family = find_family(cfg)
-        chosen = family.choose(opset=17, **options)
+        chosen = family.choose(opset=17, **AUTOWARE)
         with pytest.raises(ConfigError, match=match):
             family.check(cfg, chosen)
             contract_of(family, chosen).check(cfg)
 
     alone = toy_bevfusion.alone('lidar')
-    refused('encoders.camera: the files of LiDAR alone')
+    refused('encoders.camera')
     three = dict(encoders=dict(lidar=dict(backbone=dict(in_channels=3))))
-    refused('in_channels=3, expected 4', **toy_bevfusion.merged(alone, three))
+    refused('in_channels=3', **toy_bevfusion.merged(alone, three))
     many = dict(encoders=dict(lidar=dict(voxelize=dict(max_voxels=[1, 300000]))))
-    refused('max_voxels=300000: the plug-in has room', **toy_bevfusion.merged(alone, many))
-    unlimited = dict(encoders=dict(lidar=dict(voxelize=dict(max_num_points=-1, max_voxels=-1))))
-    refused('max_num_points=-1, max_voxels=-1: the node', **toy_bevfusion.merged(alone, unlimited))
-    still = dict(
-        heads=dict(
-            object=dict(
-                common_heads=dict(_delete_=True, center=[2, 2], height=[1, 2], dim=[3, 2], rot=[2, 2])
-            )
-        )
-    )
-    refused('has no vel', **toy_bevfusion.merged(alone, still))
-    refused('has no vel', options={}, **still)
+    refused('max_voxels=300000', **toy_bevfusion.merged(alone, many))

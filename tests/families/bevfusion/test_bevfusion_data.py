@@ -1,4 +1,4 @@
-"""BEVFusion on a data set: matrices that fit pictures and points, boxes in mmdet3d's columns, training."""
+"""BEVFusion on a data set: matrices that fit pictures and points, boxes in mmdet3d's columns."""
 
 import shutil
 
@@ -21,10 +21,6 @@ from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/BEVFusion/bevfusion_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
-
-
-def register():
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401, F811
 
 
 @pytest.fixture(scope='module')
@@ -107,10 +103,6 @@ def test_boxes_of_the_head_are_those_of_the_annotations(dataset):
     turns = torch.round((found[:, 6] - boxes[:, 6]) / (2 * np.pi))
     found[:, 6] -= 2 * np.pi * turns
     assert len(boxes) > 5 and torch.allclose(found, boxes, atol=1e-4)
-    old = in_lidar_columns(boxes)
-    along = torch.stack([-torch.sin(old[:, 6]), -torch.cos(old[:, 6])], 1)  # of length, in mmdet3d 0.x
-    heading = torch.stack([torch.cos(boxes[:, 6]), torch.sin(boxes[:, 6])], 1)
-    assert torch.allclose(along, heading, atol=1e-5)
 
 
 # ---- the test loop
@@ -158,14 +150,13 @@ def test_a_sweep_alone_is_no_sample(checkpoint, tmp_path, capsys):
     (tmp_path / 'sweep.bin').write_bytes(np.zeros((10, 5), np.float32).tobytes())
     words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify', '--test-img']
     assert export_app.main([*words, str(tmp_path / 'sweep.bin')]) == 2
-    assert 'models of cameras take frames with poses and calibrations' in capsys.readouterr().err
+    assert 'frames' in capsys.readouterr().err
 
 
 # ---- without PyTorch
 
 
-@pytest.mark.parametrize('sweeps', [0, 2])
-def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp_path):
+def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, tmp_path):
     """Pictures, points and matrices of an info file, by numpy alone and by the data set's pipeline."""
     import dataclasses
     import pickle
@@ -191,12 +182,12 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp
     path.write_bytes(pickle.dumps(content))
     from projects.configs.nuscenes_fusion import loading
 
-    pipeline = [*loading(sweeps, True), *cfg.data.test.pipeline[2:]]
+    pipeline = [*loading(2, True), *cfg.data.test.pipeline[2:]]
     test = dict(cfg.data.test, ann_file=str(path), pipeline=pipeline, test_mode=True)
     wanted = frame(next(iter(build_loader(build_dataset(test), [0], workers_per_gpu=0))))
     (rig,) = read_frames(path, find_family(cfg).preprocess_rule(cfg).views)
     rule = dataclasses.replace(
-        find_family(cfg).preprocess_rule(cfg), sweeps=sweeps, pad_empty_sweeps=True, remove_close=True
+        find_family(cfg).preprocess_rule(cfg), sweeps=2, pad_empty_sweeps=True, remove_close=True
     )
     found = frame_of_rig([read_image(file) for file in rig.pictures], rig, rule)
     np.testing.assert_array_equal(found.points, wanted.points)
@@ -207,39 +198,6 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp
 
 
 @pytest.mark.matrix
-def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, capsys):
-    from mmdeploy_ext.cli import run_app
-
-    folder, out = runs / 'bevfusion_toy_portable', tmp_path / 'out'
-    infos = options['data.test.ann_file']
-    assert run_app.main([str(folder), infos, '--out', str(out)]) == 0
-    assert len(list(out.glob('*.png'))) == 2 and 'detections' in capsys.readouterr().out
-    assert run_app.main([str(folder), str(REPO / 'demo/toy.jpg'), '--out', str(out)]) == 2
-    assert 'frames of several cameras and a LiDAR' in capsys.readouterr().err
-
-
-@pytest.mark.matrix  # in the suite: films of StreamPETR (test_streampetr_video.py)
-def test_a_film_shows_both_engines_in_all_cameras_and_over_the_points(
-    runs, checkpoint, options, tmp_path, capsys
-):
-    """`fusion_video.py`: the upper half is PyTorch's, the lower one that of the files."""
-    import cv2
-
-    from mmdeploy_ext.cli import video_app
-
-    words = [f'{key}={value}' for key, value in options.items()]
-    files = ['--onnx', str(runs / 'bevfusion_toy_portable'), '--cfg-options', *words]
-    assert video_app.main([CONFIG, checkpoint, '--out', str(tmp_path), *files]) == 0
-    assert '2 frames of scene 0; PyTorch' in capsys.readouterr().out
-    first, second = (cv2.imread(str(tmp_path / f'{number:04d}.png')) for number in range(2))
-    assert first.shape == second.shape and (first != second).any()
-    left = first[:, : first.shape[1] - first.shape[0]]
-    upper, lower = (part[28:] for part in np.split(left[: len(left) // 2 * 2], 2))
-    assert len(np.unique(upper)) > 100 and np.abs(upper.astype(int) - lower.astype(int)).mean() < 1
-    above = first[:, -first.shape[0] :]
-    assert (above.max(axis=2) > 60).mean() > 0.01  # points
-
-
 def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, options, tmp_path, capsys):
     """What it finds then is what it finds with a black file in its place."""
     import pickle
@@ -271,17 +229,6 @@ def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, op
     assert found['x.png']['detections'] == found[black]['detections']
 
 
-@pytest.mark.matrix  # in the suite `verify` proves a LiDAR model: proof/test_samples.py
-def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, options, capsys):
-    from mmdeploy_ext.cli import verify_app
-
-    words = [f'{key}={value}' for key, value in options.items()]
-    files = str(runs / 'bevfusion_toy_portable')
-    assert verify_app.main([CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
-    said = capsys.readouterr().out
-    assert 'PROVEN' in said and f'python -m mmdeploy_ext run {files} INFOS.pkl' in said.replace('\n', '')
-
-
 @pytest.mark.matrix
 def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options, tmp_path):
     """Its other graphs give what it takes; heads and the heat map, which is sorted, stay float."""
@@ -299,22 +246,3 @@ def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options
     assert sorted(path.name for path in target.iterdir()) == [f'{name}.onnx' for name in names]
     with BEVFusionOnnx(target) as runtime:
         assert runtime.metadata.precision == 'int8'
-
-
-def test_a_real_sweep_stands_in_for_that_of_a_generated_frame(runs, checkpoint, cfg, options, tmp_path):
-    from mmdeploy_ext.cli import benchmark_app
-    from mmdeploy_ext.runtime.infos import read_infos
-
-    sweep = read_infos(options['data.test.ann_file'])[0]['lidar_path']
-    words = [CONFIG, checkpoint, '--onnx', f'{runs}/bevfusion_toy_portable', '--engines', 'onnxruntime']
-    words += ['--sweep', sweep, '--max-iter', '1', '--warmup', '1', '--no-memory', '--threads', '1']
-    assert benchmark_app.main([*words, '--json', str(tmp_path / 'b.json')]) == 0
-    result = read_json(tmp_path / 'b.json')
-    assert result['input_shape'] == f'{len(np.fromfile(sweep, np.float32)) // 5}x5'
-    (row,) = result['contenders']
-    assert row['parts_ms']['rig'] < 0.1 * row['parts_ms']['frame'], 'the calibration is that of the warm-up'
-
-
-def test_the_file_of_one_picture_stays_whole():
-    data = dict(img=[torch.zeros(1, 3, 4, 4)], img_metas=[dict(filename='front.jpg')])
-    assert frame(data).image_files == ('front.jpg',)

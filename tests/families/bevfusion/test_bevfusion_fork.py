@@ -1,13 +1,6 @@
 """A repository with a copy of mmdet3d: its own code is the reference, in a process of its own."""
 
-import subprocess
-import sys
-import tempfile
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
-import torch
 
 import toy_bevfusion
 import toy_bevfusion_fork
@@ -15,16 +8,9 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion import fork
-from mmdeploy_ext.families.bevfusion.fork import Fork
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import settings_check
-from mmdeploy_ext.seeded.fork_weights import weights_of_repository
 from verdicts import cases_of, preprocessing_of
-
-HEAD = 'mmdet3d/models/heads/bbox/transfusion.py'
-IN_SUITE = ('box scale',)
-"""Changes that are tried in every run; the others are of the matrix."""
 
 
 @pytest.fixture(scope='module')
@@ -59,9 +45,7 @@ def test_the_files_equal_what_the_code_of_the_repository_gives(verdict, reposito
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30
     assert preprocessing_of(verdict).passed and preprocessing_of(verdict).samples == 2
-    text = ' '.join(verdict.notes)
-    assert f'the reference is the code of {repository[0]}' in text
-    assert 'boxes are those of mmdet3d 1.x (columns l, w, h' in text
+    assert str(repository[0]) in ' '.join(verdict.notes)
 
 
 def test_a_verdict_names_the_classes_of_the_repository_and_its_copy_of_mmdet3d(verdict):
@@ -69,47 +53,15 @@ def test_a_verdict_names_the_classes_of_the_repository_and_its_copy_of_mmdet3d(v
     assert lines[0].startswith('BEVFusion (mmdet3d/models/fusion_models/bevfusion.py')
     assert any(line.startswith('TransFusionHead (') and 'our implementation' in line for line in lines)
     (copied,) = verdict.untraced
-    assert copied.startswith('mmdet3d of ') and 'its methods are compared' in copied
-
-
-def test_weights_are_written_in_the_layout_of_the_repositorys_spconv(toy, monkeypatch):
-    model = toy[0].model
-    weights, process = model.state_dict(), model.fork.process
-    shapes = process.call('weight_shapes', {})
-    assert {key: tuple(shape) for key, shape in shapes.items()} == {
-        key: tuple(tensor.shape) for key, tensor in weights.items()
-    }
-    older = {key: np.roll(shape, -1) if len(shape) == 5 else shape for key, shape in shapes.items()}
-    monkeypatch.setattr(process, 'call', lambda method, arrays: older)
-    written = weights_of_repository(model)
-    kernels = [key for key, shape in shapes.items() if len(shape) == 5]
-    assert kernels and written.keys() == weights.keys()
-    for key, tensor in weights.items():
-        expected = tensor.permute(1, 2, 3, 4, 0) if key in kernels else tensor
-        assert torch.equal(written[key], expected), key
+    assert copied.startswith('mmdet3d of ')
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize(
-    'change',
-    [
-        name if name in IN_SUITE else pytest.param(name, marks=pytest.mark.matrix)
-        for name in toy_bevfusion_fork.CHANGES
-    ],
-)
+@pytest.mark.parametrize('change', toy_bevfusion_fork.CHANGES)
 def test_a_changed_line_of_the_repository_is_not_proven(toy, tmp_path, change):
     verdict = proof_of(toy, toy_bevfusion_fork.repository(tmp_path, change))
     assert not verdict.passed
     assert any(not case.passed for case in cases_of(verdict))
-
-
-@pytest.mark.parametrize('convention', ['0.x', '1.x'])
-def test_boxes_of_mmdet3d_1_are_compared_as_they_are(convention):
-    facts = dict(root='repository', patches=[], box_convention=convention)
-    process, model = SimpleNamespace(facts=facts, operators=[]), SimpleNamespace(sensors=())
-    model.fork = Fork('repository', {})
-    notes = ' '.join(fork.ForkReference.notes.fget(SimpleNamespace(process=process, model=model)))
-    assert f'mmdet3d {convention}' in notes and ('turned' in notes) == (convention == '0.x')
 
 
 def test_the_config_is_put_into_the_terms_of_the_family(repository):
@@ -142,27 +94,11 @@ def test_overrides_of_a_file_are_those_of_the_config_as_it_was_read(repository):
         ({'model.encoders.lidar.voxelize_reduce': False}, 'voxelize_reduce=False'),
         ({'data.test.pipeline.5.is_train': True}, 'is_train=True'),
         ({'data.test.pipeline.1.reduce_beams': 16}, 'reduce_beams=16'),
-        ({'data.test.pipeline.2.load_augmented': 'mvp'}, "load_augmented='?mvp"),
-        ({'data.test.pipeline.1.type': None}, 'the test pipeline has the step .*expected a dict with `type`'),
     ],
 )
 def test_what_no_file_does_is_refused_by_its_key(repository, options, words):
     with pytest.raises(ConfigError, match=words):
         find_family(load_config(repository[1], options))
-
-
-@pytest.mark.parametrize(
-    ('key', 'words'),
-    [
-        ('model.heads', 'heads has no object'),
-        ('model.encoders', 'encoders has nothing'),
-        ('model.encoders.lidar.backbone', 'backbone'),
-    ],
-)
-def test_a_part_that_a_config_lacks_is_named(repository, key, words):
-    cfg = load_config(repository[1], {key: None})
-    with pytest.raises(ConfigError, match=words):
-        find_family(cfg).build(cfg)
 
 
 def test_steps_have_the_defaults_of_both_libraries(repository):
@@ -180,17 +116,6 @@ def test_contracts_of_other_engines_are_refused(repository):
 
 
 @pytest.mark.matrix
-def test_points_that_the_repository_prepares_otherwise_are_not_proven(toy, tmp_path):
-    datasets = toy_bevfusion_fork.DATASETS
-    changed = datasets.replace(
-        "cloud[:, 4] = info['timestamp'] / 1e6 -", "cloud[:, 4] = 0.01 + info['timestamp'] / 1e6 -"
-    )
-    assert changed != datasets
-    verdict = proof_of(toy, toy_bevfusion_fork.repository(tmp_path, datasets=changed))
-    assert not verdict.passed and not preprocessing_of(verdict).passed
-
-
-@pytest.mark.matrix
 def test_an_error_of_the_repository_is_said_with_its_line(toy, tmp_path):
     root = toy_bevfusion_fork.repository(tmp_path)
     path = root / 'mmdet3d/models/fusion_models/bevfusion.py'
@@ -203,14 +128,3 @@ def test_an_error_of_the_repository_is_said_with_its_line(toy, tmp_path):
     deployment.model.fork.root = str(root)
     with pytest.raises(InferenceError, match=rf'TypeError.*\({path}:\d+\)'):
         deployment.family.reference(deployment.model)
-
-
-def test_a_process_that_ended_between_two_calls_is_named(tmp_path):
-    ended = object.__new__(fork.ForkProcess)
-    ended.fork, ended.folder = SimpleNamespace(root='its_folder'), tempfile.TemporaryDirectory(dir=tmp_path)
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    ended.process = subprocess.Popen([sys.executable, '-c', 'raise SystemExit(3)'], **pipes)
-    ended.process.wait()
-    with pytest.raises(InferenceError, match=r'its_folder: .* ended with status 3'):
-        ended.call('step', {})
-    fork.end_process(ended.process, ended.folder)

@@ -87,7 +87,7 @@ def test_each_part_alone_gives_the_tensors_of_the_original():
     joint = model.joined([golden.part('camera'), golden.part('lidar')])
     assert golden.difference(content, 'middle_out', joint) < 5e-5
     found = head(golden.part('middle'))
-    assert np.abs(found['dense_heatmap'].numpy() - content['head.dense_heatmap']).max() < 1e-4
+    assert golden.heat_difference(content['head.dense_heatmap'], found['dense_heatmap']) < 1e-4
     assert np.abs(head.scores(found).numpy() - content['head.score']).max() < 1e-5
     for name, key in dict(center='reg', height='height', dim='dim', rot='rot', vel='vel').items():
         assert np.abs(found[name].numpy() - content[f'head.{key}']).max() < 1e-4, name
@@ -115,7 +115,7 @@ def test_the_chain_with_the_stored_depth_and_cells_gives_the_same_200_boxes(tag)
     joint = model.joined([seen, swept])
     assert golden.difference(lidar, 'middle', joint) < 1e-4
     found = head(joint)
-    assert np.abs(found['dense_heatmap'].numpy() - content['dense_heatmap']).max() < 2e-4
+    assert golden.heat_difference(content['dense_heatmap'], found['dense_heatmap']) < 2e-4
     top = head.proposals(head.peaks(found['dense_heatmap'].sigmoid()))[0].numpy()
     assert set(top) == set(content['top'])
     (boxes,) = head.get_bboxes(found)
@@ -135,7 +135,7 @@ def test_left_to_itself_it_finds_the_proposals_of_the_original(tag):
     model, (points, meta) = golden.model()[0], frame(tag)
     found = model.predictions(golden.picture(tag), [points], [meta])
     content = golden.stored(f'head_{tag}')
-    assert np.abs(found['dense_heatmap'].numpy() - content['dense_heatmap']).max() < 0.06
+    assert golden.heat_difference(content['dense_heatmap'], found['dense_heatmap']) < 0.06
     head = model.heads['object']
     top = head.proposals(head.peaks(found['dense_heatmap'].sigmoid()))[0].numpy()
     assert len(np.intersect1d(top, content['top'])) >= 195

@@ -26,17 +26,18 @@ FILES = dict(camera=['rig', 'frame'], lidar=['lidar', 'frame'], centers=['rig', 
 
 @pytest.fixture(scope='module')
 def toys(tmp_path_factory):
-    return {
-        sensor: toy_bevfusion.toy(tmp_path_factory.mktemp(sensor), **toy_bevfusion.alone(sensor))
-        for sensor in FILES
-    }
+    @functools.cache
+    def made(sensor):
+        return toy_bevfusion.toy(tmp_path_factory.mktemp(sensor), **toy_bevfusion.alone(sensor))
+
+    return made
 
 
 @pytest.fixture(scope='module')
 def files(toys, tmp_path_factory):
     @functools.cache
     def exported(sensor):
-        return toy_bevfusion.export(toys[sensor], tmp_path_factory.mktemp(f'{sensor}_files'))
+        return toy_bevfusion.export(toys(sensor), tmp_path_factory.mktemp(f'{sensor}_files'))
 
     return exported
 
@@ -44,7 +45,7 @@ def files(toys, tmp_path_factory):
 @pytest.mark.matrix
 @pytest.mark.parametrize('sensor', in_suite(FILES, 'lidar'))
 def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, sensor):
-    toy, paths = toys[sensor], files(sensor)
+    toy, paths = toys(sensor), files(sensor)
     assert [path.rsplit('/', 1)[1] for path in paths] == [f'{name}.onnx' for name in FILES[sensor]]
     frames = list(toy.family.data.generated_sweeps(toy.rule, 3))
     verdict, _ = prove(toy, paths, frames)
@@ -54,15 +55,12 @@ def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, s
         found = runtime.step(frames[0])
         assert len(found.detections) and set(runtime.seconds) == set(FILES[sensor])
         if sensor != 'lidar':
-            with pytest.raises(ShapeError, match='there are none'):
+            with pytest.raises(ShapeError, match='images'):
                 runtime.step(dataclasses.replace(frames[0], images=None))
         else:
-            with pytest.raises(DataError, match='the sweep is empty'):
+            with pytest.raises(DataError, match='empty'):
                 runtime.step(dataclasses.replace(frames[0], points=np.zeros((0, 5), np.float32)))
-            for wrong in (paths[-1], [*paths, paths[0]]):
-                with pytest.raises(ModelFileError, match=r'expected lidar\.onnx, frame\.onnx of one'):
-                    OPENS(wrong)
-            with pytest.raises(ModelFileError, match=r'got no frame\.onnx'):
+            with pytest.raises(ModelFileError, match=r'frame\.onnx'):
                 OPENS(paths[:1])
             sweep = tmp_path / 'sweep.bin'
             frames[0].points.tofile(sweep)
@@ -75,32 +73,26 @@ def column(boxes, index, values):
     return torch.cat([boxes[..., :index], values[..., None], boxes[..., index + 1 :]], -1)
 
 
+def unscaled(group):
+    if not hasattr(group, 'scales'):
+        return group
+    return dataclasses.replace(group, scales=(1.0,) * len(group.classes))
+
+
 CANDIDATES = 'mmdeploy_ext.models.bevfusion.center_head:BEVFusionCenterHead.candidates'
 SEEN = 'mmdeploy_ext.families.bevfusion.runtime.boxes:rows_after_nms'
 FAULTS = {
-    'x and y of the pooled map': (
-        'camera',
-        'mmdeploy_ext.models.bevfusion.view_transform:ViewTransform.pool_by_tables',
-        result(lambda seen, *_: seen.transpose(2, 3)),
-    ),
-    'x and y of the boxes': (
-        'centers', CANDIDATES, result(lambda found, *_: (found[0][..., [1, 0, *range(2, 9)]], *found[1:])),
-    ),
     'z of the centre': (
         'centers', CANDIDATES,
         result(lambda found, *_: (
             column(found[0], 2, found[0][..., 2] + found[0][..., 5] / 2), *found[1:])),
-    ),
-    'labels of each task from 0': (
-        'centers', CANDIDATES, result(lambda found, *_: (*found[:2], found[2].clamp(max=1))),
     ),
     'boxes below the threshold': (
         'centers', CANDIDATES, result(lambda found, *_: (*found[:2], found[2].clamp(min=0))),
     ),
     'sizes as they are when boxes are compared': (
         'centers', SEEN,
-        arguments(lambda boxes, labels, group: (
-            boxes, labels, dataclasses.replace(group, scales=(1.0,) * len(group.classes)))),
+        arguments(lambda boxes, labels, group: (boxes, labels, unscaled(group))),
     ),
     'a distance instead of its square': (
         'centers', SEEN,
@@ -115,7 +107,7 @@ FAULTS = {
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
     sensor, place, make = FAULTS[fault]
-    toy, traced = toys[sensor], place != SEEN
+    toy, traced = toys(sensor), place != SEEN
 
     def planted(original):
         wrong = make(original)
@@ -130,8 +122,8 @@ def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
 
 @pytest.mark.parametrize('sensor', ['camera', 'lidar'])
 def test_the_files_of_the_engine_take_both(toys, sensor):
-    toy = toys[sensor]
-    with pytest.raises(ConfigError, match=r'--contract.*model.encoders has no'):
+    toy = toys(sensor)
+    with pytest.raises(ConfigError, match=r'model\.encoders'):
         contract_of(toy.family, dict(contract='cuda-bevfusion')).check(toy.cfg)
 
 
@@ -140,16 +132,8 @@ def test_depth_of_points_without_points_is_refused_by_name(tmp_path):
     changes['encoders']['camera']['vtransform'].pop('type')
     cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **changes))
     toy = toy_bevfusion.find_family(cfg)
-    with pytest.raises(ConfigError, match=r"'DepthLSSTransform'.*LiDAR"):
+    with pytest.raises(ConfigError, match='DepthLSSTransform'):
         toy.check(cfg, toy.choose())
-
-
-def test_a_detector_refuses_several_augmentations_and_a_batch_without_points(toys):
-    model = toys['lidar'].model
-    with pytest.raises(DataError, match='tests one augmentation, and got 2'):
-        model.forward_test([[{}], [{}]], points=[[None], [None]])
-    with pytest.raises(ShapeError, match='points are None'):
-        model.forward_test([{}])
 
 
 def test_a_neck_enlarges_maps_as_the_original_does_if_its_config_does_not_say():
@@ -164,8 +148,8 @@ def test_a_neck_enlarges_maps_as_the_original_does_if_its_config_does_not_say():
 
 
 def test_the_form_of_a_sparse_backbone_is_refused_without_lidar_and_with_files_of_another_engine(toys):
-    camera, lidar = (toys[sensor].family for sensor in ('camera', 'lidar'))
+    camera, lidar = (toys(sensor).family for sensor in ('camera', 'lidar'))
     with pytest.raises(UsageError, match=r'--sparse-form.*m\.py'):
-        camera.check(toys['camera'].cfg, camera.choose(sparse_form='tables'))
+        camera.check(toys('camera').cfg, camera.choose(sparse_form='tables'))
     with pytest.raises(UsageError, match=r'--sparse-form.*--contract'):
         lidar.choose(sparse_form='tables', contract='autoware').check()

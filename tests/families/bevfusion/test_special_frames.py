@@ -1,6 +1,5 @@
 """Moments in which one thing of the rig changes: what is kept of a rig has to look at every matrix."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -8,17 +7,14 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
 from mmdeploy_ext.families.sparse4d.reference import GAPS_S
 from mmdeploy_ext.preprocess.cameras import Calibration
-from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
-from mmdeploy_ext.proving.frames import best_scores_row
+from mmdeploy_ext.proving.drive import SPECIAL, special_frames
 from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, record_of_pose
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.synthetic.moments import (
@@ -54,20 +50,13 @@ def fused():
     return FusedFrame(points, images=seen.images, calibration=calibration)
 
 
-@pytest.mark.parametrize('heading', [0.0, 100.0, 300.0])
+@pytest.mark.parametrize('heading', [0.0, 300.0])
 def test_a_heading_crosses_0_degrees_whatever_it_was_before(heading):
     (frame,) = drive(1)
     record = record_of_pose(frame.ego_pose)
     record[YAW_DEG] = heading
     headings = [one.can_bus[YAW_DEG] for one in record_drive(frame, record)]
     assert min(np.diff(headings)) < -180
-
-
-def test_no_two_numbers_of_a_drive_that_the_can_bus_measures_are_alike():
-    frame = next(iter(drive(1)))
-    for one in record_drive(frame, record_of_pose(frame.ego_pose)):
-        measured = one.can_bus[7:16]
-        assert len(set(measured)) == 9 and np.abs(measured).min() > 0.1
 
 
 def test_a_drive_goes_back_in_time_by_more_than_frames_belong_together():
@@ -113,39 +102,6 @@ def test_a_file_that_fails_on_a_special_frame_is_not_proven_though_nothing_is_fo
     assert case.name == SPECIAL and bool(found) == reasons, found
 
 
-class WithoutMemory(ToyStepper):
-    """A model that looks at pictures alone, as PETR does."""
-
-    def step(self, frame):
-        self.reset()
-        result = super().step(frame)
-        self.state = dataclasses.replace(self.state, tensors={})
-        return dataclasses.replace(result, was_reset=False)
-
-
-def test_frames_without_pose_time_and_scene_run_where_nothing_is_kept():
-    runners = dict(teacher=WithoutMemory(), free=WithoutMemory())
-    memory, bars = MemorySpec(needed=MEMORY.needed), DriveBars(frames=3, resets=0)
-    modes = Modes(WithoutMemory(), runners, SPEC, memory=memory, bars=bars)
-    moment = dict(ego_pose=None, timestamp_s=None, scene_token=None)
-    for index, frame in enumerate(SyntheticDrive(3, (32, 64))):
-        modes.add(with_moment(dataclasses.replace(frame, **moment), index))
-    rows = modes.finish()
-    assert all(row.passed and row.series['gap_s'] == [None, 0.5, 0.5] for row in rows.values()), rows
-    first = modes.first[0]
-    assert first.timestamp_s == 0.0 and (first.ego_pose == np.eye(4)).all()
-
-
 def test_a_plain_sweep_has_one_point_and_that_is_in_range():
     points = plain_sweep(fused(), LIMITS).points
     assert points.shape == (1, 5) and (np.abs(points[0, :2]) < 20).all()
-
-
-@pytest.mark.parametrize(('best', 'passed'), [(0.3, True), (0.45, True), (0.9, False), (0.0, True)])
-def test_of_results_where_nothing_is_to_see_the_best_may_not_be_much_higher(best, passed):
-    def results(*scores):
-        boxes = np.zeros((len(scores), 9), np.float32)
-        return Detections3D(boxes, np.array(scores, np.float32), np.zeros(len(scores), np.int64))
-
-    found = results(*[best] * 100) if best else results()
-    assert best_scores_row(results(0.3, 0.2), found).passed == passed

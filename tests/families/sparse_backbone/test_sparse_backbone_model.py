@@ -83,11 +83,6 @@ def test_no_point_and_no_point_in_range_give_zeros(limit):
             assert out.shape == (1, 32, 12, 10) and not out.any()
 
 
-def test_voxels_over_the_limit_are_dropped_and_none_added():
-    features, coordinates = model(voxels=20).voxelize([cloud()])
-    assert features.shape == (20, 5) and len({tuple(row) for row in coordinates.tolist()}) == 20
-
-
 def test_points_of_another_width_or_with_nan_are_refused():
     net = model()
     with pytest.raises(ShapeError, match=r'1.*\(600.*4\).*\(P.*5\).*in_channels=5'):

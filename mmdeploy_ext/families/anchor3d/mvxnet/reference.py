@@ -9,7 +9,7 @@ import torch
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, check_camera
-from mmdeploy_ext.families.anchor3d.mvxnet.samples import generated, one_point_frame
+from mmdeploy_ext.families.anchor3d.mvxnet.samples import generated, mirrored, one_point_frame
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.parts.lidar_parts import Watch
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -56,7 +56,7 @@ class MvxNetReference(AnchorReference):
         )
 
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:
-        return itertools.islice(generated(rule, 2), 1, 2)
+        return map(mirrored, itertools.islice(generated(rule, 2), 1, 2))
 
     def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
         return one_point_frame(sample, rule.voxels.point_cloud_range)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, camera_matrices, frame_of_rig
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -75,18 +75,8 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
         np.ascontiguousarray(points.cpu().numpy(), np.float32),
         str(meta.get('sample_idx', '')),
         images=np.ascontiguousarray(image.reshape(1, *image.shape[-3:]), np.float32),
-        calibration=_calibration(np.asarray(meta['lidar2img']), to_input),
+        calibration=camera_matrices(np.asarray(meta['lidar2img']), to_input),
         image_files=picture_files(meta),
-    )
-
-
-def _calibration(lidar2image: np.ndarray, to_input: np.ndarray) -> dict[str, np.ndarray]:
-    (scale_x, skew_x, left), (skew_y, scale_y, top) = to_input[:2]
-    img_aug = [[scale_x, skew_x, 0, left], [skew_y, scale_y, 0, top], [0, 0, 1, 0], [0, 0, 0, 1]]
-    return dict(
-        lidar2image=np.float32(lidar2image)[None],
-        img_aug_matrix=np.float32(img_aug)[None],
-        lidar_aug_matrix=np.eye(4, dtype=np.float32),
     )
 
 
@@ -113,8 +103,16 @@ def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Fu
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
     for points, picture, lidar2image, name in generated_moments(rule, count):
         prepared = rule.views.apply(picture)
-        calibration = _calibration(lidar2image, prepared.to_input)
+        calibration = camera_matrices(lidar2image, prepared.to_input)
         yield FusedFrame(points, name, images=prepared.tensor[None], calibration=calibration)
+
+
+def mirrored(frame: FusedFrame) -> FusedFrame:
+    """The frame as if its picture had been flipped and moved by a tenth, which no test pipeline does."""
+    img_aug, (height, width) = frame.calibration[CAMERA[1]].copy(), frame.images.shape[2:]
+    img_aug[0, 0] *= -1
+    img_aug[0, :2, 3] += 1.1 * width, 0.1 * height
+    return dataclasses.replace(frame, calibration={**frame.calibration, CAMERA[1]: img_aug})
 
 
 def one_point_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
