@@ -77,8 +77,8 @@ def export_stages(
 
     Raises:
         ExportError: the exporter failed, and the message names the stage; or the merged graph has another
-            opset than the one asked for, or other inputs or outputs than the spec. What a module raises when
-            it is run before its export is raised unchanged.
+            opset than the one asked for, or other inputs or outputs than the spec.
+        UsageError: a module does not run on the example (RuntimeError of PyTorch).
     """
     tensors = dict(example)
     # tensor name -> dynamic axis -> name of its symbolic dimension
@@ -90,8 +90,7 @@ def export_stages(
         stage.module.eval()  # torch.onnx.export sets the mode that it found, in all parts
         args = tuple(tensors[name] for name in stage.inputs)
         if stage is not stages[-1]:
-            with torch.no_grad():
-                outputs = stage.module(*args)
+            outputs = _example_outputs(stage, args)
             outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
             tensors.update(zip(stage.outputs, outputs, strict=True))
         ranks |= {name: tensor.dim() for name, tensor in tensors.items()}
@@ -117,6 +116,17 @@ def export_stages(
     model = apply_spec(model, spec)
     check_written(model, options.opset)
     return model
+
+
+def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:
+    try:
+        with torch.no_grad():
+            return stage.module(*args)
+    except RuntimeError as error:
+        size = 'x'.join(map(str, args[0].shape[2:]))
+        raise UsageError(
+            f'stage {stage.name!r} does not take the example of {size}, see --shape: {error}'
+        ) from error
 
 
 def _with_exact_sums(model: onnx.ModelProto, options: Options) -> onnx.ModelProto:

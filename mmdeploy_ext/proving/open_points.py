@@ -74,8 +74,9 @@ def untraced_methods(
         for entry in family.untraced:
             place, dot, name = entry.rpartition('.')
             method = find(kind, name)
-            is_here = not dot or any(fnmatchcase(one, place) for one in names)
-            if method and is_here and method not in traced:
+            if not method or method in traced:
+                continue
+            if not dot or any(fnmatchcase(one, place) for one in names):
                 lines.append(Untraced(method, 'compared by its results'))
     by = 'pictures' if family.samples == 'images' else 'samples'
     lines += [Untraced(name, f'compared by {by}') for name in _users_data(cfg)]

@@ -7,12 +7,8 @@ import pytest
 
 import toy_autoware
 from mmdeploy_ext.consumers.autoware import boxes
-from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
-from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.consumers.autoware.pillars import decorated, scattered
 from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
-from mmdeploy_ext.consumers.cuda_bevfusion.loop import CudaBEVFusion
-from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 HALF = math.sqrt(0.5)
@@ -34,19 +30,6 @@ def settings(**changes):
         scores=((0.35, 0.35, 0.35),),
     )
     return CenterPointSettings(**{**given, **changes})
-
-
-@pytest.mark.parametrize(
-    ('opens', 'paths'),
-    [
-        (AutowareCenterPoint, 'head.onnx'),
-        (CudaBEVFusion, 'head.bbox.onnx'),
-        (AutowareBEVFusion, ['a.onnx', 'b.onnx']),
-    ],
-)
-def test_another_number_of_files_than_an_export_has_is_refused(opens, paths):
-    with pytest.raises(ModelFileError, match='expected the folder of the export, or its files in the order'):
-        opens(paths)
 
 
 def test_a_point_is_decorated_as_in_the_nodes_test():

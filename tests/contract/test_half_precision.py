@@ -10,12 +10,10 @@ from onnx import TensorProto, numpy_helper
 
 import toy_solo
 from marking import in_suite
-from mmdeploy_ext.cli import backend_config, export_app, verify_app
+from mmdeploy_ext.cli import backend_config, export_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import with_half_features, written_precision
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families import model as deploy
@@ -26,7 +24,7 @@ from mmdeploy_ext.graph.passes.precision import in_precision
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from proofs import check_files, prove_samples
-from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+from toy_atss import CONFIG, PICTURE, export_toy, load_toy
 from verdicts import cases_of, checks_of
 
 KEEP = '*/bbox_head/*'
@@ -75,13 +73,6 @@ def test_the_network_is_float16_and_post_processing_and_ends_are_float32(files):
         assert TensorProto.FLOAT16 not in [types.get(name) for name in node.output], node.name
     ends = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     assert TensorProto.FLOAT16 not in ends
-
-
-def test_the_file_says_what_it_is(files):
-    kept = read_metadata(files['kept']).options
-    assert (kept['precision'], kept['fp16_io'], kept['keep_fp32']) == ('fp16', False, [KEEP])
-    props = {entry.key: entry.value for entry in onnx.load(files['kept']).metadata_props}
-    assert int(props['fp16.kept_nodes']) > 0
 
 
 def test_nodes_kept_by_pattern_are_float32(files):
@@ -204,13 +195,6 @@ def test_options_that_do_nothing_are_refused_before_the_weights_load(given, mess
     assert re.search(message, capsys.readouterr().err.replace('\n', ' '))
 
 
-def test_a_pattern_that_fits_nothing_is_refused_with_similar_names(deployment, tmp_path):
-    wrong = dict(precision='fp16', keep_fp32=('*atss_clz*',))
-    with pytest.raises(UsageError, match=r'atss_clz'):
-        export_toy(deployment, tmp_path / 'm.onnx', dynamic=False, **wrong)
-    assert not (tmp_path / 'm.onnx').exists()
-
-
 def settings(**changes):
     cfg = load_config(CONFIG)
     cfg.backend_config = dict(type='OnnxRuntimeBackend', **changes)
@@ -223,53 +207,6 @@ def test_a_config_asks_for_float16_as_the_command_line_does():
     assert (options.precision, options.fp16_io, options.keep_fp32) == ('fp16', True, (KEEP,))
     assert backend_config.precision(found) == 'fp16'
     assert backend_config.precision(dict(inference_precision='bf16')) == 'bf16'
-
-
-def test_a_key_of_a_config_that_is_none_counts_as_one_that_is_not_there():
-    for shape in ({}, dict(shape=128)):
-        cfg, found = settings(opset_version=None, dynamic=None, keep_fp32=None, exporter='dynamo', **shape)
-        options = backend_config.graph_options(cfg, found, FAMILIES['dense'])
-        assert (options.opset, options.dynamic, options.keep_fp32) == (0, not shape, ())
-
-
-def test_a_config_that_asks_for_a_bf16_file_is_told_where_bf16_is(deployment):
-    cfg, found = settings(precision='bf16')
-    with pytest.raises(ConfigError, match=r"bfloat16.*inference_precision='bf16'"):
-        backend_config.graph_options(cfg, found, deployment.family)
-
-
-@pytest.mark.matrix  # in the suite: the verdict, above
-def test_verify_exits_0_within_bars_and_its_json_says_which_claim(files, tmp_path, capsys):
-    target = tmp_path / 'v.json'
-    status = verify_app.main([CONFIG, CHECKPOINT, files['full'], '--json', str(target)])
-    assert status == 0
-    assert read_json(target)['verdict'] == 'within fp16 bars'
-    said = capsys.readouterr().out
-    assert 'WITHIN FP16 BARS' in said and 'PROVEN' not in said
-
-
-def has_bf16():
-    openvino = pytest.importorskip('openvino', reason='OpenVINO is an extra: pip install openvino')
-    return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
-
-
-def test_verify_tells_bf16_of_openvino_by_option(deployment, tmp_path):
-    """A float32 file is judged as bfloat16 where the engine was asked to compute in it."""
-    if not has_bf16():
-        pytest.skip('skipped: this CPU has no bfloat16')
-    path = export_toy(deployment, tmp_path / 'm.onnx', form='raw', dynamic=False)
-    target = tmp_path / 'v.json'
-    engine = ['--engine', 'openvino', '--inference-precision', 'bf16', '--json', str(target)]
-    assert verify_app.main([CONFIG, CHECKPOINT, path, *engine]) in (0, 1)
-    verdict = read_json(target)
-    assert verdict['verdict'].removeprefix('not ') == 'within bf16 bars'
-    rows = [row for case in cases_of(verdict) for row in case.tensors]
-    assert max(row.max_rel for row in rows) > 1e-3, 'it computed in float32'
-
-
-def test_an_inference_precision_that_there_is_not_is_refused():
-    with pytest.raises(ConfigError, match=r"inference_precision='int4'.*fp32.*bf16.*fp16"):
-        build_backend('OpenVinoBackend', 'm.onnx', inference_precision='int4')
 
 
 @pytest.mark.parametrize(

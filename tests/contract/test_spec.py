@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.options import GROUP_NORM, KEEP_FP32, Option, Options
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.options import KEEP_FP32, Option, Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ShapeError, UsageError
 
 IMAGE = TensorSpec('input', 'float32', ('B', 3, 'H', 'W'), 'pixels', 'pixel')
@@ -68,22 +68,6 @@ def test_any_spec_survives_json(inputs, outputs):
     assert GraphSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-def test_names_axes_and_groups():
-    assert SPEC.input_names == ['input', 'img_shape', 'pre_memory']
-    assert SPEC.output_names == ['dets', 'post']
-    assert IMAGE.dynamic_axes == {0: 'B', 2: 'H', 3: 'W'}
-    assert IMAGE.shape_text() == 'Bx3xHxW'
-    assert TensorSpec('t', 'float32', ()).shape_text() == 'scalar'
-    assert IMAGE.column_groups == (ColumnGroup(unit='pixel', rtol=DEFAULT_RTOL),)
-    assert MEMORY.column_groups == MEMORY.groups
-    assert SPEC.tensor('post').axes == (1, 8, 4)
-
-
-def test_unknown_tensor_lists_those_that_exist():
-    with pytest.raises(ShapeError, match=r"'nothing'.*toy/full"):
-        SPEC.tensor('nothing')
-
-
 def test_right_feeds_pass_with_and_without_the_optional_one():
     SPEC.check_feeds(FEEDS)
     SPEC.check_feeds({name: FEEDS[name] for name in ('input', 'pre_memory')})
@@ -116,26 +100,6 @@ def test_a_fixed_axis_says_what_to_do():
         SPEC.check_feeds({**FEEDS, 'pre_memory': np.zeros((2, 8, 4), np.float32)})
 
 
-def test_an_input_without_axes_is_taken():
-    scale = TensorSpec('scale', 'float32', ())
-    GraphSpec('toy', (scale,), ()).check_feeds({'scale': np.float32(1)})
-
-
-def test_a_choice_that_is_no_word_is_not_offered():
-    with pytest.raises(UsageError, match=r'^--group-norm x: expected operator or exact$'):
-        GROUP_NORM.check('x')
-    with pytest.raises(UsageError, match=r"^backend_config.group_norm='x', expected operator or exact$"):
-        GROUP_NORM.check('x', 'backend_config.')
-
-
-def test_an_option_of_a_fraction_takes_numbers_only():
-    radius = Option('radius', 0.5, minimum=0)
-    radius.check(1)
-    for value in ('0.3', None, True):
-        with pytest.raises(UsageError, match=r'^backend_config\.radius=.*, expected a number$'):
-            radius.check(value, 'backend_config.')
-
-
 LAYERS = Option('layers', (('a*', 'fp16', 'int8'),), stated=True)
 FLAG_OFF, FLAG_ON = Option('flag', False, stated=True), Option('flag', True)
 
@@ -155,23 +119,11 @@ def test_words_of_a_command_choose_the_value_of_a_file(option, value, words):
     assert option.words({option.name: value, 'precision': 'fp16'}) == words
 
 
-def test_an_option_with_its_value_is_as_it_was_written():
-    assert FLAG_OFF.with_value(False, 'backend_config.') == 'backend_config.flag=False'
-    assert FLAG_ON.with_value(False) == '--no-flag'
-    assert LAYERS.with_value((('a*', 'fp16', 'int8'),)) == '--layers a*=fp16:int8'
-
-
 def test_a_flag_that_a_choice_sets_cannot_be_taken_back():
     fixing = Option('target', 'any', choices=('any', 'one'), fixes={'one': dict(flag=True)})
     options = Options((fixing, FLAG_ON), target='one', flag=False)
     with pytest.raises(UsageError, match='--no-flag: --target one is written with True; leave it out'):
         options.check()
-
-
-def test_equal_options_have_one_hash_and_plain_json():
-    one, other = Options((LAYERS, FLAG_ON)), Options((FLAG_ON, LAYERS))
-    assert one == other and hash(one) == hash(other)
-    assert one.to_json() == json.loads(json.dumps(one.to_json()))
 
 
 def test_a_memory_survives_json():

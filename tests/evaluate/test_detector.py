@@ -1,7 +1,6 @@
 """Networks of the data-set loop: dumps of batches that a family splits, parts that do not make a data set."""
 
 import dataclasses
-import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +11,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.dump import DumpWriter, load_dump
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.evaluate import detector as detector_module
-from mmdeploy_ext.evaluate.detector import BackendDetector, Show, TorchDetector
+from mmdeploy_ext.evaluate.detector import BackendDetector, TorchDetector
 from mmdeploy_ext.evaluate.loop import collect
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.runtime.detections import Detections, Scored
@@ -126,11 +124,6 @@ def test_results_of_a_package_say_themselves_what_its_data_set_evaluates():
         three(Points).to_mmdet_result(2)
 
 
-def test_facts_about_all_results_stay_when_rows_are_chosen():
-    points = dataclasses.replace(three(Points), unit='metres')
-    assert (len(points.above(0.5)), points.above(0.5).unit, points[1:].unit) == (2, 'metres', 'metres')
-
-
 @pytest.mark.parametrize('results', [{0: 'a'}, {0: 'a', 2: 'c'}])
 def test_results_that_are_not_those_of_the_data_set_are_refused(results):
     with pytest.raises(DataError, match='expected each of 2 once'):
@@ -139,22 +132,3 @@ def test_results_that_are_not_those_of_the_data_set_are_refused(results):
 
 def test_results_come_in_the_order_of_the_data_set():
     assert collect({1: 'b', 0: 'a'}, 2, Ranks()) == ['a', 'b']
-
-
-def test_a_part_of_an_earlier_run_does_not_stand_for_one_that_is_not_shared(tmp_path):
-    (tmp_path / 'part_1.pkl').write_bytes(pickle.dumps({1: 'of an earlier run'}))
-    ranks = SimpleNamespace(rank=0, size=2, gather=lambda: None)
-    with pytest.raises(DataError, match=r'has no part_1\.pkl'):
-        collect({0: 'a'}, 2, ranks, str(tmp_path))
-
-
-@pytest.mark.parametrize('name', ['{data}/1.png', '../data/1.png', 'sub/1.png'])
-def test_pictures_are_drawn_below_their_folder_and_never_over_the_original(name, tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(detector_module, 'draw_results', lambda family, picture, *_: picture)
-    monkeypatch.setattr(detector_module, 'write_picture', lambda path, _: written.append(path))
-    colours = dict(mean=np.zeros(3), std=np.ones(3), to_rgb=False)
-    meta = dict(img_norm_cfg=colours, img_shape=(4, 4, 3), ori_shape=(4, 4, 3))
-    meta['ori_filename'] = name.format(data=tmp_path / 'data')
-    Show(tmp_path / 'show', 'toy', ['a']).write(torch.zeros(3, 4, 4), meta, None)
-    assert written[0].is_relative_to(tmp_path / 'show') and '..' not in written[0].parts

@@ -37,16 +37,6 @@ def test_what_a_pipeline_draws_follows_from_the_sample_alone():
     assert read(range(6), 2) == whole
 
 
-def test_the_generators_of_the_process_stay_as_they_are():
-    random.seed(5)
-    np.random.seed(5)
-    wanted = random.random(), np.random.rand()
-    random.seed(5)
-    np.random.seed(5)
-    read(range(3), 0)
-    assert (random.random(), np.random.rand()) == wanted
-
-
 def test_a_metric_that_coco_has_not_is_refused_before_there_are_results(monkeypatch):
     monkeypatch.setattr(CocoDataset, '__init__', lambda self: None)
     monkeypatch.setattr(CocoDataset, '__len__', lambda self: 3)
@@ -63,11 +53,6 @@ class Evaluated:
 
     def evaluate(self, results, metric):
         return dict(mAP=0.5, recall=np.float32(0.25), count=np.int64(3), table='a | b')
-
-
-def test_numbers_of_an_evaluator_are_taken_whatever_their_type():
-    values = evaluate(Config(dict(data=dict())), Evaluated(), [], ['bbox'])
-    assert values == dict(mAP=0.5, recall=0.25, count=3.0)
 
 
 def test_what_a_config_states_for_the_hook_of_a_training_does_not_reach_the_evaluator():
@@ -98,13 +83,3 @@ def test_annotations_may_be_a_folder(tmp_path, monkeypatch):
     assert build_dataset(config(tmp_path)).files == ['one.txt']
     with pytest.raises(DataError, match=r'ann_file=.*none: no such file or folder'):
         build_dataset(config(tmp_path / 'none'))
-
-
-def test_the_size_of_a_batch_in_a_test_set_is_the_loaders(monkeypatch):
-    class Sized(Drawing):
-        def __init__(self, test_mode):
-            self.test_mode = test_mode
-
-    monkeypatch.setitem(DATASETS.module_dict, 'Sized', Sized)
-    cfg = Config(dict(data=dict(test=dict(type='Sized', samples_per_gpu=4))))
-    assert len(build_dataset(cfg)) == 6 and cfg.data.test.samples_per_gpu == 4

@@ -27,24 +27,9 @@ def test_every_frame_is_run_once_and_no_scene_is_split(lengths, world_size):
     assert all(shard == sorted(shard) for shard in shards)
 
 
-def test_interleaved_scenes_are_put_back_together():
-    assert shard_scenes(['a', 'b', 'a', 'b'], 0, 1) == [0, 2, 1, 3]
-
-
 def test_work_is_balanced_by_frames_not_by_scenes():
     tokens = ['long'] * 6 + ['x'] * 2 + ['y'] * 2 + ['z'] * 2
     assert [len(shard_scenes(tokens, rank, 2)) for rank in range(2)] == [6, 6]
-
-
-def test_the_validation_scenes_of_nuscenes_spread_evenly():
-    lengths = np.random.default_rng(0).integers(20, 41, 150)
-    tokens = [str(scene) for scene, length in enumerate(lengths) for _ in range(length)]
-    sizes = [len(shard_scenes(tokens, rank, 8)) for rank in range(8)]
-    assert max(sizes) - min(sizes) <= 40
-
-
-def test_more_processes_than_scenes_leave_some_idle():
-    assert [shard_scenes(['a', 'a'], rank, 3) for rank in range(3)] == [[0, 1], [], []]
 
 
 WRAPPERS = {

@@ -1,14 +1,12 @@
 """Tracks by nuScenes-devkit's own evaluator, on generated scenes whose true tracks are known."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 import toy_nuscenes
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.evaluate import evaluation, tracking
 from toy_atss import REPO
 
@@ -135,16 +133,3 @@ def test_results_without_ids_are_refused(dataset, instances):
     del results[2]['pts_bbox']['instance_ids']
     with pytest.raises(DataError, match='track ids'):
         tracking.track_entries(dataset, results)
-
-
-def test_without_motmetrics_the_metric_is_refused_before_inference(dataset, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'nuscenes.eval.tracking.evaluate', None)
-    with pytest.raises(UsageError, match='pip install "motmetrics'):
-        evaluation.check_evaluation(load_config(CONFIG), dataset, ['bbox', 'tracking'])
-    evaluation.check_evaluation(load_config(CONFIG), dataset, ['bbox'])
-
-
-def test_tables_without_true_tracks_are_refused_before_inference(dataset, monkeypatch):
-    monkeypatch.setattr(dataset, 'version', 'v1.0-test')
-    with pytest.raises(DataError, match=r"'v1.0-test'; expected v1\.0-mini or v1\.0-trainval"):
-        evaluation.check_evaluation(load_config(CONFIG), dataset, ['tracking'])

@@ -60,12 +60,6 @@ def test_every_value_of_a_box_counts(column, by):
     assert row.reason.startswith('1 pair outside the bars (worst: distance')
 
 
-def test_a_higher_box_with_the_same_bottom_has_another_centre():
-    reference = make()
-    candidate = changed(changed(reference, 4, 5, 0.006), 4, 2, -0.003)
-    assert match_detections('f', reference, candidate).worst_distance == pytest.approx(0.0, abs=1e-5)
-
-
 def faint(count=12):
     """Return boxes of which every second score is below the threshold of level 3."""
     found = make(count)

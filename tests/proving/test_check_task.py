@@ -5,7 +5,6 @@ import functools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.tasks import bbox2d, bbox3d, boxed_mask, mask
@@ -30,15 +29,3 @@ def test_the_tasks_of_this_package_overlook_nothing_and_a_bar_that_is_too_large_
     lax = functools.partial(module.match_detections, score_bar=0.5)
     monkeypatch.setattr(module, 'match_detections', lax)
     assert check_task(task, results) == ['other scores']
-
-
-def test_a_matching_that_accepts_everything_shows(monkeypatch):
-    (module, results), match = RESULTS['bbox2d'], bbox2d.match_detections
-    monkeypatch.setattr(module, 'match_detections', lambda image, one, other, **_: match(image, one, one))
-    overlooked = ['a missing result', 'other scores', 'other labels', 'other bboxes_xyxy']
-    assert check_task('bbox2d', results, ['bboxes_xyxy']) == overlooked
-
-
-def test_results_that_do_not_count_tell_nothing():
-    with pytest.raises(DataError, match='give some that count'):
-        check_task('bbox2d', RESULTS['bbox2d'][1][:0])

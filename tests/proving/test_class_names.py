@@ -57,16 +57,6 @@ def test_names_in_a_file_and_those_of_a_published_data_set(tmp_path):
     assert not class_names_check(deployment(count=2), ('class 1', 'class 2')).passed
 
 
-def test_names_of_a_data_set_that_is_registered_with_mmdet3d_alone():
-    from mmdet3d.datasets.builder import DATASETS
-
-    names = DATASETS.get('NuScenesDataset').CLASSES
-    cfg = data(type='NuScenesDataset')
-    assert class_names(cfg, {}, len(names)) == tuple(names)
-    assert class_names_check(deployment(cfg, count=len(names)), names).passed
-    assert not class_names_check(deployment(cfg, count=len(names)), sorted(names)).passed
-
-
 @pytest.mark.parametrize(
     ('count', 'meta', 'cfg', 'note'),
     [

@@ -1,7 +1,5 @@
 """Level 1 holds a file to a fresh export, edits of ours included."""
 
-import json
-
 import numpy as np
 import onnx
 import pytest
@@ -9,12 +7,10 @@ import torch
 from onnx import helper, numpy_helper
 
 from marking import in_suite
-from mmdeploy_ext.cli import export_app, graph_app, quantize_app, verify_app
-from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, read_metadata
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.cli import graph_app, quantize_app, verify_app
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.families import files as deployed_files
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
@@ -133,12 +129,6 @@ def test_an_edited_file_is_not_compared_when_that_is_asked_for(deployment, path,
     assert graph.passed and not graph.equal and graph.text == 'edited, not compared'
 
 
-def test_a_file_that_was_just_written_is_not_compared_with_itself(deployment, path, monkeypatch):
-    monkeypatch.setattr(deployed_files, 'export_graphs', None)
-    verdict = check_files(deployment, path, [('picture', read_image(PICTURE))], written=True)
-    assert graphs_of(verdict)[0].passed and graphs_of(verdict)[0].text == 'as written'
-
-
 RULE = """
 def pattern(op, x):
     return op.Relu(x)
@@ -183,15 +173,6 @@ def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(deployment, raw_path,
     assert fields.options['dynamic'] is False and fields.preprocess.size == (128, 160)
 
 
-@pytest.mark.parametrize('words', [['set-shape', 'B=1'], ['extract', '--tensors', 'cls_score_0']])
-def test_a_graph_that_no_export_gives_has_no_metadata_of_ours(raw_path, tmp_path, words):
-    target = str(tmp_path / 'other.onnx')
-    name, *options = words
-    assert graph_app.main([name, raw_path, *options, '--output', target]) == 0
-    with pytest.raises(ModelFileError, match='has no mm2onnx metadata'):
-        read_metadata(target)
-
-
 @pytest.fixture(scope='module')
 def int8(path, tmp_path_factory):
     target = str(tmp_path_factory.mktemp('int8') / 'm.int8.onnx')
@@ -231,18 +212,6 @@ def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_
     assert status == 0 and out.startswith('file           equal to a fresh export')
 
 
-@pytest.mark.matrix
-def test_normalisation_unlike_the_configs_has_to_be_asked_for_again(tmp_path, capsys):
-    path = str(tmp_path / 'm.onnx')
-    words = ['--mean', '100', '110', '120', '--std', '50', '51', '52']
-    common = ['--output-file', path, '--shape', '128', '160']
-    assert export_app.main([CONFIG, CHECKPOINT, *common, *words]) == 0
-    capsys.readouterr()
-    status, out, _ = verdict_of(tmp_path, capsys, path)
-    assert status == 1 and 'preprocessing as in the config: mean: the file says' in out
-    assert verdict_of(tmp_path, capsys, path, *words)[0] == 0
-
-
 def test_what_was_asked_for_decides_not_what_the_file_says(tmp_path, capsys, path, monkeypatch):
     monkeypatch.setattr(ladder, 'prove', level_1_alone)
     status, out, _ = verdict_of(
@@ -251,18 +220,6 @@ def test_what_was_asked_for_decides_not_what_the_file_says(tmp_path, capsys, pat
     assert status == 1
     assert 'form as asked for: asked for raw, the file says full' in out
     assert 'opset as asked for: asked for 18, the file says 17' in out
-
-
-@pytest.mark.matrix  # in the suite: another checkpoint (test_ladder.py)
-def test_another_hash_is_a_note_where_the_graph_is_the_same(tmp_path, capsys, path):
-    model = onnx.load(path)
-    for entry in model.metadata_props:
-        if entry.key == f'{PREFIX}checkpoint_sha256':
-            entry.value = json.dumps('0' * 64)
-    target = str(tmp_path / 'm.onnx')
-    onnx.save(model, target)
-    status, out, _ = verdict_of(tmp_path, capsys, target)
-    assert status == 0 and 'the file was made from another checkpoint' in out
 
 
 def test_an_edited_file_is_proven_by_its_outputs(tmp_path, capsys, path, monkeypatch):
@@ -278,23 +235,3 @@ def test_an_edited_file_is_proven_by_its_outputs(tmp_path, capsys, path, monkeyp
         status, out, content = verdict_of(tmp_path, capsys, target, '--edited')
     assert status == 0 and out.startswith('file           edited, not compared')
     assert content['verdict'] == 'proven'
-
-
-def test_the_number_of_the_rules_is_in_the_file(path):
-    props = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert props[f'{PREFIX}rules'] == str(GRAPH_RULES) and props[f'{PREFIX}edits'] == '[]'
-
-
-def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_path, monkeypatch):
-    path, options = export_toy(deployment, tmp_path / 'raw.onnx', form='raw'), []
-    export = deployed_files.export_graphs
-
-    def watched(*given):
-        options.append(given[1])
-        return export(*given)
-
-    monkeypatch.setattr(deployed_files, 'export_graphs', watched)
-    verdict = check_files(deployment, path, [('picture', read_image(PICTURE))])
-    assert graphs_of(verdict)[0].equal
-    asked = dict(form='raw', opset=17, height=256, width=320, dynamic=True)
-    assert options == [deployment.family.choose(**asked)]

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import re
 from types import SimpleNamespace
 from unittest import mock
 
@@ -22,7 +21,6 @@ import toy_corner
 import toy_query
 import toy_two_stage
 import toy_yolact
-from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.core.config import replaced_entry, without_augmentation
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families import model as deploy
@@ -229,18 +227,3 @@ def test_a_lowered_limit_of_a_runtime_is_that_of_the_head_and_one_row_less_is_no
         boxes = runtime_of(family.name).boxes_of_outputs(metadata, outputs)
         row = bbox3d.match_detections('boxes', expected, boxes)
         assert (row.passed and not row.low_alone) == (not less)
-
-
-def test_other_limits_by_cfg_options_are_proven_and_named_if_no_input_reaches_them(tmp_path, capsys):
-    """The same from the command line, with raised limits."""
-    words = [str(REPO / 'configs/demo/atss_toy.py'), str(REPO / 'demo/checkpoints/atss_toy.pth')]
-    words += ['--output-file', str(tmp_path / 'm.onnx'), '--shape', '128', '160', '--verify', '--cfg-options']
-    limits = [
-        'model.test_cfg.score_thr=0.02',
-        'model.test_cfg.nms_pre=2000',
-        'model.test_cfg.max_per_img=900',
-    ]
-    assert export_app.main([*words, *limits]) == 0
-    output = capsys.readouterr().out
-    for limit in ('nms_pre 2000', 'max_per_img 900'):
-        assert re.search(rf'{limit} \(most found \d+\): reach it with --images, or lower it by', output)

@@ -1,18 +1,14 @@
 """The inputs of a proof set off what they are named after, whatever the model, and take what is given."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
-from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
 import toy_rtdetr
 import toy_solo
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs
-from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling, part_of, zoomed
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs
+from mmdeploy_ext.proving.inputs.pictures import filling
 from mmdeploy_ext.proving.references import (
     InputReference,
     empty_reference,
@@ -103,21 +99,6 @@ def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
                 assert (image.scale_factor == 1).all()
 
 
-def test_known_pictures_are_not_computed_again(deployments, picture):
-    deployment, known = deployments['atss'], {}
-    dynamic, fixed = (
-        proof_inputs(deployment, options(deployment, dynamic=dynamic), [('a', picture)])
-        for dynamic in (True, False)
-    )
-    (dark_one, same) = (
-        next(one for one in inputs if one.name.startswith('dark')) for inputs in (dynamic, fixed)
-    )
-    results = InputReference(deployment, dark_one, known).results
-    assert InputReference(deployment, same, known).results is results
-    assert InputReference(deployment, same).results is not results
-    assert InputReference(deployment, fixed[0], known).results is not results
-
-
 def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture):
     atss = deployments['atss']
     chosen = options(atss, height=128, width=160)
@@ -129,20 +110,6 @@ def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture
     assert [image.tensor.shape for image in reference.images] == [
         image.tensor.shape for image in inputs[index].images
     ]
-
-
-def test_where_no_batch_is_of_three_none_has_an_empty_list(deployments, picture):
-    chosen = options(deployments['atss'], height=128, width=160, dynamic=False)
-    inputs = proof_inputs(deployments['atss'], chosen, [('a', picture)])
-    (plain, *_) = plain_inputs(deployments['atss'], chosen)
-    assert reference_with_empty_image(deployments['atss'], inputs, plain) is None
-
-
-@pytest.mark.parametrize('size', [(64, 96), (128, 192), (96, 320)])
-def test_one_input_is_larger_than_the_traced_one_on_both_sides(deployments, picture, size):
-    chosen = options(deployments['atss'], height=size[0], width=size[1])
-    inputs = proof_inputs(deployments['atss'], chosen, [('a', picture)])
-    assert any(all(np.greater(one.images[0].tensor.shape[1:], size)) for one in inputs)
 
 
 def test_a_batch_that_stays_dynamic_is_given_one_two_and_three_images(deployments, picture):
@@ -179,7 +146,6 @@ def test_given_pictures_of_a_fixed_file_have_its_size(deployments, picture):
     assert other.images[0].img_shape == (256, 192)
 
 
-LAYER = dict(type='RoIAlign', output_size=7, sampling_ratio=2)
 EXTRACTOR = 'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor:SingleRoIExtractor'
 WITHOUT_LAST = (
     f'{EXTRACTOR}.map_roi_levels',
@@ -217,45 +183,6 @@ def test_objects_are_the_results_that_pytorch_is_sure_of_and_no_stuff():
     assert object_boxes(instances, (20, 40)).tolist() == [[0, 0, 1, 2]]
     segments = Segments(masks, np.ones(2), np.zeros(2, int), np.array([1 + OFFSET, 3]))
     assert object_boxes(segments, (20, 40)).tolist() == [[0.1, 0.2, 0.9, 0.4]]
-
-
-def test_segments_are_results_that_any_caller_may_scale():
-    segments = Segments(np.zeros((1, 4, 4), bool), np.ones(1), np.zeros(1, int), np.array([3]))
-    assert segments.scaled(np.full(4, 2.0)) is segments  # their masks are of the original size
-
-
-def test_a_picture_is_zoomed_if_sizes_of_regions_choose_levels_and_there_is_an_object(deployments, picture):
-    chosen = options(deployments['rtdetr'], dynamic=False)
-    (traced, *_) = proof_inputs(deployments['rtdetr'], chosen, [('a', picture)])
-    reference = InputReference(deployments['rtdetr'], traced)
-    assert zoomed_on_object(deployments['rtdetr'], chosen, reference) is None
-    reference.results = [one[:0] for one in reference.results]
-    deployment = SimpleNamespace(model=torch.nn.Sequential(SingleRoIExtractor(LAYER, 1, [4])))
-    assert zoomed_on_object(deployment, chosen, reference) is None
-
-
-@pytest.mark.parametrize(
-    ('box', 'part'),
-    [
-        ((-5, -7.5, 4, 900), (slice(0, 360), slice(0, 4))),
-        ((3.2, 3.2, 3.3, 3.3), (slice(3, 4), slice(3, 4))),
-        ((478.5, 100, 480, 164), (slice(100, 164), slice(478, 480))),
-    ],
-)
-def test_a_zoomed_picture_is_a_part_that_the_picture_has(picture, box, part):
-    view, shown = zoomed(picture, np.array(box), (64, 96)), picture[part]
-    assert view.shape == (64, 96, 3)
-    assert (view.min((0, 1)) >= shown.min((0, 1))).all() and (view.max((0, 1)) <= shown.max((0, 1))).all()
-
-
-def test_no_two_images_of_a_large_batch_are_the_same_part_of_a_picture():
-    sizes = [part_of((64, 96), place) for place in range(9)]
-    assert sizes[0] == (64, 96) and len(set(sizes)) == 9
-
-
-def test_dark_and_bright_are_views_of_the_traced_picture(picture):
-    assert dark(picture).mean() < 0.3 * picture.mean() and dark(picture).any()
-    assert bright(picture).mean() > 0.5 * (picture.mean() + 255) and bright(picture).min() < 255
 
 
 @pytest.mark.parametrize('size', [(224, 672), (672, 192), (288, 192), (256, 320), (64, 2000)])

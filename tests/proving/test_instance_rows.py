@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.proving.levels.memory_rows import InstancePairing, Moment, pair_absent, pair_rows
+from mmdeploy_ext.proving.levels.memory_rows import InstancePairing, Moment
 from mmdeploy_ext.runtime.frames import StepResult, StreamState
 
 INSTANCES, KEPT, TIE = 8, 5, 2e-5
@@ -88,23 +88,6 @@ def test_a_track_keeps_the_id_that_a_tie_gave_it():
     assert 'has the track id 6, expected 7' in follow(side(), side(), pairing).fault
 
 
-def test_rows_that_are_near_to_none_are_compared_as_they_are():
-    places = np.arange(6.0)[:, None] * np.ones(2)
-    np.testing.assert_array_equal(pair_rows(places, places + 0.1), range(6))
-    order = [0, 2, 1, 3, 4, 5]
-    np.testing.assert_array_equal(pair_rows(places, places[order]), order)
-    lost = places.copy()
-    lost[1], lost[2] = places[2], 99.0
-    np.testing.assert_array_equal(pair_rows(places, lost), [0, -1, 1, 3, 4, 5])
-
-
-@pytest.mark.parametrize('row', range(5))
-def test_an_instance_elsewhere_is_compared_though_others_are_exchanged(row):
-    result, state = side(EXCHANGED, SWAPPED)
-    result.outputs['place'][0, row] += 3.0
-    np.testing.assert_array_equal(follow(side(), (result, state)).queries, EXCHANGED)
-
-
 @pytest.mark.parametrize(('gap', 'partner'), [(0.5 * TIE, -1), (10 * TIE, 4)])
 def test_a_tie_at_the_cut_of_a_frames_own_instances_leaves_one_without_a_partner(gap, partner):
     sides = [side(), side([0, 1, 2, 3, 4, 5, 7, 6], SWAPPED)]
@@ -112,10 +95,3 @@ def test_a_tie_at_the_cut_of_a_frames_own_instances_leaves_one_without_a_partner
         result.outputs['first_scores'] = np.array([[np.nan, np.nan, 0.5, 0.5, 0.4 + gap, 0.5, 0.4, 0.4]])
     sides[1][0].outputs['place'][0, 4] += 3.0
     assert follow(*sides).queries[4] == partner
-
-
-def test_rows_that_must_not_be_absent_get_those_that_are_left():
-    partners = np.array([0, -1, 1, -1, -1, 3])  # 2, 4 and 5 are left
-    np.testing.assert_array_equal(pair_absent(partners, np.zeros(6, bool)), [0, 2, 1, 5, 4, 3])
-    np.testing.assert_array_equal(pair_absent(partners, np.arange(6) == 1), [0, -1, 1, 2, 4, 3])
-    np.testing.assert_array_equal(partners, [0, -1, 1, -1, -1, 3])

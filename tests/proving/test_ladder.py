@@ -172,63 +172,6 @@ def test_a_change_of_any_parameter_is_another_graph(files, step):
     assert not differences(model, right)
 
 
-@pytest.mark.parametrize(
-    ('options', 'shape'),
-    [
-        pytest.param(
-            ['--mean', '100', '110', '120', '--std', '50', '51', '52'],
-            '1x3x128x160',
-            marks=pytest.mark.matrix,  # in the suite: test_preprocessing.py
-        ),
-        pytest.param(['--batch-size', '2'], '2x3x128x160', marks=pytest.mark.matrix),
-        (['--postprocess', 'decode', '--score-form', 'product'], '1x3x128x160'),
-        pytest.param(['--simplify', '--show'], '1x3x128x160', marks=pytest.mark.matrix),
-        pytest.param(
-            ['--cfg-options', 'model.test_cfg.deploy_nms_pre=20'], '1x3x128x160', marks=pytest.mark.matrix
-        ),
-        pytest.param(
-            ['--cfg-options', 'model.test_cfg.deploy_nms_pre=-1', '--skip-postprocess'],
-            '1x3x128x160',
-            marks=pytest.mark.matrix,
-        ),
-    ],
-)
-def test_options_of_the_command_line_reach_a_file_that_is_proven_later(tmp_path, capsys, options, shape):
-    from mmdeploy_ext.cli import export_app
-
-    target = str(tmp_path / 'm.onnx')
-    command = [
-        CONFIG,
-        CHECKPOINT,
-        '--output-file',
-        target,
-        '--shape',
-        '128',
-        '160',
-        '--input-img',
-        str(PICTURE),
-    ]
-    if '--show' in options:  # the others are proven later alone
-        command += ['--test-img', str(PICTURE.parent), '--verify']
-    command += options
-    assert export_app.main(command) == 0, capsys.readouterr().out
-    assert (tmp_path / 'm.onnx.png').is_file() == ('--show' in options)
-    asked = options if '--mean' in options else []
-    if '--cfg-options' in options:  # a file with settings that the config does not have has to be asked for
-        asked = options[:2]
-    with samples_alone():
-        status = verify_app.main([CONFIG, CHECKPOINT, target, *asked, '--json', str(tmp_path / 'v.json')])
-    assert status == 0
-    verdict = read_json(tmp_path / 'v.json')
-    assert cases_of(verdict)[0].input_shape == shape
-    assert any('deploy_nms_pre' in note for note in verdict['notes']) == ('--cfg-options' in options)
-
-
-def test_a_frozen_input_is_named_by_the_structure_check(deployment, files, images, tmp_path):
-    verdict = check_files(deployment, faulty(files['full'], tmp_path, freeze('img_shape')), images)
-    assert any('img_shape' in check.detail for check in checks_of(verdict) if not check.passed)
-
-
 @pytest.mark.matrix
 def test_a_proof_in_which_next_to_nothing_is_found_is_no_proof(deployment, files):
     black = [('black.png', np.zeros((240, 320, 3), np.uint8))]
@@ -236,61 +179,6 @@ def test_a_proof_in_which_next_to_nothing_is_found_is_no_proof(deployment, files
     assert matched_of(verdict) < 10
     assert all(case.passed for case in cases_of(verdict)) and not verdict.proven
     assert 'use images with objects that this model finds' in verdict.failures[0]
-
-
-def test_a_file_of_another_checkpoint_is_not_proven(deployment, files):
-    import copy
-
-    other = dataclasses.replace(deployment, checkpoint_sha256='0' * 64, model=copy.deepcopy(deployment.model))
-    other.model.bbox_head.atss_cls.bias.data += 1e-4
-    verdict = check_files(other, files['full'], [('picture', read_image(PICTURE))])
-    assert not graphs_of(verdict)[0].passed and 'atss_cls.bias' in graphs_of(verdict)[0].text
-    failed = [check.name for check in checks_of(verdict) if not check.passed]
-    assert failed == ['made from this checkpoint', 'weights of atss_toy.pth']
-
-
-@pytest.mark.parametrize(
-    ('field', 'change', 'check', 'detail'),
-    [
-        ('preprocess', dict(to_rgb=False), 'preprocessing as in the config', 'to_rgb: the file says False'),
-        pytest.param(
-            'preprocess',
-            dict(keep_ratio=False),
-            'preprocessing as in the config',
-            'keep_ratio',
-            marks=pytest.mark.matrix,
-        ),
-        (
-            'classes',
-            None,
-            'classes as in checkpoint, data set or config',
-            "names: the file has 1, expected 6; label 0: the file says 'none', expected ",
-        ),
-        ('postprocess', dict(score_thr=0.9), 'post-processing as in the config', 'score_thr: the file says'),
-    ],
-)
-def test_a_file_that_says_something_else_than_the_config_is_not_proven(
-    field, change, check, detail, deployment, files, images, tmp_path
-):
-    model = onnx.load(files['full'])
-    entry = next(one for one in model.metadata_props if one.key == f'mm2onnx.{field}')
-    entry.value = json.dumps({**json.loads(entry.value), **change} if change else ['none'])
-    told = str(tmp_path / 'told.onnx')
-    onnx.save(model, told)
-    (failed,) = [one for one in checks_of(check_files(deployment, told, images)) if not one.passed]
-    assert failed.name == check and detail in failed.detail
-
-
-@pytest.mark.matrix  # in the suite: a weight, by verify_app, and a contract, by `prove`
-def test_verify_exits_1_for_a_file_whose_metadata_alone_differ(files, tmp_path):
-    """The inputs give what PyTorch gives."""
-    model = onnx.load(files['full'])
-    next(one for one in model.metadata_props if one.key == 'mm2onnx.classes').value = json.dumps(['none'])
-    onnx.save(model, tmp_path / 'told.onnx')
-    command = [CONFIG, CHECKPOINT, str(tmp_path / 'told.onnx'), '--json', str(tmp_path / 'v.json')]
-    assert verify_app.main(command) == 1
-    failed = [one.name for one in checks_of(read_json(tmp_path / 'v.json')) if not one.passed]
-    assert failed == ['classes as in checkpoint, data set or config']
 
 
 def loosened(tensors):
@@ -352,44 +240,6 @@ def test_overrides_of_the_export_are_told_from_those_of_the_proof(deployment, fi
     ]
 
 
-@pytest.mark.matrix
-def test_another_mean_than_that_of_the_config_is_said_where_it_was_asked_for(files, tmp_path):
-    model = onnx.load(files['raw'])
-    entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.preprocess')
-    entry.value = json.dumps({**json.loads(entry.value), 'mean': [1.0, 2.0, 3.0]})
-    onnx.save(model, tmp_path / 'told.onnx')
-    command = [CONFIG, CHECKPOINT, str(tmp_path / 'told.onnx'), '--json', str(tmp_path / 'v.json')]
-    verify_app.main([*command, '--mean', '1', '2', '3'])
-    notes = read_json(tmp_path / 'v.json')['notes']
-    said = 'normalised with mean [1.0, 2.0, 3.0] (--mean), not with that of the config'
-    assert any(said in note for note in notes)
-
-
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-
-@pytest.mark.matrix
-def test_verify_exits_0_for_a_proven_file_and_writes_json_and_a_page(files, tmp_path, capsys):
-    status = verify_app.main(
-        [
-            CONFIG,
-            CHECKPOINT,
-            files['decode'],
-            '--images',
-            str(PICTURE),
-            '--report',
-            str(tmp_path / 'report'),
-            '--json',
-            str(tmp_path / 'v.json'),
-        ],
-    )
-    assert status == 0
-    assert 'PROVEN' in capsys.readouterr().out
-    assert read_json(tmp_path / 'v.json')['verdict'] == 'proven'
-    assert (tmp_path / 'report/report.html').stat().st_size > 10_000
-
-
 def test_verify_exits_1_for_a_file_with_a_changed_weight(files, tmp_path, capsys):
     broken = faulty(files['raw'], tmp_path, scale_one_weight)
     with samples_alone():
@@ -397,13 +247,3 @@ def test_verify_exits_1_for_a_file_with_a_changed_weight(files, tmp_path, capsys
     assert status == 1
     assert 'NOT PROVEN' in capsys.readouterr().out
     assert read_json(tmp_path / 'v.json')['verdict'] == 'not proven'
-
-
-def test_an_export_without_verify_says_not_proven_and_how_to_prove_it(tmp_path, capsys):
-    from mmdeploy_ext.cli import export_app
-
-    target = str(tmp_path / 'm.onnx')
-    assert export_app.main([CONFIG, CHECKPOINT, '--output-file', target]) == 0
-    out = capsys.readouterr().out
-    assert 'NOT PROVEN' in out
-    assert f'tools/deployment/verify.py {CONFIG} {CHECKPOINT} {target}' in out

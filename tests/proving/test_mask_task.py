@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
-from mmdeploy_ext.runtime.draw import draw_instances
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.tasks import boxed_mask, panoptic
-from mmdeploy_ext.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
-from mmdeploy_ext.tasks.results import Pair
+from mmdeploy_ext.tasks.mask import class_iou, match_detections
 
 SIZE = (80, 100)
 
@@ -37,20 +35,6 @@ def test_equal_instances_match_in_any_order():
     reference = discs(*ROWS)
     row = match_detections('image', reference, swapped(reference, [2, 0, 3, 1]))
     assert row.passed and row.matched == 4 and row.worst_iou == 1.0 and row.worst_score == 0.0
-
-
-def test_no_instance_on_both_sides_is_equal_with_nothing_matched():
-    row = match_detections('image', discs(), discs())
-    assert row.passed and row.matched == 0
-
-
-def test_masks_of_0_and_255_have_the_overlap_of_their_pixels():
-    reference, other = discs((30, 30, 20, 0.9, 0)), discs((45, 30, 20, 0.9, 0))
-    bytes_of = [
-        Instances(side.masks * np.uint8(255), side.scores, side.labels) for side in (reference, other)
-    ]
-    assert class_iou(*bytes_of) == class_iou(reference, other) < 0.5
-    assert not match_detections('image', *bytes_of).passed
 
 
 def faulty(kind):
@@ -101,22 +85,6 @@ def test_iou_is_that_of_pixels_within_a_class():
     two = discs((40, 30, 20, 0.9, 0))
     overlap = (one.masks[0] & two.masks[0]).sum() / (one.masks[0] | two.masks[0]).sum()
     np.testing.assert_allclose(class_iou(one, two), [[overlap], [-1]])
-
-
-def test_the_picture_shows_both_sides_and_marks_what_differs():
-    image = np.full((*SIZE, 3), 120, np.uint8)
-    pair = Pair('toy', image, discs(*ROWS), discs(*ROWS[:3], (20, 70, 9, 0.4, 2)), 'ONNX Runtime')
-    fitted = fit_pair(pair)
-    picture = draw_pair(fitted, ('a', 'b', 'c'))
-    assert fitted.background.shape == (640, 800, 3) and picture.shape[1] > 2 * 800
-    half = picture.shape[1] // 2
-    assert not np.array_equal(picture[:, : half - 5], picture[:, -(half - 5) :])
-
-
-def test_masks_are_drawn_where_they_are():
-    image = np.full((*SIZE, 3), 120, np.uint8)
-    drawn = draw_instances(image, discs((50, 50, 20, 0.9, 0), (10, 10, 5, 0.1, 0)), ('disc',))
-    assert (drawn[50, 50] != 120).any() and (drawn[10, 10] == 120).all() and (image == 120).all()
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,17 @@
 import copy
 import dataclasses
 import functools
-import pickle
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 from mmdet.datasets import DATASETS
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
-from mmdet3d.datasets import KittiDataset, NuScenesDataset
+from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.evaluate.evaluation import build_dataset
-from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts import camera_data
 from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import BevNuScenesDataset
@@ -26,7 +22,6 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.runtime import infos
 from mmdeploy_ext.runtime.geometry import invert_pose
-from mmdeploy_ext.synthetic.info_files import POINTS, POINTS_CLOSE, RANGE, write_infos
 from planting import altered, arguments, replaced, result
 from projects.configs import nuscenes_fusion
 from toy_atss import REPO
@@ -64,18 +59,6 @@ def compare(name):
 def test_moments_are_those_of_the_test_pipeline(name):
     found = compare(name)
     assert found.passed and found.text == "equal to the config's test pipeline (2 frames)"
-
-
-@pytest.mark.parametrize('voxels', [None, types.SimpleNamespace(in_channels=4, point_cloud_range=RANGE)])
-def test_a_sweep_has_the_columns_that_a_step_without_load_dim_loads(tmp_path, voxels):
-    write_infos(tmp_path, [dict(type='LoadPointsFromFile', coord_type='LIDAR')], voxels=voxels)
-    assert np.fromfile(tmp_path / '0.bin', np.float32).reshape(-1, 6).shape == (POINTS + POINTS_CLOSE, 6)
-
-
-def test_a_picture_that_cannot_be_written_is_named(tmp_path):
-    views = types.SimpleNamespace(source=(32, 32), num_cameras=1)
-    with pytest.raises(OSError, match=r'absent/0_0\.jpg: cannot be written'):
-        write_infos(tmp_path / 'absent', [], views=views)
 
 
 def rotated(order):
@@ -269,52 +252,6 @@ def test_a_users_data_set_that_cannot_read_generated_infos_is_named(monkeypatch)
         "UsersDataset of data.test raised KeyError: 'tracks' for generated infos; "
         'prove where the file data.test.ann_file is: its samples are compared then'
     )
-
-
-def test_a_users_data_set_that_cannot_be_built_is_named(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AttributeError('no maps')
-
-    one = users_deployment(monkeypatch, DATASETS)
-    monkeypatch.setattr(UsersDataset, '__init__', refuse)
-    found = compare_prepared(one, one.rule, (), 'frame')
-    assert found.error.startswith('UsersDataset of data.test raised AttributeError: ')
-
-
-def test_samples_of_a_data_set_stand_for_generated_ones_that_it_cannot_read(monkeypatch, tmp_path):
-    one = users_deployment(monkeypatch, DATASETS, entries=['tracks'])
-    generated = one.family.data.generated_dataset(tmp_path, one.cfg, one.rule)
-    content = pickle.loads(Path(generated['ann_file']).read_bytes())
-    content['infos'] = [dict(info, tracks=[]) for info in content['infos']]
-    Path(generated['ann_file']).write_bytes(pickle.dumps(content))
-    one.cfg.data.test = generated
-    samples = DatasetFrames(one.family, build_dataset(one.cfg), [0, 1])
-    found = compare_prepared(one, one.rule, samples, 'frame')
-    assert found.passed and len(found.samples) == 2
-    assert "without generated frames (UsersDataset of data.test raised KeyError: 'tracks')" in found.text
-
-
-def test_a_users_data_set_of_other_files_is_named(monkeypatch):
-    class UsersKitti(KittiDataset):
-        """One of another layout than the files that are generated."""
-
-    one = users_deployment(monkeypatch, DATASETS_3D, 'anchor3d', UsersKitti)
-    found = compare_prepared(one, one.rule, (), 'frame')
-    assert found.passed and 'without UsersKitti of data.test, whose files are of another kind' in found.text
-
-
-def test_a_users_data_set_of_kitti_is_compared(monkeypatch):
-    class DoubledKitti(KittiDataset):
-        """One whose matrices are doubled."""
-
-        def get_data_info(self, index):
-            result = super().get_data_info(index)
-            return dict(result, lidar2img=2 * result['lidar2img'])
-
-    one = users_deployment(monkeypatch, DATASETS_3D, 'mvxnet', DoubledKitti)
-    assert compare('mvxnet').passed
-    found = compare_prepared(one, one.rule, (), 'frame')
-    assert not found.error and {entry.name for entry in found.differences} == {'lidar2image'}
 
 
 class WideBoxes(LiDARInstance3DBoxes):

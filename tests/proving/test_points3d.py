@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from mmdeploy_ext.runtime.bird_eye import DARK, bird_eye
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw3d import SWEEP_SIDE
 from mmdeploy_ext.tasks import bbox3d
@@ -22,22 +21,6 @@ def pair(reference, candidate, points=None):
     return Pair('sweep', points, reference, candidate)
 
 
-def test_points_are_drawn_where_they_are_and_high_ones_are_bright():
-    points = np.array([[5, 5, -2], [-5, 5, 1.5], [500, 0, 0]], np.float32)
-    canvas = bird_eye([], CLASSES, 200, 10.0, points=points)
-    empty = bird_eye([], CLASSES, 200, 10.0)
-    changed = np.argwhere((canvas != empty).any(-1)).tolist()
-    assert changed == [[50, 50], [50, 150]]
-    high, low = canvas[50, 50], canvas[50, 150]
-    assert int(high.sum()) > int(low.sum()) > sum(DARK)
-
-
-def test_of_two_points_in_a_pixel_the_higher_one_is_seen():
-    points = np.array([[5, 5, 1.5], [5, 5, -2]], np.float32)
-    both = bird_eye([], CLASSES, 200, 10.0, points=points)
-    np.testing.assert_array_equal(both, bird_eye([], CLASSES, 200, 10.0, points=points[:1]))
-
-
 def test_equal_sides_give_equal_halves():
     drawn = bbox3d.draw_pair(pair(boxes((6, 3)), boxes((6, 3))), CLASSES)
     left, right = drawn[80:, :SWEEP_SIDE], drawn[80:, -SWEEP_SIDE:]
@@ -53,8 +36,3 @@ def test_a_box_of_one_side_alone_is_ringed_and_both_sides_keep_one_scale():
     # the box that both have is at the same pixels
     assert (left == right).all(-1).mean() > 0.97
     assert bbox3d.draw_pair(bbox3d.fit_pair(pair(more, same)), CLASSES).shape == drawn.shape
-
-
-def test_nothing_found_and_no_points_are_drawn_too():
-    drawn = bbox3d.draw_pair(pair(boxes(), boxes(), np.zeros((0, 5), np.float32)), CLASSES)
-    assert drawn.shape == (588, 1124, 3)

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import sys
 import types
 import unittest.mock
 
@@ -23,8 +22,6 @@ from mmdeploy_ext.proving.inputs.pictures import landscape_size, portrait_size
 from mmdeploy_ext.proving.preprocessing.pictures import ConfigPipeline, compare_pictures
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.zoo import configs
-from proofs import check_files
-from verdicts import checks_of, graphs_of, preprocessing_of
 
 PICTURE = read_image(toy_atss.PICTURE)
 SIZES = (None, (256, 320), (608, 608), (320, 192))
@@ -212,18 +209,6 @@ def test_a_pipeline_that_is_read_wrongly_is_not_proven(reading, monkeypatch):
     assert result.differences and 'tensor' in result.text
 
 
-def test_a_difference_names_picture_value_both_sides_and_how_many():
-    with another_rule(mean=lambda value: (value[0] + 1, *value[1:])):
-        result = compared(TOY, (256, 320))
-    first = result.differences[0]
-    assert (first.sample, first.name) == ('toy.jpg', 'tensor')
-    assert 'at [0, 0, 0] (76,800 of 245,760 values differ, by 0.0171 at most)' in first.got
-    assert result.text.startswith("differs from the config's test pipeline at 256x320: toy.jpg: tensor: got ")
-    with another_result(img_shape=lambda result: (1, 2)):
-        words = {difference.text for difference in compared(TOY).differences}
-    assert 'toy.jpg: img_shape: got (1, 2), expected (240, 320)' in words
-
-
 def test_given_mean_and_deviation_are_those_of_the_pipeline():
     given = dict(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     for cfg in (TOY, OTHERS['yolox'], CORNER, OTHERS['mask2former']):
@@ -274,11 +259,6 @@ def test_what_a_pipeline_raises_and_several_pictures_of_one_are_not_proven():
         assert not compared(TOY).passed
 
 
-def test_pictures_that_are_no_files_are_written():
-    result = compared(TOY, files=())
-    assert result.passed and result.samples[0] == 'sample.bmp' and len(result.samples) == 3
-
-
 EDGES = 320, 256, 608, 640, 800, 1333, 896, 300, 511, 1300
 
 
@@ -289,25 +269,6 @@ def test_generated_pictures_are_resized_to_fractions_of_pixels_that_other_roundi
     assert height > 1.9 * width and resized % 1 == 0.5 and (edge % 4 == 3 or round(resized) == int(resized))
     height, width = landscape_size(edge)
     assert width > 1.9 * height and 0 < height * (edge / width) % 1 < 0.5
-
-
-def test_a_whole_proof_has_the_line_and_names_other_copies_of_packages(tmp_path, monkeypatch):
-    deployment = toy_atss.load_toy()
-    path = toy_atss.export_toy(deployment, tmp_path / 'toy.onnx', dynamic=False)
-    samples = [('toy.jpg', PICTURE)]
-    other = types.ModuleType('onnxslim')
-    other.__version__, other.__file__ = '9.9.9', str(tmp_path / 'onnxslim/__init__.py')
-    monkeypatch.setitem(sys.modules, 'onnxslim', other)
-    verdict = check_files(deployment, path, samples)
-    assert verdict.subject['proven_with']['onnxslim'] == f'9.9.9 ({tmp_path}/onnxslim)'
-    assert (
-        f'onnxslim 9.9.9 was imported from {tmp_path}/onnxslim, not from the installed' in verdict.notes[-1]
-    )
-    assert preprocessing_of(verdict).text == "equal to the config's test pipeline at 256x320 (3 pictures)"
-    with FAULTS['to_rgb inverted']():
-        verdict = check_files(deployment, path, samples)
-    assert all(check.passed for check in checks_of(verdict)) and graphs_of(verdict)[0].equal
-    assert not verdict.passed and preprocessing_of(verdict).differences
 
 
 def dataset_config(kind):
@@ -340,14 +301,3 @@ def test_a_users_data_set_that_needs_its_annotations_is_left_out_and_named():
 
     result = compared(dataset_config(type('Mine', (CocoDataset,), dict(prepare_test_img=prepare))))
     assert result.passed and 'without Mine of data.test, which raised AttributeError' in result.note
-
-
-def test_a_users_data_set_that_prepares_as_mmdet_does_passes():
-    def prepare(dataset, index):
-        info = dataset.data_infos[index]
-        results = dict(img_info=info, tag=info['width'] * info['height'])
-        dataset.pre_pipeline(results)
-        return dataset.pipeline(results)
-
-    result = compared(dataset_config(type('Mine', (CocoDataset,), dict(prepare_test_img=prepare))), SIZES[1])
-    assert result.passed and 'Mine' not in result.note

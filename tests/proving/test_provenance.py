@@ -9,11 +9,9 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
-    companion_checks,
     refuse_other_settings,
     settings_check,
     stale_reason,
-    unequal_entries,
 )
 from toy_atss import CONFIG
 
@@ -50,11 +48,6 @@ def test_an_override_that_has_no_place_in_the_config_is_a_setting_that_differs(k
     assert not check.passed and f'{key}: the file says 1, the config has no such key' in check.detail
 
 
-def test_overrides_to_type_are_quoted_for_a_shell():
-    detail = settings_check(load_config(CONFIG), {'model.neck.in_channels': [8, 9]}).detail
-    assert detail.endswith("give --cfg-options 'model.neck.in_channels=[8, 9]'")
-
-
 def test_an_option_of_two_numbers_is_as_asked_for_whether_they_are_a_list_or_a_tuple():
     (check,) = asked_checks(dict(shape=[320, 448]), dict(shape=(320, 448)))
     assert check.passed
@@ -73,28 +66,3 @@ def test_tools_that_are_instructed_by_a_file_refuse_other_settings_with_what_to_
     with pytest.raises(UsageError, match=words):
         refuse_other_settings(load_config(CONFIG), ABSENT, 'm.onnx')
     refuse_other_settings(load_config(CONFIG, dict(ABSENT)), ABSENT, 'm.onnx')
-
-
-@pytest.mark.parametrize(
-    ('written', 'detail'),
-    [
-        (dict(limit=1), 'nms: the file says nothing, the config None'),
-        (dict(limit=1, nms=None, more=None), 'more: the file says None, the config nothing'),
-        (dict(limit=True, nms=None), 'limit: the file says True, the config 1'),
-        (dict(nms=None, limit=1), ''),
-    ],
-)
-def test_a_fact_that_is_none_is_there_and_true_is_not_one(written, detail):
-    assert unequal_entries(written, dict(limit=1, nms=None)) == detail
-
-
-def test_a_text_beside_the_graphs_that_is_no_utf8_is_told_so(tmp_path):
-    (tmp_path / 'a.yaml').write_bytes(b'thr: \xff\n')
-    (check,) = companion_checks(tmp_path, {'a.yaml': 'thr: 1\n'})
-    assert not check.passed and "expected 'thr: 1'" in check.detail
-
-
-def test_spaces_in_which_a_text_beside_the_graphs_differs_are_shown(tmp_path):
-    (tmp_path / 'a.yaml').write_text('thr: 1')
-    details = [companion_checks(tmp_path, {'a.yaml': text})[0].detail for text in ('thr: 1 \n', 'thr: 1\n')]
-    assert details == ["'thr: 1', expected 'thr: 1 '", 'has another number of lines, or ends otherwise']

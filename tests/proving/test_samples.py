@@ -1,7 +1,6 @@
 """Any tool that proves takes samples of the model's kind, and has generated ones where none are given."""
 
 import pickle
-import shlex
 import types
 
 import numpy as np
@@ -14,7 +13,6 @@ from mmdeploy_ext.cli import export_app, export_scn_app, verify_app
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.proving.inputs.samples import Samples, check_paths, proof_samples
-from toy_atss import REPO
 from verdicts import cases_of
 
 MEMORY = types.SimpleNamespace(memory=True, samples='frames')
@@ -47,19 +45,6 @@ def test_a_model_without_a_memory_is_proven_on_one_frame_and_with_one_on_two():
         check_paths(SWEEPS, [], 0)
 
 
-@pytest.mark.parametrize('count', [2, 3, 4, 12])
-def test_a_generated_drive_has_a_frame_with_a_memory(monkeypatch, count):
-    def missing(cfg):
-        raise DataError('no data set')
-
-    monkeypatch.setattr('mmdeploy_ext.evaluate.evaluation.build_dataset', missing)
-    rule = types.SimpleNamespace(mean=(0,) * 3, std=(1,) * 3, to_rgb=True, input_size=(32, 64), num_cameras=1)
-    family = types.SimpleNamespace(memory=True, samples='frames', product='detector')
-    drive, source = proof_samples(types.SimpleNamespace(family=family, cfg={}, rule=rule), count)
-    scenes = [drive.scene(index) for index in range(count)]
-    assert source == 'synthetic drive' and len(set(scenes)) == min(3, count - 1) < len(scenes)
-
-
 def test_files_of_another_kind_are_refused_by_name(tmp_path):
     sweep, picture = tmp_path / 'a.bin', tmp_path / 'a.jpg'
     for path in (sweep, picture):
@@ -90,14 +75,6 @@ def test_sweeps_are_read_from_files_folders_and_infos(toy, folder):
     assert [sweep.name for sweep in proof_samples(deployment, 1, [str(folder)])[0]] == ['0.bin']
 
 
-def test_voxels_are_refused_where_points_are_wanted(toy, tmp_path):
-    np.savez(
-        tmp_path / 'a.npz', features=np.zeros((1, 5), np.float32), coordinates=np.zeros((1, 4), np.int32)
-    )
-    with pytest.raises(DataError, match=r'a.npz'):
-        proof_samples(toy[0], 1, [str(tmp_path / 'a.npz')])
-
-
 def test_a_sweep_that_cannot_be_read_once_the_weights_are_loaded_has_exit_status_1(toy, tmp_path):
     (tmp_path / 'a.bin').write_bytes(bytes(7))
     samples = Samples(SWEEPS, [str(tmp_path / 'a.bin')])
@@ -118,23 +95,6 @@ def test_a_lidar_model_is_proven_on_the_sweeps_at_hand(toy, folder, tmp_path, ca
     words = [config, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify']
     assert export_app.main([*words, '--test-img', str(folder / '1.bin')]) == 0
     assert 'PROVEN' in capsys.readouterr().out
-
-
-@pytest.mark.matrix
-def test_the_command_that_an_unproven_export_suggests_works_without_a_data_set(tmp_path, capsys):
-    config = str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py')
-    checkpoint = str(REPO / 'demo/checkpoints/centerpoint_toy.pth')
-    missing = ['--cfg-options', f'data.test.ann_file={tmp_path}/none.pkl']
-    words = [config, checkpoint, '--output-file', str(tmp_path / 'graphs'), *missing]
-    assert export_app.main(words) == 0
-    said = capsys.readouterr().out
-    assert 'NOT PROVEN: nothing was compared' in said
-    python, tool, *suggested = shlex.split(said.splitlines()[-1])
-    assert (python, tool) == ('python', 'tools/deployment/verify.py')
-    assert verify_app.main([*suggested, '--frames', '2']) == 0
-    said = capsys.readouterr().out
-    assert '2 generated sweeps are used, since there is no data set' in said
-    assert 'frames: generated sweeps' in said
 
 
 @pytest.mark.parametrize('target', in_suite(['libspconv', 'portable'], 'portable'))

@@ -1,7 +1,6 @@
 """The report on a sequence: the curves are the series, nothing is external."""
 
 import dataclasses
-import json
 import re
 
 import numpy as np
@@ -59,13 +58,6 @@ def written(request, tmp_path_factory):
     return made, path.read_text(encoding='utf-8')
 
 
-def test_the_page_is_whole_and_has_the_json(written):
-    made, text = written
-    page = Page(text)
-    content = json.loads(page.scripts[0][1])
-    assert not page.stack and content == made.to_json()
-
-
 def test_the_page_says_the_verdict_and_every_reason(written):
     made, text = written
     page = Page(text)
@@ -73,13 +65,6 @@ def test_the_page_says_the_verdict_and_every_reason(written):
     assert all(reason in page.text for reason in made.failures)
     assert made.proven or any('all_cls_scores' in reason for reason in made.failures)
     assert 'Free-running' in page.text and 'Teacher-forced' in page.text
-
-
-def test_nothing_on_the_page_is_external(written):
-    _, text = written
-    assert not re.search(r'(https?:)?//[a-z0-9]', re.sub(r'base64,[A-Za-z0-9+/=]+', '', text), re.IGNORECASE)
-    assert len(re.findall('<script', text)) == 1
-    assert len([tag for tag, _ in Page(text).elements if tag == 'img']) == 2
 
 
 def curves(svg: str) -> list[list[tuple[float, float]]]:
@@ -104,14 +89,6 @@ def test_the_curve_goes_up_with_the_error_and_crosses_the_bar_at_one():
     assert svg.count('class="reset"') == 1 and 'aria-label="Errors"' in svg
 
 
-def test_no_error_lies_on_the_axis_and_what_could_not_be_compared_is_a_gap_with_a_mark():
-    svg = drift_plot(series([0.0, None, 1e-2, 1e30]), ['x'], 'Errors')
-    (points,) = curves(svg)
-    assert len(points) == 3 and svg.count('class="lost"') == 1
-    assert points[0][1] > points[1][1] > points[2][1] >= 0
-    assert re.search(r' d="M[^"]*M[^"]*L[^"]*"', svg) and 'nan' not in svg.lower()
-
-
 def test_the_strip_has_one_bar_per_frame():
     row = dict(
         reset=[True, False, False, False],
@@ -123,7 +100,3 @@ def test_the_strip_has_one_bar_per_frame():
     assert match_shares(row) == [1, 0.5, None, 0]
     svg = match_strip(row, 'Matches')
     assert [svg.count(f'class="{kind}"') for kind in ('bar', 'over', 'none')] == [1, 2, 1]
-
-
-def test_labels_from_outside_are_escaped():
-    assert '<script>' not in drift_plot(series([1, 1, 1, 1]), ['x'], EVIL)

@@ -9,13 +9,9 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.substitution import (
-    PerCall,
     choices_among,
-    observed,
     substituted,
-    without_limits,
 )
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_files
@@ -58,46 +54,6 @@ def test_methods_return_copies_of_what_is_given_and_are_as_before_afterwards():
     assert given['head.forward'] == [torch.zeros(1)]
     assert model(image) == [torch.full((1,), 3.0), 'changed']
     assert 'forward' not in vars(model.head) and 'features' not in vars(model)
-
-
-def test_outputs_of_single_calls_come_one_after_the_other_and_no_more():
-    model = Model()
-    with substituted(model, {'head.forward': PerCall([['first'], ['second']])}):
-        assert [model(torch.ones(1))[0] for _ in range(2)] == ['first', 'second']
-        with pytest.raises(ConfigError, match='called 3 times, expected 2'):
-            model(torch.ones(1))
-
-
-def test_a_function_stands_in_for_a_method_for_its_arguments_and_need_not_be_called():
-    model = Model()
-    with substituted(model, {'head.forward': lambda value: [value - 1]}):
-        assert model(torch.ones(1)) == [torch.ones(1), 'changed']
-    with substituted(model, {'head.forward': PerCall([lambda value: ['first'], ['second']])}):
-        assert [model(torch.ones(1))[0] for _ in range(2)] == ['first', 'second']
-    with substituted(model, {'head.forward': lambda value: []}):
-        pass
-
-
-def test_a_method_that_the_test_path_does_not_call_is_said():
-    refused = pytest.raises(ConfigError, match=r'did not call head.forward\(\)')
-    with refused, substituted(Model(), {'head.forward': []}):
-        pass
-
-
-def test_results_are_observed_as_they_were_returned():
-    model = Model()
-    with observed(model, ['head.forward', 'features']) as results:
-        model(torch.ones(1))
-    assert results == {'head.forward': [[torch.full((1,), 3.0)]], 'features': [torch.full((1,), 2.0)]}
-
-
-def test_limits_are_lifted_inside_alone():
-    model = Model()
-    before = repr(Head.test_cfg)
-    with without_limits(model):
-        assert Head.test_cfg['nms_pre'] > 10**6 and Head.test_cfg['nms']['iou_threshold'] == 1.0
-        assert Head.test_cfg['score_thr'] == 0.1
-    assert repr(Head.test_cfg) == before
 
 
 def boxes(*rows):

@@ -17,17 +17,6 @@ def frames():
     return list(DRIVE)
 
 
-def test_frames_have_the_shapes_and_dtypes_of_the_contract(frames):
-    assert len(frames) == 30
-    for frame in frames:
-        assert frame.images.shape == (6, 3, 32, 88) and frame.images.dtype == np.float32
-        for matrix in (frame.lidar2img, frame.intrinsics):
-            assert matrix.shape == (6, 4, 4) and matrix.dtype == np.float64
-        assert np.allclose(frame.ego_pose @ frame.ego_pose_inv, np.eye(4), atol=1e-4)
-        assert abs(np.linalg.det(frame.ego_pose[:3, :3]) - 1) < 1e-6
-        assert np.array_equal(frame.ego_pose, frame.ego_pose.astype(np.float32))
-
-
 def test_two_scene_changes_and_one_jump_in_time(frames):
     scenes = [frame.scene_token for frame in frames]
     assert len(set(scenes)) == 3 and sum(a != b for a, b in itertools.pairwise(scenes)) == 2
@@ -45,20 +34,6 @@ def test_a_car_drives_and_turns_both_ways():
     assert turns.min() < -0.05 and turns.max() > 0.05 and np.abs(turns).max() < 0.3
     ahead = -motion[:, 1, 3]
     assert (ahead > 0.4).all(), 'y is ahead: the last place is behind'
-
-
-def test_equal_seeds_give_equal_drives_and_others_do_not(frames):
-    again = list(DRIVE)
-    assert all(np.array_equal(a.images, b.images) for a, b in zip(frames, again, strict=True))
-    other = next(iter(dataclasses.replace(DRIVE, seed=1)))
-    assert not np.allclose(other.images, frames[0].images)
-
-
-def test_pictures_go_on_within_a_scene_and_never_repeat(frames):
-    same = np.mean([np.abs(frames[i + 1].images - frames[i].images).mean() for i in range(5)])
-    other = np.abs(frames[10].images - frames[9].images).mean()
-    assert 0 < same < 0.7 * other
-    assert len({frame.images.tobytes() for frame in frames}) == 30
 
 
 def test_an_offset_moves_the_world_and_nothing_else():
@@ -81,10 +56,3 @@ def test_a_point_ahead_is_in_the_middle_of_the_front_camera(cameras, size):
     assert u2 / depth > u / depth, 'x is to the right'
     behind = lidar2img[0] @ (0, -20, 0, 1)
     assert behind[2] < 0
-
-
-def test_six_cameras_stand_as_in_nuscenes():
-    _, lidar2img, _ = rig(6, (256, 704))
-    for index, (x, y) in enumerate([(0, 1), (1, 0.7), (-1, 0.7), (0, -1), (-1, -0.3), (1, -0.3)]):
-        depths = [(matrix @ (20 * x, 20 * y, 0, 1))[2] for matrix in lidar2img]
-        assert int(np.argmax(depths)) == index

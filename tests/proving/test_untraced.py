@@ -1,11 +1,8 @@
 """What a graph cannot show of a user's neck is named; state that runs change is not proven."""
 
 import pytest
-import torch
 
 import mmdeploy_ext
-from mmdeploy_ext.exporting.export import export_module, recorded_warnings
-from mmdeploy_ext.proving.open_points import copied_package, warning_lines
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 
 NECKS = """import torch
@@ -77,32 +74,3 @@ def test_a_neck_that_multiplies_by_the_number_of_its_calls_is_not_proven(verdict
         'the model gives other results when the first input is run again at the end '
         '(state that runs change): outputs of neck'
     ]
-
-
-def test_a_file_of_a_copied_package_is_in_the_copy_and_a_new_file_beside_it_is_not(tmp_path):
-    package = tmp_path / 'mmdet'
-    package.mkdir()
-    (package / '__init__.py').touch()
-    assert copied_package(str(package / 'models' / 'necks' / 'fpn.py')) == package
-    assert copied_package(str(package / 'models' / 'necks' / 'mine.py')) is None
-    assert copied_package(str(tmp_path / 'models' / 'necks' / 'fpn.py')) is None
-
-
-class Silent(torch.nn.Module):
-    def forward(self, x):
-        return x * 2 if torch.is_nonzero(x.sum()) and x.allclose(x) else x
-
-
-def test_functions_and_methods_that_do_not_warn_are_recorded_once_and_only_while_they_are_traced():
-    records = []
-    with recorded_warnings(records):
-        Silent()(torch.ones(2))
-        assert records == []
-        export_module(Silent().eval(), [torch.ones(2)])
-        export_module(Silent().eval(), [torch.ones(2)])
-    assert [line.reason for line in warning_lines(records)] == [
-        'calls is_nonzero(), of which PyTorch does not warn',
-        'calls allclose(), of which PyTorch does not warn',
-    ]
-    export_module(Silent().eval(), [torch.ones(2)])
-    assert len(records) == 2

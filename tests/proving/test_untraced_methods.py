@@ -8,7 +8,6 @@ import pytest
 from torch import nn
 
 from mmdeploy_ext import api
-from mmdeploy_ext.core import source_code
 from mmdeploy_ext.proving.open_points import untraced_methods
 from toy_atss import REPO
 
@@ -102,53 +101,3 @@ def test_steps_and_data_sets_of_the_user_are_named(plugin):
     ]
     cfg.data['test'].update(type='OwnNames', pipeline=steps[:1])
     assert untraced_methods(family, nn.Identity(), cfg) == []
-
-
-class Part(nn.Module):
-    def forward(self, x):
-        return x
-
-    def decode(self, x):
-        return x
-
-
-def test_a_pattern_before_a_dot_is_of_the_path_of_a_part_and_other_names_of_any_part():
-    cfg = types.SimpleNamespace(get=lambda key, default=None: default, filename='config.py')
-
-    def found(*untraced):
-        family = types.SimpleNamespace(untraced=untraced, samples='images')
-        return [entry.subject.split(' ')[0] for entry in untraced_methods(family, model, cfg)]
-
-    model = nn.Sequential(Part())
-    assert found('decode') == ['Part.decode']
-    assert found('0.forward') == found('?.forward') == ['Part.forward']
-    assert found('.forward') == found('1.forward') == found('encode') == []
-
-
-def test_a_copy_of_mmdet_has_one_line_and_what_was_added_to_it_its_own(tmp_path, monkeypatch):
-    import mmdet
-
-    copy, installed = tmp_path / 'copy' / 'mmdet', tmp_path / 'installed' / 'mmdet'
-    for folder, text in ((copy, 'class Head: ...\nclass Added: ...\n'), (installed, 'class Head: ...\n')):
-        folder.mkdir(parents=True)
-        (folder / '__init__.py').touch()
-        (folder / 'head.py').write_text(text)
-    others = source_code._installed_files
-    monkeypatch.setattr(
-        source_code, '_installed_files', lambda name: (installed, {}) if name == 'mmdet' else others(name)
-    )
-    monkeypatch.setattr(mmdet, '__file__', str(copy / '__init__.py'))
-    monkeypatch.chdir(tmp_path)
-    code = compile('def decode(self): ...', str(copy / 'head.py'), 'exec')
-    kinds = []
-    for name in ('Head', 'Added'):
-        names = {'__name__': 'mmdet.head'}
-        exec(code, names)
-        names['decode'].__qualname__ = f'{name}.decode'
-        kinds.append(type(name, (nn.Module,), dict(__module__='mmdet.head', decode=names['decode'])))
-    model = nn.Sequential(*(kind() for kind in kinds))
-    cfg = types.SimpleNamespace(get=lambda key, default=None: default, filename='config.py')
-    family = types.SimpleNamespace(untraced=('decode',), samples='images')
-    first, second = [entry.text for entry in untraced_methods(family, model, cfg)]
-    assert first == f'mmdet {mmdet.__version__} of copy/mmdet: its methods are compared by their results'
-    assert second == 'Added.decode (mmdet/head.py:1): compared by its results'

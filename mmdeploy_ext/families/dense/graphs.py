@@ -74,7 +74,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     smallest = detector_parts.smallest(model.bbox_head, stride, detector_parts.round_down(model))
     padded = 'all around' if bordered else 'bottom and right'
     image = image_input(options, smallest, detector_parts.multiple(model), padded)
-    feature_shapes(model, options)  # refuses what does not run, whatever the form
     inputs = [image]
     if options.form == 'full':
         inputs += optional_inputs(image.axes[0], facts.clip_border, bordered)
@@ -120,17 +119,7 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
     """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each."""
-    return detector_parts.map_sizes(model, _checked_outputs, len(model_facts(model).strides), options)
-
-
-def _checked_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
-    outputs, facts = flat_outputs(model, image), model_facts(model)
-    channels = [columns * priors for _, columns in facts.head.outputs for priors in facts.priors_per_cell]
-    for name, tensor, expected in zip(raw_names(model), outputs, channels, strict=True):
-        if tensor.shape[1] != expected:
-            head = type(model.bbox_head).__name__
-            raise ConfigError(f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}')
-    return outputs
+    return detector_parts.map_sizes(model, flat_outputs, len(model_facts(model).strides), options)
 
 
 def _check_stride(model: nn.Module) -> None:
@@ -178,7 +167,18 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
         raise ConfigError(
             f'{type(head).__name__}: gives {len(outputs)} tensors, expected {len(names)}: {", ".join(names)}'
         )
+    if not torch.jit.is_tracing():  # the export has run the model once before it traces
+        _check_channels(model, outputs)
     return outputs
+
+
+def _check_channels(model: nn.Module, outputs: list[torch.Tensor]) -> None:
+    facts = model_facts(model)
+    channels = [columns * priors for _, columns in facts.head.outputs for priors in facts.priors_per_cell]
+    for name, tensor, expected in zip(raw_names(model), outputs, channels, strict=True):
+        if tensor.shape[1] != expected:
+            head = type(model.bbox_head).__name__
+            raise ConfigError(f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}')
 
 
 class DecodeForm(nn.Module):
