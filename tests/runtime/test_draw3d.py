@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.runtime.bird_eye import EXTENT, WHITE, BoxLayer, bird_eye, box_corners, ring_radii
+from mmdeploy_ext.runtime.bird_eye import BoxLayer, bird_eye, box_corners
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw import class_colour, track_colour
 from mmdeploy_ext.runtime.draw3d import (
     NEAR,
     camera_mosaic,
-    compare_picture,
     draw_camera,
     project_segments,
     sweep_picture,
@@ -113,34 +112,6 @@ def test_what_moves_has_an_arrow_to_where_it_is_in_a_second():
         for speed in (0.1, 15.0)
     )
     assert moving[1].max() - still[1].max() == pytest.approx((15 - 2) * 400 / (2 * 61.2), abs=4)
-
-
-def test_pictures_of_a_run_have_one_even_size_and_differences_are_white():
-    images, matrices = np.full((6, 90, 160, 3), 60, np.uint8), np.tile(looking(0.0), (6, 1, 1))
-    full, empty = detections(box(12, 0), box(20, 5), labels=[1, 2]), detections()
-    pictures = [
-        compare_picture(
-            images, matrices, [BoxLayer('PyTorch', one), BoxLayer('ONNX Runtime', two, marks)], CLASSES
-        )
-        for one, two, marks in (
-            (full, full, None),
-            (empty, empty, None),
-            (full, full, np.array([True, False])),
-        )
-    ]
-    assert len({picture.shape for picture in pictures}) == 1 and not any(s % 2 for s in pictures[0].shape[:2])
-    white = [int((picture == WHITE).all(-1).sum()) for picture in pictures]
-    assert white[2] > white[0] + 50
-
-
-def test_a_box_far_beyond_any_sensor_is_drawn_with_few_rings():
-    """A bound of 1e30 m in a file's metadata put boxes there, and a ring every 20 m was drawn without end."""
-    assert list(ring_radii(EXTENT)) == [20, 40, 60, 80]
-    assert all(len(ring_radii(extent)) <= 20 for extent in (1e3, 1e5, 1e30))
-    for far in (1e30, -1e30):
-        layer = BoxLayer('far', detections(box(far, 3.0)))
-        assert sweep_picture('', np.zeros((2, 3), np.float32), [layer], ['car']).any()
-        assert bird_eye([layer], ['car']).any()
 
 
 @pytest.mark.parametrize(

@@ -105,20 +105,6 @@ FAULTS = {
         f'{HERE}:turn_view',
         arguments(lambda cells, degrees, *rest: (cells, -degrees, *rest)),
     ),
-    'softmax before the plug-in, too': (
-        f'{HERE}:ATTENTION',
-        arguments(lambda *given: (*given[:4], given[4].softmax(-1))),
-    ),
-    'offsets in shares of the map': (
-        f'{HERE}:ATTENTION',
-        arguments(
-            lambda value, shapes, places, offsets, logits: (value, shapes, places, offsets / 9, logits)
-        ),
-    ),
-    'rows and columns exchanged': (
-        f'{HERE}:ATTENTION',
-        arguments(lambda value, shapes, *rest: (value, shapes.flip(1), *rest)),
-    ),
     'no shift': (
         'mmdeploy_ext.consumers.tensorrt_plugins.export:DeployedFrame.shift',
         result(lambda made, *_: 0 * made),

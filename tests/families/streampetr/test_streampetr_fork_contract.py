@@ -112,19 +112,6 @@ def test_the_memory_that_comes_out_is_after_the_pre_update(exported_fork, versio
 
 
 @pytest.mark.matrix
-def test_matrices_per_depth_are_those_per_token(version):
-    graph, options = graph_of(fork_version=version)
-    deep, deep_options = graph_of(fork_version=version, fork_img2lidar='depth')
-    feeds = feeds_of(graph)
-    wanted = run(session_of(export_graph(graph, options)), graph.spec, feeds)
-    shape = deep.spec.tensor('img2lidar').axes
-    expanded = np.ascontiguousarray(np.broadcast_to(feeds['img2lidar'][:, :, None], shape))
-    found = run(session_of(export_graph(deep, deep_options)), deep.spec, dict(feeds, img2lidar=expanded))
-    for name, array in wanted.items():
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-3)
-
-
-@pytest.mark.matrix
 @pytest.mark.parametrize('full_version', VERSIONS)
 def test_the_full_size_file_gives_the_goldens_with_golden_memory(full_version):
     folder = seeded.require_golden()

@@ -15,7 +15,6 @@ from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_graph
 from mmdeploy_ext.families.streampetr.memory import FIELDS, to_local
-from mmdeploy_ext.families.streampetr.spec import FEATURES
 from mmdeploy_ext.runtime.geometry import relative_motion
 from streampetr_seeded import golden_frame_of_runtime as golden_frame
 
@@ -100,15 +99,6 @@ def test_poses_times_points_and_what_the_top_k_sorts_are_float32(toy):
             assert types[node.input[0]] == TensorProto.FLOAT, node.name
         attention = [node for node in inferred.node if node.op_type in ('Softmax', 'LayerNormalization')]
         assert {types[node.output[0]] for node in attention} <= {TensorProto.FLOAT16}
-
-
-@pytest.mark.matrix
-def test_features_outside_are_float16_by_option():
-    for spec, model in files(deployed.deployment().model, fp16_io=True).values():
-        onnx.checker.check_model(model, full_check=True)
-        for value in (*model.graph.input, *model.graph.output):
-            half = value.type.tensor_type.elem_type == TensorProto.FLOAT16
-            assert half == (value.name in FEATURES) == (spec.tensor(value.name).dtype == 'float16')
 
 
 @pytest.mark.matrix

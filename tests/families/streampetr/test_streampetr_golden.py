@@ -1,6 +1,6 @@
 """The full-size model with the goldens' seeded weights: every tensor of upstream's run on its frames.
 
-The suite has the head alone at its second frame, which has a memory; the matrix has all.
+All are in the matrix: six frames of the model, and four of the head alone.
 Tolerances: ../shared/golden/streampetr/INDEX.md. `pytest -s` prints what was measured.
 """
 
@@ -26,9 +26,6 @@ PAD_SHAPE = (256, 704, 3)
 TAP_NAMES = ('embedding', 'ref_point', 'timestamp', 'egopose', 'velo')
 STATE = dict(embedding=5e-4, reference_point=2e-3, timestamp=1e-6, egopose=2e-4, velo=2e-4)
 HEAD_ONLY_FRAMES = (0, 1, 2, 4)
-HEAD_FRAMES = [
-    pytest.param(frame, marks=[pytest.mark.matrix] if frame != 1 else []) for frame in HEAD_ONLY_FRAMES
-]
 # INDEX.md has no tolerance for some: query_pos is of the size of pos_embed, the rest of outs_dec
 INTERNAL = dict(
     img_feats=2e-5,
@@ -259,9 +256,9 @@ def run_head(head, inputs):
         yield frame, (outs, head.memory, step, temporal.move(seen, pose, -data['timestamp']))
 
 
-@pytest.mark.suite('1-in the last LiDAR frame')
+@pytest.mark.matrix
 @pytest.mark.parametrize('kept', ['globally', 'in the last LiDAR frame'])
-@pytest.mark.parametrize('frame', HEAD_FRAMES)
+@pytest.mark.parametrize('frame', HEAD_ONLY_FRAMES)
 def test_the_head_alone(head_runs, golden, compare, frame, kept):
     stored, run = golden['head_only'], head_runs(frame)
     outs, state = run[:2] if kept == 'globally' else run[2:]
