@@ -143,16 +143,11 @@ class MultiViewRule(JsonDataclass):
         matrix[:2, -1] = -self.crop[1], -self.crop[0]
         return matrix
 
-    def calibrate(
-        self,
-        intrinsics: np.ndarray,
-        lidar2cam: np.ndarray,
-        image_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> Calibration:
+    def calibrate(self, intrinsics: np.ndarray, lidar2cam: np.ndarray) -> Calibration:
         """Calibration of a rig for pixels of the network input.
 
-        `intrinsics` (N, 3, 3) are of images of `image_sizes` (h, w); `lidar2cam` (N, 4, 4) is rigid, metres,
-        camera x right, y down, z forward.
+        `intrinsics` (N, 3, 3) are of images of size `source`; `lidar2cam` (N, 4, 4) is rigid, metres, camera
+        x right, y down, z forward.
         """
         count = self.num_cameras
         for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):
@@ -162,12 +157,6 @@ class MultiViewRule(JsonDataclass):
                 problem = '' if np.isfinite(value).all() else 'NaN or infinity'
             if problem:
                 raise DataError(f'{name}: got {problem}, expected finite numbers of shape {shape}')
-        for index, size in enumerate(image_sizes or ()):
-            if tuple(size) != self.source:
-                raise DataError(
-                    f'calibration of {self.camera_name(index)}: is for {tuple(size)} (h, w), expected '
-                    f'{self.source}; scale the intrinsics and the image to it'
-                )
         full = np.tile(np.eye(4), (count, 1, 1))
         full[:, :3, :3] = self.crop_matrix() @ np.asarray(intrinsics, np.float64)
         return Calibration(full @ np.asarray(lidar2cam, np.float64), full)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -24,11 +24,12 @@ CLOSE_M = 1.0
 """Points of past sweeps nearer than this in x and y belong to the ego car."""
 
 
-class PastSweep(Protocol):
-    """A past sweep and its transform to the key frame: `runtime.infos.PastSweep`.
+@dataclasses.dataclass(frozen=True)
+class PastSweep:
+    """A past sweep and its transform to the key frame.
 
     Attributes:
-        rotation: (3, 3), its LiDAR frame to the key frame's.
+        rotation: (3, 3), its LiDAR frame to the key frame's, dtype of the info.
         translation: (3,) m, after the rotation.
         timestamp_s: absolute time of its measurement.
     """

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import os
 import re
-import struct
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,10 +23,6 @@ from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
-MOST_PIXELS = 100_000_000
-"""Pixels of the largest picture, at about 10 bytes each."""
-MOST_BYTES = 8 * MOST_PIXELS
-"""Largest picture file: four uncompressed 16-bit channels."""
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
 """Warnings of libjpeg after which it decodes wrong pixels."""
 _DECODER_LOCK = threading.Lock()  # all threads share the file descriptor
@@ -257,33 +252,19 @@ def read_image(path: str | Path) -> np.ndarray:
     """Read (h, w, 3) uint8 BGR, turned by EXIF; 16 bits, gray and alpha are converted.
 
     Raises:
-        ImageError: missing, unreadable, damaged, no image, or too large.
+        ImageError: missing, unreadable, damaged, or no image.
     """
     import cv2
 
     path = Path(path)
     try:
         if not path.is_file():
-            is_other = path.exists() and not path.is_dir()
-            raise ImageError(f'{path}: is a pipe or a device' if is_other else f'{path}: no such image file')
-        if (size_bytes := path.stat().st_size) > MOST_BYTES:
-            raise ImageError(
-                f'{path}: has {size_bytes} bytes, expected at most {MOST_BYTES}; if it is a picture, make it '
-                f'smaller'
-            )
+            raise ImageError(f'{path}: no such image file')
         content = path.read_bytes()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror or error})') from error
     if not content:
         raise ImageError(f'{path}: is empty (0 bytes), expected an image')
-    size = size_in_header(content)
-    if size is not None and size[0] * size[1] > MOST_PIXELS:
-        raise ImageError(
-            f'{path}: has {size[1]} x {size[0]} pixels, expected at most {MOST_PIXELS // 10**6} million; cut '
-            f'it into tiles, or make it smaller'
-        )
-    if is_cut_png(content):
-        raise ImageError(f'{path}: is not an image that OpenCV can decode: it was cut short, or damaged')
     with _decoder_messages() as messages:
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
@@ -317,100 +298,3 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
         else:
             raise ImageError(f'{path}: no such image or folder')
     return images
-
-
-JPEG_HEADER_BYTES = 1 << 22
-JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-JPEG_ALONE = {0x01, *range(0xD0, 0xD9)}
-PNG, CHUNK_BYTES = b'\x89PNG\r\n\x1a\n', 12
-TIFF_WIDTH, TIFF_HEIGHT = 256, 257
-
-
-def size_in_header(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of stored pixels of a JPEG, PNG, BMP, WebP or TIFF; None if unknown."""
-    for signature, read in READERS.items():
-        if content.startswith(signature):
-            try:
-                return read(content)
-            except (struct.error, IndexError):  # truncated
-                return None
-    return None
-
-
-def is_cut_png(content: bytes) -> bool:
-    """Whether a PNG lacks IEND or a part of a chunk; OpenCV allocates a chunk's stated length."""
-    if not content.startswith(PNG):
-        return False
-    offset = len(PNG)
-    while offset < len(content):
-        length = int.from_bytes(content[offset : offset + 4], 'big')
-        if offset + CHUNK_BYTES + length > len(content):
-            return True
-        if content[offset + 4 : offset + 8] == b'IEND':
-            return False
-        offset += CHUNK_BYTES + length
-    return True
-
-
-def _png(content: bytes) -> tuple[int, int]:
-    width, height = struct.unpack_from('>II', content, 16)
-    return height, width
-
-
-def _bmp(content: bytes) -> tuple[int, int]:
-    (header_bytes,) = struct.unpack_from('<I', content, 14)
-    width, height = struct.unpack_from('<HH' if header_bytes == 12 else '<ii', content, 18)
-    return abs(height), abs(width)
-
-
-def _webp(content: bytes) -> tuple[int, int] | None:
-    chunk_type = content[12:16]
-    if chunk_type == b'VP8 ':
-        width, height = struct.unpack_from('<HH', content, 26)
-        return height & 0x3FFF, width & 0x3FFF
-    if chunk_type == b'VP8L':
-        (bits,) = struct.unpack_from('<I', content, 21)
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    if chunk_type == b'VP8X':
-        width, height = (int.from_bytes(content[offset : offset + 3], 'little') for offset in (24, 27))
-        return height + 1, width + 1
-    return None
-
-
-def _jpeg(content: bytes) -> tuple[int, int] | None:
-    offset = 2
-    while 0 <= (offset := content.find(b'\xff', offset)) < JPEG_HEADER_BYTES:
-        marker = content[offset + 1]
-        if marker in JPEG_SIZES:
-            height, width = struct.unpack_from('>HH', content, offset + 5)
-            return height, width
-        if marker in (0x00, 0xFF):  # data, or padding
-            offset += 1
-        elif marker in JPEG_ALONE:
-            offset += 2
-        else:
-            offset += 2 + struct.unpack_from('>H', content, offset + 2)[0]
-    return None
-
-
-def _tiff(content: bytes) -> tuple[int, int] | None:
-    order = '<' if content.startswith(b'II') else '>'
-    (offset,) = struct.unpack_from(f'{order}I', content, 4)
-    (count,) = struct.unpack_from(f'{order}H', content, offset)
-    sizes = {}
-    for number in range(count):
-        tag, field_type, _ = struct.unpack_from(f'{order}HHI', content, offset + 2 + 12 * number)
-        if tag in (TIFF_WIDTH, TIFF_HEIGHT):
-            value_format = order + ('H' if field_type == 3 else 'I')
-            (sizes[tag],) = struct.unpack_from(value_format, content, offset + 10 + 12 * number)
-    return (sizes[TIFF_HEIGHT], sizes[TIFF_WIDTH]) if len(sizes) == 2 else None
-
-
-READERS = {
-    b'\xff\xd8': _jpeg,
-    PNG: _png,
-    b'BM': _bmp,
-    b'RIFF': _webp,
-    b'II*\x00': _tiff,
-    b'MM\x00*': _tiff,
-}

@@ -126,7 +126,5 @@ def _is_singular(matrix: np.ndarray) -> bool:
     """Rows of pixels are long and the row of depth is short, so rows are normalised first."""
     linear = matrix[:3, :3]
     lengths = np.linalg.norm(linear, axis=1)
-    if (lengths < 1e-12).any() or abs(np.linalg.det(linear / lengths[:, None])) < 1e-6 or matrix[3, 3] == 0:
-        return True
-    # of a last row 0 0 0 x this is x
-    return bool(abs(matrix[3, 3] - matrix[3, :3] @ np.linalg.solve(linear, matrix[:3, 3])) < 1e-12)
+    is_flat = (lengths < 1e-12).any() or abs(np.linalg.det(linear / lengths[:, None])) < 1e-6
+    return bool(is_flat or matrix[3, 3] == 0)

@@ -22,7 +22,6 @@ WIDTHS = range(3, 8)
 MIN_VALUES = 1000
 LARGEST_VALUE = 1e5
 """Largest value: metres, 16-bit intensities, ages in seconds."""
-MAX_BYTES = 1 << 28
 ALIKE = 1.5
 """Columns of mixed values differ less in spread than this factor."""
 UNLIKE = 3.0
@@ -32,10 +31,6 @@ UNLIKE = 3.0
 def read_points(path: str | Path, width: int) -> np.ndarray:
     """Sweep (P, width) float32 of a file of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`)."""
     try:
-        if (size_bytes := Path(path).stat().st_size) > MAX_BYTES:
-            raise DataError(
-                f'{path}: has {size_bytes} bytes, expected a sweep of at most {MAX_BYTES}; split it by time'
-            )
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror}); expected a sweep of float32') from error

@@ -95,8 +95,6 @@ def test_nothing_in_range_gives_no_voxel():
     ('points', 'message'),
     [
         (np.zeros((3, 4), np.float32), r'float32 of shape \(3, 4\), expected numbers \(P, 5\)'),
-        (np.zeros(5, np.float32), r'shape \(5,\)'),
-        ([[0] * 5, [0] * 4], r'expected numbers \(P, 5\)'),
         (np.array([[0] * 5, [0, np.nan, 0, 0, 0], [0, 0, 0, np.inf, 0]]), '2 of 3 .* first row 1'),
     ],
 )
@@ -107,9 +105,8 @@ def test_bad_points_are_refused(points, message):
 
 @pytest.mark.parametrize(
     'change',
-    [dict(mode='soft'), dict(order='yxz'), dict(voxel_size=(0, 1, 1)), dict(max_points=0),
-     dict(max_voxels=-1), dict(point_cloud_range=(0, 0, 0, 0, 1, 1)), dict(point_cloud_range=(0, 0, 0))],
-)  # fmt: skip
+    [dict(mode='soft'), dict(voxel_size=(0, 1, 1)), dict(max_points=0)],
+)
 def test_rules_that_no_sweep_could_follow_are_refused(change):
     with pytest.raises(ConfigError):
         dataclasses.replace(RULE, **change)

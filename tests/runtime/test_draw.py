@@ -1,13 +1,10 @@
 """Pictures of detections: where colours and labels are, never how the picture looks as a whole."""
 
-import itertools
-
 import cv2
 import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime import draw
-from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.detections import Detections
 
 GREY = np.full((300, 400, 3), 127, np.uint8)
@@ -37,19 +34,6 @@ def test_outlines_are_drawn_in_place_of_boxes():
     colour = draw.class_colour(1)
     assert all(tuple(picture[y, x]) == colour for x, y in diamond[0])
     assert (picture[250, 50] == 127).all()  # a corner of the upright box
-    odd = np.array([[[np.nan, -1e30], [1e30, 175], [125, np.inf]]])
-    draw.draw_detections(GREY, outlined(odd), ['cat'])
-
-
-def test_results_are_drawn_by_the_runtime_of_their_family_if_it_draws(monkeypatch):
-    def crossed_out(image_bgr, results, classes, score_thr):
-        return image_bgr * 0
-
-    results = one([50, 100, 200, 250])
-    drawn = draw.draw_detections(GREY, results, ['cat'])
-    assert (draw.draw_results('dense', GREY, results, ['cat']) == drawn).all()
-    monkeypatch.setattr(runtime_of('dense'), 'draw', crossed_out, raising=False)
-    assert (draw.draw_results('dense', GREY, results, ['cat']) == 0).all()
 
 
 def test_boxes_below_the_threshold_are_left_out():
@@ -61,12 +45,8 @@ def test_boxes_below_the_threshold_are_left_out():
     'box',
     [
         [0, 0, 40, 30],
-        [370, 0, 399, 40],
         [360, 270, 399, 299],
-        [0, 270, 40, 299],
-        [0, 0, 399, 299],
         [-50, -50, 500, 400],
-        [398, 298, 399, 299],
     ],
 )
 def test_labels_are_whole_at_every_border(box):
@@ -77,21 +57,6 @@ def test_labels_are_whole_at_every_border(box):
     (text_w, text_h), _ = cv2.getTextSize(text, draw.FONT, style.font_scale, style.font_thickness)
     assert min(place) >= 0 and place[2] <= width and place[3] <= height
     assert place[2] - place[0] >= text_w and place[3] - place[1] >= text_h
-
-
-def test_labels_of_near_boxes_do_not_cover_each_other():
-    style = draw.Style.for_image(*GREY.shape[:2])
-    taken = []
-    for box in ([100, 100, 220, 200], [102, 102, 222, 203]):
-        taken.append(draw.place_label('cat 0.90', box, GREY.shape, style, taken))
-    assert not draw.overlaps(taken[0], taken[1:])
-
-
-def test_the_first_twenty_classes_differ_in_colour_and_a_colour_is_stable():
-    colours = [draw.class_colour(label) for label in range(20)]
-    assert len(set(colours)) == 20 and colours == [draw.class_colour(label) for label in range(20)]
-    for one_colour, other in itertools.combinations(colours[:12], 2):
-        assert np.abs(np.subtract(one_colour, other)).max() >= 40
 
 
 def test_odd_names_and_labels_are_no_crash():

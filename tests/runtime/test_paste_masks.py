@@ -41,15 +41,3 @@ def test_boxes_at_the_borders_without_an_area_or_outside_are_as_mmdets():
     boxes = np.array(boxes, np.float32)
     masks = np.random.default_rng(1).random((len(boxes), 28, 28), np.float32)
     np.testing.assert_array_equal(paste(masks, boxes, *SIZE, 0.5), by_mmdet(masks, boxes))
-
-
-def test_no_instances_are_no_masks():
-    assert paste(np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), *SIZE, 0.5).shape == (
-        0,
-        *SIZE,
-    )
-
-
-def test_boxes_that_are_no_numbers_have_empty_masks_as_those_that_a_graph_pastes():
-    boxes = np.float32([[np.nan, 0, 9, 9], [0, 0, 9, np.nan], [-np.inf, 0, np.inf, 9]])
-    assert not paste(np.ones((3, 28, 28), np.float32), boxes, *SIZE, 0.5).any()

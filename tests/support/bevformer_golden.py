@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevformer'
+IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/bevformer'
 LAST_LOGITS = {
     '': (0.1, 0.0, -1.0, 0.2, 1.2, 0.8, 0.6, 0.4, 0.6, -0.1),
     'heldout:': (0.8, -0.1, 1.2, -0.1, 0.3, 0.5, 0.8, 0.6, 0.1, -0.3),

@@ -15,7 +15,7 @@ import toy_streampetr_export as exported
 from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FORK = REPOSITORY / 'tests/forks/streampetr'
+FORK = REPOSITORY / 'tests/support/forks/streampetr'
 CONFIG = 'projects/configs/toy.py'
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from marking import in_suite
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.proving import drive, frames
 from mmdeploy_ext.proving.backbone import check_backbone
+from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.ladder import kind_of, prove
-from mmdeploy_ext.proving.levels.drive_run import Modes
+from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE, Modes
 from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, run_case
 from mmdeploy_ext.proving.proof import Claims, finish
 
@@ -156,3 +158,11 @@ def run_far(
         The free-running comparison; its tensors have the tolerances of the spec as their scale.
     """
     return run_pair(at_home, drive.Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)
+
+
+def drive_row(deployment: Any, paths: Any, frames: Iterable[Frame]) -> SequenceRow:
+    """Run files beside the PyTorch model over frames, without the other parts of a proof."""
+    known, family = [read_metadata(path) for path in paths], deployment.family
+    steppers = family.reference(deployment.model), family.runner(paths, dict(threads=1))
+    memory = family.memory_spec(known[-1].postprocess)
+    return run_pair(*steppers, frames, output_spec(known), memory=memory, bars=SHORT_DRIVE)

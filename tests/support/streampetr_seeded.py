@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.seeded.by_name import name_rng, streampetr_weights
 
 GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/streampetr'
+IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/streampetr'
 NUM_FRAMES = 6
 FILL_SHA256 = 'bba33ba071b48a7543f34e9329bc98494e07164c0b6452f031f68e46c8577f3b'
 
@@ -34,10 +36,17 @@ def seeded_state_dict(shapes: dict[str, list[int]] | None = None) -> dict[str, t
     Args:
         shapes: key -> shape; those of the golden's model if not given. Other models get their own values.
     """
-    if shapes is None:
-        keys = json.loads((require_golden() / 'state_dict.json').read_text())['keys']
-        shapes = {key: entry['shape'] for key, entry in keys.items()}
-    return streampetr_weights(shapes)
+    return streampetr_weights(
+        {key: shape for key, (shape, _) in golden_keys().items()} if shapes is None else shapes
+    )
+
+
+def golden_keys() -> dict[str, tuple[list[int], str]]:
+    """Return the shape and dtype of every key of the published R50, in order."""
+    return {
+        key: tuple(entry)
+        for key, entry in json.loads((IN_REPOSITORY / 'state_dict.json').read_text()).items()
+    }
 
 
 def fill_sha256(state_dict: dict[str, torch.Tensor]) -> str:
@@ -67,3 +76,15 @@ def golden_frame(inputs: dict[str, np.ndarray], frame: int) -> dict[str, torch.T
     names = ('lidar2img', 'intrinsics', 'extrinsics', 'ego_pose', 'ego_pose_inv', 'timestamp')
     data = {name: torch.as_tensor(inputs[f'f{frame}_{name}']).unsqueeze(0) for name in names}
     return {**data, 'prev_exists': torch.as_tensor(inputs[f'f{frame}_prev_exists'])}
+
+
+def golden_frame_of_runtime(index: int) -> Frame:
+    """Return a golden frame as the runtime takes it."""
+    inputs = np.load(require_golden() / 'inputs.npz')
+    names = ('lidar2img', 'intrinsics', 'ego_pose', 'ego_pose_inv')
+    return Frame(
+        images=golden_images(index)[0].numpy(),
+        timestamp_s=float(inputs[f'f{index}_timestamp']),
+        scene_token=str(inputs[f'f{index}_scene']),
+        **{name: inputs[f'f{index}_{name}'].astype(np.float64) for name in names},
+    )

@@ -89,3 +89,5 @@ BEVFORMER = SeededToy('bevformer', 'projects/configs/BEVFormer/bevformer_toy.py'
 SPARSE4D = SeededToy('sparse4d', 'projects/configs/Sparse4D/sparse4d_toy.py')
 PETR = SeededToy('petr', 'projects/configs/PETR/petr_toy.py')
 PETRV2 = SeededToy('petrv2', 'projects/configs/PETR/petrv2_toy.py')
+STREAMPETR = SeededToy('streampetr', 'projects/configs/StreamPETR/stream_petr_toy.py')
+TOYS = STREAMPETR, PETR, PETRV2, BEVFORMER, SPARSE4D

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from pathlib import Path
 
 from mmcv import Config
@@ -46,6 +47,16 @@ def export(folder: Path, **options) -> list[str]:
     chosen = FAMILIES['streampetr'].choose(**options)
     target = folder / ('fork.onnx' if chosen.contract == 'fork' else 'deploy')
     return export_files(deployment(), chosen, str(target))[0]
+
+
+_FOLDERS: list[tempfile.TemporaryDirectory] = []
+
+
+@functools.cache
+def files(**options) -> tuple[str, ...]:
+    """Return the paths of the toy's files, exported once per options and session; for reading only."""
+    _FOLDERS.append(tempfile.TemporaryDirectory())
+    return tuple(export(Path(_FOLDERS[-1].name), **options))
 
 
 def drive(frames: int, **options) -> SyntheticDrive:

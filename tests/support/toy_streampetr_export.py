@@ -1,23 +1,23 @@
-"""The toy StreamPETR as files, by the family's own modules and contracts; and its frames for the runtime."""
+"""The toy StreamPETR's model, its frames for the runtime, and its results in PyTorch."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
+import shutil
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import torch
 
 import toy_streampetr as toy
-from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.spec import Stage
-from mmdeploy_ext.exporting.export import export_stages
-from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.streampetr.facts import StreamPetrFacts
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RULE = MultiViewRule(
     mean=(123.675, 116.28, 103.53),
@@ -57,73 +57,12 @@ def model(seed: int = 0):
     return built
 
 
-def write(
-    folder, contract: str = 'deploy', seed: int = 0, checkpoint: str = 'd' * 64, **options
-) -> list[str]:
-    """Write the toy's files and return their paths."""
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.consumers.streampetr_fork import export
-    from mmdeploy_ext.families.streampetr import graphs, spec
+def write(folder: Path) -> None:
+    """Copy the toy's files of the deploy contract into a folder."""
+    import toy_streampetr_deploy
 
-    chosen = FAMILIES['streampetr'].choose(contract=contract, **options)
-    detector = model(seed)
-    size = spec.sizes(detector, toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH, chosen.layers)
-    shape, every = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH), chosen.layers == 'all'
-    if contract == 'deploy':
-        modules = dict(
-            extract_img_feat=graphs.ExtractImgFeat(detector),
-            position_embedding=graphs.RigEmbedding(detector, *shape),
-            pts_head_memory=graphs.PtsHeadMemory(detector, every),
-        )
-        specs = {name: getattr(spec, name)(size, chosen) for name in modules}
-    else:
-        cls = export.ForkFrame10 if chosen.fork_version == '1.0' else export.ForkFrame
-        modules, specs = dict(fork=cls(detector, every, *shape)), dict(fork=export.fork_spec(size, chosen))
-    return [
-        _write(folder, name, module, specs[name], chosen, checkpoint, seed)
-        for name, module in modules.items()
-    ]
-
-
-EXPORTED: dict[tuple[str, int, str], bytes] = {}
-"""Graph, seed and options -> file: each is exported once."""
-
-
-def _export(name, module, contract, options, seed) -> onnx.ModelProto:
-    key = name, seed, repr(options)
-    if key not in EXPORTED:
-        EXPORTED[key] = _trace(module, contract, options).SerializeToString()
-    return onnx.load_from_string(EXPORTED[key])
-
-
-def _trace(module, contract, options) -> onnx.ModelProto:
-    example = {
-        tensor.name: torch.full(tensor.axes, 0.5, dtype=getattr(torch, tensor.dtype))
-        for tensor in contract.inputs
-    }
-    stage = Stage('', module.eval(), tuple(contract.input_names), tuple(contract.output_names))
-    return export_stages([stage], example, contract, options)
-
-
-def _write(folder, name, module, contract, options, checkpoint, seed) -> str:
-    proto = _export(name, module, contract, options, seed)
-    metadata = Metadata(
-        family='streampetr',
-        form=name,
-        spec=contract,
-        preprocess=RULE,
-        classes=tuple(f'class {label}' for label in range(toy.NUM_CLASSES)),
-        postprocess=FACTS,
-        options=options.to_json(),
-        config='toy.py',
-        config_sha256='c' * 64,
-        checkpoint_sha256=checkpoint,
-        versions={},
-    )
-    onnx.helper.set_model_props(proto, metadata.to_props())
-    path = folder / f'{name}.onnx'
-    onnx.save(proto, path)
-    return str(path)
+    for path in toy_streampetr_deploy.files():
+        shutil.copy(path, folder)
 
 
 def frame(index: int, scene: str = 'scene0', seed: int | None = None) -> Frame:

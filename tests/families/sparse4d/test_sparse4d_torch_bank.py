@@ -7,11 +7,9 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.sparse4d import memory as functions
 from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.models.sparse4d.bank import InstanceBank as TorchBank
-from mmdeploy_ext.models.sparse4d.bank import read_anchors
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 
 A, M, C, K = 24, 16, 4, 3
@@ -107,13 +105,3 @@ def drive(request):
 
 def test_both_banks_are_equal_over_gaps_and_time_that_runs_backwards(drive):
     assert run_numpy(*drive) == ''
-
-
-def test_a_file_of_anchors_that_is_damaged_is_named(tmp_path):
-    path = tmp_path / 'anchors.npy'
-    for content in (b'', b'version https://git-lfs.github.com/spec/v1', b'\x93NUMPY\x01\x00'):
-        path.write_bytes(content)
-        with pytest.raises(ConfigError, match=r'anchors\.npy cannot be read'):
-            read_anchors(str(path), A)
-    np.save(path, np.ones((A + 1, 11)))
-    assert read_anchors(str(path), A).shape == (A, 11)

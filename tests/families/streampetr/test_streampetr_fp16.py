@@ -15,9 +15,8 @@ from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_graph
 from mmdeploy_ext.families.streampetr.memory import FIELDS, to_local
-from mmdeploy_ext.families.streampetr.spec import FEATURES
-from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.runtime.geometry import relative_motion
+from streampetr_seeded import golden_frame_of_runtime as golden_frame
 
 COSINE = 0.999
 
@@ -89,20 +88,6 @@ def test_outputs_are_close_to_float32_with_the_memory_of_float32(toy):
         state, last = reference.state.tensors, frame
 
 
-def test_files_keep_float32_outside_and_hold_float16_inside(toy):
-    for name, (spec, model) in toy.items():
-        onnx.checker.check_model(model, full_check=True)
-        kinds = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-        assert kinds == {TensorProto.FLOAT}, name
-        sizes = {TensorProto.FLOAT16: 0, TensorProto.FLOAT: 0}
-        for value in model.graph.initializer:
-            if value.data_type in sizes:
-                sizes[value.data_type] += int(np.prod(value.dims))
-        # the image points of the tokens stay float32, they are coordinates
-        assert name == 'position_embedding' or sizes[TensorProto.FLOAT] < 0.05 * sizes[TensorProto.FLOAT16]
-        assert to_fp16(model, spec).SerializeToString() == model.SerializeToString()
-
-
 def test_poses_times_points_and_what_the_top_k_sorts_are_float32(toy):
     for name in ('position_embedding', 'pts_head_memory'):
         inferred = onnx.shape_inference.infer_shapes(toy[name][1], strict_mode=True).graph
@@ -114,25 +99,6 @@ def test_poses_times_points_and_what_the_top_k_sorts_are_float32(toy):
             assert types[node.input[0]] == TensorProto.FLOAT, node.name
         attention = [node for node in inferred.node if node.op_type in ('Softmax', 'LayerNormalization')]
         assert {types[node.output[0]] for node in attention} <= {TensorProto.FLOAT16}
-
-
-def test_features_outside_are_float16_by_option():
-    for spec, model in files(deployed.deployment().model, fp16_io=True).values():
-        onnx.checker.check_model(model, full_check=True)
-        for value in (*model.graph.input, *model.graph.output):
-            half = value.type.tensor_type.elem_type == TensorProto.FLOAT16
-            assert half == (value.name in FEATURES) == (spec.tensor(value.name).dtype == 'float16')
-
-
-def test_the_fork_contract_in_float16_runs(tmp_path):
-    spec, model = files(deployed.deployment().model, contract='fork')['fork']
-    onnx.checker.check_model(model, full_check=True)
-    session = session_of(model)
-    feeds = {
-        value.name: np.zeros(spec.tensor(value.name).axes, spec.tensor(value.name).dtype)
-        for value in session.get_inputs()
-    }
-    assert all(np.isfinite(array).all() for array in session.run(None, feeds))
 
 
 @pytest.mark.matrix
@@ -147,7 +113,7 @@ def test_cosine_over_the_goldens_with_golden_memory():
     worst = dict.fromkeys(('all_cls_scores', 'all_bbox_preds', 'img_feats', 'chosen', 'kept'), 1.0)
     last, state = None, zeros(half['pts_head_memory'][0])
     for index in range(seeded.NUM_FRAMES):
-        frame = golden_frame(folder, index)
+        frame = golden_frame(index)
         continues = index not in (0, 4)
         motion = relative_motion(last.ego_pose, frame.ego_pose) if continues else np.eye(4)
         gap = frame.timestamp_s - last.timestamp_s if continues else 0.0
@@ -179,17 +145,4 @@ def memory_cosines(found, state, wanted_queries):
     return dict(
         chosen=min(cosine(mine[ours], golden[theirs]) for mine, golden in rows.values()),
         kept=min(cosine(mine[count:], golden[count:]) for mine, golden in rows.values()),
-    )
-
-
-def golden_frame(folder, index):
-    from mmdeploy_ext.runtime.frames import Frame
-
-    inputs = np.load(folder / 'inputs.npz')
-    names = ('lidar2img', 'intrinsics', 'ego_pose', 'ego_pose_inv')
-    return Frame(
-        images=seeded.golden_images(index)[0].numpy(),
-        timestamp_s=float(inputs[f'f{index}_timestamp']),
-        scene_token=str(inputs[f'f{index}_scene']),
-        **{name: inputs[f'f{index}_{name}'].astype(np.float64) for name in names},
     )

@@ -1,11 +1,9 @@
 """The full-size model with the goldens' seeded weights: every tensor of upstream's run on its frames.
 
-Here the first two of six frames, the second with a memory, and the head alone; the matrix has all.
+All are in the matrix: six frames of the model, and four of the head alone.
 Tolerances: ../shared/golden/streampetr/INDEX.md. `pytest -s` prints what was measured.
 """
 
-import hashlib
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -28,14 +26,6 @@ PAD_SHAPE = (256, 704, 3)
 TAP_NAMES = ('embedding', 'ref_point', 'timestamp', 'egopose', 'velo')
 STATE = dict(embedding=5e-4, reference_point=2e-3, timestamp=1e-6, egopose=2e-4, velo=2e-4)
 HEAD_ONLY_FRAMES = (0, 1, 2, 4)
-FIRST = 2
-FRAMES = [
-    pytest.param(frame, marks=[pytest.mark.matrix] if frame >= FIRST else [])
-    for frame in range(seeded.NUM_FRAMES)
-]
-HEAD_FRAMES = [
-    pytest.param(frame, marks=[pytest.mark.matrix] if frame != 1 else []) for frame in HEAD_ONLY_FRAMES
-]
 # INDEX.md has no tolerance for some: query_pos is of the size of pos_embed, the rest of outs_dec
 INTERNAL = dict(
     img_feats=2e-5,
@@ -48,6 +38,10 @@ INTERNAL = dict(
     temp_memory=1e-3,
     temp_pos=5e-4,
 )
+
+
+def every_frame(test):
+    return pytest.mark.matrix(pytest.mark.parametrize('frame', range(seeded.NUM_FRAMES))(test))
 
 
 @pytest.fixture(scope='module')
@@ -149,27 +143,12 @@ def compare_boxes(compare, name, ours, stored):
     compare(f'{name} other', ours[..., 3:], stored[..., 3:], 1e-3)
 
 
-def test_keys_shapes_and_their_order_are_the_published_ones(model):
-    keys = json.loads((seeded.GOLDEN / 'state_dict.json').read_text())['keys']
-    ours = {
-        key: (list(value.shape), str(value.dtype).removeprefix('torch.'))
-        for key, value in model.state_dict().items()
-    }
-    assert list(ours.items()) == [(key, (entry['shape'], entry['dtype'])) for key, entry in keys.items()]
-
-
+@pytest.mark.matrix
 def test_the_weights_are_the_goldens_bit_for_bit(model):
     assert seeded.fill_sha256(model.state_dict()) == seeded.FILL_SHA256
 
 
-def test_the_images_are_the_goldens_bit_for_bit(inputs):
-    for frame in range(seeded.NUM_FRAMES):
-        image = seeded.golden_images(frame).numpy()
-        assert hashlib.sha256(image.tobytes()).hexdigest() == str(inputs[f'f{frame}_img_sha256'])
-
-
-@pytest.mark.suite('1')
-@pytest.mark.parametrize('frame', FRAMES)
+@every_frame
 def test_predictions_of_all_layers(frames, golden, compare, frame):
     taps, stored = frames(frame)[0], golden['outputs']
     compare('all_cls_scores', taps['all_cls_scores'], stored[f'f{frame}_all_cls_scores'], 1e-3)
@@ -177,7 +156,7 @@ def test_predictions_of_all_layers(frames, golden, compare, frame):
     compare('outs_dec', taps['out_outs_dec'], stored[f'f{frame}_outs_dec'], 1e-3)
 
 
-@pytest.mark.parametrize('frame', FRAMES)
+@every_frame
 def test_the_state_before_and_after_the_frame(frames, golden, compare, frame):
     taps, stored = frames(frame)[0], golden['outputs']
     for (name, atol), tapped in zip(STATE.items(), TAP_NAMES, strict=True):
@@ -191,7 +170,7 @@ def test_the_state_before_and_after_the_frame(frames, golden, compare, frame):
         compare('pre_memory_embedding', taps['out_mem_embedding'], kept, STATE['embedding'])
 
 
-@pytest.mark.parametrize('frame', FRAMES)
+@every_frame
 def test_the_rows_that_become_memory(frames, golden, compare, frame):
     taps, stored = frames(frame)[0], golden['outputs']
     scores = taps['all_cls_scores'][-1, 0].sigmoid().amax(-1)
@@ -200,7 +179,7 @@ def test_the_rows_that_become_memory(frames, golden, compare, frame):
     compare('topk_scores', scores[indexes], stored[f'f{frame}_topk_scores'], 1e-3)
 
 
-@pytest.mark.parametrize('frame', FRAMES)
+@every_frame
 def test_what_is_inside_the_frame(frames, golden, compare, model, frame):
     taps, seen, _ = frames(frame)
     stored = golden['outputs']
@@ -218,38 +197,7 @@ def test_what_is_inside_the_frame(frames, golden, compare, model, frame):
     compare('reference_points', points.detach(), stored[f'f{frame}_reference_points'], 5e-5)
 
 
-@pytest.mark.parametrize('frame', FRAMES)
-def test_statistics_of_the_full_tensors(frames, golden, compare, frame):
-    taps, seen, _ = frames(frame)
-    stats = json.loads(str(golden['outputs'][f'f{frame}_stats_json']))
-    full = {
-        **seen,
-        'mem_tokens': seen['memory_tokens'],
-        'cls': taps['all_cls_scores'],
-        'box': taps['all_bbox_preds'],
-    }
-    for name in (
-        'img_feats',
-        'pos_embed_raw',
-        'pos_embed',
-        'mem_tokens',
-        'cone',
-        'query_pos',
-        'temp_pos',
-        'cls',
-        'box',
-    ):
-        values = full[name].double()
-        ours = [values.mean(), values.std(), values.abs().max(), values.abs().mean()]
-        compare(
-            f'{name} statistics',
-            torch.stack(ours),
-            [stats[name][key] for key in ('mean', 'std', 'absmax', 'l1')],
-            1e-3,
-        )
-
-
-@pytest.mark.parametrize('frame', FRAMES)
+@every_frame
 def test_decoded_boxes_as_sets(frames, golden, measured, frame):
     result, stored = frames(frame)[2], golden['outputs']
     rows = torch.cat([result['boxes_3d'].tensor, result['scores_3d'][:, None]], dim=1).double().numpy()
@@ -266,37 +214,6 @@ def test_decoded_boxes_as_sets(frames, golden, measured, frame):
         assert (differences[best] <= limits).all(), f'no box of class {label} near {row}'
         measured['decoded boxes'] = max(measured['decoded boxes'], differences[best].max())
         free.remove(candidates[best])
-
-
-@pytest.mark.parametrize('frame', FRAMES)
-def test_the_tensors_of_the_forks_boundary(frames, golden, compare, frame):
-    taps, stored = frames(frame)[0], golden['boundary']
-    for tapped, name in (('egopose', 'egopose'), ('ref_point', 'reference_point'), ('velo', 'velo')):
-        compare(
-            f'boundary {tapped}', taps[f'out_mem_{tapped}'], stored[f'f{frame}_out_mem_{tapped}'], STATE[name]
-        )
-    compare('boundary timestamp', taps['out_mem_timestamp'], stored[f'f{frame}_v10_out_mem_timestamp'], 1e-6)
-    compare('boundary age', taps['out_mem_timestamp'], stored[f'f{frame}_v11_out_mem_timestamp'], 1e-6)
-    if frame:
-        compare(
-            'boundary in',
-            frames(frame - 1)[0]['post_mem_timestamp'],
-            stored[f'f{frame}_v10_in_mem_timestamp'],
-            1e-6,
-        )
-    compare('boundary img2lidar', taps['img2lidar'][0, ::704], stored[f'f{frame}_img2lidar_per_camera'], 1e-6)
-    compare(
-        'boundary intrinsic', taps['intrinsic'][0, :12], stored[f'f{frame}_intrinsic_first12_tokens'], 1e-6
-    )
-
-
-def test_the_constants_of_the_forks_boundary(frames, golden, compare):
-    taps, stored = frames(0)[0], golden['boundary']
-    compare('const query_pos', taps['query_pos'], stored['const_query_pos'], 5e-4)
-    compare('const tgt', taps['tgt'], stored['const_tgt'], 1e-3)
-    coords = taps['coords']
-    compare('const coords', coords[:, ::64], stored['const_coords_every64'], 0)
-    assert hashlib.sha256(coords.numpy().tobytes()).hexdigest() == str(stored['const_coords_sha256'])
 
 
 @pytest.fixture(scope='module')
@@ -339,9 +256,9 @@ def run_head(head, inputs):
         yield frame, (outs, head.memory, step, temporal.move(seen, pose, -data['timestamp']))
 
 
-@pytest.mark.suite('1-in the last LiDAR frame')
+@pytest.mark.matrix
 @pytest.mark.parametrize('kept', ['globally', 'in the last LiDAR frame'])
-@pytest.mark.parametrize('frame', HEAD_FRAMES)
+@pytest.mark.parametrize('frame', HEAD_ONLY_FRAMES)
 def test_the_head_alone(head_runs, golden, compare, frame, kept):
     stored, run = golden['head_only'], head_runs(frame)
     outs, state = run[:2] if kept == 'globally' else run[2:]

@@ -71,15 +71,6 @@ def test_four_real_key_frames_are_proven(contract, checkpoint, exported, tmp_pat
 
 
 @pytest.mark.parametrize('contract', ['deploy', 'fork'])
-def test_real_poses_and_calibrations_of_81_key_frames_are_proven(contract, checkpoint, exported, tmp_path):
-    bars = dataclasses.replace(FULL_DRIVE, frames=81)
-    infos = real_nuscenes.mini_val(tmp_path)
-    verdict = prove(checkpoint, exported[contract], infos, bars)
-    assert verdict.proven, verdict.failures
-    assert all((row.frames, row.resets) == (81, 1) for row in sequence_of(verdict))
-
-
-@pytest.mark.parametrize('contract', ['deploy', 'fork'])
 def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint, exported):
     deployment = deploy.load(CONFIG, checkpoint)
     drive = synthetic_drive(FULL_DRIVE.frames, deployment.rule)
@@ -88,14 +79,6 @@ def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint
     teacher, free = sequence_of(verdict)
     assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999
     assert not any(tensor.reason for tensor in teacher.tensors)
-
-
-@pytest.mark.parametrize('contract', ['deploy', 'fork'])
-def test_a_hundred_frames_of_the_toy_are_proven(contract, tmp_path):
-    paths = toy.export(tmp_path, contract=contract)
-    verdict, _ = ladder.prove(toy.deployment(), paths, toy.drive(100), bars=FULL_DRIVE)
-    assert verdict.proven, verdict.failures
-    assert sequence_of(verdict)[1].resets == 2 and sequence_of(verdict)[1].time_jumps == 1
 
 
 def test_twenty_minutes_far_out_are_as_exact_as_the_first_frames(tmp_path):

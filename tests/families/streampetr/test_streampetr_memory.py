@@ -57,12 +57,6 @@ def test_move_equals_moving_row_by_row_with_one_pose_per_sample():
     assert_equal(temporal.move(memory, transform, delta_t), slow_move(memory, transform, delta_t), 1e-12)
 
 
-def test_moving_there_and_back_changes_nothing():
-    memory, there = random_rows(5, 1), pose(0.7, 30, 8)
-    moved = temporal.move(memory, there, torch.tensor([2.0]).double())
-    assert_equal(temporal.move(moved, torch.linalg.inv(there), torch.tensor([-2.0]).double()), memory, 1e-12)
-
-
 def test_push_puts_the_new_rows_first_and_keeps_the_dtype_of_the_times():
     old, new = random_rows(LEN, 2), random_rows(NEW, 3)
     new = new._replace(timestamp=new.timestamp.float())
@@ -102,24 +96,6 @@ def test_nothing_of_a_stale_state_survives_a_reset(value):
         temporal.pre_update(old, pose(1, 2, 3), torch.ones(1), ZERO, PSEUDO, LEN) for old in (stale, start)
     ]
     assert_equal(*used)
-
-
-def test_each_sample_of_a_batch_resets_alone():
-    state = random_rows(LEN + NEW, 7, batch=2)
-    transform, delta_t = pose(0.1, 1, 1).repeat(2, 1, 1), torch.tensor([0.5, 0.5]).double()
-    both = temporal.pre_update(state, transform, delta_t, torch.tensor([0.0, 1.0]), PSEUDO, LEN)
-    for i, exists in enumerate((ZERO, ONE)):
-        alone = Memory(*(rows[i : i + 1] for rows in state))
-        single = temporal.pre_update(alone, transform[:1], delta_t[:1], exists, PSEUDO, LEN)
-        assert_equal(Memory(*(rows[i : i + 1] for rows in both)), single)
-
-
-def test_a_fresh_state_that_exists_stays_zero():
-    # upstream's first frame of a training clip whose previous frame was not seen
-    empty = temporal.empty(2, LEN, CHANNELS)
-    identity = torch.eye(4).repeat(2, 1, 1)
-    used = temporal.pre_update(empty, identity, torch.zeros(2), torch.ones(2), PSEUDO, LEN)
-    assert not any(rows.any() for rows in used)
 
 
 def test_absolute_times_keep_microseconds():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
-import onnxruntime
 import pytest
 import torch
 from mmdet.models import build_backbone
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models import vovnet
 
 MODULES_99 = {2: 1, 3: 3, 4: 9, 5: 3}
@@ -45,14 +41,6 @@ def test_v99_has_the_keys_of_the_checkpoints():
     assert state['stage5.OSA5_3.ese.fc.weight'].shape == (1024, 1024, 1, 1)
 
 
-def test_depthwise_keys():
-    with torch.device('meta'):
-        state = make('V-19-dw-eSE').state_dict()
-    assert state['stem.stem_2/dw_conv3x3.weight'].shape == (64, 1, 3, 3)
-    assert state['stage2.OSA2_1.conv_reduction.OSA2_1_reduction_0/conv.weight'].shape == (128, 64, 1, 1)
-    assert state['stage2.OSA2_1.layers.0.OSA2_1_0/pw_conv1x1.weight'].shape == (128, 128, 1, 1)
-
-
 @pytest.mark.parametrize('spec', ['V-19-slim-eSE', 'V-19-slim-dw-eSE'])
 def test_maps_have_their_strides_and_channels(spec: str):
     model = make(spec, out_features=('stem', *vovnet.STAGES)).eval()
@@ -69,26 +57,3 @@ def test_channel_attention_is_a_hard_sigmoid_of_the_mean():
         ese.fc.bias.zero_()
     x = torch.tensor([[[[1.0, 3.0]], [[-9.0, -9.0]]]])
     torch.testing.assert_close(ese(x), torch.tensor([[[[5 / 6, 15 / 6]], [[0.0, 0.0]]]]))
-
-
-def test_onnx_opset_11_gives_the_same_maps():
-    model, buffer = make(out_features=('stage4', 'stage5')).eval(), io.BytesIO()
-    torch.onnx.export(model, (torch.randn(1, 3, 32, 64),), buffer, opset_version=11, dynamo=False)
-    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=['CPUExecutionProvider'])
-    image = torch.randn(1, 3, 32, 64)
-    with torch.no_grad():
-        expected = model(image)
-    for got, wanted in zip(
-        session.run(None, {session.get_inputs()[0].name: image.numpy()}), expected, strict=True
-    ):
-        torch.testing.assert_close(
-            torch.from_numpy(got), wanted, atol=1e-4 * wanted.abs().max().item(), rtol=0
-        )
-
-
-@pytest.mark.parametrize(
-    'options', [dict(spec='V-42'), dict(out_features=('stage6',)), dict(out_features=())]
-)
-def test_unknown_names_are_refused(options: dict):
-    with pytest.raises(ConfigError, match=r'spec_name|out_features'):
-        make(**options)
