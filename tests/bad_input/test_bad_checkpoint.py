@@ -55,12 +55,6 @@ def other_architecture(path):
     torch.save(dict(state_dict={**weights, **kept}), path)
 
 
-def two_networks(path):
-    weights = torch.load(TOY)['state_dict']
-    names = [f'{network}.{key}' for network in ('teacher', 'student') for key in weights]
-    torch.save(dict(state_dict=dict.fromkeys(names, torch.ones(1))), path)
-
-
 def other_classes(path):
     weights = torch.load(TOY)['state_dict']
     weights['bbox_head.atss_cls.weight'] = torch.ones(80, 64, 3, 3)
@@ -115,10 +109,6 @@ CASES = {
             'roi_head.fc9.weight ... and 2 more',
             'Use the config that this checkpoint was trained with',
         ],
-    ),
-    'teacher and student': (
-        two_networks,
-        ['has the tensors of teacher.* and of student.*: save those of the network that is tested'],
     ),
     'other classes': (
         other_classes,
