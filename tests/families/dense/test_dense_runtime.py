@@ -1,7 +1,6 @@
 """The numpy pieces of dense heads equal mmdet's anchors and box coder, and refuse maps that do not fit."""
 
 import copy
-import dataclasses
 import types
 
 import numpy as np
@@ -13,7 +12,6 @@ from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
 from mmdet.models import build_head
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.contract.facts import read
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import InferenceError, ShapeError
 from mmdeploy_ext.families.dense import runtime
@@ -24,8 +22,7 @@ from mmdeploy_ext.families.parts.runtime import dense
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect
-from mmdeploy_ext.runtime.detections import Detections, check_ranges, results_from_padded
-from mmdeploy_ext.runtime.geometry import sigmoid
+from mmdeploy_ext.runtime.detections import results_from_padded
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]
@@ -106,21 +103,6 @@ def test_nan_of_a_network_is_no_picture_without_results(name, compare):
         detect(backend, image)
 
 
-def test_scores_outside_of_0_to_1_and_labels_of_no_class_are_refused():
-    def checked(score: float, label: int, num_classes: int = 2) -> None:
-        rows = np.ones((2, 4), np.float32), np.float32([score, 0.5]), np.int64([label, 0])
-        check_ranges(Detections(*rows), num_classes, 'm.onnx')
-
-    checked(1.0, 1)
-    checked(1.0005, 7, num_classes=0)
-    for score in (1.01, -0.2):
-        with pytest.raises(InferenceError, match=r'^m\.onnx: 1 of 2 results have scores outside of 0\.\.1'):
-            checked(score, 1)
-    for label in (2, -1):
-        with pytest.raises(InferenceError, match=rf'labels of no class, such as {label}; the file names 2'):
-            checked(0.5, label)
-
-
 @pytest.mark.parametrize('kind', GENERATORS)
 @pytest.mark.parametrize('size', [(64, 96), (33, 70), (8, 8)])
 def test_anchors_are_mmdets_bit_for_bit(kind, size):
@@ -193,35 +175,6 @@ def test_feature_maps_of_another_size_are_refused():
         dense.decode_raw(raw, 96, 64, facts_of(head))
 
 
-def test_a_map_of_another_size_than_the_others_of_its_level_is_refused():
-    head = make_head()
-    outputs = {name: tensor.numpy() for name, tensor in raw_outputs(head, 0, 1, (64, 96)).items()}
-    outputs['bbox_pred_1'] = outputs['bbox_pred_1'][..., :-1]
-    with pytest.raises(ShapeError, match='bbox_pred_1: is a map of'):
-        dense.decode_raw(outputs, 64, 96, facts_of(head))
-
-
-def test_the_thresholds_of_a_file_without_factors_apply_to_the_product():
-    facts = facts_of(make_head())
-    facts = dataclasses.replace(facts, head=dataclasses.replace(facts.head, conf_thr=0.2))
-    boxes = np.arange(12, dtype=np.float32).reshape(3, 4) * 9
-    products = np.float32([[0.1, 0, 0], [0, 0.3, 0], [0, 0, 0.01]])
-    found = runtime.postprocess_image(
-        runtime.DecodedPriors(boxes, products, None), [3, 0, 0], (640, 640), np.ones(4), facts
-    )
-    assert found.labels.tolist() == [1] and found.scores.tolist() == [products[1, 1]]
-
-
-def test_decoded_rows_that_do_not_fit_the_input_are_refused():
-    head = make_head()
-    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
-    outputs = dense.decode_raw(raw, 64, 64, facts_of(head))
-    metadata = types.SimpleNamespace(form='decode', postprocess=facts_of(head))
-    feeds = dict(input=np.zeros((1, 3, 64, 72), np.float32))
-    with pytest.raises(ShapeError, match=r'84.*98.*64x72'):
-        runtime.detections(metadata, outputs, feeds)
-
-
 def test_one_size_is_that_of_every_image_and_zero_is_that_of_the_input():
     head = make_head()
     raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 2, (64, 72)).items()}
@@ -244,63 +197,3 @@ def test_detections_of_full_are_split_at_the_padding():
     assert (len(first), len(second)) == (1, 3)
     np.testing.assert_array_equal(second.bboxes_xyxy, dets[1, :, :4])
     assert first.labels.tolist() == [4]
-
-
-def test_detections_filter_scale_and_serialise():
-    found = Detections(np.float32([[2, 4, 6, 8], [1, 1, 2, 2]]), np.float32([0.5, 0.25]), np.array([1, 9]))
-    assert found.above(0.5).labels.tolist() == [1]
-    assert found.scaled(np.float32([2, 4, 2, 4])).bboxes_xyxy[0].tolist() == [1.0, 1.0, 3.0, 2.0]
-    assert found.to_json(('a', 'b')) == [
-        dict(label=1, name='b', score=0.5, bbox_xyxy=[2.0, 4.0, 6.0, 8.0]),
-        dict(label=9, name='9', score=0.25, bbox_xyxy=[1.0, 1.0, 2.0, 2.0]),
-    ]
-    below = Detections(found.bboxes_xyxy, found.scores, np.array([-1, 1])).to_json(('a', 'b'))
-    assert [entry['name'] for entry in below] == ['-1', 'b']
-
-
-@pytest.mark.filterwarnings('error')
-def test_sigmoid_is_quiet_and_equals_torch_at_the_extremes():
-    logits = np.float32([-200, -90, -1, 0, 1, 90, 200])
-    found = sigmoid(logits)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, torch.from_numpy(logits).sigmoid().numpy(), rtol=1e-6, atol=1e-37)
-
-
-class Noting(dict):
-    """Rows that note which of them are read."""
-
-    def __init__(self, rows):
-        super().__init__(rows)
-        self.read = set()
-
-    def __getitem__(self, name):
-        self.read.add(name)
-        return super().__getitem__(name)
-
-
-SETTINGS = dict(
-    delta=dict(means=MEANS, stds=STDS, wh_ratio_clip=0.016, ctr_clamp=32),
-    guided=dict(
-        **dict(means=MEANS, stds=STDS, wh_ratio_clip=0.016),
-        anchor_coder=dict(type='delta', means=MEANS, stds=STDS, wh_ratio_clip=1e-6),
-    ),
-    tblr=dict(normalizer=[4.0, 4.0, 2.0, 2.0]),
-    distance={},
-    base_length=dict(lengths=[16, 32, 64]),
-    integral=dict(bins=5, strides=STRIDES),
-    scaled=dict(strides=STRIDES, around_points=True),
-    yolo=dict(strides=STRIDES),
-    yolox=dict(strides=STRIDES),
-    centre=dict(strides=STRIDES),
-    bucket=dict(buckets=7, num_buckets=14, scale_factor=3.0),
-)
-
-
-@pytest.mark.parametrize('kind', SETTINGS)
-def test_a_coder_reads_the_columns_that_it_says(kind):
-    coder = read(box_coders.AnyCoder, dict(SETTINGS[kind], type=kind), 'coder')
-    points = coder.prior_sizes == (2,) or kind == 'scaled'
-    priors = np.float32([[0, 0, 8, 8], [4, 4, 20, 12]])[:, : 2 if points else 4]
-    rows = Noting({name: np.zeros((1, 2, count), np.float32) for name, count in coder.columns.items()})
-    boxes = coder.boxes(np, priors, rows, 1)
-    assert boxes.shape == (1, 2, 4) and boxes.dtype == np.float32 and rows.read == set(coder.columns)
