@@ -28,7 +28,6 @@ def test_r34_and_r101_are_configs_of_the_same_code():
 
 @pytest.fixture(scope='module', params=in_suite(['b', 'b_rowmajor'], 'b'))
 def run(request):
-    golden.require_golden()
     model = golden.golden_model('r18vd', request.param)
     return request.param, model, golden.run_model(model, 'r18vd', request.param)
 

@@ -1,7 +1,6 @@
 """tools/convert.py solo: names, fitting configs, and what it refuses."""
 
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,15 +17,16 @@ from mmdeploy_ext.weights.convert.solo_names import converted_names, original_na
 from model_shapes import model_shapes
 
 TOY = 'configs/demo/solov2_toy.py'
-NETS = (
-    'solo_r50',
-    'decoupled_solo_r50',
-    'decoupled_solo_light_r50',
-    'solov2_r50',
-    'solov2_light_r34',
-    'solov2_light_dcn_r50',
-    'solov2_r101_dcn',
-)
+NETS = {
+    'solo_r50': 'solo/solo_r50_fpn_1x_coco.py',
+    'decoupled_solo_r50': 'solo/decoupled_solo_r50_fpn_1x_coco.py',
+    'decoupled_solo_light_r50': 'solo/decoupled_solo_light_r50_fpn_3x_coco.py',
+    'solov2_r50': 'solov2/solov2_r50_fpn_1x_coco.py',
+    'solov2_light_r34': 'solov2/solov2_light_r34_fpn_3x_coco.py',
+    'solov2_light_dcn_r50': 'solov2/solov2_light_r50_dcn_fpn_3x_coco.py',
+    'solov2_r101_dcn': 'solov2/solov2_r101_dcn_fpn_3x_coco.py',
+}
+"""Model of a golden -> config of mmdet."""
 
 
 def old_offset(key):
@@ -49,21 +49,9 @@ def refusal(*arguments, capsys):
 @pytest.mark.suite('solo_r50', 'decoupled_solo_light_r50', 'solov2_light_dcn_r50')
 @pytest.mark.parametrize('name', NETS)
 def test_names_and_shapes_are_the_models_own(name):
-    original, expected = golden.keys('wxinlong', name), golden.keys('mmdet', name)
-    if name == 'solov2_light_dcn_r50':
-        expected = golden.keys('mmdet', f'{name}__dcn_override')
-    config = Path(golden.require_golden() / f'golden_{name}.json')
-    path = (
-        golden.config_of(name)
-        if config.exists()
-        else mmdet_config(
-            {
-                'decoupled_solo_light_r50': 'solo/decoupled_solo_light_r50_fpn_3x_coco.py',
-                'solov2_r101_dcn': 'solov2/solov2_r101_dcn_fpn_3x_coco.py',
-            }[name]
-        )
-    )
-    found = convert(golden.meta_checkpoint(original), load_config(path))
+    expected = golden.keys('mmdet', name)
+    original = golden.keys('wxinlong', name)
+    found = convert(golden.meta_checkpoint(original), load_config(mmdet_config(NETS[name])))
     assert {key: list(tensor.shape) for key, tensor in found.state_dict.items()} == expected
     assert list(found.state_dict) == list(expected)
     assert bool(found.changes) == (name == 'solov2_light_dcn_r50')
