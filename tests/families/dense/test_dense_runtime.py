@@ -1,6 +1,5 @@
 """The numpy pieces of dense heads equal mmdet's anchors and box coder, and refuse maps that do not fit."""
 
-import copy
 import types
 
 import numpy as np
@@ -9,15 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
-from mmdet.models import build_head
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import InferenceError, ShapeError
-from mmdeploy_ext.families.dense import runtime
-from mmdeploy_ext.families.dense.family import DenseFamily
-from mmdeploy_ext.families.dense.graphs import raw_names
-from mmdeploy_ext.families.dense.heads import Decode
+from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.families.parts.runtime import dense
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
@@ -31,42 +25,6 @@ GENERATORS = {
     'centred': dict(ratios=[1.0], octave_base_scale=8, scales_per_octave=1, center_offset=0.5),
     'several': dict(ratios=[0.5, 2.0], scales=[3.0, 5.0]),
 }
-
-
-def make_head(kind='mmdet'):
-    config = dict(
-        type='ATSSHead',
-        num_classes=3,
-        in_channels=4,
-        feat_channels=4,
-        stacked_convs=0,
-        norm_cfg=dict(type='GN', num_groups=2),
-        anchor_generator=dict(type='AnchorGenerator', strides=STRIDES, **GENERATORS[kind]),
-        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=MEANS, target_stds=STDS),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-        loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True),
-        test_cfg=dict(score_thr=0.05, nms_pre=9, nms=dict(type='nms', iou_threshold=0.6), max_per_img=5),
-    )
-    return build_head(copy.deepcopy(config)).eval()
-
-
-def detector(head):
-    return torch.nn.ModuleDict({'bbox_head': head})
-
-
-def facts_of(head):
-    return DenseFamily().facts(detector(head))
-
-
-def raw_outputs(head, seed, batch, size):
-    generator = torch.Generator().manual_seed(seed)
-    per_cell = len(head.prior_generator.base_anchors[0])
-    tensors = [
-        torch.randn(batch, per_cell * columns, *shape, generator=generator) * 3
-        for columns in (3, 4, 1)
-        for shape in dense.level_shapes(*size, STRIDES)
-    ]
-    return dict(zip(raw_names(detector(head)), tensors, strict=True))
 
 
 @pytest.mark.parametrize(('name', 'compare'), [('boxes', 'values'), ('dets', 'detections')])
@@ -141,54 +99,6 @@ def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale, ctr_clam
     found = ours.boxes(np, anchors, dict(bbox_pred=deltas), 0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1))
-
-
-@pytest.mark.parametrize('kind', GENERATORS)
-def test_numpy_decode_torch_decode_and_mmdet_agree(kind):
-    head, size = make_head(kind), (70, 90)
-    raw = raw_outputs(head, 1, 2, size)
-    found = dense.decode_raw({name: value.numpy() for name, value in raw.items()}, *size, facts_of(head))
-    with torch.no_grad():
-        levels = Decode(head, facts_of(head))(*raw.values())
-    priors = head.prior_generator.grid_priors(dense.level_shapes(*size, STRIDES), device='cpu')
-    deltas = [raw[f'bbox_pred_{i}'].permute(0, 2, 3, 1).reshape(2, -1, 4) for i in range(3)]
-    by_mmdet = torch.cat(
-        [
-            torch.stack([head.bbox_coder.decode(prior, image) for image in level])
-            for prior, level in zip(priors, deltas, strict=True)
-        ],
-        dim=1,
-    ).numpy()
-    scale = np.abs(by_mmdet).max()
-    for name, parts in zip(('boxes', 'scores', 'centerness'), levels, strict=True):
-        torch_values = torch.cat(parts, 1).numpy()
-        assert found[name].shape == torch_values.shape
-        tolerance = 1e-6 * (scale if name == 'boxes' else 1)
-        np.testing.assert_allclose(found[name], torch_values, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(found['boxes'], by_mmdet, rtol=0, atol=1e-6 * scale)
-
-
-def test_feature_maps_of_another_size_are_refused():
-    head = make_head()
-    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
-    with pytest.raises(ShapeError, match=r'cls_score_\*.*96x64'):
-        dense.decode_raw(raw, 96, 64, facts_of(head))
-
-
-def test_one_size_is_that_of_every_image_and_zero_is_that_of_the_input():
-    head = make_head()
-    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 2, (64, 72)).items()}
-    metadata = types.SimpleNamespace(form='raw', postprocess=facts_of(head))
-    feeds = dict(input=np.zeros((2, 3, 64, 72), np.float32))
-
-    def boxes(**sizes):
-        sizes = {name: np.float32(rows) for name, rows in sizes.items()}
-        return [found.bboxes_xyxy.tolist() for found in runtime.detections(metadata, raw, feeds | sizes)]
-
-    one, two = [[50, 60]], [[50, 60], [50, 60]]
-    scale = [[0.5, 2, 0.5, 2]]
-    assert boxes(img_shape=one, scale_factor=scale) == boxes(img_shape=two, scale_factor=scale * 2)
-    assert boxes(img_shape=np.zeros((2, 2))) == boxes(img_shape=[[64, 72]]) == boxes() != boxes(img_shape=one)
 
 
 def test_detections_of_full_are_split_at_the_padding():

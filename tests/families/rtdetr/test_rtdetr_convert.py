@@ -170,13 +170,6 @@ def test_safetensors_are_read_and_truncated_ones_refused(toy, capsys):
     assert 'truncated or damaged' in capsys.readouterr().err
 
 
-def test_unconverted_files_name_the_tool(toy):
-    folder, weights = toy
-    torch.save({'model': weights, 'ema': {'module': weights}}, folder / 'original.pth')
-    with pytest.raises(CheckpointError, match=r'tools/convert\.py rtdetr'):
-        load_checkpoint(folder / 'original.pth')
-
-
 @pytest.mark.parametrize(
     ('theirs', 'original'),
     [

@@ -13,12 +13,11 @@ import torch
 
 from marking import in_suite
 from mmdeploy_ext.contract.comparison import count_rows
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.two_stage import settings
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.runtime.detections import candidates_needed
 from mmdeploy_ext.tasks import task_module
 from toy_two_stage import SIZE, family_of, images, options_of, seeded, toy
 
@@ -105,25 +104,6 @@ def test_rows_that_an_image_does_not_have_are_zero_with_label_minus_one(kind, sc
     found = found_by(kind, model, outputs, prepared, **CAPS)
     assert_same(kind, model, found, prepared, 0)
     assert all(map(len, found)) != bool(smallest)
-
-
-@pytest.mark.matrix
-def test_too_few_are_refused_with_the_number_that_would_do():
-    prepared = images(1, seed=9)
-    model = copy.deepcopy(seeded('faster'))
-    model.rpn_head.test_cfg.nms.iou_threshold = 0.1  # fewer than 100 proposals are left
-    caps = dict(max_proposals=50, max_candidates=20)
-    for output in ('proposal_candidates', 'candidates'):
-        _, _, run = exported('faster', model, batch=1, **caps)
-        outputs = run(prepared)
-        with pytest.raises(ModelFileError, match='left some out; export it with') as refused:
-            found_by('faster', model, outputs, prepared, **caps)
-        (asked,) = candidates_needed(str(refused.value)).items()
-        assert asked[1] == outputs[output].max() > caps[asked[0]]
-        assert asked[0] == ('max_proposals' if output == 'proposal_candidates' else 'max_candidates')
-        caps |= [asked]
-    _, _, run = exported('faster', model, batch=1, **caps)
-    assert_same('faster', model, found_by('faster', model, run(prepared), prepared, **caps), prepared)
 
 
 @pytest.mark.parametrize(
