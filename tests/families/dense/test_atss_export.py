@@ -262,6 +262,6 @@ def test_what_cannot_be_exported_is_refused_by_name(cfg_options, changes, messag
     with pytest.raises((UsageError, ConfigError), match=message):
         options = options_for(**{'opset': 17, **changes})
         options.check()
-        model = deploy.read_config(PUBLISHED, 'none.pth', copy.deepcopy({**SMALL, **cfg_options}))
+        model = deploy.read_config(PUBLISHED, '', copy.deepcopy({**SMALL, **cfg_options}))
         deploy.build(model)
         deploy.check_options(options, model.unbuilt_cfg, model.family, model.model)

@@ -12,7 +12,6 @@ from mmdeploy_ext.proving.proof import open_file
 from mmdeploy_ext.seeded.weights import write_seeded
 from toy_atss import PICTURE, REPO
 from toy_two_stage import toy, write_config
-from verdicts import cases_of
 
 SIZE = (192, 256)
 IMAGES = [('toy.jpg', read_image(PICTURE))]
@@ -32,7 +31,6 @@ def test_a_file_is_proven(form, tmp_path):
     deployment, path = exported(f'{REPO}/configs/demo/mask_rcnn_toy.py', tmp_path, form)
     verdict, _ = prove(deployment, path, IMAGES, {})
     assert verdict.proven, verdict.failures
-    assert all(bool(case.tensors) == (form != 'full') for case in cases_of(verdict))
 
 
 @pytest.mark.matrix
