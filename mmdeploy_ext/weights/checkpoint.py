@@ -163,10 +163,14 @@ def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {name: tensors[key] for key, name in names.items()}
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
+
+
 def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError unless float weights of the model are of `FLOAT_DTYPES` in the file."""
     codes = [
-        f'{key}: {tensor.dtype} in the file, {model[key].dtype} in the model'
+        f'{key}: {_name(tensor.dtype)} in the file, {_name(model[key].dtype)} in the model'
         for key, tensor in tensors.items()
         if key in model and model[key].is_floating_point() and tensor.dtype not in FLOAT_DTYPES
     ]

@@ -37,7 +37,7 @@ def test_the_weights_reach_the_model():
         ({'2_bias': torch.ones(3)}, r'unexpected keys 1 \(2\.bias\)'),
         ({'0_weight': torch.ones(5, 2)}, r'0\.weight: \(5, 2\) in the file, \(3, 2\) in the model'),
         ({'0_weight': torch.full((3, 2), torch.nan)}, r'not finite: 1 \(0\.weight'),
-        ({'0_weight': torch.ones(3, 2, dtype=torch.int8)}, r'0\.weight: torch\.int8 in the file'),
+        ({'0_weight': torch.ones(3, 2, dtype=torch.int8)}, r'0\.weight: int8 in the file'),
     ],
 )
 def test_every_key_has_to_be_accounted_for(changes, message):
