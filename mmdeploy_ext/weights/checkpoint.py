@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.core.errors import CheckpointError, check_distinct
+from mmdeploy_ext.core.errors import CheckpointError, check_distinct, named
 from mmdeploy_ext.core.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 
@@ -62,13 +62,9 @@ def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {**meta, 'CLASSES': classes} if isinstance(classes, list | tuple) and classes else dict(meta)
 
 
-def conversion_advice(path: str, stage: str, keys: Collection[Any] = ()) -> str:
-    """Message for an unconverted checkpoint that this project converts, or ''.
-
-    `stage` is 'unreadable', 'content' (a dict without state dict; the end of a message) or 'tensors'; `keys`
-    are of the dict or the state dict.
-    """
-    messages = (names.advice(path, stage, keys) for names in (mmdet3_names, rtdetr_names, solo_names))
+def conversion_advice(path: str, keys: Collection[Any]) -> str:
+    """Message for an unconverted checkpoint that this project converts, or ''; `keys` are of its dict."""
+    messages = (names.advice(path, keys) for names in (mmdet3_names, rtdetr_names, solo_names))
     return next(filter(None, messages), '')
 
 
@@ -84,17 +80,6 @@ class Checkpoint:
     path: str
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
-
-
-@contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Begin each CheckpointError in the block with the path, once."""
-    try:
-        yield
-    except CheckpointError as error:
-        text = str(error)
-        named = text.startswith((f'{path}:', f'{Path(path)}:'))
-        raise CheckpointError(text if named else f'{path}: {text}') from error
 
 
 def read_content(path: str | Path) -> Any:
@@ -129,7 +114,7 @@ def read_content(path: str | Path) -> Any:
             )
         else:
             kind = described_kind(path, 'PyTorch')
-            message = conversion_advice(path, 'unreadable') or (
+            message = (
                 f'{path}: is not a PyTorch checkpoint: it {kind}'
                 if kind
                 else f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
@@ -152,15 +137,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     state_dict = content.get('state_dict', content) if isinstance(content, dict) else None
     values = state_dict.values() if isinstance(state_dict, dict) else ()
     if not any(isinstance(value, Tensor) for value in values):
-        keys = hint = ''
+        keys = advice = ''
         if isinstance(content, dict):
             keys = f' with keys {sorted(map(str, content))[:MAX_KEYS]}'
-            hint = conversion_advice(path, 'content', content)
+            advice = conversion_advice(path, content)
         raise CheckpointError(
-            f'{path}: got a {type(content).__name__}{keys}, expected a state dict or '
-            f"{{'state_dict': ...}} of tensors{hint}"
+            advice
+            or f'{path}: got a {type(content).__name__}{keys}, expected a state dict or '
+            f"{{'state_dict': ...}} of tensors"
         )
-    with naming(path):
+    with named(path):
         weights = plain_tensors(state_dict)
     meta = content.get('meta') if 'state_dict' in content else None
     return Checkpoint(path, weights, with_class_names(meta) if isinstance(meta, dict) else {})
@@ -169,35 +155,22 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors of a state dict by name without one leading `module.`.
 
-    CheckpointError: a repeated name, or a quantised, sparse or `meta` tensor.
+    CheckpointError: a repeated name.
     """
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     names = {key: str(key).removeprefix('module.') for key in tensors}
     check_distinct(names.items())
-    unusable = []
-    for key, tensor in tensors.items():
-        if tensor.is_meta:
-            unusable.append(f'{key}: without numbers (device meta)')
-        elif tensor.is_quantized:
-            unusable.append(f'{key}: quantised ({_torch_name(tensor.dtype)})')
-        elif tensor.layout != torch.strided:
-            unusable.append(f'{key}: sparse ({_torch_name(tensor.layout)})')
-    if unusable:
-        raise CheckpointError(
-            f'tensors that are not weights of a layer: {listed(unusable)}; expected dense tensors with their '
-            f'numbers. Save the state dict of the float model, loaded whole'
-        )
     return {name: tensors[key] for key, name in names.items()}
 
 
-def _torch_name(value: torch.dtype | torch.layout) -> str:
-    return str(value).removeprefix('torch.')
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
 
 
 def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError unless float weights of the model are of `FLOAT_DTYPES` in the file."""
     codes = [
-        f'{key}: {_torch_name(tensor.dtype)} in the file, {_torch_name(model[key].dtype)} in the model'
+        f'{key}: {_name(tensor.dtype)} in the file, {_name(model[key].dtype)} in the model'
         for key, tensor in tensors.items()
         if key in model and model[key].is_floating_point() and tensor.dtype not in FLOAT_DTYPES
     ]
@@ -243,8 +216,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     """Load weights in place; every key has to fit.
 
     Modules' older names (mmdet's `FCOSHead`) are taken; `num_batches_tracked` and buffers of an EMA hook may
-    differ, and load hooks are left out, as in mmcv's loader. Keys with `ignored_prefixes` may be missing
-    (then NaN), unexpected or not finite.
+    differ, as in mmcv's loader. Keys with `ignored_prefixes` may be missing (then NaN), unexpected or not
+    finite.
 
     Raises:
         CheckpointError: keys, shapes or types differ, or values are not finite.
@@ -252,45 +225,20 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     built, ignored = model.state_dict(), tuple(ignored_prefixes)
     averages = {f'ema_{name.replace(".", "_")}' for name in built} - built.keys()
     weights = {key: tensor for key, tensor in checkpoint.state_dict.items() if key not in averages}
-    renamed: dict[str, Tensor] = {}
-
-    def check_renamed(module: torch.nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
-        tensors = {
-            key: tensor
-            for key, tensor in state_dict.items()
-            if key in built and key not in weights and key not in renamed
-        }
-        renamed.update(tensors)
-        used = {key: tensor for key, tensor in tensors.items() if not key.startswith(ignored)}
-        check_types(checkpoint.path, used, built)
-        check_finite(checkpoint.path, used, built)
-        for key, tensor in tensors.items():
-            if tensor.shape != built[key].shape:  # it is reported with the others
-                del state_dict[key]
-
     fitting = {
         key: tensor for key, tensor in weights.items() if key not in built or built[key].shape == tensor.shape
     }
     used = {key: tensor for key, tensor in fitting.items() if key in built and not key.startswith(ignored)}
     check_types(checkpoint.path, used, built)
     check_finite(checkpoint.path, used, built)
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    hooks = [module.register_load_state_dict_pre_hook(check_renamed) for module in modules]
-    post_hooks = [(module, {**module._load_state_dict_post_hooks}) for module in model.modules()]
-    for module, _ in post_hooks:  # mmcv's loader calls none
-        module._load_state_dict_post_hooks.clear()
     try:
-        # nor does it call the `load_state_dict` of a class, which a user may have overridden for trainings
+        # as mmcv's loader, which calls no `load_state_dict` that a class overrides
         result = torch.nn.Module.load_state_dict(model, fitting, strict=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, entries in post_hooks:
-            module._load_state_dict_post_hooks.update(entries)
+    except RuntimeError as error:  # another shape under an older name
+        raise CheckpointError(f'{checkpoint.path}: {error}') from error
     for key in result.missing_keys:  # NaN shows if inference uses the key after all
         if key.startswith(ignored) and built[key].is_floating_point():
             built[key].fill_(float('nan'))
-    weights = {**weights, **renamed}
     both = weights.keys() & built.keys()  # `misfits` compares their shapes
     missing, unexpected = (
         [key for key in keys if not key.startswith(ignored) and key not in both]
@@ -298,23 +246,10 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     )
     if problems := misfits(built, weights, missing, unexpected):
         raise CheckpointError(
-            conversion_advice(checkpoint.path, 'tensors', weights)
+            conversion_advice(checkpoint.path, weights)
             or f'{checkpoint.path}: does not fit the model of the config: {problems}. '
-            f'{prefix_advice(missing, unexpected)}'
+            f'Use the config that this checkpoint was trained with'
         )
-
-
-def prefix_advice(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Advice about prefixed names: a training of several networks prefixes each."""
-    first = [key.removesuffix(name) for name in missing[:1] for key in unexpected if key.endswith(f'.{name}')]
-    complete = [prefix for prefix in first if {*unexpected} >= {prefix + key for key in missing}]
-    if not complete:
-        return 'Use the config that this checkpoint was trained with'
-    names = ' and of '.join(f'{prefix}*' for prefix in complete)
-    return (
-        f'The file has the tensors of {names}: save those of the network that is tested, without the '
-        f'prefix, as {{"state_dict": ...}}'
-    )
 
 
 def misfits(

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.core.errors import CheckpointError, named
 from mmdeploy_ext.core.plain_pickle import ALLOWED, PlainUnpickler
-from mmdeploy_ext.weights.checkpoint import naming, plain_tensors
+from mmdeploy_ext.weights.checkpoint import plain_tensors
 
 TENSORS = {
     ('torch._utils', '_rebuild_tensor'): torch._utils._rebuild_tensor,
@@ -104,7 +104,7 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
         ) from error
     if not weights:
         raise CheckpointError(f'{path}: holds objects but no weights that could be found. {CONVERT}')
-    with naming(path):
+    with named(path):
         return plain_tensors(weights)
 
 

@@ -128,8 +128,4 @@ def _mismatch(shape: tuple[int, ...], kernel: Kernel, choice: str) -> str:
     text = f'{kernel.key} is {tuple(shape)}, expected {expected}'
     if choice != 'auto' and kernel.candidates(shape):
         return f'{text}; its shape is that of {" or ".join(kernel.candidates(shape))}'
-    reversed_kernel = dataclasses.replace(kernel, size=kernel.size[::-1])
-    if reversed_kernel.candidates(shape):
-        text += '; its axes are in the opposite order: the file is of a network in x, y, z where the config '
-        text += 'has z, y, x, or the reverse'
     return text

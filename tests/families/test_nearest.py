@@ -1,14 +1,12 @@
 """A detector of no family is refused by its heads, with the family that is nearest and what to do."""
 
 import pytest
-from mmcv import Config
 
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families import base
-from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family, load_families
-from mmdeploy_ext.families.nearest import part_types, refusal
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family
+from mmdeploy_ext.families.nearest import part_types
 
 CASES = {
     'detr/detr_r50_8x2_150e_coco.py': ('ConditionalDETR', ['bbox_head', 'bbox_head.transformer'], 'query'),
@@ -34,37 +32,6 @@ def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
     assert 'dense' in said.partition('known: ')[2].split(', ')
 
 
-MODELS = {
-    'centerpoint': dict(
-        type='BEVDet',
-        img_backbone=dict(type='ResNet'),
-        pts_bbox_head=dict(type='CenterHead'),
-        img_view_transformer=dict(type='LSSViewTransformer'),
-    ),
-    'query': dict(type='DDQDETR', backbone=dict(type='ResNet'), bbox_head=dict(type='DDQDETRHead')),
-    '': dict(type='DDQFCN', backbone=dict(type='ResNet'), bbox_head=dict(type='DDQFCNHead')),
-}
-
-
-@pytest.mark.parametrize('near', MODELS)
-def test_heads_say_what_is_near_before_other_parts_and_chance_says_nothing(near):
-    load_families()
-    families = [family for family in FAMILIES.values() if family.product == DETECTOR]
-    cfg = Config(dict(model=MODELS[near]))
-    said = str(refusal(cfg, families, 'belongs to no family'))
-    assert (f'nearest is {near}: ' in said) if near else ('nearest' not in said), said
-
-
-def test_every_family_says_in_one_line_what_it_takes():
-    load_families()
-    for family in FAMILIES.values():
-        registration = registration_of(family.name)
-        if family.product == DETECTOR:
-            assert 'README.md' in registration.exports and registration.similar_names, family.name
-    backbones = [registration_of(family.name) for family in FAMILIES.values() if family.product == BACKBONE]
-    assert any(entry.exports for entry in backbones)
-
-
 def test_the_closest_claim_gets_the_config_and_a_part_is_had_by_asking_for_it():
     cfg = load_config('projects/configs/BEVFusion/centerpoint_toy.py')
     assert find_family(cfg).name == find_family(cfg, DETECTOR).name == 'centerpoint'
@@ -88,36 +55,3 @@ def test_two_families_with_equal_claims_are_an_error(monkeypatch):
         find_family(cfg)
     monkeypatch.setattr(Twin, 'claims', lambda self, cfg: Claim.DETECTOR)
     assert find_family(cfg).name == 'twin'
-
-
-def imported_families():
-    """Return the names of this package's families that were imported, without those of other tests."""
-    return {name for name, family in base.FAMILIES.items() if type(family).__module__.startswith('mmdeploy_')}
-
-
-@pytest.mark.parametrize(
-    ('config', 'imported'),
-    [
-        ('configs/demo/atss_toy.py', {'dense'}),
-        ('configs/demo/rtdetr_toy.py', {'rtdetr'}),
-        ('configs/demo/solov2_toy.py', {'solo'}),
-        ('projects/configs/BEVFusion/centerpoint_toy.py', {'centerpoint'}),
-    ],
-)
-def test_families_of_other_heads_are_not_imported(config, imported, monkeypatch):
-    monkeypatch.setattr(base, 'FAMILIES', base.Families())
-    find_family(load_config(config), DETECTOR)
-    assert imported_families() == imported
-
-
-def test_a_class_of_the_users_gets_the_family_of_its_base(monkeypatch):
-    from mmdet.models.builder import DETECTORS, HEADS
-
-    monkeypatch.setattr(base, 'FAMILIES', base.Families())
-    cfg = load_config('configs/demo/atss_toy.py')
-    for registry, part in ((DETECTORS, cfg.model), (HEADS, cfg.model.bbox_head)):
-        name = f'My{part.type}'
-        monkeypatch.setitem(registry.module_dict, name, type(name, (registry.get(part.type),), {}))
-        part.type = name
-    assert find_family(cfg).name == 'dense'
-    assert imported_families() == {'dense'}

@@ -37,27 +37,7 @@ CONFIGS = dict(
 """Family, or detector of one -> config of a toy."""
 
 
-OBJECTS = dict(
-    two_stage=('two_stage', 'boxed_mask', 'proposals'),
-    panoptic_fpn=('two_stage', 'panoptic', 'raw'),
-    fast_rcnn=('two_stage', 'bbox2d', 'full'),
-    imvotenet=('two_stage', 'bbox2d', 'proposals'),
-    query=('query', 'bbox2d', 'full'),
-    mask2former=('query', 'mask', 'full'),
-    mask2former_panoptic=('query', 'panoptic', 'raw'),
-    sparse_rcnn=('query', 'bbox2d', 'full'),
-    queryinst=('query', 'boxed_mask', 'full'),
-)
 """Detector -> name of its family, its task, and a form that it has."""
-
-
-@pytest.mark.parametrize('name', OBJECTS)
-def test_a_family_with_several_results_has_an_object_for_each(name):
-    family_name, task, form = OBJECTS[name]
-    cfg = CONFIGS[name]()
-    family = find_family(cfg)
-    assert (family.name, family.task) == (family_name, task) and form in family.forms
-    assert family is find_family(cfg)
 
 
 class Called(Exception):

@@ -1,14 +1,11 @@
 """What the runtimes of several families share, at the borders of its inputs; without PyTorch."""
 
 import numpy as np
-import pytest
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevformer.runtime import record_of
 from mmdeploy_ext.families.parts.runtime.query_boxes import above, at_least, passing
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.families.petr.runtime import camera_times
-from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
@@ -22,29 +19,6 @@ def test_what_is_kept_of_a_frame_does_not_change_with_the_arrays_of_the_caller()
         values += 7  # a program that has one buffer for the poses of all frames
     for values, before in zip(kept, (np.eye(4), np.arange(18.0), [1.0, 2.0]), strict=True):
         np.testing.assert_array_equal(values, before)
-
-
-def test_intrinsics_that_were_padded_with_zeros_are_refused_by_their_camera():
-    units = np.tile(np.eye(4), (2, 1, 1))
-    padded = units.copy()
-    padded[1, 3, 3] = 0
-    with pytest.raises(DataError, match='intrinsics of camera 1 is singular'):
-        frame_checks.check_calibration(Calibration(units, padded), 2)
-
-
-def test_a_last_row_that_leaves_a_matrix_no_inverse_is_refused_by_its_camera():
-    matrices = np.tile(np.eye(4), (2, 1, 1))
-    matrices[1, 0, 3] = matrices[1, 3, 0] = 1
-    with pytest.raises(DataError, match='lidar2img of camera 1 is singular'):
-        frame_checks.check_matrices('lidar2img', matrices, 2)
-
-
-@pytest.mark.parametrize('values', [[[1, 2], [3]], 'abc', [[{}]]], ids=repr)
-def test_what_is_no_array_of_numbers_is_refused_by_its_name(values):
-    with pytest.raises(DataError, match='ego_pose: expected an array of numbers'):
-        frame_checks.check_pose(values)
-    with pytest.raises(DataError, match='lidar2img: expected an array of numbers'):
-        frame_checks.check_matrices('lidar2img', values, 1)
 
 
 def test_small_scores_keep_their_order_and_pass_without_a_threshold():

@@ -1,6 +1,6 @@
 """The goldens of the original RT-DETR: seeded weights and images against what the original gave.
 
-Source: ../shared/golden/rtdetr, FILL.md for weights and images, INDEX.md for the tolerances.
+Source: tests/goldens/rtdetr, whose README has weights, images and tolerances.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.seeded.by_name import name_rng, rtdetr_weights
 
-GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/rtdetr'
+GOLDEN = Path(__file__).resolve().parents[1] / 'goldens/rtdetr'
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHA256 = {
     'r18vd': '3362309aa3a8f95e32ab566cd472934c8faf1f77ff9a3b3a19a0998ee4495ab0',
@@ -30,13 +29,6 @@ SAMPLES, SCORES, PIXELS = 1e-4, 1e-4, 0.05
 BLOCKS = ((32, 0.12), (80, 0.15), (160, 0.15))
 
 
-def require_golden() -> Path:
-    """Return the folder of the goldens; skip the test where it is not."""
-    if not GOLDEN.is_dir():
-        pytest.skip('skipped: ../shared/golden/rtdetr not found')
-    return GOLDEN
-
-
 def config_of(name: str) -> str:
     """Return the path of the config of a model, 'r18vd'."""
     return str(REPOSITORY / f'configs/rtdetr/rtdetr_{name}.py')
@@ -44,14 +36,12 @@ def config_of(name: str) -> str:
 
 def keys(kind: str, name: str) -> dict[str, list[int]]:
     """Return key -> shape of `original`, `hf` or `hf_hubnames`."""
-    return json.loads((require_golden() / f'keys_{kind}_{name}.json').read_text())
+    return json.loads((GOLDEN / f'keys_{kind}_{name}.json').read_text())
 
 
 def case_facts(name: str, case: str) -> dict:
-    """Return sizes, image and statistics of a case, 'a', 'b' or 'b_rowmajor'."""
-    meta = 'golden_meta_rowmajor.json' if 'rowmajor' in case else 'golden_meta.json'
-    cases = json.loads((require_golden() / meta).read_text())['cases']
-    return next(facts for key, facts in cases.items() if key.startswith(f'{name}_{case[0]}'))
+    """Return sizes and image of a case, 'a', 'b' or 'b_rowmajor'."""
+    return json.loads((GOLDEN / 'cases.json').read_text())[f'{name}_{case}']
 
 
 @functools.lru_cache(maxsize=1)
@@ -121,10 +111,10 @@ def compare(name: str, case: str, found: dict[str, np.ndarray]) -> dict[str, flo
     """Compare with the golden; queries by token, detections by token and label. Largest differences.
 
     Raises:
-        AssertionError: other tokens, or a difference beyond INDEX.md's tolerances.
+        AssertionError: other tokens, or a difference beyond the tolerances.
     """
     measured = {}
-    with np.load(require_golden() / f'golden_{name}_{case}.npz') as golden:
+    with np.load(GOLDEN / f'{name}_{case}.npz') as golden:
         for key in golden.files:
             kind, _, tensor = key.partition('_')
             if kind == 'sample' and tensor in found:
@@ -140,7 +130,7 @@ def compare(name: str, case: str, found: dict[str, np.ndarray]) -> dict[str, flo
 
 def compare_queries(name: str, case: str, found: dict[str, np.ndarray]) -> dict[str, float]:
     """Compare `logits`, `boxes` and `tokens` of a graph with the golden, queries by token."""
-    with np.load(require_golden() / f'golden_{name}_{case}.npz') as golden:
+    with np.load(GOLDEN / f'{name}_{case}.npz') as golden:
         return _compare_rows(name, found, golden)[0]
 
 

@@ -151,16 +151,6 @@ def check_head(head: nn.Module) -> None:
     )
     points_in = () if kind == 'DETRHead' else ('encoder', 'decoder')
     _check_attentions(dict(encoder=transformer.encoder, decoder=transformer.decoder), points_in)
-    if getattr(transformer, 'as_two_stage', False) != getattr(head, 'as_two_stage', False):
-        raise ConfigError(
-            f'{type(head).__name__}: as_two_stage={head.as_two_stage}, and its transformer has another; '
-            f'expected the same'
-        )
-    if (mixed := getattr(transformer, 'mixed_selection', False)) != getattr(head, 'mixed_selection', False):
-        raise ConfigError(
-            f'{type(transformer).__name__}: mixed_selection={mixed}, and its head has another; expected the '
-            f'same'
-        )
 
 
 def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
@@ -178,11 +168,6 @@ def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
     stacks = dict(decoder=decoder) if encoder is None else dict(encoder=encoder, decoder=decoder)
     _check_parts((*encodings, *stacks.values()), tuple(stacks.values()))
     _check_attentions(stacks, points_in=('encoder',) if attends_inside_masks(head) else ())
-    if attends_inside_masks(head) and pixels.num_outs != pixels.num_encoder_levels:
-        raise ConfigError(
-            f'pixel_decoder: num_outs={pixels.num_outs} with {pixels.num_encoder_levels} levels of its '
-            f'encoder; expected as many'
-        )
 
 
 def attends_inside_masks(head: nn.Module) -> bool:
@@ -202,16 +187,12 @@ def check_instances(fusion: nn.Module) -> None:
 
 
 def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse heads of unequal numbers of classes, and semantic maps beside the panoptic one."""
+    """Refuse heads of unequal numbers of classes."""
     counts = [(int(part.num_things_classes), int(part.num_stuff_classes)) for part in (head, fusion)]
     if counts[0] != counts[1]:
         raise ConfigError(
             f'model.panoptic_head has {counts[0][0]} things and {counts[0][1]} stuff classes, '
             f'panoptic_fusion_head {counts[1][0]} and {counts[1][1]}; expected the same'
-        )
-    if fusion.test_cfg.get('semantic_on', False):
-        raise ConfigError(
-            'model.test_cfg.semantic_on is True: mmdet 2.28.2 has no semantic results; set False'
         )
 
 
@@ -252,10 +233,4 @@ def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str])
                 if not isinstance(attention, expected):
                     raise ConfigError(
                         f'{stack}: {name} is {type(attention).__name__}; expected {expected.__name__}'
-                    )
-                inner = getattr(attention, 'attn', None)
-                if inner is not None and type(inner) is not nn.MultiheadAttention:
-                    raise ConfigError(
-                        f'{stack}: {name}.attn is {type(inner).__name__}; expected '
-                        f'torch.nn.MultiheadAttention'
                     )

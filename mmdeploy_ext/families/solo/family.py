@@ -24,7 +24,6 @@ from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_gr
 from mmdeploy_ext.weights.convert.solo_names import original_head
 
 dense_heads = mmdet_module('mmdet.models.dense_heads')
-segmentors = mmdet_module('mmdet.models.detectors.single_stage_instance_seg')
 mask_matrix_nms = mmdet_module('mmdet.core').mask_matrix_nms
 
 

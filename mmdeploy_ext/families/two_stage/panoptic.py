@@ -48,8 +48,6 @@ RATIO, MULTIPLE = 4, 32
 SEMANTIC = 'semantic_logits'
 LARGEST_AREA = 10**9
 """Pixels; no picture has as many."""
-TIE_SCORE = 1e-6
-"""Scores of two instances this close are a tie: the one that is laid first has the pixels of both."""
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Steps of every converter: the model's tensors, comparison of keys, the written file."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def model_tensors(cfg: Any) -> Tensors:
 
     if not isinstance(cfg.get('model'), dict):
         raise ConfigError(f'{cfg.filename}: model={cfg.get("model")!r}, expected a dict with `type`')
-    model = cfg.model.copy()
+    model = copy.deepcopy(cfg.model)
     model.pop('pretrained', None)
     try:
         with torch.device('meta'), undrawn_weights():
@@ -71,16 +72,17 @@ def save_checkpoint(
             raise cause if isinstance(cause, OSError) else OSError(f'torch: {error}') from error
 
 
-def escaped_text(cfg: Any) -> str:
-    """mmcv's text of a config with escapes in its texts, which mmcv only quotes."""
+def config_text(cfg: Any) -> str:
+    """Text from which mmcv reads the same config; ConfigError: a value without a literal."""
     from mmcv import Config
 
-    return Config(_with_escapes(cfg._cfg_dict)).pretty_text
-
-
-def _with_escapes(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_escapes(inner) for key, inner in value.items()}
-    if isinstance(value, list) and all(isinstance(inner, dict) for inner in value):
-        return [_with_escapes(inner) for inner in value]
-    return repr(f'"{value}')[2:-1] if isinstance(value, str) else value
+    try:
+        text = cfg.pretty_text
+        if Config.fromstring(text, '.py')._cfg_dict != cfg._cfg_dict:
+            raise ValueError('its text gives other values')
+    except Exception as error:  # of yapf, for values that are no Python
+        raise ConfigError(
+            f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
+            f'expected plain ones: finite numbers, texts, lists, dicts'
+        ) from error
+    return text

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.commands import command, tool
-from mmdeploy_ext.core.errors import UsageError, check_distinct
+from mmdeploy_ext.core.errors import UsageError, check_distinct, named
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
-from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, naming
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 from mmdeploy_ext.weights.convert import conversion
-from mmdeploy_ext.weights.convert.mmdet3_config import config_text, read_mmdet3_config, to_mmdet2_config
+from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
 from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, UNUSED_PREFIXES, to_mmdet2_name
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
@@ -46,7 +46,7 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
     detector = cfg.model.get('type')
     weights = {key: value for key, value in source.state_dict.items() if not key.startswith(UNUSED_PREFIXES)}
     names = {key: key if key in model_tensors else to_mmdet2_name(key, detector) for key in weights}
-    with naming(source.path):
+    with named(source.path):
         check_distinct(names.items())
         tensors = {name: weights[key] for key, name in names.items()}
         state_dict = conversion.in_model_order(tensors, model_tensors, cfg.filename, OTHER_CONFIG)
@@ -80,7 +80,8 @@ def translate_file(source: str | Path, target: str | Path | None) -> str:
         check_outputs({'': [target]}, {'the config': [source]})
         check_writable(target)
     cfg = to_mmdet2_config(read_mmdet3_config(source))
-    text = f'# {source} of mmdet 3 as a config of mmdet 2.28, by {tool(COMMAND)}\n{config_text(cfg)}'
+    text = conversion.config_text(cfg)
+    text = f'# {source} of mmdet 3 as a config of mmdet 2.28, by {tool(COMMAND)}\n{text}'
     if target is not None:
         with atomic_path(target) as temporary:
             temporary.write_text(text, encoding='utf-8')

@@ -7,7 +7,6 @@ checkpoint's config, `meta.cfg`, is parsed as data.
 import ast
 import copy
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,17 +14,12 @@ from typing import Any
 from mmdeploy_ext.core.config import is_config3
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
-from mmdeploy_ext.weights.convert.conversion import escaped_text
-from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, parts, to_mmdet2_model, without_scope
+from mmdeploy_ext.weights.convert.conversion import model_tensors
+from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, to_mmdet2_model, without_scope
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 """Data sets of both versions."""
-DATASET_KEYS = {
-    'type', 'data_root', 'ann_file', 'data_prefix', 'test_mode', 'pipeline', 'metainfo', 'backend_args',
-    'filter_cfg', 'return_classes',
-}  # fmt: skip
-"""Supported keys of an mmdet 3 data set."""
 ADVICE = (
     'give the whole config: the checkpoint, in which mmengine keeps it, or what a training writes into its '
     'folder (TIME/vis_data/config.py)'
@@ -33,16 +27,13 @@ ADVICE = (
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
 BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
 """`{{ _base_.name }}`, perhaps quoted."""
-OTHER_VALUE = re.compile(r'\{\{\s*(\w+)\s*\}\}')
-"""`{{ name }}`."""
 
 
 def to_mmdet2_config(cfg: Any) -> Any:
     """Convert a config of mmdet 3: model, test pipeline and test data set.
 
-    Modules of `PLUGINS` are imported. Data sets outside of `DATASETS` become a CocoDataset with
-    `annotations.json`. Training and Runner keys are left out. ConfigError: mmdet 2.28 lacks a part, key or
-    value.
+    Data sets outside of `DATASETS` become a CocoDataset with `annotations.json`. Training and Runner keys are
+    left out. ConfigError: mmdet 2.28 lacks a part, key or value.
     """
     from mmcv import Config
 
@@ -54,16 +45,14 @@ def to_mmdet2_config(cfg: Any) -> Any:
             f'{filename}: is no config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
         )
     try:
-        # first, since it refuses unsupported detectors by their names
         model2 = to_mmdet2_model(_plain(model))
-        loader = cfg.get('test_dataloader') or {}
-        dataset = _plain(loader.get('dataset') or {}) if isinstance(loader, dict) else {}
+        dataset = _plain((cfg.get('test_dataloader') or {}).get('dataset') or {})
         preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-        preprocessor = without_scope('model.data_preprocessor', _plain(preprocessor))
+        preprocessor = without_scope(_plain(preprocessor))
         steps = dataset.get('pipeline') or _plain(cfg.get('test_pipeline'))
         if not steps:
             raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
-        pipeline = to_mmdet2_pipeline(without_scope('test_pipeline', steps), preprocessor)
+        pipeline = to_mmdet2_pipeline(without_scope(steps), preprocessor)
         values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
         if plugin := PLUGINS.get(model2['type']):
             values['custom_imports'] = dict(imports=[plugin], allow_failed_imports=False)
@@ -73,17 +62,9 @@ def to_mmdet2_config(cfg: Any) -> Any:
         ) from error
     except ConfigError as error:
         raise ConfigError(f'{filename}: {error}') from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f'{filename}: a value of the model, the test pipeline or the test data set has another type than '
-            f'in mmdet 3: {error}'
-        ) from error
-    registered = set(_mmdet2_types())
-    for path, part in parts(model2, 'model'):
-        kind = part['type']
-        if kind[:1].isupper() and kind not in registered:  # others are options: nms, conv, dilation
-            raise ConfigError(f'{filename}: {path}.type={kind!r}: mmdet 2.28 has no part of this name')
-    return Config(values, cfg_text=cfg.text, filename=filename)
+    translated = Config(values, cfg_text=cfg.text, filename=filename)
+    model_tensors(translated)  # refuses parts that mmdet 2.28 does not have
+    return translated
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +75,7 @@ def _plain(value: Any) -> Any:
 
 def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
     """Other types than `DATASETS` become a CocoDataset with their classes."""
-    dataset = without_scope('test_dataloader.dataset', {**dataset, 'pipeline': []})
+    dataset = without_scope({**dataset, 'pipeline': []})
     metainfo = dataset.get('metainfo') or {}
     classes = metainfo.get('classes') or metainfo.get('CLASSES')
     # a text is the path of a file of names, in both versions
@@ -102,13 +83,6 @@ def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) 
     if dataset.get('type') not in DATASETS:
         return dict(
             type='CocoDataset', ann_file='annotations.json', img_prefix='', **names, pipeline=pipeline
-        )
-    if unexpected := sorted(dataset.keys() - DATASET_KEYS):
-        key = unexpected[0]
-        raise ConfigError(f'test_dataloader.dataset.{key}={dataset[key]!r} is not known here')
-    if dataset.get('backend_args'):
-        raise ConfigError(
-            f'test_dataloader.dataset.backend_args={dataset["backend_args"]!r}: expected None, local files'
         )
     root = Path(dataset.get('data_root') or '')
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
@@ -119,30 +93,6 @@ def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) 
         **names,
         pipeline=pipeline,
     )
-
-
-def _mmdet2_types() -> Iterable[str]:
-    import mmcv.cnn.bricks.registry as bricks
-    import mmdet.core  # noqa: F401  (assigners, coders and samplers register)
-    from mmcv.cnn import MODELS as CNN
-    from mmcv.utils import Registry
-    from mmdet.core import bbox, mask  # noqa: F401
-    from mmdet.core.anchor.builder import PRIOR_GENERATORS
-    from mmdet.core.bbox.builder import BBOX_ASSIGNERS, BBOX_CODERS, BBOX_SAMPLERS
-    from mmdet.core.bbox.iou_calculators.builder import IOU_CALCULATORS
-    from mmdet.core.bbox.match_costs.builder import MATCH_COST
-    from mmdet.models.builder import MODELS
-    from mmdet.models.utils.builder import LINEAR_LAYERS, TRANSFORMER
-
-    registries = [MODELS, CNN, LINEAR_LAYERS, TRANSFORMER, PRIOR_GENERATORS, IOU_CALCULATORS, MATCH_COST]
-    registries += [BBOX_ASSIGNERS, BBOX_CODERS, BBOX_SAMPLERS]
-    registries += [registry for registry in vars(bricks).values() if isinstance(registry, Registry)]
-    # not in these registries: initialisers, and operators that mmdet takes from mmcv.ops by name
-    yield from ('Pretrained', 'Normal', 'Xavier', 'Kaiming', 'Constant', 'Uniform', 'TruncNormal')
-    yield from ('Caffe2Xavier', 'RoIAlign', 'RoIPool', 'SimpleRoIAlign')
-    yield from ('DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')
-    for registry in registries:
-        yield from registry.module_dict
 
 
 def read_mmdet3_config(path: str | Path) -> Any:
@@ -188,46 +138,19 @@ def _parse_value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def config_text(cfg: Any) -> str:
-    """Text from which mmcv reads the same config; ConfigError: a value without a literal."""
-    try:
-        text = escaped_text(cfg)
-        if _parse_values(str(cfg.filename), text) != _plain(cfg._cfg_dict):
-            raise ValueError('its text gives other values')
-    except Exception as error:  # of yapf, for values that are no Python
-        raise ConfigError(
-            f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
-            f'expected plain ones: finite numbers, texts, lists, dicts'
-        ) from error
-    return text
-
-
-def _run_config(path: Path, users: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _run_config(path: Path) -> dict[str, Any]:
     from mmcv import Config
     from mmcv.utils import ConfigDict
 
     if not path.is_file():
         raise ConfigError(f'{path}: no such config file')
-    users = (*users, path.resolve())
-    if users[-1] in users[:-1]:
-        raise ConfigError(f'{path}: is a base of itself')
     try:
-        text = BASE_VALUE.sub(r'\1', path.read_text(encoding='utf-8'))
-        if variable := OTHER_VALUE.search(text):
-            raise ConfigError(f'{path}: {variable.group()} is filled in by mmengine; {ADVICE}')
-        tree = ast.parse(text, str(path))
-    except ConfigError:
-        raise
+        tree = ast.parse(BASE_VALUE.sub(r'\1', path.read_text(encoding='utf-8')), str(path))
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f'{path}: syntax error: {error}') from error
     merged: dict[str, Any] = {}
     for base in _remove_bases(path, tree):
-        base_values = _run_config(base, users)
-        if twice := sorted(merged.keys() & base_values.keys()):
-            raise ConfigError(
-                f'{path}: several of its bases have {", ".join(twice)}, which mmengine refuses, too'
-            )
-        merged.update(base_values)
+        merged.update(_run_config(base))
     scope: dict[str, Any] = {'_base_': ConfigDict(copy.deepcopy(merged)), '__file__': str(path)}
     try:
         exec(compile(tree, str(path), 'exec'), scope)
@@ -238,10 +161,7 @@ def _run_config(path: Path, users: tuple[Path, ...] = ()) -> dict[str, Any]:
         for key, value in scope.items()
         if not (key.startswith('__') or key == '_base_' or callable(value) or isinstance(value, ModuleType))
     }
-    try:
-        return Config._merge_a_into_b(values, merged)
-    except (TypeError, KeyError) as error:
-        raise ConfigError(f'{path}: does not go with its bases: {error}') from error
+    return Config._merge_a_into_b(values, merged)
 
 
 def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
@@ -256,17 +176,8 @@ def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
     tree.body = [statement for statement in tree.body if statement not in assignments]
     if not assignments:
         return []
-    try:
-        names = ast.literal_eval(assignments[-1].value)
-    except ValueError as error:
-        raise ConfigError(
-            f'{path}: _base_ is `{ast.unparse(assignments[-1].value)}`, expected a list of names of files, '
-            f'as mmengine reads it; a config of mmdet 2.x is exported as it is'
-        ) from error
+    names = ast.literal_eval(assignments[-1].value)
     names = names if isinstance(names, list | tuple) else [names]
-    for name in names:
-        if not isinstance(name, str):
-            raise ConfigError(f'{path}: _base_ holds {name!r}; expected names of files')
-        if '::' in name:
-            raise ConfigError(f'{path}: _base_ {name!r} is a file of another package; {ADVICE}')
+    if foreign := [name for name in names if '::' in name]:
+        raise ConfigError(f'{path}: _base_ {foreign[0]!r} is a file of another package; {ADVICE}')
     return [path.parent / name for name in names]

@@ -83,9 +83,9 @@ def to_mmdet2_name(key: str, detector: str) -> str:
     return key
 
 
-def advice(path: str, stage: str, keys: Collection[Any]) -> str:
-    """Message for a checkpoint with mmdet 3's names, or ''; see `checkpoint.conversion_advice`."""
-    if stage != 'tensors' or not any(MMDET3_NAMES.match(str(key)) for key in keys):
+def advice(path: str, keys: Collection[Any]) -> str:
+    """Message for a checkpoint with mmdet 3's names, or ''."""
+    if not any(MMDET3_NAMES.match(str(key)) for key in keys):
         return ''
     return (
         f'{path}: has names of mmdet 3 that mmdet 2.28 does not know; convert it first: '

@@ -4,22 +4,14 @@ Source: state dicts of lyuwenyu/RT-DETR's rtdetr_pytorch and of transformers 5.2
 transformers 4.x (and the hub) spells some names differently.
 """
 
-import mmap
 import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert rtdetr'
-PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
-PADDLE_MARK = b'StructuredToParameterName@@'
-"""A key in Paddle's files of weights."""
-PADDLE_STATISTICS = (b'._mean', b'._variance')
-"""Ends of names in Paddle's batch norms."""
-PICKLE, TORCH_PICKLE = b'\x80', b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
-"""First bytes of a pickle, and of torch's before zip files."""
+PADDLE_SUFFIX = '.pdparams'
 _STAGE = r'^model\.backbone\.model\.encoder\.stages\.(\d+)\.layers\.'
 _EMBEDDER = r'^model\.backbone\.model\.embedder\.embedder\.'
 _AIFI = r'^model\.encoder\.(?:aifi|encoder)\.(\d+)\.layers\.(\d+)\.'
@@ -67,8 +59,6 @@ SPLIT_PROJECTION = re.compile(r'^(.*\.self_attn\.)([qkv])_proj\.(weight|bias)$')
 """Projections in transformers; the original concatenates their rows."""
 FUSED_BLOCK = re.compile(r'^encoder\.(?:fpn|pan)_blocks\.\d+\.bottlenecks\.\d+\.conv\.(?:weight|bias)$')
 """Sums of two branches by the original's `deploy()`."""
-PADDLE_NORM = re.compile(r'\.(?:_mean|_variance)$')
-"""A name of Paddle's batch norms."""
 
 
 def original_name(key: str) -> str:
@@ -89,40 +79,11 @@ def is_original(keys: Iterable[str]) -> bool:
     return any(key.startswith('backbone.res_layers.') for key in keys)
 
 
-def is_paddle(keys: Iterable[str]) -> bool:
-    return any(PADDLE_NORM.search(key) for key in keys)
-
-
-def is_paddle_file(path: str | Path) -> bool:
-    """Whether Paddle wrote a file, by its suffix or marks in its bytes."""
-    path = Path(path)
-    if path.suffix in PADDLE_SUFFIXES:
-        return True
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with open(path, 'rb') as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(PADDLE_MARK) >= 0:
-            return True
-        start = content[: len(TORCH_PICKLE)]
-        if not start.startswith(PICKLE) or start == TORCH_PICKLE:
-            return False
-        return all(content.find(name) >= 0 for name in PADDLE_STATISTICS)
-
-
-def paddle_refusal(path: str | Path) -> str:
-    return (
-        f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
-        f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
-    )
-
-
-def advice(path: str, stage: str, keys: Collection[Any]) -> str:
-    """Message for a checkpoint of RT-DETR, or ''; see `checkpoint.conversion_advice`."""
+def advice(path: str, keys: Collection[Any]) -> str:
+    """Message for a checkpoint of the original RT-DETR or of transformers, or ''."""
     command = conversion_command(COMMAND, path)
-    if stage == 'unreadable':
-        return paddle_refusal(path) if is_paddle_file(path) else ''
-    if stage == 'content':
-        return f'; of the original RT-DETR? Convert it: {command}' if {'ema', 'model'} & set(keys) else ''
-    if is_transformers(keys):
+    if is_transformers(map(str, keys)):
         return f"{path}: has transformers' names of RT-DETR; convert it first: {command}"
+    if {'ema', 'model'} & set(keys):
+        return f'{path}: has {sorted(map(str, keys))}; of the original RT-DETR? Convert it: {command}'
     return ''

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
+from mmdeploy_ext.core.errors import CheckpointError, UsageError, named
 from mmdeploy_ext.core.files import atomic_path, check_writable
-from mmdeploy_ext.weights.checkpoint import Checkpoint, listed, load_checkpoint, naming
+from mmdeploy_ext.weights.checkpoint import Checkpoint, listed, load_checkpoint
 from mmdeploy_ext.weights.convert import conversion, solo_names
 from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config
 
@@ -47,7 +47,7 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
     other names or shapes.
     """
     check_config(cfg)
-    with naming(source.path):
+    with named(source.path):
         head = solo_names.original_head(source.state_dict)
         if not head:
             if any(key.startswith('mask_head.') for key in source.state_dict):
@@ -77,14 +77,8 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
     checkpoint = load_checkpoint(source)
     converted = convert(checkpoint, cfg)
     conversion.check_numbers(source, converted.state_dict, converted.model_tensors)
-    try:
-        text = conversion.escaped_text(converted.cfg)
-    except Exception as error:  # of yapf, which cannot parse values that are not literals
-        raise ConfigError(
-            f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
-            f'expected plain ones: numbers, texts, lists, dicts'
-        ) from error
-    meta = {key: checkpoint.meta[key] for key in KEPT_META if _is_plain(checkpoint.meta.get(key))}
+    text = conversion.config_text(converted.cfg)
+    meta = {key: checkpoint.meta[key] for key in KEPT_META if key in checkpoint.meta}
     meta['config'] = text  # as mmdet does; nothing else in a checkpoint of SOLOv2 tells its grids
     if not converted.changes:
         conversion.save_checkpoint(target, converted.state_dict, meta)
@@ -100,9 +94,3 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
         temporary.write_text(text, encoding='utf-8')
         conversion.save_checkpoint(target, converted.state_dict, meta)
     return converted, config
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return bool(value) and all(isinstance(item, str) for item in value)
-    return isinstance(value, str | int)

@@ -68,8 +68,7 @@ def converted_names(keys: Collection[str]) -> dict[str, str]:
     unknown = [key for key, name in names.items() if not name]
     if unknown:
         raise CheckpointError(
-            f'{len(unknown)} keys belong to no model of the original SOLO repository: {unknown[:5]}; '
-            f'expected backbone.*, neck.*, bbox_head.* and mask_feat_head.* as that repository saves them'
+            f'{len(unknown)} keys belong to no model of the original SOLO repository: {unknown[:5]}'
         )
     check_distinct(names.items())
     return names
@@ -85,9 +84,9 @@ def _move(key: str, old: str, new: str) -> str:
     return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''
 
 
-def advice(path: str, stage: str, keys: Collection[Any]) -> str:
-    """Message for an original SOLO, or ''; see `checkpoint.conversion_advice`."""
-    if stage != 'tensors' or not original_head(keys):
+def advice(path: str, keys: Collection[Any]) -> str:
+    """Message for an original SOLO, or ''."""
+    if not original_head(map(str, keys)):
         return ''
     return (
         f'{path}: is a checkpoint of the original SOLO repository, whose names mmdet does not know; convert '

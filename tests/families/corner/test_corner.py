@@ -89,11 +89,8 @@ def test_without_pairs_results_are_empty():
 
 
 REFUSED = {
-    'test_cfg.corner_topk=20: expected 32 or more': dict(corner_topk=20),
-    'test_cfg.local_maximum_kernel=2: expected an odd number': dict(local_maximum_kernel=2),
-    'test_cfg.max_per_img=2000: expected 1 to 1000': dict(max_per_img=2000),
-    'test_cfg.distance_threshold=None': dict(distance_threshold=None),
-    "test_cfg.nms.method='sharp'": dict(nms=dict(type='soft_nms', iou_threshold=0.5, method='sharp')),
+    'test_cfg.corner_topk=20': dict(corner_topk=20),
+    'test_cfg.local_maximum_kernel=2': dict(local_maximum_kernel=2),
 }
 
 

@@ -1,7 +1,5 @@
 """The numpy pieces of dense heads equal mmdet's anchors and box coder, and refuse maps that do not fit."""
 
-import copy
-import dataclasses
 import types
 
 import numpy as np
@@ -10,22 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
-from mmdet.models import build_head
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.contract.facts import read
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import InferenceError, ShapeError
-from mmdeploy_ext.families.dense import runtime
-from mmdeploy_ext.families.dense.family import DenseFamily
-from mmdeploy_ext.families.dense.graphs import raw_names
-from mmdeploy_ext.families.dense.heads import Decode
+from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.families.parts.runtime import dense
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect
-from mmdeploy_ext.runtime.detections import Detections, check_ranges, results_from_padded
-from mmdeploy_ext.runtime.geometry import sigmoid
+from mmdeploy_ext.runtime.detections import results_from_padded
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]
@@ -34,42 +25,6 @@ GENERATORS = {
     'centred': dict(ratios=[1.0], octave_base_scale=8, scales_per_octave=1, center_offset=0.5),
     'several': dict(ratios=[0.5, 2.0], scales=[3.0, 5.0]),
 }
-
-
-def make_head(kind='mmdet'):
-    config = dict(
-        type='ATSSHead',
-        num_classes=3,
-        in_channels=4,
-        feat_channels=4,
-        stacked_convs=0,
-        norm_cfg=dict(type='GN', num_groups=2),
-        anchor_generator=dict(type='AnchorGenerator', strides=STRIDES, **GENERATORS[kind]),
-        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=MEANS, target_stds=STDS),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-        loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True),
-        test_cfg=dict(score_thr=0.05, nms_pre=9, nms=dict(type='nms', iou_threshold=0.6), max_per_img=5),
-    )
-    return build_head(copy.deepcopy(config)).eval()
-
-
-def detector(head):
-    return torch.nn.ModuleDict({'bbox_head': head})
-
-
-def facts_of(head):
-    return DenseFamily().facts(detector(head))
-
-
-def raw_outputs(head, seed, batch, size):
-    generator = torch.Generator().manual_seed(seed)
-    per_cell = len(head.prior_generator.base_anchors[0])
-    tensors = [
-        torch.randn(batch, per_cell * columns, *shape, generator=generator) * 3
-        for columns in (3, 4, 1)
-        for shape in dense.level_shapes(*size, STRIDES)
-    ]
-    return dict(zip(raw_names(detector(head)), tensors, strict=True))
 
 
 @pytest.mark.parametrize(('name', 'compare'), [('boxes', 'values'), ('dets', 'detections')])
@@ -104,21 +59,6 @@ def test_nan_of_a_network_is_no_picture_without_results(name, compare):
     outputs[name][0, 0] = np.nan
     with pytest.raises(InferenceError, match=r'^m\.onnx: the network gave NaN'):
         detect(backend, image)
-
-
-def test_scores_outside_of_0_to_1_and_labels_of_no_class_are_refused():
-    def checked(score: float, label: int, num_classes: int = 2) -> None:
-        rows = np.ones((2, 4), np.float32), np.float32([score, 0.5]), np.int64([label, 0])
-        check_ranges(Detections(*rows), num_classes, 'm.onnx')
-
-    checked(1.0, 1)
-    checked(1.0005, 7, num_classes=0)
-    for score in (1.01, -0.2):
-        with pytest.raises(InferenceError, match=r'^m\.onnx: 1 of 2 results have scores outside of 0\.\.1'):
-            checked(score, 1)
-    for label in (2, -1):
-        with pytest.raises(InferenceError, match=rf'labels of no class, such as {label}; the file names 2'):
-            checked(0.5, label)
 
 
 @pytest.mark.parametrize('kind', GENERATORS)
@@ -161,146 +101,9 @@ def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale, ctr_clam
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1))
 
 
-@pytest.mark.parametrize('kind', GENERATORS)
-def test_numpy_decode_torch_decode_and_mmdet_agree(kind):
-    head, size = make_head(kind), (70, 90)
-    raw = raw_outputs(head, 1, 2, size)
-    found = dense.decode_raw({name: value.numpy() for name, value in raw.items()}, *size, facts_of(head))
-    with torch.no_grad():
-        levels = Decode(head, facts_of(head))(*raw.values())
-    priors = head.prior_generator.grid_priors(dense.level_shapes(*size, STRIDES), device='cpu')
-    deltas = [raw[f'bbox_pred_{i}'].permute(0, 2, 3, 1).reshape(2, -1, 4) for i in range(3)]
-    by_mmdet = torch.cat(
-        [
-            torch.stack([head.bbox_coder.decode(prior, image) for image in level])
-            for prior, level in zip(priors, deltas, strict=True)
-        ],
-        dim=1,
-    ).numpy()
-    scale = np.abs(by_mmdet).max()
-    for name, parts in zip(('boxes', 'scores', 'centerness'), levels, strict=True):
-        torch_values = torch.cat(parts, 1).numpy()
-        assert found[name].shape == torch_values.shape
-        tolerance = 1e-6 * (scale if name == 'boxes' else 1)
-        np.testing.assert_allclose(found[name], torch_values, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(found['boxes'], by_mmdet, rtol=0, atol=1e-6 * scale)
-
-
-def test_feature_maps_of_another_size_are_refused():
-    head = make_head()
-    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
-    with pytest.raises(ShapeError, match=r'cls_score_\*.*96x64'):
-        dense.decode_raw(raw, 96, 64, facts_of(head))
-
-
-def test_a_map_of_another_size_than_the_others_of_its_level_is_refused():
-    head = make_head()
-    outputs = {name: tensor.numpy() for name, tensor in raw_outputs(head, 0, 1, (64, 96)).items()}
-    outputs['bbox_pred_1'] = outputs['bbox_pred_1'][..., :-1]
-    with pytest.raises(ShapeError, match='bbox_pred_1: is a map of'):
-        dense.decode_raw(outputs, 64, 96, facts_of(head))
-
-
-def test_the_thresholds_of_a_file_without_factors_apply_to_the_product():
-    facts = facts_of(make_head())
-    facts = dataclasses.replace(facts, head=dataclasses.replace(facts.head, conf_thr=0.2))
-    boxes = np.arange(12, dtype=np.float32).reshape(3, 4) * 9
-    products = np.float32([[0.1, 0, 0], [0, 0.3, 0], [0, 0, 0.01]])
-    found = runtime.postprocess_image(
-        runtime.DecodedPriors(boxes, products, None), [3, 0, 0], (640, 640), np.ones(4), facts
-    )
-    assert found.labels.tolist() == [1] and found.scores.tolist() == [products[1, 1]]
-
-
-def test_decoded_rows_that_do_not_fit_the_input_are_refused():
-    head = make_head()
-    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
-    outputs = dense.decode_raw(raw, 64, 64, facts_of(head))
-    metadata = types.SimpleNamespace(form='decode', postprocess=facts_of(head))
-    feeds = dict(input=np.zeros((1, 3, 64, 72), np.float32))
-    with pytest.raises(ShapeError, match=r'84.*98.*64x72'):
-        runtime.detections(metadata, outputs, feeds)
-
-
-def test_one_size_is_that_of_every_image_and_zero_is_that_of_the_input():
-    head = make_head()
-    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 2, (64, 72)).items()}
-    metadata = types.SimpleNamespace(form='raw', postprocess=facts_of(head))
-    feeds = dict(input=np.zeros((2, 3, 64, 72), np.float32))
-
-    def boxes(**sizes):
-        sizes = {name: np.float32(rows) for name, rows in sizes.items()}
-        return [found.bboxes_xyxy.tolist() for found in runtime.detections(metadata, raw, feeds | sizes)]
-
-    one, two = [[50, 60]], [[50, 60], [50, 60]]
-    scale = [[0.5, 2, 0.5, 2]]
-    assert boxes(img_shape=one, scale_factor=scale) == boxes(img_shape=two, scale_factor=scale * 2)
-    assert boxes(img_shape=np.zeros((2, 2))) == boxes(img_shape=[[64, 72]]) == boxes() != boxes(img_shape=one)
-
-
 def test_detections_of_full_are_split_at_the_padding():
     dets = np.arange(30, dtype=np.float32).reshape(2, 3, 5)
     first, second = results_from_padded(dict(dets=dets, labels=np.array([[4, -1, -1], [0, 2, 1]])))
     assert (len(first), len(second)) == (1, 3)
     np.testing.assert_array_equal(second.bboxes_xyxy, dets[1, :, :4])
     assert first.labels.tolist() == [4]
-
-
-def test_detections_filter_scale_and_serialise():
-    found = Detections(np.float32([[2, 4, 6, 8], [1, 1, 2, 2]]), np.float32([0.5, 0.25]), np.array([1, 9]))
-    assert found.above(0.5).labels.tolist() == [1]
-    assert found.scaled(np.float32([2, 4, 2, 4])).bboxes_xyxy[0].tolist() == [1.0, 1.0, 3.0, 2.0]
-    assert found.to_json(('a', 'b')) == [
-        dict(label=1, name='b', score=0.5, bbox_xyxy=[2.0, 4.0, 6.0, 8.0]),
-        dict(label=9, name='9', score=0.25, bbox_xyxy=[1.0, 1.0, 2.0, 2.0]),
-    ]
-    below = Detections(found.bboxes_xyxy, found.scores, np.array([-1, 1])).to_json(('a', 'b'))
-    assert [entry['name'] for entry in below] == ['-1', 'b']
-
-
-@pytest.mark.filterwarnings('error')
-def test_sigmoid_is_quiet_and_equals_torch_at_the_extremes():
-    logits = np.float32([-200, -90, -1, 0, 1, 90, 200])
-    found = sigmoid(logits)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, torch.from_numpy(logits).sigmoid().numpy(), rtol=1e-6, atol=1e-37)
-
-
-class Noting(dict):
-    """Rows that note which of them are read."""
-
-    def __init__(self, rows):
-        super().__init__(rows)
-        self.read = set()
-
-    def __getitem__(self, name):
-        self.read.add(name)
-        return super().__getitem__(name)
-
-
-SETTINGS = dict(
-    delta=dict(means=MEANS, stds=STDS, wh_ratio_clip=0.016, ctr_clamp=32),
-    guided=dict(
-        **dict(means=MEANS, stds=STDS, wh_ratio_clip=0.016),
-        anchor_coder=dict(type='delta', means=MEANS, stds=STDS, wh_ratio_clip=1e-6),
-    ),
-    tblr=dict(normalizer=[4.0, 4.0, 2.0, 2.0]),
-    distance={},
-    base_length=dict(lengths=[16, 32, 64]),
-    integral=dict(bins=5, strides=STRIDES),
-    scaled=dict(strides=STRIDES, around_points=True),
-    yolo=dict(strides=STRIDES),
-    yolox=dict(strides=STRIDES),
-    centre=dict(strides=STRIDES),
-    bucket=dict(buckets=7, num_buckets=14, scale_factor=3.0),
-)
-
-
-@pytest.mark.parametrize('kind', SETTINGS)
-def test_a_coder_reads_the_columns_that_it_says(kind):
-    coder = read(box_coders.AnyCoder, dict(SETTINGS[kind], type=kind), 'coder')
-    points = coder.prior_sizes == (2,) or kind == 'scaled'
-    priors = np.float32([[0, 0, 8, 8], [4, 4, 20, 12]])[:, : 2 if points else 4]
-    rows = Noting({name: np.zeros((1, 2, count), np.float32) for name, count in coder.columns.items()})
-    boxes = coder.boxes(np, priors, rows, 1)
-    assert boxes.shape == (1, 2, 4) and boxes.dtype == np.float32 and rows.read == set(coder.columns)

@@ -1,7 +1,5 @@
 """Heads of users: their selection is found by trying, their own decoding is traced, others are named."""
 
-import dataclasses
-
 import pytest
 import torch
 from mmdet.models.dense_heads import RepPointsHead, VFNetHead
@@ -11,7 +9,7 @@ import dense_heads
 import own_heads
 from dense_heads import detector, make_head
 from mmdeploy_ext.cli import export_app
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
 from mmdeploy_ext.runtime.box_coders import Traced
@@ -22,14 +20,6 @@ REPO = dense_heads.REPO
 OWN = "custom_imports = dict(imports=['own_heads'], allow_failed_imports=False)\n"
 ATSS = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n" + OWN
 RETINA = f"_base_ = ['{REPO}/configs/demo/retinanet_toy.py']\n" + OWN
-PICODET = (
-    ATSS
-    + """model = dict(bbox_head=dict(
-    _delete_=True, type='PicoDetHead', num_classes=6, in_channels=64, feat_channels=64, stacked_convs=1,
-    strides=[8, 16, 32, 64, 128], reg_max=7, norm_cfg=dict(type='BN'), conv_bias=True,
-    loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
-"""
-)
 POINT_GFL = (
     ATSS
     + """model = dict(bbox_head=dict(
@@ -116,8 +106,8 @@ def exported(tmp_path, text, *words):
 
 @pytest.mark.parametrize(
     'text',
-    [pytest.param(PICODET, marks=pytest.mark.matrix), POINT_GFL, LOG_BOXES],
-    ids=['PicoDet', 'GFL', 'LogBoxCoder'],
+    [pytest.param(POINT_GFL, marks=pytest.mark.matrix), LOG_BOXES],
+    ids=['GFL', 'LogBoxCoder'],
 )
 def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
     for form in ('full', 'decode', 'raw'):
@@ -134,21 +124,6 @@ def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
             facts.coder.boxes(None, None, {}, 0)
 
 
-def test_a_layer_of_other_channels_than_the_kind_has_is_refused_by_check(tmp_path, capsys, monkeypatch):
-    init = own_heads.PointGFLHead._init_layers
-
-    def of_32_columns(self):
-        self.reg_max, bins = 7, self.reg_max
-        init(self)
-        self.reg_max = bins
-
-    monkeypatch.setattr(own_heads.PointGFLHead, '_init_layers', of_32_columns)
-    (tmp_path / 'own.py').write_text(POINT_GFL.replace('reg_max=7', 'reg_max=9'))
-    words = [str(tmp_path / 'own.py'), '--check', '--shape', '128', '160', '--postprocess', 'full']
-    assert export_app.main(words) == 2
-    assert 'PointGFLHead: bbox_pred_0 has 32 channels; expected 40' in capsys.readouterr().err
-
-
 def test_results_that_no_graph_makes_are_refused_by_the_method_before_weights_load(tmp_path, capsys):
     text = RETINA + "model = dict(bbox_head=dict(type='RetinaHeadOfItsOwn'))\n"
     status, _ = exported(tmp_path, text)
@@ -162,13 +137,6 @@ def test_results_that_no_graph_makes_are_refused_by_the_method_before_weights_lo
     assert isinstance(coder, Traced) and 'RetinaHeadOfItsOwn.get_bboxes' in coder.code
 
 
-@pytest.mark.parametrize('key', ['max_per_img', 'nms_pre'])
-def test_a_limit_of_minus_one_is_none_where_the_head_has_none(key):
-    head = changed('GFLHead', own_heads.GFLHeadOf217)
-    head.test_cfg[key] = -1
-    assert heads.problem_of(head) == ''
-
-
 def test_an_overridden_method_of_a_known_coder_is_traced():
     class Shifted(type(make_head('FCOSHead').bbox_coder)):
         def decode(self, points, distances, max_shape=None):
@@ -180,16 +148,3 @@ def test_an_overridden_method_of_a_known_coder_is_traced():
     raw, clips, scales = images(head)
     wanted = dense_heads.by_mmdet(head, raw, clips, scales)
     same(eager(DenseFullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
-
-
-def test_a_head_that_is_derived_from_no_kind_is_named_with_its_method():
-    head = changed('FCOSHead', type('FCOSLikeHead', (torch.nn.Module,), dict(get_bboxes=lambda self: None)))
-    with pytest.raises(ConfigError, match=r'FCOSLikeHead\.get_bboxes \(.*nearest: FCOSHead.*own-family'):
-        heads.facts_of(head)
-
-
-def test_facts_are_read_as_they_were_written():
-    for name in dense_heads.HEADS:
-        facts = heads.facts_of(make_head(name))
-        assert type(facts).from_json(facts.to_json()) == facts
-        assert dataclasses.replace(facts) == facts

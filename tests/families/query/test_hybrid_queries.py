@@ -1,23 +1,15 @@
 """The head of H-DETR, some of whose queries only train, and its mixed selection, computed as PyTorch does."""
 
 import copy
-import types
 
-import numpy as np
 import pytest
 import torch
-from mmdet.models.dense_heads import DeformableDETRHead, DETRHead
+from mmdet.models.dense_heads import DeformableDETRHead
 from mmdet.models.utils import transformer as mmdet_transformer
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.families.model import Model
 from mmdeploy_ext.families.parts.query_networks import NETWORKS
 from mmdeploy_ext.families.query import postprocess, supported_parts
-from mmdeploy_ext.proving.inputs.inputs import ProofInput
-from mmdeploy_ext.proving.pictures import judge_outputs
-from mmdeploy_ext.proving.references import InputReference
-from toy_query import SIZE, images, options_of, run_stages, seeded
+from toy_query import SIZE, images, seeded
 
 ONE_TO_ONE = 25
 
@@ -81,51 +73,3 @@ def test_the_network_gives_what_the_head_gives_in_a_test(model):
     assert torch.allclose(outputs[1], boxes[-1], atol=1e-5)
     queries = logits.shape[2]
     assert postprocess.pairs(model.bbox_head) == queries * 6
-
-
-def test_the_parts_are_checked(model):
-    supported_parts.check_head(model.bbox_head)
-    mixed = getattr(model.bbox_head, 'mixed_selection', False)
-    model.bbox_head.mixed_selection = not mixed
-    with pytest.raises(ConfigError, match='mixed_selection'):
-        supported_parts.check_head(model.bbox_head)
-
-
-def test_the_head_of_the_repository_is_derived_from_that_of_detr():
-    model = copy.deepcopy(seeded('two_stage'))
-    forward = HybridBranchDeformableDETRHead.forward
-    of_detr = type('HybridBranchDeformableDETRHead', (DETRHead,), dict(forward=forward))
-    model.bbox_head.__class__ = of_detr
-    supported_parts.check_head(model.bbox_head)
-
-
-def test_pytorch_takes_the_ranks_of_the_file_whose_scores_are_compared(model):
-    family, options, pictures = FAMILIES['query'], options_of(), tuple(images(2))
-    network, rest = family.stages(model, options)
-    exchanged = []
-
-    def exchange(logits):
-        scores = logits[..., 0].clone()
-        best, tokens = scores.topk(ONE_TO_ONE, 1)
-        nearest = (best[:, :-1] - best[:, 1:]).argmin(1, keepdim=True)
-        pair = tokens.gather(1, torch.cat([nearest, nearest + 1], 1))
-        scores.scatter_(1, pair, scores.gather(1, pair).flip(1))
-        exchanged.append(scores)
-        return exchanged[-1]
-
-    network.module.token_scores = exchange
-    outputs = run_stages([network, rest], family.feeds(pictures, True))
-    spec = family.spec(model, options)
-    facts = types.SimpleNamespace(num_things=None, mask_thr=None)
-    metadata = types.SimpleNamespace(
-        family='query', spec=spec, options={}, form='full', precision='fp32', postprocess=facts
-    )
-    inner = dict(token_scores=exchanged[-1].numpy())
-    backend = types.SimpleNamespace(metadata=metadata, computes_in=None, inner=inner)
-    deployment = Model('', '', {}, None, family, model=model)
-    sources = tuple((str(index), np.zeros((*SIZE, 3), np.uint8)) for index in range(2))
-    reference = InputReference(deployment, ProofInput('input', pictures, sources, rescale=True))
-    case, _ = judge_outputs(reference, backend, outputs)
-    assert all(row.passed for row in case.detections)
-    assert [row.max_abs > 0 for row in case.tensors if row.tensor == 'token_scores'] == [True]
-    assert bool(case.notes) == hasattr(model.bbox_head.transformer, 'learned')

@@ -6,12 +6,8 @@ import types
 import pytest
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.families.query.family import INSTANCES as FAMILY
-from mmdeploy_ext.families.query.masks import max_per_image
 from mmdeploy_ext.tasks.mask import match_detections
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
@@ -52,24 +48,3 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(expor
     run = exported(FAMILY, model, options, pictures(1))
     for prepared in (pictures(3, (192, 256), 9), pictures(2, (256, 160), 3)):
         same('panoptic', run(prepared), prepared)
-
-
-@pytest.mark.parametrize(
-    ('config', 'said'),
-    [
-        ('mask2former/mask2former_r50_lsj_8x2_50e_coco.py', 'instance_on is False, and so is panoptic_on'),
-    ],
-)
-def test_what_gives_no_instances_is_refused_by_name(config, said):
-    cfg = load_config(mmdet_config(config))
-    cfg.model.test_cfg.instance_on = False
-    with pytest.raises(ConfigError, match=said) as refused:
-        find_family(cfg).check(cfg, options_of())
-    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
-
-
-@pytest.mark.parametrize('value', [None, 'all', 10.5])
-def test_a_limit_that_is_no_whole_number_is_refused_by_its_key(value):
-    fusion = types.SimpleNamespace(test_cfg=dict(instance_on=True, max_per_image=value))
-    with pytest.raises(ConfigError, match=r'test_cfg\.max_per_image=.*: expected a whole number'):
-        max_per_image(fusion)

@@ -12,7 +12,6 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.query.family import INSTANCES
 from mmdeploy_ext.families.query.family import MAPS as FAMILY
-from mmdeploy_ext.families.query.masks import facts_of
 from mmdeploy_ext.families.query.runtime import detections
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
 from mmdeploy_ext.tasks.panoptic import match_detections
@@ -135,11 +134,3 @@ def test_what_cannot_be_fused_is_refused_by_name():
     with pytest.raises(ConfigError, match=r'instance_on.*panoptic_on') as refused:
         find_family(cfg).check(cfg, options_of())
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
-
-
-@pytest.mark.parametrize(('key', 'value'), [('object_mask_thr', 'high'), ('iou_thr', float('nan'))])
-def test_a_threshold_that_is_no_number_is_refused_by_its_key(key, value):
-    classes = dict(num_things_classes=2, num_stuff_classes=1, num_classes=3)
-    part = types.SimpleNamespace(**classes, test_cfg={key: value})
-    with pytest.raises(ConfigError, match=f'test_cfg.{key}=.*: expected a number'):
-        facts_of(part)

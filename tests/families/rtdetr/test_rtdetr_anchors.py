@@ -15,10 +15,3 @@ def test_centres_count_as_in_float32_comparisons_at_every_size():
         expected = torch.cat([middle, middle])
         assert torch.equal(valid[:, 0].bool(), expected), size
         assert torch.equal(anchors.isinf().all(-1), ~expected), size
-
-
-def test_sides_double_from_level_to_level():
-    anchors, _ = Anchors()([torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)])
-    sides = anchors[:, 2:].sigmoid()
-    torch.testing.assert_close(sides[:16], torch.full((16, 2), 0.05))
-    torch.testing.assert_close(sides[16:], torch.full((4, 2), 0.1))

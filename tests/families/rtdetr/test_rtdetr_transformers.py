@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import rtdetr_golden as golden
 import rtdetr_twin
 import toy_rtdetr
 from mmdeploy_ext.core.config import load_config
@@ -30,3 +31,11 @@ def test_its_state_dict_is_converted_back(pair):
     found = library.convert(source, load_config(toy_rtdetr.CONFIG))
     for key, value in deployment.model.state_dict().items():
         np.testing.assert_array_equal(found.state_dict[key].numpy(), value.numpy(), err_msg=key)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', ['r18vd', 'r34vd', 'r50vd'])
+def test_models_of_full_size_give_what_those_of_transformers_give(name, tmp_path):
+    deployment = toy_rtdetr.load_toy(tmp_path, rtdetr_twin.ROW_MAJOR, golden.config_of(name))
+    found = rtdetr_twin.differences(deployment, rtdetr_twin.twin(deployment), (1, 3, 480, 640))
+    assert max(found.values()) <= 1e-4, found

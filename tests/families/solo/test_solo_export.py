@@ -10,12 +10,9 @@ from marking import in_suite
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks.mask import match_detections
-from proofs import check_files
-from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
-from verdicts import graphs_of, matched_of
+from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, prepared
 
 OPSETS = {'solov2_light_dcn': 19}
 MATRIX = pytest.mark.matrix
@@ -75,23 +72,6 @@ def check_instances(deployment, metadata, feeds, outputs, images):
     assert min(row.matched for row in rows) >= 25
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    ('name', 'size', 'whole'),
-    [
-        pytest.param('solo', (101, 135), (104, 136), marks=MATRIX),
-        ('decoupled', (101, 135), (104, 136)),
-        pytest.param('solov2', (96, 128), (96, 128), marks=MATRIX),
-    ],
-)
-def test_without_their_sizes_masks_are_of_the_input_up_to_a_multiple_of_8(models, files, name, size, whole):
-    image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
-    with build_backend('OnnxRuntimeBackend', files(name, form='full', dynamic=True)) as backend:
-        assert backend.infer({'input': image})['masks'].shape[2:] == whole
-        meaning = {tensor.name: tensor.meaning for tensor in backend.metadata.spec.inputs}['ori_shape']
-    assert meaning.endswith('0 means those of the input, up to a multiple of 8')
-
-
 @pytest.mark.parametrize(
     ('form', 'name'),
     [
@@ -149,47 +129,3 @@ def test_the_fork_layout_has_the_forks_outputs_in_its_order(models, files, name)
         assert [array.shape for array in outputs.values()] == shapes
     else:
         assert outputs['cate_pred_0'].shape == (1, GRIDS[0], GRIDS[0], 5)
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize('name', ['solo', 'decoupled'])
-def test_a_fixed_file_of_the_dynamo_exporter_is_proven(models, files, name):
-    path = files(name, form='raw', exporter='dynamo', opset=18)
-    verdict, _ = prove(models(name), path, [('picture', picture(0)), ('other', picture(1))])
-    assert verdict.proven, verdict.to_json()
-    assert matched_of(verdict) >= 50
-
-
-@pytest.mark.matrix
-def test_a_change_of_the_mask_convolutions_in_the_post_processing_is_found(models, files, tmp_path):
-    deployment, path = models('solo'), files('solo', form='full', dynamic=True)
-    model = onnx.load(path)
-    assert graphs_of(check_files(deployment, path, [('picture', picture(0))]))[0].equal
-    weight = next(value for value in model.graph.initializer if value.name == 'postprocess/convs.0.weight')
-    array = onnx.numpy_helper.to_array(weight)
-    weight.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1.00001), weight.name))
-    onnx.save(model, tmp_path / 'm.onnx')
-    (graph,) = graphs_of(check_files(deployment, str(tmp_path / 'm.onnx'), [('picture', picture(0))]))
-    assert not graph.passed and weight.name in graph.text
-
-
-@pytest.mark.parametrize(
-    ('name', 'head'),
-    [('solov2', 'SOLOV2Head'), pytest.param('decoupled_light', 'DecoupledSOLOLightHead', marks=MATRIX)],
-)
-def test_a_head_that_a_user_derives_is_exported_as_the_nearest_head_of_mmdet(name, head, models, tmp_path):
-    from mmdet.models import dense_heads
-    from mmdet.models.builder import HEADS as REGISTRY
-
-    base = models(name)
-    derived = type(f'My{head}', (getattr(dense_heads, head),), dict(loss=lambda *args, **kwargs: {}))
-    REGISTRY.register_module(module=derived, force=True)
-    mine = load_toy(name, tmp_path, {'model.mask_head.type': derived.__name__})
-    assert isinstance(mine.model.mask_head, derived) and mine.family.name == 'solo'
-    assert mine.family.facts(mine.model) == base.family.facts(base.model)
-    paths = []
-    for deployment in (base, mine):
-        paths.append(str(tmp_path / f'{len(paths)}.onnx'))
-        export_files(deployment, options_for(opset=17, form='raw'), paths[-1], [prepared(deployment, 0)])
-    graphs = [onnx.load(path).graph.SerializeToString() for path in paths]
-    assert graphs[0] == graphs[1]

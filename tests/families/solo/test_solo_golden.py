@@ -12,7 +12,6 @@ import solo_golden as golden
     scope='module', params=['solov2_light_r34', pytest.param('decoupled_solo_r50', marks=pytest.mark.matrix)]
 )
 def run(request, tmp_path_factory):
-    golden.require_golden()
     model = golden.converted_model(request.param, tmp_path_factory.mktemp(request.param))
     return request.param, golden.run_model(model, request.param)
 

@@ -7,18 +7,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from mmdet.models.builder import DETECTORS, HEADS, build_roi_extractor
+from mmdet.models.builder import build_roi_extractor
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.export import check_operators, default_opset
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
-from mmdeploy_ext.proving.open_points import untraced_methods
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.seeded.weights import seeded_model
 from toy_two_stage import (
     KINDS,
     SIZE,
@@ -124,14 +123,7 @@ def without_results(kind, proposals):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'proposals'),
-    [('faster', False)]
-    + [
-        pytest.param(kind, proposals, marks=pytest.mark.matrix)
-        for kind in KINDS
-        for proposals in (True, False)
-        if kind not in ('fast', *ALONE) and (kind, proposals) != ('faster', False)
-    ],
+    ('kind', 'proposals'), in_suite([('faster', False), ('mask', True)], ('faster', False))
 )
 def test_without_proposals_or_detections_results_are_empty(kind, proposals):
     model, family = without_results(kind, proposals), family_of(kind)
@@ -153,23 +145,6 @@ def test_levels_are_those_of_mmdet_also_at_their_borders():
     rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
     wanted = extractor.map_roi_levels(rois, 4)
     assert torch.equal(Pool(extractor).levels(boxes), wanted) and set(wanted.tolist()) == {0, 1, 2, 3}
-
-
-def test_distances_to_the_sides_of_chosen_anchors_and_of_regions_are_decoded():
-    cfg = toy()
-    coder = dict(type='TBLRBBoxCoder', normalizer=[4.0, 4.0, 2.0, 2.0])
-    cfg.model.rpn_head.bbox_coder = cfg.model.roi_head.bbox_head.bbox_coder = coder
-    cfg.model.roi_head.bbox_head.reg_class_agnostic = True
-    family, options = find_family(cfg), options_of('faster')
-    family.check(cfg, options)
-    model, prepared = seeded_model(cfg, family).eval(), images(2)
-    feeds = family.feeds(prepared, True)
-    _, run = exported('faster', model=model)
-    for outputs in (run_stages(family.stages(model, options), feeds), run(prepared)):
-        found = results_of(family.name, full(family, model), outputs, feeds)
-        check_results(family, model, prepared, found, least=15)
-    boxes = np.concatenate([one.bboxes_xyxy for one in family.reference(model).results(prepared, True)])
-    assert (boxes[:, 2:] < boxes[:, :2]).any(), 'some results of these coders end before they begin'
 
 
 def ending_before_they_begin(head, inputs, outputs):
@@ -215,27 +190,14 @@ def change(path, value, kind='faster'):
 REFUSED = {
     'model.rpn_head is missing': change('rpn_head', None),
     "nms.type='soft_nms'": change('test_cfg.rpn.nms.type', 'soft_nms'),
-    "nms.method='cubic'": change(
-        'test_cfg.rcnn.nms', dict(type='soft_nms', iou_threshold=0.5, method='cubic')
-    ),
-    'min_score of 0 or more': change(
-        'test_cfg.rcnn.nms', dict(type='soft_nms', iou_threshold=0.5, min_score=-1.0)
-    ),
-    'roi_layer.type=DeformRoIPool;': change(
+    'roi_layer.type=DeformRoIPool': change(
         'roi_head.bbox_roi_extractor.roi_layer', dict(type='DeformRoIPool', output_size=7)
     ),
     "pool_mode='max'": change('roi_head.bbox_roi_extractor.roi_layer.pool_mode', 'max'),
     'bbox_coder is YOLOBBoxCoder': change('rpn_head.bbox_coder', dict(type='YOLOBBoxCoder')),
-    'is no multiple of': change('roi_head.semantic_roi_extractor.roi_layer.output_size', 10, 'htc'),
     'with_reg=False': change('roi_head.bbox_head.with_reg', False),
-    'GridRoIHead exports without a mask_head': change('roi_head.type', 'GridRoIHead', 'masked_grid'),
     'mask_info_flow=False': change('roi_head.mask_info_flow', False, 'htc'),
-    'rpn.max_per_img': change('test_cfg.rpn.max_per_img', -1),
-    'rpn.min_bbox_size': change('test_cfg.rpn.min_bbox_size', 'small'),
-    'model.test_cfg.rpn has no nms, max_per_img, min_bbox_size': change('test_cfg', None),
-    'model.test_cfg.rcnn has no score_thr, nms, max_per_img': change('test_cfg.rcnn', None),
-    'model.test_cfg.rcnn has no max_per_img': change('test_cfg.rcnn.max_per_img', None),
-    'model.roi_head cannot be built': change('roi_head.bbox_head.num_clases', 3),
+    'model.test_cfg.rcnn': change('test_cfg.rcnn', None),
 }
 
 
@@ -247,30 +209,6 @@ def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
     with pytest.raises(ConfigError, match=said) as refused:
         find_family(cfg).check(cfg, options_of('faster'))
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
-
-
-def test_a_box_head_without_a_column_of_the_background_is_refused_by_its_layer(monkeypatch):
-    class Ranked(HEADS.get('Shared2FCBBoxHead')):
-        def __init__(self, **settings):
-            super().__init__(**settings)
-            self.fc_cls = torch.nn.Linear(self.cls_last_dim, self.num_classes)
-
-    monkeypatch.setitem(HEADS.module_dict, 'Ranked', Ranked)
-    cfg = toy()
-    cfg.model.roi_head.bbox_head.type = 'Ranked'
-    with pytest.raises(ConfigError, match=r'bbox_head\.type=Ranked: its layer fc_cls'):
-        find_family(cfg).check(cfg, options_of('faster'))
-
-
-def test_of_a_detector_with_a_test_method_of_its_own_the_method_is_named(monkeypatch):
-    own = type('Own', (DETECTORS.get('FasterRCNN'),), dict(simple_test=lambda self: None))
-    monkeypatch.setitem(DETECTORS.module_dict, 'Own', own)
-    cfg = toy()
-    cfg.model.type = 'Own'
-    family = find_family(cfg)
-    family.check(cfg, options_of('faster'))
-    (method,) = untraced_methods(family, family.build(cfg), cfg)
-    assert method.subject.startswith('Own.simple_test (')
 
 
 def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():

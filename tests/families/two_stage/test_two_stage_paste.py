@@ -137,30 +137,9 @@ def test_a_dynamic_file_pastes_at_sizes_and_batches_that_it_never_saw_and_where_
     assert outputs['masks'].shape[1] == 0 and outputs['masks'].ndim == 4
 
 
-@pytest.mark.matrix  # in the suite: a file of any size, above
-def test_a_file_of_one_size_pastes_as_many_masks_as_there_are():
-    family, model = family_of('mask'), copy.deepcopy(seeded('mask'))
-    model.roi_head.test_cfg.score_thr = 0.4  # so that lists are not full
-    options = options_of('mask', paste_masks=True)
-    example = {name: torch.from_numpy(one) for name, one in family.feeds(images(1), True).items()}
-    spec, quiet = family.spec(model, options), onnxruntime.SessionOptions()
-    quiet.log_severity_level = 3
-    graph = export.export_stages(family.stages(model, options), example, spec, options)
-    run = onnxruntime.InferenceSession(graph.SerializeToString(), quiet, providers=['CPUExecutionProvider'])
-    counts = set()
-    for prepared in (images(1), images(1, seed=3)):
-        feeds = family.feeds(prepared, True)
-        outputs = dict(zip(spec.output_names, run.run(spec.output_names, feeds), strict=True))
-        assert all(row.passed and row.reference for row in matched('mask', model, outputs, prepared))
-        counts.add(outputs['masks'].shape[1])
-    assert len(counts) == 2
-
-
 def test_pasting_where_it_cannot_be_is_a_usage_error():
     with pytest.raises(UsageError, match='--max-candidates'):
         options = options_of('mask', paste_masks=True, max_proposals=900, max_candidates=600)
         family_of('mask').check(toy('mask'), options)
-    with pytest.raises(UsageError, match=r'mask_thr_binary.*0.*0'):
-        family_of('mask').check(toy('mask', mask_thr_binary=0), options_of('mask', paste_masks=True))
     with pytest.raises(UsageError, match='--paste-masks: the model has no mask_head'):
         family_of('faster').check(toy('faster'), options_of('faster', paste_masks=True))

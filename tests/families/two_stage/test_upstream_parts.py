@@ -1,13 +1,10 @@
 """Parts of mmdet that no exporter follows, as their exported copies compute them at sizes never traced."""
 
-import copy
-
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmdet.core.anchor import AnchorGenerator
 from mmdet.models.necks import BFP, NASFPN
 from mmdet.models.necks.nasfcos_fpn import NASFCOS_FPN
 from torch import nn
@@ -17,7 +14,7 @@ from dense_heads import FAMILY, make_head
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.families.parts.upstream_layers import RepeatedPriors, pooled
+from mmdeploy_ext.families.parts.upstream_layers import pooled
 
 SEEN, UNSEEN = (1, 64, 96), ((2, 88, 56), (1, 130, 201), (3, 64, 64))
 
@@ -111,14 +108,6 @@ class First(nn.Module):
 
     def forward(self, maps):
         return maps[0]
-
-
-def test_repeated_priors_can_be_copied():
-    repeated = RepeatedPriors(AnchorGenerator(strides=[8], ratios=[1.0], scales=[8]))
-    repeated.repeats = 3
-    other = copy.deepcopy(repeated)
-    assert other.strides == [(8, 8)] and other.generator is not repeated.generator
-    assert len(other.single_level_grid_priors((2, 2), 0, device='cpu')) == 3 * 4
 
 
 @pytest.mark.matrix
