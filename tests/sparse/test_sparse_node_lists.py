@@ -15,7 +15,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
 from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
@@ -77,17 +77,13 @@ def ranges_of(graph, amax):
     return Ranges(nodes, 'seeded', 'FILL.md', 0, '')
 
 
-@pytest.mark.parametrize('order', ['xyz', 'zyx'])
-@pytest.mark.parametrize(('kind', 'precision'), [('plain', 'fp16'), ('plain_lean', 'fp32')])
+@pytest.mark.parametrize(
+    ('kind', 'precision', 'order'), [('plain', 'fp16', 'zyx'), ('plain_lean', 'fp32', 'xyz')]
+)
 def test_bevfusion_equals_the_reference(kind, precision, order):
     assert_equal_but_ir_version(
         reorder(fold(traced('bevfusion'), precision), order), f'bevfusion.{kind}.{order}'
     )
-
-
-def test_order_and_folding_commute():
-    graph = traced('bevfusion')
-    assert differences(fold(reorder(graph, 'zyx'), 'fp16'), reorder(fold(graph, 'fp16'), 'zyx')) == []
 
 
 def test_a_real_sweep_leaves_its_row_counts_in_the_file():
@@ -157,16 +153,6 @@ def test_centerpoint_int8_equals_the_reference():
 def with_first(graph, weight, bias):
     first = dataclasses.replace(graph.nodes[0], weight=weight, bias=bias)
     return dataclasses.replace(graph, nodes=(first, *graph.nodes[1:]))
-
-
-def test_centerpoint_in_xyz_is_the_same_network():
-    graph = fold(traced('centerpoint'), 'fp16')
-    turned = reorder(graph, 'xyz')
-    assert [node.op_type for node in turned.nodes[-3:]] == ['ScatterDense', 'Transpose', 'Reshape']
-    assert turned.nodes[-2].dims == (0, 1, 4, 3, 2)
-    assert turned.nodes[-3].output_shape == (1, 128, 180, 180, 2)
-    assert turned.spatial_shape == (1440, 1440, 41)
-    assert differences(reorder(turned, 'zyx'), graph) == []
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def inputs(levels, batch=2):
     return *maps, boxes, torch.arange(len(levels)) % batch, torch.tensor(levels, dtype=torch.int64)
 
 
-@pytest.mark.parametrize('ratio', [0, 2])
-@pytest.mark.parametrize('aligned', [True, False])
-@pytest.mark.parametrize('constant', [False, True])
+@pytest.mark.parametrize(
+    ('ratio', 'aligned', 'constant'), [(0, True, False), (2, False, True), (2, True, True)]
+)
 @pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
 def test_regions_are_pooled_on_their_own_level_alone_and_stay_in_order(ratio, aligned, constant, exporter):
     layers = [mmcv.ops.RoIAlign((3, 5), scale, ratio, 'avg', aligned) for scale in (0.25, 0.125)]

@@ -12,7 +12,6 @@ from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.ops.rotated_iou import PAIR_IOU, _traceable
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
-from mmdeploy_ext.graph.io.index import all_nodes
 from mmdeploy_ext.runtime import rotated_loops
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 
@@ -94,9 +93,8 @@ def test_the_exported_iou_of_ten_thousand_pairs_is_mmcvs_to_the_bit(pairs):
     np.testing.assert_array_equal(iou, box_iou_rotated(first, second, aligned=True).numpy())
 
 
-@pytest.mark.parametrize('kind', pairs_of_boxes())
-def test_the_traceable_iou_differs_from_mmcvs_by_the_order_of_one_sum(pairs, kind):
-    first, second = pairs[kind]
+def test_the_traceable_iou_differs_from_mmcvs_by_the_order_of_one_sum(pairs):
+    first, second = (torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1))
     wanted = box_iou_rotated(first, second, aligned=True)
     np.testing.assert_allclose(_traceable(first, second), wanted, rtol=5e-6, atol=1e-7)
 
@@ -135,15 +133,6 @@ def test_the_exported_suppression_of_a_batch_keeps_what_mmcv_keeps(exporter):
         wanted = [kept_by_mmcv(*image) for image in zip(boxes, valid, strict=True)]
         np.testing.assert_array_equal(keep, torch.stack(wanted).numpy())
         np.testing.assert_array_equal(rotated_keep(boxes, valid, 0.1), torch.stack(wanted).numpy())
-
-
-def test_nothing_adds_up_over_no_pairs_which_onnx_runtime_refuses_on_cuda():
-    boxes, valid = crowd(8, 0)[None], torch.ones(1, 8, dtype=torch.bool)
-    model = exported(Keep(), (boxes, valid), ('boxes', 'valid'), 'BN', opset=18)
-    nodes = list(all_nodes(model))
-    makers = {name: node.op_type for node in nodes for name in node.output}
-    sums = [node for node in nodes if node.op_type.startswith('Reduce') and len(node.input) == 1]
-    assert len(sums) == 2 and {makers[node.input[0]] for node in sums} == {'Concat'}
 
 
 def test_the_loops_without_pytorch_are_mmcvs_to_the_bit(pairs):
