@@ -1,14 +1,12 @@
 """Files of an export, read again."""
 
-import shutil
-
 import pytest
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_centerpoint
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.families.files import check_output, read_files
+from mmdeploy_ext.families.files import check_output
 from mmdeploy_ext.proving import ladder
 
 
@@ -21,18 +19,6 @@ def test_a_folder_of_graphs_is_no_file_and_the_other_way_round(folder, tmp_path)
     check_output(str(tmp_path / 'any'), FAMILIES['dense'].choose(), FAMILIES['dense'])
     with pytest.raises(UsageError, match=r'm\.onnx'):
         check_output(str(tmp_path / 'm.onnx'), FAMILIES['centerpoint'].choose(), FAMILIES['centerpoint'])
-
-
-def test_files_with_the_names_of_other_graphs_are_refused(folder, tmp_path):
-    target = shutil.copytree(folder, tmp_path / 'graphs')
-    (target / 'head.onnx').rename(target / 'x')
-    (target / 'backbone.onnx').rename(target / 'head.onnx')
-    (target / 'x').rename(target / 'backbone.onnx')
-    with pytest.raises(ModelFileError, match=r'backbone.onnx.*head.onnx'):
-        read_files(str(target))
-    (target / 'backbone.onnx').rename(target / 'network.onnx')
-    with pytest.raises(ModelFileError, match=r'network.onnx.*head.onnx'):
-        read_files(str(target))
 
 
 def test_a_proof_of_a_folder_without_one_of_its_graphs_is_refused_by_its_name():

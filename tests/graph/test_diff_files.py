@@ -6,7 +6,6 @@ import pytest
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 import toy_faults
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.diff import files as diff
 from mmdeploy_ext.graph.diff.align import align
@@ -148,12 +147,8 @@ def two_outputs(form: str, factor: float = 1.0) -> onnx.ModelProto:
     return model if form == 'function' else inliner.inline_local_functions(model)
 
 
-FORMS = [('function', 'standard')]
-
-
-@pytest.mark.parametrize('forms', FORMS, ids='-'.join)
-def test_an_operator_as_function_and_written_out_are_equal_numbers_of_another_structure(tmp_path, forms):
-    found = diff.diff_files(*saved(tmp_path, a=two_outputs(forms[0]), b=two_outputs(forms[1])))
+def test_an_operator_as_function_and_written_out_are_equal_numbers_of_another_structure(tmp_path):
+    found = diff.diff_files(*saved(tmp_path, a=two_outputs('function'), b=two_outputs('standard')))
     assert found.equal and found.restructured
     assert {entry.tensor: (entry.state, entry.paired) for entry in found.outputs} == {
         'y': ('equal', 'y'),
@@ -162,54 +157,12 @@ def test_an_operator_as_function_and_written_out_are_equal_numbers_of_another_st
     assert found.to_json()['restructured']
 
 
-@pytest.mark.parametrize('forms', FORMS, ids='-'.join)
-def test_other_numbers_are_told_in_another_structure_too(tmp_path, forms):
-    found = diff.diff_files(*saved(tmp_path, a=two_outputs(forms[0]), b=two_outputs(forms[1], 1.01)))
+def test_other_numbers_are_told_in_another_structure_too(tmp_path):
+    """Each node of the function is new, and nothing tells which one is wrong."""
+    found = diff.diff_files(*saved(tmp_path, a=two_outputs('function'), b=two_outputs('standard', 1.01)))
     assert not found.equal
     assert [entry.state != 'equal' for entry in found.outputs] == [True, True]
-    if forms[1] == 'standard':  # each node of the function is new, and nothing tells which one is wrong
-        assert not found.first.exact and len(found.first.nodes) > 1
-
-
-def parsed(body: str, functions: str = '') -> onnx.ModelProto:
-    """Return a model of an input x and an output y."""
-    return onnx.parser.parse_model(f"""
-        <ir_version: 10, opset_import: ["": 17, "own": 1]>
-        g (float[8] x) => (float[N] y) <float[1] two = {{2}}, float big = {{1000}}> {{ {body} }} {functions}
-    """)
-
-
-def test_an_empty_output_shows_nothing_in_another_structure(tmp_path):
-    end = 'c = Greater(x, big) y = Compress(v, c)'
-    paths = saved(tmp_path, a=parsed(f'v = Mul(x, two) {end}'), b=parsed(f'w = Add(x, two) v = Neg(w) {end}'))
-    comparison = diff.diff_files(*paths)
-    assert comparison.restructured and not comparison.equal
-    assert diff.diff_files(paths[0], paths[0]).equal
-
-
-def test_an_output_without_a_finite_value_is_not_equal(tmp_path):
-    paths = saved(tmp_path, a=parsed('a = Abs(x) b = Neg(a) v = Sqrt(b) y = Mul(v, two)'))
-    comparison = diff.diff_files(*paths * 2)
-    assert not comparison.equal
-
-
-def test_what_differs_inside_of_a_branch_that_does_not_run_is_a_change(tmp_path):
-    text = """s = ReduceMax<keepdims = 0>(x) c = Greater(s, big) [choice] y = If(c) <
-        then_branch = t () => (float[8] u) {{ u = {}(x) }},
-        else_branch = e () => (float[8] w) {{ w = Neg(x) }}>"""
-    comparison = diff.diff_files(*saved(tmp_path, a=parsed(text.format('Sin')), b=parsed(text.format('Cos'))))
-    assert comparison.equal
-    assert {change['kind'] for change in comparison.changes} == {'inside'}
-    assert comparison.changes[0]['where'] == 'choice'
-
-
-def test_another_operator_in_the_same_place_is_the_first_difference(tmp_path):
-    other = renamed(small())
-    index = [node.op_type for node in other.graph.node].index('Relu')
-    other.graph.node[index].op_type = 'Elu'
-    found = diff.diff_files(*saved(tmp_path, a=small(), b=other))
-    assert (found.first.node, found.first.exact) == (other.graph.node[index].name, True)
-    assert [change['kind'] for change in found.changes] == ['node']
+    assert not found.first.exact and len(found.first.nodes) > 1
 
 
 def halved(model: onnx.ModelProto, half_io: bool) -> onnx.ModelProto:
@@ -254,22 +207,11 @@ def with_outputs(*names: str) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize(
-    ('left', 'right', 'missing', 'additional'),
-    [(('y', 's'), ('y',), ['s'], []), (('y', 's', 't'), ('c', 's'), ['y', 't'], ['c'])],
-)
-def test_an_output_that_only_one_file_has_is_a_difference(tmp_path, left, right, missing, additional):
+def test_an_output_that_only_one_file_has_is_a_difference(tmp_path):
     """Whatever the numbers of the outputs that both have."""
-    found = diff.diff_files(*saved(tmp_path, a=with_outputs(*left), b=with_outputs(*right)))
-    assert (found.equal, found.first, found.missing, found.additional) == (False, None, missing, additional)
-
-
-def test_as_many_outputs_with_other_names_are_paired_and_the_headline_says_their_names(tmp_path):
-    other = small()
-    other.graph.node[-1].output[0] = other.graph.output[0].name = 'z'
-    paths = saved(tmp_path, a=small(), b=other)
-    found = diff.diff_files(*paths)
-    assert found.equal and found.renamed == {'y': 'z'}
+    found = diff.diff_files(*saved(tmp_path, a=with_outputs('y', 's', 't'), b=with_outputs('c', 's')))
+    assert (found.equal, found.first) == (False, None)
+    assert (found.missing, found.additional) == (['y', 't'], ['c'])
 
 
 def test_inputs_with_other_names_are_paired_by_place(tmp_path):
@@ -277,14 +219,6 @@ def test_inputs_with_other_names_are_paired_by_place(tmp_path):
     other.graph.input[0].name = 'image'
     other.graph.node[0].input[0] = 'image'
     assert diff.diff_files(*saved(tmp_path, a=small(), b=other)).equal
-
-
-def test_inputs_that_cannot_be_paired_are_refused(tmp_path):
-    other = small()
-    other.graph.input.append(helper.make_tensor_value_info('more', TensorProto.FLOAT, [1]))
-    other.graph.node[0].input[2] = 'more'
-    with pytest.raises(UsageError, match='more'):
-        diff.diff_files(*saved(tmp_path, a=small(), b=other))
 
 
 def test_opsets_metadata_and_outputs_are_compared():

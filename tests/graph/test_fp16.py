@@ -90,28 +90,6 @@ def test_it_is_a_valid_graph_with_the_same_names_that_gives_nearly_the_same():
         np.testing.assert_allclose(found, wanted, atol=5e-3)
 
 
-def test_features_outside_become_float16_where_the_spec_says_so():
-    half = to_fp16(make_model(), spec('float16'))
-    onnx.checker.check_model(half, full_check=True)
-    assert [value.type.tensor_type.elem_type for value in half.graph.input] == [
-        TensorProto.FLOAT16,
-        TensorProto.FLOAT,
-    ]
-    hidden, boxes = run(half, np.float16)
-    assert (hidden.dtype, boxes.dtype) == (np.float16, np.float32)
-    assert to_fp16(half, spec('float16')).SerializeToString() == half.SerializeToString()
-
-
-def test_a_product_of_points_with_constants_is_no_layer():
-    model = make_model()
-    model.graph.initializer.append(numpy_helper.from_array(np.ones((1, ROWS, ROWS), np.float32), 'frustum'))
-    model.graph.node.insert(0, helper.make_node('MatMul', ['frustum', 'points'], ['rays'], 'rays'))
-    model.graph.node.insert(1, helper.make_node('Squeeze', ['rays'], ['flat'], 'squeeze'))
-    model.graph.node[2].input[0] = 'flat'
-    types = types_of(to_fp16(model, spec()))
-    assert types['rays'] == types['squeeze'] == TensorProto.FLOAT
-
-
 def test_a_weight_beyond_float16_is_refused_by_name():
     with pytest.raises(ExportError, match=r"constant 'W\d'.*65504"):
         to_fp16(make_model(scale=1e5), spec())
@@ -131,22 +109,13 @@ def with_branch():
     return model
 
 
-@pytest.mark.parametrize(
-    ('name', 'scopes'),
-    [
-        ('network/decoder/layers.0/MatMul', ''),  # the TorchScript exporter
-        (
-            'network/node_MatMul_7',
-            "['', 'model.decoder', 'model.decoder.layers.0', 'linear_45']",
-        ),  # torch.export
-    ],
-)
-def test_a_pattern_of_a_module_fits_its_nodes_of_both_exporters(name, scopes):
-    node = helper.make_node('MatMul', ['x', 'w'], ['y'], name)
-    if scopes:
-        node.metadata_props.add(key='pkg.torch.onnx.name_scopes', value=scopes)
-    found = match_patterns([node], ['*.decoder*', '*.decoder.layers.1', '*.encoder*'])
-    assert found == {'*.decoder*': [0], '*.decoder.layers.1': [], '*.encoder*': []}
+def test_a_pattern_of_a_module_fits_its_nodes_of_both_exporters():
+    scripted = helper.make_node('MatMul', ['x', 'w'], ['y'], 'network/decoder/layers.0/MatMul')
+    dynamo = helper.make_node('MatMul', ['x', 'w'], ['y'], 'network/node_MatMul_7')
+    scopes = "['', 'model.decoder', 'model.decoder.layers.0', 'linear_45']"
+    dynamo.metadata_props.add(key='pkg.torch.onnx.name_scopes', value=scopes)
+    found = match_patterns([scripted, dynamo], ['*.decoder*', '*.decoder.layers.1', '*.encoder*'])
+    assert found == {'*.decoder*': [0, 1], '*.decoder.layers.1': [], '*.encoder*': []}
 
 
 def test_nodes_with_sub_graphs_and_what_these_read_stay_float32():

@@ -7,14 +7,13 @@ from urllib.parse import quote
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
 from onnx import helper
 
-from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files, tensors
 from mmdeploy_ext.graph.run import run
-from toy_graphs import conv_net, model_of, random_graph, same, steps
+from toy_graphs import conv_net, model_of, same
 
 
 def large_net():
@@ -75,11 +74,6 @@ def test_newer_opsets_and_ir_versions_are_refused(tmp_path):
     onnx.save_model(model, tmp_path / 'ir.onnx')
     with pytest.raises(ModelFileError, match='99'):
         files.load(tmp_path / 'ir.onnx')
-    model = conv_net()
-    model.ClearField('opset_import')
-    (tmp_path / 'none.onnx').write_bytes(model.SerializeToString())
-    with pytest.raises(ModelFileError, match=r'none\.onnx'):
-        files.load(tmp_path / 'none.onnx')
 
 
 def graph_with(*edits):
@@ -101,12 +95,10 @@ def test_nodes_out_of_order_and_tensors_from_nowhere_are_named():
         files.check_order(model)
 
 
-@settings(max_examples=10, deadline=None)
-@given(steps)
-def test_what_is_saved_is_what_is_loaded(tmp_path_factory, chosen):
-    path = tmp_path_factory.mktemp('x') / 'y.onnx'
-    assert files.save(random_graph(chosen), path) == [path]
-    assert files.load(path) == random_graph(chosen)
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    path = tmp_path / 'y.onnx'
+    assert files.save(conv_net(), path) == [path]
+    assert files.load(path) == conv_net()
     assert [entry.name for entry in path.parent.iterdir()] == ['y.onnx']
 
 
@@ -169,12 +161,3 @@ def test_tensors_are_read_from_files_and_folders(tmp_path):
 
     save_dump(tmp_path / 'dump', {'a': np.arange(3)}, {})
     same(tensors.load_tensors(tmp_path / 'dump'), {'a': np.arange(3)})
-
-
-def test_tensors_that_cannot_be_read_are_refused(tmp_path):
-    np.save(tmp_path / 'object.npy', np.array([{}], object), allow_pickle=True)
-    (tmp_path / 'x.npz').write_bytes(b'PK no zip')
-    (tmp_path / 'nothing').mkdir()
-    for name in ('object.npy', 'x.npz', 'nothing', 'none.npz'):
-        with pytest.raises(DataError, match=name):
-            tensors.load_tensors(tmp_path / name)

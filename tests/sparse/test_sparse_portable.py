@@ -1,7 +1,5 @@
 """The portable file: valid ONNX of standard operators, equal to dense convolution and to spconv."""
 
-import json
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,10 +7,9 @@ import pytest
 
 import toy_sparse
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.sparse import buckets, engine, portable
 from mmdeploy_ext.sparse.order import reorder
-from mmdeploy_ext.sparse.plan import Plan, plan_of
+from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
 RTOL = 1e-4
@@ -84,32 +81,6 @@ def test_it_is_valid_onnx_of_standard_operators(exported):
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [('', portable.DEFAULT_OPSET)]
 
 
-@pytest.mark.parametrize('opset', [13, 21])
-def test_the_opset_is_the_one_asked_for(form, opset):
-    graph = toy_sparse.bevfusion()
-    model = portable.to_onnx(graph, form=form, opset=opset)
-    assert model.opset_import[0].version == opset
-    features, coordinates = voxels_of(50)
-    found = session_of(model).run(['bev'], all_feeds(graph, features, coordinates, form))[0]
-    assert np.allclose(found, engine.run(graph, coordinates, features), atol=1e-5)
-
-
-def test_every_sparse_tensor_is_that_of_the_engine(form):
-    graph = toy_sparse.bevfusion()
-    sparse = [node for node in graph.nodes if node.output in plan_of(graph).level_of]
-    features, coordinates = voxels_of(200)
-    layers = {}
-    engine.run(graph, coordinates, features, layers.__setitem__)
-    runner = Runner(portable.to_onnx(graph, form=form), [f'{node.name}.out' for node in sparse])
-    found = runner.run(all_feeds(graph, features, coordinates, form))
-    for node, values in zip(sparse, found.values(), strict=True):
-        if form == 'buckets':
-            assert not values[-1].any(), 'the row of zeros behind the last'
-            values = values[:-1]
-        assert values.shape == layers[node.name].shape, node.name
-        assert np.abs(values - layers[node.name]).max() <= 1e-5 * np.abs(layers[node.name]).max(), node.name
-
-
 def odd_graphs():
     """Layers that BEVFusion has not: no bias, no ReLU, 1x1x1, dilation, even kernels, half weights."""
     plain = toy_sparse.Builder(toy_sparse.GRID)
@@ -178,16 +149,6 @@ def test_spconv_gives_the_same(form):
             expected = net(torch.from_numpy(features), torch.from_numpy(coordinates), 1).numpy()
         found = session.run(['bev'], all_feeds(graph, features, coordinates, form))[0]
         assert np.abs(found - expected).max() <= RTOL * np.abs(expected).max()
-
-
-def test_the_file_says_what_its_runtime_needs():
-    graph = toy_sparse.bevfusion()
-    model = portable.to_onnx(graph, metadata={'mm2onnx.checkpoint_sha256': '"abc"'})
-    props = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
-    assert props['mm2onnx.checkpoint_sha256'] == 'abc'
-    facts = props['mm2onnx.scn']
-    assert (facts['form'], facts['order'], facts['in_channels']) == ('buckets', 'xyz', 5)
-    assert Plan.from_json(facts['plan']) == plan_of(graph)
 
 
 def test_what_it_cannot_write_is_refused():

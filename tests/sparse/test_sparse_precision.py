@@ -51,13 +51,6 @@ def without(ranges, name, **changes):
     return dataclasses.replace(ranges, nodes=nodes)
 
 
-def test_fp16_needs_no_ranges(graph):
-    changed = apply_precision(graph, 'fp16')
-    assert set(precisions(changed).values()) == {('fp16', 'fp16')}
-    assert all(node.input_range is None for node in changed.convolutions())
-    assert set(precisions(graph).values()) == {('', '')}  # the graph itself is as it was
-
-
 def test_ends_in_fp16(graph, ranges):
     found = precisions(apply_precision(graph, 'int8', fp16_ends(graph), ranges))
     last = graph.convolutions()[-1].name
@@ -105,10 +98,3 @@ def test_an_unknown_precision_is_an_error(graph, value):
 def test_int8_without_ranges_is_an_error(graph, ranges, name, changes, said):
     with pytest.raises(UsageError, match=said):
         apply_precision(graph, 'int8', None, without(ranges, name, **changes))
-
-
-def test_a_kept_layer_needs_no_ranges_unless_it_reads_int8(graph, ranges):
-    kept = without(ranges, 'conv0')
-    apply_precision(graph, 'int8', {'conv0': 'fp16'}, kept)
-    with pytest.raises(UsageError, match=r'conv3.*add0.*int8'):
-        apply_precision(graph, 'int8', {'conv3': 'fp16'}, without(ranges, 'conv3'))

@@ -79,32 +79,6 @@ def test_strided_sites_and_tables_equal_a_search_by_dictionary(rows, geometry):
     assert np.array_equal(table, slow_table(coordinates, expected, *geometry))
 
 
-def test_several_samples_do_not_meet():
-    coordinates = np.array([[0, 5, 5, 5], [1, 5, 5, 6], [1, 5, 5, 5]], np.int32)
-    table = submanifold_table(Level(coordinates, GRID), (1, 1, 3))
-    assert table.tolist() == [[3, 0, 3], [2, 1, 3], [3, 2, 1]]
-
-
-def test_the_number_of_threads_changes_nothing():
-    threads = 3
-    graph = toy_sparse.bevfusion()
-    plan, coordinates = plan_of(graph), toy_sparse.voxels()[1]
-    one, several = build(plan, coordinates), build(plan, coordinates, threads)
-    assert one.tables.keys() == several.tables.keys()
-    for name, table in one.tables.items():
-        assert np.array_equal(table, several.tables[name]), name
-    for left, right in zip(one.levels, several.levels, strict=True):
-        assert np.array_equal(left.coordinates, right.coordinates)
-    first, second = (arrangements(plan, one, count) for count in (1, threads))
-    for name in first:
-        assert flat(first[name]).tolist() == flat(second[name]).tolist(), name
-
-
-def flat(arrangement):
-    values = dataclasses.astuple(arrangement)
-    return np.concatenate([*values[:-1], *values[-1]])
-
-
 def arrangements(plan, rulebook, threads=1):
     layouts = {table.name: buckets.Layout.of(table.kernel_size) for table in plan.tables}
     rows_in = {table.name: len(rulebook.levels[table.level_in]) for table in plan.tables}

@@ -10,7 +10,7 @@ ROOTS = (
     Path(__file__).resolve().parents[1] / 'goldens/scn',
     Path(__file__).resolve().parents[3] / 'shared/golden/scn',
 )
-"""Folders that are looked at: what is of synthetic input is in the repository, what is of a real sweep is not."""
+"""Synthetic inputs and their outputs are in the repository; real sweeps are outside, and may be absent."""
 
 
 def find(name):

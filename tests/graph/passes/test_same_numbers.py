@@ -8,8 +8,6 @@ import onnx.parser
 import pytest
 
 from mmdeploy_ext.contract.comparison import is_equal, is_exact
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends
@@ -112,25 +110,6 @@ def test_ends_become_float16_when_asked():
     assert {value.type.tensor_type.elem_type for value in (*half.graph.input, *half.graph.output)} == {10}
     rows = compare_models(model, half, [random_feeds(model)], 1e-2, any_float=True)
     assert all(row.passed for row in rows) and not is_exact(rows)
-
-
-def test_an_input_with_a_default_stays_float32_in_graph_and_contract():
-    model = parse('y = Mul(x, s)', inputs='float[2,4] x, float[4] s', constants='<float[4] s = {1, 2, 3, 4}>')
-    half = to_fp16(model, with_half_ends(spec_of(model)))
-    contract = GraphSpec(
-        'model',
-        (TensorSpec('x', 'float32', (2, 4)), TensorSpec('s', 'float32', (4,), default=1.0)),
-        (TensorSpec('y', 'float32', (2, 4)),),
-    )
-    kinds = {value.name: value.type.tensor_type.elem_type for value in half.graph.input}
-    assert kinds == dict(x=onnx.TensorProto.FLOAT16, s=onnx.TensorProto.FLOAT)
-    assert [tensor.dtype for tensor in with_half_ends(contract).inputs] == ['float16', 'float32']
-
-
-def test_a_pattern_that_fits_nothing_is_refused_with_near_names():
-    model = layers()
-    with pytest.raises(UsageError, match=r"'Tahn'"):
-        to_fp16(model, spec_of(model), ['b/*', 'Tahn'])
 
 
 def test_operators_without_float16_stay_float32():

@@ -91,13 +91,6 @@ def test_shapes_that_cannot_be_meant_are_refused(case):
         set_by_text(conv_net(('batch', 3, 8, 8)), texts)
 
 
-def test_what_people_write_is_read():
-    assert parse('images=1x3x640x640') == ('images', [1, 3, 640, 640])
-    assert parse('a=b=batch,3,?,?') == ('a=b', ['batch', 3, '?', '?'])
-    assert parse('images=1x3x?x?') == ('images', [1, 3, '?', '?'])
-    assert parse('batch=1') == ('batch', [1]) and parse('batch=index') == ('batch', ['index'])
-
-
 def test_a_name_that_is_given_twice_is_refused_and_only_digits_are_numbers():
     with pytest.raises(UsageError, match='x=1,3,8,8'):
         set_by_text(conv_net(), ['x=1,3,8,8', 'x=1,3,9,9'])
