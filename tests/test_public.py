@@ -24,7 +24,6 @@ OPTIONAL = {
     'openvino',
     'nncf',
     'matplotlib',
-    'onnxruntime_extensions',
 }
 
 

@@ -1,4 +1,4 @@
-"""The record of commands that changed a graph after its export. Needs no torch."""
+"""The metadata of a graph that was changed after its export. Needs no torch."""
 
 import json
 
@@ -6,6 +6,7 @@ import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.graph.io.index import refill
 
 KEY = f'{PREFIX}edits'
 """Key of `metadata_props` of the record: JSON, a list of names of commands, in their order."""
@@ -19,3 +20,9 @@ def record(model: onnx.ModelProto, command: str) -> None:
     if KEY not in props:
         raise ModelFileError(f'the file has no {KEY}; export it again')
     props[KEY].value = json.dumps([*json.loads(props[KEY].value), command])
+
+
+def drop_metadata(model: onnx.ModelProto) -> None:
+    """Remove the entries with `PREFIX` from a model's metadata, in place: they describe the whole export."""
+    entries = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
+    refill(model, metadata_props=entries)

@@ -12,13 +12,8 @@ from mmdeploy_ext.graph.io.index import Index, did_you_mean
 
 DEFAULT_SIZE = 64
 """Size of a symbolic axis that was given none, except for the first axis of an input, which gets 1."""
-INDEX_INPUTS = {'Gather': 1, 'GatherElements': 1, 'GatherND': 1}
-"""op_type -> position of the input that holds indices into the operator's first input."""
-SIZE_INPUTS = dict.fromkeys(('Reshape', 'Expand', 'TopK', 'Tile'), (1,))
-SIZE_INPUTS |= {'Resize': (2, 3), 'ConstantOfShape': (0,), 'Range': (0, 1, 2)}
-"""op_type -> positions of the inputs that are sizes; integers that feed one are 1."""
 INTEGER_END = 8
-"""Integers without a known use are below this."""
+"""Integers are below this."""
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
@@ -52,7 +47,7 @@ def random_feeds(
     """Return random values for every input of a model that has to be fed.
 
     Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255, texts 'text'; other integers
-    are 0..7, indices of a Gather into an initializer are below its size, and sizes are 1.
+    are 0..7.
 
     Args:
         model: its inputs with a default need no values.
@@ -82,7 +77,7 @@ def random_feeds(
                 for axis, dim in enumerate(tensor_type.shape.dim)
             ]
         rng = np.random.default_rng([seed, *value.name.encode()])
-        feeds[value.name] = _random_array(index, value.name, tensor_type.elem_type, shape, rng)
+        feeds[value.name] = _random_array(tensor_type.elem_type, shape, rng)
     unknown = [name for name in sizes if name not in known_names]
     if unknown:
         raise UsageError(
@@ -92,9 +87,7 @@ def random_feeds(
     return feeds
 
 
-def _random_array(
-    index: Index, name: str, element: int, shape: Sequence[int], rng: np.random.Generator
-) -> np.ndarray:
+def _random_array(element: int, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     dtype = helper.tensor_dtype_to_np_dtype(element)
     if element == onnx.TensorProto.STRING:
         return np.full(shape, 'text', np.object_)
@@ -103,20 +96,5 @@ def _random_array(
     if dtype == np.uint8:
         return rng.integers(0, 256, shape, dtype)
     if 'int' in dtype.name:  # int4, too, whose kind is not 'i'
-        low, high = _integer_range(index, name)
-        return rng.integers(low, high, shape).astype(dtype)
+        return rng.integers(0, INTEGER_END, shape).astype(dtype)
     return np.asarray(rng.standard_normal(shape)).astype(dtype)
-
-
-def _integer_range(index: Index, name: str) -> tuple[int, int]:
-    high = INTEGER_END
-    for consumer in index.consumers(name):
-        node = index.nodes[consumer]
-        positions = [position for position, source in enumerate(node.input) if source == name]
-        if set(positions) & set(SIZE_INPUTS.get(node.op_type, ())):
-            return 1, 2
-        if INDEX_INPUTS.get(node.op_type) in positions and node.input[0] in index.constants:
-            sizes = index.constants[node.input[0]].dims
-            axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
-            high = min(high, *(sizes if node.op_type == 'GatherND' else [sizes[axis]]))
-    return 0, max(high, 1)

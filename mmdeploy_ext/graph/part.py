@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 
-from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.graph.io.index import Index, bodies, reads, refill
+from mmdeploy_ext.graph.io.index import Index, bodies, reads
 
 
 def part(
@@ -55,14 +54,11 @@ def part(
     output_names = {value.name for value in graph.output}
     used = {name for node in graph.node for name in reads(node)} | output_names
     constants = used - input_names
-    tensors = used | {name for node in graph.node for name in node.output}
-    inner = tensors - input_names - output_names
+    inner = used | {name for node in graph.node for name in node.output}
+    inner -= input_names | output_names
     source_graph = source.graph
     graph.initializer.extend(tensor for tensor in source_graph.initializer if tensor.name in constants)
     graph.value_info.extend(value for value in source_graph.value_info if value.name in inner)
-    graph.quantization_annotation.extend(
-        entry for entry in source_graph.quantization_annotation if entry.tensor_name in tensors
-    )
     return model
 
 
@@ -77,9 +73,3 @@ def drop_functions(model: onnx.ModelProto) -> None:
         waiting.extend(called.node if called is not None else ())
     for function in unused.values():
         model.functions.remove(function)
-
-
-def drop_metadata(model: onnx.ModelProto) -> None:
-    """Remove the entries with `PREFIX` from a model's metadata, in place: they describe the whole export."""
-    entries = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
-    refill(model, metadata_props=entries)

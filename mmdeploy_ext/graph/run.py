@@ -36,7 +36,6 @@ class Runner:
         *,
         optimization: str = 'none',
         threads: int = 0,
-        shapes_first: bool = False,
     ) -> None:
         """Open the session, without the nodes that no name needs.
 
@@ -46,8 +45,6 @@ class Runner:
             optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let ONNX
                 Runtime fuse nodes between the names.
             threads: number of threads within an operator; 0 leaves the choice to ONNX Runtime.
-            shapes_first: whether Shape nodes run as soon as they can: by default they may come last, and all
-                that they read stays in memory until then.
         """
         check_optimization(optimization)
         self.index = index = Index(model)
@@ -66,7 +63,7 @@ class Runner:
             exposed = part(index, positions, fed, outputs)
             exposed.graph.input.extend(value for value in inputs if value.name in index.constants)
             self._needed = [value.name for value in exposed.graph.input]
-            self._session = open_session(exposed, optimization, threads, shapes_first)
+            self._session = open_session(exposed, optimization, threads)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
         check_feeds(self.index, feeds)
@@ -109,9 +106,7 @@ def check_optimization(optimization: str) -> None:
         raise ConfigError(f'optimization={optimization!r}: expected one of {expected}')
 
 
-def open_session(
-    model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool = False
-) -> onnxruntime.InferenceSession:
+def open_session(model: onnx.ModelProto, optimization: str, threads: int) -> onnxruntime.InferenceSession:
     """Return a session of a model on the CPU."""
     import onnxruntime
 
@@ -120,8 +115,6 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    if shapes_first:
-        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     level = GRAPH_OPTIMIZATION[optimization]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     with files.openable(model) as source:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +19,18 @@ from onnx import AttributeProto, TensorProto, helper
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError
 from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.core.violations import errors
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.ir import ORDERS, TRIPLES, SparseConvolution, SparseGraph
+from mmdeploy_ext.sparse.libspconv_parser import ADDITIONS, EngineParser
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
     from mmdeploy_ext.sparse.ir import Add, Node
+    from mmdeploy_ext.sparse.libspconv_parser import ParsedNode
 
 IR_VERSION = 8
 """As in NVIDIA's files."""
@@ -36,7 +38,6 @@ OPSET = ('ai.onnx', 11)
 """As in NVIDIA's files, although their operators are not in it."""
 MODULES = 'mm2onnx.scn_modules'
 """Metadata key of JSON: node name -> module path."""
-PRECISIONS = ('', 'fp16', 'int8')
 NODE_CLASSES: dict[str, type[Node]] = {
     'SparseConvolution': SparseConvolution,
     'Add': ir.Add,
@@ -46,8 +47,8 @@ NODE_CLASSES: dict[str, type[Node]] = {
     'Transpose': ir.Transpose,
     'Reshape': ir.Reshape,
 }
-REQUIRED: Any = object()
-"""Marks a required attribute."""
+UNREAD_FIELDS = ('output_padding', 'input_spatial_shape', 'output_spatial_shape', 'transposed', 'groups')
+"""Fields of a convolution that the engine never reads."""
 
 
 # ---- writing
@@ -180,173 +181,55 @@ def read(path: str | os.PathLike[str]) -> SparseGraph:
 
 
 def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
-    """Graph of a model in the dialect, with module paths from its metadata if any.
+    """Graph of a model in the dialect as the engine reads it, with module paths from its metadata if any.
 
-    ModelFileError: an unknown, malformed or unconnected node; it names node and attribute.
+    ModelFileError: a node that the engine misreads (`EngineParser`), or no sparse graph.
     """
-    reader = _Reader(model, path)
-    nodes = tuple(reader.node(node) for node in model.graph.node)
-    first = next((node for node in nodes if isinstance(node, SparseConvolution)), None)
-    if first is None or reader.order is None:
-        raise ModelFileError(f'{path}: has no SparseConvolution or no ScatterDense; is it a libspconv file?')
-    rows, channels = reader.shape(model.graph.input, 'input', 2)
-    output_shape = reader.shape(model.graph.output, 'output', None)
-    output = model.graph.output[0].name
-    reader.check_tensor('the output', output)
-    grid = first.input_spatial_shape
-    return SparseGraph(nodes, reader.order, grid, channels, output, output_shape, input_rows=rows)
-
-
-class _Reader:
-    """One file while it is read; `order` comes from its ScatterDense nodes."""
-
-    def __init__(self, model: onnx.ModelProto, path: object) -> None:
-        self.path = path
-        self.order: str | None = None
-        # of several of one name the engine takes the first
-        self._initializers = {tensor.name: tensor for tensor in reversed(model.graph.initializer)}
-        self._tensors = {info.name for info in model.graph.input}
-        self._names: set[str] = set()
-        text = next((entry.value for entry in model.metadata_props if entry.key == MODULES), '{}')
-        try:
-            self._modules = json.loads(text)
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise self.error(MODULES, f'is not JSON ({error})') from error
-        if not isinstance(self._modules, dict):
-            raise self.error(MODULES, f'is {self._modules!r}, expected node names with module paths')
-
-    def error(self, place: str, problem: str) -> ModelFileError:
-        return ModelFileError(f'{self.path}: {place}: {problem}; the file is damaged or of another kind')
-
-    def check_tensor(self, consumer: str, name: str) -> None:
-        if name not in self._tensors:
-            raise self.error(consumer, f'reads tensor {name!r}, which no node before it gives')
-
-    def shape(self, infos: Any, side: str, rank: int | None) -> tuple[int, ...]:
-        if len(infos) != 1:
-            raise self.error(f'graph {side}', f'there are {len(infos)}, expected 1')
-        sizes = tuple(dim.dim_value for dim in infos[0].type.tensor_type.shape.dim)
-        if not sizes or min(sizes) < 1 or (rank and len(sizes) != rank):
-            raise self.error(f'graph {side} {infos[0].name!r}', f'has the shape {list(sizes)}')
-        return sizes
-
-    def node(self, node: onnx.NodeProto) -> Node:
-        node_class, name = NODE_CLASSES.get(node.op_type), node.name or node.op_type
-        if node_class is None:
-            operators = ', '.join(NODE_CLASSES)
-            raise self.error(name, f'has op_type {node.op_type!r}, expected one of {operators}')
-        if not node.name or node.name in self._names:  # tables and ranges belong to names
-            problem = 'is the name of two nodes' if node.name else 'a node has no name'
-            raise self.error(name, f'{problem}; expected a name for each node')
-        self._names.add(node.name)
-        count = 2 if node_class is ir.Add else 1
-        if len(node.output) != 1 or len(node.input) < count:
-            raise self.error(
-                name, f'has {len(node.input)} inputs and {len(node.output)} outputs, expected {count} and 1'
-            )
-        for tensor in node.input[:count]:
-            self.check_tensor(name, tensor)
-        if node.output[0] in self._tensors:
-            raise self.error(name, f'gives tensor {node.output[0]!r} a second time')
-        self._tensors.add(node.output[0])
-        module = str(self._modules.get(node.name, ''))
-        return node_class(
-            node.name, module, tuple(node.input[:count]), node.output[0], **self._fields(node, node_class)
+    parser = EngineParser(model.graph)
+    for violation in errors(parser.violations):
+        place = f'{path}: {violation.node}' if violation.node else path
+        raise ModelFileError(f'{place}: {violation.message}; the file is damaged or of another kind')
+    orders = [node.values['format'] for node in parser.nodes if node.op_type == 'ScatterDense']
+    is_whole = orders and orders[0] in ORDERS and any(node.is_convolution for node in parser.nodes)
+    if not is_whole or len(model.graph.input) != 1 or len(model.graph.output) != 1:
+        raise ModelFileError(
+            f'{path}: expected one input and output, a SparseConvolution, and a ScatterDense with a format '
+            f'of {" or ".join(ORDERS)}; is it a libspconv file?'
         )
+    modules = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == MODULES), {})
+    nodes = tuple(_node(node, modules.get(node.name, '')) for node in parser.nodes)
+    grid = next(node.input_spatial_shape for node in nodes if isinstance(node, SparseConvolution))
+    (rows, channels), output_shape = map(_sizes, (model.graph.input[0], model.graph.output[0]))
+    return SparseGraph(nodes, orders[0], grid, channels, model.graph.output[0].name, output_shape, rows)
 
-    def _fields(self, node: onnx.NodeProto, node_class: type[Node]) -> dict[str, Any]:
-        if node_class is SparseConvolution:
-            return self._convolution(node)
-        if node_class is ir.Add:
-            first, second = (
-                self._attribute(node, f'input{side}_dynamic_range', 'FLOAT', None) for side in (0, 1)
-            )
-            if first != second:
-                raise self.error(node.name, f'has the input ranges {first} and {second}, expected equal ones')
-            return dict(self._precisions(node), input_range=first)
-        if node_class is ir.ScatterDense:
-            order = self._attribute(node, 'format', 'STRING')
-            if order not in ORDERS or self.order not in (None, order):
-                expected = self.order or ' or '.join(ORDERS)
-                raise self.error(node.name, f'has the format {order!r}, expected {expected}')
-            self.order = order
-            shape = self._attribute(node, 'output_shape', 'INTS', length=5)
-            grid = self._attribute(node, 'input_spatial_shape', 'INTS', length=3)
-            return dict(spatial_shape=grid, output_shape=shape)
-        if node_class is ir.Relu:
-            return {}
-        dims = self._attribute(node, 'dims', 'INTS')
-        if node_class is ir.Transpose and sorted(dims) != list(range(len(dims))):
-            raise self.error(node.name, f'has dims {list(dims)}, expected a permutation')
-        return dict(dims=dims)
 
-    def _convolution(self, node: onnx.NodeProto) -> dict[str, Any]:
-        fields: dict[str, Any] = {name: self._attribute(node, name, 'INTS', length=3) for name in TRIPLES}
-        for name in ('subm', 'inverse', 'transposed'):
-            fields[name] = bool(self._attribute(node, name, 'INT'))
-        fields |= self._precisions(node)
-        out_channels, in_channels = (
-            self._attribute(node, name, 'INT') for name in ('out_channels', 'in_channels')
-        )
-        if len(node.input) < 2:
-            raise self.error(node.name, 'has no weight')
-        weight_shape = (out_channels, *fields['kernel_size'], in_channels)
-        weight = self._initializer(node, node.input[1], weight_shape)
-        bias = self._initializer(node, node.input[2], (out_channels,)) if len(node.input) > 2 else None
-        ranges = self._attribute(node, 'weight_dynamic_ranges', 'FLOATS', None)
-        return dict(
-            fields,
-            weight=weight,
-            bias=bias,
-            input_rows=self._attribute(node, 'input_shape', 'INTS', length=2)[0],
-            output_rows=self._attribute(node, 'output_shape', 'INTS', length=2)[0],
-            output_bound=self._attribute(node, 'output_bound', 'INT'),
-            groups=self._attribute(node, 'groups', 'INT'),
-            rulebook=self._attribute(node, 'rulebook', 'STRING', None),
-            activation=self._attribute(node, 'activation', 'STRING'),
-            input_range=self._attribute(node, 'input_dynamic_range', 'FLOAT', None),
+def _sizes(info: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+
+
+def _node(node: ParsedNode, module: str) -> Node:
+    values = dict(node.values)
+    if node.is_convolution:
+        values |= {name: node.unread[name] for name in UNREAD_FIELDS}
+        ranges = values.pop('weight_dynamic_ranges')
+        values |= dict(
+            weight=node.weight.copy(),
+            bias=node.bias.copy(),
+            subm=bool(values['subm']),
+            inverse=bool(values['inverse']),
+            transposed=bool(values['transposed']),
+            activation=values['activation'] or 'None',
+            input_rows=node.unread['input_shape'][0],
+            output_rows=node.unread['output_shape'][0],
+            input_range=values.pop('input_dynamic_range'),
             weight_ranges=None if ranges is None else np.array(ranges, np.float32),
         )
-
-    def _precisions(self, node: onnx.NodeProto) -> dict[str, str]:
-        names = ('precision', 'output_precision')
-        fields = {name: self._attribute(node, name, 'STRING', '') for name in names}
-        for name, value in fields.items():
-            if value not in PRECISIONS:
-                raise self.error(node.name, f'has {name}={value!r}, expected fp16 or int8')
-        return fields
-
-    def _initializer(self, node: onnx.NodeProto, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        tensor = self._initializers.get(name)
-        if tensor is None:
-            raise self.error(node.name, f'initializer {name!r} is missing')
-        if tensor.data_type != TensorProto.FLOAT16 or tuple(tensor.dims) != shape or min(shape) < 0:
-            got = f'{TensorProto.DataType.Name(tensor.data_type)} {list(tensor.dims)}'
-            raise self.error(node.name, f'initializer {name!r} is {got}, expected FLOAT16 {list(shape)}')
-        got, size = len(tensor.raw_data), 2 * math.prod(shape)
-        if got != size:
-            raise self.error(node.name, f'initializer {name!r} has {got} bytes, expected {size}')
-        return np.frombuffer(tensor.raw_data, np.float16).reshape(shape).copy()
-
-    def _attribute(
-        self, node: onnx.NodeProto, name: str, kind: str, default: Any = REQUIRED, length: int | None = None
-    ) -> Any:
-        attribute = next((item for item in node.attribute if item.name == name), None)
-        if attribute is None:
-            if default is REQUIRED:
-                raise self.error(node.name, f'attribute {name!r} is missing, expected {kind}')
-            return default
-        if attribute.type != AttributeProto.AttributeType.Value(kind):
-            got = AttributeProto.AttributeType.Name(attribute.type)
-            raise self.error(node.name, f'attribute {name!r} is {got}, expected {kind}')
-        value = helper.get_attribute_value(attribute)
-        if kind == 'STRING':
-            return value.decode(errors='replace')
-        if kind not in ('INTS', 'FLOATS'):
-            return value
-        if length is not None and len(value) != length:
-            raise self.error(node.name, f'attribute {name!r} has {len(value)} values, expected {length}')
-        return tuple(value)
+    elif node.op_type in ADDITIONS:
+        values['input_range'] = values.pop('input0_dynamic_range')
+        del values['input1_dynamic_range']
+    elif node.op_type == 'ScatterDense':
+        values = dict(spatial_shape=values['input_spatial_shape'], output_shape=values['output_shape'])
+    return NODE_CLASSES[node.op_type](node.name, module, node.inputs, node.output, **values)
 
 
 # ---- comparing
@@ -396,11 +279,9 @@ def _listed_node(node: onnx.NodeProto) -> dict[str, Any]:
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
         if isinstance(value, bytes):
-            value = value.decode(errors='backslashreplace')
-        elif hasattr(value, 'SerializeToString'):  # a graph or tensor, which no file of this dialect has
-            value = value.SerializeToString(deterministic=True).hex()
+            value = value.decode()
         elif not isinstance(value, int | float):
-            value = [str(item) if hasattr(item, 'SerializeToString') else item for item in value]
+            value = list(value)
         kind = AttributeProto.AttributeType.Name(attribute.type)
         attributes[attribute.name] = dict(type=kind, value=value)
     return dict(

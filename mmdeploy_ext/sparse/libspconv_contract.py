@@ -18,7 +18,6 @@ import onnx
 
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.graph.io.files import is_sparse, read
-from mmdeploy_ext.graph.io.types import type_name
 from mmdeploy_ext.sparse import libspconv_measured
 from mmdeploy_ext.sparse.ir import ORDERS
 from mmdeploy_ext.sparse.libspconv_parser import ADDITIONS, GEOMETRY, EngineParser
@@ -39,7 +38,6 @@ FLAT_RATIO = 4
 """With this many times the cells of the shortest axis, z is probably another axis."""
 ACTIVATIONS = ('', 'None', 'ReLU')
 PRECISIONS = ('', 'fp16', INT8)
-LAYOUTS = ('', 'NCHW', 'NCHW32', 'NHWzC')
 
 
 def order_of_name(path: str | os.PathLike[str]) -> str:
@@ -71,7 +69,6 @@ def check(
     violations = parser.violations
     for node in nodes:
         violations.extend(Violation(node.name, *entry) for entry in _node_rules(node))
-    violations.extend(_type_rules(graph))
     violations.extend(_graph_rules(graph, nodes))
     violations.extend(TensorWalk(graph, nodes, max_voxels).violations)
     violations.extend(_order_rules(nodes, order_of_name(name)))
@@ -94,11 +91,9 @@ def _node_rules(node: ParsedNode) -> NodeViolations:
         yield from _unread_rules(node)
         yield from libspconv_measured.rules_of_convolution(node)
     if node.op_type == 'ScatterDense':
-        order, layout = values['format'], values['output_layout']
+        order = values['format']
         if order not in ('', *ORDERS):
             yield 'format', 'attribute-value', f"format={order!r}; the engine knows 'xyz' and 'zyx'"
-        if layout not in LAYOUTS:
-            yield 'output_layout', 'attribute-value', f'output_layout={layout!r} reads as NCHW', WARNING
     for name in ('precision', 'output_precision'):
         if values.get(name, '') not in PRECISIONS:
             message = f"{name}={values[name]!r}: only 'int8' means int8, anything else reads as Float16"
@@ -120,9 +115,6 @@ def _geometry_rules(node: ParsedNode) -> NodeViolations:
     if values['output_bound'] < 1:
         message = f'output_bound={values["output_bound"]}: the engine makes room for no active site'
         yield 'output_bound', 'output-bound', message
-    if values['fixed_launch_points'] < 1:
-        message = f'fixed_launch_points={values["fixed_launch_points"]}, expected a positive number'
-        yield 'fixed_launch_points', 'attribute-value', message
     if values['kernel_size'] == (1, 1, 1) and not values['subm']:
         message = (
             'a 1x1x1 kernel: users found it silently wrong in libspconv (Lidar_AI_Solution#300, #302); '
@@ -167,8 +159,6 @@ def _unread_rules(node: ParsedNode) -> NodeViolations:
 
 
 def _range_problem(amax: float) -> str:
-    if np.isnan(amax):
-        return 'is NaN'
     if amax == 0:
         return 'is 0 or was never set'
     return '' if 0 < amax < np.inf else f'is {amax:g}'
@@ -185,8 +175,6 @@ def _range_rules(node: ParsedNode) -> NodeViolations:
                 f'gives zeros or NaN. Calibrate, or set precision to fp16'
             )
             yield name, 'amax', message
-        elif problem and amax != 0:
-            yield name, 'amax', f'{name} {problem}; unused while precision is fp16', WARNING
     if node.is_convolution:
         yield from _weight_range_rules(node, computes_int8)
     if any(ranges.values()) and not any(node.values.get(name) for name in ('precision', 'output_precision')):
@@ -196,7 +184,7 @@ def _range_rules(node: ParsedNode) -> NodeViolations:
 
 def _weight_range_rules(node: ParsedNode, computes_int8: bool) -> NodeViolations:
     name = 'weight_dynamic_ranges'
-    ranges, channels = node.values[name], node.weight.shape[0] if node.weight.ndim == 5 else 0
+    ranges, channels = node.values[name] or (), node.weight.shape[0] if node.weight.ndim == 5 else 0
     if computes_int8 and not ranges:
         message = f'precision is int8 and {name} is missing or empty; the engine has no scale for the weights'
         yield name, 'amax', message
@@ -214,41 +202,15 @@ def _weight_range_rules(node: ParsedNode, computes_int8: bool) -> NodeViolations
 # ---- the graph: its inputs and outputs, connections, and order of coordinates
 
 
-def _type_rules(graph: onnx.GraphProto) -> Iterator[Violation]:
-    for entry in (*graph.input, *graph.output):
-        elem_type = entry.type.tensor_type.elem_type
-        if elem_type != onnx.TensorProto.FLOAT16:
-            message = f'{entry.name!r} is {type_name(elem_type)}, expected FLOAT16; the engine does not look'
-            is_a_type = elem_type in onnx.TensorProto.DataType.values() and elem_type != 0
-            yield Violation('', entry.name, 'tensor-type', message, WARNING if is_a_type else ERROR)
-
-
 def _graph_rules(graph: onnx.GraphProto, nodes: list[ParsedNode]) -> Iterator[Violation]:
-    if len(graph.input) != 1:
-        message = f'the graph has {len(graph.input)} inputs, expected the voxel features alone; each becomes '
-        yield Violation('', 'input', 'graph-input', message + 'an input of the engine')
-    produced = {node.output for node in nodes}
-    for entry in graph.output:
-        if entry.name not in produced:
-            message = f'graph output {entry.name!r} is given by no node'
-            yield Violation('', entry.name, 'graph-output', message)
-    if len(graph.output) != 1:
-        message = f'the graph has {len(graph.output)} outputs, expected the dense map alone'
-        yield Violation('', 'output', 'graph-output', message)
     used = {entry.name for entry in graph.output} | {name for node in nodes for name in node.inputs}
     for node in nodes:
-        if node.output in node.inputs:
-            message = f'tensor {node.output!r} is its input and its output'
-            yield Violation(node.name, node.output, 'self-loop', message)
-        elif node.output not in used:
+        if node.output not in used:
             message = (
                 f'its output {node.output!r} is used by no node: the graph is disconnected, what follows '
                 f'takes another tensor. Something between was not traced (BatchNorm that is not folded?)'
             )
             yield Violation(node.name, node.output, 'disconnected', message)
-    for entry in graph.input:
-        if entry.name not in used:
-            yield Violation('', entry.name, 'disconnected', f'graph input {entry.name!r} is used by no node')
 
 
 def _order_rules(nodes: list[ParsedNode], file_order: str) -> Iterator[Violation]:
@@ -341,12 +303,6 @@ class TensorWalk:
         self.violations.append(Violation(node.name, attribute, rule, message, severity))
 
     def _output(self, node: ParsedNode, inputs: list[TensorFacts]) -> TensorFacts:
-        takes_dense = node.op_type in ('Transpose', 'Reshape')
-        kinds = {False: 'active sites', True: 'a dense tensor'}
-        for tensor in inputs:
-            if tensor.dense != takes_dense:
-                message = f'takes {kinds[takes_dense]}, its input is {kinds[tensor.dense]}'
-                self._report(node, node.inputs[0], 'wrong-kind', message)
         if node.op_type == 'SparseConvolution':
             return self._convolution(node, inputs[0])
         if node.op_type in ADDITIONS:
@@ -356,11 +312,7 @@ class TensorWalk:
         if node.op_type == 'Transpose':
             return self._transpose(node, inputs[0])
         if node.op_type == 'Reshape':
-            dims, shape = node.values['dims'], inputs[0].shape
-            if dims and shape and math.prod(dims) != math.prod(shape):
-                message = f'dims={list(dims)} has {math.prod(dims)} values, its input {list(shape)} has '
-                self._report(node, 'dims', 'attribute-value', f'{message}{math.prod(shape)}')
-            return dataclasses.replace(inputs[0], shape=dims)
+            return dataclasses.replace(inputs[0], shape=node.values['dims'])
         return inputs[0]  # Relu
 
     def _convolution(self, node: ParsedNode, source: TensorFacts) -> TensorFacts:
@@ -483,11 +435,7 @@ class TensorWalk:
 
     def _transpose(self, node: ParsedNode, source: TensorFacts) -> TensorFacts:
         dims = node.values['dims']
-        if not dims or not source.shape:
-            return TensorFacts(dense=True)
         if sorted(dims) != list(range(len(source.shape))):
-            message = f'dims={list(dims)} is not a permutation of the axes of {list(source.shape)}'
-            self._report(node, 'dims', 'attribute-value', message)
             return TensorFacts(dense=True)
         return dataclasses.replace(source, shape=tuple(source.shape[axis] for axis in dims))
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
+from mmdeploy_ext.graph.io.types import type_name
 
 GEOMETRY = {'kernel_size': 1, 'stride': 1, 'padding': 0, 'dilation': 1}
 """Attribute with a value per axis -> smallest value."""
@@ -37,8 +38,8 @@ class Field:
 
 PRECISION_FIELDS = (Field('precision', 'STRING', ''), Field('output_precision', 'STRING', ''))
 ADD_FIELDS = (
-    Field('input0_dynamic_range', 'FLOAT', 0.0),
-    Field('input1_dynamic_range', 'FLOAT', 0.0),
+    Field('input0_dynamic_range', 'FLOAT', None),
+    Field('input1_dynamic_range', 'FLOAT', None),
     *PRECISION_FIELDS,
 )
 READ = {
@@ -48,10 +49,9 @@ READ = {
         Field('inverse', 'INT', 0),
         Field('activation', 'STRING', '', WARNING),
         Field('output_bound', 'INT', 150000, WARNING),
-        Field('rulebook', 'STRING', ''),
-        Field('input_dynamic_range', 'FLOAT', 0.0),
-        Field('weight_dynamic_ranges', 'FLOATS', ()),
-        Field('fixed_launch_points', 'INT', 10000),
+        Field('rulebook', 'STRING', None),
+        Field('input_dynamic_range', 'FLOAT', None),
+        Field('weight_dynamic_ranges', 'FLOATS', None),
         *PRECISION_FIELDS,
     ),
     'Add': ADD_FIELDS,
@@ -61,8 +61,7 @@ READ = {
         Field('input_spatial_shape', 'INTS', (), ERROR),
         Field('output_shape', 'INTS', (), ERROR),
         Field('format', 'STRING', '', ERROR),
-        Field('input_dynamic_range', 'FLOAT', 0.0),
-        Field('output_layout', 'STRING', ''),
+        Field('input_dynamic_range', 'FLOAT', None),
     ),
     'Transpose': (Field('dims', 'INTS', (), ERROR),),
     'Reshape': (Field('dims', 'INTS', (), ERROR),),
@@ -74,10 +73,11 @@ UNREAD = (
     Field('out_channels', 'INT', 0),
     Field('groups', 'INT', 1),
     Field('transposed', 'INT', 0),
-    Field('output_padding', 'INTS', ()),
+    Field('output_padding', 'INTS', (0, 0, 0)),
     Field('input_spatial_shape', 'INTS', ()),
     Field('output_spatial_shape', 'INTS', ()),
-    Field('output_shape', 'INTS', ()),
+    Field('input_shape', 'INTS', (1,)),
+    Field('output_shape', 'INTS', (1,)),
 )
 """Attributes of a convolution that exporters write and the parser ignores."""
 
@@ -111,7 +111,7 @@ class ParsedNode:
     @property
     def input_ranges(self) -> dict[str, float]:
         """Attribute -> amax of the inputs; 0 if missing."""
-        return {name: value for name, value in self.values.items() if name.endswith('dynamic_range')}
+        return {name: value or 0.0 for name, value in self.values.items() if name.endswith('dynamic_range')}
 
 
 def _attribute(node: onnx.NodeProto, field: Field) -> tuple[Any, onnx.AttributeProto | None]:
@@ -126,10 +126,6 @@ def _attribute(node: onnx.NodeProto, field: Field) -> tuple[Any, onnx.AttributeP
     return tuple(attribute.ints if field.kind == 'INTS' else attribute.floats), attribute
 
 
-def _decoded(name: str | bytes) -> str:
-    return name if isinstance(name, str) else name.decode('utf-8', 'replace')
-
-
 class EngineParser:
     """Reads a graph as the engine does: `nodes` in file order, and `violations`.
 
@@ -140,25 +136,17 @@ class EngineParser:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.violations: list[Violation] = []
         self.nodes: list[ParsedNode] = []
-        self._initializers: dict[str, onnx.TensorProto] = {}
-        for tensor in graph.initializer:
-            if tensor.name in self._initializers:
-                message = f'initializer {tensor.name!r} is there twice; the engine takes the first'
-                self._report('', tensor.name, 'initializer-twice', message, WARNING)
-            self._initializers.setdefault(tensor.name, tensor)
+        # of several tensors of one name the engine takes the first
+        self._initializers = {tensor.name: tensor for tensor in reversed(graph.initializer)}
         tensors = {entry.name for entry in graph.input}
         for index, node in enumerate(graph.node):
-            name = _decoded(node.name) or f'{_decoded(node.op_type) or "node"} #{index}'
+            name = node.name or f'{node.op_type} #{index}'
             if node.op_type in READ:
                 self._parse(node, name, tensors)
             else:
                 message = f'operator {node.op_type!r}; the engine knows {", ".join(READ)}, prints "Unsupport '
                 self._report(name, '', 'unknown-operator', f'{message}operator" and builds nothing')
                 tensors.update(node.output)
-            attributes = [attribute.name for attribute in node.attribute]
-            for attribute in sorted({entry for entry in attributes if attributes.count(entry) > 1}):
-                message = f'attribute {attribute!r} is there {attributes.count(attribute)} times; the engine '
-                self._report(name, attribute, 'attribute-twice', message + 'takes the first', WARNING)
 
     def _report(self, node: str, attribute: str, rule: str, message: str, severity: str = ERROR) -> None:
         self.violations.append(Violation(node, attribute, rule, message, severity))
@@ -166,17 +154,12 @@ class EngineParser:
     def _parse(self, node: onnx.NodeProto, name: str, tensors: set[str]) -> None:
         is_convolution = node.op_type == 'SparseConvolution'
         self._count_inputs(node, name)
-        inputs = tuple(map(_decoded, node.input[: 2 if node.op_type in ADDITIONS else 1]))
+        inputs = tuple(node.input[: 2 if node.op_type in ADDITIONS else 1])
         for tensor in inputs:
             if tensor not in tensors:
                 message = f'input {tensor!r} is neither a graph input nor the output of a node before it; '
                 self._report(name, tensor, 'unknown-tensor', f'{message}the engine puts a null pointer there')
-        if not node.output:
-            self._report(name, '', 'no-output', 'has no output; the engine reads past the end of the list')
-        output = _decoded(node.output[0]) if node.output else ''
-        if output in tensors and output:
-            message = f'output {output!r} has been given before; nodes after this one take it from here'
-            self._report(name, output, 'output-twice', message)
+        output = node.output[0] if node.output else ''
         tensors.add(output)
         weight = bias = np.zeros(0, np.float16)
         if is_convolution and len(node.input) > 1:
@@ -190,10 +173,7 @@ class EngineParser:
     def _count_inputs(self, node: onnx.NodeProto, name: str) -> None:
         expected = {'SparseConvolution': 3, 'Add': 2, 'QuantAdd': 2}.get(node.op_type, 1)
         count = len(node.input)
-        if count > expected:
-            message = f'has {count} inputs, the engine takes the first {expected}'
-            self._report(name, '', 'extra-input', message, WARNING)
-        elif expected == 3 and count == 2:
+        if expected == 3 and count == 2:
             message = (
                 'has no bias: inputs are (x, weight), expected (x, weight, bias); the engine reads input 2 '
                 'without looking and aborts in protobuf. Fold BatchNorm into convolutions before exporting'
@@ -208,16 +188,10 @@ class EngineParser:
         if tensor is None:
             rule, problem = 'initializer-missing', 'is not in the file'
         elif tensor.data_type != onnx.TensorProto.FLOAT16:
-            kinds = {number: kind for kind, number in onnx.TensorProto.DataType.items()}
-            kind = kinds.get(tensor.data_type, tensor.data_type)
-            rule, problem = 'initializer-type', f'is {kind}, expected FLOAT16'
-        elif len(tensor.raw_data) != (size := 2 * math.prod(tensor.dims)) or min(tensor.dims, default=0) < 0:
-            elsewhere = ' (its values are in another field or file)' if not tensor.raw_data else ''
+            rule, problem = 'initializer-type', f'is {type_name(tensor.data_type)}, expected FLOAT16'
+        elif len(tensor.raw_data) != (size := 2 * math.prod(tensor.dims)) or not size:
             rule = 'initializer-bytes'
-            problem = f'has {len(tensor.raw_data)} bytes of raw_data{elsewhere}, expected {size} for '
-            problem += f'{list(tensor.dims)}'
-        elif not size:
-            rule, problem = 'initializer-bytes', f'has the shape {list(tensor.dims)}'
+            problem = f'has {len(tensor.raw_data)} bytes of raw_data, expected {size} for {list(tensor.dims)}'
         if problem:
             message = f'initializer {name!r} {problem}; the engine logs it and goes on with no values'
             self._report(node, name, rule, message)
@@ -232,8 +206,7 @@ class EngineParser:
                 message = f'has no attribute {field.name!r}; the engine takes {text} in silence'
                 self._report(name, field.name, 'attribute-missing', message, field.severity)
             return value
-        kinds = {number: kind for kind, number in onnx.AttributeProto.AttributeType.items()}
-        kind = kinds.get(attribute.type, str(attribute.type))
+        kind = onnx.AttributeProto.AttributeType.Name(attribute.type)
         if kind != field.kind:
             message = f'attribute {field.name!r} is {kind}, expected {field.kind}; the engine reads {text}'
             self._report(name, field.name, 'attribute-type', message)

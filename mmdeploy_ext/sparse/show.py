@@ -84,17 +84,16 @@ def _details(row: dict[str, Any]) -> str:
         words.append(row['activation'])
     if row.get('rulebook'):
         words.append(f'rulebook {row["rulebook"]}')
-    if text := precision_text(row, '->'):
+    if text := _precision_text(row):
         words.append(text)
     return ', '.join(words)
 
 
-def precision_text(row: dict[str, Any], arrow: str = '→') -> str:
-    """'fp16 → int8' of an entry of `sparse_layers`, or ''."""
+def _precision_text(row: dict[str, Any]) -> str:
     precision, output_precision = row.get('precision'), row.get('output_precision')
     if not precision and not output_precision:
         return ''
-    return f'{precision or "fp16"} {arrow} {output_precision or "fp16"}'
+    return f'{precision or "fp16"} -> {output_precision or "fp16"}'
 
 
 def by(sizes: list[int]) -> str:

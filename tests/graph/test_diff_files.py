@@ -1,29 +1,19 @@
 """Two files: what differs in structure, whatever things are called, and where their numbers part."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 import toy_faults
-from mmdeploy_ext.cli.graph_app import main
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.diff import files as diff
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
+from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import compare
 from mmdeploy_ext.graph.io.modules import module_path
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.proving.difference.report import headline
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-WEIGHTS = REPOSITORY.parent / 'shared/data/weights'
-YOLOX = WEIGHTS / 'yolox_nano/yolox_nano.onnx'
 
 
 def small(seed: int = 0) -> onnx.ModelProto:
@@ -157,158 +147,22 @@ def two_outputs(form: str, factor: float = 1.0) -> onnx.ModelProto:
     return model if form == 'function' else inliner.inline_local_functions(model)
 
 
-def test_the_command_ends_with_zero_and_names_no_node_when_only_the_structure_differs(tmp_path, capsys):
-    paths = saved(tmp_path, a=two_outputs('function'), b=two_outputs('standard'))
-    assert main(['diff', *paths, '--report', str(tmp_path / 'report')]) == 0
-    shown = capsys.readouterr().out
-    assert 'EQUAL ON THESE INPUTS equal numbers, other structure: all 2 outputs agree' in shown
-    assert 'structure: node of' in shown and 'first difference' not in shown
-    page = (tmp_path / 'report/report.html').read_text()
-    assert 'Equal numbers, other structure' in page and '<dt>one of</dt>' not in page
-
-
-FORMS = [('function', 'standard'), ('standard', 'function')]
-
-
-@pytest.mark.parametrize('forms', FORMS, ids='-'.join)
-def test_an_operator_as_function_and_written_out_are_equal_numbers_of_another_structure(tmp_path, forms):
-    found = diff.diff_files(*saved(tmp_path, a=two_outputs(forms[0]), b=two_outputs(forms[1])))
+def test_an_operator_as_function_and_written_out_are_equal_numbers_of_another_structure(tmp_path):
+    found = diff.diff_files(*saved(tmp_path, a=two_outputs('function'), b=two_outputs('standard')))
     assert found.equal and found.restructured
     assert {entry.tensor: (entry.state, entry.paired) for entry in found.outputs} == {
         'y': ('equal', 'y'),
         'q': ('equal', 'q'),
     }
-    assert headline(found) == 'equal numbers, other structure: all 2 outputs agree'
     assert found.to_json()['restructured']
-    assert not any(change['detail'].endswith('reads q, reference q') for change in found.changes)
 
 
-@pytest.mark.parametrize('forms', FORMS, ids='-'.join)
-def test_other_numbers_are_told_in_another_structure_too(tmp_path, forms):
-    found = diff.diff_files(*saved(tmp_path, a=two_outputs(forms[0]), b=two_outputs(forms[1], 1.01)))
+def test_other_numbers_are_told_in_another_structure_too(tmp_path):
+    """Each node of the function is new, and nothing tells which one is wrong."""
+    found = diff.diff_files(*saved(tmp_path, a=two_outputs('function'), b=two_outputs('standard', 1.01)))
     assert not found.equal
     assert [entry.state != 'equal' for entry in found.outputs] == [True, True]
-    if forms[1] == 'standard':  # each node of the function is new, and nothing tells which one is wrong
-        assert not found.first.exact and len(found.first.nodes) > 1
-        assert not any('(Mul) (Mul)' in change['detail'] for change in found.changes)
-        assert f'at one of {", ".join(found.first.nodes)[:20]}' in headline(found)
-
-
-def parsed(body: str, functions: str = '') -> onnx.ModelProto:
-    """Return a model of an input x and an output y."""
-    return onnx.parser.parse_model(f"""
-        <ir_version: 10, opset_import: ["": 17, "own": 1]>
-        g (float[8] x) => (float[N] y) <float[1] two = {{2}}, float big = {{1000}}> {{ {body} }} {functions}
-    """)
-
-
-def test_an_empty_output_shows_nothing_in_another_structure(tmp_path):
-    end = 'c = Greater(x, big) y = Compress(v, c)'
-    paths = saved(tmp_path, a=parsed(f'v = Mul(x, two) {end}'), b=parsed(f'w = Add(x, two) v = Neg(w) {end}'))
-    comparison = diff.diff_files(*paths)
-    assert comparison.restructured and not comparison.equal and 'y: is empty' in headline(comparison)
-    assert diff.diff_files(paths[0], paths[0]).equal
-
-
-def test_an_output_without_a_finite_value_is_not_equal(tmp_path):
-    paths = saved(tmp_path, a=parsed('a = Abs(x) b = Neg(a) v = Sqrt(b) y = Mul(v, two)'))
-    comparison = diff.diff_files(*paths * 2)
-    assert not comparison.equal and 'y: holds no finite value' in headline(comparison)
-
-
-SEQUENCES = """
-    <ir_version: 10, opset_import: ["": 17]>
-    g (float[2,3] x) => (float[3] y) <float k = {{{k}}}, int64 place = {{{place}}}> {{
-        moved = Add(x, k) parts = SplitToSequence<axis = 0, keepdims = 0>(moved)
-        part = SequenceAt(parts, place) y = Relu(part) }}
-"""
-
-
-@pytest.mark.parametrize(('change', 'node'), [({}, ''), (dict(k=1.0), 'Add'), (dict(place=1), 'SequenceAt')])
-def test_the_tensors_before_and_behind_a_sequence_are_compared(tmp_path, change, node):
-    texts = [SEQUENCES.format(**dict(k=0.0, place=0) | values) for values in ({}, change)]
-    paths = saved(tmp_path, **dict(zip('ab', map(onnx.parser.parse_model, texts), strict=True)))
-    comparison = diff.diff_files(*paths)
-    assert comparison.equal == (not node)
-    assert [difference.op_type for difference in comparison.differences][:1] == [node][: bool(node)]
-
-
-def test_a_threshold_that_no_input_reaches_is_equal_on_these_inputs_alone(tmp_path, capsys):
-    texts = [f'big = Constant<value_float = {bound}>() y = Clip(x, , big)' for bound in (900.0, 901.0)]
-    paths = saved(tmp_path, **dict(zip('ab', map(parsed, texts), strict=True)))
-    assert main(['diff', *paths, '--report', str(tmp_path / 'report')]) == 0
-    shown = ' '.join(capsys.readouterr().out.split())
-    assert 'EQUAL ON THESE INPUTS 1 tensors compared, none differs; attributes or constants differ' in shown
-    assert '(901.0, reference 900.0)' in shown
-    assert 'EQUAL ON THESE INPUTS</h1>' in (tmp_path / 'report/report.html').read_text()
-    assert main(['diff', paths[0], paths[0]]) == 0
-    assert 'ON THESE INPUTS' not in capsys.readouterr().out
-
-
-def test_what_differs_inside_of_a_branch_that_does_not_run_is_a_change(tmp_path):
-    text = """s = ReduceMax<keepdims = 0>(x) c = Greater(s, big) [choice] y = If(c) <
-        then_branch = t () => (float[8] u) {{ u = {}(x) }},
-        else_branch = e () => (float[8] w) {{ w = Neg(x) }}>"""
-    comparison = diff.diff_files(*saved(tmp_path, a=parsed(text.format('Sin')), b=parsed(text.format('Cos'))))
-    assert comparison.equal
-    assert {change['kind'] for change in comparison.changes} == {'inside'}
-    assert comparison.changes[0]['where'] == 'choice'
-
-
-def test_an_operator_of_another_domain_that_is_called_identity_is_run(tmp_path):
-    function = '<domain: "own", opset_import: ["": 17]> Identity (a) => (b) { b = Neg(a) }'
-    models = (parsed(f'y = {domain}Identity(x)', function) for domain in ('', 'own.'))
-    assert not diff.diff_files(*saved(tmp_path, **dict(zip('ab', models, strict=True)))).equal
-
-
-def test_a_feed_reaches_a_default_that_has_another_name(tmp_path):
-    models = []
-    for name in 'st':
-        models.append(parsed(f'y = Mul(x, {name})'))
-        models[-1].graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
-        models[-1].graph.initializer.append(numpy_helper.from_array(np.float32([3]), name))
-    feeds = dict(x=np.ones(8, np.float32), s=np.float32([5]))
-    comparison = diff.diff_files(*saved(tmp_path, a=models[0], b=models[1]), feeds)
-    assert comparison.equal
-
-
-def test_what_counts_as_equal_and_is_not_shown_to_be_is_a_note(tmp_path):
-    many = np.zeros(200_000, np.int64)
-    models = []
-    for value in (0, 4):
-        many[7] = value
-        x, y = (helper.make_tensor_value_info(name, TensorProto.INT64, many.shape) for name in 'xy')
-        node = helper.make_node('Add', ['x', 'w'], ['y'])
-        graph = helper.make_graph([node], 'g', [x], [y], [numpy_helper.from_array(many.copy(), 'w')])
-        models.append(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9))
-    notes = diff.diff_files(*saved(tmp_path, a=models[0], b=models[1])).notes
-    assert any('some integers, booleans or texts of y differ' in note for note in notes)
-    drawn = parsed('r = RandomNormalLike(x) y = Add(x, r)')
-    assert any('are random' in note for note in diff.diff_files(*saved(tmp_path, a=drawn, b=drawn)).notes)
-
-
-def test_sums_in_another_order_are_equal_numbers_though_inner_tensors_differ(tmp_path):
-    texts = ['t = Add (x, one) y = Mul (t, two)', 't = Mul (x, two) y = Add (t, two)']
-    models = [
-        onnx.parser.parse_model(f"""
-            <ir_version: 9, opset_import: ["": 17]>
-            sums (float[3] x) => (float[3] y) <float[1] one = {{1.0}}, float[1] two = {{2.0}}> {{ {text} }}
-        """)
-        for text in texts
-    ]
-    found = diff.diff_files(*saved(tmp_path, a=models[0], b=models[1]))
-    assert found.equal and found.restructured
-    assert headline(found).startswith('equal numbers, other structure: the output agrees')
-
-
-def test_another_operator_in_the_same_place_is_the_first_difference(tmp_path):
-    other = renamed(small())
-    index = [node.op_type for node in other.graph.node].index('Relu')
-    other.graph.node[index].op_type = 'Elu'
-    found = diff.diff_files(*saved(tmp_path, a=small(), b=other))
-    assert (found.first.node, found.first.exact) == (other.graph.node[index].name, True)
-    assert found.first.evidence == ['is Elu, in the reference Relu']
-    assert [change['kind'] for change in found.changes] == ['node']
+    assert not found.first.exact and len(found.first.nodes) > 1
 
 
 def halved(model: onnx.ModelProto, half_io: bool) -> onnx.ModelProto:
@@ -317,10 +171,9 @@ def halved(model: onnx.ModelProto, half_io: bool) -> onnx.ModelProto:
     return to_fp16(model, output_comparison.with_half_ends(spec) if half_io else spec)
 
 
-@pytest.mark.parametrize('half_io', [True, False])
-def test_a_float16_file_is_compared_with_its_float32_one(tmp_path, half_io):
+def test_a_float16_file_is_compared_with_its_float32_one(tmp_path):
     """Rounding is no difference, whichever of the two is the reference."""
-    half = halved(small(), half_io)
+    half = halved(small(), True)
     paths = saved(tmp_path, a=small(), b=half)
     for pair in (paths, paths[::-1]):
         found = diff.diff_files(*pair)
@@ -344,19 +197,6 @@ def test_what_overflows_in_float16_is_born_at_its_node(tmp_path):
     assert any('infinity' in line for line in found.first.evidence)
 
 
-def test_an_output_that_has_become_a_constant_is_compared(tmp_path):
-    live, frozen = small(), small()
-    for model, node in (
-        (live, helper.make_node('ReduceMax', ['r'], ['top'], keepdims=0)),
-        (frozen, helper.make_node('Constant', [], ['top'], value_float=7.0)),
-    ):
-        model.graph.node.append(node)
-        model.graph.output.append(helper.make_tensor_value_info('top', TensorProto.FLOAT, []))
-    found = diff.diff_files(*saved(tmp_path, a=live, b=frozen))
-    assert not found.equal
-    assert headline(found) == 'top differ: top: is a constant in this file'
-
-
 def with_outputs(*names: str) -> onnx.ModelProto:
     """Return the small model with other outputs: `y` and the inner tensor `s` have the same shape."""
     model = small()
@@ -367,57 +207,11 @@ def with_outputs(*names: str) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize(
-    ('left', 'right', 'said'),
-    [
-        (('y', 's'), ('y',), 'output s is missing in b.onnx'),
-        (('y',), ('y', 's'), 'output s is only in b.onnx'),
-        (('y', 's', 't'), ('y',), 'outputs s, t are missing in b.onnx'),
-        (('y', 's', 't'), ('c', 's'), 'outputs y, t are missing in b.onnx; output c is only in b.onnx'),
-    ],
-)
-def test_an_output_that_only_one_file_has_is_a_difference(left, right, said, tmp_path, capsys, monkeypatch):
+def test_an_output_that_only_one_file_has_is_a_difference(tmp_path):
     """Whatever the numbers of the outputs that both have."""
-    monkeypatch.chdir(tmp_path)
-    saved(tmp_path, a=with_outputs(*left), b=with_outputs(*right))
-    assert main(['diff', 'a.onnx', 'b.onnx', '--json', 'd.json', '--report', 'r']) == 1
-    assert f'DIFFERS {said}; 7 tensors compared, none differs' in capsys.readouterr().out
-    told = json.loads((tmp_path / 'd.json').read_text())
-    assert (told['equal'], told['first']) == (False, None)
-    assert told['missing'] + told['additional'] == sorted(set(left) ^ set(right), key='ystc'.index)
-    page = (tmp_path / 'r/report.html').read_text()
-    assert '✘ DIFFERS' in page and said[1:] in page
-
-
-def test_missing_outputs_of_a_file_of_another_structure_are_a_difference(tmp_path):
-    fewer = two_outputs('standard')
-    del fewer.graph.output[1]
-    found = diff.diff_files(*saved(tmp_path, a=two_outputs('function'), b=fewer))
-    assert not found.equal and found.missing == ['q']
-    assert headline(found).endswith('equal numbers, other structure: the output that both have agrees')
-
-
-def test_as_many_outputs_with_other_names_are_paired_and_the_headline_says_their_names(tmp_path):
-    other = small()
-    other.graph.node[-1].output[0] = other.graph.output[0].name = 'z'
-    paths = saved(tmp_path, a=small(), b=other)
-    found = diff.diff_files(*paths)
-    assert found.equal and found.renamed == {'y': 'z'}
-    assert headline(found) == f'output y is called z in {paths[1]}; 7 tensors compared, none differs'
-
-
-def test_wiring_of_tensors_with_equal_names_says_which_nodes_make_them():
-    turned = small()
-    for node in turned.graph.node:
-        if node.name in ('second', 'third'):
-            node.output[0] = 'd' if node.name == 'second' else 'c'
-    turned.graph.node[4].input[:] = ['c', 'd']
-    _, found = structure(turned, small())
-    details = [change.detail for change in found if change.kind == 'wiring']
-    assert details == [
-        'Add input 0: reads c of third (Conv), reference c of second (Conv)',
-        'Add input 1: reads d of second (Conv), reference d of third (Conv)',
-    ]
+    found = diff.diff_files(*saved(tmp_path, a=with_outputs('y', 's', 't'), b=with_outputs('c', 's')))
+    assert (found.equal, found.first) == (False, None)
+    assert (found.missing, found.additional) == (['y', 't'], ['c'])
 
 
 def test_inputs_with_other_names_are_paired_by_place(tmp_path):
@@ -425,14 +219,6 @@ def test_inputs_with_other_names_are_paired_by_place(tmp_path):
     other.graph.input[0].name = 'image'
     other.graph.node[0].input[0] = 'image'
     assert diff.diff_files(*saved(tmp_path, a=small(), b=other)).equal
-
-
-def test_inputs_that_cannot_be_paired_are_refused(tmp_path):
-    other = small()
-    other.graph.input.append(helper.make_tensor_value_info('more', TensorProto.FLOAT, [1]))
-    other.graph.node[0].input[2] = 'more'
-    with pytest.raises(UsageError, match='have no counterpart'):
-        diff.diff_files(*saved(tmp_path, a=small(), b=other))
 
 
 def test_opsets_metadata_and_outputs_are_compared():
@@ -469,54 +255,3 @@ def test_a_scope_is_read_from_names_and_metadata():
     node = helper.make_node('Relu', ['x'], ['y'], 'node_relu')
     node.metadata_props.add(key='pkg.torch.onnx.name_scopes', value="['', 'model', 'model.neck.act', 'relu']")
     assert module_path(node, known) == 'neck.act'
-
-
-@pytest.mark.skipif(not YOLOX.is_file(), reason='skipped: ../shared/data/weights not found')
-def test_a_foreign_file_with_a_planted_change(tmp_path):
-    model = onnx.load(YOLOX)
-    convolutions = [node for node in model.graph.node if node.op_type == 'Conv']
-    guilty = convolutions[len(convolutions) // 2]
-    toy_faults.PLANTERS['weight'](model, guilty, 'yolox', None)
-    onnx.save(renamed(model), tmp_path / 'broken.onnx')
-    index = list(model.graph.node).index(guilty)
-    found = diff.diff_files(str(YOLOX), str(tmp_path / 'broken.onnx'))
-    assert found.first.node == f'node_{index + 1}'
-    assert [change['kind'] for change in found.changes] == ['initializer']
-
-
-def test_functions_of_one_name_and_other_nodes_are_told_apart(tmp_path):
-    """The reference's results of a call are not taken for those of the other file's function."""
-    for name, op_type in (('a', 'Abs'), ('b', 'Neg')):
-        body = helper.make_node(op_type, ['p'], ['q'])
-        function = helper.make_function('own', 'F', ['p'], ['q'], [body], [helper.make_opsetid('', 17)])
-        values = [helper.make_tensor_value_info(value, TensorProto.INT64, [3]) for value in 'xy']
-        graph = helper.make_graph(
-            [helper.make_node('F', ['x'], ['y'], domain='own')], 'g', values[:1], values[1:]
-        )
-        opsets = [helper.make_opsetid('', 17), helper.make_opsetid('own', 1)]
-        model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=9)
-        onnx.save(model, tmp_path / f'{name}.onnx')
-    paths = [str(tmp_path / f'{name}.onnx') for name in 'ab']
-    feeds = dict(x=np.array([1, 2, 3]))
-    assert diff.diff_files(paths[0], paths[0], feeds).equal
-    comparison = diff.diff_files(*paths, feeds)
-    assert not comparison.equal and comparison.first.op_type == 'F'
-
-
-def test_a_runner_takes_the_constants_of_each_graph_also_after_another_one_is_gone():
-    """The session of a node stays open; a new program may have the identity of a deleted one."""
-    constants, runner, x = Constants(), NodeRunner(), np.ones(1, np.float32)
-    program, sums = None, []
-    for addend in range(4):
-        graph = helper.make_graph(
-            [helper.make_node('Add', ['x', 'w'], ['y'])],
-            'add',
-            [helper.make_tensor_value_info('x', TensorProto.FLOAT, [1])],
-            [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1])],
-            [numpy_helper.from_array(np.full(1, addend, np.float32), 'w')],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)
-        program = None
-        program = Program(model, constants)
-        sums += [float(array[0]) for array in runner.run(program, 0, dict(program.constants, x=x))]
-    assert sums == [1, 2, 3, 4]

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.graph.io.index import RANDOM, Index, random_nodes
+from mmdeploy_ext.graph.io.index import RANDOM, random_nodes
 from toy_engines import parse
 
 
@@ -16,34 +16,11 @@ def with_nodes(*nodes, functions=()):
     return model
 
 
-def test_a_graph_without_them_has_none():
+def test_every_operator_that_draws_is_named():
     assert random_nodes(with_nodes()) == []
-
-
-@pytest.mark.parametrize('operator', RANDOM)
-def test_every_operator_that_draws_is_named(operator):
-    assert random_nodes(with_nodes(helper.make_node(operator, ['x'], ['z'], name='draw'))) == [
-        f'draw ({operator})'
-    ]
-
-
-@pytest.mark.parametrize('operator', RANDOM)
-def test_what_draws_is_no_constant(operator):
-    model = parse('[add] y = Add(x, x)')
-    fixed = helper.make_node('Constant', [], ['half'], value=numpy_helper.from_array(np.float32([[0.5]])))
-    model.graph.node.extend(
-        [
-            fixed,
-            helper.make_node(operator, ['half'], ['drawn']),
-            helper.make_node('Neg', ['drawn'], ['after']),
-        ]
-    )
-    assert Index(model).constant_nodes() == {1}
-
-
-def test_a_seed_makes_no_difference_and_a_node_without_a_name_has_its_place():
-    node = helper.make_node('RandomUniform', [], ['z'], shape=[1], seed=1.0)
-    assert random_nodes(with_nodes(node)) == ['#1 (RandomUniform)']
+    for operator in RANDOM:
+        node = helper.make_node(operator, ['x'], ['z'], name='draw')
+        assert random_nodes(with_nodes(node)) == [f'draw ({operator})']
 
 
 def test_bodies_and_functions_are_searched():
@@ -57,13 +34,10 @@ def test_bodies_and_functions_are_searched():
 @pytest.mark.parametrize(
     ('inputs', 'found'),
     [
-        (['x'], []),
-        (['x', ''], []),
-        (['x', 'ratio', 'no'], []),
+        (['x', 'ratio'], []),
         (['x', 'ratio', 'constant_no'], []),
         (['x', 'ratio', 'yes'], ['drop (Dropout)']),
         (['x', 'ratio', 'constant_yes'], ['drop (Dropout)']),
-        (['x', 'ratio', 'unknown'], ['drop (Dropout)']),
         (['x', 'ratio', 'fed_no'], ['drop (Dropout)']),
     ],
 )

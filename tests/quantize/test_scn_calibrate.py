@@ -1,12 +1,11 @@
 """Calibration of sparse graphs: what each quantiser sees, the reference's own ranges, and what is refused."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import scn_goldens
 import toy_sparse
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import DataError, UsageError
@@ -16,7 +15,6 @@ from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 
-GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/scn'
 SWEEPS = [toy_sparse_graph.voxels(60, seed) for seed in range(3)]
 
 
@@ -138,14 +136,10 @@ def test_an_empty_sweep_among_others_changes_nothing(graph):
 
 def test_ranges_equal_the_references_on_its_real_sweep():
     """Upstream's calibrator summed in another order: a histogram's bin is what may differ."""
-    voxels = GOLDEN / 'numeric/input_real_bevfusion.npz'
-    listed = GOLDEN / 'nodes/bevfusion.int8_calib.xyz.json'
-    if not (voxels.is_file() and listed.is_file()):
-        pytest.skip(f'skipped: ../shared/golden/scn/numeric/{voxels.name} or nodes/{listed.name} not found')
-    content = np.load(voxels)
-    sweep = content['features_f16'].astype(np.float32), content['coords_bxyz_i16'].astype(np.int32)
-    ranges = calibrate_sweeps(toy_sparse.full(), [sweep], 'mse').half()
-    nodes = {node['name']: node['attributes'] for node in json.loads(listed.read_text())['nodes']}
+    features, coordinates = scn_goldens.voxels('input_real_bevfusion')
+    listed = scn_goldens.node_list('bevfusion.int8_calib.xyz')
+    ranges = calibrate_sweeps(toy_sparse.full(), [(features, coordinates)], 'mse').half()
+    nodes = {node['name']: node['attributes'] for node in listed['nodes']}
     equal = 0
     for name, found in ranges.nodes.items():
         attributes = nodes[name]
@@ -158,9 +152,7 @@ def test_ranges_equal_the_references_on_its_real_sweep():
 
 
 def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_the_unfolded_kernel():
-    listed = GOLDEN / 'nodes/centerpoint.int8.zyx.json'
-    if not listed.is_file():
-        pytest.skip(f'skipped: ../shared/golden/scn/nodes/{listed.name} not found')
+    listed = scn_goldens.node_list('centerpoint.int8.zyx')
     import scn_nets
     import toy_seeded as seeded
     from mmdeploy_ext.exporting.sparse.trace import trace
@@ -170,7 +162,7 @@ def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_th
     traced = trace(encoder, order='zyx', spatial_shape=(41, 1440, 1440), in_channels=5)
     graph = fold(traced)
     kernels = kernels_before_folding(traced, graph, ['conv_input.0'])
-    nodes = {node['name']: node['attributes'] for node in json.loads(listed.read_text())['nodes']}
+    nodes = {node['name']: node['attributes'] for node in listed['nodes']}
     for node in graph.convolutions():
         found = weight_amax(kernels.get(node.name, node.weight))
         assert list(found) == nodes[node.name]['weight_dynamic_ranges']['value'], node.name

@@ -2,8 +2,6 @@
 
 import collections
 import itertools
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ spconv = pytest.importorskip('spconv.pytorch')
 import toy_seeded as seeded  # noqa: E402
 from mmdeploy_ext.core.errors import CheckpointError, UsageError  # noqa: E402
 from mmdeploy_ext.weights import sparse_layouts as layouts  # noqa: E402
-from mmdeploy_ext.weights.sparse_checkpoint import load_model, read_source  # noqa: E402
+from mmdeploy_ext.weights.sparse_checkpoint import load_model  # noqa: E402
 from scn_nets import bevfusion, centerpoint, second, sweep  # noqa: E402
 
 WIDTHS = ((16, 16, 12), (12, 12, 16), (16, 16, 20), (20, 20))
@@ -54,10 +52,13 @@ def save(content, tmp_path, name='weights.pth', **options):
 # ---- the published forms
 
 
-@pytest.mark.parametrize('net', NETS)
 @pytest.mark.parametrize(
-    ('layout', 'form'),
-    [*((layout, 'mmcv') for layout in layouts.LAYOUTS), ('spconv1', 'bare'), ('spconv2', 'wrapped')],
+    ('net', 'layout', 'form'),
+    [
+        *(('second', layout, 'mmcv') for layout in layouts.LAYOUTS),
+        ('bevfusion', 'spconv1', 'bare'),
+        ('centerpoint', 'spconv2', 'wrapped'),
+    ],
 )
 def test_every_form_and_layout_loads_the_same_weights(net, layout, form, tmp_path):
     module, state = filled(net)
@@ -70,7 +71,7 @@ def test_every_form_and_layout_loads_the_same_weights(net, layout, form, tmp_pat
     report = load_model(path, loaded)
     assert same(module, loaded)
     assert report.prefix == prefix and set(report.layouts.values()) == {layout}
-    assert report.form == 'state dict' and not report.ranges and layout in report.summary()
+    assert report.form == 'state dict' and not report.ranges
 
 
 def test_the_layout_that_the_user_states_is_the_one_that_is_demanded(tmp_path):
@@ -82,20 +83,6 @@ def test_the_layout_that_the_user_states_is_the_one_that_is_demanded(tmp_path):
         load_model(path, NETS['second'](), weight_layout='spconv2')
     with pytest.raises(UsageError, match=r"'spconv3'.*spconv1"):
         load_model(path, NETS['second'](), weight_layout='spconv3')
-
-
-def test_a_checkpoint_of_half_precision_loads_into_floats(tmp_path):
-    module, state = filled('second')
-    loaded = NETS['second']()
-    load_model(
-        save(
-            {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
-            tmp_path,
-        ),
-        loaded,
-    )
-    assert loaded.conv_input[0].weight.dtype == torch.float32
-    torch.testing.assert_close(loaded.conv_input[0].weight, module.conv_input[0].weight, rtol=1e-3, atol=1e-4)
 
 
 # ---- 1x1x1 and ambiguous kernels
@@ -114,8 +101,7 @@ class Pointwise(torch.nn.Module):
         return self.point(self.first(tensor)).features
 
 
-@pytest.mark.parametrize('outputs', [4, 6])
-@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize(('outputs', 'stride'), [(4, 2), (6, 1)])
 def test_a_1x1x1_kernel_of_spconv_1_computes_what_it_did_there(outputs, stride, tmp_path):
     """spconv 1 computes x @ W[0, 0, 0]; permuted as other kernels are, it would load and be wrong."""
     generator = torch.Generator().manual_seed(0)
@@ -139,12 +125,6 @@ def test_a_1x1x1_kernel_of_spconv_1_computes_what_it_did_there(outputs, stride, 
     if stride == 2:  # spconv orders the sites of a strided convolution in its own way
         got, expected = got[got[:, 0].argsort()], expected[expected[:, 0].argsort()]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-
-
-def test_a_1x1x1_kernel_of_spconv_2_keeps_its_memory(tmp_path):
-    source, target = Pointwise(4, 6), Pointwise(4, 6)
-    load_model(save(dict(source.state_dict()), tmp_path), target)
-    assert same(source, target)
 
 
 class Cubes(torch.nn.Module):
@@ -173,25 +153,6 @@ def test_a_kernel_that_fits_every_layout_follows_the_others_or_is_refused(tmp_pa
         assert torch.equal(module.cube.weight, weight.permute(order))
 
 
-def test_kernels_that_disagree_decide_nothing(tmp_path):
-    state = {
-        'cube.weight': torch.zeros(3, 3, 3, 3, 3),
-        'wider0.weight': torch.zeros(3, 3, 3, 3, 5),
-        'wider1.weight': torch.zeros(7, 3, 3, 3, 3),
-    }
-    with pytest.raises(CheckpointError, match='cannot be told'):
-        load_model(save(state, tmp_path), Cubes([(3, 5), (3, 7)]))
-
-
-def test_channels_that_are_equal_everywhere_leave_two_layouts_open(tmp_path):
-    module = torch.nn.Module()
-    module.conv = spconv.SubMConv3d(8, 8, 3, bias=False)
-    path = save({'conv.weight': torch.zeros(3, 3, 3, 8, 8)}, tmp_path)
-    with pytest.raises(CheckpointError, match='spconv1 or spconv2-rskc'):
-        load_model(path, module)
-    load_model(path, module, weight_layout='spconv1')
-
-
 def test_kernels_of_mmcv_ops_are_those_of_spconv_1(tmp_path):
     ops = pytest.importorskip('mmcv.ops')
     module = torch.nn.Module()
@@ -205,12 +166,6 @@ def test_kernels_of_mmcv_ops_are_those_of_spconv_1(tmp_path):
 # ---- files that do not fit
 
 
-def test_a_dense_checkpoint_is_refused_as_one(tmp_path):
-    path = save({'conv1.weight': torch.zeros(8, 3, 3, 3), 'bn1.weight': torch.zeros(8)}, tmp_path)
-    with pytest.raises(CheckpointError, match=r'2.*no kernel of 5 axes.*conv_input.0.weight'):
-        load_model(path, NETS['second']())
-
-
 def test_other_names_missing_and_unexpected_keys_are_listed(tmp_path):
     _, state = filled('second')
     with pytest.raises(CheckpointError, match=r'1 \(stem.weight\)'):
@@ -222,60 +177,6 @@ def test_other_names_missing_and_unexpected_keys_are_listed(tmp_path):
         match=(r'2 \(conv_input.0.weight.*conv_out.1.running_var\).*1 \(extra\)'),
     ):
         load_model(save(changed, tmp_path), NETS['second']())
-
-
-def test_a_batch_norm_of_which_something_is_there_is_not_taken_for_folded(tmp_path):
-    _, state = filled('centerpoint')
-    changed = dict(state)
-    del changed['conv1.0.bn1.running_var']
-    with pytest.raises(CheckpointError, match=r'1 \(conv1.0.bn1.running_var\)'):
-        load_model(save(changed, tmp_path), NETS['centerpoint']())
-
-
-def test_axes_in_the_other_order_are_named(tmp_path):
-    _, state = filled('second')
-    state['conv_out.0.weight'] = state['conv_out.0.weight'].permute(2, 1, 0, 3, 4)
-    with pytest.raises(CheckpointError, match=r'conv_out.0.weight.*\(1.*1.*3.*8'):
-        load_model(save(state, tmp_path), NETS['second']())
-
-
-def test_values_that_are_not_finite_are_refused(tmp_path):
-    _, state = filled('second')
-    state['conv_input.1.bias'][0] = float('nan')
-    with pytest.raises(CheckpointError, match=r'conv_input\.1\.bias: 1 NaN of'):
-        load_model(save(state, tmp_path), NETS['second']())
-    state['conv_input.1.bias'] = torch.full_like(state['conv_input.1.bias'], 1e300, dtype=torch.float64)
-    with pytest.raises(CheckpointError, match=r'conv_input\.1\.bias: \d+ infinite of'):
-        load_model(save(state, tmp_path), NETS['second']())
-
-
-def test_codes_of_a_quantised_model_are_not_taken_for_weights(tmp_path):
-    _, state = filled('second')
-    state['conv_out.0.weight'] = state['conv_out.0.weight'].to(torch.int8)
-    with pytest.raises(CheckpointError, match=r'conv_out\.0\.weight: int8 in the file, float32 in the model'):
-        load_model(save(state, tmp_path), NETS['second']())
-
-
-def test_nothing_is_loaded_from_a_file_that_does_not_fit(tmp_path):
-    _, state = filled('second')
-    del state['conv_out.0.weight']
-    module = NETS['second']()
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    with pytest.raises(CheckpointError):
-        load_model(save(state, tmp_path), module)
-    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
-
-
-def test_two_backbones_in_one_file_are_not_chosen_between(tmp_path):
-    _, state = filled('second')
-    twice = {f'{prefix}.{key}': value for prefix in ('student', 'teacher') for key, value in state.items()}
-    with pytest.raises(CheckpointError, match=r'student\.\*.*teacher\.\*'):
-        load_model(save(twice, tmp_path), NETS['second']())
-    module = torch.nn.Module()
-    module.conv = spconv.SubMConv3d(3, 5, 3, bias=False)
-    twice = {f'{prefix}.conv.weight': torch.zeros(3, 3, 3, 3, 5) for prefix in ('student', 'teacher')}
-    with pytest.raises(CheckpointError, match=r'student\.\*.*teacher\.\*'):
-        load_model(save(twice, tmp_path), module)
 
 
 # ---- whole models
@@ -296,7 +197,7 @@ def test_the_rest_of_a_model_is_loaded_where_the_file_has_it_and_said_to_be_abse
     assert same(module, model.middle_encoder) and torch.equal(model.head.weight, rest['head.weight'])
     assert report.rest == 'loaded' and report.unused == ('other',)
     report = load_model(save(state, tmp_path), model, 'middle_encoder')
-    assert report.rest == 'absent' and 'not in it' in report.summary()
+    assert report.rest == 'absent'
     with pytest.raises(CheckpointError, match=r'1 \(head.bias\)'):
         load_model(save(dict(state, **{'head.weight': torch.ones(2, 2)}), tmp_path), model, 'middle_encoder')
 
@@ -345,8 +246,7 @@ def quantise(module):
     return module
 
 
-@pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize('net', ['bevfusion', 'centerpoint'])
+@pytest.mark.parametrize(('net', 'zipped'), [('bevfusion', False), ('centerpoint', True)])
 def test_a_pickled_ptq_module_gives_its_weights_and_ranges(net, zipped, tmp_path):
     module, _ = filled(net)
     features, coordinates = map(torch.from_numpy, sweep(GRID if net == 'bevfusion' else GRID[::-1], 150, 5))
@@ -365,97 +265,8 @@ def test_a_pickled_ptq_module_gives_its_weights_and_ranges(net, zipped, tmp_path
         expected, got = expected[0], got[0]
     assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
     assert report.form == 'pickled module' and len(report.folded) == (20 if net == 'centerpoint' else 21)
-    assert len(report.ranges) == 42 and 'calibrated ranges' in report.summary()
+    assert len(report.ranges) == 42
     last = 'conv_out.0' if net == 'bevfusion' else 'extra_conv.0'
     assert report.ranges[f'{last}._weight_quantizer'].shape == (loaded.get_submodule(last).out_channels,)
     if net == 'centerpoint':  # in the file it is conv2.2.conv1, by whose length it was ranged
         assert report.ranges['conv2.3.conv1._input_quantizer'] == len('conv2.2.conv1') / 8
-
-
-def test_a_state_dict_with_ranges_gives_them_too(tmp_path):
-    module, _ = filled('second')
-    path = save(dict(state_dict=dict(quantise(module).state_dict())), tmp_path)
-    report = load_model(path, NETS['second']())
-    assert report.form == 'state dict' and report.ranges['conv_input.0._input_quantizer'].shape == ()
-
-
-@pytest.fixture
-def hostile(tmp_path, monkeypatch):
-    """A module whose class leaves a file when it is imported, built, restored or called."""
-    trace = tmp_path / 'ran_code'
-    (tmp_path / 'hostile_models.py').write_text(
-        'import pathlib, torch\n'
-        f'def leave(*args): pathlib.Path({str(trace)!r}).touch()\n'
-        'class Net(torch.nn.Module):\n'
-        '    def __setstate__(self, state): leave()\n'
-        'class Call:\n'
-        '    def __reduce__(self): return leave, ("now",)\n'
-        'leave()\n'
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    import hostile_models
-
-    yield hostile_models, trace
-    sys.modules.pop('hostile_models', None)
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_a_pickled_class_that_would_run_code_is_read_without_running_it(hostile, zipped, tmp_path):
-    models, trace = hostile
-    module, _ = filled('second')
-    net = models.Net()
-    net.middle_encoder, net.helper, net.calls = module, models.Call(), [models.Call(), {'a': models.Call()}]
-    path = save(net, tmp_path, _use_new_zipfile_serialization=zipped)
-    del sys.modules['hostile_models']
-    trace.unlink()
-    loaded = NETS['second']()
-    assert load_model(path, loaded).prefix == 'middle_encoder.'
-    assert same(module, loaded) and not trace.exists() and 'hostile_models' not in sys.modules
-
-
-def test_builtins_and_the_system_are_not_called_either(tmp_path, capfd):
-    class Runs:
-        def __init__(self, function, *args):
-            self.what = function, args
-
-        def __reduce__(self):
-            return self.what
-
-    import os
-
-    content = {
-        'state_dict': {'conv.weight': torch.zeros(2)},
-        'calls': [
-            Runs(os.system, 'echo ran'),
-            Runs(eval, 'print("ran")'),
-            Runs(exec, 'print("ran")'),
-            Runs(__import__, 'antigravity'),
-        ],
-    }
-    source = read_source(save(content, tmp_path))
-    assert list(source.weights) == ['conv.weight'] and source.form == 'pickled module'
-    assert 'ran' not in capfd.readouterr().out and 'antigravity' not in sys.modules
-
-
-def test_a_weight_that_is_there_twice_beside_objects_is_refused(tmp_path):
-    weights = {'module.conv.weight': torch.zeros(2), 'conv.weight': torch.ones(2)}
-    with pytest.raises(CheckpointError, match=r'weights\.pth: module\.conv\.weight and conv\.weight both'):
-        read_source(save(dict(state_dict=weights, helper=types.SimpleNamespace()), tmp_path))
-
-
-def test_what_cannot_be_read_safely_says_how_to_convert_it(tmp_path):
-    path = save(types.SimpleNamespace(weights=torch.zeros(2)), tmp_path)
-    with pytest.raises(CheckpointError, match=r'torch.save\(\{"state_dict"'):
-        read_source(path)
-    scripted = torch.jit.script(torch.nn.Linear(1, 1))
-    torch.jit.save(scripted, str(tmp_path / 'script.pt'))
-    with pytest.raises(CheckpointError):
-        read_source(tmp_path / 'script.pt')
-
-
-def test_damaged_and_missing_files_keep_their_messages(tmp_path):
-    with pytest.raises(CheckpointError, match='no such checkpoint file'):
-        read_source(tmp_path / 'absent.pth')
-    (tmp_path / 'torn.pth').write_bytes(save(filled('second')[0], tmp_path).read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=r'torn.pth: .*(cannot be read|truncated or damaged)'):
-        read_source(tmp_path / 'torn.pth')

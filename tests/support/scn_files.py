@@ -1,25 +1,24 @@
 """Files of the libspconv dialect for tests: the goldens' node lists, with weights of our own."""
 
 import functools
-import json
-from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 
-NODES = Path(__file__).resolve().parents[3] / 'shared' / 'golden' / 'scn' / 'nodes'
+import scn_goldens
+
+NODES = scn_goldens.ROOTS[0] / 'nodes'
 MEANT = np.random.default_rng(4)
 
 
 def golden_names() -> list[str]:
-    """Return the names of the stored node lists, '' when they are not there."""
-    return sorted(path.stem for path in NODES.glob('*.json')) or ['']
+    """Return the names of the node lists in the repository."""
+    return sorted(path.stem for path in NODES.glob('*.json'))
 
 
 @functools.lru_cache(maxsize=4)
 def _golden(name: str) -> onnx.ModelProto:
-    content = json.loads((NODES / f'{name}.json').read_text())
+    content = scn_goldens.node_list(name)
     graph = onnx.GraphProto(name='scn')
     graph.node.extend(_node(entry) for entry in content['nodes'])
     for entry in content['initializers']:
@@ -35,8 +34,6 @@ def _golden(name: str) -> onnx.ModelProto:
 
 def golden_model(name: str) -> onnx.ModelProto:
     """Return a protobuf with the nodes of a golden and small random float16 weights."""
-    if not name or not (NODES / f'{name}.json').is_file():
-        pytest.skip(f'skipped: {NODES.parent} not found')
     model = onnx.ModelProto()
     model.CopyFrom(_golden(name))
     return model

@@ -1,4 +1,4 @@
-"""Stored node lists and inputs of the reference exporter, for tests, which are skipped without them."""
+"""Stored node lists and inputs of the reference exporter; tests are skipped where a file is not."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3] / 'shared/golden/scn'
+ROOTS = (
+    Path(__file__).resolve().parents[1] / 'goldens/scn',
+    Path(__file__).resolve().parents[3] / 'shared/golden/scn',
+)
+"""Synthetic inputs and their outputs are in the repository; real sweeps are outside, and may be absent."""
+
+
+def find(name):
+    """Return the path of a file, None where it is in neither folder."""
+    return next((root / name for root in ROOTS if (root / name).is_file()), None)
 
 
 def existing(name):
-    path = ROOT / name
-    if not path.is_file():
+    path = find(name)
+    if path is None:
         pytest.skip(f'skipped: ../shared/golden/scn/{name} not found')
     return path
 

@@ -11,98 +11,62 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.ops.attention import standard_deformable_attention
+from mmdeploy_ext.exporting.ops.attention import attend
 from mmdeploy_ext.exporting.ops.operator import operators_as
-from mmdeploy_ext.exporting.ops.rotated_nms import rotated_nms
-from mmdeploy_ext.exporting.ops.upsample_bicubic import upsample_bicubic
-
-
-class SuperResolution(nn.Module):
-    """Features, then a picture that is larger by a factor given per call."""
-
-    inputs: ClassVar = dict(x={0: 'B', 2: 'H', 3: 'W'}, scale={})
-    outputs = ('picture',)
-
-    def __init__(self):
-        super().__init__()
-        self.features, self.picture = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
-
-    def forward(self, x, scale):
-        return self.picture(upsample_bicubic(self.features(x).relu(), scale))
-
-    @staticmethod
-    def feeds(seed):
-        rng = np.random.default_rng(seed)
-        size = (1 + seed % 2, 3, 9 + seed, 8 + 2 * seed)
-        return rng.random(size, np.float32), np.array([1.4 + 0.3 * seed], np.float32)
+from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 
 
 class RotatedDetector(nn.Module):
-    """Boxes and their scores, suppressed."""
+    """Boxes by descending score, suppressed: an operator with a body that calls another operator."""
 
-    inputs: ClassVar = dict(boxes={0: 'N'}, logits={0: 'N'})
-    outputs = ('kept', 'kept_scores')
+    inputs: ClassVar = dict(boxes={0: 'N'})
+    outputs = ('keep',)
 
-    def forward(self, boxes, logits):
-        scores = logits.sigmoid()
-        keep = rotated_nms(boxes, scores, 0.3)
-        return boxes[keep], scores[keep]
+    def forward(self, boxes):
+        return rotated_keep(boxes[None], torch.ones_like(boxes[None, :, 0], dtype=torch.bool), 0.3)[0]
 
     @staticmethod
     def feeds(seed):
-        return rotated_boxes(seed, 30 + seed)
+        return (rotated_boxes(seed, 30 + seed),)
 
 
 class Attention(nn.Module):
-    """mmcv's own module; sizes of the maps are an input."""
+    """Deformable attention, a traceable form; sizes of the maps are an input."""
 
     inputs: ClassVar = dict(
-        query={0: 'B', 1: 'Q'},
         value={0: 'B', 1: 'S'},
-        reference_points={0: 'B', 1: 'Q'},
+        locations={0: 'B', 1: 'Q'},
+        weights={0: 'B', 1: 'Q'},
         spatial_shapes={},
     )
     outputs = ('attended',)
 
-    def __init__(self):
-        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
-
-        super().__init__()
-        self.attention = MultiScaleDeformableAttention(16, 4, 2, 3, batch_first=True)
-        nn.init.normal_(self.attention.sampling_offsets.weight, std=0.3)
-        nn.init.normal_(self.attention.attention_weights.weight, std=0.3)
-
-    def forward(self, query, value, reference_points, spatial_shapes):
-        return self.attention(
-            query, value=value, reference_points=reference_points, spatial_shapes=spatial_shapes
-        )
+    def forward(self, value, locations, weights, spatial_shapes):
+        areas = spatial_shapes[:, 0] * spatial_shapes[:, 1]
+        return attend(value, spatial_shapes, areas.cumsum(0) - areas, locations, weights)
 
     @staticmethod
     def feeds(seed):
         rng = np.random.default_rng(seed)
-        batch, queries = 2 + seed % 2, 5 + seed
+        batch, queries, heads, points = 2 + seed % 2, 5 + seed, 4, 3
         sizes = np.array([[4 + seed, 6], [2, 3 + seed]], np.int64)
-        query, value = (
-            rng.standard_normal((batch, count, 16), np.float32) for count in (queries, sizes.prod(1).sum())
-        )
-        return query, value, rng.random((batch, queries, 2, 2), np.float32), sizes
+        value = rng.standard_normal((batch, sizes.prod(1).sum(), heads, 4), np.float32)
+        locations = rng.random((batch, queries, heads, 2, points, 2), np.float32)
+        return value, locations, rng.random((batch, queries, heads, 2, points), np.float32), sizes
 
 
-NETS = (SuperResolution, RotatedDetector, Attention)
+NETS = (RotatedDetector, Attention)
 
 
 def rotated_boxes(seed, count, extent=12.0):
-    """Return boxes (N, 5) float32 that overlap a lot, and logits (N,), all different."""
+    """Return boxes (N, 5) float32 that overlap a lot."""
     rng = np.random.default_rng(seed)
-    boxes = np.concatenate(
-        [
-            rng.uniform(0, extent, (count, 2)),
-            rng.uniform(0.5, 5, (count, 2)),
-            rng.uniform(-4, 4, (count, 1)),
-        ],
-        1,
-    ).astype(np.float32)
-    return boxes, rng.permutation(np.linspace(-3, 3, count)).astype(np.float32)
+    sides = [
+        rng.uniform(0, extent, (count, 2)),
+        rng.uniform(0.5, 5, (count, 2)),
+        rng.uniform(-4, 4, (count, 1)),
+    ]
+    return np.concatenate(sides, 1).astype(np.float32)
 
 
 def build(net):
@@ -113,7 +77,7 @@ def build(net):
 
 def export(net, exporter, form='standard', opset=18):
     """Export a network of this file on its first feeds."""
-    with operators_as(form), standard_deformable_attention():
+    with operators_as(form):
         return export_module(
             net,
             [torch.from_numpy(array) for array in net.feeds(0)],
@@ -135,10 +99,8 @@ def assert_same(net, found, feeds, atol=2e-5):
     """Compare with the network in PyTorch, eager forms."""
     with torch.no_grad():
         wanted = net(*map(torch.from_numpy, feeds))
-    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-    for got, want in zip(found, wanted, strict=True):
-        assert got.shape == tuple(want.shape)
-        np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=atol)
+    assert found[0].shape == tuple(wanted.shape)
+    np.testing.assert_allclose(found[0], wanted.numpy(), rtol=0, atol=atol)
 
 
 def domains(model: onnx.ModelProto) -> set[str]:

@@ -176,13 +176,9 @@ def voxels(grid=GRID, rows=200, seed=0, channels=5):
 
 def golden(name):
     """Features (N, 5) float32, coordinates (N, 4) int32 of a golden input, or None where it is not."""
-    from pathlib import Path
+    import scn_goldens
 
-    path = Path(__file__).resolve().parents[3] / 'shared/golden/scn/numeric' / f'{name}.npz'
-    if not path.is_file():
-        return None
-    content = np.load(path)
-    return content['features_f16'].astype(np.float32), content['coords_bxyz_i16'].astype(np.int32)
+    return scn_goldens.voxels(name) if scn_goldens.find(f'numeric/{name}.npz') else None
 
 
 def dense_reference(graph, coordinates, features):

@@ -4,16 +4,14 @@ Glossary: B batch, M heads, D channels of a head, E = M * D embedding, L maps, h
 P points per map, Q queries, K keys, S = sum of h * w over all maps.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.exporting.postprocess.suppression import length
@@ -203,55 +201,6 @@ def attend(
     sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)
     attended = MULTI_SCALE_DEFORMABLE_ATTENTION(value, sizes, starts, sampling_locations, attention_weights)
     return attended.flatten(2)
-
-
-@contextlib.contextmanager
-def standard_deformable_attention() -> Iterator[None]:
-    """Inside the block mmcv-full 1.7's `MultiScaleDeformableAttention` calls `attend`, and so exports."""
-    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
-
-    with patched(MultiScaleDeformableAttention, forward=_module_forward):
-        yield
-
-
-def _module_forward(
-    self: Any,
-    query: Tensor,
-    key: Tensor | None = None,
-    value: Tensor | None = None,
-    identity: Tensor | None = None,
-    query_pos: Tensor | None = None,
-    key_padding_mask: Tensor | None = None,
-    reference_points: Tensor | None = None,
-    spatial_shapes: Tensor | None = None,
-    level_start_index: Tensor | None = None,
-    **_: Any,
-) -> Tensor:
-    value = query if value is None else value
-    identity = query if identity is None else identity
-    query = query if query_pos is None else query + query_pos
-    if not self.batch_first:
-        query, value = query.transpose(0, 1), value.transpose(0, 1)
-    value = self.value_proj(value)
-    if key_padding_mask is not None:
-        value = value.masked_fill(key_padding_mask[..., None], 0.0)
-    split = (self.num_heads, self.num_levels, self.num_points)
-    offsets = self.sampling_offsets(query).unflatten(-1, (*split, 2))
-    weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-    if level_start_index is None:
-        areas = spatial_shapes[:, 0] * spatial_shapes[:, 1]
-        level_start_index = areas.cumsum(0) - areas
-    attended = attend(
-        value.unflatten(-1, (self.num_heads, -1)),
-        spatial_shapes,
-        level_start_index,
-        sampling_locations(reference_points, offsets, spatial_shapes),
-        weights.unflatten(-1, split[1:]),
-    )
-    attended = self.output_proj(attended)
-    if not self.batch_first:
-        attended = attended.transpose(0, 1)
-    return self.dropout(attended) + identity
 
 
 def sampling_locations(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The forms of operator nodes after the export: standard operators, local functions, Python, plugins."""
+"""The forms of operator nodes after the export: standard operators, local functions, plugins."""
 
 import copy
 import functools
@@ -18,7 +18,6 @@ from mmdeploy_ext.exporting.ops.operator import (
     operator_of,
     operators_as,
 )
-from mmdeploy_ext.exporting.ops.python_nodes import python_body
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, node_attributes, refill
 from mmdeploy_ext.graph.script import function_of
@@ -35,7 +34,6 @@ def finish(
     - No node of the domain `mm2onnx`: the model is returned unchanged.
     - 'standard': each node is replaced by the standard operators that it stands for.
     - 'function': nodes stay, and the model gets local functions, one for each operator and set of attributes.
-    - 'python': nodes stay, and the model gets local functions that call Python.
     - 'plugin': nodes of operators with a TensorRT plugin become its nodes, the others standard operators.
 
     Args:
@@ -72,8 +70,6 @@ def finish(
             node.op_type, node.domain = plugin.op_type, plugin.domain
             refill(node, attribute=[helper.make_attribute(name, value) for name, value in fields.items()])
             _import(model, helper.make_opsetid(plugin.domain, 1))
-    if form == 'python':
-        return _with_functions(model, lambda *args: python_body(*args, opset))
     model = _with_functions(model, body)
     return model if form == 'function' else to_standard(model)
 

@@ -137,46 +137,6 @@ def nms_of_sorted(bboxes_xyxy: Tensor, iou_threshold: float) -> Tensor:
     return greedy_keep_batch((pairwise_iou(bboxes_xyxy) > iou_threshold) & before)
 
 
-def _greedy_keep(suppresses: torch.Tensor) -> torch.Tensor:
-    keep = torch.ones(suppresses.shape[0], dtype=torch.bool, device=suppresses.device)
-    for row in range(suppresses.shape[0]):
-        if keep[row]:
-            keep = keep & ~suppresses[row]
-    return keep
-
-
-def _greedy_keep_body(op: Any) -> Callable[..., Any]:
-    from onnxscript import graph
-
-    def body(suppresses):
-        rows = op.Shape(suppresses, start=0, end=1)
-
-        @graph()
-        def step(row, go, kept):
-            hit = op.And(op.Gather(suppresses, row, axis=0), op.Gather(kept, row, axis=0))
-            return op.Identity(go), op.And(kept, op.Not(hit))
-
-        keep = op.Loop(op.Squeeze(rows, [0]), None, op.Expand([True], rows), body=step)
-        return keep
-
-    return body
-
-
-greedy_keep = register(
-    Operator(
-        'GreedyKeep',
-        _greedy_keep,
-        inputs=dict(suppresses='N N'),
-        outputs=('keep',),
-        example=lambda: (torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]], dtype=torch.bool),),
-        shapes=lambda suppresses: suppresses.new_empty((suppresses.shape[0],)),
-        body=_greedy_keep_body,
-    )
-)
-"""(N, N) bool -> (N,) bool: the rows that survive when each surviving row removes its targets, from the first
-row on."""
-
-
 def _greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
     keep = 1 - suppressed_by.amax(dim=2)[:, None]
     while True:
@@ -220,9 +180,9 @@ GREEDY_KEEP_BATCH = register(
 
 
 def greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
-    """`greedy_keep` for each image of a batch: (B, K) bool, in operators that TensorRT has.
+    """Return (B, K) bool: the boxes that survive when each surviving box removes its targets, first to last.
 
-    `suppressed_by` (B, K, K) bool, K at least 1, is transposed: [b, j, i] is True if box i suppresses box j,
-    and only for i < j.
+    `suppressed_by` (B, K, K) bool, K at least 1: [b, j, i] is True if box i suppresses box j, and only for
+    i < j. Its operators are known to TensorRT.
     """
     return GREEDY_KEEP_BATCH(suppressed_by.to(torch.float32))[:, 0] > 0

@@ -13,13 +13,13 @@ from typing import Any
 import onnx
 import torch
 
-from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.script import Body
 from mmdeploy_ext.graph.script import part as part  # for bodies in packages of others
 
 DOMAIN = 'mm2onnx'
 """Domain of the nodes that stand for operators, and namespace of the operators in PyTorch."""
-FORMS = ('standard', 'function', 'python', 'plugin')
+FORMS = ('standard', 'function', 'plugin')
 """Forms of an operator in an export; see `operators_as`."""
 OPERATORS: dict[str, Operator] = {}
 """Name -> operator; only `register` writes here."""
@@ -67,8 +67,6 @@ class Operator:
         body: the operator in ONNX, as `graph.script.Body` says; it returns variables named as `outputs`.
         shapes: takes the arguments of `eager`, attributes too, and gives empty outputs; by default the
             traceable form does. Needed with `body`, and where a size of an output depends on values.
-        reference: numpy form, for `python` nodes and tests, with the attributes by name; by default the eager
-            form runs there.
         plugin: the TensorRT node, if an engine has a plugin for it.
 
     Source of the idea that one node serves both exporters: `torch.library.custom_op`, PyTorch 2.13.
@@ -82,7 +80,6 @@ class Operator:
     traceable: Callable[..., Any] | None = None
     body: Body | None = None
     shapes: Callable[..., Any] | None = None
-    reference: Callable[..., Any] | None = None
     plugin: Plugin | None = None
 
     def __post_init__(self) -> None:
@@ -115,7 +112,6 @@ def operators_as(form: str) -> Iterator[None]:
 
     - 'standard' (default): operators of standard ONNX, of which an engine may lack some.
     - 'function': one node, and a local function in the same file that defines it.
-    - 'python': one node that ONNX Runtime runs in Python; see `mmdeploy_ext/exporting/ops/python_nodes.py`.
     - 'plugin': one node for TensorRT's plugin, where the operator names one; the others are standard.
     """
     if form not in FORMS:
@@ -131,16 +127,10 @@ current_form = _form.get
 """Returns the form of the innermost `operators_as`."""
 
 
-def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -> Operator:
-    """Return a registered operator.
-
-    Args:
-        node: name of the node that calls it, for the message.
-        name: `op_type` of the node.
-        error: class of the error that is raised if no operator of this name is registered.
-    """
+def operator_of(node: str, name: str) -> Operator:
+    """Return the operator `name`, which the node called `node` calls; ExportError if none is registered."""
     if name not in OPERATORS:
-        raise error(
+        raise ExportError(
             f'node {node!r}: operator {DOMAIN}.{name} is not registered; import the module that describes it '
             f'(known: {", ".join(sorted(OPERATORS)) or "none"})'
         )

@@ -25,54 +25,12 @@ LOST_DIGITS = 1e-6
 """Share of the distance from 0 by which bounds are wider, since coordinates are rounded."""
 
 
-def _eager(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    order = torch.sort(scores, descending=True, stable=True)[1]
-    keep = bev_nms.rotated_nms(boxes[order].cpu().numpy(), iou_threshold)
-    return order[torch.from_numpy(keep).to(order)]
-
-
-def _numpy(boxes, scores, iou_threshold):
-    import numpy as np
-
-    order = np.argsort(-scores, kind='stable')
-    return order[bev_nms.rotated_nms(boxes[order], float(iou_threshold))].astype(np.int64)
-
-
-def _traceable(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    order = torch.topk(scores, scores.shape[0])[1]
-    valid = torch.ones_like(scores, dtype=torch.bool)
-    keep = rotated_keep(boxes[order][None], valid[None], iou_threshold)
-    return order[torch.nonzero(keep[0])[:, 0]]
-
-
-rotated_nms = register(
-    Operator(
-        'RotatedNms',
-        _eager,
-        inputs=dict(boxes='N 5', scores='N'),
-        outputs=('keep',),
-        example=lambda: (
-            torch.tensor([[0.0, 0, 4, 2, 0.3], [0.5, 0, 4, 2, 0.2], [9, 9, 2, 2, 0]]),
-            torch.tensor([0.9, 0.8, 0.7]),
-        ),
-        traceable=_traceable,
-        shapes=lambda boxes, *_: boxes.new_empty(
-            (torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64
-        ),
-        reference=_numpy,
-    )
-)
-"""(boxes, scores, iou_threshold) -> (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
-Boxes (N, 5) are float32 x and y of the centre, width, height, all in one unit, and angle in radians from x
-towards y; scores (N,), in any order. Source: mmcv 1.7.2 `nms_rotated` on the CPU."""
-
-
-def _keep_of_images(boxes: Tensor, bounds: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+def _eager(boxes: Tensor, bounds: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     keep = torch.zeros_like(valid)
     for image_boxes, image_valid, image_keep in zip(boxes, valid, keep, strict=True):
         rows = torch.nonzero(image_valid).squeeze(1)
-        falling = torch.arange(len(rows), 0, -1, device=boxes.device).to(boxes)
-        image_keep[rows[_eager(image_boxes[rows], falling, iou_threshold)]] = True
+        kept = bev_nms.rotated_nms(image_boxes[rows].cpu().numpy(), iou_threshold)
+        image_keep[rows[torch.from_numpy(kept).to(rows)]] = True
     return keep
 
 
@@ -135,7 +93,7 @@ def _rotated_keep_body(op: Any) -> Callable[..., Any]:
 ROTATED_KEEP = register(
     Operator(
         'RotatedKeep',
-        _keep_of_images,
+        _eager,
         inputs=dict(boxes='B N 5', bounds='B 4 N', valid='B N'),
         outputs=('keep',),
         example=lambda: (

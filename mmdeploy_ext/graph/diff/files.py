@@ -1,6 +1,6 @@
 """Compare two files: their structure, and their tensors on the same inputs. Needs no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -9,13 +9,12 @@ from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graph import run, signature
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.findings import Bars, Comparison, Entry
+from mmdeploy_ext.graph.diff.findings import Bars, Comparison
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import Change, changes
 from mmdeploy_ext.graph.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.index import join_names, random_nodes
 
 
 def engine_notes(
@@ -85,7 +84,6 @@ def diff_files(
     subject = dict(kind='files', reference=str(reference_path), file=str(path), inputs=shapes)
     comparison = findings.comparison_of(candidate_walk, bars, structure, subject)
     comparison.notes = engine_notes(candidate.index.model, candidate_feeds, candidate_walk, bars)
-    comparison.notes += _notes_on_evidence((reference_walk, candidate_walk), comparison.entries)
     if is_random:
         comparison.notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
     reference_outputs = reference.index.outputs
@@ -102,20 +100,3 @@ def diff_files(
         elif array.size and array.dtype.kind == 'f' and not np.isfinite(array).any():
             entry.state, entry.reason = UNKNOWN, 'holds no finite value, which shows nothing'
     return comparison
-
-
-def _notes_on_evidence(walks: tuple[Walk, Walk], entries: Sequence[Entry]) -> list[str]:
-    notes, values = [], walks[1].free
-    shares = [entry.tensor for entry in entries if entry.state == EQUAL and (entry.error or entry.born)]
-    shares = [name for name in shares if values[name].dtype.kind in 'biuOSU']
-    if shares:
-        notes.append(
-            f'some integers, booleans or texts of {join_names(shares, 5)} differ: too few of them to count'
-        )
-    drawn = list(dict.fromkeys(name for walk in walks for name in random_nodes(walk.program.index.model)))
-    if drawn:
-        notes.append(
-            f'the results of {join_names(drawn, 5)} are random: equal nodes share one draw here, which shows '
-            f'nothing about them'
-        )
-    return notes

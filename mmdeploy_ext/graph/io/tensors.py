@@ -6,13 +6,12 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import numpy as np
 
 from mmdeploy_ext.core.dump import MANIFEST, load_dump
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.files import atomic_path
 
 CANNOT_READ = (
     ValueError,
@@ -53,15 +52,6 @@ def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
         return np.load(path, allow_pickle=False)
     except CANNOT_READ as error:
         raise DataError(f'{path}: is not a readable numpy file ({error})') from error
-
-
-def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> None:
-    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str."""
-    for name, array in tensors.items():
-        array = array.astype(str) if array.dtype == object else array
-        file = Path(folder) / f'{quote(name, safe=" ")}.npy'
-        with atomic_path(file) as temporary, open(temporary, 'wb') as stream:
-            np.save(stream, array, allow_pickle=False)
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

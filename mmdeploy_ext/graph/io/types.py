@@ -175,9 +175,8 @@ def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] |
 
 
 def dtype(data_type: int) -> str:
-    """Return the lower-case name of a `TensorProto.DataType`, e.g. 'int64'; '99' for 99, which has none."""
-    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
-    return names.get(data_type, str(data_type)).lower()
+    """Return the lower-case name of a `TensorProto.DataType`, e.g. 'int64', or 'type 99'."""
+    return type_name(data_type).lower()
 
 
 def text(value_type: onnx.TypeProto | None) -> str:

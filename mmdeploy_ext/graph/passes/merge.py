@@ -43,8 +43,7 @@ def concatenate(
         graph.initializer.extend(_new_constants(constants, added, produced))
         values.update((value.name, value) for value in added.output)
         produced.update(value.name for value in added.output)
-        for field in ('node', 'quantization_annotation'):
-            getattr(graph, field).extend(getattr(added, field))
+        graph.node.extend(added.node)
         merged.ir_version = max(merged.ir_version, model.ir_version)
     missing = [name for name in outputs if name not in values]
     if missing:

@@ -22,17 +22,13 @@ def all_tensor_names(model: onnx.ModelProto) -> list[str]:
 
 
 def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Rename every tensor of a graph and of bodies in it, in place, also in declarations and annotations."""
+    """Rename every tensor of a graph and of bodies in it, in place, also in declarations."""
 
     def renamed(name: str) -> str:
         return new(name) if name else name
 
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = renamed(value.name)
-    for annotation in graph.quantization_annotation:
-        annotation.tensor_name = renamed(annotation.tensor_name)
-        for entry in annotation.quant_parameter_tensor_names:
-            entry.value = renamed(entry.value)
     for node in graph.node:
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]

@@ -3,18 +3,14 @@
 import copy
 
 import onnx
-import onnx.inliner
-from onnx import helper
 
 from mmdeploy_ext.core.cli import suppress_output
 from mmdeploy_ext.core.errors import ExportError, one_line
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import node_attributes, random_nodes, refill
+from mmdeploy_ext.graph.io.index import refill
 
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
 """Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them)."""
-DRAWS = ('RandomNormal', 'RandomUniform')
-"""Random operators without inputs, which onnxslim would take for constants."""
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -24,8 +20,8 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
       Nodes that nothing reads are dropped, and local functions are inlined.
     - What onnxscript's optimizer does besides: nodes that change nothing (Identity, Dropout) are dropped,
       equal nodes become one, and some pairs are fused, such as two Reshapes.
-    - Not fired on random operators, inputs with a default (they can be fed) and tensors over
-      `FOLDING_LIMITS`, but for a Transpose of a constant that nothing else reads.
+    - Not fired on inputs with a default (they can be fed) and tensors over `FOLDING_LIMITS`, but for a
+      Transpose of a constant that nothing else reads.
     """
     from onnxscript import optimizer
 
@@ -45,7 +41,6 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         if len(result.graph.node) == before:
             break
     result.graph.initializer.extend(model.graph.initializer[place] for place in places)
-    _check_random(result, model, 'onnxscript')
     return result
 
 
@@ -58,15 +53,9 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
             'onnxslim takes models of up to 2 GiB, and this one is larger; fold does most of what it does'
         )
     inputs = {value.name for value in model.graph.input}
-    draws = [node for node in model.graph.node if node.op_type in DRAWS and not node.domain]
     prepared = copy.deepcopy(model)
-    graph = prepared.graph
-    for node in draws:
-        settings = node_attributes(node)
-        element = settings.get('dtype', onnx.TensorProto.FLOAT)
-        graph.input.append(helper.make_tensor_value_info(node.output[0], element, settings['shape']))
-    constants = [tensor for tensor in graph.initializer if tensor.name not in inputs]
-    refill(graph, initializer=constants, node=[node for node in graph.node if node not in draws])
+    constants = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+    refill(prepared.graph, initializer=constants)
     try:
         with suppress_output():
             slim = onnxslim.slim(prepared)
@@ -76,8 +65,6 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
     refill(slim.graph, input=model.graph.input)
     slim.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in inputs)
-    for node in reversed(draws):
-        slim.graph.node.insert(0, node)
     keys = {entry.key for entry in slim.metadata_props}
     slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in keys)
     graphs = model.graph, slim.graph
@@ -87,15 +74,4 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ExportError(
             f'onnxslim changed the outputs: got {names[1]}, expected {names[0]} of the same types; try fold'
         )
-    _check_random(slim, model, 'onnxslim')
     return slim
-
-
-def _check_random(result: onnx.ModelProto, model: onnx.ModelProto, library: str) -> None:
-    inlined = onnx.inliner.inline_local_functions(model) if model.functions else model
-    before, after = random_nodes(inlined), random_nodes(result)
-    if len(after) < len(before):
-        raise ExportError(
-            f'{library} made a constant of random operators, or dropped some: of {before} are left {after}; '
-            f'take those out that nothing needs, or leave the file as it is'
-        )

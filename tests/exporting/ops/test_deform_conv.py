@@ -5,31 +5,19 @@ import onnxruntime
 import pytest
 import torch
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2d, ModulatedDeformConv2dPack
-from mmcv.ops.deform_conv import DeformConv2dFunction
-from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
-from mmdet.models.dense_heads import TOODHead
 from mmdet.models.necks import DyHead
 from torch import nn
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.exporting.ops.deform_conv import LeadingOffsets, standard_deform_conv
-from mmdeploy_ext.exporting.ops.operator import operators_of
-from mmdeploy_ext.families.parts import upstream_layers
+from mmdeploy_ext.exporting.ops.deform_conv import LeadingOffsets
 
-FUNCTIONS = (DeformConv2dFunction, ModulatedDeformConv2dFunction)
 SHAPES = {
-    'plain': dict(),
-    'stride 2': dict(stride=2),
     'dilated': dict(dilation=2, padding=2),
     'unequal': dict(kernel_size=(3, 1), stride=(1, 2), padding=(1, 0), dilation=(2, 1)),
-    'no padding': dict(padding=0),
-    'groups': dict(groups=2),
-    'deform_groups': dict(deform_groups=4),
     'both groups': dict(groups=4, deform_groups=2, stride=2),
 }
 
@@ -82,8 +70,12 @@ UNSEEN = [image(1, 1, 8, 12, 14), image(2, 2, 8, 9, 17)]
 
 @pytest.mark.parametrize(
     ('kind', 'shape', 'opset'),
-    [(kind, shape, 19) for kind in ('v1', 'v2', 'v2 with bias') for shape in SHAPES]
-    + [('v1', 'both groups', 20), ('v2 with bias', 'both groups', 20)],
+    [
+        ('v1', 'unequal', 19),
+        ('v2', 'dilated', 19),
+        ('v2 with bias', 'both groups', 19),
+        ('v1', 'both groups', 20),
+    ],
 )
 def test_equals_mmcv_on_other_sizes_and_batches(kind, shape, opset):
     settings = {'kernel_size': 3, 'padding': 1, **SHAPES[shape]}
@@ -109,21 +101,14 @@ class OffsetsFromLarger(nn.Module):
         return self.conv(small, values[:, :18].contiguous(), values[:, 18:].sigmoid().contiguous())
 
 
-@pytest.mark.parametrize('size', [(12, 14), (9, 17), (2, 2), (1, 1), (33, 5)])
-@pytest.mark.parametrize('batch', [1, 3])
-def test_leading_offsets_are_what_mmcv_reads_bit_for_bit(size, batch):
+@pytest.mark.parametrize('size', [(9, 17), (1, 1)])
+def test_leading_offsets_are_what_mmcv_reads_bit_for_bit(size):
     module = seeded(OffsetsFromLarger())
-    x = image(4, batch, 8, *size)
+    x = image(4, 3, 8, *size)
     with torch.no_grad():
         wanted = module(x)
         module.conv = LeadingOffsets(module.conv)
         torch.testing.assert_close(module(x), wanted, rtol=0, atol=0)
-
-
-def test_offsets_of_a_larger_map_export():
-    module, spelled = seeded(OffsetsFromLarger()), seeded(OffsetsFromLarger())
-    spelled.conv = LeadingOffsets(spelled.conv)
-    assert_equal_on_unseen(module, graph_of(spelled, 19, image(0, 1, 8, 12, 14)), UNSEEN)
 
 
 class Pyramid(nn.Module):
@@ -143,43 +128,3 @@ def test_dyhead_of_mmdet_exports_and_equals_itself_on_other_sizes():
     module = Pyramid().eval()
     model = graph_of(prepared(module), 19, image(0, 1, 16, 16, 24), ('p3', 'p4', 'p5'))
     assert_equal_on_unseen(module, model, [image(1, 1, 16, 32, 24), image(2, 2, 16, 13, 21)])
-
-
-def test_patch_is_undone_after_the_block_and_after_an_exception():
-    before = [function.__dict__['symbolic'] for function in FUNCTIONS]
-    with standard_deform_conv():
-        inside = [function.__dict__['symbolic'] for function in FUNCTIONS]
-    assert [function.__dict__['symbolic'] for function in FUNCTIONS] == before
-    assert not set(map(id, inside)) & set(map(id, before))
-    with pytest.raises(KeyError), standard_deform_conv():
-        raise KeyError('inside')
-    assert [function.__dict__['symbolic'] for function in FUNCTIONS] == before
-
-
-class Inverse(nn.Module):
-    """What no opset can express."""
-
-    def forward(self, x):
-        return torch.linalg.inv(x)
-
-
-def test_failing_export_undoes_the_patch_and_names_the_stage():
-    before = [function.__dict__['symbolic'] for function in FUNCTIONS]
-    with pytest.raises(ExportError, match=r"'op'.*19"):
-        graph_of(Inverse(), 19, image(0, 1, 8, 8, 8))
-    assert [function.__dict__['symbolic'] for function in FUNCTIONS] == before
-
-
-def test_only_mmcvs_deformable_convolutions_are_found():
-    nested = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(DeformConv2dPack(8, 8, 3)))
-    for module in (nested, ModulatedDeformConv2dPack(8, 8, 3)):
-        assert [operator.opset for operator in operators_of(module)] == [19]
-    assert not operators_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
-
-
-def test_a_head_that_calls_the_function_is_found():
-    settings = dict(
-        type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8]
-    )
-    head = TOODHead(3, 8, stacked_convs=2, feat_channels=32, anchor_generator=settings)
-    assert operators_of(head) and prepared(head).deform_sampling is upstream_layers.sample_sides

@@ -53,15 +53,3 @@ def test_steps_from_a_fraction_have_their_type_in_a_graph_of_a_fixed_size():
     graph = export_module(Centres(), [x])
     (result,) = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {'input_0': x.numpy()})
     np.testing.assert_allclose(result, Centres()(x).numpy(), atol=2e-6)
-
-
-class Ramp(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, x + torch.linspace(0, 0.5, x.shape[3])])
-
-
-def test_steps_to_a_fraction_have_the_default_type_in_a_graph_of_a_fixed_size():
-    x = torch.randn(1, 2, 4, 4)
-    graph = export_module(Ramp(), [x])
-    (result,) = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {'input_0': x.numpy()})
-    np.testing.assert_allclose(result, Ramp()(x).numpy(), atol=2e-6)

@@ -4,15 +4,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mmcv import ops
 from torch import nn
 
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.nms import AT_ONCE, BELOW_ALL, batched_nms, class_offsets
+from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets
 from mmdeploy_ext.runtime.detections import nms as numpy_nms
 
 MANY = 2**31 - 1
@@ -79,32 +77,23 @@ def as_rows(array):
     return sorted(map(tuple, array.tolist()))
 
 
-@pytest.mark.parametrize('opset', [11, 17, 20])
-@pytest.mark.parametrize(('iou_threshold', 'max_output'), [(0.5, MANY), (0.2, 3)])
+@pytest.mark.parametrize(('iou_threshold', 'max_output', 'opset'), [(0.5, MANY, 11), (0.2, 3, 20)])
 def test_torch_and_onnx_equal_the_slow_reference(iou_threshold, max_output, opset):
     session = session_for(iou_threshold, max_output, opset)
-    for batch, count, dead in [(1, 20, 0.3), (3, 40, 0.3), (2, 1, 0.0), (2, 5, 1.0)]:
+    for batch, count, dead in [(1, 20, 0.3), (1, 40, 0.0), (3, 40, 0.3), (2, 1, 0.0), (2, 5, 2.0)]:
         bboxes, scores = boxes(batch, batch, count, dead)
         wanted = slow_nms(bboxes, scores, iou_threshold, max_output)
+        if not dead and max_output == MANY:
+            kept = numpy_nms(bboxes[0], scores[0, 0], iou_threshold)
+            assert sorted(kept.tolist()) == [row[2] for row in wanted if not row[0]]
+            assert (np.diff(scores[0, 0][kept]) < 0).all()
         eager = Nms(iou_threshold, max_output)(torch.from_numpy(bboxes), torch.from_numpy(scores))
         assert as_rows(eager.numpy()) == wanted
         assert as_rows(session.run(None, {'b': bboxes, 's': scores})[0]) == wanted
 
 
-def test_no_candidate_gives_no_row():
-    bboxes, scores = boxes(0, 2, 7, dead=2.0)
-    assert Nms(0.5, 9)(torch.from_numpy(bboxes), torch.from_numpy(scores)).shape == (0, 3)
-    assert session_for(0.5, 9).run(None, {'b': bboxes, 's': scores})[0].shape == (0, 3)
-
-
-def test_a_score_of_zero_is_a_candidate():
-    bboxes, scores = np.array([[[0, 0, 9, 9]]], np.float32), np.zeros((1, 1, 1), np.float32)
-    assert len(Nms(0.5, 9)(torch.from_numpy(bboxes), torch.from_numpy(scores))) == 1
-    assert len(session_for(0.5, 9).run(None, {'b': bboxes, 's': scores})[0]) == 1
-
-
-@pytest.mark.parametrize('degenerate', [(5, 5, 5, 5), (5, 5, 5, 9)])
-def test_boxes_without_area_suppress_nothing(degenerate):
+def test_boxes_without_area_suppress_nothing():
+    degenerate = 5, 5, 5, 9
     bboxes = np.array([[degenerate, degenerate, (0, 0, 9, 9)]], np.float32)
     scores = np.array([[[0.9, 0.8, 0.7]]], np.float32)
     assert len(Nms(0.1, 9)(torch.from_numpy(bboxes), torch.from_numpy(scores))) == 3
@@ -112,20 +101,9 @@ def test_boxes_without_area_suppress_nothing(degenerate):
     assert numpy_nms(bboxes[0], scores[0, 0], 0.1).tolist() == [0, 1, 2]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.integers(0, 40), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-def test_numpy_equals_the_slow_reference(seed, count, iou_threshold):
-    bboxes, scores = boxes(seed, 1, count, dead=0.0)
-    kept = numpy_nms(bboxes[0], scores[0, 0], iou_threshold)
-    assert kept.dtype == np.int64
-    assert sorted(kept.tolist()) == [row[2] for row in slow_nms(bboxes, scores, iou_threshold, MANY)]
-    assert (np.diff(scores[0, 0][kept]) < 0).all()
-
-
-@pytest.mark.parametrize('shift', [0.0, -500.0])
-def test_class_offsets_are_those_of_mmcv_bit_for_bit(shift):
+def test_class_offsets_are_those_of_mmcv_bit_for_bit():
     bboxes, scores = boxes(7, 1, 30, dead=0.0)
-    bboxes += np.float32(shift)
+    bboxes -= np.float32(500)
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 5, 30))
     boxes_t, scores_t = torch.from_numpy(bboxes), torch.from_numpy(scores)
     shifted = class_offsets(boxes_t, labels[None], torch.ones(1, 30, dtype=torch.bool))
@@ -134,25 +112,3 @@ def test_class_offsets_are_those_of_mmcv_bit_for_bit(shift):
     wanted = ops.batched_nms(boxes_t[0], scores_t[0, 0], labels, dict(type='nms', iou_threshold=0.4))[1]
     kept = Nms(0.4, MANY)(shifted, scores_t)[:, 2]
     assert sorted(kept.tolist()) == sorted(wanted.tolist())
-
-
-def test_rows_that_are_no_candidate_do_not_move_the_classes_apart():
-    bboxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 5000, 5000]]])
-    labels = torch.tensor([[1, 0]])
-    shifted = class_offsets(bboxes, labels, torch.tensor([[True, False]]))
-    assert shifted[0, 0].tolist() == [11.0, 11.0, 21.0, 21.0]
-    nothing = class_offsets(bboxes, labels * 1000, torch.zeros(1, 2, dtype=torch.bool))
-    assert torch.isfinite(nothing).all()
-    assert nothing.min() < BELOW_ALL
-
-
-@pytest.mark.parametrize('most', [5, 300, 10**6])
-def test_the_best_boxes_of_many_are_enough(most):
-    generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(AT_ONCE + 3000, 2, generator=generator) * 300
-    boxes = torch.cat([corner, corner + 20 + torch.rand(len(corner), 2, generator=generator) * 20], 1)
-    scores = torch.randperm(len(boxes), generator=generator) / len(boxes)
-    found = batched_nms(boxes[None], scores[None, None], 0.5, most)[:, 2]
-    wanted = ops.nms(boxes, scores, 0.5)[1]
-    assert found.tolist() == wanted[:most].tolist()
-    assert len(wanted) > 300

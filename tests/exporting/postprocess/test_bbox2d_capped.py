@@ -9,8 +9,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mmcv.ops import nms
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
@@ -42,13 +40,10 @@ CAP = 130
 NMS = TEST_CFG['nms']
 CASES = {
     'default': {},
-    'max_per_img one': dict(max_per_img=1),
     'more rows than candidates': dict(max_per_img=1000),
     'no limit of rows': dict(max_per_img=-1),
     'class agnostic': dict(nms=dict(NMS, class_agnostic=True)),
     'score_thr 0': dict(score_thr=0.0),
-    'boxes not clipped': dict(clip_border=False),
-    'strict NMS': dict(nms=dict(NMS, iou_threshold=0.05)),
     'no suppression': dict(nms=dict(NMS, iou_threshold=1.0)),
 }
 OPTIONAL = dict(
@@ -130,9 +125,7 @@ def test_its_graph_has_constant_shapes_and_nothing_that_tensorrt_lacks():
 NONE, ON_TOP = [], [(0, 0, 5, 5), (0, 0, 5, 6)]
 
 
-@pytest.mark.parametrize(
-    'keep', in_suite([NONE, [(1, 3, 2, 2)], [(1, 3, 2, 2), (1, 4, 2, 2)], ON_TOP], NONE, ON_TOP)
-)
+@pytest.mark.parametrize('keep', [NONE, ON_TOP])
 def test_no_box_one_box_and_boxes_on_top_of_each_other(keep):
     head, raw = make_head(), few(1)
     for level in range(len(STRIDES)):
@@ -145,20 +138,6 @@ def test_no_box_one_box_and_boxes_on_top_of_each_other(keep):
     assert outputs[2].tolist() == [len(keep)]
     assert (outputs[1] >= 0).sum() == len(wanted[0][1])
     assert_same(found_by(head, outputs), wanted)
-
-
-@pytest.mark.parametrize('levels_tied', in_suite(['all', 'pairs'], 'pairs'))
-def test_exact_score_ties_give_the_same_set(levels_tied):
-    head = make_head(nms_pre=2000, max_per_img=2000, nms=dict(type='nms', iou_threshold=0.9), score_thr=0.01)
-    raw = random_outputs(3, 1, SIZE, deltas=0.0)
-    for level in range(3):
-        raw[level] = torch.round(raw[level] * (0 if levels_tied == 'all' else 2)) - 1
-        raw[level + 6] = torch.zeros_like(raw[level + 6])
-    wanted = by_mmdet(head, raw, SIZE)
-    pairs = sum(level.numel() for level in raw[:3])
-    outputs = run(exported(head, pairs), raw)
-    assert len(np.unique(wanted[0][0][:, 4])) < len(wanted[0][0]) / 4
-    assert_same(found_by(head, outputs, pairs), wanted)
 
 
 def test_more_candidates_than_k_are_exact_where_the_list_is_full_and_refused_else():
@@ -182,27 +161,14 @@ def slowly(boxes, threshold):
     return keep
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**31 - 1),
-    count=st.sampled_from([1, 2, 3, 40, 200]),
-    threshold=st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.9, 1.0]),
-    grid=st.sampled_from([0, 1, 8]),
-)
-def test_suppression_of_sorted_boxes_equals_mmcvs(seed, count, threshold, grid):
+@pytest.mark.parametrize('grid', [0, 8])
+@pytest.mark.parametrize(('count', 'threshold'), [(1, 0.5), (200, 0.0), (200, 0.5), (200, 1.0)])
+def test_suppression_of_sorted_boxes_equals_mmcvs(count, threshold, grid):
     """With a grid boxes repeat, have no area, and overlap by exactly the threshold."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     corners = rng.uniform(0, 40, (2, count, 2)).astype(np.float32)
     corners = np.round(corners / grid) * grid if grid else corners
     boxes = torch.from_numpy(np.concatenate([corners.min(0), corners.max(0)], 1).astype(np.float32))
     kept = nms_of_sorted(torch.stack([boxes, boxes.flip(0)]), threshold).numpy()
     np.testing.assert_array_equal(kept[0], slowly(boxes, threshold))
     np.testing.assert_array_equal(kept[1], slowly(boxes.flip(0), threshold))
-
-
-def test_a_chain_as_long_as_the_list_settles():
-    """Each box overlaps its neighbours alone: every second one stays."""
-    x = torch.arange(64, dtype=torch.float32)
-    boxes = torch.stack([x, x * 0, x + 2, x * 0 + 1], dim=1)
-    kept = nms_of_sorted(boxes[None], 0.2)[0].numpy()
-    np.testing.assert_array_equal(kept, np.arange(64) % 2 == 0)

@@ -13,10 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.engines.openvino import compiled, readable
 from mmdeploy_ext.engines.tensorrt import engine
 from mmdeploy_ext.engines.tensorrt.build import build
-from mmdeploy_ext.graph.io.index import refill
-from mmdeploy_ext.graph.passes import deform_conv
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
-from mmdeploy_ext.graph.script import function_of
 from mmdeploy_ext.kit.local_run import OPENERS
 from toy_engines import package, parse
 
@@ -142,14 +139,9 @@ EVERYTHING = Case(
     bias=True,
 )
 CASES = {
-    'plain': Case(),
-    'mask': Case(mask=True),
     'mask and bias': Case(mask=True, bias=True),
     'stride': Case(stride=(2, 1), padding=(1, 0)),
     'dilation': Case(dilation=(1, 2), padding=(2, 3), mask=True),
-    'groups': Case(groups=4),
-    'offset groups': Case(offset_groups=2, mask=True),
-    'one tap': Case(kernel=(1, 1), padding=(0, 0)),
     'row of taps': Case(kernel=(1, 3), offset_groups=4),
     'everything': EVERYTHING,
     'linear': dataclasses.replace(EVERYTHING, opset=20),
@@ -171,11 +163,6 @@ def test_values_are_those_of_mmcv_and_of_the_operator_at_any_size(name):
         assert case.difference(case.model, size) < TOLERANCE
 
 
-def test_rounding_of_places_grows_with_the_side():
-    replaced, _ = replace_deform_conv(EVERYTHING.model)
-    assert EVERYTHING.difference(replaced, (1, 100, 168)) < 10 * TOLERANCE
-
-
 def test_a_bias_without_a_mask():
     model = Case(bias=True).model
     feeds = Case().feeds(SIZES[0])
@@ -189,17 +176,6 @@ def test_float16_has_its_places_in_float32():
     wanted = EVERYTHING.of_mmcv({name: array.astype(np.float32) for name, array in feeds.items()})
     given = run(replace_deform_conv(half.model)[0], feeds)
     assert given.dtype == np.float16 and np.abs(given - wanted).max() < 4e-3 * np.abs(wanted).max()
-
-
-def test_several_layers_and_the_defaults_of_the_operator():
-    text = 'a = DeformConv(x, w, o) y = DeformConv(a, w, o)'
-    weight = '<float[3,3,1,1] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}>'
-    model = parse(text, 'float[B,3,h,w] x, float[B,2,h,w] o', 'float[B,3,h,w] y', 19, weight)
-    draw = np.random.default_rng(0)
-    feeds = dict(x=draw.random((2, 3, 5, 6)), o=draw.uniform(-3, 3, (2, 2, 5, 6)))
-    feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
-    replaced, _ = replace_deform_conv(model)
-    np.testing.assert_allclose(run(replaced, feeds), run(model, feeds), atol=1e-3)
 
 
 def test_float64_a_weight_of_unknown_shape_and_a_node_in_a_body_stay():
@@ -222,85 +198,9 @@ def test_float64_a_weight_of_unknown_shape_and_a_node_in_a_body_stay():
         assert replace_deform_conv(model) == (model, False)
 
 
-def of_type(function, op_type):
-    return [node for node in function.node if node.op_type == op_type]
-
-
-def exchange(nodes):
-    """Exchange the second inputs of two nodes."""
-    first, second = nodes
-    first.input[1], second.input[1] = second.input[1], first.input[1]
-
-
-def transpose_taps(function):
-    function.node.insert(0, helper.make_node('Transpose', ['weight'], ['turned'], perm=[0, 1, 3, 2]))
-    (matrix,) = [node for node in of_type(function, 'Reshape') if node.input[0] == 'weight']
-    matrix.input[0] = 'turned'
-
-
-def ignore_mask(function):
-    (shares,) = [node for node in of_type(function, 'Reshape') if node.input[0] == 'mask']
-    (product,) = [node for node in of_type(function, 'Mul') if shares.output[0] in node.input]
-    product.CopyFrom(helper.make_node('Identity', product.input[:1], product.output))
-
-
-def exchange_places(function):
-    exchange([node for node in of_type(function, 'Gather') if node.attribute[0].i == 2])
-
-
-def move_border(function):
-    (two,) = [
-        node.output[0]
-        for node in of_type(function, 'Constant')
-        if node.attribute[0].t.data_type == TensorProto.FLOAT
-        if numpy_helper.to_array(node.attribute[0].t).tolist() == 2.0
-    ]
-    for node in of_type(function, 'Sub'):
-        node.input[0] = two
-
-
-def exchange_strides(function):
-    ranges = [node.output[0] for node in of_type(function, 'Range')]
-    exchange([node for node in of_type(function, 'Mul') if node.input[0] in ranges])
-
-
-def with_setting(name, value):
-    def change(function):
-        (sampled,) = of_type(function, 'GridSample')
-        kept = [attribute for attribute in sampled.attribute if attribute.name != name]
-        del sampled.attribute[:]
-        sampled.attribute.extend([*kept, helper.make_attribute(name, value)])
-
-    return change
-
-
-FAULTS = {
-    'taps transposed': transpose_taps,
-    'mask ignored': ignore_mask,
-    'y and x exchanged': exchange_places,
-    'border off by half': move_border,
-    'corners aligned': with_setting('align_corners', 1),
-    'values of the border outside': with_setting('padding_mode', 'border'),
-    'stride of the other axis': exchange_strides,
-}
-
-
-@pytest.mark.parametrize('name', FAULTS)
-def test_a_planted_fault_is_seen(name, monkeypatch):
-    def wrong(*args):
-        function = function_of(*args)
-        refill(function, node=sorted(function.node, key=lambda node: node.op_type != 'Constant'))
-        FAULTS[name](function)
-        return function
-
-    monkeypatch.setattr(deform_conv, 'function_of', wrong)
-    assert EVERYTHING.difference(replace_deform_conv(EVERYTHING.model)[0], SIZES[0]) > 1e-2
-
-
-@pytest.mark.parametrize('size', SIZES[:2])
-def test_openvino_gives_the_same(size, tmp_path):
+def test_openvino_gives_the_same(tmp_path):
     pytest.importorskip('openvino', reason='optional: pip install openvino')
-    feeds = EVERYTHING.feeds(size)
+    feeds = EVERYTHING.feeds(SIZES[0])
     onnx.save(EVERYTHING.model, tmp_path / 'm.onnx')
     of_a_kit = OPENERS['openvino'](tmp_path / 'm.onnx', tmp_path, False, ())
     wanted = EVERYTHING.of_mmcv(feeds)

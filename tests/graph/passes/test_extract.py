@@ -9,7 +9,6 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.part import drop_functions
 from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import matching_nodes, select_nodes
 from scn_files import golden_model
@@ -46,30 +45,6 @@ def test_a_cut_keeps_what_its_outputs_need_and_nothing_else():
     assert str(part.graph.input[0].type.tensor_type.shape.dim).count('dim_value: 4') == 3
 
 
-def test_one_output_of_a_node_becomes_an_input_and_another_one_is_still_computed():
-    nodes = [
-        helper.make_node('Split', ['x'], ['a', 'b'], axis=0),
-        helper.make_node('Add', ['a', 'b'], ['z']),
-    ]
-    part = cut(model_of(nodes, [('x', [4])], [('z', [2])]), ['x', 'b'], ['z'])
-    onnx.checker.check_model(part, full_check=True)
-    assert names(part.graph.input) == ['x', 'b'] and part.graph.node[0].output == ['a', 'b_unused']
-
-
-def test_nodes_of_constants_alone_are_no_part():
-    three = numpy_helper.from_array(np.ones(3))
-    nodes = [
-        helper.make_node('Constant', [], ['k'], value=three),
-        helper.make_node('Neg', ['k'], ['c']),
-        helper.make_node('Cast', ['c'], ['f'], to=1),
-        helper.make_node('Add', ['x', 'f'], ['z']),
-    ]
-    model = model_of(nodes, [('x', [3])], [('z', [3])])
-    with pytest.raises(UsageError, match='constants alone'):
-        extract(model, [0, 1])
-    assert names(extract(model, [3]).graph.input) == ['x']
-
-
 def test_patterns_choose_nodes_and_misses_come_with_similar_names():
     index = Index(conv_net())
     assert select_nodes(index, ['/layer/*', '/stem/Conv', '#1']) == [0, 1, 2]
@@ -104,17 +79,6 @@ def test_functions_that_are_left_over_go():
     as_in_whole(model, part)
 
 
-def test_of_functions_with_one_name_those_of_other_overloads_go():
-    call = helper.make_node('F', ['x'], ['z'], domain='own', overload='b')
-    model = model_of([call], [('x', [3])], [('z', [3])])
-    for overload in 'ab':
-        body = [helper.make_node('Neg', ['a'], ['b'])]
-        function = helper.make_function('own', 'F', ['a'], ['b'], body, [OPSET], overload=overload)
-        model.functions.append(function)
-    drop_functions(model)
-    assert [function.overload for function in model.functions] == ['b']
-
-
 def test_an_input_with_a_default_stays_if_nothing_is_cut_off_and_is_a_constant_of_a_part():
     nodes = [helper.make_node('Mul', ['x', 's'], ['p']), helper.make_node('Neg', ['p'], ['z'])]
     default = numpy_helper.from_array(np.full(1, 2, np.float32), 's')
@@ -122,16 +86,6 @@ def test_an_input_with_a_default_stays_if_nothing_is_cut_off_and_is_a_constant_o
     assert extract(model, [0, 1]) == model
     part = cut(model, ['x'], ['p'])
     assert names(part.graph.input) == ['x'] and names(part.graph.initializer) == ['s']
-
-
-def test_types_that_onnx_cannot_infer_come_from_onnx_runtime():
-    nodes = [helper.make_node('FusedMatMul', ['x', 'x'], ['p'], domain='com.microsoft', transB=1)]
-    nodes.append(helper.make_node('Neg', ['p'], ['z']))
-    model = model_of(nodes, [('x', [2, 3])], [('z', [2, 2])])
-    model.opset_import.add(domain='com.microsoft', version=1)
-    part = cut(model, ['p'], ['z'])
-    assert [size.dim_value for size in part.graph.input[0].type.tensor_type.shape.dim] == [2, 2]
-    as_in_whole(model, part)
 
 
 OPSET = helper.make_opsetid('', 17)

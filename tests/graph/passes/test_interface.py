@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.passes.rename import apply_spec, name_ends
+from mmdeploy_ext.graph.passes.rename import apply_spec
 
 IMAGE = TensorSpec('input', 'float32', ('B', 2), 'the picture')
 SCALE = TensorSpec('scale', 'float32', ('B', 2), default=3.0)
@@ -58,14 +58,6 @@ def test_defaults_really_override_in_onnx_runtime_also_with_another_batch():
     np.testing.assert_array_equal(running.run(['scaled'], {'input': x, 'scale': own})[0], x * own)
 
 
-def test_a_dropped_input_is_put_back_and_can_be_fed():
-    spec = GraphSpec('g', (IMAGE, SCALE, UNUSED), OUTPUTS)
-    running = session(apply_spec(make_model(), spec))
-    assert [value.name for value in running.get_inputs()] == ['input', 'spare']
-    feeds = {'input': np.ones((1, 2), np.float32), 'spare': np.zeros((1, 4), np.int64)}
-    assert running.run(['twice'], feeds)[0].tolist() == [[2.0, 2.0]]
-
-
 def test_a_constant_with_the_name_of_an_optional_input_is_replaced_and_others_are_kept():
     model = make_model(('input', 'scale'), scale=[[9.0, 9.0]], other=[1.0])
     graph = apply_spec(model, GraphSpec('g', (IMAGE, SCALE), OUTPUTS)).graph
@@ -73,45 +65,16 @@ def test_a_constant_with_the_name_of_an_optional_input_is_replaced_and_others_ar
     assert values == {'other': [1.0], 'scale': [[3.0, 3.0]]}
 
 
-def test_without_defaults_no_constant_appears():
-    scale = TensorSpec('scale', 'float32', ('B', 2))
-    result = apply_spec(make_model(), GraphSpec('g', (IMAGE, scale), OUTPUTS))
-    assert not result.graph.initializer
-    assert result.ir_version == 4
-
-
-def test_a_second_run_changes_nothing_and_the_given_model_is_left_alone():
-    model, spec = make_model(), GraphSpec('g', (IMAGE, SCALE, UNUSED), OUTPUTS)
-    before = model.SerializeToString()
-    once = apply_spec(model, spec)
-    assert model.SerializeToString() == before
-    assert apply_spec(once, spec).SerializeToString() == once.SerializeToString()
-
-
-def test_an_output_may_be_a_constant_of_the_graph():
-    spec = GraphSpec('g', (IMAGE, SCALE), (*OUTPUTS, TensorSpec('other', 'float32', (1,))))
-    running = session(apply_spec(make_model(other=[7.0]), spec))
-    assert running.run(['other'], {'input': np.zeros((1, 2), np.float32)})[0].tolist() == [7.0]
-
-
 @pytest.mark.parametrize(
     ('spec', 'message'),
     [
-        (GraphSpec('g', (IMAGE,), OUTPUTS), r"inputs that the spec lacks \['scale'\]"),
+        (GraphSpec('g', (IMAGE,), OUTPUTS), r"\['scale'\]"),
         (
             GraphSpec('g', (IMAGE, SCALE), (*OUTPUTS, TensorSpec('third', 'float32', ()))),
-            r"outputs that the graph lacks \['third'\]",
+            r"\['third'\]",
         ),
     ],
 )
 def test_unknown_tensors_are_refused_by_name(spec, message):
     with pytest.raises(ExportError, match=message):
         apply_spec(make_model(), spec)
-
-
-def test_an_axis_may_take_the_old_name_of_another_one():
-    value = helper.make_tensor_value_info('x', TensorProto.FLOAT, ['s0', 'h', 2])
-    result = helper.make_tensor_value_info('y', TensorProto.FLOAT, ['h', 's0', '2*s0'])
-    graph = helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [value], [result])
-    named = name_ends(helper.make_model(graph), ['y'], {'x': {0: 'h', 1: 'w'}}).graph
-    assert axes(named.input[0]) == ('h', 'w', 2) and axes(named.output[0]) == ('w', 'h', '2*h')

@@ -32,11 +32,6 @@ def make(scale=1.0, bias=0.0, opset=17, rank=4, fed=False, constant=False, fold=
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8)
 
 
-def test_a_list_of_numbers_has_no_rows():
-    model = make(rank=2)
-    assert replace_group_norm(model) == (model, False)
-
-
 def operators(model):
     return {node.op_type for node in all_nodes(model)}
 
@@ -47,9 +42,10 @@ def expected(x, epsilon=1e-3):
     return (centred / np.sqrt(groups.var(2, keepdims=True) + epsilon)).reshape(x.shape)
 
 
-@pytest.mark.parametrize('kind', [np.float32, np.float64])
-@pytest.mark.parametrize('rank', [3, 4, 5])
-@pytest.mark.parametrize(('constant', 'opset'), [(False, 13), (True, 17), (False, 18), (True, 20)])
+@pytest.mark.parametrize(
+    ('rank', 'constant', 'opset', 'kind'),
+    [(3, False, 13, np.float32), (4, True, 17, np.float32), (5, False, 18, np.float64)],
+)
 def test_the_numbers_stay_at_any_rank_and_opset(rank, constant, opset, kind):
     model = make(rank=rank, constant=constant, opset=opset, kind=kind)
     before = model.SerializeToString()
@@ -71,13 +67,15 @@ def test_others_stay(other):
     assert replace_group_norm(model) == (model, False)
 
 
-@pytest.mark.parametrize(('exporter', 'opset'), [('torchscript', 17), ('dynamo', 18)])
-@pytest.mark.parametrize('dynamic', [None, {'x': {0: 'n', 2: 'height', 3: 'width'}}])
-def test_a_map_with_a_constant_half_is_normalised_as_by_pytorch(exporter, opset, dynamic):
+@pytest.mark.parametrize(
+    ('exporter', 'opset'), [('torchscript', 17), pytest.param('dynamo', 18, marks=pytest.mark.matrix)]
+)
+def test_a_map_with_a_constant_half_is_normalised_as_by_pytorch(exporter, opset):
     """Sums of one number in float32, one after the other, are off by 1e-5 and more (`passes/norms.py`)."""
     norm = torch.nn.GroupNorm(2, 8)
     image = torch.randn(1, 8, 96, 160, generator=torch.Generator().manual_seed(0))
     image[..., 80:] = 1.234
+    dynamic = {'x': {0: 'n', 2: 'height', 3: 'width'}}
     names = dict(input_names=['x'], output_names=['y'], dynamic=dynamic)
     model = export_module(norm, (image,), opset=opset, exporter=exporter, **names)
     model, changed = replace_group_norm(model)
@@ -85,20 +83,3 @@ def test_a_map_with_a_constant_half_is_normalised_as_by_pytorch(exporter, opset,
     exact = torch.nn.functional.group_norm(image.double(), 2).numpy()
     got = Runner(model).run(dict(x=image.numpy()))['y']
     assert np.abs(got - exact).max() <= 2e-6 * np.abs(exact).max()
-
-
-def test_two_of_them_share_constants_and_no_name():
-    model = make()
-    for node in list(model.graph.node)[:2]:
-        twin = model.graph.node.add()
-        twin.CopyFrom(node)
-        twin.name, twin.output[0] = f'{node.name}2', f'{node.output[0]}2'
-    model.graph.node[-2].input[0] = 'y'
-    model.graph.node[-1].input[0] = 'r2'
-    model.graph.output.append(helper.make_tensor_value_info('n2', TensorProto.FLOAT, ['n', 2, 'l']))
-    result, _ = replace_group_norm(model)
-    onnx.checker.check_model(result, full_check=True)
-    names = [name for node in result.graph.node for name in node.output]
-    assert len(names) == len(set(names)) and len(result.graph.initializer) == 4
-    x = np.random.default_rng(0).normal(500, 300, (1, 4, 9, 7)).astype(np.float32)
-    np.testing.assert_allclose(Runner(result).run(dict(x=x))['y'], expected(x), atol=1e-5)

@@ -2,10 +2,8 @@
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
 
@@ -41,21 +39,6 @@ def test_a_model_without_float16_comes_back_the_same():
     assert round_half(model) is model
 
 
-def test_a_sub_graph_in_float16_is_refused():
-    model = make(TensorProto.FLOAT16)
-    inner = helper.make_graph(
-        [helper.make_node('Cast', ['u'], ['z'], to=TensorProto.FLOAT16)],
-        'b',
-        [],
-        [helper.make_tensor_value_info('z', TensorProto.FLOAT16, [4])],
-    )
-    model.graph.initializer.append(helper.make_tensor('yes', TensorProto.BOOL, [], [True]))
-    choice = helper.make_node('If', ['yes'], ['w'], 'choice', then_branch=inner, else_branch=inner)
-    model.graph.node.append(choice)
-    with pytest.raises(ExportError, match=r"'choice' \(If\).*float16"):
-        round_half(model)
-
-
 def with_choice(*inner_nodes):
     """The model of `make`, and an If whose branches make its float32 output w."""
     model = make(TensorProto.FLOAT16)
@@ -67,12 +50,6 @@ def with_choice(*inner_nodes):
     model.graph.output.append(helper.make_tensor_value_info('w', TensorProto.FLOAT, [4]))
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def test_a_sub_graph_that_computes_on_outer_values_in_float16_is_refused():
-    total = helper.make_node('Add', ['t', 'u'], ['s'])
-    with pytest.raises(ExportError, match=r"'choice' \(If\).*float16"):
-        round_half(with_choice(total, helper.make_node('Cast', ['s'], ['z'], to=TensorProto.FLOAT)))
 
 
 def test_a_sub_graph_may_read_inputs_and_outputs_in_float16():
