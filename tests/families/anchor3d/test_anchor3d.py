@@ -1,7 +1,6 @@
 """PointPillars and SECOND through both files equal mmdet3d's own test path; faults in ours are refused."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import onnx
@@ -11,8 +10,6 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_anchor3d
 from marking import in_suite
-from mmdeploy_ext.benchmark import memory
-from mmdeploy_ext.benchmark.streams import run_files
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import ConfigError, DataError
@@ -258,11 +255,3 @@ def test_the_page_names_the_outputs_of_the_head():
     page = page.split('## head.onnx')[1].split('\n## ')[0]
     stated = {line.split('`')[1] for line in page.splitlines() if line.startswith('| `')}
     assert stated == {'bev', *(f'{name}_l' for name in runtime.OUTPUTS)}
-
-
-@pytest.mark.matrix
-def test_the_memory_of_its_files_is_measured_without_a_plugin_in_the_config():
-    _, folder, config, checkpoint = toy_anchor3d.exported('kitti')
-    source = memory.Source(config, checkpoint, {}, 1)
-    call = functools.partial(run_files, source, 'onnxruntime', str(folder), sweeps(1))
-    assert memory.measure(call, 'files')['peak_mb'] > 0
