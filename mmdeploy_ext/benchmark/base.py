@@ -232,10 +232,9 @@ def run_alone(
     """Open one contender and run it on the first samples of the last group, for `memory.measure`."""
     import torch
 
-    from mmdeploy_ext.benchmark.images import FUSED
     from mmdeploy_ext.families.base import load_families
 
-    args.fuse_conv_bn, args.skip_refused = name == FUSED, False
+    args.fuse_conv_bn, args.skip_refused = name == measure.FUSED, False
     torch.set_num_threads(args.threads)
     load_families()
     benchmark = kind(args, [engine], Ranks())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import compiled
 from mmdeploy_ext.benchmark.base import Benchmark, short_labels
-from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.benchmark.measure import FUSED, Contender, Run
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 EXPORTED_FORMS = ('full', 'raw')
 """Forms that are exported for the run if the user names no files."""
-FUSED = 'torch fused'
-"""Name of the contender that is the PyTorch model with its BatchNorms folded into the convolutions."""
 MAX_IMAGES = 64
 """Number of the user's pictures that are used."""
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 COMPILED_FORM = 'compiled'
 """Form of the contender `torch.compile`, which runs no file."""
+FUSED = 'torch fused'
+"""Name of the contender that is the PyTorch model with its BatchNorms folded into the convolutions."""
 MIN_ROUNDS = 3
 """Rounds that no time limit cuts off."""
 SETTLE_S = 0.02

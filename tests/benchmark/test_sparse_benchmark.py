@@ -60,7 +60,7 @@ def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
     target, chart = tmp_path / 'b.json', tmp_path / 'b.png'
     np.savez(tmp_path / 's.npz', features=np.ones((40, 5)), coordinates=ground((24, 24, 41), 'xyz', 40))
     words = [*model, '--engines', ','.join(['torch', *ONNX_ENGINES]), '--voxels', 100, 400, '--max-iter', 2]
-    words += ['--sweep', tmp_path / 's.npz', '--warmup', 1, '--json', target, '--chart', chart]
+    words += ['--sweep', tmp_path / 's.npz', '--warmup', 1, '--json', target, '--chart', chart, '--no-memory']
     assert benchmark(*words) == 0, capsys.readouterr()
     content = json.loads(target.read_text())
     names = ['torch'] + [
@@ -72,7 +72,6 @@ def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
     for row in content['contenders']:
         assert row['total_ms']['median'] > 0 and row['ratio_to_torch']
         assert row['parts_ms'].keys() == {'rulebook', 'network'} and min(row['parts_ms'].values()) > 0
-        assert row['input'] != content['main_input'] or row['memory']['peak_mb'] > 0
     assert 'synthetic 400' in capsys.readouterr().out and chart.stat().st_size > 10_000
 
 

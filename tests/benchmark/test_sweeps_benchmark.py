@@ -16,14 +16,15 @@ def graphs():
 
 def run(*words):
     _, _, config, checkpoint = toy_centerpoint.exported()
-    options = ['--max-iter', 2, '--warmup', 1, '--threads', 1, '--no-memory', *words]
+    options = ['--max-iter', 2, '--warmup', 1, '--threads', 1, *words]
     return benchmark_app.main([config, checkpoint, *map(str, options)])
 
 
 def test_a_whole_centerpoint_is_measured_from_points_to_boxes(graphs, tmp_path):
     toy_centerpoint.sweep(7, 600).tofile(tmp_path / '7.bin')
     target = tmp_path / 'b.json'
-    assert run('--onnx', graphs, '--sweep', tmp_path / '7.bin', '--json', target) == 0
+    words = ['--onnx', graphs, '--sweep', tmp_path / '7.bin', '--no-memory', '--json', target]
+    assert run(*words) == 0
     result = json.loads(target.read_text())
     torch_row, row = result['contenders']
     assert (torch_row['name'], row['name']) == ('torch', 'onnxruntime deploy')
@@ -36,7 +37,7 @@ def test_a_whole_centerpoint_is_measured_from_points_to_boxes(graphs, tmp_path):
 @pytest.mark.matrix
 def test_without_files_and_sweeps_it_is_exported_and_a_sweep_is_made(tmp_path):
     target = tmp_path / 'b.json'
-    assert run('--json', target) == 0
+    assert run('--no-memory', '--json', target) == 0
     result = json.loads(target.read_text())
     assert [row['form'] for row in result['contenders']] == ['', 'deploy']
     points, width = map(int, result['input_shape'].split('x'))
@@ -46,8 +47,9 @@ def test_without_files_and_sweeps_it_is_exported_and_a_sweep_is_made(tmp_path):
 @pytest.mark.matrix
 def test_its_backbone_alone_is_measured_where_it_is_asked_for(tmp_path):
     target = tmp_path / 'b.json'
-    assert run('--voxels', 100, '--engines', 'onnxruntime', '--json', target) == 0
+    assert run('--voxels', 100, '--engines', 'torch,onnxruntime', '--json', target) == 0
     result = json.loads(target.read_text())
+    assert all(row['memory']['peak_mb'] > 0 for row in result['contenders'])
     assert result['main_input'] == 'synthetic 100' and result['family'] != 'centerpoint'
 
 
