@@ -285,14 +285,12 @@ def benchmark_words(
 
 def entry_of(result: Mapping[str, Any], files: Mapping[str, Path], notes: Sequence[str]) -> dict[str, Any]:
     """Return the figures of a result of `mm2onnx benchmark`."""
-    group = result
-    if 'sets' in result:
-        group = next((voxels for voxels in result['sets'] if voxels['real']), result['sets'][-1])
+    contenders = [row for row in result['contenders'] if row['input'] == result['main_input']]
     labels = {str(path): label for label, path in files.items()}
-    memory = {row['name']: (row['memory'] or {}).get('peak_mb') for row in group['contenders']}
+    memory = {row['name']: (row['memory'] or {}).get('peak_mb') for row in contenders}
     first = size_of(next(iter(files.values())))
     rows = []
-    for row in group['contenders']:
+    for row in contenders:
         base, ratio = memory.get(BASELINE), row['ratio_to_torch']
         if row['name'] == BASELINE or ratio is None:
             continue
@@ -310,7 +308,7 @@ def entry_of(result: Mapping[str, Any], files: Mapping[str, Path], notes: Sequen
     messages = [note.replace(f'{ROOT}/', '') for note in (*refused, *result['notes']) if note]
     return dict(
         machine=f'{machine["cpu"]}, {machine["cores"]} cores ({" ".join(machine["simd"])}){gpu}; {versions}',
-        rounds=group['rounds'],
+        rounds=contenders[0]['runs'],
         rows=rows,
         sizes={label: round(size_of(path) / first, 3) for label, path in files.items()},
         notes=[*notes, *messages],

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import abc
+import argparse
 import contextlib
+import functools
+import importlib
 import statistics
 import tempfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.benchmark import compiled, measure, memory
-from mmdeploy_ext.benchmark.machine import QUIET_SHARE, cores, machine
+from mmdeploy_ext.benchmark.machine import OtherLoad, cores, load_notes, machine
 from mmdeploy_ext.benchmark.measure import Contender
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import tool
+from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.benchmark.measure import Run
-    from mmdeploy_ext.core.distributed import Ranks
 
     Runs = Mapping[str, Sequence[Run]]
     """Name of a contender -> its runs."""
@@ -76,8 +78,11 @@ class Benchmark(abc.ABC):
         """Export the files to measure to a folder, since the user named none; return label -> path."""
 
     @abc.abstractmethod
-    def groups(self) -> list[Sequence[Any]]:
-        """Return groups of samples; round i of a group runs its sample i, and begins again at the end."""
+    def groups(self) -> dict[str, Sequence[Any]]:
+        """Return name -> samples that are measured together; rounds go through them again and again.
+
+        The last group is the main one: memory is measured on it, and the chart shows it.
+        """
 
     @abc.abstractmethod
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
@@ -94,35 +99,8 @@ class Benchmark(abc.ABC):
         raise NotImplementedError
 
     @abc.abstractmethod
-    def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that loads and runs a contender in a child process, see `memory.measure`."""
-
-    @abc.abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """Return the entries of the JSON file about the input."""
-
-    def rows(
-        self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Return the row of each contender in the JSON file, from the runs of one group."""
-        rows = measure.summarise(contenders, runs, self.batch, self.ranks.size)
-        for row in rows:
-            row['memory'] = memories.get(row['name'])
-        return rows
-
-    def result(
-        self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return the content of the JSON file; `runs` has the runs of each group of samples."""
-        (group_runs,), load = runs, self.other_load(runs)
-        rows = self.rows(contenders, group_runs, memories)
-        return dict(
-            self.common_facts(runs),
-            **self.facts(),
-            contenders=rows,
-            forms=measure.compare_forms(contenders, group_runs),
-            notes=[*self.notes, *doubts(rows, load)],
-        )
+    def input_shape(self) -> str:
+        """Return the shape of a sample for the headline."""
 
     # ---- what all kinds share
 
@@ -167,21 +145,57 @@ class Benchmark(abc.ABC):
         return contenders
 
     def run(self) -> dict[str, Any]:
-        memories = {}
+        """Measure all contenders; return the content of the JSON file."""
+        groups, memories = self.groups(), {}
+        main = next(reversed(groups))
         with self.open_contenders() as contenders:
             if self.ranks.rank == 0 and not self.args.no_memory and memory.is_supported():
-                for contender in contenders:
-                    name = contender.file or self.args.config
-                    memories[contender.name] = memory.measure(self.memory_call(contender), name)
-            runs = self._measure(contenders)
-            return self.result(contenders, runs, memories)
+                memories = {contender.name: self._memory(contender) for contender in contenders}
+            with OtherLoad() as load:
+                runs = self._measure(contenders, groups)
+        rows = []
+        for name, group_runs in runs.items():
+            for row in measure.summarise(contenders, group_runs, self.batch, self.ranks.size):
+                rows.append(
+                    row | dict(input=name, memory=memories.get(row['name']) if name == main else None)
+                )
+        other_load = load.share if self.ranks.size == 1 else None
+        deployment = self.deployment
+        names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')
+        return dict(
+            tool='benchmark',
+            **{name: getattr(deployment, name) for name in names},
+            family=deployment.family.name,
+            input_shape=self.input_shape(),
+            device=self.args.device,
+            threads=self.threads[-1],
+            processes=self.ranks.size,
+            rounds=max(row['runs'] for row in rows),
+            warmup=self.args.warmup,
+            machine=machine(),
+            memory_method=memory.HOW,
+            other_load=other_load,
+            main_input=main,
+            contenders=rows,
+            refused=self.refused,
+            notes=[*self.notes, *load_notes(other_load), *doubts(rows, main)],
+        )
 
-    def _measure(self, contenders: Sequence[Contender]) -> list[Runs]:
+    def _memory(self, contender: Contender) -> dict[str, float]:
+        words = dict(threads=contender.threads or self.threads[0], device='cpu')
+        args = argparse.Namespace(**(vars(self.args) | words))
+        files = {label: path for label, path in self.files.items() if path == contender.file}
+        call = functools.partial(run_alone, type(self), args, contender.engine, files, contender.name)
+        return memory.measure(call, contender.file or args.config)
+
+    def _measure(
+        self, contenders: Sequence[Contender], groups: Mapping[str, Sequence[Any]]
+    ) -> dict[str, Runs]:
         from rich.progress import Progress
 
-        args, ranks, groups = self.args, self.ranks, self.groups()
+        args, ranks = self.args, self.ranks
         rounds = args.repeat_num * -(-args.max_iter // ranks.size)
-        group_runs = []
+        measured = {}
         with Progress(console=cli.stderr(), transient=True, disable=ranks.rank != 0) as bar:
             task = bar.add_task('measuring', total=rounds * len(groups))
 
@@ -195,8 +209,7 @@ class Benchmark(abc.ABC):
                     line = f'Done round [{index + 1}/{rounds}], median ms per batch: {medians}'
                     bar.console.print(line, highlight=False, soft_wrap=True)
 
-            spare = args.spare_rounds if ranks.size == 1 else 0
-            for samples in groups:
+            for name, samples in groups.items():
                 runs = measure.interleave(
                     contenders,
                     samples,
@@ -204,43 +217,41 @@ class Benchmark(abc.ABC):
                     warmup=args.warmup,
                     before_each=ranks.gather,
                     on_round=on_round,
-                    spare=spare,
                     seconds=self.seconds if args.max_seconds is None else args.max_seconds,
                 )
                 gathered = ranks.gather(runs)
-                group_runs.append({name: [run for part in gathered for run in part[name]] for name in runs})
-        return group_runs
+                measured[name] = {
+                    contender: [run for part in gathered for run in part[contender]] for contender in runs
+                }
+        return measured
 
-    def source(self) -> memory.Source:
-        """Return the arguments with which a child process loads the model, always on the CPU."""
-        model = self.deployment
-        return memory.Source(model.config, model.checkpoint, model.cfg_options, self.threads[0])
 
-    def other_load(self, runs: Sequence[Runs]) -> float | None:
-        """Return the mean share of the cores that other processes used; None if several processes measure."""
-        return measure.mean_load(runs) if self.ranks.size == 1 else None
+def run_alone(
+    kind: type[Benchmark], args: argparse.Namespace, engine: str, files: dict[str, str], name: str
+) -> dict[str, float]:
+    """Open one contender and run it on the first samples of the last group, for `memory.measure`."""
+    import torch
 
-    def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
-        """Return the entries of every JSON file about model, machine and rounds."""
-        deployment, args = self.deployment, self.args
-        names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')
-        return dict(
-            tool='benchmark',
-            **{name: getattr(deployment, name) for name in names},
-            family=deployment.family.name,
-            device=args.device,
-            threads=self.threads[0],
-            processes=self.ranks.size,
-            rounds=len(next(iter(runs[0].values()))),
-            warmup=args.warmup,
-            spare_rounds=args.spare_rounds,
-            machine=machine(),
-            memory_method=memory.HOW,
-            other_load=self.other_load(runs),
-            preprocess_ms=None,
-            profiles={},
-            refused=self.refused,
-        )
+    from mmdeploy_ext.families.base import load_families
+
+    args.fuse_conv_bn, args.skip_refused = name == measure.FUSED, False
+    torch.set_num_threads(args.threads)
+    load_families()
+    benchmark = kind(args, [engine], Ranks())
+    benchmark.load()
+    samples = list(benchmark.groups().values())[-1]
+    if files:
+        benchmark.files = files
+        importlib.import_module(ENGINES[engine].package)
+    baseline_kb, model = memory.reset_peak(), benchmark.deployment.model
+    if name == BASELINE:  # the others have weights of their own
+        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        baseline_kb -= weights // 1024
+    with benchmark.open_contenders() as contenders:
+        (contender,) = [contender for contender in contenders if contender.name == name]
+        for index in range(memory.RUNS):
+            contender.run(samples[index % len(samples)])
+        return memory.used_since(baseline_kb)
 
 
 def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str, str]:
@@ -249,21 +260,14 @@ def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str,
     return dict(zip(distinct, paths, strict=True))
 
 
-def load_notes(other_load: float | None) -> list[str]:
-    """Return a note if other processes used more than `QUIET_SHARE` of the cores."""
-    if other_load is None or other_load <= QUIET_SHARE:
-        return []
-    return [f'other processes used {other_load:.0%} of the cores meanwhile: measure again when it is quiet']
-
-
-def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None) -> list[str]:
-    """Return notes about load, nothing found, and numbers of detections that differ too much."""
-    counts, notes = sorted(row['detections_per_image'] for row in contenders), load_notes(other_load)
+def doubts(rows: Sequence[dict[str, Any]], main: str) -> list[str]:
+    """Return a note on rows of the group `main` that found nothing, or too different numbers of objects."""
+    counts = sorted(row['detections_per_image'] for row in rows if row['input'] == main)
     if counts[-1] == 0:
-        notes += ['nothing was found on these images: the cost of post-processing depends on what is found']
-    elif counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
-        notes.append(
+        return ['nothing was found on these images: the cost of post-processing depends on what is found']
+    if counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
+        return [
             f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image: are they the same '
             f'model? {tool("verify")} tells'
-        )
-    return notes
+        ]
+    return []

@@ -1,4 +1,4 @@
-"""Context managers that measure which parts of a PyTorch model take its time, without changing the model."""
+"""The time of the parts of a PyTorch model, without changing the model."""
 
 from __future__ import annotations
 
@@ -8,36 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import torch
-
-
-class NetworkClock:
-    """Context manager that records when the last layer with parameters has run; post-processing follows.
-
-    Attributes:
-        layers: modules of `model` that have parameters themselves.
-        handles: handles of the hooks on these layers, inside the block; they are removed at its end.
-        last_end_s: when the last of them ended, by `time.perf_counter`; 0 before one of them has.
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.layers = [
-            module for module in model.modules() if next(module.parameters(recurse=False), None) is not None
-        ]
-        self.handles: list[Any] = []
-        self.last_end_s = 0.0
-
-    def __enter__(self) -> NetworkClock:
-        def record(*_: object) -> None:
-            self.last_end_s = time.perf_counter()
-
-        self.handles = [layer.register_forward_hook(record) for layer in self.layers]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
 
 
 class PartClock:

@@ -50,16 +50,6 @@ def while_compiling() -> Iterator[None]:
         yield
 
 
-def compiled_in_child(model: torch.nn.Module) -> torch.nn.Module:
-    """Return `compiled` of a model; to be called in a child process that runs nothing else."""
-    import torch._dynamo.config
-    import torch._inductor.config
-
-    torch._inductor.config.freezing = True
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    return compiled(model)
-
-
 def first_run(run: Callable[[], object]) -> None:
     """Call `run`, which runs a `compiled` model for the first time and so compiles it."""
     try:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mmdeploy_ext.benchmark import compiled, measure, memory
+from mmdeploy_ext.benchmark import compiled
 from mmdeploy_ext.benchmark.base import Benchmark, short_labels
-from mmdeploy_ext.benchmark.clocks import NetworkClock
-from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
-from mmdeploy_ext.benchmark.ort_profile import profile_graph
+from mmdeploy_ext.benchmark.measure import FUSED, Contender, Run
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.core.errors import ModelFileError, UsageError, one_line
-from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES
 from mmdeploy_ext.exporting.copy import fused
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.model import build, load_weights, prepare_fixed, read_config, resolve
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.preprocess.pictures import PreparedImage, list_images, read_image
+from mmdeploy_ext.preprocess.pictures import list_images, read_image
 from mmdeploy_ext.proving.provenance import refuse_other_settings
 from mmdeploy_ext.runtime.detect import results_of
 
@@ -36,15 +31,12 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.images import ImageFamily
+    from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 EXPORTED_FORMS = ('full', 'raw')
 """Forms that are exported for the run if the user names no files."""
-FUSED = 'torch fused'
-"""Name of the contender that is the PyTorch model with its BatchNorms folded into the convolutions."""
 MAX_IMAGES = 64
 """Number of the user's pictures that are used."""
-PREPROCESS_RUNS = 10
-"""Runs of the pre-processing that are measured."""
 
 
 class ImageBenchmark(Benchmark):
@@ -54,20 +46,18 @@ class ImageBenchmark(Benchmark):
 
     Attributes:
         images: BGR pictures, at most `MAX_IMAGES`.
-        prepared: the input of `--prepared`, in every place of a batch, or None.
         options: height, width and batch of the run.
     """
 
     kind = 'images'
     models = 'models of single images'
-    foreign = ('voxels', 'no_racing')
+    foreign = ('voxels',)
 
     def load(self) -> None:
         """Load the model and the pictures."""
         args = self.args
         files_metadata, self.options = read_files(args)
-        self.prepared = read_prepared(args.prepared) if args.prepared else None
-        paths = [] if args.prepared else list_images(args.images or [DEFAULT_PICTURE])
+        paths = list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
@@ -105,27 +95,22 @@ class ImageBenchmark(Benchmark):
 
     def prepare(self, start: int = 0) -> list[PreparedImage]:
         """Return one prepared batch of images from index `start` on; after the last comes the first."""
-        if self.prepared is not None:
-            return [self.prepared] * self.batch
         size = self.options.height, self.options.width
         pictures = [self.images[(start + index) % len(self.images)] for index in range(self.batch)]
         return [prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
 
-    def groups(self) -> list[list[list[PreparedImage]]]:
+    def groups(self) -> dict[str, list[list[PreparedImage]]]:
         """Return one group; its samples are the batches of all images."""
         batches = [self.prepare(start) for start in range(0, max(len(self.images), self.batch), self.batch)]
         shift = self.ranks.rank % len(batches)
-        return [[*batches[shift:], *batches[:shift]]]
+        return {'': [*batches[shift:], *batches[:shift]]}
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
         """Return the model in eager PyTorch, and with `--fuse-conv-bn` its fused copy."""
         models = {BASELINE: self.deployment.model}
         if self.args.fuse_conv_bn:
             models[FUSED] = fused(self.deployment.model)
-        return [
-            torch_contender(self.deployment.family, model, name, stack.enter_context(NetworkClock(model)))
-            for name, model in models.items()
-        ]
+        return [torch_contender(self.deployment.family, model, name) for name, model in models.items()]
 
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
@@ -144,29 +129,9 @@ class ImageBenchmark(Benchmark):
         compiled.first_run(lambda: run(self.prepare()))
         return run
 
-    def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that runs the contender on the first batch; it is called in a child process."""
-        batch = self.prepare()
-        if not ENGINES[contender.engine].files:
-            changes = {FUSED: fused, f'{COMPILED} {COMPILED_FORM}': compiled.compiled_in_child}
-            return functools.partial(run_model, self.source(), batch, changes.get(contender.name))
-        feeds = self.deployment.family.feeds(batch, rescale=True)
-        return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
-
-    def facts(self) -> dict[str, Any]:
-        """Return `input_shape`, such as '1x3x800x1216', and `images`, their number."""
-        size = f'{self.options.height}x{self.options.width}'
-        return dict(input_shape=f'{self.batch}x3x{size}', images=len(self.images))
-
-    def result(self, *measurements: Any) -> dict[str, Any]:
-        """Return the content of the JSON file; the first process adds pre-processing and profiles."""
-        result = super().result(*measurements)
-        if self.ranks.rank == 0:
-            result['preprocess_ms'] = measure.repeated(self.prepare, PREPROCESS_RUNS)
-            feeds = self.deployment.family.feeds(self.prepare(), rescale=True)
-            for label, path in self.files.items() if self.args.profile else ():
-                result['profiles'][f'onnxruntime {label}'] = profile_graph(path, feeds, self.threads[0])
-        return result
+    def input_shape(self) -> str:
+        """Return batch, channels, height and width, such as '1x3x800x1216'."""
+        return f'{self.batch}x3x{self.options.height}x{self.options.width}'
 
 
 def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
@@ -175,8 +140,6 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
     sizes, batches = [], []
     if args.shape:
         sizes.append(('--shape', (args.shape[0], args.shape[-1])))
-    if args.prepared:
-        sizes.append((args.prepared, read_prepared(args.prepared).tensor.shape[1:]))
     if args.samples_per_gpu:
         batches.append(('--samples-per-gpu', args.samples_per_gpu))
     files_metadata = [_read_metadata(path) for path in args.onnx]
@@ -207,9 +170,7 @@ def _read_metadata(path: str) -> Metadata:
     return metadata
 
 
-def torch_contender(
-    family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
-) -> Contender:
+def torch_contender(family: ImageFamily, model: torch.nn.Module, name: str = BASELINE) -> Contender:
     """Return a contender that runs upstream's test path in eager PyTorch."""
     import torch
 
@@ -220,11 +181,7 @@ def torch_contender(
         detections = reference.results(images, rescale=True)
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
-        end = time.perf_counter()
-        network_s = None
-        if clock is not None and device.type == 'cpu':
-            network_s = clock.last_end_s - start
-        return Run(end - start, network_s, sum(map(len, detections)))
+        return Run(time.perf_counter() - start, None, sum(map(len, detections)))
 
     return Contender(name, BASELINE, '', run)
 
@@ -242,31 +199,3 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
         return Run(end - start, network_end - start, sum(map(len, detections)))
 
     return Contender(f'{engine} {label}', engine, backend.metadata.form, run, file)
-
-
-def run_model(
-    source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
-) -> tuple[int, object]:
-    """Load a model on the CPU, apply `change`, and run it `memory.RUNS` times, for `memory.measure`."""
-    baseline_kb, deployment = source.load(change)
-    reference = deployment.family.reference(deployment.model)
-    for _ in range(memory.RUNS):
-        reference.results(images, rescale=True)
-    return baseline_kb, deployment
-
-
-def read_prepared(path: str) -> PreparedImage:
-    """Read an .npz with a normalised, padded `input` (3, H, W) float32, `img_shape` and `ori_shape` (2,).
-
-    The shapes are height and width in pixels of the content before padding, and of the original image.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            tensor = np.float32(arrays['input']).reshape(3, *arrays['input'].shape[-2:])
-            height, width = map(int, arrays['img_shape'])
-            ori_height, ori_width = map(int, arrays['ori_shape'])
-    except Exception as error:
-        expected = 'input (3, H, W), img_shape (2,) and ori_shape (2,)'
-        raise UsageError(f'{path}: is no .npz of {expected}: {one_line(error)}') from error
-    ratio = np.array([width / ori_width, height / ori_height] * 2, np.float32)
-    return PreparedImage(np.ascontiguousarray(tensor), (height, width), ratio, (ori_height, ori_width))

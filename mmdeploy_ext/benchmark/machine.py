@@ -15,7 +15,7 @@ from mmdeploy_ext.engines.registry import gpu_name
 SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')
 """Instruction sets that decide how fast matrix products are, as Linux names them."""
 QUIET_SHARE = 0.05
-"""Share of the cores that other processes may use; above it rounds may be repeated, figures are doubtful."""
+"""Share of the cores that other processes may use; above it figures are doubtful."""
 
 
 def cores() -> int:
@@ -47,19 +47,19 @@ def machine() -> dict[str, Any]:
     )
 
 
-def measured_gpu() -> str:
-    """Return the name of the GPU if PyTorch can run on it; '' without one, or with a PyTorch for the CPU."""
-    import torch
-
-    return gpu_name() if torch.cuda.is_available() else ''
-
-
 def _busy_s() -> float | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path('/proc/stat').read_text(encoding='ascii').split('\n', 1)[0].split()[1:]
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
         return (user + nice + system + irq + softirq + steal) / os.sysconf('SC_CLK_TCK')
     return None
+
+
+def load_notes(other_load: float | None) -> list[str]:
+    """Return a note if other processes used more than `QUIET_SHARE` of the cores."""
+    if other_load is None or other_load <= QUIET_SHARE:
+        return []
+    return [f'other processes used {other_load:.0%} of the cores meanwhile: measure again when it is quiet']
 
 
 class OtherLoad:

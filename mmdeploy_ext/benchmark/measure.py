@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 COMPILED_FORM = 'compiled'
 """Form of the contender `torch.compile`, which runs no file."""
+FUSED = 'torch fused'
+"""Name of the contender that is the PyTorch model with its BatchNorms folded into the convolutions."""
 MIN_ROUNDS = 3
-"""Rounds that no time limit cuts off; also the runs of which the time of a voxelisation is the median."""
+"""Rounds that no time limit cuts off."""
 SETTLE_S = 0.02
 """Pause between two runs: threads of the last engine spin for some milliseconds and would slow the next."""
 WARMUP_ROUNDS = 3
@@ -35,7 +37,6 @@ class Run:
         total_s: from the prepared sample to the detections; of sparse backbones to the map.
         network_s: the graphs or networks alone; None if unknown.
         detections: in the whole sample; of sparse backbones the number of voxels.
-        other_load: share of all cores that other processes used in this round, 0..1; None if unknown.
         parts_s: part of a model, such as 'backbone', or 'cpu' for the CPU time of the process -> seconds.
         fed_bytes: bytes that the engine was fed besides images; None if unknown.
     """
@@ -43,7 +44,6 @@ class Run:
     total_s: float
     network_s: float | None
     detections: int
-    other_load: float | None = None
     parts_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
     fed_bytes: int | None = None
 
@@ -82,52 +82,43 @@ def timed(call: Callable[[Any], object]) -> Callable[[Any], Run]:
 
 def interleave(
     contenders: Sequence[Contender],
-    batches: Sequence[Any],
+    samples: Sequence[Any],
     rounds: int,
     warmup: int = 0,
-    before_each: Callable[[], None] = lambda: None,
+    before_each: Callable[[], object] = lambda: None,
     on_round: Callable[[int, Mapping[str, list[Run]]], None] = lambda index, runs: None,
-    spare: int = 0,
     seconds: float = 0,
 ) -> dict[str, list[Run]]:
     """Run every contender once per round; return name -> one run per round that counts.
 
     Args:
         contenders: at least one, with unique names.
-        batches: samples; round i takes sample i modulo their number, warm-up rounds the last ones.
+        samples: round i takes sample i modulo their number; rounds of the warm-up are the first.
         rounds: number of rounds that count.
         warmup: number of rounds before them.
         before_each: called before every run; processes that measure in step wait for each other there.
         on_round: called after every round that counts, with its index and the runs so far.
-        spare: rounds that may be repeated if other processes used more than `QUIET_SHARE` of the cores.
         seconds: no round begins so long after the first one, once `MIN_ROUNDS` count; 0 runs all rounds.
     """
     runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
     if len(runs) != len(contenders) or not runs:
         names = [contender.name for contender in contenders]
         raise UsageError(f'contenders {names}: expected unique names, at least one')
-    index, start = -warmup, time.perf_counter()
-    while index < rounds:
+    start = time.perf_counter()
+    for index in range(-warmup, rounds):
         if index == 0:
             start = time.perf_counter()
         if seconds and index >= MIN_ROUNDS and time.perf_counter() - start > seconds:
             break
         first = index % len(contenders)  # so that every contender is first, second ... equally often
-        order = [*contenders[first:], *contenders[:first]]
-        batch, round_runs = batches[index % len(batches)], {}
-        with OtherLoad() as load:
-            for contender in order:
-                before_each()
-                time.sleep(SETTLE_S)
-                round_runs[contender.name] = contender.run(batch)
-        if index >= 0 and spare > 0 and (load.share or 0) > QUIET_SHARE:
-            spare -= 1
-            continue
-        index += 1
-        if index > 0:
-            for name, run in round_runs.items():
-                runs[name].append(dataclasses.replace(run, other_load=load.share))
-            on_round(index - 1, runs)
+        for contender in (*contenders[first:], *contenders[:first]):
+            before_each()
+            time.sleep(SETTLE_S)
+            run = contender.run(samples[(index + warmup) % len(samples)])
+            if index >= 0:
+                runs[contender.name].append(run)
+        if index >= 0:
+            on_round(index, runs)
     return runs
 
 
@@ -155,7 +146,8 @@ def time_files(
             backend = stack.enter_context(build_backend(info.backend, path, threads=threads, **info.shared))
             run = timed(backend.infer)
             contenders.append(Contender(name, backend.engine, backend.metadata.form, run, backend.path))
-        runs = interleave(contenders, batches, rounds, WARMUP_ROUNDS, spare=rounds)
+        with OtherLoad() as load:
+            runs = interleave(contenders, batches, rounds, WARMUP_ROUNDS)
     pairs = list(zip(runs['int8'], runs['float'], strict=True))
     height, width = next(iter(batches[0].values())).shape[-2:]
     return dict(
@@ -168,7 +160,7 @@ def time_files(
         threads=threads,
         height=height,
         width=width,
-        other_load=mean_load([runs]),
+        other_load=load.share,
         quiet_share=QUIET_SHARE,
     )
 
@@ -186,12 +178,6 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
 def ratio(runs: Iterable[Run], base_runs: Iterable[Run]) -> dict[str, float]:
     """Return the `spread` of the times of `runs` divided by those of `base_runs`, round by round."""
     return spread((run.total_s / base.total_s for run, base in zip(runs, base_runs, strict=True)), 4)
-
-
-def mean_load(groups: Iterable[Mapping[str, Sequence[Run]]]) -> float | None:
-    """Return the mean share of the cores that other processes used, 0..1; None if a run's is unknown."""
-    loads = [run.other_load for group in groups for runs in group.values() for run in runs]
-    return None if None in loads else round(statistics.mean(loads), 4)
 
 
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
@@ -231,37 +217,3 @@ def summarise(
         )
         rows.append(row)
     return rows
-
-
-def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """Return the cost of post-processing in the graph: other forms against `raw` of the same engine.
-
-    Returns:
-        For each contender of another form `graph` and `raw`, names of contenders; by `spread` over the rounds
-        `ratio`, of the graphs' times, and `postprocess_in_graph_ms`, their difference.
-    """
-    raws = {contender.engine: contender for contender in reversed(contenders) if contender.form == 'raw'}
-    rows = []
-    for contender in contenders:
-        raw = raws.get(contender.engine)
-        if raw is None or contender.form in ('', 'raw'):
-            continue
-        pairs = [
-            (run.network_s, raw_run.network_s)
-            for run, raw_run in zip(runs[contender.name], runs[raw.name], strict=True)
-        ]
-        ratios = spread((seconds / raw_s for seconds, raw_s in pairs), 4)
-        costs = spread((seconds - raw_s) * 1e3 for seconds, raw_s in pairs)
-        row = dict(graph=contender.name, raw=raw.name, ratio=ratios, postprocess_in_graph_ms=costs)
-        rows.append(row)
-    return rows
-
-
-def repeated(call: Callable[[], object], runs: int) -> dict[str, float]:
-    """Return the `spread` in ms of the times of `runs` calls of `call`, after one that does not count."""
-    seconds = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return milliseconds(seconds[1:])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
+import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.benchmark import memory
-from mmdeploy_ext.benchmark.base import Benchmark, load_notes
+from mmdeploy_ext.benchmark.base import Benchmark
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
@@ -31,9 +30,8 @@ from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.benchmark.base import Runs
     from mmdeploy_ext.families.model import Model
     from mmdeploy_ext.sparse.ir import Triple
 
@@ -41,14 +39,8 @@ DEFAULT_SIZES = (5000, 20000, 60000, 120000)
 """Numbers of voxels of the generated scenes."""
 THREADS = (1, 2)
 """Numbers of threads on which files are measured if the user gives none."""
-PATCH = 24
-"""Side of a piece of ground or wall, cells."""
 FILLED = 0.45
-"""Share of the cells of a piece that have points."""
-WALLS = 0.3
-"""Share of the pieces that stand upright."""
-MAX_FILLED = 0.5
-"""Largest share of a small grid that is filled."""
+"""Share of the cells of a generated ground that have a voxel."""
 
 
 class SparseBenchmark(Benchmark):
@@ -64,9 +56,7 @@ class SparseBenchmark(Benchmark):
 
     kind = 'sparse'
     models = 'sparse LiDAR backbones'
-    foreign = (
-        'shape', 'samples_per_gpu', 'images', 'prepared', 'fuse_conv_bn', 'profile', 'launcher', 'device',
-    )  # fmt: skip
+    foreign = ('shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'launcher', 'device')
     seconds = 45.0
 
     def load(self) -> None:
@@ -90,13 +80,9 @@ class SparseBenchmark(Benchmark):
         self.graph = fold(deploy.trace(self.deployment), 'fp32')
         self.scenes = synthetic_sets(self.deployment, args.voxels or DEFAULT_SIZES)
 
-    @property
-    def main_set(self) -> VoxelSet:
-        return self.sweeps[0] if self.sweeps else self.scenes[-1]
-
-    def groups(self) -> list[list[VoxelSet]]:
+    def groups(self) -> dict[str, list[VoxelSet]]:
         """Return a group for each set of voxels."""
-        return [[voxels] for voxels in (*self.scenes, *self.sweeps)]
+        return {voxels.name: [voxels] for voxels in (*self.scenes, *self.sweeps)}
 
     def export(self, folder: str) -> dict[str, str]:
         """Export the portable file, in standard operators, to a folder; return its label -> path."""
@@ -131,37 +117,9 @@ class SparseBenchmark(Benchmark):
             )
         return contenders
 
-    def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that runs the contender on the main set of voxels."""
-        if contender.engine == BASELINE:
-            return functools.partial(run_spconv, self.source(), self.main_set)
-        file, threads = contender.file, contender.threads
-        return functools.partial(
-            run_portable, contender.engine, file, threads, self.graph.order, self.main_set
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """Return `grid`, voxels along each axis in the graph's order, and `threads`."""
-        return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
-
-    def result(
-        self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return the content of the JSON file, with an entry in `sets` for each set of voxels."""
-        entries = []
-        for (voxels,), set_runs in zip(self.groups(), runs, strict=True):
-            rows = self.rows(contenders, set_runs, memories if voxels is self.main_set else {})
-            entries.append(
-                dict(
-                    name=voxels.name,
-                    voxels=len(voxels.features),
-                    contenders=rows,
-                    rounds=len(next(iter(set_runs.values()))),
-                    real=any(voxels is sweep for sweep in self.sweeps),
-                )
-            )
-        notes = load_notes(self.other_load(runs))
-        return dict(self.common_facts(runs), **self.facts(), sets=entries, forms=[], notes=notes)
+    def input_shape(self) -> str:
+        """Return the voxels along each axis in the graph's order."""
+        return f'grid {"x".join(map(str, self.graph.spatial_shape))}'
 
 
 def thread_count(threads: int) -> str:
@@ -169,42 +127,30 @@ def thread_count(threads: int) -> str:
     return f'{threads} thread{"" if threads == 1 else "s"}'
 
 
-def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
-    """Return voxels (count, 4) int32 on pieces of ground and wall, as a LiDAR sees them, in random order."""
-    shape = np.array(spatial_shape if order == 'xyz' else spatial_shape[::-1], np.int64)
-    count = min(count, int(MAX_FILLED * shape.prod()))
-    rng, keys = np.random.default_rng(seed), np.zeros(0, np.int64)
-    while len(keys) < count:
-        pieces = [_piece(shape, rng) for _ in range(64)]
-        keys = np.unique(np.concatenate([keys, *pieces]))
-    start = int(rng.integers(0, len(keys) - count + 1))
-    keys = rng.permutation(keys[start : start + count])  # a contiguous run: neighbours stay together
-    axes = np.stack(np.unravel_index(keys, shape), 1)
+def ground(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
+    """Return voxels (count, 4) int32 of bumpy ground around a corner of the grid, in random order.
+
+    A grid without room for `count` gives fewer. Further layers of ground fill a small one.
+    """
+    width, depth, height = spatial_shape if order == 'xyz' else spatial_shape[::-1]
+    rng, side = np.random.default_rng(seed), math.ceil(math.sqrt(count / FILLED))
+    width = min(side, width)
+    depth = min(math.ceil(count / (FILLED * width)), depth)
+    layers = min(math.ceil(count / (FILLED * width * depth)), max(height // 2, 1))
+    cells = width * depth * layers
+    chosen = rng.choice(cells, min(count, math.ceil(FILLED * cells)), replace=False)
+    layer, x, y = np.unravel_index(chosen, (layers, width, depth))
+    axes = np.stack([x, y, 2 * layer + rng.integers(0, 2, len(chosen))], 1)
     if order == 'zyx':
         axes = axes[:, ::-1]
-    return np.concatenate([np.zeros((len(axes), 1), np.int32), axes.astype(np.int32)], 1)
-
-
-def _piece(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    first, second = np.meshgrid(np.arange(PATCH), np.arange(PATCH), indexing='ij')
-    filled = rng.random((PATCH, PATCH)) < FILLED
-    first, second = first[filled], second[filled]
-    bumps = rng.integers(0, 2, len(first))
-    if rng.random() < WALLS:
-        cells = [first, bumps, second] if rng.random() < 0.5 else [bumps, first, second]
-    else:
-        cells = [first, second, bumps]
-    corner = rng.integers(-PATCH // 2, np.maximum(shape - PATCH // 2, 1), 3)
-    coordinates = np.stack(cells, 1) + corner
-    coordinates = coordinates[((coordinates >= 0) & (coordinates < shape)).all(1)]
-    return np.ravel_multi_index(tuple(coordinates.T), tuple(shape)).astype(np.int64)
+    return np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)
 
 
 def synthetic_sets(deployment: Model, sizes: Sequence[int]) -> list[VoxelSet]:
     """Return a set of voxels with random features for each number in `sizes`, smallest first."""
     settings, sets = deployment.settings, {}
     for count in sorted(set(sizes)):
-        coordinates = surfaces(settings.spatial_shape, settings.order, count, seed=count)
+        coordinates = ground(settings.spatial_shape, settings.order, count, seed=count)
         shape = len(coordinates), settings.in_channels
         features = np.random.default_rng(count).standard_normal(shape).astype(np.float32)
         sets.setdefault(len(features), VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
@@ -250,24 +196,3 @@ def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], R
 
 STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
 """Engine -> function that opens a portable file on it."""
-
-
-def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
-    """Run the model on a set of voxels, for `memory.measure`; a first run on one voxel loads libraries."""
-    source.prepare()
-    deployment = models.load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
-    family, model = deployment.family, deployment.model
-    family.run_encoder(model, voxels.features[:1], voxels.coordinates[:1])
-    baseline_kb = memory.reset_peak_with(model)
-    for _ in range(memory.RUNS):
-        family.run_encoder(model, voxels.features, voxels.coordinates)
-    return baseline_kb, deployment
-
-
-def run_portable(engine: str, path: str, threads: int, order: str, voxels: VoxelSet) -> tuple[int, object]:
-    """Run a portable file on a set of voxels, for `memory.measure`."""
-    importlib.import_module(engine)
-    baseline_kb, run = memory.reset_peak(), STEPS[engine](path, threads, order)
-    for _ in range(memory.RUNS):
-        run(voxels)
-    return baseline_kb, run

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.benchmark import compiled, memory
+from mmdeploy_ext.benchmark import compiled
 from mmdeploy_ext.benchmark.base import Benchmark, short_labels
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files, read_files
 from mmdeploy_ext.families.model import build, load_weights, read_config, resolve_opset
@@ -46,13 +45,10 @@ class StreamBenchmark(Benchmark):
 
     kind = 'stream'
     models = 'streaming models'
-    foreign = (
-        'shape', 'samples_per_gpu', 'images', 'prepared', 'fuse_conv_bn', 'profile', 'launcher', 'voxels',
-        'no_racing',
-    )  # fmt: skip
+    foreign = ('shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'launcher', 'voxels')
 
     def load(self) -> None:
-        """Load the model, and make one sample per round; the samples of the warm-up are the last."""
+        """Load the model, and make one sample per round, of the warm-up first."""
         args = self.args
         files_metadata = [read_files(path).metadata for path in args.onnx]
         contracts = [metadata.options.get('contract', metadata.family) for metadata in files_metadata]
@@ -74,13 +70,10 @@ class StreamBenchmark(Benchmark):
             drive = list(family.data.generated_sweeps(rule, len(args.sweep) or SWEEPS))
         for index, (name, points) in enumerate(sweeps):
             drive[index] = dataclasses.replace(drive[index], points=points, name=name)
-        count = args.warmup + args.max_iter * args.repeat_num + args.spare_rounds
-        samples = [
+        self.samples: list[Frame | Sweep] = [
             dataclasses.replace(drive[index % len(drive)], scene_token=f'drive {index // len(drive)}')
-            for index in range(count)
+            for index in range(args.warmup + args.max_iter * args.repeat_num)
         ]
-        # `measure.interleave` counts warm-up rounds from -warmup
-        self.samples: list[Frame | Sweep] = [*samples[args.warmup :], *samples[: args.warmup]]
 
     def export(self, folder: str) -> dict[str, str]:
         """Export the family's default contract into a folder; return contract -> file or folder."""
@@ -89,14 +82,9 @@ class StreamBenchmark(Benchmark):
         export_files(self.deployment, options, path)
         return {options.contract: path}
 
-    def first_samples(self, count: int) -> list[Frame | Sweep]:
-        """Return the first `count` samples of the drive in order, warm-up first."""
-        start = len(self.samples) - self.args.warmup
-        return [*self.samples[start:], *self.samples[:start]][:count]
-
-    def groups(self) -> list[Sequence[Any]]:
-        """Return the samples of all rounds as one group: figures are computed per group."""
-        return [self.samples]
+    def groups(self) -> dict[str, Sequence[Any]]:
+        """Return the samples of all rounds as one group."""
+        return {'': self.samples}
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
         """Return the model in eager PyTorch, with its parts timed."""
@@ -109,7 +97,7 @@ class StreamBenchmark(Benchmark):
         """Compile a copy on two samples, the second with a memory; return a function that runs a sample."""
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)
-        compiled.first_run(lambda: _run_steps(stepper, self.first_samples(2)))
+        compiled.first_run(lambda: _run_steps(stepper, self.samples[:2]))
         stepper.reset()
         clock = stack.enter_context(PartClock(stepper.timed_methods()))
         return torch_contender(stepper, clock).run
@@ -123,23 +111,15 @@ class StreamBenchmark(Benchmark):
         contract = contract_of(self.deployment.family, files.metadata.options)
         runner = stack.enter_context(contract.runner(files.paths, options))
         if self.args.skip_refused:
-            _run_steps(runner, self.first_samples(2))
+            _run_steps(runner, self.samples[:2])
             runner.reset()
         return [runner_contender(runner, engine, label, path)]
 
-    def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that runs the contender on the first samples of the drive."""
-        samples = self.first_samples(memory.RUNS)
-        if not ENGINES[contender.engine].files:
-            change = compiled.compiled_in_child if contender.engine == COMPILED else None
-            return functools.partial(run_model, self.source(), samples, change)
-        return functools.partial(run_files, self.source(), contender.engine, contender.file, samples)
-
-    def facts(self) -> dict[str, Any]:
-        """Return `input_shape`: points x values of a sweep, or cameras x channels x height x width."""
+    def input_shape(self) -> str:
+        """Return points x values of a sweep, or cameras x channels x height x width."""
         first = self.samples[0]
         array = first.points if isinstance(first, Sweep) and len(first.points) else first.images
-        return dict(input_shape='x'.join(map(str, array.shape)))
+        return 'x'.join(map(str, array.shape))
 
 
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
@@ -168,30 +148,6 @@ def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contend
         return Run(total_s, network_s, len(detections), parts_s=parts_s, fed_bytes=stepper.fed_bytes)
 
     return Contender(f'{engine} {form}', engine, form, run, file)
-
-
-def run_model(
-    source: memory.Source, samples: Sequence[Frame | Sweep], change: Callable[[Any], Any] | None = None
-) -> tuple[int, object]:
-    """Load a model, apply `change` and run it on samples, for `memory.measure`."""
-    baseline_kb, deployment = source.load(change)
-    return baseline_kb, _run_steps(deployment.family.reference(deployment.model), samples)
-
-
-def run_files(
-    source: memory.Source, engine: str, path: str, samples: Sequence[Frame | Sweep]
-) -> tuple[int, object]:
-    """Run the files of a contract on an engine, for `memory.measure`."""
-    source.prepare(ENGINES[engine].package)
-    from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import DETECTOR, find_family
-
-    family = find_family(load_config(source.config, source.cfg_options), DETECTOR)
-    files = read_files(path)
-    baseline_kb = memory.reset_peak()
-    contract = contract_of(family, files.metadata.options)
-    runner = contract.runner(files.paths, ENGINES[engine].runner_options(source.threads))
-    return baseline_kb, _run_steps(runner, samples)
 
 
 def _run_steps(stepper: Stepper, samples: Sequence[Frame | Sweep]) -> Stepper:

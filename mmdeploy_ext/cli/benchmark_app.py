@@ -39,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--max-iter N', 'rounds that count (default: 20)', 20)
     add('--repeat-num N', 'repeat all rounds (default: 1)', 1)
     add('--warmup N', 'rounds before, not counted (default: 3)', 3)
-    add('--spare-rounds N', 'run up to N rounds again that other processes disturbed (default: 0)', 0)
     add(
         '--max-seconds S',
         'begin no round after S seconds, once three count; 0 runs all rounds (default: 0, of sparse '
@@ -60,11 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--samples-per-gpu --batch-size N', 'images per batch (default: of the files, else 1)', 0)
     add('--threads N', 'of every engine (default: the cores)', 0)
     add('--images PATH...', 'images or folders (default: demo/toy.jpg)')
-    add(
-        '--prepared FILE.npz',
-        'a network input instead of images: arrays input (3, H, W), img_shape, ori_shape',
-    )
-    add('--profile', "operators by ONNX Runtime's profiler, in sessions of their own")
     add('--no-memory', 'do not measure memory (a process per contender)')
     add('--json FILE', 'write all figures as JSON')
     add('--chart FILE.png', 'draw a bar chart', writes='{}')
@@ -93,20 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> list[str]:
-    cli.check_minimums(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
+    cli.check_minimums(args, max_iter=1, repeat_num=1, warmup=0, log_interval=1)
     cli.check_minimums(args, samples_per_gpu=0, threads=0, max_seconds=0)
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
     check_names(engines, option=f'--engines {args.engines}')
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
-    if args.prepared and args.images:
-        raise UsageError('--prepared and --images: the benchmark measures on one of them')
-    for name in ('max_seconds', 'spare_rounds'):
-        if getattr(args, name) and args.launcher != 'none':
-            raise UsageError(
-                f'--{name.replace("_", "-")} and --launcher: processes that measure in step run all rounds '
-                f'once'
-            )
+    if args.max_seconds and args.launcher != 'none':
+        raise UsageError('--max-seconds and --launcher: processes that measure in step run all rounds')
     for path in args.sweep:
         if not Path(path).is_file():
             raise UsageError(f'--sweep {path}: no such file')

@@ -57,8 +57,6 @@ def run(args: argparse.Namespace) -> int:
         print_drift(row)
     for note in judgement.notes:
         print(f'note: {note}')
-    if judgement.first_difference:
-        print(f'first difference: {judgement.first_difference}')
     for failure in judgement.failures[:MAX_FAILURES]:
         print(f'differs: {failure}')
     if (hidden := len(judgement.failures) - MAX_FAILURES) > 0:

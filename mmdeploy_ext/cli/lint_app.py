@@ -50,10 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
         choices=('torchscript', 'dynamo', BOTH),
     )
     add('--opset-version N', 'opset of the trial export', type=int)
-    add(
-        '--upstream',
-        "observe the detector's own simple_test instead, with its post-processing; tries no export",
-    )
     add('--no-export', 'observe only; try no export')
     add('--notes', 'also show findings that the exporter handles')
     add('--json FILE', 'also write what was found as JSON')
@@ -112,8 +108,8 @@ def lint(
         options = deployment.family.choose(
             form=args.postprocess, opset=0, height=height, width=width, dynamic=args.dynamic_export
         )
-    tries_exports = not (args.no_export or args.upstream)
-    for part in parts_of(deployment, options, args.input_img, args.upstream):
+    tries_exports = not args.no_export
+    for part in parts_of(deployment, options, args.input_img):
         part_exporters = part.exporters or exporters
         trials = f', then {" and ".join(part_exporters)}' if tries_exports else ''
         with cli.stderr().status(f'{part.name}: observed run{trials}'):

@@ -1,4 +1,4 @@
-"""The parts that `lint.py` observes: stages of an image model, graphs of a sequence family, or upstream."""
+"""The parts that `lint.py` observes: stages of an image model, or graphs of a sequence family."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.model import prepare_fixed, resolve
-from mmdeploy_ext.lint.observe import Upstream
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import other_view
 from mmdeploy_ext.proving.inputs.samples import read_images
@@ -53,9 +50,7 @@ class Part:
     exporters: tuple[str, ...] = ()
 
 
-def parts_of(
-    deployment: Model, options: Options, picture: str | None = None, upstream: bool = False
-) -> Iterator[Part]:
+def parts_of(deployment: Model, options: Options, picture: str | None = None) -> Iterator[Part]:
     """Yield the parts in the order in which a frame goes through them.
 
     Args:
@@ -63,26 +58,15 @@ def parts_of(
         options: form, shape and whether sizes are dynamic.
         picture: file of the input of a model of images; by default the demo's. Others run on the examples of
             their graphs.
-        upstream: observe the detector's `simple_test` instead of the exported modules.
     """
-    family, takes_images = deployment.family, deployment.family.samples == 'images'
-    if upstream and not takes_images:
-        raise UsageError(
-            f'{deployment.config}: family {family.name!r} has no simple_test of one image to observe'
-        )
     options = resolve(options, deployment.model, deployment.rule)
     runs: list[Feeds] = []
-    if takes_images:
+    if deployment.family.samples == 'images':
         ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1)
         device = next(deployment.model.parameters()).device
         for arrays in observed_inputs(deployment, options, image):
             runs.append({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
-    if upstream:
-        picture_name = picture_of(family, deployment.model, options).name
-        inputs = [[feeds[picture_name]] for feeds in runs]
-        yield Part(f'{family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
-    else:
-        yield from _stages(deployment, options, runs)
+    yield from _stages(deployment, options, runs)
 
 
 def observed_inputs(

@@ -45,7 +45,6 @@ class OnnxRuntimeBackend(Backend):
         providers: Sequence[str] = ('CPUExecutionProvider',),
         threads: int = 0,
         graph_optimization: str = 'all',
-        profile_prefix: str = '',
         spinning: str = 'always',
         plan_memory: bool = True,
         round_fp16: bool = False,
@@ -58,7 +57,6 @@ class OnnxRuntimeBackend(Backend):
             providers: execution providers in order; CUDA computes without TF32.
             threads: within an operator; 0: ONNX Runtime decides.
             graph_optimization: 'none', 'basic', 'extended' or 'all'.
-            profile_prefix: path prefix of a profile; '' writes none.
             spinning: waiting threads keep cores busy 'always' (also some milliseconds after a run), during a
                 'run', or 'never'.
             plan_memory: keep one block for all tensors of a run. Without it BEVFusion's frame takes 2.0 GB
@@ -75,7 +73,7 @@ class OnnxRuntimeBackend(Backend):
                 raise ConfigError(f'{name}={value!r}: expected one of {", ".join(choices)}')
         self.providers = [providers] if isinstance(providers, str) else list(providers)
         self.path, self.threads = str(path), threads
-        self.graph_optimization, self.profile_prefix = graph_optimization, profile_prefix
+        self.graph_optimization = graph_optimization
         self.spinning, self.plan_memory, self.round_fp16 = spinning, plan_memory, round_fp16
         self.inner_tensors, self.inner = tuple(inner_tensors), {}
         self.session: onnxruntime.InferenceSession | None = None
@@ -95,9 +93,6 @@ class OnnxRuntimeBackend(Backend):
             options.add_session_config_entry(name, value)
         # of a file that is given as bytes
         options.add_session_config_entry(EXTERNAL_DATA, str(Path(self.path).absolute().parent))
-        if self.profile_prefix:
-            options.enable_profiling = True
-            options.profile_file_prefix = self.profile_prefix
         return options
 
     def _run_options(self) -> onnxruntime.RunOptions | None:

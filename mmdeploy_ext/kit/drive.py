@@ -14,7 +14,6 @@ from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, defaul
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.tasks import task_module
-from mmdeploy_ext.tasks.results import MODE_TITLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +33,6 @@ class DriveJudge:
         graph: the last file, which gives results and memory.
         memory: description of the tensors of the memory that are outputs of the last file.
         runs: mode -> its judgement so far.
-        frames: mode -> names of its frames, in order, also of those without results.
     """
 
     def __init__(self, manifest: Mapping[str, Any], graph: KitGraph, precision: str) -> None:
@@ -52,7 +50,6 @@ class DriveJudge:
             self.memory = self.memory.judged_by(graph.spec)
         bars, match = default_bars(precision), task_module(manifest['task']).match_detections
         self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
-        self.frames: dict[str, list[str]] = {mode: [] for mode in MODES}
 
     def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:
         """Judge the outputs of one frame in a mode; frames are added in order.
@@ -64,29 +61,20 @@ class DriveJudge:
             arrays: name -> output of the engine; all outputs of the file are there.
         """
         run, metadata = self.runs[mode], self.graph.metadata
-        pose = np.asarray(frame.ego_pose, np.float64)
-        moment_frame = Frame(
-            NOTHING,
-            NOTHING,
-            NOTHING,
-            pose,
-            frame.timestamp_s,
-            frame.scene,
-            f'frame {frame.name} ({frame.title})',
-        )
-        self.frames[mode].append(moment_frame.name)
+        pose, moment = np.asarray(frame.ego_pose, np.float64), (frame.timestamp_s, frame.scene)
+        name = f'frame {frame.name} ({frame.title})'
         try:
             boxes = runtime_of(metadata.family).boxes_of_outputs(metadata, arrays)
         except FAILURES as error:
-            run.faults[f'no results: {one_line(error)[:200]}'].append(moment_frame.name)
+            run.faults[f'no results: {one_line(error)[:200]}'].append(name)
             return
         of_memory, outputs, states = {source for source, _ in self.graph.spec.state}, [], []
         for tensors, detections in ((case.tensors, case.results[0]), (arrays, boxes)):
             results = {name: array for name, array in tensors.items() if name not in of_memory}
             memory = {name: tensors[output] for name, output in self.memory.outputs.items()}
             outputs.append(StepResult(results, detections, frame.reset))
-            states.append(StreamState(memory, pose, frame.timestamp_s, frame.scene))
-        run.add(Moment(moment_frame, *outputs, *states))
+            states.append(StreamState(memory, pose, *moment))
+        run.add(Moment(Frame(NOTHING, NOTHING, NOTHING, pose, *moment, name), *outputs, *states))
 
     def finish(self) -> list[SequenceRow]:
         """Return the judgement of each mode of which there were frames, 'teacher' first."""
@@ -104,22 +92,3 @@ class DriveJudge:
                 if tensor.startswith('memory ') and ratio is not None and ratio > limit:
                     fault = f'the {tensor} is not the one that PyTorch hands on'
                     run.faults[fault].append(f'{names[index]} ({ratio:.3g} times its tolerance)')
-
-    @property
-    def first_difference(self) -> str:
-        for mode, run in self.runs.items():
-            wrong: dict[str, list[str]] = {name: [] for name in self.frames[mode]}
-            names = run.series['name']
-            for tensor, (first, *_) in run.tensors.failed.items():
-                wrong[first].append(f'{tensor} ({run.tensors.text_of(tensor, names.index(first))})')
-            counts = zip(names, *(run.series[key] for key in ('reference', 'matched', 'extra')), strict=True)
-            for name, reference, matched, extra in counts:
-                if reference != matched or extra:
-                    wrong[name].append(f'{matched} of {reference} results matched, {extra} extra')
-            for fault, (place, *_) in run.faults.items():  # a detail may follow the name of the frame
-                first = next(name for name in self.frames[mode] if place.startswith(name))
-                wrong[first].append(fault)
-            for name, texts in wrong.items():
-                if texts:
-                    return f'{MODE_TITLES[mode]}: {name}: {"; ".join(texts)}'
-        return ''

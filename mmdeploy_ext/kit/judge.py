@@ -44,7 +44,6 @@ class Judgement:
             form.
         sequences: of an exported model with a memory, its last file in all frames, teacher-forced, and
             free-running if that was run; [] of others, also of a module with a state.
-        first_difference: sentence about the first frame in `sequences` that differs; '' if none does.
         reasons: why all cases together fail.
         notes: what was not looked at.
     """
@@ -56,7 +55,6 @@ class Judgement:
     frames: int = 0
     cases: list[results.Case] = dataclasses.field(default_factory=list)
     sequences: list[results.SequenceRow] = dataclasses.field(default_factory=list)
-    first_difference: str = ''
     reasons: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -186,7 +184,6 @@ class _Judge:
                 else:
                     drive.add(mode, frame, case, arrays)
         self.judgement.sequences = drive.finish()
-        self.judgement.first_difference = drive.first_difference
 
     def _case(self, entry: Mapping[str, Any]) -> KitCase:
         metadata = self.graphs[entry['graph']].metadata

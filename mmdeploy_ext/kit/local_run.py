@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import statistics
 import time
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.errors import EngineError, InferenceError, Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.core.folders import check_new_folder
 from mmdeploy_ext.engines import registry
-from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph, read_manifest
 from mmdeploy_ext.kit.engine_files import is_dynamic, shape_ranges
 from mmdeploy_ext.kit.runners import run_onnxruntime
@@ -86,25 +86,12 @@ def _named(kind: type[Mm2OnnxError], subject: str, function: Callable[..., Any])
 
 def device_of(engine: str) -> str:
     """Return device, name and version of an engine; EngineError: it, or the GPU for it, is not here."""
-    if engine == 'tensorrt':
-        from mmdeploy_ext.engines.tensorrt.package import find_package
-
-        package, gpu = find_package(), find_gpu(0)
-        if gpu is None:
-            raise EngineError(f'{package.name}: there is no GPU 0 here; an engine needs a GPU')
-        return f'{gpu.name}, {package.name} {package.version}'
-    if engine == 'openvino':
-        from mmdeploy_ext.engines.openvino import require_openvino
-
-        return f'CPU, OpenVINO {require_openvino().__version__}'
-    import onnxruntime
-
-    if engine == 'onnxruntime-cuda':
-        absence = registry.ENGINES[engine].absence()
-        if absence:
-            raise EngineError(absence)
-        return f'{find_gpu(0).name}, ONNX Runtime {onnxruntime.__version__} with CUDA'
-    return f'CPU, ONNX Runtime {onnxruntime.__version__}'
+    info = registry.ENGINES[engine]
+    if absence := info.absence():
+        raise EngineError(absence)
+    title = 'TensorRT-RTX' if info.package == 'tensorrt_rtx' else info.title
+    version = importlib.import_module(info.package).__version__
+    return f'{registry.gpu_name() if info.gpu else "CPU"}, {title} {version}'
 
 
 def _shapes(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,14 +2,13 @@
 
 import collections
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from mmdeploy_ext.core.errors import UsageError, one_line
-from mmdeploy_ext.lint.observe import Event, Observer, copies, copy_of, leaves, tensors_in
+from mmdeploy_ext.lint.observe import Event, Observer, copies, copy_of, tensors_in
 from mmdeploy_ext.lint.report import Report, make_report
 from mmdeploy_ext.lint.rules import EXPORTERS, check_exporters
 from mmdeploy_ext.lint.trial import Trial, refused, try_export, unknown_operators
@@ -51,16 +50,17 @@ def check(
     """
     check_exporters(exporters)
     _check_inputs(example_inputs, other_inputs)
-    outputs = _outputs(module, example_inputs)
+    _run(module, example_inputs)
     names = _tensor_names(module, example_inputs, input_names)
     observer = _observe(module, example_inputs, names)
     events = list(observer.events)
     if not dynamic:
         events = [event for event in events if event.sizes is None]
     elif other_inputs is not None:
-        _outputs(module, other_inputs)
+        _run(module, other_inputs)
         events = _without_fixed(events, _observe(module, other_inputs, names).events)
-    events += _input_events(module, example_inputs, outputs, observer, dynamic)
+    if observer.graph is not None:
+        events += _unused_inputs(observer, len(list(tensors_in(example_inputs))), dynamic)
     trained = [part for part in module.modules() if part.training and isinstance(part, TRAINED_LAYERS)]
     if any(getattr(part, 'p', 1) > 0 for part in trained):  # dropout with p = 0 does nothing
         events.append(Event('training-mode', None, 'the module is in training mode'))
@@ -86,12 +86,11 @@ def _check_inputs(example_inputs: Any, other_inputs: Any) -> None:
         raise UsageError('lint: example_inputs hold no tensor; expected the arguments of forward')
 
 
-def _outputs(module: torch.nn.Module, inputs: Sequence[Any]) -> list[Any]:
-    """Return the flat outputs of a copy of a module."""
-    torch.manual_seed(0)
+def _run(module: torch.nn.Module, inputs: Sequence[Any]) -> None:
+    """Run a copy of a module; raise UsageError if it does not take the inputs."""
     try:
         with torch.no_grad():
-            return list(leaves(copy_of(module)(*copies(list(inputs)))))
+            copy_of(module)(*copies(list(inputs)))
     except Exception as error:
         shapes = ', '.join(f'{str(tensor.dtype)[6:]} {tuple(tensor.shape)}' for tensor in tensors_in(inputs))
         raise UsageError(
@@ -123,67 +122,14 @@ def _without_fixed(events: Sequence[Event], other_events: Sequence[Event]) -> li
     return kept
 
 
-def _input_events(
-    module: torch.nn.Module, inputs: Sequence[Any], outputs: list[Any], observer: Observer, dynamic: bool
-) -> list[Event]:
-    """Return events for the inputs that the outputs of the trace do not change with."""
-    events: list[Event] = []
-    if observer.graph is None:
-        return events
-    count = len(list(tensors_in(inputs)))
-    traced_outputs = _traced_outputs(observer, inputs)
-    for index, value in enumerate(list(observer.graph.inputs())[-count:]):
-        name, changed = observer.names[index], _with_change(inputs, index)
+def _unused_inputs(observer: Observer, count: int, dynamic: bool) -> Iterator[Event]:
+    """Yield an event for each of the `count` tensors of the inputs that the traced outputs do not use."""
+    for name, value in zip(observer.names, list(observer.graph.inputs())[-count:], strict=True):
         uses = {use.user.kind() for use in value.uses()}
-        if _differs(traced_outputs, _traced_outputs, observer, changed):
-            continue
-        if _differs(outputs, _outputs, module, changed):
-            detail = f'input {name!r} changes the outputs, but not through tensors'
-            events.append(Event('frozen-input', None, detail))
-        elif not uses:
-            events.append(Event('unused-input', None, f'input {name!r} reaches no output'))
+        if not uses:
+            yield Event('unused-input', None, f'input {name!r} reaches no output')
         elif not dynamic and uses == {'aten::size'}:
-            events.append(Event('unused-input', None, f'input {name!r} counts for its sizes alone'))
-    return events
-
-
-def _traced_outputs(observer: Observer, inputs: Sequence[Any]) -> list[Any]:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        return list(leaves(observer.traced(*copies(list(tensors_in(inputs))))))
-
-
-def _with_change(inputs: Sequence[Any], index: int) -> list[Any]:
-    """Return a copy of the inputs with other values in tensor `index`."""
-    args = copies(list(inputs))
-    tensor = list(tensors_in(args))[index]
-    if tensor.dtype == torch.bool:
-        tensor.logical_not_()
-    elif tensor.is_floating_point():
-        tensor.add_(1 + tensor.abs() / 64)  # 1 alone is lost in a time stamp of float32
-    else:
-        tensor.add_(torch.ones_like(tensor))
-    return args
-
-
-def _differs(outputs: list[Any], run: Callable[..., list[Any]], *args: Any) -> bool:
-    """Return whether a run gives other outputs; an error of the run is a difference."""
-    try:
-        changed = run(*args)
-    except Exception:
-        return True
-    return len(outputs) != len(changed) or not all(map(_are_equal, outputs, changed))
-
-
-def _are_equal(expected: Any, value: Any) -> bool:
-    """Return whether outputs are equal; a NaN equals a NaN in the same place."""
-    if type(expected) is not type(value):
-        return False
-    if isinstance(expected, torch.Tensor | np.ndarray):
-        if expected.shape != value.shape:
-            return False
-        return bool(((expected == value) | ((expected != expected) & (value != value))).all())
-    return bool(expected == value or (expected != expected and value != value))
+            yield Event('unused-input', None, f'input {name!r} counts for its sizes alone')
 
 
 def _tensor_names(

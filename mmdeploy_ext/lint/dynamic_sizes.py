@@ -29,7 +29,7 @@ They are made larger if the detector needs it, see `check_dynamic_parts`.
 """
 RTOL = 1e-3
 """Tolerance relative to the largest value of a map; a wrong size changes maps by far more."""
-RULES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'topk-from-size')
+RULES = ('size-to-python', 'size-in-branch', 'size-in-loop')
 LISTED = 3
 """Lines of code that a refusal names."""
 

@@ -90,22 +90,6 @@ def copy_of(module: torch.nn.Module) -> torch.nn.Module:
         return module  # non-leaf tensors, locks, functions of torch.jit.script
 
 
-class Upstream(torch.nn.Module):
-    """Calls `simple_test` of a detector, with the metadata of a picture that was not resized."""
-
-    def __init__(self, detector: torch.nn.Module) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, img: torch.Tensor) -> Any:
-        """Return the results of `simple_test` for normalised pictures (B, 3, H, W)."""
-        batch, _, height, width = map(int, img.shape)
-        shape = (height, width, 3)
-        meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
-        meta.update(batch_input_shape=shape[:2], border=(0, height, 0, width))
-        return self.detector.simple_test(img, [meta] * batch)
-
-
 class Flat(torch.nn.Module):
     """Takes and gives flat tensors in place of a module's nested arguments and outputs."""
 
@@ -151,7 +135,6 @@ class Observer(TorchFunctionMode):
         self._state = {
             id(tensor): name for name, value in attributes_of(module) for tensor in tensors_in(value)
         }
-        self._written_state: set[str] = set()
 
     def trace(self, inputs: Sequence[Any], exporting: bool) -> None:
         """Trace the module; an error of its code is kept in `error`."""
@@ -159,7 +142,6 @@ class Observer(TorchFunctionMode):
         is_exporting = (lambda: True) if exporting else state
         flat = Flat(self.module, inputs, self)
         flat.train(self.module.training)
-        before = _versions(self.module)
         with (
             warnings.catch_warnings(record=True) as self._warnings,
             patched(torch.onnx, is_in_onnx_export=is_exporting),
@@ -174,9 +156,6 @@ class Observer(TorchFunctionMode):
             except Exception as error:
                 self.error = error
                 return
-        for name, tensors in _versions(self.module).items():
-            if name not in self._written_state and tensors != before.get(name):
-                self.add('state-written', f'attribute {name!r} changed', None)
         self.traced, self.graph = traced, traced.inlined_graph
         for node in self.graph.nodes():
             if _draws(node):
@@ -269,18 +248,15 @@ class Observer(TorchFunctionMode):
             shown = f', {result:.6g},' if isinstance(result, int | float) else ''
             self.add(rule, f'a {to}{shown} of {self._text(inputs)}', site_of(frame))
         elif sizes and use != 'guard':
-            rules = dict(branch='size-in-branch', loop='size-in-loop')
-            rule = rules.get(use, 'topk-from-size' if to == 'boolean' else 'size-to-python')
+            rule = dict(branch='size-in-branch', loop='size-in-loop').get(use, 'size-to-python')
             self.add(rule, f'a {to} of a size {"x".join(map(str, sizes))}', site_of(frame), sizes)
 
     def _write(self, name: str, target: torch.Tensor, values: list[torch.Tensor]) -> None:
         """Note a write into a tensor; add events for state and views."""
         base = target if target._base is None else target._base
         site = caller()
-        if id(base) in self._state:
-            self._written_state.add(self._state[id(base)])
-            if site is not None:
-                self.add('state-written', f'{name.strip("_")} into {self._state[id(base)]!r}', site)
+        if id(base) in self._state and site is not None:
+            self.add('state-written', f'{name.strip("_")} into {self._state[id(base)]!r}', site)
         if target in self._views and self.depends(target, *values)[0] and site is not None:
             is_indexing, view_site = self._views[target]
             is_call = name.endswith('_') and name != '__setitem__'  # no `t[0][1] = v`, `out=t[0]`
@@ -311,7 +287,6 @@ class Observer(TorchFunctionMode):
             is_counter = are_numbers and old != value
             if id(module) in paths and self._inputs and (tensors or is_counter):
                 site, full_name = caller(), f'{paths[id(module)]}.{name}'.lstrip('.')
-                self._written_state.add(full_name)
                 inputs, sizes = self.depends(*tensors)
                 is_size = bool(sizes) and not inputs  # a size that is kept is no memory
                 if site is not None and not is_size:
@@ -329,15 +304,6 @@ def attributes_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
             if name not in ('_buffers', '_parameters', '_modules') and 'hooks' not in name:
                 yield f'{path}.{name}'.lstrip('.'), value
-
-
-def _versions(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
-    """Return attribute -> identity and version of its tensors."""
-    versions = {
-        name: [(id(tensor), tensor._version) for tensor in tensors_in(value)]
-        for name, value in attributes_of(module)
-    }
-    return {name: tensors for name, tensors in versions.items() if tensors}
 
 
 def _name(func: Callable[..., Any]) -> str:

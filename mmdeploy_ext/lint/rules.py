@@ -58,10 +58,13 @@ ALL = (
     ),
     Rule(
         id='size-to-python',
-        title='A size as a plain number: `len(t)`, `int(t.shape[0])`, `math.ceil(t.shape[0] / 2)`',
-        why='`t.shape[0]` stays dynamic in both exporters; `len`, `int`, `float` and `math` make '
-        'it the number of the example in the TorchScript exporter.',
-        fix='Use `t.shape[0]` as it is; divide with `//`; round tensors, not sizes.',
+        title='A size as a plain number: `len(t)`, `int(t.shape[0])`, `math.ceil(t.shape[0] / 2)`, '
+        '`min(k, t.shape[0])`',
+        why='`t.shape[0]` stays dynamic in both exporters; `len`, `int`, `float`, `math`, `min` and `max` '
+        'make it the number of the example in the TorchScript exporter. As the K of a top-k it gives too '
+        'few candidates on larger inputs, an error of the engine on smaller ones.',
+        fix='Use `t.shape[0]` as it is; divide with `//`; round tensors, not sizes. A constant K on an axis '
+        'that is padded to at least K; or sort and slice. TensorRT wants a constant K.',
         outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
     ),
     Rule(
@@ -78,15 +81,6 @@ ALL = (
         'refuses.',
         fix='One operation over the whole axis.',
         outcomes=dict(torchscript=FAILS, dynamo=REFUSED),
-    ),
-    Rule(
-        id='topk-from-size',
-        title='A size limited by `min` or `max`: `t.topk(min(k, t.shape[0]))`',
-        why='The TorchScript exporter writes the number of the example; as the K of a top-k it gives too '
-        'few candidates on larger inputs, an error of the engine on smaller ones.',
-        fix='A constant K on an axis that is padded to at least K; or sort and slice. TensorRT wants a '
-        'constant K.',
-        outcomes=dict(torchscript=FAILS, dynamo=RIGHT),
     ),
     Rule(
         id='tensor-data',
@@ -109,20 +103,12 @@ ALL = (
     ),
     Rule(
         id='unused-input',
-        title='An input that no output depends on',
-        why='The TorchScript exporter drops it from the file: feeding it is then an error.',
+        title='An input that no output of the graph depends on',
+        why='Nothing reads it, or its value became a Python number. The TorchScript exporter drops it from '
+        'the file: feeding it is then an error.',
         fix='Take it out of the signature. (This project puts dropped inputs back, as its spec says.)',
         outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
         otherwise='warning',
-    ),
-    Rule(
-        id='frozen-input',
-        title='An input that the outputs depend on, but not through tensors',
-        why='The outputs change with it in PyTorch; in the file of the TorchScript exporter they do not: '
-        'its value was fixed when it was traced.',
-        fix='Follow the other reports of the same input: somewhere it becomes a Python number or a numpy '
-        'array.',
-        outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
     ),
     Rule(
         id='state-written',

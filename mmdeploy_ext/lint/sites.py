@@ -100,7 +100,7 @@ def site_at(file: str, line: int, function: str = '') -> Site:
 def use_at(frame: FrameType) -> str:
     """Return how the running line uses the value of its call.
 
-    'branch': condition of an `if`, a `match`. 'loop': condition of a `while`, what a `for` or a `range` goes
+    'branch': condition of an `if`. 'loop': condition of a `while`, what a `for` or a `range` goes
     through. 'guard': an assert, or an `if` that only raises. 'unpack': assigned to a fixed number of names.
     """
     positions = list(frame.f_code.co_positions())
@@ -136,7 +136,7 @@ def _tree(file: str) -> ast.Module | None:
 
 
 def _covers(node: ast.AST, line: int, column: int) -> bool:
-    if not hasattr(node, 'lineno'):  # a comprehension, the case of a match, an item of a with
+    if not hasattr(node, 'lineno'):  # a comprehension, an item of a with
         return any(_covers(part, line, column) for part in ast.iter_child_nodes(node))
     return (node.lineno, node.col_offset) <= (line, column) < (node.end_lineno, node.end_col_offset)
 
@@ -147,8 +147,6 @@ def _use_of(node: ast.AST, inner: ast.AST) -> str:
     if isinstance(node, ast.If) and inner is node.test:
         return 'guard' if all(isinstance(step, ast.Raise) for step in node.body) else 'branch'
     if isinstance(node, ast.IfExp) and inner is node.test:
-        return 'branch'
-    if isinstance(node, ast.Match | ast.match_case) and isinstance(inner, ast.expr | ast.pattern):
         return 'branch'
     if isinstance(node, ast.While) and inner is node.test:
         return 'loop'

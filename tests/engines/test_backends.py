@@ -227,13 +227,6 @@ def test_onnxruntime_options_are_honoured(files, level, threads):
     assert backend.session is None
 
 
-def test_a_profile_is_written_where_it_was_asked_for(files, tmp_path):
-    with OnnxRuntimeBackend(files['dynamic'], profile_prefix=str(tmp_path / 'profile')) as backend:
-        backend.infer(feeds())
-        backend.session.end_profiling()
-    assert [path.suffix for path in tmp_path.glob('profile*')] == ['.json']
-
-
 def test_an_execution_provider_that_is_not_here_is_an_error_and_no_fallback(files):
     with pytest.raises(EngineError, match=r'NoSuchProvider.*CPUExecutionProvider'):
         OnnxRuntimeBackend(files['dynamic'], providers=['NoSuchProvider', 'CPUExecutionProvider']).activate()

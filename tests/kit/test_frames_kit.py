@@ -4,61 +4,23 @@ import dataclasses
 import json
 import re
 import shutil
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
 
 import toy_centerpoint
 import toy_frames
 import toy_streampetr_deploy as toy
 from docs._pages import judged_kits
-from marking import in_suite
+from kits import FRAMES, GENERATED, run
 from mmdeploy_ext.cli import judge_app, kit_app
-from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.families.contracts import Contract
-from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, read_array
-from mmdeploy_ext.kit.drive import DriveJudge
+from mmdeploy_ext.kit.contents import ChainedFrame, read_array
 from mmdeploy_ext.kit.judge import judge
-from mmdeploy_ext.kit.local_run import run_kit
-from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.proving.inputs.samples import proof_samples
-from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, PairRun
-from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from numpy_alone import run_command
-from toy_stepper import MEMORY as TOY_MEMORY
-from toy_stepper import SPEC
-
-GENERATED = [dict(name='generated', licence='Apache-2.0')]
-FRAMES = 4
-
-
-@pytest.fixture(scope='module')
-def stream(tmp_path_factory):
-    """A kit of the toy StreamPETR: four frames, of which the third is of another scene; and its outputs."""
-    folder = tmp_path_factory.mktemp('stream')
-    files = toy.export(folder)
-    assert len(files) == 3
-    drive = toy.drive(FRAMES, scenes=2)
-    write_detector_kit(toy.deployment(), str(folder / 'deploy'), drive, folder / 'kit', GENERATED)
-    run_onnxruntime.main(str(folder / 'outputs'), kit=folder / 'kit')
-    return folder / 'kit', folder / 'outputs'
-
-
-@pytest.fixture(scope='module')
-def sweeps(tmp_path_factory):
-    """A kit of the tiny CenterPoint with two sweeps, and its outputs."""
-    folder = tmp_path_factory.mktemp('sweeps')
-    deployment, files, _, _ = toy_centerpoint.exported()
-    samples = [Sweep(toy_centerpoint.sweep(seed), f'sweep {seed}') for seed in range(2)]
-    write_detector_kit(deployment, str(files), samples, folder / 'kit', GENERATED)
-    run_onnxruntime.main(str(folder / 'outputs'), kit=folder / 'kit')
-    return folder / 'kit', folder / 'outputs'
 
 
 def changed(outputs, folder, change, names='*'):
@@ -74,8 +36,7 @@ def changed(outputs, folder, change, names='*'):
 
 def test_a_drive_is_equal_frame_by_frame_and_free_running(stream):
     judgement = judge(*stream)
-    assert judgement.equal, judgement.failures
-    assert judgement.title == f'EQUAL ON {2 * FRAMES + 1} INPUTS AND {FRAMES} FRAMES'
+    assert judgement.title == f'EQUAL ON {2 * FRAMES + 1} INPUTS AND {FRAMES} FRAMES', judgement.failures
     teacher, free = judgement.sequences
     assert (teacher.mode, free.mode) == ('teacher', 'free')
     for row in (teacher, free):
@@ -83,7 +44,6 @@ def test_a_drive_is_equal_frame_by_frame_and_free_running(stream):
         assert row.match_rate == 1 and row.matched > 20
         assert len(row.series['errors']['memory velo']) == FRAMES
     assert any(free.series['errors']['memory embedding'])
-    json.dumps(judgement.to_json(), allow_nan=False)
 
 
 def test_memory_of_pytorch_is_fed_to_each_frame_and_an_empty_one_after_a_reset(stream):
@@ -95,7 +55,6 @@ def test_memory_of_pytorch_is_fed_to_each_frame_and_an_empty_one_after_a_reset(s
     assert [bool(memory.any()) for memory in memories] == [False, True, False, True]
     assert np.array_equal(memories[1], read_array(kit, heads[0]['tensors']['post_memory_embedding']))
     frames = [*map(ChainedFrame.from_json, manifest['frames'])]
-    assert [frame.reset for frame in frames] == [True, False, True, False]
     fed = [dict(frame.steps)[frame.last_case] for frame in frames]
     assert [computed.get('pre_memory_velo') for computed in fed] == [None, 'post_memory_velo'] * 2
     assert all(computed['pos_embed'] == 'pos_embed' for computed in fed)  # computed once, in the first frame
@@ -108,39 +67,13 @@ def test_the_first_frame_and_tensor_that_differ_are_named(stream, tmp_path, caps
         arrays['all_cls_scores'] = arrays['all_cls_scores'] + np.float32(0.01)
 
     folder = changed(outputs, tmp_path / 'o', wrong, 'pts_head_memory_00[23]')
-    judgement = judge(kit, folder)
-    assert not judgement.equal
-    first = 'teacher-forced: frame 002 (scene 1 frame 0): all_cls_scores'
-    assert judgement.first_difference.startswith(first)
     assert judge_app.main([str(kit), str(folder)]) == 1
     printed = capsys.readouterr().out
-    assert 'frame 001 (scene 0 frame 1)' in printed and f'first difference: {first}' in printed
+    assert re.search(r'differs: teacher-forced: all_cls_scores.*frame 002', printed), printed
     assert 'ok     free-running: 4 frames, 1 resets' in printed and printed.endswith('NOT EQUAL\n')
 
 
-def test_a_tensor_that_could_not_be_compared_is_no_0_of_its_tolerance(capsys):
-    series = dict(name=['a', 'b'], reset=[True, False], matched=[1, 1], reference=[1, 1])
-    row = SimpleNamespace(passed=False, title='free-running', frames=2, resets=1)
-    row.series = dict(series, ratios=dict(scores=[None, None], boxes=[None, 0.5]))
-    judge_app.print_drift(row)
-    first, second = capsys.readouterr().out.splitlines()[1:]
-    assert 'a: no tensor was compared, 1 of 1' in first and 'b: boxes 0.5 of its tolerance' in second
-
-
-@pytest.mark.parametrize('fault', ['a (scene 0)', 'a (scene 0) (rows 3)', 'b (scene 0)'])
-def test_a_frame_without_results_is_the_first_that_differs(fault):
-    judge, run = object.__new__(DriveJudge), PairRun('teacher', SPEC, FULL_DRIVE, TOY_MEMORY, None)
-    judge.frames, judge.runs = {'teacher': ['a (scene 0)', 'b (scene 0)']}, {'teacher': run}
-    assert judge.first_difference == ''
-    run.faults['no results: why'].append(fault)
-    assert judge.first_difference == f'teacher-forced: {fault[:11]}: no results: why'
-    for key, value in dict(name='b (scene 0)', reference=3, matched=2, extra=0).items():
-        run.series[key].append(value)
-    counts = '2 of 3 results matched, 0 extra; ' if fault.startswith('b') else ''
-    assert judge.first_difference == f'teacher-forced: {fault[:11]}: {counts}no results: why'
-
-
-@pytest.mark.parametrize('name', in_suite(['stream', 'sweeps'], 'stream'))  # rotated boxes take long
+@pytest.mark.parametrize('name', ['stream', pytest.param('sweeps', marks=pytest.mark.matrix)])
 def test_frames_are_judged_with_numpy_alone(request, name):
     done = run_command('judge', *request.getfixturevalue(name))
     assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith('EQUAL ON'), done.stderr
@@ -161,16 +94,19 @@ def test_a_frozen_memory_is_refused_by_frame(stream, tmp_path):
             cases[step['case']]['inputs'][f'pre_{name}'] = first
     shutil.copytree(kit, copy)
     (copy / 'manifest.json').write_text(json.dumps(manifest))
-    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=copy)
-    judgement = judge(kit, tmp_path / 'outputs')
-    assert not judgement.equal
-    assert judgement.first_difference.startswith('teacher-forced: frame 001 (scene 0 frame 1)')
+    judgement = judge(kit, run(copy, tmp_path / 'outputs')[1])
+    assert not judgement.equal and any('frame 001' in failure for failure in judgement.failures)
     free = judgement.sequences[1]
     assert free.matched < free.reference
 
 
-@pytest.mark.parametrize(('names', 'share'), [('chain_001', 0.05), ('chain_002', 0.001)])
-def test_a_free_memory_that_is_another_one_fails_though_all_results_match(stream, tmp_path, names, share):
+@pytest.mark.parametrize(
+    ('names', 'share', 'equal'),
+    [('chain_001', 0.05, False), ('chain_002', 0.001, False), ('chain_001', 0.001, True)],
+)
+def test_a_free_memory_that_is_another_one_fails_though_all_results_match(
+    stream, tmp_path, names, share, equal
+):
     """Frame 001 keeps a memory, of which rounding may add up; frame 002 begins with an empty one."""
     kit, outputs = stream
 
@@ -181,19 +117,8 @@ def test_a_free_memory_that_is_another_one_fails_though_all_results_match(stream
     judgement = judge(kit, changed(outputs, tmp_path / 'o', drifted, names))
     teacher, free = judgement.sequences
     assert teacher.passed and free.match_rate == 1
-    assert not judgement.equal and not free.passed
-    assert judgement.first_difference.startswith(f'free-running: frame {names[-3:]} (scene')
-    assert 'the memory embedding is not the one that PyTorch hands on' in judgement.first_difference
-
-
-def test_a_drift_within_rounding_that_adds_up_is_equal(stream, tmp_path):
-    kit, outputs = stream
-
-    def drifted(arrays):
-        embedding = arrays['post_memory_embedding']
-        arrays['post_memory_embedding'] = embedding + np.float32(0.001 * np.abs(embedding).max())
-
-    assert judge(kit, changed(outputs, tmp_path / 'o', drifted, 'chain_001')).equal
+    assert judgement.equal is free.passed is equal
+    assert equal or any('memory embedding' in reason and names[-3:] in reason for reason in free.reasons)
 
 
 def test_frames_that_were_not_run_one_after_the_other_are_not_claimed(stream, tmp_path):
@@ -201,8 +126,7 @@ def test_frames_that_were_not_run_one_after_the_other_are_not_claimed(stream, tm
     shutil.copytree(outputs, tmp_path / 'o', ignore=shutil.ignore_patterns('chain_*', 'kit.txt'))
     judgement = judge(kit, tmp_path / 'o')
     assert judgement.title == 'EQUAL ON 9 INPUTS' and len(judgement.sequences) == 1
-    assert any('one after the other' in note for note in judgement.notes)
-    assert any('kit.txt' in note for note in judgement.notes)
+    assert len(judgement.notes) == 2
     shutil.copyfile(outputs / 'chain_000.npz', tmp_path / 'o/chain_000.npz')
     judgement = judge(kit, tmp_path / 'o')
     assert not judgement.equal and any('chain_001' in failure for failure in judgement.failures)
@@ -212,8 +136,7 @@ def test_sweeps_go_through_both_files_alone_and_one_after_the_other(sweeps):
     judgement = judge(*sweeps)
     assert judgement.title == 'EQUAL ON 4 INPUTS AND 2 FRAMES', judgement.failures
     assert sum(row.matched for case in judgement.cases for row in case.detections) > 20
-    kit, _ = sweeps
-    manifest = json.loads((kit / 'manifest.json').read_text())
+    manifest = json.loads((sweeps[0] / 'manifest.json').read_text())
     cases = {case['name']: case for case in manifest['cases']}
     bev = cases['backbone_000']['tensors']['bev'], cases['head_000']['inputs']['bev']
     assert bev[0]['file'] == bev[1]['file'], 'equal arrays are one file'
@@ -228,55 +151,22 @@ def turned(arrays):
 
 
 def exploded(arrays):
-    arrays['heatmap_1'] = np.where(arrays['heatmap_1'] > 0, np.float32(np.inf), arrays['heatmap_1'])
     arrays['heatmap_1'].flat[0] = np.inf
 
 
 @pytest.mark.parametrize(
-    ('fault', 'names', 'reason'),
+    ('fault', 'names', 'name'),
     [
-        (zeros, 'head_001', 'head_001 sweep 1: heatmap_0: the candidate is all zero'),
-        (turned, 'backbone_*', "bev: .*PyTorch's with its axes in the order 0, 1, 3, 2"),
-        (exploded, 'head_000', 'heatmap_1: candidate: 0 NaN and .* infinite'),
+        (zeros, 'head_001', 'head_001 sweep 1: heatmap_0'),
+        (turned, 'backbone_*', 'bev: '),
+        (exploded, 'head_000', 'heatmap_1: '),
     ],
 )
-def test_wrong_outputs_of_a_file_fail_by_name(sweeps, tmp_path, fault, names, reason):
+def test_wrong_outputs_of_a_file_fail_by_name(sweeps, tmp_path, fault, names, name):
     kit, outputs = sweeps
     judgement = judge(kit, changed(outputs, tmp_path / 'o', fault, names))
     assert not judgement.equal
-    assert any(re.search(reason, failure) for failure in judgement.failures), judgement.failures
-
-
-@pytest.mark.parametrize(
-    ('key', 'change', 'text'),
-    [
-        ('classes', lambda names: names[::-1], 'not classes as in '),
-        (
-            'preprocess',
-            lambda rule: rule | dict(max_points=rule['max_points'] - 1),
-            'not preprocessing as in',
-        ),
-    ],
-)
-def test_no_kit_is_written_of_files_that_state_another_model(tmp_path, key, change, text):
-    deployment, files, _, _ = toy_centerpoint.exported()
-    for file in Path(files).glob('*.onnx'):
-        model = onnx.load(file)
-        entry = next(entry for entry in model.metadata_props if entry.key == f'mm2onnx.{key}')
-        entry.value = json.dumps(change(json.loads(entry.value)))
-        onnx.save(model, tmp_path / file.name)
-    samples = [Sweep(toy_centerpoint.sweep(0), 'sweep 0')]
-    with pytest.raises(UsageError, match=text):
-        write_detector_kit(deployment, str(tmp_path), samples, tmp_path / 'kit', GENERATED)
-
-
-def test_contracts_that_compute_between_files_are_refused(tmp_path, monkeypatch):
-    deployment, files, _, _ = toy_centerpoint.exported()
-    between = (TensorSpec('spatial_features', 'float32', (1, 8, 4, 4)),)
-    monkeypatch.setattr(Contract, 'runner_outputs', lambda *_: between)
-    samples = [Sweep(toy_centerpoint.sweep(0), 'sweep')]
-    with pytest.raises(UsageError, match=r'the runner computes spatial_features, .* default contract'):
-        write_detector_kit(deployment, str(files), samples, tmp_path / 'kit', GENERATED)
+    assert any(name in failure for failure in judgement.failures), judgement.failures
 
 
 @pytest.mark.matrix
@@ -285,22 +175,18 @@ def test_a_file_whose_memory_is_updated_by_its_program_has_that_of_pytorch(tmp_p
     toy.export(tmp_path / 'export', contract='fork')
     file, kit = str(tmp_path / 'export/fork.onnx'), tmp_path / 'kit'
     write_detector_kit(toy.deployment(), file, toy.drive(2), kit, GENERATED)
-    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
-    judgement = judge(kit, tmp_path / 'outputs')
+    judgement = judge(*run(kit, tmp_path / 'outputs'))
     assert judgement.title == 'EQUAL ON 2 INPUTS', judgement.failures
     assert sum(row.matched for case in judgement.cases for row in case.detections) > 20
 
 
 @pytest.mark.matrix
 def test_a_memory_that_is_partly_of_the_frame_is_judged_by_what_a_file_gives(tmp_path):
-    from toy_frames import BEVFORMER
-
-    deployment = BEVFORMER.load(tmp_path)
-    (file,) = BEVFORMER.export(deployment, tmp_path)
+    deployment = toy_frames.BEVFORMER.load(tmp_path)
+    (file,) = toy_frames.BEVFORMER.export(deployment, tmp_path)
     frames, _ = proof_samples(deployment, 4)
     write_detector_kit(deployment, file, frames, tmp_path / 'kit', GENERATED)
-    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=tmp_path / 'kit')
-    judgement = judge(tmp_path / 'kit', tmp_path / 'outputs')
+    judgement = judge(*run(tmp_path / 'kit', tmp_path / 'outputs'))
     assert judgement.title == 'EQUAL ON 4 INPUTS AND 4 FRAMES', judgement.failures
     teacher, free = judgement.sequences
     assert free.matched > 10 and 'memory bev_embed' in teacher.series['errors']
@@ -317,23 +203,20 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
     source = files[0] if contract == 'portable' else str(tmp_path / 'sparse4d')
     drive, _ = proof_samples(deployment, 3)
     write_detector_kit(deployment, source, drive, kit, GENERATED)
-    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
-    judgement = judge(kit, tmp_path / 'outputs')
+    judgement = judge(*run(kit, tmp_path / 'outputs'))
     assert judgement.title == title, judgement.failures
-    assert any('drift' in note for note in judgement.notes)
-    assert 'every frame gets PyTorch' in (kit / 'README.md').read_text()
+    assert judgement.notes
 
     shutil.copytree(kit, tmp_path / 'copy')
     last = json.loads((kit / 'manifest.json').read_text())['cases'][-1]
     for name in ('temp_instance_feature', 'temp_anchor'):
         entry = last['inputs'][name]
         np.zeros_like(read_array(kit, entry)).tofile(tmp_path / 'copy' / entry['file'])
-    run_onnxruntime.main(str(tmp_path / 'o'), kit=tmp_path / 'copy')
-    failures = judge(kit, tmp_path / 'o').failures
+    failures = judge(kit, run(tmp_path / 'copy', tmp_path / 'o')[1]).failures
     assert failures and all(last['title'] in failure for failure in failures)
     if contract == 'deploy':
         first, _ = proof_samples(deployment, 1)
-        with pytest.raises(UsageError, match=r'sparse4dhead2nd.onnx did not run .* take more frames'):
+        with pytest.raises(UsageError, match=r'--frames'):
             write_detector_kit(deployment, source, first, tmp_path / 'short', GENERATED)
 
 
@@ -349,10 +232,8 @@ def test_a_file_that_runs_for_the_frame_before_gets_the_tensors_of_that_frame(tm
     lidar2img[:, 0] *= 1.01
     second = dataclasses.replace(rest[0], scene_token=frame.scene_token, lidar2img=lidar2img)
     write_detector_kit(deployment, str(tmp_path / name), [frame, second, rest[1]], kit, GENERATED)
-    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
-    judgement = judge(kit, tmp_path / 'outputs')
+    judgement = judge(*run(kit, tmp_path / 'outputs'))
     assert judgement.title == f'EQUAL ON {inputs} INPUTS AND 3 FRAMES', judgement.failures
-    assert any('drift' in note for note in judgement.notes) == (name == 'petrv2')
     manifest = json.loads((kit / 'manifest.json').read_text())
     steps = {step['case']: step['computed'] for step in manifest['frames'][1]['steps']}
     if name == 'petr':
@@ -372,8 +253,7 @@ def test_four_files_of_cameras_and_lidar_are_judged_one_by_one_and_in_their_orde
     files = toy_bevfusion.export(deployment, tmp_path / 'export')
     frames = list(deployment.family.data.generated_sweeps(deployment.rule, 2))
     write_detector_kit(deployment, str(tmp_path / 'export'), frames, tmp_path / 'kit', GENERATED)
-    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=tmp_path / 'kit')
-    judgement = judge(tmp_path / 'kit', tmp_path / 'outputs')
+    judgement = judge(*run(tmp_path / 'kit', tmp_path / 'outputs'))
     assert len(files) == 4 and judgement.title == 'EQUAL ON 8 INPUTS AND 2 FRAMES', judgement.failures
 
     def moved(arrays):
@@ -383,36 +263,22 @@ def test_four_files_of_cameras_and_lidar_are_judged_one_by_one_and_in_their_orde
     assert all(': cells: ' in failure for failure in judgement.failures) and len(judgement.failures) == 2
 
 
+@pytest.mark.matrix
 def test_the_command_writes_a_kit_of_a_folder(tmp_path, capsys):
     _, files, config, checkpoint = toy_centerpoint.exported()
     words = [str(files), config, checkpoint, '--frames', '1', '--out', str(tmp_path / 'kit')]
     assert kit_app.main(words) == 0
     assert '2 inputs and 1 frames' in capsys.readouterr().out
-    readme = (tmp_path / 'kit/README.md').read_text()
-    assert 'generated by mm2onnx, Apache-2.0' in readme and '| head_000 | head |' in readme
 
 
-def test_arrays_are_little_endian_and_written_once(tmp_path):
-    folder, array = ArrayFolder(tmp_path), np.arange(6, dtype='>i4').reshape(2, 3)
-    entries = folder.write('inputs/000', {'a/b': array, 'again': array.astype('<i4')})
-    assert entries['a/b'] == dict(file='inputs/000/a%2Fb.bin', dtype='int32', shape=[2, 3])
-    assert entries['again']['file'] == entries['a/b']['file']
-    assert (tmp_path / 'inputs/000/a%2Fb.bin').read_bytes() == array.astype('<i4').tobytes()
-    assert np.array_equal(read_array(tmp_path, entries['again']), array)
-
-
-@pytest.mark.suite('fp16')
-@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
-def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys, precision):
-    kit, outputs = str(sweeps[0]), tmp_path / precision
-    words = [kit, str(outputs), '--run', 'onnxruntime', '--precision', precision]
-    assert judge_app.main([*words, '--json', str(tmp_path / f'{precision}.json')]) == 0
-    claim = 'EQUAL' if precision == 'fp32' else 'WITHIN FP16 BARS'
+def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys):
+    kit, outputs = str(sweeps[0]), tmp_path / 'o'
+    words = [kit, str(outputs), '--run', 'onnxruntime', '--precision', 'fp16']
+    assert judge_app.main(words) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith(f'{claim} ON 4 INPUTS AND 2 FRAMES (CPU, ONNX Runtime ') and 'as told' not in last
-    assert (', in float16, backbone ' in last) is (precision == 'fp16') and last.endswith(' ms)')
-    assert (outputs / 'head.fp16.onnx').exists() is (precision == 'fp16')
-    assert judge_app.main(words) == 2 and 'is not empty' in capsys.readouterr().err
+    assert last.startswith('WITHIN FP16 BARS ON 4 INPUTS AND 2 FRAMES (CPU, ONNX Runtime ')
+    assert (outputs / 'head.fp16.onnx').exists()
+    assert judge_app.main(words) == 2 and str(outputs) in capsys.readouterr().err
 
 
 def test_cuda_that_is_not_here_is_said_first(sweeps, tmp_path, capsys):
@@ -420,63 +286,12 @@ def test_cuda_that_is_not_here_is_said_first(sweeps, tmp_path, capsys):
     assert 'CUDAExecutionProvider' in capsys.readouterr().err and not (tmp_path / 'o').exists()
 
 
-def test_without_a_gpu_nothing_is_built_and_the_reason_is_said(sweeps, tmp_path, capsys, monkeypatch):
-    class Package:
-        name, version = 'tensorrt', '10.3.0'
-
-    words = [str(sweeps[0]), str(tmp_path / 'o'), '--run', 'tensorrt']
-    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.package.find_package', Package)
-    monkeypatch.setattr('mmdeploy_ext.kit.local_run.find_gpu', lambda index: None)
-    assert judge_app.main(words) == 2
-    assert 'tensorrt: there is no GPU 0 here' in capsys.readouterr().err
-    assert not (tmp_path / 'o').exists()
-
-
-def test_an_engine_on_a_gpu_gets_the_sizes_of_all_cases(sweeps, tmp_path, monkeypatch):
-    built, opened = [], []
-
-    class Gpu:
-        name = 'a GPU'
-
-    class Package:
-        name, version = 'tensorrt', '10.3.0'
-
-    class Backend:
-        """Runs the file that an engine was built from in ONNX Runtime."""
-
-        def __init__(self, engine):
-            opened.append(engine)
-            self.session = self
-
-        def open_session(self):
-            source = sweeps[0] / f'{Path(opened[-1]).stem}.onnx'
-            self.run = run_onnxruntime.open_file(source)
-
-    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.package.find_package', Package)
-    monkeypatch.setattr('mmdeploy_ext.kit.local_run.find_gpu', lambda index: Gpu)
-    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.engine.prepare', lambda path, **job: (path, job))
-    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.engine.build_file', lambda *job: built.append(job))
-    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.backend.TensorRtBackend', Backend)
-    ran = run_kit(sweeps[0], tmp_path / 'o', 'tensorrt', fp16=True)
-    assert ran.startswith('a GPU, tensorrt 10.3.0, in float16, backbone ')
-    ((_, of_backbone), _), ((_, of_head), target) = built
-    assert target == tmp_path / 'o/head.engine' and of_head == dict(fp16=True, shapes=[])
-    manifest = json.loads((sweeps[0] / 'manifest.json').read_text())
-    cases = [case['inputs'] for case in manifest['cases'] if case['graph'] == 'backbone']
-    name = next(iter(cases[0]))
-    low, high = (choose(inputs[name]['shape'][0] for inputs in cases) for choose in (min, max))
-    (sizes,) = (text for text in of_backbone['shapes'] if text.startswith(f'{name}='))
-    first, _, last = sizes.partition('=')[2].split('/')
-    assert (first.split('x')[0], last.split('x')[0]) == (str(low), str(high))
-    assert judge(sweeps[0], tmp_path / 'o').equal
-
-
 def test_the_table_of_judged_kits_has_verdicts_and_reasons(tmp_path):
     equal = dict(verdict='EQUAL ON 5 INPUTS (x)', failures=[], inputs=5, frames=0, ran='x')
     unequal = dict(equal, verdict='NOT EQUAL (x)', failures=['000: y | z'], frames=2)
-    for name, precision, content in (('a/raw', 'fp32', equal), ('a/raw', 'fp16', unequal)):
-        (tmp_path / name / 'kit').mkdir(parents=True, exist_ok=True)
-        (tmp_path / name / f'{precision}.json').write_text(json.dumps(content))
+    for precision, content in (('fp32', equal), ('fp16', unequal)):
+        (tmp_path / 'a/raw/kit').mkdir(parents=True, exist_ok=True)
+        (tmp_path / f'a/raw/{precision}.json').write_text(json.dumps(content))
     (tmp_path / 'b/kit').mkdir(parents=True)
     (tmp_path / 'b/fp32.log').write_text('error: no such node\n')
     page = tmp_path / 'page.md'

@@ -14,6 +14,8 @@ from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.tasks import task_module
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):

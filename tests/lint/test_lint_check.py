@@ -1,4 +1,4 @@
-"""What the linter follows, what it does not report, and how reports are grouped, ordered and written."""
+"""What the linter follows, what it does not report, and how reports are grouped and written."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import check
-from mmdeploy_ext.lint.report import print_report, summary
+from mmdeploy_ext.lint.report import print_report
 from mmdeploy_ext.lint.rules import EXPORTERS
 
 
@@ -38,89 +38,46 @@ def test_dependence_goes_through_operators_writes_and_views():
         return x * made.sum().item()
 
     assert 'value-to-python' in rules(through)
-    assert 'value-to-python' in rules(lambda self, x: x * x.type(torch.float64).sum().item())
     assert 'value-to-python' in rules(lambda self, x: x * torch.cat([x, x]).sort(0)[0][0, 1].item())
-    assert 'value-to-python' in rules(lambda self, x: x * torch.where(x > 0, self.table[0], 1.0).max().item())
-
-
-def test_indices_of_rows_depend_on_the_values_that_chose_them():
     assert 'value-in-branch' in rules(lambda self, x: sum(x[i] for i in range(int((x[:, 0] > 0.4).sum()))))
 
 
 def test_what_torch_does_for_itself_is_no_finding():
     encoder = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
     assert not check(encoder, (torch.rand(2, 5, 8),), try_exports=False).rules
-    assert not check(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Upsample(scale_factor=2)).eval(),
-        (torch.rand(1, 3, 8, 8),),
-        try_exports=False,
-    ).rules
 
 
 def test_guards_on_sizes_are_no_findings_and_branches_are():
     def guarded(self, x):
-        assert x.shape[1] == 3
+        assert len(x) == len(x[:, 0])
         if x.shape[1] != 3:
             raise ValueError('three columns')
         return x * 2
 
-    def guarded_by_len(self, x):
-        assert len(x) == len(x[:, 0])
-        return x * 2
-
     assert not rules(guarded)
-    assert not rules(guarded_by_len)
     assert rules(lambda self, x: x * 2 if len(x) > 3 else x) == {'size-in-branch'}
     assert rules(lambda self, x: x * 2 if x.shape[0] > 3 else x) == {'size-in-branch'}
-
-
-def test_branches_by_match_and_inside_of_its_cases_are_found():
-    def in_a_case(self, x):
-        match self.training:
-            case _:
-                return x * 2 if x.shape[0] > 3 else x
-
-    def by_a_case(self, x):
-        match x.shape[0]:
-            case 4:
-                return x * 2
-        return x
-
-    def by_a_guard(self, x):
-        match self.training:
-            case _ if x.shape[0] > 3:
-                return x * 2
-        return x
-
-    for forward in (in_a_case, by_a_case, by_a_guard):
-        assert rules(forward) == {'size-in-branch'}
 
 
 def test_rows_that_are_assigned_to_a_fixed_number_of_names_are_no_loop():
     def to_names(self, x):
         first, second, third, fourth = x
-        [fifth, (sixth, seventh, eighth)] = x[:2, 0], x[0]
-        return first + second + third + fourth + fifth.sum() + sixth + seventh + eighth
+        return first + second + third + fourth
 
     def to_a_rest(self, x):
         first, *rest = x
         return first + len(rest)
 
-    def generated_to_a_rest(self, x):
-        first, *rest = (row for row in x)
-        return first + len(rest)
-
     assert not rules(to_names)
-    assert rules(to_a_rest) == rules(generated_to_a_rest) == {'size-in-loop'}
+    assert rules(to_a_rest) == {'size-in-loop'}
 
 
-@pytest.mark.parametrize('file', ['<string>', '<stdin>', '<python-input-0>', '<ipython-input-1-ab>'])
-def test_a_module_that_was_typed_has_the_findings_of_one_in_a_file(file):
+def test_a_module_that_was_typed_has_the_findings_of_one_in_a_file():
     names = dict(nn=nn)
     text = 'class Typed(nn.Module):\n def forward(self, x):\n  return x * x.sum().item()'
-    exec(compile(text, file, 'exec'), names)
+    exec(compile(text, '<stdin>', 'exec'), names)
     finding = next(iter(check(names['Typed'](), (X,), try_exports=False)))
-    assert (finding.rule, finding.site.text) == ('value-to-python', f'{file}:3')
+    assert (finding.rule, finding.site.text) == ('value-to-python', '<stdin>:3')
 
 
 def test_only_sizes_that_differ_in_the_other_inputs_count():
@@ -131,26 +88,16 @@ def test_only_sizes_that_differ_in_the_other_inputs_count():
     rows = check(Model(uses), (X,), other_inputs=(torch.rand(6, 3),), try_exports=False)
     assert [sum(finding.count for finding in report) for report in (both, rows)] == [2, 1]
     assert not rules(uses, dynamic=False)
-    assert not rules(uses, other_inputs=(torch.rand(4, 3),))
 
 
-@pytest.mark.parametrize(('forward', 'rule'), [
-    (lambda self, x, n: x * 2, 'unused-input'),
-    (lambda self, x, n: x * int(n), 'frozen-input'),
-    (lambda self, x, n: x * {2: 1}[int(n)], 'frozen-input'),  # a KeyError with any other value
-    (lambda self, x, n: x if int(n) == 2 else 1.0, 'frozen-input'),
-    (lambda self, x, n: x + n, None),
-    (lambda self, x, n: x[:n], None),
-    (lambda self, x, n: (x - 1).log(), 'unused-input'),  # NaN equals NaN
+@pytest.mark.parametrize(('forward', 'unused'), [
+    (lambda self, x, n: x * 2, True),
+    (lambda self, x, n: x * int(n), True),
+    (lambda self, x, n: x + n, False),
+    (lambda self, x, n: x[:n], False),
 ])  # fmt: skip
-def test_inputs_are_frozen_unused_or_used(forward, rule):
-    found = rules(forward, X, torch.tensor(2))
-    assert (rule is None and not found & {'unused-input', 'frozen-input'}) or rule in found
-
-
-def test_a_time_stamp_that_the_outputs_depend_on_is_no_unused_input():
-    found = rules(lambda self, x, time_s: x * int(time_s), X, torch.tensor(1.5e9))
-    assert 'frozen-input' in found and 'unused-input' not in found
+def test_inputs_are_unused_where_the_graph_does_not_read_them(forward, unused):
+    assert ('unused-input' in rules(forward, X, torch.tensor(2))) is unused
 
 
 def test_an_input_that_gives_its_sizes_alone_is_used_where_sizes_differ():
@@ -163,42 +110,11 @@ def test_an_input_that_gives_its_sizes_alone_is_used_where_sizes_differ():
 
 @pytest.mark.parametrize('pass_on', [
     lambda self, x: torch.dropout(x, 0.5, train=False),
-    lambda self, x: torch.dropout(x, 0.5, False),
     lambda self, x: nn.functional.dropout(x, 0.0),
-    lambda self, x: nn.functional.dropout(x, training=False),
-    lambda self, x: nn.functional.alpha_dropout(x),
     lambda self, x: nn.functional.scaled_dot_product_attention(x, x, x),
 ])  # fmt: skip
 def test_dropout_that_is_off_draws_nothing(pass_on):
     assert not rules(pass_on)
-
-
-def test_the_dropout_of_an_attention_draws_in_training_alone():
-    attention = nn.MultiheadAttention(4, 2, dropout=0.1)
-    example = (torch.rand(3, 1, 4),) * 3
-    assert 'random' in check(attention.train(), example, try_exports=False).rules
-    assert 'random' not in check(attention.eval(), example, try_exports=False).rules
-
-
-def test_further_positional_arguments_have_names_of_their_own():
-    class Further(nn.Module):
-        def forward(self, x, *rest, scale=1.0, **options):
-            return x * scale
-
-    report = check(Further(), (X, X + 1, X + 2), try_exports=False)
-    details = sorted(detail for finding in report for detail in finding.details)
-    assert details == ["input 'input_1' reaches no output", "input 'input_2' reaches no output"]
-
-
-def test_state_in_lists_and_dicts_is_found_without_a_line():
-    def remembers(self, x):
-        self.kept['last'] = x
-        return x * 2
-
-    model = Model(remembers)
-    model.kept = {'last': torch.zeros(4, 3)}
-    assert 'state-written' in check(model, (X,), try_exports=False).rules
-    assert torch.equal(model.kept['last'], torch.zeros(4, 3)), 'the module stays as it was'
 
 
 class CountsFrames(nn.Module):
@@ -215,14 +131,12 @@ class CountsFrames(nn.Module):
 
 
 def test_a_number_that_counts_the_calls_is_state():
-    found = [
-        one
-        for one in check(CountsFrames(), (torch.rand(3, 4),), try_exports=False)
-        if one.rule == 'state-written'
-    ]
-    assert [(one.site.code, one.details) for one in found] == [
-        ('self.frame += 1', ("attribute 'frame' is set",))
-    ]
+    report = check(CountsFrames(), (torch.rand(3, 4),), try_exports=False)
+    assert [one.site.code for one in report if one.rule == 'state-written'] == ['self.frame += 1']
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
 
 
 def test_a_scripted_function_that_a_module_holds_is_no_bad_input():
@@ -230,15 +144,6 @@ def test_a_scripted_function_that_a_module_holds_is_no_bad_input():
     model = Model(lambda self, x: self.halved(x) * x.sum().item())
     model.halved = torch.jit.script(halved)
     assert 'value-to-python' in check(model, (X,), try_exports=False).rules
-
-
-def halved(x: torch.Tensor) -> torch.Tensor:
-    return x / 2
-
-
-def test_a_tensor_of_data_by_name_is_one_of_values_where_they_depend_on_inputs():
-    assert not rules(lambda self, x: x + torch.tensor(data=[1.0]))
-    assert 'value-to-python' in rules(lambda self, x: x + torch.tensor(data=[x.max(), x.min(), x.sum()]))
 
 
 def test_findings_of_one_line_are_one_with_a_count():
@@ -249,29 +154,24 @@ def test_findings_of_one_line_are_one_with_a_count():
 
     (found,) = check(Model(loops), (X,), try_exports=False, exporters=['torchscript'])
     assert (found.rule, found.count, found.severity) == ('value-to-python', 5, 'error')
-    assert found.site.code == 'x = x * x.max().item()'
-    assert found.site.file.endswith('test_lint_check.py') and 'args' not in found.details[0]
+    assert found.site.code == 'x = x * x.max().item()' and found.site.file.endswith('test_lint_check.py')
 
 
 def test_severity_is_that_of_the_exporters_asked_for():
-    def takes(self, x):
-        return x * x.max().item()
-
-    severities = [
-        [finding.severity for finding in check(Model(takes), (X,), exporters=[name], try_exports=False)]
-        for name in EXPORTERS
-    ]
-    assert severities == [['error'], ['note']]
+    model = Model(lambda self, x: x * x.max().item())
+    reports = [check(model, (X,), exporters=[name], try_exports=False) for name in EXPORTERS]
+    assert [[finding.severity for finding in report] for report in reports] == [['error'], ['note']]
 
 
 class TakesDict(nn.Module):
-    def forward(self, data, scale):
+    def forward(self, data, scale, *rest):
         return data['a'] * scale
 
 
-def test_nested_inputs_have_names():
-    (found,) = check(TakesDict(), ({'a': X, 'b': X + 1}, 2.0), try_exports=False)
-    assert found.details == ("input 'data[1]' reaches no output",)
+def test_nested_and_further_inputs_have_names():
+    report = check(TakesDict(), ({'a': X, 'b': X + 1}, 2.0, X + 2), try_exports=False)
+    details = sorted(detail for finding in report for detail in finding.details)
+    assert ['data[1]' in details[0], 'input_2' in details[1], len(details)] == [True, True, 2]
 
 
 def test_the_trial_names_the_line_of_an_unknown_operator():
@@ -285,14 +185,8 @@ def test_the_trial_names_the_line_of_an_unknown_operator():
     assert found.rule == 'unsupported-operator' and found.site.code == 'return torch.special.bessel_j0(y)'
     triu = Model(lambda self, x: x.triu(1))
     (found,) = check(triu, (X,), exporters=['torchscript'], opset=13)
-    assert 'opset 14 has it' in found.details[0]
+    assert 'opset 14' in found.details[0]
     assert not check(triu, (X,), exporters=['torchscript'], opset=14).failed
-
-
-class Unknown(nn.Module):
-    def forward(self, x):
-        y = x + 1
-        return torch.special.bessel_j0(y)
 
 
 class Decides(nn.Module):
@@ -302,41 +196,25 @@ class Decides(nn.Module):
 
 @pytest.mark.matrix
 def test_the_trial_of_the_dynamo_exporter_names_lines_too():
-    report = check(Unknown(), (X,), exporters=['dynamo'])
-    assert report.failed and 'bessel_j0' in report.trials[0].text
     (trial,) = check(Decides(), (X,), exporters=['dynamo']).trials
     assert trial.refused and 'test_lint_check.py' in trial.text
 
 
 def test_the_trial_is_not_tried_where_it_would_end_the_process():
-    for forward in (lambda self, x: x + x.data, lambda self, x: x + self.weight.data):
-        report = check(Model(forward), (X,), exporters=['dynamo'])
-        assert report.trials[0].skipped and report.failed
+    report = check(Model(lambda self, x: x + x.data), (X,), exporters=['dynamo'])
+    assert report.trials[0].skipped and report.failed
 
 
-@pytest.mark.parametrize(('inputs', 'options', 'message'), [
-    ((), {}, 'hold no tensor'),
-    (X, {}, r'example_inputs is a Tensor; expected a tuple of the arguments of forward, .* \(x,\)'),
-    (dict(x=X), {}, 'example_inputs is a dict; expected a tuple'),
-    ((X,), dict(other_inputs=X), 'other_inputs is a Tensor; expected a tuple'),
-    ((X, X), {}, r'Model does not run on these inputs \(float32 .*TypeError'),
-    ((X,), dict(exporters=['onnx']), 'expected some of torchscript, dynamo'),
-    ((X,), dict(exporters=[]), 'expected some of'),
+@pytest.mark.parametrize(('inputs', 'options', 'key'), [
+    ((), {}, 'example_inputs'),
+    (X, {}, 'example_inputs'),
+    ((X,), dict(other_inputs=X), 'other_inputs'),
+    ((X, X), {}, 'Model'),
+    ((X,), dict(exporters=['onnx']), 'exporters'),
 ])  # fmt: skip
-def test_bad_arguments_are_refused_by_name(inputs, options, message):
-    with pytest.raises(UsageError, match=message):
+def test_bad_arguments_are_refused_by_name(inputs, options, key):
+    with pytest.raises(UsageError, match=key):
         check(Model(lambda self, x: x), inputs, **options)
-
-
-def test_inputs_of_a_wrong_shape_are_named_with_the_error_of_the_model():
-    with pytest.raises(UsageError, match=r'\(float32.*mat1'):
-        check(nn.Linear(4, 2), (X,), try_exports=False)
-
-
-def test_torch_is_as_it_was_afterwards():
-    before = nn.Module.__setattr__
-    rules(lambda self, x: x * x.max().item())
-    assert nn.Module.__setattr__ is before and not torch.onnx.is_in_onnx_export()
 
 
 def test_reports_print_and_write_what_is_in_them():
@@ -346,14 +224,13 @@ def test_reports_print_and_write_what_is_in_them():
     module = Model(lambda self, x, y: {'a': x * x.max().item()})
     report = check(module, (X, X + 1), exporters=['torchscript'])
     print_report(report, console)
-    text = console.export_text()
-    assert 'error value-to-python' in text and 'fix: Keep it a tensor' in text and 'exports' in text
-    assert summary(report) == '1 error, 1 warning'
+    assert 'error value-to-python' in console.export_text()
     content = json.loads(json.dumps(report.to_json()))
     assert {finding['rule'] for finding in content['findings']} == {'value-to-python', 'unused-input'}
     assert content['failed'] and content['trials'][0]['exporter'] == 'torchscript'
 
 
+@pytest.mark.matrix
 def test_any_module_is_checked_in_a_script_that_imports_nothing_else(tmp_path):
     """As docs/export-pitfalls.md shows it: no OpenMMLab, and places that an editor opens."""
     script = tmp_path / 'mine.py'
@@ -368,12 +245,8 @@ def test_any_module_is_checked_in_a_script_that_imports_nothing_else(tmp_path):
         'print(*(f"{finding.rule} {finding.site}" for finding in report if finding.severity == "error"))\n'
         'assert not any(name.split(".")[0] in ("mmcv", "mmdet", "torchvision") for name in sys.modules)\n'
     )
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])},
-    )
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ['value-to-python', 'mine.py:6']

@@ -86,18 +86,6 @@ def test_writes_through_one_indexing_on_the_same_line_are_followed_and_no_findin
     assert not findings(example).rules and outcome(example, 'torchscript') == RIGHT
 
 
-def test_a_view_of_a_tensor_that_torch_alone_has_may_be_written():
-    class Network(torch.nn.Module):
-        def forward(self, x):
-            rows = torch.nn.functional.linear(x, x.new_ones(5, 4), x.new_ones(5))
-            assert rows._base is not None
-            rows += 1
-            return torch.nn.functional.relu(rows, inplace=True)
-
-    report = check(Network(), [torch.rand(2, 3, 4, 4)], try_exports=False)
-    assert 'write-to-view' not in report.rules
-
-
 @pytest.mark.matrix
 @pytest.mark.parametrize('rule', RULES)
 def test_the_dynamo_exporter_does_what_the_rule_says(rule):
