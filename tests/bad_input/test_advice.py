@@ -26,7 +26,6 @@ from mmdeploy_ext.families.parts.detector_parts import test_cfg_of as settings_o
 from mmdeploy_ext.families.query import supported_parts
 from mmdeploy_ext.families.query.postprocess import suppression_of as query_suppression
 from mmdeploy_ext.proving.provenance import refuse_other_settings
-from mmdeploy_ext.seeded import weights as seeded
 from mmdeploy_ext.weights.convert.conversion import model_tensors
 from mmdeploy_ext.weights.convert.rtdetr import Source, convert
 
@@ -255,12 +254,6 @@ def test_what_differs_from_what_was_tried_is_in_the_last_line(monkeypatch, capsy
     assert last == 'healthy, with other versions than those tried: onnx 9.0 for 1.2, x 2 for 1; ' + (
         'the checks passed with them'
     )
-
-
-def test_seeded_weights_are_reported(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(seeded, 'write_seeded', lambda config, out, *_: out.write_bytes(bytes(2_000_000)))
-    assert seeded.main(['config.py', str(tmp_path / 's.pth')]) == 0
-    assert capsys.readouterr().out == f'{tmp_path / "s.pth"}: seeded weights of config.py, 2.0 MB\n'
 
 
 def test_a_file_is_of_one_family_whichever_tool_shows_it(capsys):

@@ -353,7 +353,7 @@ def test_the_detector_refuses_sizes_that_it_would_get_wrong(toy):
     with pytest.raises(ShapeError, match='multiples of 32'):
         toy.model.extract_feat(torch.zeros(1, 3, 100, 128))
     with pytest.raises(ShapeError, match='num_queries=60'):
-        toy.model.forward_dummy(torch.zeros(1, 3, 32, 64))
+        toy.model.detect(torch.zeros(1, 3, 32, 64), torch.tensor([[64, 32]]))
 
 
 def test_re_parameterised_blocks_are_the_blocks(toy):
