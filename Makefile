@@ -42,8 +42,8 @@ begin = mkdir -p $(STAMPS); start=$$SECONDS; echo "[env] $(1)"
 finish = rm -f $(STAMPS)/$(firstword $(subst -, ,$(@F)))-*; touch $@; echo "[env]     done in $$((SECONDS - start)) s"
 packages_of = $$($(1)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 
-.PHONY: help env env-tensorrt env-mmdet3 env-rotate test test-fast test-matrix test-rotate demo demo-stream demo-lidar \
-    demo-fusion benchmark zoo doctor site lint clean distclean
+.PHONY: help env env-tensorrt env-mmdet3 env-rotate test test-fast test-matrix test-workshop test-rotate demo \
+    demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
@@ -52,8 +52,8 @@ help:
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make env-tensorrt, env-mmdet3, env-rotate   optional TensorRT-RTX (233 MB), mmdet 3, mmrotate; make test-rotate'
 	echo 'make benchmark    every family on every engine that is here    make zoo   every config of the installed mmdet'
-	echo 'make doctor       versions, engines, and what is wrong with a fix'
-	echo 'make site         the documentation as a site, build/site/index.html     make lint   ruff'
+	echo 'make doctor       versions, engines, and what is wrong with a fix     make lint   ruff'
+	echo 'make site         the documentation as a site, build/site/index.html     make test-workshop  its tests'
 	echo 'make clean        caches and work_dirs                      make distclean  .venv too'
 
 env: $(STAGE_VENV) $(STAGE_TORCH) $(STAGE_LIBS) $(STAGE_MMCV) $(STAGE_MMLAB)
@@ -114,13 +114,14 @@ test-rotate: $(if $(wildcard .venv-rotate/bin/python),,env-rotate)
 	OMP_NUM_THREADS=1 .venv-rotate/bin/python -m pytest projects/mmrotate/tests -n auto --dist loadfile -ra $(PYTEST_ARGS)
 
 # Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
-# `test-fast` has what needs neither a trained model nor long set-ups.
+# `test-fast` has what needs neither a trained model nor long set-ups, `test-workshop` tables, pages and the site.
 FAST := test_layout.py test_guards.py contract core engines evaluate graph lint preprocess weights
-test: tests := tests
+test: tests := tests --ignore=tests/workshop
 test-fast: tests := $(addprefix tests/,$(FAST))
 test-matrix: tests := tests -m matrix
-test test-fast test-matrix: export PYTHONDONTWRITEBYTECODE :=
-test test-fast test-matrix: $(ENV)
+test-workshop: tests := tests/workshop -m 'matrix or not matrix'
+test test-fast test-matrix test-workshop: export PYTHONDONTWRITEBYTECODE :=
+test test-fast test-matrix test-workshop: $(ENV)
 	$(RUN) -m pytest $(tests) -n auto --dist loadfile --durations=20 -ra $(PYTEST_ARGS)
 
 demo-stream: toy := projects/configs/StreamPETR/stream_petr_toy demo/checkpoints/stream_petr_toy.pth work_dirs/demo_stream 120

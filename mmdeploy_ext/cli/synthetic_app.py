@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import infos_app
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.seeded import image as seeded_image
-from mmdeploy_ext.synthetic import coco, monocular, nuscenes, panoptic, staging
+from mmdeploy_ext.synthetic import coco, monocular, nuscenes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 def add_seeded(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a checkpoint of seeded weights: repeatable random ones, for any config."""
-    staging.add_seeded(parser)
+    parser.add_argument('config')
+    cli.writes(parser.add_argument('out', type=Path))
+    parser.add_argument('--seed', type=int, default=0)
     cli.adder(parser)('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
 
 
@@ -36,7 +39,7 @@ KINDS = {
         'annotations of single pictures of a nuScenes set of drives',
     ),
     'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
-    'panoptic': (panoptic.add_arguments, panoptic.run, 'panoptic annotations of the COCO set'),
+    'panoptic': (coco.add_panoptic_arguments, coco.run_panoptic, 'panoptic annotations of the COCO set'),
     'infos': (infos_app.add_arguments, infos_app.run, 'the info files of a nuScenes set'),
     'weights': (add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
     'seeded-image': (

@@ -16,9 +16,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
-from mmdeploy_ext.seeded.by_name import (
-    fill_sparse_module,
-)
+from mmdeploy_ext.seeded.by_name import fill_sparse_module
 from mmdeploy_ext.seeded.dense import (
     bound_logits,
     build_student,
@@ -38,7 +36,6 @@ from mmdeploy_ext.seeded.queries import (
     scale_region_queries,
 )
 from mmdeploy_ext.seeded.rules import RULES, rule_of
-from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import make_scene
 
 PUBLISHED_PREFIXES = {
@@ -275,12 +272,6 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=head_steps)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.ArgumentParser(prog='mm2onnx synthetic weights', description=__doc__.splitlines()[0])
-    staging.add_seeded(parser)
-    return cli.run(run, parser, argv)
-
-
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
@@ -323,7 +314,3 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
 
             weights = weights_of_repository(model)
     save_checkpoint(out, weights, dict(seed=seed))
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

@@ -1,38 +1,42 @@
-"""A COCO-format instance segmentation set, generated: `mm2onnx synthetic coco --out data/toy_coco`."""
+"""A COCO-format set, generated: `mm2onnx synthetic coco --out data/toy_coco`, and `panoptic` beside it."""
 
 import argparse
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as mask_codec
 
+from mmdeploy_ext.compat.panoptic_quality import id2rgb
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import atomic_path, write_json
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+from mmdeploy_ext.runtime.detections import bounding_box
 from mmdeploy_ext.synthetic import staging
-from mmdeploy_ext.synthetic.scene import CLASSES, Instance, make_scene
+from mmdeploy_ext.synthetic.scene import CLASSES, PATTERNS, Instance, colour_pair, layout, make_scene
 
 WORLD = 1
 """Version of the pictures."""
 TRAIN_IMAGES, VAL_IMAGES = 800, 100
-"""Pictures of the two parts if no other number is asked for."""
 SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
 """Height and width (H, W) of pictures, pixels."""
 SIZE_SHARES = (0.4, 0.15, 0.15, 0.1, 0.1, 0.1)
 """Share of the pictures of each size."""
 EMPTY_EVERY = 20
-"""Every 20th picture (those of index 19, 39, ...) shows only ground."""
+"""Every 20th picture (index 19, 39, ...) shows only ground."""
 MAX_PROPOSALS = 9
-"""Largest number of shapes that is drawn for a picture, to be tried; not all find room."""
+"""Largest number of shapes that are tried in a picture; not all find room."""
 JPEG_QUALITY = 92
-"""Quality of the pictures, 0..100."""
 SPLITS = ('train2017', 'val2017')
 """Parts of the set, and names of their folders of pictures."""
 _STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
 """Split -> its number in the seeds of pictures: a seed is (seed of the set, this number, index)."""
+STUFF = tuple(pattern.__name__.strip('_') for pattern in PATTERNS)
+"""Classes of the ground; their labels follow the labels of the shapes."""
 
 
 def start_sample(
@@ -57,49 +61,36 @@ def sample(
     return make_scene(rng, height, width, drawn_proposals if proposals is None else proposals)
 
 
-def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: int) -> dict[str, Any]:
-    image, instances = sample(seed, folder.name, index, size)
-    name = f'{index + 1:012d}.jpg'
-    staging.write_jpeg(folder / name, image, JPEG_QUALITY)
-    height, width = image.shape[:2]
-    annotations = []
-    for instance in instances:
-        rle = mask_codec.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
-        annotations.append(
-            {
-                'category_id': instance.label + 1,
-                'iscrowd': 0,
-                'area': int(mask_codec.area(rle)),
-                'bbox': [float(value) for value in mask_codec.toBbox(rle)],
-                'segmentation': {
-                    'size': [int(side) for side in rle['size']],
-                    'counts': rle['counts'].decode('ascii'),
-                },
-            }
-        )
-    entry = {'id': index + 1, 'file_name': name, 'height': height, 'width': width}
-    return {'image': entry, 'annotations': annotations}
+def _annotation(instance: Instance) -> dict[str, Any]:
+    rle = mask_codec.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
+    return {
+        'category_id': instance.label + 1,
+        'iscrowd': 0,
+        'area': int(mask_codec.area(rle)),
+        'bbox': [float(value) for value in mask_codec.toBbox(rle)],
+        'segmentation': {'size': list(map(int, rle['size'])), 'counts': rle['counts'].decode('ascii')},
+    }
 
 
-def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterator[int]:
+def _write_split(folder: Path, count: int, seed: int, size: tuple[int, int] | None) -> Iterator[int]:
     folder.mkdir()
-    records = []
+    images, annotations = [], []
     for index in range(count):
-        records.append(_write_image(folder, parameters['seed'], parameters['size'], index))
+        image, instances = sample(seed, folder.name, index, size)
+        name = f'{index + 1:012d}.jpg'
+        staging.write_jpeg(folder / name, image, JPEG_QUALITY)
+        images.append(dict(id=index + 1, file_name=name, height=image.shape[0], width=image.shape[1]))
+        for instance in instances:
+            ids = dict(id=len(annotations) + 1, image_id=index + 1)
+            annotations.append(ids | _annotation(instance))
         yield 1
-    annotations = []
-    for record in records:
-        for annotation in record['annotations']:
-            ids = {'id': len(annotations) + 1, 'image_id': record['image']['id']}
-            annotations.append({**ids, **annotation})
+    categories = [dict(id=i + 1, name=name, supercategory='shape') for i, name in enumerate(CLASSES)]
     content = {
         'info': {'description': f'generated shapes, world {WORLD}', 'version': str(WORLD)},
         'licenses': [],
-        'images': [record['image'] for record in records],
+        'images': images,
         'annotations': annotations,
-        'categories': [
-            {'id': i + 1, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(CLASSES)
-        ],
+        'categories': categories,
     }
     write_json(folder.with_name('annotations') / f'instances_{folder.name}.json', content)
 
@@ -129,15 +120,14 @@ def ensure_toy_coco(
     `size` (H, W) is the size of all pictures (None: a mix of `SIZES`).
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
-    root = Path(root)
     counts = dict(zip(SPLITS, (train_images, val_images), strict=True))
     parameters = {'world': WORLD, 'seed': seed, 'size': list(size) if size else None, **counts}
 
     def write(folder: Path) -> Iterator[int]:
         for split, count in counts.items():
-            yield from _write_split(folder / split, count, parameters)
+            yield from _write_split(folder / split, count, seed, size)
 
-    return staging.make_set(root, parameters, write, train_images + val_images, force=force, quiet=quiet)
+    return staging.make_set(Path(root), parameters, write, sum(counts.values()), force=force, quiet=quiet)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -154,14 +144,109 @@ def run(args: argparse.Namespace) -> int:
             staging.write_jpeg(temporary, image, JPEG_QUALITY)
         print(f'{args.picture}: written')
         return 0
-    staging.make_pictures(args, ensure_toy_coco, size=size)
+    counts = dict(train_images=args.train_images, val_images=args.val_images)
+    was_made = ensure_toy_coco(args.out, seed=args.seed, size=size, force=args.force, **counts)
+    pictures = f'{args.train_images} training and {args.val_images} validation pictures made'
+    print(f'{args.out}: {pictures if was_made else staging.EXISTS}')
     return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run` to a parser."""
-    staging.add_pictures(parser, 'data/toy_coco', TRAIN_IMAGES, VAL_IMAGES)
+    staging.add_folder(parser, '--out', 'data/toy_coco')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
+    parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
+    parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
     text = 'write one picture of no split, not a set'
     cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
     parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')
+
+
+# ---------------------------------------------------------------- panoptic annotations
+
+
+def ground_and_shapes(
+    seed: int, split: str, index: int, size: tuple[int, int] | None
+) -> tuple[int, list[Instance], tuple[int, int]]:
+    """Return the ground (index into `STUFF`), the shapes, front to back, and (H, W) of a picture."""
+    rng, (height, width), proposals = start_sample(seed, split, index, size)
+    shapes = layout(rng, height, width, proposals)
+    colour_pair(rng, (0.1, 0.45))
+    return int(rng.integers(len(PATTERNS))), shapes, (height, width)
+
+
+def segments_of(
+    ground: int, shapes: Sequence[Instance], size: tuple[int, int]
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return the segments (H, W) int64 of a picture and their entries in COCO's JSON.
+
+    An entry has `id`, `category_id` (`CLASSES` from 1 on, then `STUFF`), `iscrowd`, `area` in pixels and
+    `bbox` x y w h; a segment without pixels has none.
+    """
+    segments = np.ones(size, np.int64)
+    for shape in shapes:
+        segments[shape.alpha > 0] = 0
+    for number, shape in enumerate(shapes, 2):
+        segments[shape.mask] = number
+    entries = []
+    for number, label in enumerate([len(CLASSES) + ground, *(shape.label for shape in shapes)], 1):
+        mask = segments == number
+        if mask.any():
+            x1, y1, x2, y2 = bounding_box(mask)
+            box = [x1, y1, x2 - x1, y2 - y1]
+            entries.append(dict(id=number, category_id=label + 1, iscrowd=0, area=int(mask.sum()), bbox=box))
+    return segments, entries
+
+
+def _write_panoptic(folder: Path, split: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    size = tuple(parameters['size']) if parameters['size'] else None
+    images, annotations = [], []
+    for index in range(parameters[split]):
+        ground, shapes, (height, width) = ground_and_shapes(parameters['seed'], split, index, size)
+        segments, entries = segments_of(ground, shapes, (height, width))
+        name = f'{index + 1:012d}'
+        picture = folder / f'{name}.png'
+        if not cv2.imwrite(str(picture), id2rgb(segments)[..., ::-1]):
+            raise DataError(f'{picture}: OpenCV could not write the segments')
+        images.append(dict(id=index + 1, file_name=f'{name}.jpg', height=height, width=width))
+        annotations.append(dict(image_id=index + 1, file_name=f'{name}.png', segments_info=entries))
+    names = [(name, 1, 'shape') for name in CLASSES] + [(name, 0, 'ground') for name in STUFF]
+    categories = [
+        dict(id=number, name=name, isthing=is_thing, supercategory=supercategory)
+        for number, (name, is_thing, supercategory) in enumerate(names, 1)
+    ]
+    return dict(images=images, annotations=annotations, categories=categories)
+
+
+def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
+    """Make the annotations unless they exist, and a missing set first; return whether they were made."""
+    root = Path(root)
+    if not (root / staging.MANIFEST).is_file():
+        ensure_toy_coco(root, **parameters)
+    set_parameters = read_json(root / staging.MANIFEST)['parameters']
+    if set_parameters.get('world') != WORLD or not {'seed', 'size', *SPLITS} <= set_parameters.keys():
+        raise DataError(f'{root}: is no set of `mm2onnx synthetic coco` of world {WORLD}; name one')
+    was_made = False
+    with staging.locked(root):
+        for split in SPLITS:
+            target = root / 'annotations' / f'panoptic_{split}'
+            if target.with_suffix('.json').is_file():
+                continue
+            shutil.rmtree(target, ignore_errors=True)
+            write_json(target.with_suffix('.json'), _write_panoptic(target, split, set_parameters))
+            was_made = True
+    return was_made
+
+
+def run_panoptic(args: argparse.Namespace) -> int:
+    was_made = ensure_toy_panoptic(args.out)
+    print(f'{args.out}: panoptic annotations {"made" if was_made else "already there, nothing to do"}')
+    return 0
+
+
+def add_panoptic_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run_panoptic` to a parser."""
+    staging.add_folder(parser, '--out', 'data/toy_coco')

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.preprocess.cam2img import square_matrix
+from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.runtime.geometry import rotation_of
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.synthetic import staging
@@ -28,14 +29,9 @@ from mmdeploy_ext.synthetic import staging
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from nuscenes.nuscenes import NuScenes
+
 VERSION = 'v1.0-trainval'
-TABLES = (
-    'sample', 'sample_data', 'calibrated_sensor', 'ego_pose', 'scene', 'sensor', 'sample_annotation',
-    'instance', 'category', 'attribute',
-)  # fmt: skip
-"""Tables that are read."""
-CAMERAS = ('FRONT', 'FRONT_RIGHT', 'FRONT_LEFT', 'BACK', 'BACK_LEFT', 'BACK_RIGHT')
-"""Cameras in the order in which mmdet3d's evaluator joins the pictures of a key frame."""
 CLASSES = {
     'vehicle.car': 'car', 'vehicle.truck': 'truck', 'vehicle.trailer': 'trailer', 'vehicle.bus': 'bus',
     'vehicle.construction': 'construction_vehicle', 'vehicle.bicycle': 'bicycle',
@@ -51,11 +47,9 @@ ATTRIBUTES = (
 KITTI = dict(pedestrian='Pedestrian', bicycle='Cyclist', car='Car')
 """Class of a drive -> class of KITTI, in the order of labels."""
 LIDAR_TO_CAMERA = np.array([[0.0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 1]])
-"""From the frame of KITTI's sweeps here (x ahead, y to the left, z up) to that of their camera."""
-SWEEPS = 'velodyne'
-"""Folder of KITTI's sweeps, below that of the split."""
+"""From the frame of KITTI's sweeps here (x ahead, y to the left, z up) to the frame of their camera."""
 POINT_COLUMNS, KITTI_COLUMNS = 5, 4
-"""Number of values of a point in a sweep of nuScenes, and of KITTI, whose last one is the intensity."""
+"""Number of values of a point in a sweep of nuScenes, and of KITTI (the last one is the intensity)."""
 NEAR_M, SMALLEST_PX = 0.5, 2.0
 """Nearest depth of the middle of an object, twice that of its corners; shortest side of its box."""
 
@@ -67,133 +61,87 @@ def to_parent(record: dict[str, Any]) -> np.ndarray:
     return matrix
 
 
-def from_global(image: dict[str, Any]) -> np.ndarray:
-    """Return the matrix (4, 4) from the global frame to the camera of an entry of `Tables.image`, metres."""
-    ego = dict(rotation=image['ego2global_rotation'], translation=image['ego2global_translation'])
-    camera = dict(rotation=image['cam2ego_rotation'], translation=image['cam2ego_translation'])
-    return np.linalg.inv(to_parent(ego) @ to_parent(camera))
+def to_global(nusc: NuScenes, record: dict[str, Any]) -> np.ndarray:
+    """Return the matrix (4, 4) from the sensor of a record of the table sample_data to the global frame."""
+    ego, sensor = (nusc.get(name, record[f'{name}_token']) for name in ('ego_pose', 'calibrated_sensor'))
+    return to_parent(ego) @ to_parent(sensor)
 
 
-class Tables:
-    """The tables of a set, and what is seen in a picture of a key frame.
+def pictures(nusc: NuScenes, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the records of table sample_data of the pictures of key frames of some scenes."""
+    for scene in sorted((one for one in nusc.scene if one['name'] in scenes), key=lambda one: one['name']):
+        token = scene['first_sample_token']
+        while token:
+            sample = nusc.get('sample', token)
+            yield from (nusc.get('sample_data', sample['data'][camera]) for camera in CAMERAS)
+            token = sample['next']
 
-    Attributes:
-        root: folder of the set.
-        tables: name -> token -> record.
-        annotations: token of a key frame -> its records of sample_annotation.
+
+def kitti_sweep(nusc: NuScenes, record: dict[str, Any]) -> np.ndarray:
+    """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
+
+    The columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
     """
+    sample = nusc.get('sample', record['sample_token'])
+    lidar = nusc.get('sample_data', sample['data']['LIDAR_TOP'])
+    to_kitti = np.linalg.inv(to_global(nusc, record) @ LIDAR_TO_CAMERA) @ to_global(nusc, lidar)
+    points = read_points(Path(nusc.dataroot, lidar['filename']), POINT_COLUMNS)
+    xyz = points[:, :3] @ to_kitti[:3, :3].T + to_kitti[:3, 3]
+    return np.column_stack([xyz, points[:, 3] / 255]).astype(np.float32)
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.tables = {name: _read_table(root / VERSION / f'{name}.json') for name in TABLES}
-        self.annotations: dict[str, list[dict[str, Any]]] = {}
-        for record in self.tables['sample_annotation'].values():
-            self.annotations.setdefault(record['sample_token'], []).append(record)
 
-    def channel(self, record: dict[str, Any]) -> str:
-        """Return the name of the sensor of a record of the table sample_data, such as 'LIDAR_TOP'."""
-        sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
-        return self.tables['sensor'][sensor['sensor_token']]['channel']
+def image_entry(nusc: NuScenes, index: int, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of a picture in COCO's annotations, with its camera and its poses."""
+    sensor = nusc.get('calibrated_sensor', record['calibrated_sensor_token'])
+    pose = nusc.get('ego_pose', record['ego_pose_token'])
+    return dict(
+        id=index,
+        token=record['sample_token'],
+        file_name=record['filename'],
+        width=record['width'],
+        height=record['height'],
+        cam_intrinsic=sensor['camera_intrinsic'],
+        cam2ego_rotation=sensor['rotation'],
+        cam2ego_translation=sensor['translation'],
+        ego2global_rotation=pose['rotation'],
+        ego2global_translation=pose['translation'],
+    )
 
-    def pictures(self, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield the records of table sample_data of the pictures of key frames of some scenes."""
-        by_sample: dict[str, dict[str, dict[str, Any]]] = {}
-        for record in self.tables['sample_data'].values():
-            channel = self.channel(record)
-            if record['is_key_frame'] and channel.startswith('CAM_'):
-                by_sample.setdefault(record['sample_token'], {})[channel] = record
-        samples = []
-        for sample in self.tables['sample'].values():
-            name = self.tables['scene'][sample['scene_token']]['name']
-            if name in scenes:
-                samples.append((name, sample['timestamp'], sample['token']))
-        for _, _, token in sorted(samples):
-            for camera in CAMERAS:
-                yield by_sample[token][f'CAM_{camera}']
 
-    def sweep(self, image: dict[str, Any]) -> np.ndarray:
-        """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
+def objects(nusc: NuScenes, record: dict[str, Any], image: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the objects that are in a picture, also hidden ones, as mmdet3d's annotations.
 
-        The columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
-        """
-        records = (
-            record
-            for record in self.tables['sample_data'].values()
-            if record['sample_token'] == image['token']
-            and record['is_key_frame']
-            and self.channel(record) == 'LIDAR_TOP'
+    An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
+    radians: 0 is along x, pi / 2 towards the camera), `velo_cam3d` (x, z of its speed over the ground,
+    m/s) and `center2d` (pixels, depth in metres) in the camera's frame, and its class and attribute by
+    name and number.
+    """
+    to_camera = np.linalg.inv(to_global(nusc, record))
+    intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])
+    for token in nusc.get('sample', record['sample_token'])['anns']:
+        annotation = nusc.get('sample_annotation', token)
+        label = next((key for key in CLASSES if annotation['category_name'].startswith(key)), None)
+        box = to_camera @ to_parent(annotation)
+        width, length, height = annotation['size']
+        corners = seen_box(box, (length, width, height), intrinsic, size)
+        if label is None or box[2, 3] < NEAR_M or corners is None:
+            continue
+        yaw, centre = float(np.arctan2(-box[2, 0], box[0, 0])), intrinsic @ box[:3, 3] / box[2, 3]
+        attributes = [nusc.get('attribute', one)['name'] for one in annotation['attribute_tokens']]
+        attribute = (attributes or ['None'])[0]
+        x1, y1, x2, y2 = corners
+        yield dict(
+            category_name=CLASSES[label],
+            category_id=list(CLASSES.values()).index(CLASSES[label]),
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+            area=(x2 - x1) * (y2 - y1),
+            iscrowd=0,
+            bbox_cam3d=[*box[:3, 3].tolist(), length, height, width, yaw],
+            velo_cam3d=(to_camera[:3, :3] @ np.nan_to_num(nusc.box_velocity(token)))[[0, 2]].tolist(),
+            center2d=[float(centre[0]), float(centre[1]), float(box[2, 3])],
+            attribute_name=attribute,
+            attribute_id=ATTRIBUTES.index(attribute),
         )
-        record = next(records)
-        sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
-        pose = self.tables['ego_pose'][record['ego_pose_token']]
-        from_camera = np.linalg.inv(from_global(image)) @ LIDAR_TO_CAMERA
-        to_kitti = np.linalg.inv(from_camera) @ to_parent(pose) @ to_parent(sensor)
-        points = read_points(self.root / record['filename'], POINT_COLUMNS)
-        xyz = points[:, :3] @ to_kitti[:3, :3].T + to_kitti[:3, 3]
-        return np.column_stack([xyz, points[:, 3] / 255]).astype(np.float32)
-
-    def image(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry of a picture in COCO's annotations, with its camera and its poses."""
-        sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
-        pose = self.tables['ego_pose'][record['ego_pose_token']]
-        return dict(
-            id=index,
-            token=record['sample_token'],
-            file_name=record['filename'],
-            width=record['width'],
-            height=record['height'],
-            cam_intrinsic=sensor['camera_intrinsic'],
-            cam2ego_rotation=sensor['rotation'],
-            cam2ego_translation=sensor['translation'],
-            ego2global_rotation=pose['rotation'],
-            ego2global_translation=pose['translation'],
-        )
-
-    def velocity(self, record: dict[str, Any]) -> np.ndarray:
-        """Return the mean velocity (3,) from the annotation before to the one after, global frame, m/s."""
-        ends = [self.tables['sample_annotation'].get(record[key], record) for key in ('prev', 'next')]
-        first_s, last_s = (self.tables['sample'][end['sample_token']]['timestamp'] / 1e6 for end in ends)
-        moved = np.subtract(ends[1]['translation'], ends[0]['translation'])
-        return moved / (last_s - first_s) if last_s > first_s else np.zeros(3)
-
-    def objects(self, image: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the objects that are in a picture, also hidden ones, as mmdet3d's annotations.
-
-        An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
-        radians: 0 is along x, pi / 2 towards the camera), `velo_cam3d` (x, z of its speed over the ground,
-        m/s) and `center2d` (pixels, depth in metres) in the camera's frame, and its class and attribute by
-        name and number.
-        """
-        to_camera = from_global(image)
-        intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])
-        for record in self.annotations.get(image['token'], ()):
-            category = self.tables['instance'][record['instance_token']]['category_token']
-            name = self.tables['category'][category]['name']
-            label = next((key for key in CLASSES if name.startswith(key)), None)
-            box = to_camera @ to_parent(record)
-            width, length, height = record['size']
-            corners = seen_box(box, (length, width, height), intrinsic, size)
-            if label is None or box[2, 3] < NEAR_M or corners is None:
-                continue
-            yaw, centre = float(np.arctan2(-box[2, 0], box[0, 0])), intrinsic @ box[:3, 3] / box[2, 3]
-            attributes = [self.tables['attribute'][token]['name'] for token in record['attribute_tokens']]
-            x1, y1, x2, y2 = corners
-            yield dict(
-                category_name=CLASSES[label],
-                category_id=list(CLASSES.values()).index(CLASSES[label]),
-                bbox=[x1, y1, x2 - x1, y2 - y1],
-                area=(x2 - x1) * (y2 - y1),
-                iscrowd=0,
-                bbox_cam3d=[*box[:3, 3].tolist(), length, height, width, yaw],
-                velo_cam3d=(to_camera[:3, :3] @ self.velocity(record))[[0, 2]].tolist(),
-                center2d=[float(centre[0]), float(centre[1]), float(box[2, 3])],
-                attribute_name=(attributes or ['None'])[0],
-                attribute_id=ATTRIBUTES.index((attributes or ['None'])[0]),
-            )
-
-
-def _read_table(path: Path) -> dict[str, dict[str, Any]]:
-    return {record['token']: record for record in read_json(path)}
 
 
 def seen_box(
@@ -217,36 +165,54 @@ def seen_box(
     return [*low.tolist(), *high.tolist()] if (high - low).min() >= SMALLEST_PX else None
 
 
-def annotated(tables: Tables, scenes: Sequence[str]) -> dict[str, Any]:
-    """Return `images`, `annotations` and `categories` of scenes, as `NuScenesMonoDataset` reads them."""
-    images = [tables.image(index, record) for index, record in enumerate(tables.pictures(scenes))]
-    objects = [dict(entry, image_id=image['id']) for image in images for entry in tables.objects(image)]
-    annotations = [dict(entry, id=index) for index, entry in enumerate(objects)]
+def annotated(nusc: NuScenes, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return `images`, `annotations` and `categories` of pictures, as `NuScenesMonoDataset` reads them."""
+    images = [image_entry(nusc, index, record) for index, record in enumerate(records)]
+    entries = [
+        dict(entry, image_id=image['id'])
+        for image, record in zip(images, records, strict=True)
+        for entry in objects(nusc, record, image)
+    ]
+    annotations = [dict(entry, id=index) for index, entry in enumerate(entries)]
     categories = [dict(id=index, name=name) for index, name in enumerate(CLASSES.values())]
     return dict(images=images, annotations=annotations, categories=categories)
 
 
-def as_kitti(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the annotations and the infos of pictures of `annotated`, for `KittiMonoDataset`."""
+def write_kitti(
+    nusc: NuScenes, split: str, records: Sequence[dict[str, Any]], content: dict[str, Any]
+) -> dict[str, Any]:
+    """Write infos and sweeps of the pictures with objects of KITTI's classes.
+
+    `content` is the result of `annotated` for `records`. Returns the annotations for `KittiMonoDataset`.
+    """
     labels, annotations, infos, images = list(KITTI), [], [], []
-    for image in content['images']:
-        objects = [
+    root = Path(nusc.dataroot)
+    folder = Path(split, 'velodyne')
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for image, record in zip(content['images'], records, strict=True):
+        entries = [
             entry
             for entry in content['annotations']
             if entry['image_id'] == image['id'] and entry['category_name'] in KITTI
         ]
-        if not objects:
+        if not entries:
             continue
         camera, index = square_matrix(image['cam_intrinsic']), len(images)
-        for entry in objects:
+        for entry in entries:
             label = labels.index(entry['category_name'])
             changes = dict(id=len(annotations), image_id=index, category_id=label)
             annotations.append(entry | changes | dict(category_name=KITTI[entry['category_name']]))
-        infos.append(kitti_info(index, image, camera, objects))
+        path = folder / f'{index:06d}.bin'
+        with atomic_path(root / path) as target:
+            Path(target).write_bytes(kitti_sweep(nusc, record).tobytes())
+        point_cloud = dict(num_features=KITTI_COLUMNS, velodyne_path=str(path))
+        infos.append(dict(kitti_info(index, image, camera, entries), point_cloud=point_cloud))
         facts = {key: image[key] for key in ('file_name', 'width', 'height')}
         images.append(dict(facts, id=index, cam_intrinsic=camera.tolist()))
+    with atomic_path(root / f'kitti_infos_{split}.pkl') as target:
+        Path(target).write_bytes(pickle.dumps(infos))
     categories = [dict(id=index, name=name) for index, name in enumerate(KITTI.values())]
-    return dict(images=images, annotations=annotations, categories=categories), infos
+    return dict(images=images, annotations=annotations, categories=categories)
 
 
 def kitti_info(
@@ -278,34 +244,20 @@ def kitti_info(
     )
 
 
-def write_sweeps(tables: Tables, split: str, content: dict[str, Any], infos: list[dict[str, Any]]) -> None:
-    """Write the sweeps of KITTI's pictures of a split, and name them in the infos, in place."""
-    images = {image['file_name']: image for image in content['images']}
-    folder = Path(split, SWEEPS)
-    (tables.root / folder).mkdir(parents=True, exist_ok=True)
-    for info in infos:
-        points = tables.sweep(images[info['image']['image_path']])
-        path = folder / f'{info["image"]["image_idx"]:06d}.bin'
-        with atomic_path(tables.root / path) as target:
-            Path(target).write_bytes(points.tobytes())
-        info['point_cloud'] = dict(num_features=KITTI_COLUMNS, velodyne_path=str(path))
-
-
 def write_annotations(root: Path) -> dict[str, int]:
     """Write the files beside the tables of a set; return name of a file -> number of its pictures."""
+    from nuscenes.nuscenes import NuScenes
     from nuscenes.utils import splits
 
-    tables, counts = Tables(root), {}
+    nusc, counts = NuScenes(VERSION, str(root), verbose=False), {}
     for split in ('train', 'val'):
-        content = annotated(tables, getattr(splits, split))
-        kitti, infos = as_kitti(content)
+        records = list(pictures(nusc, getattr(splits, split)))
+        content = annotated(nusc, records)
+        kitti = write_kitti(nusc, split, records, content)
         for kind, entries in (('nuscenes', content), ('kitti', kitti)):
             name = f'{kind}_infos_{split}_mono3d.coco.json'
             write_json(root / name, entries)
             counts[name] = len(entries['images'])
-        write_sweeps(tables, split, content, infos)
-        with atomic_path(root / f'kitti_infos_{split}.pkl') as path:
-            Path(path).write_bytes(pickle.dumps(infos))
     return counts
 
 

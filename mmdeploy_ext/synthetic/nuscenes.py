@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.nuscenes_scene import (
@@ -29,10 +29,6 @@ WORLD = 2
 """Version of the generator; raise it when equal parameters give other files: older sets are refused then."""
 VERSION = 'v1.0-trainval'
 """Folder of the tables."""
-MAP_CELL_M = 0.1
-"""Side of a pixel of a map's mask, metres."""
-ROAD_M = 16.0
-"""Width of the road in a map's mask, metres."""
 OPTIONS = (
     ('--train-scenes', 'N', None),
     ('--val-scenes', 'N', None),
@@ -89,39 +85,20 @@ def _write_scenes(root: Path, scene_plans: list[ScenePlan], jobs: int) -> Iterat
         yield from (write_scene(root, plan) for plan in scene_plans)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context('spawn')) as pool:
-        try:
-            yield from pool.map(write_scene, [root] * len(scene_plans), scene_plans)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _write_map(path: Path, poses: list[Record]) -> None:
-    positions = np.array([pose['translation'][:2] for pose in poses])
-    columns, rows = (np.ceil((positions.max(0) + 2 * ROAD_M) / MAP_CELL_M)).astype(int)
-    mask = np.zeros((rows, columns), np.uint8)
-    for x, y in positions:
-        centre = round(x / MAP_CELL_M), rows - round(y / MAP_CELL_M)
-        cv2.circle(mask, centre, round(ROAD_M / 2 / MAP_CELL_M), 255, cv2.FILLED)
-    path.parent.mkdir(exist_ok=True)
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-    if not cv2.imwrite(str(path), mask, options):
-        raise DataError(f'{path}: OpenCV could not write the map mask')
+        yield from pool.map(write_scene, [root] * len(scene_plans), scene_plans)
 
 
 def _write_tables(root: Path, scenes: list[dict[str, list[Record]]]) -> None:
-    tables, poses_of_log = fixed_tables(), {}
+    tables = fixed_tables()
     for scene in scenes:
-        poses_of_log[scene['log'][0]['token']] = scene['ego_pose']
         for name, records in scene.items():
             tables.setdefault(name, []).extend(records)
-    tables['map'] = []
-    for location in sorted({log['location'] for log in tables['log']}):
-        logs = [log['token'] for log in tables['log'] if log['location'] == location]
-        key = token('map', location)
-        name = f'maps/{key}.png'
-        _write_map(root / name, [pose for log in logs for pose in poses_of_log[log]])
-        tables['map'].append(dict(token=key, category='semantic_prior', filename=name, log_tokens=logs))
+    key = token('map')
+    name = f'maps/{key}.png'  # the devkit wants a mask of each map; nothing reads this one
+    (root / 'maps').mkdir()
+    cv2.imwrite(str(root / name), np.full((1, 1), 255, np.uint8))
+    logs = [log['token'] for log in tables['log']]
+    tables['map'] = [dict(token=key, category='semantic_prior', filename=name, log_tokens=logs)]
     for name, records in tables.items():
         write_json(root / VERSION / f'{name}.json', records)
 

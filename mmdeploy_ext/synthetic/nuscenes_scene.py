@@ -1,14 +1,11 @@
 """Writes one scene of the generated drive: its pictures and sweeps, and its share of nuScenes' tables."""
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
@@ -25,23 +22,12 @@ from mmdeploy_ext.synthetic.nuscenes_sensors import (
     measure_sweep,
     render,
 )
-from mmdeploy_ext.synthetic.nuscenes_world import KEY_FRAME_S, Thing, World, make_world
+from mmdeploy_ext.synthetic.nuscenes_world import KEY_FRAME_S, KINDS, Thing, World, make_world
 from mmdeploy_ext.synthetic.staging import write_jpeg
 
 Record = dict[str, Any]
 """A row of a table of nuScenes: key -> value."""
 
-CATEGORIES = (
-    'human.pedestrian.adult', 'human.pedestrian.child', 'human.pedestrian.wheelchair',
-    'human.pedestrian.stroller', 'human.pedestrian.personal_mobility', 'human.pedestrian.police_officer',
-    'human.pedestrian.construction_worker', 'animal',
-    'vehicle.car', 'vehicle.motorcycle', 'vehicle.bicycle', 'vehicle.bus.bendy', 'vehicle.bus.rigid',
-    'vehicle.truck', 'vehicle.construction', 'vehicle.emergency.ambulance', 'vehicle.emergency.police',
-    'vehicle.trailer',
-    'movable_object.barrier', 'movable_object.trafficcone', 'movable_object.pushable_pullable',
-    'movable_object.debris', 'static_object.bicycle_rack',
-)  # fmt: skip
-"""Names of the table `category`, as nuScenes has them."""
 ATTRIBUTES = (
     'vehicle.moving', 'vehicle.stopped', 'vehicle.parked', 'cycle.with_rider', 'cycle.without_rider',
     'pedestrian.sitting_lying_down', 'pedestrian.standing', 'pedestrian.moving',
@@ -60,8 +46,9 @@ def token(*parts: object) -> str:
 
 def fixed_tables() -> dict[str, list[Record]]:
     """Return name -> rows of the tables of every set: category, attribute, visibility and sensor."""
+    categories = [kind.category for kind in KINDS]
     return {
-        'category': [dict(token=token('category', name), name=name, description='') for name in CATEGORIES],
+        'category': [dict(token=token('category', name), name=name, description='') for name in categories],
         'attribute': [dict(token=token('attribute', name), name=name, description='') for name in ATTRIBUTES],
         'visibility': [
             dict(token=key, level=level, description=f'visible share of the object: {level} %')
@@ -113,44 +100,6 @@ def calibrated_sensor(scene: str, sensor: Sensor) -> Record:
 def yaw_quaternion(yaw: float) -> list[float]:
     """Return the quaternion w x y z of a turn about z by `yaw` radians."""
     return [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
-
-
-def sample_data(
-    scene: str,
-    sample: str,
-    channel: str,
-    timestamp: int,
-    filename: str,
-    *,
-    is_key_frame: bool,
-    size: tuple[int, int] = (0, 0),
-) -> Record:
-    """Return the record of one file, not yet linked to its neighbours.
-
-    Args:
-        scene: `Scene.key`.
-        sample: token of the key frame that it belongs to.
-        channel: name of the sensor.
-        timestamp: time of the measurement, us.
-        filename: relative to the folder of the set.
-        is_key_frame: whether it is the file of the key frame itself, not of a sweep before it.
-        size: (W, H) of a picture.
-    """
-    key = token(scene, channel, timestamp)
-    return {
-        'token': key,
-        'sample_token': sample,
-        'ego_pose_token': key,
-        'calibrated_sensor_token': token(scene, 'calibrated_sensor', channel),
-        'timestamp': timestamp,
-        'fileformat': 'pcd' if channel == LIDAR else 'jpg',
-        'is_key_frame': is_key_frame,
-        'height': size[1],
-        'width': size[0],
-        'filename': filename,
-        'prev': '',
-        'next': '',
-    }
 
 
 def annotation(
@@ -317,15 +266,28 @@ class _Records:
     ego_pose: list = field(default_factory=list)
 
     def add_data(self, scene: Scene, sample: str, channel: str, time_s: float, *, is_key_frame: bool) -> str:
+        """Add the records of one file, not yet linked to its neighbours; return its name in the set."""
         folder, timestamp = 'samples' if is_key_frame else 'sweeps', scene.timestamp(time_s)
         suffix = 'pcd.bin' if channel == LIDAR else 'jpg'
         name = f'{folder}/{channel}/{scene.logfile}__{channel}__{timestamp}.{suffix}'
-        size = (0, 0) if channel == LIDAR else scene.plan.image_size
-        record = sample_data(
-            scene.key, sample, channel, timestamp, name, is_key_frame=is_key_frame, size=size
-        )
+        width, height = (0, 0) if channel == LIDAR else scene.plan.image_size
+        key = token(scene.key, channel, timestamp)
+        record = {
+            'token': key,
+            'sample_token': sample,
+            'ego_pose_token': key,
+            'calibrated_sensor_token': token(scene.key, 'calibrated_sensor', channel),
+            'timestamp': timestamp,
+            'fileformat': 'pcd' if channel == LIDAR else 'jpg',
+            'is_key_frame': is_key_frame,
+            'height': height,
+            'width': width,
+            'filename': name,
+            'prev': '',
+            'next': '',
+        }
         (x, y), yaw = scene.world.drive.pose(time_s)
-        pose = dict(token=record['token'], timestamp=timestamp, rotation=yaw_quaternion(float(yaw)))
+        pose = dict(token=key, timestamp=timestamp, rotation=yaw_quaternion(float(yaw)))
         pose['translation'] = [float(x), float(y), 0.0]
         self.sample_data.append(record)
         self.ego_pose.append(pose)
@@ -382,17 +344,6 @@ def _write_frames(root: Path, scene: Scene) -> _Records:
     return records
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-
-
-@_one_thread()
 def write_scene(root: Path, plan: ScenePlan) -> dict[str, list[Record]]:
     """Write the files of a scene below `root` and return table -> its records."""
     scene = make_scene(plan)
@@ -402,27 +353,20 @@ def write_scene(root: Path, plan: ScenePlan) -> dict[str, list[Record]]:
         sensor = token(scene.key, 'calibrated_sensor', channel)
         link([record for record in records.sample_data if record['calibrated_sensor_token'] == sensor])
     log_token, location = token(scene.key, 'log'), LOCATIONS[plan.number % len(LOCATIONS)]
+    log = dict(token=log_token, logfile=scene.logfile, vehicle='toy', date_captured='2018-07-10')
+    log['location'] = location
+    scene_record = {
+        'token': token(scene.key),
+        'log_token': log_token,
+        'nbr_samples': plan.frames,
+        'first_sample_token': records.sample[0]['token'],
+        'last_sample_token': records.sample[-1]['token'],
+        'name': plan.name,
+        'description': f'Generated, {"night" if scene.world.night else "day"}',
+    }
     return {
-        'scene': [
-            {
-                'token': token(scene.key),
-                'log_token': log_token,
-                'nbr_samples': plan.frames,
-                'first_sample_token': records.sample[0]['token'],
-                'last_sample_token': records.sample[-1]['token'],
-                'name': plan.name,
-                'description': f'Generated, {"night" if scene.world.night else "day"}',
-            }
-        ],
-        'log': [
-            dict(
-                token=log_token,
-                logfile=scene.logfile,
-                vehicle='toy',
-                date_captured='2018-07-10',
-                location=location,
-            )
-        ],
+        'scene': [scene_record],
+        'log': [log],
         'calibrated_sensor': [calibrated_sensor(scene.key, sensor) for sensor in scene.rig.values()],
         'instance': instances(records.sample_annotation, scene.world.things, scene.key),
         **vars(records),

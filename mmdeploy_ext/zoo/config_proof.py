@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
-import importlib.util
+import importlib
 import tempfile
 import time
 from pathlib import Path
@@ -27,11 +26,9 @@ from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
 from mmdeploy_ext.zoo.records import (
     EXPORT_KINDS,
     MAX_CHARACTERS,
-    MEMORY,
     NOT_PROVEN,
     Outcome,
     Record,
-    left_out_outcomes,
     outcome_of_error,
 )
 
@@ -75,66 +72,50 @@ class Settings:
 
 
 def origin_digest(config: Config, settings: Settings) -> str:
-    """Return a hash of everything that decides the outcomes of a config; '' if the hash cannot cover that."""
-    try:
-        version = importlib.metadata.version(library_of(Path(config.path)))
-    except (ValueError, importlib.metadata.PackageNotFoundError):
+    """Return a hash of everything that decides the outcomes of a config; '' for the user's own configs."""
+    if not library_of(Path(config.path)) or not config.test_digest:
         return ''
-    digest = hashlib.sha256(repr((version, sorted(versions().items()))).encode())
-    digest.update((config.test_digest or Path(config.path).read_text(encoding='utf-8')).encode())
-    digest.update(repr((settings.size, settings.sweeps, sorted(settings.engine.items()))).encode())
+    run = settings.size, settings.sweeps, settings.export_kinds, sorted(settings.engine.items())
+    digest = hashlib.sha256(repr((config.test_digest, sorted(versions().items()), run)).encode())
     digest.update(settings.picture[1].tobytes())
     for package in sorted({registration.family.partition('.')[0] for registration in registered().values()}):
-        spec = importlib.util.find_spec(package)
-        if spec is None:  # imported from a folder that is no longer on the path
-            return ''
-        for path in spec.submodule_search_locations or (spec.origin,):
-            digest.update(files_digest(Path(path)).encode())
+        for folder in importlib.import_module(package).__path__:
+            digest.update(code_digest(Path(folder)).encode())
     return digest.hexdigest()
 
 
 @functools.cache
-def files_digest(path: Path) -> str:
-    """Return a hash of a file, or of the names and contents of the Python and JSON files below a folder."""
+def code_digest(folder: Path) -> str:
+    """Return a hash of the Python files below a folder."""
     digest = hashlib.sha256()
-    suffixes = 'py', 'json'
-    files = [path] if path.is_file() else [file for suffix in suffixes for file in path.rglob(f'*.{suffix}')]
-    for file in sorted(files):
-        content = file.read_bytes()
-        digest.update(f'{file.relative_to(path)} {len(content)} '.encode() + content)
+    for file in sorted(folder.rglob('*.py')):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def prove_config(
-    config: Config, settings: Settings, earlier: Record | None, keep: Callable[[Record], None]
-) -> Record:
-    """Export and prove a config; an error becomes the outcome in its record."""
-    left_out = left_out_outcomes(earlier, settings.export_kinds)
-    record, made_from = Record(config.name, config.parts, **left_out), origin_digest(config, settings)
+def prove_config(config: Config, settings: Settings, keep: Callable[[Record], None]) -> Record:
+    """Export and prove a config; an error becomes the outcome in its record.
+
+    `keep` gets the record after each export.
+    """
+    record = Record(config.name, config.parts, made_from=origin_digest(config, settings))
     try:
         cfg = load_config(config.path)
         record = dataclasses.replace(record, notes=without_augmentation(cfg))
         resize_to(cfg, settings.size)
         deployment = _deploy(config, cfg, settings)
     except Exception as error:
-        first = next(kind for kind in EXPORT_KINDS if kind in settings.export_kinds)
-        return dataclasses.replace(record, **{first: _with_origin(outcome_of_error(error), made_from)})
+        return dataclasses.replace(record, **{settings.export_kinds[0]: outcome_of_error(error)})
     types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
     own_kernels = tuple(sorted(types & {*MMCV_MODULES, *registration_of(family.name).own_kernels}))
     record = dataclasses.replace(record, family=family.name, task=family.task, own_kernels=own_kernels)
     references: dict[bytes, Any] = {}  # both files are proven on some of the same pictures
-    for kind in export_kinds_of(family):
-        outcome = getattr(earlier, kind, None)
-        if kind in settings.export_kinds:
+    for kind in settings.export_kinds:
+        if kind == 'fixed' or _takes_pictures(family):
             outcome = _prove_export(deployment, settings, kind == 'dynamic', references)
-            outcome = _with_origin(outcome, made_from)
-        record = dataclasses.replace(record, **{kind: outcome})
-        keep(record)
+            record = dataclasses.replace(record, **{kind: outcome})
+            keep(record)
     return record
-
-
-def _with_origin(outcome: Outcome, made_from: str) -> Outcome:
-    return dataclasses.replace(outcome, made_from='' if outcome.reason == MEMORY else made_from)
 
 
 def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
@@ -165,11 +146,6 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
         rule=rule,
         settings=family.settings(cfg, model) if family.product == BACKBONE else None,
     )
-
-
-def export_kinds_of(family: Family) -> tuple[str, ...]:
-    """Return the exports that configs of a family have; the only one of sweeps takes any sweep."""
-    return EXPORT_KINDS if _takes_pictures(family) else EXPORT_KINDS[:1]
 
 
 def _takes_pictures(family: Family) -> bool:

@@ -64,10 +64,6 @@ class Outcome:
         worst_score: largest difference between the scores of a pair; None if no results were compared.
         worst_distance: largest distance between the centres of a pair of boxes in 3D, m; None for others.
         seconds: CPU time of the process for export and proof, without processes that it started.
-        made_from: hash of everything that decides the outcome (config, settings, code, versions of
-            libraries), by which a later run sees that it would get the same one, see
-            `config_proof.origin_digest`. '' if that is not sure: the process was stopped or had too little
-            memory, or code took part that the hash does not cover.
     """
 
     proven: bool = False
@@ -84,7 +80,6 @@ class Outcome:
     worst_score: float | None = None
     worst_distance: float | None = None
     seconds: float = 0.0
-    made_from: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +98,7 @@ class Record:
         dynamic: outcome with any size and batch; None if it was not tried.
         same_as: name of the config that was proven in place of this one, since the two differ in training
             alone; the outcomes are those of that config. '' if this one was tried itself.
+        made_from: `config_proof.origin_digest`, by which a later run sees that it would get the same.
     """
 
     config: str
@@ -114,6 +110,7 @@ class Record:
     fixed: Outcome | None = None
     dynamic: Outcome | None = None
     same_as: str = ''
+    made_from: str = ''
 
     @property
     def proven(self) -> bool:
@@ -146,11 +143,6 @@ def read_record(path: Path) -> Record | None:
         return record_from_json(read_json(path))
     except (UsageError, KeyError, TypeError):
         return None
-
-
-def left_out_outcomes(earlier: Record | None, export_kinds: Sequence[str]) -> dict[str, Outcome | None]:
-    """Return kind -> earlier outcome of the exports that a run leaves out."""
-    return {kind: getattr(earlier, kind, None) for kind in EXPORT_KINDS if kind not in export_kinds}
 
 
 def outcome_of_error(error: Exception) -> Outcome:

@@ -26,9 +26,9 @@ WIDTH, HEIGHT = 96, 54
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """Two training scenes and one for validation, of four key frames."""
+    """One training scene and one for validation, of four key frames."""
     folder = tmp_path_factory.mktemp('drive') / 'nuscenes'
-    options = SetOptions(train_scenes=2, val_scenes=1, frames=FRAMES, image_size=(WIDTH, HEIGHT))
+    options = SetOptions(train_scenes=1, val_scenes=1, frames=FRAMES, image_size=(WIDTH, HEIGHT))
     ensure_toy_nuscenes(folder, options, jobs=1, quiet=True)
     create_infos(folder, folder, 'drive', quiet=True)
     return f'{folder}/'
@@ -92,50 +92,26 @@ def test_ground_truth_as_predictions_scores_one(root, capsys):
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
+    ('change', 'key'),
     [
-        (lambda info: info.update(ego2global_translation=[float('nan'), 0, 0]), r'_translation: got \[nan'),
-        (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: has no cam_intrinsic'),
-        (
-            lambda info: info['cams']['CAM_BACK'].update(cam_intrinsic=np.zeros((3, 3))),
-            'intrinsic is singular',
-        ),
-        (
-            lambda info: info['cams']['CAM_BACK'].pop('sensor2lidar_rotation'),
-            'CAM_BACK: has no sensor2lidar_rot',
-        ),
+        (lambda info: info.update(ego2global_translation=[float('nan'), 0, 0]), 'ego2global_translation'),
+        (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK.*cam_intrinsic'),
         (
             lambda info: info['cams']['CAM_BACK'].update(sensor2lidar_rotation=np.zeros((3, 3))),
-            'CAM_BACK.*sensor2lidar_rotation is singular',
+            'CAM_BACK.*sensor2lidar_rotation',
         ),
-        (
-            lambda info: info['cams']['CAM_BACK'].update(sensor2lidar_translation=[1.0]),
-            'got .*, expected 3 fin',
-        ),
-        (lambda info: info.update(lidar2ego_rotation=[0.0] * 4), 'lidar2ego_rotation is singular'),
-        (lambda info: info['cams'].clear(), 'got no camera'),
-        (lambda info: info.pop('cams'), 'got no camera'),
+        (lambda info: info.pop('cams'), 'no camera'),
     ],
-    ids=[
-        'NaN pose',
-        'no intrinsics',
-        'singular',
-        'no extrinsics',
-        'singular extrinsics',
-        'shape',
-        'zero quaternion',
-        'no camera',
-        'no cams',
-    ],
+    ids=['NaN pose', 'no intrinsics', 'singular extrinsics', 'no cameras'],
 )
-def test_a_broken_calibration_is_refused_by_sample_and_camera(root, change, message):
+def test_a_broken_calibration_is_refused_by_sample_and_camera(root, change, key):
     dataset = val_set(root)
     info = dataset.data_infos[0] = copy.deepcopy(dataset.data_infos[0])
     change(info)
     track_set = NuScenes3DDetTrackDataset.__new__(NuScenes3DDetTrackDataset)
     track_set.data_infos, track_set.ann_file = [info], dataset.ann_file
     for get in (dataset.__getitem__, track_set.get_data_info):
-        with pytest.raises(DataError, match=f'sample {info["token"]}.*{message}'):
+        with pytest.raises(DataError, match=f'sample {info["token"]}.*{key}'):
             get(0)
 
 

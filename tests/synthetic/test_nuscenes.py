@@ -1,8 +1,10 @@
 """The generated nuScenes drive: the devkit's own loader and evaluator take it, and its geometry is true."""
 
 import colorsys
+import dataclasses
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import cv2
@@ -11,14 +13,14 @@ import pytest
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.cli.synthetic_app import main as synthetic
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.synthetic import nuscenes as toy
 from mmdeploy_ext.synthetic import nuscenes_scene, nuscenes_sensors, nuscenes_world
-from mmdeploy_ext.synthetic.monocular import Tables
 from mmdeploy_ext.synthetic.nuscenes_sensors import ray_box, render
 
-SMALL = toy.SetOptions(2, 2, 8, seed=3, image_size=(160, 90), sweeps=1)
+SMALL = toy.SetOptions(1, 1, 8, seed=3, image_size=(160, 90), sweeps=1)
 TINY = toy.SetOptions(1, 1, 2, seed=3, image_size=(48, 32))
+KITTI_BOX = 'location', 'rotation_y', 'dimensions'
 HUES = {kind.name: kind.hue for kind in nuscenes_world.KINDS}
 
 
@@ -60,8 +62,8 @@ def class_name(box) -> str:
 def test_the_devkit_loads_all_tables_and_every_link_leads_somewhere(nusc, root):
     from nuscenes.utils import splits
 
-    assert [scene['name'] for scene in nusc.scene] == splits.train[:2] + splits.val[:2]
-    assert len(nusc.sample) == 4 * 8
+    assert [scene['name'] for scene in nusc.scene] == splits.train[:1] + splits.val[:1]
+    assert len(nusc.sample) == 2 * 8
     for record in nusc.sample_data:
         assert (root / record['filename']).is_file()
         assert nusc.get('ego_pose', record['ego_pose_token'])['timestamp'] == record['timestamp']
@@ -77,33 +79,13 @@ def test_the_devkit_loads_all_tables_and_every_link_leads_somewhere(nusc, root):
     assert all(set(sample['data']) == {*nuscenes_sensors.CAMERAS, 'LIDAR_TOP'} for sample in nusc.sample)
 
 
-def test_times_places_and_speeds_are_those_of_a_drive(nusc):
-    for scene in nusc.scene:
-        samples = [sample for sample in nusc.sample if sample['scene_token'] == scene['token']]
-        stamps = np.array([sample['timestamp'] for sample in samples])
-        assert (np.diff(stamps) == 500_000).all() and 1.5e15 < stamps[0] < 1.6e15
-        poses = [nusc.get('ego_pose', sample['data']['LIDAR_TOP']) for sample in samples]
-        places = np.array([pose['translation'] for pose in poses])
-        assert places[:, 0].min() > 500 and (places[:, 2] == 0).all()
-        assert (np.linalg.norm(np.diff(places, axis=0), axis=1) / 0.5 < 10).all()
-        log = nusc.get('log', scene['log_token'])
-        mask = nusc.get('map', log['map_token'])['mask']
-        assert mask.is_on_mask(*places[:, :2].T).all()
-        assert not mask.is_on_mask(places[:, 0] + 100, places[:, 1] + 100).any()
-
-
-def test_worlds_are_full_and_all_classes_are_in_them():
-    options = toy.SetOptions(image_size=(48, 32))
-    seen = {'train': np.zeros(10, int), 'val': np.zeros(10, int)}
-    for number, plan in enumerate(toy.plans(options)[-10:]):
+def test_worlds_are_full_and_cameras_never_drop_out_twice_in_a_row():
+    for plan in toy.plans(toy.SetOptions(2, 1, 12)):
         world = nuscenes_world.make_world(plan.rng(0), plan.frames, plan.drop_share)
-        labels = np.array([thing.label for thing in world.things])
-        seen['train' if number < 6 else 'val'] += np.bincount(labels, world.active.sum(0), 10).astype(int)
         assert world.active.sum(1).min() >= 6 and world.active.sum(1).max() <= 13
-        assert 0.05 < (world.dropped > 0).mean() < 0.25
+        assert 0.05 < (world.dropped > 0).mean() < 0.35
         assert not ((world.dropped[1:] > 0) & (world.dropped[:-1] > 0)).any()
         assert any(thing.speed > 0 for thing in world.things)
-    assert seen['train'].min() > 60 and seen['val'].min() > 40
 
 
 def test_objects_neither_touch_each_other_nor_the_ego():
@@ -120,8 +102,8 @@ def test_objects_neither_touch_each_other_nor_the_ego():
     def turn(_, yaw):
         return np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
 
-    world = nuscenes_world.make_world(np.random.default_rng(1), 12, 0.2)
-    for frame in range(12):
+    world = nuscenes_world.make_world(np.random.default_rng(1), 6, 0.2)
+    for frame in range(6):
         time_s = frame * nuscenes_world.KEY_FRAME_S
         xy, yaw = world.drive.pose(time_s)
         ego = Polygon((rectangle(4.4, 1.8) + np.array([1.3, 0])) @ turn(xy, yaw).T + xy)
@@ -171,21 +153,8 @@ def test_box_centres_project_into_the_drawn_objects(nusc, root):
                 if whole and 3 < depth < 14 and 2 <= column < 158 and 2 <= row < 88:
                     patch = image[row - 1 : row + 2, column - 1 : column + 2]
                     errors.append(_hue_error(patch, HUES[class_name(box)]))
-    assert len(errors) > 80
+    assert len(errors) > 40
     assert np.mean(np.array(errors) < 20) > 0.9  # the rest is hidden just where its middle is
-
-
-def test_dropped_cameras_show_nothing_and_their_objects_stay_annotated(nusc, root):
-    dropped, objects = _dropped_pictures(), 0
-    for channel in nuscenes_sensors.CAMERAS:
-        for record, boxes in key_frames(nusc, channel):
-            image = cv2.imread(str(root / record['filename'])).astype(float)
-            if Path(record['filename']).name in dropped:
-                assert image.std() < 8 and (image.mean() < 20 or image.mean() > 225)
-                objects += len(boxes)
-            else:
-                assert image.std() > 8
-    assert objects > 10
 
 
 def test_lidar_points_lie_on_the_boxes_they_are_counted_for_and_on_the_ground(nusc, root):
@@ -207,7 +176,7 @@ def test_lidar_points_lie_on_the_boxes_they_are_counted_for_and_on_the_ground(nu
         height = calibration['translation'][2]
         level = (Quaternion(calibration['rotation']).rotation_matrix @ points)[2] + height
         assert (np.abs(level[~inside & (raw[:, 3] < 18)]) < 0.05).mean() > 0.99
-    assert counted == pytest.approx(annotated, rel=0.1) and annotated > 5000
+    assert counted == pytest.approx(annotated, rel=0.1) and annotated > 2000
 
 
 def test_a_ray_meets_a_box_where_it_should():
@@ -219,29 +188,10 @@ def test_a_ray_meets_a_box_where_it_should():
     assert axis[0] == axis[3] == 0
 
 
-def test_visibility_falls_where_objects_hide_each_other(nusc):
-    grades = [record['visibility_token'] for record in nusc.sample_annotation]
-    assert set(grades) <= {'1', '2', '3', '4'} and grades.count('4') > len(grades) / 2
-    assert any(grade in '12' for grade in grades)
-    assert min(record['num_lidar_pts'] for record in nusc.sample_annotation) >= 1
-
-
 def _front_view(scene, things):
     """Return what the front camera sees of things."""
     lens = scene.lenses['CAM_FRONT']
     return render(lens, scene.scenery, scene.world, things, 0.0, 0, np.random.default_rng(0))
-
-
-def test_nights_are_darker_than_days_and_both_are_in_every_set():
-    scenes = [
-        nuscenes_scene.make_scene(plan) for plan in toy.plans(toy.SetOptions(frames=2, image_size=(96, 54)))
-    ]
-    for split in (scenes[:32], scenes[32:]):
-        assert {scene.world.night for scene in split} == {False, True}
-    light = {night: [] for night in (False, True)}
-    for scene in scenes[:16]:
-        light[scene.world.night].append(_front_view(scene, []).image.mean())
-    assert max(light[True]) < min(light[False])
 
 
 def test_what_stands_behind_another_object_is_hidden():
@@ -295,81 +245,60 @@ def test_the_devkit_gives_the_ground_truth_itself_map_and_nds_1(nusc, tmp_path):
     assert not shifted
 
 
-def test_equal_options_give_equal_bytes_on_any_number_of_processes(tmp_path):
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(2)
-    threads = cv2.getNumThreads()
+def test_equal_options_give_equal_bytes_and_other_options_are_refused(tmp_path):
+    numbers = {'--train-scenes': 1, '--val-scenes': 1, '--frames': 2, '--seed': 3, '--jobs': 1}
+    options = [str(word) for pair in numbers.items() for word in pair] + ['--image-size', '48', '32']
+    assert synthetic(['nuscenes', '--root', str(tmp_path / 'one'), *options]) == 0
+    assert toy.ensure_toy_nuscenes(tmp_path / 'again', TINY, jobs=1, quiet=True)
+    assert not toy.ensure_toy_nuscenes(tmp_path / 'again', TINY, quiet=True)
+    assert file_hashes(tmp_path / 'one') == file_hashes(tmp_path / 'again')
+    with pytest.raises(DataError, match='--force'):
+        toy.ensure_toy_nuscenes(tmp_path / 'one', dataclasses.replace(TINY, frames=3), quiet=True)
+
+
+@pytest.mark.matrix
+def test_the_number_of_processes_does_not_change_a_byte(tmp_path):
     for name, jobs in (('one', 1), ('two', 2)):
         toy.ensure_toy_nuscenes(tmp_path / name, TINY, jobs=jobs, quiet=True)
-    other = toy.SetOptions(1, 1, 2, seed=4, image_size=(48, 32))
-    toy.ensure_toy_nuscenes(tmp_path / 'other', other, jobs=1, quiet=True)
-    assert cv2.getNumThreads() == threads
-    cv2.setNumThreads(before)
-    one, two, rest = (file_hashes(tmp_path / name) for name in ('one', 'two', 'other'))
-    assert one == two
-    assert not {one[name] for name in one if name.endswith(('.jpg', '.bin'))} & set(rest.values())
-
-
-def test_a_ready_set_is_left_alone_and_another_one_is_refused(tmp_path, monkeypatch, capsys):
-    root = tmp_path / 'set'
-    options = [
-        '--root',
-        str(root),
-        '--train-scenes',
-        '1',
-        '--val-scenes',
-        '1',
-        '--frames',
-        '2',
-        '--seed',
-        '3',
-        '--image-size',
-        '48',
-        '32',
-        '--jobs',
-        '1',
-    ]
-    assert synthetic(['nuscenes', *options]) == 0
-    assert '1 training and 1 validation scenes of 2 key frames made' in capsys.readouterr().out
-    monkeypatch.setattr(toy, 'write_scene', lambda *_: pytest.fail('made again'))
-    assert synthetic(['nuscenes', *options]) == 0
-    assert 'nothing to do' in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"\{'frames'.*2\}.*\{'frames'.*3\}.*--force"):
-        toy.ensure_toy_nuscenes(root, toy.SetOptions(1, 1, 3, 3, (48, 32)), quiet=True)
+    assert file_hashes(tmp_path / 'one') == file_hashes(tmp_path / 'two')
 
 
 @pytest.mark.parametrize(
-    ('options', 'message'),
+    ('options', 'key'),
     [
-        (['--seed', '-1'], '--seed: got -1'),
-        (['--val-scenes', '0'], '--val-scenes: got 0'),
-        (['--val-scenes', '151'], '--val-scenes: got 151, expected at most 150'),
-        (['--frames', '1'], '--frames: got 1'),
-        (['--frames', '1201'], '--frames: got 1201, expected at most 1200'),
-        (['--image-size', '16', '200'], '--image-size: got 16 200'),
-        (['--drop-share', '2'], '--drop-share: got 2.0'),
-        (['--jobs', '0'], '--jobs: got 0'),
+        (['--val-scenes', '151'], '--val-scenes'),
+        (['--frames', '1'], '--frames'),
+        (['--image-size', '16', '200'], '--image-size'),
+        (['--drop-share', '2'], '--drop-share'),
+        (['--jobs', '0'], '--jobs'),
     ],
 )
-def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, message):
+def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, key):
     assert synthetic(['nuscenes', '--root', str(tmp_path / 'set'), *options]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith('error: ') and message in captured.err
+    assert key in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UsageError):
-        toy.ensure_toy_nuscenes(tmp_path / 'set', toy.SetOptions(frames=0))
 
 
-def test_a_damaged_sweep_is_refused_by_name(root, tmp_path):
-    tables = Tables(root)
-    image = tables.image(0, next(tables.pictures(['scene-0001'])))
-    assert tables.sweep(image).shape[1] == 4
-    tables.root = tmp_path
-    with pytest.raises(DataError, match=r'LIDAR_TOP.*pcd\.bin: cannot be read'):
-        tables.sweep(image)
-    for record in tables.tables['sample_data'].values():
-        path = tmp_path / record['filename']
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b'abc')
-    with pytest.raises(DataError, match=r'LIDAR_TOP.*pcd\.bin: has 3 bytes'):
-        tables.sweep(image)
+def test_pictures_have_annotations_of_nuscenes_and_kitti_and_the_sweep_of_their_moment(root):
+    assert synthetic(['monocular', '--root', str(root)]) == 0
+    content = json.loads((root / 'nuscenes_infos_val_mono3d.coco.json').read_text())
+    assert len(content['images']) == 6 * 8
+    for entry in content['annotations']:
+        x, y, depth = entry['center2d']
+        left, top, width, height = entry['bbox']
+        assert depth == entry['bbox_cam3d'][2] > 0.5 and min(width, height) >= 2
+        if 0 < x < 160 and 0 < y < 90:
+            assert left <= x <= left + width and top <= y <= top + height
+    infos = pickle.loads((root / 'kitti_infos_val.pkl').read_bytes())
+    on_boxes = 0
+    for info in infos:
+        points = np.fromfile(root / info['point_cloud']['velodyne_path'], np.float32).reshape(-1, 4)
+        in_camera = points[:, :3] @ info['calib']['Tr_velo_to_cam'][:3, :3].T
+        in_camera = in_camera + info['calib']['Tr_velo_to_cam'][:3, 3]
+        for bottom, yaw, size in zip(*(info['annos'][key] for key in KITTI_BOX), strict=True):
+            cos, sin = np.cos(yaw), np.sin(yaw)
+            local = (in_camera - bottom) @ np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
+            length, height, width = size * 1.05
+            inside = (np.abs(local[:, 0]) < length / 2) & (np.abs(local[:, 2]) < width / 2)
+            on_boxes += (inside & (local[:, 1] < 0) & (local[:, 1] > -height)).any()
+    assert on_boxes > sum(len(info['annos']['name']) for info in infos) / 2

@@ -2,22 +2,18 @@
 
 import ast
 import dataclasses
-import multiprocessing
 import os
 import signal
-import sys
 import time
 import types
 from pathlib import Path
 
 import mmcv
-import mmdet
 import numpy as np
 import pytest
 
 from docs._pages import zoo as pages
 from mmdeploy_ext.cli import zoo_app
-from mmdeploy_ext.contract.registry import Registration, registered
 from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
@@ -148,35 +144,6 @@ def test_configs_that_differ_in_anything_else_are_not(other):
 
 
 @pytest.mark.parametrize(
-    ('key', 'one', 'other'),
-    [
-        ('custom_imports', dict(imports=['one.heads']), dict(imports=['other.heads'])),
-        ('plugin_dir', 'one/plugin/', 'other/plugin/'),
-    ],
-)
-def test_configs_of_other_code_of_the_user_are_not_the_same_model(key, one, other):
-    cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
-    digests = [configs.test_digest(cfg)]
-    for value in (one, other):
-        cfg.merge_from_dict({'plugin': key == 'plugin_dir', key: value})
-        digests.append(configs.test_digest(cfg))
-    assert len(set(digests)) == 3
-
-
-def test_a_family_names_keys_of_its_librarys_configs_that_only_training_reads(monkeypatch):
-    cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
-    registration = Registration(
-        'of_points', 'points:Family', library='points', training_keys=('loss_centerness',)
-    )
-    monkeypatch.setattr(configs, 'registered', lambda: dict(of_points=registration))
-    keys = {library: configs.training_keys_of(library) for library in ('points', 'mmdet', '')}
-    before = {library: configs.test_digest(cfg, keys[library]) for library in keys}
-    cfg.merge_from_dict({'model.bbox_head.loss_centerness.use_sigmoid': False})
-    same = {library: configs.test_digest(cfg, keys[library]) == before[library] for library in keys}
-    assert same == {'points': True, 'mmdet': False, '': False}
-
-
-@pytest.mark.parametrize(
     ('changes', 'same'),
     [
         ({'norm_cfg.type': 'SyncBN', 'norm_eval': False, 'frozen_stages': 0}, True),
@@ -193,113 +160,9 @@ def test_batch_norms_of_one_kind_and_frozen_stages_make_no_other_model(changes, 
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize('key', configs.MMDET_TRAINING_KEYS)
-def test_only_training_reads_the_keys_of_mmdet_that_the_zoo_leaves_out(key):
-    """Constructors check some; `_freeze_stages` and `update_hyperparameters` are called in training."""
-    words = 'loss', 'target', 'train', 'freeze', 'update_hyperparameters', '__init__'
-    readers = []
-    for path in (Path(mmdet.__file__).parent / 'models').rglob('*.py'):
-        for function in ast.walk(ast.parse(path.read_text())):
-            if isinstance(function, ast.FunctionDef) and any(
-                isinstance(node, ast.Attribute) and node.attr == key and isinstance(node.ctx, ast.Load)
-                for node in ast.walk(function)
-            ):
-                readers.append((path.parent.name, function.name))
-    others = [
-        name for folder, name in readers if folder != 'losses' and not any(word in name for word in words)
-    ]
-    assert readers and not others
-
-
-@pytest.mark.matrix
 def test_a_process_that_died_leaves_its_last_words(zoo):
     _, _, found = zoo
     assert found['killed'].fixed.why.splitlines() == ['signal 9', 'the last words']
-
-
-@pytest.mark.parametrize(
-    ('asked', 'done', 'expected'),
-    [
-        (('fixed', 'dynamic'), (), 'fixed'),
-        (('fixed', 'dynamic'), ('fixed',), 'dynamic'),
-        (('dynamic',), (), 'dynamic'),
-        (('fixed', 'dynamic'), ('fixed', 'dynamic'), ''),
-        (('fixed', 'dynamic'), ('fixed', 'lidar'), ''),  # the one export of a family of sweeps
-    ],
-)
-def test_a_process_that_died_left_out_an_export_that_was_asked_for(tmp_path, asked, done, expected):
-    job = object.__new__(processes.ConfigProcess)
-    job.config, job.export_kinds = types.SimpleNamespace(name='one.py', parts={}), asked
-    job.process, job.log = types.SimpleNamespace(exitcode=-9), tmp_path / 'none.txt'
-    job.record_path = tmp_path / 'one.json'
-    if done:
-        family = 'centerpoint' if 'lidar' in done else ''
-        proven = {kind: records.Outcome(True) for kind in done if kind in records.EXPORT_KINDS}
-        records.Record('one.py', {}, family=family, **proven).write(job.record_path)
-    job.log.write_text('word ' * 1000)
-    record = job.record('')
-    if expected:
-        failure = getattr(record, expected)
-        assert failure.reason == records.CRASH and failure.why.startswith('signal 9\n')
-        assert len(failure.why) == records.MAX_CHARACTERS - 1  # without the last space
-    others = [kind for kind in records.EXPORT_KINDS if kind != expected]
-    assert all(getattr(record, kind) is None or getattr(record, kind).proven for kind in others)
-
-
-def test_a_process_that_dies_at_once_leaves_nothing_of_an_earlier_run(tmp_path, monkeypatch):
-    config = types.SimpleNamespace(name='one.py', slug='one', parts={})
-    for name in ('records', 'logs'):
-        (tmp_path / name).mkdir()
-    (tmp_path / 'logs/one.txt').write_text('of an earlier run')
-    records.Record('one.py', {}, fixed=records.Outcome(True)).write(tmp_path / 'records/one.json')
-    monkeypatch.setattr(processes.ConfigProcess, '_run', lambda *_: os._exit(3))
-    settings = types.SimpleNamespace(export_kinds=('fixed',))
-    job = processes.ConfigProcess(config, settings, tmp_path)
-    job.process.join()
-    record = job.record('')
-    assert (record.fixed.reason, record.fixed.why) == (records.CRASH, 'exit status 3')
-    assert records.read_record(job.record_path) == record
-
-
-def test_a_process_that_dies_at_once_keeps_the_outcome_that_the_run_leaves_out(tmp_path, monkeypatch):
-    config = types.SimpleNamespace(name='one.py', slug='one', parts={})
-    (tmp_path / 'logs').mkdir()
-    proven = records.Outcome(True, made_from='an earlier run')
-    earlier = records.Record('one.py', {}, fixed=proven, dynamic=proven)
-    earlier.write(processes.record_path(config, tmp_path))
-    monkeypatch.setattr(processes.ConfigProcess, '_run', lambda *_: os._exit(3))
-    settings = types.SimpleNamespace(export_kinds=('dynamic',))
-    job = processes.ConfigProcess(config, settings, tmp_path)
-    job.process.join()
-    record = job.record('')
-    assert record.fixed == proven and record.dynamic.reason == records.CRASH
-    assert records.read_record(job.record_path) == record
-
-
-@pytest.mark.parametrize('limit', ['', records.TIME])
-def test_a_process_that_dies_after_its_work_keeps_its_record(tmp_path, monkeypatch, limit):
-    config = types.SimpleNamespace(name='one.py', slug='one', parts={}, path='one.py', test_digest='')
-    for name in ('records', 'logs'):
-        (tmp_path / name).mkdir()
-    finished = records.Record('one.py', {}, fixed=records.Outcome(True))
-    monkeypatch.setattr(processes, 'prove_config', lambda *_: finished)
-    stdout = types.SimpleNamespace(flush=lambda: os._exit(3))
-    monkeypatch.setattr(processes, 'sys', types.SimpleNamespace(stdout=stdout))
-    settings = types.SimpleNamespace(export_kinds=('fixed',))
-    job = processes.ConfigProcess(config, settings, tmp_path)
-    job.process.join()
-    assert job.process.exitcode == 3 and job.record(limit) == finished
-    assert records.read_record(job.record_path) == finished
-
-
-def test_what_a_process_was_forked_with_is_not_its_own_memory():
-    held = bytearray(b'1') * (256 << 20)
-    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
-    child.start()
-    own, whole = processes.private_bytes(child.pid), processes.private_bytes(os.getpid())
-    child.kill()
-    child.join()
-    assert 0 < own < len(held) // 2 and whole > 0
 
 
 @pytest.mark.parametrize(
@@ -314,11 +177,6 @@ def test_what_a_process_was_forked_with_is_not_its_own_memory():
 )
 def test_an_error_has_a_reason_of_the_list(error, reason):
     assert records.outcome_of_error(error).reason == reason
-
-
-def test_no_folder_of_the_machine_is_kept():
-    text = f'{sys.prefix}/lib/python3/site-packages/mmdet/.mim/configs/a/b.py: and {Path.cwd()}/c.py'
-    assert records.portable(text) == 'a/b.py: and c.py'
 
 
 def test_the_installed_configs_are_those_of_mmdet_without_bases():
@@ -352,18 +210,6 @@ def test_the_page_of_a_kind_has_a_row_for_each_config_and_the_reason_of_each_tha
     assert '| ATSSHead | 2 | 1 | 1 | 0 | 1 |' in pages.parts_page([one, ours])
 
 
-def test_detectors_in_3d_have_distances_in_place_of_overlaps():
-    outcome = dataclasses.replace(OUTCOME, worst_score=None, worst_distance=1e-5)
-    parts = dict(head='Anchor3DHead', encoder='HardVFE')
-    lidar = records.Record('mmdet3d/second/a.py', parts, family='anchor3d', fixed=outcome)
-    same = dataclasses.replace(lidar, config='mmdet3d/second/b.py', same_as='mmdet3d/second/a.py')
-    ((kind, found),) = pages.by_kind([lidar, same]).items()
-    text = pages.kind_page(kind, found)
-    assert '| `mmdet3d/second/a` | proven | - | 90 / 90 | 20 | 2.0e-06 | 0.010 |  | 0 |' in text
-    assert '| `mmdet3d/second/b` as `a` |' in text
-    assert pages.kind_row(kind, found)[1:] == [2, 2, 2, '', '0.01 mm']
-
-
 def test_the_pages_of_the_repository_are_what_the_records_give():
     lidar, rotated, pictures = (read_json(path) for path in pages.DATA.values())
     found = [*records.zoo_records(pictures), *records.zoo_records(lidar)]
@@ -384,22 +230,12 @@ def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path,
     settings = config_proof.Settings(
         (128, 160), ('none', None), seeded_model, dict(engine='OnnxRuntimeBackend', threads=1), sweeps=3
     )
-    found = config_proof.prove_config(config, settings, None, lambda record: None)
+    found = config_proof.prove_config(config, settings, lambda record: None)
     assert (found.family, found.dynamic) == ('anchor3d', None) and found.fixed.inputs >= 4
     assert found.proven, found.fixed.why
     assert found.fixed.matched >= 10
     assert found.fixed.worst_iou is None and 0 <= found.fixed.worst_distance < 1e-3
     assert config.parts['encoder'] == 'PillarFeatureNet+PointPillarsScatter'
-
-
-def test_a_config_that_no_longer_loads_keeps_the_outcome_of_an_export_that_is_left_out(tmp_path):
-    path = tmp_path / 'broken.py'
-    path.write_text('model = ')
-    config = types.SimpleNamespace(name='broken.py', parts={}, path=str(path), test_digest='')
-    settings = config_proof.Settings((128, 160), ('none', None), None, {}, export_kinds=('fixed',))
-    earlier = records.Record('broken.py', {}, dynamic=records.Outcome(True))
-    record = config_proof.prove_config(config, settings, earlier, lambda record: None)
-    assert record.fixed.reason and record.dynamic == earlier.dynamic
 
 
 def test_augmentation_of_points_is_left_out_and_said():
@@ -411,14 +247,6 @@ def test_augmentation_of_points_is_left_out_and_said():
     assert notes == ('test-time augmentation left out: flip, scales of points',)
     step = cfg.data.test.pipeline[0]
     assert (step.flip, step.pts_scale_ratio) == (False, 1.0)
-
-
-@pytest.mark.parametrize(('step', 'scale'), [('Resize', (192, 128)), ('AffineResize', (1280, 384))])
-def test_pictures_of_a_zoo_are_resized_to_its_size(step, scale):
-    augmentation = dict(type='MultiScaleFlipAug', img_scale=(1280, 384), transforms=[dict(type=step)])
-    cfg = mmcv.Config(dict(data=dict(test=dict(pipeline=[augmentation]))))
-    configs.resize_to(cfg, (128, 192))
-    assert cfg.data.test.pipeline[0].img_scale == scale
 
 
 def test_pictures_that_are_padded_to_squares_are_resized_into_a_square():
@@ -448,19 +276,6 @@ def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
     assert one.test_digest == others[0].test_digest != others[1].test_digest
 
 
-@pytest.mark.parametrize(
-    ('path', 'library', 'name'),
-    [
-        ('lib/mmdet/.mim/configs/atss/a.py', 'mmdet', 'atss/a.py'),
-        ('lib/points/.mim/configs/circles/a.py', 'points', 'points/circles/a.py'),
-        ('configs/circles/a.py', '', 'configs/circles/a.py'),
-    ],
-)
-def test_an_installed_config_is_named_after_its_library(path, library, name):
-    path = Path.cwd() / path
-    assert (configs.library_of(path), configs.config_name(path)) == (library, name)
-
-
 def test_a_size_that_a_network_does_not_take_is_enlarged():
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
@@ -469,16 +284,6 @@ def test_a_size_that_a_network_does_not_take_is_enlarged():
     deployment = types.SimpleNamespace(cfg=cfg, family=family, model=family.build(cfg).eval())
     options = config_proof.choose_options(deployment, (320, 448), True)
     assert (options.height, options.width) == (512, 512)
-
-
-def test_records_of_a_library_go_to_its_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, 'DATA', {'mmdet3d/': tmp_path / 'lidar.json', '': tmp_path / 'zoo.json'})
-    picture = records.Record('a.py', {}, fixed=OUTCOME)
-    pages.merge([picture])
-    assert not (tmp_path / 'lidar.json').exists()
-    pages.merge([records.Record('mmdet3d/b.py', {}, fixed=OUTCOME)])
-    assert records.zoo_records(read_json(tmp_path / 'zoo.json')) == [picture]
-    assert [one['config'] for one in read_json(tmp_path / 'lidar.json')['configs']] == ['mmdet3d/b.py']
 
 
 def test_records_of_several_runs_are_merged_by_config_and_export():
@@ -507,22 +312,13 @@ def test_shards_have_every_config_once_and_the_same_models_together(capsys):
         assert 'expected K/N' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('words', [['--memory', 'nan'], ['--memory', 'inf'], ['--height', '0']])
-def test_limits_and_sizes_are_finite_numbers_above_zero(words, tmp_path, capsys):
-    assert zoo_app.main([*words, '--out', str(tmp_path)]) == 2
-    assert 'expected more than 0' in capsys.readouterr().err
-
-
 def test_a_run_that_was_stopped_leaves_alone_what_is_done_until_the_code_changes(tmp_path, monkeypatch):
     (config,) = configs.read_configs(configs.config_files(['ssd/ssd300_coco.py']))
     same = dataclasses.replace(config, name='same.py')
-    families = {name: one for name, one in registered().items() if one.family.startswith('mmdeploy_ext.')}
-    monkeypatch.setattr(config_proof, 'registered', lambda: families)  # without those of other tests
     settings = config_proof.Settings((320, 448), ('picture', np.zeros((2, 2, 3), np.uint8)), seeded, {})
-    outcome = records.Outcome(proven=True, made_from=config_proof.origin_digest(config, settings))
-    record = records.Record(config.name, config.parts, family='dense', fixed=outcome, dynamic=outcome)
+    made_from, proven = config_proof.origin_digest(config, settings), records.Outcome(proven=True)
+    record = records.Record(config.name, config.parts, fixed=proven, dynamic=proven, made_from=made_from)
     path = processes.record_path(config, tmp_path)
-    path.parent.mkdir()
 
     def finished(record, settings=settings):
         record.write(path)
@@ -530,11 +326,7 @@ def test_a_run_that_was_stopped_leaves_alone_what_is_done_until_the_code_changes
 
     assert finished(record) == [config.name, same.name]
     assert records.read_record(processes.record_path(same, tmp_path)).same_as == config.name
-    assert finished(dataclasses.replace(record, dynamic=None)) == []
+    assert finished(dataclasses.replace(record, dynamic=records.Outcome(reason=records.TIME))) == []
     assert finished(record, dataclasses.replace(settings, sweeps=9)) == []
-    monkeypatch.setattr(config_proof, 'files_digest', lambda path: 'other code')
+    monkeypatch.setattr(config_proof, 'code_digest', lambda path: 'other code')
     assert finished(record) == []
-    own = dataclasses.replace(config, path=str(tmp_path / 'own.py'))
-    assert config_proof.origin_digest(own, settings) == ''
-    families['gone'] = dataclasses.replace(families['dense'], family='package_that_is_gone:Family')
-    assert config_proof.origin_digest(config, settings) == ''

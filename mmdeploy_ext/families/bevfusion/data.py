@@ -7,8 +7,8 @@ from mmdeploy_ext.families.bevfusion.fork import RepositoryMoments, with_truth
 from mmdeploy_ext.families.bevfusion.samples import dumped, frame, moments
 from mmdeploy_ext.families.sequence_data import SequenceData
 from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.synthetic.fused import fused_frames
 from mmdeploy_ext.synthetic.info_files import generated_dataset
+from mmdeploy_ext.synthetic.moments import fused_frames
 
 
 class BEVFusionData(SequenceData):

@@ -21,8 +21,7 @@ from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
-from mmdeploy_ext.synthetic.fused import fused_frames
-from mmdeploy_ext.synthetic.moments import plain_moment
+from mmdeploy_ext.synthetic.moments import fused_frames, plain_moment
 
 
 class BEVFusionReference:

@@ -102,15 +102,6 @@ class BEVFusion(BaseModule):
         head = heads['object']
         self.heads = nn.ModuleDict(dict(object=build_head(dict(head, type=HEADS[head['type']]))))
 
-    def init_weights(self) -> None:
-        modules = [self]
-        while modules:
-            for child in modules.pop().children():
-                if hasattr(child, 'init_weights'):
-                    child.init_weights()
-                else:
-                    modules.append(child)
-
     @property
     def sensors(self) -> tuple[str, ...]:
         return tuple(name for name in SENSORS if name in self.encoders)

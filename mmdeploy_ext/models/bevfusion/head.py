@@ -20,8 +20,6 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of small objects, of which every cell may be a query, not peaks alone."""
-FIRST_LOGIT = -2.19
-"""Bias of the class logits before training: one of ten cells has an object."""
 CIRCLES = dict(nuScenes=(8, 9), Waymo=(0, 1, 2))
 """Data set -> classes to which circle NMS applies, each on its own."""
 UNUSED = {'conv_cfg', 'norm_cfg', 'bias', 'train_cfg', 'loss_cls', 'loss_heatmap', 'loss_bbox', 'loss_iou'}
@@ -202,13 +200,6 @@ class TransFusionHead(nn.Module):
         unlimited = torch.zeros(num_classes, 1, 1, dtype=torch.bool)
         unlimited[list(UNLIMITED[dataset])] = True
         self.unlimited = unlimited  # no buffer: mmcv writes those into checkpoints, persistent or not
-
-    def init_weights(self) -> None:
-        for parameter in self.decoder.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-        for last in (self.heatmap_head[1], self.prediction_heads[0]['heatmap'][-1]):
-            nn.init.constant_(last.bias, FIRST_LOGIT)
 
     def forward(self, feats: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the predictions for the queries of a map (B, in_channels, H, W), or of a list of one map.

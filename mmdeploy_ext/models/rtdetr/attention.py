@@ -6,12 +6,10 @@ and of mmcv's `MultiScaleDeformableAttention`.
 Glossary: B batch, D embedding, M heads, L maps, P points per map, Q queries, h, w size of a map.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import constant_init, xavier_init
 from torch import nn
 
 from mmdeploy_ext.exporting.ops.attention import attend_maps, point_weights
@@ -32,19 +30,6 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(dim, total)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
-        star = torch.stack([angles.cos(), angles.sin()], -1)
-        star = star / star.abs().max(-1, keepdim=True).values
-        reach = torch.arange(1, self.num_points + 1, dtype=torch.float32)[:, None]
-        offsets = (star[:, None, None] * reach).expand(-1, self.num_levels, -1, -1)
-        for layer in (self.sampling_offsets, self.attention_weights):
-            constant_init(layer, 0)
-        self.sampling_offsets.bias.data = offsets.flatten().clone()
-        for layer in (self.value_proj, self.output_proj):
-            xavier_init(layer, distribution='uniform')
 
     def forward(
         self, query: torch.Tensor, boxes_cxcywh: torch.Tensor, maps: Sequence[torch.Tensor]

@@ -58,10 +58,6 @@ class RTDETR(BaseDetector):
             )
         return self.encoder(self.backbone(img))
 
-    def forward_dummy(self, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (B, Q, C) and boxes (B, Q, 4), cxcywh in 0..1, for images (B, 3, H, W)."""
-        return self.decoder(self.extract_feat(img))[:2]
-
     def simple_test(
         self, img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool = False, **_: object
     ) -> list[list[np.ndarray]]:

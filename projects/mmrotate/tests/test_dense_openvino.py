@@ -21,7 +21,7 @@ def test_a_file_is_proven_in_openvino(tmp_path, name, export):
     picture = read_images(['demo/toy.jpg'], 1)[0]
     settings = Settings(SIZE, picture, seeded_model, engine, (export,))
     path = small_models.write_config(name, tmp_path)
-    record = prove_config(Config(f'{name}.py', path, {}), settings, None, lambda record: None)
+    record = prove_config(Config(f'{name}.py', path, {}), settings, lambda record: None)
     proof = getattr(record, export)
     assert proof.proven, proof.why
     assert proof.matched > 20

@@ -35,7 +35,7 @@ def settings(export):
 def outcome(folder, kind, version='le90', export='fixed'):
     path = folder / f'{kind}_{version}.py'
     toy(kind, version).dump(str(path))
-    record = prove_config(Config(path.name, str(path), {}), settings(export), None, lambda record: None)
+    record = prove_config(Config(path.name, str(path), {}), settings(export), lambda record: None)
     return getattr(record, export)
 
 

@@ -36,7 +36,7 @@ def rule(tmp_path_factory):
 @pytest.fixture(scope='module')
 def frame(rule):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.synthetic.fused import fused_frames
+    from mmdeploy_ext.synthetic.moments import fused_frames
 
     return next(fused_frames(rule, 1))
 

@@ -17,7 +17,7 @@ CONFIG = str(REPO / 'configs/demo/panoptic_fpn_toy.py')
 
 def data_of(root, count):
     """Make a set of so many pictures; return the options that name it."""
-    from mmdeploy_ext.synthetic.panoptic import ensure_toy_panoptic
+    from mmdeploy_ext.synthetic.coco import ensure_toy_panoptic
 
     ensure_toy_panoptic(root, train_images=1, val_images=count, quiet=True)
     return [

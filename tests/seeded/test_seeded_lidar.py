@@ -19,11 +19,7 @@ KINDS = [
     *(('anchor3d', kind) for kind in toy_anchor3d.KINDS),
     *(('centerpoint', kind) for kind in toy_centerpoint.VARIANTS),
 ]
-SPREAD = [
-    *(('anchor3d', kind) for kind in ('kitti', 'nuscenes', 'voxels', 'second')),
-    *(('centerpoint', kind) for kind in ('sparse', 'pillars', 'circle')),
-]
-"""Kinds of the suite, with one of each voxel encoder, head and suppression."""
+SUITE = ('anchor3d', 'second'), ('anchor3d', 'nuscenes'), ('centerpoint', 'circle')
 THRESHOLD = 0.1
 
 
@@ -38,8 +34,7 @@ def registered():
     toy_centerpoint.register()
 
 
-@pytest.mark.suite('anchor3d-second', 'centerpoint-circle', 'anchor3d-nuscenes')
-@pytest.mark.parametrize(('name', 'kind'), in_suite(KINDS, *SPREAD))
+@pytest.mark.parametrize(('name', 'kind'), in_suite(KINDS, *SUITE))
 def test_sweeps_give_boxes_of_several_classes_and_an_empty_map_none(tmp_path, name, kind):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
@@ -71,10 +66,8 @@ def test_the_seed_alone_decides_and_the_command_writes_the_same(tmp_path):
     config = config_of(tmp_path, 'anchor3d', 'voxels')
     cfg = load_config(config)
     family = find_family(cfg, DETECTOR)
-    one, same, other = (seeded_model(cfg, family, seed).state_dict() for seed in (0, 0, 1))
+    one, other = (seeded_model(cfg, family, seed).state_dict() for seed in (0, 1))
     write_seeded(config, tmp_path / 'out.pth')
     written = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
-    for key, value in one.items():
-        assert torch.equal(value, same[key]), key
-        assert torch.equal(value, written[key]), key
+    assert not [key for key, value in one.items() if not torch.equal(value, written[key])]
     assert not torch.equal(one['bbox_head.conv_cls.weight'], other['bbox_head.conv_cls.weight'])
