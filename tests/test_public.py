@@ -54,7 +54,7 @@ def test_every_argument_is_documented(name):
 
 @pytest.mark.parametrize('name', sorted(PUBLIC))
 def test_the_page_of_the_api_has_every_name_and_argument(name):
-    page = (Path(__file__).resolve().parents[1] / 'docs/api.md').read_text(encoding='utf-8')
+    page = (Path(__file__).resolve().parents[1] / 'docs/reference/api.md').read_text(encoding='utf-8')
     section = page.partition(f'\n## {name}\n')[2].partition('\n## ')[0]
     assert section
     if name != 'Family':

@@ -79,7 +79,9 @@ def specs(config: str, chosen: dict[str, Any]) -> list[tuple[str, GraphSpec]]:
     models.build(model)
     family = model.family
     options = models.check_options(family.choose(opset=0, **chosen), model.cfg, family, model.model)
-    return [(graph.name, graph.spec) for graph in contract_of(family, options).graphs(model.model.eval(), options)]
+    return [
+        (graph.name, graph.spec) for graph in contract_of(family, options).graphs(model.model.eval(), options)
+    ]
 
 
 def row(side: str, tensor: TensorSpec) -> list[str]:

@@ -36,7 +36,9 @@ BELOW = {'docs/zoo': 'zoo/*', 'docs/reference/index': '*'}
 def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
     """Append the hidden table of contents to a page that has pages below it."""
     trees = [
-        '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *(f'/{page}' for page in pages), '```'])
+        '\n'.join(
+            ['```{toctree}', ':hidden:', f':caption: {caption}', '', *(f'/{page}' for page in pages), '```']
+        )
         for caption, pages in CONTENTS.get(docname, {}).items()
     ]
     if docname in BELOW:

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f'error: mm2onnx {words[0]} needs PyTorch and OpenMMLab (not installed for {sys.executable}: '
             f'{", ".join(missing)}); make env in a checkout of the repository, or the pip commands of its '
-            f'docs/your-checkpoint.md, install them',
+            f'docs/install.md, install them',
             file=sys.stderr,
         )
         return 2

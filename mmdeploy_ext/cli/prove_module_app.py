@@ -1,4 +1,4 @@
-"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module, see docs/prove-module.md."""
+"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module, see docs/device.md."""
 
 from __future__ import annotations
 

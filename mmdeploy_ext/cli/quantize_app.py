@@ -302,7 +302,7 @@ def show(
         cli.say(console, views.time_text(measured['time']))
     cli.say(
         console,
-        'NOT PROVEN by these figures: evaluate it (docs/int8-images.md, "The metric before and after")',
+        'NOT PROVEN by these figures: evaluate it (docs/engines.md, "INT8 of dense graphs")',
     )
 
 

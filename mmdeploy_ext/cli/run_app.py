@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if f'{PREFIX}voxels' in props:
         raise ModelFileError(
             f'{files[-1]}: is a sparse backbone, whose map from above has no boxes to draw; use it in a '
-            f'program (mmdeploy_ext.runtime.sparse_encoder.ScnOnnx, docs/lidar.md)'
+            f'program (mmdeploy_ext.runtime.sparse_encoder.ScnOnnx, docs/models-lidar.md)'
         )
     metadata = Metadata.from_props(props, files[-1])
     check_inputs(args, metadata.samples)

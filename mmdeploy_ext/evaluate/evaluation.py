@@ -56,7 +56,7 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
             if not (exists(path) or exists(value)):
                 raise DataError(
                     f'{config}: data.test.{key}={path}: no such {kind}; '
-                    f'docs/your-checkpoint.md, "Data", tells where data sets are looked for'
+                    f'docs/evaluate.md, "Your model and data", tells where data sets are looked for'
                 )
 
 

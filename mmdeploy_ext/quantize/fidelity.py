@@ -1,6 +1,6 @@
 """Errors of int8 and fp16 in a sparse graph, layer by layer, simulated on a CPU.
 
-Per sweep: fp32; fp16; int8; and int8 with each layer fed by fp32. docs/int8.md gives the limits.
+Per sweep: fp32; fp16; int8; and int8 with each layer fed by fp32. docs/engines.md gives the limits.
 """
 
 from __future__ import annotations

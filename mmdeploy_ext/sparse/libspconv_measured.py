@@ -1,6 +1,6 @@
 """Measured behaviour of libspconv 1.1.10 (CUDA 12.6) on single convolutions, on an NVIDIA H200.
 
-300 random sites each, compared with numpy (docs/lidar.md, "On the engine itself").
+300 random sites each, compared with numpy (docs/models-lidar.md).
 """
 
 from __future__ import annotations

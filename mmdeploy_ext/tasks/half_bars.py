@@ -111,7 +111,7 @@ def tensor_text(cosine: float) -> str:
 
 BARS = HalfBars()
 INT8_BARS = HalfBars(cosine=0.98, iou=0.5, distance_m=1.0, score=0.15, match_rate=0.9, metric=1e-2)
-"""Bars of INT8 files: their metric is promised (docs/int8-images.md), the rest catches broken files."""
+"""Bars of INT8 files: their metric is promised (docs/engines.md), the rest catches broken files."""
 
 
 def bars_of(precision: str) -> HalfBars | None:

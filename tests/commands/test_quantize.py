@@ -114,7 +114,7 @@ def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tm
         metrics[name] = read_json(tmp_path / name / 'metrics_onnx.json')['metrics']['bbox_mAP']
     assert metrics['float'] > 0.3
     assert metrics['float'] != metrics['int8'], 'another file was evaluated'
-    assert abs(metrics['float'] - metrics['int8']) < 0.03, 'twelve images; all hundred: docs/int8-images.md'
+    assert abs(metrics['float'] - metrics['int8']) < 0.03, 'twelve images; all hundred: docs/engines.md'
 
 
 def test_a_stale_int8_file_is_not_written_over(int8, data, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """float16 of every trained toy: cosine of every output, and the metric through the loop of dist_test_onnx.sh.
 
-Prints the rows of the table in docs/half-precision.md (`-s`).
+Prints the rows of the table in docs/engines.md (`-s`).
 """
 
 from pathlib import Path

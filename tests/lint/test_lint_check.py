@@ -232,7 +232,7 @@ def test_reports_print_and_write_what_is_in_them():
 
 @pytest.mark.matrix
 def test_any_module_is_checked_in_a_script_that_imports_nothing_else(tmp_path):
-    """As docs/export-pitfalls.md shows it: no OpenMMLab, and places that an editor opens."""
+    """As docs/troubleshooting.md shows it: no OpenMMLab, and places that an editor opens."""
     script = tmp_path / 'mine.py'
     script.write_text(
         'import sys\n'

@@ -1,4 +1,4 @@
-"""INT8 of BEVFusion's backbone on the real sweep: the figures of docs/int8.md; -s prints them."""
+"""INT8 of BEVFusion's backbone on the real sweep: the figures of docs/engines.md; -s prints them."""
 
 from pathlib import Path
 

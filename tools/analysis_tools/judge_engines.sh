@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Export the trained toys, make a kit of each, run it on an engine of this machine in float32 and float16, and judge it:
-# judge_engines.sh PYTHON ENGINE PAGE, for example .venv/bin/python tensorrt docs/tensorrt.md. PAGE gets the table.
+# judge_engines.sh PYTHON ENGINE PAGE, for example .venv/bin/python tensorrt docs/engines.md. PAGE gets the table.
 set -euo pipefail
 python=$1 engine=$2 page=$3 out=work_dirs/judged_$2
 "$python" -c "from mmdeploy_ext.kit.local_run import device_of; print(device_of('$engine'))"

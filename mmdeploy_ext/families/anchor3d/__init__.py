@@ -11,7 +11,7 @@ register_family(
     runtime='mmdeploy_ext.families.anchor3d.runtime',
     library='mmdet3d',
     claims=('VoxelNet', 'MVXFasterRCNN', 'SASSD', 'DynamicVoxelNet'),
-    exports='PointPillars, SECOND and SSN with Anchor3DHead (mmdeploy_ext/families/anchor3d/README.md)',
+    exports='PointPillars, SECOND and SSN with Anchor3DHead (docs/models-lidar.md)',
     similar_names=(
         'Anchor3DHead',
         'FreeAnchor3DHead',
@@ -36,7 +36,7 @@ register_family(
     runtime='mmdeploy_ext.families.anchor3d.mvxnet.runtime',
     library='mmdet3d',
     claims=('DynamicMVXFasterRCNN',),
-    exports='MVX-Net with PointFusion (mmdeploy_ext/families/anchor3d/mvxnet/README.md)',
+    exports='MVX-Net with PointFusion (docs/models-lidar.md)',
     similar_names=('MVX', 'PointFusion', 'VoteFusion'),
     of_config="the grid and the picture are the config's",
     used_by={'': 'run {file} INFOS.pkl'},

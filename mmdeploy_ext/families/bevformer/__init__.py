@@ -17,7 +17,7 @@ register_family(
     runtime='mmdeploy_ext.families.bevformer.runtime',
     library='mmdet3d',
     claims=('BEVFormerHead',),
-    exports='BEVFormer with BEVFormerHead (mmdeploy_ext/families/bevformer/README.md)',
+    exports='BEVFormer with BEVFormerHead (docs/models-cameras.md)',
     similar_names=('BEVFormer', 'BEVDet', 'DETR3D'),
     of_config="size and cameras are the config's",
     used_by={'': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'},

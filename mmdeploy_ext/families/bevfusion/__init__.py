@@ -11,7 +11,7 @@ register_family(
     runtime='mmdeploy_ext.families.bevfusion.runtime.model',
     library='mmdet3d',
     claims=('BEVFusion',),
-    exports='BEVFusion of cameras and LiDAR (mmdeploy_ext/families/bevfusion/README.md)',
+    exports='BEVFusion of cameras and LiDAR (docs/models-lidar.md)',
     similar_names=('TransFusion', 'BEVFusion', 'LSS'),
     of_config="the grid and the cameras are the config's",
     used_by={'': 'run {file} INFOS.pkl'},

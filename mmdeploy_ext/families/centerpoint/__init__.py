@@ -11,7 +11,7 @@ register_family(
     runtime='mmdeploy_ext.families.centerpoint.runtime',
     library='mmdet3d',
     claims=('CenterPoint',),
-    exports='CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)',
+    exports='CenterPoint of points with CenterHead (docs/models-lidar.md)',
     similar_names=('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion'),
     of_config="the grid is the config's",
     used_by={'': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'},

@@ -8,6 +8,6 @@ register_family(
     facts='mmdeploy_ext.families.corner.facts:CornerFacts',
     runtime='mmdeploy_ext.families.parts.runtime.padded_results',
     claims=('CornerNet',),
-    exports='CornerNet and CentripetalNet (mmdeploy_ext/families/corner/README.md)',
+    exports='CornerNet and CentripetalNet (docs/models-2d.md)',
     similar_names=('CornerNet', 'CornerHead', 'CentripetalHead'),
 )

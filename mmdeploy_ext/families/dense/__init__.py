@@ -10,6 +10,6 @@ register_family(
     facts='mmdeploy_ext.runtime.dense_facts:DenseFacts',
     runtime='mmdeploy_ext.families.dense.runtime',
     claims=('BaseDenseHead',),
-    exports='one-stage detectors with a dense bbox_head (mmdeploy_ext/families/dense/README.md)',
+    exports='one-stage detectors with a dense bbox_head (docs/models-2d.md)',
     similar_names=('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'YOLO', 'SSD', 'RTMDet'),
 )

@@ -9,6 +9,6 @@ register_family(
     runtime='mmdeploy_ext.families.imvoxelnet.runtime',
     library='mmdet3d',
     claims=('ImVoxelNet',),
-    exports='ImVoxelNet (mmdeploy_ext/families/imvoxelnet/README.md)',
+    exports='ImVoxelNet (docs/models-cameras.md)',
     similar_names=('ImVoxel',),
 )

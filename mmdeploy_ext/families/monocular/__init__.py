@@ -9,7 +9,7 @@ register_family(
     runtime='mmdeploy_ext.families.monocular.runtime.fcos3d',
     library='mmdet3d',
     claims=('FCOSMono3DHead',),
-    exports='FCOS3D and PGD (mmdeploy_ext/families/monocular/README.md)',
+    exports='FCOS3D and PGD (docs/models-cameras.md)',
     similar_names=('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex'),
 )
 register_family(
@@ -19,6 +19,6 @@ register_family(
     runtime='mmdeploy_ext.families.monocular.runtime.smoke',
     library='mmdet3d',
     claims=('SMOKEMono3DHead',),
-    exports='SMOKE (mmdeploy_ext/families/monocular/README.md)',
+    exports='SMOKE (docs/models-cameras.md)',
     similar_names=('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex'),
 )

@@ -13,7 +13,7 @@ register_family(
     claims=('DETR', 'DeformableDETR', 'DINO', 'CoDETR', 'MaskFormer', 'SparseRCNN', 'QueryInst'),
     exports=(
         'DETR, Deformable DETR, DINO, Co-DINO, Mask2Former, MaskFormer, Sparse R-CNN and QueryInst '
-        '(mmdeploy_ext/families/query/README.md)'
+        '(docs/models-2d.md)'
     ),
     similar_names=(
         'DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer', 'Mask2Former', 'MaskFormer',

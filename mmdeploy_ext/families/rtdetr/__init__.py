@@ -11,6 +11,6 @@ register_family(
     runtime='mmdeploy_ext.families.rtdetr.runtime',
     keep_fp32=KEEP_FP32,
     claims=('RTDETR',),
-    exports='RTDETR, queries without suppression (mmdeploy_ext/families/rtdetr/README.md)',
+    exports='RTDETR, queries without suppression (docs/models-2d.md)',
     similar_names=('RTDETR', 'RTDetrV2', 'HybridEncoder'),
 )

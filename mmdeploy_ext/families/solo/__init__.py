@@ -10,6 +10,6 @@ register_family(
     facts='mmdeploy_ext.families.solo.facts:SoloFacts',
     runtime='mmdeploy_ext.families.solo.runtime',
     claims=('SOLOHead', 'DecoupledSOLOHead', 'DecoupledSOLOLightHead', 'SOLOV2Head'),
-    exports='SOLO, Decoupled SOLO and SOLOv2 with their mask_head (mmdeploy_ext/families/solo/README.md)',
+    exports='SOLO, Decoupled SOLO and SOLOv2 with their mask_head (docs/models-2d.md)',
     similar_names=('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic'),
 )

@@ -24,7 +24,7 @@ register_family(
     runtime='mmdeploy_ext.families.sparse4d.runtime',
     library='mmdet3d',
     claims=('Sparse4D', 'Sparse4DHead'),
-    exports='Sparse4D with Sparse4DHead (mmdeploy_ext/families/sparse4d/README.md)',
+    exports='Sparse4D with Sparse4DHead (docs/models-cameras.md)',
     similar_names=('Sparse4D', 'SparseDrive'),
     of_config="size and cameras are the config's",
     used_by={'': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'},

@@ -15,7 +15,7 @@ register_family(
     runtime='mmdeploy_ext.families.streampetr.runtime',
     library='mmdet3d',
     claims=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),
-    exports='Petr3D with StreamPETRHead (mmdeploy_ext/families/streampetr/README.md)',
+    exports='Petr3D with StreamPETRHead (docs/models-cameras.md)',
     similar_names=('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D'),
     of_config="size and cameras are the config's",
     used_by={'': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'},

@@ -13,7 +13,7 @@ register_family(
     claims=('TwoStageDetector', 'RPN', 'ImVoteNet'),
     exports=(
         "two-stage detectors with an rpn_head, a roi_head or both, Panoptic FPN, and ImVoteNet's first stage "
-        '(mmdeploy_ext/families/two_stage/README.md)'
+        '(docs/models-2d.md)'
     ),
     similar_names=('RCNN', 'RPN', 'RoIHead', 'MaskHead', 'Panoptic', 'ImVoteNet'),
 )

@@ -8,6 +8,6 @@ register_family(
     facts='mmdeploy_ext.families.yolact.facts:YolactFacts',
     runtime='mmdeploy_ext.families.yolact.runtime',
     claims=('YOLACT',),
-    exports='YOLACT (mmdeploy_ext/families/yolact/README.md)',
+    exports='YOLACT (docs/models-2d.md)',
     similar_names=('YOLACT', 'Protonet'),
 )

@@ -47,7 +47,7 @@ def test_the_plugin_of_tensorrt_gets_the_node_it_reads():
     assert toys.domains(without) == {''}, 'no plugin'
 
 
-# ---- the smallest operator of one's own, as docs/custom-operators.md has it
+# ---- the smallest operator of one's own, as docs/reference/custom-operators.md has it
 
 
 def soft_limit(x: torch.Tensor, limit: float, steps: int, mirrored: bool = True) -> torch.Tensor:

@@ -19,7 +19,7 @@ from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.tasks.bbox3d import match_detections
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
-PAGE = Path(__file__).resolve().parents[3] / 'docs/streaming.md'
+PAGE = Path(__file__).resolve().parents[3] / 'docs/models-cameras.md'
 INFOS = 'data/toy_nuscenes/toy_nuscenes2d_temporal_infos_val.pkl'
 SOURCES = dict(generated=(90, 160), real=(900, 1600))
 
