@@ -64,7 +64,7 @@ def test_nodes_that_cannot_be_told_apart_are_all_in_the_headline():
 
 @pytest.mark.parametrize('fresh', [True, False])
 def test_a_gather_that_takes_the_neighbouring_level_is_found_with_a_fresh_export_only(fresh):
-    """docs/troubleshooting.md says so: PyTorch has made the other level, too, so its values count as right."""
+    """PyTorch has made the other level, too, so its values count as right."""
     torch.manual_seed(0)
     model, search = searched(Levels().eval(), OUTPUTS)
     assert search.compare(toy_faults.copy_of(model), fresh).equal

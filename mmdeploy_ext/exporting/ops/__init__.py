@@ -1,1 +1,1 @@
-"""Operators that need help to reach ONNX, by subject; docs/reference/custom-operators.md says how to write one."""
+"""Operators that need help to reach ONNX, by subject; docs/reference/custom-operators.md."""

@@ -1,4 +1,4 @@
-"""One description of an operator that PyTorch's exporters do not know; see docs/reference/custom-operators.md."""
+"""One description of an operator that PyTorch does not export; see docs/reference/custom-operators.md."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ register_family(
     'sparse_backbone',
     'mmdeploy_ext.families.sparse_backbone.family:SPARSE_ENCODER',
     library='mmdet3d',
-    exports="mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/models-lidar.md)",
+    exports="mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint (docs/models-lidar.md)",
     similar_names=('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse'),
     used_by={'portable': 'benchmark {config} {checkpoint} --onnx {file}', '': 'graph show {file}'},
 )
