@@ -163,18 +163,6 @@ def test_turing_has_no_float32_matrix_products(operator):
     assert build(half, package(), [75]).data
 
 
-def test_a_type_that_onnx_does_not_know_is_refused_by_its_number():
-    model = two_outputs()
-    model.graph.input[0].type.tensor_type.elem_type = 99
-    assert 'of type 99' in find_refusals(model, rtx=True)[0].reason
-
-
-@pytest.mark.parametrize(('k', 'count'), [(3840, 0), (3841, 1)])
-def test_before_opset_10_topk_has_its_number_in_an_attribute(k, count):
-    model = parse(f'y, at = TopK<k = {k}>(x)', 'float[1,5000] x', f'float[1,{k}] y', opset=9)
-    assert len(find_refusals(model, rtx=True)) == count
-
-
 def test_lengths_of_a_split_are_constants_in_any_attribute_and_in_branches():
     listed = parse(
         """lengths = Constant<value_ints = [1, 3]>()

@@ -102,9 +102,7 @@ def test_a_file_that_is_not_the_module_makes_no_kit(module_folder, tmp_path):
     ('words', 'key'),
     [
         (['--module', 'm.py:make'], '--inputs'),
-        (['config.py', 'model.pth', '--module', 'm.py:make'], '--module'),
         (['config.py', 'model.pth', '--state', 'a=b'], '--state'),
-        (['--module', 'm.py:make', '--frames', '3'], '--frames'),
     ],
 )
 def test_options_of_another_kind_of_model_are_refused(words, key, tmp_path, capsys):

@@ -80,15 +80,6 @@ def test_texts_are_merged_only_where_they_are_equal():
     assert constants(model) == ['c0', 't1', 't2', 't3']
 
 
-def test_annotations_name_the_constant_that_stays():
-    zeros = np.zeros(2, np.float32)
-    model = small_model(zeros, zeros)
-    annotation = model.graph.quantization_annotation.add(tensor_name='y')
-    annotation.quant_parameter_tensor_names.add(key='SCALE_TENSOR', value='two')
-    (entry,) = compact(model).graph.quantization_annotation[0].quant_parameter_tensor_names
-    assert entry.value == 'c0'
-
-
 def test_outputs_keep_their_names_and_no_two_tensors_get_one():
     zeros, ones = np.zeros(2, np.float32), np.ones(2, np.float32)
     model = compact(small_model(zeros, ones, ('w_scale', 'w.s')))

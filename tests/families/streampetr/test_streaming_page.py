@@ -20,7 +20,7 @@ from mmdeploy_ext.tasks.bbox3d import match_detections
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 PAGE = Path(__file__).resolve().parents[3] / 'docs/models-cameras.md'
-INFOS = 'data/toy_nuscenes/toy_nuscenes2d_temporal_infos_val.pkl'
+INFOS = 'infos_val.pkl'
 SOURCES = dict(generated=(90, 160), real=(900, 1600))
 
 
@@ -44,9 +44,9 @@ def test_the_program_on_the_page_gives_what_the_data_set_gives(drive, capsys):
 
     test, path, files = drive
     (program,) = re.findall(r'^```python\n(.*?)^```', PAGE.read_text(encoding='utf-8'), re.M | re.S)
-    assert INFOS in program and "'work_dirs/stream_toy'" in program
+    assert INFOS in program and "'work_dirs/model'" in program
     names = {}
-    exec(program.replace(INFOS, str(path)).replace('work_dirs/stream_toy', str(Path(files[0]).parent)), names)
+    exec(program.replace(INFOS, str(path)).replace('work_dirs/model', str(Path(files[0]).parent)), names)
     printed = capsys.readouterr().out.splitlines()
 
     dataset, family = build_dataset(test), toy.deployment().family
@@ -64,5 +64,5 @@ def test_the_program_on_the_page_gives_what_the_data_set_gives(drive, capsys):
     assert command.main(words) == 0
     entries = json.loads(found.read_text())['frames']
     assert [entry['frame'] for entry in entries] == [info['token'] for info in dataset.data_infos]
-    assert entries[-1]['detections'] == names['boxes'].to_json(names['runtime'].classes)
+    assert entries[-1]['detections'] == names['boxes'].to_json(names['model'].classes)
     assert len({cv2.imread(entry['picture']).shape for entry in entries}) == 1

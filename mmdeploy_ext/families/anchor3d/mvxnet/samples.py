@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, camera_matrices, frame_of_rig
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -75,8 +75,19 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
         np.ascontiguousarray(points.cpu().numpy(), np.float32),
         str(meta.get('sample_idx', '')),
         images=np.ascontiguousarray(image.reshape(1, *image.shape[-3:]), np.float32),
-        calibration=camera_matrices(np.asarray(meta['lidar2img']), to_input),
+        calibration=_calibration(np.asarray(meta['lidar2img']), to_input),
         image_files=picture_files(meta),
+    )
+
+
+def _calibration(lidar2image: np.ndarray, to_input: np.ndarray) -> dict[str, np.ndarray]:
+    """The reference's own: the runtime's `camera_matrices` is what a proof compares with it."""
+    (scale_x, skew_x, left), (skew_y, scale_y, top) = to_input[:2]
+    img_aug = [[scale_x, skew_x, 0, left], [skew_y, scale_y, 0, top], [0, 0, 1, 0], [0, 0, 0, 1]]
+    return dict(
+        lidar2image=np.float32(lidar2image)[None],
+        img_aug_matrix=np.float32(img_aug)[None],
+        lidar_aug_matrix=np.eye(4, dtype=np.float32),
     )
 
 
@@ -103,7 +114,7 @@ def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Fu
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
     for points, picture, lidar2image, name in generated_moments(rule, count):
         prepared = rule.views.apply(picture)
-        calibration = camera_matrices(lidar2image, prepared.to_input)
+        calibration = _calibration(lidar2image, prepared.to_input)
         yield FusedFrame(points, name, images=prepared.tensor[None], calibration=calibration)
 
 
