@@ -12,9 +12,8 @@ import numpy as np
 from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.compat.panoptic_quality import id2rgb
-from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.runtime.detections import bounding_box
 from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import CLASSES, PATTERNS, Instance, colour_pair, layout, make_scene
@@ -132,18 +131,6 @@ def ensure_toy_coco(
 
 def run(args: argparse.Namespace) -> int:
     size = tuple(args.size) if args.size else None
-    cli.check_minimums(args, shapes=0)
-    if args.shapes is not None and not args.picture:
-        raise UsageError(f'--shapes {args.shapes}: goes with --picture; the pictures of a set draw theirs')
-    if args.picture:
-        _check(args.seed, {}, size)
-        if not args.picture.lower().endswith(('.jpg', '.jpeg')):
-            raise UsageError(f'--picture {args.picture}: expected a .jpg file')
-        with atomic_path(args.picture) as temporary:
-            image, _ = sample(args.seed, 'picture', 0, size, args.shapes)
-            staging.write_jpeg(temporary, image, JPEG_QUALITY)
-        print(f'{args.picture}: written')
-        return 0
     counts = dict(train_images=args.train_images, val_images=args.val_images)
     was_made = ensure_toy_coco(args.out, seed=args.seed, size=size, force=args.force, **counts)
     pictures = f'{args.train_images} training and {args.val_images} validation pictures made'
@@ -159,9 +146,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
     parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
-    text = 'write one picture of no split, not a set'
-    cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
-    parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')
 
 
 # ---------------------------------------------------------------- panoptic annotations

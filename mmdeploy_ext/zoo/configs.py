@@ -1,6 +1,5 @@
 """The configs of a zoo: those of the installed libraries, or of the user's folders, and what they contain."""
 
-import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -69,28 +68,29 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
         patterns: files, folders and globs. A relative one without matches in the working folder is looked up
             below the configs of the installed mmdet, or of the library that it begins with, as in
             'mmdet3d/second/*.py'. Without any, all configs of mmdet are returned. Of a folder, at any depth,
-            base configs and hidden files (parts that begin with '_' or '.') are left out; a glob takes files
-            of any name, but in the working folder no hidden ones, and its `**` is one folder there, any
-            number below installed ones.
+            base configs and hidden files (parts that begin with '_' or '.') are left out.
     """
     if not patterns:
         return _leaf_configs(installed_folder())
     files: list[Path] = []
     for pattern in patterns:
-        matches = [Path(path) for path in glob.glob(pattern)]
-        if pattern and not matches and not Path(pattern).is_absolute():
-            library, _, rest = pattern.partition('/')
-            named = bool(rest) and has_configs(library)
-            folder, rest = (installed_folder(library), rest) if named else (installed_folder(), pattern)
-            with contextlib.suppress(NotImplementedError, ValueError, IndexError):  # '/a', 'a**', '.'
-                matches = list(folder.glob(rest))
-        leaves = [
-            file for path in sorted(matches) for file in (_leaf_configs(path) if path.is_dir() else [path])
-        ]
+        leaves = []
+        for path in sorted(map(Path, _matches(pattern))):
+            leaves += _leaf_configs(path) if path.is_dir() else [path]
         if not leaves:
             raise UsageError(f'{pattern}: fits no config, neither here nor below {installed_folder()}')
         files += leaves
     return list(dict.fromkeys(path.absolute() for path in files))
+
+
+def _matches(pattern: str) -> list[str]:
+    found = glob.glob(pattern)
+    if found or not pattern or Path(pattern).is_absolute():
+        return found
+    library, _, rest = pattern.partition('/')
+    if rest and library.isidentifier() and importlib.util.find_spec(library):
+        return glob.glob(str(installed_folder(library) / rest))
+    return glob.glob(str(installed_folder() / pattern))
 
 
 def _leaf_configs(folder: Path) -> list[Path]:
@@ -113,14 +113,6 @@ def config_name(path: Path) -> str:
 def library_of(path: Path) -> str:
     """Return the name of the library that a config was installed with; '' if it is another config."""
     return next((folder.parts[-3] for folder in path.parents if folder.parts[-2:] == INSTALLED), '')
-
-
-def has_configs(library: str) -> bool:
-    """Return whether a library of this name is installed with configs."""
-    try:
-        return installed_folder(library).is_dir()
-    except (UsageError, ImportError, ValueError):  # the last two: names of no module, such as 'a.b' and '..'
-        return False
 
 
 def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config | None]:

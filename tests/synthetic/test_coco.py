@@ -83,8 +83,6 @@ def test_a_folder_of_another_origin_is_never_replaced(tmp_path, force):
         (['--seed', '-1'], '--seed'),
         (['--val-images', '0'], '--val-images'),
         (['--size', '32', '256'], '--size'),
-        (['--shapes', '3'], '--shapes'),
-        (['--picture', 'a.gif'], '--picture'),
         (['--out', '.'], 'working directory'),
     ],
 )
@@ -131,13 +129,6 @@ def test_a_placed_outline_has_the_area_asked_for(name):
     drawn = scene.coverage(loops, 200, 200) >= 128
     assert 2500 - 0.1 * edge < drawn.sum() < 2500 + 0.75 * edge
     assert drawn[100, 100] == (name != 'ring')
-
-
-def test_a_single_picture_can_be_asked_for(tmp_path):
-    options = ['--size', '360', '480', '--shapes', '10', '--seed', '6']
-    assert synthetic(['coco', '--picture', str(tmp_path / 'a.jpg'), *options]) == 0
-    assert cv2.imread(str(tmp_path / 'a.jpg')).shape == (360, 480, 3)
-    assert [path.name for path in tmp_path.iterdir()] == ['a.jpg']
 
 
 def test_mmdet_reads_the_set_and_gives_the_ground_truth_ap_1(small_set):
