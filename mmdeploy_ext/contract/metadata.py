@@ -10,7 +10,7 @@ from mmdeploy_ext.contract.registry import find_registration
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError, shape_text
-from mmdeploy_ext.core.files import AnyPath, read_onnx_props
+from mmdeploy_ext.core.files import AnyPath, read_onnx
 from mmdeploy_ext.core.typed_json import Mismatch, plain, read
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -252,4 +252,4 @@ def least_precision(files: Iterable[Metadata]) -> str:
 
 def read_props(path: AnyPath) -> dict[str, str]:
     """Read `metadata_props`; ModelFileError: missing or corrupt."""
-    return read_onnx_props(path)
+    return {entry.key: entry.value for entry in read_onnx(path).metadata_props}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 
@@ -23,10 +22,6 @@ AnyPath = str | os.PathLike[str]
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 PROTOBUF_LIMIT = 2**31 - 1
 """Largest protobuf message, in bytes."""
-METADATA_PROPS = 14
-"""Field of ONNX's `ModelProto`."""
-WIRE_SIZES = {1: 8, 2: 0, 5: 4}
-"""Wire type of protobuf -> bytes of a value; 0: a length comes before it."""
 EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
 MAGICS = (
     (b'version https://git-lfs', 'is a pointer of Git LFS; `git lfs pull` brings the file itself'),
@@ -212,14 +207,6 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
     """Read an ONNX file, also with a broken graph, without its external data."""
     import onnx
 
-    _check_onnx_file(path)
-    try:
-        return onnx.load(os.fspath(path), load_external_data=False)
-    except Exception as error:  # of protobuf
-        raise _unreadable(path, error) from error
-
-
-def _check_onnx_file(path: AnyPath) -> None:
     if os.path.isdir(path):
         raise ModelFileError(f'{path}: is a folder, expected an ONNX file')
     if not os.path.isfile(path):
@@ -227,64 +214,15 @@ def _check_onnx_file(path: AnyPath) -> None:
     if not os.path.getsize(path):
         raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')
     check_onnx_size(path)
-
-
-def _unreadable(path: AnyPath, error: Exception) -> ModelFileError:
-    if kind := described_kind(path, 'ONNX'):
-        return ModelFileError(f'{path}: is not a readable ONNX file: it {kind}')
-    return ModelFileError(
-        f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of another '
-        f'kind: {EXPORT_AGAIN}'
-    )
-
-
-def read_onnx_props(path: AnyPath) -> dict[str, str]:
-    """`metadata_props` of an ONNX file, without the package onnx and without its weights in memory."""
-    _check_onnx_file(path)
-    props = {}
     try:
-        with open(path, 'rb') as stream:
-            size = os.fstat(stream.fileno()).st_size
-            for field, content in _fields(stream, size, wanted=METADATA_PROPS):
-                if field == METADATA_PROPS:
-                    entry = dict(_fields(io.BytesIO(content), len(content)))
-                    props[entry.get(1, b'').decode()] = entry.get(2, b'').decode()
-    except OSError as error:
-        raise ModelFileError(f'{path}: cannot be read ({error.strerror})') from error
-    except ValueError as error:
-        raise _unreadable(path, error) from error
-    return props
-
-
-def _fields(stream: BinaryIO, size: int, wanted: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of the fields of a protobuf message; those not wanted have no content."""
-    while stream.tell() < size:
-        key = _varint(stream)
-        field, kind = key >> 3, key & 7
-        if kind == 0:
-            _varint(stream)
-            continue
-        if kind not in WIRE_SIZES:
-            raise ValueError('no protobuf message')
-        length = WIRE_SIZES[kind] or _varint(stream)
-        if not 1 <= field < 100 or stream.tell() + length > size:
-            raise ValueError('no protobuf message of this kind')
-        if wanted in (0, field):
-            yield field, stream.read(length)
-        else:
-            stream.seek(length, os.SEEK_CUR)
-
-
-def _varint(stream: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = stream.read(1)
-        if not byte:
-            break
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise ValueError('a number of protobuf is cut short')
+        return onnx.load(os.fspath(path), load_external_data=False)
+    except Exception as error:  # of protobuf
+        if kind := described_kind(path, 'ONNX'):
+            raise ModelFileError(f'{path}: is not a readable ONNX file: it {kind}') from error
+        raise ModelFileError(
+            f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
+            f'another kind: {EXPORT_AGAIN}'
+        ) from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
