@@ -23,10 +23,10 @@ NEEDED = ('sphinx', 'myst_parser', 'furo')
 LOADED = dict(script='src', img='src', link='href', iframe='src', source='src')
 """Tag -> attribute by which a page loads something."""
 SEARCHES = {
-    'deformable convolutions': 'Dense heads',
-    'born here': 'Find the first difference',
-    '退出码': '部署你自己的权重',
-    '归一化填充': '在你自己的程序里使用文件',
+    'deformable convolutions': 'Export',
+    'born here': 'Troubleshooting',
+    '退出状态': '导出',
+    '归一化填充': '运行文件',
 }
 """Query -> title of a page among the results. The last one is two words that stand apart on the page."""
 
