@@ -11,6 +11,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from made_once import made_once
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.copy import prepared as prepared_copy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.seeded.weights import seeded_model
 from toy_two_stage import CONFIG, run_stages
@@ -153,6 +154,7 @@ def options_of(size=SIZE, family='query', **chosen):
 def exported(family, model, options, prepared):
     """Return what gives the outputs, by name, of a file that was traced with prepared pictures."""
     example = {name: torch.from_numpy(array) for name, array in family.feeds(prepared, True).items()}
+    model = prepared_copy(model)
     stages, spec = family.stages(model, options), family.spec(model, options)
     graph = export.export_stages(stages, example, spec, options)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])

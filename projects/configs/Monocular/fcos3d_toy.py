@@ -27,6 +27,6 @@ model = dict(
         regress_ranges=((-1, 48), (48, 96), (96, 1e8)),
         norm_cfg=dict(type='GN', num_groups=4, requires_grad=True),
     ),
-    test_cfg=dict(nms_pre=60, max_per_img=40),
+    test_cfg=dict(nms_pre=60, nms_thr=0.05, max_per_img=40),
 )
 data = monocular.nuscenes()

@@ -239,7 +239,7 @@ def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options
     report, target = tmp_path / 'r.json', tmp_path / 'int8'
     assert quantize_app.main([*words, '--output', str(target), '--json', str(report), '--reduce-range']) == 0
     found = read_json(report)
-    assert (found['images'], found['images_are']) == (2, 'fused')
+    assert (found['images'], found['images_are']) == (2, 'frames')
     assert found['layers'] > 50 and any('heatmap_head' in name for name in found['float_layers'])
     assert all(figures['cosine'] > 0.99 for figures in found['outputs'].values())
     names = 'depth', 'frame', 'lidar', 'rig'

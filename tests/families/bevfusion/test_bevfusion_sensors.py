@@ -55,7 +55,7 @@ def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, s
         found = runtime.step(frames[0])
         assert len(found.detections) and set(runtime.seconds) == set(FILES[sensor])
         if sensor != 'lidar':
-            with pytest.raises(ShapeError, match='images'):
+            with pytest.raises(ShapeError, match='pictures'):
                 runtime.step(dataclasses.replace(frames[0], images=None))
         else:
             with pytest.raises(DataError, match='empty'):
