@@ -37,7 +37,7 @@ def rotate(
         image: (C, H, W) float32.
         angle: () degrees, counter-clockwise with row 0 on top, as torchvision has it.
         center: (2,) x, y, pixels from the corner of the picture: (0.5, 0.5) is the middle of the first one.
-        interpolation: attribute of the plug-in, `NEAREST` in BEVFormer. A source between two pixels goes to
+        interpolation: attribute of the plug-in, `NEAREST` in BEVFormer, else bilinear. A nearest source between two pixels goes to
             the one further from 0, where torchvision takes the even one.
     """
     height, width = image.shape[1:]
@@ -51,9 +51,11 @@ def rotate(
         (cosine * x + sine * y + (-x0 * cosine - y0 * sine + x0)) / half[0],
         (-sine * x + cosine * y + (x0 * sine - y0 * cosine + y0)) / half[1],
     )
+    places = [((share + 1) * size - 1) / 2 for share, size in zip(shares, (width, height), strict=True)]
+    if interpolation != NEAREST:
+        return _bilinear(image.transpose(1, 2, 0), np.stack(places, -1)).transpose(2, 0, 1)
     cells, is_inside = [], True
-    for share, size in zip(shares, (width, height), strict=True):
-        place = ((share + 1) * size - 1) / 2
+    for place, size in zip(places, (width, height), strict=True):
         cell = np.trunc(place + np.copysign(np.float32(0.5), place)).astype(np.int64)
         is_inside = is_inside & (cell >= 0) & (cell < size)
         cells.append(cell.clip(0, size - 1))
