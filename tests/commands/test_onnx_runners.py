@@ -178,10 +178,7 @@ def test_equal_stems_get_different_pictures(tmp_path):
     ('name', 'words', 'said'),
     [
         (FULL, '{models}/raw.onnx {images}/one.jpg', 'onnx_no_topk_nms.py'),
-        (REST, '{models}/full.onnx {images}/one.jpg', 'onnx_with_postprocess.py'),
         (FULL, '{models}/full.onnx {images}/one.jpg --score-thr 3', '--score-thr'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --out x.gif', 'x.gif'),
-        (FULL, '{models}/full.onnx {images} --out x.png', 'x.png'),
         (FULL, '{models}/full.onnx {images}/one.jpg --providers NoSuchProvider', 'NoSuchProvider'),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from marking import in_suite
-from mmdeploy_ext.cli import backend_config, test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 from rank_processes import run_ranks
@@ -215,31 +215,6 @@ def test_the_command_line_chooses_the_engine_over_the_config(work_dir, data, cap
 
 
 @pytest.mark.parametrize(
-    ('settings', 'onnx', 'expected'),
-    [
-        (None, True, dict(type='OnnxRuntimeBackend', dump=None)),
-        (dict(threads=2, dump={}), True, dict(type='OnnxRuntimeBackend', threads=2, dump=None)),
-        (
-            dict(type='TorchBackend', dump=dict(dir='d'), postprocess='raw'),
-            True,
-            dict(type='OnnxRuntimeBackend', dump=None, dump_dir='d', postprocess='raw'),
-        ),
-        (dict(type='OpenVinoBackend', threads=2), True, dict(type='OpenVinoBackend', threads=2, dump=None)),
-        (dict(type='TensorRtBackend', device=3), False, dict(type='TorchBackend', dump=None)),
-    ],
-)
-def test_the_settings_of_the_engine_that_runs(settings, onnx, expected, monkeypatch):
-    from mmcv import Config
-
-    from mmdeploy_ext.families.base import FAMILIES
-
-    monkeypatch.setattr(backend_config, 'check_engine', lambda *_: None)  # installed or not
-
-    cfg = Config(dict(backend_config=settings) if settings else {})
-    assert backend_config.read_settings(cfg, FAMILIES['dense'], onnx) == expected
-
-
-@pytest.mark.parametrize(
     ('script', 'option'), [('dist_test_pth.sh', '--torch'), ('dist_test_onnx.sh', '--onnx')]
 )
 @pytest.mark.parametrize('processes', [1, 2])
@@ -260,23 +235,6 @@ def test_metrics_that_differ_end_with_status_1(work_dir, data, capsys):
     command = [ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
     assert test_app.main(command) == 1
     assert 'DIFFERS' in (out := capsys.readouterr().out) and 'NOT PROVEN' in out
-
-
-def test_ranks_of_a_slurm_job_share_one_port(tmp_path):
-    """The script with a stand-in for srun that starts two tasks, the second one later."""
-    fake = tmp_path / 'srun'
-    fake.write_text(
-        '#!/usr/bin/env bash\nwhile [[ $1 == -* ]]; do [[ $1 == -p ]] && shift; shift; done\n'
-        'for rank in 0 1; do echo "$rank $MASTER_PORT $*"; done\n'
-    )
-    fake.chmod(0o755)
-    environment = dict(
-        os.environ, PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', GPUS='2', PYTHON='python'
-    )
-    command = [str(REPO / 'tools/slurm_test.sh'), 'part', 'job', 'c.py', 'c.pth', '--eval', 'bbox']
-    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert out[1].isdigit() and out.count(out[1]) == 2
-    assert '--launcher=slurm' in out and out[-2:] == ['--eval', 'bbox']
 
 
 def test_fused_batch_normalisation_keeps_the_metrics(work_dir, data):
