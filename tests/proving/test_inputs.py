@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import toy_rtdetr
 import toy_solo
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -23,9 +22,7 @@ def deployments(tmp_path_factory):
     folder = tmp_path_factory.mktemp('toys')
     return dict(
         atss=load_toy(),
-        solov2=toy_solo.load_toy('solov2', folder),
         decoupled=toy_solo.load_toy('decoupled', folder),
-        rtdetr=toy_rtdetr.load_toy(folder),
     )
 
 
@@ -38,7 +35,7 @@ def options(deployment, **changes):
     return deployment.family.choose(**{'height': 256, 'width': 320, 'dynamic': True, **changes})
 
 
-FAMILIES = 'atss', 'solov2', 'decoupled', 'rtdetr'
+FAMILIES = 'atss', 'decoupled'
 
 
 @pytest.mark.parametrize('size', [(256, 320), (64, 96)])
@@ -108,7 +105,7 @@ def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture
     ]
 
 
-@pytest.mark.parametrize('family', ['atss', 'solov2'])
+@pytest.mark.parametrize('family', FAMILIES)
 def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_them(
     deployments, picture, family
 ):
@@ -134,6 +131,7 @@ WITHOUT_LAST = (
 )
 
 
+@pytest.mark.matrix
 def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 

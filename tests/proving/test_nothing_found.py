@@ -37,6 +37,7 @@ def from_nothing(found, *_):
     return torch.cat([dets, more], 1), torch.cat([labels, classes], 1), *count
 
 
+@pytest.mark.matrix
 def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
     deployment, path = load_toy(), str(tmp_path / 'm.onnx')
     options = options_of(deployment)
@@ -53,6 +54,7 @@ def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
     assert wrong.name == 'plain picture, nothing found' and wrong.detections[0].reason == '100 extra'
 
 
+@pytest.mark.suite('atss')
 @pytest.mark.parametrize(
     'make', [load_toy, lambda: load('mask_rcnn'), lambda: load('solov2')], ids=['atss', 'mask_rcnn', 'solov2']
 )

@@ -211,6 +211,7 @@ class Flat(torch.nn.Module):
         return 2 * x.flatten(2)
 
 
+@pytest.mark.suite('False')
 @pytest.mark.parametrize('dynamo', [False, True])
 def test_a_file_of_plain_torch_onnx_export_is_proven_whatever_its_graph(tmp_path, dynamo):
     path, samples = tmp_path / 'm.onnx', [(torch.rand(2, 3, 4, 5),) for _ in range(2)]

@@ -8,7 +8,6 @@ import pytest
 
 import toy_centerpoint
 import toy_scn_family
-from marking import in_suite
 from mmdeploy_ext.cli import export_scn_app, verify_app
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json
@@ -83,7 +82,8 @@ def test_a_sweep_that_cannot_be_read_once_the_weights_are_loaded_has_exit_status
     assert error.value.exit_code == 1
 
 
-@pytest.mark.parametrize('target', in_suite(['libspconv', 'portable'], 'portable'))
+@pytest.mark.matrix
+@pytest.mark.parametrize('target', ['libspconv', 'portable'])
 def test_a_sparse_backbone_is_proven_by_verify_too(target, tmp_path, capsys):
     config, checkpoint = toy_scn_family.write_model(tmp_path)
     points = np.random.default_rng(0).uniform(-8, 8, (2000, 5)).astype(np.float32) * [1, 1, 0.4, 1, 1]

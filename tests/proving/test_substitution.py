@@ -123,6 +123,7 @@ def proven(deployment, path, fault):
     return prove(deployment, str(path), [('toy.jpg', image)], edited=True, timed=False)[0]
 
 
+@pytest.mark.suite('nms_pre')
 @pytest.mark.parametrize(
     ('name', 'part', 'change'),
     [
@@ -167,6 +168,7 @@ def rolled(weight):
         weight.data.copy_(original)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ('layer', 'wrong'),
     [('bbox_head.fc_cls', 'cls_score_0'), ('mask_head.conv_logits', 'mask_logits_0')],

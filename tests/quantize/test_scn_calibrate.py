@@ -127,6 +127,7 @@ def test_ranges_equal_the_references_on_its_real_sweep():
     assert equal >= 25  # of 29; 28 were, bit for bit
 
 
+@pytest.mark.matrix
 def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_the_unfolded_kernel():
     listed = scn_goldens.node_list('centerpoint.int8.zyx')
     import scn_nets
