@@ -28,6 +28,7 @@ def done(result):
     return result.stdout
 
 
+@pytest.mark.matrix
 def test_pictures_are_drawn_and_every_detection_is_written(installed):
     said = done(installed('run', MODEL, PICTURE, '--out', 'drawn', '--json', 'found.json'))
     assert said.startswith(f'{PICTURE}: 7 detections, ')
@@ -52,6 +53,7 @@ def test_sweeps_are_drawn_from_above(installed, tmp_path):
     assert cv2.imread(str(installed.folder / 'sweeps/1.pcd_det.png')).std() > 5
 
 
+@pytest.mark.matrix
 def test_a_file_says_what_it_is(installed):
     said = done(installed('info', MODEL, '--json', 'info.json'))
     for words in ('dense: full', 'triangle', 'img_scale', 'atss_toy.py', 'dets', 'mm2onnx run'):
@@ -66,6 +68,7 @@ def test_any_onnx_file_is_shown_and_compared(installed):
     assert 'equal' in done(installed('graph', 'diff', MODEL, MODEL))
 
 
+@pytest.mark.matrix
 def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
     result = installed('doctor', '--json', 'doctor.json')
     assert result.returncode == 0, result.stdout

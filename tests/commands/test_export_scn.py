@@ -233,7 +233,6 @@ BAD_OPTIONS = {
         ['--output-file', '{folder}/lidar.zyx.onnx', '--order', 'xyz'],
         '--order zyx',
     ),
-    'unknown override': (['--cfg-options', 'model.type=Mask'], 'sparse-convolution backbone'),
 }
 
 

@@ -127,6 +127,7 @@ def test_a_stale_int8_file_is_not_written_over(int8, data, tmp_path, capsys):
     assert sha256_file(path) == before
 
 
+@pytest.mark.matrix
 def test_layers_that_harm_stay_float_until_the_bar_and_the_status_says_whether_it_held(
     data, tmp_path, capsys
 ):

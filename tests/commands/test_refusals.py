@@ -60,6 +60,7 @@ def test_a_checkpoint_of_other_classes_names_the_layer_and_both_shapes(bench):
     bench.refuses('export', 'bbox_head.atss_cls.weight', '(6, 64, 3, 3)', '(7, 64, 3, 3)', more=more)
 
 
+@pytest.mark.matrix
 def test_a_training_checkpoint_with_numpy_values_in_meta_exports(bench):
     content = torch.load(CHECKPOINT)
     content['meta'].update(best=np.float64(0.5), epoch=np.int64(3), names=np.array(['a', 'b']))

@@ -61,6 +61,7 @@ def page(browser, kit):
         yield browser
 
 
+@pytest.mark.matrix
 def test_a_browser_gives_pytorchs_results_and_asks_nobody_else(browser, kit):
     with address_of(kit) as address:
         verdict, failures, detail = run_page(browser, address)
