@@ -1,21 +1,14 @@
 """The benchmark: turns, figures, files, errors. Nothing here depends on how fast the machine is."""
 
-import functools
 import importlib.util
 import json
-import os
 
 import cv2
-import numpy as np
-import onnx
 import pytest
-import torch
 
-from mmdeploy_ext.benchmark import measure, memory
-from mmdeploy_ext.benchmark.base import doubts
+from mmdeploy_ext.benchmark import measure
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.cli import benchmark_app
-from mmdeploy_ext.core.errors import EngineError, UsageError
 from rank_processes import run_ranks
 
 MODEL = 'configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth'
@@ -47,11 +40,6 @@ def test_every_round_runs_each_contender_once_in_an_order_that_rotates():
     assert {name: len(mine) for name, mine in runs.items()} == dict.fromkeys(names, 3)
 
 
-def test_contenders_need_names_of_their_own():
-    with pytest.raises(UsageError, match='unique'):
-        measure.interleave([contender('a'), contender('a')], [[]], 1)
-
-
 def test_ratios_are_taken_round_by_round():
     contenders = [contender('torch', engine='torch', form=''), contender('full')]
     seconds = dict(torch=[1.0, 4.0, 2.0], full=[0.5, 2.0, 1.0])
@@ -64,19 +52,9 @@ def test_ratios_are_taken_round_by_round():
     assert row['images_per_s'] == 6, 'two images per second in each of three processes'
 
 
-def test_without_pytorch_there_is_no_ratio_and_an_unknown_split_stays_unknown():
-    (row,) = measure.summarise([contender('full')], {'full': [Run(1.0, None, 0)]}, batch=1)
-    assert row['ratio_to_torch'] is None and row['network_ms'] is None and row['postprocess_ms'] is None
-
-
 def test_spread_is_median_quartiles_and_mad():
     figures = measure.spread([1, 2, 3, 4, 100])
     assert figures == dict(median=3, q1=2, q3=4, mad=1, min=1, max=100)
-
-
-@pytest.mark.parametrize(('counts', 'notes'), [((100, 99), 0), ((100, 60), 1), ((0, 0), 1)])
-def test_doubtful_numbers_of_detections_have_a_note(counts, notes):
-    assert len(doubts([dict(input='', detections_per_image=count) for count in counts], '')) == notes
 
 
 # ---- the tool
@@ -131,18 +109,6 @@ def test_openvino_is_measured_beside_the_others_and_finds_the_same(tmp_path):
     assert rows[0]['detections_per_image'] == rows[1]['detections_per_image']
 
 
-@pytest.mark.matrix
-def test_what_pytorch_cannot_compile_is_left_out_with_its_reason(tmp_path, monkeypatch):
-    def fail(*_):
-        raise RuntimeError('\nInvalidCxxCompiler: No working C++ compiler found\nSet TORCHDYNAMO_VERBOSE=1')
-
-    monkeypatch.setattr(torch, 'compile', lambda forward, **_: fail)
-    words = ['--engines', 'torch,torch-compile', '--no-memory', '--json', tmp_path / 'b.json', *SHAPE]
-    assert run(*words, files=()) == 0
-    (refused,) = json.loads((tmp_path / 'b.json').read_text())['refused']
-    assert refused['label'] == 'compiled' and refused['reason'].endswith('No working C++ compiler found')
-
-
 @pytest.mark.timeout(1200)
 @pytest.mark.matrix
 def test_inductor_finds_what_eager_finds(tmp_path):
@@ -171,26 +137,6 @@ def test_bad_options_exit_2_before_anything_is_measured(words, key, capsys):
     assert captured.err.startswith('error: ') and key in captured.err and captured.out == ''
 
 
-def test_when_every_file_is_refused_the_reasons_are_told(tmp_path, capsys):
-    model = onnx.load(FILE)
-    model.graph.node[0].op_type, model.graph.node[0].domain = 'NoSuchOperator', 'nowhere'
-    model.opset_import.append(onnx.helper.make_opsetid('nowhere', 1))
-    onnx.save(model, tmp_path / 'bad.onnx')
-    words = ['--engines', 'onnxruntime', '--no-memory', '--skip-refused', *SHAPE]
-    assert run(*words, files=(tmp_path / 'bad.onnx',)) == 1
-    error = capsys.readouterr().err
-    assert f'onnxruntime full ({tmp_path / "bad.onnx"})' in error and 'NoSuchOperator' in error
-
-
-def test_an_engine_that_is_not_installed_is_named_with_the_fix(capsys, monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        'importlib.util.find_spec', lambda name: None if name == 'openvino' else find_spec(name)
-    )
-    assert run('--engines', 'torch,openvino') == 2
-    assert 'pip install openvino' in capsys.readouterr().err
-
-
 @pytest.mark.matrix
 def test_two_processes_share_the_rounds_and_the_first_one_reports(tmp_path):
     words = [
@@ -202,13 +148,3 @@ def test_two_processes_share_the_rounds_and_the_first_one_reports(tmp_path):
     found = json.loads((tmp_path / 'b.json').read_text())
     assert (found['processes'], found['rounds']) == (2, 4)
     assert [out.count('vs PyTorch') for _, out, _ in ended] == [1, 0]
-
-
-def dies(_):
-    os._exit(3)
-
-
-@pytest.mark.matrix
-def test_a_process_that_dies_is_an_error_and_not_a_wait():
-    with pytest.raises(EngineError, match=r'm\.onnx.*\(exit.*3'):
-        memory.measure(functools.partial(dies, np.zeros(1_000_000)), 'm.onnx')

@@ -9,7 +9,6 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr_export as toy
-from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.cli import benchmark_app
 
 CONFIG = """
@@ -81,32 +80,3 @@ def test_memory_is_measured_in_a_process_of_its_own(place, tmp_path):
     assert run(place, '--onnx', place / 'deploy', '--json', target) == 0
     rows = json.loads(target.read_text())['contenders']
     assert all(row['memory']['peak_mb'] >= row['memory']['resident_mb'] > 0 for row in rows)
-
-
-@pytest.mark.parametrize(
-    ('words', 'key'),
-    [
-        (['--shape', '64'], '--shape'),
-        (['--engines', 'torch,tensorrt'], 'tensorrt'),
-        (['--sweep', 'a.bin'], 'a.bin'),
-    ],
-)
-def test_what_streaming_models_do_not_have_is_refused(place, words, key, capsys):
-    assert run(place, *words) == 2
-    assert key in capsys.readouterr().err
-
-
-def test_the_clock_counts_a_nested_part_once_and_leaves_nothing_behind():
-    class Model:
-        def outer(self):
-            return self.inner()
-
-        def inner(self):
-            return 7
-
-    model = Model()
-    with PartClock(dict(a=[(model, 'outer')], b=[(model, 'inner')])) as clock:
-        assert model.outer() == 7
-        assert clock.seconds['a'] > 0 == clock.seconds['b']
-        assert model.inner() == 7 and clock.seconds['b'] > 0
-    assert not vars(model)

@@ -2,13 +2,12 @@
 
 import importlib.util
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import toy_scn_family
-from mmdeploy_ext.benchmark.sparse import ground, synthetic_sets
+from mmdeploy_ext.benchmark.sparse import ground
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.sparse.rulebook import Level
 from toy_rulebook import submanifold_table
@@ -49,12 +48,6 @@ def test_a_voxel_has_as_many_neighbours_in_a_small_scene_as_in_a_large_one():
     assert 3 < found[0] < 27 and found[1] == pytest.approx(found[0], rel=0.15)
 
 
-def test_numbers_that_a_grid_has_no_room_for_have_one_scene_together():
-    settings = SimpleNamespace(spatial_shape=(4, 4, 4), order='xyz', in_channels=5)
-    sets = synthetic_sets(SimpleNamespace(settings=settings), (10, 1000, 2000))
-    assert [voxels.name for voxels in sets] == ['synthetic 10', 'synthetic 15']
-
-
 @pytest.mark.matrix
 def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
     target, chart = tmp_path / 'b.json', tmp_path / 'b.png'
@@ -86,19 +79,3 @@ def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
 def test_what_cannot_be_meant_is_refused(model, words, key, capsys):
     assert benchmark(*model, *words) == 2
     assert key in capsys.readouterr().err
-
-
-@pytest.mark.matrix
-def test_a_given_file_is_measured_and_another_is_refused(model, tmp_path, capsys):
-    from mmdeploy_ext.families import backbone_files as deploy
-    from mmdeploy_ext.families.base import BACKBONE
-    from mmdeploy_ext.families.model import load
-
-    path, dialect = str(tmp_path / 'p.onnx'), str(tmp_path / 'l.onnx')
-    deployment = load(*model, product=BACKBONE)
-    deploy.export_file(deployment, deployment.family.choose(target='portable', order='zyx'), path)
-    deploy.export_file(deployment, deployment.family.choose(order='xyz'), dialect)
-    words = [*model, '--engines', ','.join(ONNX_ENGINES), '--voxels', 100, '--max-iter', 1, '--no-memory']
-    assert benchmark(*words, '--onnx', path) == 0
-    assert 'rulebook' in capsys.readouterr().out
-    assert benchmark(*words, '--onnx', dialect) == 2

@@ -1,7 +1,6 @@
 """`mm2onnx`: where nothing but the wheel is installed, from another folder; and what it refuses."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,15 +9,12 @@ import pytest
 
 import installed_wheel
 import toy_centerpoint
-from mmdeploy_ext import __version__
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.cli.run_app import COMPILING
 from mmdeploy_ext.core import commands
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL, PICTURE = (str(REPOSITORY / f'demo/{name}') for name in ('atss_toy.onnx', 'toy.jpg'))
-ALONE = tuple(name for name, entry in commands.COMMANDS.items() if not entry.needs)
-NEEDS_MORE = tuple(name for name, entry in commands.COMMANDS.items() if entry.needs)
 
 
 @pytest.fixture(scope='session')
@@ -32,6 +28,7 @@ def done(result):
     return result.stdout
 
 
+@pytest.mark.matrix
 def test_pictures_are_drawn_and_every_detection_is_written(installed):
     said = done(installed('run', MODEL, PICTURE, '--out', 'drawn', '--json', 'found.json'))
     assert said.startswith(f'{PICTURE}: 7 detections, ')
@@ -56,6 +53,7 @@ def test_sweeps_are_drawn_from_above(installed, tmp_path):
     assert cv2.imread(str(installed.folder / 'sweeps/1.pcd_det.png')).std() > 5
 
 
+@pytest.mark.matrix
 def test_a_file_says_what_it_is(installed):
     said = done(installed('info', MODEL, '--json', 'info.json'))
     for words in ('dense: full', 'triangle', 'img_scale', 'atss_toy.py', 'dets', 'mm2onnx run'):
@@ -70,39 +68,12 @@ def test_any_onnx_file_is_shown_and_compared(installed):
     assert 'equal' in done(installed('graph', 'diff', MODEL, MODEL))
 
 
+@pytest.mark.matrix
 def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
     result = installed('doctor', '--json', 'doctor.json')
     assert result.returncode == 0, result.stdout
     assert 'PyTorch and OpenMMLab are not installed' in result.stdout and 'mmdet' not in result.stdout
     assert json.loads((installed.folder / 'doctor.json').read_text())['healthy']
-
-
-def test_help_lists_every_command_and_what_is_not_here(installed):
-    said = ' '.join(done(installed('--help')).split())
-    for name, tool in commands.COMMANDS.items():
-        absent = f' (not here: it needs {", ".join(tool.needs)})' if tool.needs else ''
-        assert f' {name} {tool.help}{absent} ' in said
-    assert done(installed('--version')) == f'mm2onnx {__version__}\n'
-
-
-@pytest.mark.parametrize(
-    ('typed', 'offered'),
-    [
-        ('mm2onnx ', {*ALONE, *NEEDS_MORE}),
-        ('mm2onnx graph di', {'diff'}),
-        ('mm2onnx run --score', {'--score-thr'}),
-        ('mm2onnx export --exporter t', {'torchscript'}),
-    ],
-)
-def test_a_shell_completes_commands_options_and_values(installed, typed, offered):
-    if not list(installed.site.glob('argcomplete')):
-        pytest.skip('skipped: argcomplete is neither here nor to be downloaded')
-    script = (
-        'eval "$(register-python-argcomplete mm2onnx)"; COMP_LINE=$0 COMP_POINT=${#0} COMP_TYPE=9; '
-        '_python_argcomplete mm2onnx; printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    found = subprocess.run(['bash', '-c', script, typed], env=installed.env, capture_output=True, text=True)
-    assert offered <= {word.strip() for word in found.stdout.splitlines()}, found.stderr
 
 
 # ---- in this environment
@@ -147,21 +118,6 @@ def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected)
     assert said.err.startswith('error: ') and said.err.count('\n') == 1 and expected in said.err
 
 
-def test_messages_name_the_command_where_it_is_what_was_typed():
-    named = 'verify', 'with_postprocess', 'quantize', 'run'
-    assert [commands.command(name) for name in named] == [
-        'python tools/deployment/verify.py',
-        'python tools/onnx/onnx_with_postprocess.py',
-        'python tools/deployment/quantize.py',
-        'python -m mmdeploy_ext run',
-    ]
-    with command.as_program('mm2onnx run'):
-        said = [commands.command(name) for name in named]
-        assert said == [commands.tool(name) for name in named]
-        assert said == ['mm2onnx verify', 'mm2onnx run', 'mm2onnx quantize', 'mm2onnx run']
-    assert commands.tool('verify') == 'tools/deployment/verify.py' and commands.tool('run') == 'mm2onnx run'
-
-
 def test_every_script_of_the_table_is_there():
     scripts = [entry.script for entry in (*commands.COMMANDS.values(), *commands.SCRIPTS.values())]
     for script in filter(None, (*scripts, *commands.RUNNERS.values())):
@@ -171,8 +127,3 @@ def test_every_script_of_the_table_is_there():
 def test_help_of_an_export_shows_the_common_options_and_help_all_shows_all(capsys):
     common, every = (run(capsys, 'export', option)[1].out for option in ('--help', '--help-all'))
     assert common.count('\n  --') <= 16 and '--fork-version' not in common and '--fork-version' in every
-
-
-def test_a_folder_of_graphs_is_told_as_one_model(capsys):
-    status, said = run(capsys, 'info', toy_centerpoint.exported()[1])
-    assert status == 0 and 'centerpoint: backbone, head' in said.out and 'heatmap' in said.out

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
@@ -55,15 +53,3 @@ def test_a_wrong_file_is_exit_status_one_with_node_module_json_and_page(exported
     assert json.loads(embedded[1]) == content
     assert page.count('class="wrong"') == 2  # one in the plot, one in the legend
     assert f'<code>{node}</code>' in page
-
-
-def test_two_files_need_no_torch(exported, broken):
-    code = (
-        'import sys; sys.modules["torch"] = None; from mmdeploy_ext.cli.graph_app import main; '
-        f'sys.exit(main(["diff", {exported!r}, {broken!r}]))'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1, done.stderr
-    assert 'DIFFERS' in done.stdout

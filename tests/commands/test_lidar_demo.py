@@ -3,7 +3,6 @@
 import cv2
 import pytest
 
-import toy_anchor3d
 import toy_centerpoint
 from mmdeploy_ext.cli import lidar_demo_app
 
@@ -47,18 +46,3 @@ def test_onnx_alone_needs_no_checkpoint(toy, sweep, tmp_path, capsys):
     assert lidar_demo_app.main(words) == 0
     assert 'PyTorch' not in capsys.readouterr().out
     assert cv2.imread(str(out)).shape == (588, 560, 3)
-
-
-def test_files_of_another_family_of_sweeps_are_run_by_its_runtime(sweep, tmp_path):
-    out = tmp_path / 'anchors.png'
-    words = [sweep, '--onnx', str(toy_anchor3d.exported()[1]), '--engine', 'onnx', '--out', str(out)]
-    assert lidar_demo_app.main(words) == 0
-    assert cv2.imread(str(out)).shape == (588, 560, 3)
-
-
-def test_files_are_exported_where_none_are_given(toy, sweep, tmp_path, monkeypatch, capsys):
-    """An empty --onnx, of a script's variable that is not set, names none."""
-    monkeypatch.chdir(tmp_path)
-    assert demo(toy, sweep, '--onnx', '', '--engine', 'onnx', '--out', 'picture.png') == 0
-    assert 'exported in' in capsys.readouterr().out
-    assert (tmp_path / 'work_dirs/lidar_demo/graphs/head.onnx').is_file()

@@ -1,17 +1,13 @@
 """`onnx2tensorrt.py`: engines of the toys without a GPU, what is refused and how."""
 
 import json
-import types
 
-import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.cli import tensorrt_app
 from mmdeploy_ext.cli.tensorrt_app import main
-from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
+from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.engines.tensorrt.record import read_record
-from mmdeploy_ext.proving import tensorrt as tensorrt_proof
 from toy_atss import REPO, export_toy, load_toy
 from toy_engines import package, two_outputs
 
@@ -73,30 +69,3 @@ def test_without_a_gpu_verify_says_so_and_is_no_proof(net, tmp_path, capsys):
     assert main(argv) == 1
     assert 'NOT COMPARED: no GPU is here' in capsys.readouterr().out
     assert (tmp_path / 'm.engine').is_file()
-
-
-@pytest.mark.parametrize(
-    ('dtype', 'factor', 'claim', 'status'),
-    [
-        ('float32', 1, 'EQUAL ON 1 INPUT', 0),
-        ('float32', 1.01, 'NOT EQUAL', 1),
-        ('float16', 1.01, 'WITHIN FP16 BARS ON 1 INPUT', 0),
-        ('float16', -1, 'NOT WITHIN FP16 BARS', 1),
-        ('float16', 2, 'NOT WITHIN FP16 BARS', 1),
-    ],
-)
-def test_an_engine_that_was_compared_with_its_file_is_equal_and_never_proven(
-    dtype, factor, claim, status, capsys, monkeypatch
-):
-    """A GPU is played: what is printed of the rows is the tool's."""
-    outputs = dict(y=np.array([1, 2, 3], np.float32))
-    rows = tensorrt_proof.compare_outputs(
-        outputs, {'y': outputs['y'] * np.float32(factor)}, half=dtype == 'float16'
-    )
-    record = types.SimpleNamespace(layers={'CONVOLUTION': {dtype: 1}})
-    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.cuda.find_gpu', lambda: Gpu('a GPU', 86))
-    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.record.read_record', lambda engine: record)
-    monkeypatch.setattr(tensorrt_proof, 'compare', lambda engine, source: rows)
-    assert tensorrt_app._verify('m.engine', 'm.onnx') == status
-    out = capsys.readouterr().out
-    assert out.splitlines()[-1] == claim and 'PROVEN' not in out

@@ -1,9 +1,11 @@
 """The runners: the detections of PyTorch from a file alone, with three packages; bad input by name."""
 
+import functools
 import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from marking import in_suite
 from mmdeploy_ext.cli import run_images
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config
@@ -71,14 +74,18 @@ def deployment(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def models(deployment, images, tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp('models')
-    picture = read_image(images / 'one.jpg')
-    for name, options in FILES.items():
-        options = deploy.resolve(options, deployment.model, deployment.rule)
+def model(deployment, images, tmp_path_factory) -> Callable[[str], Path]:
+    """Return name of `FILES` -> the file, exported once."""
+    folder, picture = tmp_path_factory.mktemp('models'), read_image(images / 'one.jpg')
+
+    @functools.cache
+    def exported(name):
+        options = deploy.resolve(FILES[name], deployment.model, deployment.rule)
         prepared = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
         export_files(deployment, options, str(folder / f'{name}.onnx'), [prepared])
-    return {name: folder / f'{name}.onnx' for name in FILES}
+        return folder / f'{name}.onnx'
+
+    return exported
 
 
 @pytest.fixture(scope='module')
@@ -116,13 +123,13 @@ def from_json(entries) -> Detections:
     )
 
 
-@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('name', in_suite(FILES, 'full', 'raw'))
 def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(
-    name, deployment, models, images, tmp_path
+    name, deployment, model, images, tmp_path
 ):
     runner = tool(FULL if name.startswith('full') else REST)
     paths = [str(images / 'one.jpg'), str(images / 'two.png')]
-    argv = [str(models[name]), *paths, '--out', str(tmp_path / 'out'), '--json', str(tmp_path / 'found.json')]
+    argv = [str(model(name)), *paths, '--out', str(tmp_path / 'out'), '--json', str(tmp_path / 'found.json')]
     assert runner.main(argv) == 0
     for entry in json.loads((tmp_path / 'found.json').read_text())['images']:
         picture = read_image(entry['image'])
@@ -135,10 +142,10 @@ def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(
         assert entry['drawn'] == len(found.above(0.3))
 
 
-def test_a_runner_needs_three_packages_and_no_working_directory(models, images, tmp_path):
+def test_a_runner_needs_three_packages_and_no_working_directory(model, images, tmp_path):
     script = str(REPOSITORY / f'tools/onnx/{FULL}.py')
     done = subprocess.run(
-        [sys.executable, '-c', BLOCK, script, str(models['full']), str(images / 'one.jpg')],
+        [sys.executable, '-c', BLOCK, script, str(model('full')), str(images / 'one.jpg')],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -156,9 +163,9 @@ def test_help_imports_no_engine(name):
     assert '--score-thr' in done.stdout
 
 
-def test_a_folder_gives_a_picture_per_image_each_under_its_own_name(models, images, tmp_path, capsys):
+def test_a_folder_gives_a_picture_per_image_each_under_its_own_name(model, images, tmp_path, capsys):
     out = tmp_path / 'out'
-    assert tool(FULL).main([str(models['full']), str(images), '--out', str(out)]) == 0
+    assert tool(FULL).main([str(model('full')), str(images), '--out', str(out)]) == 0
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_file())
     assert written == ['inner/one_det.jpg', 'one_det.jpg', 'one_det.png', 'two_det.png']
     assert all(read_image(out / name).size for name in written)
@@ -177,19 +184,16 @@ def test_equal_stems_get_different_pictures(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'words', 'said'),
     [
-        (FULL, '{models}/raw.onnx {images}/one.jpg', 'onnx_no_topk_nms.py'),
-        (REST, '{models}/full.onnx {images}/one.jpg', 'onnx_with_postprocess.py'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --score-thr 3', '--score-thr'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --out x.gif', 'x.gif'),
-        (FULL, '{models}/full.onnx {images} --out x.png', 'x.png'),
-        (FULL, '{models}/full.onnx {images}/one.jpg --providers NoSuchProvider', 'NoSuchProvider'),
+        (FULL, '{raw} {images}/one.jpg', 'onnx_no_topk_nms.py'),
+        (FULL, '{full} {images}/one.jpg --score-thr 3', '--score-thr'),
+        (FULL, '{full} {images}/one.jpg --providers NoSuchProvider', 'NoSuchProvider'),
     ],
 )
 def test_a_wrong_word_is_one_line_and_writes_nothing(
-    name, words, said, models, images, tmp_path, capsys, monkeypatch
+    name, words, said, model, images, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    argv = words.format(models=models['full'].parent, images=images).split()
+    argv = words.format(full=model('full'), raw=model('raw'), images=images).split()
     assert tool(name).main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: ') and error.count('\n') == 1 and said in error

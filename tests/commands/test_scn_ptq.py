@@ -75,26 +75,11 @@ def test_edited_ranges_are_used_and_the_damage_is_found(model, sweeps, ranges, t
     assert 'Keep in fp16, cosine after each: conv5' in out
 
 
-def test_layers_can_stay_fp16(model, sweeps, ranges, tmp_path):
-    path = tmp_path / 'found.json'
-    options = ['--fidelity', sweeps, '--fidelity-batches', 1, '--no-advice', '--json', path]
-    assert call(*model, '--ranges', ranges, *options, '--fp16-layers', '*') == 0
-    found = json.loads(path.read_text())
-    assert found['int8'] == found['fp16']
-    assert found['fp16']['error'] < 1e-2
-
-
 def test_ranges_of_another_network_are_refused(ranges, sweeps, tmp_path, capsys):
     other = toy_scn_family.write_model(tmp_path, 'second')
     status, line = refused(capsys, *other, '--ranges', ranges, '--fidelity', sweeps)
     assert status == 1
     assert 'ranges.json' in line
-
-
-def test_a_checkpoint_without_ranges_says_what_to_do(model, sweeps, capsys):
-    status, line = refused(capsys, *model, '--fidelity', sweeps)
-    assert status == 1
-    assert 'has no ranges; give --calibrate DIR|INFOS or --ranges FILE' in line
 
 
 def test_ranges_of_a_quantised_checkpoint_need_no_calibration(model, sweeps, ranges, tmp_path):

@@ -21,14 +21,6 @@ print('rank', os.environ.get('RANK'), flush=True)
 (folder / f'{os.getpid()}.part').rename(folder / f'{os.getpid()}.pid')
 time.sleep(600)
 """
-SRUN = """#!/usr/bin/env bash
-# As Slurm's: it passes TERM on to the tasks, and a single INT too where it is told to.
-for task in 0 1; do "$PYTHON" "$TASK" & done
-trap 'kill -TERM $(jobs -p)' TERM
-[[ " $* " == *" --quit-on-interrupt "* ]] && trap 'kill -TERM $(jobs -p)' INT || trap '' INT
-while [ -n "$(jobs -pr)" ]; do wait; done
-exit 143
-"""
 SOON = 20
 """Seconds, of which a busy machine needs some."""
 
@@ -52,15 +44,13 @@ def tools(tmp_path):
     """Return a folder of the scripts with ranks that only wait; whatever is left of them is ended."""
     shutil.copytree(REPO / 'tools', tmp_path / 'tools', ignore=lambda folder, names: set(names) - SCRIPTS)
     (tmp_path / 'tools/test.py').write_text(RANK)
-    (tmp_path / 'srun').write_text(SRUN)
-    (tmp_path / 'srun').chmod(0o755)
     yield tmp_path / 'tools'
     for rank in ranks(tmp_path / 'tools'):
         if is_running(rank):
             os.kill(rank, signal.SIGKILL)
 
 
-SCRIPTS = {'dist_run.sh', 'dist_test_pth.sh', 'dist_test_onnx.sh', 'slurm_test.sh'}
+SCRIPTS = {'dist_run.sh', 'dist_test_pth.sh', 'dist_test_onnx.sh'}
 
 
 def ranks(tools):
@@ -69,8 +59,7 @@ def ranks(tools):
 
 def start(tools, script, *words):
     """Start a script as a shell starts it in the foreground: with the signals as they are by default."""
-    path = f'{tools.parent}{os.pathsep}{os.environ["PATH"]}'
-    more = dict(PATH=path, PYTHON=sys.executable, TASK=str(tools / 'test.py'), OMP_NUM_THREADS='1')
+    more = dict(PYTHON=sys.executable, OMP_NUM_THREADS='1')
     return subprocess.Popen(
         ['bash', str(tools / script), *words],
         env=dict(os.environ, **more),
@@ -91,12 +80,3 @@ def test_a_signal_to_the_distributed_script_ends_its_ranks(tools, number):
     error = process.communicate(timeout=SOON)[1]
     assert process.returncode == 128 + number
     assert error.splitlines()[-1] == f'error: the distributed run of config.py was ended by {number.name}'
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_script_of_slurm_ends_its_ranks(tools, number):
-    process = start(tools, 'slurm_test.sh', 'partition', 'job', 'config.py', 'checkpoint.pth')
-    assert until(lambda: len(ranks(tools)) == 2)
-    process.send_signal(number)
-    assert until(lambda: not any(map(is_running, ranks(tools))), SOON)
-    process.communicate(timeout=SOON)

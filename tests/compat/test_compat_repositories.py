@@ -62,18 +62,6 @@ def test_a_class_that_derives_from_an_absent_one_is_imported_and_no_object_is_ma
     assert 'AbsentPackageError' in outcome.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    'module',
-    [
-        'try:\n    import xformers\nexcept ImportError:\n    xformers = None\n',
-        'import importlib.util\nxformers = importlib.util.find_spec("xformers")\n',
-    ],
-)
-def test_code_that_tries_or_asks_goes_on_without_it(tmp_path, module):
-    outcome = run(tmp_path, module, 'import module\nprint(module.xformers)')
-    assert outcome.stdout.strip() == 'None', outcome.stderr
-
-
 def slow_attention(q, kv, scale, causal, mask):
     """Return the attention, a query and a head at a time, in float64."""
     batch, length, heads, _ = q.shape
@@ -116,11 +104,6 @@ class FlashAttention(nn.Module):
         return flash_attn_unpadded_kvpacked_func(q, kv, causal, key_padding_mask), None
 
 
-class OtherArguments(nn.Module):
-    def forward(self, packed):
-        return flash_attn_unpadded_kvpacked_func(packed)
-
-
 def test_a_module_around_a_kernel_computes_without_it():
     model = nn.Sequential(nn.Linear(2, 2), FlashAttention())
     assert plain_kernels.use_plain_attention(model) == ['FlashAttention']
@@ -129,8 +112,3 @@ def test_a_module_around_a_kernel_computes_without_it():
     assert 'FlashAttention computes by operators of PyTorch' in note
     q, kv = torch.ones(1, 2, 1, 4), torch.ones(1, 3, 2, 1, 4)
     torch.testing.assert_close(model[1](q, kv)[0], q)
-
-
-def test_a_module_with_other_arguments_is_refused_by_name():
-    with pytest.raises(ValueError, match=r'OtherArguments.forward'):
-        plain_kernels.use_plain_attention(OtherArguments())

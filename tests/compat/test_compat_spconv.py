@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext import compat
-
 torch = pytest.importorskip('torch')
 sp = pytest.importorskip('spconv.pytorch')
 threadpoolctl = pytest.importorskip('threadpoolctl')
@@ -55,32 +53,6 @@ def test_many_threads_outside_do_not_change_the_convolution(kind):
 
 
 @KINDS
-def test_every_kernel_of_spconv_sees_one_thread(kind, monkeypatch):
-    """The race shows by chance; the number of threads around its kernels does not."""
-    from spconv.pytorch import ops
-
-    seen = {}
-
-    def watch(name, function):
-        def watched(*args, **kwargs):
-            counts = {
-                lib['num_threads'] for lib in threadpoolctl.threadpool_info() if 'mp' in lib['user_api']
-            }
-            seen.setdefault(name, set()).update(counts | {torch.get_num_threads()})
-            return function(*args, **kwargs)
-
-        return watched
-
-    kernels = ('gather_cpu', 'scatter_add_cpu', 'get_indice_pairs')
-    watched = {name: staticmethod(watch(name, getattr(ops.SpconvOps, name))) for name in kernels}
-    monkeypatch.setattr(ops, 'SpconvOps', type('SpconvOps', (), watched))
-    features, indices = cloud(50, 6, 4)
-    with threadpoolctl.threadpool_limits(limits=8, user_api='openmp'), torch.no_grad():
-        convolution(kind, 4)(sp.SparseConvTensor(features, indices, [6] * 3, 1))
-    assert seen == {kernel: {1} for kernel in kernels}
-
-
-@KINDS
 @torch.no_grad()
 def test_a_bias_and_an_activation_come_after_the_convolution(kind):
     from cumm import tensorview as tv
@@ -101,25 +73,6 @@ def test_a_sweep_of_no_voxel_gives_no_site(kind):
     empty = sp.SparseConvTensor(torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.int32), [8] * 3, 1)
     out = convolution(kind, 4)(empty)
     assert out.features.shape == (0, 4) and out.dense().abs().sum() == 0
-
-
-def test_without_the_patch_a_bias_is_refused():
-    from spconv.pytorch import ops
-
-    pairs = torch.zeros(2, 27, 1, dtype=torch.int32), torch.zeros(27, dtype=torch.int32)
-    filters = torch.zeros(4, 3, 3, 3, 4)
-    with pytest.raises(AssertionError, match="don't"):
-        ops.indice_conv.__wrapped__(torch.zeros(1, 4), filters, *pairs, 1, bias=torch.zeros(4))
-
-
-def test_dense_puts_features_at_their_sites_without_a_warning(recwarn):
-    features, indices = cloud(40, 5, 3)
-    dense = sp.SparseConvTensor(features, indices, [5] * 3, 1).dense()
-    expected = torch.zeros(1, 5, 5, 5, 3)
-    for row, site in zip(features.tolist(), indices.tolist(), strict=True):
-        expected[tuple(site)] = torch.tensor(row)
-    assert torch.equal(dense, expected.permute(0, 4, 1, 2, 3))
-    assert not [warning for warning in recwarn if 'multidimensional indexing' in str(warning.message)]
 
 
 # ---- mmcv's dynamic scatter
@@ -150,14 +103,6 @@ def test_dynamic_scatter_equals_the_slow_reference(reduce):
         dynamic_scatter(feats, coors, 'min')
 
 
-def test_a_feature_that_is_nan_makes_the_maximum_of_its_voxel_nan():
-    from mmcv.ops.scatter_points import dynamic_scatter
-
-    feats = torch.tensor([[1.0, float('nan')], [3.0, 2.0], [5.0, 4.0]])
-    values, _ = dynamic_scatter(feats, torch.tensor([[0, 0], [0, 0], [0, 1]], dtype=torch.int32), 'max')
-    torch.testing.assert_close(values, torch.tensor([[3.0, float('nan')], [5.0, 4.0]]), equal_nan=True)
-
-
 def test_the_dynamic_scatter_module_takes_batches_and_no_points():
     from mmcv.ops import DynamicScatter
 
@@ -167,10 +112,3 @@ def test_the_dynamic_scatter_module_takes_batches_and_no_points():
     assert means.tolist() == [[2.0], [7.0]] and voxels.tolist() == [[0, 0, 0, 1], [1, 0, 0, 1]]
     means, voxels = scatter(torch.zeros(0, 1), torch.zeros(0, 3, dtype=torch.int64))
     assert means.shape == (0, 1) and voxels.shape == (0, 3)
-
-
-def test_the_patches_took_effect():
-    import mmcv.ops  # noqa: F401
-
-    names = {patch.name for patch in compat.effective()}
-    assert {'spconv_one_thread', 'spconv_convolution_on_cpu', 'dynamic_scatter_without_gpu'} <= names

@@ -2,13 +2,10 @@
 
 import importlib.util
 import math
-import sys
-import types
 
 import pytest
 
 from mmdeploy_ext.compat import PATCHES
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 
 torch = pytest.importorskip('torch')
@@ -78,54 +75,6 @@ def test_anchors_of_mmdet_2_11_are_priors_of_a_level(tmp_path, size):
     assert priors.tolist() == expected
 
 
-def test_priors_of_an_mmdet_that_has_them_stay(tmp_path):
-    source = ANCHORS + '    def single_level_grid_priors(self, size, level, dtype=None): return "own"\n'
-    generator = run_patched(tmp_path, 'mmdet.core.anchor.anchor_generator', source).AnchorGenerator()
-    assert generator.single_level_grid_priors((2, 3), 0) == 'own'
-
-
-@pytest.mark.parametrize(
-    ('name', 'source', 'attributes'),
-    [
-        (
-            'mmdet.models.dense_heads.anchor_head',
-            'class AnchorHead:\n    def __init__(self): self.anchor_generator, self.num_anchors = 3, 9\n',
-            dict(prior_generator=3, num_base_priors=9),
-        ),
-        (
-            'mmdet.models.dense_heads.anchor_head',
-            'class AnchorHead:\n    def __init__(self): self.prior_generator = 4\n',
-            dict(prior_generator=4),
-        ),
-        (
-            'mmdet.core.bbox.coder.delta_xywh_bbox_coder',
-            'class DeltaXYWHBBoxCoder:\n    def __init__(self): pass\n',
-            dict(add_ctr_clamp=False),
-        ),
-        (
-            'mmdet.core.bbox.coder.delta_xywh_bbox_coder',
-            'class DeltaXYWHBBoxCoder:\n    def __init__(self, add_ctr_clamp=1): self.add_ctr_clamp = 1\n',
-            dict(add_ctr_clamp=1),
-        ),
-        (
-            'mmdet.models.roi_heads.bbox_heads.bbox_head',
-            'class BBoxHead: pass\n',
-            dict(custom_cls_channels=False, custom_activation=False),
-        ),
-        (
-            'mmdet.models.roi_heads.bbox_heads.bbox_head',
-            'class BBoxHead: custom_cls_channels = True\n',
-            dict(custom_cls_channels=True),
-        ),
-    ],
-)
-def test_parts_of_an_older_mmdet_have_what_families_read(tmp_path, name, source, attributes):
-    module = run_patched(tmp_path, name, source)
-    (kind,) = (value for value in vars(module).values() if isinstance(value, type))
-    part = kind()
-    assert {key: getattr(part, key) for key in attributes} == attributes
-
-
 def test_a_head_of_tood_that_has_its_scores_in_its_own_forward_is_imported(tmp_path):
     name = 'mmdet.models.dense_heads.tood_head'
     assert not hasattr(run_patched(tmp_path, name, 'class TOODHead: pass\n'), 'sigmoid_geometric_mean')
@@ -193,31 +142,6 @@ def test_points_of_a_level_of_an_older_mmdet_are_of_a_type(tmp_path):
     points = generator.single_level_grid_priors((1, 2), 1, dtype=torch.float64, device='cpu')
     assert points.tolist() == [[4, 4], [12, 4]] and points.dtype == torch.float64
     assert generator.single_level_grid_priors((1, 2), 1, with_stride=True) == 'own'
-
-
-def test_outputs_of_an_older_head_become_those_that_it_has_in_a_test_since():
-    from mmdeploy_ext.families.parts.dense_heads import KINDS
-
-    head = types.SimpleNamespace(points2bbox=lambda level: level * 10)
-    for name, boxes in (('VFNetHead', [5, 6]), ('RepPointsHead', [50, 60])):
-        kind = KINDS[name]
-        assert kind.flatten(kind.tested(head, ([1, 2], [3, 4], [5, 6]))) == [1, 2, *boxes]
-        assert kind.flatten(kind.tested(head, ([1, 2], [5, 6]))) == [1, 2, 5, 6]
-
-
-def test_a_class_that_an_older_mmdet_lacks_is_no_object_s_class(monkeypatch):
-    monkeypatch.setattr(mmdet, '__version__', '2.11.0')
-    heads = mmdet_module('mmdet.models.dense_heads')
-    assert heads.ATSSHead is sys.modules['mmdet.models.dense_heads'].ATSSHead
-    assert not isinstance(torch.nn.Linear(1, 1), heads.NewerHead) and heads.NewerHead is heads.NewerHead
-    assert mmdet_module('mmdet.models.newer_heads').NewerHead.__name__ == 'NewerHead'
-
-
-def test_a_name_that_the_mmdet_of_the_families_lacks_is_an_error():
-    with pytest.raises(AttributeError):
-        _ = mmdet_module('mmdet.models.dense_heads').NewerHead
-    with pytest.raises(ModuleNotFoundError):
-        mmdet_module('mmdet.models.newer_heads')
 
 
 @pytest.mark.parametrize('factor_first', [False, True])

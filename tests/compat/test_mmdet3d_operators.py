@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mmdeploy_ext.compat import mmdet3d_operators as operators
-from mmdeploy_ext.compat.vendored_mmdet3d import OperatorFinder, executed_operators
 
 SIZE, LIMITS = [0.5, 0.5, 1.0], [-2.0, -2.0, -1.0, 2.0, 2.0, 3.0]
 
@@ -118,13 +117,3 @@ def test_pooled_features_are_the_sums_of_their_cells():
         expected[sample, level, row, column] += values
     found = operators.bev_pool_forward(features, cells, lengths, starts, 2, 1, 3, 4)
     torch.testing.assert_close(found, expected)
-
-
-def test_compiled_modules_can_be_imported_and_say_which_operator_they_lack():
-    finder = OperatorFinder()
-    assert finder.find_spec('mmdet3d.ops.voxel.other', None) is None
-    module = finder.create_module(finder.find_spec('mmdet3d.ops.voxel.voxel_layer', None))
-    module.dynamic_voxelize(sweep(), torch.zeros(300, 3, dtype=torch.int32), SIZE, LIMITS)
-    assert 'voxel_layer.dynamic_voxelize' in executed_operators
-    with pytest.raises(NotImplementedError, match=r'voxel_layer\.dynamic_point_to_voxel_forward'):
-        module.dynamic_point_to_voxel_forward()

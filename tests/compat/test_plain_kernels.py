@@ -2,17 +2,13 @@
 
 import itertools
 import math
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat import plain_kernels
-from mmdeploy_ext.compat.patches_vendored import ms_deform_attn_without_extension, sparse4d_without_extension
 from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
 compat.apply()
@@ -179,46 +175,3 @@ def test_attention_at_points_is_its_definition():
     starts = torch.tensor([0, 12])
     found = plain_kernels.attention_at_points(values, torch.tensor(shapes), starts, locations, weights, 64)
     torch.testing.assert_close(found, slow_attention(values, shapes, locations, weights))
-
-
-def test_a_module_of_an_extension_that_is_absent_gets_a_function_in_its_place():
-    module = types.ModuleType('ops.functions.ms_deform_attn_func')
-
-    def execute():
-        import MultiScaleDeformableAttention
-
-        module.extension, module.MSDeformAttnFunction = MultiScaleDeformableAttention, None
-
-    assert ms_deform_attn_without_extension(module, execute)
-    assert module.MSDeformAttnFunction.apply is plain_kernels.attention_at_points
-    assert module.extension.__name__ not in sys.modules
-
-
-def test_a_verdict_notes_each_class_that_computes_without_its_compiled_kernel(monkeypatch):
-    module = types.ModuleType('ops_of_a_user')
-    function = type('DCNv3Function', (), dict(apply=staticmethod(dcnv3_forward)))
-    kinds = {
-        name: type(name, (nn.Module,), dict(__module__=module.__name__))
-        for name in ('DCNv3', 'DCNv3_pytorch')
-    }
-    vars(module).update(kinds, DCNv3Function=function)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), *(kind() for kind in kinds.values()))
-    (note,) = plain_kernels.notes_on(model)
-    assert note.startswith('ops_of_a_user.DCNv3 ')
-
-
-def test_sparse4d_has_a_stand_in_for_its_extension_and_the_verdict_notes_it(monkeypatch):
-    for name in ('repository', 'repository.ops', 'repository.ops.deformable_aggregation'):
-        module = types.ModuleType(name)
-        module.__path__, module.__package__ = [], 'repository.ops'
-        monkeypatch.setitem(sys.modules, name, module)
-    extension = f'repository.ops.{plain_kernels.SPARSE4D_EXTENSION}'
-    monkeypatch.setitem(sys.modules, extension, None)  # restored after the test
-    del sys.modules[extension]
-    layer = type('DeformableFeatureAggregation', (nn.Module,), dict(__module__='repository.models.blocks'))()
-    assert not plain_kernels.notes_on(layer)
-    assert sparse4d_without_extension(module, lambda: None)
-    assert len(plain_kernels.notes_on(layer)) == 1
-    sys.modules[extension].__spec__ = types.SimpleNamespace()  # as of a compiled one
-    assert not sparse4d_without_extension(module, lambda: None)

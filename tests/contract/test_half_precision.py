@@ -12,12 +12,12 @@ import toy_solo
 from marking import in_suite
 from mmdeploy_ext.cli import backend_config, export_app
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.spec import with_half_features, written_precision
+from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.base import FAMILIES, exported_options
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import export_graphs
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import in_precision
@@ -97,26 +97,6 @@ def test_float16_ends_are_written_by_option_and_fed_and_read_in_float32(deployme
         np.testing.assert_allclose(array, wanted[name], atol=0.02 * np.abs(wanted[name]).max())
 
 
-def test_pixels_and_detections_stay_float32_outside(deployment):
-    options = deployment.family.choose(form='decode', height=256, width=320)
-    spec = with_half_features(deployment.family.spec(deployment.model, options))
-    assert {tensor.name: tensor.dtype for tensor in spec.outputs} == dict(
-        boxes='float32', scores='float16', centerness='float16'
-    )
-    options = deployment.family.choose(height=256, width=320)
-    spec = with_half_features(deployment.family.spec(deployment.model, options))
-    assert [tensor.dtype for tensor in spec.inputs] == ['float16', 'float32', 'float32']
-    assert 'float16' not in [tensor.dtype for tensor in spec.outputs]
-
-
-def test_a_second_conversion_changes_nothing(files):
-    for path in files.values():
-        model, metadata = onnx.load(path), read_metadata(path)
-        options = exported_options(FAMILIES['dense'], metadata.options)
-        again = in_precision(model, metadata.spec, options)
-        assert again.SerializeToString() == model.SerializeToString()
-
-
 @pytest.mark.parametrize('proof', in_suite([prove, prove_samples], prove_samples))
 @pytest.mark.parametrize('name', in_suite(['full', 'kept', 'ends'], 'full'))
 def test_a_verdict_is_within_bars_and_never_proven(deployment, files, name, proof):
@@ -184,8 +164,6 @@ def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
     [
         (['--precision', 'bf16'], 'no bfloat16 form.*inference-precision bf16'),
         (['--fp16-io'], '--fp16-io goes with --precision fp16, got fp32'),
-        (['--keep-fp32', 'x'], '--keep-fp32 x goes with --precision fp16'),
-        (['--inference-precision', 'bf16'], '--inference-precision goes with --engine openvino'),
     ],
 )
 def test_options_that_do_nothing_are_refused_before_the_weights_load(given, message, tmp_path, capsys):

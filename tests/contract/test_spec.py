@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.options import KEEP_FP32, Option, Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ShapeError, UsageError
+from mmdeploy_ext.core.errors import ShapeError
 
 IMAGE = TensorSpec('input', 'float32', ('B', 3, 'H', 'W'), 'pixels', 'pixel')
 SIZES = TensorSpec('img_shape', 'float32', ('B', 2), default=0.0)
@@ -98,32 +97,6 @@ def test_wrong_feeds_are_refused_by_name(name, array, message):
 def test_a_fixed_axis_says_what_to_do():
     with pytest.raises(ShapeError, match='--dynamic-export'):
         SPEC.check_feeds({**FEEDS, 'pre_memory': np.zeros((2, 8, 4), np.float32)})
-
-
-LAYERS = Option('layers', (('a*', 'fp16', 'int8'),), stated=True)
-FLAG_OFF, FLAG_ON = Option('flag', False, stated=True), Option('flag', True)
-
-
-@pytest.mark.parametrize(
-    ('option', 'value', 'words'),
-    [
-        (KEEP_FP32, [], []),
-        (KEEP_FP32, ['a', 'b'], ['--keep-fp32', 'a', 'b']),
-        (LAYERS, [['a*', 'fp16', 'int8']], ['--layers', 'a*=fp16:int8']),
-        (FLAG_OFF, False, []),
-        (FLAG_OFF, True, ['--flag']),
-        (FLAG_ON, False, ['--no-flag']),
-    ],
-)
-def test_words_of_a_command_choose_the_value_of_a_file(option, value, words):
-    assert option.words({option.name: value, 'precision': 'fp16'}) == words
-
-
-def test_a_flag_that_a_choice_sets_cannot_be_taken_back():
-    fixing = Option('target', 'any', choices=('any', 'one'), fixes={'one': dict(flag=True)})
-    options = Options((fixing, FLAG_ON), target='one', flag=False)
-    with pytest.raises(UsageError, match='--no-flag: --target one is written with True; leave it out'):
-        options.check()
 
 
 def test_a_memory_survives_json():

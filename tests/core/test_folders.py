@@ -68,27 +68,3 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(target, failure, raise
         write(new, NEW)
         raise failure
     assert content(target) == OLD | OTHERS and os.listdir(target.parent) == ['graphs']
-
-
-def test_a_link_to_a_folder_stays_one(target):
-    link = target.parent.parent / 'link'
-    link.symlink_to(target)
-    replace(link, NEW)
-    assert link.is_symlink() and content(target) == NEW | OTHERS
-
-
-def test_folders_that_cannot_be_replaced_are_refused(target, monkeypatch):
-    folders.check_replaceable(target)
-    folders.check_replaceable(target.parent / 'new')
-    with pytest.raises(UsageError, match='is a file, expected a folder'):
-        replace(target / 'notes.txt', NEW)
-    with pytest.raises(UsageError, match=r'/proc: is a mount point; .*/proc/graphs'):
-        folders.check_replaceable('/proc')
-    monkeypatch.chdir(target)
-    with pytest.raises(UsageError, match=r'^\.: is the working folder; .*: graphs'):
-        folders.check_replaceable('.')
-    monkeypatch.setattr(os, 'access', lambda path, mode: False)
-    monkeypatch.chdir('/')
-    with pytest.raises(UsageError, match='graphs: cannot be written'):
-        replace(target, NEW)
-    assert content(target) == OLD | OTHERS

@@ -6,34 +6,6 @@ import pytest
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.user_modules import import_failure
-
-
-def failure(function):
-    try:
-        function()
-    except Exception as error:
-        return import_failure(error)
-    raise AssertionError('expected an error')
-
-
-def test_other_errors_name_the_line_that_raised(tmp_path):
-    path = tmp_path / 'importlib_settings' / 'strict.py'
-    path.parent.mkdir()
-    path.write_text('limit = 1\nassert limit > 2, "limit is too small"\n')
-    said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec')))
-    assert said == f'AssertionError: limit is too small (raised in {path}:2)'
-
-
-def test_an_error_of_a_library_names_the_line_of_the_user_s_code_that_called_it(tmp_path):
-    path = tmp_path / 'own_kernels.py'
-    path.write_text('import torch\n\nfirst = torch.ones(2).reshape(3)\n')
-    content = dict(__name__='own_kernels')
-    said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec'), content))
-    assert said.endswith(f'(raised in {path}:3)')
-    path.write_text('import json\n\n\nsettings = json.loads("{")\n')
-    said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec'), content))
-    assert said.startswith('JSONDecodeError') and said.endswith(f'(raised in {path}:4)')
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import textwrap
 import pytest
 from torch import nn
 
-from mmdeploy_ext.core import source_code
-from mmdeploy_ext.core.source_code import changed_files, is_installed, model_classes, users_method
+from mmdeploy_ext.core.source_code import changed_files, model_classes, users_method
 
 PLUGIN = '''
 """A plugin."""
@@ -92,16 +91,3 @@ def test_a_method_of_a_plugin_is_named_also_in_a_class_of_mmdet(plugin, monkeypa
     assert users_method(module.Head, 'decode') == users_method(FPN, 'forward') == ''
     monkeypatch.setattr(FPN, 'forward', module.Head.forward)
     assert users_method(FPN, 'forward') == f'FPN.forward ({place})'
-
-
-def test_a_file_of_mmdet_that_was_edited_in_place_is_not_the_installed_one(tmp_path, monkeypatch):
-    root = tmp_path / 'mmdet'
-    root.mkdir()
-    (root / 'head.py').write_text('x = 1\n')
-    digest = source_code._sha256_urlsafe(root / 'head.py', 0)
-    monkeypatch.setattr(source_code, '_installed_files', lambda package: (root, {'mmdet/head.py': digest}))
-    (root / 'added.py').write_text('x = 1\n')
-    assert is_installed('mmdet', root / 'head.py') and not is_installed('mmdet', root / 'added.py')
-    (root / 'head.py').write_text('x = 2\n')
-    assert not is_installed('mmdet', root / 'head.py')
-    assert not is_installed('mmdet', tmp_path / 'fork' / 'mmdet' / 'head.py')

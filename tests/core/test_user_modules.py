@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from marking import in_suite
-from mmdeploy_ext.core import user_modules
 from mmdeploy_ext.models.catalogue import MODELS_2D, MODELS_3D
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,8 +28,6 @@ CONFIG = """
     plugin_dir = 'projects/mmdet3d_plugin/'
     model = dict(type='X', neck=dict(type='CPFPN'))
 """
-
-CONFIG_OF_NOTHING = "plugin = True\nplugin_dir = 'projects/mmdet3d_plugin/'\n"
 
 
 def write(folder, **files):
@@ -119,13 +116,6 @@ def test_the_class_of_the_fork_is_registered_and_not_ours(run, fork, tmp_path, p
     assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
 
 
-@pytest.mark.matrix
-def test_a_fork_replaces_our_class_that_came_first(run, fork):
-    code = 'import mmdeploy_ext.models.mmdet3d\n' + textwrap.dedent(CLASS_OF_NECK)
-    outcome = run(code.format(path=str(fork / 'projects/configs/a.py')), fork)
-    assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
-
-
 def test_our_class_is_registered_for_a_config_that_names_it_without_a_plugin(run, tmp_path):
     write(tmp_path, **{'a.py': "model = dict(type='ATSS', neck=dict(type='CPFPN'))\n"})
     code = """
@@ -135,29 +125,6 @@ def test_our_class_is_registered_for_a_config_that_names_it_without_a_plugin(run
     """
     outcome = run(code, tmp_path)
     assert outcome.stdout.split() == ['True', 'False', 'False'], outcome.stderr
-
-
-@pytest.mark.matrix
-def test_two_repositories_with_the_same_name_need_two_processes(run, fork, tmp_path):
-    write(
-        tmp_path / 'other',
-        **{
-            'projects/__init__.py': '',
-            'projects/mmdet3d_plugin/__init__.py': '',
-            'projects/configs/a.py': CONFIG_OF_NOTHING,
-        },
-    )
-    (fork / 'projects/mmdet3d_plugin/__init__.py').write_text('')
-    (fork / 'projects/configs/a.py').write_text(CONFIG_OF_NOTHING)
-    paths = [str(folder / 'projects/configs/a.py') for folder in (fork, tmp_path / 'other')]
-    outcome = run(f'[load_config(path) for path in {paths}]', tmp_path)
-    last = outcome.stderr.strip().splitlines()[-1]
-    assert 'ConfigError' in last and 'one process serves one repository' in last and str(fork) in last
-
-
-def test_modules_of_relative_imports_are_not_looked_for(tmp_path):
-    write(tmp_path, **{'a.py': 'import b.c\nfrom .base import x\nfrom d import e\nfrom . import y\n'})
-    assert user_modules.imported_modules(str(tmp_path / 'a.py')) == ['b.c', 'd']
 
 
 @pytest.mark.parametrize(('version', 'is_taken'), [('2.11.0', True), ('3.3.0', False)])

@@ -1,7 +1,6 @@
 """Versions are those of the modules that were imported, wherever these are."""
 
 import importlib.metadata
-import json
 import sys
 import types
 
@@ -32,22 +31,3 @@ def test_another_copy_has_its_own_version_and_its_folder(copy, tmp_path):
     assert core.versions_with_places()['onnxslim'] == f'9.9.9 ({tmp_path / "onnxslim"})'
     copy.__version__ = importlib.metadata.version('onnxslim')
     assert core.other_copies(), 'the same version, but not the same files'
-
-
-def test_an_editable_installation_is_the_distribution_itself(copy, tmp_path, monkeypatch):
-    distribution = types.SimpleNamespace(
-        locate_file=lambda name: tmp_path / 'site-packages' / name,
-        read_text=lambda name: json.dumps(dict(url=tmp_path.as_uri(), dir_info=dict(editable=True))),
-    )
-    monkeypatch.setattr(core, 'PACKAGES', {'onnxslim': 'onnxslim'})
-    monkeypatch.setattr(core, '_distribution', lambda package: distribution)
-    assert core.other_copies() == {}
-    distribution.read_text = lambda name: None
-    assert core.other_copies() == {'onnxslim': str(tmp_path / 'onnxslim')}
-
-
-def test_what_is_neither_imported_nor_installed_is_left_out(monkeypatch):
-    monkeypatch.setitem(core.PACKAGES, 'no-such-package', 'no_such_module')
-    assert 'no-such-package' not in core.versions()
-    monkeypatch.delitem(sys.modules, 'onnxslim', raising=False)
-    assert core.versions()['onnxslim'] == importlib.metadata.version('onnxslim')

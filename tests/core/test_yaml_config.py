@@ -29,11 +29,6 @@ def test_values_are_merged_over_the_defaults_of_all_folders_above(folder):
     assert cfg.range == [-1, 1]
 
 
-def test_a_default_is_read_alone_and_once(folder):
-    root = folder(default='a: 1\n', det__default='b: 2\n')
-    assert dict(load_config(str(root / 'det/default.yaml'))._cfg_dict) == dict(a=1, b=2)
-
-
 def test_expressions_see_the_top_level_as_it_is_at_last_and_each_other(folder):
     root = folder(
         default=(

@@ -1,14 +1,9 @@
 """Every engine behind the same interface: same names, same errors, options that are honoured or refused."""
 
 import argparse
-import contextlib
 import dataclasses
-import importlib
-import inspect
 import subprocess
 import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,19 +19,14 @@ from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import (
     ConfigError,
     EngineError,
-    InferenceError,
     ModelFileError,
     ShapeError,
     UsageError,
 )
 from mmdeploy_ext.core.session_options import providers_with_options
-from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact, openvino, title_of
-from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
-from mmdeploy_ext.engines.openvino import OpenVinoBackend
+from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact, title_of
+from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend, check_active
 from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
-from mmdeploy_ext.engines.registry import ROWS
-from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
-from mmdeploy_ext.engines.torch import TorchBackend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime.exported import Runtime
@@ -185,34 +175,6 @@ def test_wrong_feeds_give_the_same_error_on_every_engine(change, files):
         assert 'expected float32 1x3x8x12' in message
 
 
-def test_a_closed_session_says_so(files):
-    with open_backend('OnnxRuntimeBackend', files) as backend:
-        backend.infer(feeds())
-    with pytest.raises(InferenceError, match=r'\.onnx: is closed; open it again'):
-        backend.infer(feeds())
-    with pytest.raises(InferenceError, match='onnxruntime is not active: use it in a with block'):
-        OnnxRuntimeBackend(files['dynamic']).infer(feeds())
-
-
-@pytest.mark.parametrize('cls', [OpenVinoBackend, TensorRtBackend])
-def test_an_engine_that_was_freed_says_so(cls):
-    backend = cls('m.onnx')
-    backend.spec = DYNAMIC
-    backend.deactivate()
-    with pytest.raises(InferenceError, match=r'm\.onnx: is closed; open it again'):
-        backend.infer(feeds())
-
-
-def test_outputs_may_be_kept_when_the_backend_runs_again(files):
-    for kind in ENGINES[:2]:
-        with open_backend(kind, files) as backend:
-            first = backend.infer(feeds(seed=1))
-            kept = {name: array.copy() for name, array in first.items()}
-            backend.infer(feeds(seed=2))
-        for name in first:
-            np.testing.assert_array_equal(first[name], kept[name])
-
-
 @pytest.mark.parametrize('level', ['none', 'basic', 'extended', 'all'])
 @pytest.mark.parametrize('threads', [0, 1])
 @pytest.mark.usefixtures('threads_by_default')
@@ -239,30 +201,6 @@ def test_an_execution_provider_that_did_not_start_is_an_error_and_no_fallback():
     check_active(['CUDAExecutionProvider'], ['CUDAExecutionProvider', 'CPUExecutionProvider'])
     with pytest.raises(EngineError, match=r'CUDAExecutionProvider.*CPUExec'):
         check_active(['CUDAExecutionProvider', 'CPUExecutionProvider'], ['CPUExecutionProvider'])
-
-
-@pytest.mark.parametrize('plan_memory', [True, False])
-def test_a_second_run_may_do_without_a_block_of_its_own(files, plan_memory):
-    with OnnxRuntimeBackend(files['dynamic'], plan_memory=plan_memory) as backend:
-        assert backend.session.get_session_options().enable_mem_pattern == plan_memory
-
-
-def test_a_large_process_gets_memory_back_after_a_run_and_the_same_results(files, monkeypatch):
-    with OnnxRuntimeBackend(files['dynamic'], plan_memory=False) as backend:
-        wanted = backend.infer(feeds())['total']
-        monkeypatch.setattr('mmdeploy_ext.engines.onnxruntime.MOST_KEPT_BYTES', 0)
-        for _ in range(2):
-            assert np.array_equal(backend.infer(feeds())['total'], wanted)
-
-
-@pytest.mark.parametrize('spinning', SPINNING)
-def test_threads_that_wait_may_give_their_cores_away(files, spinning):
-    with OnnxRuntimeBackend(files['dynamic'], spinning=spinning) as backend:
-        set_options = backend.session.get_session_options()
-        for name, value in SPINNING[spinning].items():
-            assert set_options.get_session_config_entry(name) == value
-        wanted = reference(feeds())['total']
-        assert np.abs(backend.infer(feeds())['total'] - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize(
@@ -308,39 +246,12 @@ def test_files_that_cannot_be_used_are_named(tmp_path, content, message):
         OnnxRuntimeBackend(str(path)).activate()
 
 
-def test_a_truncated_file_is_named(files, tmp_path):
-    path = tmp_path / 'half.onnx'
-    path.write_bytes(Path(files['dynamic']).read_bytes()[:600])
-    with pytest.raises(ModelFileError, match=r'half\.onnx.*ONNX'):
-        OnnxRuntimeBackend(str(path)).activate()
-
-
-def test_an_engine_that_gives_too_little_is_an_error():
-    short = GraphSpec('toy/full', DYNAMIC.inputs, (*DYNAMIC.outputs, TensorSpec('more', 'float32', ('B',))))
-
-    class Forgetful(TorchBackend):
-        def run(self, feeds):
-            return {'total': feeds['input']}
-
-    message = r"gave no \['features', 'more'\]"
-    with Forgetful(stages(), short) as backend, pytest.raises(ShapeError, match=message):
-        backend.infer(feeds())
-
-
 def test_importing_the_interface_imports_no_engine():
     engines = '{"torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}'
     code = f'import sys, mmdeploy_ext.engines; print(*({engines} & set(sys.modules)))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ''
     assert set(BACKENDS) == {*ENGINES, 'TensorRtBackend'}  # which runs on a GPU alone
-
-
-@pytest.mark.parametrize('row', ROWS, ids=[row.name for row in ROWS])
-def test_every_row_names_a_backend_that_takes_what_the_row_says(row):
-    cls = getattr(importlib.import_module(row.module), row.backend)
-    assert cls.engine == BACKENDS[row.backend].name
-    assert {*row.keys, *row.preset, *row.shared} - {'dump'} <= inspect.signature(cls).parameters.keys()
-    assert set(row.runs) <= {'images', 'stream', 'sparse'} and row.name in ENGINE_ROWS
 
 
 def test_an_engine_is_one_row(monkeypatch):
@@ -363,16 +274,6 @@ def test_the_files_are_valid_and_named_by_the_spec(files):
         assert [value.name for value in model.graph.output] == contract.output_names
 
 
-class Compiled:
-    """What OpenVINO makes of a graph with an input that nothing reads: the input is gone."""
-
-    inputs = (types.SimpleNamespace(get_names=lambda: {'input'}),)
-
-    def __call__(self, feeds):
-        assert set(feeds) == {'input'}, feeds
-        return dict(total=feeds['input'].sum(1))
-
-
 def test_what_is_in_float64_runs_where_float64_is(files):
     """Matrices of a rig: OpenVINO and TensorRT would compute them in float32 in silence."""
     path = files['dynamic']
@@ -382,65 +283,6 @@ def test_what_is_in_float64_runs_where_float64_is(files):
         assert isinstance(backend, OnnxRuntimeBackend)
     others = {name for name, row in BACKENDS.items() if not row.float64}
     assert others == {'OpenVinoBackend', 'TensorRtBackend'}
-
-
-def test_openvino_takes_integers_of_another_engine():
-    """numpy has two types of 64 bits, `long` and `longlong`; OpenVINO knows the first."""
-    backend = OpenVinoBackend('toy.onnx')
-    cells = TensorSpec('cells', 'int64', (2,))
-    backend.spec, backend.compiled = GraphSpec('toy', (cells,), (cells,)), Echo()
-    found = backend.run(dict(cells=np.zeros(2, np.longlong)))['cells']
-    assert found.dtype.char == np.dtype(np.int64).char
-
-
-class Echo:
-    """A compiled model that gives what it is fed."""
-
-    inputs = ()
-
-    def __call__(self, feeds):
-        return feeds
-
-
-@pytest.mark.parametrize(('message', 'compilations'), [(openvino.OUT_OF_REGISTERS, 2), ('another', 1)])
-def test_openvino_compiles_without_fusing_where_its_fusing_fails(message, compilations, monkeypatch):
-    settings = []
-
-    class Core:
-        def read_model(self, source):
-            return source
-
-        def compile_model(self, model, device, options):
-            settings.append(options)
-            if 'SNIPPETS_MODE' not in options:
-                raise RuntimeError(f'Exception: {message}: not enough')
-            return model
-
-    monkeypatch.setattr(openvino, 'require_openvino', lambda: types.SimpleNamespace(Core=Core))
-    with contextlib.suppress(RuntimeError):
-        assert openvino.compiled('m.onnx', threads=2) == 'm.onnx'
-    assert len(settings) == compilations and settings[0]['INFERENCE_NUM_THREADS'] == 2
-    assert settings[-1]['INFERENCE_PRECISION_HINT'] == 'f32'
-
-
-def test_openvino_of_several_gpus_takes_their_common_name(monkeypatch):
-    core = types.SimpleNamespace(available_devices=['CPU', 'GPU.0', 'GPU.1'])
-    monkeypatch.setattr(openvino, 'require_openvino', lambda: types.SimpleNamespace(Core=lambda: core))
-    with pytest.raises(EngineError, match="device 'NPU' was asked for"):
-        OpenVinoBackend('missing.onnx', device='NPU').activate()
-    for device in ('GPU', 'GPU.1'):
-        with pytest.raises(ModelFileError, match=r'missing\.onnx'):
-            OpenVinoBackend('missing.onnx', device=device).activate()
-
-
-def test_openvino_is_not_fed_an_input_that_it_dropped():
-    backend = OpenVinoBackend('toy.onnx')
-    unused = TensorSpec('size', 'float32', ('B', 2), default=0.0, unused=True)
-    (image, _), (total, _) = spec().inputs, spec().outputs
-    backend.spec, backend.compiled = GraphSpec('toy', (image, unused), (total,)), Compiled()
-    image = np.ones((1, 3, 2, 2), np.float32)
-    for feeds in (dict(input=image), dict(input=image, size=np.ones((1, 2), np.float32))):
-        assert backend.run(feeds)['total'].tolist() == [[[3.0, 3.0], [3.0, 3.0]]]
 
 
 def test_cuda_computes_without_tf32_and_other_providers_keep_their_defaults():

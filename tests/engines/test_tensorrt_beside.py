@@ -11,7 +11,6 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
-from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.binding import Session
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
@@ -19,7 +18,7 @@ from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.record import read_record
 from mmdeploy_ext.families.base import find_family
 from toy_atss import REPO
-from toy_engines import CpuEngine, HostMemory, package, parse, two_outputs
+from toy_engines import CpuEngine, HostMemory, package, two_outputs
 
 SHAPES = ['B=1/2/4']
 
@@ -54,20 +53,6 @@ def test_an_onnx_file_gets_an_engine_for_this_gpu_once(gpu, net, tmp_path):
     gpu(89)
     assert beside(net).name == 'm.sm89.engine'
     assert sorted(path.name for path in tmp_path.glob('*.engine')) == ['m.sm86.engine', 'm.sm89.engine']
-
-
-def test_an_engine_that_is_stale_or_cut_short_is_built_again(gpu, net):
-    first = beside(net)
-    whole = first.read_bytes()
-    for sizes in (['B=1/1/2'], SHAPES):
-        assert read_record(beside(net, sizes)).profiles['x'][2][0] == int(sizes[0][-1])
-    first.write_bytes(whole[:-9])
-    assert beside(net).read_bytes() == whole
-    model = two_outputs(batch='B')
-    model.graph.node[0].op_type = 'Sub'
-    onnx.save_model(model, net)
-    before = read_record(first).onnx_sha256
-    assert read_record(beside(net)).onnx_sha256 != before
 
 
 def test_the_engine_of_onnx2tensorrt_is_taken_where_it_fits(gpu, net, tmp_path):
@@ -137,13 +122,3 @@ def test_an_input_that_became_a_constant_takes_no_other_value(constants, good, b
     np.testing.assert_array_equal(backend.infer(dict(x=x, frame=np.array(good)))['product'], x * 2)
     with pytest.raises(ShapeError, match=rf"'frame'.*m.engine.*{good[0]}.*--constant frame={bad[0]}"):
         backend.infer(dict(x=x, frame=np.array(bad)))
-
-
-def test_the_package_that_builds_decides_by_whose_limits_a_graph_is_checked(monkeypatch, tmp_path):
-    """Architectures were named, and only `tensorrt`, whose parser takes NonZero, is installed."""
-    monkeypatch.setattr(tensorrt_package, 'is_installed', lambda name: name == 'tensorrt')
-    onnx.save(parse('[found] y = NonZero(x)', outputs='int64[2,N] y'), tmp_path / 'm.onnx')
-    options = dict(architectures=[90], only_check=True)
-    assert tensorrt_engine.prepare(tmp_path / 'm.onnx', **options)
-    with pytest.raises(EngineError, match='NonZero'):
-        tensorrt_engine.prepare(tmp_path / 'm.onnx', package='tensorrt-rtx', **options)

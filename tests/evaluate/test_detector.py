@@ -10,7 +10,7 @@ import torch
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.dump import DumpWriter, load_dump
-from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.evaluate.detector import BackendDetector, TorchDetector
 from mmdeploy_ext.evaluate.loop import collect
 from mmdeploy_ext.families.reference import ImageReference
@@ -66,23 +66,6 @@ def test_results_and_dumps_of_a_split_batch_are_those_of_their_samples(tmp_path)
     assert [load_dump(tmp_path / f'00000{index}')[0]['first'] for index in (4, 5)] == [[11], [12]]
 
 
-@pytest.mark.parametrize('count', [1, 2, 3])
-def test_proposals_of_a_pipeline_without_augmentation_are_those_of_each_image(tmp_path, count):
-    views = batch()
-    proposals = [torch.full((count, 5), float(image)) for image in range(3)]
-    plain = dict(img=views['img'][0], img_metas=views['img_metas'][0], proposals=proposals)
-    for data in (plain, dict(views, proposals=[proposals])):
-        _, metas, images = detector(tmp_path).prepared(data)
-        assert len(metas) == 3
-        for image, expected in zip(images, proposals, strict=True):
-            np.testing.assert_array_equal(image.proposals, expected.numpy())
-
-
-def test_augmented_images_are_refused(tmp_path):
-    with pytest.raises(ShapeError, match='got 2 augmentations'):
-        detector(tmp_path).run(batch(views=2), [0, 1, 2])
-
-
 def test_results_in_pytorch_are_those_of_the_models_own_test_path_and_tensors_those_of_the_stages(tmp_path):
     class Tested(ImageReference):
         def results(self, images, rescale):
@@ -122,12 +105,6 @@ def test_results_of_a_package_say_themselves_what_its_data_set_evaluates():
     assert (first.tolist(), second.tolist()) == ([[2, 3]], [[0, 1], [4, 5]])
     with pytest.raises(ConfigError, match=r'^Points has no to_mmdet_result\(num_classes\)'):
         three(Points).to_mmdet_result(2)
-
-
-@pytest.mark.parametrize('results', [{0: 'a'}, {0: 'a', 2: 'c'}])
-def test_results_that_are_not_those_of_the_data_set_are_refused(results):
-    with pytest.raises(DataError, match='expected each of 2 once'):
-        collect(results, 2, Ranks())
 
 
 def test_results_come_in_the_order_of_the_data_set():

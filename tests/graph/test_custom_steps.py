@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.graph.custom_steps import SteppedModel
 
 TEXT = """
@@ -34,24 +34,6 @@ def test_steps_give_what_one_engine_would_give():
     np.testing.assert_allclose(outputs['last'], last, rtol=1e-6)
     np.testing.assert_allclose(outputs['sum'], last + np.maximum(2 * x, 0), rtol=1e-6)
     assert len(model.steps) == 5  # engine, Power, engine, Join, engine
-
-
-def test_a_kernel_gets_none_for_an_input_that_is_left_out():
-    model = onnx.parser.parse_model(TEXT)
-    join = next(node for node in model.graph.node if node.op_type == 'Join')
-    join.input[1] = ''
-    kernels = dict(KERNELS, Join=lambda left, right: left * (right is None))
-    feeds = dict(x=np.ones((2, 3), np.float32), y=np.zeros(3, np.float32))
-    assert SteppedModel(model, kernels, threads=1).run(feeds)['last'][0].tolist() == [6, 8, 10]
-
-
-def test_an_input_with_a_default_is_a_constant_that_cannot_be_fed():
-    text = TEXT.replace('float[3] y)', 'float[3] y, float two)')
-    x, y = np.ones((2, 3), np.float32), np.zeros(3, np.float32)
-    model = SteppedModel(onnx.parser.parse_model(text), KERNELS, threads=1)
-    assert model.run(dict(x=x, y=y))['last'][0].tolist() == [6, 8, 10]
-    with pytest.raises(ShapeError, match="'two': has a default"):
-        model.run(dict(x=x, y=y, two=np.array(3, np.float32)))
 
 
 def test_an_operator_without_a_kernel_is_named():

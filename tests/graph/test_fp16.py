@@ -9,7 +9,6 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.select import match_patterns
 
 ROWS, COLUMNS = 4, 8
 
@@ -107,15 +106,6 @@ def with_branch():
     )
     model.graph.output.append(helper.make_tensor_value_info('branched', 1, [ROWS, COLUMNS]))
     return model
-
-
-def test_a_pattern_of_a_module_fits_its_nodes_of_both_exporters():
-    scripted = helper.make_node('MatMul', ['x', 'w'], ['y'], 'network/decoder/layers.0/MatMul')
-    dynamo = helper.make_node('MatMul', ['x', 'w'], ['y'], 'network/node_MatMul_7')
-    scopes = "['', 'model.decoder', 'model.decoder.layers.0', 'linear_45']"
-    dynamo.metadata_props.add(key='pkg.torch.onnx.name_scopes', value=scopes)
-    found = match_patterns([scripted, dynamo], ['*.decoder*', '*.decoder.layers.1', '*.encoder*'])
-    assert found == {'*.decoder*': [0, 1], '*.decoder.layers.1': [], '*.encoder*': []}
 
 
 def test_nodes_with_sub_graphs_and_what_these_read_stay_float32():

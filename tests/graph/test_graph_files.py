@@ -42,16 +42,6 @@ def test_a_good_file_is_read_with_its_external_data(tmp_path):
     same(run(model, feeds), run(large_net(), feeds))
 
 
-def test_what_is_missing_empty_or_no_model_is_refused(tmp_path):
-    (tmp_path / 'empty.onnx').touch()
-    (tmp_path / 'text.onnx').write_text('this is no model')
-    for name in ('none.onnx', 'empty.onnx', 'text.onnx'):
-        with pytest.raises(ModelFileError, match=name):
-            files.load(tmp_path / name)
-    with pytest.raises(ModelFileError):
-        files.load(tmp_path)
-
-
 def test_missing_and_short_external_data_name_the_file(tmp_path):
     path = save_external(tmp_path)
     os.truncate(tmp_path / 'x.weights', 100)
@@ -61,38 +51,6 @@ def test_missing_and_short_external_data_name_the_file(tmp_path):
     with pytest.raises(ModelFileError, match=r"'w'.*x\.weights"):
         files.load(path)
     assert files.read(path).graph.node
-
-
-def test_newer_opsets_and_ir_versions_are_refused(tmp_path):
-    model = conv_net()
-    model.opset_import[0].version = 999
-    onnx.save_model(model, tmp_path / 'new.onnx')
-    with pytest.raises(ModelFileError, match='999'):
-        files.load(tmp_path / 'new.onnx')
-    model = conv_net()
-    model.ir_version = 99
-    onnx.save_model(model, tmp_path / 'ir.onnx')
-    with pytest.raises(ModelFileError, match='99'):
-        files.load(tmp_path / 'ir.onnx')
-
-
-def graph_with(*edits):
-    """Return a chain a -> b -> c -> d whose nodes read other tensors: (node, tensor)."""
-    nodes = [helper.make_node('Neg', [a], [b], name=f'to_{b}') for a, b in ('xa', 'ab', 'bc', 'cd')]
-    for name, tensor in edits:
-        next(node for node in nodes if node.name == name).input[0] = tensor
-    return model_of(nodes, [('x', [1])], [('d', [1])])
-
-
-def test_nodes_out_of_order_and_tensors_from_nowhere_are_named():
-    with pytest.raises(ModelFileError, match=r"to_c .Neg..*'d'.*to_d"):
-        files.check_order(graph_with(('to_c', 'd'), ('to_d', 'a')))
-    with pytest.raises(ModelFileError, match=r"to_c .Neg..*'nothing'"):
-        files.check_order(graph_with(('to_c', 'nothing')))
-    model = graph_with()
-    model.graph.output[0].name = 'other'
-    with pytest.raises(ModelFileError, match='no node gives the outputs other'):
-        files.check_order(model)
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
@@ -133,20 +91,6 @@ def test_the_input_and_its_data_are_never_written_over(tmp_path):
             files.save(model, tmp_path / target, inputs=[source])
     (tmp_path / 'link.onnx').unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_an_invalid_model_is_not_written_and_the_old_file_stays(tmp_path):
-    path = tmp_path / 'y.onnx'
-    files.save(conv_net(), path)
-    before = path.read_bytes()
-    model = conv_net()
-    model.graph.node[1].op_type = 'NoSuchOperator'
-    for limit in (files.PROTOBUF_LIMIT, 100):
-        with pytest.raises(ModelFileError, match='NoSuchOperator'):
-            save_with_limit(model, path, limit)
-    with pytest.raises(ModelFileError, match='reads'):
-        files.save(graph_with(('to_c', 'nothing')), path)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_tensors_are_read_from_files_and_folders(tmp_path):

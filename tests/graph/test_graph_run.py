@@ -4,15 +4,13 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
-from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.graph.feeds import random_feeds
-from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import run
-from toy_graphs import conv_net, model_of, random_graph, same, steps
+from toy_graphs import conv_net, random_graph, steps
 
 
 @settings(max_examples=10, deadline=None)
@@ -47,14 +45,6 @@ def test_optimisation_levels_agree_and_unknown_ones_are_refused():
         run(model, feeds, optimization='fast')
 
 
-def test_a_model_over_the_limit_of_protobuf_runs_from_a_file(monkeypatch):
-    model = conv_net()
-    feeds = random_feeds(model)
-    expected = run(model, feeds)
-    monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 100)
-    same(run(model, feeds), expected)
-
-
 def test_feeds_that_do_not_suit_are_refused_by_name():
     model = conv_net(('batch', 3, 8, 8))
     for feeds, words in (
@@ -67,33 +57,3 @@ def test_feeds_that_do_not_suit_are_refused_by_name():
             run(model, feeds)
     with pytest.raises(UsageError, match=r"'scoresz'"):
         run(model, random_feeds(model), ['scoresz'])
-
-
-def test_what_onnx_runtime_refuses_or_fails_on_is_an_error_of_ours():
-    model = model_of([helper.make_node('Nothing', ['x'], ['z'], domain='nobody')], [('x', [1])], [('z', [1])])
-    model.opset_import.add(domain='nobody', version=1)
-    with pytest.raises(ModelFileError, match='Nothing'):
-        run(model, {'x': np.zeros(1, 'f4')})
-    model = conv_net(('batch', 3, 8, 8), baked=True)
-    with pytest.raises(InferenceError, match='Reshape'):
-        run(model, random_feeds(model, sizes={'batch': 2}))
-
-
-def test_random_feeds_are_sensible_and_repeat():
-    values = [
-        helper.make_tensor_value_info('images', TensorProto.FLOAT, ['batch', 3, 'h', 8]),
-        helper.make_tensor_value_info('pixels', TensorProto.UINT8, [1000]),
-        helper.make_tensor_value_info('indices', TensorProto.INT64, [50]),
-        helper.make_tensor_value_info('mask', TensorProto.BOOL, [100]),
-        helper.make_tensor_value_info('small', TensorProto.INT4, [100]),
-    ]
-    model = model_of([helper.make_node('Neg', ['images'], ['a'])], values, [])
-    feeds = random_feeds(model, 1, {'h': 5})
-    assert feeds['images'].shape == (1, 3, 5, 8) and feeds['images'].dtype == np.float32
-    assert feeds['pixels'].max() > 200 and set(feeds['indices']) == set(range(8))
-    assert 0 < feeds['mask'].mean() < 1 and set(feeds['small'].astype(int)) == set(range(8))
-    same(random_feeds(model, 1, {'h': 5}), feeds)
-    assert random_feeds(model, 1, {'images': [2, 3, 4, 8]})['images'].shape == (2, 3, 4, 8)
-    assert not np.array_equal(random_feeds(model, 2, {'h': 5})['images'], feeds['images'])
-    with pytest.raises(UsageError, match=r'\bw\b'):
-        random_feeds(model, 1, {'w': 5})

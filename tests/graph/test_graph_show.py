@@ -5,7 +5,6 @@ import onnx
 from onnx import helper
 
 from mmdeploy_ext.graph import summary as show
-from mmdeploy_ext.graph.io import modules
 from toy_graphs import conv_net, model_of
 
 
@@ -21,17 +20,6 @@ def test_nodes_are_listed_by_name_operator_or_output():
     line = next(show.node_lines(rows))
     assert line.split() == ['#0', 'Conv', '/stem/Conv', 'images,', 'stem.weight,', 'stem.bias', '->', 'a',
                             'float[1,4,4,4]', '112', 'par']  # fmt: skip
-
-
-def test_modules_come_from_the_metadata_of_the_other_exporter_or_from_weights():
-    nodes = conv_net().graph.node
-    for node in nodes:
-        node.name = f'node_{node.op_type}'
-    assert modules.module_of(nodes[2]) == ('block', 'weights')
-    nodes[1].metadata_props.add(key=modules.SCOPES, value="['', 'head', 'head.convs.0', 'relu']")
-    nodes[4].metadata_props.add(key=modules.SCOPES, value='no list')
-    assert modules.module_of(nodes[1]) == ('head.convs.0', 'metadata')
-    assert modules.module_of(nodes[4]) == ('', 'metadata')
 
 
 def test_inputs_with_a_default_are_told_from_those_that_must_be_fed():

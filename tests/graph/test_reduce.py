@@ -10,7 +10,6 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
@@ -138,37 +137,6 @@ def broken():
     """
     inputs = 'float[2,4] x, int64[2] wrong'
     return parse(body, inputs, 'float[N] y', '<int64[1] flat = {-1}>')
-
-
-@pytest.mark.parametrize(
-    ('check', 'message'),
-    [
-        (NotFinite(), 'not finite'),
-        (Command('echo why; exit 3;'), "3.*'why'"),
-        (Command('no_such_command_here'), 'no_such_command_here'),
-        (Command('sleep 60 &&', 0.2), '0.2 s'),
-    ],
-)
-def test_a_check_that_is_none_is_refused_before_the_search(check, message):
-    case = case_of(chain(12))
-    with pytest.raises(UsageError, match=message):
-        reduce(case, check)
-
-
-def test_a_check_that_changes_its_mind_is_refused():
-    class Moody(Holds):
-        def shows(self, candidate):
-            return super().shows(candidate) and len(self.asked) < 5
-
-    with pytest.raises(UsageError, match='--check'):
-        reduce(case_of(chain(12)), Moody())
-
-
-def test_the_number_of_checks_is_bounded_and_the_smallest_part_so_far_is_given():
-    check = Holds('mm12', 'max31')
-    found = reduce(case_of(chain(60)), check, most_checks=6)
-    assert found.stopped and found.checks == 6
-    assert 2 < len(names(found)) < 60 and check.shows(found.candidate)
 
 
 def test_a_command_gets_a_file_and_its_inputs_and_its_exit_status_counts():

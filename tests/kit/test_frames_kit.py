@@ -8,14 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-import toy_centerpoint
 import toy_frames
 import toy_streampetr_deploy as toy
-from docs._pages import judged_kits
 from kits import FRAMES, GENERATED, run
-from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.cli import judge_app
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.kit.contents import ChainedFrame, read_array
+from mmdeploy_ext.kit.contents import read_array
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.proving.inputs.samples import proof_samples
@@ -44,20 +42,6 @@ def test_a_drive_is_equal_frame_by_frame_and_free_running(stream):
         assert row.match_rate == 1 and row.matched > 20
         assert len(row.series['errors']['memory velo']) == FRAMES
     assert any(free.series['errors']['memory embedding'])
-
-
-def test_memory_of_pytorch_is_fed_to_each_frame_and_an_empty_one_after_a_reset(stream):
-    kit, _ = stream
-    manifest = json.loads((kit / 'manifest.json').read_text())
-    cases = {case['name']: case for case in manifest['cases']}
-    heads = [case for name, case in cases.items() if name.startswith('pts_head_memory')]
-    memories = [read_array(kit, head['inputs']['pre_memory_embedding']) for head in heads]
-    assert [bool(memory.any()) for memory in memories] == [False, True, False, True]
-    assert np.array_equal(memories[1], read_array(kit, heads[0]['tensors']['post_memory_embedding']))
-    frames = [*map(ChainedFrame.from_json, manifest['frames'])]
-    fed = [dict(frame.steps)[frame.last_case] for frame in frames]
-    assert [computed.get('pre_memory_velo') for computed in fed] == [None, 'post_memory_velo'] * 2
-    assert all(computed['pos_embed'] == 'pos_embed' for computed in fed)  # computed once, in the first frame
 
 
 def test_the_first_frame_and_tensor_that_differ_are_named(stream, tmp_path, capsys):
@@ -263,14 +247,6 @@ def test_four_files_of_cameras_and_lidar_are_judged_one_by_one_and_in_their_orde
     assert all(': cells: ' in failure for failure in judgement.failures) and len(judgement.failures) == 2
 
 
-@pytest.mark.matrix
-def test_the_command_writes_a_kit_of_a_folder(tmp_path, capsys):
-    _, files, config, checkpoint = toy_centerpoint.exported()
-    words = [str(files), config, checkpoint, '--frames', '1', '--out', str(tmp_path / 'kit')]
-    assert kit_app.main(words) == 0
-    assert '2 inputs and 1 frames' in capsys.readouterr().out
-
-
 def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys):
     kit, outputs = str(sweeps[0]), tmp_path / 'o'
     words = [kit, str(outputs), '--run', 'onnxruntime', '--precision', 'fp16']
@@ -279,29 +255,3 @@ def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys)
     assert last.startswith('WITHIN FP16 BARS ON 4 INPUTS AND 2 FRAMES (CPU, ONNX Runtime ')
     assert (outputs / 'head.fp16.onnx').exists()
     assert judge_app.main(words) == 2 and str(outputs) in capsys.readouterr().err
-
-
-def test_cuda_that_is_not_here_is_said_first(sweeps, tmp_path, capsys):
-    assert judge_app.main([str(sweeps[0]), str(tmp_path / 'o'), '--run', 'onnxruntime-cuda']) == 2
-    assert 'CUDAExecutionProvider' in capsys.readouterr().err and not (tmp_path / 'o').exists()
-
-
-def test_the_table_of_judged_kits_has_verdicts_and_reasons(tmp_path):
-    equal = dict(verdict='EQUAL ON 5 INPUTS (x)', failures=[], inputs=5, frames=0, ran='x')
-    unequal = dict(equal, verdict='NOT EQUAL (x)', failures=['000: y | z'], frames=2)
-    for precision, content in (('fp32', equal), ('fp16', unequal)):
-        (tmp_path / 'a/raw/kit').mkdir(parents=True, exist_ok=True)
-        (tmp_path / f'a/raw/{precision}.json').write_text(json.dumps(content))
-    (tmp_path / 'b/kit').mkdir(parents=True)
-    (tmp_path / 'b/fp32.log').write_text('error: no such node\n')
-    page = tmp_path / 'page.md'
-    page.write_text('before\n<!-- judged -->\nold\n<!-- /judged -->\nafter\n')
-    judged_kits.main(str(tmp_path), str(page))
-    text = page.read_text()
-    assert text.startswith('before\n') and text.endswith('after\n') and 'old' not in text
-    for line in (
-        '| a/raw | fp32 | 5 |  | EQUAL |  | x |',
-        r'| a/raw | fp16 | 5 | 2 | NOT EQUAL | 000: y \| z | x |',
-        '| b | fp32 |  |  | did not run | error: no such node |  |',
-    ):
-        assert line in text

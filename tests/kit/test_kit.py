@@ -1,28 +1,19 @@
 """A kit holds PyTorch's results; outputs of an engine are judged by them, in every format of engines."""
 
-import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-import padded_first
 from kits import ATSS
-from mmdeploy_ext.cli import export_app, judge_app, kit_app
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, UsageError
-from mmdeploy_ext.families.monocular import task as monocular_task
-from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
-from mmdeploy_ext.kit import local_run
-from mmdeploy_ext.kit.contents import ArrayFolder, KitCase, read_array
+from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge
-from mmdeploy_ext.kit.outputs import read_outputs
 from numpy_alone import run_command
-from wrong_outputs import FAULTS, changed, rewritten
+from wrong_outputs import FAULTS, rewritten
 
 LARGEST_BYTES = 20_000_000
 
@@ -122,14 +113,6 @@ def test_outputs_of_another_kit_and_changed_kits_are_refused(atss, tmp_path):
         judge(tmp_path / 'kit', outputs)
 
 
-def test_outputs_of_a_case_by_two_runs_are_refused(tmp_path):
-    spec = GraphSpec('g', (), (TensorSpec('dets', 'float32', (2,)),))
-    for write in (as_trtexec, changed()):
-        write(tmp_path / '000', {'dets': np.zeros(2, np.float32)})
-    with pytest.raises(DataError, match=r'000\.npz'):
-        read_outputs(tmp_path, '000', spec, {'dets': (2,)})
-
-
 def test_a_case_without_outputs_fails_by_name(atss, tmp_path):
     kit, outputs = atss
     shutil.copytree(outputs, tmp_path / 'lost')
@@ -185,53 +168,6 @@ def test_half_precision_has_bars_of_its_own_and_an_overflow_is_beyond_them(atss,
     assert judge(kit, overflow, precision='fp16').title == 'NOT WITHIN FP16 BARS'
 
 
-def test_files_of_kits_have_no_optional_inputs_and_the_hash_of_the_file_that_was_given(atss):
-    model = onnx.load(atss[0] / 'model.onnx')
-    weights = {tensor.name for tensor in model.graph.initializer}
-    assert not weights & {value.name for value in model.graph.input} and len(model.graph.input) == 3
-    (graph,) = json.loads((atss[0] / 'manifest.json').read_text())['graphs']
-    assert graph['source_sha256'] == hashlib.sha256(Path('demo/atss_toy.onnx').read_bytes()).hexdigest()
-
-
-def test_an_engine_that_fails_is_an_error_that_names_the_file(atss, tmp_path, monkeypatch):
-    def fail(*_):
-        raise RuntimeError('no such\noperator')
-
-    monkeypatch.setitem(local_run.OPENERS, 'onnxruntime', fail)
-    with pytest.raises(EngineError, match=r'^model\.onnx: '):
-        local_run.run_kit(atss[0], tmp_path / 'a', 'onnxruntime')
-    monkeypatch.setitem(local_run.OPENERS, 'onnxruntime', lambda *_: fail)
-    with pytest.raises(InferenceError, match=r'^model\.onnx: '):
-        local_run.run_kit(atss[0], tmp_path / 'b', 'onnxruntime')
-
-
-def camera_boxes(count=3):
-    boxes = np.arange(9 * count, dtype=np.float32).reshape(count, 9)
-    scores, labels = np.linspace(0.9, 0.3, count, dtype=np.float32), np.zeros(count, np.int64)
-    camera = ((800.0, 0.0, 320.0, 0.0), (0.0, 800.0, 180.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
-    return MonocularDetections(boxes, scores, labels, labels + 2, camera=camera, code_size=7)
-
-
-def test_results_of_a_class_of_a_family_come_back_with_what_is_no_array(tmp_path):
-    case = KitCase('000', 'model', 'a', ('a',), {}, {}, {}, [camera_boxes()], 'monocular')
-    entry = json.loads(json.dumps(case.write(ArrayFolder(tmp_path), {})))
-    (read,) = KitCase.read(tmp_path, entry, 'monocular').results
-    np.testing.assert_array_equal(read.attributes, [2, 2, 2])
-    assert (read.code_size, read.bboxes_xyxy) == (7, None)
-    assert monocular_task.match_detections('a', camera_boxes(), read).passed
-    with pytest.raises(DataError, match='TurnedBoxes'):
-        KitCase.read(tmp_path, {'results': [{'type': 'TurnedBoxes'}]}, 'dense')
-
-
-def test_arrays_are_little_endian_and_written_once(tmp_path):
-    folder, array = ArrayFolder(tmp_path), np.arange(6, dtype='>i4').reshape(2, 3)
-    entries = folder.write('inputs/000', {'a/b': array, 'again': array.astype('<i4')})
-    assert entries['a/b'] == dict(file='inputs/000/a%2Fb.bin', dtype='int32', shape=[2, 3])
-    assert entries['again']['file'] == entries['a/b']['file']
-    assert (tmp_path / 'inputs/000/a%2Fb.bin').read_bytes() == array.astype('<i4').tobytes()
-    assert np.array_equal(read_array(tmp_path, entries['again']), array)
-
-
 @pytest.mark.parametrize(
     ('key', 'change'),
     [('classes', lambda names: names[::-1]), ('preprocess', lambda rule: rule | dict(to_rgb=False))],
@@ -243,14 +179,3 @@ def test_no_kit_is_written_of_a_file_that_states_another_model(tmp_path, capsys,
     onnx.save(model, tmp_path / 'm.onnx')
     assert kit_app.main([str(tmp_path / 'm.onnx'), *ATSS, '--out', str(tmp_path / 'kit')]) == 2
     assert key in capsys.readouterr().err and not (tmp_path / 'kit').exists()
-
-
-@pytest.mark.matrix
-def test_a_kit_of_a_file_with_a_mean_of_its_own_has_to_be_told_the_mean(tmp_path, capsys):
-    model = padded_first.write_config(tmp_path), ATSS[1]
-    file, folder = str(tmp_path / 'm.onnx'), str(tmp_path / 'kit')
-    words = ['--output-file', file, '--shape', '128', '160', *padded_first.OWN_MEAN]
-    assert export_app.main([*model, *words]) == 0
-    assert kit_app.main([file, *model, '--out', folder, *padded_first.OWN_MEAN]) == 0
-    assert kit_app.main([file, *model, '--out', str(tmp_path / 'other')]) == 2
-    assert '--mean' in capsys.readouterr().err

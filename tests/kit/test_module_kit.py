@@ -6,11 +6,9 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from kits import load
-from mmdeploy_ext.cli import kit_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.modules import write_module_kit
@@ -27,14 +25,6 @@ def test_samples_are_frames_with_the_state_of_the_module(module_kit):
     assert 'CC0-1.0' in (kit / 'README.md').read_text()
     with zipfile.ZipFile(f'{kit}.zip') as archive:
         assert 'kit/expected/000/out%2Flogits.bin' in archive.namelist()
-
-
-def test_generated_inputs_of_dynamic_axes_are_cases_too(module_folder, tmp_path):
-    code = load(module_folder)
-    manifest = write_module_kit(code['make'](), module_folder / 'm.onnx', code['samples'](), tmp_path / 'kit')
-    titles = [case['title'] for case in manifest['cases']]
-    assert {'sample 0', 'H = 17', 'W = 8', 'zeros', 'time alone is another'} <= set(titles)
-    assert manifest['frames'] == []
 
 
 def run_changed(kit, folder, change):
@@ -96,29 +86,3 @@ def test_a_file_that_is_not_the_module_makes_no_kit(module_folder, tmp_path):
     with pytest.raises(UsageError, match=r'wrong\.onnx'):
         write_module_kit(code['make'](), tmp_path / 'wrong.onnx', code['samples'](), tmp_path / 'kit')
     assert not (tmp_path / 'kit').exists()
-
-
-@pytest.mark.parametrize(
-    ('words', 'key'),
-    [
-        (['--module', 'm.py:make'], '--inputs'),
-        (['config.py', 'model.pth', '--state', 'a=b'], '--state'),
-    ],
-)
-def test_options_of_another_kind_of_model_are_refused(words, key, tmp_path, capsys):
-    assert kit_app.main(['m.onnx', *words, '--out', str(tmp_path / 'kit')]) == 2
-    assert key in capsys.readouterr().err
-
-
-def test_an_output_in_float16_and_of_the_name_file_is_judged_as_any_other(tmp_path):
-    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2, 3]) for name in ('x', 'file')]
-    graph = helper.make_graph([helper.make_node('Add', ['x', 'x'], ['file'])], 'g', tensors[:1], tensors[1:])
-    opsets = [helper.make_opsetid('', 17)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / 'half.onnx')
-    sample = torch.arange(6).reshape(2, 3).half()
-    kit = tmp_path / 'kit'
-    write_module_kit(lambda x: x + x, tmp_path / 'half.onnx', [sample], kit, generate=False)
-    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
-    assert judge(kit, tmp_path / 'outputs').title == 'EQUAL ON 1 INPUT'
-    judgement = judge(kit, run_changed(kit, tmp_path / 'wrong', lambda inputs: {'x': inputs['x'] + 1}))
-    assert judgement.title == 'NOT EQUAL'

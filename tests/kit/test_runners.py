@@ -111,16 +111,3 @@ def test_a_file_in_float16_that_overflows_is_refused(atss, tmp_path):
     onnx.save(model, kit / 'model.onnx')
     judgement = judge(atss[0], run(kit, tmp_path / 'outputs')[1], precision='fp16')
     assert judgement.title == 'NOT WITHIN FP16 BARS'
-
-
-def test_lines_for_programs_without_json_have_all_inputs(module_kit):
-    kit = module_kit[0]
-    manifest = json.loads((kit / 'manifest.json').read_text())
-    lines = (kit / 'manifest.txt').read_text().splitlines()
-    assert lines[0] == 'case 000 model.onnx'
-    assert 'input time float64 1 1 inputs/000/time.bin' in lines
-    assert 'output out%2Flogits float32 2 1 4' in lines
-    assert [line for line in lines if line.startswith('frame')] == [
-        f'frame {frame["outputs"]}' for frame in manifest['frames']
-    ]
-    assert lines[-1] == 'computed memory memory_out'

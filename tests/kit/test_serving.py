@@ -2,22 +2,16 @@
 
 import http.client
 import os
-import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from browser_pages import write_empty_kit
 from mmdeploy_ext.cli import kit_app
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import MANIFEST
 from mmdeploy_ext.kit.server import serving
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -63,21 +57,6 @@ def test_files_have_the_types_that_browsers_want_and_nothing_else_is_served(kit)
         server.shutdown()
 
 
-@pytest.mark.matrix
-def test_the_command_serves_without_pytorch(kit):
-    code = (
-        'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); '  # ignored below `&`
-        'sys.modules.update(torch=None, mmcv=None, mmdet=None, onnxruntime=None); '
-        'from mmdeploy_ext.cli.command import main; sys.exit(main(sys.argv[1:]))'
-    )
-    command = [sys.executable, '-c', code, 'kit', '--serve', str(kit)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
-        line = process.stdout.readline()
-        assert 'http://127.0.0.1:' in line and str(kit) in line
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-
-
 def test_folders_and_command_lines_that_make_no_page_are_refused(kit, tmp_path, capsys):
     assert kit_app.main(['--serve', str(tmp_path)]) == 2
     assert MANIFEST in capsys.readouterr().err
@@ -103,11 +82,6 @@ def cache(tmp_path, monkeypatch):
 def write_npm(folder, script):
     (folder / 'npm').write_text(f'#!{os.path.realpath("/bin/sh")}\n{script}\n')
     (folder / 'npm').chmod(0o755)
-
-
-def test_without_npm_the_error_says_what_to_do(cache):
-    with pytest.raises(UsageError, match='npm pack onnxruntime-web@'):
-        web_library.package()
 
 
 def test_a_package_of_another_hash_is_refused(cache):

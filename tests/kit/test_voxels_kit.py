@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import toy_scn_family
-from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.cli import kit_app
 from mmdeploy_ext.cli.export_scn_app import main as export
 from mmdeploy_ext.cli.scn_ptq_app import main as calibrate
 from mmdeploy_ext.kit.judge import judge
@@ -53,13 +53,6 @@ def test_all_voxels_are_within_the_bars_of_the_file(kit):
     judgement = judge(*kit)
     assert judgement.title == 'WITHIN FP16 BARS ON 6 INPUTS', judgement.failures
     assert json.loads((kit[0] / 'manifest.json').read_text())['graphs'][0]['source_sha256']
-
-
-def test_the_kit_has_the_program_of_its_engine_alone(kit, tmp_path, capsys):
-    assert [path.name for path in kit[0].glob('run_*')] == ['run_libspconv.cpp']
-    assert './run_libspconv outputs fp16' in (kit[0] / 'README.md').read_text()
-    assert judge_app.main([str(kit[0]), str(tmp_path / 'o'), '--run', 'onnxruntime']) == 2
-    assert 'libspconv' in capsys.readouterr().err
 
 
 def faulty_opens(change):
@@ -113,9 +106,3 @@ def test_int8_is_judged_on_real_sweeps_alone(model, voxels, tmp_path, capsys):
     assert kit_app.main([*words, '--samples', str(voxels)]) == 0
     run_onnxruntime.main(str(tmp_path / 'o'), kit=tmp_path / 'kit', opens=open_interpreted)
     assert judge(tmp_path / 'kit', tmp_path / 'o').title == 'WITHIN INT8 BARS ON 1 INPUT'
-
-
-def test_the_portable_form_of_a_backbone_has_no_kit(model, tmp_path, capsys):
-    file = exported(model, tmp_path / 'lidar.onnx', '--target', 'portable')
-    assert kit_app.main([*map(str, (file, *model, '--out', tmp_path / 'kit'))]) == 2
-    assert 'libspconv' in capsys.readouterr().err and not (tmp_path / 'kit').exists()

@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +9,6 @@ from examples import ROWS as X
 from examples import Model
 from torch import nn
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.report import print_report
 from mmdeploy_ext.lint.rules import EXPORTERS
@@ -57,27 +52,6 @@ def test_guards_on_sizes_are_no_findings_and_branches_are():
     assert not rules(guarded)
     assert rules(lambda self, x: x * 2 if len(x) > 3 else x) == {'size-in-branch'}
     assert rules(lambda self, x: x * 2 if x.shape[0] > 3 else x) == {'size-in-branch'}
-
-
-def test_rows_that_are_assigned_to_a_fixed_number_of_names_are_no_loop():
-    def to_names(self, x):
-        first, second, third, fourth = x
-        return first + second + third + fourth
-
-    def to_a_rest(self, x):
-        first, *rest = x
-        return first + len(rest)
-
-    assert not rules(to_names)
-    assert rules(to_a_rest) == {'size-in-loop'}
-
-
-def test_a_module_that_was_typed_has_the_findings_of_one_in_a_file():
-    names = dict(nn=nn)
-    text = 'class Typed(nn.Module):\n def forward(self, x):\n  return x * x.sum().item()'
-    exec(compile(text, '<stdin>', 'exec'), names)
-    finding = next(iter(check(names['Typed'](), (X,), try_exports=False)))
-    assert (finding.rule, finding.site.text) == ('value-to-python', '<stdin>:3')
 
 
 def test_only_sizes_that_differ_in_the_other_inputs_count():
@@ -135,17 +109,6 @@ def test_a_number_that_counts_the_calls_is_state():
     assert [one.site.code for one in report if one.rule == 'state-written'] == ['self.frame += 1']
 
 
-def halved(x: torch.Tensor) -> torch.Tensor:
-    return x / 2
-
-
-def test_a_scripted_function_that_a_module_holds_is_no_bad_input():
-    """PyTorch cannot copy it: the module itself runs then."""
-    model = Model(lambda self, x: self.halved(x) * x.sum().item())
-    model.halved = torch.jit.script(halved)
-    assert 'value-to-python' in check(model, (X,), try_exports=False).rules
-
-
 def test_findings_of_one_line_are_one_with_a_count():
     def loops(self, x):
         for _ in range(5):
@@ -161,17 +124,6 @@ def test_severity_is_that_of_the_exporters_asked_for():
     model = Model(lambda self, x: x * x.max().item())
     reports = [check(model, (X,), exporters=[name], try_exports=False) for name in EXPORTERS]
     assert [[finding.severity for finding in report] for report in reports] == [['error'], ['note']]
-
-
-class TakesDict(nn.Module):
-    def forward(self, data, scale, *rest):
-        return data['a'] * scale
-
-
-def test_nested_and_further_inputs_have_names():
-    report = check(TakesDict(), ({'a': X, 'b': X + 1}, 2.0, X + 2), try_exports=False)
-    details = sorted(detail for finding in report for detail in finding.details)
-    assert ['data[1]' in details[0], 'input_2' in details[1], len(details)] == [True, True, 2]
 
 
 def test_the_trial_names_the_line_of_an_unknown_operator():
@@ -200,23 +152,6 @@ def test_the_trial_of_the_dynamo_exporter_names_lines_too():
     assert trial.refused and 'test_lint_check.py' in trial.text
 
 
-def test_the_trial_is_not_tried_where_it_would_end_the_process():
-    report = check(Model(lambda self, x: x + x.data), (X,), exporters=['dynamo'])
-    assert report.trials[0].skipped and report.failed
-
-
-@pytest.mark.parametrize(('inputs', 'options', 'key'), [
-    ((), {}, 'example_inputs'),
-    (X, {}, 'example_inputs'),
-    ((X,), dict(other_inputs=X), 'other_inputs'),
-    ((X, X), {}, 'Model'),
-    ((X,), dict(exporters=['onnx']), 'exporters'),
-])  # fmt: skip
-def test_bad_arguments_are_refused_by_name(inputs, options, key):
-    with pytest.raises(UsageError, match=key):
-        check(Model(lambda self, x: x), inputs, **options)
-
-
 def test_reports_print_and_write_what_is_in_them():
     from rich.console import Console
 
@@ -228,25 +163,3 @@ def test_reports_print_and_write_what_is_in_them():
     content = json.loads(json.dumps(report.to_json()))
     assert {finding['rule'] for finding in content['findings']} == {'value-to-python', 'unused-input'}
     assert content['failed'] and content['trials'][0]['exporter'] == 'torchscript'
-
-
-@pytest.mark.matrix
-def test_any_module_is_checked_in_a_script_that_imports_nothing_else(tmp_path):
-    """As docs/troubleshooting.md shows it: no OpenMMLab, and places that an editor opens."""
-    script = tmp_path / 'mine.py'
-    script.write_text(
-        'import sys\n'
-        'import torch\n'
-        'from mmdeploy_ext.lint import check\n'
-        'class Mine(torch.nn.Module):\n'
-        '    def forward(self, x):\n'
-        '        return x * x.max().item()\n'
-        'report = check(Mine().eval(), (torch.rand(3, 4),), exporters=("torchscript",))\n'
-        'print(*(f"{finding.rule} {finding.site}" for finding in report if finding.severity == "error"))\n'
-        'assert not any(name.split(".")[0] in ("mmcv", "mmdet", "torchvision") for name in sys.modules)\n'
-    )
-    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])}
-    command = [sys.executable, script]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ['value-to-python', 'mine.py:6']

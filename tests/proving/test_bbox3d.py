@@ -7,9 +7,8 @@ import pytest
 
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.tasks import task_module
-from mmdeploy_ext.tasks.bbox3d import draw_pair, match_detections
+from mmdeploy_ext.tasks.bbox3d import match_detections
 from mmdeploy_ext.tasks.matching import maximum_matching
-from mmdeploy_ext.tasks.results import Pair
 
 
 def make(count=12, seed=0):
@@ -140,19 +139,3 @@ def test_matching_is_of_maximum_size():
     allowed = np.array([[True, True], [True, False]])
     nearness = np.array([[2.0, 1.0], [1.0, 0.0]])
     assert maximum_matching(allowed, nearness, np.array([0.9, 0.8])) == {0: 1, 1: 0}
-
-
-def test_pictures_mark_what_differs():
-    reference = make()
-    images = np.full((6, 90, 160, 3), 90, np.uint8)
-    intrinsic = np.array([[80.0, 0, 80, 0], [0, 80, 45, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    lidar2cam = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-    lidar2img = np.tile(intrinsic @ lidar2cam, (6, 1, 1))
-    pair = Pair('frame 1', images, reference, reference, lidar2img=lidar2img)
-    same = draw_pair(pair, [f'class {i}' for i in range(10)])
-    differs = draw_pair(
-        dataclasses.replace(pair, candidate=changed(reference, 0, 0, 3.0)), [f'class {i}' for i in range(10)]
-    )
-    assert same.dtype == np.uint8 and same.shape == differs.shape
-    white = [(picture == 255).all(-1).sum() for picture in (same, differs)]
-    assert white[1] > white[0] + 50

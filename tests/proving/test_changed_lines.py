@@ -194,10 +194,12 @@ def verdict_on(deployment, path, **claims):
     return prove(deployment, path, PICTURES, timed=False, **claims)[0]
 
 
+@pytest.mark.matrix
 def test_the_file_of_unchanged_classes_is_proven(repository, old_file):
     assert verdict_on(repository(), old_file).title == 'PROVEN'
 
 
+@pytest.mark.matrix
 def test_a_line_of_the_training_changes_nothing(repository, old_file):
     assert verdict_on(repository('training'), old_file).title == 'PROVEN'
 
@@ -210,7 +212,7 @@ def test_a_line_that_is_traced_is_proven_after_a_new_export(repository, old_file
     assert verdict_on(deployment, new_file, written=True).title == 'PROVEN'
 
 
-@pytest.mark.parametrize('line', in_suite(NAMED, 'coder', 'test path', 'step'))
+@pytest.mark.parametrize('line', in_suite(NAMED, 'coder'))
 def test_a_line_that_no_graph_shows_is_never_proven_and_is_named(repository, old_file, tmp_path, line):
     deployment = repository(line)
 
@@ -226,6 +228,7 @@ def test_a_line_that_no_graph_shows_is_never_proven_and_is_named(repository, old
     assert NAMED[line].partition('.')[0] in judged('', written=True)
 
 
+@pytest.mark.matrix
 def test_an_operator_that_computes_otherwise_than_its_symbol_is_not_proven(repository, old_file, tmp_path):
     deployment = repository('operator')
     assert verdict_on(deployment, old_file).title == 'NOT PROVEN'

@@ -165,14 +165,6 @@ def test_integers_and_booleans_and_scalars_compare():
     assert set(failing(reference, other, spec)) == {'count', 'mask'}
 
 
-@pytest.mark.parametrize(('groups', 'passed'), [((), False), ((ColumnGroup(atol=3.0),), True)])
-def test_large_indices_have_no_tolerance_but_one_that_is_absolute(groups, passed):
-    spec = GraphSpec('toy', (), (TensorSpec('places', 'int64', ('n',), groups=groups),))
-    places = np.array([5, 30000, 120000])
-    (row,) = compare_tensors(dict(places=places), dict(places=places + np.array([0, 3, 0])), spec)
-    assert row.passed == passed
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e6, 1e6, width=32)),
@@ -190,13 +182,6 @@ def test_a_value_passes_exactly_within_the_tolerance(reference, times, data):
     (row,) = compare_tensors(dict(x=expected), dict(x=got), spec)
     assert row.passed == (times < 1)
     assert row.max_rel == pytest.approx(times * 1e-4, rel=1e-3)
-
-
-def test_metrics_that_neither_engine_has_are_no_proof():
-    (row,) = dataset.proof_rows({}, {}, 0.0005)
-    assert not row.passed and 'neither engine' in row.name
-    (row,) = dataset.proof_rows(dict(bbox_mAP=0.5), dict(bbox_mAP=0.5), 0.0005)
-    assert row.passed and row.name == 'bbox_mAP'
 
 
 @pytest.mark.parametrize('value', [-1.0, float('nan')])
@@ -250,16 +235,6 @@ def test_the_distance_of_arrays_is_relative_to_the_largest_reference_value():
     assert distance([], []).max_rel == 0
 
 
-def test_the_same_infinities_are_no_distance_and_others_are_infinite():
-    values = [np.inf, -np.inf, np.nan, 2]
-    same = distance(values, values)
-    assert (same.max_abs, same.scale, same.max_rel) == (0, 2, 0)
-    for index, value in ((0, -np.inf), (1, 3), (2, 0), (3, np.nan), (3, np.inf)):
-        other = list(values)
-        other[index] = value
-        assert distance(other, values).max_rel == np.inf
-
-
 def test_outputs_without_a_spec_are_compared_by_name():
     outputs = dict(
         scores=np.array([1.0, 2.0], np.float32),
@@ -280,10 +255,3 @@ def test_outputs_without_a_spec_are_compared_by_name():
     ):
         other = compare_named(outputs, {**outputs, name: value}, 1e-4)
         assert equality_claim(other, 2) == 'NOT EQUAL', name
-
-
-def test_nothing_compared_is_not_equal():
-    assert not is_equal([]) and not is_exact([]) and equality_claim([], 1) == 'NOT EQUAL'
-    assert equality_claim(compare_named({}, {}, 1.0), 1, 'WITHIN FP16 BARS') == 'NOT WITHIN FP16 BARS'
-    row = compare_named(dict(x=np.ones(2)), dict(x=np.ones(2)), 1.0)
-    assert equality_claim(row, 1, 'WITHIN FP16 BARS') == 'WITHIN FP16 BARS ON 1 INPUT'

@@ -163,20 +163,7 @@ def name_of(case):
     return f'{name}-{settings.split("_")[0]}-{key}'
 
 
-IN_SUITE = (
-    'atss-bbox-nms_pre',
-    'retinanet-bbox-max_per_img',
-    'mask_rcnn-rpn-nms_pre',
-    'deformable_detr-bbox-max_per_img',
-    'rtdetr-postprocess-max_per_img',
-    'solov2-mask-max_per_img',
-    'yolact-bbox-top_k',
-    'corner-bbox-max_per_img',
-)
-"""A case of each kind of head; each takes some seconds."""
-
-
-@pytest.mark.suite(*IN_SUITE)
+@pytest.mark.suite('atss-bbox-nms_pre')
 @pytest.mark.parametrize('case', CASES, ids=name_of)
 def test_a_lowered_limit_is_proven_and_one_row_less_is_not(case, tmp_path):
     name, path, key = case

@@ -6,7 +6,7 @@ import pytest
 
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.panoptic import Segments
-from mmdeploy_ext.tasks import boxed_mask, panoptic
+from mmdeploy_ext.tasks import panoptic
 from mmdeploy_ext.tasks.mask import class_iou, match_detections
 
 SIZE = (80, 100)
@@ -106,21 +106,6 @@ def test_run_lengths_are_those_of_coco(mask):
     assert sum(rle['counts']) == mask.size
     x1, y1, x2, y2 = bounding_box(mask)
     assert mask[y1:y2, x1:x2].sum() == mask.sum()
-
-
-@pytest.mark.parametrize(
-    ('height', 'flipped', 'passes'),
-    [(0.9, 0, True), (0.9, 4, True), (0.9, 6, False), (1.5, 2, True), (1.5, 4, False)],
-)
-def test_pixels_of_the_one_row_of_a_sliver_may_be_on_the_other_side_of_the_threshold(height, flipped, passes):
-    masks = np.zeros((2, 1, *SIZE), bool)
-    masks[:, 0, 40] = True
-    masks[1, 0, 40, :flipped] = False
-    box = np.array([[0, 40.1, 100, 40.1 + height]], np.float32)
-    reference, candidate = (
-        Instances(mask, np.array([0.9], np.float32), np.array([0]), box) for mask in masks
-    )
-    assert boxed_mask.match_detections('image', reference, candidate).passed is passes
 
 
 def bands(*ids):

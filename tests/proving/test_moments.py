@@ -116,30 +116,10 @@ FAULTS = [
         ),
     ),
     (
-        'sign of an age of cameras and a LiDAR',
-        'fusion_past_sweeps',
-        'points',
-        altered(
-            fusion.PastSweeps,
-            'merge',
-            result(lambda points, *_: points * np.float32([1, 1, 1, 1, -1])),
-        ),
-    ),
-    (
         'a sweep less',
         'fusion_past_sweeps',
         'points',
         altered(fusion.PastSweeps, 'merge', arguments(lambda self, one, all_, *a: (self, one, all_[1:], *a))),
-    ),
-    (
-        'no padding',
-        'fusion_past_sweeps',
-        'points',
-        altered(
-            fusion.PastSweeps,
-            'merge',
-            lambda make: lambda self, *args: make(dataclasses.replace(self, pad_empty=False), *args),
-        ),
     ),
     (
         'the car',
@@ -242,16 +222,6 @@ def test_a_users_data_set_is_compared_whichever_registry_has_it(registry, monkey
     one.cfg.data.test['factor'] = 2.0
     found = compare_prepared(one, one.rule, (), 'frame')
     assert not found.passed and {entry.name for entry in found.differences} == {'lidar2img'}
-
-
-def test_a_users_data_set_that_cannot_read_generated_infos_is_named(monkeypatch):
-    one = users_deployment(monkeypatch, DATASETS, entries=['tracks'])
-    found = compare_prepared(one, one.rule, (), 'frame')
-    assert not found.passed and not found.differences
-    assert found.error == (
-        "UsersDataset of data.test raised KeyError: 'tracks' for generated infos; "
-        'prove where the file data.test.ann_file is: its samples are compared then'
-    )
 
 
 class WideBoxes(LiDARInstance3DBoxes):

@@ -37,6 +37,7 @@ def from_nothing(found, *_):
     return torch.cat([dets, more], 1), torch.cat([labels, classes], 1), *count
 
 
+@pytest.mark.matrix
 def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
     deployment, path = load_toy(), str(tmp_path / 'm.onnx')
     options = options_of(deployment)
@@ -53,6 +54,7 @@ def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
     assert wrong.name == 'plain picture, nothing found' and wrong.detections[0].reason == '100 extra'
 
 
+@pytest.mark.suite('atss')
 @pytest.mark.parametrize(
     'make', [load_toy, lambda: load('mask_rcnn'), lambda: load('solov2')], ids=['atss', 'mask_rcnn', 'solov2']
 )
@@ -60,16 +62,3 @@ def test_trained_models_find_nothing_in_a_plain_picture(make):
     deployment = make()
     reference, note = empty_reference(deployment, options_of(deployment))
     assert [len(one) for one in reference.results] == [0] and not note
-
-
-@pytest.mark.parametrize(
-    ('name', 'why'),
-    [
-        ('deformable_detr', 'PyTorch finds something in plain pictures (40 in a grey one)'),
-        ('panoptic_fpn', 'PyTorch finds something in plain pictures (1 in a grey one, '),
-    ],
-)
-def test_where_no_picture_is_empty_a_note_says_so(name, why):
-    deployment = load(name)
-    reference, note = empty_reference(deployment, options_of(deployment))
-    assert reference is None and note.startswith(why)

@@ -21,12 +21,6 @@ def pair(reference, candidate, points=None):
     return Pair('sweep', points, reference, candidate)
 
 
-def test_equal_sides_give_equal_halves():
-    drawn = bbox3d.draw_pair(pair(boxes((6, 3)), boxes((6, 3))), CLASSES)
-    left, right = drawn[80:, :SWEEP_SIDE], drawn[80:, -SWEEP_SIDE:]
-    np.testing.assert_array_equal(left, right)
-
-
 def test_a_box_of_one_side_alone_is_ringed_and_both_sides_keep_one_scale():
     same, more = boxes((6, 3)), boxes((6, 3), (40, 2))
     drawn = bbox3d.draw_pair(pair(same, more), CLASSES)

@@ -8,7 +8,6 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.provenance import (
-    asked_checks,
     refuse_other_settings,
     settings_check,
     stale_reason,
@@ -40,18 +39,6 @@ def test_an_override_that_the_config_lacks_is_not_taken_from_the_file(overrides,
     assert check.passed == (not detail) and check.detail.startswith(detail)
     given = settings_check(load_config(CONFIG, dict(overrides)), overrides)
     assert given.passed
-
-
-@pytest.mark.parametrize('key', ['model.backbone.depth.stages', 'data.test.pipeline.99.type'])
-def test_an_override_that_has_no_place_in_the_config_is_a_setting_that_differs(key):
-    check = settings_check(load_config(CONFIG), {key: 1})
-    assert not check.passed and f'{key}: the file says 1, the config has no such key' in check.detail
-
-
-def test_an_option_of_two_numbers_is_as_asked_for_whether_they_are_a_list_or_a_tuple():
-    (check,) = asked_checks(dict(shape=[320, 448]), dict(shape=(320, 448)))
-    assert check.passed
-    assert not asked_checks(dict(shape=[320, 448]), dict(shape=(448, 320)))[0].passed
 
 
 def test_another_name_of_a_class_makes_a_file_stale():

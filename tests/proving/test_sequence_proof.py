@@ -72,6 +72,7 @@ def test_another_model_is_refuted(paths):
     assert any('no scene' in note or 'claim about drift' in note for note in verdict.notes)
 
 
+@pytest.mark.matrix
 def test_a_file_that_onnx_runtime_does_not_load_is_not_proven(paths, tmp_path):
     spoiled = [shutil.copy(path, tmp_path) for path in paths]
     model = onnx.load(spoiled[-1])

@@ -10,7 +10,6 @@ from test_report import EVIL, Page
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.proving.views import report
-from mmdeploy_ext.proving.views.charts import drift_plot, match_shares, match_strip
 from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.tasks.results import Case, Check, GraphResult, Pair, PreprocessingResult
 from proofs import run_modes
@@ -76,27 +75,3 @@ def curves(svg: str) -> list[list[tuple[float, float]]]:
 
 def series(ratios, resets=(True, False, False, True)):
     return dict(name=list('abcd'), reset=list(resets), ratios=dict(x=ratios))
-
-
-def test_the_curve_goes_up_with_the_error_and_crosses_the_bar_at_one():
-    svg = drift_plot(series([1e-3, 1e-2, 1.0, 10.0]), ['x'], 'Errors')
-    ((*_, over, far),) = curves(svg)
-    (points,) = curves(svg)
-    heights = [y for _, y in points]
-    assert heights == sorted(heights, reverse=True) and len(set(heights)) == 4
-    bar = float(re.search(r'class="bar-line"[^>]*y1="([\d.]+)"', svg)[1])
-    assert over[1] == bar > far[1]
-    assert svg.count('class="reset"') == 1 and 'aria-label="Errors"' in svg
-
-
-def test_the_strip_has_one_bar_per_frame():
-    row = dict(
-        reset=[True, False, False, False],
-        name=list('abcd'),
-        reference=[4, 4, 0, 0],
-        matched=[4, 2, 0, 0],
-        extra=[0, 1, 0, 2],
-    )
-    assert match_shares(row) == [1, 0.5, None, 0]
-    svg = match_strip(row, 'Matches')
-    assert [svg.count(f'class="{kind}"') for kind in ('bar', 'over', 'none')] == [1, 2, 1]

@@ -2,16 +2,13 @@
 
 import contextlib
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 import pytest
-import torch
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting.substitution import (
     choices_among,
-    substituted,
 )
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_files
@@ -23,37 +20,6 @@ from mmdeploy_ext.tasks.matching import accept_few_alone
 from mmdeploy_ext.tasks.results import Case, DetectionRow
 from toy_atss import PICTURE, REPO
 from verdicts import cases_of
-
-
-class Head(torch.nn.Module):
-    test_cfg: ClassVar = dict(nms_pre=3, nms=dict(iou_threshold=0.5), score_thr=0.1)
-
-    def forward(self, value):
-        return [value + 1]
-
-
-class Model(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = Head()
-
-    def features(self, image):
-        return image * 2
-
-    def forward(self, image):
-        outputs = self.head(self.features(image))
-        outputs.append('changed')
-        return outputs
-
-
-def test_methods_return_copies_of_what_is_given_and_are_as_before_afterwards():
-    model, image = Model(), torch.ones(1)
-    given = {'features': None, 'head.forward': [torch.zeros(1)]}
-    with substituted(model, given):
-        assert model(image) == model(image) == [torch.zeros(1), 'changed']
-    assert given['head.forward'] == [torch.zeros(1)]
-    assert model(image) == [torch.full((1,), 3.0), 'changed']
-    assert 'forward' not in vars(model.head) and 'features' not in vars(model)
 
 
 def boxes(*rows):
@@ -157,6 +123,7 @@ def proven(deployment, path, fault):
     return prove(deployment, str(path), [('toy.jpg', image)], edited=True, timed=False)[0]
 
 
+@pytest.mark.suite('nms_pre')
 @pytest.mark.parametrize(
     ('name', 'part', 'change'),
     [
@@ -201,6 +168,7 @@ def rolled(weight):
         weight.data.copy_(original)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ('layer', 'wrong'),
     [('bbox_head.fc_cls', 'cls_score_0'), ('mask_head.conv_logits', 'mask_logits_0')],
@@ -216,17 +184,6 @@ def test_a_head_of_regions_is_judged_by_its_own_outputs_and_what_follows_by_the_
     passed = {row.tensor: row.passed for row in traced.tensors if row.tensor in regions}
     assert passed == {name: name != wrong for name in regions}
     assert traced.substituted and all(row.passed for row in traced.substituted)
-
-
-def test_a_choice_may_suppress_one_more_result_that_overlaps_it():
-    near, last = (0, 0, 44, 40), (300, 300, 340, 350, 0.1)
-    reference = boxes((*FIRST, 0.5), last)
-    for box, passed in ((near, True), ((200, 0, 244, 40), False)):
-        candidate = boxes((*SECOND, 0.5), (*box, 0.3), last)
-        every = boxes((*FIRST, 0.5), (*SECOND, 0.5), (*near, 0.3), last)
-        tied = choices_among(reference, candidate, lambda every=every: every)
-        row = match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
-        assert row.passed == passed and len(row.excused) == 1 + passed
 
 
 @pytest.mark.parametrize(('score', 'passed'), [(0.1, True), (0.25, False)])

@@ -5,9 +5,7 @@ import dataclasses
 import numpy as np
 
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
-from mmdeploy_ext.proving.open_points import count_voxels, counts_of_images, limits_of, unreached
-from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.proving.open_points import count_voxels, limits_of, unreached
 from mmdeploy_ext.tasks.results import Case
 
 
@@ -29,13 +27,6 @@ def test_limits_of_proposals_are_those_of_rpn():
     (line,) = unreached(limits_of(facts, dict(form='full')), cases, '--images')
     assert line.startswith('rpn.nms_pre 1000 (most found 640)')
     assert limits_of(dict(max_per_img=100), {}) == dict(max_per_img=100)
-
-
-def test_results_and_candidates_of_the_image_with_the_most_count_and_segments_do_not():
-    few, more = (Detections(np.zeros((n, 4), np.float32), np.ones(n), np.zeros(n, np.int64)) for n in (2, 5))
-    assert counts_of_images([few, more], {}) == dict(max_per_img=5)
-    segments = Segments(np.zeros((1, 4, 4), bool), np.ones(1), np.zeros(1, int), np.array([3]))
-    assert counts_of_images([segments], dict(candidates=np.array([7, 9]))) == dict(max_candidates=9)
 
 
 def test_voxels_are_counted_without_their_limit():

@@ -57,6 +57,7 @@ def verdict_on(folder, tmp_path, monkeypatch):
     return verdict_on
 
 
+@pytest.mark.matrix
 def test_values_that_decide_and_code_for_exports_are_named_with_their_lines(verdict_on):
     verdict = verdict_on('AskingNeck')
     assert verdict.title == 'PROVEN'

@@ -69,6 +69,7 @@ def test_a_fault_of_the_shared_voxelisation_is_seen(monkeypatch, change):
     assert not judged().passed
 
 
+@pytest.mark.matrix
 def test_the_rule_of_a_detectors_file_is_compared_with_its_own_layer():
     """Moments of a proof have fewer voxels than the rule lets through."""
     deployment = toy_centerpoint.exported('sparse')[0]

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mmdeploy_ext.proving.provenance import differing_weights, weights_checks
-from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
 from toy_atss import load_toy
 
 
@@ -39,14 +38,3 @@ def test_kernels_of_sparse_convolutions_may_have_another_order_of_axes():
     weights = dict(kernel=kernel.permute(4, 0, 1, 2, 3))
     assert differing_weights(weights, dict(kernel=kernel)) == ''
     assert differing_weights(weights, dict(kernel=kernel + 1e-6)) == 'kernel differs'
-
-
-def test_a_backbone_may_have_another_place_in_its_file(tmp_path):
-    loaded, path = load_toy(), tmp_path / 'backbone.pth'
-    weights = loaded.model.backbone.state_dict()
-    torch.save({f'encoders.lidar.{name}': tensor for name, tensor in weights.items()}, path)
-    report = LoadReport(str(path), 'state dict', 'encoders.lidar.', {}, (), {}, encoder='backbone')
-    loaded = dataclasses.replace(loaded, checkpoint=str(path), report=report)
-    assert [check.passed for check in weights_checks(loaded)] == [True]
-    folded = dataclasses.replace(loaded, report=dataclasses.replace(report, folded=('norm',)))
-    assert weights_checks(folded) == []

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pickle
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,10 +19,9 @@ from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import read_files
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
-from mmdeploy_ext.quantize import calibration_sets
 from mmdeploy_ext.quantize.calibration_sets import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
-from mmdeploy_ext.quantize.dense_target import find_target, refuse_stale
+from mmdeploy_ext.quantize.dense_target import refuse_stale
 from toy_streampetr_export import FACTS
 
 RIG = CAMERAS[:2]
@@ -139,19 +137,6 @@ def test_graphs_that_take_more_than_pictures_are_refused_with_what_to_give():
         calibration_frames(metadata('pts_head_memory', ['img', 'pre_memory']), [])
 
 
-@pytest.mark.parametrize(
-    ('samples', 'title'), [('fused', 'frames'), ('frames', 'frames'), ('sweeps', 'sweeps')]
-)
-def test_reports_count_frames_of_cameras_and_a_lidar_as_frames(monkeypatch, tmp_path, samples, title):
-    runtime = SimpleNamespace(OPENS=lambda folder: None)
-    monkeypatch.setattr(calibration_sets, 'quantised_graph', lambda family: 'frame')
-    monkeypatch.setattr(calibration_sets, 'opener', lambda metadata: runtime.OPENS)
-    monkeypatch.setitem(calibration_sets.READERS, samples, lambda *_: ([1, 2], None))
-    stub = SimpleNamespace(form='frame', family='toy', samples=samples, options={})
-    found = calibration_sets.calibration_set(tmp_path / 'frame.onnx', stub, 'infos.pkl', None, 0)
-    assert (len(found), found.title) == (2, title)
-
-
 def test_sources_without_the_cameras_are_refused(drive, tmp_path):
     with pytest.raises(ImageError, match='one folder of pictures per camera'):
         camera_frames(tmp_path / 'none', RULE)
@@ -187,34 +172,9 @@ def test_a_folder_gives_a_folder_with_its_backbone_in_int8_and_the_rest_as_it_wa
     assert not list(tmp_path.glob('.*'))
 
 
-def test_a_bar_that_no_layer_in_int8_holds_gives_no_folder(folder, drive, tmp_path, capsys):
-    before = {path.name for path in tmp_path.iterdir()}
-    arguments = [str(folder), '--calibrate', str(drive), '--rounds', '0', '--output', str(tmp_path / 'out')]
-    assert main([*arguments, '--max-error', '1e-9', '--budget', '50']) == 1
-    assert 'while any of the 3 layers is in INT8' in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == before
-
-
-def test_a_folder_is_never_written_over_nor_written_to_a_file(folder, tmp_path):
-    from mmdeploy_ext.core.errors import UsageError
-
-    with pytest.raises(UsageError, match='is the input'):
-        find_target(str(folder), str(folder))
-    with pytest.raises(UsageError, match='give a folder'):
-        find_target(str(folder), str(tmp_path / 'x.onnx'))
-    (folder / 'extract_img_feat.onnx').unlink()
-    with pytest.raises(ModelFileError, match=r'pts_head_memory\.onnx'):
-        find_target(str(folder), None)
-
-
 def test_a_stale_int8_file_is_named_and_a_float_one_may_be_exported_over(folder, drive):
     assert main([str(folder), '--calibrate', str(drive), '--rounds', '0', '--images', '2']) == 0
     int8 = folder.with_name('stream.int8') / 'extract_img_feat.onnx'
     with pytest.raises(ModelFileError, match=r'extract_img_feat\.onnx.*INT8'):
         refuse_stale(int8, 'stale: another checkpoint')
     refuse_stale(folder / 'extract_img_feat.onnx', 'stale: another checkpoint')
-
-
-def test_cameras_without_names_take_the_infos_order(drive):
-    rule = dataclasses.replace(RULE, cameras=())
-    assert [path.parent.name for path in camera_frames(drive / 'infos.pkl', rule)[0]] == list(reversed(RIG))

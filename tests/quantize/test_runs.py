@@ -1,8 +1,6 @@
 """The graph of a LiDAR model that the others feed, in INT8: calibrated on what they give; a proof of it."""
 
 import json
-import re
-import shutil
 
 import numpy as np
 import pytest
@@ -66,37 +64,10 @@ def test_it_is_within_the_bars_of_int8(made):
     assert matched_of(verdict) >= 20
 
 
-REFUSED = {
-    'voxels': ('v.npz', b'', r'v\.npz: holds voxels, the model takes points'),
-    'another width': ('w.bin', np.zeros(6, '<f4').tobytes(), 'expected a multiple of 20'),
-    'none': ('none.txt', b'', 'cannot be read|has 0 bytes|is empty'),
-}
-
-
-@pytest.mark.parametrize('kind', REFUSED)
-def test_what_gives_no_points_is_refused_and_nothing_is_written(kind, tmp_path, capsys):
-    name, content, message = REFUSED[kind]
-    (tmp_path / name).write_bytes(content)
-    _, folder, *_ = toy_anchor3d.exported()
-    words = [str(folder), '--calibrate', str(tmp_path / name), '--output', str(tmp_path / 'out')]
-    assert main([*words, '--rounds', '0'])
-    assert re.search(message, capsys.readouterr().err)
-    assert not (tmp_path / 'out').exists()
-
-
 def test_a_folder_of_several_graphs_is_that_of_its_family():
     _, folder, *_ = toy_anchor3d.exported('voxels')
     target = find_target(str(folder), None)
     assert target.model.name == 'head.onnx' and [path.name for path in target.beside] == ['backbone.onnx']
-
-
-@pytest.mark.parametrize('place', ['.', '..', '../graphs'])
-def test_a_folder_by_any_name_has_its_int8_folder_beside_it(place, tmp_path, monkeypatch):
-    folder = tmp_path / 'graphs'
-    shutil.copytree(toy_anchor3d.exported('voxels')[1], folder)
-    (folder / 'inner').mkdir()
-    monkeypatch.chdir(folder / 'inner' if place == '..' else folder)
-    assert find_target(place, None).output.resolve() == tmp_path / 'graphs.int8' / 'head.onnx'
 
 
 def test_corners_judge_sizes_and_headings_where_bars_are_wide():

@@ -8,11 +8,8 @@ from mmcv import Config
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
-from mmdeploy_ext.cli import synthetic_app
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.detector_parts import without_teacher
-from mmdeploy_ext.seeded.dense import build_student, check_supported
-from mmdeploy_ext.seeded.weights import fill_seeded, normalised_photograph, write_seeded
+from mmdeploy_ext.seeded.dense import build_student
+from mmdeploy_ext.seeded.weights import fill_seeded, normalised_photograph
 from seeded_results import CALM, amplified, find
 
 PIPELINE = [
@@ -129,36 +126,3 @@ def test_the_weights_depend_on_the_seed_alone():
     first, second = (filled('deformable points', stray).state_dict() for stray in (1, 2))
     assert first.keys() == second.keys()
     assert not [key for key in first if not torch.equal(first[key], second[key])]
-
-
-def test_of_a_distilled_detector_only_the_student_is_built():
-    student = with_fpn('GFLHead', anchor_generator=SINGLE, loss_cls=QUALITY, reg_max=16)
-    taught = dict(
-        student, type='KnowledgeDistillationSingleStageDetector', teacher_config='configs/nowhere.py',
-        teacher_ckpt='https://example.org/none.pth', eval_teacher=True,
-    )  # fmt: skip
-    assert without_teacher(Config(dict(model=taught)).model) == student
-    assert build_student(Config(dict(model=taught))).bbox_head.num_classes == 12
-
-
-def test_a_head_without_known_layers_is_refused_by_name():
-    model = torch.nn.Module()
-    model.bbox_head = torch.nn.Conv2d(3, 3, 1)
-    with pytest.raises(ConfigError, match=r'own\.py.*Conv2d'):
-        check_supported(model, 'own.py')
-
-
-def test_a_config_that_no_family_claims_gets_weights(tmp_path):
-    path = tmp_path / 'own.py'
-    config('points and distances').dump(str(path))
-    write_seeded(str(path), tmp_path / 'own.pth')
-    state = torch.load(tmp_path / 'own.pth', weights_only=True)['state_dict']
-    assert torch.equal(
-        state['bbox_head.conv_cls.bias'], filled('points and distances').bbox_head.conv_cls.bias
-    )
-
-
-@pytest.mark.parametrize('seed', ['-1', str(1 << 64)])
-def test_seeds_that_pytorch_refuses_are_refused_before_anything_is_built(tmp_path, capsys, seed):
-    assert synthetic_app.main(['weights', 'config.py', str(tmp_path / 'w.pth'), '--seed', seed]) == 2
-    assert '--seed' in capsys.readouterr().err

@@ -79,47 +79,6 @@ def test_the_devkit_loads_all_tables_and_every_link_leads_somewhere(nusc, root):
     assert all(set(sample['data']) == {*nuscenes_sensors.CAMERAS, 'LIDAR_TOP'} for sample in nusc.sample)
 
 
-def test_worlds_are_full_and_cameras_never_drop_out_twice_in_a_row():
-    for plan in toy.plans(toy.SetOptions(2, 1, 12)):
-        world = nuscenes_world.make_world(plan.rng(0), plan.frames, plan.drop_share)
-        assert world.active.sum(1).min() >= 6 and world.active.sum(1).max() <= 13
-        assert 0.05 < (world.dropped > 0).mean() < 0.35
-        assert not ((world.dropped[1:] > 0) & (world.dropped[:-1] > 0)).any()
-        assert any(thing.speed > 0 for thing in world.things)
-
-
-def test_objects_neither_touch_each_other_nor_the_ego():
-    from shapely.geometry import Polygon
-
-    def footprint(thing, time_s):
-        return Polygon(
-            rectangle(thing.wlh[1], thing.wlh[0]) @ turn(*thing.pose(time_s)).T[:2] + thing.pose(time_s)[0]
-        )
-
-    def rectangle(length, width):
-        return np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * [length / 2, width / 2]
-
-    def turn(_, yaw):
-        return np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
-
-    world = nuscenes_world.make_world(np.random.default_rng(1), 6, 0.2)
-    for frame in range(6):
-        time_s = frame * nuscenes_world.KEY_FRAME_S
-        xy, yaw = world.drive.pose(time_s)
-        ego = Polygon((rectangle(4.4, 1.8) + np.array([1.3, 0])) @ turn(xy, yaw).T + xy)
-        shapes = [ego, *(footprint(thing, time_s) for thing in world.things)]
-        for index, shape in enumerate(shapes):
-            assert not any(shape.intersects(other) for other in shapes[index + 1 :])
-
-
-def test_steady_motion_is_its_own_derivative():
-    thing = nuscenes_world.Thing(0, np.array([2, 4, 1.5]), 3.0, np.array([10.0, 5.0]), 0.4, 6.0, 0.2, (0, 1))
-    (before, _), (after, _), (_, yaw) = (thing.pose(time_s) for time_s in (4.999, 5.001, 5.0))
-    velocity = (after - before) / 0.002
-    np.testing.assert_allclose(velocity, 6 * np.array([np.cos(yaw), np.sin(yaw)]), rtol=1e-5)
-    np.testing.assert_allclose(thing.pose(3.0)[0], [10, 5])
-
-
 def _dropped_pictures() -> set[str]:
     """File names of the pictures in which the camera dropped out."""
     found = set()
@@ -254,29 +213,6 @@ def test_equal_options_give_equal_bytes_and_other_options_are_refused(tmp_path):
     assert file_hashes(tmp_path / 'one') == file_hashes(tmp_path / 'again')
     with pytest.raises(DataError, match='--force'):
         toy.ensure_toy_nuscenes(tmp_path / 'one', dataclasses.replace(TINY, frames=3), quiet=True)
-
-
-@pytest.mark.matrix
-def test_the_number_of_processes_does_not_change_a_byte(tmp_path):
-    for name, jobs in (('one', 1), ('two', 2)):
-        toy.ensure_toy_nuscenes(tmp_path / name, TINY, jobs=jobs, quiet=True)
-    assert file_hashes(tmp_path / 'one') == file_hashes(tmp_path / 'two')
-
-
-@pytest.mark.parametrize(
-    ('options', 'key'),
-    [
-        (['--val-scenes', '151'], '--val-scenes'),
-        (['--frames', '1'], '--frames'),
-        (['--image-size', '16', '200'], '--image-size'),
-        (['--drop-share', '2'], '--drop-share'),
-        (['--jobs', '0'], '--jobs'),
-    ],
-)
-def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, key):
-    assert synthetic(['nuscenes', '--root', str(tmp_path / 'set'), *options]) == 2
-    assert key in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_have_annotations_of_nuscenes_and_kitti_and_the_sweep_of_their_moment(root):

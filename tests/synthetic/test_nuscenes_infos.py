@@ -11,7 +11,7 @@ import pytest
 from pyquaternion import Quaternion
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.synthetic import nuscenes as toy
 from mmdeploy_ext.synthetic import nuscenes_infos
 
@@ -45,15 +45,6 @@ def infos(written) -> list[dict]:
     return [
         info for split in ('train', 'val') for info in written[f'toy2d_temporal_infos_{split}.pkl']['infos']
     ]
-
-
-def test_files_are_named_as_the_configs_name_them(written, root):
-    assert set(written) == {
-        f'toy{kind}infos_{split}.pkl' for kind in ('2d_temporal_', '_') for split in ('train', 'val')
-    }
-    assert all(content['metadata'] == {'version': 'v1.0-trainval'} for content in written.values())
-    temporal, plain = nuscenes_infos.info_paths('data', 'nuscenes2d', 'val')
-    assert (temporal.name, plain.name) == ('nuscenes2d_temporal_infos_val.pkl', 'nuscenes_infos_val.pkl')
 
 
 def test_frames_of_a_scene_are_chained_and_numbered(written):
@@ -200,45 +191,6 @@ def test_a_set_that_is_not_whole_is_refused_by_name(root, tmp_path, damage, mess
     with pytest.raises(DataError, match=message):
         nuscenes_infos.create_infos(broken, tmp_path / 'out', 'toy', quiet=True)
     assert not (tmp_path / 'out').exists()
-
-
-def test_scenes_that_are_not_unpacked_are_left_out(root, tmp_path):
-    part = copy_tables(root, tmp_path / 'set')
-    (part / 'samples').unlink()
-    shutil.copytree(root / 'samples', part / 'samples', ignore=shutil.ignore_patterns('*scene-0001*'))
-    counts = nuscenes_infos.create_infos(part, tmp_path / 'out', 'toy', quiet=True)
-    assert {path.name: count for path, count in counts.items()} == {
-        'toy2d_temporal_infos_train.pkl': 0,
-        'toy_infos_train.pkl': 0,
-        'toy2d_temporal_infos_val.pkl': 4,
-        'toy_infos_val.pkl': 4,
-    }
-
-
-def test_options_out_of_range_are_refused(root, tmp_path):
-    for options, message in (
-        (dict(version='v2'), "--version: got 'v2', expected one of v1.0-trainval"),
-        (dict(version='v1.0-mini'), 'versions there: v1.0-trainval'),
-        (dict(max_sweeps=-1), '--max-sweeps: got -1'),
-        (dict(tag='a/b'), "--extra-tag: got 'a/b'"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            nuscenes_infos.create_infos(root, tmp_path, **{'tag': 'toy', 'quiet': True, **options})
-    with pytest.raises(DataError, match='--root-path'):
-        nuscenes_infos.create_infos(tmp_path / 'absent', tmp_path, 'toy')
-
-
-def create_data():
-    spec = importlib.util.spec_from_file_location('create_data', REPOSITORY / 'tools/create_data.py')
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
-    return command
-
-
-def test_the_command_makes_its_files_again_in_the_folder_that_it_reads(root, tmp_path):
-    shutil.copytree(root, tmp_path / 'set')
-    words = ['nuscenes', '--root-path', str(tmp_path / 'set'), '--extra-tag', 'again']
-    assert [create_data().main(words) for _ in range(2)] == [0, 0]
 
 
 def _real_tables(target: Path) -> None:

@@ -7,7 +7,6 @@ import torch
 from mmcv.runner import load_state_dict
 from torch import nn
 
-from mmdeploy_ext.compat.patches_mmcv import numpy_checkpoint_globals
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
 
@@ -46,14 +45,6 @@ def test_every_key_has_to_be_accounted_for(changes, message):
     assert error.value.exit_code == 2
 
 
-def test_the_older_name_of_a_modules_weight_is_taken():
-    model, weight = nn.Sequential(Renamed(2, 3, bias=False)), torch.ones(3, 2)
-    load_strict(model, Checkpoint('w.pth', {'0.old': weight}, {}))
-    assert torch.equal(model[0].weight, weight)
-    with pytest.raises(CheckpointError, match=r'(?s)w\.pth: .*0\.weight'):
-        load_strict(model, Checkpoint('w.pth', {'0.old': torch.ones(5, 2)}, {}))
-
-
 def test_keys_that_inference_does_not_use_may_be_there_or_not():
     weights = checkpoint(**{'aux_head': torch.ones(1), '1_num_batches_tracked': None})
     load_strict(tiny(), weights, ('aux', '1.num'))
@@ -76,24 +67,6 @@ def test_a_number_that_the_type_of_the_model_does_not_hold_is_not_finite():
         load_strict(tiny(), large)
 
 
-def test_buffers_that_are_infinite_by_design_and_unused_weights_may_be_infinite():
-    model = tiny()
-    model.register_buffer('anchors', torch.tensor([0.0, float('inf')]))
-    weights = checkpoint(aux_head=torch.tensor([float('nan')]))
-    weights.state_dict['anchors'] = torch.tensor([1.0, float('inf')])
-    load_strict(model, weights, ('aux',))
-    assert model.anchors.tolist() == [1.0, float('inf')]
-
-
-class Renamed(nn.Linear):
-    """A layer that takes the old name of its weight, as mmdet's `FCOSHead` does."""
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        if f'{prefix}old' in state_dict:
-            state_dict[f'{prefix}weight'] = state_dict.pop(f'{prefix}old')
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
 @pytest.mark.parametrize('wrapped', [True, False])
 def test_the_prefix_of_a_parallel_wrapper_goes(wrapped, tmp_path):
     weights = {f'module.{key}': value for key, value in tiny().state_dict().items()}
@@ -101,19 +74,6 @@ def test_the_prefix_of_a_parallel_wrapper_goes(wrapped, tmp_path):
     loaded = load_checkpoint(tmp_path / 'w.pth')
     load_strict(tiny(), loaded)
     assert loaded.meta == (dict(epoch=3) if wrapped else {}) and loaded.path == str(tmp_path / 'w.pth')
-
-
-def test_what_is_no_tensor_is_no_weight(tmp_path):
-    torch.save({'a': torch.ones(1), 'epoch': 3, '_metadata': {}}, tmp_path / 'w.pth')
-    assert list(load_checkpoint(tmp_path / 'w.pth').state_dict) == ['a']
-
-
-def test_loading_leaves_torchs_own_allow_list_as_it_was(tmp_path):
-    torch.serialization.add_safe_globals(numpy_checkpoint_globals())  # as the patch of mmcv does
-    before = set(torch.serialization.get_safe_globals())  # torch keeps a set: the list's order is not stable
-    torch.save(tiny().state_dict(), tmp_path / 'w.pth')
-    load_checkpoint(tmp_path / 'w.pth')
-    assert set(torch.serialization.get_safe_globals()) == before
 
 
 def test_the_buffers_of_an_ema_hook_are_left_out_as_mmcv_leaves_them_out():

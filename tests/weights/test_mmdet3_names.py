@@ -48,17 +48,6 @@ def test_every_name_of_mmdet_3_becomes_the_one_of_mmdet_2_with_its_shape(name):
     assert (names.keys() == recorded['names'].keys()) == name.startswith(SAME)
 
 
-@pytest.mark.parametrize('name', RECORDED)
-def test_a_checkpoint_keeps_each_tensor_under_its_name(name):
-    source = weights_of(name)
-    converted = convert(source, config_of(name))
-    kind = RECORDED[name]['model']['type']
-    assert len(converted.state_dict) == len(source.state_dict) and not converted.left_out
-    for key, value in source.state_dict.items():
-        assert converted.state_dict[to_mmdet2_name(key, kind)] is value
-    assert (converted.renamed == 0) == name.startswith(SAME)
-
-
 def test_mean_and_std_of_a_data_preprocessor_are_no_weights():
     name = 'rpn/rpn_r50_fpn_1x_coco'
     source = weights_of(name)

@@ -10,27 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.families.model import class_names
 from mmdeploy_ext.weights.checkpoint import (
     IgnoredObject,
-    ignored_getattr,
     load_checkpoint,
     read_content,
     with_class_names,
 )
 
 FILE = Path(__file__).with_name('mmengine_0_10_7.pth')
-
-
-def named(name, *fields):
-    """Return an object that is pickled as a call of a global, whatever that is."""
-
-    class Called:
-        def __reduce__(self):
-            return name, fields
-
-    return Called()
 
 
 class Stranger:
@@ -62,25 +51,6 @@ def test_class_names_are_those_of_dataset_meta(key):
     meta = with_class_names({'dataset_meta': {key: names}, 'CLASSES': ('other', 'names')})
     assert meta['CLASSES'] == names
     assert class_names({}, meta, 2) == names
-
-
-def test_a_file_of_class_names_is_read_only_where_the_checkpoint_has_no_names(tmp_path):
-    path = tmp_path / 'names.txt'
-    cfg = {'data': {'test': {'classes': str(path)}}}
-    assert class_names(cfg, {'CLASSES': ('a', 'b')}, 2) == ('a', 'b')
-    with pytest.raises(ConfigError, match=r'data\.test\.classes=.*names\.txt.*cannot be read'):
-        class_names(cfg, {}, 2)
-    path.write_text('circle\nsquare\n')
-    assert class_names(cfg, {}, 2) == ('circle', 'square')
-    assert class_names(cfg, {}, 3) == ('class 0', 'class 1', 'class 2')
-
-
-def test_getattr_of_a_file_gets_nothing_and_calls_nothing(tmp_path):
-    path = tmp_path / 'w.pth'
-    weights = {'a': torch.ones(1)}
-    torch.save({'state_dict': weights, 'meta': {'asked': named(getattr, 'text', 'upper')}}, path)
-    assert load_checkpoint(path).meta['asked'] is None
-    assert ignored_getattr(torch, 'load') is None
 
 
 def test_what_mmengine_does_not_write_is_refused_by_name(tmp_path):

@@ -24,18 +24,6 @@ def test_a_toy_goes_from_checkpoint_to_page(tmp_path):
     assert (tmp_path / 'images/page.png').stat().st_size > 5000
 
 
-def test_a_case_that_fails_is_on_the_page_with_the_tools_own_error(tmp_path, monkeypatch):
-    def run(words, log):
-        raise benchmarks.CommandError('no such thing')
-
-    monkeypatch.setattr(benchmarks, 'run', run)
-    page = tmp_path / 'page.md'
-    words = ['--quick', '--only', 'atss_toy', 'centerpoint_toy', '--work-dir', str(tmp_path)]
-    assert benchmarks.main([*words, '--page', str(page)]) == 1
-    assert '- atss_toy: not measured: full: no such thing' in page.read_text()
-    assert '- centerpoint_toy: not measured: portable: no such thing' in page.read_text()
-
-
 def test_the_page_of_the_repository_is_what_its_figures_give(tmp_path):
     cases = json.loads((REPOSITORY / 'docs/benchmarks.json').read_text())
     benchmarks.write_page(tmp_path / 'benchmarks.md', cases)

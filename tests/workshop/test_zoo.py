@@ -5,19 +5,16 @@ import dataclasses
 import os
 import signal
 import time
-import types
 from pathlib import Path
 
-import mmcv
 import numpy as np
 import pytest
 
 from docs._pages import zoo as pages
 from mmdeploy_ext.cli import zoo_app
-from mmdeploy_ext.core.config import load_config, without_augmentation
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.zoo import config_proof, configs, processes, records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -144,28 +141,6 @@ def test_configs_that_differ_in_anything_else_are_not(other):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'same'),
-    [
-        ({'norm_cfg.type': 'SyncBN', 'norm_eval': False, 'frozen_stages': 0}, True),
-        ({'norm_cfg.type': 'GN'}, False),
-        ({'style': 'caffe'}, False),
-    ],
-)
-def test_batch_norms_of_one_kind_and_frozen_stages_make_no_other_model(changes, same):
-    cfg = load_config(str(configs.installed_folder() / 'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'))
-    keys = configs.training_keys_of('mmdet')
-    before = configs.test_digest(cfg, keys)
-    cfg.merge_from_dict({f'model.backbone.{key}': value for key, value in changes.items()})
-    assert (configs.test_digest(cfg, keys) == before) == same
-
-
-@pytest.mark.matrix
-def test_a_process_that_died_leaves_its_last_words(zoo):
-    _, _, found = zoo
-    assert found['killed'].fixed.why.splitlines() == ['signal 9', 'the last words']
-
-
-@pytest.mark.parametrize(
     ('error', 'reason'),
     [
         (ConfigError('a.py: the model cannot be built: KeyError'), records.NOT_BUILT),
@@ -184,30 +159,6 @@ def test_the_installed_configs_are_those_of_mmdet_without_bases():
     assert 'atss/atss_r50_fpn_1x_coco.py' in names
     assert not [name for name in names if '_base_' in name]
     assert [path.name for path in configs.config_files(['atss/*r50*'])] == ['atss_r50_fpn_1x_coco.py']
-
-
-OUTCOME = records.Outcome(
-    proven=True, inputs=3, reference=90, matched=90, fewest=20, worst_rel=2e-6, worst_score=9.1e-5
-)
-
-
-def test_the_page_of_a_kind_has_a_row_for_each_config_and_the_reason_of_each_that_is_not_proven():
-    proven = dataclasses.replace(OUTCOME, worst_iou=0.99959, shape=(96, 128))
-    failed = records.Outcome(reason=records.NOT_PROVEN, why='scores | 0.1', worst_iou=0.5)
-    one = records.Record('a.py', dict(head='ATSSHead'), family='dense', fixed=proven, dynamic=failed)
-    ours = dataclasses.replace(one, config='b.py', own_kernels=('MaskedConv2d',), dynamic=None)
-    other = dataclasses.replace(one, config='c.py', family='gone', fixed=failed, dynamic=None)
-    groups = pages.by_kind([one, ours, other])
-    assert {kind.page: len(of_kind) for kind, of_kind in groups.items()} == {'one-stage': 2, 'no-family': 1}
-    text = pages.kind_page(pages.KINDS[0], [one, ours])
-    assert '**1 of 2 configs are proven.** 1 more, marked with `*`,' in text
-    assert '| `a` | proven, 96x128 | not proven | 90 / 90 | 20 | 0.999590 | 9.1e-05 | 0 |' in text
-    assert '| `b` | proven, 96x128 * | - |' in text
-    assert '| `a` | dynamic | not proven | scores \\| 0.1 |' in text
-    versions = dict.fromkeys(('torch', 'mmdet', 'onnxruntime'), '1')
-    table = pages.overview([one, ours, other], versions)
-    assert '| [One-stage detectors](zoo/one-stage.md) | 2 | 1 | 0 |  | score 9.1e-5, IoU 0.9995 |' in table
-    assert '| ATSSHead | 2 | 1 | 1 | 0 | 1 |' in pages.parts_page([one, ours])
 
 
 def test_the_pages_of_the_repository_are_what_the_records_give():
@@ -238,23 +189,6 @@ def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path,
     assert config.parts['encoder'] == 'PillarFeatureNet+PointPillarsScatter'
 
 
-def test_augmentation_of_points_is_left_out_and_said():
-    steps = dict(
-        type='MultiScaleFlipAug3D', flip=True, img_scale=(1333, 800), pts_scale_ratio=[0.95, 1.0, 1.05]
-    )
-    cfg = mmcv.Config(dict(data=dict(test=dict(pipeline=[steps]))))
-    notes = without_augmentation(cfg)
-    assert notes == ('test-time augmentation left out: flip, scales of points',)
-    step = cfg.data.test.pipeline[0]
-    assert (step.flip, step.pts_scale_ratio) == (False, 1.0)
-
-
-def test_pictures_that_are_padded_to_squares_are_resized_into_a_square():
-    cfg = load_config(str(configs.installed_folder() / 'yolox/yolox_nano_8x8_300e_coco.py'))
-    configs.resize_to(cfg, (128, 192))
-    assert find_family(cfg, DETECTOR).preprocess_rule(cfg).pad_size == (128, 128)
-
-
 def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
     names = [configs.config_name(path) for path in configs.config_files(['mmdet3d/second/*kitti-3d-car.py'])]
     assert names == [
@@ -273,28 +207,6 @@ def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
         head='Anchor3DHead',
     )
     assert one.test_digest == others[0].test_digest != others[1].test_digest
-
-
-def test_a_size_that_a_network_does_not_take_is_enlarged():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-    cfg = load_config(str(configs.installed_folder() / 'ssd/ssd512_coco.py'))
-    family = find_family(cfg, DETECTOR)
-    deployment = types.SimpleNamespace(cfg=cfg, family=family, model=family.build(cfg).eval())
-    options = config_proof.choose_options(deployment, (320, 448), True)
-    assert (options.height, options.width) == (512, 512)
-
-
-def test_records_of_several_runs_are_merged_by_config_and_export():
-    proven, failed = records.Outcome(proven=True), records.Outcome(reason=records.NOT_PROVEN)
-    before = [
-        records.Record('a.py', {}, fixed=failed, dynamic=proven), records.Record('b.py', {}, fixed=proven)
-    ]  # fmt: skip
-    later = [records.Record('c.py', {}, fixed=proven), records.Record('a.py', {}, fixed=proven)]
-    merged = records.merge_records(before, later)
-    assert [(one.config, one.fixed, one.dynamic) for one in merged] == [
-        ('a.py', proven, proven), ('b.py', proven, None), ('c.py', proven, None),
-    ]  # fmt: skip
 
 
 def test_shards_have_every_config_once_and_the_same_models_together(capsys):

@@ -1,18 +1,15 @@
 """Parts of graphs: what they compute is what the whole computes there."""
 
-import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import matching_nodes, select_nodes
-from scn_files import golden_model
-from toy_graphs import as_in_whole, conv_net, model_of, random_graph, steps
+from toy_graphs import as_in_whole, conv_net, random_graph, steps
 
 
 def names(values):
@@ -56,36 +53,3 @@ def test_patterns_choose_nodes_and_misses_come_with_similar_names():
     assert matching_nodes(bracketed.graph.node, ['conv[0]']) == [1]
     with pytest.raises(UsageError, match="''"):  # a node without a name or module is no node called ''
         matching_nodes(bracketed.graph.node, [''])
-
-
-def test_sparse_graphs_are_refused():
-    with pytest.raises(ModelFileError, match='libspconv'):
-        extract(golden_model('bevfusion.plain.xyz'), [5])
-
-
-def test_functions_that_are_left_over_go():
-    def double(name):
-        return helper.make_function(
-            'own', name, ['a'], ['b'], [helper.make_node('Add', ['a', 'a'], ['b'])], [OPSET]
-        )
-
-    nodes = [
-        helper.make_node(name, [a], [b], domain='own') for name, a, b in (('F', 'x', 'p'), ('G', 'p', 'z'))
-    ]
-    model = model_of(nodes, [('x', [3])], [('z', [3])], functions=[double('F'), double('G')])
-    model.opset_import.add(domain='own', version=1)
-    part = cut(model, ['x'], ['p'])
-    assert names(part.functions) == ['F']
-    as_in_whole(model, part)
-
-
-def test_an_input_with_a_default_stays_if_nothing_is_cut_off_and_is_a_constant_of_a_part():
-    nodes = [helper.make_node('Mul', ['x', 's'], ['p']), helper.make_node('Neg', ['p'], ['z'])]
-    default = numpy_helper.from_array(np.full(1, 2, np.float32), 's')
-    model = model_of(nodes, [('x', [3]), ('s', [1])], [('z', [3])], [default])
-    assert extract(model, [0, 1]) == model
-    part = cut(model, ['x'], ['p'])
-    assert names(part.graph.input) == ['x'] and names(part.graph.initializer) == ['s']
-
-
-OPSET = helper.make_opsetid('', 17)

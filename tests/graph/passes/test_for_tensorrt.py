@@ -5,7 +5,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.passes.for_tensorrt import engine_spec, fix_inputs, for_tensorrt, parse_constants
+from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.passes.precision import family_patterns, fp32_patterns
 from mmdeploy_ext.graph.run import Runner
 from toy_engines import parse
@@ -56,43 +56,16 @@ def test_inputs_become_constants_of_their_default_or_of_a_value():
     assert fix_inputs(model, {}) is model
 
 
-def test_sizes_that_follow_from_a_constant_input_are_known_afterwards():
-    model = parse('n = Cast<to = 7>(size) y = Expand(x, n)', 'float[1,1] x, float[2] size', 'float[A,B] y')
-    after = fix_inputs(model, parse_constants(['size=2,3']))
-    assert [node.op_type for node in after.graph.node] == ['Expand']
-
-
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
         ('scal', r'scal\b.*scale'),
-        ('x', 'x=VALUE'),
-        ('scale=1,2', '1x3'),
         ('scale=a', 'NAME=VALUE'),
     ],
 )
 def test_wrong_constants_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
         fix_inputs(with_default(), parse_constants([text]))
-
-
-def test_a_constant_that_is_no_integer_is_refused_for_an_input_of_integers():
-    model = parse('n = Cast<to = 1>(size) y = Mul(x, n)', 'float[2,3] x, int64[1] size')
-    with pytest.raises(UsageError, match='int64'):
-        fix_inputs(model, parse_constants(['size=2.5']))
-
-
-def test_both_sides_of_an_equality_of_floats_stay_float32():
-    body = 'c = Conv(x, w) s = Sigmoid(c) p = MaxPool<kernel_shape = [1, 1]>(s) e = Equal(s, p) '
-    body += 'f = Cast<to = 1>(e)'
-    model = parse(
-        f'{body} y = Mul(s, f)',
-        'float[1,2,4,4] x',
-        'float[1,3,4,4] y',
-        constants='<float[3,2,1,1] w = {1,2,3,4,5,6}>',
-    )
-    assert fp32_patterns(model) == ['s', 'p', 'e']
-    assert fp32_patterns(parse('y = Relu(x)')) == []
 
 
 def test_what_follows_a_bound_beyond_float16_stays_float32_up_to_a_product():
@@ -116,10 +89,3 @@ def test_a_file_has_the_float32_patterns_of_its_family_that_fit_it():
     assert family_patterns(model) == ['region_network/[!bn]*']
     helper.set_model_props(model, {'mm2onnx.family': '"circles"'})
     assert family_patterns(model) == []
-
-
-def test_axes_without_a_name_are_not_mixed_up():
-    model = parse('y = Relu(x)')
-    model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
-    model.graph.input[0].type.tensor_type.shape.dim[1].Clear()
-    assert engine_spec(model).inputs[0].axes == ('x.0', 'x.1')

@@ -55,20 +55,3 @@ def test_other_samplings_stay(attributes):
     model = sampling(**attributes)
     replaced, changed = replace_grid_sample(model)
     assert not changed and replaced == model
-
-
-def test_volumes_other_types_and_operators_of_others_stay():
-    volume = helper.make_model(
-        helper.make_graph(
-            [helper.make_node('GridSample', ['x', 'grid'], ['y'], mode='linear')],
-            'g',
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1] * 4 + [3]) for name in ('x', 'grid')],
-            [helper.make_tensor_value_info('y', TensorProto.FLOAT, None)],
-        ),
-        opset_imports=[helper.make_opsetid('', 20)],
-    )
-    half, other = sampling(), sampling(domain='own')
-    for value in (*half.graph.input, *half.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    for model in (volume, half, other):
-        assert replace_grid_sample(model) == (model, False)

@@ -58,13 +58,6 @@ def test_defaults_really_override_in_onnx_runtime_also_with_another_batch():
     np.testing.assert_array_equal(running.run(['scaled'], {'input': x, 'scale': own})[0], x * own)
 
 
-def test_a_constant_with_the_name_of_an_optional_input_is_replaced_and_others_are_kept():
-    model = make_model(('input', 'scale'), scale=[[9.0, 9.0]], other=[1.0])
-    graph = apply_spec(model, GraphSpec('g', (IMAGE, SCALE), OUTPUTS)).graph
-    values = {value.name: numpy_helper.to_array(value).tolist() for value in graph.initializer}
-    assert values == {'other': [1.0], 'scale': [[3.0, 3.0]]}
-
-
 @pytest.mark.parametrize(
     ('spec', 'message'),
     [

@@ -49,19 +49,6 @@ def test_a_chain_is_joined_by_name_and_equals_the_parts_run_in_turn():
     assert [value.name for value in merged.graph.output] == ['y']
 
 
-def test_nodes_values_and_constants_get_the_prefix_and_the_interface_keeps_its_names():
-    merged = concatenate([scale('x', 'middle', 2.0), scale('middle', 'y', 5.0)], ['net', 'post'], ['y'])
-    names = [node.name for node in merged.graph.node]
-    assert names == ['net/same/mul', 'net/same/relu', 'post/same/mul', 'post/same/relu']
-    assert {value.name for value in merged.graph.initializer} == {'net/weight', 'post/weight'}
-    assert [list(node.output) for node in merged.graph.node] == [
-        ['net/same/inner'],
-        ['middle'],
-        ['post/same/inner'],
-        ['y'],
-    ]
-
-
 def test_inputs_are_shared_and_an_earlier_output_can_leave_the_graph_too():
     second = make_model([helper.make_node('Add', ['x', 'middle'], ['y'])], ['x', 'middle', 'extra'], ['y'])
     merged = concatenate([scale('x', 'middle', 2.0), second], ['a', 'b'], ['y', 'middle'])

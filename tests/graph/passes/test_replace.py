@@ -50,11 +50,6 @@ def test_a_place_whose_inner_result_is_used_elsewhere_is_kept(body, outputs):
     assert replace(model, swish, by_exponential) == (model, 0)
 
 
-def test_a_check_keeps_places():
-    model = model_of('s = Sigmoid(x) \n y = Mul(x, s)')
-    assert replace(model, swish, by_exponential, lambda context, a: False)[1] == 0
-
-
 def test_a_function_that_is_no_pattern_is_refused():
     with pytest.raises(UsageError, match='cannot apply the rule'):
         replace(model_of('y = Relu(x)'), lambda op, a: op.nothing.of(a), by_exponential)

@@ -112,17 +112,6 @@ def test_ends_become_float16_when_asked():
     assert all(row.passed for row in rows) and not is_exact(rows)
 
 
-def test_operators_without_float16_stay_float32():
-    body = 'a = MatMul(x, w) \n r = Unsqueeze(a, k) \n n = NonMaxSuppression(r, r) \n y = Relu(a)'
-    model = layers(body)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), 'k'))
-    half = to_fp16(model, spec_of(model))
-    reads = {name: node.op_type for node in half.graph.node for name in node.output}
-    suppression = next(node for node in half.graph.node if node.op_type == 'NonMaxSuppression')
-    assert {reads[name] for name in suppression.input} == {'Cast'}
-    onnx.checker.check_model(half, full_check=True)
-
-
 def test_what_overflows_float16_on_a_gpu_differs_on_a_cpu_too():
     model = layers('k = Constant<value_float = 1000.0>() \n a = Mul(x, k) \n b = Mul(a, k) \n y = Div(b, k)')
     half = to_fp16(model, spec_of(model))
@@ -131,14 +120,6 @@ def test_what_overflows_float16_on_a_gpu_differs_on_a_cpu_too():
         assert not row.passed
     kept = to_fp16(model, spec_of(model), ['Mul', 'Div'])
     assert compare_models(model, kept, [random_feeds(model)], 1e-2, any_float=True)[0].passed
-
-
-def test_the_same_infinities_are_equal_and_others_or_nothing_else_are_not():
-    model, other = parse('y = Log(x)'), parse('l = Log(x) \n y = Abs(l)')
-    feeds = [dict(x=np.array([[1, 1, 0, 0], [1, 0, 1, 1]], np.float32))]
-    assert is_exact(compare_models(model, model, feeds))
-    assert not all(row.passed for row in compare_models(model, other, feeds))
-    assert not all(row.passed for row in compare_models(model, model, [dict(x=np.zeros((2, 4), np.float32))]))
 
 
 @pytest.mark.parametrize('any_float', [False, True])
@@ -150,12 +131,3 @@ def test_large_integers_are_equal_or_not(any_float):
     )
     assert is_exact(compare_models(model, model, [random_feeds(model)]))
     assert not is_equal(compare_models(model, other, [random_feeds(model)], any_float=any_float))
-
-
-def test_a_missing_output_another_shape_and_nan_are_not_equal():
-    model, feeds = parse('y = Relu(x)'), [dict(x=np.ones((2, 4), np.float32))]
-    renamed = parse('z = Relu(x)', outputs='float[2,4] z')
-    turned = parse('y = Transpose(x)', outputs='float[4,2] y')
-    nan = parse('m = Neg(x) \n y = Sqrt(m)')
-    for other in (renamed, turned, nan):
-        assert not all(row.passed for row in compare_models(model, other, feeds))
