@@ -94,11 +94,6 @@ def calls(name, change):
     return name, lambda *arguments, **settings: original(*change(*arguments), **settings)
 
 
-def sampling(**changes):
-    original = graphs.grid_sample
-    return 'grid_sample', lambda level, grid, **settings: original(level, grid, **{**settings, **changes})
-
-
 def encoding(**changes):
     original = graphs.encode_points
     return 'encode_points', lambda *arguments, **settings: original(*arguments, **{**settings, **changes})
@@ -109,29 +104,9 @@ def frozen(xyz, lidar2image, img_aug_matrix):
     return xyz, camera + 0 * lidar2image, img_aug_matrix
 
 
-def never_behind():
-    original = graphs.project
-
-    def project(xyz, lidar2image, img_aug_matrix):
-        pixels = original(xyz, lidar2image, img_aug_matrix)
-        behind = (xyz @ lidar2image[2, :3] + lidar2image[2, 3])[:, None] < 0
-        return torch.where(behind, pixels.new_full((), -1e4), pixels)
-
-    return 'project', project
-
-
 FAULTS = {
     'a frozen camera': lambda: calls('project', frozen),
-    'no shift of the picture': lambda: calls(
-        'project', lambda xyz, camera, aug: (xyz, camera, aug * torch.eye(4))
-    ),
-    'a picture that is not flipped': lambda: calls(
-        'project', lambda xyz, camera, aug: (xyz, camera, torch.cat([aug[:, :3].abs(), aug[:, 3:]], 1))
-    ),
-    'nothing behind the camera': never_behind,
-    'the nearest pixel': lambda: sampling(mode='nearest'),
     'mean instead of maximum': lambda: encoding(averaged=True),
-    'maxima of 0.5 or more': lambda: encoding(fused_lower_bound=0.5),
 }
 
 
