@@ -43,10 +43,6 @@ def _tried_here(request, monkeypatch):
         monkeypatch.setattr(checker, 'trial_rules', try_here)
 
 
-def text(file, new):
-    return lambda folder: (folder / file).write_text(new)
-
-
 def drop(file):
     return lambda folder: (folder / file).unlink()
 
@@ -103,11 +99,6 @@ def stored(file, name, array):
     return graph_of(file, edit)
 
 
-def more(file, side, name):
-    extra = helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2])
-    return graph_of(file, lambda graph: getattr(graph, side).append(extra))
-
-
 def operator(file, domain):
     def edit(graph):
         graph.node.append(helper.make_node('Odd', [graph.input[0].name], ['odd'], domain=domain, name='odd'))
@@ -131,34 +122,7 @@ CENTERPOINT = {
     'version 5.0': (key(ML, 'version', '5.0'), ML, 'version', 'value'),
     'no path of an engine': (key(ML, 'head_engine_path', LOST), ML, 'head_engine_path', 'key'),
     'a path to nothing': (key(ML, 'head_onnx_path', 'x.onnx'), ML, 'head_onnx_path', 'path'),
-    'one path twice': (key(ML, 'head_onnx_path', ENCODER), ML, 'head_onnx_path', 'path'),
-    'int8': (key(ML, 'trt_precision', 'int8'), ML, 'trt_precision', 'value'),
-    'no has_twist': (key(ML, f'{M}has_twist', LOST), ML, f'{M}has_twist', 'key'),
     'lower case': (key(ML, f'{M}class_names', ['car', 'BICYCLE', 'BUS']), ML, f'{M}class_names', 'class'),
-    'a class more': (
-        key(ML, f'{M}class_names', ['CAR', 'BUS', 'BICYCLE', 'PEDESTRIAN']),
-        HEAD,
-        'heatmap',
-        'shape',
-    ),
-    'a norm too few': (
-        key(ML, f'{M}yaw_norm_thresholds', [0.0, 0.0]),
-        ML,
-        f'{M}yaw_norm_thresholds',
-        'value',
-    ),
-    'bins that go down': (
-        key(ML, f'{S}distance_bin_upper_limits', [10.0, 4.0]),
-        ML,
-        f'{S}distance_bin_upper_limits',
-        'value',
-    ),
-    'scores of one bin': (
-        key(ML, f'{S}min_confidence_scores.CAR', [0.4]),
-        ML,
-        f'{S}min_confidence_scores.CAR',
-        'value',
-    ),
     'a range upside down': (
         key(ML, f'{M}point_cloud_range', [4.0, -2.0, -4.0, -4.0, 2.0, 4.0]),
         ML,
@@ -175,42 +139,22 @@ CENTERPOINT = {
         'grid',
     ),
     'another grid': (key(ML, f'{M}voxel_size', [0.25, 0.5, 8.0]), HEAD, 'spatial_features', 'shape'),
-    'another stride': (key(ML, f'{M}downsample_factor', 1), HEAD, 'reg', 'shape'),
-    'variances that are not there': (key(ML, f'{M}has_variance', True), HEAD, 'dim', 'shape'),
-    'ten values': (key(ML, f'{M}encoder_in_feature_size', 10), ENCODER, 'input_features', 'shape'),
-    '20 points': (resize(ENCODER, 'input_features', 'V', 20, 9), ENCODER, 'input_features', 'shape'),
     'no velocity': (reorder(HEAD, 'output', 0, 1, 2, 3, 4), HEAD, '', 'count'),
     'angles before sizes': (reorder(HEAD, 'output', 0, 1, 2, 4, 3, 5), HEAD, 'rot', 'order'),
     'halves': (retype(HEAD, 'heatmap', TensorProto.FLOAT16), HEAD, 'heatmap', 'type'),
     'an operator of nobody': (operator(HEAD, 'custom'), HEAD, 'odd', 'operator'),
     'sizes as mmdet3d 1.0 has them': (stored(HEAD, 'dim_order', [0, 1, 2]), HEAD, 'rot', 'convention'),
-    'only the cosine turned': (
-        stored(HEAD, 'sign', np.float32([-1, 1]).reshape(1, 2, 1, 1)),
-        HEAD,
-        'rot',
-        'convention',
-    ),
     'no remapper': (drop(REMAPPER), ML, 'class_remapper_param_path', 'path'),
-    'a matrix of 63': (
-        key(REMAPPER, 'min_area_matrix', [0.0] * 63),
-        REMAPPER,
-        'min_area_matrix',
-        'value',
-    ),
 }
 STREAMPETR = {
     'no head': (drop(MEMORY), MEMORY, '', 'missing-file'),
-    'no range': (key(STREAM, f'{M}detection_range', LOST), STREAM, f'{M}detection_range', 'key'),
     'another memory': (
         key(STREAM, f'{M}pre_memory_length', 9),
         MEMORY,
         'pre_memory_timestamp',
         'shape',
     ),
-    'five cameras': (key(STREAM, f'{M}rois_number', 5), BACKBONE, 'img', 'shape'),
-    'queries first': (resize(MEMORY, 'all_cls_scores', 1, 6, 3), MEMORY, 'all_cls_scores', 'shape'),
     'another name': (rename(MEMORY, 'pre_memory_velo', 'memory_velo'), MEMORY, 'pre_memory_velo', 'name'),
-    'the name of the other file': (rename(MEMORY, 'x', 'img_feats'), MEMORY, 'img_feats', 'extra'),
     'times in float64': (
         retype(MEMORY, 'pre_memory_timestamp', TensorProto.DOUBLE),
         MEMORY,
@@ -218,58 +162,24 @@ STREAMPETR = {
         'type',
     ),
     'an axis that is not fixed': (resize(MEMORY, 'cone', 1, 'L', 8), MEMORY, 'cone', 'dynamic'),
-    'fewer tokens': (resize(PLACES, 'pos_embed', 1, 3, 4), MEMORY, 'pos_embed', 'shape'),
 }
 BEVFUSION = {
     'cells as floats': (retype(MAIN, 'geom_feats', TensorProto.FLOAT), MAIN, 'geom_feats', 'type'),
-    'indices of 32 bits': (retype(MAIN, 'indices', TensorProto.INT32), MAIN, 'indices', 'type'),
-    'pictures as floats': (retype(PICTURES, 'imgs', TensorProto.FLOAT), PICTURES, 'imgs', 'type'),
-    'an input dropped': (
-        reorder(MAIN, 'input', 0, 1, 2, 3, 4, 5, 7, 8, 9, 10),
-        MAIN,
-        'lidar2image',
-        'name',
-    ),
     'no intensity': (key(FUSION, 'use_intensity', False), MAIN, 'voxels', 'shape'),
-    'a profile upside down': (key(FUSION, 'voxels_num', [9, 5, 20]), FUSION, 'voxels_num', 'value'),
     'bins of depth': (key(FUSION, 'd_bound', [1.0, 61.0, 0.6]), FUSION, 'num_depth_features', 'grid'),
     'one number of voxels': (resize(MAIN, 'voxels', 60, 10, 5), MAIN, 'voxels', 'dynamic'),
-    'any number of points': (resize(MAIN, 'voxels', 'V', 'P', 5), MAIN, 'voxels', 'dynamic'),
     'an attribute lost': (without(MAIN, 'gemm', 'output_scale'), MAIN, 'gemm', 'attribute'),
 }
 
 
-def replaced_line(file, key, line):
-    """Replace the line of a key in a YAML file by another text."""
-
-    def change(folder):
-        lines = (folder / file).read_text().splitlines()
-        (place,) = (index for index, text in enumerate(lines) if text.strip().startswith(f'{key}:'))
-        indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
-        end = place + 1
-        while end < len(lines) and lines[end].lstrip().startswith('- '):
-            end += 1
-        lines[place:end] = [indent + one for one in line.splitlines()]
-        (folder / file).write_text('\n'.join(lines))
-
-    return change
-
-
 FROM_OUTSIDE = {
-    'an operator that ONNX lacks': (
-        graph_of(HEAD, lambda graph: setattr(graph.node[0], 'op_type', 'Frobnicate')),
-        HEAD,
-        'onnx',
-    ),
     'weights that are not a number': (
         stored(ENCODER, 'w', np.full((9, 32), np.nan, np.float32)),
         ENCODER,
         'not-finite',
     ),
-    'one engine path': (key(ML, 'head_engine_path', 'pts_voxel_encoder.engine'), ML, 'path'),
     'an absolute path': (key(ML, 'head_onnx_path', f'/models/{HEAD}'), ML, 'path'),
     'whole numbers': (key(ML, f'{M}voxel_size', [1, 1, 8]), ML, 'ros-type'),
-    'a key twice': (replaced_line(ML, 'has_twist', 'has_twist: true\nhas_twist: false'), ML, 'manifest'),
 }
 
 

@@ -114,9 +114,7 @@ def test_what_moves_has_an_arrow_to_where_it_is_in_a_second():
     assert moving[1].max() - still[1].max() == pytest.approx((15 - 2) * 400 / (2 * 61.2), abs=4)
 
 
-@pytest.mark.parametrize(
-    ('column', 'value'), [(0, np.inf), (1, np.nan), (3, np.inf), (3, 1e38), (6, np.inf), (7, np.inf)]
-)
+@pytest.mark.parametrize(('column', 'value'), [(1, np.nan), (3, np.inf)])
 @pytest.mark.filterwarnings('ignore:invalid value', 'ignore:divide by zero', 'ignore:overflow')
 def test_a_box_whose_size_or_motion_overflowed_is_no_error_of_a_picture(column, value):
     """The exponential of a large logit is infinite; OpenCV refused such a box, and the run ended."""

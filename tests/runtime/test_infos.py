@@ -49,11 +49,7 @@ def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
     ('change', 'expected'),
     [
         (lambda info: info.pop('ego2global_rotation'), 'ego2global_rotation'),
-        (lambda info: info['cams'].pop('CAM_BACK'), 'data_path'),
         (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: .*cam_intrinsic'),
-        (lambda info: info.update(lidar2ego_rotation=[1, 2]), 'lidar2ego_rotation'),
-        (lambda info: info.update(lidar2ego_rotation=np.eye(3) * 2), 'lidar2ego_rotation'),
-        (lambda info: info.update(timestamp=float('nan')), 'timestamp'),
         (lambda info: info['cams']['CAM_BACK'].update(data_path='x.png'), 'x.png'),
     ],
 )

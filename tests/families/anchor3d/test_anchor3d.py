@@ -142,15 +142,10 @@ def test_a_fault_in_our_own_post_processing_is_not_proven(monkeypatch, name):
     ('kind', 'words', 'message'),
     [
         ('kitti', {"type='Anchor3DHead'": "type='ShapeAwareHead'"}, 'ShapeAwareHead'),
-        ('kitti', {"type='Anchor3DHead'": "type='PartA2RPNHead'"}, 'PartA2RPNHead'),
-        ('kitti', {"type='DeltaXYZWLHRBBoxCoder'": "type='CenterPointBBoxCoder'"}, 'bbox_coder.type='),
-        ('kitti', {'use_direction_classifier=True': 'use_direction_classifier=False'}, 'use_direction'),
         ('kitti', {"'FocalLoss', use_sigmoid=True": "'CrossEntropyLoss', use_sigmoid=False"}, 'use_sigmoid'),
-        ('kitti', {'max_num=40': 'max_num=-1'}, 'max_num=-1'),
         ('shapes', {', nms_thr=0.1': ''}, 'nms_thr'),
         ('kitti', {'load_dim=5, use_dim=5': 'load_dim=5, use_dim=4'}, 'in_channels'),
         ('dynamic', {"'DynamicVoxelNet'": "'VoxelNet'"}, "type='DynamicPillarFeatureNet'"),
-        ('kitti', {'max_num_points=4': 'max_num_points=-1'}, 'max_num_points=-1'),
         ('voxels', {"'VoxelNet'": "'SASSD'"}, 'SparseEncoderSASSD'),
     ],
 )

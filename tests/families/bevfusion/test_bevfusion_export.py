@@ -22,24 +22,10 @@ def first_camera(rig):
     return dataclasses.replace(rig, img_aug_matrix=rig.img_aug_matrix[:, :1].expand_as(rig.img_aug_matrix))
 
 
-def unmoved(rig):
-    """Return a rig whose points are taken as unaugmented."""
-    eye = torch.eye(4).expand_as(rig.lidar_aug_matrix)
-    return dataclasses.replace(rig, lidar_aug_matrix=eye + 0 * rig.lidar_aug_matrix)
-
-
 FAULTS = {
-    'the first point of a pixel': (
-        'mmdeploy_ext.exporting.ops.cells:LastInCell.forward',
-        arguments(lambda self, cells, values: (self, cells.flip(1), values.flip(1))),
-    ),
     "the first camera's cut for the cells of all": (
         f'{VIEW}.cells',
         arguments(lambda self, rig: (self, first_camera(rig))),
-    ),
-    'points are not moved back for the depth': (
-        f'{VIEW}.depth_maps',
-        arguments(lambda self, points, rig: (self, points, unmoved(rig))),
     ),
     'z is that of the centre': (
         'mmdeploy_ext.models.bevfusion.coder:TransFusionBBoxCoder.boxes',

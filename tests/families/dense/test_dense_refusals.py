@@ -50,8 +50,6 @@ def settings(**values):
         (YOLOX, dict(height=100, width=96), 'YOLOXPAFPN.*32'),
         (RETINA, dict(height=64, width=64), '128'),
         (RETINA + settings(nms=NMS, max_per_img=100), {}, 'score_thr'),
-        (RETINA + settings(score_thr=0.05, max_per_img=100), {}, 'nms'),
-        (CENTERNET + settings(local_maximum_kernel=4, topk=100), {}, 'local_maximum_kernel=4'),
     ],
 )
 def test_what_is_not_exported_is_refused_by_its_name(content, options, words, tmp_path):

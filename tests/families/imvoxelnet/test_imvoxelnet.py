@@ -6,7 +6,6 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
 
 import toy_imvoxelnet
 from marking import in_suite
@@ -48,13 +47,6 @@ def test_a_file_is_proven(form, values, tmp_path):
     assert verdict.summary()['matched'] > 100
 
 
-@pytest.mark.matrix
-def test_results_of_a_right_file_pass(tmp_path):
-    file = exported(tmp_path / 'm.onnx', picture()[1], dynamic=True)
-    with build_backend('OnnxRuntimeBackend', file) as backend:
-        assert all(case.passed for case in run_cases(known(), backend))
-
-
 @functools.cache
 def known():
     return references(seeded(), options(dynamic=True), [picture()])
@@ -71,20 +63,6 @@ def cameras(change):
     return changed(graphs, 'projected', lambda original, points, cams: original(points, change(cams)))
 
 
-def cells(change):
-    """Return a patch of the cells that voxels take; `change` computes them as `nearest_cells` does."""
-    return changed(graphs, 'nearest_cells', lambda original, *arguments: change(*arguments))
-
-
-def frozen(cams):
-    first = samples.feeds(known()[0].images, False)['lidar2img'][:1]
-    return torch.from_numpy(first).expand_as(cams)
-
-
-def place(pixels, side, count):
-    return ((pixels / side * 2 - 1) + 1) / 2 * (count - 1)
-
-
 def volume_with(change):
     """Return a patch of the last two arguments of `Network.volume`, cameras and ratios."""
     original = graphs.Network.volume
@@ -95,41 +73,9 @@ def volume_with(change):
     )
 
 
-def limits(**values):
-    """Return a patch of the thresholds of suppression."""
-
-    def change(original, above, scores, score_thr, nms_thr, max_per_img):
-        settings = dict(dict(score_thr=score_thr, nms_thr=nms_thr, max_per_img=max_per_img), **values)
-        return original(above, scores, **settings)
-
-    return changed(graphs, 'suppressed', change)
-
-
-def rows_and_columns(original, model):
-    z, y, x = model.n_voxels[::-1]
-    return original(model).reshape(z, y, x, 3).transpose(1, 2).reshape(-1, 3)
-
-
 FAULTS = {
-    'camera of the export': cameras(frozen),
     'transposed camera': cameras(lambda cams: cams.transpose(1, 2)),
     'ratios of the picture are forgotten': volume_with(lambda cams, ratios: (cams, ratios * 0 + 1)),
-    'cells rounded down': cells(lambda *sides: place(*sides).floor()),
-    'no mask: the nearest cell of the picture': cells(
-        lambda *sides: place(*sides).round().clamp(torch.zeros(()), sides[2] - 1)
-    ),
-    'rows and columns of voxels': changed(graphs, 'voxel_points', rows_and_columns),
-    'no direction': changed(
-        graphs, 'turned_yaw', lambda original, xp, yaw, turned, rule: original(xp, yaw, turned * 0, rule)
-    ),
-    'z of the middle': changed(
-        graphs,
-        'decode_deltas',
-        lambda original, xp, anchors, deltas: (
-            original(xp, anchors, deltas) + original(xp, anchors, deltas)[..., 5:6] / 2 * torch.eye(7)[2]
-        ),
-    ),
-    'another threshold of overlaps': limits(nms_thr=0.3),
 }
 
 

@@ -42,12 +42,8 @@ def test_another_number_of_classes(bench, weights):
     ('more', 'words'),
     [
         ('--shape 200 256', ['--shape 200 256', '32']),
-        ('--shape 32 64', ['num_queries=60']),
         ('--opset-version 15', ['--opset-version 15', '16 to 20']),
-        ('--dynamic-export --dynamic-batch', ['--dynamic-batch', '--dynamic-export']),
-        ('--layout fork', ['--layout fork', "'rtdetr'"]),
         ('--cfg-options model.backbone.depth=20', ['depth=20']),
-        ('--cfg-options model.decoder.num_heads=5', ['num_heads=5', 'hidden_dim=96']),
     ],
 )
 def test_wrong_options_are_refused_before_the_weights_load(more, words, bench):
