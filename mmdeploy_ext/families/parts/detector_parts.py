@@ -17,6 +17,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_datasets
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
+from mmdeploy_ext.families.trial import own_forward
 from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.weights.checkpoint import undrawn_weights
 
@@ -120,11 +121,8 @@ def map_sizes(
     shape = options.height, options.width
     if shape not in sizes:
         image = next(model.parameters()).new_zeros((1, 3, *shape))
-        try:
-            with torch.no_grad():
-                maps = network(model, image)
-        except RuntimeError as error:
-            raise UsageError(f'--shape {shape[0]} {shape[1]}: the model does not take it: {error}') from error
+        with own_forward(model, *shape), torch.no_grad():
+            maps = network(model, image)
         sizes[shape] = [tuple(level_map.shape[2:]) for level_map in maps[:levels]]
     return sizes[shape]
 
