@@ -253,12 +253,22 @@ def tested_head(
     test_cfg: Mapping[str, Any] | None,
     build: Callable[[Any], nn.Module] = build_head,
 ) -> nn.Module:
-    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`."""
+    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`.
+
+    A head that cannot be built without the config's `train_cfg`, as of distillation, is built with it.
+    """
     entry = cfg.model.get(key) or {}
     if not isinstance(entry, Mapping):
         raise ConfigError(f'model.{key}={entry!r}: expected a dict')
     content = dict(copy.deepcopy(entry), train_cfg=None, test_cfg=test_cfg)
-    return built_head(content, f'model.{key}', build)
+    train_cfg = cfg.model.get('train_cfg') or cfg.get('train_cfg')
+    try:
+        return built_head(copy.deepcopy(content), f'model.{key}', build)
+    except ConfigError:
+        if not train_cfg:
+            raise
+        train_cfg = train_cfg.get(dict(rpn_head='rpn', roi_head='rcnn').get(key, ''), train_cfg)
+        return built_head(dict(content, train_cfg=copy.deepcopy(train_cfg)), f'model.{key}', build)
 
 
 def built_head(
