@@ -20,7 +20,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.model import Model, build, check_options, read_config
+from mmdeploy_ext.families.model import Model, build, check_options, read_config, resolve
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.tasks import task_module
@@ -190,13 +190,16 @@ def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: M
 
 
 def print_exports(deployment: Model, options: Options) -> int:
-    """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights."""
+    """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights.
+
+    A refusal of the export that the options ask for is raised behind the table.
+    """
     from rich.console import Console
     from rich.table import Table
 
     build(deployment)
     family, cfg, model = deployment.family, deployment.unbuilt_cfg, deployment.model
-    options = check_options(options, cfg, family, model)
+    resolved = resolve(options, model, deployment.rule)
     console = Console(width=150)
     console.print(f'{cfg.filename}: family {family.name}', highlight=False)
     rule = ', '.join(f'{key} {value}' for key, value in deployment.rule.to_json().items())
@@ -206,14 +209,19 @@ def print_exports(deployment: Model, options: Options) -> int:
     for title in ('form', 'size', 'opset', 'inputs', 'outputs, or why it is refused'):
         table.add_column(title)
     forms = next((option.choices for option in options.declared if option.name == 'form'), ())
+    rows = []
     for form in forms or (None,):
         for dynamic in SIZES if 'dynamic' in options else (None,):
             changes = {} if form is None else dict(form=form)
             if dynamic is not None:
                 changes['dynamic'] = dynamic
-            table.add_row(*_export_row(cfg, family, model, options.replace(**changes)))
-    console.print(table)
-    contract_of(family, options).graphs(model, options)  # which may refuse the requested export
+            rows.append(_export_row(cfg, family, model, resolved.replace(**changes)))
+    if len({row[2:] for row in rows}) > 1 or rows[0][2]:  # else all are refused for one reason
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    options = check_options(options, cfg, family, model)
+    contract_of(family, options).graphs(model, options)
     return 0
 
 

@@ -17,23 +17,12 @@ from typing import Any, NoReturn
 
 from mmdeploy_ext.compat.import_hook import after
 from mmdeploy_ext.core.errors import AbsentPackageError
+from mmdeploy_ext.core.missing_packages import STAND_INS
 from mmdeploy_ext.core.source_code import is_in_package
 
-PACKAGES = {
-    'IPython': 'ipython',
-    'aitodpycocotools': 'git+https://github.com/jwwangchn/cocoapi-aitod#subdirectory=aitodpycocotools',
-    'detectron2': 'git+https://github.com/facebookresearch/detectron2',
-    'einops': 'einops',
-    'flash_attn': 'flash-attn',
-    'fvcore': 'fvcore',
-    'ipdb': 'ipdb',
-    'transformers': 'transformers',
-    'xformers': 'xformers',
-}
-"""Replaced package -> argument of pip install."""
 LYFT = 'lyft_dataset_sdk'
 """Package that mmdet3d imports; see `patches_mmdet.mmdet3d_without_lyft`."""
-ARGUMENTS = {**PACKAGES, LYFT: f'--no-deps {LYFT}'}
+ARGUMENTS = {**STAND_INS, LYFT: f'--no-deps {LYFT}'}
 """Package -> arguments of `pip install`; Lyft's package pins libraries of 2019."""
 OURS = Path(__file__).resolve().parents[1]
 
@@ -92,7 +81,7 @@ class _AbsentFinder(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         package = fullname.partition('.')[0]
-        if package not in PACKAGES:
+        if package not in STAND_INS:
             return None
         if package != fullname:
             if not isinstance(sys.modules.get(package), AbsentModule):
@@ -137,12 +126,12 @@ def _lines_in_try(file: Path) -> frozenset[int]:
 
 
 def offer() -> None:
-    """Offer stand-ins for absent `PACKAGES` to modules of users; once in all."""
+    """Offer stand-ins for absent `STAND_INS` to modules of users; once in all."""
     if not any(isinstance(finder, _AbsentFinder) for finder in sys.meta_path):
         sys.meta_path.append(_AbsentFinder())
 
 
-@after(*PACKAGES, versions='exiawsh 95f6470 of 2024-06')
+@after(*STAND_INS, versions='exiawsh 95f6470 of 2024-06')
 def packages_that_this_model_does_not_call(module: ModuleType) -> bool:
     """Repositories import packages such as detectron2, einops or fvcore at their top, for few functions.
 

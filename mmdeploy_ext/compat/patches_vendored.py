@@ -7,13 +7,14 @@ Docstrings begin with the reason; see `import_hook.PatchFunction` and `import_ho
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -187,6 +188,35 @@ def softmax_of_box_heads(module: ModuleType) -> bool | None:
     return None
 
 
+MMPYCOCOTOOLS = '12.0.2'
+"""Version of mmpycocotools that data sets before mmdet 2.11 ask for."""
+
+
+@contextlib.contextmanager
+def _as_mmpycocotools() -> Iterator[None]:
+    import pycocotools
+
+    if hasattr(pycocotools, '__version__'):
+        yield
+        return
+    pycocotools.__version__ = MMPYCOCOTOOLS
+    try:
+        yield
+    finally:
+        del pycocotools.__version__
+
+
+@patch('mmdet.datasets', versions='mmdet 2.7.0 of SCRFD')
+def data_sets_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
+    """Data sets that forks of mmdet before 2.11 add ask for mmpycocotools, as its `coco.py` does."""
+    if mmdet_release() >= (2, 11):
+        execute()
+        return False
+    with _as_mmpycocotools():
+        execute()
+    return True
+
+
 @patch('mmdet.datasets.coco', versions='mmdet 2.6.0 and 2.10.0')
 def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
     """Before mmdet 2.11 data sets asked for mmpycocotools, a fork of pycocotools that is no longer kept.
@@ -197,14 +227,11 @@ def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
     from pycocotools.coco import COCO
 
     asks = 'pycocotools.__version__' in (module.__spec__.loader.get_source(module.__name__) or '')
-    if not asks or hasattr(pycocotools, '__version__'):
+    if not asks or getattr(pycocotools, '__version__', MMPYCOCOTOOLS) != MMPYCOCOTOOLS:
         execute()
         return False
-    pycocotools.__version__ = '12.0.2'
-    try:
+    with _as_mmpycocotools():
         execute()
-    finally:
-        del pycocotools.__version__
 
     class SnakeCaseCOCO(COCO):
         """pycocotools' `COCO` with names of mmpycocotools 12.0.3."""

@@ -164,7 +164,9 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     if name in ('', 'mmdeploy_ext'):
         raise error
     if place := _place_in_users_code(error):
-        return f'{place} imports {error.name}, which is not there; install it for {sys.executable}'
+        from mmdeploy_ext.core.user_modules import install_command
+
+        return f'{place} imports {error.name}, which is not there: {install_command(error)}'
     if name in sys.modules and error.name != name:
         package = sys.modules[name]
         return f'{name} {getattr(package, "__version__", "")} has no module {error.name}'

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import ConfigError, root_cause
+from mmdeploy_ext.core.missing_packages import pip_arguments
 from mmdeploy_ext.core.source_code import is_users_file
 
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
@@ -112,7 +114,7 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         if not isinstance(cause, ModuleNotFoundError) or not cause.name:
             raise
         package = cause.name.partition('.')[0]
-        advice = f'a module of {key} imports it: install it for {sys.executable}'
+        advice = install_command(cause, [str(name) for name in names])
         if cause.name != package:
             advice = f'the {package} that is imported has no such module; change the import'
         elif package in {str(name).partition('.')[0] for name in names}:
@@ -209,11 +211,23 @@ def _is_of(file: Path, folder: Path, package: str) -> bool:
     return file.is_relative_to((folder / package).resolve()) or file == (folder / f'{package}.py').resolve()
 
 
+def install_command(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> str:
+    """Return the command that installs all packages that the user's modules lack, see `pip_arguments`."""
+    return shlex.join([sys.executable, '-m', 'pip', 'install', *pip_arguments(error, modules)])
+
+
 def import_failure(error: BaseException) -> str:
     """Message about a failed plugin import, with the user's file and line."""
     cause = error if str(error) else root_cause(error)
     users, all_places = _places(cause)
-    return f'{type(cause).__name__}: {cause}{_raised_in(cause, users or all_places)}'
+    message = f'{type(cause).__name__}: {cause}{_raised_in(cause, users or all_places)}'
+    if isinstance(cause, ModuleNotFoundError) and users and importlib.util.find_spec(_package(cause)) is None:
+        message += f'; {install_command(cause)}'
+    return message
+
+
+def _package(error: ModuleNotFoundError) -> str:
+    return (error.name or '').partition('.')[0] or '__main__'
 
 
 def users_line(error: BaseException) -> str:

@@ -214,6 +214,7 @@ def run(
     dynamic: Mapping[str, Mapping[int, str]],
     opset: int,
     multiples: Mapping[str, int] | None = None,
+    plain: bool = False,
 ) -> onnx.ModelProto:
     try:
         is_dynamic = any(dynamic.get(name) for name in stage.inputs)
@@ -223,7 +224,9 @@ def run(
                 table = translations()
                 for library_operator in LIBRARY_OPERATORS:
                     table = {**library_operator.translations, **table}
-                model = _export_dynamo(stage, args, dynamic, opset, table, multiples or {})
+                decomposed = contextlib.nullcontext() if plain else decomposed_where_needed(table)
+                with decomposed:
+                    model = _export_dynamo(stage, args, dynamic, opset, table, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
             return finish(model, stage.exporter, opset, export_module)
@@ -245,6 +248,7 @@ def export_module(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] = (),
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    plain: bool = False,
 ) -> onnx.ModelProto:
     """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
 
@@ -260,6 +264,7 @@ def export_module(
             two inputs or outputs may have one name.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
             other axes of inputs are fixed; None: all sizes are fixed.
+        plain: whether dynamo decomposes operators as `torch.onnx.export` does by itself.
 
     Raises:
         UsageError: there is no such exporter or opset, the graph has no such name or axis, or two inputs or
@@ -280,7 +285,7 @@ def export_module(
     check_axes(dict(zip(names, args, strict=False)), dynamic)
     # axes of outputs that the caller did not name are set by `name_ends`, by position
     named_axes = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
-    model = run(stage, tuple(args), named_axes, opset)
+    model = run(stage, tuple(args), named_axes, opset, plain=plain)
     check_written(model, opset)
     return name_ends(model, stage.outputs, dynamic)
 
@@ -356,7 +361,7 @@ def _export_dynamo(
     named_count = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
     if named_count < min(len(parameters), len(shapes)):
         shapes = (*shapes[:named_count], shapes[named_count:])  # torch.export takes *tensors as one argument
-    with decomposed_where_needed(table), translations_read_once():
+    with translations_read_once():
         program = torch.onnx.export(
             stage.module,
             args,

@@ -372,7 +372,8 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     Raises:
         UsageError: names an option that this model cannot have, or a height or width below the least with
             which a file of any size can be traced.
-        ConfigError: the family cannot export a setting of the config.
+        ConfigError: the family cannot export a setting of the config; or the forward of a model of pictures
+            fails or gives other tensors than the family states, see `check_forward`.
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     with refused_by_name(cfg):
@@ -387,6 +388,10 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
                 f'--shape {resolved.height} {resolved.width}: a file of any size takes sides of at least '
                 f'{smallest} pixels for this model, and is traced with a size that it takes'
             )
+    if family.samples == 'images':
+        from mmdeploy_ext.families.trial import check_forward
+
+        check_forward(family, model, resolved)
     return resolved
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import difflib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmdeploy_ext.contract.registry import Registration, registration_of
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.contract.registry import Registration, registered, registration_of
+from mmdeploy_ext.core.config import cfg_options, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, did_you_mean
 from mmdeploy_ext.core.unregistered import missing_types, registered_names, unregistered
 
@@ -20,6 +21,9 @@ picture have `backbone`.
 """
 ALIKE = 0.75
 """Share of equal letters from which on two names are alike."""
+COPIED = 0.5
+"""Share of equal methods from which on one class is taken for a copy of another."""
+PARTS_WAY = '`export --parts` takes any part of it (docs/parts.md)'
 ADVICE = 'the families and their configs are in README.md'
 """Where a message sends the reader."""
 
@@ -83,11 +87,63 @@ def refusal(
             f'{key}={name!r} is registered by no imported module: if it is yours, name its module in '
             f'custom_imports{f" ({hint})" if hint else ""}; '
         )
+    advice += ''.join(f'{key}: {trial_words(key, name)}; ' for key, name in copies(model).items())
     names = ', '.join(sorted(family.name for family in families))
     return ConfigError(
         f'{cfg.filename}: {unknown}model.type={model.get("type")!r} {heads} {reason}; {advice}use such a '
-        f'config, or write a family for this one (docs/own-family.md); {ADVICE}; known: {names}'
+        f'config, or write a family for this one (docs/own-family.md); {PARTS_WAY}; {ADVICE}; known: {names}'
     )
+
+
+def copied_class(cls: type, candidates: Iterable[type]) -> str:
+    """Return the name of the candidate that has most of the methods of `cls`; '' if it has too few."""
+    own, shares = _methods(cls), {}
+    for candidate in candidates:
+        methods = _methods(candidate)
+        shares[candidate.__name__] = len(own & methods) / max(len(own | methods), 1)
+    name = max(shares, key=lambda name: shares[name], default='')
+    return name if name and shares[name] >= COPIED else ''
+
+
+def _methods(cls: type) -> set[str]:
+    from mmcv.runner import BaseModule
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+
+    bases = {*BaseModule.__mro__, *BaseDenseHead.__mro__}
+    return {
+        name
+        for base in cls.__mro__
+        if base not in bases
+        for name, value in vars(base).items()
+        if callable(value) and not name.startswith('__')
+    }
+
+
+def copies(model: Any) -> dict[str, str]:
+    """Return path of a head of a model that no family claims -> class of a family of which it is a copy."""
+    found, candidates = {}, []
+    for registration in registered().values():
+        classes = (_head_class(name) for name in registration.claims)
+        candidates += [cls for cls in classes if cls is not None]
+    for path, name in part_types(model, 'model.').items():
+        cls = _head_class(name) if path.endswith('head') else None
+        if cls is not None and (original := copied_class(cls, candidates)):
+            found[path] = original
+    return found
+
+
+def _head_class(name: str) -> type | None:
+    from mmdet.models.builder import HEADS
+
+    builder = sys.modules.get('mmdet3d.models.builder')
+    registries = [HEADS, *([builder.HEADS] if builder else [])]
+    return next((cls for registry in registries if isinstance(cls := registry.get(name), type)), None)
+
+
+def trial_words(key: str, name: str) -> str:
+    """Return the advice to build the class `name` in the place of its copy at `key`."""
+    words = cfg_options({f'{key}.type': name})
+    return f'it has the methods of {name}: {words} tries that, and the proof says whether it is the same'
 
 
 def _has_sensors(cfg: Any) -> bool:

@@ -15,6 +15,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.trial import own_forward
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
 from mmdeploy_ext.seeded.by_name import fill_sparse_module
 from mmdeploy_ext.seeded.dense import (
@@ -209,7 +210,8 @@ def fill_seeded(
             run_heads(features)
             return features
 
-        scale_heads(calibrate_norms(norms_of(model), run))
+        with own_forward(model, *calibration.size):
+            scale_heads(calibrate_norms(norms_of(model), run))
     return model
 
 

@@ -124,7 +124,7 @@ def read_content(path: str | Path) -> Any:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of mmcv or mmengine, or a bare state dict.
+    """Read a checkpoint of mmcv or mmengine, a bare state dict, or `{'model': state_dict}` without averages.
 
     mmengine's averaged weights are in `state_dict`: its hook swaps them on saving (mmengine 0.10.7,
     `EMAHook.before_save_checkpoint`).
@@ -134,7 +134,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = str(path)
     content = read_content(path)
-    state_dict = content.get('state_dict', content) if isinstance(content, dict) else None
+    state_dict = _state_dict(content) if isinstance(content, dict) else None
     values = state_dict.values() if isinstance(state_dict, dict) else ()
     if not any(isinstance(value, Tensor) for value in values):
         keys = advice = ''
@@ -148,8 +148,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     with named(path):
         weights = plain_tensors(state_dict)
-    meta = content.get('meta') if 'state_dict' in content else None
+    meta = content.get('meta') if state_dict is not content else None
     return Checkpoint(path, weights, with_class_names(meta) if isinstance(meta, dict) else {})
+
+
+def _state_dict(content: dict[Any, Any]) -> Any:
+    model = content.get('model')
+    if 'state_dict' in content or 'ema' in content or not isinstance(model, dict):
+        return content.get('state_dict', content)
+    return content if rtdetr_names.is_original(map(str, model)) else model
 
 
 def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:

@@ -45,3 +45,20 @@ def test_a_config_whose_plugin_fails_says_why_in_one_line(tmp_path, monkeypatch,
         load_config(str(tmp_path / 'config.py'))
     said = str(error.value)
     assert '\n' not in said and all(word in said for word in words), said
+
+
+def test_all_missing_packages_are_named_at_once_by_their_distributions(tmp_path, monkeypatch):
+    package = tmp_path / 'lacking_plugin'
+    package.mkdir()
+    (package / '__init__.py').write_text('from . import maps\nfrom .sets import Set\n')
+    (package / 'maps.py').write_text('import no_such_maps\n')
+    (package / 'sets.py').write_text(
+        'import os\nfrom upath import UPath\nfrom Polygon import Polygon\n'
+        'try:\n    import no_such_extra\nexcept ImportError:\n    pass\n\n'
+        'def draw():\n    import no_such_figure\n'
+    )
+    config = "custom_imports = dict(imports=['lacking_plugin'])\nmodel = dict(type='ATSS')\n"
+    (tmp_path / 'config.py').write_text(config)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    with pytest.raises(ConfigError, match=r'pip install no_such_maps universal_pathlib Polygon3$'):
+        load_config(str(tmp_path / 'config.py'))

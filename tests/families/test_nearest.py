@@ -55,3 +55,17 @@ def test_two_families_with_equal_claims_are_an_error(monkeypatch):
         find_family(cfg)
     monkeypatch.setattr(Twin, 'claims', lambda self, cfg: Claim.DETECTOR)
     assert find_family(cfg).name == 'twin'
+
+
+def test_a_copy_of_a_head_under_another_base_hears_how_to_try_the_original():
+    from mmcv.runner import BaseModule
+    from mmdet.models.builder import HEADS
+
+    original = HEADS.get('SOLOHead')
+    methods = {name: value for name, value in vars(original).items() if not name.startswith('__')}
+    copy = type('HybridHead', (BaseModule,), methods)
+    HEADS.register_module(module=copy, force=True)
+    cfg = load_config(mmdet_config('solo/solo_r50_fpn_1x_coco.py'))
+    cfg.model.mask_head.type = 'HybridHead'
+    with pytest.raises(ConfigError, match=r'--cfg-options model\.mask_head\.type=SOLOHead'):
+        find_family(cfg)

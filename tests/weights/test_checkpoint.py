@@ -76,6 +76,19 @@ def test_the_prefix_of_a_parallel_wrapper_goes(wrapped, tmp_path):
     assert loaded.meta == (dict(epoch=3) if wrapped else {}) and loaded.path == str(tmp_path / 'w.pth')
 
 
+def test_a_state_dict_below_model_is_taken_unless_there_are_averages(tmp_path):
+    path, weights = tmp_path / 'w.pth', checkpoint().state_dict
+    torch.save({'model': weights, 'optimizer': {}, 'meta': {'CLASSES': ('a',)}}, path)
+    loaded = load_checkpoint(path)
+    assert loaded.state_dict.keys() == weights.keys() and loaded.meta == {'CLASSES': ('a',)}
+    torch.save({'model': weights, 'ema': weights}, path)
+    with pytest.raises(CheckpointError, match='state_dict'):
+        load_checkpoint(path)
+    torch.save({'model': {'backbone.res_layers.0.weight': torch.ones(1)}}, path)
+    with pytest.raises(CheckpointError, match='rtdetr'):
+        load_checkpoint(path)
+
+
 def test_the_buffers_of_an_ema_hook_are_left_out_as_mmcv_leaves_them_out():
     model, expected, file = tiny(), tiny(), checkpoint()
     averages = {f'ema_{key.replace(".", "_")}': value * 2 for key, value in file.state_dict.items()}

@@ -37,8 +37,8 @@ def rotate(
         image: (C, H, W) float32.
         angle: () degrees, counter-clockwise with row 0 on top, as torchvision has it.
         center: (2,) x, y, pixels from the corner of the picture: (0.5, 0.5) is the middle of the first one.
-        interpolation: attribute of the plug-in, `NEAREST` in BEVFormer, else bilinear. A nearest source between two pixels goes to
-            the one further from 0, where torchvision takes the even one.
+        interpolation: attribute of the plug-in, `NEAREST` in BEVFormer, else bilinear. With `NEAREST` a
+            source between two pixels goes to the one further from 0; torchvision takes the even one.
     """
     height, width = image.shape[1:]
     radians = np.float32(-float(angle) * np.pi / 180)

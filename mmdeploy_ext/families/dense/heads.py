@@ -100,7 +100,7 @@ def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
     kind, place = kind_of(head), place_of_results(head)
     code = place_of_method(head, kind.own) if kind.own else ''
     traced = f', also with {code} traced' if code.startswith('your ') else ''
-    problem = f'{place} gives other boxes than any that we know{traced}: --postprocess raw, or {OWN}'
+    problem = f'{place} gives other boxes than any that we know{traced}: --postprocess raw, {OWN}'
     decodings = [facts]
     if kind.own and not isinstance(facts.coder, Traced):
         described = dataclasses.replace(facts.head, inverted=True)
@@ -115,7 +115,7 @@ def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
                 return Selection(found, _left_out(head, names))
     except Exception as error:
         raised = f'{type(error).__name__}: {error}{users_line(error)}'
-        problem = f'{place}, tried on outputs of its kind, raises {raised}: --postprocess raw, or {OWN}'
+        problem = f'{place}, tried on outputs of its kind, raises {raised}: --postprocess raw, {OWN}'
     return Selection(dataclasses.replace(facts, coder=Traced(code=place)), problem)
 
 

@@ -17,14 +17,17 @@ from typing import Any, ClassVar
 import torch
 from mmdet.core.anchor.anchor_generator import SSDAnchorGenerator
 from mmdet.core.post_processing import bbox_nms
+from mmdet.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.compat.older_priors import DistanceCoder, LevelPoints
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import is_users, nearest_base, place_of
 from mmdeploy_ext.exporting.postprocess.suppression import nms_config, number, positive
+from mmdeploy_ext.families.nearest import copied_class, trial_words
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.box_coders import Coder, Delta
 from mmdeploy_ext.runtime.dense_facts import Head, factor_head
@@ -43,7 +46,7 @@ FAR_PX = 1e6
 """A border that no box reaches, for functions of upstream that always clip."""
 RESULTS = ('get_bboxes', 'simple_test_rpn', '_get_bboxes', '_get_bboxes_single', '_bbox_post_process')
 """Methods of heads that make results of outputs."""
-OWN = 'a family of your own (docs/own-family.md)'
+OWN = '--parts (docs/parts.md), or a family of your own (docs/own-family.md)'
 """Advice for a head that no graph of ours covers."""
 
 
@@ -86,9 +89,11 @@ def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> Coder:
     """Return the settings of the coder that the config chose; ConfigError names the head by its `key`."""
     coder = known_coder(head.bbox_coder)
     if coder is None:
+        trial = cfg_options({f'{key.split()[0]}.bbox_coder.type': 'DeltaXYWHBBoxCoder'})
         raise ConfigError(
             f'{key}.bbox_coder is {type(head.bbox_coder).__name__}; expected DeltaXYWHBBoxCoder, '
-            f'LegacyDeltaXYWHBBoxCoder, TBLRBBoxCoder, DistancePointBBoxCoder, or a class derived from one'
+            f'LegacyDeltaXYWHBBoxCoder, TBLRBBoxCoder, DistancePointBBoxCoder, or a class derived from one '
+            f'({trial} tries the first); else {OWN}'
         )
     return coder
 
@@ -596,10 +601,11 @@ def kind_of(head: nn.Module) -> HeadKind:
     """Return the kind of a head; ConfigError: its class is derived from none that is exported."""
     name = nearest_base(type(head), KINDS)
     if name is None:
+        original = copied_class(type(head), filter(None, map(HEADS.get, KINDS)))
         (nearest,) = difflib.get_close_matches(type(head).__name__, KINDS, 1, 0)
+        advice = f'; {trial_words("model.bbox_head", original)}' if original else f' (nearest: {nearest})'
         raise ConfigError(
-            f'{place_of_results(head)}: of no kind of dense head that is exported '
-            f'(nearest: {nearest}); expected {OWN}'
+            f'{place_of_results(head)}: of no kind of dense head that is exported{advice}; else {OWN}'
         )
     if name == 'AnchorFreeHead' and hasattr(head, 'integral'):
         name = 'PicoDetHead'

@@ -17,6 +17,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_datasets
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
+from mmdeploy_ext.families.trial import own_forward
 from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.weights.checkpoint import undrawn_weights
 
@@ -120,11 +121,8 @@ def map_sizes(
     shape = options.height, options.width
     if shape not in sizes:
         image = next(model.parameters()).new_zeros((1, 3, *shape))
-        try:
-            with torch.no_grad():
-                maps = network(model, image)
-        except RuntimeError as error:
-            raise UsageError(f'--shape {shape[0]} {shape[1]}: the model does not take it: {error}') from error
+        with own_forward(model, *shape), torch.no_grad():
+            maps = network(model, image)
         sizes[shape] = [tuple(level_map.shape[2:]) for level_map in maps[:levels]]
     return sizes[shape]
 
@@ -255,12 +253,22 @@ def tested_head(
     test_cfg: Mapping[str, Any] | None,
     build: Callable[[Any], nn.Module] = build_head,
 ) -> nn.Module:
-    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`."""
+    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`.
+
+    A head that cannot be built without the config's `train_cfg`, as of distillation, is built with it.
+    """
     entry = cfg.model.get(key) or {}
     if not isinstance(entry, Mapping):
         raise ConfigError(f'model.{key}={entry!r}: expected a dict')
     content = dict(copy.deepcopy(entry), train_cfg=None, test_cfg=test_cfg)
-    return built_head(content, f'model.{key}', build)
+    train_cfg = cfg.model.get('train_cfg') or cfg.get('train_cfg')
+    try:
+        return built_head(copy.deepcopy(content), f'model.{key}', build)
+    except ConfigError:
+        if not train_cfg:
+            raise
+        train_cfg = train_cfg.get(dict(rpn_head='rpn', roi_head='rcnn').get(key, ''), train_cfg)
+        return built_head(dict(content, train_cfg=copy.deepcopy(train_cfg)), f'model.{key}', build)
 
 
 def built_head(

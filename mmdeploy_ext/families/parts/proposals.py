@@ -390,14 +390,14 @@ def tried(head: nn.Module, make: type[Proposals]) -> bool:
             except Exception as error:
                 raised = f'{type(error).__name__}: {error}{users_line(error)}'
                 raise ConfigError(
-                    f'{place}, tried on outputs of its kind, raises {raised}: expected {OWN}'
+                    f'{place}, tried on outputs of its kind, raises {raised}: use {OWN}'
                 ) from error
             clip_hw = maps[0].new_tensor([size])
             remaining = [
                 longer for longer, module in modules.items() if same(_found(*module(maps, clip_hw)), wanted)
             ]
         if not remaining:
-            raise ConfigError(f'{place} gives other proposals than any that we know: expected {OWN}')
+            raise ConfigError(f'{place} gives other proposals than any that we know: use {OWN}')
     _LONGER[head] = remaining[0]
     return _LONGER[head]
 

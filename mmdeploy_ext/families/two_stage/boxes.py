@@ -60,7 +60,7 @@ def padded_rows(roi_head: nn.Module) -> str:
     zeros = tuple((given[0].reshape(len(regions), -1) == 0).all(1).tolist())
     if zeros not in PADDED:
         place = place_of_method(roi_head, 'simple_test_bboxes')
-        raise ConfigError(f'{place} leaves out other regions than any that we know: expected {OWN}')
+        raise ConfigError(f'{place} leaves out other regions than any that we know: use {OWN}')
     return PADDED[zeros]
 
 

@@ -281,29 +281,36 @@ class ModuleProof:
             writer = self.model.producer_name or 'an unknown program'
             return f'not compared: written by {writer}; what torch.onnx.export writes would be'
         warnings: list[CodeWarning] = []
-        try:
-            with recorded_warnings(warnings):
-                model = self._export()
-        except Mm2OnnxError as error:
-            return f'not compared: {one_line(error)[:300]}'
+        left_out = ''
+        for plain in (True, False) if self._is_by_dynamo() else (True,):
+            try:
+                with recorded_warnings(warnings):
+                    found = differences(self.model, self._export(plain))
+            except Mm2OnnxError as error:
+                left_out = left_out or f'not compared: {one_line(error)[:300]}'
+                continue
+            if not found:
+                left_out = ''
+                break
+            left_out = left_out or self._another_graph(found[0].text)
         untraced = warning_lines(warnings)
         if isinstance(self.module, torch.nn.Module):
             untraced += export_switches(self.module)
         self.verdict.untraced += [entry.text for entry in untraced]
-        found = differences(self.model, model)
-        if not found:
-            return ''
+        return left_out
+
+    def _another_graph(self, difference: str) -> str:
         options = f'dynamo={self._is_by_dynamo()}, opset_version={opsets_of(self.model).get("", 0)}'
         return (
             f'not compared: another graph than that of torch.onnx.export with {options} of this PyTorch, '
-            f'which would be ({found[0].text})'
+            f'which would be ({difference})'
         )
 
     def _is_by_dynamo(self) -> bool:
         nodes = self.model.graph.node[:1]
         return any(entry.key.startswith('pkg.torch') for node in nodes for entry in node.metadata_props)
 
-    def _export(self) -> onnx.ModelProto:
+    def _export(self, plain: bool) -> onnx.ModelProto:
         from mmdeploy_ext.exporting.export import export_module
 
         call, is_dynamo = self.calls[0], self._is_by_dynamo()
@@ -321,6 +328,7 @@ class ModuleProof:
             input_names=list(self.inputs),
             output_names=list(self.outputs),
             dynamic=dynamic,
+            plain=plain,
         )
 
     def compare_samples(self) -> None:

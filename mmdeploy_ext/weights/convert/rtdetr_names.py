@@ -85,5 +85,8 @@ def advice(path: str, keys: Collection[Any]) -> str:
     if is_transformers(map(str, keys)):
         return f"{path}: has transformers' names of RT-DETR; convert it first: {command}"
     if {'ema', 'model'} & set(keys):
-        return f'{path}: has {sorted(map(str, keys))}; of the original RT-DETR? Convert it: {command}'
+        return (
+            f'{path}: has {sorted(map(str, keys))}; of the original RT-DETR? Convert it: {command}; '
+            f"of another model: save the weights that are meant as {{'state_dict': ...}}"
+        )
     return ''

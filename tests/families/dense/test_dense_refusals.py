@@ -80,3 +80,42 @@ def test_a_method_of_the_users_own_head_is_named_and_not_refused(text, method, t
     family.check(cfg, family.choose(opset=17, height=128, width=160))
     found = untraced_methods(family, family.build(cfg), cfg)
     assert method in [entry.subject.partition(' ')[0] for entry in found]
+
+
+def test_a_head_that_needs_its_train_cfg_to_be_built_gets_it(tmp_path):
+    from mmdet.models.builder import HEADS
+    from mmdet.models.dense_heads import RetinaHead
+
+    @HEADS.register_module(force=True)
+    class HeadOfDistillation(RetinaHead):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.weight = self.train_cfg.kd_assigner.weight
+
+    (tmp_path / 'user.py').write_text(
+        RETINA
+        + head("type='HeadOfDistillation'")
+        + 'model.update(train_cfg=dict(kd_assigner=dict(weight=1)))\n'
+    )
+    cfg = load_config(str(tmp_path / 'user.py'))
+    family = find_family(cfg)
+    family.check(cfg, family.choose(height=128, width=128, opset=17))
+
+
+def test_a_copy_of_a_dense_head_hears_how_to_try_the_original(tmp_path):
+    from mmdet.models.builder import HEADS
+    from mmdet.models.dense_heads import YOLOXHead
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+
+    content = {name: value for name, value in vars(YOLOXHead).items() if not name.startswith('__')}
+
+    def build(self, num_classes, **settings):
+        BaseDenseHead.__init__(self)
+
+    shared = type('SharedHead', (BaseDenseHead,), {**content, '__init__': build})
+    HEADS.register_module(module=shared, force=True)
+    (tmp_path / 'user.py').write_text(YOLOX + head("type='SharedHead'"))
+    cfg = load_config(str(tmp_path / 'user.py'))
+    family = find_family(cfg)
+    with pytest.raises(UsageError, match=r'model\.bbox_head\.type=YOLOXHead'):
+        family.check(cfg, family.choose(height=128, width=128, opset=17))

@@ -1,0 +1,94 @@
+"""One run of a model of pictures before its weights load: does it run, and give the stated tensors?"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, one_line
+from mmdeploy_ext.core.user_modules import users_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.contract.options import Options
+
+SIDE = 128
+"""Longest side of the first picture of a trial, pixels: the coarsest maps of most detectors are one cell."""
+
+_TRIED: weakref.WeakKeyDictionary[nn.Module, dict[str, Mm2OnnxError | None]] = weakref.WeakKeyDictionary()
+
+
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Return the path of the innermost module of `model` in the traceback of an error, or ''."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = ''
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = names.get(id(frame.f_locals.get('self')), '') or found
+    return found
+
+
+@contextlib.contextmanager
+def own_forward(model: nn.Module, height: int, width: int) -> Iterator[None]:
+    """Raise ConfigError with the module's path if the model fails in the block, on a picture of this size."""
+    try:
+        yield
+    except Mm2OnnxError:
+        raise
+    except Exception as error:
+        module = failing_module(model, error) or type(model).__name__
+        reason = f'{type(error).__name__}: {one_line(error)}{users_line(error)}'
+        raise ConfigError(
+            f'{module}: the model does not run on a picture of {height} x {width}: {reason}; correct the '
+            f'config, or give a --shape that the model takes'
+        ) from error
+
+
+def check_forward(family: Any, model: nn.Module, options: Options) -> None:
+    """Run the network of a picture model once for each form, on its smallest picture or else at its own size.
+
+    ConfigError: the forward fails at both sizes, or gives other tensors than the graph's stages state.
+    """
+    tried = _TRIED.setdefault(model, {})
+    if options.form not in tried:
+        tried[options.form] = _failure(family, model, options)
+    if (error := tried[options.form]) is not None:
+        raise error
+
+
+def _failure(family: Any, model: nn.Module, options: Options) -> Mm2OnnxError | None:
+    sizes = [(min(SIDE, options.height), min(SIDE, options.width)), (options.height, options.width)]
+    error: Mm2OnnxError | None = None
+    for height, width in dict.fromkeys(sizes):
+        try:
+            _run(family, model, options.replace(height=height, width=width, batch=1))
+            return None
+        except Mm2OnnxError as failure:
+            error = failure
+    return error
+
+
+def _run(family: Any, model: nn.Module, options: Options) -> None:
+    spec = family.spec(model, options)
+    first = spec.inputs[0]
+    if first.axes[1:2] != (3,):
+        return  # features of pictures, such as the form `regions` takes
+    stage = family.stages(model, options)[0]
+    picture = np.zeros((1, 3, options.height, options.width), np.float32)
+    feeds = spec.with_defaults({first.name: picture})
+    like = next(model.parameters())
+    tensors = [torch.from_numpy(feeds[name]).to(like.device) for name in stage.inputs]
+    with own_forward(model, options.height, options.width), torch.no_grad():
+        outputs = stage.module(*tensors)
+    count = len(outputs) if isinstance(outputs, tuple | list) else 1
+    if count != len(stage.outputs):
+        raise ConfigError(
+            f'{type(model).__name__}: gives {count} tensors, expected {len(stage.outputs)}: '
+            f'{", ".join(stage.outputs)}'
+        )

@@ -1,0 +1,61 @@
+"""A model of pictures is run once before its weights load: its own faults are named, and other tensors."""
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet
+from mmdet.models.builder import BACKBONES, HEADS
+from mmdet.models.dense_heads import ATSSHead
+
+from mmdeploy_ext.cli import export_app
+from toy_atss import REPO
+
+TOY = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"
+NARROW_NECK = TOY + 'model = dict(neck=dict(in_channels=[32, 64, 64]))\n'
+
+
+@HEADS.register_module()
+class HeadOfEightChannels(ATSSHead):
+    def forward(self, feats):
+        scores, boxes, quality = super().forward(feats)
+        return scores, [torch.cat([level, level], 1) for level in boxes], quality
+
+
+@HEADS.register_module()
+class HeadWithKeypoints(ATSSHead):
+    def forward(self, feats):
+        scores, boxes, quality = super().forward(feats)
+        return scores, boxes, quality, boxes
+
+
+@BACKBONES.register_module()
+class BackboneOfOneSize(ResNet):
+    def forward(self, picture):
+        assert picture.shape[2:] == (160, 160)
+        return super().forward(picture)
+
+
+def checked(tmp_path, content, *words):
+    (tmp_path / 'user.py').write_text(content)
+    return export_app.main([str(tmp_path / 'user.py'), '--check', *words])
+
+
+@pytest.mark.parametrize(
+    ('head', 'words'),
+    [('HeadOfEightChannels', 'bbox_pred_0 has 8 channels'), ('HeadWithKeypoints', 'gives 20 tensors')],
+)
+def test_other_tensors_than_those_of_the_kind_are_refused_in_every_form(head, words, tmp_path, capsys):
+    content = TOY + f"model = dict(bbox_head=dict(type='{head}'))\n"
+    assert checked(tmp_path, content) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert 'dets' not in captured.out  # no row lists outputs
+
+
+def test_a_forward_that_fails_is_named_by_its_module(tmp_path, capsys):
+    assert checked(tmp_path, NARROW_NECK) == 2
+    assert 'neck.lateral_convs.2' in capsys.readouterr().err
+
+
+def test_a_model_that_runs_at_its_own_size_alone_is_exported(tmp_path):
+    content = TOY + "model = dict(backbone=dict(type='BackboneOfOneSize'))\n"
+    assert checked(tmp_path, content, '--shape', '160', '160') == 0
