@@ -24,6 +24,8 @@ CAMERA_STD = (
     80, 80, 15, 15, 0.05, 0.05, 5, 0.05, 0.05, 10, *[0.1] * 5, 0.6, 0.6, 0.6, 1, 0.6, 0.6, 0.6, 0.4, 0.6, 0.6,
     0.6, 0.2,
 )  # fmt: skip
+BASIC_BLOCKS = 0.35
+"""Gain of the second convolution of a backbone with basic blocks, which the reference data does not have."""
 DEPTH_OF_BEVDET, FEATURES_OF_BEVDET = 1.6, 3.0
 """Gains of BEVDet's one convolution to depth logits and features."""
 GAINS = {
@@ -45,20 +47,17 @@ OUT = {
 OUTPUT = re.compile(r'task_heads\.\d+\.(\w+)\.1\.(weight|bias)$')
 
 
-def bevdet_weights(
-    shapes: Mapping[str, Sequence[int]], prefix: str = '', heatmap: float | None = None
-) -> dict[str, torch.Tensor]:
+def bevdet_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dict[str, torch.Tensor]:
     """Return key -> seeded tensor: float32, but the counters int64.
 
     Args:
         shapes: key of a state dict -> shape.
         prefix: text before each key in the seed of its generator.
-        heatmap: bias of the heatmap's logits, None: that of FILL.md.
     """
     norms = by_name.norms_of(shapes)
     gains, bias = OUT[f'{OF_CAMERA}.weight' in shapes]
-    bias = bias if heatmap is None else heatmap
     depth_net = 'img_view_transformer.depth_net.weight'
+    is_basic = not any(key.startswith('img_backbone.') and '.conv3.' in key for key in shapes)
 
     def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
         if key == f'{OF_CAMERA}.running_mean':
@@ -75,6 +74,8 @@ def bevdet_weights(
             bins = shape[0] - shapes['img_bev_encoder_backbone.layers.0.0.conv1.weight'][1]
             rows = np.arange(shape[0])[:, None, None, None]
             return by_name.centred(normal, np.where(rows < bins, DEPTH_OF_BEVDET, FEATURES_OF_BEVDET))
+        if is_basic and re.search(r'^img_backbone\..*conv2\.weight', key):
+            return by_name.centred(normal, BASIC_BLOCKS)
         return by_name.centred(normal, by_name.first_match(GAINS, key))
 
     return by_name.state_dict_by_name(shapes, rule)

@@ -143,7 +143,7 @@ def bevdet_data(
     root: str = 'data/nuscenes/',
     infos: str = 'nuscenes_infos',
 ) -> dict[str, Any]:
-    """Return the whole `data` section; sizes are (height, width) px, `source` of pictures as they are taken."""
+    """Return the whole `data` section; sizes are (height, width) px, `source` of raw pictures."""
     cameras = dict(
         cams=list(CAMERAS),
         Ncams=len(CAMERAS),

@@ -58,7 +58,7 @@ class PrepareImageInputs:
             with Image.open(camera['data_path']) as picture:
                 resized = picture.convert('RGB').resize(size)
             cropped = np.array(resized.crop((left, top, left + width, top + height)))
-            normalised = mmcv.imnormalize(cropped, np.array(MEAN), np.array(STD), to_rgb=True)
+            normalised = mmcv.imnormalize(cropped, np.float32(MEAN), np.float32(STD), to_rgb=True)
             images.append(torch.from_numpy(normalised).permute(2, 0, 1).contiguous())
             poses.append(matrix_of(camera, 'sensor2ego', name))
             egos.append(matrix_of(camera, 'ego2global', name))

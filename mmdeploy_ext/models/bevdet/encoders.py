@@ -21,7 +21,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 @registered_if_named(NECKS)
 class CustomFPN(nn.Module):
-    """A feature pyramid with one output, without norm and ReLU: (S, out_channels, h, w) of the first level."""
+    """A feature pyramid without norm and ReLU; its output is (S, out_channels, h, w) of the first level."""
 
     def __init__(
         self,
@@ -35,8 +35,8 @@ class CustomFPN(nn.Module):
         super().__init__()
         if num_outs != 1 or start_level or list(out_ids) != [0]:
             raise ConfigError(
-                f'CustomFPN: num_outs={num_outs}, start_level={start_level}, out_ids={list(out_ids)}; expected '
-                f'1, 0 and [0], as in the published configs'
+                f'CustomFPN: num_outs={num_outs}, start_level={start_level}, out_ids={list(out_ids)}; '
+                f'expected 1, 0 and [0], as in the published configs'
             )
         self.lateral_convs = nn.ModuleList(
             ConvModule(channels, out_channels, 1, act_cfg=None) for channels in in_channels
@@ -64,7 +64,7 @@ class CustomResNet(nn.Module):
 
     def __init__(
         self,
-        numC_input: int,  # noqa: N803 upstream's name
+        numC_input: int,
         num_layer: Sequence[int] = (2, 2, 2),
         num_channels: Sequence[int] | None = None,
         stride: Sequence[int] = (2, 2, 2),
@@ -98,7 +98,7 @@ def conv_norm_relu(inside: int, outside: int, kernel: int = 3, dilation: int = 1
 
 
 @registered_if_named(NECKS)
-class FPN_LSS(nn.Module):  # noqa: N801 upstream's name
+class FPN_LSS(nn.Module):
     """Joins two maps of the view's backbone: (1, out_channels, Y, X) of the grid's size."""
 
     def __init__(

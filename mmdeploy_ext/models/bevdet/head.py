@@ -43,6 +43,7 @@ class BEVDetCenterHead(CenterHead):
         Args:
             preds_dicts: per task a list of one dict, output -> map (B, channels, Y, X).
             img_metas: one per sample.
+            **unused: further arguments of mmdet3d's callers.
         """
         samples: list[list[list[Tensor]]] = [[] for _ in img_metas]
         first_label = 0

@@ -35,16 +35,13 @@ def frustum_points(
         post_trans: (..., 3), the translation behind it, pixels.
         frustum: (D, h, w, 3), pixels x, y of the network's picture and depth, metres.
     """
-
-    def per_point(matrix: Tensor) -> Tensor:  # (..., 3, 3) -> (..., 1, 1, 1, 3, 3)
-        return matrix.double()[..., None, None, None, :, :]
-
-    offset = per_point(post_trans[..., None, :])[..., 0, :]
-    points = (inverse(per_point(post_rots)) @ (frustum.double() - offset)[..., None])[..., 0]
+    pixels = frustum.flatten(0, 2).double() - post_trans.double()[..., None, :]
+    points = pixels @ inverse(post_rots.double()).transpose(-1, -2)
     points = torch.cat([points[..., :2] * points[..., 2:], points[..., 2:]], -1)
-    turn = per_point(sensor2keyego[..., :3, :3]) @ inverse(per_point(intrins))
-    moved = (turn @ points[..., None])[..., 0] + per_point(sensor2keyego[..., :3, 3:]).squeeze(-1)
-    return moved.float()
+    poses = sensor2keyego.double()
+    turn = poses[..., :3, :3] @ inverse(intrins.double())
+    moved = points @ turn.transpose(-1, -2) + poses[..., None, :3, 3]
+    return moved.float().unflatten(-2, frustum.shape[:3])
 
 
 def cells_of(points: Tensor, low: Tensor, step: Tensor, count: Sequence[int]) -> Tensor:
