@@ -24,6 +24,11 @@ MODELS_2D = {
 }
 """Module of this package -> types that it offers; they need mmdet."""
 MODELS_3D = {
+    'bevdet.dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
+    'bevdet.detector': ('BEVDepth4D', 'BEVDet', 'BEVDet4D'),
+    'bevdet.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
+    'bevdet.head': ('BEVDetCenterHead',),
+    'bevdet.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
     'bevformer.attention': (
         'CustomMSDeformableAttention',
         'MSDeformableAttention3D',

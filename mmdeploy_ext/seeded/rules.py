@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 RULES = {
     'anchor3d': 'mmdeploy_ext.seeded.lidar:fill_lidar',
+    'bevdet': 'mmdeploy_ext.seeded.bevdet:fill',
     'bevformer': 'mmdeploy_ext.seeded.bevformer:fill',
     'bevfusion_det': 'mmdeploy_ext.seeded.lidar:fill_fusion',
     'centerpoint': 'mmdeploy_ext.seeded.lidar:fill_lidar',

@@ -33,7 +33,8 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
 
     def claims(self, cfg: Any) -> Claim:
         is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))
-        return Claim.DETECTOR if is_centerpoint else Claim.NO
+        lifts_pictures = 'img_view_transformer' in cfg.model  # BEVDet's detectors derive from CenterPoint
+        return Claim.DETECTOR if is_centerpoint and not lifts_pictures else Claim.NO
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         check_points_side(filename, model, 'CenterPoint', ('CenterHead',))

@@ -90,10 +90,14 @@ class CameraModels:
                 'configs'
             )
         with refused_by_name(cfg), refused_values(cfg, f'model.{self.head_key}.bbox_coder'):
-            _check_coder(self.head_of(cfg).get('bbox_coder') or {}, f'model.{self.head_key}.bbox_coder')
+            self.check_coder(self.head_of(cfg).get('bbox_coder') or {}, f'model.{self.head_key}.bbox_coder')
         if self.check_further:
             with refused_values(cfg, f'model.{self.head_key}'):
                 self.check_further(cfg)
+
+    def check_coder(self, coder: Mapping[str, Any], key: str) -> None:
+        """Refuse ranges and numbers of boxes; `key` is the coder's place in the config."""
+        _check_coder(coder, key)
 
     def build(self, cfg: Any) -> nn.Module:
         """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`."""

@@ -13,7 +13,7 @@ from mmdet3d.models import build_head
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
 from mmdeploy_ext.families.centerpoint.graphs import head_outputs, head_settings
-from mmdeploy_ext.families.centerpoint.runtime import decode
+from mmdeploy_ext.families.parts.runtime.center_boxes import decode
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 
 SIDE = 24

@@ -1,0 +1,102 @@
+"""The frames of BEVDet in their key ego frame."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.bevdet.runtime import frame_in_key_ego
+from mmdeploy_ext.families.parts.camera_data import CameraData
+from mmdeploy_ext.families.parts.camera_samples import camera_frame
+from mmdeploy_ext.families.parts.samples import only
+from mmdeploy_ext.models import catalogue
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.geometry import invert_pose
+from mmdeploy_ext.synthetic.info_files import write_infos
+
+INPUTS = 7
+"""Tensors of `img_inputs`."""
+DATASET = 'BEVDetNuScenesDataset'
+LATER_M = (0.3, -0.1, 0.02)
+"""Way of the car from one picture of a moment to the next, metres."""
+
+
+class BevDetData(CameraData):
+    compared = ()
+    frame_of = staticmethod(frame_in_key_ego)
+    unread_fields = ('camera_times_s',)
+
+    def __init__(self, cameras: int = 6) -> None:
+        self.cameras = cameras
+
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        """Return the present frame of a sample with `img_inputs`."""
+        if 'img_inputs' not in data:
+            raise DataError('the test pipeline gives no img_inputs; add it to the keys of its last step')
+        inputs = data['img_inputs']
+        while len(inputs) == 1:  # augmentations
+            inputs = inputs[0]
+        if len(inputs) != INPUTS:
+            raise DataError(f'img_inputs: got {len(inputs)} tensors, expected {INPUTS}')
+        images, sensor2ego, ego2global, intrins, rots, trans, _ = (
+            np.asarray(value, np.float64)[0] for value in inputs
+        )
+        count = min(len(images), self.cameras)
+        images = images[:: len(images) // count]  # camera by camera, of each the newest first
+        key = ego2global[0]
+        camera2key = np.linalg.inv(key) @ ego2global[:count] @ sensor2ego[:count]
+        full = np.tile(np.eye(4), (count, 1, 1))
+        full[:, :3, :3] = rots[:count] @ intrins[:count]
+        full[:, :2, :3] += trans[:count, :2, None] * intrins[:count, 2:]
+        meta = only(data.get('img_metas', {}), 'img_metas')
+        fields = dict(lidar2img=full @ np.linalg.inv(camera2key), intrinsics=full, ego_pose=key)
+        for name, entry in (('timestamp_s', 'timestamp'), ('scene_token', 'scene_token')):
+            if meta.get(entry) is not None:
+                fields[name] = meta[entry]
+        return camera_frame(images, fields, meta)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        steps = test_pipeline(cfg)
+        path = write_infos(folder, steps, rule)
+        content = pickle.loads(path.read_bytes())
+        for info in content['infos']:
+            add_camera_poses(info)
+        path.write_bytes(pickle.dumps(content))
+        catalogue.register([DATASET])
+        return dict(
+            type=DATASET,
+            ann_file=str(path),
+            data_root=f'{folder}/',
+            pipeline=steps,
+            modality=dict(use_camera=True, use_lidar=False),
+            test_mode=True,
+        )
+
+
+def add_camera_poses(info: dict[str, Any]) -> None:
+    """Add the poses of each camera and of the car when it took its picture to a generated info."""
+    from pyquaternion import Quaternion
+
+    def pose(name: str) -> np.ndarray:
+        matrix = Quaternion(info[f'{name}_rotation']).transformation_matrix
+        matrix[:3, 3] = info[f'{name}_translation']
+        return matrix
+
+    lidar2global = pose('ego2global') @ pose('lidar2ego')
+    for index, camera in enumerate(info['cams'].values()):
+        camera2lidar = np.eye(4)
+        camera2lidar[:3, :3] = camera['sensor2lidar_rotation']
+        camera2lidar[:3, 3] = camera['sensor2lidar_translation']
+        later = Quaternion(axis=[0, 0, 1], radians=0.01 * index).transformation_matrix
+        later[:3, 3] = np.array(LATER_M) * index
+        ego = pose('ego2global') @ later
+        sensor = invert_pose(ego) @ lidar2global @ camera2lidar
+        for name, matrix in (('sensor2ego', sensor), ('ego2global', ego)):
+            rotation = Quaternion(matrix=matrix[:3, :3], rtol=1e-4, atol=1e-4)
+            camera[f'{name}_rotation'] = list(rotation)
+            camera[f'{name}_translation'] = matrix[:3, 3].tolist()
