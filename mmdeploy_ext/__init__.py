@@ -10,20 +10,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmdeploy_ext.api import export, prove
     from mmdeploy_ext.contract.registry import register_family
+    from mmdeploy_ext.cutting.api import export_parts
+    from mmdeploy_ext.cutting.swap import with_parts
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proving.modules.proof import prove_module
     from mmdeploy_ext.runtime.opening import open_model
 
 __version__ = '0.2.0'
-__all__ = ['Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family']
+__all__ = [
+    'Family',
+    'export',
+    'export_parts',
+    'open_model',
+    'prove',
+    'prove_module',
+    'register_family',
+    'with_parts',
+]
 
 _MODULES = {
     'Family': 'mmdeploy_ext.families.base',
     'export': 'mmdeploy_ext.api',
+    'export_parts': 'mmdeploy_ext.cutting.api',
     'open_model': 'mmdeploy_ext.runtime.opening',
     'prove': 'mmdeploy_ext.api',
     'prove_module': 'mmdeploy_ext.proving.modules.proof',
     'register_family': 'mmdeploy_ext.contract.registry',
+    'with_parts': 'mmdeploy_ext.cutting.swap',
 }
 
 

@@ -27,6 +27,7 @@ ORDER = (
     'quantize',
     'lint',
     'proving',
+    'cutting',
     'kit',
     'benchmark',
     'seeded',
@@ -53,6 +54,8 @@ LAZY = {
     'mmdeploy_ext': {
         'mmdeploy_ext.api',
         'mmdeploy_ext.contract.registry',
+        'mmdeploy_ext.cutting.api',
+        'mmdeploy_ext.cutting.swap',
         'mmdeploy_ext.families.base',
         'mmdeploy_ext.proving.modules.proof',
         'mmdeploy_ext.runtime.opening',

@@ -15,7 +15,16 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.families.model import Model
 
-PUBLIC = {'Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family'}
+PUBLIC = {
+    'Family',
+    'export',
+    'export_parts',
+    'open_model',
+    'prove',
+    'prove_module',
+    'register_family',
+    'with_parts',
+}
 OPTIONAL = {
     'tensorrt_rtx',
     'tensorrt',

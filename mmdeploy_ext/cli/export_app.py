@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 COMMON = {
-    '-h', '--help-all', '--check', '--output-file', '--verify', '--shape', '--dynamic-export', '--simplify',
-    '--dynamic-batch', '--postprocess', '--opset-version', '--precision', '--backbone', '--test-img',
-    '--cfg-options', '--report',
+    '-h', '--help-all', '--check', '--parts', '--output-file', '--verify', '--shape', '--dynamic-export',
+    '--simplify', '--dynamic-batch', '--postprocess', '--opset-version', '--precision', '--backbone',
+    '--test-img', '--cfg-options', '--report',
 }  # fmt: skip
 """Options that `--help` shows; `--help-all` shows all."""
 IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
@@ -56,6 +56,11 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
     add(
         '--backbone',
         "of a LiDAR model its sparse backbone alone; `--backbone --help` has that export's options",
+    )
+    add(
+        '--parts',
+        "parts of any detector as files of their own, 'backbone+neck'; `--parts --help` has that export's "
+        'options',
     )
     add('--check', 'say what would be exported, how, and what would be refused; takes no CHECKPOINT')
     add(
@@ -261,6 +266,10 @@ def main(argv: Sequence[str] | None = None, only: str = '') -> int:
         from mmdeploy_ext.cli import export_scn_app
 
         return export_scn_app.main([word for word in words if word != '--backbone'])
+    if any(word.partition('=')[0] == '--parts' for word in words):
+        from mmdeploy_ext.cli import parts_app
+
+        return parts_app.main(words)
     make = functools.partial(build_parser, '--check' in words, '--help-all' in words)
     build = functools.partial(shared.parser_for, make, argv)
     return cli.run(lambda args: run(args, only), build, argv)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.api import check_normalisation, prove_files
@@ -17,6 +19,7 @@ from mmdeploy_ext.proving.inputs.samples import Samples
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
 
 EXPORT_OPTIONS = tuple(
@@ -26,6 +29,8 @@ EXPORT_OPTIONS = tuple(
     for option in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
 )
 """Options of the export that may be repeated for a proof."""
+PARTS = 'parts.json'
+"""File in a folder of `mm2onnx export --parts`."""
 IMAGE_OPTIONS = ('mean', 'std')
 """Options that are refused for all models but those of single pictures."""
 DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
@@ -99,4 +104,10 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
 
-main = cli.program(run, build_parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if any(Path(word, PARTS).is_file() for word in words):
+        from mmdeploy_ext.cli import parts_app
+
+        return parts_app.main_verify(words)
+    return cli.run(run, build_parser(), words)

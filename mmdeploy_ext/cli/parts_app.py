@@ -1,0 +1,139 @@
+"""`mm2onnx export --parts`, and `verify` of the folder: any part of any detector, see docs/parts.md."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import write_json
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+LIST = 'list'
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(
+        description='Export parts of any detector as files of their own, from its own test path: exit status '
+        '0 exported or proven, 1 not, 2 usage.'
+    )
+    shared.add_model_arguments(parser)
+    add = cli.adder(parser)
+    add(
+        '--parts PART...',
+        "modules by path, joined by + ('backbone+neck'), or methods ('extract_feat()'); "
+        'list shows what could be a part',
+        required=True,
+    )
+    add('--output-file FOLDER', 'where the files are written (default: cut)', 'cut', writes='{}/parts.json')
+    add('--verify', 'prove the folder; exit status 1 when it is not')
+    _add_samples(add)
+    add('--names FILE.json', 'names of tensors: {"PATH": "NAME"}')
+    add('--opset-version OPSET', 'default: the lowest that the parts need, at least 17', 0)
+    add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
+    add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
+    add('--simplify', 'simplify the graphs')
+    add('--json FILE', 'write the verdict as JSON')
+    return parser
+
+
+def build_verify_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(
+        description='Prove a folder of `mm2onnx export --parts`: exit status 0 proven, 1 not, 2 usage.'
+    )
+    shared.add_model_arguments(parser)
+    add = cli.adder(parser)
+    add('folder', 'the exported folder')
+    _add_samples(add)
+    add('--json FILE', 'write the verdict as JSON')
+    return parser
+
+
+def _add_samples(add: object) -> None:
+    add(
+        '--samples SAMPLE...',
+        'pictures, or FILE.py:function, which yields the keyword arguments of the test path (default: the '
+        "config's data set, else views of the package's picture)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    cli.wait_passively()
+    from mmdeploy_ext.cutting.export import export_folder, read_names
+    from mmdeploy_ext.cutting.listing import print_parts
+    from mmdeploy_ext.cutting.model import read_model
+    from mmdeploy_ext.cutting.proof import prove_folder
+    from mmdeploy_ext.cutting.samples import samples_of
+
+    if args.device != 'cpu':
+        raise UsageError(f'--device {args.device}: parts are cut on the CPU')
+    names = read_names(args.names) if args.names else {}
+    if args.opset_version:
+        from mmdeploy_ext.exporting.export import check_opset
+
+        check_opset(args.opset_version, args.exporter)
+    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    samples, origin = samples_of(deployment.cfg, args.samples or ())
+    print(f'samples: {origin}')
+    options = dict(
+        opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
+    )
+    if args.parts == [LIST]:
+        print_parts(deployment, samples, options, cli.stdout())
+        return 0
+    folder, recorded, recording = export_folder(
+        deployment, args.parts, samples, args.output_file, options, names
+    )
+    for entry in folder.entries:
+        print(f'{folder.file(entry)}: {tensors_text(entry["inputs"])} -> {tensors_text(entry["outputs"])}')
+    if not args.verify:
+        words = f'{args.config} {args.checkpoint} {args.output_file}'
+        print(f'NOT PROVEN: nothing was compared. Prove it with\n  mm2onnx verify {words}')
+        return 0
+    with after_weights():
+        verdict = prove_folder(deployment, folder, samples, (recorded, recording))
+    return show(verdict, args.json)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    cli.wait_passively()
+    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.cutting.model import read_model
+    from mmdeploy_ext.cutting.proof import prove_folder
+    from mmdeploy_ext.cutting.samples import samples_of
+
+    folder = CutFolder.read(args.folder)
+    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    samples, origin = samples_of(deployment.cfg, args.samples or ())
+    print(f'samples: {origin}')
+    deployment.make()
+    with after_weights():
+        verdict = prove_folder(deployment, folder, samples)
+    return show(verdict, args.json)
+
+
+def tensors_text(tensors: Sequence[dict]) -> str:
+    return ', '.join(f'{entry["name"]} {"x".join(map(str, entry["shape"]))}' for entry in tensors)
+
+
+def show(verdict: object, json_file: str | None) -> int:
+    """Print a verdict and write it as JSON; return the exit status."""
+    from mmdeploy_ext.proving.views.table import print_verdict
+
+    if json_file:
+        write_json(json_file, verdict.to_json())
+    print_verdict(verdict, cli.stdout())
+    return 0 if verdict.passed else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(run, build_parser(), sys.argv[1:] if argv is None else list(argv))
+
+
+def main_verify(argv: Sequence[str] | None = None) -> int:
+    return cli.run(run_verify, build_verify_parser(), sys.argv[1:] if argv is None else list(argv))

@@ -1,0 +1,112 @@
+"""Parts as they are typed: `img_backbone+img_neck`, `pts_bbox_head.transformer`, `extract_img_feat()`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import torch
+
+FORWARD = 'forward'
+SUFFIX = '()'
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One method of one module.
+
+    Attributes:
+        owner: path of the module in the model; '' is the model itself.
+        method: name of the method, 'forward' for a module.
+    """
+
+    owner: str
+    method: str = FORWARD
+
+    @classmethod
+    def parse(cls, text: str) -> Piece:
+        if not text.endswith(SUFFIX):
+            return cls(text)
+        owner, _, method = text.removesuffix(SUFFIX).rpartition('.')
+        return cls(owner, method)
+
+    @property
+    def text(self) -> str:
+        if self.method == FORWARD:
+            return self.owner
+        return f'{self.owner}.{self.method}{SUFFIX}'.lstrip('.')
+
+    def owner_in(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the module that has the method; UsageError: the model has no such module or method."""
+        try:
+            owner = model.get_submodule(self.owner)
+        except AttributeError as error:
+            names = [name for name, _ in model.named_modules() if name]
+            raise UsageError(
+                f'--parts {self.text}: {type(model).__name__} has no module {self.owner!r}'
+                f'{did_you_mean(self.owner, names)}'
+            ) from error
+        if not callable(getattr(owner, self.method, None)):
+            raise UsageError(f'--parts {self.text}: {type(owner).__name__} has no method {self.method!r}')
+        return owner
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Pieces that become one graph: tensors flow from each piece to the later ones."""
+
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read a part as typed; UsageError: a piece is empty or is there twice."""
+        names = [name.strip() for name in text.split('+')]
+        if not all(names) or len(set(names)) < len(names):
+            raise UsageError(f'--parts {text}: expected paths of modules or methods, joined by +')
+        return cls(tuple(map(Piece.parse, names)))
+
+    @property
+    def text(self) -> str:
+        return '+'.join(piece.text for piece in self.pieces)
+
+    @property
+    def file(self) -> str:
+        return f'{self.text.replace(SUFFIX, "")}.onnx'
+
+
+def parse_parts(texts: list[str] | tuple[str, ...], model: torch.nn.Module) -> list[Part]:
+    """Return the parts that were typed; UsageError: one is not in the model, or two share a piece."""
+    parts = [Part.parse(text) for text in texts]
+    pieces = [piece for part in parts for piece in part.pieces]
+    for piece in pieces:
+        piece.owner_in(model)
+        if pieces.count(piece) > 1:
+            raise UsageError(f'--parts {piece.text}: belongs to two parts')
+    return parts
+
+
+@contextlib.contextmanager
+def intercepted(model: torch.nn.Module, handlers: Mapping[Piece, Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block `handler(original, args, kwargs)` runs in place of each piece's method."""
+    with contextlib.ExitStack() as stack:
+        for piece, handler in handlers.items():
+            owner = piece.owner_in(model)
+            original = getattr(owner, piece.method)
+            stack.enter_context(replaced_entry(vars(owner), piece.method, _handled(handler, original)))
+        yield
+
+
+def _handled(handler: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return handler(original, args, kwargs)
+
+    return call

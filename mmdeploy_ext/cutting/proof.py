@@ -1,0 +1,242 @@
+"""The proof of a folder of parts: graphs, tensors of each part, results of the whole model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.comparison import compare_named, failed_row
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import Mm2OnnxError, one_line, shape_text
+from mmdeploy_ext.cutting.export import RecordedPart, record_parts
+from mmdeploy_ext.cutting.folder import RESULTS
+from mmdeploy_ext.cutting.results import Matched, history_keys, match_results, with_kept
+from mmdeploy_ext.cutting.samples import run_test_path
+from mmdeploy_ext.cutting.swap import PartSession, open_sessions, swapped
+from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
+from mmdeploy_ext.proving.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
+from mmdeploy_ext.tasks.half_bars import HalfBars
+from mmdeploy_ext.tasks.results import Case, Check
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.cutting.model import CutModel
+    from mmdeploy_ext.cutting.record import Recording
+
+FACTS = dict(
+    config_sha256='model and test pipeline of the config',
+    checkpoint_sha256='checkpoint',
+    classes='classes of the model',
+)
+"""Fact of the export -> its name in the verdict."""
+
+
+def prove_folder(
+    deployment: CutModel,
+    folder: CutFolder,
+    samples: Sequence[Any],
+    recorded: tuple[list[RecordedPart], Recording] | None = None,
+) -> Verdict:
+    """Prove exported parts: each graph, each part's tensors, and the whole model with sessions swapped in.
+
+    Args:
+        deployment: config and checkpoint.
+        folder: the exported folder.
+        samples: keyword arguments of the test path, in their order.
+        recorded: result of `record_parts` on these samples, if it was just run.
+    """
+    texts = [entry['part'] for entry in folder.entries]
+    parts, recording = recorded or record_parts(deployment, texts, samples)
+    verdict = Verdict(_subject(deployment, folder, samples))
+    sessions = open_sessions(folder)
+    _compare_graphs(verdict, deployment, folder, parts)
+    _check_facts(verdict, deployment, folder)
+    _compare_kept(verdict, folder, samples, recording)
+    cases = _part_cases(folder, parts, sessions)
+    verdict.findings += case_findings(cases)
+    if not any(not case.traced for case in cases):
+        verdict.findings.append(Finding('outputs', '', False, UNSEEN))
+    _compare_model(verdict, deployment, samples, recording, sessions)
+    verdict.notes.append(f'the rest runs in PyTorch: {rest_text(deployment, folder)}')
+    return verdict
+
+
+def _subject(deployment: CutModel, folder: CutFolder, samples: Sequence[Any]) -> dict[str, Any]:
+    return dict(
+        file=str(folder.path),
+        module=f'{deployment.config} with these parts',
+        parts=[entry['part'] for entry in folder.entries],
+        precision=folder.options['precision'],
+        samples=len(samples),
+        **{key: value for key, value in deployment.facts().items() if key != 'classes'},
+        versions=folder.facts.get('versions'),
+    )
+
+
+def _compare_graphs(
+    verdict: Verdict, deployment: CutModel, folder: CutFolder, parts: Sequence[RecordedPart]
+) -> None:
+    model = deployment.make_prepared()
+    for part, entry in zip(parts, folder.entries, strict=True):
+        written = load(str(folder.file(entry)))
+        names = folder.names(entry)
+        form = dataclasses.replace(part.form, dynamic=_axes_of(entry))
+        fresh = dataclasses.replace(part, form=form)
+
+        def export(fresh: RecordedPart = fresh, names: dict[str, str] = names) -> Any:
+            return fresh.export(model, folder.options, names)
+
+        verdict.findings.append(graph_finding(compare_with_fresh_export(written, export, entry['part'])))
+        for check in (check_valid(written), check_not_random(written)):
+            verdict.findings.append(check_finding(check))
+
+
+def _axes_of(entry: dict[str, Any]) -> dict[str, dict[int, str]]:
+    dynamic = {}
+    for tensor in (*entry['inputs'], *entry['outputs']):
+        axes = {axis: size for axis, size in enumerate(tensor['shape']) if isinstance(size, str)}
+        if axes:
+            dynamic[tensor['path']] = axes
+    return dynamic
+
+
+def _check_facts(verdict: Verdict, deployment: CutModel, folder: CutFolder) -> None:
+    facts = deployment.facts()
+    for key, title in FACTS.items():
+        is_equal = folder.facts.get(key) == facts[key]
+        detail = '' if is_equal else 'differs from the export'
+        verdict.findings.append(check_finding(Check(f'{title} as exported', is_equal, detail)))
+
+
+def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], recording: Recording) -> None:
+    """Compare PyTorch's results with those at the export, so that code around the parts cannot change."""
+    with np.load(folder.path / RESULTS) as file:
+        kept = {name: file[name] for name in file.files}
+    compared, wrong = 0, []
+    for key, result in zip(history_keys(samples), recording.results, strict=True):
+        before = with_kept(result, key, kept)
+        if before is None:
+            continue
+        compared += 1
+        matched = match_results('results', before, result)
+        wrong += [row.reason for row in (*matched.detections, *matched.tensors) if not row.passed]
+    if not compared:
+        verdict.notes.append('samples: others than at the export, whose results were not compared')
+        return
+    title = f"PyTorch's results as at the export ({compared} samples)"
+    detail = f'the code around the parts, or its inputs, changed: {wrong[0]}' if wrong else ''
+    verdict.findings.append(check_finding(Check(title, not wrong, detail)))
+
+
+def _part_cases(
+    folder: CutFolder, parts: Sequence[RecordedPart], sessions: Sequence[PartSession]
+) -> list[Case]:
+    cases = []
+    for part, session in zip(parts, sessions, strict=True):
+        for index, call in enumerate(part.calls):
+            inputs, reference = part.form.inputs_of(call), part.form.outputs_of(call)
+            try:
+                outputs = {name: to_array(tensor) for name, tensor in session.run(inputs).items()}
+            except Mm2OnnxError as error:
+                rows = [failed_row('all outputs', one_line(error)[:300])]
+            else:
+                empty = {name for name, array in reference.items() if not array.size}
+                sides = (
+                    {name: side[name] for name in side if name not in empty} for side in (reference, outputs)
+                )
+                rows = compare_named(*sides, DEFAULT_RTOL)
+                if folder.options['precision'] != 'fp32':
+                    rows = HalfBars().judge(rows)
+            shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
+            cases.append(Case(f'{part.form.part.text}, {call.title}', shapes, index == 0, tuple(rows)))
+    return cases
+
+
+def run_swapped(deployment: CutModel, samples: Sequence[Any], sessions: Sequence[PartSession]) -> list[Any]:
+    """Return the results of the test path with sessions in place of parts, from a fresh state."""
+    model = deployment.make()
+    results = []
+    with swapped(model, sessions):
+        for sample in tracked(samples, len(samples), 'with sessions'):
+            results.append(run_test_path(model, sample))
+    return results
+
+
+def _compare_model(
+    verdict: Verdict,
+    deployment: CutModel,
+    samples: Sequence[Any],
+    recording: Recording,
+    sessions: Sequence[PartSession],
+) -> None:
+    try:
+        results = run_swapped(deployment, samples, sessions)
+    except (Mm2OnnxError, RuntimeError) as error:
+        text = f'the test path with sessions in place of the parts raises: {one_line(error)[:300]}'
+        verdict.findings.append(Finding('outputs', 'whole model', False, text))
+        return
+    cases, in_order, first = [], [], None
+    for index, (reference, candidate) in enumerate(zip(recording.results, results, strict=True)):
+        matched = match_results('results', reference, candidate)
+        in_order += matched.in_order
+        if not matched.passed and first is None:
+            first = index
+        cases.append(_whole_case(index, matched))
+    verdict.findings += case_findings(cases)
+    if in_order:
+        names = ', '.join(dict.fromkeys(in_order))
+        verdict.notes.append(f'compared in order, since no task has results of this form: {names}')
+    if not any(case.tensors or case.detections for case in cases):
+        verdict.findings.append(
+            Finding('outputs', 'whole model', False, 'no array in its results was compared')
+        )
+    elif not any(row.reference for case in cases for row in case.detections) and not any(
+        case.tensors for case in cases
+    ):
+        text = 'nothing was found in any sample; use samples with objects, or trained weights'
+        verdict.findings.append(Finding('outputs', 'whole model', False, text))
+    if first is not None:
+        verdict.notes.append(
+            f'first difference: {locate(deployment, samples[: first + 1], recording, sessions)}'
+        )
+
+
+def _whole_case(index: int, matched: Matched) -> Case:
+    return Case(f'whole model, sample {index}', '', False, tuple(matched.tensors), tuple(matched.detections))
+
+
+def locate(
+    deployment: CutModel, samples: Sequence[Any], recording: Recording, sessions: Sequence[PartSession]
+) -> str:
+    """Return which part alone makes the results of the last sample differ."""
+    index = len(samples) - 1
+    for session in sessions:
+        results = run_swapped(deployment, samples, [session])
+        if not match_results('', recording.results[index], results[-1]).passed:
+            return f'sample {index}, by {session.part.text} alone'
+    return f'sample {index}, by the parts together'
+
+
+def rest_text(deployment: CutModel, folder: CutFolder) -> str:
+    """Return the names of the model's modules that no part holds."""
+    owners = [piece.owner for part in folder.parts for piece in part.pieces]
+    names = [
+        name
+        for name, module in deployment.make().named_children()
+        if name not in owners and any(True for _ in module.parameters())
+    ]
+    inside = [owner for owner in owners if '.' in owner]
+    names = [
+        f'{name} without {", ".join(owner for owner in inside if owner.startswith(f"{name}."))}'
+        if any(owner.startswith(f'{name}.') for owner in inside)
+        else name
+        for name in names
+    ]
+    return ', '.join([*names, 'code between and after the modules'])

@@ -1,0 +1,281 @@
+"""Results of any test path, matched by the task that fits their form."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.contract.comparison import TensorRow, compare_named, failed_row
+from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.cutting.trees import Tree
+from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.tasks import bbox2d, bbox3d, mask
+from mmdeploy_ext.tasks.matching import in_order_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.tasks.results import DetectionRow
+
+RTOL = 1e-4
+"""Allowed difference of arrays that no task matches, relative to the largest value of each."""
+BOX_COLUMNS = 9
+"""x, y, z, sizes, yaw and velocity of `Detections3D`."""
+
+
+@dataclasses.dataclass
+class Matched:
+    """The comparison of two results of a test path.
+
+    Attributes:
+        detections: rows of boxes and masks, matched in any order.
+        tensors: rows of other arrays.
+        in_order: names of arrays that were compared in their order.
+    """
+
+    detections: list[DetectionRow] = dataclasses.field(default_factory=list)
+    tensors: list[TensorRow] = dataclasses.field(default_factory=list)
+    in_order: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in (*self.detections, *self.tensors))
+
+
+def match_results(title: str, reference: Any, candidate: Any) -> Matched:
+    """Compare the results of a test path for one sample, ONNX against PyTorch."""
+    matched = Matched()
+    _match(matched, title, plain(reference), plain(candidate))
+    return matched
+
+
+def plain(result: Any) -> Any:
+    """Return a result with arrays in place of tensors and of boxes with a `tensor`."""
+    tree = Tree.of(result)
+    arrays = {name: _array(value) for name, value in tree.items()}
+    return tree.nested({name: array for name, array in arrays.items() if array is not None})
+
+
+def _match(matched: Matched, title: str, reference: Any, candidate: Any) -> None:
+    if type(reference) is not type(candidate):
+        kinds = f'got a {type(candidate).__name__}, expected a {type(reference).__name__}'
+        matched.tensors.append(failed_row(title, kinds))
+        return
+    if _is_boxes(reference) and _is_boxes(candidate):
+        row = _match_scored(bbox2d, title, _boxes(reference), _boxes(candidate))
+        matched.detections.append(row)
+    elif _is_boxes_and_masks(reference) and _is_boxes_and_masks(candidate):
+        matched.detections.append(_match_scored(mask, title, _instances(reference), _instances(candidate)))
+    elif isinstance(reference, dict):
+        _match_dict(matched, title, reference, candidate)
+    elif isinstance(reference, list | tuple):
+        if len(reference) != len(candidate):
+            reason = f'got {len(candidate)} entries, expected {len(reference)}'
+            matched.tensors.append(failed_row(title, reason))
+        for index, (one, other) in enumerate(zip(reference, candidate, strict=False)):
+            _match(matched, title if len(reference) == 1 else f'{title}.{index}', one, other)
+    else:
+        _match_arrays(matched, {title: reference}, {title: candidate})
+
+
+def _match_dict(matched: Matched, title: str, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
+    if reference.keys() != candidate.keys():
+        reason = f'got the keys {sorted(map(str, candidate))}, expected {sorted(map(str, reference))}'
+        matched.tensors.append(failed_row(title, reason))
+        return
+    remaining = dict(reference)
+    if {'boxes_3d', 'scores_3d', 'labels_3d'} <= reference.keys():
+        sides = _boxes3d(reference), _boxes3d(candidate)
+        matched.detections.append(_match_scored(bbox3d, title, *sides))
+        for key in ('boxes_3d', 'scores_3d', 'labels_3d'):
+            remaining.pop(key)
+    for score_key in [key for key in reference if 'score' in str(key)]:
+        _match_rows(matched, title, score_key, reference, candidate, remaining)
+    for key, value in remaining.items():
+        _match(matched, f'{title}.{key}', value, candidate[key])
+
+
+def _match_rows(
+    matched: Matched,
+    title: str,
+    score_key: str,
+    reference: dict[str, Any],
+    candidate: dict[str, Any],
+    remaining: dict[str, Any],
+) -> None:
+    """Compare the arrays with a row per score, whatever the order of the rows."""
+    scores = _array(reference[score_key])
+    if scores is None or scores.ndim != 1:
+        return
+    names = [score_key]
+    for key in remaining:
+        array = _array(remaining[key])
+        if (
+            key != score_key
+            and array is not None
+            and array.shape[:1] == scores.shape
+            and not _is_owned(key, score_key)
+        ):
+            names.append(key)
+    sides = [{f'{title}.{key}': _array(side[key]) for key in names} for side in (reference, candidate)]
+    if any(array is None for array in sides[1].values()):
+        return
+    for key in names:
+        remaining.pop(key, None)
+    _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), RTOL), in_order=False)
+
+
+def _is_owned(key: str, score_key: str) -> bool:
+    """Whether an array has a prefix that the scores do not have: `map_pts_3d` belongs to `map_scores_3d`."""
+    prefix = score_key.partition('score')[0]
+    return not str(key).startswith(prefix) or (not prefix and str(key).startswith('map_'))
+
+
+def _match_arrays(matched: Matched, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
+    arrays = [{name: _array(value) for name, value in side.items()} for side in (reference, candidate)]
+    for name, value in reference.items():
+        if arrays[0][name] is None:
+            if isinstance(value, str | bytes | type(None)) and value != candidate[name]:
+                matched.tensors.append(failed_row(name, f'got {candidate[name]!r}, expected {value!r}'))
+            continue
+        if arrays[1][name] is None:
+            matched.tensors.append(failed_row(name, 'is no array'))
+            continue
+        matched.in_order.append(name)
+        _compare(matched, {name: arrays[0][name]}, {name: arrays[1][name]}, in_order=True)
+
+
+def _compare(
+    matched: Matched, reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray], in_order: bool
+) -> None:
+    empty = [
+        name
+        for name, array in reference.items()
+        if not array.size and array.shape == candidate[name].shape and array.dtype == candidate[name].dtype
+    ]
+    sides = ({name: side[name] for name in side if name not in empty} for side in (reference, candidate))
+    matched.tensors += compare_named(*sides, RTOL)
+
+
+def _match_scored(task: Any, title: str, reference: Any, candidate: Any) -> DetectionRow:
+    settings = {}
+    thr = getattr(task, 'SCORE_THR', 0.05)
+    if len(reference.scores) and not (reference.scores >= thr).any():
+        settings['score_thr'] = float(np.median(reference.scores))  # seeded weights find nothing
+    return task.match_detections(title, reference, candidate, **settings)
+
+
+def _is_boxes(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(entry, np.ndarray) and entry.ndim == 2 and entry.shape[1] == 5 for entry in value)
+    )
+
+
+def _is_boxes_and_masks(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and _is_boxes(value[0]) and isinstance(value[1], list)
+
+
+def _boxes(value: list[np.ndarray]) -> Detections:
+    rows = np.concatenate(value).astype(np.float32)
+    labels = np.repeat(np.arange(len(value)), [len(entry) for entry in value]).astype(np.int64)
+    order = np.argsort(-rows[:, 4], kind='stable')
+    return Detections(bboxes_xyxy=rows[order, :4], scores=rows[order, 4], labels=labels[order])
+
+
+def _instances(value: tuple[list[np.ndarray], list[Any]]) -> Instances:
+    boxes = np.concatenate(value[0]).astype(np.float32)
+    labels = np.repeat(np.arange(len(value[0])), [len(entry) for entry in value[0]]).astype(np.int64)
+    masks = [_decoded(entry) for of_class in value[1] for entry in of_class]
+    order = np.argsort(-boxes[:, 4], kind='stable')
+    stacked = np.stack(masks) if masks else np.zeros((0, 1, 1), bool)
+    return Instances(
+        masks=stacked[order], scores=boxes[order, 4], labels=labels[order], bboxes_xyxy=boxes[order, :4]
+    )
+
+
+def _decoded(entry: Any) -> np.ndarray:
+    if isinstance(entry, dict):
+        from pycocotools import mask as coco
+
+        return coco.decode(entry).astype(bool)
+    return np.asarray(entry).astype(bool)
+
+
+def _boxes3d(value: dict[str, Any]) -> Detections3D:
+    boxes = getattr(value['boxes_3d'], 'tensor', value['boxes_3d'])
+    boxes, scores, labels = (_array(entry) for entry in (boxes, value['scores_3d'], value['labels_3d']))
+    padded = np.zeros((len(boxes), BOX_COLUMNS), np.float32)
+    padded[:, : boxes.shape[1]] = boxes[:, :BOX_COLUMNS]
+    order = np.argsort(-scores, kind='stable')
+    return Detections3D(padded[order], scores[order].astype(np.float32), labels[order].astype(np.int64))
+
+
+def _array(value: Any) -> np.ndarray | None:
+    value = getattr(value, 'tensor', value)
+    if isinstance(value, torch.Tensor):
+        return to_array(value)
+    if isinstance(value, np.ndarray | int | float | np.generic) and not isinstance(value, str):
+        array = np.asarray(value)
+        return array if array.dtype.kind in 'fiub' else None
+    return None
+
+
+def flat_arrays(result: Any) -> dict[str, np.ndarray]:
+    """Return name -> array of every array in a result."""
+    tree = Tree.of(result)
+    found = {name: _array(value) for name, value in tree.items()}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def digest_of(sample: Any) -> str:
+    """Return a hash of the tensors and arrays of a sample."""
+    digest = hashlib.sha256()
+    for name, array in sorted(flat_arrays(_opened(sample)).items()):
+        digest.update(name.encode() + str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _opened(value: Any) -> Any:
+    from mmcv.parallel import DataContainer
+
+    if isinstance(value, DataContainer):
+        return _opened(value.data)
+    if isinstance(value, dict):
+        return {key: _opened(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_opened(entry) for entry in value]
+    return value
+
+
+def kept_results(samples: Sequence[Any], results: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Return 'key of the sample/name' -> array of all results, see `history_keys`."""
+    return {
+        f'{key}/{name}': array
+        for key, result in zip(history_keys(samples), results, strict=True)
+        for name, array in flat_arrays(result).items()
+    }
+
+
+def with_kept(result: Any, key: str, kept: Mapping[str, np.ndarray]) -> Any:
+    """Return a result with the arrays of `kept_results` for the key of its sample; None: it has none."""
+    arrays = {name.partition('/')[2]: array for name, array in kept.items() if name.startswith(f'{key}/')}
+    if not arrays:
+        return None
+    tree = Tree.of(plain(result))
+    return tree.nested(arrays)
+
+
+def history_keys(samples: Sequence[Any]) -> list[str]:
+    """Return a key per sample that depends on it and on all before it: models may remember."""
+    keys, before = [], ''
+    for sample in samples:
+        before = hashlib.sha256((before + digest_of(sample)).encode()).hexdigest()[:16]
+        keys.append(before)
+    return keys

@@ -1,0 +1,81 @@
+"""A detector of mmdet cut into two files: proven, swapped in, and planted faults found."""
+
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import toy_atss
+from mmdeploy_ext import with_parts
+from mmdeploy_ext.cli import export_app, verify_app
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.cutting.folder import CutFolder
+from mmdeploy_ext.cutting.proof import prove_folder
+from mmdeploy_ext.cutting.samples import run_test_path
+
+
+def test_a_detector_in_two_parts_is_proven_within_the_whole_model(cut_toy):
+    verdict = cut_toy.prove()
+    assert verdict.proven, verdict.failures
+    assert verdict.summary()['matched'] > 100
+
+
+def test_a_live_model_runs_with_the_parts(cut_toy):
+    model = cut_toy.deployment.make()
+    sample = cut_toy.samples[1]
+    expected = run_test_path(model, sample)
+    with with_parts(model, cut_toy.folder.path) as swapped:
+        got = run_test_path(swapped, sample)
+    for boxes, reference in zip(got[0], expected[0], strict=True):
+        np.testing.assert_allclose(boxes, reference, rtol=1e-4, atol=1e-3)
+    assert np.array_equal(run_test_path(model, sample)[0][0], expected[0][0])  # as before
+
+
+def test_a_changed_constant_in_a_file_is_not_proven(cut_toy, tmp_path):
+    shutil.copytree(cut_toy.folder.path, tmp_path / 'cut')
+    path = tmp_path / 'cut' / 'bbox_head.onnx'
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    array = numpy_helper.to_array(weight).copy()
+    array.flat[0] += 0.5
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(model, path)
+    folder = CutFolder.read(tmp_path / 'cut')
+    verdict = prove_folder(cut_toy.deployment, folder, cut_toy.samples, cut_toy.recorded)
+    assert not verdict.passed
+    assert not verdict.of('file')[1].passed
+
+
+def test_code_around_the_parts_that_changed_is_not_proven(cut_toy, monkeypatch):
+    head = type(cut_toy.deployment.make().bbox_head)
+    decode = head.get_bboxes
+
+    def shifted(self, *args, **kwargs):
+        return [
+            (boxes + boxes.new_tensor([1, 1, 1, 1, 0]), labels)
+            for boxes, labels in decode(self, *args, **kwargs)
+        ]
+
+    monkeypatch.setattr(head, 'get_bboxes', shifted)
+    verdict = prove_folder(cut_toy.deployment, cut_toy.folder, cut_toy.samples)
+    assert not verdict.passed
+
+
+def test_verify_of_a_folder_ends_with_status_0(cut_toy, capsys):
+    assert verify_app.main([toy_atss.CONFIG, toy_atss.CHECKPOINT, str(cut_toy.folder.path)]) == 0
+    assert 'PROVEN' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('parts', 'key'), [('neckk', 'neck'), ('bbox_head+backbone', 'bbox_head')])
+def test_what_is_no_part_is_refused_before_anything_is_written(parts, key, tmp_path, capsys):
+    words = [toy_atss.CONFIG, toy_atss.CHECKPOINT, '--parts', parts, '--output-file', str(tmp_path / 'cut')]
+    assert export_app.main(words) == 2
+    assert key in capsys.readouterr().err
+    assert not (tmp_path / 'cut').exists()
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r'parts\.json'):
+        CutFolder.read(tmp_path)
