@@ -108,25 +108,6 @@ def test_a_file_is_proven_on_voxels_that_no_exporter_saw(
     assert f'order {order}' in capsys.readouterr().out
 
 
-def test_a_portable_file_can_have_plain_tables(models, tmp_path, capsys):
-    path = tmp_path / 'lidar.zyx.onnx'
-    words = [*models['second'], '--output-file', path, '--target', 'portable', '--form', 'tables', '--verify']
-    assert export(*words) == 0, capsys.readouterr()
-    model = onnx.load(path)
-    assert any(entry.name.endswith('.table') for entry in model.graph.input)
-    assert not any(node.op_type == 'Split' for node in model.graph.node)
-
-
-def test_a_file_says_what_it_is(models, tmp_path):
-    path = tmp_path / 'x.onnx'
-    assert export(*models['bevfusion'], '--output-file', path, '--output-bound', '4000') == 0
-    model = onnx.load(path)
-    props = {entry.key.removeprefix('mm2onnx.'): entry.value for entry in model.metadata_props}
-    assert json.loads(props['family']) == 'toy_scn' and json.loads(props['options'])['output_bound'] == 4000
-    assert json.loads(props['voxels'])['voxel_size'] == [1.0, 1.0, 0.2]
-    assert {node.output_bound for node in libspconv.read(path).convolutions()} == {4000}
-
-
 # ---- precision
 
 
@@ -145,12 +126,6 @@ def test_int8_is_calibrated_kept_and_reused(models, sweeps, tmp_path, capsys):
     assert found['conv0'] == ('fp16', 'int8') and found['conv20'] == ('int8', 'fp16')
     assert found['conv3'] == ('fp16', 'int8') and found['conv4'] == ('int8', 'int8')
     assert export(*models['bevfusion'], '--output-file', path, '--verify-only') == 0
-
-
-def test_int8_without_ranges_is_refused(models, tmp_path, capsys):
-    assert export(*models['bevfusion'], '--output-file', tmp_path / 'x.onnx', '--precision', 'int8') == 1
-    assert '--calibrate' in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 # ---- planted faults
@@ -192,20 +167,6 @@ def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_pa
     verdict, _ = prove(deployment, path)
     assert not verdict.passed and not graphs_of(verdict)[0].passed
     assert verdict.failures or not all(case.passed for case in cases_of(verdict))
-
-
-def test_another_checkpoint_is_found(models, tmp_path, capsys):
-    path = tmp_path / 'x.onnx'
-    assert export(*models['bevfusion'], '--output-file', path) == 0
-    config, checkpoint = models['bevfusion']
-    content = torch.load(checkpoint, weights_only=True)
-    content['state_dict']['conv_input.1.bias'] += 1
-    torch.save(content, tmp_path / 'other.pth')
-    capsys.readouterr()
-    assert export(config, tmp_path / 'other.pth', '--output-file', path, '--verify-only') == 1
-    out = capsys.readouterr().out
-    assert 'NOT WITHIN FP16 BARS: graph: ' in out and 'made from this checkpoint' in out
-    assert 'initializers[' in out
 
 
 def test_a_stored_node_list_is_compared(models, tmp_path, capsys):

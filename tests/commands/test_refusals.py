@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -58,18 +57,6 @@ def test_a_wrong_checkpoint(case, bench):
 def test_a_checkpoint_of_other_classes_names_the_layer_and_both_shapes(bench):
     more = '--cfg-options model.bbox_head.num_classes=7'
     bench.refuses('export', 'bbox_head.atss_cls.weight', '(6, 64, 3, 3)', '(7, 64, 3, 3)', more=more)
-
-
-@pytest.mark.matrix
-def test_a_training_checkpoint_with_numpy_values_in_meta_exports(bench):
-    content = torch.load(CHECKPOINT)
-    content['meta'].update(best=np.float64(0.5), epoch=np.int64(3), names=np.array(['a', 'b']))
-    content['optimizer'] = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).state_dict()
-    torch.save(content, bench.folder / 'epoch_3.pth')
-    more = '--shape 128 --skip-postprocess'
-    status, _, err = bench.call('export', checkpoint=bench.folder / 'epoch_3.pth', more=more)
-    assert (status, err) == (0, '')
-    onnx.checker.check_model(onnx.load(bench.out / 'm.onnx'))
 
 
 CONFIGS = {
@@ -131,12 +118,6 @@ def test_a_wrong_override(option, word, bench):
 )
 def test_a_wrong_option(option, words, bench):
     bench.refuses('export', *words, more=option)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is there')
-def test_a_gpu_that_is_not_there(bench):
-    bench.refuses('export', '--device cuda', 'cpu', more='--device cuda')
-    bench.refuses('export', 'GPU', more='--verify --engine tensorrt')
 
 
 def test_a_wrong_picture(bench):
@@ -203,10 +184,6 @@ def test_an_output_that_is_an_input(tool, options, victim, bench):
         shutil.copy(source, bench.folder / name)
     (bench.folder / 'link.pth').symlink_to('k.pth')
     bench.refuses(tool, victim, 'never overwritten', **options)
-
-
-def test_two_outputs_of_one_run_are_two_files(bench):
-    bench.refuses('export', '--json', '--output-file', output='x', more='--verify --json x')
 
 
 @pytest.mark.parametrize(

@@ -253,47 +253,6 @@ def test_fused_batch_normalisation_keeps_the_metrics(work_dir, data):
     assert all(abs(before[key] - after[key]) <= 0.0005 for key in before)
 
 
-def test_a_dump_of_chosen_tensors_holds_them_and_an_unknown_name_is_refused(data, tmp_path, capsys):
-    command = [
-        PTH,
-        CHECKPOINT,
-        '--out',
-        str(tmp_path / 'r.pkl'),
-        '--work-dir',
-        str(tmp_path),
-        '--cfg-options',
-        *data,
-    ]
-    chosen = 'backend_config.dump.tensors=[cls_score_0,dets]'
-    assert test_app.main([*command, chosen, 'backend_config.dump.samples=2']) == 0
-    samples = list_samples(tmp_path / 'dump')
-    assert [set(load_dump(sample)[0]) for sample in samples] == [{'cls_score_0', 'dets'}] * 2
-    capsys.readouterr()
-    assert test_app.main([*command, 'backend_config.dump.tensors=[cls_skore_0]']) == 1
-    assert "names ['cls_skore_0']" in capsys.readouterr().err
-
-
-def test_format_only_writes_coco_json(data, tmp_path):
-    assert (
-        test_app.main(
-            [
-                PTH,
-                CHECKPOINT,
-                '--format-only',
-                '--work-dir',
-                str(tmp_path),
-                '--cfg-options',
-                *data,
-                'backend_config.dump=None',
-            ],
-        )
-        == 0
-    )
-    boxes = json.loads((tmp_path / 'results.bbox.json').read_text())
-    assert boxes
-    assert boxes[0].keys() >= {'image_id', 'bbox', 'score', 'category_id'}
-
-
 @pytest.mark.parametrize('form', in_suite(['decode', 'raw'], 'raw'))
 def test_forms_without_post_processing_give_the_same_metrics(work_dir, data, form):
     assert (

@@ -10,14 +10,11 @@ from onnx import TensorProto, numpy_helper
 
 import toy_solo
 from marking import in_suite
-from mmdeploy_ext.cli import backend_config, export_app
+from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.spec import written_precision
-from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import export_graphs
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import in_precision
@@ -171,32 +168,3 @@ def test_options_that_do_nothing_are_refused_before_the_weights_load(given, mess
     status = export_app.main([CONFIG, 'none.pth', '--output-file', target, *given])
     assert status == 2
     assert re.search(message, capsys.readouterr().err.replace('\n', ' '))
-
-
-def settings(**changes):
-    cfg = load_config(CONFIG)
-    cfg.backend_config = dict(type='OnnxRuntimeBackend', **changes)
-    return cfg, backend_config.read_settings(cfg, FAMILIES['dense'])
-
-
-def test_a_config_asks_for_float16_as_the_command_line_does():
-    cfg, found = settings(precision='fp16', keep_fp32=KEEP, fp16_io=True)
-    options = backend_config.graph_options(cfg, found, FAMILIES['dense'])
-    assert (options.precision, options.fp16_io, options.keep_fp32) == ('fp16', True, (KEEP,))
-    assert backend_config.precision(found) == 'fp16'
-    assert backend_config.precision(dict(inference_precision='bf16')) == 'bf16'
-
-
-@pytest.mark.parametrize(
-    ('body', 'precision'),
-    [
-        ('y = Cast <to = 10> (x)', 'fp16'),
-        ('y = Constant <value = float16[1] {1}> ()', 'fp16'),
-        ('y = If (x) <then_branch = t () => (float16 a) { a = Cast <to = 10> (x) }, '
-         'else_branch = e () => (float16 b) { b = Cast <to = 10> (x) }>', 'fp16'),
-        ('y = Cast <to = 1> (x)', 'fp32'),
-    ],
-)  # fmt: skip
-def test_float16_in_constants_and_bodies_counts(body, precision):
-    text = f'<ir_version: 8, opset_import: ["": 17]> g (bool x) => (float16 y) {{ {body} }}'
-    assert written_precision(onnx.parser.parse_model(text)) == precision

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from marking import in_suite
-from mmdeploy_ext.models.catalogue import MODELS_2D, MODELS_3D
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NECK = """
@@ -162,20 +161,3 @@ def test_an_older_mmdet3d_of_a_repository_does_not_hide_its_mmdet_and_mmseg(run,
     *copies, installed = outcome.stdout.split()
     assert copies == [str(tmp_path / f'{name}/__init__.py') for name in ('mmdet', 'mmseg')]
     assert not installed.startswith(str(tmp_path))
-
-
-@pytest.mark.parametrize(('library', 'modules'), [('mmdet', MODELS_2D), ('mmdet3d', MODELS_3D)])
-def test_the_catalogue_has_every_class_that_is_offered(library, modules):
-    import importlib
-
-    from mmdeploy_ext.models import catalogue
-
-    names = {name for module in modules for name in modules[module]}
-    for module in modules:
-        importlib.import_module(f'mmdeploy_ext.models.{module}')
-    places = {f'mmdeploy_ext.models.{module}': set(types) for module, types in modules.items()}
-    offers = {(name, offer.cls.__module__) for name in catalogue._OFFERS for offer in catalogue._OFFERS[name]}
-    assert names <= catalogue._OFFERS.keys()
-    assert {(name, module) for name, module in offers if module in places} == {
-        (name, module) for module, types in places.items() for name in types
-    }

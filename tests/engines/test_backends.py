@@ -1,18 +1,11 @@
 """Every engine behind the same interface: same names, same errors, options that are honoured or refused."""
 
-import argparse
-import dataclasses
-import subprocess
-import sys
-
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from mmdeploy_ext.cli import options
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
@@ -21,15 +14,12 @@ from mmdeploy_ext.core.errors import (
     EngineError,
     ModelFileError,
     ShapeError,
-    UsageError,
 )
 from mmdeploy_ext.core.session_options import providers_with_options
-from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact, title_of
-from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend, check_active
-from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
+from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
+from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
-from mmdeploy_ext.runtime.exported import Runtime
 
 
 class First(nn.Module):
@@ -122,15 +112,6 @@ def reference(given):
 
 
 @pytest.mark.parametrize('kind', ENGINES)
-def test_reversed_axes_of_a_picture_are_taken_by_every_engine(kind, files):
-    given = feeds()
-    reversed_channels = dict(given, input=given['input'][:, ::-1])
-    with open_backend(kind, files) as backend:
-        expected = backend.infer(dict(given, input=reversed_channels['input'].copy()))
-        np.testing.assert_array_equal(backend.infer(reversed_channels)['total'], expected['total'])
-
-
-@pytest.mark.parametrize('kind', ENGINES)
 @pytest.mark.parametrize('optional', [True, False], ids=['factor fed', 'factor left out'])
 @pytest.mark.parametrize('batch', [1, 2])
 def test_engines_give_the_outputs_of_the_modules_in_spec_order(kind, optional, batch, files):
@@ -196,13 +177,6 @@ def test_an_execution_provider_that_is_not_here_is_an_error_and_no_fallback(file
         OnnxRuntimeBackend(files['dynamic'], providers='NoSuchProvider').activate()
 
 
-def test_an_execution_provider_that_did_not_start_is_an_error_and_no_fallback():
-    check_active(['CPUExecutionProvider'], ['CPUExecutionProvider'])
-    check_active(['CUDAExecutionProvider'], ['CUDAExecutionProvider', 'CPUExecutionProvider'])
-    with pytest.raises(EngineError, match=r'CUDAExecutionProvider.*CPUExec'):
-        check_active(['CUDAExecutionProvider', 'CPUExecutionProvider'], ['CPUExecutionProvider'])
-
-
 @pytest.mark.parametrize(
     ('kind', 'options', 'message'),
     [
@@ -215,12 +189,6 @@ def test_an_execution_provider_that_did_not_start_is_an_error_and_no_fallback():
 def test_unknown_backends_and_options_are_refused_by_name(files, kind, options, message):
     with pytest.raises(ConfigError, match=message):
         build_backend(kind, files['dynamic'], **options)
-
-
-@pytest.mark.parametrize('build', [build_backend, build_exact])
-def test_a_model_of_several_files_refuses_an_unknown_backend_by_name(build):
-    with pytest.raises(ConfigError, match="'onnxruntime': expected one of TorchBackend, OnnxRuntime"):
-        Runtime().opened('onnxruntime', 'model.onnx', {}, build)
 
 
 def plain_model():
@@ -244,34 +212,6 @@ def test_files_that_cannot_be_used_are_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(ModelFileError, match=rf'other\.onnx: .*{message}'):
         OnnxRuntimeBackend(str(path)).activate()
-
-
-def test_importing_the_interface_imports_no_engine():
-    engines = '{"torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}'
-    code = f'import sys, mmdeploy_ext.engines; print(*({engines} & set(sys.modules)))'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ''
-    assert set(BACKENDS) == {*ENGINES, 'TensorRtBackend'}  # which runs on a GPU alone
-
-
-def test_an_engine_is_one_row(monkeypatch):
-    row = dataclasses.replace(BACKENDS['OpenVinoBackend'], name='other', backend='Other', suffix='other')
-    monkeypatch.setitem(ENGINE_ROWS, 'other', row)
-    monkeypatch.setitem(BACKENDS, 'Other', row)
-    parser = argparse.ArgumentParser()
-    options.add_proof_arguments(parser)
-    assert parser.parse_args(['--engine', 'other']).engine == 'other'
-    assert title_of('Other') == title_of('other') == 'OpenVINO' and row.metrics == 'metrics_other.json'
-    with pytest.raises(UsageError, match=r'--providers.*--engine.*--engine'):
-        options.engine_options(parser.parse_args(['--engine', 'other', '--providers', 'X']))
-
-
-def test_the_files_are_valid_and_named_by_the_spec(files):
-    for name, contract in (('fixed', FIXED), ('dynamic', DYNAMIC)):
-        model = onnx.load(files[name])
-        onnx.checker.check_model(model, full_check=True)
-        assert [value.name for value in model.graph.input] == contract.input_names
-        assert [value.name for value in model.graph.output] == contract.output_names
 
 
 def test_what_is_in_float64_runs_where_float64_is(files):

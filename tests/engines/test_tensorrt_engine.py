@@ -13,7 +13,7 @@ from mmdeploy_ext.core.files import sha256_file, sha256_onnx
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
-from mmdeploy_ext.engines.tensorrt.package import Package, check_architectures, find_package
+from mmdeploy_ext.engines.tensorrt.package import find_package
 from mmdeploy_ext.engines.tensorrt.record import (
     Record,
     check_architecture,
@@ -138,32 +138,3 @@ def test_without_a_gpu_nothing_runs(engine):
         TensorRtBackend(str(engine)).activate()
     with pytest.raises(EngineError, match='GPU 0'):
         GpuMemory()
-
-
-class Module:
-    """Stands for a package of which the version alone is asked."""
-
-    __version__ = '10.9.0'
-
-
-def test_tensorrt_proper_builds_for_the_gpu_at_hand_alone():
-    proper = Package('tensorrt', Module)
-    check_architectures(proper, [], 86)
-    check_architectures(proper, [86], 86)
-    with pytest.raises(EngineError, match=r'GPU.*SM 86'):
-        check_architectures(proper, [89], 86)
-    with pytest.raises(EngineError, match='and there is none; with tensorrt-rtx'):
-        check_architectures(proper, [89], None)
-    with pytest.raises(EngineError, match='there is no GPU that tensorrt could build for'):
-        check_architectures(proper, [], None)
-
-
-def test_unknown_architectures_are_refused_with_the_known_ones():
-    rtx = package()
-    assert rtx.architectures == (75, 80, 86, 89, 120, 121)
-    with pytest.raises(EngineError, match=r'--sm 90.*75 80 86 89 120 121'):
-        check_architectures(rtx, [86, 90], None)
-    with pytest.raises(EngineError, match=r'the GPU of this machine is SM 90: .*75 80 86 89 120 121'):
-        check_architectures(rtx, [], 90)
-    with pytest.raises(EngineError, match='--sm 75'):
-        check_architectures(rtx, [], None)

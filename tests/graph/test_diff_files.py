@@ -11,7 +11,6 @@ from mmdeploy_ext.graph.diff import files as diff
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import compare
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 
 
@@ -186,33 +185,3 @@ def test_what_overflows_in_float16_is_born_at_its_node(tmp_path):
     assert not found.equal
     assert found.first.op_type == 'Mul' and found.first.exact
     assert any('infinity' in line for line in found.first.evidence)
-
-
-def with_outputs(*names: str) -> onnx.ModelProto:
-    """Return the small model with other outputs: `y` and the inner tensor `s` have the same shape."""
-    model = small()
-    shape = model.graph.output.pop().type.tensor_type.shape
-    sizes = [axis.dim_value for axis in shape.dim]
-    for name in names:
-        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
-    return model
-
-
-def test_an_output_that_only_one_file_has_is_a_difference(tmp_path):
-    """Whatever the numbers of the outputs that both have."""
-    found = diff.diff_files(*saved(tmp_path, a=with_outputs('y', 's', 't'), b=with_outputs('c', 's')))
-    assert (found.equal, found.first) == (False, None)
-    assert (found.missing, found.additional) == (['y', 't'], ['c'])
-
-
-def test_errors_are_relative_and_shapes_nan_and_types_are_infinite():
-    one = np.array([1.0, -2.0, 4.0], np.float32)
-    assert compare(one + np.float32(4e-3), one)[0] == pytest.approx(1e-3, rel=1e-3)
-    assert compare(one, one.copy())[0] == 0
-    others = one[:2], one[None], np.array([1, np.nan, 4], np.float32), one.astype(np.int64)
-    for other, reference in [*((other, one) for other in others), (one, np.zeros_like(one))]:
-        error, reason = compare(other, reference)
-        assert error == np.inf and reason
-    assert compare(np.array([1, 2, 3, 5]), np.array([1, 2, 3, 4]))[0] == 0.25
-    infinite = np.array([1.0, -np.inf], np.float32)
-    assert compare(infinite, infinite.copy())[0] == 0

@@ -64,33 +64,6 @@ def test_only_sizes_that_differ_in_the_other_inputs_count():
     assert not rules(uses, dynamic=False)
 
 
-@pytest.mark.parametrize(('forward', 'unused'), [
-    (lambda self, x, n: x * 2, True),
-    (lambda self, x, n: x * int(n), True),
-    (lambda self, x, n: x + n, False),
-    (lambda self, x, n: x[:n], False),
-])  # fmt: skip
-def test_inputs_are_unused_where_the_graph_does_not_read_them(forward, unused):
-    assert ('unused-input' in rules(forward, X, torch.tensor(2))) is unused
-
-
-def test_an_input_that_gives_its_sizes_alone_is_used_where_sizes_differ():
-    def sized(self, x, y):
-        return x.new_zeros(y.shape[0], 3) + x[:1]
-
-    assert 'unused-input' not in rules(sized, X, X + 1)
-    assert 'unused-input' in rules(sized, X, X + 1, dynamic=False)
-
-
-@pytest.mark.parametrize('pass_on', [
-    lambda self, x: torch.dropout(x, 0.5, train=False),
-    lambda self, x: nn.functional.dropout(x, 0.0),
-    lambda self, x: nn.functional.scaled_dot_product_attention(x, x, x),
-])  # fmt: skip
-def test_dropout_that_is_off_draws_nothing(pass_on):
-    assert not rules(pass_on)
-
-
 class CountsFrames(nn.Module):
     """A number that `forward` changes goes into the file as it was; a size that is kept is not meant."""
 

@@ -148,12 +148,6 @@ def test_pictures_resized_in_float32_equal_mmdets(image_file, size):
     assert 0 < np.abs(prepared.tensor - rounded.tensor).max() < 0.02
 
 
-def test_without_resize_the_scale_of_the_augmentation_resizes_nothing():
-    steps = with_step('Resize')
-    steps[1]['transforms'] = steps[1]['transforms'][1:]
-    assert rule_from_pipeline(steps).apply(picture(70, 500)).img_shape == (70, 500)
-
-
 def test_a_scale_factor_of_the_augmentation_comes_before_the_scale_of_the_resize(image_file):
     """It was overlooked: pictures that mmdet keeps were resized to the scale of the step."""
     steps = with_step('Resize', img_scale=(333, 200))
@@ -232,13 +226,6 @@ def reordered(*kinds):
 def test_unsupported_step_is_refused_by_name(steps, named):
     with pytest.raises(ConfigError, match=named):
         rule_from_pipeline(steps)
-
-
-def test_grayscale_file_is_converted_as_mmdet_converts_it(tmp_path):
-    path = tmp_path / 'gray.png'
-    cv2.imwrite(str(path), picture(60, 80)[..., 0])
-    prepared = assert_equals_mmdet(pipeline((100, 60), IMAGENET, dict(size_divisor=32)), path)
-    assert prepared.tensor.shape == (3, 64, 96)
 
 
 @pytest.mark.parametrize('size', [(64, 96), (33, 500), (500, 33)])

@@ -199,11 +199,6 @@ def test_the_file_of_unchanged_classes_is_proven(repository, old_file):
     assert verdict_on(repository(), old_file).title == 'PROVEN'
 
 
-@pytest.mark.matrix
-def test_a_line_of_the_training_changes_nothing(repository, old_file):
-    assert verdict_on(repository('training'), old_file).title == 'PROVEN'
-
-
 @pytest.mark.parametrize('line', in_suite(TRACED, 'neck'))
 def test_a_line_that_is_traced_is_proven_after_a_new_export(repository, old_file, tmp_path, line):
     deployment = repository(line)

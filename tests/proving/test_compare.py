@@ -15,7 +15,6 @@ from mmdeploy_ext.contract.comparison import (
 )
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.arrays import ArrayDistance
-from mmdeploy_ext.evaluate.evaluation import settings_text
 from mmdeploy_ext.proving.levels import metrics as dataset
 
 SPEC = GraphSpec(
@@ -110,30 +109,11 @@ def test_a_missing_output_fails(side):
     assert failing(reference, candidate) == {'boxes': f'missing in {where}'}
 
 
-@pytest.mark.parametrize('side', ['reference', 'candidate'])
-def test_an_extra_output_fails(side):
-    given_tensors = dict(reference=tensors(), candidate=tensors())
-    given_tensors[side]['surprise'] = np.ones(3, np.float32)
-    found = failing(**given_tensors)
-    assert list(found) == ['surprise'] and f'only the {side} has it' in found['surprise']
-
-
 def test_a_small_group_is_not_hidden_behind_a_large_one():
     reference, candidate = tensors(), tensors()
     candidate['boxes'][0, 2] += 4e-3 * np.abs(reference['boxes'][:, 2:]).max()
     assert np.abs(candidate['boxes'] - reference['boxes']).max() < 1e-3 * np.abs(reference['boxes']).max()
     assert list(failing(reference, candidate)) == ['boxes [size]']
-
-
-def boxes_spec(*columns) -> GraphSpec:
-    groups = (ColumnGroup('some', columns),)
-    return GraphSpec('toy', (), (TensorSpec('boxes', 'float32', ('B', 4), groups=groups),))
-
-
-def test_columns_that_no_group_covers_fail():
-    spec = boxes_spec(0, 1)
-    boxes = dict(boxes=tensors()['boxes'])
-    assert 'columns [2, 3] belong to no column group' in failing(boxes, boxes, spec)['boxes']
 
 
 ONE = GraphSpec('toy', (), (TensorSpec('memory', 'float32', ('B', 3), groups=(ColumnGroup(atol=1e-3),)),))
@@ -205,18 +185,6 @@ def test_metrics_of_another_source_of_the_model_data_set_or_evaluation_are_not_c
     dataset.keep_metrics(tmp_path, 'TorchBackend', dict(mAP=0.5), facts | {fact: '2'}, 'fp32')
     assert dataset.keep_metrics(tmp_path, 'OnnxRuntimeBackend', dict(mAP=0.3), facts, 'fp32')
     assert 'not compared' in capsys.readouterr().out
-
-
-def test_options_of_the_evaluator_decide_whether_metrics_are_compared_and_those_of_files_do_not():
-    cfg = dict(evaluation=dict(interval=1, metric='bbox'))
-    plain = settings_text(cfg, ['bbox'])
-    assert plain == settings_text({}, ['bbox'], dict(jsonfile_prefix='a', classwise=True))
-    others = (
-        settings_text(cfg, ['bbox', 'segm']),
-        settings_text(cfg, ['bbox'], dict(iou_thrs=[0.5])),
-        settings_text(dict(evaluation=dict(iou_thrs=[0.7])), ['bbox']),
-    )
-    assert len({plain, *others}) == 4
 
 
 def distance(array, reference, dtype=np.float32) -> ArrayDistance:

@@ -8,8 +8,6 @@ import types
 import numpy as np
 import pytest
 from mmdet.datasets import DATASETS
-from mmdet3d.core.bbox import LiDARInstance3DBoxes
-from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
@@ -174,22 +172,6 @@ def test_a_data_set_of_ours_has_no_fault_of_the_runtime(fault):
     assert {one.name for one in found.differences} == {value}, found.text
 
 
-@pytest.mark.parametrize('margin', [4.0, -4.0])
-def test_a_pipeline_that_cuts_points_closer_than_the_voxels_reach_differs(margin):
-    one = deployment('mvxnet')
-    cfg = copy.deepcopy(one.cfg)
-    low, high = np.reshape(one.rule.voxels.point_cloud_range, (2, 3))
-    moved = [*(low - margin), *(high + margin)]
-    steps = [
-        *cfg.data.test.pipeline,
-        *(inner for step in cfg.data.test.pipeline for inner in step.get('transforms', ())),
-    ]
-    (step,) = (step for step in steps if step['type'] == 'PointsRangeFilter')
-    step['point_cloud_range'] = [float(value) for value in moved]
-    found = compare_prepared(types.SimpleNamespace(**dict(vars(one), cfg=cfg)), one.rule, (), 'frame')
-    assert {entry.name for entry in found.differences} == (set() if margin > 0 else {'points'}), found.text
-
-
 class UsersDataset(BevNuScenesDataset):
     """A data set of a repository: it reads what infos of BEVFormer alone have, and entries of its own."""
 
@@ -222,34 +204,3 @@ def test_a_users_data_set_is_compared_whichever_registry_has_it(registry, monkey
     one.cfg.data.test['factor'] = 2.0
     found = compare_prepared(one, one.rule, (), 'frame')
     assert not found.passed and {entry.name for entry in found.differences} == {'lidar2img'}
-
-
-class WideBoxes(LiDARInstance3DBoxes):
-    @property
-    def bev(self):
-        bev = super().bev.clone()
-        bev[:, 2:4].clamp_(min=1.0)
-        return bev
-
-
-class SweepsWithWideBoxes(NuScenesDataset):
-    def __init__(self, **settings):
-        super().__init__(**settings)
-        self.box_type_3d = WideBoxes
-
-
-@pytest.mark.parametrize(
-    'settings, kind',
-    [
-        (dict(box_type_3d='Camera'), 'CameraInstance3DBoxes'),
-        (dict(type='SweepsWithWideBoxes'), 'test_moments.WideBoxes'),
-    ],
-)
-def test_boxes_of_another_class_than_those_of_files_are_a_difference(settings, kind, monkeypatch):
-    monkeypatch.setitem(DATASETS.module_dict, 'SweepsWithWideBoxes', SweepsWithWideBoxes)
-    one = copy.deepcopy(deployment('centerpoint'))
-    one.cfg.data.test.update(settings)
-    found = compare_prepared(one, type(one.rule).from_json(one.rule.to_json()), (), 'frame')
-    assert not found.passed and not found.error
-    assert {difference.name for difference in found.differences} == {'box_type_3d'}
-    assert all(difference.expected.endswith(kind) for difference in found.differences)

@@ -207,27 +207,6 @@ def test_a_pipeline_that_is_read_wrongly_is_not_proven(reading, monkeypatch):
     assert result.differences and 'tensor' in result.text
 
 
-def test_given_mean_and_deviation_are_those_of_the_pipeline():
-    given = dict(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
-    for cfg in (TOY, OTHERS['yolox'], CORNER, OTHERS['mask2former']):
-        deployment = toy_atss.deploy.Model(
-            **dict.fromkeys(('config', 'checkpoint', 'checkpoint_sha256', 'classes', 'model'), ''),
-            cfg=cfg,
-            cfg_options={},
-            family=types.SimpleNamespace(
-                preprocess_rule=lambda cfg: pipeline_rule.rule_from_pipeline(steps_of_config(cfg))
-            ),
-            rule=pipeline_rule.rule_from_pipeline(steps_of_config(cfg)),
-        )
-        assert deployment.normalisation == {}
-        deployment.normalise_with(*given.values())
-        for size in (None, (256, 320)):
-            options = [cfg, file_of(deployment.rule, size), [toy_atss.PICTURE], PICTURE]
-            result = compare_pictures(*options, deployment.normalisation)[0]
-            assert result.passed and 'with --mean and --std (3 pictures)' in result.text
-            assert compare_pictures(*options)[0].differences, 'they are not those of the config'
-
-
 def dataset_config(kind):
     cfg = copy.deepcopy(TOY)
     cfg.data.test.type = kind

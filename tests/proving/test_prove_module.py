@@ -272,12 +272,6 @@ def test_samples_that_do_not_fit_are_refused_by_name(folder, net, sample, word):
         mmdeploy_ext.prove_module(net, folder / 'm.onnx', [sample])
 
 
-def test_a_module_in_training_mode_is_refused(folder, samples):
-    net = load(folder)['make_training']()
-    with pytest.raises(UsageError, match='training mode'):
-        mmdeploy_ext.prove_module(net, folder / 'm.onnx', samples)
-
-
 def test_an_argument_that_the_file_froze_is_found(net, samples, tmp_path):
     path = tmp_path / 'one.onnx'
     memory = samples[0][1]

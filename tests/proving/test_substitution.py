@@ -48,16 +48,6 @@ def test_a_choice_among_equal_scores_is_listed_and_nothing_else_is_excused(score
     assert (row.missing, row.extra) == (not passed, not passed)
 
 
-def test_the_last_of_two_full_lists_may_be_a_choice_at_the_cut():
-    higher = (300, 300, 340, 350, 0.7)
-    reference, candidate = boxes(higher, (*FIRST, 0.5)), boxes(higher, (*SECOND, 0.5))
-    tied = choices_among(reference, candidate, lambda: reference)
-    assert match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE).excused
-    longer = boxes(higher, (*SECOND, 0.5), (*FIRST, 0.4))
-    tied = choices_among(reference, longer, lambda: reference)
-    assert not match_detections('a', reference, longer, tied=tied, **ONE_TO_ONE).passed
-
-
 def test_a_box_that_moved_is_no_choice_although_its_score_is_the_same():
     reference, candidate = boxes((*FIRST, 0.5)), boxes((0, 0, 40, 40.5, 0.5))
     tied = choices_among(reference, candidate, lambda: reference)
@@ -184,13 +174,3 @@ def test_a_head_of_regions_is_judged_by_its_own_outputs_and_what_follows_by_the_
     passed = {row.tensor: row.passed for row in traced.tensors if row.tensor in regions}
     assert passed == {name: name != wrong for name in regions}
     assert traced.substituted and all(row.passed for row in traced.substituted)
-
-
-@pytest.mark.parametrize(('score', 'passed'), [(0.1, True), (0.25, False)])
-def test_the_place_of_a_suppressed_result_in_a_full_list_is_taken_by_one_behind_the_cut(score, passed):
-    near, last = (0, 0, 44, 40), (300, 300, 340, 350, 0.2)
-    reference = boxes((*FIRST, 0.5), last, (200, 0, 244, 40, score))
-    candidate = boxes((*SECOND, 0.5), (*near, 0.3), last)
-    every = boxes((*FIRST, 0.5), (*SECOND, 0.5), (*near, 0.3), last, (200, 0, 244, 40, score))
-    tied = choices_among(reference, candidate, lambda: every)
-    assert match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE).passed == passed

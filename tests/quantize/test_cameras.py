@@ -1,7 +1,6 @@
 """The image backbone of a camera rig: pictures of infos and folders, a folder of graphs in and out."""
 
 import dataclasses
-import json
 import pickle
 
 import cv2
@@ -14,14 +13,13 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import read_files
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.quantize.calibration_sets import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
-from mmdeploy_ext.quantize.dense_target import refuse_stale
 from toy_streampetr_export import FACTS
 
 RIG = CAMERAS[:2]
@@ -132,22 +130,6 @@ def test_frames_are_prepared_as_the_runtime_does(drive):
         np.testing.assert_array_equal(feed['img'], expected)
 
 
-def test_graphs_that_take_more_than_pictures_are_refused_with_what_to_give():
-    with pytest.raises(ModelFileError, match=r"'pts_head_memory'.*pre_memory.*extract_img_feat"):
-        calibration_frames(metadata('pts_head_memory', ['img', 'pre_memory']), [])
-
-
-def test_sources_without_the_cameras_are_refused(drive, tmp_path):
-    with pytest.raises(ImageError, match='one folder of pictures per camera'):
-        camera_frames(tmp_path / 'none', RULE)
-    with pytest.raises(ImageError, match=rf'{RIG[0]}.*{RIG[1]}'):
-        camera_frames(tmp_path, RULE)
-    other = tmp_path / 'other.json'
-    other.write_text(json.dumps([{'cams': {RIG[0]: {'data_path': 'a.png'}}}]))
-    with pytest.raises(DataError, match=rf"\['{RIG[0]}'\].*data_path"):
-        camera_frames(other, RULE)
-
-
 def test_a_folder_gives_a_folder_with_its_backbone_in_int8_and_the_rest_as_it_was(folder, drive, tmp_path):
     report = tmp_path / 'report.json'
     arguments = [str(folder), '--calibrate', str(drive / 'infos.pkl'), '--rounds', '0', '--json', str(report)]
@@ -170,11 +152,3 @@ def test_a_folder_gives_a_folder_with_its_backbone_in_int8_and_the_rest_as_it_wa
     assert (found['layers'], found['float_layers']) == (3, []), 'the heads are in another graph'
     assert all(figures['cosine'] > 0.999 for figures in found['outputs'].values())
     assert not list(tmp_path.glob('.*'))
-
-
-def test_a_stale_int8_file_is_named_and_a_float_one_may_be_exported_over(folder, drive):
-    assert main([str(folder), '--calibrate', str(drive), '--rounds', '0', '--images', '2']) == 0
-    int8 = folder.with_name('stream.int8') / 'extract_img_feat.onnx'
-    with pytest.raises(ModelFileError, match=r'extract_img_feat\.onnx.*INT8'):
-        refuse_stale(int8, 'stale: another checkpoint')
-    refuse_stale(folder / 'extract_img_feat.onnx', 'stale: another checkpoint')

@@ -134,13 +134,3 @@ def test_differences_over_sweeps_are_those_of_all_values_together():
     assert found.cosine == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other), rel=1e-5)
     assert found.error == pytest.approx(np.linalg.norm(one - other) / np.linalg.norm(one), rel=1e-5)
     assert found.largest_error == np.abs(one - other).max()
-
-
-@pytest.mark.parametrize(
-    ('one', 'other', 'cosine', 'error'),
-    [([0, 0], [0, 0], 1, 0), ([1, 2], [0, 0], 0, 1), ([0, 0], [1, 2], 0, np.inf), ([1, 2], [-1, -2], -1, 2)],
-)
-def test_differences_of_zeros_and_opposites(one, other, cosine, error):
-    found = Difference()
-    found.add(np.float32(one), np.float32(other))
-    assert (found.cosine, found.error) == pytest.approx((cosine, error))

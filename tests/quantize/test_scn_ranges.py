@@ -115,15 +115,6 @@ def test_a_range_that_is_no_positive_number_is_refused_by_name(ranges, tmp_path,
         Ranges.load(path)
 
 
-def test_half_rounds_to_fp16_and_refuses_what_does_not_fit(ranges):
-    third = dataclasses.replace(ranges, nodes={'add0': NodeRange('block.0', 1 / 3)})
-    assert third.half().input_amax('add0') == float(np.float16(1 / 3))
-    for value in (7e4, 1e-9):
-        beyond = dataclasses.replace(ranges, nodes={'add0': NodeRange('block.0', value)})
-        with pytest.raises(UsageError, match='fp16'):
-            beyond.half()
-
-
 def test_ranges_come_from_a_quantised_checkpoint(graph):
     amax = {}
     for node in graph.convolutions():

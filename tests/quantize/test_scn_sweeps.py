@@ -156,26 +156,10 @@ def test_infos_are_read_in_every_protocol(tmp_path, protocol):
             assert np.array_equal(past['sensor2lidar_translation'], wanted['sensor2lidar_translation'])
 
 
-def test_files_named_alone_are_found_below_the_data_root(tmp_path):
-    """Infos of mmdet3d 1.x."""
-    (tmp_path / 'samples').mkdir()
-    write(tmp_path / 'samples/LIDAR_TOP', [3])
-    infos = dump(tmp_path, dict(data_list=[dict(lidar_points=dict(lidar_path='sweep3.bin'))]))
-    ((points, _),) = Sweeps(infos, keep, RULE)
-    assert np.array_equal(points, cloud(3))
-
-
 def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
     with pytest.raises(DataError, match=r'infos\.pkl.*builtins\.print'):
         read_infos(dump(tmp_path, dict(infos=[dict(lidar_path=Harmful())])))
     assert capsys.readouterr().out == ''
-
-
-def test_a_missing_source_and_an_empty_folder_are_refused(tmp_path):
-    with pytest.raises(DataError, match='none: no such file or folder'):
-        Sweeps(tmp_path / 'none', keep, RULE)
-    with pytest.raises(DataError, match=r'has no sweep; expected files that end in \.bin'):
-        Sweeps(tmp_path, keep, RULE)
 
 
 def test_a_sweep_that_cannot_be_read_is_named_when_its_turn_comes(tmp_path):
@@ -185,11 +169,3 @@ def test_a_sweep_that_cannot_be_read_is_named_when_its_turn_comes(tmp_path):
     next(turns)
     with pytest.raises(DataError, match=r'torn\.bin.*3.*20'):
         next(turns)
-
-
-def test_infos_whose_sweeps_are_elsewhere_name_the_option(tmp_path):
-    infos = infos_of(tmp_path / 'data' if (tmp_path / 'data').mkdir() is None else tmp_path, 1)
-    path = dump(tmp_path, dict(infos=infos))
-    with pytest.raises(DataError, match=r'\./elsewhere/samples/sweep0\.bin.*--data-root'):
-        list(Sweeps(path, keep, RULE))
-    assert len(list(Sweeps(path, keep, RULE, root=tmp_path / 'data'))) == 1

@@ -47,11 +47,6 @@ def test_same_seed_gives_same_bytes_and_another_seed_does_not(tmp_path):
     assert not any(one[name] == other[name] for name in one if name.endswith('.jpg'))
 
 
-def test_train_val_and_pictures_of_no_split_differ():
-    pictures = [coco.sample(0, split, 0, (96, 96))[0] for split in ('train2017', 'val2017', 'picture')]
-    assert all((pictures[i] != pictures[j]).mean() > 0.5 for i, j in ((0, 1), (0, 2), (1, 2)))
-
-
 def test_a_ready_set_is_left_alone_and_other_parameters_are_refused_unless_forced(tmp_path, capsys):
     root = tmp_path / 'set'
     few = dict(train_images=2, val_images=1, size=(64, 96), quiet=True)
@@ -94,17 +89,6 @@ def test_masks_boxes_and_areas_agree_and_do_not_overlap(small_set):
         assert taken.max(initial=0) <= 1
     assert {len(index.getAnnIds(imgIds=image_id)) > 0 for image_id in index.imgs} == {False, True}
     assert {annotation['category_id'] for annotation in index.anns.values()} == {1, 2, 3, 4, 5, 6}
-
-
-@pytest.mark.parametrize('name', scene.CLASSES)
-def test_a_placed_outline_has_the_area_asked_for(name):
-    outline = scene.OUTLINES[name]
-    loops = scene.place_outline(outline, (100, 100), side=50, aspect=1.2, angle=0.7, max_radius=95)
-    assert scene.outline_area(loops) == pytest.approx(2500)
-    edge = sum(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum() for loop in loops)
-    drawn = scene.coverage(loops, 200, 200) >= 128
-    assert 2500 - 0.1 * edge < drawn.sum() < 2500 + 0.75 * edge
-    assert drawn[100, 100] == (name != 'ring')
 
 
 def test_mmdet_reads_the_set_and_gives_the_ground_truth_ap_1(small_set):

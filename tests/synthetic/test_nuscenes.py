@@ -16,7 +16,6 @@ from mmdeploy_ext.cli.synthetic_app import main as synthetic
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.synthetic import nuscenes as toy
 from mmdeploy_ext.synthetic import nuscenes_scene, nuscenes_sensors, nuscenes_world
-from mmdeploy_ext.synthetic.nuscenes_sensors import ray_box, render
 
 SMALL = toy.SetOptions(1, 1, 8, seed=3, image_size=(160, 90), sweeps=1)
 TINY = toy.SetOptions(1, 1, 2, seed=3, image_size=(48, 32))
@@ -136,38 +135,6 @@ def test_lidar_points_lie_on_the_boxes_they_are_counted_for_and_on_the_ground(nu
         level = (Quaternion(calibration['rotation']).rotation_matrix @ points)[2] + height
         assert (np.abs(level[~inside & (raw[:, 3] < 18)]) < 0.05).mean() > 0.99
     assert counted == pytest.approx(annotated, rel=0.1) and annotated > 2000
-
-
-def test_a_ray_meets_a_box_where_it_should():
-    half, origin = np.array([1.0, 2.0, 3.0]), np.array([-5.0, 0.5, 0.0])
-    rays = np.array([[2.0, 0, 0], [-1.0, 0, 0], [0, 1.0, 0], [1, 0.25, 0], [1, 1.0, 0]])
-    hit, distance, axis = ray_box(origin, rays, half)
-    assert hit.tolist() == [True, False, False, True, False]
-    np.testing.assert_allclose(distance[[0, 3]], [2, 4])
-    assert axis[0] == axis[3] == 0
-
-
-def _front_view(scene, things):
-    """Return what the front camera sees of things."""
-    lens = scene.lenses['CAM_FRONT']
-    return render(lens, scene.scenery, scene.world, things, 0.0, 0, np.random.default_rng(0))
-
-
-def test_what_stands_behind_another_object_is_hidden():
-    scene = nuscenes_scene.make_scene(toy.plans(SMALL)[0])
-    xy, yaw = scene.world.drive.pose(0.0)
-    ahead = np.array([np.cos(yaw), np.sin(yaw)])
-    near, far = (
-        nuscenes_world.Thing(
-            label, np.array([2.0, 2.0, 2.0]), 0.0, xy + metres * ahead, yaw, 0.0, 0.0, (0, 1)
-        )
-        for label, metres in ((0, 9.0), (1, 14.0))
-    )
-    alone, both = _front_view(scene, [far]), _front_view(scene, [far, near])
-    assert alone.visible[0] == alone.projected[0] > 50
-    assert both.projected[0] == alone.projected[0] and both.visible[0] < 0.3 * both.projected[0]
-    assert both.visible[1] == both.projected[1] > alone.projected[0]
-    assert (_front_view(scene, [near, far]).image == both.image).all()
 
 
 def _truth_as_predictions(nusc) -> dict:

@@ -91,27 +91,6 @@ def bgr(**changes):
 
 
 @pytest.mark.parametrize(
-    ('preprocessor', 'steps', 'transforms'),
-    [
-        (bgr(pad_size_divisor=1), STEPS, ['Resize', 'RandomFlip', 'Normalize', 'ImageToTensor', 'Collect']),
-        (
-            bgr(mean=None, std=None, bgr_to_rgb=False, pad_size_divisor=1),
-            STEPS,
-            ['Resize', 'RandomFlip', 'DefaultFormatBundle', 'Collect'],
-        ),
-        (
-            bgr(mean=None, std=None, pad_size_divisor=1),
-            STEPS,
-            ['Resize', 'RandomFlip', 'Normalize', 'ImageToTensor', 'Collect'],
-        ),
-    ],
-)
-def test_what_the_data_preprocessor_does_is_in_the_pipeline(preprocessor, steps, transforms):
-    made = to_mmdet2_pipeline(steps, preprocessor)
-    assert [step['type'] for step in made[1]['transforms']] == transforms
-
-
-@pytest.mark.parametrize(
     ('pad', 'expected'),
     [
         (dict(size=(1344, 800)), dict(size=(800, 1344))),
@@ -173,19 +152,6 @@ def test_a_config_of_mmdet_2_is_not_translated():
     cfg = Config.fromfile(mmdet_config('atss/atss_r50_fpn_1x_coco.py'))
     with pytest.raises(ConfigError, match=r'is no config of mmdet 3'):
         to_mmdet2_config(cfg)
-
-
-def test_bases_are_read_as_mmengine_does(tmp_path):
-    base = "a = dict(x=1, y=dict(z=2))\nsteps = [dict(type='A'), dict(type='B')]\n"
-    (tmp_path / 'base.py').write_text(base)
-    (tmp_path / 'leaf.py').write_text(
-        "_base_ = ['base.py']\nlast = _base_.steps[-1]\nsame = {{_base_.a.y}}\n"
-        'a = dict(_delete_=True, w=3)\nb = a\n'
-        "_base_.steps[0].update(type='C')\n"
-    )
-    cfg = read_mmdet3_config(tmp_path / 'leaf.py')
-    assert cfg.last == dict(type='B') and cfg.same == dict(z=2) and cfg.a == dict(w=3)
-    assert cfg.steps[0].type == 'A' and cfg.filename == str(tmp_path / 'leaf.py')
 
 
 def checkpoint_with(path, text):

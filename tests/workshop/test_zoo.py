@@ -7,7 +7,6 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from docs._pages import zoo as pages
@@ -15,7 +14,7 @@ from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.zoo import config_proof, configs, processes, records
+from mmdeploy_ext.zoo import config_proof, configs, records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"
@@ -221,23 +220,3 @@ def test_shards_have_every_config_once_and_the_same_models_together(capsys):
         with pytest.raises(SystemExit, match='2'):
             zoo_app.main([*words, '--shard', text])
         assert 'expected K/N' in capsys.readouterr().err
-
-
-def test_a_run_that_was_stopped_leaves_alone_what_is_done_until_the_code_changes(tmp_path, monkeypatch):
-    (config,) = configs.read_configs(configs.config_files(['ssd/ssd300_coco.py']))
-    same = dataclasses.replace(config, name='same.py')
-    settings = config_proof.Settings((320, 448), ('picture', np.zeros((2, 2, 3), np.uint8)), seeded, {})
-    made_from, proven = config_proof.origin_digest(config, settings), records.Outcome(proven=True)
-    record = records.Record(config.name, config.parts, fixed=proven, dynamic=proven, made_from=made_from)
-    path = processes.record_path(config, tmp_path)
-
-    def finished(record, settings=settings):
-        record.write(path)
-        return [one.config for one in processes.finished_records([config, same], settings, tmp_path)]
-
-    assert finished(record) == [config.name, same.name]
-    assert records.read_record(processes.record_path(same, tmp_path)).same_as == config.name
-    assert finished(dataclasses.replace(record, dynamic=records.Outcome(reason=records.TIME))) == []
-    assert finished(record, dataclasses.replace(settings, sweeps=9)) == []
-    monkeypatch.setattr(config_proof, 'code_digest', lambda path: 'other code')
-    assert finished(record) == []
