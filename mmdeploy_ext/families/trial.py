@@ -13,6 +13,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, one_line
 from mmdeploy_ext.core.user_modules import users_line
+from mmdeploy_ext.families.nearest import PARTS_WAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,5 +91,5 @@ def _run(family: Any, model: nn.Module, options: Options) -> None:
     if count != len(stage.outputs):
         raise ConfigError(
             f'{type(model).__name__}: gives {count} tensors, expected {len(stage.outputs)}: '
-            f'{", ".join(stage.outputs)}'
+            f'{", ".join(stage.outputs)}; {PARTS_WAY}'
         )

@@ -21,7 +21,7 @@ from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.suppression import hw, length
 from mmdeploy_ext.families.dense.heads import Decode, check_results, facts_of
 from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.dense_heads import kind_of
+from mmdeploy_ext.families.parts.dense_heads import OWN, kind_of
 from mmdeploy_ext.families.parts.image_graphs import (
     FULL_NAMES,
     box_outputs,
@@ -165,7 +165,8 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
     if len(outputs) != len(names):
         raise ConfigError(
-            f'{type(head).__name__}: gives {len(outputs)} tensors, expected {len(names)}: {", ".join(names)}'
+            f'{type(head).__name__}: gives {len(outputs)} tensors, expected {len(names)}: {", ".join(names)}; '
+            f'use {OWN}'
         )
     if not torch.jit.is_tracing():  # the export has run the model once before it traces
         _check_channels(model, outputs)
@@ -178,7 +179,9 @@ def _check_channels(model: nn.Module, outputs: list[torch.Tensor]) -> None:
     for name, tensor, expected in zip(raw_names(model), outputs, channels, strict=True):
         if tensor.shape[1] != expected:
             head = type(model.bbox_head).__name__
-            raise ConfigError(f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}')
+            raise ConfigError(
+                f'{head}: {name} has {tensor.shape[1]} channels, expected {expected}; use {OWN}'
+            )
 
 
 class DecodeForm(nn.Module):
