@@ -24,8 +24,9 @@ CAMERA_STD = (
     80, 80, 15, 15, 0.05, 0.05, 5, 0.05, 0.05, 10, *[0.1] * 5, 0.6, 0.6, 0.6, 1, 0.6, 0.6, 0.6, 0.4, 0.6, 0.6,
     0.6, 0.2,
 )  # fmt: skip
-BASIC_BLOCKS = 0.35
-"""Gain of the second convolution of a backbone with basic blocks, which the reference data does not have."""
+BASIC_BLOCKS, MORE_OBJECTS = 0.35, 2.5
+"""Of small models with basic blocks, which the reference data lacks: gain of their second convolution, and a
+number that is added to the bias of the heatmap."""
 DEPTH_OF_BEVDET, FEATURES_OF_BEVDET = 1.6, 3.0
 """Gains of BEVDet's one convolution to depth logits and features."""
 GAINS = {
@@ -56,8 +57,9 @@ def bevdet_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dic
     """
     norms = by_name.norms_of(shapes)
     gains, bias = OUT[f'{OF_CAMERA}.weight' in shapes]
-    depth_net = 'img_view_transformer.depth_net.weight'
     is_basic = not any(key.startswith('img_backbone.') and '.conv3.' in key for key in shapes)
+    bias += MORE_OBJECTS if is_basic else 0.0
+    depth_net = 'img_view_transformer.depth_net.weight'
 
     def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
         if key == f'{OF_CAMERA}.running_mean':

@@ -90,4 +90,6 @@ SPARSE4D = SeededToy('sparse4d', 'projects/configs/Sparse4D/sparse4d_toy.py')
 PETR = SeededToy('petr', 'projects/configs/PETR/petr_toy.py')
 PETRV2 = SeededToy('petrv2', 'projects/configs/PETR/petrv2_toy.py')
 STREAMPETR = SeededToy('streampetr', 'projects/configs/StreamPETR/stream_petr_toy.py')
+BEVDET4D = SeededToy('bevdet4d', 'projects/configs/BEVDet/bevdet_toy.py')
+BEVDET = SeededToy('bevdet', 'projects/configs/BEVDet/bevdet_toy_single.py')
 TOYS = STREAMPETR, PETR, PETRV2, BEVFORMER, SPARSE4D

@@ -129,12 +129,20 @@ class PluginBackend(Backend):
         path: path of the file.
         threads: number of threads of ONNX Runtime; 0: as many as it chooses.
         graph_optimization: level of ONNX Runtime's optimisation: 'none', 'basic', 'extended' or 'all'.
+        kernels: plug-in -> function.
     """
 
     engine = 'ONNX Runtime, plug-ins in numpy'
 
-    def __init__(self, path: str, threads: int = 0, graph_optimization: str = 'all') -> None:
+    def __init__(
+        self,
+        path: str,
+        threads: int = 0,
+        graph_optimization: str = 'all',
+        kernels: Mapping[str, Any] = KERNELS,
+    ) -> None:
         self.path, self.threads, self.graph_optimization = path, threads, graph_optimization
+        self.kernels = kernels
 
     def activate(self) -> None:
         """Cut the file at its plug-ins."""
@@ -145,7 +153,7 @@ class PluginBackend(Backend):
         self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec
         settings = dict(optimization=self.graph_optimization, threads=self.threads)
-        self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)
+        self.model = SteppedModel(onnx.load(self.path), self.kernels, **settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.model.run(feeds)
@@ -157,6 +165,7 @@ def open_with_plugins(
     threads: int = 0,
     graph_optimization: str = 'all',
     providers: Sequence[str] = PROVIDERS,
+    kernels: Mapping[str, Any] = KERNELS,
     **settings: Any,
 ) -> PluginBackend:
     """Return the engine of a file with plug-ins, not active yet."""
@@ -165,4 +174,4 @@ def open_with_plugins(
             f"{path}: its plug-ins are TensorRT's; here they run in numpy, and what is between them in "
             f'{ENGINE} on the CPU: choose that engine'
         )
-    return PluginBackend(path, threads, graph_optimization)
+    return PluginBackend(path, threads, graph_optimization, kernels)

@@ -123,7 +123,12 @@ class BevDetFrame(Network):
         grid = x * warp[:, None, None, :, 0] + y * warp[:, None, None, :, 1] + warp[:, None, None, :, 2]
         present = exists[:, None, None, None].to(view.dtype)
         views = prev_bev * present + view * (1 - present)
-        return functional.grid_sample(views, grid.to(view.dtype), align_corners=True).flatten(0, 1)[None]
+        return sampled(views, grid.to(view.dtype)).flatten(0, 1)[None]
+
+
+def sampled(views: Tensor, grid: Tensor) -> Tensor:
+    """Return views (A, C, Y, X) at the places (A, Y, X, 2), x and y in -1..1; 0 from outside."""
+    return functional.grid_sample(views, grid, align_corners=True)
 
 
 def view_axes(model: nn.Module) -> tuple[int, int, int]:

@@ -26,7 +26,8 @@ def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tenso
     example = {}
     for tensor in contract.inputs:
         if tensor.dtype.startswith('int'):  # sizes of nothing: none is out of range
-            example[tensor.name] = torch.zeros(tensor.axes, dtype=getattr(torch, tensor.dtype), device=device)
+            axes = [1 if isinstance(axis, str) else axis for axis in tensor.axes]
+            example[tensor.name] = torch.zeros(axes, dtype=getattr(torch, tensor.dtype), device=device)
             continue
         values = torch.rand(tensor.axes, generator=generator)
         if len(tensor.axes) > 2 and tensor.axes[-2:] == (4, 4):

@@ -1,0 +1,270 @@
+"""BEVDet's contracts: proven as streams; faults in graphs and runtime are not."""
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import bevdet_golden as golden
+import toy_frames
+from marking import in_suite
+from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.bevdet.runtime import BevDetOnnx, warp
+from mmdeploy_ext.families.parts.runtime.center_boxes import decode
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.synthetic.moments import changed_drive
+from planting import replaced
+from proofs import drive_row
+
+TOYS = dict(bevdet=toy_frames.BEVDET, bevdet4d=toy_frames.BEVDET4D)
+
+
+@pytest.fixture(scope='module')
+def deployments(tmp_path_factory):
+    return {name: toy.load(tmp_path_factory.mktemp(name)) for name, toy in TOYS.items()}
+
+
+@pytest.fixture(scope='module')
+def exports(deployments, tmp_path_factory):
+    """(toy, contract) -> paths of its files, exported when one is asked for."""
+    made = {}
+
+    def export(name, contract='portable'):
+        if (name, contract) not in made:
+            folder = tmp_path_factory.mktemp(f'{name}_{contract}')
+            made[name, contract] = TOYS[name].export(deployments[name], folder, contract=contract)
+        return made[name, contract]
+
+    return export
+
+
+def drive(deployment, frames=4):
+    return synthetic_drive(frames, deployment.rule, scenes=2)
+
+
+CONTRACTS = [('bevdet', 'portable'), ('bevdet', 'trt-plugin'), ('bevdet4d', 'portable')]
+
+
+@pytest.mark.parametrize(('name', 'contract'), in_suite(CONTRACTS, ('bevdet4d', 'portable')))
+def test_the_files_are_proven_as_a_stream(deployments, exports, name, contract):
+    verdict, _ = prove(deployments[name], exports(name, contract), drive(deployments[name]))
+    assert verdict.passed, verdict.failures
+    assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 20
+
+
+@pytest.mark.matrix
+def test_names_ranks_and_the_plugin_are_those_of_the_converter(exports):
+    content = json.loads((golden.require_golden() / 'contract.json').read_text())['graphs']
+    expected = next(graph for name, graph in content.items() if name.startswith('U.bevdet_r50'))
+    graph = onnx.load(exports('bevdet', 'trt-plugin')[0]).graph
+    for side in ('inputs', 'outputs'):
+        values = graph.input if side == 'inputs' else graph.output
+        actual = [(value.name, len(value.type.tensor_type.shape.dim)) for value in values]
+        assert actual == [(entry['name'], len(entry['shape'])) for entry in expected[side]]
+    (node,) = (node for node in graph.node if node.op_type == 'bev_pool_v2')
+    sizes = {entry.name: entry.i for entry in node.attribute if entry.name.startswith('out_')}
+    assert node.domain == 'mmdeploy' and sizes == dict(out_height=32, out_width=32)
+
+
+@pytest.mark.matrix
+def test_a_model_with_a_memory_is_refused_by_the_converters_contract(deployments, tmp_path):
+    with pytest.raises(ConfigError, match='BEVDepth4D'):
+        TOYS['bevdet4d'].export(deployments['bevdet4d'], tmp_path, contract='trt-plugin')
+
+
+def facts_of_grid(name):
+    model = FAMILIES['bevdet'].build(load_config(golden.CONFIGS[name]))
+    return FAMILIES['bevdet'].facts(model)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('prefix', ['r50_f0', 'r50_f1', 'lt_f0'])
+def test_intervals_are_upstreams(prefix):
+    stored, frame = golden.arrays('outputs'), golden.frame(prefix)
+    facts = facts_of_grid(prefix[:3].rstrip('_'))
+    crop = np.diag([*frame['post_rot'][0].diagonal()[:2], 1.0]).astype(np.float64)
+    crop[:2, 2] = frame['post_tran'][0, :2]
+    cells = point_cells(facts, frame['sensor2keyego'].reshape(-1, 6, 4, 4)[0], frame['intrin'], crop)
+    ambiguous = stored[f'{prefix}_cell_ambiguous'].astype(np.int64)
+    cells[ambiguous] = stored[f'{prefix}_cell_ambiguous_cell']
+    tables = intervals(facts, cells)
+    for name, step in dict(ranks_bev=997, ranks_depth=997, ranks_feat=997, interval_starts=97).items():
+        np.testing.assert_array_equal(tables[name][::step], stored[f'{prefix}_{name}_{step}'])
+
+
+@pytest.mark.parametrize('name', ['r50_f0', 'lt_f0'])
+def test_numpy_decodes_and_suppresses_as_upstream(deployments, name):
+    facts = deployments['bevdet'].family.facts(deployments['bevdet'].model)
+    facts = dataclasses.replace(facts, pc_origin=(-51.2, -51.2), max_num=500)
+    maps = {f'{key}_0': value[None] for key, value in golden.head_maps(name).items()}
+    found, stored = decode(maps, facts), golden.arrays('outputs')
+    np.testing.assert_allclose(found.boxes, stored[f'{name}_boxes_3d'], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.scores, stored[f'{name}_scores_3d'], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found.labels, stored[f'{name}_labels_3d'])
+
+
+def test_the_warp_is_upstreams(deployments):
+    facts = deployments['bevdet'].family.facts(deployments['bevdet'].model)
+    facts = dataclasses.replace(
+        facts, grid_low=(-51.2, -51.2, -5.0), grid_step=(0.8, 0.8, 8.0), grid_count=(128, 128, 1)
+    )
+    poses, expected = golden.frame('lt_f0')['sensor2keyego'].astype(np.float64), golden.arrays('outputs')
+    cells = np.stack([*np.meshgrid(np.arange(0, 128, 8), np.arange(0, 128, 8)), np.ones((16, 16))], -1)
+    for index in range(8):
+        grid = cells @ warp(facts, poses[0, 0], poses[index + 1, 0]).T
+        np.testing.assert_allclose(grid, expected['lt_f0_grid_slice'][index], rtol=0, atol=2e-6)
+
+
+def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(deployments, exports):
+    frame, second = synthetic_drive(2, deployments['bevdet4d'].rule, scenes=1)
+    late = dataclasses.replace(second, timestamp_s=frame.timestamp_s + 3.0, scene_token=frame.scene_token)
+    for limits, is_reset in ((dict(), True), (dict(max_gap_s=None), False)):
+        runner = BevDetOnnx(exports('bevdet4d'), **limits)
+        runner.step(frame)
+        assert runner.step(late).was_reset == is_reset
+        assert runner.state.tensors['exists'].sum() == (1 if is_reset else 2)
+
+
+GRAPHS, RUNTIME = (f'mmdeploy_ext.families.bevdet.{module}' for module in ('graphs', 'runtime'))
+BOXES = 'mmdeploy_ext.families.parts.runtime.center_boxes'
+
+
+def moved_frustum(change):
+    """The frustum (D, h, w, 3: x, y, depth) is another one."""
+    return lambda original: lambda *matrices: original(*matrices[:-1], change(matrices[-1].clone()))
+
+
+def half_a_bin(frustum):
+    frustum[..., 2] += 0.5 * (frustum[1, 0, 0, 2] - frustum[0, 0, 0, 2])
+    return frustum
+
+
+def pixel_centres(frustum):
+    frustum[..., 0] = torch.arange(frustum.shape[2]) * 16 + 7.5
+    frustum[..., 1] = (torch.arange(frustum.shape[1]) * 16 + 7.5)[:, None]
+    return frustum
+
+
+def floored(original):
+    def cells_of(points, low, step, count):
+        below = points < low  # truncation would count them
+        return torch.where(below.any(-1), count[0] * count[1], original(points, low, step, count))
+
+    return cells_of
+
+
+FAULTS = {
+    'half a bin': ('bevdet', f'{GRAPHS}:frustum_points', moved_frustum(half_a_bin)),
+    'pixel centres': ('bevdet', f'{GRAPHS}:frustum_points', moved_frustum(pixel_centres)),
+    'sigmoid on depth': (
+        'bevdet',
+        f'{GRAPHS}:Network.lift',
+        lambda original: lambda *inputs: (original(*inputs)[0].log().sigmoid(), original(*inputs)[1]),
+    ),
+    'x and y of the grid exchanged': (
+        'bevdet',
+        f'{GRAPHS}:cells_of',
+        lambda original: lambda points, *grid: original(points[..., [1, 0, 2]], *grid),
+    ),
+    'floor in place of truncation': ('bevdet', f'{GRAPHS}:cells_of', floored),
+    'two cameras exchanged': (
+        'bevdet',
+        f'{RUNTIME}:camera_poses',
+        lambda original: lambda frame: original(frame)[[1, 0, 2, 3, 4, 5]],
+    ),
+    'the motion of the car inverse': (
+        'bevdet4d',
+        f'{RUNTIME}:relative_motion',
+        lambda original: lambda last, present: original(present, last),
+    ),
+    'border padding': (
+        'bevdet4d',
+        f'{GRAPHS}:sampled',
+        lambda original: (
+            lambda views, grid: torch.nn.functional.grid_sample(
+                views, grid, padding_mode='border', align_corners=True
+            )
+        ),
+    ),
+    'oldest frame first': (
+        'bevdet4d',
+        f'{GRAPHS}:sampled',
+        lambda original: lambda views, grid: original(views, grid).flip(0),
+    ),
+    'NMS without the factors of classes': (
+        'bevdet4d',
+        f'{BOXES}:suppress',
+        lambda original: (
+            lambda boxes, task, rule: original(boxes, task, dataclasses.replace(rule, nms_scale=()))
+        ),
+    ),
+    'yaw the other way': (
+        'bevdet4d',
+        f'{BOXES}:suppress',
+        lambda original: (
+            lambda boxes, *more: original(
+                dataclasses.replace(boxes, boxes=boxes.boxes * np.float32([1, 1, 1, 1, 1, 1, -1, 1, 1])),
+                *more,
+            )
+        ),
+    ),
+}
+"""What is wrong -> (toy, place of a public name, the change)."""
+IN_SUITE = ('the motion of the car inverse', 'NMS without the factors of classes')
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, *IN_SUITE))
+def test_a_fault_in_our_own_code_is_not_proven(deployments, exports, tmp_path, fault):
+    name, *change = FAULTS[fault]
+    paths = exports(name)
+    with replaced(*change):
+        if change[0].startswith(GRAPHS):
+            paths = TOYS[name].export(deployments[name], tmp_path)
+        assert not drive_row(deployments[name], paths, drive(deployments[name], 6)).passed
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    'change',
+    [dict(to_rgb=True), dict(cameras=('CAM_FRONT', 'CAM_FRONT_LEFT'))],
+    ids=['R, G, B', 'camera order'],
+)
+def test_a_wrong_rule_of_pictures_is_not_proven(deployments, tmp_path, change):
+    deployment = deployments['bevdet']
+    if 'cameras' in change:
+        names = deployment.rule.cameras
+        change = dict(cameras=(names[1], names[0], *names[2:]))
+    wrong = dataclasses.replace(deployment, rule=dataclasses.replace(deployment.rule, **change))
+    verdict, _ = prove(deployment, TOYS['bevdet'].export(wrong, tmp_path), drive(deployment))
+    assert not verdict.passed
+
+
+@pytest.mark.matrix
+def test_intervals_of_another_rig_are_not_proven(deployments, exports):
+    deployment, kept = deployments['bevdet'], {}
+    (frame,) = synthetic_drive(1, deployment.rule)
+    frames = list(changed_drive(frame))
+    place = 'mmdeploy_ext.consumers.bevdet_plugins.loop:PoolOnnx.tables'
+
+    def stale(original):
+        return lambda self, *rig: kept.setdefault('tables', original(self, *rig))
+
+    paths = exports('bevdet', 'trt-plugin')
+    assert drive_row(deployment, paths, frames).passed
+    with replaced(place, stale):
+        assert not drive_row(deployment, paths, frames).passed
+
+
+def test_centerpoints_head_on_pictures_is_bevdets(deployments):
+    assert find_family(deployments['bevdet'].cfg).name == 'bevdet'
+    cfg = load_config(TOYS['bevdet'].config)
+    cfg.model.img_view_transformer.accelerate = True
+    with pytest.raises(ConfigError, match='accelerate'):
+        deployments['bevdet'].family.build(cfg)
