@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import pickle
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,30 +27,25 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class IgnoredObject:
-    """Replaces objects of mmengine that inference does not need; no code in the file is called.
+    """Stands for an object of a class that PyTorch does not read; no code of the class is called."""
 
-    Measured with mmengine 0.10.7: only `message_hub` names code. A `HistoryBuffer` (curve of a logged scalar)
-    pickles `getattr(HistoryBuffer, 'mean')`.
-    """
+    def __init__(self, *_: object) -> None:
+        """Take any arguments."""
 
     def __setstate__(self, state: object) -> None:
         """Ignore the state."""
 
 
-def ignored_getattr(*_: object) -> None:
-    """Replace `getattr` of a pickle."""
+class IgnoredMapping:
+    """Stands for an object of a class derived from dict, such as mmcv's `ConfigDict`: its items are kept."""
+
+    def __new__(cls, *_: object) -> collections.OrderedDict[Any, Any]:
+        """Return a dict, the only kind of object that PyTorch puts items into."""
+        return collections.OrderedDict()
 
 
-MMENGINE_GLOBALS = (
-    (IgnoredObject, 'mmengine.logging.history_buffer.HistoryBuffer'),
-    (IgnoredObject, 'mmengine.logging.message_hub.MessageHub'),
-    (ignored_getattr, 'builtins.getattr'),
-)
-"""Entries for `torch.serialization.safe_globals`.
-
-Source: mmengine 0.10.7, `HistoryBuffer.__getstate__` and `MessageHub.load_state_dict` (older files hold
-`MessageHub`).
-"""
+MOST_CLASSES = 100
+"""Most classes of a file that are ignored."""
 
 
 def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +63,10 @@ def conversion_advice(path: str, keys: Collection[Any]) -> str:
     """Message for an unconverted checkpoint that this project converts, or ''; `keys` are of its dict."""
     messages = (names.advice(path, keys) for names in (mmdet3_names, rtdetr_names, solo_names))
     return next(filter(None, messages), '')
+
+
+class PickledModelError(CheckpointError):
+    """A file holds an object of the user's class, and no tensors beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,37 +91,56 @@ def read_content(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:
-        # the context takes its entries off torch's list when it ends, also entries that were there before
-        listed = torch.serialization.get_safe_globals()
-        needed = (*numpy_checkpoint_globals(), *MMENGINE_GLOBALS)
-        allowed = [entry for entry in needed if entry not in listed]
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            # unreadable files raise errors below; readable newer pickles need no warning
-            warnings.filterwarnings('ignore', message='Detected pickle protocol')
-            warnings.filterwarnings('ignore', message='.*looks like a TorchScript archive')
-            warnings.filterwarnings('ignore', message='TypedStorage is deprecated')  # torch's own, quantised
-            return torch.load(path, map_location='cpu', weights_only=True)
+        return _load_tensors(path)
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
     except MemoryError:
         raise
     except Exception as error:  # damaged pickles may raise anything: struct.error, AssertionError
         code = re.search(r'GLOBAL ([\w.]+)', str(error))
+        kind = described_kind(path, 'PyTorch')
         if code and 'nsupported' in str(error):
-            message = (
-                f'{path}: holds {code.group(1)}, which would run code on loading; expected tensors and '
-                f'plain values. If you trust its source, load it with your own torch and save '
-                f"{{'state_dict': ...}} again"
-            )
+            message = f'{path}: holds {code.group(1)}, which would run code on loading; do not load this file'
+        elif kind:
+            message = f'{path}: is not a PyTorch checkpoint: it {kind}'
         else:
-            kind = described_kind(path, 'PyTorch')
             message = (
-                f'{path}: is not a PyTorch checkpoint: it {kind}'
-                if kind
-                else f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
+                f'{path}: is not a PyTorch checkpoint, or is truncated or damaged '
                 f'({type(error).__name__}); compare its size and hash with the source'
             )
         raise CheckpointError(message) from error
+
+
+def _load_tensors(path: str) -> Any:
+    """Load plain values and tensors; objects of other classes, such as a script's arguments, are ignored."""
+    ignored: dict[str, type] = {}  # class of the file -> what stands for it
+    while True:
+        try:
+            # the context takes its entries off torch's list when it ends, also entries that were there before
+            listed = torch.serialization.get_safe_globals()
+            needed = *numpy_checkpoint_globals(), *((cls, name) for name, cls in ignored.items())
+            allowed = [entry for entry in needed if entry not in listed]
+            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+                # unreadable files raise errors below; readable newer pickles need no warning
+                warnings.filterwarnings('ignore', message='Detected pickle protocol')
+                warnings.filterwarnings('ignore', message='.*looks like a TorchScript archive')
+                warnings.filterwarnings('ignore', message='TypedStorage is deprecated')  # torch's own
+                return torch.load(path, map_location='cpu', weights_only=True)
+        except pickle.UnpicklingError as error:
+            name = re.search(r'Unsupported global: GLOBAL ([\w.]+)', str(error))
+            mapping = re.search(r"Can only SETITEMS? .* got <class '([\w.]+)'>", str(error))
+            if name and len(ignored) < MOST_CLASSES:
+                full_name = name[1] if '.' in name[1] else f'builtins.{name[1]}'  # as PyTorch names it
+                ignored[full_name] = _ignoring(full_name, IgnoredObject)
+            elif mapping and ignored.get(mapping[1]):
+                ignored[mapping[1]] = IgnoredMapping
+            else:
+                raise
+
+
+def _ignoring(name: str, base: type) -> type:
+    module, _, qualname = name.rpartition('.')
+    return type(qualname, (base,), dict(__module__=module))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -141,6 +161,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if isinstance(content, dict):
             keys = f' with keys {sorted(map(str, content))[:MAX_KEYS]}'
             advice = conversion_advice(path, content)
+        objects = [value for value in (content, state_dict, *values) if isinstance(value, IgnoredObject)]
+        if objects and not advice:
+            kind = type(objects[0])
+            raise PickledModelError(
+                f'{path}: holds an object of {kind.__module__}.{kind.__name__}, which is not loaded, instead '
+                f'of its weights; load it where its classes are, and save '
+                f"{{'state_dict': model.state_dict()}}"
+            )
         raise CheckpointError(
             advice
             or f'{path}: got a {type(content).__name__}{keys}, expected a state dict or '

@@ -21,7 +21,14 @@ from torch import nn
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.sparse.folded_norms import Names, match_names
 from mmdeploy_ext.weights import sparse_layouts as layouts
-from mmdeploy_ext.weights.checkpoint import check_finite, check_types, listed, load_checkpoint, misfits
+from mmdeploy_ext.weights.checkpoint import (
+    PickledModelError,
+    check_finite,
+    check_types,
+    listed,
+    load_checkpoint,
+    misfits,
+)
 from mmdeploy_ext.weights.pickled import read_pickled
 
 COUNTER = 'num_batches_tracked'
@@ -87,9 +94,10 @@ def read_source(path: str | Path) -> Source:
     """Read a file of weights; a pickled module's code is not run."""
     try:
         return Source(str(path), 'state dict', load_checkpoint(path).state_dict)
+    except PickledModelError:
+        pass
     except CheckpointError as error:
-        cause = error.__cause__
-        if not isinstance(cause, pickle.UnpicklingError) or 'nsupported' not in str(cause):
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
             raise
     return Source(str(path), 'pickled module', read_pickled(path))
 
