@@ -165,8 +165,8 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
     if len(outputs) != len(names):
         raise ConfigError(
-            f'{type(head).__name__}: gives {len(outputs)} tensors, expected {len(names)}: {", ".join(names)}; '
-            f'use {OWN}'
+            f'{type(head).__name__}: gives {len(outputs)} tensors, expected {len(names)}: '
+            f'{", ".join(names)}; use {OWN}'
         )
     if not torch.jit.is_tracing():  # the export has run the model once before it traces
         _check_channels(model, outputs)
