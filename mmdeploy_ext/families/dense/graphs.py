@@ -180,7 +180,7 @@ def _check_channels(model: nn.Module, outputs: list[torch.Tensor]) -> None:
         if tensor.shape[1] != expected:
             head = type(model.bbox_head).__name__
             raise ConfigError(
-                f'{head}: {name} has {tensor.shape[1]} channels, expected {expected}; use {OWN}'
+                f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}, else use {OWN}'
             )
 
 

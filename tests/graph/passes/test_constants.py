@@ -1,0 +1,36 @@
+"""What depends on no input of a graph becomes a constant; weights stay."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.graph.passes.constants import compute_constants
+from mmdeploy_ext.graph.run import run
+
+
+class Grid(nn.Module):
+    """Places of the cells of a map, as anchors have them, and a row of weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 2))
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        xs, ys = torch.arange(width) * 8.0, torch.arange(height) * 8.0
+        cells = torch.stack([xs.repeat(height), ys.view(-1, 1).repeat(1, width).view(-1)], 1)
+        return x.flatten(1).mean() * self.weight + cells, cells.sum(0)
+
+
+def test_places_of_cells_are_constants_and_weights_keep_their_names():
+    x = torch.rand(1, 1, 3, 4)
+    model = export_module(Grid(), [x], input_names=['x'], output_names=['places', 'sum'])
+    folded, changed = compute_constants(model)
+    operators = {node.op_type for node in folded.graph.node}
+    assert changed and not operators & {'Shape', 'Range', 'Expand', 'Tile', 'ConstantOfShape', 'Unsqueeze'}
+    assert 'weight' in {tensor.name for tensor in folded.graph.initializer}
+    values = [run(graph, {'x': x.numpy()}) for graph in (model, folded)]
+    for name in values[0]:
+        np.testing.assert_array_equal(values[0][name], values[1][name])
+    assert not compute_constants(folded)[1]
