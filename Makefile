@@ -42,7 +42,7 @@ begin = mkdir -p $(STAMPS); start=$$SECONDS; echo "[env] $(1)"
 finish = rm -f $(STAMPS)/$(firstword $(subst -, ,$(@F)))-*; touch $@; echo "[env]     done in $$((SECONDS - start)) s"
 packages_of = $$($(1)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 
-.PHONY: help env env-tensorrt env-mmdet3 env-rotate test test-fast test-matrix test-workshop test-rotate demo \
+.PHONY: help env env-tensorrt env-mmdet3 env-rotate test test-fast test-matrix test-workshop test-rotate coverage demo \
     demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
 
 help:
@@ -52,6 +52,7 @@ help:
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make env-tensorrt, env-mmdet3, env-rotate   optional TensorRT-RTX (233 MB), mmdet 3, mmrotate; make test-rotate'
 	echo 'make benchmark    every family on every engine that is here    make zoo   every config of the installed mmdet'
+	echo 'make coverage     the lines of mmdeploy_ext/ that the suite runs'
 	echo 'make doctor       versions, engines, and what is wrong with a fix     make lint   ruff'
 	echo 'make site         the documentation as a site, build/site/index.html     make test-workshop  its tests'
 	echo 'make clean        caches and work_dirs                      make distclean  .venv too'
@@ -119,9 +120,10 @@ FAST := test_layout.py test_guards.py contract core engines evaluate graph lint 
 test: tests := tests --ignore=tests/workshop
 test-fast: tests := $(addprefix tests/,$(FAST))
 test-matrix: tests := tests -m matrix
+coverage: tests := tests --ignore=tests/workshop --cov=mmdeploy_ext --cov-report=term:skip-covered
 test-workshop: tests := tests/workshop -m 'matrix or not matrix'
-test test-fast test-matrix test-workshop: export PYTHONDONTWRITEBYTECODE :=
-test test-fast test-matrix test-workshop: $(ENV)
+test test-fast test-matrix test-workshop coverage: export PYTHONDONTWRITEBYTECODE :=
+test test-fast test-matrix test-workshop coverage: $(ENV)
 	$(RUN) -m pytest $(tests) -n auto --dist loadfile --durations=20 -ra $(PYTEST_ARGS)
 
 demo-stream: toy := projects/configs/StreamPETR/stream_petr_toy demo/checkpoints/stream_petr_toy.pth work_dirs/demo_stream 120
@@ -143,7 +145,7 @@ site: $(ENV)
 	echo 'site: build/site/index.html'
 
 clean:
-	rm -rf work_dirs build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf work_dirs build dist .coverage .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -53,6 +53,7 @@ def test_a_fresh_export_is_equal_and_says_so_first(deployment, path, tmp_path):
     assert graph.equal and graph.text == f'equal to a fresh export ({graph.nodes:,} nodes)'
 
 
+@pytest.mark.matrix
 def test_exact_group_normalisation_is_an_option_of_the_file_and_held_to_every_node(deployment, tmp_path):
     path = export_toy(deployment, tmp_path / 'raw.onnx', form='raw', group_norm='exact')
     model = onnx.load(path)
@@ -153,6 +154,7 @@ def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_
     assert '--cfg-options model.test_cfg.score_thr=0.3' in out
 
 
+@pytest.mark.matrix
 def test_what_was_asked_for_decides_not_what_the_file_says(tmp_path, capsys, path, monkeypatch):
     monkeypatch.setattr(ladder, 'prove', level_1_alone)
     status, out, _ = verdict_of(

@@ -163,7 +163,7 @@ def name_of(case):
     return f'{name}-{settings.split("_")[0]}-{key}'
 
 
-@pytest.mark.suite('atss-bbox-nms_pre')
+@pytest.mark.matrix
 @pytest.mark.parametrize('case', CASES, ids=name_of)
 def test_a_lowered_limit_is_proven_and_one_row_less_is_not(case, tmp_path):
     name, path, key = case
