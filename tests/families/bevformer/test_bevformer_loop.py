@@ -70,6 +70,7 @@ def test_an_emptied_memory_changes_the_metrics(infos, work_dir, tmp_path):
     assert metrics(tmp_path, 'pth') != metrics(work_dir, 'pth')
 
 
+@pytest.mark.matrix
 def test_run_draws_infos_and_says_what_stands_for_a_missing_record(infos, exported, tmp_path, capsys):
     out, found = tmp_path / 'drawn', tmp_path / 'found.json'
     words = [str(exported), str(infos), '--out', str(out), '--json', str(found)]
@@ -95,6 +96,7 @@ def test_a_folder_of_one_graph_is_quantised_on_a_drive(infos, exported, tmp_path
     assert 'NOT WITHIN INT8 BARS: teacher-forced: all_bbox_preds [velocity]' in out
 
 
+@pytest.mark.matrix
 def test_a_record_in_the_infos_is_taken(infos, exported, tmp_path, capsys):
     content = pickle.loads(infos.read_bytes())
     content['infos'] = [dict(content['infos'][0], can_bus=np.arange(18.0))]

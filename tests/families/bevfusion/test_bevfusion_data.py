@@ -127,6 +127,7 @@ def runs(checkpoint, options, tmp_path_factory):
     return work_dir
 
 
+@pytest.mark.matrix  # in the suite: the loops of StreamPETR and CenterPoint
 def test_both_engines_run_the_data_set_and_the_dump_agrees(runs, checkpoint, options, tmp_path, capsys):
     reference, candidate = (read_json(runs / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
     assert reference.keys() == candidate.keys()

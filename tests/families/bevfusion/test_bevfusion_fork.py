@@ -41,6 +41,7 @@ def verdict(toy):
     return proof_of(toy)
 
 
+@pytest.mark.matrix
 def test_the_files_equal_what_the_code_of_the_repository_gives(verdict, repository):
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30
@@ -48,6 +49,7 @@ def test_the_files_equal_what_the_code_of_the_repository_gives(verdict, reposito
     assert str(repository[0]) in ' '.join(verdict.notes)
 
 
+@pytest.mark.matrix
 def test_a_verdict_names_the_classes_of_the_repository_and_its_copy_of_mmdet3d(verdict):
     lines = verdict.model_classes
     assert lines[0].startswith('BEVFusion (mmdet3d/models/fusion_models/bevfusion.py')

@@ -18,9 +18,10 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import points as inputs
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import replaced, result
-from proofs import OF_OTHER_CONTRACTS, refuted
+from proofs import refuted
 from toy_autoware import key
 from verdicts import cases_of, graphs_of, matched_of
 
@@ -61,10 +62,10 @@ def copied(folder, place):
     return place
 
 
-@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
-def test_the_folder_is_proven_through_the_nodes_loop(toy, proof):
+@pytest.mark.matrix  # in the suite: the proof of test_centerpoint_export.py
+def test_the_folder_is_proven_through_the_nodes_loop(toy):
     deployment, folder, *_ = toy
-    verdict, _ = proof(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 10
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {

@@ -230,6 +230,7 @@ SWIN = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(('cfg_options', 'opset'), [(DEFORMABLE, 19), (SWIN, 17)], ids=['DCNv2', 'Swin'])
 def test_other_backbones_are_proven_at_any_size_with_the_opset_that_they_need(tmp_path, cfg_options, opset):
     deployment, path = load(tmp_path, cfg_options), str(tmp_path / 'm.onnx')

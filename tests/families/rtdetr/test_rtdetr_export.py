@@ -65,6 +65,7 @@ def test_the_raw_graph_is_proven_tensor_by_tensor(toy, raw):
     }
 
 
+@pytest.mark.matrix
 def test_a_wrong_graph_is_not_proven(toy, raw, folder):
     model = onnx.load(raw)
     names = {value.name: value for value in model.graph.initializer}

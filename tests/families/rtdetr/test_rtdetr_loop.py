@@ -9,6 +9,7 @@ import toy_rtdetr
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
+pytestmark = pytest.mark.matrix  # in the suite: the loop by ATSS (test_test_loop.py)
 SAMPLES = 3
 
 
@@ -19,7 +20,7 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope='module', params=[pytest.param('full', marks=pytest.mark.matrix), 'raw'])
+@pytest.fixture(scope='module', params=['full', 'raw'])
 def run(request, data, tmp_path_factory):
     """Return form, folder and metrics of a run by PyTorch and one by ONNX Runtime."""
     folder = tmp_path_factory.mktemp(request.param)

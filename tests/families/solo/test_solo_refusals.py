@@ -55,6 +55,7 @@ def test_an_option_that_the_model_does_not_take(more, words, bench):
     bench.refuses('export', *words, more=more, config=SOLO, checkpoint=TRAINED)
 
 
+@pytest.mark.matrix
 def test_more_candidates_than_the_cap_are_an_error_not_a_shorter_list(bench):
     path = bench.folder / 'solo.onnx'
     more = '--shape 128 160 --max-candidates 1'

@@ -68,6 +68,7 @@ def evaluate(folder, work_dir, tail, *options):
     return test_app.main([*argv, *options])
 
 
+@pytest.mark.matrix
 def test_a_dump_without_memory_is_compared_without_memory(folder, tmp_path, capfd):
     """The frames of memory='reset' say prev_exists 0, within a scene too."""
     settings = 'type="TorchBackend", dump=dict(frames=6), memory="reset"'

@@ -129,12 +129,12 @@ def session_of(kind, form, exporter='torchscript'):
 
 @pytest.mark.parametrize(
     ('kind', 'exporter'),
-    [('cascade_mask', 'torchscript')]
+    [('mask', 'torchscript')]
     + [
         pytest.param(kind, exporter, marks=pytest.mark.matrix)
         for kind in WHOLE
         for exporter in ('torchscript', 'dynamo')
-        if (kind, exporter) != ('cascade_mask', 'torchscript')
+        if (kind, exporter) != ('mask', 'torchscript')
     ],
 )
 def test_two_files_one_after_the_other_give_the_results_at_sizes_and_batches_that_they_never_saw(
