@@ -3,7 +3,6 @@
 import pytest
 import torch
 from mmdet.models.dense_heads import RepPointsHead, VFNetHead
-from test_dense_heads import SIZE, eager, images, same
 
 import dense_heads
 import own_heads
@@ -15,6 +14,7 @@ from mmdeploy_ext.families.dense.graphs import DenseFullForm
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.opening import open_model
 from mmdeploy_ext.seeded.weights import write_seeded
+from test_dense_heads import SIZE, eager, images, same
 
 REPO = dense_heads.REPO
 OWN = "custom_imports = dict(imports=['own_heads'], allow_failed_imports=False)\n"

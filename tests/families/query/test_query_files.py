@@ -58,7 +58,7 @@ def verdict_of(deployment, path):
     return prove(deployment, str(path), IMAGES, {})[0]
 
 
-@pytest.mark.parametrize('kind', in_suite(TOYS, 'plain', 'corner'))
+@pytest.mark.parametrize('kind', in_suite(TOYS, 'plain'))
 def test_a_file_is_proven(kind, deployment_of, tmp_path):
     verdict = verdict_of(deployment_of(kind), tmp_path / 'm.onnx')
     assert verdict.passed, verdict.failures

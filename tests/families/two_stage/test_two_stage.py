@@ -59,8 +59,7 @@ def same(kind, model, outputs, prepared, least=1, ties=0):
 
 
 @pytest.mark.suite(
-    'staged', 'scnet', 'htc', 'guided', 'judged', 'grid', 'coarse', 'points', 'legacy', 'moved', 'double',
-    'sabl', 'rpn', 'fast',
+    'scnet', 'htc', 'guided', 'judged', 'grid', 'points', 'legacy', 'moved', 'sabl', 'fast',
 )  # fmt: skip
 @pytest.mark.parametrize(
     'kind', [pytest.param(kind, marks=[pytest.mark.matrix] if kind in LIKE else []) for kind in KINDS]
