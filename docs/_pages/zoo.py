@@ -51,10 +51,10 @@ EXPLANATIONS = {
     '`_base_/models/faster_rcnn_r50_fpn.py`, whose detector has no `bbox_head`, where RetinaNet was meant',
     'grid_rcnn/grid_rcnn_r50_fpn_gn-head_1x_coco.py': 'the limit was 5 GB',
     'hrnet/htc_hrnetv2p_w18_20e_coco.py': 'of the bright picture PyTorch itself keeps 99 of its 100 results '
-    'with its layers in float64, an IoU of 0.994: `python tests/support/own_rounding.py`',
+    'with its layers in float64, an IoU of 0.994',
     'resnest/cascade_rcnn_s101_fpn_syncbn-backbone+head_mstrain-range_1x_coco.py': 'of the dark picture '
     'PyTorch itself keeps 99 of its 100 results with its layers in float64, scores 1.2e-4 off, although its '
-    'features are within 1.2e-6: `python tests/support/own_rounding.py`',
+    'features are within 1.2e-6',
 }
 """Config -> what is behind the reason for which it is not proven."""
 

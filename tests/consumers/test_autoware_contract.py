@@ -330,34 +330,6 @@ def test_values_that_are_not_those_of_the_export_are_errors(tmp_path):
     assert rules == [('export', 'model_params.point_cloud_range'), ('export', 'model_params.class_names')]
 
 
-@pytest.mark.parametrize(
-    ('names', 'warned'),
-    [
-        (['BUS', 'TRUCK', 'PEDESTRIAN'], [0]),  # another word of the node
-        (['CAR', 'CAR', 'PEDESTRIAN'], [1]),  # the name of another label
-        (['CAR', 'TRUCK', 'BICYCLE'], []),  # 'person' is no word of the node
-    ],
-)
-def test_a_label_with_another_known_name_than_its_export_is_a_warning(names, warned, tmp_path):
-    toy_autoware.streampetr(tmp_path)
-    for file in sorted(tmp_path.glob('*.onnx')):
-        exported_from(file.name, classes=['car', 'truck', 'person'])(tmp_path)
-    key(STREAM, 'model_params.class_names', names)(tmp_path)
-    found = check(tmp_path)[0]
-    assert [(one.rule, one.severity) for one in found if one.rule != 'class'] == [
-        ('export', 'warning')
-    ] * len(warned)
-    assert all(f'class_names[{label}] is' in one.message for label, one in zip(warned, found, strict=True))
-
-
-def test_files_of_two_checkpoints_are_a_warning(tmp_path):
-    toy_autoware.centerpoint(tmp_path)
-    exported_from(ENCODER)(tmp_path)
-    exported_from(HEAD, 'b')(tmp_path)
-    (found,) = check(tmp_path)[0]
-    assert (found.node, found.rule, found.severity) == (HEAD, 'mixture', 'warning')
-
-
 def test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder(tmp_path, capsys):
     """`main` is all that tools/deployment/check_autoware.py has."""
     toy_autoware.centerpoint(tmp_path)

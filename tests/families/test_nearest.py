@@ -5,7 +5,7 @@ import pytest
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, find_family
 from mmdeploy_ext.families.nearest import part_types
 
 CASES = {
@@ -43,18 +43,6 @@ def test_a_backbone_alone_is_no_detector_and_the_message_says_what_exports_it():
     assert find_family(cfg).product == BACKBONE
     with pytest.raises(ConfigError, match='--backbone'):
         find_family(cfg, DETECTOR)
-
-
-def test_two_families_with_equal_claims_are_an_error(monkeypatch):
-    class Twin(type(FAMILIES['dense'])):
-        name = 'twin'
-
-    monkeypatch.setitem(FAMILIES, 'twin', Twin())
-    cfg = load_config('configs/demo/atss_toy.py')
-    with pytest.raises(ConfigError, match='dense and twin claim its model equally'):
-        find_family(cfg)
-    monkeypatch.setattr(Twin, 'claims', lambda self, cfg: Claim.DETECTOR)
-    assert find_family(cfg).name == 'twin'
 
 
 def test_a_copy_of_a_head_under_another_base_hears_how_to_try_the_original():

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import mmdeploy_ext
 from mmdeploy_ext import register_family
@@ -13,12 +12,10 @@ from mmdeploy_ext.cli import command, export_app
 from mmdeploy_ext.contract import registry
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.seeded.weights import write_seeded
-from verdicts import cases_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTSIDE = REPOSITORY / 'tests/support/outside_package'
@@ -67,19 +64,6 @@ def test_the_same_by_functions(exported):
         assert len(model(read_image(PICTURE))) == 6
 
 
-def test_weights_that_a_family_calls_unused_and_a_checkpoint_lacks_prove_nothing(exported, monkeypatch):
-    _, folder = exported
-    weights = torch.load(folder / 'gauges.pth')['state_dict']
-    head = 'bbox_head.bbox_pred.'
-    without = {name: tensor for name, tensor in weights.items() if not name.startswith(head)}
-    torch.save(dict(state_dict=without), folder / 'without.pth')
-    monkeypatch.setattr(type(FAMILIES['gauges']), 'ignored_prefixes', (head,))
-    made = mmdeploy_ext.export(CONFIG, folder / 'without.pth', folder / 'without.onnx', height=64, width=64)
-    verdict = mmdeploy_ext.prove(CONFIG, folder / 'without.pth', made.files[0])
-    failures = [failure for case in cases_of(verdict) for failure in case.failures]
-    assert not verdict.passed and 'NaN' in failures[0]
-
-
 def test_the_same_file_is_drawn_by_its_runtime(exported):
     _, folder = exported
     words = ['run', folder / 'm.onnx', PICTURE, '--out', folder / 'drawn', '--json', folder / 'c.json']
@@ -103,11 +87,3 @@ def test_a_name_is_taken_once(registered):
         register_family('Upper', 'a:A')
     with pytest.raises(ConfigError, match=r"expected 'module:Class'"):
         register_family('right', 'a.A')
-
-
-def test_a_family_that_is_not_there_is_named(registered):
-    register_family('bare', 'bare.family:Bare')
-    with pytest.raises(ConfigError, match="'bare'"):
-        runtime_of('bare')
-    with pytest.raises(ModelFileError, match="'absent'"):
-        runtime_of('absent')

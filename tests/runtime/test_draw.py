@@ -59,14 +59,6 @@ def test_labels_are_whole_at_every_border(box):
     assert place[2] - place[0] >= text_w and place[3] - place[1] >= text_h
 
 
-def test_odd_names_and_labels_are_no_crash():
-    draw.draw_detections(GREY, one([5, 5, 50, 50], label=7), ['cat'])
-    draw.draw_detections(GREY, one([5, 5, 50, 50]), ['行人'])
-    draw.draw_detections(np.zeros((4, 5, 3), np.uint8), one([0, 0, 4, 3]), ['cat'])
-    none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    assert (draw.draw_detections(GREY, none, ['cat']) == GREY).all()
-
-
 def test_small_images_are_enlarged_with_their_boxes_and_large_ones_stay():
     image, found = draw.enlarged(GREY, one([50, 100, 200, 250]), side=900)
     assert image.shape == (600, 800, 3) and found.bboxes_xyxy.tolist() == [[100, 200, 400, 500]]

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from test_two_stage import Metadata, by_mmrotate, detector, run
 
 from mm2onnx_mmrotate import angles
 from mm2onnx_mmrotate.detections import RotatedDetections
@@ -12,6 +11,7 @@ from mm2onnx_mmrotate.task import match_detections
 from mm2onnx_mmrotate.two_stage import boxes, coders
 from mm2onnx_mmrotate.two_stage.runtime import detections
 from mmdeploy_ext.exporting.postprocess import suppression
+from test_two_stage import Metadata, by_mmrotate, detector, run
 
 
 def other_layers(monkeypatch, **changes):

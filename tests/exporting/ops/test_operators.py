@@ -1,6 +1,5 @@
 """From "unsupported operator" to a running file: every form of an operator, on both exporters."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 import toy_operators as toys
-from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops import forms
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as, register
@@ -126,15 +125,3 @@ def test_a_node_of_no_registered_operator_is_named():
     model = onnx.helper.make_model(onnx.helper.make_graph([node], 'g', [], []))
     with pytest.raises(ExportError, match=r"'n1'.*mm2onnx\.Nothing"):
         forms.finish(model, 'torchscript', 18, export_module)
-
-
-def test_an_incomplete_operator_is_refused(own):
-    with pytest.raises(ExportError, match='SoftLimit'):
-        dataclasses.replace(own, traceable=None)
-
-
-def test_one_name_is_one_operator_and_an_unknown_form_is_refused(own):
-    with pytest.raises(ExportError, match='SoftLimit'):
-        register(own)
-    with pytest.raises(UsageError, match='inline'), operators_as('inline'):
-        pass

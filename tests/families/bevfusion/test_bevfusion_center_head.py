@@ -14,7 +14,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.facts import Circle, Rotated
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
-from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.models.bevfusion.fusion import HEADS
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from toy_atss import REPO
@@ -111,22 +110,6 @@ def test_what_there_is_no_place_for_is_refused_by_name(case):
     changes, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
         head(test_cfg=changes)
-
-
-def test_an_engine_that_takes_the_other_head_is_refused(tmp_path):
-    config = toy_bevfusion.write_config(tmp_path / 'm.py', **toy_bevfusion.alone('centers'))
-    cfg = load_config(config)
-    family = find_family(cfg)
-    with pytest.raises(ConfigError, match="type='CenterHead'"):
-        contract_of(family, dict(contract='cuda-bevfusion')).check(cfg)
-
-
-def test_an_unknown_head_is_refused_by_name(tmp_path):
-    changes = toy_bevfusion.merged(toy_bevfusion.CHANGES, dict(heads=dict(object=dict(type='BBoxHead'))))
-    cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **changes))
-    family = find_family(cfg)
-    with pytest.raises(ConfigError, match=r"type='BBoxHead'.*TransFusionHead.*CenterHead"):
-        family.check(cfg, family.choose())
 
 
 @pytest.mark.parametrize(('name', 'count', 'cells'), [('swint', 637, (256, 256)), ('r50', 750, (128, 128))])

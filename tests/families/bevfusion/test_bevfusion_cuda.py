@@ -9,12 +9,10 @@ import pytest
 
 import bevfusion_golden
 import toy_bevfusion
-from mmdeploy_ext.cli.check_app import main as check_any
 from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.consumers.cuda_bevfusion import loop as cuda
 from mmdeploy_ext.consumers.cuda_bevfusion.folder import check
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving.ladder import prove
@@ -102,12 +100,6 @@ def test_names_shapes_and_types_are_those_of_the_contract():
                 assert tensor.name == facts.get('name', tensor.name)
                 assert [1 if size == 'n' else size for size in facts['shape']] == list(tensor.axes)
     assert options.fixed['opset'] == ('contract', 13)
-
-
-@pytest.mark.parametrize('given', [dict(opset=17), dict(precision='fp16')], ids=str)
-def test_what_the_contract_fixes_is_refused_otherwise(known, given):
-    with pytest.raises(UsageError, match='--contract'):
-        known.family.choose(**CONTRACT, **given).check(names=given)
 
 
 # ---- the reader of anybody's files
@@ -201,15 +193,6 @@ def test_the_reader_says_what_the_engine_would_do(copied, kind):
     new = [one for one in check(copied)[0] if one not in before]
     wanted = 'error' if kind in BROKEN else 'warning'
     assert (wanted, file, rule) in {(one.severity, one.node, one.rule) for one in new}, new
-
-
-def test_the_command_reads_a_folder_and_ends_with_its_verdict(copied, tmp_path):
-    target = tmp_path / 'found.json'
-    assert check_any([str(copied), '--json', str(target)]) == 1
-    found = json.loads(target.read_text())
-    assert found['contract'] == 'cuda-bevfusion' and not found['kept']
-    assert check_any([str(copied / 'nowhere')]) == 2
-    assert check_any([str(copied), '--contract', 'other']) == 2
 
 
 def test_the_tables_of_a_rig_are_written_as_the_runtime_has_them(copied, frames, tmp_path, capsys):

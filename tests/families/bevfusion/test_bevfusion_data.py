@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.cli import export_app, test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
 from mmdeploy_ext.core.files import read_json
@@ -127,6 +127,7 @@ def runs(checkpoint, options, tmp_path_factory):
     return work_dir
 
 
+@pytest.mark.matrix  # in the suite: the loops of StreamPETR and CenterPoint
 def test_both_engines_run_the_data_set_and_the_dump_agrees(runs, checkpoint, options, tmp_path, capsys):
     reference, candidate = (read_json(runs / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
     assert reference.keys() == candidate.keys()
@@ -144,13 +145,6 @@ def test_both_engines_run_the_data_set_and_the_dump_agrees(runs, checkpoint, opt
     assert evaluate(ONNX, checkpoint, work_dir, options) == 1
     said = capsys.readouterr().out
     assert said.count('agrees (worst') == 1 and 'DIFFERS: bev' in said
-
-
-def test_a_sweep_alone_is_no_sample(checkpoint, tmp_path, capsys):
-    (tmp_path / 'sweep.bin').write_bytes(np.zeros((10, 5), np.float32).tobytes())
-    words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify', '--test-img']
-    assert export_app.main([*words, str(tmp_path / 'sweep.bin')]) == 2
-    assert 'frames' in capsys.readouterr().err
 
 
 # ---- without PyTorch
@@ -195,54 +189,3 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, tmp_path):
     for name in MATRICES:
         gap = np.abs(found.calibration[name] - wanted.calibration[name]).max()
         assert gap < 1e-6 * np.abs(wanted.calibration[name]).max() + 1e-6, name
-
-
-@pytest.mark.matrix
-def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, options, tmp_path, capsys):
-    """What it finds then is what it finds with a black file in its place."""
-    import pickle
-
-    import cv2
-
-    from mmdeploy_ext.cli import run_app
-
-    with open(options['data.test.ann_file'], 'rb') as stream:
-        content = pickle.load(stream)
-    content['infos'] = content['infos'][:1]
-    cameras = content['infos'][0]['cams']
-    black, given, told = (str(tmp_path / name) for name in ('black.png', 'infos.pkl', 'found.json'))
-    cv2.imwrite(black, np.zeros_like(cv2.imread(cameras['CAM_FRONT']['data_path'])))
-    folder, found = str(runs / 'bevfusion_toy_portable'), {}
-    for name in (black, 'x.png'):
-        cameras['CAM_FRONT']['data_path'] = name
-        with open(given, 'wb') as stream:
-            pickle.dump(content, stream)
-        words = [folder, given, '--out', str(tmp_path / 'out'), '--json', told]
-        if name == 'x.png':
-            assert run_app.main(words) == 2
-            assert 'picture x.png is not there' in capsys.readouterr().err
-            words.append('--black-if-missing')
-        assert run_app.main(words) == 0, capsys.readouterr()
-        (found[name],) = read_json(told)['frames']
-    assert '(CAM_FRONT black)' in capsys.readouterr().out
-    assert found['x.png']['black'] == ['CAM_FRONT'] and 'black' not in found[black]
-    assert found['x.png']['detections'] == found[black]['detections']
-
-
-@pytest.mark.matrix
-def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options, tmp_path):
-    """Its other graphs give what it takes; heads and the heat map, which is sorted, stay float."""
-    from mmdeploy_ext.cli import quantize_app
-    from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
-
-    words = [f'{runs}/bevfusion_toy_portable', '--calibrate', options['data.test.ann_file'], '--rounds', '0']
-    report, target = tmp_path / 'r.json', tmp_path / 'int8'
-    assert quantize_app.main([*words, '--output', str(target), '--json', str(report), '--reduce-range']) == 0
-    found = read_json(report)
-    assert (found['images'], found['images_are']) == (2, 'frames')
-    assert found['layers'] > 50 and any('heatmap_head' in name for name in found['float_layers'])
-    assert all(figures['cosine'] > 0.99 for figures in found['outputs'].values())
-    names = 'depth', 'frame', 'lidar', 'rig'
-    assert sorted(path.name for path in target.iterdir()) == [f'{name}.onnx' for name in names]
-    with BEVFusionOnnx(target) as runtime:
-        assert runtime.metadata.precision == 'int8'

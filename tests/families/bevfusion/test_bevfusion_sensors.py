@@ -10,8 +10,7 @@ import torch
 
 import toy_bevfusion
 from marking import in_suite
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError
 from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.models.bevfusion.neck import GeneralizedLSSFPN
@@ -73,15 +72,6 @@ def test_the_files_of_the_engine_take_both(toys, sensor):
         contract_of(toy.family, dict(contract='cuda-bevfusion')).check(toy.cfg)
 
 
-def test_depth_of_points_without_points_is_refused_by_name(tmp_path):
-    changes = toy_bevfusion.alone('camera')
-    changes['encoders']['camera']['vtransform'].pop('type')
-    cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **changes))
-    toy = toy_bevfusion.find_family(cfg)
-    with pytest.raises(ConfigError, match='DepthLSSTransform'):
-        toy.check(cfg, toy.choose())
-
-
 def test_a_neck_enlarges_maps_as_the_original_does_if_its_config_does_not_say():
     torch.manual_seed(0)
     neck, maps = GeneralizedLSSFPN([2, 3], 4).eval(), (torch.rand(1, 2, 6, 6), torch.rand(1, 3, 3, 3))
@@ -91,11 +81,3 @@ def test_a_neck_enlarges_maps_as_the_original_does_if_its_config_does_not_say():
     assert torch.equal(neck(maps)[0], named(maps)[0])
     bare = GeneralizedLSSFPN([2, 3], 4, norm_cfg=None, act_cfg=None)
     assert not [key for key in bare.state_dict() if '.bn.' in key] and bare(maps)[0].min() < 0
-
-
-def test_the_form_of_a_sparse_backbone_is_refused_without_lidar_and_with_files_of_another_engine(toys):
-    camera, lidar = (toys(sensor).family for sensor in ('camera', 'lidar'))
-    with pytest.raises(UsageError, match=r'--sparse-form.*m\.py'):
-        camera.check(toys('camera').cfg, camera.choose(sparse_form='tables'))
-    with pytest.raises(UsageError, match=r'--sparse-form.*--contract'):
-        lidar.choose(sparse_form='tables', contract='autoware').check()

@@ -13,21 +13,19 @@ from mmdeploy_ext.consumers.autoware import boxes, pillars
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS, AutowareCenterPoint
 from mmdeploy_ext.consumers.autoware.settings import read_settings
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import points as inputs
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import replaced, result
-from proofs import OF_OTHER_CONTRACTS, refuted
-from toy_autoware import key
+from proofs import refuted
 from verdicts import cases_of, graphs_of, matched_of
 
 AUTOWARE = dict(contract='autoware')
 RUNTIME = 'mmdeploy_ext.consumers.autoware'
-HERE = f'{RUNTIME}.centerpoint_export'
-ML = 'ml_package.param.yaml'
 
 
 @pytest.fixture(scope='module')
@@ -55,16 +53,10 @@ def points(seed):
     return np.ascontiguousarray(found)
 
 
-def copied(folder, place):
-    for path in folder.iterdir():
-        (place / path.name).write_bytes(path.read_bytes())
-    return place
-
-
-@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
-def test_the_folder_is_proven_through_the_nodes_loop(toy, proof):
+@pytest.mark.matrix  # in the suite: the proof of test_centerpoint_export.py
+def test_the_folder_is_proven_through_the_nodes_loop(toy):
     deployment, folder, *_ = toy
-    verdict, _ = proof(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 10
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {
@@ -94,30 +86,6 @@ def test_boxes_are_those_of_our_own_runtime_within_a_centimetre(toy, ours):
             gap[:, 6] = np.abs((gap[:, 6] + np.pi) % (2 * np.pi) - np.pi)
             assert gap.max() < 0.01, gap.max(0)
             np.testing.assert_allclose(one.scores[one_known], two.scores[known], atol=1e-5)
-
-
-def sine_first(original):
-    return lambda outputs: tuple(
-        one.flip(1) if name == 'rot' else one
-        for name, one in zip(boxes.OUTPUTS, original(outputs), strict=True)
-    )
-
-
-@pytest.mark.matrix
-def test_boxes_of_another_convention_in_the_graph_are_refused(toy, tmp_path):
-    from mmdeploy_ext.families import model as deploy
-    from mmdeploy_ext.families.files import export_files
-
-    deployment = deploy.load(*toy[2:])
-    options = deployment.family.choose(**AUTOWARE, opset=17)
-    with replaced(f'{HERE}:node_outputs', sine_first):
-        export_files(deployment, options, str(tmp_path))
-        try:
-            verdict = refuted(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
-        except ModelFileError as error:  # sizes and angles of two conventions
-            assert 'of synthetic boxes' in str(error)
-            return
-    assert not verdict.proven and not cases_of(verdict)[0].passed
 
 
 def shifted(found, *_):
@@ -156,29 +124,6 @@ def test_a_fault_between_the_files_is_refused(toy, fault):
     assert all(graph.passed for graph in graphs_of(verdict)) and not cases_of(verdict)[0].passed
 
 
-M = 'model_params.'
-EDITED = {
-    'a range moved': (f'{M}point_cloud_range', [-6.0, -6.4, -1.6, 6.8, 6.4, 1.6]),
-    'a norm of the angle': (f'{M}yaw_norm_thresholds', [0.9, 0.9, 0.9]),
-}
-
-
-@pytest.mark.parametrize('edit', in_suite(EDITED, 'a norm of the angle'))
-def test_a_manifest_that_was_edited_is_refused(toy, tmp_path, edit):
-    deployment, folder, *_ = toy
-    copied(folder, tmp_path)
-    key(ML, *EDITED[edit])(tmp_path)
-    verdict = refuted(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
-    assert not verdict.proven and not cases_of(verdict)[0].passed
-
-
-def test_a_manifest_that_the_node_rejects_is_refused_by_key(toy, tmp_path):
-    copied(toy[1], tmp_path)
-    key(ML, 'version', '4.0')(tmp_path)
-    with pytest.raises(ModelFileError, match=r"'4.0'"):
-        AutowareCenterPoint(tmp_path)
-
-
 def checked(family, cfg):
     chosen = family.choose(opset=0, **AUTOWARE)
     family.check(cfg, chosen)
@@ -192,12 +137,6 @@ def refused(tmp_path, words):
     with pytest.raises(ConfigError) as caught:
         checked(family, cfg)
     return str(caught.value)
-
-
-def test_what_differs_in_a_config_is_listed(tmp_path):
-    said = refused(tmp_path, toy_centerpoint.PILLARS)
-    for part in ('max_num_points of the voxel layer 4', 'channels of a pillar 16', 'tasks of the head 2'):
-        assert part in said
 
 
 BAD_CONFIGS = {

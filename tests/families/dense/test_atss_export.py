@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -201,12 +200,6 @@ def test_a_wrong_shape_gives_the_same_error_on_both_engines(deployment, files, s
     assert 'x'.join(map(str, shape)) in messages.pop()
 
 
-def test_exporting_twice_gives_identical_bytes(deployment, files, tmp_path):
-    path, options = tmp_path / 'again.onnx', options_for(form='full', dynamic=True)
-    export_files(deployment, options, str(path), [prepared(deployment, 0)])
-    assert path.read_bytes() == Path(files(form='full', dynamic=True)).read_bytes()
-
-
 DEFORMABLE = {
     **SMALL,
     'model.backbone.depth': 50,
@@ -230,6 +223,7 @@ SWIN = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(('cfg_options', 'opset'), [(DEFORMABLE, 19), (SWIN, 17)], ids=['DCNv2', 'Swin'])
 def test_other_backbones_are_proven_at_any_size_with_the_opset_that_they_need(tmp_path, cfg_options, opset):
     deployment, path = load(tmp_path, cfg_options), str(tmp_path / 'm.onnx')

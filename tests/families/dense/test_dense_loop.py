@@ -4,9 +4,8 @@ import re
 
 import pytest
 import torch
-from rich.console import Console
 
-from mmdeploy_ext.cli import export_app, test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 
@@ -61,22 +60,3 @@ def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, caps
     found = found['pth'][f'{metric}_mAP']
     assert found == pytest.approx(float(stated[1]), abs=2e-3) and found >= LEAST.get(toy, 0.35)
     assert 'equal' in capsys.readouterr().out
-
-
-def test_check_needs_no_checkpoint_and_says_what_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr('rich.console.Console', lambda **_: Console(width=150, force_terminal=False))
-    config = str(REPO / 'configs/demo/yolox_toy.py')
-    assert export_app.main([config, '--check']) == 0
-    said = capsys.readouterr().out
-    for words in (
-        'family dense',
-        'CSPDarknet',
-        'YOLOXPAFPN',
-        'YOLOXHead',
-        'dets 1xnx5',
-        'objectness BxA',
-        '114.0',
-    ):
-        assert words in said
-    assert export_app.main([config, '--check', '--shape', '330', '320']) == 2
-    assert '--shape 330 320: YOLOXPAFPN takes sizes that are multiples of 32' in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from mmdet.models.dense_heads import RepPointsHead, VFNetHead
-from test_dense_heads import SIZE, eager, images, same
 
 import dense_heads
 import own_heads
@@ -15,6 +14,7 @@ from mmdeploy_ext.families.dense.graphs import DenseFullForm
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.opening import open_model
 from mmdeploy_ext.seeded.weights import write_seeded
+from test_dense_heads import SIZE, eager, images, same
 
 REPO = dense_heads.REPO
 OWN = "custom_imports = dict(imports=['own_heads'], allow_failed_imports=False)\n"
@@ -104,9 +104,10 @@ def exported(tmp_path, text, *words):
     return status, file
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     'text',
-    [pytest.param(POINT_GFL, marks=pytest.mark.matrix), LOG_BOXES],
+    [POINT_GFL, LOG_BOXES],
     ids=['GFL', 'LogBoxCoder'],
 )
 def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
@@ -124,6 +125,7 @@ def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
             facts.coder.boxes(None, None, {}, 0)
 
 
+@pytest.mark.matrix
 def test_results_that_no_graph_makes_are_refused_by_the_method_before_weights_load(tmp_path, capsys):
     text = RETINA + "model = dict(bbox_head=dict(type='RetinaHeadOfItsOwn'))\n"
     status, _ = exported(tmp_path, text)

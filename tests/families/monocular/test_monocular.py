@@ -111,7 +111,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', FAULTS)
+@pytest.mark.parametrize('fault', in_suite(FAULTS, 'smoke: camera of the export'))
 def test_a_planted_fault_is_not_proven(fault, tmp_path, monkeypatch):
     kind, plant = fault.partition(':')[0], FAULTS[fault]
     references_of_kind = known(kind)

@@ -7,7 +7,7 @@ import pytest
 
 import toy_nuscenes
 import toy_petr_fitted
-from mmdeploy_ext.cli import quantize_app, test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 from toy_frames import PETRV2
@@ -46,11 +46,6 @@ def work_dir(infos, checkpoint, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope='module')
-def exported(work_dir):
-    return work_dir / 'petrv2_toy_portable'
-
-
 def metrics(folder, name):
     return read_json(folder / f'metrics_{name}.json')['metrics']
 
@@ -71,11 +66,3 @@ def test_the_onnx_run_agrees_with_the_dump(infos, checkpoint, work_dir, capfd):
 def test_an_emptied_memory_changes_the_metrics(infos, checkpoint, work_dir, tmp_path):
     evaluate(PTH, checkpoint, infos, tmp_path, 'backend_config.memory=reset', 'backend_config.dump=None')
     assert metrics(tmp_path, 'pth') != metrics(work_dir, 'pth')
-
-
-def test_the_backbone_is_quantised_on_a_drive(infos, exported, tmp_path):
-    target, report = tmp_path / 'int8', tmp_path / 'report.json'
-    words = [str(exported), '--calibrate', str(infos), '--rounds', '0', '--reduce-range']
-    assert quantize_app.main([*words, '--output', str(target), '--json', str(report)]) == 0
-    assert len(list(target.glob('*.onnx'))) == 3
-    assert read_json(report)['layers'] >= 20

@@ -12,9 +12,7 @@ from torch import nn
 import dino_golden as golden
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.families.parts import query_networks
 from mmdeploy_ext.families.parts.query_networks import DinoNetwork
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
@@ -71,21 +69,6 @@ def furthest(found, expected):
 def test_names_shapes_and_outputs_are_those_of_mmdet_3(model, expected):
     assert furthest(golden.sampled(outputs(model)), expected) < 1e-4
     assert furthest(golden.sampled(network_outputs(model)), expected) < 1e-4
-
-
-FAULTS = {
-    'by the first class': ('token_scores', lambda self, logits: logits[..., 0]),
-    'x before y': ('Y_FIRST', [0, 1, 2, 3]),
-    'other odds': ('least_odds', 0.3),
-    'another temperature': ('TEMPERATURE', 20),
-}
-
-
-@pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_of_the_decoder_is_seen(model, expected, fault, monkeypatch):
-    name, value = FAULTS[fault]
-    monkeypatch.setattr(DinoNetwork if hasattr(DinoNetwork, name) else query_networks, name, value)
-    assert furthest(golden.sampled(network_outputs(model)), expected) > 1e-3
 
 
 @pytest.mark.parametrize('exporter', in_suite(['torchscript', 'dynamo'], 'torchscript'))
@@ -160,17 +143,3 @@ def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, n
     count = len(expected)
     torch.testing.assert_close(dets[0, :count], expected)
     assert labels[0].tolist() == [*classes.tolist(), *[-1] * (6 - count)] and dets.shape == (1, 6, 5)
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (dict(eval_module='two-stage'), 'model.eval_module'),
-        (dict(query_head=dict(type='CoDeformDETRHead')), 'query_head.type'),
-    ],
-)
-def test_a_co_detr_whose_results_are_others_is_refused_by_the_part(change, message):
-    from mmdeploy_ext.families.query.supported_parts import check_co_detr
-
-    with pytest.raises(ConfigError, match=message):
-        check_co_detr(dict(type='CoDETR', query_head=dict(type='CoDINOHead')) | change, [{}])

@@ -17,8 +17,8 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.seeded.weights import write_seeded
 from toy_atss import PICTURE
 
-SIZE = (192, 256)
-IMAGES = [('toy.jpg', read_image(PICTURE))]
+SIZE = (128, 192)
+IMAGES = [('toy.jpg', read_image(PICTURE)[: SIZE[0], : SIZE[1]])]
 TOYS = dict(
     plain=toy_query.toy,
     panoptic=toy_query.toy,
@@ -40,6 +40,9 @@ def deployment_of(tmp_path_factory):
         folder = tmp_path_factory.mktemp(kind)
         cfg = TOYS[kind](kind)
         without_augmentation(cfg)
+        for step in cfg.data.test.pipeline:
+            if 'img_scale' in step:
+                step['img_scale'] = SIZE[::-1]
         config = toy_two_stage.write_config(cfg, folder / 'm.py')
         write_seeded(config, folder / 'm.pth')
         return deploy.load(config, str(folder / 'm.pth'))
@@ -55,7 +58,7 @@ def verdict_of(deployment, path):
     return prove(deployment, str(path), IMAGES, {})[0]
 
 
-@pytest.mark.parametrize('kind', in_suite(TOYS, 'plain', 'corner'))
+@pytest.mark.parametrize('kind', in_suite(TOYS, 'plain'))
 def test_a_file_is_proven(kind, deployment_of, tmp_path):
     verdict = verdict_of(deployment_of(kind), tmp_path / 'm.onnx')
     assert verdict.passed, verdict.failures

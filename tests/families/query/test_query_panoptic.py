@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
-from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.query.family import INSTANCES
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.query.family import MAPS as FAMILY
 from mmdeploy_ext.families.query.runtime import detections
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
@@ -119,18 +116,3 @@ def test_segments_that_differ_in_class_or_pixels_are_not_matched():
         change(other)
         assert not match_detections('image', right, Segments.of_map(other, CLASSES)).passed
         assert not match_detections('image', Segments.of_map(other, CLASSES), right).passed
-
-
-def test_what_cannot_be_fused_is_refused_by_name():
-    config = mmdet_config('maskformer/maskformer_r50_mstrain_16x1_75e_coco.py')
-    cfg = load_config(config)
-    assert find_family(cfg) is FAMILY
-    cfg.model.panoptic_fusion_head.num_things_classes = 79
-    with pytest.raises(ConfigError, match=r'80.*53.*panoptic_fusion_head 79.*53'):
-        FAMILY.check(cfg, options_of())
-    cfg = load_config(config)
-    cfg.model.test_cfg.panoptic_on = False
-    assert find_family(cfg) is INSTANCES
-    with pytest.raises(ConfigError, match=r'instance_on.*panoptic_on') as refused:
-        find_family(cfg).check(cfg, options_of())
-    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)

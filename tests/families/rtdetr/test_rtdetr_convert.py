@@ -181,20 +181,3 @@ def test_safetensors_are_read_and_truncated_ones_refused(toy, capsys):
 )
 def test_names_of_equal_shapes_are_not_exchanged(theirs, original):
     assert names.original_name(f'model.{theirs}') == original
-
-
-def test_files_without_the_chosen_or_any_weights_are_refused(toy, capsys):
-    folder, weights = toy
-    torch.save({'model': weights, 'optimizer': {}}, folder / 'plain.pth')
-    torch.save({'conv.weight': torch.zeros(2)}, folder / 'other.pth')
-    (folder / 'rtdetr.pdparams').write_bytes(b'of PaddleDetection')
-    for name, said in (
-        ('plain.pth', '--weights ema'),
-        ('other.pth', '--weights ema'),
-        ('rtdetr.pdparams', 'PaddleDetection'),
-    ):
-        assert run_tool(folder / name, folder / 'out3.pth', '--weights', 'ema') == 2
-        assert f'{name}: ' in (error := capsys.readouterr().err) and said in error
-    assert run_tool(folder / 'other.pth', folder / 'out3.pth') == 2
-    assert 'other.pth: is not a checkpoint of RT-DETR' in capsys.readouterr().err
-    assert not (folder / 'out3.pth').exists()

@@ -15,8 +15,7 @@ from mmdeploy_ext.families.rtdetr import runtime
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import detect
-from proofs import check_files
-from verdicts import cases_of, graphs_of, matched_of
+from verdicts import cases_of, matched_of
 
 
 @pytest.fixture(scope='module')
@@ -63,18 +62,6 @@ def test_the_raw_graph_is_proven_tensor_by_tensor(toy, raw):
         'boxes',
         'tokens',
     }
-
-
-def test_a_wrong_graph_is_not_proven(toy, raw, folder):
-    model = onnx.load(raw)
-    names = {value.name: value for value in model.graph.initializer}
-    weight = next(names[name] for name in names if name.endswith('decoder.dec_score_head.2.bias'))
-    values = onnx.numpy_helper.to_array(weight) + np.float32(0.01)
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-    onnx.save(model, folder / 'wrong.onnx')
-    pictures = [('toy', read_image(toy_rtdetr.PICTURE))]
-    (graph,) = graphs_of(check_files(toy, str(folder / 'wrong.onnx'), pictures))
-    assert not graph.passed
 
 
 def test_an_input_of_too_few_tokens_is_refused_before_the_engine_runs(raw):

@@ -38,15 +38,6 @@ def test_every_tensor_and_detection_is_the_originals(run):
     print('\n' + '\n'.join(f'r18vd {case} {name:15s} {value:.1e}' for name, value in measured.items()))
 
 
-def test_the_comparison_sees_what_is_wrong(run):
-    case, _, found = run
-    for name, factor in (('encoder1', 1.01), ('logits', 1.001), ('boxes', 1.001), ('pixels', 1.01)):
-        with pytest.raises(AssertionError):
-            golden.compare('r18vd', case, {**found, name: found[name] * factor})
-    with pytest.raises(AssertionError):
-        golden.compare('r18vd', 'b' if 'rowmajor' in case else 'b_rowmajor', found)
-
-
 def test_the_position_embeddings_differ_for_non_square_maps_only():
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.models.rtdetr.encoder import PositionEmbedding

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import toy_rtdetr
-from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
+pytestmark = pytest.mark.matrix  # in the suite: the loop by ATSS (test_test_loop.py)
 SAMPLES = 3
 
 
@@ -19,7 +19,7 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope='module', params=[pytest.param('full', marks=pytest.mark.matrix), 'raw'])
+@pytest.fixture(scope='module', params=['full', 'raw'])
 def run(request, data, tmp_path_factory):
     """Return form, folder and metrics of a run by PyTorch and one by ONNX Runtime."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -38,12 +38,3 @@ def test_metrics_and_detections_are_the_same_by_both_engines(run):
         assert [len(rows) for rows in image] == [len(rows) for rows in other]
         for rows, others in zip(image, other, strict=True):
             np.testing.assert_allclose(rows[:, 4], others[:, 4], atol=1e-4)
-
-
-def test_dumps_hold_what_the_contract_names_and_what_ties_need(run):
-    form, folder, _ = run
-    samples = list_samples(folder / 'dump')
-    assert len(samples) == SAMPLES
-    tensors, _ = load_dump(samples[0])
-    outputs = {'full': {'labels', 'boxes', 'scores'}, 'raw': {'logits', 'boxes', 'tokens'}}[form]
-    assert {'images', 'orig_target_sizes', *outputs} <= tensors.keys()

@@ -1,7 +1,6 @@
 """tools/convert.py solo: names, fitting configs, and what it refuses."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +8,6 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import solo_golden as golden
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.families.solo.family import check_grids
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import converted_names, original_name
@@ -86,15 +83,6 @@ def test_values_and_facts_are_carried_over(tmp_path):
     assert load_config(str(tmp_path / 'out.py')).model.mask_head.norm_cfg.num_groups == 32
 
 
-def test_counters_of_batch_norm_may_be_missing(tmp_path):
-    def without(shapes):
-        return {key: shape for key, shape in shapes.items() if not key.endswith('num_batches_tracked')}
-
-    source, target = toy_original(tmp_path / 'in.pth', without), tmp_path / 'out.pth'
-    assert golden.run_tool(source, target, '--config', TOY) == 0
-    assert load_checkpoint(target).state_dict['backbone.bn1.num_batches_tracked'].item() == 0
-
-
 def lose(key):
     return lambda shapes: {name: shape for name, shape in shapes.items() if name != key}
 
@@ -118,15 +106,6 @@ def test_what_does_not_fit_is_refused_by_name(change, config, said, tmp_path, ca
     source = toy_original(tmp_path / 'in.pth', change)
     assert said in refusal(source, tmp_path / 'out.pth', '--config', config, capsys=capsys)
     assert [path.name for path in tmp_path.iterdir()] == ['in.pth']
-
-
-def test_a_converted_solov2_checkpoint_is_refused_where_the_config_has_other_grids(tmp_path):
-    source, target = toy_original(tmp_path / 'in.pth'), tmp_path / 'out.pth'
-    assert golden.run_tool(source, target, '--config', TOY) == 0
-    converted = load_checkpoint(target)
-    check_grids(SimpleNamespace(num_grids=[24, 20, 14, 10, 8]), converted)
-    with pytest.raises(CheckpointError, match=r'out\.pth.*\[24.*20.*14.*10.*8\]'):
-        check_grids(SimpleNamespace(num_grids=[40, 36, 24, 16, 12]), converted)
 
 
 def test_a_file_of_another_repository_is_refused(tmp_path, capsys):

@@ -25,13 +25,3 @@ def test_every_tensor_is_the_originals(run):
 def test_every_instance_is_the_originals(run):
     name, (_, found, linear) = run
     golden.compare_instances(name, found, linear)
-
-
-def test_the_comparison_sees_other_weights(run):
-    name, (taps, found, linear) = run
-    with pytest.raises(AssertionError):
-        golden.compare_tensors(name, {**taps, 'P6': taps['P6'] * 1.01})
-    found.masks = found.masks.roll(1, 0)
-    with pytest.raises(AssertionError):
-        golden.compare_instances(name, found, linear)
-    found.masks = found.masks.roll(-1, 0)

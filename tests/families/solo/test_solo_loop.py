@@ -9,7 +9,6 @@ import pytest
 
 from marking import in_suite
 from mmdeploy_ext.cli import test_app
-from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 
 REPO = Path(__file__).resolve().parents[3]
@@ -74,12 +73,3 @@ def test_results_of_both_engines_are_the_same_masks(runs):
                 assert (overlaps.max(axis=1) >= 0.995).all()
                 compared += len(kept)
     assert compared >= 4 * SAMPLES
-
-
-def test_dumped_samples_hold_the_instances_and_what_they_are_made_of(runs):
-    samples = list_samples(runs[0] / 'dump')
-    assert len(samples) == 4
-    tensors = load_dump(samples[0])[0]
-    assert {'input', 'img_shape', 'ori_shape', 'masks', 'labels', *runs[2]} <= tensors.keys()
-    whole = tuple(tensors['ori_shape']), (28, 28)  # of the picture, or in the frame of the box
-    assert tensors['masks'].shape[-2:] == whole['dets' in runs[2]]

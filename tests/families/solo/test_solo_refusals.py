@@ -3,24 +3,14 @@
 import pytest
 import torch
 
-from mmdeploy_ext.cli import export_app, run_images
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.seeded import by_name as seeded_by_name
 from mmdeploy_ext.weights.convert.solo_names import original_name
 from model_shapes import model_shapes
-from refusals import MODEL, PICTURE, REPOSITORY
+from refusals import REPOSITORY
 
 SOLO, DECOUPLED = (REPOSITORY / f'configs/demo/{name}_toy.py' for name in ('solov2', 'decoupled_solo'))
 TRAINED = REPOSITORY / 'demo/checkpoints/solov2_toy.pth'
-
-
-def test_files_of_the_other_family(bench, capfd):
-    bench.refuses('export', 'atss_toy.pth', 'mask_head', config=SOLO)
-    bench.refuses('export', 'solov2_toy.pth', 'bbox_head', checkpoint=TRAINED)
-    assert run_images.main([str(MODEL), str(PICTURE)], 'solo') == 2
-    words = [str(REPOSITORY / 'configs/demo/atss_toy.py'), str(TRAINED)]
-    assert export_app.main(words, only='solo') == 2
-    assert "'dense'" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize('config', [SOLO, DECOUPLED])
@@ -30,16 +20,6 @@ def test_an_original_checkpoint_is_refused_with_the_command_that_converts_it(con
     path = bench.folder / 'original.pth'
     torch.save(dict(state_dict={original_name(key, config == DECOUPLED): w for key, w in weights}), path)
     bench.refuses('export', 'original.pth', 'convert.py solo', config=config, checkpoint=path)
-
-
-def test_grids_of_another_training(bench):
-    content = torch.load(TRAINED)
-    content['meta'] = dict(config=load_config(str(SOLO)).pretty_text)
-    torch.save(content, bench.folder / 'solo.pth')
-    options = dict(config=SOLO, checkpoint=bench.folder / 'solo.pth')
-    more = '--cfg-options model.mask_head.num_grids=[40,36,24,16,12]'
-    bench.refuses('export', 'solo.pth', 'num_grids=[40, 36', more=more, **options)
-    bench.refuses('export', 'strides', more='--cfg-options model.mask_head.num_grids=[24,20]', **options)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +35,7 @@ def test_an_option_that_the_model_does_not_take(more, words, bench):
     bench.refuses('export', *words, more=more, config=SOLO, checkpoint=TRAINED)
 
 
+@pytest.mark.matrix
 def test_more_candidates_than_the_cap_are_an_error_not_a_shorter_list(bench):
     path = bench.folder / 'solo.onnx'
     more = '--shape 128 160 --max-candidates 1'

@@ -225,56 +225,6 @@ def test_the_mask_and_the_interval_follow_the_gap(seconds, is_near, interval):
     np.testing.assert_allclose(moved, velocity * seconds, rtol=0, atol=1e-6)
 
 
-def test_the_first_frame_has_no_inputs_and_gives_every_row_an_id():
-    bank = Bank(SMALL)
-    inputs = bank.get(turned(30), START)
-    assert not inputs.exists
-    assert inputs.mask.tolist() == [0]
-    assert inputs.time_interval.tolist() == [0.5]
-    assert not inputs.feature.any()
-    assert not inputs.anchor.any()
-    assert (inputs.track_id == NO_ID).all()
-    assert bank.memory is None
-    ids, _ = bank.update(inputs, *outputs_of(SMALL))
-    assert ids.tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert bank.tensors['prev_id'].tolist() == [6]
-
-
-def test_after_a_long_gap_every_row_is_new_but_old_confidences_stay():
-    bank = bank_after(scores=[0.9] * 6)
-    inputs = bank.get(np.eye(4), START + 2.5)
-    assert inputs.track_id[0, :4].tolist() == [0, 1, 2, 3], 'the mask is for the graph and the update'
-    ids, confidence = bank.update(inputs, *outputs_of(SMALL, scores=[0.1] * 6))
-    assert ids.tolist() == [[6, 7, 8, 9, 10, 11]]
-    np.testing.assert_allclose(confidence, [[0.54] * 4 + [0.1] * 2], rtol=1e-6)
-
-
-def test_a_confidence_decays_from_frame_to_frame_and_not_below_the_new_one():
-    bank = bank_after(scores=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    _, confidence = bank.update(
-        bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL, scores=[0.1, 0.1, 0.5, 0.1, 0.2, 0.3])
-    )
-    np.testing.assert_allclose(confidence, [[0.54, 0.48, 0.5, 0.36, 0.2, 0.3]], rtol=1e-6)
-    _, confidence = bank.update(bank.get(np.eye(4), START + 1), *outputs_of(SMALL, scores=[0.1] * 6))
-    # rows were handed on in the order 0, 2, 1, 3
-    np.testing.assert_allclose(confidence, [[0.324, 0.3, 0.288, 0.216, 0.1, 0.1]], rtol=1e-6)
-
-
-def test_ids_are_given_from_the_threshold_on():
-    rule = dataclasses.replace(SMALL, score_threshold=0.5)
-    bank = Bank(rule)
-    ids, _ = bank.update(
-        bank.get(np.eye(4), START), *outputs_of(rule, scores=[0.6, 0.2, 0.5, 0.4999, 0.1, 0.9])
-    )
-    assert ids.tolist() == [[0, -1, 1, -1, -1, 2]]
-    assert bank.tensors['instance_id'].tolist() == [[2, 0, 1, -1]]
-    # a row that was handed on without an id gets one as soon as it is good enough
-    ids, _ = bank.update(
-        bank.get(np.eye(4), START + 0.5), *outputs_of(rule, scores=[0.1, 0.1, 0.1, 0.7, 0.8, 0.1])
-    )
-    assert ids.tolist() == [[2, 0, 1, 3, 4, -1]]
-
-
 # --- projection ----------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import toy_nuscenes
 import toy_sparse4d_tracks
-from mmdeploy_ext.cli import quantize_app, test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 from toy_frames import SPARSE4D
@@ -96,25 +96,3 @@ def test_track_ids_are_equal_over_whole_scenes_and_go_on_in_a_scene(runs):
     for first in (0, FRAMES):
         assert len(best[first] & best[first + FRAMES - 1]) >= 3
     assert not best[FRAMES - 1] & best[FRAMES], 'a scene that begins much later has other ids'
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    ('contract', 'names'),
-    [('portable', ['sparse4d.onnx']), ('deploy', ['sparse4dbackbone.onnx', 'sparse4dconstants.json'])],
-)
-def test_files_in_int8_are_evaluated(runs, evaluate, root, tmp_path, contract, names):
-    of_contract = f'backend_config.contract={contract}'
-    evaluate(ONNX, tmp_path, 'float.pkl', of_contract)
-    source, target = next(tmp_path.rglob('*.onnx')).parent, tmp_path / 'int8'
-    train = root / 'toy_nuscenes2d_temporal_infos_train.pkl'
-    words = [str(source), '--calibrate', str(train), '--rounds', '0', '--reduce-range']
-    assert quantize_app.main([*words, '--output', str(target), '--json', str(tmp_path / 'int8.json')]) == 0
-    assert {*names} <= {path.name for path in target.iterdir()}
-    evaluate(ONNX, tmp_path, 'int8.pkl', of_contract, f'backend_config.onnx_file={target}')
-    expected, got = (read_json(folder / 'metrics_onnx.json')['metrics'] for folder in (runs, tmp_path))
-    sizes = [(folder / names[0]).stat().st_size for folder in (source, target)]
-    print(contract, read_json(tmp_path / 'int8.json')['layers'], sizes)
-    for name in ('NDS', 'mAP'):
-        print(name, *(metrics[f'pts_bbox_NuScenes/{name}'] for metrics in (expected, got)))
-        assert got[f'pts_bbox_NuScenes/{name}'] > expected[f'pts_bbox_NuScenes/{name}'] - 0.05

@@ -1,6 +1,5 @@
 """pytorch2onnx.py, verify.py and dump mode on a tiny streaming model, from files to files."""
 
-import onnx
 import pytest
 
 import toy_stream_files as files
@@ -40,25 +39,6 @@ def test_the_deploy_contract_is_exported_and_proven_on_the_data_set(folder, tmp_
     assert len({(entry.checkpoint_sha256, entry.config_sha256) for entry in found.values()}) == 1
 
 
-@pytest.mark.matrix
-def test_the_forks_later_branch_at_opset_11(folder, tmp_path, capfd):
-    options = ['--contract', 'fork', '--fork-version', '1.1', '--fork-img2lidar', 'depth']
-    target = tmp_path / 'fork.onnx'
-    assert export(folder, target, *options, '--opset-version', '11', '--verify', '--frames', '5') == 0
-    assert 'fork contract, 1 graph(s), opset 11' in capfd.readouterr().out
-    model = onnx.load(target)
-    assert model.opset_import[0].version == 11 and len(model.graph.input) == 11
-    shape = [axis.dim_value for axis in model.graph.input[1].type.tensor_type.shape.dim]
-    assert model.graph.input[1].name == 'img2lidar' and shape == [1, 72, 64, 4, 4]
-
-
-@pytest.mark.matrix
-def test_float16_with_float16_features_outside(folder, tmp_path, capfd):
-    assert export(folder, tmp_path / 'half', '--precision', 'fp16', '--fp16-io', '--verify') == 0
-    model = onnx.load(tmp_path / 'half' / 'extract_img_feat.onnx')
-    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-
-
 # ---- the test loop
 
 
@@ -68,6 +48,7 @@ def evaluate(folder, work_dir, tail, *options):
     return test_app.main([*argv, *options])
 
 
+@pytest.mark.matrix
 def test_a_dump_without_memory_is_compared_without_memory(folder, tmp_path, capfd):
     """The frames of memory='reset' say prev_exists 0, within a scene too."""
     settings = 'type="TorchBackend", dump=dict(frames=6), memory="reset"'

@@ -103,12 +103,6 @@ def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
     assert manifest['sample'] == 1 and manifest['scene_token'] and tensors['prev_exists'].max() == 1
 
 
-def test_dumping_changes_no_metric(pth_run, data, tmp_path):
-    assert evaluate(PTH, tmp_path / 'plain', *data, 'backend_config.dump=None') == 0
-    assert metrics(tmp_path / 'plain', 'pth') == metrics(pth_run, 'pth')
-    assert not (tmp_path / 'plain' / 'dump').exists()
-
-
 def test_the_onnx_run_agrees_with_the_dump_and_keeps_its_files(work_dir, data, capfd):
     assert evaluate(ONNX, work_dir, *data) == 0
     out = capfd.readouterr().out
@@ -126,12 +120,6 @@ def test_a_dump_that_differs_stops_the_run(work_dir, data, capfd):
     save_dump(sample, {**tensors, 'all_bbox_preds': changed}, manifest)
     assert evaluate(ONNX, work_dir, *data) == 1
     assert 'NOT PROVEN' in capfd.readouterr().out
-
-
-@pytest.mark.matrix
-def test_the_fork_contract_gives_the_same_metrics(work_dir, data):
-    assert evaluate(ONNX, work_dir, *data, 'backend_config.contract=fork') == 0
-    assert (work_dir / 'stream_petr_toy_fork.onnx').is_file()
 
 
 @pytest.mark.matrix  # in the suite: shares of scenes (test_sharding.py), processes (test_test_loop.py)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import pytest
-from test_streampetr_video import write_dataset
 
 import real_nuscenes
 import toy_streampetr_deploy as toy
@@ -18,6 +17,7 @@ from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.tasks.bbox3d import match_detections
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
+from test_streampetr_video import write_dataset
 
 PAGE = Path(__file__).resolve().parents[3] / 'docs/models-cameras.md'
 INFOS = 'infos_val.pkl'

@@ -1,13 +1,12 @@
 """A repository's own StreamPETR: its classes are the model, its layers the graph, and changes of it fail."""
 
 import pytest
-import torch
 from torch import nn
 
 import forked
 import toy_streampetr_deploy as deployed
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.streampetr import live, steps
+from mmdeploy_ext.models.streampetr import live
 from mmdeploy_ext.proving.open_points import untraced_methods
 
 
@@ -74,12 +73,3 @@ def test_a_head_without_the_layers_that_graphs_run_is_refused_by_their_names():
     head.post_update_memory = lambda data, rows: None
     with pytest.raises(ConfigError, match=r'outs_dec.*post_update_memory'):
         live.check_parts('a.py', model)
-
-
-def test_branches_of_their_own_per_layer_are_run_per_layer():
-    outs_dec = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(0))
-    shared, branches = nn.Linear(4, 2), nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
-    both = torch.stack([branches[0](outs_dec[0]), branches[1](outs_dec[1])])
-    torch.testing.assert_close(steps.run_branches(branches, outs_dec), both)
-    torch.testing.assert_close(steps.run_branches(branches[1:], outs_dec[1:]), both[1:])
-    torch.testing.assert_close(steps.run_branches([shared, shared], outs_dec), shared(outs_dec))

@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.rays import lidar_points, point_encoding, sine_encoding
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.memory import Memory
-from mmdeploy_ext.models.streampetr.steps import focal_per_token, nerf_encoding
+from mmdeploy_ext.models.streampetr.steps import nerf_encoding
 
 SIZE = (toy.HEIGHT, toy.WIDTH)
 ROWS = toy.MEMORY_LEN + toy.NUM_PROPAGATED
@@ -186,15 +186,6 @@ def test_legacy_names_load_from_a_plain_dict_and_current_names_too(head):
     assert set(legacy) != set(current)
     for state_dict in (legacy, dict(current)):
         build(toy.pts_head()).load_state_dict(state_dict, strict=True)
-
-
-def test_the_focal_lengths_belong_to_the_camera_of_token_mod_n():
-    intrinsics = torch.eye(4).repeat(1, 3, 1, 1)
-    intrinsics[0, :, 0, 0] = torch.tensor([-1000.0, 2000.0, 3000.0])
-    intrinsics[0, :, 1, 1] = torch.tensor([4000.0, 5000.0, 6000.0])
-    focal = focal_per_token(intrinsics, 2)
-    assert focal[0, :, 0].tolist() == [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]
-    assert focal[0, :, 1].tolist() == [4.0, 5.0, 6.0, 4.0, 5.0, 6.0]
 
 
 def test_points_are_the_same_by_camera_by_token_and_by_point(head):

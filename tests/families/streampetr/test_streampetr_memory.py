@@ -67,25 +67,12 @@ def test_push_puts_the_new_rows_first_and_keeps_the_dtype_of_the_times():
     assert torch.equal(pushed.velo[:, NEW:], old.velo)
 
 
-def test_pre_update_uses_the_first_rows_and_moves_them():
-    state, transform, delta_t = random_rows(LEN + NEW, 4), pose(0.2, 5, 1), torch.tensor([0.5]).double()
-    used = temporal.pre_update(state, transform, delta_t, ONE, PSEUDO, LEN)
-    assert_equal(used, temporal.move(Memory(*(rows[:, :LEN] for rows in state)), transform, delta_t), 1e-12)
-    # velocities stay in the frame of their origin
-    assert torch.equal(used.velo, state.velo[:, :LEN])
-
-
 def test_a_new_scene_starts_with_pseudo_points_identity_poses_and_zeros():
     fresh = temporal.pre_update(random_rows(LEN + NEW, 5), pose(1, 2, 3), torch.ones(1), ZERO, PSEUDO, LEN)
     expected = [torch.zeros_like(rows) for rows in fresh]
     expected[1][0, :2] = PSEUDO
     expected[3][0, :2] = torch.eye(4)
     assert_equal(fresh, expected)
-
-
-def test_without_propagated_rows_a_new_scene_starts_with_zeros():
-    fresh = temporal.pre_update(random_rows(LEN, 5), pose(1, 2, 3), torch.ones(1), ZERO, None, LEN)
-    assert not any(rows.any() for rows in fresh)
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, 3e38])

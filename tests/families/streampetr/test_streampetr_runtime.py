@@ -129,13 +129,6 @@ def test_a_new_scene_or_a_gap_empties_the_memory_and_says_so(runtime, caplog, se
     np.testing.assert_array_equal(alone.outputs['all_bbox_preds'], result.outputs['all_bbox_preds'])
 
 
-def test_a_gap_is_no_reset_without_max_gap():
-    after = dataclasses.replace(toy.frame(1), timestamp_s=toy.frame(0).timestamp_s + 60)
-    with StreamPetrOnnx(deployed.files(), threads=1, max_gap_s=None) as patient:
-        patient.step(toy.frame(0))
-        assert not patient.step(after).was_reset
-
-
 # ---- refusals
 
 
@@ -147,13 +140,8 @@ def changed(name, place, value):
 
 BAD = [
     (changed('ego_pose', (0, 3), np.nan), DataError, 'ego_pose'),
-    (changed('ego_pose', (0, 0), 1.3), DataError, 'ego_pose'),
-    (dict(ego_pose=None), DataError, 'ego_pose'),
-    (changed('lidar2img', 3, 0.0), DataError, 'lidar2img of camera 3'),
     (changed('lidar2img', (1, 0), 1.0), DataError, 'lidar2img of camera 1'),
-    (dict(lidar2img=None), DataError, 'calibration'),
     (dict(images=np.zeros((5, 3, HEIGHT, WIDTH), np.float32)), ShapeError, 'images'),
-    (dict(images=np.zeros((6, 3, HEIGHT, WIDTH + 32), np.float32)), ShapeError, 'images'),
     (dict(timestamp_s=toy.frame(0).timestamp_s - 0.5), DataError, 'timestamp_s'),
 ]
 
@@ -176,14 +164,6 @@ def test_a_network_that_gives_nan_is_an_error_and_an_empty_memory(runtime):
         runtime.step(dataclasses.replace(toy.frame(1), images=images))
     again = runtime.step(toy.frame(1))
     assert again.was_reset and np.isfinite(again.outputs['all_cls_scores']).all()
-
-
-def test_a_state_of_another_model_is_refused(runtime):
-    runtime.step(toy.frame(0))
-    state = runtime.state
-    tensors = dict(state.tensors, embedding=state.tensors['embedding'][..., :16])
-    with pytest.raises(ShapeError, match='embedding'):
-        runtime.state = dataclasses.replace(state, tensors=tensors)
 
 
 def test_an_incomplete_folder_is_refused_by_name(tmp_path):

@@ -1,7 +1,5 @@
 """The trained Panoptic FPN: panoptic quality by both engines, pictures, and a file that was changed."""
 
-import re
-
 import numpy as np
 import onnx
 import pytest
@@ -47,14 +45,6 @@ def test_both_engines_have_the_same_panoptic_quality(tmp_path, capsys):
     (file,) = tmp_path.glob('*.onnx')
     assert run_app.main([str(file), str(PICTURE), '--out', str(shown / 'run.png')]) == 0
     assert (shown / 'run.png').is_file()
-
-
-@pytest.mark.matrix
-def test_the_quality_is_the_one_that_the_page_states(tmp_path):
-    found = metrics_of('pth', data_of(tmp_path / 'toy', 100), tmp_path)
-    row = re.search(r'`panoptic_fpn_toy\.pth`.*', (CHECKPOINT.parent / 'README.md').read_text())[0]
-    stated = [float(one) for one in re.findall(r'\b\d+\.\d\b', row.split('float16')[1])]
-    assert [found[key] for key in ('PQ', 'SQ', 'RQ', 'PQ_th', 'PQ_st')] == pytest.approx(stated, abs=0.06)
 
 
 @pytest.mark.matrix

@@ -20,7 +20,6 @@ from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from mmdeploy_ext.runtime.detect import results_of
 from toy_two_stage import (
     KINDS,
-    SIZE,
     TIES,
     check_results,
     family_of,
@@ -60,8 +59,7 @@ def same(kind, model, outputs, prepared, least=1, ties=0):
 
 
 @pytest.mark.suite(
-    'staged', 'scnet', 'htc', 'guided', 'judged', 'grid', 'coarse', 'points', 'legacy', 'moved', 'double',
-    'sabl', 'rpn', 'fast',
+    'scnet', 'htc', 'guided', 'judged', 'grid', 'points', 'legacy', 'moved', 'sabl', 'fast',
 )  # fmt: skip
 @pytest.mark.parametrize(
     'kind', [pytest.param(kind, marks=[pytest.mark.matrix] if kind in LIKE else []) for kind in KINDS]
@@ -122,6 +120,7 @@ def without_results(kind, proposals):
     return model
 
 
+@pytest.mark.matrix  # in the suite: test_two_stage_constant.py
 @pytest.mark.parametrize(
     ('kind', 'proposals'), in_suite([('faster', False), ('mask', True)], ('faster', False))
 )
@@ -155,6 +154,7 @@ def ending_before_they_begin(head, inputs, outputs):
     return scores, (classes, torch.where(sides[:, :1, :1] > 0, sides + shifts, sides).flatten(1))
 
 
+@pytest.mark.matrix
 def test_boxes_of_buckets_that_end_before_they_begin_suppress_nothing():
     model, prepared, family = seeded('sabl'), images(1), family_of('sabl')
     with model.roi_head.bbox_head.register_forward_hook(ending_before_they_begin):
@@ -218,4 +218,3 @@ def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():
         family_of('staged').spec(seeded('staged'), options_of('staged', (128, 256)))
     with pytest.raises(UsageError, match=r'RoIAlign.*ONNX.*16'):
         check_operators(seeded(), 15)
-    assert SIZE[0] % 64 == 0

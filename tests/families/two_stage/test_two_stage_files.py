@@ -13,13 +13,14 @@ from mmdeploy_ext.seeded.weights import write_seeded
 from toy_atss import PICTURE, REPO
 from toy_two_stage import toy, write_config
 
-SIZE = (192, 256)
-IMAGES = [('toy.jpg', read_image(PICTURE))]
+SIZE = (128, 192)
+IMAGES = [('toy.jpg', read_image(PICTURE)[: SIZE[0], : SIZE[1]])]
 
 
 def exported(config, folder, form):
     write_seeded(config, folder / 'm.pth')
-    deployment = deploy.load(config, str(folder / 'm.pth'))
+    own_size = {'data.test.pipeline.1.img_scale': SIZE[::-1]}
+    deployment = deploy.load(config, str(folder / 'm.pth'), own_size)
     options = deployment.family.choose(form=form, opset=17, height=SIZE[0], width=SIZE[1])
     picture = deploy.prepare_fixed(deployment.rule, IMAGES[0][1], *SIZE)
     export_files(deployment, options, str(folder / 'm.onnx'), [picture])

@@ -1,6 +1,5 @@
 """`--paste-masks`: masks of the size of the original in the graph, as numpy and mmdet paste them."""
 
-import copy
 import types
 
 import numpy as np
@@ -115,8 +114,8 @@ def test_a_fault_of_pasting_is_refused(plant):
     assert not all(row.passed for row in matched('mask', seeded('mask'), outputs, prepared))
 
 
-def test_a_dynamic_file_pastes_at_sizes_and_batches_that_it_never_saw_and_where_nothing_is_found():
-    family, model = family_of('mask'), copy.deepcopy(seeded('mask'))
+def test_a_dynamic_file_pastes_at_sizes_and_batches_that_it_never_saw():
+    family, model = family_of('mask'), seeded('mask')
     options = options_of('mask', dynamic=True, paste_masks=True)
     example = {name: torch.from_numpy(one) for name, one in family.feeds(images(1), True).items()}
     spec = family.spec(model, options)
@@ -128,13 +127,6 @@ def test_a_dynamic_file_pastes_at_sizes_and_batches_that_it_never_saw_and_where_
         feeds = family.feeds(prepared, True)
         outputs = dict(zip(spec.output_names, run.run(spec.output_names, feeds), strict=True))
         assert all(row.passed and row.reference for row in matched('mask', model, outputs, prepared))
-    few = images(1)
-    few[0].tensor[:] = 0
-    model.roi_head.test_cfg.score_thr = 2.0
-    graph = export.export_stages(family.stages(model, options), example, spec, options)
-    run = onnxruntime.InferenceSession(graph.SerializeToString(), quiet, providers=['CPUExecutionProvider'])
-    outputs = dict(zip(spec.output_names, run.run(spec.output_names, family.feeds(few, True)), strict=True))
-    assert outputs['masks'].shape[1] == 0 and outputs['masks'].ndim == 4
 
 
 def test_pasting_where_it_cannot_be_is_a_usage_error():

@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 import torch
 
-from marking import in_suite
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import export
@@ -83,9 +82,9 @@ def results_of(kind, form, outputs):
     return [match('image', one, other) for one, other in zip(wanted_of_two(kind), found, strict=True)]
 
 
-@pytest.mark.suite('cascade_mask-proposals', 'cascade_mask-regions')
+@pytest.mark.suite('mask-proposals', 'mask-regions')
 @pytest.mark.parametrize('form', ['proposals', 'regions'])
-@pytest.mark.parametrize('kind', in_suite(WHOLE, 'cascade_mask', 'generic'))
+@pytest.mark.parametrize('kind', WHOLE)
 def test_the_tensors_and_the_results_of_both_graphs_are_those_of_mmdet(kind, form):
     family, model, feeds = family_of(kind), seeded(kind), feeds_of(kind, form)
     options = options_of(kind, form=form, batch=2)
@@ -129,12 +128,12 @@ def session_of(kind, form, exporter='torchscript'):
 
 @pytest.mark.parametrize(
     ('kind', 'exporter'),
-    [('cascade_mask', 'torchscript')]
+    [('mask', 'torchscript')]
     + [
         pytest.param(kind, exporter, marks=pytest.mark.matrix)
         for kind in WHOLE
         for exporter in ('torchscript', 'dynamo')
-        if (kind, exporter) != ('cascade_mask', 'torchscript')
+        if (kind, exporter) != ('mask', 'torchscript')
     ],
 )
 def test_two_files_one_after_the_other_give_the_results_at_sizes_and_batches_that_they_never_saw(
