@@ -66,11 +66,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def find(args: argparse.Namespace, deployment: Model, target: str, **fields: Any) -> Ranges | None:
-    """Return the ranges of `--ranges`, those that `--calibrate` measures and writes, or of the checkpoint.
+    """Return ranges of `--ranges`, of `--calibrate`, which measures and writes them, or of the checkpoint.
 
-    `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not; with neither, those of `--ranges`
-    stay unchanged, and others are rounded if the reference implementation of the model's family rounds its
-    own.
+    `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not. With neither, ranges of `--ranges`
+    stay unchanged, and other ranges are rounded if the reference implementation of the family rounds.
 
     Args:
         args: parsed arguments, see `add_arguments`, after `check`.

@@ -39,8 +39,8 @@ class TestedModel(abc.ABC):
         args: parsed arguments of the command line of `test.py`.
         work_dir: folder that the `_pth` and the `_onnx` run share.
         settings: key -> value of the config's `backend_config`, as `backend_config.read_settings` returns it.
-        options: options of the export, those of the file that `--onnx` names; resolved once `check` has run.
-        target: file or folder of the exported model: that of `--onnx`, `onnx_file` of the settings, else one
+        options: options of the export, read from the file of `--onnx`; resolved once `check` has run.
+        target: file or folder of the exported model: `--onnx`, else `onnx_file` of the settings, else one
             in `work_dir`.
         unit: key of `backend_config.dump` with what is dumped: 'samples', a number of them, or 'frames', a
             number or a list of indices.

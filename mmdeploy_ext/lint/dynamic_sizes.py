@@ -35,11 +35,11 @@ LISTED = 3
 
 
 def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int = 1) -> None:
-    """Refuse a dynamic export of a detector whose backbone or neck keeps the sizes that it was traced at.
+    """Refuse a dynamic export if a backbone or neck keeps the traced sizes.
 
-    Parts without a class of the user's (`files_of_users_classes`) are not traced; their exports are proven.
-    The others are traced at one size and run at a larger one, where the results have to be those of the
-    module itself within `RTOL`; if they are not, the linter finds the lines that depend on sizes.
+    Only parts with a class of the user (`files_of_users_classes`) are tried: traced at one size, run at a
+    larger one. The traced part has to equal the module within `RTOL`; else the linter finds the lines that
+    depend on sizes.
 
     Args:
         model: a detector of pictures, in evaluation mode; its parts are those of its attributes `PARTS` that
@@ -110,7 +110,7 @@ def _refusal(
 ) -> str:
     """Return the message for a part: what fails, and the lines that depend on sizes.
 
-    `inputs` and `sides` (height and width) are those that it was traced at, and those that it then ran at.
+    `inputs` and `sides` (height, width) have two entries: of the trace and of the run.
     """
     report = check(
         part,

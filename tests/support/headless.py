@@ -58,8 +58,8 @@ class Browser:
                 assert 'error' not in answer, f'{method}: {answer["error"]}'
                 return answer['result']
 
-    def open(self, address, leads_to=None):
-        """Load a page and wait until it and its scripts are there; for a redirect, the page that it leads to.
+    def open(self, address):
+        """Load a page and wait until it and its scripts are there.
 
         Waits for the load event of this very navigation: that of the page before it, the blank one of
         a new tab for instance, may still be on its way.
@@ -68,8 +68,6 @@ class Browser:
         answer = self.call('Page.navigate', url=address)
         assert 'errorText' not in answer, f'{address}: {answer["errorText"]}'
         while answer['loaderId'] not in self._loaded:
-            self._receive()
-        while leads_to and leads_to not in self._loaded.values():
             self._receive()
 
     def evaluate(self, expression):
