@@ -159,6 +159,7 @@ CASES = (
         STREAMPETR,
     ),
     _stream('bevformer_tiny', 'BEVFormer tiny, six cameras of 800x480', 'BEVFormer/bevformer_tiny', PORTABLE),
+    _stream('bevdet_r50', 'BEVDet R50, six cameras of 704x256', 'BEVDet/bevdet_r50', PORTABLE),
     _stream('petr_r50', 'PETR R50-DCN, six cameras of 1408x512', 'PETR/petr_r50dcn_gridmask_p4', PORTABLE),
     _stream(
         'petrv2_vovnet',

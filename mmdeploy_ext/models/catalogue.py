@@ -24,7 +24,6 @@ MODELS_2D = {
 }
 """Module of this package -> types that it offers; they need mmdet."""
 MODELS_3D = {
-    'bevdet.dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
     'bevdet.detector': ('BEVDepth4D', 'BEVDet', 'BEVDet4D'),
     'bevdet.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
     'bevdet.head': ('BEVDetCenterHead',),
@@ -50,6 +49,11 @@ MODELS_3D = {
     'bevfusion.neck': ('GeneralizedLSSFPN', 'GeneralizedResNet', 'LSSFPN'),
     'cp_fpn': ('CPFPN',),
     'datasets.bev_nuscenes_dataset': ('BevNuScenesDataset',),
+    'datasets.bevdet_nuscenes_dataset': (
+        'BEVDetNuScenesDataset',
+        'LoadAnnotationsBEVDepth',
+        'PrepareImageInputs',
+    ),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
     'datasets.track_nuscenes_dataset': (
         'NuScenes3DDetTrackDataset',

@@ -89,6 +89,11 @@ class LoadAnnotationsBEVDepth:
 class BEVDetNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set with an info as `curr`, for results in the key ego frame."""
 
+    def __init__(self, pipeline: Sequence[Mapping[str, Any]], **config: Any) -> None:
+        super().__init__(pipeline=pipeline, **config)
+        loader = next(step for step in pipeline if step['type'] == PrepareImageInputs.__name__)
+        self.key_camera = loader['data_config']['cams'][0]
+
     def get_data_info(self, index: int) -> dict[str, Any]:
         info = self.data_infos[index]
         return dict(
@@ -99,11 +104,10 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         )
 
     def _format_bbox(self, results: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any) -> Any:
-        first = self.pipeline.transforms[0].data_config['cams'][0]
         moved = []
         for info, result in zip(self.data_infos, results, strict=True):
             title = str(info['token'])
-            key2global = matrix_of(info['cams'][first], 'ego2global', title).astype(np.float64)
+            key2global = matrix_of(info['cams'][self.key_camera], 'ego2global', title).astype(np.float64)
             motion = np.linalg.inv(lidar_to_global(info, title).astype(np.float64)) @ key2global
             boxes = result['boxes_3d'].tensor.double()
             turn = torch.from_numpy(motion[:3, :3])
