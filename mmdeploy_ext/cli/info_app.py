@@ -136,7 +136,7 @@ def tensors(file: Mapping[str, Any]) -> Table:
     table = Table('', 'name', 'type', 'shape', 'default', 'meaning', title=escape(Path(file['file']).name))
     for side, side_tensors in (('in', spec.inputs), ('out', spec.outputs)):
         for tensor in side_tensors[:MOST_TENSORS]:
-            default = '' if tensor.default is None else f'{tensor.default:g}'
+            default = '' if not tensor.is_optional else f'{tensor.default:g}'
             unit = f' [{tensor.unit}]' if tensor.unit else ''
             memory = f'; {state[tensor.name]} of the frame before' if tensor.name in state else ''
             meaning = f'{tensor.meaning}{unit}{memory}'

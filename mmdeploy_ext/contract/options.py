@@ -28,6 +28,7 @@ class Option:
         hint: advice in errors about the value.
         group: title in the help; '' is the general one.
         open: metadata may have values outside of `choices`.
+        rare: metadata leave it out at its default.
         refused: value that users may expect -> why it is no choice.
         fixes: choice -> other option -> value that the choice fixes.
     """
@@ -47,6 +48,7 @@ class Option:
     hint: str = ''
     group: str = ''
     open: bool = False
+    rare: bool = False
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
     fixes: Mapping[Any, Mapping[str, Any]] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -201,7 +203,10 @@ class Options(Mapping[str, Any]):
         }
 
     def to_json(self) -> dict[str, Any]:
-        return {name: _as_list(value) for name, value in self.items()}
+        rare = {
+            option.name for option in self.declared if option.rare and self[option.name] == option.default
+        }
+        return {name: _as_list(value) for name, value in self.items() if name not in rare}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -286,6 +291,37 @@ KEEP_FP32 = Option(
 )
 HALF = (PRECISION, FP16_IO, KEEP_FP32)
 
+HOSTS = 'models of pictures in other programs'
+INPUT = Option(
+    'input',
+    'float32',
+    'float32: normalised pictures (default); uint8: pixels (N, 3, H, W), uint8-nhwc: (N, H, W, 3); mean, '
+    'std, channel order and padding are in the graph',
+    ('float32', 'uint8', 'uint8-nhwc'),
+    key='input',
+    group=HOSTS,
+    rare=True,
+)
+CHANNELS = Option(
+    'channels',
+    '',
+    "of --input uint8: order of the pixels' channels (default: the order of the config's Normalize)",
+    ('', 'rgb', 'bgr'),
+    key='channels',
+    group=HOSTS,
+    rare=True,
+)
+REQUIRED_INPUTS = Option(
+    'required_inputs',
+    False,
+    'img_shape, scale_factor and other inputs with a default become plain inputs, which hosts list',
+    key='required_inputs',
+    group=HOSTS,
+    rare=True,
+)
+FOR_HOSTS = (INPUT, CHANNELS, REQUIRED_INPUTS)
+"""Options that change the inputs of a graph of pictures, see `families/hosts.py`."""
+
 IMAGE = (
     FORM,
     OPSET,
@@ -328,6 +364,7 @@ IMAGE = (
     SIMPLIFY,
     GROUP_NORM,
     *HALF,
+    *FOR_HOSTS,
 )
 """Options of every family of single images."""
 OF_SOME = 'options of some families'

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError, shape_text
-from mmdeploy_ext.core.typed_json import JsonDataclass
+from mmdeploy_ext.core.typed_json import JsonDataclass, optional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +42,36 @@ class ColumnGroup:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Pixels of an uint8 input that the graph normalises.
+
+    Attributes:
+        mean, std: by channel of the network; normalised = (pixel - mean) / std.
+        swapped: the input has the network's channels in the opposite order.
+        last: the channels are the last axis.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    swapped: bool = False
+    last: bool = False
+
+    def of_normalised(self, images: np.ndarray) -> np.ndarray:
+        """Input of normalised images (B, C, H, W); exact where these were made of pixels."""
+        mean, std = (np.array(values)[:, None, None] for values in (self.mean, self.std))
+        pixels = np.rint(images * std + mean).clip(0, 255).astype(np.uint8)
+        pixels = pixels[:, ::-1] if self.swapped else pixels
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if self.last else pixels)
+
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """Images (B, C, H, W) float32 of an input, as the graph makes them; padding is not filled."""
+        images = pixels.transpose(0, 3, 1, 2) if self.last else pixels
+        images = images[:, ::-1] if self.swapped else images
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) * (1 / std)
+
+
+@dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """One named tensor of a graph.
 
@@ -59,6 +89,8 @@ class TensorSpec:
         smallest: minimum of axes from the third on (height, width).
         multiple: these sizes are multiples of it.
         positive: input values are above zero.
+        pixels: how an uint8 input of pictures is normalised.
+        required: no initializer, though it has a default; `Backend.infer` feeds it.
     """
 
     name: str
@@ -74,6 +106,8 @@ class TensorSpec:
     smallest: int = 1
     multiple: int = 1
     positive: bool = False
+    pixels: Pixels | None = optional()
+    required: bool = optional(False)
 
     @property
     def column_groups(self) -> tuple[ColumnGroup, ...]:
@@ -82,6 +116,15 @@ class TensorSpec:
     @property
     def dynamic_axes(self) -> dict[int, str]:
         return {index: axis for index, axis in enumerate(self.axes) if isinstance(axis, str)}
+
+    @property
+    def is_optional(self) -> bool:
+        return self.default is not None and not self.required
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Places of the axes of height and width in an input of pictures."""
+        return (1, 2) if self.pixels is not None and self.pixels.last else tuple(range(2, len(self.axes)))
 
     def shape_text(self) -> str:
         return shape_text(self.axes)
@@ -117,12 +160,24 @@ class GraphSpec(JsonDataclass):
         raise ShapeError(f'{name!r} is not a tensor of {self.name}: {self.input_names + self.output_names}')
 
     def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Cast float32 feeds of float16 inputs."""
+        """Cast float32 feeds of float16 inputs; normalised pictures become pixels for uint8 inputs."""
         float16_inputs = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
-        return {
+        rounded = {
             name: array.astype(np.float16) if name in float16_inputs and array.dtype == np.float32 else array
             for name, array in feeds.items()
         }
+        for tensor in self.inputs:
+            if tensor.pixels is not None and getattr(feeds.get(tensor.name), 'dtype', None) == np.float32:
+                rounded[tensor.name] = tensor.pixels.of_normalised(feeds[tensor.name])
+        return rounded
+
+    def with_required(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Add defaults of inputs that are `required`."""
+        required = {tensor.name for tensor in self.inputs if tensor.required}
+        if required <= feeds.keys():
+            return dict(feeds)
+        complete = self.with_defaults(feeds)
+        return {name: array for name, array in complete.items() if name in feeds or name in required}
 
     def with_defaults(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add defaults of optional inputs; dynamic axes take sizes of the same name in the feeds, else 1."""
@@ -150,7 +205,7 @@ class GraphSpec(JsonDataclass):
         for tensor in self.inputs:
             if tensor.name in feeds:
                 _check_array(tensor, feeds[tensor.name], sizes)
-            elif tensor.default is None:
+            elif not tensor.is_optional:
                 takes = f'{tensor.dtype} {tensor.shape_text()}'
                 raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it takes {takes}')
 
@@ -167,7 +222,8 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[s
     prefix = f'{prefix} shape {shape},'
     if tensor.axes[:1] == ('B',) and not array.shape[0]:  # at which every engine fails in its own way
         raise ShapeError(f'{prefix} a batch of no images; expected {expected} of 1 or more')
-    if any(size < tensor.smallest or size % tensor.multiple for size in array.shape[2:]):
+    sides = [array.shape[place] for place in tensor.sides]
+    if any(size < tensor.smallest or size % tensor.multiple for size in sides):
         multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
         raise ShapeError(
             f'{prefix} expected {expected}; height and width have to be at least '

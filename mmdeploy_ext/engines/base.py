@@ -68,8 +68,8 @@ class Backend(abc.ABC):
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the network: input name -> array to output name -> array in spec order.
 
-        Inputs with a default may be missing. float32 feeds are rounded to float16 where the spec has float16;
-        float16 outputs come back as float32.
+        Inputs with a default may be missing. float32 feeds are rounded to float16 where the spec has float16,
+        and become pixels where it has uint8; float16 outputs come back as float32.
 
         Raises:
             ShapeError: the spec, a check of `FEED_CHECKS` or the engine refuses the feeds.
@@ -77,7 +77,7 @@ class Backend(abc.ABC):
         """
         if not hasattr(self, 'spec'):
             raise InferenceError(f'{self.engine} is not active: use it in a with block, or call activate()')
-        feeds = self.spec.rounded(feeds)
+        feeds = self.spec.rounded(self.spec.with_required(feeds))
         self.spec.check_feeds(feeds)
         if self.metadata is not None and self.metadata.family in FEED_CHECKS:
             FEED_CHECKS[self.metadata.family](self.metadata, feeds)

@@ -113,11 +113,12 @@ class BackendDetector(Network):
 
     def fit(self, image: PreparedImage) -> PreparedImage:
         """Zero-pad right and below to the size of a fixed graph; larger sides stay."""
-        axes = self.backend.spec.inputs[0].axes
-        if not all(isinstance(axis, int) for axis in axes[2:]):
+        spec = self.backend.spec.inputs[0]
+        sides = [spec.axes[place] for place in spec.sides]
+        if not all(isinstance(side, int) for side in sides):
             return image
         padding = [(0, 0)]
-        for axis, size in zip(axes[2:], image.tensor.shape[1:], strict=True):
+        for axis, size in zip(sides, image.tensor.shape[1:], strict=True):
             padding.append((0, max(axis - size, 0)))
         return dataclasses.replace(image, tensor=np.pad(image.tensor, padding))
 

@@ -190,8 +190,9 @@ def exported_options(family: Family, content: Mapping[str, Any], path: object = 
     """
     values = {name: value for name, value in content.items() if name != 'cfg_options'}
     names = [option.name for option in family.options]
+    required = [option.name for option in family.options if not option.rare]
     refusals = [missing_option_message(family, name, content) for name in values if name not in names]
-    refusals += [f'{name} is missing' for name in names if name not in values]
+    refusals += [f'{name} is missing' for name in required if name not in values]
     if refusals:
         raise ModelFileError(f'{path}: export it again; its options fit no export: {refusals[0]}')
     return family.choose(**values)

@@ -22,6 +22,7 @@ from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES, Family, exported_options
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.hosts import hosted
 from mmdeploy_ext.families.model import Model, check_options, load_weights, rule_of
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -86,6 +87,7 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
     """
     family = deployment.family
     graph = graph or contract_of(family, options).graphs(deployment.model, options)[-1]
+    graph = hosted(family, graph, options, deployment.rule)
     return Metadata(
         family=family.name,
         form=graph.name,
@@ -161,16 +163,18 @@ def export_graphs(
         batch = [images[index % len(images)] for index in range(options.batch)]
         inputs = family.feeds(batch, rescale=True)
     for graph in contract_of(family, options).graphs(prepared(deployment.model), options):
+        hosted_graph = hosted(family, graph, options, deployment.rule)
         example = graph.example
         if not example:  # optional inputs that no picture gives have their defaults
-            arrays = {name: array for name, array in inputs.items() if name in graph.spec.input_names}
-            arrays = graph.spec.with_defaults(arrays)
+            spec = hosted_graph.spec
+            arrays = {name: array for name, array in inputs.items() if name in spec.input_names}
+            arrays = spec.rounded(spec.with_defaults(arrays))
             example = {name: torch.from_numpy(array) for name, array in arrays.items()}
         example = {name: tensor.to(device) for name, tensor in example.items()}
-        for stage in graph.stages:
+        for stage in hosted_graph.stages:
             stage.module.to(device)
         with recorded_warnings(deployment.code_warnings):
-            model = export_graph(graph, options, registration_of(family.name).keep_fp32, example)
+            model = export_graph(hosted_graph, options, registration_of(family.name).keep_fp32, example)
         exported.append((model, make_metadata(deployment, options, graph)))
     check_patterns([model for model, _ in exported], options.keep_fp32)
     return exported

@@ -379,6 +379,10 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     with refused_by_name(cfg):
         family.check(cfg, resolved)
     contract_of(family, resolved).check(cfg)
+    if family.samples == 'images':
+        from mmdeploy_ext.families import hosts
+
+        hosts.check(resolved, family.preprocess_rule(cfg), family.spec(model, resolved))
     if family.samples == 'images' and resolved.dynamic:
         from mmdeploy_ext.families.images import picture_of
 

@@ -19,6 +19,12 @@ SPARSE_RUNNER = 'run_libspconv.cpp'
 """The program for kits of sparse backbones."""
 TRTEXEC = 'run_trtexec.sh'
 """Name of the script of `trtexec_script`."""
+TRITON = 'config.pbtxt'
+"""Name of the model configuration of `triton_config`."""
+TRITON_TYPES = dict(
+    float32='FP32', float16='FP16', float64='FP64', int64='INT64', int32='INT32', uint8='UINT8', int8='INT8'
+)
+"""numpy's dtype -> Triton's, without TYPE_; `bool` is BOOL."""
 
 
 def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -30,6 +36,9 @@ def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         if program.name != SPARSE_RUNNER:
             shutil.copyfile(program, folder / program.name)
     (folder / TRTEXEC).write_text(trtexec_script(manifest), encoding='utf-8')
+    for graph in map(KitGraph.from_json, manifest['graphs']):
+        name = TRITON if len(manifest['graphs']) == 1 else f'{graph.name}.{TRITON}'
+        (folder / name).write_text(triton_config(graph), encoding='utf-8')
 
 
 def shapes_of(case: Mapping[str, Any]) -> str:
@@ -56,6 +65,22 @@ def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list
             if shape:
                 ranges[option][name] = list(shape)
     return ranges
+
+
+def triton_config(graph: KitGraph) -> str:
+    """Return Triton's model configuration of a file; the first axis is one of the tensor's own sizes."""
+    lines = [
+        f'name: "{graph.name}"',
+        'backend: "onnxruntime"',
+        f'default_model_filename: "{Path(graph.file).name}"',
+        'max_batch_size: 0',
+    ]
+    for side, tensors in (('input', graph.spec.inputs), ('output', graph.spec.outputs)):
+        for tensor in tensors:
+            kind = TRITON_TYPES.get(tensor.dtype, tensor.dtype.upper())
+            sizes = ', '.join(str(axis) if isinstance(axis, int) else '-1' for axis in tensor.axes)
+            lines.append(f'{side} [{{ name: "{tensor.name}", data_type: TYPE_{kind}, dims: [{sizes}] }}]')
+    return '\n'.join([*lines, ''])
 
 
 def trtexec_script(manifest: Mapping[str, Any]) -> str:

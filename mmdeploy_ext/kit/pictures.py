@@ -50,7 +50,8 @@ def write_pictures(deployment: Model, path: str, samples: Collection[Any], folde
 
 
 def _case(name: str, reference: InputReference, metadata: Metadata) -> KitCase:
-    inputs = metadata.spec.with_defaults(reference.feeds_of(metadata))  # not every engine has optional inputs
+    # not every engine has optional inputs
+    inputs = metadata.spec.rounded(metadata.spec.with_defaults(reference.feeds_of(metadata)))
     tensors: dict[str, np.ndarray] = {}
     if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
         options = options_besides_form(reference.deployment, metadata)

@@ -204,8 +204,8 @@ def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) 
     differing = []
     for tensor in inputs:
         array = initializers.get(tensor.name)
-        expected = 'none' if tensor.default is None else f'{tensor.default:g}'
-        if array is None and tensor.default is not None:
+        expected = 'none' if not tensor.is_optional else f'{tensor.default:g}'
+        if array is None and tensor.is_optional:
             differing.append(f'{tensor.name} has no default, expected {expected}')
         elif array is not None and not _is_default(array, tensor):
             values = ', '.join(map(str, sorted({*array.flatten().tolist()})[:3]))
@@ -215,7 +215,7 @@ def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) 
 
 
 def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
-    if tensor.default is None or array.ndim != len(tensor.axes) or not array.size:
+    if not tensor.is_optional or array.ndim != len(tensor.axes) or not array.size:
         return False
     sizes = zip(array.shape, tensor.axes, strict=True)
     shape = tuple(size if isinstance(axis, str) else axis for size, axis in sizes)

@@ -79,7 +79,8 @@ def detect(
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
     """Resize, pad and normalise (h, w, 3) uint8 by a file's rule; `cam2img` is (4, 4) or None."""
-    height, width = metadata.spec.inputs[0].axes[2:]
+    image = metadata.spec.inputs[0]
+    height, width = (image.axes[place] for place in image.sides)
     rule = metadata.preprocess
     if isinstance(height, int) and isinstance(width, int):
         rule = dataclasses.replace(rule, size=(height, width))

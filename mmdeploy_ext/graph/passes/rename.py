@@ -77,7 +77,7 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     )
     defaults = {}
     for tensor in spec.inputs:
-        if tensor.default is not None:
+        if tensor.is_optional:
             shape = [axis if isinstance(axis, int) else 1 for axis in tensor.axes]
             values = np.full(shape, tensor.default, tensor.dtype)
             defaults[tensor.name] = numpy_helper.from_array(values, tensor.name)

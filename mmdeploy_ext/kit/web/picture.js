@@ -13,7 +13,7 @@ export function cannotShow(kit) {
     .find(({ name, default: fill }) => fill === null && !(name in SIZES));
   return unknown
     ? `it needs ${unknown.name}, which is not made of a picture`
-    : cannotPrepare(metadata.preprocess);
+    : cannotPrepare(metadata.preprocess, metadata.spec.inputs[0]);
 }
 
 /** Name of an input -> its values for one image, of what `prepare` returns. */

@@ -10,7 +10,8 @@ import { RESIZERS } from 'kit/resize.js';
 const f32 = Math.fround;
 
 /** Return why this page cannot prepare pictures by a rule, '' if it can. */
-export function cannotPrepare(rule) {
+export function cannotPrepare(rule, image) {
+  if (image?.pixels) return 'its input is pixels (uint8), which this page prepares for its own cases alone';
   return rule.to_float32 ? 'its pictures are resized in float32, which this page does not do' : '';
 }
 

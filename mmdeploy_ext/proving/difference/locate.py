@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.hosts import hosted
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.files import engine_notes
@@ -139,9 +140,11 @@ def _subject_of_images(
     unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
     arrays = family.feeds(unseen_input.images, rescale=True)
     arrays |= family.reference(deployment.model).inner_inputs(arrays, options.form)
+    (graph,) = family.graphs(prepared(deployment.model), options)
+    feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
     return Subject(
-        family.stages(prepared(deployment.model), options),
-        {name: arrays[name] for name in metadata.spec.input_names if name in arrays},
+        hosted(family, graph, options, deployment.rule).stages,
+        metadata.spec.rounded(metadata.spec.with_required(feeds)),
         file_checks.of_images(deployment, options, images[0][1]),
         f'{unseen_input.name} ({unseen_input.sources[0][0]})',
         arrays,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.contract.options import INPUT
+from mmdeploy_ext.families.hosts import pixels_of
 from mmdeploy_ext.families.images import batches, picture_of
 from mmdeploy_ext.families.model import prepare_fixed, rule_of
 from mmdeploy_ext.proving.inputs.pictures import (
@@ -122,6 +124,7 @@ class _Inputs:
         self.sizes = other_sizes(deployment, options) if options.dynamic else None
         spec = deployment.family.spec(deployment.model, options)
         self.optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
+        self.optional = () if options.required_inputs else self.optional
 
     def fixed(
         self,
@@ -229,8 +232,18 @@ class _Inputs:
         indices = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
         for index, names in zip(indices, [self.optional, *alone], strict=False):
             name = f'{cases[index].name}, without {" and ".join(names)}'
-            cases[index] = dataclasses.replace(cases[index], name=name, rescale=True, left_out=names)
+            images = cases[index].images
+            if self.options.input != INPUT.default and 'img_shape' in names:
+                images = tuple(map(self._padded_by_pixels, images))
+            cases[index] = dataclasses.replace(
+                cases[index], name=name, images=images, rescale=True, left_out=names
+            )
         return cases
+
+    def _padded_by_pixels(self, image: PreparedImage) -> PreparedImage:
+        pixels = pixels_of(self.options, self.deployment.rule)
+        tensor = pixels.normalised(pixels.of_normalised(image.tensor[None]))[0]
+        return dataclasses.replace(image, tensor=np.ascontiguousarray(tensor))
 
     def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
         scale = max(size[1], STRIDE), max(size[0], STRIDE)

@@ -92,8 +92,8 @@ def compare_picture(
     """Return how the rule in a file prepares a picture otherwise than the pipeline, and the pipeline's."""
     expected, metas = _pipeline_values(pipeline, file)
     prepared, image_bgr = _as_prepared(expected, metas), pictures.read_image(file)
-    axes = metadata.spec.inputs[0].axes
-    if len(axes) == 4 and axes[1] == 3:  # as `mm2onnx run` prepares it
+    axes, pixels = metadata.spec.inputs[0].axes, metadata.spec.inputs[0].pixels
+    if pixels is not None or (len(axes) == 4 and axes[1] == 3):  # as `mm2onnx run` prepares it
         image = detect.prepare(metadata, image_bgr)
     else:  # a graph of regions
         image = metadata.preprocess.apply(image_bgr)
