@@ -74,6 +74,13 @@ def test_a_training_checkpoint_with_numpy_values_in_meta_exports(bench):
     onnx.checker.check_model(onnx.load(bench.out / 'm.onnx'))
 
 
+def test_skipped_postprocessing_of_a_two_stage_detector_names_its_forms(bench):
+    config = REPOSITORY / 'configs/demo/mask_rcnn_toy.py'
+    bench.refuses(
+        'export', '--postprocess proposals', '--postprocess regions', config=config, more='--skip-postprocess'
+    )
+
+
 CONFIGS = {
     'missing': (None, []),
     'syntax error': ('model = dict(type=\n', ['line 1']),

@@ -1,9 +1,12 @@
 """A family of a package of one's own: `outside_package`, which docs/own-family.md shows."""
 
+import dataclasses
 import json
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,12 +14,13 @@ import mmdeploy_ext
 from mmdeploy_ext import register_family
 from mmdeploy_ext.cli import command, export_app
 from mmdeploy_ext.contract import registry
+from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.runtime.detect import runtime_of
+from mmdeploy_ext.runtime.detect import results_of, runtime_of
 from mmdeploy_ext.seeded.weights import write_seeded
 from verdicts import cases_of
 
@@ -78,6 +82,29 @@ def test_weights_that_a_family_calls_unused_and_a_checkpoint_lacks_prove_nothing
     verdict = mmdeploy_ext.prove(CONFIG, folder / 'without.pth', made.files[0])
     failures = [failure for case in cases_of(verdict) for failure in case.failures]
     assert not verdict.passed and 'NaN' in failures[0]
+
+
+def test_facts_that_are_not_registered_are_named(exported, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class GaugeFacts(Facts):
+        stride: int
+
+    _, folder = exported
+    monkeypatch.setattr(FAMILIES['gauges'], 'facts', lambda model: GaugeFacts(8), raising=False)
+    with pytest.raises(ConfigError, match=r"'gauges'.*facts='.*GaugeFacts'"):
+        mmdeploy_ext.export(CONFIG, folder / 'gauges.pth', folder / 'facts.onnx', height=64, width=64)
+
+
+def test_an_error_of_an_authors_runtime_names_its_line(registered, monkeypatch):
+    def detections(metadata, outputs, feeds):
+        return np.zeros(0).max()
+
+    runtime = types.ModuleType(__name__)
+    runtime.detections = detections
+    register_family('faulty', 'faulty.family:Faulty', runtime=__name__)
+    monkeypatch.setitem(sys.modules, __name__, runtime)
+    with pytest.raises(InferenceError, match=r'test_outside\.py:\d+, in detections: ValueError'):
+        results_of('faulty', None, {}, {})
 
 
 def test_the_same_file_is_drawn_by_its_runtime(exported):

@@ -103,6 +103,17 @@ def test_the_prefix_of_a_parallel_wrapper_goes(wrapped, tmp_path):
     assert loaded.meta == (dict(epoch=3) if wrapped else {}) and loaded.path == str(tmp_path / 'w.pth')
 
 
+def test_weights_that_the_user_leaves_out_may_be_unexpected(tmp_path):
+    weights = tiny().state_dict()
+    torch.save(weights | {'mask_head.conv.weight': torch.ones(1)}, tmp_path / 'w.pth')
+    loaded = load_checkpoint(tmp_path / 'w.pth')
+    with pytest.raises(CheckpointError, match=r'--ignore-keys mask_head\.conv\.'):
+        load_strict(tiny(), loaded)
+    load_strict(tiny(), loaded.without(['mask_head.']))
+    with pytest.raises(CheckpointError, match='--ignore-keys maskhead'):
+        loaded.without(['maskhead'])
+
+
 def test_what_is_no_tensor_is_no_weight(tmp_path):
     torch.save({'a': torch.ones(1), 'epoch': 3, '_metadata': {}}, tmp_path / 'w.pth')
     assert list(load_checkpoint(tmp_path / 'w.pth').state_dict) == ['a']
