@@ -81,6 +81,7 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
         '--dataset DATASET',
         'accepted for old command lines; class names come from the checkpoint or the config',
     )
+    shared.add_ignored_keys(parser)
     add('--verify', 'prove the file; exit status 1 when it is not')
     add('--show', "draw both engines' detections to OUTPUT_FILE.png and print the graph")
     shared.add_proof_arguments(parser)
@@ -102,8 +103,11 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     proof.check_report_targets(args)
 
     deployment = read_config(args.config, args.checkpoint or '', cfg_options, args.device)
+    deployment.ignored_keys = tuple(args.ignore_keys or ())
     family = deployment.family
     check_family(args, family, engine, only)
+    if args.skip_postprocess:
+        check_raw_form(family)
     options = family.choose(**values)
     options.check(names=values)
     proof.print_libraries_not_run(deployment.cfg, args)
@@ -156,6 +160,18 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
         reason = f'family {family.name!r} has no such option; {registration_of(family.name).of_config}'
         shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
         check_engine_kind(engine['engine'], engine.get('inference_precision'))
+
+
+def check_raw_form(family: Family) -> None:
+    """Raise UsageError for --skip-postprocess of a family without a raw form; it names the forms to type."""
+    forms = next((option.choices for option in family.options if option.name == 'form'), ())
+    if 'raw' in forms:
+        return
+    parts = [f'--postprocess {form}' for form in forms if form != 'full']
+    advice = 'its results are in its graph; leave the option out'
+    if parts:
+        advice = f'its network is written by {" and ".join(parts)}, a file each'
+    raise UsageError(f'--skip-postprocess: family {family.name!r} has no form without results; {advice}')
 
 
 def _title(family: Family, options: Options, count: int) -> str:

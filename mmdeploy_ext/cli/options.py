@@ -29,6 +29,9 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
             if value.startswith('{'):
                 options[key] = ast.literal_eval(value)
             else:
+                from mmdeploy_ext import compat
+
+                compat.apply()
                 from mmcv import DictAction  # without a pair mmcv is not imported
 
                 options[key] = DictAction._parse_iterable(value)
@@ -97,12 +100,22 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def proof_words(args: argparse.Namespace) -> list[str]:
-    """The options that a later proof needs again, as words: --mean, --std, --library, --cfg-options."""
+    """The options that a later proof needs again, as words."""
     words = ['--library', args.library] if args.library else []
-    for name in ('mean', 'std', 'cfg_options'):
+    for name in ('mean', 'std', 'ignore_keys', 'cfg_options'):
         if values := getattr(args, name, None):
             words += [f'--{name.replace("_", "-")}', *map(str, values)]
     return words
+
+
+def add_ignored_keys(parser: argparse.ArgumentParser) -> None:
+    """Add --ignore-keys to a parser."""
+    cli.add(
+        parser,
+        '--ignore-keys PREFIX...',
+        'keys of the checkpoint, by prefix, that the model of the config does not have, such as '
+        "roi_head.mask_head. of a Mask R-CNN's for a Faster R-CNN; the verdict names them",
+    )
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from mmdeploy_ext.api import check_normalisation, prove_files
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
+from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import BACKBONE, Family
@@ -60,9 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shared.add_normalisation_arguments(group)
     shared.add_declared(group, EXPORT_OPTIONS)
+    shared.add_ignored_keys(parser)
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
+    reason = 'is an option of export, and the file keeps what it was exported with'
+    parser.elsewhere = {option.typed: reason for option in detector_options()}
     return parser
 
 
@@ -73,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     proof.check_report_targets(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     deployment = read_config(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
+    deployment.ignored_keys = tuple(args.ignore_keys or ())
     check_family(args, deployment.family, engine)
     verdict, pairs = prove_files(
         deployment,

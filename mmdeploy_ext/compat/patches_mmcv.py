@@ -94,6 +94,15 @@ def numpy_in_checkpoints(module: ModuleType) -> None:
     torch.serialization.add_safe_globals(numpy_checkpoint_globals())
 
 
+@patch('mmcv', versions='mmcv-full 1.7.2')
+def without_the_advertisement(module: ModuleType, execute: Execute) -> bool:
+    """mmcv warns at each import that mmcv 2 will come in 2023."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV')
+        execute()
+    return True
+
+
 def numpy_checkpoint_globals() -> list[Any]:
     """Allow list of `torch.load(weights_only=True)` for numpy scalars and arrays, of numpy 1 and 2."""
     import numpy as np

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import (
     AbsentPackageError,
     Mm2OnnxError,
@@ -35,10 +36,15 @@ EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with --debug and one-line errors (`error: ...`, exit status 2) that suggest similar words."""
+    """argparse with --debug and one-line errors (`error: ...`, exit status 2) that suggest similar words.
+
+    Attributes:
+        elsewhere: option of another tool -> what to say about it.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        self.elsewhere: dict[str, str] = {}
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -46,7 +52,10 @@ class ArgumentParser(argparse.ArgumentParser):
         if rest:
             options = _option_names(self, parsed)
             unknown = [word.partition('=')[0] for word in rest if word.startswith('--')]
-            hints = ''.join(did_you_mean(word, options) for word in unknown)
+            hints = ''.join(
+                f'; {word} {self.elsewhere[word]}' if word in self.elsewhere else did_you_mean(word, options)
+                for word in unknown
+            )
             self.error(f'unrecognized arguments: {" ".join(rest)}{hints}')
         return parsed
 
@@ -119,6 +128,8 @@ def run(
             import traceback
 
             traceback.print_exc()
+    if not (CHECKOUT / 'docs').is_dir():
+        message = re.sub(r'\bdocs/[\w-]+\.md', r"\g<0> of mm2onnx's repository", message)
     print(printable(f'error: {message}'), file=sys.stderr)
     return status
 

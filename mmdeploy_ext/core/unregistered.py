@@ -69,18 +69,24 @@ def module_to_import(path: Path, folder: Path) -> str:
         text = package.read_text(encoding='utf-8', errors='replace')
         by_package = path == package or bool(re.search(rf'\b{re.escape(path.stem)}\b', text))
     module = relative.parent if by_package else relative.with_suffix('')
+    while by_package and len(module.parts) > 1 and _imports_child(folder / module.parent, module.name):
+        module = module.parent
     return '.'.join(module.parts)
 
 
-def repository_of(config: str) -> Path:
-    """Root of the user's tree: the current folder, or a folder above the config."""
+def _imports_child(package: Path, name: str) -> bool:
+    file = package / '__init__.py'
+    text = file.read_text(encoding='utf-8', errors='replace') if file.is_file() else ''
+    return bool(re.search(rf'^from \.{name}\b|^from \. import [^\n]*\b{name}\b', text, re.MULTILINE))
+
+
+def repositories_of(config: str) -> list[Path]:
+    """Folders that may hold the user's modules: roots above the config, and the current folder."""
     path, current = Path(config).resolve(), Path.cwd()
+    roots = [folder for folder in path.parents if (folder / '.git').exists() or (folder / 'configs').is_dir()]
     if path.is_relative_to(current):
-        return current
-    for folder in path.parents:
-        if (folder / '.git').exists() or (folder / 'configs').is_dir():
-            return folder
-    return path.parent
+        roots.append(current)
+    return [*dict.fromkeys(roots)] or [path.parent]
 
 
 def registered_names() -> set[str]:
@@ -109,13 +115,12 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     missing = missing_types(cfg)
     if not missing:
         return ''
-    folder = repository_of(cfg.filename or '')
     classes = {key: name.rpartition('.')[2] for key, name in missing.items()}  # without a scope
-    files = files_of_types(folder, dict.fromkeys(classes.values()))
-    checkout = next((path for path in folder.parents if (path / '.git').exists()), None)
-    if not files and checkout is not None:  # modules of a config are found in the folders above it, too
-        folder = checkout
-        files = files_of_types(folder, dict.fromkeys(classes.values()))
+    files: dict[str, Path] = {}
+    for folder in repositories_of(cfg.filename or ''):
+        files = files or files_of_types(folder, dict.fromkeys(classes.values()))
+        if files:
+            break
     if not files:
         return ''
     keys = sorted(missing, key=lambda key: classes[key] not in files)
@@ -123,7 +128,8 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     definitions = _first([f'{name} is in {files[name].relative_to(folder)}' for name in names])
     listed = _first([f'{key}={missing[key]!r}' for key in keys])
     said = f'{listed}: registered by no imported module; {definitions}'
-    for package in dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names):
+    packages = dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names)
+    for package in packages:
         if failures and package in failures:
             return f'{said}: {package} cannot be imported: {failures[package]}; install what it needs'
         imported = getattr(sys.modules.get(package), '__file__', None)
@@ -133,8 +139,8 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     imports = [imports] if isinstance(imports, str) else list(imports)
     modules = dict.fromkeys([*imports, *(module_to_import(files[name], folder) for name in names)])
     words = cfg_options({'custom_imports.imports': ','.join(modules)})
-    in_folder = '' if folder == Path.cwd() else f' in {folder}'
-    return f'{said}: write custom_imports into the config, or run{in_folder} with {words}'
+    own = '; its models are exported by the package mm2onnx-mmrotate' if 'mmrotate' in packages else ''
+    return f'{said}: write custom_imports = dict(imports={[*modules]}) into the config, or type {words}{own}'
 
 
 def _first(texts: Sequence[str]) -> str:

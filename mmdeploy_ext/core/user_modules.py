@@ -118,7 +118,11 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         if cause.name != package:
             advice = f'the {package} that is imported has no such module; change the import'
         elif package in {str(name).partition('.')[0] for name in names}:
-            advice = f'the folder that {package} is in has to be on PYTHONPATH: PYTHONPATH=FOLDER COMMAND'
+            folders = ', '.join(map(str, user_folders(path)[:2]))
+            advice = (
+                f'{package} is looked for in {folders} and the folders above the config: run in the folder '
+                f'that holds {package}, or put the config below it'
+            )
         raise ConfigError(f'{path}: {key}={list(names)}: {cause}{users_line(cause)}; {advice}') from error
 
 

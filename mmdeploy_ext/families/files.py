@@ -13,10 +13,11 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import Graph
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.core.source_code import versions
+from mmdeploy_ext.core.typed_json import Mismatch, plain, read
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
@@ -77,6 +78,19 @@ def load_for(deployment: Model, options: Options, output: str) -> Options:
     return options
 
 
+def check_facts(name: str, facts: Any) -> None:
+    """Raise ConfigError unless the registered class of facts reads these of a family of this name."""
+    registered_facts, returned = registration_of(name).load_facts(), type(facts)
+    try:
+        read(registered_facts, plain(facts))
+    except Mismatch as error:
+        raise ConfigError(
+            f'family {name!r}: facts() returns {returned.__name__}, {registered_facts.__name__} is '
+            f'registered ({error}): register_family({name!r}, ..., '
+            f"facts='{returned.__module__}:{returned.__name__}')"
+        ) from error
+
+
 def make_metadata(deployment: Model, options: Options, graph: Graph | None = None) -> Metadata:
     """Return the metadata of the file of a graph.
 
@@ -86,6 +100,8 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
         graph: by default the last one of the family, which gives the outputs.
     """
     family = deployment.family
+    facts = family.facts(deployment.model)
+    check_facts(family.name, facts)
     graph = graph or contract_of(family, options).graphs(deployment.model, options)[-1]
     graph = hosted(family, graph, options, deployment.rule)
     return Metadata(
@@ -94,7 +110,7 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
         spec=graph.spec,
         preprocess=rule_of(deployment, options),
         classes=deployment.classes,
-        postprocess=family.facts(deployment.model),
+        postprocess=facts,
         options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,

@@ -58,6 +58,7 @@ class Model:
         classes: names by label, since `load_weights`; () for a backbone.
         checkpoint_sha256: digest of the checkpoint, since `load_weights`.
         report: the checkpoint; of a sparse backbone a `LoadReport`.
+        ignored_keys: prefixes of keys of the checkpoint that are left out; the model may not have them.
         collected: entries that the config's test pipeline collects of a picture, once a proof has run it.
         code_warnings: PyTorch's warnings about the user's code in exports of this model.
     """
@@ -77,6 +78,7 @@ class Model:
     classes: tuple[str, ...] = ()
     checkpoint_sha256: str = ''
     report: Any = None
+    ignored_keys: tuple[str, ...] = ()
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
 
@@ -224,7 +226,7 @@ def load_weights(deployment: Model) -> None:
     if family.product == BACKBONE:
         deployment.report = family.load(model, deployment.checkpoint, deployment.weight_layout)
     else:
-        deployment.report = load_checkpoint(deployment.checkpoint)
+        deployment.report = load_checkpoint(deployment.checkpoint).without(deployment.ignored_keys)
         family.load_weights(model, deployment.report)
     meta = getattr(deployment.report, 'meta', {})
     deployment.classes = class_names(deployment.cfg, meta, family.num_classes(model))

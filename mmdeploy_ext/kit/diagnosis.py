@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 ROUNDED = 5e-3
 """Largest difference, relative to the largest value, that products of rounded factors explain."""
+MOST_AXES, MOST_IMAGES = 5, 4
+"""Largest number of axes, and of images of a batch, of which all orders are tried."""
 EXACT = 1e-5
 """Largest difference, relative to the largest value, that the order of sums in float32 explains: such values
 are PyTorch's, and what is wrong with them is their dtype."""
@@ -35,10 +38,27 @@ def is_constant(array: np.ndarray) -> bool:
     return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
 
 
+def exchanged(expected: np.ndarray, got: np.ndarray) -> str:
+    """Describe images of a batch in another order, or axes in another order; '' if it is neither."""
+    if expected.ndim != got.ndim or expected.ndim > MOST_AXES or got.dtype.kind != 'f':
+        return ''
+    if expected.shape == got.shape and 2 <= len(got) <= MOST_IMAGES:
+        for order in itertools.permutations(range(len(got))):
+            if ArrayDistance(got[list(order)], expected).max_rel <= EXACT:
+                return f'the images of the batch are in another order: {", ".join(map(str, order))}'
+    for axes in itertools.permutations(range(got.ndim)):
+        moved = got.transpose(axes)
+        if moved.shape == expected.shape and ArrayDistance(moved, expected).max_rel <= EXACT:
+            return f'axes are in another order: {", ".join(map(str, axes))}'
+    return ''
+
+
 def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
-    """Describe a wrong output: constant or rounded; else ''."""
+    """Describe a wrong output: constant, in another order, or rounded; else ''."""
     if is_constant(got) and not is_constant(expected):
         return f'every value is {got.flat[0]:g}'
+    if order := exchanged(expected, got):
+        return order
     if expected.shape != got.shape or expected.size < 2 or got.dtype.kind != 'f':
         return ''
     if not (np.isfinite(expected).all() and np.isfinite(got).all()):

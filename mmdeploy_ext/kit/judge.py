@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from mmdeploy_ext.contract.comparison import compare_tensors, failed_row, order_
 from mmdeploy_ext.core.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
-from mmdeploy_ext.kit.diagnosis import diagnose, misfit
+from mmdeploy_ext.kit.diagnosis import MOST_IMAGES, diagnose, misfit
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.proving import half_precision
@@ -257,8 +258,18 @@ class _Judge:
                 candidates = results_of(metadata.family, metadata, arrays, {**case.inputs, **case.beside})
             if len(candidates) != len(case.results):
                 raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
-            sides = zip(case.images, case.results, candidates, strict=True)
-            return tuple(task_module(task).match_detections(*side, **settings) for side in sides)
+
+            def match(images: list[Any]) -> tuple[results.DetectionRow, ...]:
+                sides = zip(case.images, case.results, images, strict=True)
+                return tuple(task_module(task).match_detections(*side, **settings) for side in sides)
+
+            rows = match(candidates)
+            is_wrong = 2 <= len(rows) <= MOST_IMAGES and not all(row.passed for row in rows)
+            for images in itertools.permutations(candidates) if is_wrong else ():
+                if all(row.passed for row in match(list(images))):
+                    reason = 'the images of the batch are exchanged'
+                    return tuple(dataclasses.replace(row, reason=f'{row.reason}; {reason}') for row in rows)
+            return rows
         except FAILURES as error:
             reason = f'no results: {one_line(error)[:200]}'
             counts = [(title, len(image)) for title, image in zip(case.images, case.results, strict=True)]

@@ -67,7 +67,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
 
         return timed
 
-    run_onnxruntime.main(str(outputs), kit=kit, opens=opens)
+    run_onnxruntime.main(str(outputs), kit=kit, opens=opens, say=lambda text: None)
     medians = ', '.join(f'{name} {1e3 * statistics.median(times):.3g} ms' for name, times in seconds.items())
     return f'{device}, {"in float16, " if fp16 else ""}{medians}'
 

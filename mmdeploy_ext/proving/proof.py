@@ -237,6 +237,9 @@ def check_model(proof: Proof) -> None:
         for package, folder in other_copies().items()
     ]
     verdict.notes += deployment.replaced_kernels
+    if deployment.ignored_keys:
+        ignored = ', '.join(deployment.ignored_keys)
+        verdict.notes.append(f'weights of the checkpoint that were left out by --ignore-keys: {ignored}')
 
 
 def class_lines(classes: Iterable[ModelClass]) -> list[str]:

@@ -13,13 +13,21 @@ the graph that `quantize.py` puts in INT8; `feeds` of the opened object gives it
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Entries
 from mmdeploy_ext.contract.registry import find_registration, program_loop, registered, registration_of
-from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, UsageError
+from mmdeploy_ext.core.errors import (
+    ConfigError,
+    InferenceError,
+    Mm2OnnxError,
+    ModelFileError,
+    UsageError,
+    one_line,
+)
 from mmdeploy_ext.preprocess.cam2img import (
     CAMERA,
     PROJECTION,
@@ -164,9 +172,15 @@ def results_of(
     from mmdeploy_ext.runtime.detections import Rows
 
     runtime = runtime_of(family)
-    results = runtime.detections(metadata, outputs, feeds)
     if runtime.__name__.startswith(f'{__name__.partition(".")[0]}.'):
-        return results
+        return runtime.detections(metadata, outputs, feeds)
+    try:
+        results = runtime.detections(metadata, outputs, feeds)
+    except Mm2OnnxError:
+        raise
+    except Exception as error:
+        place = _place_in(runtime, error)
+        raise InferenceError(f'{place}: {type(error).__name__}: {one_line(error)}') from error
     broken = f'detections of {runtime.__name__}'
     if not isinstance(results, list | tuple) or not all(isinstance(entry, Rows) for entry in results):
         refused = results if not isinstance(results, list | tuple) else next(iter(results), None)
@@ -177,6 +191,17 @@ def results_of(
     if any(np.any(np.diff(entry.scores) > 0) for entry in results):
         raise ConfigError(f'{broken} gives results in another order than the best first')
     return results
+
+
+def _place_in(runtime: ModuleType, error: Exception) -> str:
+    """Return the last line of the runtime's package that an error went through, FILE:LINE."""
+    package = runtime.__name__.partition('.')[0]
+    places = [
+        f'{frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}'
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get('__name__', '').partition('.')[0] == package
+    ]
+    return places[-1] if places else f'detections of {runtime.__name__}'
 
 
 def camera_of(metadata: Metadata) -> str:

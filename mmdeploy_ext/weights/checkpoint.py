@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import pickle
 import re
 import warnings
@@ -81,6 +82,14 @@ class Checkpoint:
     path: str
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
+
+    def without(self, prefixes: Sequence[str]) -> Checkpoint:
+        """Return it without the keys that begin with `prefixes`; CheckpointError: a prefix of no key."""
+        for prefix in prefixes:
+            if not any(key.startswith(prefix) for key in self.state_dict):
+                raise CheckpointError(f'{self.path}: --ignore-keys {prefix}: no key begins so')
+        kept = {key: value for key, value in self.state_dict.items() if not key.startswith(tuple(prefixes))}
+        return dataclasses.replace(self, state_dict=kept)
 
 
 def read_content(path: str | Path) -> Any:
@@ -283,8 +292,18 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         raise CheckpointError(
             conversion_advice(checkpoint.path, weights)
             or f'{checkpoint.path}: does not fit the model of the config: {problems}. '
-            f'Use the config that this checkpoint was trained with'
+            f'Use the config that this checkpoint was trained with{ignoring_advice(problems, unexpected)}'
         )
+
+
+def ignoring_advice(problems: str, unexpected: Sequence[str]) -> str:
+    """Return how to leave out the unexpected keys, if nothing else is wrong; else ''."""
+    columns = zip(*(key.split('.')[:-1] for key in unexpected))  # noqa: B905 of the shortest
+    common = itertools.takewhile(lambda names: len(set(names)) == 1, columns)
+    prefix = '.'.join(names[0] for names in common)
+    if not prefix or not problems.startswith('unexpected'):
+        return ''
+    return f', or leave these weights out: --ignore-keys {prefix}.'
 
 
 def misfits(

@@ -59,6 +59,13 @@ def test_a_checkpoint_of_other_classes_names_the_layer_and_both_shapes(bench):
     bench.refuses('export', 'bbox_head.atss_cls.weight', '(6, 64, 3, 3)', '(7, 64, 3, 3)', more=more)
 
 
+def test_skipped_postprocessing_of_a_two_stage_detector_names_its_forms(bench):
+    config = REPOSITORY / 'configs/demo/mask_rcnn_toy.py'
+    bench.refuses(
+        'export', '--postprocess proposals', '--postprocess regions', config=config, more='--skip-postprocess'
+    )
+
+
 CONFIGS = {
     'missing': (None, []),
     'syntax error': ('model = dict(type=\n', ['line 1']),

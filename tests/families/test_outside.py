@@ -1,20 +1,25 @@
 """A family of a package of one's own: `outside_package`, which docs/own-family.md shows."""
 
+import dataclasses
 import json
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mmdeploy_ext
 from mmdeploy_ext import register_family
 from mmdeploy_ext.cli import command, export_app
 from mmdeploy_ext.contract import registry
+from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import write_seeded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -62,6 +67,29 @@ def test_the_same_by_functions(exported):
     assert made.files == [str(folder / 'other.onnx')] and made.options.panel == 'round'
     with mmdeploy_ext.open_model(made.files[0]) as model:
         assert len(model(read_image(PICTURE))) == 6
+
+
+def test_facts_that_are_not_registered_are_named(exported, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class GaugeFacts(Facts):
+        stride: int
+
+    _, folder = exported
+    monkeypatch.setattr(FAMILIES['gauges'], 'facts', lambda model: GaugeFacts(8), raising=False)
+    with pytest.raises(ConfigError, match=r"'gauges'.*facts='.*GaugeFacts'"):
+        mmdeploy_ext.export(CONFIG, folder / 'gauges.pth', folder / 'facts.onnx', height=64, width=64)
+
+
+def test_an_error_of_an_authors_runtime_names_its_line(registered, monkeypatch):
+    def detections(metadata, outputs, feeds):
+        return np.zeros(0).max()
+
+    runtime = types.ModuleType(__name__)
+    runtime.detections = detections
+    register_family('faulty', 'faulty.family:Faulty', runtime=__name__)
+    monkeypatch.setitem(sys.modules, __name__, runtime)
+    with pytest.raises(InferenceError, match=r'test_outside\.py:\d+, in detections: ValueError'):
+        results_of('faulty', None, {}, {})
 
 
 def test_the_same_file_is_drawn_by_its_runtime(exported):

@@ -92,6 +92,7 @@ def test_a_mixed_up_batch_is_refused(atss, tmp_path):
         np.flip(read_array(kit, entry), 0).tofile(kit / entry['file'])
     judgement = judge(atss[0], run(kit, tmp_path / 'outputs')[1])
     assert not judgement.equal and judgement.failures[0].startswith(case['name'])
+    assert any('exchanged' in failure for failure in judgement.failures)
 
 
 @pytest.mark.matrix

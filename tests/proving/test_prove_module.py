@@ -272,6 +272,13 @@ def test_samples_that_do_not_fit_are_refused_by_name(folder, net, sample, word):
         mmdeploy_ext.prove_module(net, folder / 'm.onnx', [sample])
 
 
+def test_a_sample_of_another_size_than_the_files_is_refused(tmp_path):
+    net = torch.nn.ReLU().eval()
+    torch.onnx.export(net, (torch.rand(1, 4),), str(tmp_path / 'm.onnx'), dynamo=False, opset_version=17)
+    with pytest.raises(UsageError, match='1x5'):
+        mmdeploy_ext.prove_module(net, tmp_path / 'm.onnx', [torch.rand(1, 5)])
+
+
 def test_an_argument_that_the_file_froze_is_found(net, samples, tmp_path):
     path = tmp_path / 'one.onnx'
     memory = samples[0][1]

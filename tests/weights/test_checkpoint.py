@@ -89,6 +89,17 @@ def test_a_state_dict_below_model_is_taken_unless_there_are_averages(tmp_path):
         load_checkpoint(path)
 
 
+def test_weights_that_the_user_leaves_out_may_be_unexpected(tmp_path):
+    weights = tiny().state_dict()
+    torch.save(weights | {'mask_head.conv.weight': torch.ones(1)}, tmp_path / 'w.pth')
+    loaded = load_checkpoint(tmp_path / 'w.pth')
+    with pytest.raises(CheckpointError, match=r'--ignore-keys mask_head\.conv\.'):
+        load_strict(tiny(), loaded)
+    load_strict(tiny(), loaded.without(['mask_head.']))
+    with pytest.raises(CheckpointError, match='--ignore-keys maskhead'):
+        loaded.without(['maskhead'])
+
+
 def test_the_buffers_of_an_ema_hook_are_left_out_as_mmcv_leaves_them_out():
     model, expected, file = tiny(), tiny(), checkpoint()
     averages = {f'ema_{key.replace(".", "_")}': value * 2 for key, value in file.state_dict.items()}

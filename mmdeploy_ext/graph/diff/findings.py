@@ -134,6 +134,7 @@ class Comparison:
         additional: outputs that only the graph on trial has.
         renamed: output of the reference -> its name in the graph on trial.
         graph: how the graph differs from a fresh export, or ''.
+        results: how the results differ from the results of the user's own code, or ''.
     """
 
     subject: dict[str, Any]
@@ -148,6 +149,7 @@ class Comparison:
     additional: list[str] = dataclasses.field(default_factory=list)
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
     graph: str = ''
+    results: str = ''
 
     @property
     def first(self) -> Divergence | None:
@@ -174,7 +176,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        return self.agreeing and not self.missing and not self.additional and not self.graph
+        return self.agreeing and not (self.missing or self.additional or self.graph or self.results)
 
     @property
     def agreeing(self) -> bool:

@@ -43,7 +43,7 @@ def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def main(*words: str, kit: Path = KIT, opens: Callable = open_file) -> None:
+def main(*words: str, kit: Path = KIT, opens: Callable = open_file, say: Callable = print) -> None:
     if not words:
         sys.exit(f'usage: python {Path(sys.argv[0]).name} OUTPUTS [OPTION...]')
     outputs, *options = words
@@ -59,6 +59,7 @@ def main(*words: str, kit: Path = KIT, opens: Callable = open_file) -> None:
 
     for name, case in cases.items():  # each file on inputs of PyTorch
         save(folder / f'{name}.npz', run(case, {}))
+        say(f'{name} of {len(cases)}: {case["title"]}')
     tensors = {}  # name of an output -> its last value
     for frame in manifest['frames']:  # each file on what those before it computed, memory included
         for step in frame['steps']:
@@ -66,7 +67,9 @@ def main(*words: str, kit: Path = KIT, opens: Callable = open_file) -> None:
             last = run(cases[step['case']], computed)
             tensors |= last
         save(folder / f'{frame["outputs"]}.npz', last)
+        say(f'{frame["outputs"]} of {len(manifest["frames"])} frames')
     (folder / 'kit.txt').write_text(manifest['kit_sha256'])
+    say(f'outputs are in {folder}; where mm2onnx is: mm2onnx judge {kit} {folder}')
 
 
 if __name__ == '__main__':

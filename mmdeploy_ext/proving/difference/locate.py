@@ -12,6 +12,7 @@ import torch
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
@@ -28,7 +29,8 @@ from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
-from mmdeploy_ext.proving.references import options_besides_form
+from mmdeploy_ext.proving.pictures import run_case
+from mmdeploy_ext.proving.references import options_besides_form, references
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,6 +114,8 @@ def first_difference(
             graph = file_checks.compare_with_fresh_export(model, subject.fresh_export)
             comparison.graph = '' if graph.passed else graph.text
     comparison.notes += _upstream_notes(deployment, metadata, subject, search, bars)
+    if deployment.family.samples == 'images' and fresh and feeds is None and comparison.equal:
+        comparison.results = _differing_results(deployment, metadata, path, images)
     if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
         comparison.notes.append('the file says that it was made from another checkpoint')
     return comparison
@@ -277,6 +281,19 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
     if error is not None:
         parts.append(f'relative error {error:.2e}')
     return ', '.join([*parts, *first.evidence[:1]])
+
+
+def _differing_results(
+    deployment: Model, metadata: Metadata, path: str, images: Sequence[tuple[str, np.ndarray]]
+) -> str:
+    """Run the user's own test path on the pictures; return the first result that the file has not, or ''."""
+    options = exported_options(deployment.family, metadata.options, path)
+    with build_backend('OnnxRuntimeBackend', path=path) as backend:
+        for reference in references(deployment, options, images[:1]):
+            case, _ = run_case(reference, backend)
+            if case.failures:
+                return case.failures[0]
+    return ''
 
 
 def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:

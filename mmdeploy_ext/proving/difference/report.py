@@ -46,6 +46,8 @@ def headline(comparison: Comparison) -> str:
     parts = [*_output_names(comparison), _numbers(comparison)]
     if comparison.graph:
         parts.append(f'the graph is another one, whatever these inputs give: {comparison.graph}')
+    if comparison.results:
+        parts.append(f"the results are not those of the user's own code: {comparison.results}")
     if comparison.equal and not comparison.restructured and (places := comparison.other_values):
         names = join_names(places, MAX_NAMES)
         parts.append(f'attributes or constants differ at {names}, and other inputs may show it')

@@ -198,6 +198,7 @@ class ModuleProof:
             f'the results of {module_title(module)}',
         )
         self._check_names()
+        self._check_sizes()
         self.comparisons: list[CallComparison] = []
         self.cases: list[Case] = []
         self.smallest: dict[str, float] = {}
@@ -232,6 +233,19 @@ class ModuleProof:
             proven_with=versions(),
             python=platform.python_version(),
         )
+
+    def _check_sizes(self) -> None:
+        for call in self.calls:
+            for name, argument in self.inputs.items():
+                axes, shape = self.file_inputs[name].axes, tuple(call.tensors[argument].shape)
+                if axes is None or len(axes) != len(shape):
+                    continue
+                sizes = zip(axes, shape, strict=True)
+                if any(isinstance(axis, int) and axis != size for axis, size in sizes):
+                    raise UsageError(
+                        f'{call.title}: {argument} is {shape_text(shape)}, {self.path} takes '
+                        f'{name} {shape_text(axes)}; give samples of this size, or a file with open axes'
+                    )
 
     def _check_names(self) -> None:
         for name in (*self.rows, *self.state.values()):
