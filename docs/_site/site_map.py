@@ -18,8 +18,8 @@ CONTENTS = {
             'docs/engines', 'docs/device', 'docs/autoware', 'docs/accuracy-and-speed', 'docs/troubleshooting',
         ],
         'Develop': [
-            'docs/own-family', 'docs/architecture', 'CONTRIBUTING', 'docs/other-tools', 'CHANGELOG',
-            'demo/checkpoints/README',
+            'docs/parts', 'docs/own-family', 'docs/architecture', 'CONTRIBUTING', 'docs/other-tools',
+            'CHANGELOG', 'demo/checkpoints/README',
         ],
         'Reference': ['docs/zoo', 'docs/forks', 'docs/benchmarks', 'docs/reference/index'],
         '中文': ['README_zh-CN'],

@@ -137,3 +137,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def main_verify(argv: Sequence[str] | None = None) -> int:
     return cli.run(run_verify, build_verify_parser(), sys.argv[1:] if argv is None else list(argv))
+
+
+def build_test_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(
+        description='Evaluate a detector on its data set with exported parts in place of its own modules.'
+    )
+    shared.add_model_arguments(parser)
+    add = cli.adder(parser)
+    add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
+    add('--eval METRIC...', 'metrics of the data set, e.g. bbox', required=True)
+    add('--json FILE', 'write the metrics of both engines as JSON')
+    return parser
+
+
+def run_test(args: argparse.Namespace) -> int:
+    """Evaluate PyTorch and the parts; exit status 1 if a metric differs by more than its bar."""
+    cli.wait_passively()
+    from mmdeploy_ext.cutting.evaluation import compare_on_dataset
+    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.cutting.model import read_model
+
+    folder = CutFolder.read(args.parts)
+    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    rows = compare_on_dataset(deployment, folder, args.eval)
+    for row in rows:
+        print(f'{row.name}: PyTorch {row.reference:.4f}, parts {row.candidate:.4f}, {row.difference_text}')
+    if args.json:
+        write_json(args.json, [vars(row) for row in rows])
+    return 0 if rows and all(row.passed for row in rows) else 1
+
+
+def main_test(argv: Sequence[str] | None = None) -> int:
+    return cli.run(run_test, build_test_parser(), sys.argv[1:] if argv is None else list(argv))

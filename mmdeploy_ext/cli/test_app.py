@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from mmdeploy_ext.engines import BACKENDS, title_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs='?',
         const='',
     )
+    add('--parts FOLDER', 'run PyTorch with the exported parts of FOLDER in place of its own modules')
     add('--eval METRIC...', 'metrics of the data set, e.g. bbox')
     add('--eval-options KEY=VALUE...', 'arguments of dataset.evaluate()')
     add('--out FILE', 'write the results, .pkl or .pickle', writes='{}')
@@ -290,4 +292,10 @@ def finish(
     return 0 if agrees else 1
 
 
-main = cli.program(run, build_parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if any(word.partition('=')[0] == '--parts' for word in words):
+        from mmdeploy_ext.cli import parts_app
+
+        return parts_app.main_test(words)
+    return cli.run(run, build_parser(), words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ class CutModel:
         return model
 
     def _build(self) -> torch.nn.Module:
-        model = build_without_weights(self.cfg.copy(), _builder(self.cfg))
+        model = build_without_weights(copy.deepcopy(self.cfg), _builder(self.cfg))
         load_strict(model, load_checkpoint(self.checkpoint))
         model.eval()
         model.requires_grad_(False)  # the tracer refuses weights among arguments that need gradients

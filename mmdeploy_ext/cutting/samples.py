@@ -16,7 +16,7 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST = 4
+MOST = 6
 """Samples of a data set that are recorded by default."""
 TURNS = ((1, 1), (1, -1), (-1, 1))
 """Steps along height and width with which the package's picture is read, so that one gives three samples."""
@@ -49,10 +49,19 @@ def samples_of(cfg: Any, words: Sequence[str] = (), count: int = MOST) -> tuple[
         dataset = evaluation.build_dataset(cfg)
     except (ConfigError, DataError) as error:
         return _views(cfg, error), "views of the package's picture"
-    indices = range(min(count, len(dataset)))
+    available = min(count, len(dataset))
+    indices = [index * len(dataset) // available for index in range(available)]
+    if scenes_of(dataset):
+        indices = range(available)  # in a row, for models that remember
     with evaluation.loader_errors():
         loader = evaluation.build_loader(dataset, list(indices), workers_per_gpu=0)
         return [dict(data) for data in loader], f'{len(indices)} of {len(dataset)} samples of data.test'
+
+
+def scenes_of(dataset: Any) -> bool:
+    """Return whether a data set has scenes."""
+    infos = getattr(dataset, 'data_infos', None) or [{}]
+    return isinstance(infos[0], dict) and 'scene_token' in infos[0]
 
 
 def _views(cfg: Any, error: Exception) -> list[dict[str, Any]]:
