@@ -1,0 +1,83 @@
+"""Parts of a detector that no library knows: inputs, axes, constants, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+import toy_parts
+from mmdeploy_ext.core.errors import ConfigError, ExportError
+from mmdeploy_ext.cutting.export import export_folder, record_parts
+from mmdeploy_ext.cutting.results import match_results
+from mmdeploy_ext.cutting.samples import run_test_path
+from mmdeploy_ext.cutting.swap import with_parts
+
+
+def exported(tmp_path, how, parts, sizes=(8, 8, 8)):
+    return export_folder(toy_parts.ToyDeployment(how), parts, toy_parts.samples(sizes), tmp_path / 'cut')[0]
+
+
+def results_of(folder, sample, how=''):
+    model = toy_parts.ToyDeployment(how).make()
+    expected = run_test_path(model, sample)['logits']
+    with with_parts(model, folder.path):
+        return run_test_path(model, sample)['logits'].numpy(), expected.numpy()
+
+
+def test_an_array_of_the_metas_is_an_input_that_another_rig_changes(tmp_path):
+    folder = exported(tmp_path, '', ['extract_feat()', 'head'])
+    inputs = {tensor['name']: tensor for tensor in folder.entries[1]['inputs']}
+    assert inputs['lidar2img']['shape'] == [1, 4, 4]
+    sample = toy_parts.samples()[2]
+    sample['img_metas'][0]['lidar2img'] = np.eye(4) * 3
+    got, expected = results_of(folder, sample)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_axes_that_differ_between_calls_are_dynamic(tmp_path):
+    folder = exported(tmp_path, '', ['backbone+neck'], sizes=(8, 12, 16))
+    (entry,) = folder.entries
+    assert isinstance(entry['inputs'][0]['shape'][2], str)
+    assert entry['inputs'][0]['shape'][3] == 8
+    got, expected = results_of(folder, toy_parts.samples((20,))[0])
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('how', 'part', 'key'),
+    [
+        ('constant', 'head', r'img_metas\.0\.scale'),
+        ('numpy', 'head', r'toy_parts\.py:\d+'),
+        ('inplace', 'head', r'feats\.0'),
+        ('memory', 'head', 'remembers'),
+        ('between', 'backbone+neck', 'neck'),
+    ],
+)
+def test_what_is_no_graph_is_refused_by_name_and_nothing_is_written(tmp_path, how, part, key):
+    with pytest.raises(ConfigError, match=key):
+        exported(tmp_path, how, [part])
+    assert not (tmp_path / 'cut').exists()
+
+
+def test_an_operator_without_an_onnx_form_is_refused_with_its_line(tmp_path):
+    with pytest.raises(ExportError, match=r'svd.*toy_parts\.py:\d+'):
+        exported(tmp_path, 'operator', ['head'])
+    assert not (tmp_path / 'cut').exists()
+
+
+def test_calls_of_two_forms_are_refused_with_both():
+    with pytest.raises(ConfigError, match=r'float64.*float32'):
+        record_parts(toy_parts.ToyDeployment('two forms'), ['head.linear'], toy_parts.samples())
+
+
+def map_result(order):
+    scores = torch.tensor([0.9, 0.7, 0.5])[order]
+    points = torch.arange(12.0).reshape(3, 2, 2)[order]
+    return [dict(map_scores_3d=scores, map_pts_3d=points)]
+
+
+def test_rows_of_maps_are_matched_in_any_order_and_moved_points_are_found():
+    reference = map_result([0, 1, 2])
+    assert match_results('', reference, map_result([2, 0, 1])).passed
+    moved = map_result([0, 1, 2])
+    moved[0]['map_pts_3d'][1] += 0.1
+    assert not match_results('', reference, moved).passed

@@ -1,0 +1,84 @@
+"""A small detector of cameras in plain PyTorch, whose head reads metas in the ways that parts can be cut."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Head(nn.Module):
+    """Projects features by `lidar2img`; `how` says what else it does with its arguments."""
+
+    def __init__(self, how: str = '') -> None:
+        super().__init__()
+        self.linear, self.how = nn.Linear(4, 4), how
+        self.memory = None
+
+    def forward(self, feats, img_metas):
+        matrices = np.asarray([meta['lidar2img'] for meta in img_metas])
+        if self.how == 'numpy':
+            matrices = np.linalg.inv(matrices)
+        projection = feats[0].new_tensor(matrices)
+        if self.how == 'two forms':
+            self.linear.double()(feats[0].double().mean((2, 3)))
+            self.linear.float()
+        out = self.linear(feats[0].mean((2, 3))) @ projection[0]
+        if self.how == 'constant':
+            out = out * img_metas[0]['scale']
+        if self.how == 'inplace':
+            feats[0].mul_(2)
+        if self.how == 'memory':
+            out = out if self.memory is None else out + self.memory
+            self.memory = out
+        if self.how == 'operator':
+            out = torch.linalg.svd(out)[1]
+        return dict(logits=out)
+
+
+class Detector(nn.Module):
+    """Backbone, neck and head; `between` is code between backbone and neck."""
+
+    def __init__(self, how: str = '') -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Conv2d(3, 4, 3, padding=1)
+        self.neck = nn.Conv2d(4, 4, 1)
+        self.head = Head(how)
+
+    def extract_feat(self, img):
+        feats = self.backbone(img)
+        if self.head.how == 'between':
+            feats = feats * 2
+        return [self.neck(feats)]
+
+    def forward(self, img, img_metas, return_loss=False):
+        return self.head(self.extract_feat(img), img_metas)
+
+
+@dataclasses.dataclass
+class ToyDeployment:
+    """Stands for `CutModel`: makes the detector in its fresh state."""
+
+    how: str = ''
+
+    def make(self):
+        return Detector(self.how).eval().requires_grad_(False)
+
+    make_prepared = make
+
+    def facts(self):
+        return dict(config='toy')
+
+
+def samples(sizes=(8, 8, 8)):
+    """Return a sample per size, with metas that differ."""
+    result = []
+    for seed, size in enumerate(sizes):
+        rng = np.random.default_rng(seed)
+        meta = dict(lidar2img=np.eye(4) + rng.random((4, 4)), scale=1.0 + seed, filename=f'{seed}.jpg')
+        img = torch.from_numpy(rng.random((1, 3, size, 8), dtype=np.float32))
+        result.append(dict(img=img, img_metas=[meta]))
+    return result
