@@ -171,6 +171,14 @@ class GraphSpec(JsonDataclass):
                 rounded[tensor.name] = tensor.pixels.of_normalised(feeds[tensor.name])
         return rounded
 
+    def normalised(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Pixels of uint8 inputs as normalised images (B, C, H, W), which runtimes read."""
+        images = dict(feeds)
+        for tensor in self.inputs:
+            if tensor.pixels is not None and getattr(feeds.get(tensor.name), 'dtype', None) == np.uint8:
+                images[tensor.name] = tensor.pixels.normalised(feeds[tensor.name])
+        return images
+
     def with_required(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add defaults of inputs that are `required`."""
         required = {tensor.name for tensor in self.inputs if tensor.required}

@@ -255,7 +255,8 @@ class _Judge:
             if hasattr(runtime, 'boxes_of_outputs'):
                 candidates = [runtime.boxes_of_outputs(metadata, arrays)]
             else:
-                candidates = results_of(metadata.family, metadata, arrays, {**case.inputs, **case.beside})
+                feeds = metadata.spec.normalised({**case.inputs, **case.beside})
+                candidates = results_of(metadata.family, metadata, arrays, feeds)
             if len(candidates) != len(case.results):
                 raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
 

@@ -52,7 +52,7 @@ def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -
 
 
 def check_tokens(shape: Sequence[int], queries: int) -> None:
-    """Refuse an input (..., H, W) with fewer tokens than there are queries: no engine can choose so many."""
+    """Refuse an input of a shape (..., H, W) with fewer tokens than queries: no engine can choose so many."""
     height, width = shape[-2:]
     tokens = count_tokens(height, width)
     if tokens < queries:
@@ -71,7 +71,9 @@ def count_tokens(height: int, width: int) -> int:
 
 
 def check_feeds(metadata: Metadata, feeds: Arrays) -> None:
-    check_tokens(feeds['images'].shape, metadata.postprocess.num_queries)
+    images = metadata.spec.tensor('images')
+    sides = [feeds['images'].shape[place] for place in images.sides]
+    check_tokens(sides, metadata.postprocess.num_queries)
 
 
 FEED_CHECKS['rtdetr'] = check_feeds  # engines call it before they run a file of this family
