@@ -186,6 +186,8 @@ def export_graphs(
             arrays = {name: array for name, array in inputs.items() if name in spec.input_names}
             arrays = spec.rounded(spec.with_defaults(arrays))
             example = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        # modules compute in float32, also those of files with float16 inputs
+        example = {name: one.float() if one.dtype == torch.float16 else one for name, one in example.items()}
         example = {name: tensor.to(device) for name, tensor in example.items()}
         for stage in hosted_graph.stages:
             stage.module.to(device)

@@ -92,6 +92,7 @@ class BEVDetViewTransformer(nn.Module):
         self.grid_lower_bound = torch.tensor([float(low) for low, _, _ in axes])
         self.grid_interval = torch.tensor([float(step) for _, _, step in axes])
         self.grid_size = torch.tensor([(high - low) / step for low, high, step in axes])
+        self.count = tuple(round((high - low) / step) for low, high, step in axes)
         if sid or not collapse_z or self.count[2] != 1:
             raise ConfigError(
                 f'{type(self).__name__}: sid={sid}, collapse_z={collapse_z}, {self.count[2]} cells along z; '
@@ -105,11 +106,6 @@ class BEVDetViewTransformer(nn.Module):
         self.frustum = torch.stack([column, row, depth], -1)
         self.D, self.in_channels, self.out_channels = len(depths), in_channels, out_channels
         self.depth_net: nn.Module = nn.Conv2d(in_channels, self.D + out_channels, 1)
-
-    @property
-    def count(self) -> tuple[int, int, int]:
-        """Cells along x, y, z."""
-        return tuple(round(float(size)) for size in self.grid_size)
 
     def pool(self, cells: Tensor, depth: Tensor, features: Tensor) -> Tensor:
         """Return the sums (B, C, Y, X) of features (B N, C, h, w) times depth (B N, D, h, w) in each cell."""
