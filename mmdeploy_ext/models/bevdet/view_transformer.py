@@ -91,7 +91,7 @@ class BEVDetViewTransformer(nn.Module):
         axes = [grid_config[axis] for axis in 'xyz']
         self.grid_lower_bound = torch.tensor([float(low) for low, _, _ in axes])
         self.grid_interval = torch.tensor([float(step) for _, _, step in axes])
-        self.grid_size = torch.tensor([(high - low) / step for low, high, step in axes])
+        self.grid_size = torch.tensor([(high - low) / step for low, high, step in axes], device='cpu')
         self.count = tuple(round((high - low) / step) for low, high, step in axes)
         if sid or not collapse_z or self.count[2] != 1:
             raise ConfigError(
