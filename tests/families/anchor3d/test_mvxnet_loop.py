@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from mmdeploy_ext.cli import export_app, run_app, test_app
 from mmdeploy_ext.core.files import read_json
@@ -15,6 +16,15 @@ from toy_atss import REPO
 DUMPED = 4
 """Number of frames that PyTorch's loop dumps, and ONNX Runtime's compares."""
 CONFIG = REPO / 'projects/configs/MVXNet/mvxnet_toy'
+
+
+def write_weights(path):
+    """Write seeded weights whose scores stay below 1 on these sweeps: equal scores have no order."""
+    write_seeded(f'{CONFIG}.py', path)
+    content = torch.load(path)
+    for name in ('weight', 'bias'):
+        content['state_dict'][f'pts_bbox_head.conv_cls.{name}'] *= 0.25
+    torch.save(content, path)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +52,7 @@ def test_sweeps_are_where_their_pictures_are(root):
 @pytest.mark.matrix
 def test_both_engines_give_the_same_results_and_metrics(root, tmp_path, capsys):
     checkpoint, results = str(tmp_path / 'seeded.pth'), []
-    write_seeded(f'{CONFIG}.py', checkpoint)
+    write_weights(checkpoint)
     options = [f'data.test.ann_file={root}/kitti_infos_val.pkl', f'data.test.data_root={root}/']
     for engine in ('pth', 'onnx'):
         words = [f'{CONFIG}_{engine}.py', checkpoint, '--eval=bbox', '--work-dir', str(tmp_path)]
@@ -65,7 +75,7 @@ def test_both_engines_give_the_same_results_and_metrics(root, tmp_path, capsys):
 @pytest.mark.matrix
 def test_run_draws_the_boxes_of_infos(root, tmp_path):
     checkpoint, folder = str(tmp_path / 'seeded.pth'), str(tmp_path / 'mvxnet')
-    write_seeded(f'{CONFIG}.py', checkpoint)
+    write_weights(checkpoint)
     infos = str(root / 'kitti_infos_val.pkl')
     words = [f'{CONFIG}.py', checkpoint, '--output-file', folder, '--verify', '--frames', '3']
     words += ['--cfg-options', f'data.test.data_root={root}/', f'data.test.ann_file={infos}']
