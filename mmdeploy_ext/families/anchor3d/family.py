@@ -1,4 +1,4 @@
-"""The family of LiDAR detectors with anchors: the configs that it claims and refuses, and its modules."""
+"""LiDAR detectors with anchors: supported configs and their modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,17 +27,14 @@ REGION_PROPOSAL_HEAD = 'PartA2RPNHead'
 """A head of mmdet3d that is derived from `Anchor3DHead` and belongs to a detector of two stages."""
 DETECTORS = ('VoxelNet', 'MVXFasterRCNN', 'SASSD', DYNAMIC_DETECTOR)
 READ = ('use_rotate_nms', 'nms_thr', 'max_num')
-"""Entries of `test_cfg` that mmdet3d reads without a default."""
 
 
 def check_head(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse heads with settings that are not exported."""
     key = f'{prefix_of(model)}bbox_head'
     check_anchor_head(filename, f'model.{key}', model[key])
 
 
 def check_limits(cfg: Any) -> None:
-    """Refuse a `test_cfg` that the head cannot run with."""
     key, test = test_cfg_key(cfg), test_cfg_of(cfg)
     if prefix_of(cfg.model):
         key, test = f'{key}.pts', test.get('pts') or {}

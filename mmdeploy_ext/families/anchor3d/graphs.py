@@ -20,10 +20,7 @@ MEANINGS = dict(
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the two graphs: from voxels or pillars to the bird's-eye view, and from that to raw outputs.
-
-    See `lidar_graphs.points_and_head`.
-    """
+    """Return two graphs: points to the bird's-eye view, and the view to raw outputs (`points_and_head`)."""
     bev_meaning = "bird's-eye view of the points"
     return points_and_head(model, options, 'anchor3d', flat_outputs, head_outputs(model), bev_meaning)
 

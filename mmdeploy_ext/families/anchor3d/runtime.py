@@ -1,9 +1,9 @@
-"""LiDAR detectors with anchors from points to boxes: a sparse backbone or pillars, and the dense head.
+"""LiDAR detectors with anchors from points to boxes: sparse backbone or pillars, and dense head.
 
     runtime = AnchorOnnx('work_dirs/pointpillars')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('000008.bin', runtime.width))
 
-The head's outputs become boxes by `parts/runtime/anchors3d.py`.
+Decoding: `parts/runtime/anchors3d.py`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ class AnchorOnnx(LidarOnnx):
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of a sweep, best first, in its LiDAR frame: after NMS within classes, z at the bottom.
+    """Return the boxes of a sweep after NMS within classes, best first, in its LiDAR frame, z at the bottom.
 
-    `metadata` and `outputs` belong to the head's file: per level logits of classes, deltas, and logits of
-    directions, see `anchors3d.decode`.
+    `outputs` are, per level, logits of classes, deltas, and logits of directions (`anchors3d.decode`).
     """
     return decode(outputs, metadata.postprocess)
 

@@ -1,4 +1,4 @@
-"""The family of MVX-Net: the configs that it claims and refuses, and its modules."""
+"""MVX-Net: supported configs and their modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +36,6 @@ NOT_EXPORTED = ('pts_fusion_layer', 'img_rpn_head', 'img_roi_head')
 
 
 def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse encoders without a picture, and points that are not in the LiDAR's frame."""
     key, encoder = 'model.pts_voxel_encoder', model['pts_voxel_encoder']
     fusion = encoder.get('fusion_layer') or {}
     if 'PointFusion' not in names_of_class(builder.FUSION_LAYERS, fusion.get('type')):

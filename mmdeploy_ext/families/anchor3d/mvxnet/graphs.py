@@ -1,11 +1,9 @@
-"""The graphs of MVX-Net: from a picture and points to features of voxels, then SECOND's graphs.
+"""The graphs of MVX-Net: a picture and points to features of voxels, then SECOND's graphs.
 
 A point takes the features of the picture at the pixel that it projects to.
-
 Source: mmdet3d 1.0.0rc6, models/fusion_layers/point_fusion.py, models/voxel_encoders/voxel_encoder.py
-`DynamicVFE`. Differs in: an input holds the voxel of each point; upstream reads that from a map of the grid.
-
-Glossary: P points in range, D values of one, N voxels, C channels, H, W picture in pixels, h, w map.
+`DynamicVFE`; here each point's voxel is an input, upstream looks it up in a map of the grid.
+Glossary: P points in range, D values of a point, N voxels, C channels, H, W picture in pixels, h, w map.
 """
 
 from collections.abc import Sequence
@@ -24,14 +22,11 @@ from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import dynamic_inputs, encode_points, point_width
 
 EXAMPLE_HW = 64, 96
-"""Height and width of the traced picture, pixels."""
 LOWEST = torch.finfo(torch.float32).min
 """Lower bound of fused features, which a `PointFusion` without activation may give below 0."""
 
 
 class VoxelFeatures(nn.Module):
-    """The features of voxels: image backbone and neck, and the encoder of points that takes their maps."""
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.img_backbone, self.img_neck = model.img_backbone, getattr(model, 'img_neck', None)
@@ -49,11 +44,7 @@ class VoxelFeatures(nn.Module):
         rows: torch.Tensor,
         coors: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the features (N, C) float32 of voxels.
-
-        Points are (P, D), rows (P,) int32 the voxel of each, as a row of coors (N, 4) int32: sample 0, z, y,
-        x.
-        """
+        """Return features (N, C); `points` are (P, D), `rows` (P,) int32 index coors (N, 4)."""
         maps = self.img_backbone(img)
         if self.img_neck is not None:
             maps = self.img_neck(maps)
@@ -75,10 +66,9 @@ class VoxelFeatures(nn.Module):
 
 
 def project(xyz: torch.Tensor, lidar2image: torch.Tensor, img_aug_matrix: torch.Tensor) -> torch.Tensor:
-    """Return the pixels (P, 2) x, y of points (P, 3) in the network's picture.
+    """Return the pixels (P, 2) x, y of points (P, 3) in the network's picture; the matrices are (4, 4).
 
-    A point behind the camera has the pixel of its ray through the camera. The matrices are (4, 4), see
-    `voxels_spec`.
+    A point behind the camera gets the pixel of its ray through the camera.
     """
     projected = torch.cat([xyz, torch.ones_like(xyz[:, :1])], dim=1) @ lidar2image.t()
     scale = torch.stack([img_aug_matrix[0, 0], img_aug_matrix[1, 1]])
@@ -90,11 +80,7 @@ def fuse_picture(
 ) -> torch.Tensor:
     """Return the features (P, C) of points by the layers of a `PointFusion`.
 
-    Args:
-        fusion: the fusion layer.
-        maps: (1, C, h, w) of each level of the picture.
-        grid: (P, 2) x, y of points in the picture, -1 and 1 at its edges.
-        point_features: (P, C) features that the encoder made of the points alone.
+    `maps` are (1, C, h, w) per level, `grid` (P, 2) is x, y in the picture, -1 and 1 at its edges.
     """
     if fusion.lateral_convs is None:
         maps = maps[: len(fusion.img_levels)]  # as upstream, whatever the levels are
@@ -114,10 +100,7 @@ def fuse_picture(
 
 
 def voxels_spec(width: int, channels: int) -> GraphSpec:
-    """Return the contract of the first graph, for points of `width` (D) values and voxels of `channels`.
-
-    Matrices and points (`single`) are computed in float32 in a graph of float16, too.
-    """
+    """Return the contract of the first graph; `width` is D, `channels` C."""
     inputs = (
         TensorSpec(PICTURE, 'float32', (1, 3, 'H', 'W'), 'the picture, normalised and padded'),
         TensorSpec(CAMERA[0], 'float32', (4, 4), 'LiDAR to the picture as it was taken', single=True),
@@ -151,10 +134,7 @@ def voxels_graph(model: nn.Module) -> Graph:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return three graphs: from a picture and points to voxels, to the bird's-eye view, and to raw outputs.
-
-    The second is the sparse encoder; for the last two see `lidar_graphs.points_and_head`.
-    """
+    """Return three graphs: picture and points to voxels, to the bird's-eye view, and to raw outputs."""
     bev_meaning = "bird's-eye view of the points"
     rest = points_and_head(model, options, FAMILY, flat_outputs, head_outputs(model), bev_meaning)
     return [voxels_graph(model), *rest]

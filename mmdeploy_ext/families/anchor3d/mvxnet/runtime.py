@@ -1,10 +1,10 @@
-"""MVX-Net from a picture and points to boxes: the features of voxels, the sparse backbone, the dense head.
+"""MVX-Net from a picture and points to boxes: features of voxels, sparse backbone, dense head.
 
     runtime = MvxNetOnnx('work_dirs/mvxnet')     # the folder that pytorch2onnx.py wrote
     for rig in read_frames('kitti_infos_val.pkl', runtime.rule.views, 'data/kitti'):
         boxes = runtime.detect(rig.read_pictures(), rig, 'data/kitti')
 
-Glossary: P points, D values of one, N voxels, H, W picture of the network, h, w picture as taken.
+Glossary: P points, D values of a point, N voxels, H, W picture of the network, h, w original picture.
 """
 
 from __future__ import annotations
@@ -40,11 +40,7 @@ FEATURES = 'voxel_features'
 
 
 class MvxNetOnnx(LidarOnnx):
-    """An exported MVX-Net: a `Stepper` of frames of one picture and one sweep.
-
-    Attributes:
-        voxels: the engine from picture and points to the features of voxels.
-    """
+    """An exported MVX-Net: a `Stepper` of frames of one picture and one sweep."""
 
     family = FAMILY
     graphs = ('voxels', *GRAPHS)
@@ -67,7 +63,6 @@ class MvxNetOnnx(LidarOnnx):
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> FusedFrame:
-        """Return one frame of infos as `step` takes it; for the arguments see `frame_of_rig`."""
         return frame_of_rig(images_bgr, rig, self.rule, root)
 
     def before_head(self, frame: FusedFrame) -> dict[str, np.ndarray]:
@@ -88,7 +83,7 @@ class MvxNetOnnx(LidarOnnx):
 
 
 def sort_voxels(rows: np.ndarray, coors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The row of each point's voxel (P,) and the voxels' coordinates (N, 4), in the order of mmdet3d."""
+    """Return each point's row (P,) of the voxels, and the voxels' coors (N, 4) in mmdet3d's order."""
     order = np.lexsort(coors.T[::-1])
     places = np.empty(len(order), rows.dtype)
     places[order] = np.arange(len(order), dtype=rows.dtype)
@@ -112,13 +107,9 @@ def check_camera(frame: FusedFrame) -> None:
 
 
 def camera_matrices(lidar2image: np.ndarray, picture2input: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the calibration of a `FusedFrame` of one camera, matrices float32 by name.
+    """Return the float32 matrices (1, 4, 4) of a `FusedFrame` of one camera; `lidar_aug_matrix` is unit.
 
-    They are (1, 4, 4), and the unit matrix (4, 4) as `lidar_aug_matrix`, which moves no points.
-
-    Args:
-        lidar2image: (4, 4) LiDAR to the original picture.
-        picture2input: (3, 3) that picture to the network's.
+    `lidar2image` (4, 4) goes to the original picture, `picture2input` (3, 3) from there to the network's.
     """
     img_aug = np.eye(4)
     img_aug[:2, :2], img_aug[:2, 3] = picture2input[:2, :2], picture2input[:2, 2]
@@ -129,14 +120,9 @@ def camera_matrices(lidar2image: np.ndarray, picture2input: np.ndarray) -> dict[
 def frame_of_rig(
     images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
 ) -> FusedFrame:
-    """Return one frame of infos as the inputs of a model.
+    """Return one frame of infos as inputs; `images_bgr` is a sequence of one picture (h, w, 3) uint8 BGR.
 
-    Args:
-        images_bgr: its picture (h, w, 3) uint8 BGR, in a sequence of one.
-        rig: the frame as `runtime.infos.read_frames` gives it.
-        rule: how picture and points are prepared.
-        root: folder of the data set, for a sweep that is not at the path of the info; None: it is searched
-            beside the infos.
+    With `root` None, sweeps that are not at the path of the info are searched beside the infos.
     """
     (picture,) = images_bgr
     prepared = rule.views.apply(picture)
@@ -152,10 +138,9 @@ def frame_of_rig(
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of a frame, best first, for a program that runs the file of the head by itself.
+    """Return the boxes of a frame, best first, for a program that runs the head's file by itself.
 
-    `metadata` and `outputs` belong to the head's file: per level logits of classes, deltas, and logits of
-    directions, see `anchors3d.decode`.
+    `outputs` are, per level, logits of classes, deltas, and logits of directions (`anchors3d.decode`).
     """
     return decode(outputs, metadata.postprocess)
 

@@ -81,7 +81,7 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
 
 
 def _calibration(lidar2image: np.ndarray, to_input: np.ndarray) -> dict[str, np.ndarray]:
-    """The reference's own: the runtime's `camera_matrices` is what a proof compares with it."""
+    """Shares no code with the runtime's `camera_matrices`, which a proof compares with it."""
     (scale_x, skew_x, left), (skew_y, scale_y, top) = to_input[:2]
     img_aug = [[scale_x, skew_x, 0, left], [skew_y, scale_y, 0, top], [0, 0, 1, 0], [0, 0, 0, 1]]
     return dict(
@@ -119,7 +119,7 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
 
 
 def mirrored(frame: FusedFrame) -> FusedFrame:
-    """The frame as if its picture had been flipped and moved by a tenth, which no test pipeline does."""
+    """Return the frame with its picture flipped and moved by a tenth."""
     img_aug, (height, width) = frame.calibration[CAMERA[1]].copy(), frame.images.shape[2:]
     img_aug[0, 0] *= -1
     img_aug[0, :2, 3] += 1.1 * width, 0.1 * height
