@@ -1,4 +1,4 @@
-"""BEVFormer: a bird's-eye view of all cameras that remembers the frame before, and objects found in it."""
+"""BEVFormer: a bird's-eye view of all cameras, kept from frame to frame, and objects found in it."""
 
 from mmdeploy_ext.contract.options import own_contract
 from mmdeploy_ext.contract.registry import register_family

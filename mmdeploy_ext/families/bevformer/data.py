@@ -1,4 +1,4 @@
-"""The frames of BEVFormer, which have a record of motion."""
+"""The frames of BEVFormer, with a record of motion."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,6 @@ from mmdeploy_ext.synthetic.info_files import generated_dataset
 
 
 def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return a random `can_bus` (18,), which infos of BEVFormer have in addition."""
     return dict(can_bus=rng.uniform(-1, 1, CAN_BUS))
 
 

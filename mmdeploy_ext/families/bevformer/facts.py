@@ -1,4 +1,4 @@
-"""BEVFormer: facts of a model, which its files keep."""
+"""Facts of BEVFormer models, kept in their files."""
 
 import dataclasses
 from typing import Literal
@@ -11,14 +11,14 @@ RECORDED = 'wwww', 'wxyz'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BevFormerFacts(QueryBoxFacts):
-    """Facts of a model.
+    """Facts of a BEVFormer.
 
     Attributes:
         bev_h, bev_w: rows and columns of the bird's-eye view.
-        extent: width and height of the view, m.
-        rotate_center: column and row of the point about which the last view turns.
+        extent: width and height of the view, metres.
+        rotate_center: column and row about which the last view turns.
         rotate_prev_bev, use_shift: whether the last view is turned and shifted by the motion of the car.
-        can_bus_orientation: kind of the records that the model was trained with.
+        can_bus_orientation: kind of record of the training data.
     """
 
     bev_h: Count

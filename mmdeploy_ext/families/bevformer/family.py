@@ -1,4 +1,4 @@
-"""The family of BEVFormer: the configs that it claims and refuses, and the models."""
+"""BEVFormer: supported configs and models."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -30,18 +30,17 @@ MEMORY = dict(
     heading=ColumnGroup(unit='degree', rtol=0.0, atol=1e-6),
 )
 SETTINGS = dict(as_two_stage=False, with_box_refine=True)
-"""Setting of the head -> the value that is exported, and that one without the setting counts as having."""
+"""Setting of the head -> the supported value, also the default."""
 LOOPED = (
     ('', ('forward', 'get_bev_features')),
     ('encoder', ('forward', 'get_reference_points', 'point_sampling')),
     ('encoder.layers.?', ('forward',)),
     ('decoder', ('forward',)),
 )
-"""Parts of the transformer that our head goes through by itself, and their methods, which nothing calls."""
+"""Parts of the transformer -> methods that our head replaces by its own loop."""
 
 
 def check_parts(filename: str, model: nn.Module) -> None:
-    """Raise ConfigError for methods of the user's in our head that neither graph nor PyTorch calls."""
     if not isinstance(model.pts_bbox_head, BEVFormerHead):
         return
     for path, part in model.pts_bbox_head.transformer.named_modules():
@@ -56,7 +55,6 @@ def check_parts(filename: str, model: nn.Module) -> None:
 
 
 def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
-    """Raise ConfigError for options of the encoder's layers that our layer does not read as upstream's."""
     layers = transformer['encoder']['transformerlayers']
     for layer in layers if isinstance(layers, list | tuple) else [layers]:
         differs = dict(

@@ -33,10 +33,7 @@ twice the bar of its slices, as all of its numbers are compared."""
 
 
 class BevFormerFrame(nn.Module):
-    """One frame: pictures, rig, motion and the last bird's-eye view to the present one and to objects.
-
-    `size` is (H, W).
-    """
+    """Pictures, rig, motion and last bird's-eye view to the present view and objects; `size` is (H, W)."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -56,20 +53,20 @@ class BevFormerFrame(nn.Module):
 
         Args:
             img: (N, 3, H, W), normalised pictures, padded at the bottom and on the right.
-            lidar2img: (N, 4, 4), from the LiDAR's frame, m, to pixels of these pictures times depth.
-            can_bus: (18,) of `bev_motion.motion_since`: the record of this frame, but of position (m, along
-                the axes of the map) and heading in degrees their change since the frame before.
-            bev_shift: (2,) of `bev_motion.bev_shift`: the way of the car since then, x to its right and y
-                ahead, in shares of the view's sides; a cell finds itself in the last view at its place plus
-                this.
-            bev_rotation: (2, 3) of `bev_motion.bev_rotation`, from the centre of a cell (x, y, 1), in cells
-                from the middle of the view, to its source x, y in -1..1 of the last view.
+            lidar2img: (N, 4, 4), LiDAR frame, m, to pixels times depth.
+            can_bus: (18,) of `bev_motion.motion_since`: this frame's record, with position (m, axes of the
+                map) and heading (degrees) relative to the frame before.
+            bev_shift: (2,) of `bev_motion.bev_shift`: motion of the car, x right and y ahead, in shares of
+                the view's sides.
+            bev_rotation: (2, 3) of `bev_motion.bev_rotation`: cell centre (x, y, 1), in cells from the
+                middle, to its source x, y in -1..1 of the last view.
             prev_bev: (Q, 1, C), `bev_embed` of the frame before, neither turned nor moved.
-            use_prev_bev: (1,) 1; 0 at the first frame of a scene, where `prev_bev` may be any finite numbers.
+            use_prev_bev: (1,) 1; 0 at the first frame of a scene, where `prev_bev` may hold any finite
+                numbers.
 
         Returns:
-            `bev_embed` (Q, 1, C), `all_cls_scores` (L, 1, R, K) logits and `all_bbox_preds` (L, 1, R, 10) of
-            `steps.decode_objects`, which has their columns.
+            `bev_embed` (Q, 1, C), `all_cls_scores` (L, 1, R, K) logits, `all_bbox_preds` (L, 1, R, 10) with
+                the columns of `steps.decode_objects`.
         """
         head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
         if head.transformer.rotate_prev_bev:
@@ -92,10 +89,6 @@ class BevFormerFrame(nn.Module):
 
 
 def spec(model: nn.Module) -> GraphSpec:
-    """Return the contract of the graph.
-
-    Calibration, motion and `use_prev_bev` (`single`) are computed in float32 in a graph of float16, too.
-    """
     head, (cameras, height, width) = model.pts_bbox_head, model.input_sizes
     view = (head.bev_h * head.bev_w, 1, head.transformer.embed_dims)
     layers, queries = len(head.transformer.decoder.layers), head.query_embedding.num_embeddings

@@ -18,7 +18,7 @@ from mmdeploy_ext.synthetic.moments import changed_drive, record_drive
 
 
 def given_record(frame: Frame) -> np.ndarray:
-    """The record (18,) float64 of a frame as upstream's data set makes it, by no code of the runtime."""
+    """Return the record (18,) float64 of a frame as upstream's data set makes it; no code of the runtime."""
     if frame.can_bus is not None:
         return np.array(frame.can_bus, np.float64)
     from scipy.spatial.transform import Rotation  # takes half a second to import

@@ -1,4 +1,4 @@
-"""BEVFormer as a stream: images, calibration and motion in, boxes out, the view kept between calls."""
+"""BEVFormer as a stream: images, calibration and motion in, boxes out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NO_RECORD = (
 
 
 def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
-    """Return the record (18,) of a frame; without one, it follows from the pose."""
+    """Return the record (18,) of a frame, or one derived from its pose."""
     if frame.can_bus is None:
         record = record_of_pose(check_pose(frame.ego_pose))
     else:
@@ -58,7 +58,7 @@ def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
 
 
 def check_record(can_bus: np.ndarray) -> np.ndarray:
-    """Return a copy of a record (18,) as float64; DataError: another shape, or not of finite numbers."""
+    """Return a float64 copy of a record (18,); raises DataError for another shape or non-finite values."""
     record = np.array(can_bus, np.float64)
     if record.shape != (CAN_BUS,) or not np.isfinite(record).all():
         raise DataError(
@@ -80,7 +80,7 @@ class BevFormerOnnx(StreamRuntime):
         return dataclasses.replace(super().checked(frame), can_bus=self.record(frame))
 
     def record(self, frame: Frame) -> np.ndarray:
-        """Return the record (18,) of a frame, as the model has it."""
+        """Return the record (18,) of a frame with the model's orientation."""
         return record_of(frame, self.metadata.postprocess.can_bus_orientation)
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
@@ -96,7 +96,6 @@ class BevFormerOnnx(StreamRuntime):
         return {self.names.get(name, name): values for name, values in outputs.items()}
 
     def feeds_of(self, frame: Frame, before: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Return the inputs but for the view; `before` is the record of the frame before, or None."""
         facts, motion = self.metadata.postprocess, motion_since(frame.can_bus, before)
         moves = before is not None and facts.use_shift
         size = facts.bev_h, facts.bev_w
@@ -132,7 +131,7 @@ class BevFormerOnnx(StreamRuntime):
 
 
 def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
-    """Return `frame_of_rig` with the record of its info (of the car's pose) as `can_bus`."""
+    """Return `frame_of_rig` with the info's record as `can_bus`."""
     info = rig.info
     translation, rotation = (info.get(f'ego2global_{part}') for part in ('translation', 'rotation'))
     if translation is None or rotation is None:
