@@ -19,7 +19,7 @@ class Circle(Facts):
 
 @dataclasses.dataclass(frozen=True)
 class Rotated(Facts):
-    """Suppression of a group of classes by `overlap`, an IoU in the bird's-eye view.
+    """Suppression of a group of classes by `overlap`, a bird's-eye view IoU.
 
     Attributes:
         classes: ascending.
@@ -43,8 +43,8 @@ class Coder(Facts):
         pc_range: metres.
         voxel_size: metres.
         out_size_factor: voxels per cell.
-        post_center_range: range of a box, with the z of its bottom, metres, ends included; None: no limit.
-        score_threshold: scores have to exceed it; None and 0: no limit.
+        post_center_range: closed range of the box's bottom centre, metres; None: no limit.
+        score_threshold: exclusive; None and 0: no limit.
     """
 
     pc_range: tuple[float, ...]
@@ -72,8 +72,8 @@ class BEVFusionFacts(Facts):
     Attributes:
         queries: number of boxes before suppression.
         uses_points: whether the cameras take depth maps of the LiDAR.
-        nms: suppression of each class by itself, or of groups; None: none.
-        view: None of LiDAR alone.
+        nms: suppression per class or per group; None: off.
+        view: None for LiDAR alone.
     """
 
     sensors: tuple[Literal['camera', 'lidar'], ...]

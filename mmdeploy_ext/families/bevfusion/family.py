@@ -1,4 +1,4 @@
-"""The family of BEVFusion: the configs that it claims and refuses, its graphs, references and runtimes."""
+"""BEVFusion: supported configs, graphs, references and runtimes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""mit-han-lab/bevfusion and forks of it: their configs in this family's terms, their code as reference."""
+"""mit-han-lab/bevfusion and its forks: translation of their configs; their code as reference."""
 
 from __future__ import annotations
 
@@ -36,41 +36,38 @@ from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 
 PROGRAM = 'mmdeploy_ext.families.bevfusion.fork_process'
 MARK = Path('mmdet3d', 'models', 'fusion_models')
-"""Folder by which a repository of this kind is recognised among others with an `mmdet3d`."""
 SPARSE_ENCODER = 'encoders.lidar.backbone'
-"""Path of the sparse encoder in a model, here and in these repositories."""
 ENCODERS = {'SparseEncoder': 'BEVFusionSparseEncoder'}
 META_KEYS = *MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d'
-"""Entries of the metadata of a sample that the adapted test pipeline collects."""
+"""Metadata keys of a sample that the adapted test pipeline collects."""
 TRUTH_STEPS = 'LoadRadarPointsMultiSweeps', 'LoadAnnotations3D', 'LoadBEVSegmentation', 'GTDepth'
-"""Steps of test pipelines that load radar and annotations, which no model of cameras and LiDAR takes."""
+"""Test pipeline steps that load radar and annotations."""
 IGNORED_STEPS = (*TRUTH_STEPS, 'GlobalRotScaleTrans')
-"""Steps of test pipelines that change neither pictures nor points."""
+"""Test pipeline steps that change neither pictures nor points."""
 PICTURE_STEPS = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
-"""Steps of test pipelines that read and change pictures."""
+"""Test pipeline steps that read and change pictures."""
 IMAGE_KEYS = 'type', 'final_dim', 'resize_lim', 'bot_pct_lim'
-"""Keys of ImageAug3D that this package's step takes; the other keys are for training."""
+"""Supported keys of ImageAug3D; other keys are for training."""
 OUT_OF_RANGE_M = 1e3
-"""Added to the height of boxes that a coder has to drop, metres."""
+"""Added to the height of boxes that a coder must drop, metres."""
 BEAMS = 32
-"""Beams of nuScenes' LiDAR; a repository's loader drops points if it has to keep fewer."""
+"""Beams of nuScenes' LiDAR; a loader with fewer drops points."""
 CONVENTIONS = {
     '0.x': 'mmdet3d 0.x (columns w, l, h; yaw from -y, clockwise)',
     '1.x': 'mmdet3d 1.x (columns l, w, h; yaw from x, counter-clockwise)',
 }
 """Result of `fork_process.box_convention` -> words for it in a proof."""
 JOB = 'root', 'cfg', 'steps', 'checkpoint'
-"""Attributes of a `Fork` that the process gets."""
 
 
 @dataclasses.dataclass
 class Fork:
-    """The repository that a model belongs to.
+    """The repository of a model.
 
     Attributes:
         root: folder with its `mmdet3d`.
         cfg: its config as plain values, unchanged.
-        steps: the steps of its test pipeline that make pictures, points and matrices.
+        steps: test pipeline steps that make pictures, points and matrices.
         checkpoint: path of the weights; '' before they are loaded.
     """
 
@@ -191,14 +188,12 @@ def _points_step(cfg: Any, step: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class ForkProcess:
-    """A process that runs the model of a repository, see `fork_process.py`.
+    """A process that runs the model of a repository (`fork_process.py`).
 
     Attributes:
-        fork: the repository and its config.
-        folder: temporary folder of the job and of the arrays that go in and come out.
-        close: ends the process; it is called at the latest when nobody has this object any more.
-        facts: `root`, `classes`, `patches` and `box_convention` of the repository's code, see
-            `fork_process.ForkModel.facts`.
+        folder: temporary folder of the job and of the exchanged arrays.
+        close: ends the process, at the latest when this object is collected.
+        facts: see `fork_process.ForkModel.facts`.
         operators: compiled operators of the repository that ran in PyTorch so far.
     """
 
@@ -248,15 +243,10 @@ def end_process(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) 
 
 
 class RepositoryMoments(torch.utils.data.Dataset):
-    """Moments of an info file as the test pipeline of a repository prepares them.
-
-    Attributes:
-        data_infos: the entries of the info file, one a moment.
-    """
+    """Moments of an info file, prepared by the test pipeline of a repository."""
 
     picture_rtol = 1e-6
-    """Tolerance relative to the largest value of a picture: torchvision divides by 255, then by the
-    deviation, a rule multiplies once."""
+    """Relative to the largest value: torchvision divides twice, a rule multiplies once."""
 
     def __init__(self, ann_file: str, fork: Fork, data_root: str = '', **ignored: Any) -> None:
         self.ann_file, self.fork, self.data_root = ann_file, fork, data_root
@@ -348,13 +338,7 @@ NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
 
 
 def values_of_boxes(outputs: Mapping[str, np.ndarray], coder: Any, classes: int) -> dict[str, np.ndarray]:
-    """Return outputs of a head by name, each (1, columns, Q), that decode to boxes of the frame's graph.
-
-    Args:
-        outputs: `boxes` (Q, 9), `scores` and `labels` of the frame's graph.
-        coder: box coder of the head.
-        classes: number of classes.
-    """
+    """Return head outputs, each (1, columns, Q), that decode to the graph's `boxes` (Q, 9), `scores`, `labels`."""
     boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
     dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
     step, low = (np.array(values[:2]) for values in (coder.voxel_size, coder.pc_range))

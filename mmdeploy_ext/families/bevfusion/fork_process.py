@@ -1,4 +1,4 @@
-"""The program of `fork.ForkProcess`: mit-han-lab's BEVFusion or a fork of it, run by its own code.
+"""The program of `fork.ForkProcess`: runs mit-han-lab's BEVFusion or a fork by its own code.
 
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
 the bird's-eye view, P points, V values per point, K classes, Q queries.
@@ -29,11 +29,10 @@ stand_in_for_operators()
 import torch  # noqa: E402 - after the patches
 
 TURN = 0.3
-"""Heading of a box by which `box_convention` tells the conventions apart, rad."""
 
 
 def build_by_repository(cfg: Any) -> torch.nn.Module:
-    """Return the model of a `ConfigDict` by the repository's mmdet3d, without weights, in evaluation mode."""
+    """Build a model by the repository's mmdet3d, without weights, in evaluation mode."""
     from mmdet3d.models import build_model
 
     cfg.model.pretrained = None
@@ -47,15 +46,9 @@ def build_by_repository(cfg: Any) -> torch.nn.Module:
 class ForkModel:
     """The model of a repository, on the CPU, in evaluation mode.
 
-    Args:
-        root: path of the repository.
-        cfg: the config as `tools/test.py` of the repository reads it.
-        steps: steps of the test pipeline by which `moment` prepares a sample.
-        checkpoint: path of the weights, with the model's names; '' loads none.
-
     Attributes:
-        general: patches of `compat` that were in force before the repository was imported.
-        captured: tensors of the last run by name, which hooks on parts of the model keep.
+        general: patches of `compat` applied before the repository was imported.
+        captured: tensors of the last run by name, kept by hooks.
     """
 
     def __init__(
@@ -107,7 +100,7 @@ class ForkModel:
             transform.dtransform.register_forward_pre_hook(keep_depth)
 
     def facts(self) -> dict[str, Any]:
-        """Return the model's classes, the patches for it, and the convention of its boxes."""
+        """Return the model's classes, patches, and box convention."""
         patches = [patch for patch in compat.effective() if patch not in self.general]
         return dict(
             root=str(self.root),
@@ -120,16 +113,16 @@ class ForkModel:
         return {key: np.array(tensor.shape, np.int64) for key, tensor in self.model.state_dict().items()}
 
     def step(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the model's boxes, scores and labels of one frame, and the tensors of `_watch`.
+        """Return boxes, scores and labels of one frame, and the tensors of `_watch`.
 
         Args:
             arrays: `points` (P, V) float32, x, y, z in metres first; with cameras `images` (N, 3, H, W)
-                float32, normalised, and the matrices of `MATRICES` as `FusedFrame` has them.
+                float32, normalised, and `MATRICES` as in `FusedFrame`.
 
         Returns:
-            `boxes` (n, 7 or 9), z at the bottom, sizes and yaw by `box_convention`, `scores` (n,) and
-            `labels` (n,) int64; `bev` (1, channels, X, Y) with a LiDAR, `cells` (N, D, h, w) with cameras,
-            and `depth` (N, 1, H, W) of a view transform with depth maps.
+            `boxes` (n, 7 or 9), z at the bottom, sizes and yaw by `box_convention`, `scores` (n,), `labels`
+                (n,) int64; `bev` (1, channels, X, Y) with a LiDAR, `cells` (N, D, h, w) with cameras, `depth`
+                (N, 1, H, W) with depth maps.
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 
@@ -158,9 +151,9 @@ class ForkModel:
         return {name: value.detach().numpy() for name, value in {**self.captured, **boxes}.items()}
 
     def moment(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return name -> array that the test pipeline makes of the moment `index` of the file `infos`.
+        """Return a moment's `points` (P, V), matrices of `Collect3D`, and with cameras `img` (N, 3, H, W).
 
-        Returned are `points` (P, V), the matrices of `Collect3D`, and with cameras `img` (N, 3, H, W).
+        `arrays` holds its `index` in the file `infos`.
         """
         from mmcv import ConfigDict
         from mmdet3d.datasets import build_dataset
@@ -173,12 +166,11 @@ class ForkModel:
         return {name: value.numpy() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return `boxes`, `scores` and `labels`, as `step` has them, that the head makes of its queries.
+        """Return `boxes`, `scores` and `labels` of the head's queries.
 
         Args:
-            arrays: `score` (1, K, Q) probabilities, `reg` (1, 2, Q) centres in cells of the head's map; as
-                the head predicts them `height` (1, 1, Q), `dim` (1, 3, Q) logarithms, `rot` (1, 2, Q) sine
-                and cosine, `vel` (1, 2, Q).
+            arrays: `score` (1, K, Q) probabilities, `reg` (1, 2, Q) centres in cells; raw `height` (1, 1, Q),
+                `dim` (1, 3, Q) logarithms, `rot` (1, 2, Q) sine and cosine, `vel` (1, 2, Q).
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 
@@ -203,10 +195,9 @@ REQUESTS: Mapping[str, Callable[[ForkModel, Mapping[str, np.ndarray]], dict[str,
 
 
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
-    """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside.
+    """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3), metres; X * Y outside.
 
-    Points are in metres, in the frame of the augmented LiDAR; `bx`, `dx` and `nx` of `transform`, the
-    repository's view transform, are the grid.
+    The grid is `bx`, `dx` and `nx` of `transform`, the repository's view transform.
     """
     indices = ((geometry[0] - (transform.bx - transform.dx / 2.0)) / transform.dx).long()
     count = transform.nx.long()
@@ -215,10 +206,9 @@ def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor
 
 
 def geometry_in_float64(forward: Any) -> Any:
-    """Return a view transform's `forward` so changed that it computes places of points in float64.
+    """Return a view transform's `forward` that computes places of points in float64.
 
-    In float32 rounding, which differs between machines, decides the cell of points near a border. The
-    features, its first argument, stay float32.
+    In float32, rounding decides the cell of points near a border, and it differs between machines.
     """
 
     def widened(value: Any) -> Any:

@@ -1,8 +1,7 @@
-"""BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and the frame, which gives boxes.
+"""BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and the frame with the boxes.
 
 Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, C channels, X, Y cells of the
-bird's-eye view, Q queries, R, R2, R3 rows of the tables, W width of the third table (the calibration decides
-these).
+bird's-eye view, Q queries, R, R2, R3 rows of the tables, W width of the third table (set by the calibration).
 """
 
 from collections.abc import Iterable
@@ -18,16 +17,15 @@ from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 from mmdeploy_ext.models.bevfusion.rig import Rig
 
 DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
-"""Matrices that the depth maps are drawn by."""
+"""Matrices of the depth maps."""
 RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
-"""Matrices that decide the cells of the frustum's points: inputs of the rig's graph."""
+"""Inputs of the rig's graph: they decide the cells of the frustum's points."""
 TABLES = ('first', 'pixels', 'second', 'third', 'slots')
-"""Outputs of the rig's graph that are inputs of the frame's, see `ViewTransform.pool_tables`.
+"""Outputs of the rig's graph and inputs of the frame's (`ViewTransform.pool_tables`).
 
-They replace a scatter by gathers: a row of `first` lists points that are added up, a row of `second` rows of
-`first`, a row of `third` rows of `second`; `slots` has for each cell the row with its sum. Row 0 of `first`,
-`second` and `third` is empty. An entry with the value k stands for row k of the table before in `second` and
-`third`, but for point k - 1 in `first`; 0 stands for none.
+They replace a scatter by gathers: a row of `first` lists points to add up, a row of `second` rows of `first`,
+a row of `third` rows of `second`; `slots` has each cell's row. Row 0 is empty. An entry k means row k of the
+table before in `second` and `third`, and point k - 1 in `first`; 0 is padding.
 """
 TABLE_MEANINGS = dict(
     cells='cell of each point of the frustum, x * Y + y; X * Y for none',
@@ -51,7 +49,7 @@ def transform_of(model: nn.Module) -> nn.Module:
 
 
 class RigTables(nn.Module):
-    """From a calibration to the cell of each point of the frustum, and tables of the points of each cell."""
+    """Calibration to the cell of each point of the frustum, and tables of the points of each cell."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -60,37 +58,32 @@ class RigTables(nn.Module):
     def forward(
         self, intrinsics: Tensor, camera2lidar: Tensor, img_aug: Tensor, lidar_aug: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return the cells (N, D, h, w) int64, see `ViewTransform.cells`, and their `pool_tables`.
-
-        `lidar_aug` is (4, 4), the other matrices are (N, 4, 4).
-        """
+        """Return cells (N, D, h, w) int64 and `pool_tables`; `lidar_aug` is (4, 4), the others (N, 4, 4)."""
         rig = Rig(img_aug[None], lidar_aug[None], intrinsics[None], camera2lidar[None])
         cells = self.transform.cells(rig)[0]
         return cells, *self.transform.pool_tables(cells)
 
 
 class DepthMaps(nn.Module):
-    """From points to the depth that the LiDAR measured in each pixel."""
+    """Points to the depth that the LiDAR measured in each pixel."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.transform = transform_of(model)
 
     def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
-        """Return (N, 1, height, width) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`.
+        """Return (N, 1, height, width) metres of points (P, 3); pixels without points are 0.
 
-        Of several points in a pixel the last one counts; pixels without any are 0. The last of the matrices
-        is (4, 4), the others are (N, 4, 4).
+        The last point in a pixel counts. The last matrix is (4, 4), the others (N, 4, 4).
         """
         rig = Rig(**{name: matrix[None] for name, matrix in zip(DEPTH_MATRICES, matrices, strict=True)})
         return self.transform.depth_maps([points], rig)[0]
 
 
 class FrameNetwork(OfModel):
-    """From pictures, their depth maps and the LiDAR's map to boxes: the dense part, which runs in float32."""
+    """Pictures, depth maps and the LiDAR's map to boxes: the dense part, in float32."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,), see `boxes_of_map`."""
         tensors = dict(zip(frame_inputs(self.model), inputs, strict=True))
         maps = dict(lidar=tensors.get('bev'))
         if 'camera' in self.model.sensors:
@@ -103,10 +96,10 @@ class FrameNetwork(OfModel):
 
 
 def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
-    """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the input map of a head, (1, C, X, Y).
+    """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the head's input (1, C, X, Y).
 
-    A box is x, y, z of the bottom, w, l, h, yaw from -y clockwise and the velocity vx, vy, in the LiDAR's
-    frame, m, rad and m/s; the label is -1 for one that the head drops by its range or score.
+    A box is x, y, z of the bottom, w, l, h, yaw from -y clockwise, vx, vy, in the LiDAR's frame, m, rad, m/s.
+    The label is -1 if the head drops the box by range or score.
     """
     return tuple(rows[0] for rows in head.candidates(head(joined)))
 

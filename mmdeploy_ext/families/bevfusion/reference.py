@@ -32,7 +32,7 @@ class BEVFusionReference:
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:
-        """Nothing to do: there is no memory."""
+        """Nothing to do: no memory."""
 
     def voxel_layer(self) -> tuple[torch.nn.Module, str, int] | None:
         if 'lidar' not in self.model.sensors:
@@ -74,7 +74,6 @@ class BEVFusionReference:
         return StepResult(outputs, detections(boxes))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the graph's outputs after the head's suppression."""
         rows = outputs['labels'] >= 0
         names = dict(bboxes='boxes', scores='scores', labels='labels')
         boxes = {name: torch.from_numpy(outputs[output][rows]) for name, output in names.items()}
@@ -102,28 +101,19 @@ class BEVFusionReference:
         return hooks
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
-        """Return the outputs of the rig's graph by name: `cells` and `TABLES`.
-
-        `cells` is `ViewTransform.cells` of the one sample, (N, depth bins, rows, columns).
-        """
+        """Return `TABLES` and `cells` (N, depth bins, rows, columns) of the rig's graph by name."""
         cells = transform_of(self.model).cells(rig)[0]
         return dict(cells=cells) | dict(zip(TABLES, transform_of(self.model).pool_tables(cells), strict=True))
 
     def other_tensors(self, predictions: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
-        """Return further tensors by name that a proof compares; here {}.
-
-        Args:
-            predictions: outputs of the head, see `BEVFusion.predictions`.
-            cloud: a list with the points (P, V) of the frame, or None.
-        """
+        """Return further tensors that a proof compares; `cloud` is a list with the points (P, V), or None."""
         return {}
 
 
 def detections(boxes_of_head: dict[str, torch.Tensor]) -> Detections3D:
-    """Return the result of a head's `get_bboxes` for one sample, best first, in mmdet3d 1.0's columns.
+    """Return a head's `get_bboxes` of one sample, best first, in mmdet3d 1.0's columns.
 
-    This does not call the runtime's `in_lidar_columns`, which would then be compared with itself: the heading
-    is taken from its sine and cosine.
+    It shares no code with the runtime's `in_lidar_columns`: the heading comes from its sine and cosine.
     """
     order = boxes_of_head['scores'].argsort(descending=True, stable=True)
     boxes, scores, labels = (

@@ -1,4 +1,4 @@
-"""Samples of BEVFusion: the preprocessing rule of a config, frames of data sets, dumps and generated ones.
+"""Samples of BEVFusion: preprocessing rule, frames of data sets, dumps and generated frames.
 
 Glossary: N cameras, P points, V values per point.
 """
@@ -22,11 +22,10 @@ from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
 
 SOURCE = 900, 1600
-"""Height and width of nuScenes' pictures, pixels: the `source` of an ImageAug3D that states none."""
+"""Height and width of nuScenes' pictures, pixels: default `source` of ImageAug3D."""
 
 
 def fusion_rule(cfg: Any) -> FusionRule:
-    """Return the rule by which pictures and points become the inputs of a config's model."""
     encoders = cfg.model.encoders
     with refused_values(cfg, 'the test pipeline, or what model.encoders has of pictures'):
         views = _views(cfg, encoders.camera) if encoders.get('camera') else None
@@ -77,10 +76,9 @@ def _views(cfg: Any, camera: Any) -> MultiViewRule:
 
 
 def frame(data: Mapping[str, Any]) -> FusedFrame:
-    """Return `data`, one collated sample of the test loader (batch 1) by key, as a fused frame.
+    """Return a collated sample of the test loader (batch 1) as a fused frame.
 
-    Values may be in lists and containers of mmcv, see `only`: `img` (N, 3, H, W) as the model takes it,
-    `points` (P, V), `img_metas`.
+    It has `img` (N, 3, H, W), `points` (P, V) and `img_metas`.
     """
     if 'img_metas' not in data or not {'img', 'points'} & set(data):
         raise DataError('the test pipeline gives no img, points and img_metas; see the keys of Collect3D')

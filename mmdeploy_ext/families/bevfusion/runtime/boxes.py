@@ -1,4 +1,4 @@
-"""Boxes of BEVFusion without PyTorch: their columns, the limits of the coder, and suppression.
+"""Boxes of BEVFusion without PyTorch: columns, limits of the coder, suppression.
 
 Glossary: Q queries, n boxes.
 """
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 
 def filter_boxes(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, coder: Coder) -> Detections3D:
-    """Return the boxes within the limits of a coder, best first.
-
-    Args:
-        boxes: (Q, 9) in the columns of `Detections3D`, z at the bottom.
-        scores: (Q,) in 0..1.
-        labels: (Q,) class indices.
-        coder: coder of the file's facts.
-    """
+    """Return the boxes (of (Q, 9), z at the bottom) within the limits of a coder, best first."""
     valid = np.ones(len(scores), bool)
     if coder.post_center_range is not None:
         valid = in_range(boxes, coder.post_center_range)
@@ -36,7 +29,7 @@ def filter_boxes(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, code
 
 
 def suppress(detections: Detections3D, nms: Circle | tuple[Circle | Rotated, ...] | None) -> Detections3D:
-    """Return `detections`, which are best first, without boxes too near to a better one of their group."""
+    """Remove boxes that are too near to a better box of their group; `detections` are best first."""
     if nms is None:
         return detections
     groups = nms
@@ -50,10 +43,7 @@ def suppress(detections: Detections3D, nms: Circle | tuple[Circle | Rotated, ...
 
 
 def rows_after_nms(boxes: np.ndarray, labels: np.ndarray, group: Circle | Rotated) -> np.ndarray:
-    """Return which of a group's boxes NMS keeps: their indices, best first.
-
-    Boxes are (n, 9), best first, `labels` their classes (n,).
-    """
+    """Return the indices of a group's boxes (n, 9), best first, that NMS keeps."""
     if isinstance(group, Circle):
         return circle_nms(boxes[:, :2], group.radius)[: group.most]
     boxes_bev = boxes[: group.first, [0, 1, 3, 4, 6]]

@@ -30,11 +30,10 @@ if TYPE_CHECKING:
 
 FAMILY = 'bevfusion_det'
 NO_POINTS = np.zeros((0, 5), np.float32)
-"""Points of frames for a model without LiDAR."""
 
 
 class FusionRuntime(Runtime):
-    """The base class of the runtimes of all contracts: from the data of cameras and LiDAR to boxes."""
+    """Base class of all runtimes of BEVFusion: data of cameras and LiDAR to boxes."""
 
     _rig: tuple[bytes, Any] = b'', None
 
@@ -47,7 +46,7 @@ class FusionRuntime(Runtime):
 
     @abc.abstractmethod
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one frame of all sensors, with pictures prepared for the network (`frame_of_rig`)."""
+        """Detect in one frame with pictures prepared for the network (`frame_of_rig`)."""
 
     def detect(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
@@ -58,22 +57,19 @@ class FusionRuntime(Runtime):
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> FusedFrame:
-        """Return one frame of a data set's infos as `step` takes it."""
         return frame_of_rig(images_bgr, rig, self.rule, root)
 
 
 def frame_of_rig(
     images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
 ) -> FusedFrame:
-    """Return one moment of a data set as the inputs of a model; without cameras it has the points alone.
+    """Return one moment of a data set as inputs; without cameras only the points.
 
     Args:
-        images_bgr: its N pictures (h, w, 3) uint8 BGR, in the order of the cameras; a model without cameras
-            reads none.
-        rig: the moment as `runtime.infos.read_frames` gives it: calibration, pose, and paths of its files.
+        images_bgr: N pictures (h, w, 3) uint8 BGR, in the order of the cameras.
+        rig: the moment of `runtime.infos.read_frames`: calibration, pose, and paths.
         rule: how pictures and points are prepared.
-        root: folder of the data set, for files that are not at the paths of the info; None: they are searched
-            beside the infos.
+        root: folder of the data set; None: missing files are searched beside the infos.
     """
     if rule.views is None:
         return FusedFrame(points_of(rig, rule, root), rig.name)
@@ -97,10 +93,7 @@ def frame_of_rig(
 
 
 def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
-    """Return the points (P, V) float32 of a key frame and of the sweeps before it, see `PastSweeps.merge`.
-
-    Their x, y, z are in the LiDAR's frame at the key frame, m.
-    """
+    """Return points (P, V) float32 of a key frame and its past sweeps, in the key frame's LiDAR frame, m."""
     if rule.voxels is None:
         return NO_POINTS
     info, title = rig.info, f'{rig.source}: the info of {rig.name}'
@@ -117,7 +110,7 @@ def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -
 
 
 def checked_inputs(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return points (P, V) and pictures (N, 3, H, W) of a frame, both float32 and checked."""
+    """Return checked points (P, V) and pictures (N, 3, H, W) of a frame, float32."""
     points = images = None
     if rule.voxels is not None:
         points = check_points(frame.points, int(rule.voxels.in_channels), frame.name)
@@ -129,9 +122,9 @@ def checked_inputs(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray | No
 
 
 def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> np.ndarray:
-    """Return the pictures of a frame (N, 3, H, W) float32; ShapeError for missing ones or another shape.
+    """Return pictures (N, 3, H, W) float32 of `size` (H, W); 0 `cameras` is any number.
 
-    `size` is (H, W); 0 `cameras` stands for any number.
+    Raises ShapeError for missing pictures or another shape.
     """
     images = getattr(frame, 'images', None)
     expected = (cameras or (len(images) if images is not None else 'N'), 3, *size)

@@ -36,7 +36,7 @@ class BEVFusionOnnx(FusionRuntime):
     """An exported BEVFusion: a `Stepper` of fused frames, without a memory.
 
     Attributes:
-        sessions: name of a file -> its session, without `lidar`, which is a `ScnOnnx`.
+        sessions: file -> session, without `lidar`, a `ScnOnnx`.
         metadata: metadata of the file `frame`.
         seconds: time spent so far by part: `rig`, `depth`, `lidar` (voxels, rulebook and network), `frame`.
     """
@@ -122,10 +122,9 @@ class BEVFusionOnnx(FusionRuntime):
 
 
 def detections(outputs: Arrays) -> Detections3D:
-    """Return the boxes of the outputs of the frame's file, best first, without boxes labelled -1.
+    """Return the frame file's boxes, best first, without label -1 (out of range or low score).
 
-    Outputs are `boxes` (Q, 9) in columns of mmdet3d 0.x, `scores` (Q,) and `labels` (Q,), -1 of boxes out of
-    range or below the score limit.
+    `boxes` are (Q, 9) in columns of mmdet3d 0.x.
     """
     boxes, labels = in_lidar_columns(outputs['boxes']), outputs['labels'].astype(np.int64)
     return Detections3D(boxes, outputs['scores'], labels)[labels >= 0].best_first()
