@@ -12,10 +12,6 @@ NMS_TYPES = ('rotate', 'circle')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CenterPointFacts(CenterBoxFacts):
-    """The settings that turn the head's outputs into boxes.
-
-    Attributes:
-        points: 'pillars' if the backbone takes such.
-    """
+    """The settings that turn the head's outputs into boxes; `points` is 'pillars' for such a backbone."""
 
     points: Literal['pillars'] | None = optional()

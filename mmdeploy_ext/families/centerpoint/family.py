@@ -1,4 +1,4 @@
-"""The family of CenterPoint: the configs that it claims and refuses, its graphs, reference and runtime."""
+"""CenterPoint: supported configs, graphs, reference and runtime."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -20,10 +20,7 @@ UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='lo
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
-    """Return the outputs of `CenterHead.forward` as one tuple, in the order of the facts' `output_names`.
-
-    `task_outputs` has for each task a list of levels, here of one, with the outputs (1, C, H, W) by name.
-    """
+    """Flatten the outputs of `CenterHead.forward` (maps (1, C, H, W), one level per task) as `output_names`."""
     names = (*VALUES, 'heatmap')
     return tuple(outputs[name] for (outputs,) in task_outputs for name in names if name in outputs)
 
@@ -34,10 +31,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Return the name of each output of the head, as `CenterPointFacts.output_names` -> its meaning and unit.
-
-    The sizes `dim` are in metres, not their logarithms, if the head does not have `norm_bbox`.
-    """
+    """Return output name -> (meaning, unit); without `norm_bbox` `dim` is metres, not logarithms."""
     rule = facts_of(model)
     units = UNITS if rule.norm_bbox else UNITS | dict(dim='m')
     names = {name: name.rsplit('_', 1) for name in rule.output_names}

@@ -1,7 +1,9 @@
-"""CenterPoint from points to boxes: the sparse backbone, or pillars, and the dense head on ONNX Runtime.
+"""CenterPoint from points to boxes: sparse backbone or pillars, and dense head, on ONNX Runtime.
 
-runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
-boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
+    runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
+    boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
+
+Decoding: `parts/runtime/center_boxes.py`.
 """
 
 from __future__ import annotations
