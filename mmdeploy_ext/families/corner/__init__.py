@@ -1,4 +1,4 @@
-"""CornerNet and CentripetalNet: their family and graph; mmdet's own detector and heads are used."""
+"""CornerNet and CentripetalNet: family and graph for mmdet's own detector and heads."""
 
 from mmdeploy_ext.contract.registry import register_family
 

@@ -10,11 +10,11 @@ class CornerFacts(Facts):
     """Settings of `test_cfg`.
 
     Attributes:
-        corner_topk: number of corners of a kind.
+        corner_topk: corners of a kind.
         max_per_img: number of results.
-        local_maximum_kernel: side, cells, of the square of which a corner is the highest.
-        distance_threshold: largest difference of the embeddings of a pair: of a CentripetalNet the largest
-            share of the central region that lies between the two centres.
+        local_maximum_kernel: side, cells, of the square in which a corner is the highest.
+        distance_threshold: largest difference of a pair's embeddings; for CentripetalNet the largest share of
+            the central region between the two centres.
     """
 
     corner_topk: Count

@@ -1,4 +1,4 @@
-"""The family of detectors of corners: configs that it claims and refuses."""
+"""Detectors of corners: supported configs."""
 
 from typing import Any
 

@@ -1,7 +1,6 @@
-"""The graph of detectors of corners: maps of corners, pairs of one class that fit, soft suppression.
+"""The graph of detectors of corners: maps, pairs of one class, soft suppression.
 
-Source of the algorithm: mmdet 2.28.2 `dense_heads/corner_head.py` and `dense_heads/centripetal_head.py`.
-
+Source: mmdet 2.28.2 `dense_heads/corner_head.py` and `dense_heads/centripetal_head.py`.
 Glossary: B batch, C classes, h, w size of the maps, k corners of a kind (top left or bottom right), n
 results, H, W network input in pixels.
 """
@@ -34,36 +33,32 @@ from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, o
 from mmdeploy_ext.runtime.box_coders import peaks_of
 
 STRIDE = 4
-"""Stride of the maps of an hourglass, pixels."""
+"""Stride of an hourglass, pixels."""
 MAP_NAMES = ('tl_heat', 'tl_off', 'tl_pair', 'br_heat', 'br_off', 'br_pair')
 FULL_NAMES = ('dets', 'labels')
 PAIRS = 1000
-"""Number of the best pairs, which enter the suppression: mmdet's `num_dets`."""
+"""Number of best pairs that enter the suppression: mmdet's `num_dets`."""
 FEWEST_CORNERS = 32
-"""Smallest `corner_topk`: the square of it, the number of pairs, is not below `PAIRS`."""
+"""Smallest `corner_topk`: its square, the number of pairs, is at least `PAIRS`."""
 LARGE, CENTRAL = 3500.0, (2.4, 2.1)
-"""Area in square pixels above which a box is large; and the sides of a box over the sides of its central
-region, for small and for large boxes."""
+"""Area, square pixels, above which a box is large; sides of small, large boxes over the central region's."""
 
 
 class CornerNetwork(nn.Module):
-    """Backbone and head of mmdet's detector behind flat tensors."""
+    """Backbone and head of mmdet's detector with flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps of corners of (B, 3, H, W) float32 normalised images."""
+        """Return the maps of corners of normalised images (B, 3, H, W)."""
         maps = corner_maps(self.model.bbox_head, self.model.extract_feat(image))
         return tuple(tap(name, tensor) for name, tensor in zip(MAP_NAMES, maps, strict=True))
 
 
 def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the maps of `CornerFullForm.forward` that a head outputs for its last level.
-
-    `maps` are the levels (B, channels, h, w) of the backbone's features.
-    """
+    """Return a head's maps of the last level, as `CornerFullForm.forward` takes them."""
     return last_level(head, head(maps))
 
 
@@ -120,10 +115,9 @@ class Corners:
 def best_corners(
     heat: torch.Tensor, offsets: torch.Tensor, pairing: torch.Tensor, window: int, count: int
 ) -> Corners:
-    """Return the best `count` peaks of all classes, each the highest of a square of `window` cells.
+    """Return the best `count` peaks of all classes, each the highest of a square of `window` cells (odd).
 
-    `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `pairing` (B, 1 or 2, h, w);
-    `window` is odd.
+    `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) in cells, `pairing` (B, 1 or 2, h, w).
     """
     scores, index = peaks_of(torch, heat.sigmoid(), window).flatten(1).topk(count, 1)
     height, width = hw(heat).unbind()  # tensors: torch.export has no remainder by a symbol
@@ -147,18 +141,16 @@ class CornerFullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, scale_factor: torch.Tensor, border: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return dets (B, n, 5), x1 y1 x2 y2 score in descending order of scores, and labels (B, n) int64.
+        """Return dets (B, n, 5), x1 y1 x2 y2 score, best first, and labels (B, n) int64.
 
-        Boxes are in pixels of the network input without its border, clipped to 0 but to no largest side, over
-        `scale_factor`: pixels of the original image.
+        Boxes are in pixels of the original image; clipped to 0 but to no largest side.
 
         Args:
             image: (B, 3, H, W); only its size is used.
-            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by; not 0.
-            border: (B, 2) float32 rows of padding above the image and columns left of it, which are
-                subtracted from boxes.
-            maps: heat, offsets, and embeddings or shifts, of the top left corners and then of the bottom
-                right ones; for their shapes see `best_corners`.
+            scale_factor: (B, 4) float32 `w h w h`, input / original, not 0.
+            border: (B, 2) float32 rows of padding above the image and columns left of it.
+            maps: heat, offsets, and embeddings or shifts, of top left, then bottom right corners
+                (`best_corners`).
         """
         window, count = self.facts.local_maximum_kernel, self.facts.corner_topk
         threshold = self.facts.distance_threshold
@@ -206,7 +198,7 @@ def _centres_fit(
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels, whatever it has to be a multiple of besides."""
+    """Return the smallest side of an input, pixels."""
     cells = -(-facts_of(model.bbox_head).corner_topk // int(model.bbox_head.num_classes))
     side = next(side for side in range(1, cells + 1) if side * side >= cells)
     return max(detector_parts.smallest(model.bbox_head, STRIDE), (side - 1) * STRIDE + 1)
