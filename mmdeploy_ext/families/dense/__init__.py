@@ -1,4 +1,4 @@
-"""Dense one-stage heads: their family, graphs and runtime; mmdet's own detectors are used."""
+"""Dense one-stage heads: family, graphs and runtime for mmdet's own detectors."""
 
 from mmdeploy_ext.contract.options import MAX_CANDIDATES
 from mmdeploy_ext.contract.registry import register_family

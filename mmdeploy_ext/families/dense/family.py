@@ -1,4 +1,4 @@
-"""The family of dense heads: configs that it claims and refuses."""
+"""Dense heads: supported configs."""
 
 import copy
 from typing import Any
@@ -25,7 +25,7 @@ from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 
 QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
-"""Base class of mmdet's heads of queries, which are derived from dense heads but have no priors."""
+"""Base class of mmdet's query heads: dense heads without priors."""
 
 
 class DenseFamily(ImageFamily):

@@ -1,10 +1,9 @@
-"""The graphs of dense heads: their contracts, and the modules that a form adds behind mmdet's detector.
+"""The graphs of dense heads: contracts, and the modules behind mmdet's detector.
 
-Source of the algorithm: mmdet 2.28.2 `models/dense_heads/base_dense_head.py`, and the heads' own files.
-
+Source: mmdet 2.28.2 `models/dense_heads/base_dense_head.py`, and the heads' own files.
 Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes, L levels, H, W network input
-in pixels, h, w size of a level's maps, n detections of the image that has most, before the voting of
-`Head.votes`, which may lose some (with `max_candidates` constant).
+in pixels, h, w size of a level's maps, n detections of the fullest image (or `max_candidates`) before
+`Head.votes`.
 """
 
 import dataclasses
@@ -118,7 +117,7 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each."""
+    """Return (h, w) of each level; (0, 0) for dynamic sizes."""
     return detector_parts.map_sizes(model, flat_outputs, len(model_facts(model).strides), options)
 
 
@@ -147,7 +146,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def model_facts(model: nn.Module) -> DenseFacts:
-    """Return the facts of a detector's head; if the neck rounds sizes down, maps follow no strides."""
+    """Return the facts of a detector's head; a neck that rounds sizes down breaks `maps_by_stride`."""
     facts = facts_of(model.bbox_head)
     if not detector_parts.round_down(model):
         return facts
@@ -185,7 +184,7 @@ def _check_channels(model: nn.Module, outputs: list[torch.Tensor]) -> None:
 
 
 class DecodeForm(nn.Module):
-    """The stage that the form `decode` adds to the network: raw outputs to boxes, scores, score factors."""
+    """Raw outputs to boxes, scores and score factors: the form `decode`."""
 
     def __init__(self, model: nn.Module, product: bool) -> None:
         super().__init__()
@@ -194,7 +193,7 @@ class DecodeForm(nn.Module):
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and `level_sizes` (L,) int64.
 
-        `raw` are the outputs of the head (B, a*columns, h, w), in the order of `raw_names`.
+        `raw` are maps (B, a*columns, h, w) in the order of `raw_names`.
         """
         boxes, scores, factors = self.decode(*raw)
         head, sizes = self.decode.facts.head, [level.shape[1] for level in boxes]
@@ -219,7 +218,7 @@ def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
 
 
 class DenseFullForm(nn.Module):
-    """The stage that the form `full` adds to the network: raw outputs to detections."""
+    """Raw outputs to detections: the form `full`."""
 
     def __init__(self, model: nn.Module, cap: int = 0) -> None:
         super().__init__()
@@ -235,16 +234,15 @@ class DenseFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5), labels (B, n), and with a cap candidates (B,), their number before the cap.
 
-        Dets are x1 y1 x2 y2, in pixels of the network input over `scale_factor`, and score, the best first;
-        rows behind the results of an image are zero, with label -1.
+        Dets are x1 y1 x2 y2 score, in pixels of the original image, best first; padding is zero with label
+        -1.
 
         Args:
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original.
-            border_and_raw: the raw outputs; before them, of heads with padding all around pictures
-                (`Head.bordered`), border (B, 2) float32, the rows of padding above the image and the columns
-                left of it, which are subtracted from boxes.
+            border_and_raw: raw outputs; with `Head.bordered` first border (B, 2) float32, rows of padding
+                above the image and columns left of it.
         """
         input_hw = hw(image).to(img_shape)[None]
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)

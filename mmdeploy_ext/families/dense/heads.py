@@ -1,4 +1,4 @@
-"""Facts of a dense head, with the selection of its own `get_bboxes`, and its boxes in graphs.
+"""Facts of a dense head and of its `get_bboxes`, and its boxes in graphs.
 
 Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
@@ -40,7 +40,7 @@ LIMITS = (('max_per_img',), ('nms_pre',), ('max_per_img', 'nms_pre'))
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Facts of a head, found by trying, and the reason why no graph makes its results, or ''."""
+    """Facts of a head, found by trying, and the reason why it does not export, or ''."""
 
     facts: DenseFacts
     problem: str = ''
@@ -153,7 +153,7 @@ def decoded_outputs(
 
 
 class Decode(nn.Module):
-    """Priors, box decoding and scores for all levels; a coder that is `Traced` runs the user's own code."""
+    """Priors, box decoding and scores for all levels; a `Traced` coder runs the user's own code."""
 
     def __init__(self, head: nn.Module, facts: DenseFacts) -> None:
         super().__init__()
@@ -165,8 +165,7 @@ class Decode(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
         """Return per level boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None.
 
-        Boxes are xyxy in pixels, not clipped. `raw` are the outputs of the head (B, a*columns, h, w), output
-        by output, then level by level.
+        Boxes are xyxy in pixels, not clipped. `raw` are maps (B, a*columns, h, w), by output, then by level.
         """
         head, coder = self.facts.head, self.facts.coder
         count = len(raw) // len(head.outputs)

@@ -1,4 +1,4 @@
-"""Dense heads as mmdet runs them, unpatched: the reference of a proof."""
+"""Dense heads as mmdet runs them, unpatched."""
 
 import contextlib
 import dataclasses

@@ -1,8 +1,7 @@
-"""Dense heads without PyTorch: numpy post-processing of the forms 'decode' and 'raw', equal to 'full'.
+"""Dense heads in numpy: post-processing of the forms 'decode' and 'raw', equal to 'full'.
 
 Glossary: B batch, L levels, a priors of a cell, A priors of a level or of all, C classes, H, W network input
-in pixels, h, w size of a level's maps, n results of the image that has most (with `--max-candidates`
-constant).
+in pixels, h, w size of a level's maps, n results of the fullest image (or `--max-candidates`).
 """
 
 from __future__ import annotations
@@ -29,22 +28,16 @@ RUNNERS = {'full': 'with_postprocess', 'decode': 'no_topk_nms', 'raw': 'no_topk_
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Return the detections of each image of a batch, in descending order of scores.
-
-    Boxes are in pixels of the network input, over `scale_factor`: pixels of the original image if it is input
-    / original.
+    """Return the detections of each image, best first, in pixels of the network input over `scale_factor`.
 
     Args:
         metadata: metadata of the file: `form`, `postprocess` and, for 'full', `options`.
-        outputs: outputs of the graph by name: of the form 'full' `dets` (B, n, 5) x1 y1 x2 y2 score and
-            `labels` (B, n) int64, -1 for padding; of 'decode' `boxes` (B, A, 4) xyxy, pixels, `scores` (B, A,
-            C) and, of heads with such, the score factors (B, A), by the name in `head.factor` of the facts,
-            and `level_sizes` (L,), the priors of each level, unless `head.maps_by_stride`; for 'raw' see
-            `decode_raw`.
-        feeds: inputs of the graph by name, and: `input` (B, 3, H, W); and, if they are there, `img_shape` (B
-            or 1, 2), height and width that boxes are clipped to (0: input size), `scale_factor` (B or 1, 4)
-            `w h w h`, by which boxes are divided (not 0), and `border` (B or 1, 2), pixels of padding above
-            and left of the image. For 'full' none is read: that graph has done all this.
+        outputs: by name; 'full': `dets` (B, n, 5) x1 y1 x2 y2 score and `labels` (B, n) int64, -1 for
+            padding; 'decode': `boxes` (B, A, 4) xyxy, pixels, `scores` (B, A, C), score factors (B, A) named
+            `head.factor`, and `level_sizes` (L,) unless `head.maps_by_stride`; 'raw': see `decode_raw`.
+        feeds: `input` (B, 3, H, W), and optionally `img_shape` (B or 1, 2), h, w to clip to (0: input size),
+            `scale_factor` (B or 1, 4) `w h w h`, not 0, and `border` (B or 1, 2), padding above and left,
+            pixels. 'full' reads none.
     """
     if metadata.form == 'full':
         results = results_from_padded(outputs)
@@ -57,7 +50,6 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
 
 
 def decoded_detections(facts: DenseFacts, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Return the detections of the outputs of the form `decode`, see `detections`."""
     batch, _, height, width = feeds['input'].shape
     sizes = rows_per_level(outputs, height, width, facts)
     priors = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts.head.factor))
@@ -86,14 +78,13 @@ class DecodedPriors(Rows):
     factors: np.ndarray | None
 
     def ranks(self, facts: DenseFacts) -> np.ndarray:
-        """Return the scores (A, C) that results are ordered by; `facts` as of `postprocess_image`."""
         if self.factors is None:
             return self.scores
         product = self.scores * self.factors[:, None]
         return np.sqrt(np.maximum(product, 0)) if facts.head.root else product
 
     def ranks_of_priors(self, facts: DenseFacts) -> np.ndarray:
-        """Return the numbers (A,) by which priors of a level are chosen, see `Head.choose`."""
+        """Return the numbers (A,) that rank priors of a level (`Head.choose`)."""
         choose = facts.head.choose
         if choose == 'factor_priors' and self.factors is not None:
             return self.factors
@@ -111,12 +102,12 @@ def postprocess_image(
     """Return the detections of one image as the 'full' graph and mmdet's `get_bboxes` choose them.
 
     Args:
-        priors: decoded priors of all levels, level after level.
+        priors: decoded priors, level after level.
         level_sizes: number of priors of each level.
-        clip_hw: height and width, pixels of the network input, that boxes are clipped to.
-        scale_factor: (4,) `w h w h`, input / original, that boxes are divided by.
-        facts: of the head; `nms_pre` and `max_per_img` of 0 or less limit nothing.
-        border: pixels of padding above and left of the image, which the boxes of some heads lose.
+        clip_hw: h, w to clip to, pixels of the network input.
+        scale_factor: (4,) `w h w h`, input / original.
+        facts: `nms_pre` and `max_per_img` of 0 or less limit nothing.
+        border: padding above and left of the image, pixels.
     """
     boxes, head = priors.boxes, facts.head
     if facts.clip_border:
