@@ -1,4 +1,4 @@
-"""ImVoxelNet: boxes in 3D of one picture, by a volume of voxels that sample its features."""
+"""ImVoxelNet: 3D boxes of one picture, by voxels that sample its features."""
 
 from mmdeploy_ext.contract.registry import register_family
 

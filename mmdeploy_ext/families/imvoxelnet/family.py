@@ -1,4 +1,4 @@
-"""The family of ImVoxelNet: the configs that it claims and refuses, and its model."""
+"""ImVoxelNet: supported configs and model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +23,9 @@ from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
 FRAME, HEAD = 'LIDAR', 'Anchor3DHead'
-"""`coord_type` of detectors that export, and their head, or a base of it."""
+"""Supported `coord_type`, and the head or its base."""
 MOVED = ('AffineResize', 'RandomCenterCropPad')
-"""Steps after which a place in the picture is not `scale_factor` times that in the original."""
+"""Pipeline steps after which places are not `scale_factor` times places in the original."""
 
 
 class ImVoxelNetFamily(ImageFamily):
@@ -57,7 +57,6 @@ class ImVoxelNetFamily(ImageFamily):
         detector_parts.check(cfg.model, options)
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse frames of voxels and heads that are not exported, of a config's `model`."""
         frame, head = str(model.get('coord_type')).upper(), model.get('bbox_head') or {}
         heads = names_of_class(builder.HEADS, head.get('type'))
         if frame != FRAME or HEAD not in heads or PER_CLASS_HEAD in heads:

@@ -1,10 +1,9 @@
-"""The graphs of ImVoxelNet: their contracts, and the modules that keep them.
+"""The graphs of ImVoxelNet: contracts and modules.
 
-Source of the algorithm: mmdet3d 1.0.0rc6, models/detectors/imvoxelnet.py `extract_feat`,
-models/fusion_layers/point_fusion.py `point_sample`, models/dense_heads/anchor3d_head.py `get_bboxes_single`.
-
+Source: mmdet3d 1.0.0rc6, models/detectors/imvoxelnet.py `extract_feat`, models/fusion_layers/point_fusion.py
+`point_sample`, models/dense_heads/anchor3d_head.py `get_bboxes_single`.
 Glossary: B batch, N voxels, X, Y, Z voxels along each axis, C channels, H, W network input in pixels, h, w
-maps of the picture, A anchors of a level, n results of the picture that has most, K classes.
+maps of the picture, A anchors of a level, n results of the fullest picture, K classes.
 """
 
 import torch
@@ -34,12 +33,12 @@ MEANINGS = dict(
 )
 BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), in the frame of the voxels'
 SMALLEST = 32
-"""Smallest side of an input of any size, pixels: the stride of the last map of the backbone."""
+"""Smallest side of a dynamic input, pixels: the stride of the last map."""
 FULL_NAMES = ('boxes', 'scores', 'labels')
 
 
 def voxel_points(model: nn.Module) -> torch.Tensor:
-    """Return x, y, z (N, 3) of the middles of all voxels, metres; x changes fastest, then y, then z."""
+    """Return the centres (N, 3) of all voxels, metres; x changes fastest, then y, then z."""
     with torch.no_grad():
         (anchors,) = model.prior_generator.grid_anchors([model.n_voxels[::-1]], device='cpu')
     return anchors[:, :3]
@@ -51,10 +50,7 @@ def facts_of(model: nn.Module) -> ImVoxelNetFacts:
 
 
 def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
-    """Return the contracts of the cameras and of the ratios of pictures.
-
-    Both (`single`) are computed in float32 in a graph of float16, too.
-    """
+    """Return the specs of cameras and ratios, in float32 also in a float16 graph."""
     camera = (
         'from the frame of the voxels, in metres, to pixels of the picture before it is resized, times depth'
     )
@@ -66,7 +62,7 @@ def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
 
 
 def raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the contracts of the network's outputs; `batch` is a number, or 'B' if it is dynamic."""
+    """Return the specs of the network's outputs; `batch` may be 'B'."""
     head, (columns, rows) = model.bbox_head, model.n_voxels[:2]
     widths = dict(cls_score=head.num_classes, bbox_pred=head.box_code_size, dir_cls_pred=2)
     outputs = []
@@ -101,7 +97,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def projected(points: torch.Tensor, cameras: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x and y (B, N) of points (N, 3), metres, in pixels of the pictures of cameras (B, 4, 4)."""
+    """Return x and y (B, N), pixels, of points (N, 3), metres, in pictures of cameras (B, 4, 4)."""
     x, y, z = points.unbind(1)
     rows = [
         (cameras[:, row, :1] * x + cameras[:, row, 2:3] * z)
@@ -112,21 +108,15 @@ def projected(points: torch.Tensor, cameras: torch.Tensor) -> tuple[torch.Tensor
 
 
 def nearest_cells(pixels: torch.Tensor, side: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """Return the nearest cells (B, N), whole numbers as float32, of places along one axis of the input.
+    """Return the nearest cells (B, N) along one axis of `pixels` (B, N); `side` and `cells` are ().
 
-    The middle of the first cell is at pixel 0, of the last one at pixel `side`; half-way between two the even
-    one wins.
-
-    Args:
-        pixels: (B, N) places.
-        side: () pixels of the input along that axis.
-        cells: () cells of the map along that axis.
+    The middle of the first cell is at pixel 0, of the last one at pixel `side`; half-way, the even cell wins.
     """
     return (((pixels / side * 2 - 1) + 1) / 2 * (cells - 1)).round()
 
 
 class Network(nn.Module):
-    """From pictures and cameras to the outputs of the head; parameters keep their names below `model.`."""
+    """Pictures and cameras to the outputs of the head; parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -153,10 +143,7 @@ class Network(nn.Module):
     def volume(
         self, maps: torch.Tensor, image: torch.Tensor, cameras: torch.Tensor, scale_factor: torch.Tensor
     ) -> torch.Tensor:
-        """Return the features (B, C, X, Y, Z) of voxels, zero where the nearest cell is outside of the map.
-
-        `maps` are (B, C, h, w), of `image` only the size is used; the others are arguments of `forward`.
-        """
+        """Return the features (B, C, X, Y, Z) of voxels, zero outside of the map; `maps` are (B, C, h, w)."""
         x, y = projected(self.points, cameras)
         (height, width), (map_height, map_width) = (hw(tensor).to(maps).unbind() for tensor in (image, maps))
         column = nearest_cells(x * scale_factor[:, :1], width, map_width)
@@ -173,7 +160,7 @@ class Network(nn.Module):
 
 
 class FullForm(nn.Module):
-    """The stage of the form 'full': boxes of the best anchors, suppression within classes."""
+    """The form 'full': boxes of the best anchors, suppression within classes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -202,10 +189,7 @@ class FullForm(nn.Module):
     def decoded(
         self, level: int, logits: torch.Tensor, deltas: torch.Tensor, directions: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Return boxes (B, A, 7) and scores (B, A, K) of anchors, and whether they are `turned` (B, A, 1).
-
-        `logits`, `deltas` and `directions` are the outputs of the head at `level`, maps (B, columns, Y, X).
-        """
+        """Return boxes (B, A, 7), scores (B, A, K) and `turned` (B, A, 1) of maps (B, columns, Y, X)."""
         facts = self.facts
         logits, deltas, directions = (
             rows_of(maps, columns)

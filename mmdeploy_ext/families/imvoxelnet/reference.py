@@ -1,8 +1,7 @@
 """ImVoxelNet as mmdet3d runs it: the reference of a proof.
 
-Where a place is half-way between two cells, up to the rounding of float32, another order of sums in a
-projection takes the other cell; of 642,816 voxels of the config for KITTI 2 to 5 were (measured with three
-cameras).
+Half-way between two cells, rounding of float32 decides: 2 to 5 of KITTI's 642,816 voxels differ (measured
+with three cameras).
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 def camera_on_disk(image: PreparedImage) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a picture on disk, which `image` has for the network input."""
+    """Return the camera (4, 4) float32 of a picture on disk."""
     camera, (top, left) = np.array(image.cam2img, np.float64), image.border
     camera[0] = (camera[0] - left * camera[2]) / image.scale_factor[0]
     camera[1] = (camera[1] - top * camera[2]) / image.scale_factor[1]
@@ -41,7 +40,7 @@ def camera_on_disk(image: PreparedImage) -> np.ndarray:
 
 
 def of_camera(lidar2img: np.ndarray) -> dict[str, Any]:
-    """Return the entries of a meta about a camera (4, 4), and the kind of boxes."""
+    """Return a meta's entries of a camera (4, 4), and the kind of boxes."""
     return dict(
         box_type_3d=LiDARInstance3DBoxes,
         box_mode_3d=Box3DMode.LIDAR,
@@ -78,7 +77,7 @@ class ImVoxelNetReference(ImageReference):
 
 
 def project_in_pairs(points: torch.Tensor, proj_mat: torch.Tensor) -> torch.Tensor:
-    """Return the pixels (N, 2) of points (N, 3) by a camera (4, 4), added up as the graph does."""
+    """Return pixels (N, 2) of points (N, 3) by a camera (4, 4), summed in the graph's order."""
     x, y, z = (points[:, None, axis] * proj_mat[:, axis] for axis in range(3))
     pixels_times_depth = (x + z) + (y + proj_mat[:, 3])
     return pixels_times_depth[:, :2] / pixels_times_depth[:, 2:3]

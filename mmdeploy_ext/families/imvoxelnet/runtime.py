@@ -1,9 +1,6 @@
-"""ImVoxelNet without PyTorch: the results of pictures from the outputs of an exported file, in numpy.
+"""ImVoxelNet in numpy: results of pictures from the outputs of a file of the form 'full' or 'raw'.
 
-A graph of the form 'full' ends with the results, one of the form 'raw' with the outputs of the head; the
-latter are decoded by `parts/runtime/anchors3d.py`, with the numbers in the file's metadata.
-
-Glossary: B batch, n results of a picture (in a batch: of the picture with most).
+Glossary: B batch, n results of a picture (in a batch: of the fullest).
 """
 
 from __future__ import annotations
@@ -29,11 +26,10 @@ COLUMNS = 7
 
 @dataclasses.dataclass(frozen=True)
 class PictureDetections3D(Detections3D):
-    """Boxes that were found in one picture, in the LiDAR's frame.
+    """Boxes found in one picture, in the LiDAR's frame.
 
     Attributes:
-        camera: four rows of the matrix from that frame to pixels of the picture times depth, to draw with;
-            empty of results that are not drawn.
+        camera: matrix of four rows from the LiDAR's frame to pixels times depth, to draw with; may be empty.
     """
 
     camera: tuple[tuple[float, ...], ...] = ()
@@ -55,16 +51,15 @@ class PictureDetections3D(Detections3D):
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[PictureDetections3D]:
-    """Return the results of each picture of a batch, in descending order of scores.
+    """Return the results of each picture of a batch, best first.
 
     Args:
-        metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
-        outputs: outputs of the graph by name. Of the form 'full' they are `boxes` (B, n, 7) float32, `scores`
-            (B, n) and `labels` (B, n) int64, -1 where a row is padding; of 'raw', of each level l, maps (B,
-            anchors of a cell * values, Y, X): `cls_score_l`, logits of the classes, `bbox_pred_l`, seven
-            deltas, and `dir_cls_pred_l`, logits of both directions.
-        feeds: inputs of the graph by name, of which the cameras `lidar2img` (B, 4, 4) are used, to draw
-            results into the picture on disk; `drawn_camera` (B, 4, 4) replaces them.
+        metadata: metadata of the file: `form` and `postprocess`.
+        outputs: by name; 'full': `boxes` (B, n, 7) float32, `scores` (B, n), `labels` (B, n) int64, -1 for
+            padding; 'raw', of each level l, maps (B, anchors of a cell * values, Y, X): `cls_score_l` logits,
+            `bbox_pred_l` seven deltas, `dir_cls_pred_l` logits of both directions.
+        feeds: `lidar2img` (B, 4, 4), replaced by `drawn_camera` (B, 4, 4), to draw results into the picture
+            on disk.
     """
     images = padded_rows(outputs) if metadata.form == 'full' else decoded(metadata, outputs)
     cameras = feeds['drawn_camera'] if 'drawn_camera' in feeds else feeds['lidar2img']
@@ -75,7 +70,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Pictu
 
 
 def padded_rows(outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return boxes (n, 9), scores and labels (n,) of each picture; velocities are 0."""
+    """Return boxes (n, 9) with velocities 0, scores and labels (n,) of each picture."""
     rows = zip(outputs['boxes'], outputs['scores'], outputs['labels'], strict=True)
     return [
         (np.pad(boxes[labels >= 0], [(0, 0), (0, 2)]), scores[labels >= 0], labels[labels >= 0])
@@ -84,7 +79,6 @@ def padded_rows(outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def decoded(metadata: Metadata, outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Boxes (n, 9), scores and labels (n,) of each picture, of the head's outputs, see `detections`."""
     rule, images = metadata.postprocess, []
     for index in range(len(outputs[rule.output_names[0]])):
         boxes = decode({name: outputs[name][index : index + 1] for name in rule.output_names}, rule)
@@ -99,10 +93,7 @@ def draw(
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3) uint8 BGR.
-
-    Boxes that are `marked`, (n,) bool, have white edges; None marks none.
-    """
+    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3) uint8 BGR; `marked` white."""
     drawn = results.scores >= score_thr
     layer = BoxLayer('', results[drawn], None if marked is None else marked[drawn])
     return draw_camera(image_bgr, np.asarray(results.camera), layer, classes)

@@ -11,21 +11,18 @@ from mmdeploy_ext.synthetic.picture_cameras import lidar_camera
 
 
 def original_camera(image: PreparedImage) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a prepared picture: LiDAR to pixels, times depth, on disk.
-
-    A picture without a camera gets `lidar_camera`.
-    """
+    """Return the camera (4, 4) float32 of the picture on disk, or `lidar_camera`."""
     if image.cam2img is None:
         return lidar_camera(image)
     return original(image.cam2img, image.to_input).astype(np.float32)
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size by name, and further arrays for the runtime.
+    """Return the inputs of pictures of one size, and arrays for the runtime.
 
-    They are `input` (B, 3, H, W), `lidar2img` (B, 4, 4), the cameras of `original_camera`, `scale_factor` (B,
-    4) `w h w h`, input / picture on disk, all float32, and to draw `drawn_camera` (B, 4, 4) float64, of the
-    picture on disk with `rescale`, otherwise of the network input.
+    `input` (B, 3, H, W), `lidar2img` (B, 4, 4), `scale_factor` (B, 4) `w h w h`, input / picture on disk, all
+    float32; `drawn_camera` (B, 4, 4) float64, of the picture on disk with `rescale`, otherwise of the network
+    input.
     """
     cameras = np.stack([original_camera(image) for image in images])
     for camera in cameras:

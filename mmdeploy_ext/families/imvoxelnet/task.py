@@ -1,7 +1,4 @@
-"""Level 3 of a proof of ImVoxelNet: match boxes in 3D, draw both engines into the picture.
-
-For functions and names see `tasks/__init__.py`.
-"""
+"""Results of ImVoxelNet in a proof: match 3D boxes, draw both engines (functions of `tasks/__init__.py`)."""
 
 from __future__ import annotations
 
@@ -23,10 +20,9 @@ RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
 fit_pair = bbox2d.fit_pair
-"""(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
+"""(pair) -> the pair, scaled to a size with legible labels."""
 problem, half_bars, half_text = bbox3d.problem, bbox3d.half_bars, bbox3d.half_text
-"""(reference, candidate) -> why two lists cannot be compared, or ''; bars of `HalfBars` by keyword, and in
-words."""
+"""(reference, candidate) -> why two lists cannot be compared, or ''; keywords of `HalfBars`; their words."""
 pair_up = functools.partial(bbox3d.pair_up, score_bar=SCORE_BAR)
 """(reference, candidate, bars by keyword) -> `Pairing`, as `bbox3d.pair_up` pairs boxes within a class."""
 
@@ -39,10 +35,8 @@ def match_detections(
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 BGR of both engines' boxes of at least `score_thr` side by side.
+    """Draw both engines' boxes of at least `score_thr` side by side, PyTorch left: (h, w, 3) uint8 BGR.
 
-    PyTorch is on the left; boxes without a partner within the bars of float32 are outlined in white. `pair`
-    has the picture and both lists, `PictureDetections3D` of `runtime.py` with their camera; `classes` are
-    names by label.
+    Boxes without a partner within the bars of float32 are outlined in white.
     """
     return bbox2d.side_by_side(pair, classes, score_thr, draw=draw, problem=problem, pair_by=pair_up)
