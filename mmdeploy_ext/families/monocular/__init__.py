@@ -1,4 +1,4 @@
-"""mmdet3d's detectors of boxes in 3D in a single picture: FCOS3D, PGD, SMOKE."""
+"""Monocular 3D detectors of mmdet3d: FCOS3D, PGD, SMOKE."""
 
 from mmdeploy_ext.contract.registry import register_family
 

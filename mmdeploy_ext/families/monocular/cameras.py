@@ -11,7 +11,7 @@ from mmdeploy_ext.synthetic.picture_cameras import monocular_camera
 
 
 def camera_of(image: PreparedImage) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the network input."""
+    """Return the camera (4, 4) float32 of a prepared picture, in pixels of the network input."""
     if image.cam2img is None:
         return monocular_camera(image)
     camera = image.cam2img.astype(np.float32)
@@ -20,11 +20,10 @@ def camera_of(image: PreparedImage) -> np.ndarray:
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size by name, and further arrays for the runtime.
+    """Return the inputs of pictures of one size, and arrays for the runtime.
 
-    They are `image_graphs.feeds` without `border`, with `rescale` also `scale_factor`; `cam2img` (B, 4, 4)
-    float32, for pixels of the network input; and to draw with `unmoved_cam2img` (B, 4, 4) float64, the same
-    without the padding or warp of the picture, see `preprocess.cam2img.unmoved`.
+    `image_graphs.feeds` without `border`, with `rescale` `scale_factor`; `cam2img` (B, 4, 4) float32, pixels
+    of the network input; `unmoved_cam2img` (B, 4, 4) float64, without padding or warp, to draw with.
     """
     cameras = [camera_of(image) for image in images]
     unmoved_cameras = [

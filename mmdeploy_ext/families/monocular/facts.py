@@ -1,4 +1,4 @@
-"""Facts of monocular detectors: all numbers by which outputs become results."""
+"""Facts of monocular detectors: numbers by which outputs become results."""
 
 import dataclasses
 from typing import Annotated
@@ -11,11 +11,10 @@ CodeSize = Annotated[int, Bounds(7, 9)]
 
 @dataclasses.dataclass(frozen=True)
 class Depth(Facts):
-    """How a PGD head mixes depths, see `decoding.mixed_depth`.
+    """How a PGD head mixes depths (`decoding.mixed_depth`).
 
     Attributes:
-        bins: depths of the bins, metres, or with `logarithms` the logarithms of these.
-        logarithms: see `bins`.
+        bins: depths of the bins, metres, or their logarithms.
         direct: share of the direct depth.
         uncertain: whether the head has an output of weights.
     """
@@ -33,9 +32,9 @@ class PointsFacts(Facts):
     Attributes:
         strides: pixels.
         dir_offset: radians.
-        depth: None for a head of direct depths alone.
-        attributes: number of attributes; 0 of a model without them.
-        sides: whether the model has boxes in the picture.
+        depth: None for direct depths alone.
+        attributes: number of attributes.
+        sides: whether the model has 2D boxes.
         nms_pre: 0 or less limits nothing.
     """
 
@@ -57,9 +56,9 @@ class SmokeFacts(Facts):
     """Facts of SMOKE.
 
     Attributes:
-        base_depth: mean and deviation of depths, metres.
+        base_depth: mean and deviation, metres.
         base_dims: length, height and width of each class, metres.
-        window: side of the square in which a cell is a peak, cells.
+        window: side of the peak's square, cells.
         max_per_img: number of peaks.
     """
 

@@ -1,4 +1,4 @@
-"""The families of monocular detectors: the configs that they claim and refuse, and their models."""
+"""Monocular detectors: supported configs and models."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,10 +28,7 @@ def claim_of_head(cfg: Any, head_class: type) -> Claim:
 
 
 def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Module], None]) -> None:
-    """Refuse a config that does not export, before weights load; the head is built alone.
-
-    `check_head(config, head)` refuses a head or pipeline that graphs do not reproduce.
-    """
+    """Refuse a config that does not export; `check_head(config, head)` gets the head, built alone."""
     detector_parts.check_box_type(cfg, 'Camera')
     with refused_by_name(cfg):
         test_cfg = detector_parts.test_cfg_of(cfg)

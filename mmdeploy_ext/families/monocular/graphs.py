@@ -1,10 +1,9 @@
-"""The graphs of FCOS3D and PGD: their contracts, and the modules that keep them.
+"""The graphs of FCOS3D and PGD: contracts and modules.
 
-Source of the algorithm: mmdet3d 1.0.0rc6, `get_bboxes` of models/dense_heads/{fcos_mono3d,pgd}_head.py and
+Source: mmdet3d 1.0.0rc6, `get_bboxes` of models/dense_heads/{fcos_mono3d,pgd}_head.py and
 core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
-
 Glossary: B batch, A cells, of a level or of all, C classes, D values of a box, K attributes, n results of the
-picture that has most, H, W network input in pixels, h, w size of a level's maps.
+fullest picture, H, W network input in pixels, h, w size of a level's maps.
 """
 
 import numpy as np
@@ -38,7 +37,7 @@ BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), velocity (m/s
 
 
 def camera_input(batch: int | str) -> TensorSpec:
-    """Return the contract of the cameras: matrices are float32 in a graph of float16, too."""
+    """Return the spec of the cameras, float32 also in a float16 graph."""
     meaning = (
         'from the frame of the camera to pixels of the network input times depth; the last row is 0 0 0 1'
     )
@@ -115,7 +114,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def map_sizes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export; of a dynamic one (0, 0) each."""
+    """Return (h, w) of each level; (0, 0) for dynamic sizes."""
     head = model.bbox_head
     return detector_parts.map_sizes(
         model, lambda detector, image: detector.extract_feat(image), len(head.strides), options
@@ -123,7 +122,7 @@ def map_sizes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 
 def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the contracts of the network's outputs; `batch` is a number, or 'B' if it is dynamic."""
+    """Return the specs of the network's outputs; `batch` may be 'B'."""
     head = model.bbox_head
     columns = dict(
         cls_score=int(head.num_classes),
@@ -187,7 +186,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def cell_points(maps: torch.Tensor, stride: int) -> torch.Tensor:
-    """Return x and y (A, 2) of the middle of each cell of maps (B, columns, h, w), pixels, row by row."""
+    """Return x and y (A, 2) of each cell's middle, pixels, row by row."""
     height, width = maps.shape[2:]
     y, x = (torch.arange(count, device=maps.device).to(maps.dtype) * stride for count in (height, width))
     grid = torch.stack([x[None].expand(height, -1), y[:, None].expand(-1, width)], 2)
@@ -195,20 +194,19 @@ def cell_points(maps: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 class Decode(nn.Module):
-    """From the maps of the network to a box of every cell, level by level."""
+    """Maps of the network to a box of every cell, level by level."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.facts, self.names = facts_of(model), output_names(model.bbox_head)
 
     def forward(self, cam2img: torch.Tensor, *sizes_and_maps: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """Return for each level: name of an output of 'decode' -> its rows (B, A, columns) in that level.
+        """Return for each level: name of an output of 'decode' -> (B, A, columns).
 
         Args:
             cam2img: (B, 4, 4).
-            sizes_and_maps: maps of the network, in the order of `raw_names`; before them, of models with
-                boxes in the picture alone, image (B, 3, H, W), of which only the size is used, and img_shape
-                (B, 2), height and width before padding, 0 for the input size.
+            sizes_and_maps: maps in the order of `raw_names`; for models with 2D boxes first image (B, 3, H,
+                W), used for its size, and img_shape (B, 2), h, w before padding, 0 for the input size.
         """
         maps, clip_hw, levels = sizes_and_maps, None, []
         if self.facts.sides:
@@ -224,20 +222,17 @@ class Decode(nn.Module):
 
 
 class DecodeForm(nn.Module):
-    """The stage that the form 'decode' adds to the network."""
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.decode, self.names = Decode(model), result_names(model, 'decode')
 
     def forward(self, *cameras_and_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of 'decode', (B, A, ...); for the arguments see `Decode.forward`."""
         levels = self.decode(*cameras_and_maps)
         return tuple(tap(name, torch.cat([level[name] for level in levels], 1)) for name in self.names)
 
 
 class FullForm(nn.Module):
-    """The stage that the form 'full' adds to the network: the best cells, suppression within classes."""
+    """The form 'full': the best cells, suppression within classes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

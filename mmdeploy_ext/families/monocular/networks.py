@@ -1,7 +1,6 @@
-"""The networks of monocular detectors behind flat tensors: backbone, neck, and the layers of the head.
+"""The networks of monocular detectors with flat tensors: backbone, neck, and layers of the head.
 
 Source: mmdet3d 1.0.0rc6, models/dense_heads/{anchor_free_mono3d,fcos_mono3d,pgd,smoke_mono3d}_head.py.
-
 Glossary: B batch, C classes, L levels, H, W network input in pixels, h, w size of a level's maps.
 """
 
@@ -15,9 +14,9 @@ from torch.nn import functional
 from mmdeploy_ext.core.taps import tap
 
 CORNERS = 16
-"""Columns of PGD's key points, x and y of eight corners, which no result is made of."""
+"""Columns of PGD's key points, x and y of eight corners, not used by results."""
 SIDES = 4
-"""Columns of the distances to the sides of a box in the picture, the last ones of `bbox_pred`."""
+"""Columns of the distances to the sides of the 2D box, the last ones of `bbox_pred`."""
 CLIPPED = 1e-4
 """Distance of SMOKE's scores from 0 and 1."""
 SMOKE_NAMES = ('heat', 'bbox_pred')
@@ -47,7 +46,7 @@ def through(layers: Sequence[nn.Module], maps: torch.Tensor) -> torch.Tensor:
 
 
 def level_outputs(head: nn.Module, maps: torch.Tensor, level: int) -> dict[str, torch.Tensor]:
-    """Return name of an output of FCOS3D or PGD -> its map (B, columns, h, w), of the maps of a level."""
+    """Return output name -> map (B, columns, h, w) of a level of FCOS3D or PGD."""
     scores, boxes, directions, attributes, class_maps, box_maps = AnchorFreeMono3DHead.forward_single(
         head, maps
     )
@@ -70,16 +69,10 @@ def level_outputs(head: nn.Module, maps: torch.Tensor, level: int) -> dict[str, 
 def decoded_maps(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor, level: int) -> torch.Tensor:
     """Return `bbox_pred` (B, columns, h, w) of a level as the head outputs it in a test.
 
-    Columns: x and y of the cell's middle minus x and y of the centre, in pixels, the depth and the sizes
-    (length, height, width) in metres, the yaw in radians, seen along the ray; the velocity, PGD's key points
-    and the distances to the sides in pixels, if it has them.
-
-    Args:
-        head: head of FCOS3D or PGD.
-        boxes: (B, columns, h, w) outputs of the last layers.
-        scores: (B, C, h, w) logits; the best class chooses the base depth and size if the coder has them by
-            class.
-        level: index of the level.
+    Columns: x and y of the cell's middle minus the centre's, pixels, depth and sizes (length, height, width),
+    metres, yaw along the ray, radians; then velocity, PGD's key points and distances to the sides, pixels, if
+    any. `boxes` are (B, columns, h, w), `scores` (B, C, h, w) logits, which choose base depth and size by
+    class.
     """
     coder, scales, stride = head.bbox_coder, head.scales[level], head.strides[level]
     offsets, depths = scales[0](boxes[:, :2]) * stride, scales[1](boxes[:, 2:3])
@@ -136,7 +129,7 @@ class PeaksNetwork(nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (B, C, h, w) and values of boxes (B, 8, h, w) of normalised images (B, 3, H, W)."""
+        """Return scores (B, C, h, w) and values of boxes (B, 8, h, w)."""
         head = self.model.bbox_head
         (maps,) = self.model.extract_feat(image)
         scores, values, *_ = AnchorFreeMono3DHead.forward_single(head, maps)

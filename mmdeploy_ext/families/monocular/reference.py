@@ -1,7 +1,4 @@
-"""Monocular detectors as mmdet3d runs them, unpatched: the reference of a proof.
-
-Glossary: B batch.
-"""
+"""Monocular detectors as mmdet3d runs them, unpatched."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +20,7 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return mmdet3d's `img_metas`: the network input counts as the original picture, with its camera."""
+    """Return `img_metas` in which the network input, with its camera, is the original picture."""
     batch = metas_of(images)
     for meta, image in zip(batch, images, strict=True):
         meta.update(
@@ -143,9 +140,9 @@ def outputs_in_order(head: nn.Module) -> tuple[str, ...]:
 def decoded_by_mmdet3d(
     model: nn.Module, raw: Mapping[str, Sequence[torch.Tensor | None]], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """Return the outputs of 'decode' by name, as mmdet3d's `get_bboxes` hands them to its suppression.
+    """Return the outputs of 'decode' as mmdet3d's `get_bboxes` gives them to its suppression.
 
-    Only the places of boxes are moved to the bottom, and `attr_pred` are the logits of the head.
+    Centres are moved to the bottom, and `attr_pred` are logits.
     """
     head, batch = model.bbox_head, []
     cfg = type(head.test_cfg)(dict(head.test_cfg, nms_pre=-1))

@@ -1,15 +1,13 @@
-"""From outputs of monocular heads to boxes, written once for numpy and PyTorch: `xp` is either of the two.
+"""Outputs of monocular heads to boxes; `xp` is numpy or torch.
 
-A box is x, y, z of the middle of its bottom in metres, in the frame of the camera (x to the right, y down, z
-ahead), its sizes along x, y and z before it is turned, in metres, its yaw about y in radians (0 along x,
--pi/2 along z), and of some models the velocity along x and z in m/s.
-
-A camera is the matrix (4, 4) from its frame to pixels of the network input times depth, with the last row 0 0
-0 1. KITTI's has a translation, nuScenes' is a matrix (3, 3) in its upper left.
+A box is x, y, z of the middle of its bottom in metres, in the frame of the camera (x right, y down, z ahead),
+unturned sizes along x, y and z in metres, yaw about y in radians (0 along x, -pi/2 along z), and of some
+models velocity along x and z in m/s. A camera is the matrix (4, 4) from its frame to pixels of the network
+input times depth, with the last row 0 0 0 1. KITTI's has a translation, nuScenes' is a matrix (3, 3) in its
+upper left.
 
 Source: mmdet3d 1.0.0rc6, core/bbox/coders/{fcos3d,pgd,smoke}_bbox_coder.py, core/bbox/structures/utils.py,
 models/dense_heads/{fcos_mono3d,pgd,smoke_mono3d}_head.py.
-
 Glossary: B images, A cells of a level, K peaks, C classes, D values of a box.
 """
 
@@ -39,13 +37,9 @@ def cross(xp: ModuleType, first: Any, second: Any) -> Any:
 
 
 def located(xp: ModuleType, centres: Any, depths: Any, cam2img: Any) -> Any:
-    """Return the places (B, A, 3) in the frame of the camera of centres in the picture.
+    """Return the places (B, A, 3) of picture `centres` (B, A, 2), pixels, in the camera's frame, m.
 
-    Args:
-        xp: numpy or torch.
-        centres: (B, A, 2) x and y, pixels of the network input.
-        depths: (B, A), metres: the factor of pixels, z plus the third entry of the camera's translation.
-        cam2img: (B, 4, 4) cameras.
+    `depths` (B, A), metres, are the factor of pixels: z plus the third entry of the camera's translation.
     """
     rows = [cam2img[:, row, :3] for row in range(3)]
     columns = [cross(xp, rows[1], rows[2]), cross(xp, rows[2], rows[0]), cross(xp, rows[0], rows[1])]
@@ -55,19 +49,19 @@ def located(xp: ModuleType, centres: Any, depths: Any, cam2img: Any) -> Any:
 
 
 def on_the_ground(xp: ModuleType, boxes: Any) -> Any:
-    """Move the place of boxes (..., D) from the middle of the volume to the middle of the bottom."""
+    """Move boxes (..., D) from the middle of the volume to the middle of the bottom."""
     bottom = boxes[..., 1:2] + boxes[..., 4:5] * 0.5
     return xp.concatenate([boxes[..., :1], bottom, boxes[..., 2:]], -1)
 
 
 def seen_from_above(xp: ModuleType, boxes: Any) -> Any:
-    """Return x, z, sizes along x and z and minus the yaw (..., 5) of boxes (..., D), for a suppression."""
+    """Return x, z, sizes along x and z and minus the yaw (..., 5), for a suppression."""
     parts = [boxes[..., 0], boxes[..., 2], boxes[..., 3], boxes[..., 5], -boxes[..., 6]]
     return xp.stack(parts, -1)
 
 
 def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Depth) -> Any:
-    """Return depths (B, A) of PGD, of direct ones (B, A) and the logits (B, A, bins) of bins of depth."""
+    """Return PGD's depths (B, A) of direct depths (B, A) and logits of bins (B, A, bins)."""
     expected = (softmax(logits) * constant(depth.bins, logits)).sum(-1)
     if depth.logarithms:
         expected = xp.exp(expected)
@@ -75,7 +69,7 @@ def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Depth) -> Any:
 
 
 def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: PointsFacts) -> Any:
-    """Return the scores (B, A, C) that FCOS3D and PGD compare with thresholds and with each other."""
+    """Return the scores (B, A, C) that FCOS3D and PGD compare with thresholds."""
     scores = sigmoid(rows['cls_score']) * sigmoid(rows['centerness'])
     if facts.depth:
         shares = softmax(rows['depth_cls_pred'])
@@ -87,17 +81,11 @@ def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: PointsFacts) -> An
 
 
 def boxes_of(xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any, facts: PointsFacts) -> Any:
-    """Return the boxes (B, A, D) of a level of FCOS3D or PGD; the yaw may be outside of -pi..pi.
+    """Return boxes (B, A, D) of a level of FCOS3D or PGD; the yaw may be outside of -pi..pi.
 
-    Args:
-        xp: numpy or torch.
-        rows: name of an output of the head -> its values in the cells, (B, A, columns). `bbox_pred` begins
-            with x and y of the cell's middle minus x and y of the centre, pixels, depth, length, height and
-            width, m, the yaw seen along the ray, rad, and maybe a velocity, m/s; further columns are not
-            read.
-        points: (A, 2) x and y of the middle of each cell, pixels of the network input.
-        cam2img: (B, 4, 4) cameras.
-        facts: facts of the file.
+    `rows` are head outputs (B, A, columns); `bbox_pred` begins with x and y of the cell's middle minus the
+    centre's, pixels, depth, length, height, width, m, yaw along the ray, rad, and maybe velocity, m/s.
+    `points` (A, 2) are the cells' middles, pixels of the network input.
     """
     boxes = rows['bbox_pred'][..., : facts.code_size]
     centres, depths = points - boxes[..., :2], boxes[..., 2]
@@ -118,14 +106,7 @@ def boxes_of(xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any,
 
 
 def corners_of(xp: ModuleType, sides: Any, points: Any, clip_hw: Any) -> Any:
-    """Return boxes (B, A, 4) xyxy in pixels, clipped to pictures, of PGD's distances to their four sides.
-
-    Args:
-        xp: numpy or torch.
-        sides: (B, A, 4) left, top, right, bottom, pixels.
-        points: (A, 2) that they are measured from.
-        clip_hw: (B, 2) heights and widths of the pictures.
-    """
+    """Return boxes (B, A, 4) xyxy, pixels, of left, top, right, bottom distances to points (A, 2)."""
     upper = xp.stack([clip_hw[:, 1], clip_hw[:, 0]], -1)[:, None]
     corners = [points - sides[..., :2], points + sides[..., 2:]]
     return xp.concatenate([xp.minimum(xp.clip(corner, 0, None), upper) for corner in corners], -1)
@@ -134,7 +115,7 @@ def corners_of(xp: ModuleType, sides: Any, points: Any, clip_hw: Any) -> Any:
 def rows_of_results(
     xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any, clip_hw: Any, facts: PointsFacts
 ) -> dict[str, Any]:
-    """Name of an output of the form 'decode' -> its rows (B, A, columns) in a level of FCOS3D or PGD."""
+    """Return name of an output of 'decode' -> rows (B, A, columns) of a level of FCOS3D or PGD."""
     results = dict(boxes=boxes_of(xp, rows, points, cam2img, facts), scores=scores_of(xp, rows, facts))
     if facts.attributes:
         results['attr_pred'] = rows['attr_pred']
@@ -148,16 +129,9 @@ def smoke_boxes(
 ) -> Any:
     """Return the boxes (B, K, D) of SMOKE's peaks.
 
-    Args:
-        xp: numpy or torch.
-        values: (B, K, 8) of the map of boxes at the peaks: offset of the depth, offsets x and y of the centre
-            in cells, three logarithms of sizes over the class's sizes, sine and cosine of the yaw seen along
-            the ray, plus a quarter turn.
-        cells: (B, K, 2) x and y of the peaks.
-        labels: (B, K) int64 classes of the peaks.
-        cam2img: (B, 4, 4) cameras.
-        stride: pixels of a cell, x and y (2,).
-        facts: facts of the file.
+    `values` (B, K, 8) are the depth's offset, the centre's offset x, y in cells, three logarithms of sizes
+    over the class's, sine and cosine of the yaw along the ray plus a quarter turn. `cells` (B, K, 2) are x
+    and y, `labels` (B, K) int64, `stride` (2,) pixels of a cell.
     """
     mean, spread = facts.base_depth
     depths = values[..., 0] * spread + mean

@@ -1,4 +1,4 @@
-"""Boxes in 3D that a monocular detector finds in one picture.
+"""3D boxes of one picture.
 
 Glossary: n results.
 """
@@ -16,20 +16,17 @@ from mmdeploy_ext.runtime.detections import Scored, rows_with_scores
 
 @dataclasses.dataclass(frozen=True)
 class MonocularDetections(Scored):
-    """Boxes of one picture, in the frame of its camera, see `decoding`.
+    """Boxes of one picture, in the frame of its camera (x right, y down, z ahead).
 
     Attributes:
-        boxes: (n, 9) float32: x, y, z of the middle of the bottom, m, sizes along x, y and z before the box
-            is turned, m, yaw about y in radians (0 along x, -pi/2 along z), and velocity along x and z, m/s,
-            0 if the model gives none. In the frame of the camera x is to the right, y down and z ahead.
+        boxes: (n, 9) float32: x, y, z of the middle of the bottom, m, unturned sizes along x, y and z, m, yaw
+            about y in radians (0 along x, -pi/2 along z), velocity along x and z, m/s, or 0.
         scores: (n,) float32 in 0..1; above 1 if a PGD predicts the uncertainty of depths.
         labels: (n,) int64 class indices.
-        attributes: (n,) int64 index of the attribute, such as 'moving'; None of models without attributes.
-        bboxes_xyxy: (n, 4) float32, boxes in the picture, pixels of the network input or of the original
-            picture; None of models without such.
-        camera: four rows of the matrix from the frame of the camera to pixels of the picture times depth, to
-            draw with; empty if the picture has none.
-        code_size: number of columns that the model gives: 7, or 9 with a velocity.
+        attributes: (n,) int64 index of the attribute, such as 'moving', or None.
+        bboxes_xyxy: (n, 4) float32, pixels of the network input or of the original picture, or None.
+        camera: matrix of four rows from the camera's frame to pixels times depth, to draw with; may be empty.
+        code_size: number of the model's columns: 7, or 9 with a velocity.
     """
 
     largest_score: ClassVar[float] = math.inf

@@ -1,4 +1,4 @@
-"""FCOS3D and PGD without PyTorch: the results of pictures from the outputs of an exported file, in numpy.
+"""FCOS3D and PGD in numpy: results of pictures from the outputs of an exported file.
 
 Glossary: B batch, A cells of a level or of all, C classes, D values of a box, H, W network input in pixels,
 h, w size of a level's maps, n results.
@@ -33,19 +33,16 @@ CAMERA = 'cam2img'
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
-    """Return the results of each picture of a batch, in descending order of scores.
+    """Return the results of each picture of a batch, best first.
 
     Args:
         metadata: metadata of the file: `form` and `postprocess`.
-        outputs: outputs of the graph by name: for the form 'raw' see `decoded`, for 'decode', with B as the
-            first axis, see `best_boxes`; 'full' gives `boxes` (B, n, 7 or 9), `scores` (B, n), `labels` (B,
-            n), -1 where a row is padding, and, if the model has them, `attributes` (B, n) and `bboxes` (B, n,
-            4).
-        feeds: inputs of the graph by name, and: `input` (B, 3, H, W); `cam2img` (B, 4, 4) float32, cameras as
-            in `decoding`, in pixels of the network input; and, each if it is known, `img_shape` (B, 2),
-            height and width before padding, to which boxes in the picture are clipped (0: input size),
-            `scale_factor` (B, 4) `w h w h`, input / original, by which boxes in the picture are divided, and
-            `unmoved_cam2img` (B, 4, 4), to draw with (`preprocess.cam2img.unmoved`).
+        outputs: by name; 'raw': see `decoded`; 'decode', with B first: see `best_boxes`; 'full': `boxes` (B,
+            n, 7 or 9), `scores` (B, n), `labels` (B, n), -1 for padding, and maybe `attributes` (B, n) and
+            `bboxes` (B, n, 4).
+        feeds: `input` (B, 3, H, W); `cam2img` (B, 4, 4) float32, pixels of the network input; and optionally
+            `img_shape` (B, 2), h, w to clip 2D boxes to (0: input size), `scale_factor` (B, 4) `w h w h`,
+            input / original, which divides 2D boxes, `unmoved_cam2img` (B, 4, 4), to draw with.
     """
     if metadata.form == 'full':
         return from_padded(outputs, feeds)
@@ -69,14 +66,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
 def decoded(
     outputs: Arrays, feeds: Arrays, sizes: list[tuple[int, int]], facts: PointsFacts
 ) -> dict[str, np.ndarray]:
-    """Decode the outputs of the form 'raw' to the outputs of the form 'decode'.
-
-    Args:
-        outputs: name of an output of the head and level, such as `cls_score_0` -> map (B, columns, h, w).
-        feeds: see `detections`.
-        sizes: h, w of each level.
-        facts: facts of the file.
-    """
+    """Decode the form 'raw' (maps (B, columns, h, w), such as `cls_score_0`) to the form 'decode'."""
     levels: list[dict[str, np.ndarray]] = []
     clip_hw = np.full((len(feeds['input']), 2), feeds['input'].shape[2:], np.float32)
     if 'img_shape' in feeds:  # 0 means the size of the input, as in the graphs
@@ -96,17 +86,14 @@ def decoded(
 def best_boxes(
     decoded: Arrays, counts: list[int], facts: PointsFacts
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Return the results of one picture, best first.
+    """Return the results of one picture, best first, of its outputs of the form 'decode'.
 
-    Args:
-        decoded: its outputs of the form 'decode': `boxes` (A, D), `scores` (A, C), and, if the model has
-            them, `attr_pred` (A, attributes) and `bboxes` (A, 4).
-        counts: number of cells of each level.
-        facts: facts of the file.
+    `boxes` (A, D), `scores` (A, C), and maybe `attr_pred` (A, attributes) and `bboxes` (A, 4); `counts` are
+    the cells of each level.
 
     Returns:
-        Boxes (n, 9) float32, scores (n,), labels (n,) int64, attributes (n,) int64 and boxes in the picture
-        (n, 4) xyxy; None if the model does not give it.
+        Boxes (n, 9) float32, scores (n,), labels (n,) int64, attributes (n,) int64 and 2D boxes (n, 4) xyxy
+            or None.
     """
     cells_of_levels, start = [], 0
     for count in counts:
