@@ -1,8 +1,8 @@
-"""From config and checkpoint to a file of a sparse backbone.
+"""Config and checkpoint to the file of a sparse backbone.
 
-Glossary: order, of the axes of the sparse grid, 'xyz' or 'zyx'; folded, with batch normalisation computed
-into the weights of the convolution before it; range, the largest absolute value that a quantiser of INT8
-represents; bound, the most active sites of a layer that an engine makes room for.
+Glossary: order, of the axes of the sparse grid, 'xyz' or 'zyx'; folded, with batch normalisation in the
+weights of the convolution; range, the largest absolute value of an INT8 quantiser; bound, the most active
+sites of a layer that an engine makes room for.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from mmdeploy_ext.sparse.ranges import Ranges
 def trace(deployment: Model) -> SparseGraph:
     """Return the graph of the encoder in its own order, with BatchNorm and Relu as nodes.
 
-    ConfigError: the encoder gives another shape than the config says.
+    Raises ConfigError if the encoder's shape differs from the config's.
     """
     from mmdeploy_ext.exporting.sparse import trace as tracing
 
@@ -48,12 +48,10 @@ def trace(deployment: Model) -> SparseGraph:
 
 
 def has_precision(options: Options) -> bool:
-    """Return whether layers of the file have a precision."""
     return bool(options.precision or options.layer_precision)
 
 
 def has_int8(options: Options) -> bool:
-    """Return whether a layer computes or stores in INT8."""
     return options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
 
 
@@ -66,12 +64,8 @@ def make_graph(
 ) -> SparseGraph:
     """Return the graph of `trace` folded, in the order, precision and bound of the options.
 
-    Args:
-        traced: the graph of `trace`.
-        options: options of the export; with `layer_precision` and no `precision` the other layers get fp16.
-        family: family of the model.
-        ranges: ranges of this graph with these weights, for INT8.
-        checkpoint_sha256: digest of the checkpoint, for a message.
+    With `layer_precision` and no `precision`, other layers get fp16. INT8 needs `ranges` of this graph with
+    these weights.
 
     Raises:
         UsageError: ranges are missing, of another network or of other weights; a pattern matches no layer.
@@ -101,9 +95,9 @@ def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
 
 
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
-    """Return pattern of layers -> (precision, output precision); the last pattern that fits a layer counts.
+    """Return pattern -> (precision, output precision); the last matching pattern counts.
 
-    Patterns (`fnmatch`) fit node names ('conv3') and module paths ('conv_input.*'). With `int8_fp16_io` the
+    Patterns (`fnmatch`) match node names ('conv3') and module paths ('conv_input.*'). With `int8_fp16_io` the
     patterns of NVIDIA's INT8 file come before the user's.
     """
     from mmdeploy_ext.sparse.precision import fp16_ends
@@ -118,7 +112,7 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 
 
 def metadata_props(deployment: Model, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
-    """Return the metadata of a file, key with `PREFIX` -> JSON text; `ranges` are of INT8."""
+    """Return the metadata of a file, key with `PREFIX` -> JSON text."""
     values = dict(
         family=deployment.family.name,
         form=options.target,
@@ -139,9 +133,9 @@ def metadata_props(deployment: Model, options: Options, ranges: Ranges | None = 
 def write_file(
     deployment: Model, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
 ) -> None:
-    """Write the graph of `make_graph` to a file with its metadata; an older file is replaced at once.
+    """Write the graph and its metadata; replaces an older file at once.
 
-    ExportError: the target cannot express a part of the graph.
+    Raises ExportError if the target cannot express a part of the graph.
     """
     props = metadata_props(deployment, options, ranges)
     if options.target == 'libspconv':
@@ -159,10 +153,6 @@ def write_file(
 def export_file(
     deployment: Model, options: Options, path: str, ranges: Ranges | None = None
 ) -> tuple[SparseGraph, float]:
-    """Trace, fold and write a backbone; return the graph in the file and the seconds it took.
-
-    For the errors see `trace`, `make_graph` and `write_file`.
-    """
     start = time.perf_counter()
     graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)
     write_file(deployment, graph, options, path, ranges)

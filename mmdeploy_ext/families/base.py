@@ -41,9 +41,9 @@ class Claim(enum.IntEnum):
 
     NO = 0
     PART = 1
-    """One part, such as the sparse encoder of a detector, or a head that `check` refuses by its name."""
+    """One part, such as the sparse encoder of a detector, or a head that `check` refuses by name."""
     HEAD = 2
-    """The head in any detector; `check` refuses other parts that the family does not export."""
+    """The head in any detector; `check` refuses unsupported other parts."""
     DETECTOR = 3
     """The whole detector."""
 
@@ -53,22 +53,22 @@ DETECTOR, BACKBONE = 'detector', 'backbone'
 
 
 class Family(abc.ABC):
-    """How configs, weights and samples of similar models are read, and graphs of the models made.
+    """How configs, weights and samples of similar models are read, and how their graphs are made.
 
     Attributes:
         name: name in the metadata of files.
-        task: module that matches and draws results: a key of `tasks.TASKS`, or the dotted name of a module
-            with the same functions; 'bev' for backbones (maps are drawn, not matched).
-        product: part of a model that a file holds: 'detector' or 'backbone'.
-        samples: 'images', 'frames' of cameras on a drive, 'sweeps' of a LiDAR, or 'fused' moments of cameras,
-            a LiDAR or both.
-        memory: whether results of some of its models depend on earlier samples.
+        task: a key of `tasks.TASKS`, or the dotted name of a module with the same functions; 'bev' for
+            backbones (maps are drawn, not matched).
+        product: 'detector' or 'backbone'.
+        samples: 'images', 'frames' (cameras on a drive), 'sweeps' (LiDAR) or 'fused' (cameras, LiDAR or
+            both).
+        memory: whether results of some models depend on earlier samples.
         files: names of the graphs of an export in the order of their use; () for one file.
-        ignored_prefixes: prefixes of the keys of a checkpoint that inference does not use.
+        ignored_prefixes: prefixes of checkpoint keys that inference does not use.
         options: options of an export, in the order of the metadata.
         untraced: names of methods that graphs or runtime compute by themselves. `PART.NAME` restricts a name
-            to parts of a model by a pattern of their path, as in 'bbox_head.forward', or by a class that they
-            are or derive from; '.forward' is the model's own. A verdict names such methods of the user's.
+            to parts by a pattern of their path, as in 'bbox_head.forward', or by a class or base class;
+            '.forward' is the model's own. A verdict names user overrides of such methods.
     """
 
     name: ClassVar[str]
@@ -82,19 +82,16 @@ class Family(abc.ABC):
     untraced: ClassVar[tuple[str, ...]] = ()
 
     def choose(self, /, **values: Any) -> Options:
-        """Return options with these values, and defaults for the others; values are not checked.
+        """Return options with these values and defaults for the rest; values are not checked.
 
-        UsageError: the family has no such option.
+        Raises UsageError if the family has no such option.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
             raise UsageError(missing_option_message(self, name, values))
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
-        """Raise ConfigError, which names the key, if samples of a data set lack an input of the model.
-
-        `dataset` was built of `cfg.data.test`.
-        """
+        """Raise ConfigError, naming the key, if samples of a data set lack an input of the model."""
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
@@ -104,14 +101,16 @@ class Family(abc.ABC):
         """Return the object of this family for a config that it claims.
 
         A family with several kinds of results (boxes, masks, maps) has one object for each. A config of
-        another repository is translated in place; `cfg.as_read` is then the `Config` that was read.
+        another repository is translated in place; `cfg.as_read` is then the original `Config`.
         """
         return self
 
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
         """Refuse a model that cannot be exported, before weights load.
 
-        ConfigError names an entry of the config; UsageError an option that does not go with the model.
+        Raises:
+            ConfigError: names the entry of the config.
+            UsageError: an option does not go with the model.
         """
 
     @abc.abstractmethod
@@ -119,10 +118,9 @@ class Family(abc.ABC):
         """Return the PyTorch model of a config without weights, in evaluation mode."""
 
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint into the model, see `load_strict`.
+        """Load a checkpoint strictly; keys with one of `ignored_prefixes` may be missing or unexpected.
 
-        Keys with one of `ignored_prefixes` may be missing or unexpected. CheckpointError: other keys are, or
-        shapes or types differ, or weights are not finite.
+        Raises CheckpointError for other keys, wrong shapes or types, and weights that are not finite.
         """
         from mmdeploy_ext.weights.checkpoint import load_strict
 
@@ -130,10 +128,10 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:
-        """Return how samples become inputs, by the config's test pipeline; files keep the rule."""
+        """Return how samples become inputs, by the config's test pipeline; kept in the files."""
 
     def num_classes(self, model: torch.nn.Module) -> int:
-        """Return the number of classes of the results; 0 of a backbone."""
+        """Return the number of classes of the results; 0 for a backbone."""
         return int((head_of(model) if has_head(model) else model).num_classes)
 
     def model_classes(self, model: torch.nn.Module) -> tuple[ModelClass, ...]:
@@ -159,16 +157,16 @@ class Families(dict[str, Family]):
         return self[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return a family; `default` if none of this name is registered."""
+        """Return a family, or `default` if no family of this name is registered."""
         return self[name] if name in self or name in registered() else default
 
 
 FAMILIES = Families()
 """Name -> family; `values()` are the imported families."""
 LEFT_OUT: dict[str, str] = {}
-"""Name of a family that the imported mmdet is too old for -> the error of its import."""
+"""Name of a family that the imported mmdet is too old for -> its import error."""
 NOT_INSTALLED = 'not installed'
-"""`library_failure` of a library that is not there, which no message mentions."""
+"""`library_failure` of a library that is not installed; no message mentions it."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',
@@ -178,15 +176,9 @@ LACKING = {
 
 
 def exported_options(family: Family, content: Mapping[str, Any], path: object = 'the file') -> Options:
-    """Return the options that a file was exported with.
+    """Return the options that a file was exported with; `content` is the metadata's `options`.
 
-    Args:
-        family: family of the file.
-        content: entry `options` of the metadata, name -> value.
-        path: the file, for messages.
-
-    Raises:
-        ModelFileError: an option is missing, or the family has no such option.
+    Raises ModelFileError if an option is missing or unknown to the family.
     """
     values = {name: value for name, value in content.items() if name != 'cfg_options'}
     names = [option.name for option in family.options]
@@ -199,10 +191,7 @@ def exported_options(family: Family, content: Mapping[str, Any], path: object = 
 
 
 def missing_option_message(family: Family, name: str, values: Mapping[str, Any]) -> str:
-    """Return the message about an option that a family lacks, with the families that have it, or its options.
-
-    `values` is name -> value of all options that were chosen or are in a file.
-    """
+    """Return the message about an option that a family lacks."""
     load_families('')
     families = [entry for entry in FAMILIES.values() if entry.product == family.product]
     owners = sorted(entry.name for entry in families if name in [option.name for option in entry.options])
@@ -226,10 +215,7 @@ def load_families(library: str | None = None) -> None:
 
 
 def load_candidates(cfg: Any) -> None:
-    """Import the families that may claim a config, by the classes of its detector and heads and their bases.
-
-    Families that name no class and need no library are imported, too.
-    """
+    """Import the families that may claim a config, by its detector and heads and their bases."""
     names = _type_names(cfg)
     for registration in registered().values():
         needs_nothing = not registration.claims and not registration.library
@@ -264,7 +250,7 @@ def _type_names(cfg: Any) -> set[str]:
 
 @functools.cache
 def library_failure(library: str) -> str:
-    """Return why a library cannot be imported; '' if it can."""
+    """Return the import error of a library, or ''."""
     if importlib.util.find_spec(library) is None:
         return NOT_INSTALLED
     try:
@@ -275,13 +261,7 @@ def library_failure(library: str) -> str:
 
 
 def find_family(cfg: Any, product: str = '') -> Family:
-    """Return the family that claims most of the model of a config, see also `Family.for_config`.
-
-    Only if no candidate claims the model are all families imported.
-
-    Args:
-        cfg: the config.
-        product: 'detector' or 'backbone'; '' takes any.
+    """Return the family that claims most of the model of a config; '' takes any product.
 
     Raises:
         ConfigError: no `model`, or two `test_cfg`; no family claims it (the message names its heads and the

@@ -7,7 +7,7 @@ from mmdeploy_ext import families
 from mmdeploy_ext.core.errors import ConfigError
 
 ENTRY_POINTS = 'mm2onnx.families'
-"""Group of entry points; the value of each is a module that registers families."""
+"""Group of entry points; each value is a module that registers families."""
 
 
 def import_own() -> None:
@@ -18,7 +18,7 @@ def import_own() -> None:
 
 
 def import_installed() -> None:
-    """Import the modules of other packages that register families; ConfigError: an entry point fails."""
+    """Import the modules of other packages that register families; raises ConfigError if one fails."""
     import importlib.metadata  # a tenth of the time of `mm2onnx run`
 
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):

@@ -1,4 +1,4 @@
-"""The files of an export: a family's own, or the files of another program (`--contract`)."""
+"""The files of an export: a family's own, or another program's (`--contract`)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ PUBLISHED = dict(max_gap_s=None)
 
 
 def contract_of(family: Any, options: Mapping[str, Any]) -> Contract:
-    """Return the files that an export with these options writes: the family's, or another program's."""
+    """Return the contract of an export with these options."""
     return (contract_class(family.name, options.get('contract', '')) or Contract)(family)
 
 
 class Contract:
-    """The files of a family itself; a program's contract derives from it, see `register_contract`.
+    """The files of a family itself; base class of the contracts of programs (`register_contract`).
 
     Attributes:
-        used_by: command for a proven file, as in `register_family`; '': the family's.
-        opens: class of the program's loop, which opens the files of an export, path first; None: the family's
-            runtime.
+        used_by: command for a proven file; '': the family's.
+        opens: class of the program's loop, path first; None: the family's runtime.
         settings: arguments of `opens` in a proof.
     """
 
@@ -44,7 +43,7 @@ class Contract:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of the graphs in the order in which a sample goes through them; () of one file."""
+        """Names of the graphs in the order of their use; () for one file."""
         return self.family.files
 
     @property
@@ -58,7 +57,7 @@ class Contract:
         return self.family.ignores_places
 
     def check(self, cfg: Any) -> None:
-        """Raise ConfigError if the program does not run the config's model; `Family.check` has passed."""
+        """Raise ConfigError if the program does not run the config's model; called after `Family.check`."""
 
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
         """Return the graphs, in the order of `files`."""
@@ -69,11 +68,11 @@ class Contract:
         return {}
 
     def reference(self, model: torch.nn.Module) -> SequenceReference:
-        """Return PyTorch's model as a stepper, with the program's work beside the graphs."""
+        """Return PyTorch's model as a stepper, including the program's work outside of the graphs."""
         return self.family.reference(model)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """Return the files on an engine as a stepper; `engine` as of `SequenceFamily.runner`."""
+        """Return the files on an engine as a stepper; `engine` as in `SequenceFamily.runner`."""
         if self.opens is None:
             return self.family.runner(paths, engine)
         return self.opens(paths, **self.settings, **engine)

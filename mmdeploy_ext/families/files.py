@@ -31,7 +31,7 @@ from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, mo
 
 
 def default_output(family: Family, stem: str, options: Options) -> str:
-    """Return the default name of the file or folder of an export of the config file `stem`."""
+    """Return the default file or folder of an export of the config `stem`."""
     if family.product == BACKBONE:
         target = '' if options.target == 'libspconv' else f'{options.target}.'
         return f'lidar.backbone.{target}{options.order}.onnx'
@@ -41,18 +41,12 @@ def default_output(family: Family, stem: str, options: Options) -> str:
 
 
 def check_output(output: str, options: Options, family: Family, option: str = '--output-file ') -> None:
-    """Refuse a file or folder that the files of an export cannot be written to; else register it as output.
-
-    Args:
-        output: path of the file or the folder.
-        options: options of the export; they decide whether the family writes one file.
-        family: family of the model.
-        option: name of the path in messages: an option with a space, or a key with '='.
+    """Check and register the output path of an export; `option` is its name in messages.
 
     Raises:
         UsageError: a name in .onnx, or a file, for a folder of graphs; another name for one file of a family
-            that has folders of graphs as well; the working folder or a mount point; a path that cannot be
-            written, or that this run reads.
+            with folders; the working folder or a mount point; a path that cannot be written, or that this run
+            reads.
     """
     contract = contract_of(family, options)
     one_file = contract.one_file
@@ -71,7 +65,7 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
 
 
 def load_for(deployment: Model, options: Options, output: str) -> Options:
-    """Check options and output of an export, load the weights of its built model; return resolved options."""
+    """Check options and output, load the weights; return resolved options."""
     options = check_options(options, deployment.unbuilt_cfg, deployment.family, deployment.model)
     check_output(output, options, deployment.family)
     load_weights(deployment)
@@ -79,7 +73,7 @@ def load_for(deployment: Model, options: Options, output: str) -> Options:
 
 
 def check_facts(name: str, facts: Any) -> None:
-    """Raise ConfigError unless the registered class of facts reads these of a family of this name."""
+    """Raise ConfigError unless the family's registered class of facts can read `facts`."""
     registered_facts, returned = registration_of(name).load_facts(), type(facts)
     try:
         read(registered_facts, plain(facts))
@@ -92,13 +86,7 @@ def check_facts(name: str, facts: Any) -> None:
 
 
 def make_metadata(deployment: Model, options: Options, graph: Graph | None = None) -> Metadata:
-    """Return the metadata of the file of a graph.
-
-    Args:
-        deployment: the model that was exported.
-        options: options of the export, with opset and size resolved, see `deployment.resolve`.
-        graph: by default the last one of the family, which gives the outputs.
-    """
+    """Return the metadata of a graph's file; `options` are resolved, `graph` defaults to the last."""
     family = deployment.family
     facts = family.facts(deployment.model)
     check_facts(family.name, facts)
@@ -121,10 +109,7 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
 
 
 def plain_options(value: Any) -> Any:
-    """Return `value`, overrides of a config, as JSON has them: keys are strings, tuples become lists.
-
-    Other values than dicts, lists and tuples are returned unchanged.
-    """
+    """Return config overrides as JSON values: keys are strings, tuples become lists."""
     if isinstance(value, dict):
         return {str(key): plain_options(item) for key, item in value.items()}
     return [plain_options(item) for item in value] if isinstance(value, list | tuple) else value
@@ -136,14 +121,10 @@ def export_graph(
     keep_fp32: Sequence[str] = (),
     example: Mapping[str, torch.Tensor] | None = None,
 ) -> onnx.ModelProto:
-    """Export one graph with the names and types of its spec, in the opset and precision of the options.
+    """Export one graph with the names, types, opset and precision of its spec and the resolved options.
 
-    Args:
-        graph: one that has its ONNX model already (`graph.model`) is not exported again.
-        options: options of the export, with the opset resolved.
-        keep_fp32: patterns, as of the options, of nodes (of their names, operators, modules or outputs) that
-            stay float32 in files of the family, in addition to the options' patterns.
-        example: input name -> tensor that is traced; with None or an empty dict the graph's own example.
+    `keep_fp32` adds patterns of nodes, as in the options. `example` (input name -> tensor) defaults to the
+    graph's own. A graph with a `model` is not exported again.
 
     Raises:
         ExportError: as `export.export_stages`, or a constant exceeds float16.
@@ -157,20 +138,13 @@ def export_graph(
 def export_graphs(
     deployment: Model, options: Options, images: Sequence[PreparedImage] = ()
 ) -> list[tuple[onnx.ModelProto, Metadata]]:
-    """Export all graphs of a model, in the order in which a sample goes through them.
+    """Export all graphs with their metadata, in the order of use; `options` are resolved.
 
-    Args:
-        deployment: the model.
-        options: with opset and size resolved, see `deployment.resolve`.
-        images: prepared pictures of the traced shape for families without examples of their own, at least
-            one; the family repeats them to the size of its batch. Others take none.
-
-    Returns:
-        Graph and metadata of each file.
+    `images`: at least one prepared picture of the traced shape for families without own examples.
 
     Raises:
         ExportError: a graph cannot be exported.
-        UsageError: a pattern of the option `keep_fp32` fits no node.
+        UsageError: a pattern of `keep_fp32` matches no node.
     """
     family, exported = deployment.family, []
     device = next(deployment.model.parameters()).device
@@ -201,17 +175,10 @@ def export_graphs(
 def export_files(
     deployment: Model, options: Options, output: str, images: Sequence[PreparedImage] = ()
 ) -> tuple[list[str], float]:
-    """Export a model and write its file, or its folder of graphs.
+    """Export a model to one file or a folder of graphs; return paths in the order of use, and seconds.
 
-    Args:
-        deployment: the model.
-        options: with opset and size resolved, as `export_graphs` takes them.
-        output: path of the file if the export is `Contract.one_file`, else of the folder, which may get one
-            graph alone. Files of an older export of the family there are replaced at once.
-        images: as `export_graphs` takes them.
-
-    Returns:
-        The paths of the graphs in the order in which a sample goes through them, and the seconds it took.
+    `output` is a file if the export is `Contract.one_file`, else a folder. Replaces older files at once;
+    `options` and `images` as in `export_graphs`.
 
     Raises:
         ExportError, UsageError: as `export_graphs`, or onnx.checker refuses a graph; nothing was written.
@@ -244,31 +211,23 @@ def _write_folder(
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFiles:
-    """Files of one export.
-
-    Attributes:
-        paths: paths of the files, in the order in which a sample goes through them, which the family states.
-        all_metadata: metadata of each file, in the same order.
-    """
+    """Files of one export: paths and metadata, in the order of use."""
 
     paths: list[str]
     all_metadata: list[Metadata]
 
     @property
     def metadata(self) -> Metadata:
-        """The metadata of the last file, which gives the outputs, but for the contract dl4agx."""
+        """The metadata of the last file (dl4agx: another one)."""
         return self.all_metadata[-1]
 
 
 def read_files(path: str) -> ExportedFiles:
-    """Read the metadata of the exported file, or of all .onnx files of the exported folder, at `path`.
-
-    A folder that lacks a graph is read, too: it is refused when its graphs are opened.
+    """Read the metadata of an exported file, or of all .onnx files of a folder, complete or not.
 
     Raises:
-        ModelFileError: there is no such file or no .onnx file, one was not exported by this package, files
-            are of different exports, or files of a folder are not named after their graphs (the name of a
-            single file does not count).
+        ModelFileError: no such file or no .onnx file, not exported by this package, files of different
+            exports, or files of a folder not named after their graphs.
     """
     metadata_of = {str(file): read_metadata(str(file)) for file in model_files(path)}
     check_same_export(metadata_of)
@@ -285,10 +244,7 @@ def read_files(path: str) -> ExportedFiles:
 
 
 def check_file_names(folder: str, expected: Mapping[str, str]) -> None:
-    """Refuse a folder with files that are not named after their graphs.
-
-    `expected` is name of a file -> the name that an export gives it. ModelFileError: lists the wrong ones.
-    """
+    """Raise ModelFileError if files of a folder are not named as in `expected` (name -> exported name)."""
     wrong = {name: expected_name for name, expected_name in expected.items() if name != expected_name}
     if not wrong:
         return

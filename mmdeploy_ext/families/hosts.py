@@ -1,4 +1,4 @@
-"""Graphs of pictures as other programs feed them: pixels for input, no inputs with defaults.
+"""Graphs of pictures as other programs feed them: uint8 pixels, no inputs with defaults.
 
 Glossary: B batch, C channels, H, W network input in pixels.
 """
@@ -25,7 +25,7 @@ IMG_SHAPE = 'img_shape'
 
 
 def check(options: Options, rule: PreprocessRule, spec: GraphSpec) -> None:
-    """Raise UsageError if options for other programs do not go together or with the preprocessing."""
+    """Raise UsageError if options for other programs conflict with each other or the preprocessing."""
     if options.input == INPUT.default:
         options.refuse([CHANNELS], 'goes with --input uint8')
         return
@@ -39,7 +39,7 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec) -> None:
 
 
 def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule) -> Graph:
-    """Return a graph with the inputs that `FOR_HOSTS` ask for; families of other samples keep theirs."""
+    """Return a graph with the inputs that `FOR_HOSTS` ask for."""
     if family.samples != 'images':
         return graph
     spec = graph.spec
@@ -71,7 +71,6 @@ def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule)
 
 
 def pixels_of(options: Options, rule: PreprocessRule) -> Pixels:
-    """Return how the uint8 input of an export is normalised."""
     network_order = 'rgb' if rule.to_rgb else 'bgr'
     swapped = len(rule.mean) == 3 and options.channels not in ('', network_order)
     return Pixels(rule.mean, rule.std, swapped, options.input == 'uint8-nhwc')
@@ -113,7 +112,7 @@ class NormalisedPixels(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
 
     def forward(self, pixels: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
-        """Return normalised images (B, C, H, W) float32; `img_shape` (B, 2) is the size before padding."""
+        """Return normalised images (B, C, H, W) float32; `img_shape` (B, 2) is h, w before padding."""
         images = pixels.float()
         if self.last:
             images = images.permute(0, 3, 1, 2)

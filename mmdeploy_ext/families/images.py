@@ -1,8 +1,7 @@
 """The base class of families of single-image models, and the terms of its interface (`__all__`).
 
-- form: how much of the post-processing a graph has, an option of the export (`--postprocess`);
-- stage: one of the modules that make up the graph: the first is the network, those behind it are the
-  post-processing;
+- form: how much of the post-processing a graph has (`--postprocess`);
+- stage: a module of the graph: first the network, then the post-processing;
 - feeds: the inputs of a graph by name, and further arrays for the runtime.
 
 Glossary: B batch, H, W network input in pixels.
@@ -42,7 +41,7 @@ LAYERS = (
     'ShiftWindowMSA.forward', 'SpatialReductionAttention.forward', 'AdaptivePadding.forward',
     'Conv2dAdaptivePadding.forward', 'CornerPool.forward', 'BFP.forward',
 )  # fmt: skip
-"""Methods of layers that exports compute by themselves, some only in graphs of any size."""
+"""Layer methods that exports compute by themselves, some only in graphs of any size."""
 
 
 class ImageFamily(Family):
@@ -100,8 +99,8 @@ class ImageFamily(Family):
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         """Return the feeds of prepared images of one size; the graph may take fewer.
 
-        Here: `images` (B, 3, H, W) float32, and with `rescale` the `scale_factor` (B, 4) float32, `w h w h`,
-        input / original. ShapeError: images that a graph does not take together.
+        Default: `images` (B, 3, H, W) float32, and with `rescale` `scale_factor` (B, 4) float32, `w h w h`,
+        input / original. Raises ShapeError for images that do not go together.
         """
         feeds = dict(images=np.stack([image.tensor for image in images]))
         if rescale:
@@ -114,7 +113,7 @@ class ImageFamily(Family):
 
 
 def picture_of(family: ImageFamily, model: torch.nn.Module, options: Options) -> TensorSpec:
-    """Return the spec of the input of pictures, also of a form with features of pictures as inputs."""
+    """Return the spec of the picture input."""
     first = family.spec(model, options).inputs[0]
     if first.axes[1] == 3:
         return first

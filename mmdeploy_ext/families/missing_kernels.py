@@ -1,4 +1,4 @@
-"""Parts of mmdet3d with operators that run on a GPU alone, or need a missing library."""
+"""Parts of mmdet3d that need a GPU or a missing library."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,18 +14,15 @@ MISSING_KERNELS = dict(
     PartAggregationROIHead='RoI-aware pooling (mmcv.ops.RoIAwarePool3d)',
     PointRCNNRoIHead='pooling of points in boxes (mmcv.ops.RoIPointPool3d)',
 )
-"""Class name of a part -> the operator that mmcv has for a GPU alone."""
+"""Class name of a part -> its operator that mmcv has for a GPU alone."""
 MISSING_LIBRARIES = dict(
     MinkResNet='MinkowskiEngine, a library of sparse convolutions with tensors of its own'
 )
-"""Class name of a part -> the library with its operators, which this project lacks."""
+"""Class name of a part -> the missing library of its operators."""
 
 
 def missing_operators(model: Mapping[str, Any]) -> list[str]:
-    """Return a reason for each class of parts of a config's `model` that lacks an operator, ordered by name.
-
-    A part has a class by the name in its `type`; of several parts of a class there is one reason.
-    """
+    """Return a reason for each class of parts of a config's `model` that lacks an operator."""
     reasons = []
     for name in sorted(set(_type_names(model))):
         if name in MISSING_KERNELS:  # the zoo knows this reason by its last words

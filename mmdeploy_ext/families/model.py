@@ -43,24 +43,21 @@ class Model:
     """A model that is exported or compared; later steps fill in the later attributes.
 
     Attributes:
-        config: path of the config.
-        checkpoint: path of the weights.
         cfg_options: overrides of the config: key with dots -> value.
         cfg: mmcv's config, overrides applied, adapted by the family.
-        family: family of the model.
-        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-        weight_layout: layout of the kernels of a sparse backbone in the checkpoint; 'auto' finds it.
-        model: upstream's model in evaluation mode, since `build`; with its weights since `load_weights`.
-        rule: how a sample becomes the input, of `Family.preprocess_rule`; of images a `PreprocessRule`.
-        settings: result of `SparseFamily.settings`; None for other families.
-        unbuilt_cfg: `cfg` before `build`: mmcv takes entries out of it, such as `fallback_on_stride`.
-        normalisation: `mean` and `std`, or one of them, which replace the config's, see `normalise_with`.
+        device: 'cpu', 'cuda' or 'cuda:N'.
+        weight_layout: kernel layout of a sparse backbone's checkpoint, or 'auto'.
+        model: upstream's model in evaluation mode, since `build`; with weights since `load_weights`.
+        rule: result of `Family.preprocess_rule`; a `PreprocessRule` for images.
+        settings: result of `SparseFamily.settings`, or None.
+        unbuilt_cfg: `cfg` before `build`: mmcv removes entries such as `fallback_on_stride`.
+        normalisation: `mean` and `std` that replace the config's.
         classes: names by label, since `load_weights`; () for a backbone.
         checkpoint_sha256: digest of the checkpoint, since `load_weights`.
-        report: the checkpoint; of a sparse backbone a `LoadReport`.
-        ignored_keys: prefixes of keys of the checkpoint that are left out; the model may not have them.
-        collected: entries that the config's test pipeline collects of a picture, once a proof has run it.
-        code_warnings: PyTorch's warnings about the user's code in exports of this model.
+        report: the checkpoint; a `LoadReport` for a sparse backbone.
+        ignored_keys: prefixes of checkpoint keys that are left out.
+        collected: entries that the test pipeline collects of a picture, after a proof ran it.
+        code_warnings: PyTorch's warnings about the user's code in exports.
     """
 
     config: str
@@ -83,11 +80,7 @@ class Model:
     code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Replace the config's mean and std, three pixel values each in the input's order of channels.
-
-        None keeps the config's. `normalisation` and `rule` are set, `cfg` stays. Padding before the
-        normalisation is normalised, too, so the rule is read again from changed steps.
-        """
+        """Replace the config's mean and std (pixel values in the input's channel order), and the rule."""
         from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
         given = dict(mean=mean, std=std)
@@ -105,7 +98,7 @@ class Model:
 
     @property
     def replaced_kernels(self) -> list[str]:
-        """Sentences about modules of the model that compute without the compiled operators they name."""
+        """Sentences about modules that compute without their compiled operators."""
         from mmdeploy_ext.compat import plain_kernels
 
         return plain_kernels.notes_on(self.model)
@@ -128,17 +121,17 @@ def read_config(
     weight_layout: str = 'auto',
     file: str = '',
 ) -> Model:
-    """Read a config and find its family, after `compat.apply()`; the checkpoint is not looked at.
+    """Read a config and find its family, after `compat.apply()`; the checkpoint is not read.
 
     Args:
         config: path of the config.
         checkpoint: path of the weights.
         cfg_options: overrides of the config: key with dots -> value.
-        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-        product: part of the model that is exported, if `file` does not decide: DETECTOR or BACKBONE.
-        weight_layout: layout of the kernels of a sparse backbone in the checkpoint: 'auto', 'spconv1',
-            'spconv2' or 'spconv2-rskc'.
-        file: path of an exported file; if its family claims the config, its product replaces `product`.
+        device: 'cpu', 'cuda' or 'cuda:N'.
+        product: DETECTOR or BACKBONE, if `file` does not decide.
+        weight_layout: kernel layout of a sparse backbone's checkpoint: 'auto', 'spconv1', 'spconv2' or
+            'spconv2-rskc'.
+        file: an exported file; if its family claims the config, its product replaces `product`.
 
     Raises:
         ConfigError: the config cannot be read, or no family claims it.
@@ -164,18 +157,13 @@ def _family_of(cfg: Any, path: str) -> Family | None:
 
 
 def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
-    """Build the module of a model that was read, and its preprocessing rule; weights are not read.
-
-    Args:
-        deployment: result of `read_config`.
-        mean: replaces the config's, for pictures alone: three pixel values in the input's channel order.
-        std: the same of the standard deviation.
+    """Build the module and its preprocessing rule, without weights; `mean`, `std` as in `normalise_with`.
 
     Raises:
-        EngineError: there is no such device, see `check_device`.
-        ConfigError: the model cannot be built, or the exported file cannot describe its test pipeline.
-        CheckpointError: there is no such checkpoint.
-        UsageError: `mean` or `std` of a model that takes no single pictures.
+        EngineError: no such device.
+        ConfigError: the model cannot be built, or a file cannot describe its test pipeline.
+        CheckpointError: no such checkpoint.
+        UsageError: `mean` or `std` for a model that takes no single pictures.
     """
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
@@ -214,7 +202,7 @@ def _checked_rule(cfg: Any, family: Family) -> Any:
 
 
 def load_weights(deployment: Model) -> None:
-    """Read the checkpoint into a model that was built, strictly, and move it to its device.
+    """Load the checkpoint strictly into a built model, and move it to its device.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is of another model.
@@ -260,10 +248,7 @@ def load(
 
 
 def check_device(device: str) -> torch.device:
-    """Return the device of PyTorch that `device` names: 'cpu', 'cuda' (the current GPU) or 'cuda:N'.
-
-    EngineError: it is no CPU or GPU in torch's words, torch sees no GPU, or GPU N is not on this machine.
-    """
+    """Return the torch device; raises EngineError if torch or this machine lacks it."""
     import torch
 
     try:
@@ -282,12 +267,10 @@ def check_device(device: str) -> torch.device:
 
 
 def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
-    """Return export options with the opset that the file of `model` gets.
+    """Return options with the opset that the file of `model` gets; 0 is `exporter.default_opset`.
 
-    Opset 0, the user's default, becomes `exporter.default_opset`. Options without an opset (sparse graphs)
-    are returned unchanged; options that fix the opset get the fixed opset.
-
-    UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    Sparse graphs have no opset. Raises UsageError if the exporter cannot write the opset, or it lacks an
+    operator of the model.
     """
     from mmdeploy_ext.exporting.export import check_operators, check_opset, default_opset
 
@@ -302,22 +285,13 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
 
 
 def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return the names of the classes by label.
+    """Return the names of the classes by label: the first list of `num_classes` names, else 'class 0', ...
 
-    Args:
-        cfg: mmcv's config.
-        meta: the checkpoint's `meta`, which may have `CLASSES`.
-        num_classes: number of classes of the model.
-
-    Returns:
-        The first list or tuple of `num_classes` names among `CLASSES` of `meta`; `classes` of `data.test` (of
-        the data set that `test_dataset` reads), names or the path of a file with one on each line; `classes`
-        and `class_names` of the config; and `CLASSES` of the data set's class. If none fits: 'class 0',
-        'class 1', ...
+    The order is `CLASSES` of the checkpoint's `meta`; `classes` of `data.test` (names, or a file with one per
+    line); `classes` and `class_names` of the config; `CLASSES` of the data set's class.
 
     Raises:
-        ConfigError: the config's data set names a file of classes, `meta` has no fitting list, and the file
-            cannot be read.
+        ConfigError: the file of classes cannot be read.
         UsageError: a name cannot be encoded as UTF-8.
     """
     from mmcv import list_from_file
@@ -360,22 +334,13 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Check the options of an export, and fill in open ones by `resolve`.
-
-    Values that no model can have were refused by `Options.check` before, when the command line, config or
-    file was read.
-
-    Args:
-        options: options of the export.
-        cfg: mmcv's config of the model.
-        family: family of the model.
-        model: upstream's model; its weights do not matter.
+    """Check the options of an export against the model, and fill in open ones by `resolve`.
 
     Raises:
-        UsageError: names an option that this model cannot have, or a height or width below the least with
-            which a file of any size can be traced.
-        ConfigError: the family cannot export a setting of the config; or the forward of a model of pictures
-            fails or gives other tensors than the family states, see `check_forward`.
+        UsageError: an option does not fit this model, or a height or width is too small to trace a dynamic
+            file.
+        ConfigError: a setting of the config is not exported; or forward fails or gives other tensors than the
+            family states (`check_forward`).
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     with refused_by_name(cfg):
@@ -402,13 +367,10 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
 
 
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
-    """Return the options with values for the ones that the user left open.
+    """Return options with opset, height, width (0) and `group_norm` ('') filled in.
 
-    Opset 0 becomes the result of `resolve_opset` (see there for errors). Height and width 0 become the size,
-    in pixels, of a padded picture of the config's test pipeline, which `rule` states: of a landscape picture
-    that fills the test scale if the pipeline keeps its ratio, and of one of 640 x 640 if it has no scale.
-    `group_norm` '' of a float32 file becomes `default_group_norm`. Options that lack one of these stay
-    without it; without a height `rule` may be of other samples.
+    The size is a padded picture of the test pipeline in pixels: landscape and filling the test scale if the
+    ratio is kept, or of a 640 x 640 picture without a scale. A float32 file gets `default_group_norm`.
     """
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:
@@ -424,20 +386,15 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
-    """Prepare `image_bgr`, (h, w, 3) uint8, for an input of exactly `height` x `width` pixels.
+    """Prepare `image_bgr`, (h, w, 3) uint8, for an input of exactly `height` x `width` pixels, by `rule`.
 
-    The image is resized to fit and padded, or resized to just that size if `rule` does not keep the ratio, or
-    warped about its middle, scaled by the widths (`resize` of `rule`). `rule` decides about the rest:
-    interpolation, colours, normalisation.
+    The image is resized to fit and padded, resized exactly (ratio not kept), or warped about its middle.
     """
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
 
 def rule_of(deployment: Model, options: Options) -> Any:
-    """Return the rule by which samples become the input of a file with these options.
-
-    It is the model's; if the options have a `dynamic` that is off, its `size` is their height and width.
-    """
+    """Return the preprocessing rule of a file with these options; a static file fixes its `size`."""
     if options.get('dynamic', True):
         return deployment.rule
     return dataclasses.replace(deployment.rule, size=(options.height, options.width))
