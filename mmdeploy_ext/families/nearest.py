@@ -1,4 +1,4 @@
-"""The message about a config of no family: the parts of its detector, and the family of the nearest names."""
+"""The message about a config of no family: parts of its detector, family with the nearest names."""
 
 import contextlib
 import difflib
@@ -14,25 +14,23 @@ from mmdeploy_ext.core.unregistered import missing_types, registered_names, unre
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 """Endings of the keys of parts that decide a family."""
 SENSOR_KEYS, SENSOR_STEPS = ('pts_', 'img_', 'voxel_'), ('Points', 'MultiView')
-"""Beginnings of a model's keys, and parts of names of pipeline steps, for points or several cameras.
+"""Prefixes of model keys, and parts of step names, for points or several cameras.
 
-mmdet3d's models have `img_backbone` and `pts_backbone`, since they may have both; mmdet's detectors of one
-picture have `backbone`.
+mmdet3d's models have `img_backbone` and `pts_backbone`; detectors of one picture have `backbone`.
 """
 ALIKE = 0.75
-"""Share of equal letters from which on two names are alike."""
+"""Share of equal letters above which names are alike."""
 COPIED = 0.5
-"""Share of equal methods from which on one class is taken for a copy of another."""
+"""Share of equal methods above which a class is a copy."""
 PARTS_WAY = '`export --parts` takes any part of it (docs/parts.md)'
 ADVICE = 'the families and their configs are in README.md'
 """Where a message sends the reader."""
 
 
 def part_types(model: Any, prefix: str = '') -> dict[str, str]:
-    """Return path -> type name of the parts of a `model` with a key that ends in one of PARTS, at any depth.
+    """Return path ('roi_head.bbox_head') -> type of the parts of a `model` that match PARTS, at any depth.
 
-    A path has the keys from `model` on, 'roi_head.bbox_head'. `prefix` is put before it, with its dot; of
-    parts in a list the first type is told.
+    A list counts by its first type.
     """
     types: dict[str, str] = {}
     for key, value in model.items() if isinstance(model, dict) else ():
@@ -51,18 +49,14 @@ def refusal(
 ) -> ConfigError:
     """Return the error of a config that no family claims: its parts, the nearest family, advice.
 
-    If the user's tree defines a type of the model that is not registered, the error tells how to register it,
-    or why its package is not imported, and nothing else (`unregistered`). A type that is neither registered
-    nor defined there (`missing_types`) is named beside the nearest family.
+    A type defined in the user's tree but not registered gets advice about registration instead
+    (`unregistered`).
 
     Args:
-        cfg: an `mmcv.Config` with a `model`, a dict; `find_family` refuses others before.
-        families: the imported families of the wanted product, which the message lists.
+        cfg: an `mmcv.Config` with a `model`.
+        families: imported families of the wanted product.
         reason: predicate of the message, e.g. 'belongs to no family that mm2onnx exports'.
-        failures: package -> the error of its import, of libraries of families that could not be imported.
-
-    Returns:
-        The error, which the caller raises.
+        failures: package -> import error, of libraries of families.
     """
     if missing := unregistered(cfg, failures):
         return ConfigError(f'{cfg.filename}: {missing}')
@@ -96,7 +90,7 @@ def refusal(
 
 
 def copied_class(cls: type, candidates: Iterable[type]) -> str:
-    """Return the name of the candidate that has most of the methods of `cls`; '' if it has too few."""
+    """Return the candidate with most of the methods of `cls`, or ''."""
     own, shares = _methods(cls), {}
     for candidate in candidates:
         methods = _methods(candidate)
@@ -120,7 +114,7 @@ def _methods(cls: type) -> set[str]:
 
 
 def copies(model: Any) -> dict[str, str]:
-    """Return path of a head of a model that no family claims -> class of a family of which it is a copy."""
+    """Return path of a head -> class of a family that it copies."""
     found, candidates = {}, []
     for registration in registered().values():
         classes = (_head_class(name) for name in registration.claims)
@@ -141,7 +135,6 @@ def _head_class(name: str) -> type | None:
 
 
 def trial_words(key: str, name: str) -> str:
-    """Return the advice to build the class `name` in the place of its copy at `key`."""
     words = cfg_options({f'{key}.type': name})
     return f'it has the methods of {name}: {words} tries that, and the proof says whether it is the same'
 

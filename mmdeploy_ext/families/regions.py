@@ -1,4 +1,4 @@
-"""Heads of regions for families of other packages: proposals, pooled features, parts of mmdet's heads."""
+"""Heads of regions for other packages: proposals, pooled features, mmdet's heads."""
 
 from mmdeploy_ext.families.parts.proposals import (
     Proposals,

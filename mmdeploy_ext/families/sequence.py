@@ -1,4 +1,4 @@
-"""The base class of families of streams and sweeps: models with a memory, and LiDAR models without."""
+"""The base class of families of streams and sweeps, with or without a memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SequenceFamily(Family):
         """Return the family's own graphs in the order of their use."""
 
     def memory_spec(self, facts: Any) -> MemorySpec:
-        """Return the memory of a file with these facts; it has no tensors if the model remembers nothing."""
+        """Return the memory of a file with these facts; without tensors if there is none."""
         raise NotImplementedError(f'{self.name}: has no memory')
 
     @abc.abstractmethod
@@ -50,7 +50,7 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """Return the family's own files as a stepper; `engine` is arguments of `build_backend`."""
+        """Return the family's own files as a stepper; `engine` are arguments of `build_backend`."""
 
     @abc.abstractmethod
     def result(self, detections: Detections3D) -> dict[str, Any]:

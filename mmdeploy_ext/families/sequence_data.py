@@ -1,4 +1,4 @@
-"""Frames or sweeps of a family from data sets, from dumps, or generated."""
+"""Frames or sweeps of a family: from data sets, from dumps, or generated."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ class SequenceData(abc.ABC):
     """The samples of a family of frames or sweeps.
 
     Attributes:
-        compared: tensors of the graphs that are compared with a dump, by name; empty means the outputs of the
-            last graph.
-        unread_fields: fields of a `Frame` that the models do not read, and that data sets may lack; no proof
-            compares them.
+        compared: graph tensors that are compared with a dump; empty: outputs of the last graph.
+        unread_fields: unused fields of a `Frame`, which data sets may lack.
         dump_suffixes: prefix of a dumped tensor's name -> suffix of its file name before '.bin', as '_pth'.
-        dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
+        dump_names: tensors of dump mode; empty if unknown before a frame has run.
     """
 
     compared: ClassVar[tuple[str, ...]] = ()
@@ -34,7 +32,7 @@ class SequenceData(abc.ABC):
 
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:
-        """Return one collated sample of the test loader (batch 1) as a frame; DataError: it lacks a key."""
+        """Return a collated sample of the test loader (batch 1); raises DataError if a key is missing."""
 
     @abc.abstractmethod
     def moments(
@@ -42,41 +40,30 @@ class SequenceData(abc.ABC):
     ) -> Iterable[Frame | Sweep]:
         """Yield the moments of infos as the runtime reads and prepares them by a rule.
 
-        Frames of cameras come scene by scene, each in the order of time, sweeps in the order of the infos.
-        Their names are the tokens of the infos, of KITTI the index of the picture; of infos without either
-        they are numbers or ''. A file is at its path in the infos, or below `root`, the folder of the data
-        set (None: not known), or below the folder of the infos. DataError: infos or a file of theirs cannot
-        be read, or they lack a calibration.
+        Frames come scene by scene in the order of time, sweeps in the order of the infos. Names are tokens,
+        KITTI's picture index, numbers or ''. A file is at its path in the infos, below `root`, or below the
+        folder of the infos. Raises DataError if infos or a file cannot be read, or lack a calibration.
         """
 
     @abc.abstractmethod
     def generated_dataset(self, folder: Path, cfg: Any, rule: Any) -> dict[str, Any]:
-        """Write generated moments into an existing folder; return the config of a data set that reads them.
+        """Write generated moments into a folder; return the config of a data set that reads them.
 
-        If the class of `data.test` reads files of the kind that is written, or is of the user's code and of
-        no other kind, it is that data set with another `ann_file` and `data_root`; else it is the family's
-        with the config's test pipeline. Sparse4D's is always `data.test`; moments of BEVFusion's own
-        repository have a class of their own. `rule` (of `preprocess_rule`) decides which files are written.
+        It is `data.test` with another `ann_file` and `data_root` if its class can read the files, else the
+        family's data set with the config's test pipeline. `rule` decides which files are written.
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
-        """Return `count` sweeps, or `FusedFrame`s, to prove a model on if there is no data set.
+        """Return `count` sweeps, or `FusedFrame`s, to prove a model on without a data set.
 
-        `rule` is the result of `preprocess_rule`. NotImplementedError: the family has none, since its models
-        have a memory and are proven on a synthetic drive.
+        Raises NotImplementedError for models with a memory, which are proven on a synthetic drive.
         """
         raise NotImplementedError(f'{type(self).__name__}: takes no sweeps')
 
     @abc.abstractmethod
     def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame | Sweep:
-        """Return the frame that a dump was made from; DataError: it lacks a tensor that is needed.
-
-        `tensors` are the arrays of the dump by name, `manifest` is the content of its `manifest.json`.
-        """
+        """Return the frame of a dump and its `manifest.json`; raises DataError if a tensor is missing."""
 
     def dump_tensors(self, model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Return the tensors of a frame for a dump: name -> array; by default all `taps`.
-
-        These are the tensors that the model passed to `core.taps.tap` in this frame, by name.
-        """
+        """Return the tensors of a frame for a dump; by default all `taps` (`core.taps.tap`)."""
         return {name: tensor.detach().cpu().numpy() for name, tensor in taps.items()}

@@ -25,12 +25,11 @@ class EncoderSettings:
     """How a sparse encoder reads its voxels.
 
     Attributes:
-        path: path of the encoder in the model, e.g. 'pts_middle_encoder'; '' is the model itself.
+        path: path of the encoder in the model, e.g. 'pts_middle_encoder', or ''.
         order: axis order of its coordinates and weights, 'xyz' or 'zyx'.
-        spatial_shape: `sparse_shape` of the encoder, in that order; along z it may be one above the voxels.
+        spatial_shape: `sparse_shape` of the encoder, in this order; z may be one above the voxels.
         in_channels: features per voxel.
-        output_shape: (1, C, H, W) of the encoder's map, with rows along x if `order` is 'xyz', along y if it
-            is 'zyx'; None if that is not known.
+        output_shape: (1, C, H, W) of the map, rows along x for 'xyz', along y for 'zyx'; or None.
     """
 
     path: str
@@ -42,17 +41,16 @@ class EncoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Int8Reference:
-    """How NVIDIA's scripts make the INT8 file of a family; the defaults stand for a family that has none.
+    """How NVIDIA's scripts make the INT8 file of a family; the defaults are for families without one.
 
     Attributes:
-        precisions: module path -> (precision, output precision) if it is not int8; without any the first
-            convolution and the output of the last one are fp16, see `sparse.precision.fp16_ends`. These and
-            the modules below are for exports with `--int8-fp16-input-output` alone.
-        half_ranges: whether they round ranges to fp16.
-        fp16_folded: modules of convolutions into which they fold batch normalisation in fp16, unlike the
-            rest.
-        unfolded_ranges: modules with weight ranges of the kernel before folding.
-        add_method: how they calibrate residual additions; '': as convolutions.
+        precisions: module path -> (precision, output precision), if not int8, with
+            `--int8-fp16-input-output`; empty: first convolution and last output are fp16
+            (`sparse.precision.fp16_ends`).
+        half_ranges: whether ranges are rounded to fp16.
+        fp16_folded: convolutions with batch normalisation folded in fp16.
+        unfolded_ranges: modules with weight ranges of the unfolded kernel.
+        add_method: calibration of residual additions; '': as convolutions.
     """
 
     precisions: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
@@ -63,7 +61,7 @@ class Int8Reference:
 
 
 class SparseFamily(Family):
-    """One family of models with a sparse-convolution backbone.
+    """Models with a sparse-convolution backbone.
 
     Attributes:
         orders: both coordinate orders of files; the first is the default.
@@ -84,7 +82,7 @@ class SparseFamily(Family):
     def settings(self, cfg: Any, model: torch.nn.Module) -> EncoderSettings:
         """Return how the encoder reads its voxels.
 
-        ConfigError: the config's grid, voxel size and output shape disagree.
+        Raises ConfigError if grid, voxel size and output shape of the config disagree.
         """
 
     @abc.abstractmethod
@@ -93,7 +91,7 @@ class SparseFamily(Family):
 
     @abc.abstractmethod
     def voxel_layer(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return mmcv's `Voxelization` of the model, which a proof compares the rule in a file with."""
+        """Return mmcv's `Voxelization` of the model; a proof compares the file's rule with it."""
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
@@ -101,11 +99,10 @@ class SparseFamily(Family):
 
     @abc.abstractmethod
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
-        """Load the encoder's weights (and the rest of the model, if the file has it).
+        """Load the encoder's weights, and the rest of the model if the file has it.
 
-        `weight_layout`, of the kernels in the file, is 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'. The
-        report has the layouts that were found, ranges of a PTQ file and keys that nothing took.
-        CheckpointError: no such file, damaged, or without a key of the encoder.
+        `weight_layout` is 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'. The report has layouts, ranges of a
+        PTQ file and unused keys. Raises CheckpointError for a missing or damaged file, or a missing key.
         """
 
     def num_classes(self, model: torch.nn.Module) -> int:
@@ -117,8 +114,6 @@ class SparseFamily(Family):
     ) -> np.ndarray:
         """Return the output (1, channels, H, W) float32 of the unpatched module on spconv, with one thread.
 
-        For its axes see `EncoderSettings.output_shape`.
-
-        `features` are (N, C) float32, a row per voxel; `coordinates` (N, 4) int32 are the sample 0, then the
-        voxel in the order of axes of `EncoderSettings.order`.
+        `features` are (N, C) float32; `coordinates` (N, 4) int32: sample 0, then the voxel in
+        `EncoderSettings.order`.
         """

@@ -1,4 +1,4 @@
-"""One run of a model of pictures before its weights load: does it run, and give the stated tensors?"""
+"""One run of a model of pictures before its weights load: does it run, with the stated tensors?"""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
 
 SIDE = 128
-"""Longest side of the first picture of a trial, pixels: the coarsest maps of most detectors are one cell."""
+"""Longest side of a trial's first picture, pixels: the coarsest maps of most detectors are one cell."""
 
 _TRIED: weakref.WeakKeyDictionary[nn.Module, dict[str, Mm2OnnxError | None]] = weakref.WeakKeyDictionary()
 
 
 def failing_module(model: nn.Module, error: BaseException) -> str:
-    """Return the path of the innermost module of `model` in the traceback of an error, or ''."""
+    """Return the path of the innermost module of `model` in a traceback, or ''."""
     names = {id(module): name for name, module in model.named_modules()}
     found = ''
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -37,7 +37,7 @@ def failing_module(model: nn.Module, error: BaseException) -> str:
 
 @contextlib.contextmanager
 def own_forward(model: nn.Module, height: int, width: int) -> Iterator[None]:
-    """Raise ConfigError with the module's path if the model fails in the block, on a picture of this size."""
+    """Raise ConfigError with the module's path if the model fails in the block."""
     try:
         yield
     except Mm2OnnxError:
@@ -52,9 +52,9 @@ def own_forward(model: nn.Module, height: int, width: int) -> Iterator[None]:
 
 
 def check_forward(family: Any, model: nn.Module, options: Options) -> None:
-    """Run the network of a picture model once for each form, on its smallest picture or else at its own size.
+    """Run the network of a picture model for each form, on its smallest picture or at its own size.
 
-    ConfigError: the forward fails at both sizes, or gives other tensors than the graph's stages state.
+    Raises ConfigError if forward fails at both sizes, or gives other tensors than the stages state.
     """
     tried = _TRIED.setdefault(model, {})
     if options.form not in tried:

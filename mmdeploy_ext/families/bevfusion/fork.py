@@ -338,7 +338,7 @@ NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
 
 
 def values_of_boxes(outputs: Mapping[str, np.ndarray], coder: Any, classes: int) -> dict[str, np.ndarray]:
-    """Return head outputs, each (1, columns, Q), that decode to the graph's `boxes` (Q, 9), `scores`, `labels`."""
+    """Return head outputs, each (1, columns, Q), that decode to the graph's boxes, scores and labels."""
     boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
     dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
     step, low = (np.array(values[:2]) for values in (coder.voxel_size, coder.pc_range))

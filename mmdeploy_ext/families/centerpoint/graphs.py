@@ -20,7 +20,7 @@ UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='lo
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
-    """Flatten the outputs of `CenterHead.forward` (maps (1, C, H, W), one level per task) as `output_names`."""
+    """Flatten the outputs of `CenterHead.forward`, maps (1, C, H, W), one level per task."""
     names = (*VALUES, 'heatmap')
     return tuple(outputs[name] for (outputs,) in task_outputs for name in names if name in outputs)
 

@@ -1,10 +1,9 @@
-"""The graph of SMOKE: scores and values of boxes in cells, peaks of scores, boxes of the peaks.
+"""The graph of SMOKE: scores and values of boxes in cells, peaks, boxes of the peaks.
 
-Source of the algorithm: mmdet3d 1.0.0rc6, models/dense_heads/smoke_mono3d_head.py `get_bboxes`,
+Source: mmdet3d 1.0.0rc6, models/dense_heads/smoke_mono3d_head.py `get_bboxes`,
 core/bbox/coders/smoke_bbox_coder.py.
-
-Glossary: B batch, C classes, K peaks, n results of the picture that has most, H, W network input in pixels,
-h, w size of the maps.
+Glossary: B batch, C classes, K peaks, n results of the fullest picture, H, W network input in pixels, h, w
+size of the maps.
 """
 
 import torch
@@ -25,9 +24,9 @@ from mmdeploy_ext.runtime.box_coders import peaks_of
 
 FULL_NAMES = ('boxes', 'scores', 'labels')
 PEAKS, WINDOW, SCORE_THR = 100, 3, 0.25
-"""Number of peaks, side of the square in which a cell is the highest, and the score that results exceed."""
+"""Number of peaks, side of a peak's square, exclusive score threshold."""
 STRIDE = 4
-"""Pixels of a cell of the maps of DLA's neck, the `down_ratio` of the test pipeline."""
+"""Pixels of a cell: the `down_ratio` of the test pipeline."""
 
 
 def facts_of(model: nn.Module) -> SmokeFacts:
@@ -44,7 +43,7 @@ def facts_of(model: nn.Module) -> SmokeFacts:
 
 
 def smallest(model: nn.Module) -> int:
-    """The smallest side of an input, pixels, without the multiple of 32 that `spec` asks for besides."""
+    """Return the smallest side of an input, pixels; `spec` also asks for a multiple of 32."""
     classes = int(model.bbox_head.num_classes)
     cells = next(side for side in range(1, PEAKS + 1) if side * side * classes >= PEAKS)
     return cells * STRIDE
@@ -78,7 +77,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 class SmokeFullForm(nn.Module):
-    """The stage that the form 'full' adds to the network."""
+    """The form 'full'."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -87,17 +86,16 @@ class SmokeFullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, cam2img: torch.Tensor, heat: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, n, 7), scores and labels (B, n), best first; rows behind are zero, label -1.
+        """Return boxes (B, n, 7), scores and labels (B, n), best first; padding is zero, label -1.
 
-        Boxes are x y z of the middle of the bottom, length, height and width, m, and yaw, rad, in the frame
-        of the camera, see `decoding`.
+        Boxes are x y z of the middle of the bottom, length, height, width, m, yaw, rad, in the camera's
+        frame.
 
         Args:
             image: (B, 3, H, W); only its size is used.
-            cam2img: (B, 4, 4), of the network input.
-            heat: (B, C, h, w) scores 0..1 of all cells, peaks or not.
-            values: (B, 8, h, w) of boxes, see `decoding.smoke_boxes`: offset of the depth, offsets of the
-                centre, three logarithms of sizes over the class's sizes, sine and cosine.
+            cam2img: (B, 4, 4), pixels of the network input.
+            heat: (B, C, h, w) scores 0..1 of all cells.
+            values: (B, 8, h, w), see `decoding.smoke_boxes`.
         """
         peaks = peaks_of(torch, heat, self.facts.window)
         scores, indices = peaks.flatten(1).topk(self.facts.max_per_img, 1)

@@ -1,11 +1,6 @@
-"""Level 3 of a proof for boxes in 3D of one picture: match by class and place, draw both engines.
+"""3D boxes of one picture in a proof: match by class and place, draw both engines (see `tasks/__init__.py`).
 
-For functions and names see `tasks/__init__.py`.
-
-Boxes (n, 9) are in the frame of the camera (x right, y down, z ahead): x, y, z of the middle of the bottom,
-sizes along x, y and z before the box is turned (length, height, width), metres, yaw about y, radians (0 along
-x, -pi/2 along z), and the velocity along x and z, m/s, see `decoding`.
-
+Boxes (n, 9) and the camera's frame are defined in `decoding`.
 Glossary: R results of the reference (rows), C of the candidate (columns), n boxes.
 """
 
@@ -29,25 +24,24 @@ if TYPE_CHECKING:
 
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
 fit_pair = bbox2d.fit_pair
-"""(pair) -> the pair, shrunk or enlarged to a size at which its labels are legible, to be drawn."""
+"""(pair) -> the pair, scaled to a size with legible labels."""
 SCORE_THR = 0.05
-"""Score from which on every result of the reference needs a partner; one of the candidate needs it from the
-bar of scores above. `matching.py` judges results of lower scores, of all pictures together."""
+"""A reference result from this score on needs a partner; a candidate from this plus the score bar."""
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
 ONE_TO_ONE = dict(distance_bar=1e-3, other_bar=1e-3, score_bar=1e-5, score_thr=0.0)
-"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
+"""Arguments of `match_detections` for two decodings of the same tensors."""
 PIXEL_BAR = 0.1
-"""Largest difference, pixels, of the boxes of a pair in the picture."""
+"""Largest difference of a pair's 2D boxes, pixels."""
 
 problem = functools.partial(matching.broken_boxes, name='boxes', columns=9)
-"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
+"""(reference, candidate) -> why two lists cannot be compared, or ''."""
 
 
 def half_bars(bars: HalfBars) -> dict[str, float]:
-    """Return the bars for float16 and INT8 files, as arguments of `match_detections` and `pair_up`.
+    """Return arguments of `match_detections` and `pair_up` for float16 and INT8 files.
 
-    `distance_m` counts for metres, radians and m/s alike; boxes in the picture are in effect not compared.
+    `distance_m` is also the bar of radians and m/s; 2D boxes are in effect not compared.
     """
     return dict(distance_bar=bars.distance_m, other_bar=bars.distance_m, score_bar=bars.score, pixel_bar=1e6)
 
@@ -65,17 +59,16 @@ def pair_up(
     other_bar: float = bbox3d.SIZE_BAR,
     pixel_bar: float = PIXEL_BAR,
 ) -> Pairing:
-    """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
+    """Pair R and C finite detections one to one, within a class, the nearest first.
 
     Args:
         reference: R boxes.
         candidate: C boxes.
-        distance_bar: metres; largest distance of the middles of the volumes of a pair.
-        score_bar: largest score difference of a pair.
-        other_bar: largest difference of sizes (m), yaws (rad) and velocities (m/s). Yaws are compared as
-            numbers, without a wrap; but two that are both this near to half a turn, where SMOKE's begin anew,
-            may differ by a whole turn.
-        pixel_bar: largest difference of the boxes in the picture.
+        distance_bar: largest distance of the middles, metres.
+        score_bar: largest score difference.
+        other_bar: largest difference of sizes (m), yaws (rad) and velocities (m/s). Yaws do not wrap, but two
+            this near to half a turn may differ by a whole turn.
+        pixel_bar: largest difference of 2D boxes.
     """
     rows, columns = (side.boxes.astype(np.float64) for side in (reference, candidate))
     difference = rows[:, None] - columns[None]
@@ -123,9 +116,9 @@ match_lists = functools.partial(
     score_thr=SCORE_THR,
     score_bar=SCORE_BAR,
 )
-"""Matches boxes of a picture as `matching.match_lists` does, without a look at the order of the scores."""
+"""As `matching.match_lists`, whatever the order of the scores."""
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """A picture (h, w, 3) uint8 BGR with the boxes of both engines side by side, PyTorch on the left."""
+    """Draw both engines' boxes side by side, PyTorch left: (h, w, 3) uint8 BGR."""
     return bbox2d.side_by_side(pair, classes, score_thr, draw=draw, problem=problem, pair_by=pair_up)

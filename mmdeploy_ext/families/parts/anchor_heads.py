@@ -1,4 +1,4 @@
-"""Heads with anchors in 3D: checks, outputs as one tuple, and settings of the decoding."""
+"""Heads with 3D anchors: checks, flat outputs, settings of the decoding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.models.building import names_of_class
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
-"""Anchor generator of heads in which classes have maps of their own."""
+"""Anchor generator of heads with a map per class."""
 GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True, PER_CLASS: True}
-"""Anchor generator -> whether anchors lie in the middle of cells, or with `align_corner` at their corner."""
+"""Anchor generator -> whether anchors lie in the middle of cells (at the corner with `align_corner`)."""
 PER_CLASS_HEAD = 'ShapeAwareHead'
 CODER = 'DeltaXYZWLHRBBoxCoder'
 
@@ -24,11 +24,10 @@ UNTRACED = (
     'get_bboxes', 'get_bboxes_single', 'decode', 'grid_anchors', 'single_level_grid_anchors',
     'multi_cls_grid_anchors', 'anchors_single_range',
 )  # fmt: skip
-"""Methods of heads, coders and generators that `AnchorRule` and the suppression repeat."""
+"""Methods that `AnchorRule` and the suppression repeat."""
 
 
 def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:
-    """Refuse a head with anchors that `AnchorRule` does not decode."""
     generator_type = (head.get('anchor_generator') or {}).get('type')
     generators = names_of_class(ANCHOR_GENERATORS, generator_type)
     coder_type = (head.get('bbox_coder') or dict(type=CODER)).get('type')
@@ -57,7 +56,7 @@ def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor,
 
 
 def anchor_settings(head: nn.Module) -> dict[str, Any]:
-    """Return the fields of an `AnchorRule` of an `Anchor3DHead`, but for its limit of results and `cells`."""
+    """Return the fields of an `AnchorRule` of a head, without its limit of results and `cells`."""
     generator, test = head.anchor_generator, head.test_cfg
     return dict(
         num_classes=int(head.num_classes),

@@ -1,9 +1,8 @@
-"""Suppression of boxes in 3D seen from above, in graphs: the best rows, and results with padding.
+"""Bird's-eye suppression of 3D boxes in graphs: best rows, padded results.
 
-Source of the algorithm: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
-
-Glossary: B batch, A rows (of one level for `best_rows`, of all levels for `suppressed`), at least 1, C
-classes without background, n results of the image that has most.
+Source: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
+Glossary: B batch, A rows (of a level or of all), at least 1, C classes without background, n results of the
+fullest image.
 """
 
 from typing import Any
@@ -18,11 +17,9 @@ from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, limit
 
 
 def best_rows(level: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-    """Return the rows of a level with the best scores of any class, by descending score; ties in any order.
+    """Return the `count` best rows of a level by score of any class, in descending order; ties in any order.
 
-    Args:
-        level: name -> tensor (B, A, columns); `scores` (B, A, C) decide.
-        count: number of rows of each image, A if there are fewer. 0 or less returns `level` itself.
+    `level` is name -> (B, A, columns) with `scores` (B, A, C). A count of 0 or less returns `level`.
     """
     if count <= 0:
         return level
@@ -37,12 +34,12 @@ def suppressed(
     """Return scores, rows and labels (B, n) of the results of each image, by descending score.
 
     Args:
-        above: (B, A, 5) boxes from above: x, y of the centre, sizes along x and y before the box is turned,
-            metres, and yaw, radians, by which it is turned from the x axis towards the y axis.
+        above: (B, A, 5) bird's-eye boxes: x, y of the centre, unturned sizes along x and y, metres, yaw from
+            x towards y, radians.
         scores: (B, A, C), 0 or more.
-        score_thr: threshold that scores have to exceed.
-        nms_thr: IoU, above 0, from which on the worse of two boxes is dropped, as by mmcv on the CPU.
-        max_per_img: largest number of results of an image; 0 gives none, below 0 is no limit.
+        score_thr: exclusive threshold.
+        nms_thr: IoU, above 0, inclusive as mmcv's on the CPU.
+        max_per_img: largest number of results; below 0 no limit.
     """
     classes = scores.shape[2]
     passing = scores > score_thr
@@ -62,14 +59,7 @@ def suppressed(
 
 
 def padded(results: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Return the values of `results`, in the order of the dict, with zeros and label -1 in padding.
-
-    Each value is a tap of its name (`core/taps.py`), which adds nothing to the graph.
-
-    Args:
-        results: name -> tensor (B, n) or (B, n, columns); `scores` (B, n) is one of them, and `labels` are
-            padded with -1.
-    """
+    """Return the values (B, n, ...) of `results` as taps, with zeros and label -1 in padding."""
     present, outputs = results['scores'] > NO_CANDIDATE, []
     for name, tensor in results.items():
         padding = torch.full_like(tensor, -1 if name == 'labels' else 0)
@@ -81,7 +71,7 @@ def padded(results: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
 def result_specs(
     batch: int | str, columns: int, meaning: str, groups: tuple[ColumnGroup, ...] = ()
 ) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
-    """Return the contracts of boxes (B, n, columns), scores and labels of the form `full`."""
+    """Return the specs of boxes (B, n, columns), scores and labels of the form `full`."""
 
     def result(name: str, dtype: str, meaning: str, axes: tuple[int, ...] = (), **more: Any) -> TensorSpec:
         return TensorSpec(name, dtype, (batch, 'n', *axes), meaning, compare='detections', **more)

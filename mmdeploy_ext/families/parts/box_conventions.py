@@ -1,4 +1,4 @@
-"""The convention of boxes that a model of queries was trained with: mmdet3d 0.17 or 1.x."""
+"""The box convention of a query model: mmdet3d 0.17 or 1.x."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ CODER = 'NMSFreeCoder'
 
 
 def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
-    """Return the value of a key at the top of a config, one of `choices`; '' if it lacks the key."""
+    """Return a top-level key of a config, one of `choices`, or ''."""
     value = cfg.get(key, '')
     if value not in ('', *choices):
         raise ConfigError(f'{cfg.filename}: {key}={value!r}, expected {" or ".join(map(repr, choices))}')
@@ -23,7 +23,6 @@ def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
 
 
 def state_convention(model: nn.Module, cfg: Any) -> None:
-    """Set two attributes of a model that was built of a config, in place."""
     coder = (part_cfg(cfg.model, 'pts_bbox_head').get('bbox_coder') or {}).get('type')
     if coder != CODER and isinstance(model.pts_bbox_head.bbox_coder, QueryBoxCoder):
         raise ConfigError(

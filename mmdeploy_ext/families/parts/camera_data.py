@@ -19,8 +19,8 @@ class CameraData(SequenceData):
     """Frames of several cameras on a drive.
 
     Attributes:
-        needed: fields of a `Frame` that a sample of the test loader and a dump have to have.
-        frame_of: makes a frame of its pictures, its entry in infos and a rule; None: `frame_of_rig` does.
+        needed: fields of a `Frame` that samples and dumps must have.
+        frame_of: makes a frame of pictures, infos and a rule; None: `frame_of_rig`.
     """
 
     compared = PREDICTIONS

@@ -1,4 +1,4 @@
-"""From pictures to feature maps in the graphs of detectors of cameras, on the layers of the live model.
+"""Pictures to feature maps in the graphs of detectors of cameras, on the layers of the live model.
 
 Glossary: N cameras, C channels, h, w feature map, H, W network input in pixels.
 """
@@ -18,7 +18,7 @@ from mmdeploy_ext.tasks.half_bars import widened
 def camera_graphs(
     model: nn.Module, options: Options, parts: Sequence[tuple[str, nn.Module, GraphSpec]]
 ) -> list[Graph]:
-    """Return graphs by name, module and contract; outputs get the tolerances of the precision."""
+    """Return graphs of (name, module, contract); outputs get the tolerances of the precision."""
     widened_parts = []
     for name, module, spec in parts:
         outputs = (
@@ -30,7 +30,7 @@ def camera_graphs(
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the feature maps (N, C, h, w) of each level, of normalised pictures (N, 3, H, W)."""
+    """Return the feature maps (N, C, h, w) of each level."""
     maps = model.img_backbone(images)
     maps = list(maps.values()) if isinstance(maps, dict) else list(maps)
     neck = getattr(model, 'img_neck', None)
@@ -38,7 +38,7 @@ def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def map_shapes(model: nn.Module, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
-    """Return (C, h, w) of each level for pictures of H x W pixels, by running the network once."""
+    """Return (C, h, w) of each level, by running the network once."""
     with torch.no_grad():
         picture = next(model.parameters()).new_zeros((1, 3, height, width))
         return tuple(tuple(level.shape[1:]) for level in feature_maps(model, picture))

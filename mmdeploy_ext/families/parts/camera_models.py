@@ -1,4 +1,4 @@
-"""Families of several cameras: their models, how these are built, and frames of their data sets."""
+"""Families of several cameras: models and frames of their data sets."""
 
 import dataclasses
 import inspect
@@ -23,11 +23,9 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.streams import StreamRuntime
 
 DEFAULT_CAMERAS = 6
-"""Number of cameras of a config without `num_cams`."""
 
 
 def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
-    """Return whether the type of a part of a config is one of `types`."""
     name = part.get('type')
     if not isinstance(name, str):
         return False
@@ -39,18 +37,15 @@ def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class CameraModels:
-    """The models of a family of several cameras, by the types and the settings in their configs.
+    """Supported models of a family of several cameras, by types and settings of configs.
 
     Attributes:
-        detectors: types of the detectors that the family exports.
-        heads: types of their heads.
         head_key: key of a model's config that has the head.
-        needed_settings: setting of the head -> the value without which a model is refused.
-        absent_settings: setting -> the value that a head without it has.
-        check_further: function that refuses (ConfigError) a config for other reasons, or None.
-        camera_settings: function that returns the part of a config with `num_cams`, the number of cameras.
-        camera_steps: function that returns the steps of a config's test pipeline as `multiview_rule` reads
-            them.
+        needed_settings: setting of the head -> its only supported value.
+        absent_settings: setting -> its default.
+        check_further: refuses a config for other reasons (ConfigError), or None.
+        camera_settings: returns the part of a config with `num_cams`.
+        camera_steps: returns test pipeline steps for `multiview_rule`.
     """
 
     detectors: tuple[str, ...]
@@ -71,7 +66,7 @@ class CameraModels:
         return Claim.DETECTOR if is_one_of(self.detectors, cfg.model) else Claim.HEAD
 
     def check(self, cfg: Any) -> None:
-        """Refuse types and settings of a config's model that are not exported."""
+        """Refuse unsupported types and settings of a config's model."""
         types = (
             ('type', cfg.model, self.detectors),
             (f'{self.head_key}.type', self.head_of(cfg), self.heads),
@@ -100,7 +95,7 @@ class CameraModels:
         _check_coder(coder, key)
 
     def build(self, cfg: Any) -> nn.Module:
-        """Return the model of a config, without weights, in evaluation mode; it has `input_sizes`."""
+        """Return the model without weights, in evaluation mode, with `input_sizes`."""
         self.check(cfg)
         register_named(cfg)  # several models have a detector of the same type
         model = build_without_weights(cfg, build_model, 'img_backbone')
@@ -109,7 +104,6 @@ class CameraModels:
         return model
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        """Return the rule by which the config's test pipeline prepares the pictures of all cameras."""
         with refused_values(cfg, f'model.{self.head_key}'):
             cameras = self.camera_settings(cfg).get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
@@ -134,12 +128,7 @@ def _check_coder(coder: Mapping[str, Any], key: str) -> None:
 
 
 class CameraFamily:
-    """Methods of families of several cameras; derive from this class before `SequenceFamily`.
-
-    Attributes:
-        models: the models that it exports.
-        opens: class that opens its files.
-    """
+    """Methods of families of several cameras; derive from this class before `SequenceFamily`."""
 
     models: CameraModels
     opens: ClassVar[type[StreamRuntime]]

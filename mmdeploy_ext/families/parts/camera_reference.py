@@ -1,6 +1,6 @@
-"""Detectors of several cameras in PyTorch as steppers: the test path of the user's detector or of ours.
+"""Detectors of several cameras in PyTorch as steppers, by their own test path.
 
-Glossary: N cameras.
+Glossary: N cameras, L decoder layers, Q queries.
 """
 
 import abc
@@ -25,15 +25,13 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 
 class CameraReference(abc.ABC):
-    """A detector that is not patched, in its own test path; it keeps its memory where it always does.
+    """An unpatched detector in its own test path, which keeps its memory itself.
 
     Attributes:
         reads: fields of a `Frame` that the detector reads besides its images.
-        outputs: tensors of a frame that are compared, by the names of the graphs; `hooks` or taps give them.
-        model, head: the detector, in evaluation mode, and its head.
-        device: of the weights.
-        convention: of the boxes that the model was trained with, see `box_conventions`; '': mmdet3d 1.x in
-            all models of a family.
+        outputs: tensors that are compared, by the names of the graphs, from `hooks` or taps.
+        device: device of the weights.
+        convention: box convention of the training (`box_conventions`), or ''.
         notes: sentences for the verdict.
     """
 
@@ -52,11 +50,11 @@ class CameraReference(abc.ABC):
 
     @abc.abstractmethod
     def data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
-        """Return a frame as the test loader gives it: one augmentation of one sample, copied."""
+        """Return a copied frame as the test loader gives it."""
 
     @abc.abstractmethod
     def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
-        """Return module of the detector -> function of its inputs and output that gives tensors by name."""
+        """Return module -> function of its inputs and output that returns tensors by name."""
 
     @abc.abstractmethod
     def forget(self) -> None:
@@ -64,7 +62,7 @@ class CameraReference(abc.ABC):
 
     @abc.abstractmethod
     def memory(self) -> dict[str, np.ndarray]:
-        """Return the tensors of the memory after the last frame, as the runtime has them."""
+        """Return the memory after the last frame, with the runtime's names."""
 
     @abc.abstractmethod
     def remember(self, state: StreamState) -> None:
@@ -72,11 +70,11 @@ class CameraReference(abc.ABC):
 
     @abc.abstractmethod
     def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
-        """See `SequenceReference.timed_methods`."""
+        """See `SequenceReference`."""
 
     @abc.abstractmethod
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
-        """See `SequenceReference.special_samples`."""
+        """See `SequenceReference`."""
 
     def voxel_layer(self) -> None:
         return None
@@ -104,11 +102,11 @@ class CameraReference(abc.ABC):
         return notes
 
     def is_first(self, frame: Frame) -> bool:
-        """Return whether a frame begins a scene: as upstream, by another scene token, never by a gap."""
+        """Return whether the scene token changed; a gap is no new scene."""
         return self._last is None or self._last.scene_token != frame.scene_token
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a prepared frame; taps around it get the taps of the model, the frame and the outputs."""
+        """Run a prepared frame; taps get the taps of the model, the frame and the outputs."""
         cameras = self.model.input_sizes[0]
         if len(frame.images) != cameras:
             raise ShapeError(
@@ -129,11 +127,10 @@ class CameraReference(abc.ABC):
         return StepResult(outputs, self.results(results), was_reset)
 
     def tensor(self, values: Any) -> Tensor:
-        """Return a float32 copy of numbers on the device of the model."""
         return torch.from_numpy(np.array(values, np.float32)).to(self.device)
 
     def meta_of(self, frame: Frame) -> dict[str, Any]:
-        """Return the metas that the test loader has for the pictures of any model."""
+        """Return the pictures' metas of the test loader."""
         shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
         return dict(
             scene_token=frame.scene_token,
@@ -151,7 +148,7 @@ class CameraReference(abc.ABC):
 
     @property
     def state(self) -> StreamState | None:
-        """The memory after the last frame, None before the first; assign one to go on from it."""
+        """Memory after the last frame, or None; can be assigned."""
         if self._last is None:
             return None
         last = self._last
@@ -170,10 +167,7 @@ class CameraReference(abc.ABC):
         return detections_in_1x(result, self.convention)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes, best first, that the head's own `get_bboxes` decodes from its outputs.
-
-        `outputs` are name -> array (L, 1, Q, columns) of the L decoder layers and Q queries of one sample.
-        """
+        """Return the boxes, best first, by the head's own `get_bboxes`; `outputs` are (L, 1, Q, columns)."""
         tensors = {name: torch.from_numpy(np.array(value, order='C')) for name, value in outputs.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():
@@ -186,7 +180,7 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def inputs_of(frame: Frame, is_first: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and tensor of a frame for a dump, which `dumped_cameras` reads."""
+    """Yield name and tensor of a frame for a dump (`dumped_cameras` reads it)."""
     yield 'img', torch.from_numpy(np.array(frame.images))
     yield 'prev_exists', torch.tensor([0.0 if is_first else 1.0])
     for name in ('lidar2img', 'intrinsics', 'ego_pose', 'can_bus', 'camera_times_s'):

@@ -23,17 +23,13 @@ KEYS = dict(
     can_bus=('can_bus',),
     scene_token=('scene_token',),
 )
-"""Field of a frame -> its keys in a sample of the test loader, or in the metas of one."""
+"""Field of a frame -> its keys in a sample or its metas."""
 AXES = dict(lidar2img=3, intrinsics=3, ego_pose=2, ego_pose_inv=2, timestamp_s=0, camera_times_s=1, can_bus=1)
-"""Field of numbers -> its number of axes; of a sample, others of length 1 may come before."""
+"""Field of numbers -> its number of axes; leading axes of length 1 are dropped."""
 
 
 def loaded_frame(data: Mapping[str, Any], needed: Collection[str] = ()) -> Frame:
-    """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
-
-    DataError: it has no pictures, no `lidar2img` or a field in `needed` is missing, or there are several
-    samples.
-    """
+    """Return a collated sample (batch 1, one augmentation) as a frame; raises DataError if one is missing."""
     for key in ('img', 'img_metas'):
         if key not in data:
             raise DataError(f'the test pipeline gives no {key}; add it to the keys of its last step')
@@ -60,10 +56,7 @@ def _is_of_pictures(name: str, values: Any) -> bool:
 def dumped_frame(
     tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], needed: Collection[str] = ()
 ) -> Frame:
-    """Return the frame that a dump was made from.
-
-    DataError: the dump lacks `img`, `lidar2img` or a field in `needed`.
-    """
+    """Return the frame of a dump; raises DataError if `img`, `lidar2img` or a `needed` field is missing."""
     fields: dict[str, Any] = dict(scene_token=str(manifest.get('scene_token') or ''))
     for name, axes in AXES.items():
         for key in (name, *KEYS[name]):
@@ -74,7 +67,7 @@ def dumped_frame(
 
 
 def camera_frame(images: Any, fields: Mapping[str, Any], meta: Mapping[str, Any]) -> Frame:
-    """Return a frame of images (N, 3, H, W), with axes of length 1 before, or not, and fields of it."""
+    """Return a frame of images (N, 3, H, W), maybe with leading axes of length 1."""
     absent = dict(ego_pose=None, timestamp_s=None, scene_token=None)
     fields = {**absent, **fields}
     fields.setdefault('intrinsics', np.tile(np.eye(4), (len(fields['lidar2img']), 1, 1)))
@@ -88,7 +81,7 @@ def camera_frame(images: Any, fields: Mapping[str, Any], meta: Mapping[str, Any]
 
 
 def as_array(value: Any, axes: int) -> Any:
-    """Return numbers as float64 with their last `axes` axes alone; without an axis as a number."""
+    """Return the last `axes` axes as float64."""
     array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value, np.float64)
     if not axes:
         return float(array.reshape(-1)[0])

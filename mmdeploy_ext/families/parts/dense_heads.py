@@ -1,9 +1,8 @@
-"""The kinds of dense heads, most of mmdet 2.28.2: their outputs, priors and coders.
+"""The kinds of dense heads, most of mmdet 2.28.2: outputs, priors and coders.
 
-Which priors its `get_bboxes` keeps is not in the kind: `tried_selection.py` finds it. Source:
-`models/dense_heads`, the file of each head, and `core/bbox/coder`.
-
-Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
+`tried_selection.py` finds which priors a head's `get_bboxes` keeps.
+Source: mmdet 2.28.2 `models/dense_heads`, `core/bbox/coder`.
+Glossary: B batch, N rows, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
 
 import dataclasses
@@ -36,22 +35,20 @@ coders = mmdet_module('mmdet.core.bbox.coder')
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
 
 Moments = tuple[float, float]
-"""Mean and standard deviation of the outputs of a layer with seeded weights."""
+"""Mean and standard deviation of a layer's outputs with seeded weights."""
 Rows = Mapping[str, torch.Tensor]
 """Name of an output -> its rows (A, columns) of one level and image."""
 
 CENTERNET_STRIDE = 4
-"""Stride of CenterNet's maps behind its own neck, pixels."""
+"""Stride of CenterNet's maps, pixels."""
 FAR_PX = 1e6
-"""A border that no box reaches, for functions of upstream that always clip."""
+"""A border that no box reaches, for code that always clips."""
 RESULTS = ('get_bboxes', 'simple_test_rpn', '_get_bboxes', '_get_bboxes_single', '_bbox_post_process')
-"""Methods of heads that make results of outputs."""
 OWN = '--parts (docs/parts.md), or a family of your own (docs/own-family.md)'
-"""Advice for a head that no graph of ours covers."""
 
 
 def compares_products() -> bool:
-    """Return whether mmdet's `multiclass_nms` compares scores times their factors with the threshold."""
+    """Return whether mmdet's `multiclass_nms` thresholds scores times factors."""
     box, scores = torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.tensor([[0.5, 0.0]])
     suppression = dict(type='nms', iou_threshold=0.5)
     results = bbox_nms.multiclass_nms(box, scores, 0.3, suppression, score_factors=scores.new_tensor([0.5]))
@@ -62,7 +59,6 @@ def compares_products() -> bool:
 
 
 def delta(coder: Any) -> Delta:
-    """Return the settings of a `DeltaXYWHBBoxCoder` of mmdet 2.x or 1.x."""
     settings = {}
     for name, values in (('means', coder.means), ('stds', coder.stds)):
         settings[name] = tuple(values) if isinstance(values, Iterable) else ()
@@ -74,7 +70,7 @@ def delta(coder: Any) -> Delta:
 
 
 def known_coder(coder: Any) -> Coder | None:
-    """Return the settings of a coder of mmdet, or of a class derived from it; None for others."""
+    """Return the settings of a coder of mmdet or a subclass, or None."""
     if isinstance(coder, coders.DeltaXYWHBBoxCoder | coders.LegacyDeltaXYWHBBoxCoder):
         return delta(coder)
     if isinstance(coder, coders.TBLRBBoxCoder):
@@ -86,7 +82,7 @@ def known_coder(coder: Any) -> Coder | None:
 
 
 def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> Coder:
-    """Return the settings of the coder that the config chose; ConfigError names the head by its `key`."""
+    """Return the settings of the config's coder; ConfigError names the head by its `key`."""
     coder = known_coder(head.bbox_coder)
     if coder is None:
         trial = cfg_options({f'{key.split()[0]}.bbox_coder.type': 'DeltaXYWHBBoxCoder'})
@@ -99,7 +95,7 @@ def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> Coder:
 
 
 def bucket_settings(head: nn.Module) -> box_coders.Bucket:
-    """Return the settings of the coder of a side-aware head, of priors or of regions."""
+    """Return the settings of a side-aware head's coder."""
     coder = head.bbox_coder
     return box_coders.Bucket(
         buckets=head.side_num, num_buckets=coder.num_buckets, scale_factor=coder.scale_factor
@@ -111,32 +107,30 @@ def clips(head: nn.Module) -> bool:
 
 
 def border_inset(head: nn.Module) -> float:
-    """Return how many pixels before the right and the bottom border boxes are clipped: 1 in mmdet 1.x."""
     return float(isinstance(head.bbox_coder, coders.LegacyDeltaXYWHBBoxCoder))
 
 
 # --- seeded weights -------------------------------------------------------------------------------------
 
 BACKGROUND_MEAN = 6.0
-"""Mean logit of the background beside class logits around 0: exp(6) weighs as much as 170 of them."""
+"""Mean logit of the background: exp(6) weighs as much as 170 logits around 0."""
 UNUSED_MEAN = -20.0
-"""Mean logit of a column that no label stands for: its scores are near 0, as in a trained head."""
+"""Mean logit of an unused column, with scores near 0 as in a trained head."""
 PROPOSAL_CLASSES = (-1.0, 1.5)
 """Moments of the logits of proposals."""
 STRIDES, LOG_STRIDES = (2.0, 0.7), (0.7, 0.4)
-"""Moments of distances of the sides from the point, in strides, and of their logarithms."""
+"""Moments of side distances in strides, and of their logarithms."""
 
 
 def has_background(head: nn.Module) -> bool:
-    """Return whether class logits go through a softmax with a background."""
     return getattr(head, 'cls_out_channels', None) == head.num_classes + 1
 
 
 def seeded_proposals(columns: int) -> list[Moments]:
-    """Return the moments of the columns of a proposal: most of the best anchors are of the finest level.
+    """Return the moments of a proposal's columns: most of the best anchors are of the finest level.
 
-    Proposals that are no upright boxes grow less, since no head clips them: some were 4,000 pixels long and 3
-    wide, and rounding left an IoU of 0.998 of two engines.
+    Unclipped proposals grow less: some were 4,000 pixels long and 3 wide, and rounding left an IoU of 0.998
+    of two engines.
     """
     growth = (0.8, 1.0) if columns == 4 else (0.5, 0.5)
     return [(0.0, 0.4)] * 2 + [growth] * 2 + [(0.0, 0.4)] * (columns - 4)
@@ -156,7 +150,6 @@ def plain_head(head: nn.Module) -> Head:
 
 
 def refuse_softmax(head: nn.Module) -> None:
-    """Refuse a softmax head with a `get_bboxes` that takes sigmoids, also of the background."""
     if not head.use_sigmoid_cls:
         raise ConfigError(
             f'model.bbox_head.loss_cls.use_sigmoid=False: {type(head).__name__} takes sigmoids all the same, '
@@ -172,19 +165,19 @@ def outputs_taken(head: nn.Module) -> int:
 class HeadKind:
     """One kind of head; this one has a generator of priors and the box coder of the config.
 
-    `rows` are name of an output -> its rows (N, columns), `priors` (N, 4) xyxy or (N, 2) points in pixels.
+    `rows` are name of an output -> (N, columns), `priors` (N, 4) xyxy or (N, 2) points in pixels.
 
     Attributes:
-        factor: name of a third output, the logits of a score factor; '' without one.
+        factor: third output, logits of a score factor, or ''.
         priors: attribute with the generator of priors, or ''.
-        clip: whether boxes are clipped to the image; None: the coder says it.
+        clip: whether boxes are clipped to the image; None: as the coder.
         own: path of the user's method that decodes, or ''.
-        own_clips: whether it always clips, here to the upper and the left border.
-        needed: entries of `test_cfg` that upstream's `get_bboxes` reads without a default.
-        layers: role of a last layer in seeded weights -> pattern of its name, in the order of their scaling.
-        classes: moments of class logits in seeded weights: a few per cent of the scores pass the threshold.
-        quality: moments of the logits of a score factor.
-        boxes: moments of the layer of boxes, deltas unless a kind says otherwise.
+        own_clips: whether `own` always clips, here to the upper and the left border.
+        needed: entries of `test_cfg` without a default.
+        layers: role of a last layer in seeded weights -> pattern of its name, in scaling order.
+        classes: moments of class logits: a few per cent of the scores pass the threshold.
+        quality: moments of the score factor's logits.
+        boxes: moments of the box layer's deltas.
     """
 
     priors: ClassVar[str] = 'prior_generator'
@@ -209,7 +202,7 @@ class HeadKind:
         self.factor, self.boxes = factor, boxes
 
     def seeded(self, head: nn.Module, role: str, name: str, channels: int) -> list[Moments]:
-        """Return the moments of each channel, or one for all, of a last layer (`layers`) of a head."""
+        """Return the moments of each channel, or one for all, of a last layer."""
         if name == 'rpn_reg':
             return seeded_proposals(channels // head.num_base_priors)
         if role == 'quality':
@@ -238,7 +231,7 @@ class HeadKind:
         return known_coder(head.bbox_coder)
 
     def decode(self, head: nn.Module, level: int, rows: Rows, priors: torch.Tensor) -> torch.Tensor:
-        """Return boxes (N, 4) xyxy in pixels by the user's code, which is traced if it is no known coder."""
+        """Return boxes (N, 4) xyxy in pixels; code of an unknown coder is traced."""
         return head.bbox_coder.decode(priors, rows['bbox_pred'])
 
     def clips(self, head: nn.Module) -> bool:
@@ -274,8 +267,6 @@ class RtmdetKind(HeadKind):
 
 
 class GflKind(HeadKind):
-    """`GFLHead`: boxes are means of distributions; around points (PicoDet) as around centres of anchors."""
-
     layers: ClassVar[Mapping[str, str]] = {'box': r'gfl_reg(\.\d+)?', 'class': r'gfl_cls(\.\d+)?'}
 
     def describe(self, head: nn.Module) -> Head:
@@ -298,10 +289,9 @@ class GflKind(HeadKind):
 
 
 class GFocalKind(GflKind):
-    """`GFocalHead` of the second version of GFL, which repositories have: the network outputs scores.
+    """`GFocalHead` of GFLv2: the network outputs scores.
 
-    If its loss has no sigmoid the network has one more column, without a label, after the classes: detections
-    of it are dropped in the end, and a trained network has scores near 0 there.
+    Without a sigmoid in the loss, an extra column after the classes has no label and is dropped.
     """
 
     def describe(self, head: nn.Module) -> Head:
@@ -325,7 +315,7 @@ class GFocalKind(GflKind):
 
 
 class VfnetKind(HeadKind):
-    """`VFNetHead`, which before mmdet 2.18 had the boxes before their refinement as an output, too."""
+    """`VFNetHead`; before mmdet 2.18 boxes before refinement are an output, too."""
 
     def tested(self, head: nn.Module, outputs: Any) -> Any:
         return outputs[0], outputs[-1]
@@ -339,7 +329,7 @@ class VfnetKind(HeadKind):
 
 
 class ToodKind(HeadKind):
-    """`TOODHead`: the network outputs boxes in strides, and scores: roots of a product with a quality."""
+    """`TOODHead`: boxes in strides, and scores that are roots of a product with a quality."""
 
     own, classes = '', (-6.5, 1.3)
 
@@ -412,7 +402,7 @@ class FoveaKind(HeadKind):
 
 
 class PaaKind(HeadKind):
-    """`PAAHead`: candidates are ranked by the root of score times predicted IoU; their boxes may vote."""
+    """`PAAHead`: ranked by the root of score times predicted IoU; boxes may vote."""
 
     classes = (-6.5, 1.3)
 
@@ -424,7 +414,7 @@ class PaaKind(HeadKind):
 
 
 class GuidedKind(HeadKind):
-    """`GuidedAnchorHead`: the network outputs the sizes of anchors, and the cells that have some."""
+    """`GuidedAnchorHead`: predicted sizes and cells of anchors."""
 
     priors, own = 'square_anchor_generator', ''
 
@@ -453,7 +443,7 @@ class GuidedKind(HeadKind):
 
 
 class SablKind(HeadKind):
-    """`SABLRetinaHead`: each side of a box lies in a bucket; the coder returns score factors, too."""
+    """`SABLRetinaHead`: each side of a box lies in a bucket; the coder returns factors, too."""
 
     priors, own = 'square_anchor_generator', ''
 
@@ -479,7 +469,7 @@ class SablKind(HeadKind):
 
 
 class YoloKind(HeadKind):
-    """`YOLOV3Head`: one output with the place, the size, the objectness and the classes of a box."""
+    """`YOLOV3Head`: one output with place, size, objectness and classes."""
 
     clip = False
 
@@ -512,7 +502,7 @@ class YoloKind(HeadKind):
 
 
 class YoloxKind(HeadKind):
-    """`YOLOXHead`: each prior has its best class, without a limit of candidates or results."""
+    """`YOLOXHead`: the best class of each prior, no limits."""
 
     clip, own, quality = False, '_bbox_decode', (-2.0, 1.3)
     needed: ClassVar[tuple[str, ...]] = ('score_thr', 'nms')
@@ -533,7 +523,7 @@ class YoloxKind(HeadKind):
 
 
 def peak_window(test_cfg: Mapping[str, Any]) -> int:
-    """Return `local_maximum_kernel`: the side of the square, in cells, of which a peak is the highest."""
+    """Return `local_maximum_kernel`: side of a peak's square, cells."""
     side = positive('local_maximum_kernel', test_cfg.get('local_maximum_kernel'))
     if side % 2 == 0:
         raise ConfigError(f'test_cfg.local_maximum_kernel={side}: expected an odd number')
@@ -541,7 +531,7 @@ def peak_window(test_cfg: Mapping[str, Any]) -> int:
 
 
 class CenterNetKind(HeadKind):
-    """`CenterNetHead`: boxes around peaks of a heatmap, without a suppression."""
+    """`CenterNetHead`: boxes around peaks, no suppression."""
 
     priors, clip, own = '', False, ''
     needed: ClassVar[tuple[str, ...]] = ('topk', 'local_maximum_kernel')
@@ -593,12 +583,11 @@ KINDS: dict[str, HeadKind] = dict(
     CenterNetHead=CenterNetKind(),
     YOLOXHead=YoloxKind('objectness', (0.8, 0.5)),
 )
-"""Name of a head's class, of mmdet 2.28 or 3 or of a repository -> its kind; a subclass is of the same kind.
-"""
+"""Class name of a head, of mmdet or a repository -> its kind; subclasses too."""
 
 
 def kind_of(head: nn.Module) -> HeadKind:
-    """Return the kind of a head; ConfigError: its class is derived from none that is exported."""
+    """Return the kind of a head; raises ConfigError for an unknown class."""
     name = nearest_base(type(head), KINDS)
     if name is None:
         original = copied_class(type(head), filter(None, map(HEADS.get, KINDS)))
@@ -613,7 +602,7 @@ def kind_of(head: nn.Module) -> HeadKind:
 
 
 def place_of_results(head: nn.Module) -> str:
-    """Return the method of `RESULTS` that the class nearest to the head defines, see `place_of_method`."""
+    """Return the method of `RESULTS` of the head's nearest class (`place_of_method`)."""
     for base in type(head).__mro__:
         for name in RESULTS:
             if name in vars(base):
@@ -622,7 +611,7 @@ def place_of_results(head: nn.Module) -> str:
 
 
 def place_of_method(head: nn.Module, path: str) -> str:
-    """Return a method of a head, or of its coder, by path: `your Head.get_bboxes (plugin/head.py:120)`."""
+    """Return a method's place, as in `your Head.get_bboxes (plugin/head.py:120)`."""
     *parts, name = path.split('.')
     owner = type(functools.reduce(getattr, parts, head))
     defining = next((base for base in owner.__mro__ if name in vars(base)), owner)
@@ -638,7 +627,7 @@ def strides(head: nn.Module) -> tuple[int, ...]:
 
 
 def base_priors(generator: Any) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels."""
+    """Return the priors of each level's first cell: anchors xyxy or points x, y; pixels."""
     if isinstance(generator, LevelPoints):
         levels = [points.tolist() for points in generator.base_points]
     elif isinstance(generator, MlvlPointGenerator):

@@ -1,4 +1,4 @@
-"""Parts of mmdet's detectors: heads in a test, backbones and necks that do not take every size."""
+"""Parts of mmdet's detectors: heads in a test; backbones and necks that need certain sizes."""
 
 import copy
 import inspect
@@ -26,18 +26,16 @@ SIZED_ATTENTION = dict(
     PyramidVisionTransformer='SpatialReductionAttention',
     PyramidVisionTransformerV2='SpatialReductionAttention',
 )
-"""Backbones that compute in Python with the size of the input -> mmdet's class of their attention, which
-`exporting/ops/backbone_attention.py` computes from traced sizes."""
+"""Backbones that compute with Python sizes -> their attention (`exporting/ops/backbone_attention.py`)."""
 MULTIPLES = dict(
     YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128,
     PyramidVisionTransformer=32,
 )  # fmt: skip
-"""Class of a part -> number of which the sides of the detector's input have to be multiples: the part adds or
-concatenates maps, which fit only then, or cuts off the rest of a side (PVT)."""
+"""Class of a part -> divisor of the input's sides, by which its maps fit or nothing is cut off (PVT)."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
-"""Necks that take any number of maps -> the one for which `MULTIPLES` holds; each further one doubles it."""
+"""Neck -> number of maps at which `MULTIPLES` holds; each further map doubles it."""
 GRID_SAMPLE_OPSETS = (16, 20)
-"""First and last opset of graphs with GridSample, which ONNX has from 16 on."""
+"""First and last opset with GridSample."""
 ROUND_DOWN = ('NASFPN',)
 """Parts that pool: coarse levels have `H // stride` rows (convolutions round up)."""
 
@@ -57,7 +55,7 @@ def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def without_teacher(model_cfg: Any) -> Any:
-    """Return a config's `model`, of a distilled detector (LD, LAD) only the student."""
+    """Return a config's `model`; of a distilled detector (LD, LAD) only the student."""
     if not any(key.startswith('teacher') for key in model_cfg):
         return model_cfg
     detector, student = DETECTORS.get(str(model_cfg.get('type'))), SingleStageDetector
@@ -88,7 +86,7 @@ def round_down(model: Any) -> bool:
 
 
 def smallest(head: Any, stride: int, rounded: bool = False) -> int:
-    """Return the smallest side of an input, pixels, for a built head with the largest stride `stride`."""
+    """Return the smallest side of an input, pixels, for the largest stride `stride`."""
     from mmcv.ops import DeformConv2d
 
     layers = [module for module in head.modules() if isinstance(module, DeformConv2d)]
@@ -97,7 +95,7 @@ def smallest(head: Any, stride: int, rounded: bool = False) -> int:
 
 
 _MAP_SIZES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], Any]] = weakref.WeakKeyDictionary()
-"""Model -> input (H, W) -> (h, w) of each level, since a network takes a while to run."""
+"""Cache: model -> input (H, W) -> (h, w) of each level."""
 
 
 def map_sizes(
@@ -106,14 +104,10 @@ def map_sizes(
     levels: int,
     options: Options,
 ) -> list[tuple[int, int]]:
-    """Return height and width of the maps of each level at the size of `options`; 0, 0 if that is dynamic.
+    """Return (h, w) of each level at the size of `options`; (0, 0) for dynamic sizes.
 
-    Args:
-        model: the detector.
-        network: from the detector and images (1, 3, H, W) to maps (1, columns, h, w), first all levels of one
-            output, or the features, level by level.
-        levels: number of levels.
-        options: of the export, or an object with `dynamic`, `height` and `width` alone, for another size.
+    `network` takes the detector and images (1, 3, H, W), and returns maps (1, columns, h, w), all levels of
+    one output first. `options` needs only `dynamic`, `height` and `width`.
     """
     if options.dynamic:
         return [(0, 0)] * levels
@@ -128,7 +122,7 @@ def map_sizes(
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:
-    """Refuse (UsageError) a size that is not the multiple that backbone or neck need."""
+    """Raise UsageError for a size that backbone or neck do not take."""
     parts = []
     for key in ('backbone', 'neck'):
         part = model.get(key) or []
@@ -157,7 +151,7 @@ def check(model: Mapping[str, Any], options: Options) -> None:
 
 
 def check_grid_sample(name: str, options: Options) -> None:
-    """Refuse (UsageError) an opset that is outside of `GRID_SAMPLE_OPSETS`."""
+    """Raise UsageError for an opset outside of `GRID_SAMPLE_OPSETS`."""
     low, high = GRID_SAMPLE_OPSETS
     if not low <= options.opset <= high:
         raise UsageError(
@@ -167,7 +161,7 @@ def check_grid_sample(name: str, options: Options) -> None:
 
 
 def check_one_image(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) batches and dynamic files for `head`, one of guided anchors."""
+    """Raise UsageError for batches and dynamic files of guided anchors."""
     if options.batch > 1 or options.dynamic:
         raise UsageError(
             f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
@@ -176,7 +170,7 @@ def check_one_image(head: nn.Module, options: Options) -> None:
 
 
 def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) -> None:
-    """Refuse (UsageError) a size with fewer tokens than queries."""
+    """Raise UsageError for a size with fewer tokens than queries."""
     if num_tokens < num_queries:
         raise UsageError(
             f'--shape {options.height} {options.width}: gives {num_tokens} tokens for {key}={num_queries}; '
@@ -185,7 +179,7 @@ def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) 
 
 
 def check_max_candidates(options: Options, available: int | None, any_size: bool = False) -> None:
-    """Refuse (UsageError) `--max-candidates` above the `available` ones at the size of the options."""
+    """Raise UsageError for `--max-candidates` above `available`."""
     if not options.max_candidates:
         return
     option = f'--max-candidates {options.max_candidates}'
@@ -198,7 +192,7 @@ def check_max_candidates(options: Options, available: int | None, any_size: bool
 
 
 def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequence[str], reader: str) -> None:
-    """Refuse a `test_cfg` without settings that upstream reads and has no default for."""
+    """Refuse a `test_cfg` without settings that upstream has no default for."""
     if test_cfg and not isinstance(test_cfg, Mapping):
         raise ConfigError(f'{key}={test_cfg!r}: expected a dict of settings')
     if missing := [name for name in needed if (test_cfg or {}).get(name) is None]:
@@ -208,16 +202,13 @@ def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequenc
 
 
 def check_limit(key: str, limit: Any, available: int) -> None:
-    """Refuse a limit of results that is no whole number from 1 to `available`.
-
-    `limit` is the entry `key` of `test_cfg`, or upstream's default.
-    """
+    """Refuse a limit that is no whole number from 1 to `available`."""
     if type(limit) is not int or not 0 < limit <= available:  # True is an int, too
         raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
 
 
 def check_rotated_limits(test_cfg: Mapping[str, Any], max_key: str) -> None:
-    """Refuse a `test_cfg` without the limits of mmdet3d's rotated suppression, or for another."""
+    """Refuse a `test_cfg` without limits of mmdet3d's rotated suppression, or for another suppression."""
     positive(max_key, test_cfg.get(max_key))
     number('nms_pre', test_cfg.get('nms_pre', -1), int)
     for key in ('score_thr', 'nms_thr'):
@@ -229,7 +220,7 @@ def check_rotated_limits(test_cfg: Mapping[str, Any], max_key: str) -> None:
 
 
 def check_smallest(strides: Iterable[int], options: Options) -> None:
-    """Refuse (UsageError) sizes below the largest stride; strides are in pixels."""
+    """Raise UsageError for sizes below the largest stride, pixels."""
     largest = max(strides)
     if min(options.height, options.width) < largest:
         raise UsageError(
@@ -239,7 +230,7 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
 
 
 def test_cfg_of(cfg: Any, *, may_be_list: bool = False) -> Any:
-    """Return `test_cfg` of a config, which earlier mmdet has beside the model; {} if it has none."""
+    """Return `test_cfg` of a config, which old mmdet has beside the model; default {}."""
     test_cfg = cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
     is_list = may_be_list and isinstance(test_cfg, list | tuple)
     if not isinstance(test_cfg, Mapping) and not is_list:
@@ -253,10 +244,7 @@ def tested_head(
     test_cfg: Mapping[str, Any] | None,
     build: Callable[[Any], nn.Module] = build_head,
 ) -> nn.Module:
-    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`.
-
-    A head that cannot be built without the config's `train_cfg`, as of distillation, is built with it.
-    """
+    """Return the head below a key, built with this `test_cfg`, and with `train_cfg` where it needs it."""
     entry = cfg.model.get(key) or {}
     if not isinstance(entry, Mapping):
         raise ConfigError(f'model.{key}={entry!r}: expected a dict')
@@ -274,7 +262,7 @@ def tested_head(
 def built_head(
     content: Mapping[str, Any], key: str, build: Callable[[Any], nn.Module] = build_head
 ) -> nn.Module:
-    """Return a head, in evaluation mode, from its entry `content` in a config; `build` builds it."""
+    """Return a head built of its config entry, in evaluation mode."""
     try:
         with warnings.catch_warnings(), undrawn_weights():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
@@ -285,7 +273,7 @@ def built_head(
 
 
 def check_box_type(cfg: Any, expected: str) -> None:
-    """Refuse a data set with another class of boxes than the results of a graph."""
+    """Refuse a data set with another box class."""
     for settings in test_datasets(cfg):
         given = settings.get('box_type_3d', expected)
         if str(given).lower() != expected.lower():

@@ -1,7 +1,7 @@
-"""Inputs, outputs and stages of graphs of images that several families have, and prepared pictures as feeds.
+"""Inputs, outputs and stages of image graphs, and prepared pictures as feeds.
 
 Glossary: B batch, a priors of a cell, A priors of all levels, K proposals, H, W network input in pixels, h, w
-size of a level's maps, n detections of the image that has most, or a constant of the file.
+size of a level's maps, n detections of the fullest image, or a constant of the file.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,14 +21,7 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 def image_input(
     options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
 ) -> TensorSpec:
-    """Return `input` (B, 3, H, W); a dynamic file takes any batch, and the sizes that the arguments allow.
-
-    Args:
-        options: options of the export.
-        smallest: least height and width, pixels.
-        multiple: number of which height and width have to be multiples; 1 allows all.
-        padded: on which sides of images padding is, for the description.
-    """
+    """Return `input` (B, 3, H, W); `smallest` side in pixels, `multiple` of both sides if dynamic."""
     if not options.dynamic and min(options.height, options.width) < smallest:
         raise UsageError(
             f'--shape {options.height} {options.width}: each side has to be at least {smallest} pixels for '
@@ -40,7 +33,7 @@ def image_input(
 
 
 def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
-    """Return `img_shape`, which no operator uses unless boxes are clipped (`clips`), and `scale_factor`."""
+    """Return the specs of `img_shape`, used if boxes are clipped, and `scale_factor`."""
     size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
     ratios = 'w h w h ratios, input / original; boxes are divided by it'
     padding = 'rows of padding above the image and columns left of it, which boxes lose'
@@ -53,7 +46,7 @@ def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tu
 
 
 def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
-    """Return `dets` and `labels` of a `full` graph."""
+    """Return the specs of `dets` and `labels`."""
     boxes = (
         'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
         'when scale_factor is fed; padded with zeros'
@@ -71,7 +64,7 @@ def results_and_candidates(
     *limits: int,
     pairs: str = 'prior',
 ) -> tuple[TensorSpec, ...]:
-    """Return the outputs of a `full` graph, with the candidates if the options limit them."""
+    """Return the outputs of a `full` graph, with `candidates` if the options limit them."""
     batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
     if not cap:
         return results(batch, 'n')
@@ -83,13 +76,13 @@ def results_and_candidates(
 PROPOSALS = 'proposals'
 
 Axis = int | str
-"""The size of an axis, or the letter of a dynamic one."""
+"""Size of an axis, or the letter of a dynamic one."""
 
 
 def mask_inputs(
     batch: Axis, zero: str = '0 means those of the input, up to a multiple of 8'
 ) -> tuple[TensorSpec, ...]:
-    """Return `img_shape` and `ori_shape`; `zero` is the meaning of a size of 0."""
+    """Return the specs of `img_shape` and `ori_shape`; `zero` is the meaning of 0."""
     content = f'height and width before padding, which masks are cropped to; {zero}'
     original = f'height and width of the original images, which masks are resized to; {zero}'
     return (
@@ -99,7 +92,7 @@ def mask_inputs(
 
 
 def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
-    """Return `masks`, `scores` and `labels` of a `full` graph; for `batch` and `rows` see `box_outputs`."""
+    """Return the specs of `masks`, `scores` and `labels`."""
     pixels, order = 'pixels of the instances at ori_shape', 'in descending order; padded with zeros'
     labels = 'class indices; -1 where a row is padding'
     return (
@@ -110,21 +103,19 @@ def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
 
 
 def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
-    """Return height and width (B, 2) of the images without padding, to which boxes are clipped."""
+    """Return h, w (B, 2) of the images without padding."""
     return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
 
 
 WINDOWS = (1, 2, 4, 8)
-"""Divisors of the sides of an image: windows of these sizes, which overlap by half, stand for proposals that
-are missing."""
+"""Divisors of an image's sides: half-overlapping windows replace missing proposals."""
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size, name -> float32 array.
+    """Return the float32 inputs of pictures of one size by name, in pixels.
 
-    They are `input` (B, 3, H, W), normalised, `img_shape` (B, 2) height and width before padding, `border`
-    (B, 2) rows of padding above and columns left of the image if there are any, and with `rescale`
-    `scale_factor` (B, 4) `w h w h`, input / original, which boxes are divided by. Sizes are in pixels.
+    `input` (B, 3, H, W), normalised, `img_shape` (B, 2) h, w before padding, `border` (B, 2) rows of padding
+    above and columns left, if any, and with `rescale` `scale_factor` (B, 4) `w h w h`, input / original.
     """
     batch = dict(
         input=np.stack([image.tensor for image in images]),
@@ -138,7 +129,7 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
 
 
 def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return `input` and `img_shape` as `feeds` does, and `ori_shape` (2,) int64 height and width, px."""
+    """Return `input` and `img_shape` as `feeds`, and `ori_shape` (2,) int64 h, w, pixels."""
     return dict(
         input=np.stack([image.tensor for image in images]),
         img_shape=np.asarray([image.img_shape for image in images], np.float32),
@@ -147,7 +138,7 @@ def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.n
 
 
 def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
-    """The one size (2,) int64, height and width, that all images of a batch have, at least one image."""
+    """Return the one size (2,) int64, h, w, of all images."""
     different = sorted(set(sizes))
     if len(different) > 1:
         raise ShapeError(
@@ -158,10 +149,7 @@ def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
 
 
 def proposals_of(image: PreparedImage) -> np.ndarray:
-    """Return the proposals (K, 4) float32 of an image, or windows of several sizes all over its content.
-
-    They are xyxy in pixels of the network input.
-    """
+    """Return proposals (K, 4) float32 xyxy, pixels of the network input, or windows of several sizes."""
     if image.proposals is not None:
         return image.proposals[:, :4].astype(np.float32)
     windows = []
@@ -174,7 +162,7 @@ def proposals_of(image: PreparedImage) -> np.ndarray:
 
 
 def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
-    """Return height and width, pixels, of the image that masks are pasted into."""
+    """Return h, w, pixels, of the image that masks are pasted into."""
     if rescale:
         content = np.round(np.divide(image.img_shape, image.scale_factor[1::-1]))
         return tuple(int(side) for side in np.maximum(image.ori_shape, content))
@@ -182,7 +170,7 @@ def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
 
 
 def feeds_with_sizes(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of `feeds`, and `ori_shape` (B, 2) int64, the `pasted_size` of every image."""
+    """Return `feeds`, and `ori_shape` (B, 2) int64, the `pasted_size` of every image."""
     sizes = [pasted_size(image, rescale) for image in images]
     return dict(feeds(images, rescale), ori_shape=np.asarray(sizes, np.int64))
 
@@ -203,7 +191,7 @@ class RawNetwork(nn.Module):
         self.model, self.names, self.outputs = model, names, outputs
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of the head (B, a*columns, h, w) of normalised images (B, 3, H, W) float32."""
+        """Return the outputs of the head (B, a*columns, h, w)."""
         outputs = self.outputs(self.model, image)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
 
@@ -217,7 +205,6 @@ def form_stages(
     full: Callable[[], nn.Module],
     extra_inputs: tuple[str, ...] = (),
 ) -> list[Stage]:
-    """Return the network, and the stages of the options' form."""
     chain = [Stage('network', network, ('input',), names)]
     if options.form == 'decode':
         module, outputs = decode()
@@ -236,14 +223,10 @@ def raw_outputs(
     map_sizes: Sequence[tuple[int, int]],
     options: Options,
 ) -> tuple[TensorSpec, ...]:
-    """Return the contracts of the form `raw`, output by output, then level by level.
+    """Return the specs of the form `raw`, by output, then by level.
 
-    Args:
-        outputs: name and columns per prior of each output of the head.
-        meanings: name of an output -> its meaning and unit.
-        priors_per_cell: number of priors of a cell, of each level.
-        map_sizes: (h, w) of each level; not read for a file of any size.
-        options: of the export.
+    `outputs` are (name, columns per prior), `meanings` name -> (meaning, unit); `map_sizes` (h, w) per level
+    are not read for dynamic sizes.
     """
     batch, specs = 'B' if options.dynamic else options.batch, []
     for name, columns in outputs:
@@ -258,7 +241,7 @@ def raw_outputs(
 def prior_axes(
     priors_per_cell: Sequence[int], map_sizes: Sequence[tuple[int, int]], options: Options
 ) -> tuple[int | str, int | str]:
-    """The sizes of the axes of images and of priors of the form `decode`, B and A if they are dynamic."""
+    """Return the axes of images and priors of the form `decode`, B and A if dynamic."""
     if options.dynamic:
         return 'B', 'A'
     levels = zip(map_sizes, priors_per_cell, strict=True)

@@ -1,7 +1,7 @@
-"""The two graphs of LiDAR detectors: from voxels or pillars to the bird's-eye view, and on to raw outputs.
+"""The two graphs of LiDAR detectors: voxels or pillars to the bird's-eye view, and on to raw outputs.
 
-Glossary: N voxels or pillars, P points of one, D values of a point, C channels, H, W cells of the bird's-eye
-view along y and x, from the smallest coordinate on.
+Glossary: N voxels or pillars, P points of a pillar, D values of a point, C channels, H, W cells of the
+bird's-eye view along y and x, from the smallest coordinate on.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,15 +18,11 @@ from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 
 Flatten = Callable[[Any], tuple[torch.Tensor, ...]]
 Outputs = Mapping[str, tuple[str, str]]
-"""Name of each output of a graph, in their order -> its meaning, and its unit such as 'm', '' without one."""
+"""Output name -> (meaning, unit), in order."""
 
 
 class DenseHead(nn.Module):
-    """The dense part of a detector in one module: the network of the bird's-eye view, its neck and the head.
-
-    Attributes:
-        flatten: makes one tuple of the head's outputs.
-    """
+    """Bird's-eye network, neck and head of a detector; `flatten` makes a tuple of the head's outputs."""
 
     def __init__(self, model: nn.Module, flatten: Flatten) -> None:
         super().__init__()
@@ -38,7 +34,7 @@ class DenseHead(nn.Module):
         self.flatten = flatten
 
     def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the head's raw outputs, a tuple by `flatten`, of the view (1, C, H, W) float32."""
+        """Return the head's raw outputs of the view (1, C, H, W)."""
         outputs: Any = bev
         for part in self.children():
             outputs = part(outputs)
@@ -54,11 +50,10 @@ def points_and_head(
 
 
 def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
-    """Return the graph 'backbone', from voxels or the points in pillars to the bird's-eye view (1, C, H, W).
+    """Return the graph 'backbone', from voxels or pillars to the bird's-eye view (1, C, H, W).
 
-    It is the sparse encoder, with the inputs `voxels` (N, D) float32 and tables of rows that the runtime
-    makes of the coordinates of the voxels, see `sparse_graph.portable_graph`; or the encoder of pillars (N,
-    P, D) with the scatter into the view, see `pillars.py`.
+    Voxels (N, D) float32 come with index tables (`sparse_graph.portable_graph`), pillars are (N, P, D)
+    (`pillars.py`).
     """
     parts = parts_of(model)
     if has_pillars(model):
@@ -67,20 +62,14 @@ def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
 
 
 def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
-    """Return the graph of a module that takes the bird's-eye view; it is traced on random numbers.
-
-    `spec` has the only input `bev` of fixed shape (1, C, H, W).
-    """
+    """Return the graph of a module with the only input `bev` (1, C, H, W), traced on random numbers."""
     device = next(module.parameters()).device
     bev = torch.rand(spec.inputs[0].axes, generator=torch.Generator().manual_seed(0)).to(device)
     return Graph('head', module.eval().to(device), spec, dict(bev=bev))
 
 
 def head_spec(name: str, head: nn.Module, bev: TensorSpec, outputs: Outputs) -> GraphSpec:
-    """Return the contract of a module behind the bird's-eye view; its shapes come from a run on zeros.
-
-    All outputs are stated as float32.
-    """
+    """Return the contract of a module behind the bird's-eye view, in float32; shapes come from a run."""
     device = next(head.parameters()).device
     with torch.no_grad():
         tensors = head(torch.zeros(bev.axes, device=device))

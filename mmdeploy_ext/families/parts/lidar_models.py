@@ -1,4 +1,4 @@
-"""The LiDAR detectors that families export: how they are checked, built and loaded."""
+"""LiDAR detectors: how they are checked, built and loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,26 +28,24 @@ UNTRACED = (
     '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', 'extract_pts_feat',
     'voxelize', '*voxel_encoder.forward', 'forward_batch', 'forward_single',
 )  # fmt: skip
-"""Methods of detectors, encoders of voxels and scatterers that graphs and runtimes compute."""
+"""Methods that graphs and runtimes compute."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
 """The detector with all points in its voxels."""
 SPARSE_ENCODERS = dict(SASSD='SparseEncoderSASSD')
-"""Detector -> its sparse encoder, which in training gives more than a map; others have a SparseEncoder."""
+"""Detector -> its sparse encoder; default SparseEncoder."""
 
 
 class LidarMethods:
     """Methods of families of LiDAR detectors; derive from this class before `SequenceFamily`.
 
-    Their `check_parts(filename, model)` refuses (ConfigError) parts of a config's `model` that are not
-    exported, by their keys.
+    `check_parts(filename, model)` raises ConfigError for unsupported parts.
     """
 
     name: str
     check_parts: Callable[[str, Mapping[str, Any]], None]
 
     def check_model(self, cfg: Any) -> None:
-        """Refuse a config with parts that are not exported."""
         with refused_values(cfg, 'model'):
             self.check_parts(cfg.filename, cfg.model)
 
@@ -88,7 +86,6 @@ def is_dynamic(model: Mapping[str, Any]) -> bool:
 
 
 def check_points_side(filename: str, model: Mapping[str, Any], detector: str, heads: Sequence[str]) -> None:
-    """Refuse detectors with cameras, or with encoders or heads that are not exported."""
     prefix, dynamic = prefix_of(model), is_dynamic(model)
     middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
     if middle == SCATTER:
@@ -131,7 +128,7 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_points_loaded(cfg: Any) -> None:
-    """Refuse a test pipeline with points of another width than the model takes."""
+    """Refuse a test pipeline with another point width than the model's."""
     key, in_channels = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
     if not loaders:

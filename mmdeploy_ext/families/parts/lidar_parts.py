@@ -1,4 +1,4 @@
-"""The parts of a LiDAR detector by common names (mmdet3d's classes differ), and hooks that read them."""
+"""Parts of a LiDAR detector by common names, and hooks on them."""
 
 import contextlib
 import dataclasses
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The modules of a detector from points to raw outputs, in the order in which they run.
+    """The modules of a detector from points to raw outputs, in running order.
 
     Attributes:
         prefix: prefix of their names in the model: 'pts_' or ''.
-        voxel_layer: from points to voxels.
-        voxel_encoder: from the points of each voxel to its features.
-        middle_encoder: from voxels to the bird's-eye view.
+        voxel_layer: points to voxels.
+        voxel_encoder: points of each voxel to features.
+        middle_encoder: voxels to the bird's-eye view.
         backbone: of the bird's-eye view.
         neck: of its maps, or None.
         head: gives the raw outputs.
@@ -43,10 +43,9 @@ def parts_of(model: nn.Module) -> Parts:
 
 
 def encode(encoder: nn.Module, features: Tensor, coordinates: Tensor) -> Tensor:
-    """Return the bird's-eye view (1, C, H, W) of a middle encoder, as its detector computes it in a test.
+    """Return the bird's-eye view (1, C, H, W) of features (N, D) at coordinates (N, 4): sample 0, and cell.
 
-    Features are (N, D) of N voxels; coordinates (N, 4) are the sample, 0, and the cell: z, y, x for mmdet3d's
-    encoders, x, y, z for BEVFusion's.
+    The cell is z, y, x for mmdet3d's encoders, x, y, z for BEVFusion's.
     """
     tested = dict(test_mode=True) if 'test_mode' in inspect.signature(encoder.forward).parameters else {}
     return bev_of(encoder(features, coordinates, 1, **tested))
@@ -65,12 +64,12 @@ class OfModel(nn.Module):
 
 
 Watch = Callable[[tuple[Tensor, ...], Any], dict[str, Any]]
-"""(positional inputs, output) of a module -> values by name, which `watching` collects."""
+"""(positional inputs, output) of a module -> values by name."""
 
 
 @contextlib.contextmanager
 def watching(hooks: Mapping[nn.Module, Watch]) -> Iterator[dict[str, Any]]:
-    """Call a function with the positional inputs and the output of a module when it runs inside the block."""
+    """Collect the values of `hooks` when their modules run inside the block."""
     values: dict[str, Any] = {}
 
     def collect(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:

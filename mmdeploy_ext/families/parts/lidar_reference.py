@@ -1,4 +1,4 @@
-"""LiDAR detectors in PyTorch as steppers: mmdet3d's detectors unpatched, spconv on one thread."""
+"""LiDAR detectors in PyTorch as steppers: unpatched, spconv on one thread."""
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ from mmdeploy_ext.synthetic.moments import plain_sweep
 
 
 class LidarReference(abc.ABC):
-    """The detector's own test path; hooks read the tensors between its parts, for one sweep."""
+    """The detector's own test path; hooks read the tensors between its parts."""
 
     state = None
     """It has no memory."""
@@ -40,7 +40,7 @@ class LidarReference(abc.ABC):
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:  # noqa: B027
-        """Nothing to do: there is no memory."""
+        """Nothing to do: no memory."""
 
     def voxel_layer(self) -> tuple[torch.nn.Module, str, int]:
         return self.parts.voxel_layer, 'zyx', self.width
@@ -59,10 +59,7 @@ class LidarReference(abc.ABC):
         )
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes, best first, that the head's own `get_bboxes` makes of its outputs.
-
-        `outputs` are name -> array (1, ...); `output_names` are read.
-        """
+        """Return the boxes, best first, by the head's own `get_bboxes`; `outputs` are (1, ...)."""
         arrays = {name: np.array(outputs[name], order='C') for name in self.output_names}
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
@@ -72,13 +69,12 @@ class LidarReference(abc.ABC):
 
     @abc.abstractmethod
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return `tensors`, outputs of the head by name, as arguments of `get_bboxes` before the metas."""
+        """Return `tensors` as arguments of `get_bboxes` before the metas."""
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Run one sweep through `simple_test`; return its boxes, best first, and outputs by name.
+        """Run one sweep through `simple_test`.
 
-        Outputs: the head's outputs, `bev` (1, C, H, W), the view from above, with H along y and W along x,
-        and the values of `hooks`.
+        Outputs are the head's, `bev` (1, C, H, W), H along y and W along x, and the values of `hooks`.
         """
         check_in_range(
             check_points(sweep.points, self.width, sweep.name),
@@ -97,10 +93,7 @@ class LidarReference(abc.ABC):
         return StepResult(outputs, detections(result.get('pts_bbox', result)))
 
     def forward_arguments(self, sweep: Sweep, points: np.ndarray) -> dict[str, Any]:
-        """Return the arguments of the detector's `forward` in a test, by name, for one sweep.
-
-        `points` (P, D) float32 belong to the sweep.
-        """
+        """Return the arguments of the detector's `forward`; `points` are (P, D) float32."""
         meta = dict(
             box_type_3d=LiDARInstance3DBoxes,
             box_mode_3d=Box3DMode.LIDAR,
@@ -111,7 +104,7 @@ class LidarReference(abc.ABC):
         return dict(points=[[torch.from_numpy(points).to(self.device)]], img_metas=[[meta]])
 
     def hooks(self) -> dict[torch.nn.Module, Watch]:
-        """Return module -> function of its inputs and output, which returns outputs of a step by name."""
+        """Return module -> function of its inputs and output that returns tensors by name."""
         return {
             self.parts.middle_encoder: lambda _, output: dict(bev=bev_of(output)),
             self.parts.head: lambda _, output: dict(head=output),

@@ -1,9 +1,8 @@
-"""Mask heads of regions in the order in which mmdet 2.28.2 runs them, and their settings.
+"""Mask heads of regions in mmdet's order, and their settings.
 
-Source: `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`.
-
-Glossary: B batch, n boxes of an image, R = B * n their regions, C classes, m side of a mask in cells, h side
-of a mask head's logits: m, but of PointRend smaller, before its points enlarge the mask; H, W size of a map.
+Source: mmdet 2.28.2 `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`.
+Glossary: B batch, n boxes of an image, R = B * n regions, C classes, m side of a mask in cells, h side of a
+mask head's logits (m; smaller in PointRend), H, W size of a map.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from mmdeploy_ext.families.parts.regions import RegionBranch, Regions, part_of, 
 NormedConv2d = mmdet_module('mmdet.models.utils').NormedConv2d
 
 FeaturesAndLogits = tuple[torch.Tensor, list[torch.Tensor]]
-"""Features of regions (R, ...), and logits (R, C or 1, h, h) of every mask head (`heads_of`)."""
+"""Features of regions (R, ...), and logits (R, C or 1, h, h) of every mask head."""
 
 
 def heads_of(roi_head: nn.Module) -> list[nn.Module]:
@@ -39,13 +38,13 @@ def judge_of(roi_head: nn.Module) -> nn.Module | None:
 
 
 def check_flow(roi_head: nn.Module) -> None:
-    """Refuse `mask_info_flow` that is off, by which mmdet's own `simple_test` does not run."""
+    """Refuse `mask_info_flow` that is off: mmdet's own `simple_test` fails."""
     if not getattr(roi_head, 'mask_info_flow', True):
         raise ConfigError('model.roi_head.mask_info_flow=False: masks export with True')
 
 
 def threshold(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> float:
-    """Return `mask_thr_binary` of `test_cfg`, the probability that pixels of masks have to reach."""
+    """Return `mask_thr_binary` of `test_cfg` (inclusive)."""
     value = number(f'{key}.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
     if value < 0:
         raise ConfigError(f'test_cfg.{key}.mask_thr_binary={value}: expected 0 or more')
@@ -53,7 +52,7 @@ def threshold(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> float:
 
 
 def side_of(roi_head: nn.Module) -> int:
-    """Return m, the height and width in cells of masks that are stretched over their box."""
+    """Return m."""
     head = part_of(roi_head, 'mask_head', 0)
     if points_of(roi_head):
         config = roi_head.test_cfg
@@ -66,7 +65,7 @@ def side_of(roi_head: nn.Module) -> int:
 
 
 class StagedMaskHeads(nn.Module):
-    """Mask heads of mmdet's head of regions, no copies, that each take the features of their own regions."""
+    """Mask heads that each take the features of their own regions."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__()
@@ -74,10 +73,10 @@ class StagedMaskHeads(nn.Module):
         self.branches = nn.ModuleList(RegionBranch(roi_head, 'mask', stage, constant) for stage in stages)
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features that the head of the last stage takes, and the logits of every stage.
+        """Return the features of the last stage, and the logits of every stage.
 
-        `maps` are `regions.region_maps`: features of the levels (B, channels, H, W), then features of whole
-        images that HTC and SCNet add; boxes (B, n, 4) are xyxy in pixels of the network input.
+        `maps` are `regions.region_maps`, levels (B, channels, H, W) first; boxes (B, n, 4) are xyxy in pixels
+        of the network input.
         """
         features = [branch.features(maps, boxes) for branch in self.branches]
         pairs = zip(self.branches, features, strict=True)
@@ -85,14 +84,13 @@ class StagedMaskHeads(nn.Module):
 
 
 class ChainedMaskHeads(Regions):
-    """Mask heads of HTC: all take the regions of the last one, and the features of the head before them."""
+    """Mask heads of HTC: regions of the last stage, and the features of the head before."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__(roi_head, 'mask', len(heads_of(roi_head)) - 1, constant)
         self.heads = roi_head.mask_head
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features of the regions, and the logits of every head, in order."""
         features, passed_on, stage_logits = self.features(maps, boxes), None, []
         for head in self.heads:
             logits, passed_on = head(features, passed_on)
@@ -101,7 +99,7 @@ class ChainedMaskHeads(Regions):
 
 
 class RelayedMaskHead(Regions):
-    """The mask head of SCNet, with added features of the last stage's box head."""
+    """The mask head of SCNet, with features of the last box head."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__(roi_head, 'mask', 0, constant)
@@ -109,14 +107,13 @@ class RelayedMaskHead(Regions):
         self.box = RegionBranch(roi_head, 'bbox', stages_of(roi_head) - 1, constant)
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features that the head takes and its logits; for the arguments see `StagedMaskHeads`."""
         shared = self.box.head(self.box.features(maps, boxes), return_shared_feat=True)[-1]
         features = self.features(maps, boxes) + self.relay(shared)
         return features, [self.head(features)]
 
 
 def mask_logits_module(roi_head: nn.Module, constant: bool = False) -> nn.Module:
-    """Return the module that computes the logits of all mask heads, as `StagedMaskHeads` does."""
+    """Return the module that computes the logits of all mask heads."""
     if hasattr(roi_head, 'mask_info_flow'):
         return ChainedMaskHeads(roi_head, constant)
     if getattr(roi_head, 'with_feat_relay', False):
@@ -125,7 +122,7 @@ def mask_logits_module(roi_head: nn.Module, constant: bool = False) -> nn.Module
 
 
 class PredictedClass(nn.Module):
-    """The last convolution of a mask head, 1 x 1, for the predicted class of each region."""
+    """The last convolution of a mask head, 1 x 1, for each region's predicted class."""
 
     def __init__(self, layer: nn.Conv2d, labels: torch.Tensor) -> None:
         super().__init__()
@@ -146,10 +143,9 @@ class PredictedClass(nn.Module):
 
 @contextlib.contextmanager
 def predicted_class_only(heads: Iterable[nn.Module], labels: torch.Tensor) -> Iterator[None]:
-    """Inside the block mask heads compute the logits of one class of each region, (R, 1, m, m).
+    """Inside the block mask heads compute the logits (R, 1, m, m) of `labels` (R,), 0 or more.
 
-    `labels` (R,) are these classes, 0 or more. The heads have a `conv_logits` of all classes: no
-    class-agnostic ones, and none of PointRend.
+    The heads need a `conv_logits` of all classes.
     """
     layers = [(head, head.conv_logits) for head in heads]
     try:
@@ -162,9 +158,6 @@ def predicted_class_only(heads: Iterable[nn.Module], labels: torch.Tensor) -> It
 
 
 def rows_of_class(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the values (R, 1, ...) of each region's class, of (R, C, ...) of all classes.
-
-    A label (R,) of -1, padding, takes class 0, which nothing uses.
-    """
+    """Return values (R, 1, ...) of each region's class, of (R, C, ...); label -1 takes class 0."""
     rows = labels.clamp(min=0).reshape(-1, *[1] * (values.dim() - 1))
     return values.gather(1, rows.expand(-1, -1, *values.shape[2:]))

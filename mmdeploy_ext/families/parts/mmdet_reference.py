@@ -1,4 +1,4 @@
-"""mmdet's detectors, unpatched: their inputs and results, which proofs compare the graphs with."""
+"""mmdet's detectors, unpatched: inputs and results that graphs are compared with."""
 
 import contextlib
 import warnings
@@ -15,12 +15,11 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 
 RegionInputs = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
-"""Maps of all levels that regions are pooled from, (B, channels, h, w) each, and proposals (K, 4) of every
-image: xyxy in pixels of the network input, without scores."""
+"""Maps of all levels (B, channels, h, w), and proposals (K, 4) of every image, xyxy, network input pixels."""
 
 
 def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:
-    """Return prepared images of one size (B, 3, H, W), on the device of the model."""
+    """Return prepared images of one size (B, 3, H, W), on the model's device."""
     batch = torch.from_numpy(np.stack([image.tensor for image in images]))
     return batch.to(next(model.parameters()).device)
 
@@ -28,7 +27,7 @@ def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:
 def given_to(
     model: nn.Module, tensors: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> dict[str, torch.Tensor]:
-    """Return name -> tensor of a file, as the model takes it; {} if the file lacks one of the names."""
+    """Return tensors of a file for the model; {} if one of the names is missing."""
     names, like = list(names), next(model.parameters())
     if any(name not in tensors for name in names):
         return {}
@@ -36,7 +35,6 @@ def given_to(
 
 
 def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return mmdet's `img_metas` of every image of a batch."""
     metas = []
     for image in images:
         (top, left), (height, width) = image.border, image.img_shape
@@ -69,10 +67,7 @@ def tested(
     rescale: bool,
     **data: Any,
 ) -> list[Any]:
-    """Return the results of a detector's own test path, per image: `forward` with `return_loss=False`.
-
-    With `rescale` results are in pixels of the originals.
-    """
+    """Return the results per image of `forward` with `return_loss=False`; original pixels with `rescale`."""
     batch = batch_of(model, images).contiguous()  # mmcv's kernel of RoIAlign takes no strided input
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
@@ -87,7 +82,7 @@ def tested(
 
 @contextlib.contextmanager
 def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[None]:
-    """Inside the block `record(result, *arguments)` is called after each call of a method of upstream."""
+    """Inside the block `record(result, *arguments)` is called after each call of a method."""
     method = getattr(owner, name)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -102,10 +97,7 @@ def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[Non
 def detections(
     model: nn.Module, images: Sequence[PreparedImage], rescale: bool, regions: RegionInputs | None = None
 ) -> list[Detections]:
-    """Return the results of the test path of the detector, or of its head of regions alone.
-
-    Boxes are in pixels of the originals with `rescale`.
-    """
+    """Return the results of the detector, or of its head of regions alone; original pixels with `rescale`."""
     metas = metas_of_images(images, rescale)
     if regions is not None:
         with torch.no_grad():
@@ -128,10 +120,7 @@ def detections(
 
 
 def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
-    """Return the boxes of an image in descending score order.
-
-    `result` has an array (n, 5) of each class, as mmdet's detectors return them: xyxy and score.
-    """
+    """Return an image's boxes, best first, of an array (n, 5) xyxy score per class."""
     rows, labels, order = _in_order(result)
     return Detections(rows[order, :4], rows[order, 4], labels[order])
 
@@ -139,10 +128,7 @@ def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
 def instances_of_classes(
     boxes: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
 ) -> Instances:
-    """Return the instances of an image, masks of `size` (height, width), best score of a box first.
-
-    `boxes` are per class (n, 5) with scores, `masks` lists of their masks (height, width) bool.
-    """
+    """Return an image's instances, best first; `boxes` are (n, 5) per class, `masks` (height, width) bool."""
     masks, scores = masks if isinstance(masks, tuple) else (masks, None)
     rows, labels, order = _in_order(boxes)
     flat_masks = [mask for class_masks in masks for mask in class_masks]

@@ -27,8 +27,10 @@ PASTE_MASKS = Option(
 # --- models of frames of several cameras, and LiDAR detectors with a dense head -------------------------
 
 CONVENTIONS = '0.17', '1.x'
-"""Versions of mmdet3d by the boxes that models were trained with: width, length, height and yaw from -y
-clockwise; length, width, height and yaw from x counter-clockwise."""
+"""mmdet3d versions by box convention.
+
+0.17: w, l, h and yaw from -y clockwise; 1.x: l, w, h and yaw from x counter-clockwise.
+"""
 LAYERS = Option(
     'layers',
     'all',

@@ -1,8 +1,7 @@
-"""Padding of images in the maps of their levels, and positions of cells that follow from it.
+"""Padding of images in the maps of their levels, and positions of cells.
 
-Source of the algorithm: mmdet 2.28.2 `dense_heads/deformable_detr_head.py`, `utils/positional_encoding.py`
-and `utils/transformer.py`.
-
+Source: mmdet 2.28.2 `dense_heads/deformable_detr_head.py`, `utils/positional_encoding.py`,
+`utils/transformer.py`.
 Glossary: B batch, h, w size of a map, n = h or w, D embedding, S tokens of all maps.
 """
 
@@ -20,10 +19,10 @@ class Line:
     """The rows, or the columns, of a map.
 
     Attributes:
-        inside: (B, n) float32, 1 for rows of the image, 0 for rows of its padding.
-        count: (B, 1) float32, number of rows of the image.
-        place: (n,) float32, index of each row: 0, 1, 2, ...
-        cells: () float32, the number n.
+        inside: (B, n) float32, 1 in the image, 0 in padding.
+        count: (B, 1) float32, rows of the image.
+        place: (n,) float32: 0, 1, 2, ...
+        cells: () float32, n.
     """
 
     inside: torch.Tensor
@@ -33,12 +32,9 @@ class Line:
 
 
 def line(content: torch.Tensor, side: int | torch.Tensor, cells: int | torch.Tensor) -> Line:
-    """Return the rows of a map, each of which is inside if the row of the input at its upper edge is.
+    """Return the rows of a map; a row is inside if its upper edge in the input is.
 
-    Args:
-        content: (B,) height of the images without padding, pixels; of columns their width.
-        side: the same of the input.
-        cells: n.
+    `content` (B,) are heights without padding, `side` the input's, pixels (for columns: widths).
     """
     place = torch.arange(cells, dtype=torch.float32, device=content.device)
     size = length(cells).to(place)
@@ -47,7 +43,7 @@ def line(content: torch.Tensor, side: int | torch.Tensor, cells: int | torch.Ten
 
 
 class PaddedMap:
-    """The rows and columns of a map (B, D, h, w), with which of them are padding; `size` is (h, w)."""
+    """Rows and columns of a map (B, D, h, w) with their padding; `size` is (h, w)."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
         self.rows = line(content[:, 0], image.shape[2], level.shape[2])
@@ -55,24 +51,24 @@ class PaddedMap:
         self.size = level.shape[2], level.shape[3]
 
     def inside(self) -> torch.Tensor:
-        """Return (B, h * w) float32, 1 for cells of the image, 0 for padding."""
+        """Return (B, h * w) float32, 1 in the image, 0 in padding."""
         return (self.rows.inside[:, :, None] * self.columns.inside[:, None]).flatten(1)
 
     def grid(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Return (B, h * w, 2): x, y of all cells, from y of `rows` (B, h) and x of `columns` (B, w)."""
+        """Return (B, h * w, 2) x, y of all cells, from `rows` (B, h) and `columns` (B, w)."""
         height, width = self.size
         x = columns[:, None, :, None].expand(-1, height, -1, -1)
         y = rows[:, :, None, None].expand(-1, -1, width, -1)
         return torch.cat([x, y], dim=3).flatten(1, 2)
 
     def ratios(self) -> torch.Tensor:
-        """Return (B, 2): the shares of the image in the width and in the height."""
+        """Return (B, 2): shares of the image in width and height."""
         columns, rows = self.columns, self.rows
         return torch.cat([columns.count / columns.cells, rows.count / rows.cells], 1)
 
 
 def waves(values: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
-    """Return the sines and cosines, in turns, of values (...) over periods (P,): (..., 2 * P)."""
+    """Return sines and cosines, in turns, of values (...) over periods (P,): (..., 2 * P)."""
     angles = values[..., None] / periods
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
@@ -82,7 +78,7 @@ def periods(features: int, temperature: float) -> torch.Tensor:
 
 
 class SinePositions(nn.Module):
-    """mmdet's `SinePositionalEncoding` of the cells of the image; the position of padding is undefined."""
+    """mmdet's `SinePositionalEncoding`; positions of padding are undefined."""
 
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__()
@@ -91,7 +87,7 @@ class SinePositions(nn.Module):
         self.eps, self.offset = encoding.eps, encoding.offset
 
     def forward(self, level: PaddedMap) -> torch.Tensor:
-        """Return the positions (B, h * w, D) of the cells of a map: D / 2 values of y, then of x."""
+        """Return positions (B, h * w, D): D / 2 values of y, then of x."""
         y = waves(self._along(level.rows), self.periods)
         x = waves(self._along(level.columns), self.periods)
         height, width = level.size
@@ -106,7 +102,7 @@ class SinePositions(nn.Module):
 
 
 class PaddedSinePositions(SinePositions):
-    """The same encoding, also of the cells of padding: in a column or row of padding mmdet counts 0 cells."""
+    """The same, with padding: mmdet counts 0 cells in a padded column or row."""
 
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__(encoding)
@@ -126,5 +122,5 @@ class PaddedSinePositions(SinePositions):
 
 
 def tokens_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return (B, S, D): the cells of maps (B, D, h, w), one map after the other, each row by row."""
+    """Return (B, S, D): cells of maps (B, D, h, w), map by map, row by row."""
     return torch.cat([level.flatten(2) for level in maps], 2).transpose(1, 2)

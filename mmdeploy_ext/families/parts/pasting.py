@@ -1,10 +1,8 @@
-"""Masks at the size of the original image, in the graph, as `parts/runtime/pasted_masks.py` in numpy.
+"""Masks at the size of the original image, in the graph, equal to `parts/runtime/pasted_masks.py`.
 
 A Loop makes one mask at a time, so that only one takes the memory of float32; the results are bool.
-
-Source of the algorithm: see `parts/runtime/pasted_masks.py`. Glossary: B batch, n detections of the image
-that has most, or a constant of the file, R masks, m their side, s pixels along an axis, h, w size of the
-result.
+Glossary: B batch, n detections of the fullest image, or a constant of the file, R masks, m their side, s
+pixels along an axis, h, w size of the result.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
@@ -25,7 +23,7 @@ from mmdeploy_ext.families.parts.mask_heads import side_of
 
 
 def check(threshold: float, options: Options) -> None:
-    """Refuse (UsageError) pasting with `--max-candidates`, or at a threshold that all pixels reach."""
+    """Raise UsageError for pasting with `--max-candidates`, or at a threshold that all pixels reach."""
     if not options.get('paste_masks'):
         return
     if options.get('max_candidates'):
@@ -40,7 +38,6 @@ def check(threshold: float, options: Options) -> None:
 
 
 def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int | str) -> TensorSpec:
-    """Return the contract of the masks of detections."""
     side = side_of(model.roi_head)
     axes, dtype = (batch, rows, side, side), 'float32'
     meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
@@ -51,7 +48,7 @@ def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int 
 
 
 def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the contract of the input that pasting masks in the graph needs; () if it pastes none."""
+    """Return the spec of `ori_shape`; () without pasting."""
     if not options.get('paste_masks'):
         return ()
     meaning = 'height and width of the original images, which masks are pasted into'
@@ -59,10 +56,7 @@ def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
 
 
 def with_pasting(stages: list[Stage], options: Options, threshold: float) -> list[Stage]:
-    """Return stages, of which the last outputs `masks`, followed by pasting if `--paste-masks` is given.
-
-    `threshold` is the probability that pixels of a pasted mask have to reach.
-    """
+    """Append pasting to stages if `--paste-masks` is given; `threshold` is inclusive."""
     if not options.get('paste_masks'):
         return stages
     *before, last = stages
@@ -75,7 +69,7 @@ def with_pasting(stages: list[Stage], options: Options, threshold: float) -> lis
 def pasting_weights(
     low: torch.Tensor, high: torch.Tensor, size: torch.Tensor, cells: torch.Tensor
 ) -> torch.Tensor:
-    """Compute `PASTE_WEIGHTS` in PyTorch; the shapes are in the description of the operator."""
+    """Compute `PASTE_WEIGHTS` in PyTorch."""
     pixels = torch.arange(int(size), dtype=low.dtype, device=low.device)
     low, high = low[:, None], high[:, None]
     place = (pixels + 0.5 - low) / (high - low) * 2 - 1
@@ -122,8 +116,7 @@ PASTE_WEIGHTS = register(
         body=_paste_weights,
     )
 )
-"""low, high (R,) ends of boxes along an axis, size (1,) int64, cells (m,) 0.0 .. m - 1 -> (R, s, m): weights
-of the cells of a mask for the pixels along the axis."""
+"""low, high (R,) ends of boxes, size (1,) int64, cells (m,) 0.0 .. m - 1 -> (R, s, m) weights of cells."""
 
 
 def pasted_masks(
@@ -168,11 +161,11 @@ PASTE_MASKS = register(
         body=_paste_masks,
     )
 )
-"""rows (R, h, m), masks (R, m, m), columns (R, w, m) -> (R, h, w) bool: pixels that reach a threshold."""
+"""rows (R, h, m), masks (R, m, m), columns (R, w, m) -> (R, h, w) bool."""
 
 
 class Paste(nn.Module):
-    """From masks in the frame of boxes to masks of images: pixels that reach a threshold."""
+    """Masks in the frame of boxes to masks of images."""
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
@@ -181,11 +174,10 @@ class Paste(nn.Module):
     def forward(
         self, dets: torch.Tensor, scale_factor: torch.Tensor, ori_shape: torch.Tensor, box_masks: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return masks (B, n, h, w) bool; h, w are the largest of `ori_shape` (B, 2) height and width.
+        """Return masks (B, n, h, w) bool; h, w are the largest of `ori_shape` (B, 2).
 
-        `dets` (B, n, 5) are boxes `x1 y1 x2 y2` that were divided by `scale_factor` (B, 4) `w h w h`, input /
-        original, and scores; `box_masks` (B, n, m, m) in 0..1 are in the frame of the box, zero where a row
-        is padding.
+        `dets` (B, n, 5) are `x1 y1 x2 y2 score` divided by `scale_factor` (B, 4) `w h w h`, input / original;
+        `box_masks` (B, n, m, m) in 0..1 are in the frame of the box, zero in padding.
         """
         scale = scale_factor[:, None]
         boxes = dets[..., :4] * scale / scale  # as mmdet does, which rounds

@@ -1,9 +1,7 @@
-"""Pillars of a detector as modules of flat tensors: mmdet3d's encoders of pillars and their scatter.
+"""Pillars of a detector as modules of flat tensors: mmdet3d's encoders and scatter.
 
-Source: mmdet3d 1.0.0rc6, models/voxel_encoders/{pillar,voxel}_encoder.py, middle_encoders/pillar_scatter.py.
-Differs in: if pillars have all their points (`DynamicPillarFeatureNet`), an input holds the pillar of each
-point; upstream reads that from a map of all pillars, with a size rounded down.
-
+Source: mmdet3d 1.0.0rc6, models/voxel_encoders/{pillar,voxel}_encoder.py, middle_encoders/pillar_scatter.py;
+here an input holds each point's pillar (`DynamicPillarFeatureNet`), upstream looks it up in a map.
 Glossary: P points in range, N pillars, M points of a pillar, D values per point, C channels, H, W bird's-eye
 view.
 """
@@ -19,17 +17,16 @@ from mmdeploy_ext.families.parts.lidar_parts import Parts, parts_of
 from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, INPUTS
 
 EXAMPLE = 3
-"""Number of pillars of the traced input."""
 ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
 DYNAMIC_ENCODER = 'DynamicPillarFeatureNet'
-"""Class of the encoder of pillars with all their points."""
+"""Encoder of pillars with all their points."""
 MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
 DYNAMIC_ENCODERS = (DYNAMIC_ENCODER, 'DynamicVFE')
 OPSET = 18
 
 
 class PillarsOnMap(nn.Module):
-    """The parts of a detector that compute features of pillars and put them on a map."""
+    """Computes features of pillars and puts them on a map."""
 
     def __init__(self, encoder: nn.Module, scatter: nn.Module) -> None:
         super().__init__()
@@ -39,20 +36,19 @@ class PillarsOnMap(nn.Module):
         self.register_buffer('origin', torch.tensor(origin), persistent=False)
 
     def on_map(self, features: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
-        """Return the map (1, C, H, W) of features (N, C) at the last two values of coors (N, 4)."""
         places = (coors[:, 2] * self.columns + coors[:, 3]).long()
         canvas = features.new_zeros(self.rows * self.columns, features.shape[1])
         return canvas.index_put((places,), features).t().reshape(1, -1, self.rows, self.columns)
 
 
 class Pillars(PillarsOnMap):
-    """Features of each pillar's points by one of `ENCODERS`, and the map that they are put on."""
+    """Features of each pillar's points by one of `ENCODERS`, and their map."""
 
     def forward(self, voxels: torch.Tensor, num_points: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
         """Return the bird's-eye view (1, C, H, W) float32.
 
-        Voxels are (N, M, D) float32, metres first, zeros after a pillar's last point; num_points (N,) int32,
-        1 or more; coors (N, 4) int32: sample 0, z, y, x of the pillar.
+        `voxels` (N, M, D) float32, metres first, zeros after the last point; `num_points` (N,) int32, 1 or
+        more; `coors` (N, 4) int32: sample 0, z, y, x.
         """
         net, xyz = self.encoder, voxels[..., :3]
         counts = num_points.to(voxels.dtype)[:, None, None]
@@ -82,12 +78,12 @@ def gathered(
     reduction: str,
     lower_bound: float = 0.0,
 ) -> torch.Tensor:
-    """Return the sum or the maximum (N, C) of the values of each pillar's points.
+    """Return the sum or maximum (N, C) of each pillar's values.
 
     Args:
         values: (P, C), of `lower_bound` or more for 'amax'.
         places: (P,) int64, the pillar of each point.
-        pillars: (N, ...), of which only the length is used.
+        pillars: (N, ...); only the length is used.
         reduction: 'sum' or 'amax'.
         lower_bound: of the maxima; 0 for 'sum'.
     """
@@ -109,16 +105,15 @@ def encode_points(
     """Return the features (N, C) of pillars or voxels that have all their points.
 
     Args:
-        net: encoder of mmdet3d, of which the settings are read: which offsets of a point it takes.
-        layers: its layers from the features of points to such; each ends in a ReLU.
+        net: encoder of mmdet3d; its settings say which offsets of a point it takes.
+        layers: its layers, each ends in a ReLU.
         points: (P, D) float32, metres first.
         places: (P,) int64, the pillar of each point.
-        coors: (N, 4) int32: sample 0, z, y, x of the pillar.
+        coors: (N, 4) int32: sample 0, z, y, x.
         cells: size of a pillar, and middle of the first one, (3,) metres each.
-        averaged: whether a pillar's feature is the mean of its points, not the maximum.
-        fuse: takes the last features (P, channels) of points, and returns the next ones, maybe with other
-            channels; None changes nothing.
-        fused_lower_bound: lower bound of the result of `fuse`.
+        averaged: whether a feature is the mean of the points, not the maximum.
+        fuse: function of the last features (P, channels), or None.
+        fused_lower_bound: lower bound of `fuse`.
     """
     xyz, ones = points[:, :3], torch.ones_like(points[:, :1])
     counts = gathered(ones, places, coors, 'sum')
@@ -146,13 +141,13 @@ def encode_points(
 
 
 class DynamicPillars(PillarsOnMap):
-    """Features of each pillar's points by a `DynamicPillarFeatureNet`, and the map that they are put on."""
+    """Features of each pillar's points by a `DynamicPillarFeatureNet`, and their map."""
 
     def forward(self, points: torch.Tensor, rows: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
         """Return the bird's-eye view (1, C, H, W) float32.
 
-        Points are (P, D) float32, metres first; rows (P,) int32 the pillar of each; coors (N, 4) int32:
-        sample 0, z, y, x of the pillar.
+        `points` (P, D) float32, metres first; `rows` (P,) int32 the pillar of each; `coors` (N, 4) int32:
+        sample 0, z, y, x.
         """
         net, cells = self.encoder, (self.size, self.origin)
         averaged = bool(net.pfn_scatter.average_points)
@@ -165,7 +160,6 @@ def has_pillars(model: nn.Module) -> bool:
 
 
 def pillars_graph(parts: Parts, family: str) -> Graph:
-    """Return the graph 'backbone', the name of its file, from pillars to the bird's-eye view."""
     encoder, scatter = parts.voxel_encoder, parts.middle_encoder
     width, device = point_width(encoder), next(encoder.parameters()).device
     if has_dynamic_pillars(encoder):
@@ -185,14 +179,11 @@ def _points(*shape: int) -> torch.Tensor:
 
 PLACES = torch.arange(EXAMPLE, dtype=torch.int32)
 CELLS = torch.stack([0 * PLACES, 0 * PLACES, PLACES, PLACES], dim=1)
-"""Numbers of the traced pillars (N,), and their cells (N, 4): sample 0, z 0, and y, x on the diagonal."""
+"""Numbers of the traced pillars (N,), and their cells (N, 4) on the diagonal."""
 
 
 def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
-    """Return each input of a graph of pillars with its traced tensor.
-
-    Pillars have `max_points` (M) points of `width` (D) values, which a float16 graph takes as float32, too.
-    """
+    """Return each input with its traced tensor; float32 also in a float16 graph."""
     points, cells = 'points of each pillar, then zeros', 'sample 0, z, y, x of each pillar, each pillar once'
     tensors = (
         TensorSpec(INPUTS[0], 'float32', ('N', max_points, width), points, single=True),
@@ -204,10 +195,7 @@ def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Ten
 
 
 def dynamic_inputs(width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
-    """Return each input of a graph of pillars that have all their points, with its traced tensor.
-
-    Points have `width` (D) values, which a float16 graph takes as float32, too; each traced pillar has two.
-    """
+    """Return each input with its traced tensor, two points per pillar; float32 also in a float16 graph."""
     rows, cells = 'the pillar of each point, as a row of coors', 'sample 0, z, y, x of each pillar, each once'
     tensors = (
         TensorSpec(DYNAMIC_INPUTS[0], 'float32', ('P', width), 'points in range', single=True),
@@ -223,7 +211,7 @@ def takes_means(encoder: nn.Module) -> bool:
 
 
 def point_width(encoder: nn.Module) -> int:
-    """Return D, values per point, of an encoder of points, without the channels that it adds."""
+    """Return D of an encoder, without the channels that it adds."""
     width = int(encoder.in_channels)
     if encoder._with_cluster_center:
         width -= 3

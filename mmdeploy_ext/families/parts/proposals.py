@@ -1,7 +1,6 @@
-"""From the outputs of a region proposal network to boxes: equal to mmdet 2.28.2's `get_bboxes`.
+"""Outputs of a region proposal network to boxes: equal to mmdet 2.28.2's `get_bboxes`.
 
 Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`.
-
 Glossary: B batch, a anchors of a cell (1 in a Cascade RPN), A anchors of a level, h, w size of a level's
 maps, K boxes of an image: of a level, then candidates of all levels, then proposals, n results of a
 suppression, D columns of a box, C channels.
@@ -56,11 +55,11 @@ GUIDED = KINDS['GuidedAnchorHead']
 TRIALS = ((0, 0), (1, 0), (2, 12))
 """Seed and `min_bbox_size` of each trial of a head."""
 TRIAL_OVERLAP, TRIAL_LIMIT, TRIAL_PER_LEVEL = 0.45, 16, 6
-"""IoU, number of proposals of an image, and of candidates of a level, in a trial."""
+"""IoU, proposals of an image, and candidates of a level, in a trial."""
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a head of proposals that the graph does not repeat."""
+    """Refuse an unsupported head of proposals."""
     if not isinstance(head, HEADS) and not is_users_own(head):
         names = ', '.join(kind.__name__ for kind in HEADS)
         raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {names}')
@@ -82,7 +81,7 @@ def check_head(head: nn.Module) -> None:
 
 
 def entries_of(head: nn.Module) -> tuple[str, str]:
-    """The keys of `test_cfg` with the overlap and the limit; configs of mmdet before 2.10 have others."""
+    """Return the keys of `test_cfg` with overlap and limit; they changed in mmdet 2.10."""
     settings = head.test_cfg or {}
     limit_key = 'max_num' if is_guided(head) else 'nms_post'
     if 'max_per_img' in settings or limit_key not in settings:
@@ -91,7 +90,7 @@ def entries_of(head: nn.Module) -> tuple[str, str]:
 
 
 def settings_of(head: nn.Module) -> dict[str, Any]:
-    """Return the `test_cfg` of a head of proposals by the names of mmdet 2.28."""
+    """Return the `test_cfg` of a head by the names of mmdet 2.28."""
     settings, (overlap_key, limit_key) = dict(head.test_cfg), entries_of(head)
     if overlap_key != 'nms':
         settings['nms'] = dict(type='nms', iou_threshold=settings[overlap_key])
@@ -100,7 +99,7 @@ def settings_of(head: nn.Module) -> dict[str, Any]:
 
 
 def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int) -> dict[str, Any]:
-    """Return the entries of the `test_cfg` of a head by which it has this overlap and this limit."""
+    """Return entries of `test_cfg` for this overlap and limit."""
     overlap_key, limit_key = entries_of(head)
     overlap: Any = iou_threshold
     if overlap_key == 'nms':
@@ -113,7 +112,7 @@ def thresholds(head: nn.Module) -> NmsConfig:
 
 
 def smallest_side(head: nn.Module, longer: bool) -> float:
-    """Return the length that sides of proposals have to exceed, pixels; below 0 any will do."""
+    """Return the exclusive least side of proposals, pixels; below 0 any will do."""
     size = float(head.test_cfg.get('min_bbox_size', -1))
     if longer:
         return size
@@ -121,7 +120,7 @@ def smallest_side(head: nn.Module, longer: bool) -> float:
 
 
 def facts_of(head: nn.Module, coder: Coder | None = None) -> dict[str, Any]:
-    """Return how the outputs become boxes: a `Coder`, a `Head` of `dense_facts`, and `clip`, a bool."""
+    """Return a `Coder`, a `Head` of `dense_facts`, and `clip`."""
     if coder is not None:
         outputs = (('cls_score', int(head.cls_out_channels)), *coder.columns.items())
         return dict(coder=coder, head=dataclasses.replace(plain_head(head), outputs=outputs), clip=False)
@@ -156,7 +155,7 @@ def generator_of(head: nn.Module) -> Any:
 
 
 def smallest_input(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels; 1 for a model without a head of proposals."""
+    """Return the smallest side of an input, pixels; 1 without a head of proposals."""
     if getattr(model, 'rpn_head', None) is None:
         return 1
     return detector_parts.smallest(
@@ -167,11 +166,7 @@ def smallest_input(model: nn.Module) -> int:
 
 
 def output_kinds(head: nn.Module) -> tuple[str, ...]:
-    """Return the kinds of outputs that proposals are made of, each of every level.
-
-    They are class logits and deltas, of several stages also refined anchors, of guided anchors also the
-    logarithms of their sizes and the logits of their places.
-    """
+    """Return the kinds of outputs that proposals are made of, each of every level."""
     if is_staged(head):
         return ('cls', 'reg', 'prior')
     return ('cls', 'reg', 'shape', 'loc') if is_guided(head) else ('cls', 'reg')
@@ -187,11 +182,10 @@ def outputs_of(
 def refined_outputs(
     head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor, priors: Any
 ) -> tuple[Sequence[torch.Tensor], ...]:
-    """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of a Cascade RPN.
+    """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) per level of a Cascade RPN.
 
-    Each is a list by level, of the last stage: its deltas move the anchors; a softmax has two logits.
-    `priors` makes the anchors of the first stage; refined ones are clipped to `clip_hw` (B, 2) height, width,
-    if their coder clips.
+    They are of the last stage; a softmax has two logits. `priors` makes the first anchors; refined anchors
+    are clipped to `clip_hw` (B, 2) if their coder clips.
     """
     batch = maps[0].shape[0]
     anchors = [
@@ -218,10 +212,7 @@ def refined_outputs(
 
 
 def kernel_offsets(anchors: torch.Tensor, level: torch.Tensor, stride: float) -> torch.Tensor:
-    """Return offsets of a 3 x 3 kernel that samples the regions of anchors: (B, A, 18), y before x, in cells.
-
-    `anchors` (B, A, 4) are xyxy and `stride` is in pixels; A is h * w of `level` (B, C, h, w).
-    """
+    """Return offsets (B, A, 18) of a 3 x 3 kernel on anchors (B, A, 4) xyxy: y before x, in cells."""
     centres = (anchors[..., :2] + anchors[..., 2:]) * 0.5 / stride
     rows, columns = (torch.arange(side, device=anchors.device).to(anchors) for side in level.shape[-2:])
     cells = torch.stack(torch.meshgrid(columns, rows, indexing='xy'), dim=-1).reshape(-1, 2)
@@ -232,13 +223,9 @@ def kernel_offsets(anchors: torch.Tensor, level: torch.Tensor, stride: float) ->
 
 
 def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int) -> torch.Tensor:
-    """Return how many candidates (B,) a suppression with a cap would have to look at to lose no result.
+    """Return how many candidates (B,) a capped suppression needs to lose no result.
 
-    Args:
-        count: (B,) number of all candidates.
-        labels: (B, n) of the results of the best `cap` of them, -1 where a row is padding.
-        cap: limit of the candidates.
-        max_per_img: limit of the results.
+    `count` (B,) are all candidates, `labels` (B, n) the results of the best `cap`, -1 for padding.
     """
     if not 0 < max_per_img <= cap:
         return count
@@ -246,10 +233,10 @@ def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int
 
 
 class Proposals(nn.Module):
-    """Per level the `nms_pre` best anchors, decoded and clipped; small boxes are dropped; suppression."""
+    """Per level the `nms_pre` best anchors, decoded, clipped, without small boxes; then suppression."""
 
     facts_of_head = staticmethod(facts_of)
-    """Takes a head and returns `facts`, see the function `facts_of`."""
+    """Function of a head that returns `facts`."""
 
     def __init__(
         self, head: nn.Module, trimmed: bool = False, cap: int = 0, longer: bool | None = None
@@ -262,26 +249,25 @@ class Proposals(nn.Module):
         self.smallest = smallest_side(head, tried(head, type(self)) if longer is None else longer)
 
     def sides(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Return width and height (B, K, 2) of boxes (B, K, D)."""
+        """Return width and height (B, K, 2)."""
         return boxes[..., 2:] - boxes[..., :2]
 
     def bounds(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Return the upright boxes (B, K, 4) xyxy by which boxes (B, K, D) suppress each other."""
+        """Return the upright boxes (B, K, 4) xyxy for the suppression."""
         return boxes
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Choose proposals.
 
         Args:
-            maps: all levels of each of `output_kinds` in turn: class logits (B, a, h, w), of a head with a
-                softmax (B, a*2, h, w), deltas (B, a*4, h, w), then the other kinds.
-            clip_hw: (B, 2) float32 height and width, pixels of the input, that boxes are clipped to.
+            maps: all levels of each of `output_kinds`: class logits (B, a, h, w), or (B, a*2, h, w) for a
+                softmax, deltas (B, a*4, h, w), then the other kinds.
+            clip_hw: (B, 2) float32 h, w to clip to, pixels.
 
         Returns:
-            dets (B, K, D + 1) box, in pixels of the network input, and score, the best first, and levels (B,
-            K) int64; rows that an image does not have are zero with level -1. With a cap also (B,) int64: how
-            many boxes had to enter the suppression: all where there are fewer proposals than there may be,
-            else no more than the cap.
+            dets (B, K, D + 1) box, pixels of the network input, and score, best first, and levels (B, K)
+                int64; padding is zero with level -1. With a cap also (B,) int64: how many boxes had to enter
+                the suppression, at most the cap unless there are too few proposals.
         """
         config = self.config
         boxes, scores, levels = (
@@ -334,7 +320,7 @@ class Proposals(nn.Module):
 
 
 class GuidedProposals(Proposals):
-    """Proposals of guided anchors: suppressed level by level, the best `nms_post` of each, then the best."""
+    """Proposals of guided anchors: suppression per level, the best `nms_post` of each, then the best."""
 
     def __init__(
         self, head: nn.Module, trimmed: bool = False, cap: int = 0, longer: bool | None = None
@@ -371,7 +357,7 @@ _LONGER: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary(
 
 
 def tried(head: nn.Module, make: type[Proposals]) -> bool:
-    """Return whether sides have to be longer than `min_bbox_size`, by trying the head's own method."""
+    """Try whether sides must exceed `min_bbox_size` (True) or reach it."""
     if head in _LONGER:
         return _LONGER[head]
     place = place_of_results(last_stage(head))
@@ -403,7 +389,7 @@ def tried(head: nn.Module, make: type[Proposals]) -> bool:
 
 
 def generated(head: nn.Module, module: Proposals, seed: int) -> tuple[list[torch.Tensor], tuple[int, int]]:
-    """Return outputs of small maps, kind by kind and level by level, and the size (h, w) of a picture."""
+    """Return outputs of small maps, by kind, then by level, and the picture's (h, w)."""
     draw, generator, maps = torch.Generator().manual_seed(seed), generator_of(head), []
     size = (5, 8) if len(generator.strides) == 1 else (2, 4)
     for name, columns in module.facts['head'].outputs:

@@ -1,8 +1,7 @@
 """DETR, Deformable DETR, H-DETR, DINO and Co-DINO as modules for graphs of any size, batch and padding.
 
-Sources of the algorithm: mmdet 2.28.2 `dense_heads/{detr,deformable_detr}_head.py` and
-`utils/transformer.py`; mmcv-full 1.7.2 `cnn/bricks/transformer.py` (`BaseTransformerLayer`).
-
+Sources: mmdet 2.28.2 `dense_heads/{detr,deformable_detr}_head.py` and `utils/transformer.py`; mmcv-full 1.7.2
+`cnn/bricks/transformer.py` (`BaseTransformerLayer`).
 Glossary: B batch, Q queries, K keys, C columns of the class logits, D embedding, S tokens of all levels, L
 levels, M heads of an attention, H, W network input in pixels, h, w size of a map.
 """
@@ -32,15 +31,15 @@ inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 NAMES = ('logits', 'boxes')
 TOKEN_SCORES = 'token_scores'
-"""Further output of a network that chooses tokens as queries: (B, S), the scores of the choice."""
+"""Further output of a network with tokens as queries: scores (B, S)."""
 SIDE = 0.05
-"""Side of a proposal of the finest level, share of the image; it doubles with each level."""
+"""Side of a proposal of the finest level, share of the image; doubles with each level."""
 BORDER = 0.01
-"""Proposals with a number this close to 0 or 1, or closer, count as padding: their tokens are zeros."""
+"""Proposals with a number this close to 0 or 1 count as padding."""
 PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
-"""Features per number of a box, and temperature, of the encoding of proposals."""
+"""Features per number of a box, and temperature, of the proposals' encoding."""
 Y_FIRST = [1, 0, 2, 3]
-"""Order in which DINO encodes the numbers of a box: y before x, but width before height."""
+"""DINO's order of a box's numbers: y before x, but width before height."""
 
 
 # --- layers of mmcv's transformers ----------------------------------------------------------------------
@@ -49,9 +48,9 @@ Y_FIRST = [1, 0, 2, 3]
 def encode_tokens(
     encoder: nn.Module, tokens: torch.Tensor, position: torch.Tensor, padded: torch.Tensor
 ) -> torch.Tensor:
-    """Run a `DetrTransformerEncoder`, in which all tokens (B, S, D) of a map attend to each other.
+    """Run a `DetrTransformerEncoder`: tokens (B, S, D) attend to each other.
 
-    `position` is (B or 1, S, D); `padded` (B, 1, 1, S) bool is True for tokens that none attends to.
+    `position` is (B or 1, S, D); `padded` (B, 1, 1, S) bool masks tokens.
     """
     for layer in encoder.layers:
         tokens = run_layer(layer, tokens, dict(self_attn=among_themselves(position, padded)))
@@ -65,14 +64,10 @@ def decode_queries(
     query_position: torch.Tensor,
     padded: torch.Tensor,
 ) -> torch.Tensor:
-    """Run a `DetrTransformerDecoder` on queries of zeros; return the queries (B, Q, D) of its last layer.
+    """Run a `DetrTransformerDecoder` on queries of zeros; return the last queries (B, Q, D).
 
-    Args:
-        decoder: mmdet's decoder.
-        memory: (B, S, D) tokens of the map.
-        position: (B or 1, S, D) of the tokens.
-        query_position: (1, Q, D) of the queries.
-        padded: (B, 1, 1, S) bool, True for tokens that no query attends to.
+    `memory` (B, S, D), `position` (B or 1, S, D), `query_position` (1, Q, D), `padded` (B, 1, 1, S) bool
+    masks tokens.
     """
     key = memory + position
 
@@ -94,15 +89,12 @@ def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.Sym
 
 
 def tokens_inside(levels: Sequence[PaddedMap]) -> torch.Tensor:
-    """Return (B, S, 1) float32, 1 for tokens of the image, 0 for padding, level by level."""
+    """Return (B, S, 1) float32, 1 in the image, 0 in padding."""
     return torch.cat([level.inside() for level in levels], 1)[..., None]
 
 
 def reference_points(levels: Sequence[PaddedMap], ratios: torch.Tensor) -> torch.Tensor:
-    """Return (B, S, L, 2): x, y of every token in every map, as shares of the map.
-
-    `ratios` (B, L, 2), x before y, are the shares of each map that are image, see `PaddedMap.ratios`.
-    """
+    """Return (B, S, L, 2): x, y of every token in every map, shares of the map; `ratios` are (B, L, 2)."""
     centres = []
     for index, level in enumerate(levels):
         y = (level.rows.place + 0.5) / (ratios[:, index, 1, None] * level.rows.cells)
@@ -118,14 +110,9 @@ def encode_points(
     reference: torch.Tensor,
     attend_points: functools.partial,
 ) -> torch.Tensor:
-    """Run a `DetrTransformerEncoder`: tokens (B, S, D) attend to points of all maps; return (B, S, D).
+    """Run a `DetrTransformerEncoder`: tokens (B, S, D) attend to points of all maps.
 
-    Args:
-        encoder: mmdet's encoder.
-        tokens: (B, S, D).
-        position: (B or 1, S, D) of the tokens.
-        reference: see `reference_points`.
-        attend_points: `attend_tokens`, with `keep` and `sizes` of these maps.
+    `position` is (B or 1, S, D); `attend_points` is `attend_tokens` with `keep` and `sizes`.
     """
 
     def attend(attention: nn.Module, query: torch.Tensor) -> torch.Tensor:
@@ -145,11 +132,7 @@ def query_head(model: nn.Module) -> nn.Module:
 
 
 def content_size(model: nn.Module, image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
-    """Return height and width (B, 2), pixels, of the part of the images that a detector takes.
-
-    It is `img_shape` (B, 2), the size before padding, unchanged, or where that is 0 the size of `image` (B,
-    3, H, W), of which no more is used.
-    """
+    """Return h, w (B, 2), pixels: `img_shape` (B, 2), or the size of `image` where that is 0."""
     if not getattr(model, 'with_attn_mask', True):
         return torch.zeros_like(img_shape) + hw(image).to(img_shape)[None]
     return clip_size(image, img_shape)
@@ -172,10 +155,10 @@ class QueryNetwork(nn.Module):
         return (*NAMES, TOKEN_SCORES) if getattr(self.head, 'as_two_stage', False) else NAMES
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the part of `content_size`.
+        """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to `content_size`.
 
-        If queries are the best tokens, the scores of their choice (B, S) are a third tensor. `image` is (B,
-        3, H, W) float32 normalised; `img_shape` (B, 2) is height and width before padding, 0 means H, W.
+        Detectors that choose tokens return the scores (B, S), too. `image` is (B, 3, H, W) float32
+        normalised; `img_shape` (B, 2) is h, w before padding, 0 means H, W.
         """
         content = content_size(self.model, image, img_shape)
         maps = self.maps(image)
@@ -183,7 +166,7 @@ class QueryNetwork(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return the maps (B, D, h, w) of all levels that the transformer takes."""
+        """Return the maps (B, D, h, w) of all levels for the transformer."""
         return self.model.extract_feat(image)
 
     def queries(self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]) -> tuple[torch.Tensor, ...]:
@@ -191,7 +174,7 @@ class QueryNetwork(nn.Module):
 
 
 class DetrNetwork(QueryNetwork):
-    """`DETRHead`: all tokens of one map attend to each other, and queries to them."""
+    """`DETRHead`: tokens of one map attend to each other, queries to tokens."""
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         return [self.head.input_proj(super().maps(image)[-1])]
@@ -210,9 +193,8 @@ class DeformableNetwork(QueryNetwork):
     """`DeformableDETRHead`: tokens and queries attend to a few points of every map.
 
     Attributes:
-        least_odds: `eps` of `inverse_sigmoid` for boxes that a layer before the last one moves: numbers of a
-            box below it, and above 1 less it, count as that.
-        least_odds_of_results: that for boxes that the last layer moves.
+        least_odds: `eps` of `inverse_sigmoid` for boxes moved before the last layer.
+        least_odds_of_results: `eps` for boxes moved by the last layer.
     """
 
     least_odds = 1e-5
@@ -245,11 +227,7 @@ class DeformableNetwork(QueryNetwork):
     def best_tokens(
         self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return boxes (B, Q, 4) of the tokens with the best scores, best first, and all scores (B, S).
-
-        `memory` (B, S, D) are the tokens of the encoder, `levels` the padding of each map, and `keep` is the
-        result of `tokens_inside`.
-        """
+        """Return boxes (B, Q, 4) of the best tokens, best first, and scores (B, S) of memory (B, S, D)."""
         head = self.head
         transformer, last = head.transformer, head.transformer.decoder.num_layers
         proposals = []
@@ -270,10 +248,7 @@ class DeformableNetwork(QueryNetwork):
 
     @staticmethod
     def token_scores(logits: torch.Tensor) -> torch.Tensor:
-        """Return the scores (B, S) by which tokens are chosen: here the logits of the first class.
-
-        `logits` (B, S, C) are of all classes.
-        """
+        """Return the scores (B, S) of tokens: logits of the first class of (B, S, C)."""
         return logits[..., 0]
 
     def _proposals(
@@ -327,19 +302,19 @@ class DeformableNetwork(QueryNetwork):
         return head.cls_branches[len(layers) - 1](query), boxes
 
     def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Return the positions (B, Q, D) of queries in a layer that attends to points (B, Q, L, 2 or 4)."""
+        """Return positions (B, Q, D) of queries in a layer with points (B, Q, L, 2 or 4)."""
         return query_position
 
     def output_queries(self, query: torch.Tensor) -> torch.Tensor:
-        """Return the queries (B, Q, D) that the branches take, made of the last layer's queries."""
+        """Return the queries (B, Q, D) of the branches."""
         return query
 
 
 class HybridBranchNetwork(DeformableNetwork):
-    """`HybridBranchDeformableDETRHead` of H-DETR: the first queries give the results, the others only train.
+    """`HybridBranchDeformableDETRHead` of H-DETR: only the first queries give results.
 
-    Source of the algorithm: H-Deformable-DETR-mmdet 8c8836c, `mmdet/models/dense_heads/`
-    `hybrid_branch_deformable_detr_head.py` and `mmdet/models/utils/transformer.py`.
+    Source: H-Deformable-DETR-mmdet 8c8836c, `mmdet/models/dense_heads/hybrid_branch_deformable_detr_head.py`
+    and `mmdet/models/utils/transformer.py`.
     """
 
     def tested(self, queries: torch.Tensor) -> torch.Tensor:
@@ -347,10 +322,10 @@ class HybridBranchNetwork(DeformableNetwork):
 
 
 class DinoNetwork(DeformableNetwork):
-    """`DINOHead`: queries are learned, with the boxes of the best tokens; positions follow boxes.
+    """`DINOHead`: learned queries with the boxes of the best tokens; positions follow boxes.
 
-    Sources of the algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`; Co-DETR
-    2665352, `projects/models/co_dino_head.py` and `transformer.py`.
+    Sources: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`; Co-DETR 2665352,
+    `projects/models/co_dino_head.py` and `transformer.py`.
     """
 
     least_odds = 1e-3
@@ -372,7 +347,7 @@ class DinoNetwork(DeformableNetwork):
         return query, query, *self.best_tokens(memory, levels, keep)  # no layer uses the positions
 
     def learned_queries(self) -> torch.Tensor:
-        """Return the queries (Q, D) of every image."""
+        """Return the queries (Q, D)."""
         return (self.head.transformer.query_embed if self.is_of_co_detr else self.head.query_embedding).weight
 
     def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,9 @@
-"""Features of regions, the heads that take them, and their boxes: mmdet's own layers, pooled by RoiAlign.
+"""Features of regions, their heads and boxes: mmdet's own layers, pooled by RoiAlign.
 
-Sources: mmdet 2.28.2 `roi_heads/roi_extractors`, `bbox_heads/bbox_head.py`; mmcv 1.7.2 `ops/point_sample.py`,
-and `compat/plain_kernels.py` for deformable and modulated pooling, in which every moved cell is a region of
-one cell.
-
+Sources: mmdet 2.28.2 `roi_heads/roi_extractors`, `bbox_heads/bbox_head.py`; mmcv 1.7.2 `ops/point_sample.py`;
+`compat/plain_kernels.py` for deformable and modulated pooling, which move each cell as a region.
 Glossary: B batch, K regions of an image, R = B * K, C classes, P points of a box, G boxes per region (C, or 1
-if the regression is class-agnostic), H, W size of a map, h, w of the pooled cells of a region.
+if class-agnostic), H, W size of a map, h, w of the pooled cells of a region.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +27,7 @@ from mmdeploy_ext.runtime.box_coders import Bucket, Coder
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)
-"""Layers that move the cells of a region before they are pooled."""
+"""Layers that move cells of a region before pooling."""
 
 
 # --- the head of regions of a detector ------------------------------------------------------------------
@@ -63,7 +61,7 @@ def context_names(roi_head: nn.Module) -> tuple[str, ...]:
 
 
 def feature_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the maps that the head of regions takes: levels, then `context_names`."""
+    """Return the names of the maps for regions: levels, then `context_names`."""
     roi_head = roi_head_of(model)
     if roi_head is None:
         return ()
@@ -80,9 +78,9 @@ def feature_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the maps of `feature_names`; `levels` are the maps of all levels that the detector has.
+    """Return the maps of `feature_names` of all levels.
 
-    Maps of `context_names` are semantic features (B, channels, H, W) and the context (B, channels, 1, 1).
+    `context_names` are semantic features (B, channels, H, W) and context (B, channels, 1, 1).
     """
     roi_head = roi_head_of(model)
     if roi_head is None:
@@ -100,7 +98,7 @@ def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.
 
 
 def check_extractor(extractor: nn.Module) -> None:
-    """Refuse an extractor, or a layer of it, that the graph does not compute as mmdet does."""
+    """Refuse an unsupported extractor or layer."""
     if not isinstance(extractor, EXTRACTORS):
         exported = ', '.join(extractor_class.__name__ for extractor_class in EXTRACTORS)
         raise ConfigError(
@@ -115,7 +113,7 @@ def check_extractor(extractor: nn.Module) -> None:
 
 
 class Pool(nn.Module):
-    """An extractor of regions: every region from the level of its size, or from all levels."""
+    """An extractor of regions, by one level or all."""
 
     def __init__(self, extractor: nn.Module, constant: bool = False) -> None:
         super().__init__()
@@ -138,11 +136,11 @@ class Pool(nn.Module):
         """Return features (R, channels, h, w).
 
         Args:
-            maps: of all levels (B, channels, H, W); maps after the extractor's inputs are not used.
+            maps: of all levels (B, channels, H, W); further maps are ignored.
             boxes: (R, 4) xyxy, pixels of the network input, image by image, equally many of each.
             images: (R,) int64 index into the batch.
-            factor: of the sides of boxes before pooling; levels follow the boxes before; None, or an
-                extractor of one level (as in mmdet), keeps the size.
+            factor: scale of boxes before pooling, or None; unused with one level (as in mmdet). Levels follow
+                the unscaled boxes.
         """
         layers = self.extractor.roi_layers
         pairs = list(zip(layers, maps[: len(layers)], strict=True))
@@ -177,7 +175,7 @@ class Pool(nn.Module):
         return extractor.post_module(joined) if extractor.with_post else joined
 
     def levels(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Return the level (R,) int64 of each region, as `SingleRoIExtractor.map_roi_levels` does."""
+        """Return the level (R,) int64 of each region (`SingleRoIExtractor.map_roi_levels`)."""
         sides = boxes[:, 2:] - boxes[:, :2]
         ratio = (sides[:, 0] * sides[:, 1]).sqrt() / self.extractor.finest_scale + 1e-6
         level = torch.zeros_like(ratio, dtype=torch.int64)
@@ -196,13 +194,10 @@ def _enlarged(boxes: torch.Tensor, factor: float | None) -> torch.Tensor:
 def sampled(
     maps: torch.Tensor, boxes: torch.Tensor, points: torch.Tensor, scale: float, corners: bool = False
 ) -> torch.Tensor:
-    """Return the values of a map (B, channels, H, W) at points of boxes, as mmcv's `point_sample`.
+    """Return values (R, channels, P) of a map (B, channels, H, W) at points of boxes (`point_sample`).
 
-    The result is (R, channels, P).
-
-    Boxes (R, 4) are xyxy in pixels of the network input, image by image, equally many of each; points (R or
-    1, P, 2) are x, y in 0..1 of the box; `scale` is cells of the map per pixel; `corners` is `align_corners`
-    of PyTorch's `grid_sample`.
+    Boxes (R, 4) are xyxy in pixels of the network input, equally many per image; points (R or 1, P, 2) x, y
+    in 0..1 of the box; `scale` is cells per pixel; `corners` is `align_corners`.
     """
     size = hw(maps).to(boxes).flip(0)
     places = points * (boxes[:, None, 2:] - boxes[:, None, :2]) + boxes[:, None, :2]
@@ -213,7 +208,7 @@ def sampled(
 
 
 def pool_points(layer: SimpleRoIAlign, maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Return the features (R, channels, h, w) at the middles of the cells of boxes; see `sampled`."""
+    """Return features (R, channels, h, w) at the middles of the cells of boxes."""
     middles = generate_grid(1, layer.output_size, boxes.device)
     values = sampled(maps, boxes, middles, layer.spatial_scale, not layer.aligned)
     return values.reshape(*values.shape[:2], *layer.output_size)
@@ -229,10 +224,10 @@ def pool_moved(
     layer: nn.Module,
     constant: bool,
 ) -> torch.Tensor:
-    """Return `pooled` (R, channels, h, w) with the regions of one level filled in by one of `MOVING_LAYERS`.
+    """Fill `pooled` (R, channels, h, w) for the regions of one level by one of `MOVING_LAYERS`.
 
-    `maps` (B, channels, H, W) belong to this `level`, `boxes` (R, 4) xyxy in pixels of the network input,
-    `images` and `levels` (R,) int64 are the image and level of each region.
+    `maps` (B, channels, H, W) are of `level`, `boxes` (R, 4) xyxy in pixels of the network input, `images`
+    and `levels` (R,) int64.
     """
     height, width = layer.output_size
     scale, ratio, cells = float(layer.spatial_scale), int(layer.sampling_ratio), height * width
@@ -254,7 +249,7 @@ def pool_moved(
 
 
 class AddedContext(nn.Module):
-    """The features that HTC and SCNet add to regions: of a semantic map, and of the whole image."""
+    """Features that HTC and SCNet add to regions: semantic map and whole image."""
 
     def __init__(self, roi_head: nn.Module, kind: str, constant: bool = False) -> None:
         super().__init__()
@@ -266,7 +261,7 @@ class AddedContext(nn.Module):
     def forward(
         self, pooled: torch.Tensor, maps: Sequence[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor
     ) -> torch.Tensor:
-        """Return `pooled` (R, channels, h, w) with the features of `context_names` added."""
+        """Return `pooled` (R, channels, h, w) plus the features of `context_names`."""
         context = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))
         if self.pool is not None:
             semantic = self.pool([context['semantic']], boxes, images)
@@ -290,7 +285,7 @@ def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
 
 
 class Regions(nn.Module):
-    """Features of the regions of a batch, by an extractor, added context, and shared layers."""
+    """Features of a batch's regions, by extractor, added context, and shared layers."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
         super().__init__()
@@ -311,7 +306,7 @@ class Regions(nn.Module):
 
 
 class RegionBranch(Regions):
-    """Regions of a batch and the head that takes their features; for the arguments see `Regions`."""
+    """Regions of a batch and their head."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
         super().__init__(roi_head, kind, stage, constant)
@@ -326,8 +321,8 @@ class RegionBranch(Regions):
     ) -> tuple[torch.Tensor, ...]:
         """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input.
 
-        If `taken_features` is a list, a dict is appended to it: `region_features` (R, channels, h, w), the
-        features that the head takes, without features of enlarged regions.
+        A list `taken_features` gets a dict with `region_features` (R, channels, h, w), without enlarged
+        regions.
         """
         features = [self.features(maps, boxes)]
         if self.factor is not None:  # Double-Head R-CNN: the regression takes larger regions
@@ -338,7 +333,7 @@ class RegionBranch(Regions):
 
 
 def flat(outputs: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a head's outputs, in order; heads without a regression have None for it."""
+    """Yield the tensors of a head's outputs, in order; None without a regression."""
     for output in outputs if isinstance(outputs, tuple | list) else (outputs,):
         if isinstance(output, torch.Tensor):
             yield output
@@ -358,17 +353,11 @@ def coder_of(head: nn.Module) -> Coder:
 def decoded(
     head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return boxes (B, K, G, 4) xyxy in pixels, and score factors (B, K), None but for a side-aware head.
+    """Return boxes (B, K, G, 4) xyxy in pixels, and a side-aware head's score factors (B, K) or None.
 
-    Boxes are clipped to `clip_hw` if the head's coder clips; mmdet 1.x's coder and side-aware heads clip a
-    pixel before the right and the bottom border.
-
-    Args:
-        head: mmdet's head.
-        regions: (B, K, 4) xyxy, pixels of the network input.
-        outputs: of the head, (B, K, columns) each, without the class logits: deltas, or of a side-aware head
-            `bbox_cls` and `bbox_reg`.
-        clip_hw: (B, 2) height and width, pixels.
+    Boxes are clipped to `clip_hw` (B, 2) if the coder clips, a pixel earlier at the right and bottom border
+    in mmdet 1.x and side-aware heads. `regions` are (B, K, 4) xyxy, `outputs` (B, K, columns) deltas, or
+    `bbox_cls`, `bbox_reg`.
     """
     if not getattr(head, 'with_reg', True):
         return clip_to(regions, clip_hw)[:, :, None], None

@@ -1,4 +1,4 @@
-"""Values of the test loader's samples and of dumps, and detections from and to results of mmdet3d."""
+"""Values of test loader samples and dumps; detections from and to results of mmdet3d."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> Non
 
 
 def only(value: Any, key: str) -> Any:
-    """Return the only value inside lists and containers of mmcv; a list of arrays of numpy is a value."""
+    """Return the only value inside lists and containers of mmcv; a list of arrays is a value."""
     while True:
         if isinstance(value, DataContainer):
             value = value.data
@@ -43,7 +43,7 @@ def picture_files(meta: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def detections(result: Mapping[str, Any]) -> Detections3D:
-    """Return mmdet3d's result of one sample in descending score order; without velocities they are zero."""
+    """Return mmdet3d's result of one sample, best first; missing velocities are zero."""
     boxes = result['boxes_3d'].tensor.numpy()
     scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
     boxes = np.pad(boxes, ((0, 0), (0, max(9 - boxes.shape[1], 0))))
@@ -52,7 +52,7 @@ def detections(result: Mapping[str, Any]) -> Detections3D:
 
 
 def result(detections: Detections3D) -> dict[str, Any]:
-    """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate."""
+    """Return detections as a result for mmdet3d's nuScenes data sets."""
     boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
     scores, labels = (
         torch.from_numpy(np.ascontiguousarray(rows)) for rows in (detections.scores, detections.labels)
@@ -64,7 +64,7 @@ def result(detections: Detections3D) -> dict[str, Any]:
 
 
 def detections_in_1x(result: Mapping[str, Any], convention: str) -> Detections3D:
-    """Return a result, see `detections`, with boxes as mmdet3d 1.x has them."""
+    """Return `detections` with boxes of mmdet3d 1.x."""
     old = detections(result)
     if convention != CONVENTIONS[0]:
         return old

@@ -1,4 +1,4 @@
-"""The sparse encoder of a detector: its graph, its weights, and the contract of a finished graph."""
+"""The sparse encoder of a detector: graph, weights, contract."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def traced_encoder(encoder: nn.Module) -> SparseGraph:
 
 
 def check_form(filename: str, options: Options, sparse: bool) -> None:
-    """Refuse (UsageError) a `--sparse-form` other than the default for a config without a sparse backbone."""
+    """Raise UsageError for a `--sparse-form` without a sparse backbone."""
     if options.sparse_form != SPARSE_FORM.default and not sparse:
         raise UsageError(
             f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; leave it out'
@@ -39,8 +39,8 @@ def check_form(filename: str, options: Options, sparse: bool) -> None:
 def portable_graph(encoder: nn.Module, name: str, family: str, options: Options) -> Graph:
     """Return the graph of a sparse encoder in standard operators.
 
-    Its inputs are tables of indices, and voxels with features of coordinates: float32 up to the first kernel,
-    also in a float16 file.
+    Inputs are index tables, and voxels with coordinates: float32 up to the first kernel also in a float16
+    file.
     """
     model = portable.to_onnx(backbone_graph(encoder), opset=options.opset, form=options.sparse_form)
     spec = model_spec(model, f'{family}/{name}')
@@ -49,8 +49,6 @@ def portable_graph(encoder: nn.Module, name: str, family: str, options: Options)
 
 
 def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
-    """Return the contract of a finished graph, with this name."""
-
     def tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
         specs = []
         for value in values:
@@ -64,7 +62,7 @@ def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
 
 
 def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
-    """Load all weights of a detector; kernels of its sparse encoder may be in any layout of spconv."""
+    """Load all weights of a detector; sparse kernels may be in any layout of spconv."""
     report = load_model(checkpoint.path, model, encoder)
     if report.rest != 'loaded' or report.unused:
         content = 'nothing but the sparse encoder' if report.rest != 'loaded' else 'all of the model'

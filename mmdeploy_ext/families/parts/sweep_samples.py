@@ -1,4 +1,4 @@
-"""Families of points alone: their samples are sweeps of the test loader, infos, dumps or the generator."""
+"""Families of points alone: sweeps of the test loader, infos, dumps or the generator."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

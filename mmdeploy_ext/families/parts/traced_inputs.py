@@ -1,4 +1,4 @@
-"""Seeded inputs to trace graphs of frames with, by their contracts."""
+"""Seeded inputs to trace graphs of frames."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,9 @@ from mmdeploy_ext.contract.spec import Graph, GraphSpec
 
 
 def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
-    """Return graphs of (name, module, contract) triples, with examples to trace, on the model's device.
+    """Return graphs of (name, module, contract) with examples to trace, on the model's device.
 
-    Examples are random floats in 0..1 by a fixed seed, near the identity for (4, 4) matrices behind a batch
-    or other axes, and 0 for integers.
+    Examples are random floats in 0..1, near the identity for (4, 4) matrices, and 0 for integers.
     """
     device = next(model.parameters()).device
     return [

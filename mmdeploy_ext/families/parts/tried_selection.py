@@ -1,4 +1,4 @@
-"""The selection of a dense head, found by trying its own `get_bboxes` on generated outputs."""
+"""The selection of a dense head, found by trying its own `get_bboxes`."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
 
 NMS_PRE, MAX_PER_IMG = 5, 9
-"""Limits of a trial; all but the first have no `MAX_PER_IMG`, which would hide the worse results."""
+"""Limits of a trial; only the first has `MAX_PER_IMG`, which hides the worse results."""
 UNLIMITED = 10**6
 SEEDS = range(6)
 CANDIDATES = 2.5
@@ -29,9 +29,9 @@ SPREAD = 1.5
 CORNERS = np.asarray([-1.0, -1.0, 1.0, 1.0], np.float32).reshape(4, 1, 1)
 SCALE = np.asarray([1.5, 1.25, 1.5, 1.25], np.float32)
 BORDER = (3, 6)
-"""Rows of padding above, columns left of the picture of a trial."""
+"""Padding above and left of a trial's picture."""
 Results = Callable[[DenseFacts, Mapping[str, torch.Tensor], PreparedImage], Detections]
-"""From facts, the outputs of a head by name (1, a*columns, h, w) and a picture to its results."""
+"""(facts, outputs by name (1, a*columns, h, w), picture) -> results."""
 
 
 class Trial(NamedTuple):
@@ -39,9 +39,7 @@ class Trial(NamedTuple):
 
     Attributes:
         maps: name of an output -> (1, a*columns, h, w).
-        image: the picture.
-        limits: `nms_pre` and `max_per_img` of the trial, -1 where the config has no limit.
-        results: of the head.
+        limits: `nms_pre` and `max_per_img`, -1 without a limit.
     """
 
     maps: Mapping[str, torch.Tensor]
@@ -51,7 +49,7 @@ class Trial(NamedTuple):
 
 
 def variants(facts: DenseFacts) -> Iterator[DenseFacts]:
-    """Yield the facts of the kind, then facts of other selections."""
+    """Yield the kind's facts, then facts of other selections."""
     yield facts
     if not facts.head.suppresses:
         return
@@ -116,7 +114,6 @@ def picture(facts: DenseFacts, size: Sequence[int]) -> PreparedImage:
 
 
 def generated(facts: DenseFacts, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield name and map of outputs of some 40 cells."""
     draw, head = np.random.default_rng(seed), facts.head
     shape = (5, 8) if len(facts.strides) == 1 else (2, 4)
     share = min(CANDIDATES / facts.num_classes, 0.7)
@@ -157,7 +154,7 @@ def _spread(facts: DenseFacts, name: str, values: np.ndarray, level: int) -> np.
 
 
 def first_equal(candidates: Iterable[DenseFacts], tried: list[Trial], results: Results) -> DenseFacts | None:
-    """Return the first facts by which `results` equal the head's in every trial, or None."""
+    """Return the first facts that reproduce every trial, or None."""
     for facts in candidates:
         if all(
             same(results(dataclasses.replace(facts, **trial.limits), trial.maps, trial.image), trial.results)

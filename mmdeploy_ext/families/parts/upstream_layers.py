@@ -23,7 +23,7 @@ SpatialReductionAttention = mmdet_module('mmdet.models.backbones.pvt').SpatialRe
 DyHeadBlock = mmdet_module('mmdet.models.necks.dyhead').DyHeadBlock
 
 WRAPPERS = 'mmcv.cnn.bricks.wrappers'
-"""Module of mmcv with its convolutions, linear and pooling layers that test for an empty input."""
+"""mmcv module of convolutions, linear and pooling layers that test for an empty input."""
 
 
 def spell_out_leading_offsets(module: nn.Module) -> None:
@@ -32,19 +32,19 @@ def spell_out_leading_offsets(module: nn.Module) -> None:
 
 
 def fix_sampled_sides(module: nn.Module) -> None:
-    """Let TOOD's head sample with kernels of fixed shape (upstream: the shape of a tensor)."""
+    """Let TOOD's head sample with kernels of fixed shape."""
     if isinstance(module, TOODHead):
         module.deform_sampling = sample_sides
 
 
 def sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Read each side of boxes (B, 4, h, w) at its own offset (B, 8, h, w), y before x, in cells."""
+    """Read each side of boxes (B, 4, h, w) at its offset (B, 8, h, w), y before x, in cells."""
     sides = 4
     return deform_conv2d(boxes, offset, boxes.new_ones((sides, 1, 1, 1)), 1, 0, 1, sides, sides)
 
 
 class RepeatedPriors:
-    """A generator that repeats the priors of a level for another batch than the traced one."""
+    """Repeats the priors of a level for another batch than the traced one."""
 
     def __init__(self, generator: Any) -> None:
         self.generator = generator
@@ -56,7 +56,7 @@ class RepeatedPriors:
         return getattr(self.generator, name)
 
     def single_level_grid_priors(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the priors of a level, A anchors xyxy in pixels, `repeats` times: (repeats * A, 4)."""
+        """Return a level's priors (repeats * A, 4) xyxy in pixels."""
         return self.generator.single_level_grid_priors(*args, **kwargs).repeat(self.repeats, 1)
 
     def count(self, head: nn.Module, inputs: tuple) -> None:
@@ -72,10 +72,10 @@ def repeat_priors(module: nn.Module) -> None:
 
 
 def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch does; H <= h, W <= w.
+    """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch; H <= h, W <= w.
 
-    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated, so
-    that all windows are read with the same number of rows.
+    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; repeating the last row gives
+    all windows the same number of rows.
     """
     x = x[:, :, _windows(x.shape[2], size[0], x)].amax(3)
     return x[..., _windows(x.shape[3], size[1], x)].amax(4)
@@ -89,7 +89,7 @@ def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def merged_size(x: torch.Tensor, size: tuple[int, ...], mode: str) -> torch.Tensor:
-    """Return a map (B, C, h, w) of another `size`, height and width, as mmcv's merge cells do."""
+    """Resize a map (B, C, h, w) as mmcv's merge cells do."""
     if x.shape[-2:] == size:
         return x
     if x.shape[-2:] < size:
@@ -103,7 +103,7 @@ def merged_size(x: torch.Tensor, size: tuple[int, ...], mode: str) -> torch.Tens
 
 class Balanced(BFP):
     def forward(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return every level of `inputs` plus the refined mean of all of them, each (B, C, h, w)."""
+        """Return each level plus the refined mean of all levels, (B, C, h, w)."""
         sizes = [level.shape[2:] for level in inputs]
         levels = range(len(inputs))
         coarse = self.refine_level
@@ -118,7 +118,7 @@ def _resized(x: torch.Tensor, size: Sequence[int], pool: bool) -> torch.Tensor:
 
 
 def resize_by_integers(module: nn.Module) -> None:
-    """Let a merge cell of mmcv or a BFP of mmdet resize by the functions of this module, in place."""
+    """Let mmcv's merge cell or mmdet's BFP resize by functions of this module, in place."""
     if isinstance(module, BaseMergeCell):
         module._resize = functools.partial(merged_size, mode=module.upsample_mode)
     elif type(module) is BFP:

@@ -1,4 +1,4 @@
-"""The grid of voxels of a config: the rule by which points become voxels, and its size."""
+"""The grid of voxels of a config: rule and size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ NEEDED = ('point_cloud_range', 'voxel_size', 'max_num_points')
 
 
 def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
-    """Return the rule of `layer`, the arguments of mmcv's `Voxelization`, for points of `channels` values.
+    """Return the rule of mmcv's `Voxelization` arguments, for points of `channels` values.
 
-    Of two limits of voxels the second one (of tests) counts; the default is mmcv's 20,000.
+    Of two limits of voxels the second (of tests) counts; mmcv's default is 20,000.
     """
     if missing := [name for name in NEEDED if layer.get(name) is None]:
         raise ConfigError(f'the layer of voxels has no {", ".join(missing)}')
@@ -32,7 +32,7 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
 
 
 def grid_size(layer: Mapping[str, Any], key: str) -> tuple[int, int, int]:
-    """Return the number of voxels along x, y, z of a layer, the config's `key`."""
+    """Return the number of voxels along x, y, z."""
     if missing := [name for name in NEEDED if layer.get(name) is None]:
         raise ConfigError(f'{key} has no {", ".join(missing)}')
     limits, sizes = layer['point_cloud_range'], layer['voxel_size']

@@ -1,4 +1,4 @@
-"""PETR and PETRv2: facts of a model, which its files keep."""
+"""Facts of PETR and PETRv2 models, kept in their files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from mmdeploy_ext.contract.facts import Positive
 from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
 
 FRAME, RIG, MODEL = 'frame', 'rig', 'model'
-"""How long a value may be used again: for one frame, until calibration or image size change, for ever."""
+"""Lifetime of a value: a frame, until calibration or image size change, for ever."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PetrFacts(QueryBoxFacts):
-    """Facts of a model.
+    """Facts of a PETR or PETRv2.
 
     Attributes:
-        start_gap_s: time that stands for the gap where there is no frame before.
-        valid_for: input of a graph, or constant -> for how long a value of it may be used again.
+        start_gap_s: time gap at the first frame.
+        valid_for: input of a graph, or constant -> its lifetime.
     """
 
     start_gap_s: Positive

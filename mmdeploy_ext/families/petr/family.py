@@ -1,4 +1,4 @@
-"""The families of PETR and PETRv2: the configs that they claim and refuse, and the models."""
+"""PETR and PETRv2: supported configs and models."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
 ABSENT = dict(with_position=True, normedlinear=False, position_level=0)
-"""Setting -> the value that a head without it has."""
+"""Setting -> its default."""
 SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
-"""Upstream's steps of a test pipeline: the one that loads the frame before, and the one that resizes."""
+"""Test pipeline steps that load the frame before, and that resize."""
 SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
-"""Time from one sweep to the next, and the sweeps of which upstream takes one as the frame before."""
+"""Time between sweeps, and range of sweeps for the frame before."""
 
 
 def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
-    """Return the steps of a config's test pipeline as `multiview_rule` reads them, of the present frame."""
+    """Return the test pipeline steps of the present frame for `multiview_rule`."""
     return [
         dict(step, type='ResizeCropFlipRotImage') if step['type'] == RESIZE else step
         for step in test_pipeline(cfg)
@@ -63,12 +63,7 @@ def valid_for(frames: int) -> dict[str, str]:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PetrFamily(CameraFamily, SequenceFamily):
-    """`Petr3D` with a head that sees one frame, or the frame before, too; the instances are below.
-
-    Attributes:
-        models: its models.
-        frames: number of frames that a head sees, 1 or 2.
-    """
+    """`Petr3D` with a head that sees one frame, or two (`frames`)."""
 
     name: str
     models: CameraModels

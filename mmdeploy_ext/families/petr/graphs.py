@@ -1,7 +1,7 @@
 """The graphs of PETR and PETRv2: pictures to features, calibration to positions, both to objects.
 
 Glossary: N cameras of a frame, F frames (PETR 1, PETRv2 2), H, W network input in pixels, h, w feature map, C
-channels, L decoder layers, R queries, K classes. For box codes see `models/petr/steps.predict`.
+channels, L decoder layers, R queries, K classes. Box codes: `models/petr/steps.predict`.
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ class ExtractImgFeat(OfModel):
     """Backbone and neck."""
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """Return the first feature map (1, N, C, h, w) of normalised pictures (N, 3, H, W)."""
+        """Return the first feature map (1, N, C, h, w) of pictures (N, 3, H, W)."""
         return (feature_maps(self.model, img)[0].unsqueeze(0),)
 
 
 class PositionEmbedding(OfModel):
-    """Positions of the tokens of N cameras by their rays; `size` is H, W, `map_size` h, w."""
+    """Positions of tokens by their rays; `size` is H, W, `map_size` h, w."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int], map_size: tuple[int, int]) -> None:
         super().__init__(model)
@@ -52,13 +52,13 @@ class PositionEmbedding(OfModel):
         self.register_buffer('corners', token_corners(size, map_size), persistent=False)
 
     def forward(self, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positions (1, N, C, h, w) of matrices (1, N, 4, 4), and a copy of the matrices."""
+        """Return positions (1, N, C, h, w) of matrices (1, N, 4, 4), and a copy of the matrices."""
         rays = embed_rays(self.model.pts_bbox_head, img2lidar[0], self.corners, self.map_size)
         return rays.unsqueeze(0), img2lidar + 0.0
 
 
 class Head(OfModel):
-    """The head behind features and positions; the sine part and the queries' positions are constants."""
+    """The head behind features and positions; sine part and query positions are constants."""
 
     def __init__(self, model: nn.Module, padding: Tensor) -> None:
         super().__init__(model)
@@ -71,17 +71,16 @@ class Head(OfModel):
         self.register_buffer('padding', padding.to(device) if padding.any() else None, persistent=False)
 
     def detect(self, features: Tensor, rays: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of features and positions (1, F N, C, h, w).
+        """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of features and rays (1, F N, C, h, w).
 
-        `rays` are the positions, before they are gated; `seconds` (1,) is the mean time since the frame
-        before, of PETR the number 1.
+        `seconds` (1,) is the mean time since the frame before; PETR: 1.
         """
         constants = self.sine_part, self.queries, self.padding
         return detect(self.model.pts_bbox_head, features[0], rays[0], *constants, seconds)
 
 
 class PtsHead(Head):
-    """The head; logits are NaN if an embedding was made with other matrices than the frame's."""
+    """The head; logits are NaN if an embedding was made with another calibration."""
 
     def forward(
         self,
@@ -93,7 +92,7 @@ class PtsHead(Head):
     ) -> tuple[Tensor, Tensor]:
         """Return logits (L, 1, R, K) and box codes (L, 1, R, 10).
 
-        `before` are the same four of the frame before, and `mean_time_stamp` (1,), seconds; none for PETR.
+        PETRv2: `before` are the four inputs of the frame before, and `mean_time_stamp` (1,), seconds.
         """
         stale, seconds = difference_of(embedded_img2lidar, img2lidar), 1.0
         if before:
@@ -110,7 +109,7 @@ def difference_of(embedded: Tensor, matrices: Tensor) -> Tensor:
 
 
 class Sizes:
-    """The numbers that determine all shapes; see the glossary.
+    """Numbers that determine all shapes.
 
     Attributes:
         levels: (C, h, w) of each feature map; the head takes the first.

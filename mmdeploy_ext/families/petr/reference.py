@@ -18,7 +18,7 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive
 
 GAPS_S, LAG_S = (0.5, 0.05, 1.7, 6.0, 0.5), 0.08
-"""Seconds between frames of a drive with irregular gaps, and between the pictures of a frame."""
+"""Seconds between frames with irregular gaps, and between the pictures of a frame."""
 OLDER_FRAME = (
     'the frame before is the last one that ran; the published evaluation takes sweeps of about 1.25 s '
     'before, which no cache of features holds'
@@ -26,7 +26,7 @@ OLDER_FRAME = (
 
 
 def picture_times(frame: Frame) -> np.ndarray:
-    """Return the absolute times (N,) of the pictures by other code than `camera_times`, which refuses."""
+    """Return the absolute times (N,) of the pictures; no code of the runtime."""
     camera_times(frame)
     times = frame.timestamp_s if frame.camera_times_s is None else frame.camera_times_s
     return np.zeros(len(frame.images)) + np.asarray(times, np.float64)
@@ -35,8 +35,7 @@ def picture_times(frame: Frame) -> np.ndarray:
 class PetrReference(CameraReference):
     """The detector's own test path; PETRv2 gets the pictures of the last frame behind the present ones.
 
-    The calibration of the last frame is moved into the present LiDAR frame here, in float64, as upstream's
-    converter of infos does.
+    As in upstream's converter, the last calibration is moved into the present LiDAR frame in float64.
     """
 
     outputs = (*PREDICTIONS, 'img_feats', 'pos_embed')

@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 FRAMES = dict(petr=1, petrv2=2)
 READS = {1: ('lidar2img',), 2: ('lidar2img', 'ego_pose', 'timestamp_s')}
-"""Number of frames -> fields that the models read; with two `camera_times_s`, too, which may be missing."""
+"""Number of frames -> fields that the models read (two: optional `camera_times_s`)."""
 BACKBONE, EMBEDDING, HEAD = PORTABLE_FILES = ('extract_img_feat', 'position_embedding', 'pts_head')
-"""Names of the graphs, in the order in which a frame goes through them."""
+"""Names of the graphs in running order."""
 MAX_GAP_S = 27 * 0.083
-"""Seconds: PETRv2 was trained with a frame before that is 3 to 27 sweeps of 0.083 s old (`sweep_range`)."""
+"""Seconds: PETRv2's training has 3 to 27 sweeps of 0.083 s (`sweep_range`)."""
 
 
 def inverse_of(lidar2img: np.ndarray) -> np.ndarray:
-    """Return the inverses (1, N, 4, 4) float32 of matrices (N, 4, 4), computed in float64."""
+    """Return inverses (1, N, 4, 4) float32 of matrices (N, 4, 4), computed in float64."""
     return np.linalg.inv(np.asarray(lidar2img, np.float64)).astype(np.float32)[None]
 
 
 def camera_times(frame: Frame) -> np.ndarray:
-    """Return the absolute times (N,) float64, seconds, of a frame's pictures."""
+    """Return the absolute times (N,) float64 of a frame's pictures, s."""
     count = len(frame.images)
     if frame.camera_times_s is None:
         return np.full(count, frame_checks.check_time(frame.timestamp_s))
@@ -52,12 +52,9 @@ def camera_times(frame: Frame) -> np.ndarray:
 
 
 def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.float32:
-    """Return the mean time in s between two pictures of the same camera, as PETRv2 rounds it.
+    """Return the mean time between two pictures of a camera, s, with PETRv2's rounding.
 
-    Args:
-        time_s: absolute time of the present frame, seconds.
-        times_s: (N,) absolute times of its pictures.
-        earlier_s: (N,) absolute times of the pictures of the frame before.
+    `times_s` and `earlier_s` are absolute times (N,) of the pictures of both frames.
     """
     ages, earlier_ages = np.float32(time_s - times_s), np.float32(time_s - earlier_s)
     gap = (earlier_ages - ages).mean(dtype=np.float32)
@@ -95,7 +92,7 @@ class PetrOnnx(StreamRuntime):
         return dict(self.head_outputs(parts, gap), img_feats=features, pos_embed=embedded['pos_embed'])
 
     def gap(self, frame: Frame, memory: StreamState | None) -> np.float32:
-        """Return the mean time in s since the frame before, or its replacement in a first frame."""
+        """Return the mean time since the frame before, s, or the default."""
         times = frame.camera_times_s
         earlier = times - self.metadata.postprocess.start_gap_s
         if memory is not None:
@@ -103,18 +100,17 @@ class PetrOnnx(StreamRuntime):
         return mean_gap_s(frame.timestamp_s, times, earlier)
 
     def features(self, frame: Frame, memory: StreamState | None) -> np.ndarray:
-        """Return the first feature map (1, N, C, h, w) of the images."""
+        """Return the first feature map (1, N, C, h, w)."""
         return self.graphs[BACKBONE].run(dict(img=frame.images))['img_feats']
 
     def part_before(self, frame: Frame, memory: StreamState) -> dict[str, np.ndarray]:
-        """Return the inputs of the head about the frame before, by the names of the present ones."""
+        """Return the head's inputs about the frame before."""
         motion = relative_motion(memory.ego_pose, frame.ego_pose)
         matrices = (motion @ np.linalg.inv(memory.tensors['lidar2img'])).astype(np.float32)[None]
         embedded = self.graphs[EMBEDDING].run(dict(img2lidar=matrices))
         return dict(embedded, img_feats=memory.tensors['img_feats'], img2lidar=matrices)
 
     def head_outputs(self, parts: Sequence[Arrays], gap: np.float32 | None) -> dict[str, np.ndarray]:
-        """Return the head's outputs."""
         feeds = dict(parts[0])
         for part in parts[1:]:
             feeds |= {f'prev_{name}': values for name, values in part.items()}

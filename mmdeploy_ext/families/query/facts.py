@@ -10,13 +10,13 @@ class QueryFacts(Facts):
     """Facts of detectors of queries; the last four are of panoptic maps.
 
     Attributes:
-        num_classes: of panoptic maps things and stuff.
-        max_per_img: most results of an image; None of panoptic maps.
-        mask_thr: value 0..1 from which on a pixel belongs to a mask that is pasted into a box; None without.
+        num_classes: with panoptic maps things and stuff.
+        max_per_img: most results; None for panoptic maps.
+        mask_thr: inclusive mask threshold 0..1 of boxes with masks, or None.
         num_things: the first classes are things.
-        object_mask_thr: score that a query has to exceed.
-        iou_thr: least ratio of the pixels that belong to a query to the pixels of its mask.
-        filter_low_score: whether pixels outside of the mask of their query get no segment.
+        object_mask_thr: exclusive score threshold of a query.
+        iou_thr: least share of a mask's pixels that belong to its query.
+        filter_low_score: pixels outside of their query's mask get no segment.
     """
 
     num_classes: Count

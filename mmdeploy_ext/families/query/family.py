@@ -1,4 +1,4 @@
-"""The family of detectors of queries: configs that it claims and refuses."""
+"""Detectors of queries: supported configs."""
 
 import copy
 import dataclasses
@@ -35,7 +35,6 @@ def claims(cfg: Any) -> Claim:
 
 
 def check_network(cfg: Any, head: nn.Module, options: Options) -> None:
-    """Refuse other parts of a detector, and an opset that its head cannot have."""
     detector_parts.check(cfg.model, options)
     if supported_parts.samples_points(head) and options.opset:
         detector_parts.check_grid_sample(type(head).__name__, options)
@@ -88,7 +87,6 @@ class QueryFamily(ImageFamily):
 
 
 def check_masks(cfg: Any, options: Options) -> list[nn.Module]:
-    """Refuse detectors of queries with masks, and options, that do not export."""
     options.refuse([PASTE_MASKS], 'masks have the size of the original anyway')
     with refused_by_name(cfg):
         supported_parts.check_class(

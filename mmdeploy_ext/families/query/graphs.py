@@ -1,4 +1,4 @@
-"""The graphs of detectors of queries: their contracts, and the modules that keep them."""
+"""The graphs of detectors of queries: contracts and modules."""
 
 import itertools
 import weakref
@@ -29,14 +29,13 @@ from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 SIZE_DEFAULT = '0 means those of the input'
 """Meaning of a size of 0."""
 MASK_MULTIPLE = 32
-"""Sides of the input of a graph of masks are multiples of this; masks have a quarter of the sides."""
+"""Divisor of the sides of an input with masks, which have a quarter of the sides."""
 PROBE = 256
 """Side of the input by which strides are measured, pixels."""
 _STRIDES: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
 
 
 def strides(model: nn.Module) -> tuple[int, ...]:
-    """Return the strides of the maps of a detector, pixels."""
     if model not in _STRIDES:
         image = next(model.parameters()).new_zeros((1, 3, PROBE, PROBE))
         with torch.no_grad():
@@ -45,7 +44,6 @@ def strides(model: nn.Module) -> tuple[int, ...]:
 
 
 def count_tokens(model: nn.Module, height: int, width: int) -> int:
-    """Return how many tokens an input of H x W pixels has."""
     return sum(-(-height // stride) * -(-width // stride) for stride in strides(model))
 
 
@@ -56,7 +54,7 @@ def num_proposals(model: nn.Module) -> int:
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side, pixels, of a square with as many tokens as become queries."""
+    """Return the side, pixels, of the smallest square with enough tokens."""
     fewest = num_proposals(model)
     return next(side for side in itertools.count(1) if count_tokens(model, side, side) >= fewest)
 

@@ -1,9 +1,8 @@
-"""MaskFormer and Mask2Former: queries that have masks, and instances or panoptic maps from their logits.
+"""MaskFormer and Mask2Former: queries with masks; instances or panoptic maps of their logits.
 
-Source of the algorithm: mmdet 2.28.2 `plugins/{pixel_decoder,msdeformattn_pixel_decoder}.py`,
+Source: mmdet 2.28.2 `plugins/{pixel_decoder,msdeformattn_pixel_decoder}.py`,
 `dense_heads/{maskformer,mask2former}_head.py` and `seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py`
-(`instance_postprocess`). `exporting/postprocess/panoptic.py` has the fusion of maps.
-
+(`instance_postprocess`).
 Glossary: B batch, Q queries, C classes, D embedding, n results, H, W network input in pixels, H4, W4 a
 quarter of it, h, w size of a map or of the results.
 """
@@ -41,11 +40,11 @@ MASKS_FULL = ('masks', 'scores', 'labels')
 RATIO = 4
 """Pixels of the input per pixel of the masks."""
 EPS = 1e-6
-"""Added to the number of pixels that mmdet divides the sum of their scores by, for the score of a mask."""
+"""mmdet adds it to a mask's number of pixels, by which the sum of scores is divided."""
 
 
 class MaskFormerNetwork(nn.Module):
-    """`MaskFormerHead` behind flat tensors, with either of its pixel decoders."""
+    """`MaskFormerHead` with flat tensors and either of its pixel decoders."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,9 +55,9 @@ class MaskFormerNetwork(nn.Module):
         self.pixel_positions = None if encoding is None else PaddedSinePositions(encoding)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of normalised images (B, 3, H, W).
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of images (B, 3, H, W).
 
-        `img_shape` (B, 2) is h, w before padding, 0: the input size; tokens of padding are no keys.
+        `img_shape` (B, 2) is h, w before padding, 0: the input size; padding is masked.
         """
         head, maps = self.model.panoptic_head, self.model.extract_feat(image)
         content = clip_size(image, img_shape)
@@ -74,10 +73,10 @@ class MaskFormerNetwork(nn.Module):
     def pixels(
         self, maps: Sequence[torch.Tensor], level: PaddedMap, padded: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features (B, D, H4, W4) of masks, and the map (B, channels, h, w) that queries look at.
+        """Return the features (B, D, H4, W4) of masks, and the map (B, channels, h, w) of queries.
 
-        `maps` are of the backbone, fine to coarse; `level` and `padded` (B, 1, 1, h * w) bool have the
-        padding of the last map.
+        `maps` are fine to coarse; `level` and `padded` (B, 1, 1, h * w) bool have the padding of the last
+        map.
         """
         decoder = self.model.panoptic_head.pixel_decoder
         if self.pixel_positions is None:
@@ -96,7 +95,7 @@ class MaskFormerNetwork(nn.Module):
 
 
 class Mask2FormerPixels(nn.Module):
-    """Backbone and pixel decoder of `Mask2FormerHead`, which treats padding as image."""
+    """Backbone and pixel decoder of `Mask2FormerHead`, which ignores padding."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -104,24 +103,21 @@ class Mask2FormerPixels(nn.Module):
         self.encoding = SinePositions(model.panoptic_head.pixel_decoder.postional_encoding)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return `pixel_names` of normalised images (B, 3, H, W).
-
-        These are the features (B, D, H4, W4) of masks, and the maps (B, D, h, w) of queries, coarse to fine.
-        """
+        """Return mask features (B, D, H4, W4), and the maps (B, D, h, w) of queries, coarse to fine."""
         maps = self.model.extract_feat(image)
         projected = self.projected(maps)
         sources, features = self.pixels(maps, projected, levels_of(image, projected))
         return features, *sources
 
     def projected(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the inputs (B, D, h, w) of the encoder, coarse to fine."""
+        """Return the encoder's inputs (B, D, h, w), coarse to fine."""
         convs = self.model.panoptic_head.pixel_decoder.input_convs
         return [conv(maps[-1 - index]) for index, conv in enumerate(convs)]
 
     def pixels(
         self, maps: Sequence[torch.Tensor], projected: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return the maps that queries look at, coarse to fine, and the features (B, D, H4, W4) of masks."""
+        """Return the maps of queries, coarse to fine, and the features (B, D, H4, W4) of masks."""
         decoder = self.model.panoptic_head.pixel_decoder
         keep = tokens_inside(levels)
         ratios = torch.stack([level.ratios() for level in levels], 1)
@@ -154,7 +150,7 @@ class Mask2FormerQueries(nn.Module):
     def forward(
         self, image: torch.Tensor, features: torch.Tensor, *sources: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) after the last layer."""
+        """Return the last class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4)."""
         head, levels = self.model.panoptic_head, levels_of(image, sources)
         values = [
             tokens_of([head.decoder_input_projs[index](source)]) + head.level_embed.weight[index]
@@ -204,7 +200,7 @@ def masks_of(embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
 
 
 class MasksFullForm(nn.Module):
-    """The stage of a `full` graph behind the network: the best pairs of query and class, and their masks."""
+    """The form `full`: best pairs of query and class, and their masks."""
 
     def __init__(self, fusion: nn.Module) -> None:
         super().__init__()
@@ -215,9 +211,8 @@ class MasksFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return masks (B, n, h, w) bool, scores (B, n) descending and labels (B, n) int64.
 
-        `ori_shape` (2,) int64 is height and width of the results, `img_shape` (B, 2) float32 height and width
-        of the images before padding; 0 means the input size in both. `logits` are (B, Q, C + 1), `masks` (B,
-        Q, H4, W4).
+        `ori_shape` (2,) int64 is h, w of the results, `img_shape` (B, 2) float32 h, w before padding; 0 means
+        the input size. `logits` are (B, Q, C + 1), `masks` (B, Q, H4, W4).
         """
         scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.max_per_image)
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
@@ -237,7 +232,7 @@ def max_per_image(fusion: nn.Module) -> int:
 
 
 class QueryMapFullForm(nn.Module):
-    """The stage of a `full` graph behind the network: masks at the size of the original, fused into a map."""
+    """The form `full`: masks at the size of the original, fused into a map."""
 
     def __init__(self, fusion: nn.Module) -> None:
         super().__init__()
@@ -246,14 +241,14 @@ class QueryMapFullForm(nn.Module):
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return the map (B, h, w) int32, see `exporting/postprocess/panoptic.py` for its numbers."""
+        """Return the map (B, h, w) int32, see `exporting/postprocess/panoptic.py`."""
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
         values = rows[:, None] @ (masks @ columns.transpose(1, 2)[:, None])
         return (tap('panoptic', self.fusion(logits, values)),)
 
 
 def facts_of(fusion: nn.Module) -> QueryFacts:
-    """Return the settings of mmdet's fusion head; ConfigError: a threshold is no number."""
+    """Return the settings of mmdet's fusion head; raises ConfigError if a threshold is no number."""
     test_cfg = fusion.test_cfg
     return QueryFacts(
         num_classes=int(fusion.num_classes),

@@ -1,8 +1,7 @@
-"""From logits and relative boxes of queries to detections: the best pairs; Co-DETR suppresses, too.
+"""Logits and relative boxes of queries to detections; Co-DETR suppresses, too.
 
-Source of the algorithm: mmdet 2.28.2 `dense_heads/detr_head.py` and Co-DETR 2665352
+Source: mmdet 2.28.2 `dense_heads/detr_head.py` and Co-DETR 2665352
 `projects/models/co_deformable_detr_head.py` (`_get_bboxes_single`).
-
 Glossary: B batch, Q queries, C classes, n detections.
 """
 
@@ -32,14 +31,14 @@ def pairs(head: nn.Module) -> int:
 
 
 def best_pairs(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return scores, classes and queries (B, n) of the `count` best of scores (B, Q, C), the best first."""
+    """Return scores, classes and queries (B, n) of the `count` best of scores (B, Q, C), best first."""
     num_classes = scores.shape[2]
     scores, index = scores.flatten(1).topk(count, 1)
     return scores, index % num_classes, torch.div(index, num_classes, rounding_mode='floor')
 
 
 class QueryFullForm(nn.Module):
-    """The part of a `full` graph behind the network."""
+    """The form `full`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -71,12 +70,9 @@ class QueryFullForm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5) xyxy, clipped, and score, and labels (B, n), best first.
 
-        Args:
-            image: input of the network; only its size is used.
-            img_shape: (B, 2) height and width before padding; 0 means the input size.
-            scale_factor: (B, 4) `w h w h`, input / original, which boxes are divided by.
-            logits: (B, Q, C), or C + 1 with the background.
-            boxes: (B, Q, 4) cxcywh relative to `content_size`.
+        `img_shape` (B, 2) is h, w before padding, 0 means the input size; `scale_factor` (B, 4) `w h w h`,
+        input / original; `logits` (B, Q, C), or C + 1 with background; `boxes` (B, Q, 4) cxcywh relative to
+        `content_size`.
         """
         if self.sigmoid:
             scores, labels, query = best_pairs(logits.sigmoid(), self.count)

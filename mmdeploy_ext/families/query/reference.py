@@ -1,4 +1,4 @@
-"""Detectors of queries as mmdet runs them, unpatched: the reference of proofs."""
+"""Detectors of queries as mmdet runs them, unpatched."""
 
 import inspect
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,7 @@
 """Sparse R-CNN and QueryInst: learned queries, each with a region that dynamic heads look at and move.
 
-Source of the algorithm: mmdet 2.28.2 `dense_heads/embedding_rpn_head.py`, `roi_heads/sparse_roi_head.py`,
+Source: mmdet 2.28.2 `dense_heads/embedding_rpn_head.py`, `roi_heads/sparse_roi_head.py`,
 `roi_heads/bbox_heads/dii_head.py` and `roi_heads/mask_heads/dynamic_mask_head.py`.
-
 Glossary: B batch, Q queries, C classes, D embedding, R = B * Q, n detections, m side of a mask in cells, H, W
 network input in pixels, h, w pooled cells of a region.
 """
@@ -25,7 +24,7 @@ NAMES = ('logits', 'boxes')
 
 
 class RegionsNetwork(nn.Module):
-    """`SparseRoIHead` behind flat tensors, up to the boxes of its last stage."""
+    """`SparseRoIHead` with flat tensors, up to the boxes of its last stage."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -37,9 +36,8 @@ class RegionsNetwork(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C), with a softmax C + 1, and boxes (B, Q, 4) xyxy, pixels of the input.
 
-        With masks also the queries of the last stage after their attention (B, Q, D), and the maps that
-        regions are pooled from. `image` is (B, 3, H, W) normalised; `img_shape` (B, 2) is height and width
-        before padding; 0 means the input size.
+        With masks also the last queries after their attention (B, Q, D), and the maps of regions. `image` is
+        (B, 3, H, W) normalised; `img_shape` (B, 2) is h, w before padding; 0 means the input size.
         """
         maps = self.model.extract_feat(image)
         outputs = (*self.look(maps, clip_size(image, img_shape)), *maps)
@@ -59,10 +57,10 @@ class RegionsNetwork(nn.Module):
 
 
 def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Run mmdet's `DIIHead`: queries (B, Q, D) look at each other, and then each at its region (R, D, h, w).
+    """Run mmdet's `DIIHead`: queries (B, Q, D) look at each other, then at their regions (R, D, h, w).
 
-    Returns class logits (B, Q, C), with a softmax C + 1, deltas of boxes (B, Q, 4), queries of the next stage
-    (B, Q, D), and queries after their attention (B, Q, D).
+    Returns class logits (B, Q, C), with a softmax C + 1, deltas (B, Q, 4), queries of the next stage (B, Q,
+    D), and queries after their attention (B, Q, D).
     """
     attended = head.attention_norm(query + attend_to(head.attention, query, query, query))
     rows = attended.flatten(0, 1)
@@ -77,7 +75,7 @@ def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tu
 
 
 class RegionsFullForm(nn.Module):
-    """The stage of a `full` graph behind the network: the best pairs of query and class, and their masks."""
+    """The form `full`: best pairs of query and class, and their masks."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -93,8 +91,7 @@ class RegionsFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5) xyxy and score, best first, labels (B, n), and any masks (B, n, m, m).
 
-        `scale_factor` (B, 4) is `w h w h`, input / original, which boxes are divided by; `boxes` (B, Q, 4)
-        are xyxy, pixels of the input; `of_masks` are the other outputs of the network.
+        `scale_factor` (B, 4) is `w h w h`, input / original; `boxes` (B, Q, 4) are xyxy, pixels of the input.
         """
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(2)[..., :-1]
         scores, labels, query = best_pairs(scores, self.max_per_img)

@@ -1,4 +1,4 @@
-"""Detectors of queries without PyTorch: boxes, boxes with masks, instances and panoptic maps.
+"""Detectors of queries in numpy: boxes, boxes with masks, instances and panoptic maps.
 
 Glossary: B batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the original.
 """
@@ -22,7 +22,7 @@ RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
 def detections(
     metadata: Metadata, outputs: Arrays, feeds: Arrays
 ) -> list[Detections] | list[Instances] | list[Segments]:
-    """Return the results of each image of a batch; the facts in the metadata say of which kind they are."""
+    """Return the results of each image of a batch, of the kind that the metadata states."""
     facts = metadata.postprocess
     if facts.num_things is not None:
         return panoptic_maps(metadata, outputs, feeds)
@@ -36,12 +36,11 @@ def panoptic_maps(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Se
 
     Args:
         metadata: metadata of the file.
-        outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, pixels of class
-            + 1000 * number (of things from 1 on, 0 of stuff), or of the number of classes where no segment
-            is; of the form 'raw' `logits` (B, Q, C + 1) and `mask_logits` (B, Q, H4, W4) float32.
-        feeds: inputs of the graph by name, and for the form 'raw': `img_shape` (B or 1, 2) and `ori_shape`
-            (2,), heights and widths of the images before padding and of the results, pixels; 0, or none in
-            the feeds, means the input size.
+        outputs: 'full': `panoptic` (B, h, w) int32, class + 1000 * number (things from 1 on, stuff 0), or the
+            number of classes outside of segments; 'raw': `logits` (B, Q, C + 1) and `mask_logits` (B, Q, H4,
+            W4) float32.
+        feeds: for 'raw' `img_shape` (B or 1, 2) and `ori_shape` (2,), h, w before padding and of the results,
+            pixels; 0 or none means the input size.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

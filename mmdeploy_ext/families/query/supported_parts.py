@@ -1,4 +1,4 @@
-"""The parts of detectors of queries that the graphs repeat: classes of mmdet 2.28.2 and mmcv."""
+"""The supported parts of detectors of queries, of mmdet 2.28.2 and mmcv."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +43,7 @@ REGION_PARTS = dict(
     mask_head=mask_heads.DynamicMaskHead,
 )
 QUERY_ROI_HEAD = 'QueryRoIHead'
-"""Head of regions in QueryInst's own repository, which became mmdet's `SparseRoIHead`; known by its name."""
+"""QueryInst's own name of mmdet's `SparseRoIHead`."""
 HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
 TRANSFORMERS = dict(
     DETRHead=transformer.Transformer,
@@ -52,9 +52,9 @@ TRANSFORMERS = dict(
     HybridBranchDeformableDETRHead=transformer.DeformableDetrTransformer,
 )
 CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
-"""Detector and head of Co-DETR, which are in the user's tree and known by their names."""
+"""Detector and head of Co-DETR, classes of the user's tree."""
 CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
-"""Parts of the transformer of a `CoDINOHead` that mmdet lacks."""
+"""Parts of a `CoDINOHead`'s transformer that mmdet lacks."""
 CO_DETR_MASKS = ('mask_head', 'mask_iou_head')
 PARTS = (
     transformer.DetrTransformerEncoder,
@@ -78,7 +78,7 @@ UNTRACED = (
     '*transformer.?ncoder.forward', '*transformer.?ecoder.forward', '*layers.?.forward',
     '*attentions.?.forward', '*positional_encoding.forward', '*roi_extractor*.forward',
 )  # fmt: skip
-"""Further methods that the graphs compute by themselves, see `Family.untraced`."""
+"""Further methods that the graphs compute by themselves (`Family.untraced`)."""
 
 
 def kind_of(head: nn.Module) -> str:
@@ -127,14 +127,14 @@ def samples_points(head: nn.Module) -> bool:
 
 
 def check_class(kind: type, exported: tuple[type, ...], role: str) -> None:
-    """Refuse a class that derives from none of `exported`; `role` is a word for the message."""
+    """Refuse a class that derives from none of `exported`; `role` is for the message."""
     if not issubclass(kind, exported):
         names = ', '.join(upstream.__name__ for upstream in exported)
         raise ConfigError(f'{kind.__name__}: no {role} that is exported; expected {names}')
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a head of boxes, or a part of it, that the graphs do not repeat."""
+    """Refuse unsupported heads of boxes."""
     if not has_name(head, (CO_DINO_HEAD,)):
         check_class(type(head), HEADS, 'head of queries')
     transformer, kind = head.transformer, kind_of(head)
@@ -154,7 +154,7 @@ def check_head(head: nn.Module) -> None:
 
 
 def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse heads of masks, or a part of them, that the graphs do not repeat."""
+    """Refuse unsupported heads of masks."""
     check_class(type(head), tuple(MASK_HEADS), 'head of masks')
     check_class(type(fusion), (seg_heads.MaskFormerFusionHead,), 'head that fuses masks')
     pixels, decoder = head.pixel_decoder, head.transformer_decoder
@@ -197,7 +197,7 @@ def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
-    """Refuse an `rpn_head` or a `roi_head` that the graphs do not repeat."""
+    """Refuse an unsupported `rpn_head` or `roi_head`."""
     for name, part in parts.items():
         if not has_name(part, (QUERY_ROI_HEAD,)):
             check_class(type(part), (REGION_PARTS[name],), name)

@@ -1,4 +1,4 @@
-"""RT-DETR: its family, graphs and runtime; `mmdeploy_ext/models/rtdetr` has the detector itself."""
+"""RT-DETR: family, graphs and runtime; the detector is in `mmdeploy_ext/models/rtdetr`."""
 
 from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.rtdetr.options import KEEP_FP32, OPTIONS

@@ -10,8 +10,8 @@ class RtDetrFacts(Facts):
     """Numbers of results, queries and classes.
 
     Attributes:
-        orig_target_sizes: order of the columns of this input, in words.
-        position_layout: order of the columns of the position embedding, in words.
+        orig_target_sizes: column order, in words.
+        position_layout: column order of the position embedding, in words.
     """
 
     max_per_img: Count

@@ -1,4 +1,4 @@
-"""RT-DETR's family: configs that it claims or refuses, and the facts that its files hold."""
+"""RT-DETR: supported configs, facts of files."""
 
 from typing import Any
 

@@ -1,7 +1,6 @@
-"""The graphs of RT-DETR: their contracts, their inputs, and the modules that keep them.
+"""The graphs of RT-DETR: contracts, inputs, modules.
 
 Source of the contract: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/tools/export_onnx.py.
-
 Glossary: B batch, C classes, Q queries, H, W network input in pixels.
 """
 
@@ -26,7 +25,7 @@ HEADS = ('pred_logits', 'pred_boxes')
 
 
 class RtDetrNetwork(nn.Module):
-    """Backbone, encoder and decoder behind flat tensors; its parameters keep their names below `model.`."""
+    """Backbone, encoder and decoder; parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module, with_tokens: bool) -> None:
         super().__init__()
@@ -34,10 +33,9 @@ class RtDetrNetwork(nn.Module):
         self.with_tokens = with_tokens
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network on (B, 3, H, W) float32 RGB / 255.
+        """Return class logits (B, Q, C) and relative boxes cxcywh (B, Q, 4) of float32 RGB / 255.
 
-        Returns class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the input; with `with_tokens`
-        also the tokens (B, Q) int64.
+        `with_tokens` adds the tokens (B, Q) int64.
         """
         outputs = self.model.decoder(self.model.extract_feat(images))
         return outputs if self.with_tokens else outputs[:2]
@@ -81,12 +79,10 @@ def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size, by name.
+    """Return `images` (B, 3, H, W) float32 and `orig_target_sizes` (B, 2) int64 of pictures of one size.
 
-    They are `images` (B, 3, H, W) float32 and `SIZES`, 'orig_target_sizes' (B, 2) int64, the width and height
-    of the originals with `rescale`, otherwise of the input; boxes are in pixels of this size.
-
-    ShapeError: an image was padded, and boxes shall be in pixels of the original.
+    Boxes are in pixels of this width and height: the original's with `rescale`, else the input's. Raises
+    ShapeError if `rescale` meets a padded image.
     """
     sizes = [image.ori_shape if rescale else image.tensor.shape[1:] for image in images]
     for image in images:

@@ -12,4 +12,4 @@ FUSE = Option(
 DYNAMIC_BATCH = Option('dynamic_batch', False, 'the batch stays dynamic, the size is fixed', group=OF_SOME)
 OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
 KEEP_FP32 = ('*.backbone.conv1*', '*.decoder*')
-"""Nodes that stay float32 in float16 files, measured in docs/engines.md."""
+"""Nodes that stay float32 in float16 files (measured: docs/engines.md)."""

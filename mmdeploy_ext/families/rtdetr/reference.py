@@ -1,6 +1,6 @@
-"""RT-DETR in PyTorch, unpatched: the reference of proofs.
+"""RT-DETR in PyTorch, unpatched.
 
-Glossary: B batch, Q queries, N tokens of the encoder, from which queries are chosen.
+Glossary: B batch, Q queries, N tokens of the encoder, D embedding, h, w map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ class RtDetrReference(ImageReference):
 
 
 def maps_of(model: nn.Module, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
-    """Return the maps (B, D, h, w) of the encoder, the finest first; D is the width of its embedding."""
+    """Return the encoder's maps (B, D, h, w), the finest first."""
     with torch.no_grad():
         return list(model.extract_feat(_to_model(model, np.stack([image.tensor for image in images]))))
 

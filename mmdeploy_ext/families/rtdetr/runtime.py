@@ -1,7 +1,6 @@
-"""RT-DETR without PyTorch: numpy post-processing of the form 'raw', equal to the form 'full'.
+"""RT-DETR in numpy: post-processing of the form 'raw', equal to 'full'.
 
-Source of the algorithm: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/rtdetr_postprocessor.py.
-
+Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/rtdetr_postprocessor.py.
 Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels, multiples of 32, h, w
 original image.
 """
@@ -28,16 +27,16 @@ RUNNERS = dict.fromkeys(('full', 'raw'), 'rtdetr')
 
 SIZES = 'orig_target_sizes'
 STRIDES = (8, 16, 32)
-"""Strides, in pixels, of the three maps of candidate tokens."""
+"""Strides of the three maps of tokens, pixels."""
 
 
 def target_sizes(ori_shapes: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return the input `orig_target_sizes` (B, 2) int64, width and height, of images of sizes (h, w)."""
+    """Return `orig_target_sizes` (B, 2) int64, width and height, of sizes (h, w)."""
     return np.asarray([(width, height) for height, width in ori_shapes], np.int64)
 
 
 def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -> None:
-    """Refuse sizes (B, 2) that differ from the sizes (h, w) of the images."""
+    """Refuse sizes (B, 2) w, h that differ from the images' (h, w)."""
     expected = target_sizes(ori_shapes)
     if sizes.shape != expected.shape:
         raise ShapeError(f'{SIZES}: got {sizes.shape}, expected {expected.shape}: width, height')
@@ -52,7 +51,7 @@ def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -
 
 
 def check_tokens(shape: Sequence[int], queries: int) -> None:
-    """Refuse an input of a shape (..., H, W) with fewer tokens than queries: no engine can choose so many."""
+    """Refuse an input (..., H, W) with fewer tokens than queries."""
     height, width = shape[-2:]
     tokens = count_tokens(height, width)
     if tokens < queries:
@@ -66,7 +65,6 @@ def check_tokens(shape: Sequence[int], queries: int) -> None:
 
 
 def count_tokens(height: int, width: int) -> int:
-    """Return how many tokens an input of H x W pixels gives."""
     return sum((height // stride) * (width // stride) for stride in STRIDES)
 
 
@@ -82,17 +80,10 @@ FEED_CHECKS['rtdetr'] = check_feeds  # engines call it before they run a file of
 def postprocess_image(
     logits: np.ndarray, boxes: np.ndarray, size_wh: Sequence[int], max_per_img: int
 ) -> Detections:
-    """Return the best (query, class) pairs of one image as the `full` graph does: n of them, no threshold.
+    """Return the `max_per_img` best (query, class) pairs of one image, as the `full` graph.
 
-    Args:
-        logits: (Q, C), before the sigmoid.
-        boxes: (Q, 4) cxcywh in 0..1.
-        size_wh: width and height that boxes are multiplied with.
-        max_per_img: n, if there are as many pairs.
-
-    Returns:
-        The pairs in descending order of scores, equal ones by query, then class; boxes, not clipped, in
-        pixels of the image of `size_wh`.
+    `logits` are (Q, C), before the sigmoid, `boxes` (Q, 4) cxcywh in 0..1; returned boxes are pixels of
+    `size_wh`, not clipped. Equal scores keep the order of query, then class.
     """
     scores = sigmoid(logits).reshape(-1)
     order = top_rows(scores, max_per_img)
@@ -103,17 +94,15 @@ def postprocess_image(
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Return the detections of each image of a batch, in descending order of scores.
+    """Return the detections of each image of a batch, best first.
 
     Args:
-        metadata: metadata of the file: `form`, and `postprocess` with `num_queries`, `num_classes` and
-            `max_per_img`.
-        outputs: outputs of the graph by name: of the form 'full' `labels` (B, n) int64, `boxes` (B, n, 4) x1
-            y1 x2 y2 in pixels of `orig_target_sizes` and `scores` (B, n), in their order; of the form 'raw'
-            `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh in 0..1.
-        feeds: inputs of the graph by name, and: `orig_target_sizes` (B, 2), width and height that boxes are
-            stretched to; and, if it is there, `ori_shape` (2,), height and width of all images, with which
-            they have to agree. Leave it out if the images differ in size.
+        metadata: metadata of the file: `form` and `postprocess`.
+        outputs: 'full': `labels` (B, n) int64, `boxes` (B, n, 4) x1 y1 x2 y2 in pixels of
+            `orig_target_sizes`, `scores` (B, n); 'raw': `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh in
+            0..1.
+        feeds: `orig_target_sizes` (B, 2), width and height, and optionally `ori_shape` (2,), h, w of all
+            images, which must agree.
     """
     sizes, shape = feeds[SIZES], feeds.get('ori_shape')
     shapes = sizes.reshape(-1, 2)[:, ::-1] if shape is None else [shape] * len(sizes)

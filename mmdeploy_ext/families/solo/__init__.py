@@ -1,4 +1,4 @@
-"""SOLO, Decoupled SOLO, SOLOv2: their family, graphs and runtime; mmdet's detectors are used."""
+"""SOLO, Decoupled SOLO, SOLOv2: family, graphs and runtime for mmdet's detectors."""
 
 from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.solo.options import OPTIONS

@@ -14,7 +14,7 @@ class SoloFacts(MaskConfig):
     Attributes:
         head: class of mmdet's head.
         num_grids: cells along a side of each level.
-        strides: a number per level; the area of an instance, in pixels of the soft masks, must exceed it.
+        strides: per level; exclusive least area of an instance, pixels of the soft masks.
         mask_stride: pixels of the input per pixel of the soft masks.
         cells: order of the cells, in words.
     """

@@ -1,4 +1,4 @@
-"""The SOLO family: configs that it claims or refuses, and the facts that its files hold."""
+"""SOLO: supported configs, facts of files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -65,10 +65,9 @@ class SoloFamily(ImageFamily):
 
 
 def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
-    """Refuse (CheckpointError) a checkpoint that was trained on other grids.
+    """Raise CheckpointError for a checkpoint of other grids.
 
-    SOLOv2's layers do not depend on them; its checkpoint has them in its config, if mmdet or
-    `solo_wxinlong.py` wrote it; without one nothing is checked.
+    SOLOv2's layers do not show them; the config in a checkpoint of mmdet or `solo_wxinlong.py` does.
     """
     if original_head(checkpoint.state_dict):
         return

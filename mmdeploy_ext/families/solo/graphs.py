@@ -1,7 +1,6 @@
-"""The graphs of the SOLO family: names, shapes and meanings of their tensors, and the chains of modules.
+"""The graphs of SOLO: tensors and modules.
 
 Source of the fork layout: zhangjinsong3/SOLOv2.tensorRT 790835b.
-
 Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all levels, E channels of a dynamic
 kernel, D channels of a level, H4, W4 a quarter of the network input, n instances, h, w size of their masks.
 """
@@ -27,7 +26,7 @@ from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
 
 SIZE_MULTIPLE = 32
-"""Multiple of the sides of inputs of SOLOv2: its mask branch doubles maps (mmdet raises, too)."""
+"""Divisor of SOLOv2's input sides: its mask branch doubles maps."""
 RAW_NAMES = {  # head -> outputs of the form `raw` in the layout 'batched'
     'SOLOHead': ('cate_pred', 'seg_pred'),
     'DecoupledSOLOHead': ('cate_pred', 'seg_pred_x', 'seg_pred_y'),
@@ -55,7 +54,7 @@ def fork_is_flat(head: nn.Module) -> bool:
 
 
 def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
-    """Return the fork's output names in its order; all but `seg_pred` end in the level (`cate_pred_0`)."""
+    """Return the fork's output names in order; all but `seg_pred` end in the level."""
     levels = range(head.num_levels)
     if fork_is_flat(head):
         numbers = [''] if batch == 1 else [f'_{image}' for image in range(batch)]
@@ -72,7 +71,6 @@ def logit_names(head: nn.Module) -> tuple[str, ...]:
 
 
 def mask_stride(head: nn.Module) -> int:
-    """Return pixels of the input per pixel of the soft masks."""
     return int(getattr(head, 'mask_stride', 4))
 
 
@@ -88,7 +86,7 @@ def facts_of(head: nn.Module) -> SoloFacts:
 
 
 class SoloFullForm(nn.Module):
-    """The stage of a `full` graph behind the network: instances from its outputs."""
+    """The form `full`: instances from the network's outputs."""
 
     def __init__(self, head: nn.Module, cap: int) -> None:
         super().__init__()
@@ -99,12 +97,11 @@ class SoloFullForm(nn.Module):
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, cate_pred: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Return masks, scores and labels of instances, with a cap also the number of candidates.
+        """Return masks (B, n, h, w) bool, scores, labels (B, n), with a cap also the candidates (B,).
 
-        `img_shape` (B or 1, 2) and `ori_shape` (2,) are height and width before padding and of the results; 0
-        means the network input, rounded up to a multiple of 8. `cate_pred` (B, S, C) are the class scores of
-        cells; for `maps` see `soft_masks`. Masks are (B, n, h, w) bool, scores and labels (B, n), the number
-        of candidates (B,); padding has empty masks with score 0 and label -1.
+        `img_shape` (B or 1, 2) is h, w before padding, `ori_shape` (2,) of the results; 0 means the network
+        input, rounded up to a multiple of 8. `cate_pred` (B, S, C) are class scores; padding has empty masks,
+        score 0 and label -1.
         """
         results = self.postprocess(cate_pred, self.soft_masks(*maps), img_shape, ori_shape)
         names = ('masks', 'scores', 'labels', 'candidates')
@@ -113,9 +110,9 @@ class SoloFullForm(nn.Module):
     def soft_masks(self, *maps: torch.Tensor) -> SoftMasks:
         """Return the soft masks of cells.
 
-        `maps` are of `SOLOHead` the inputs of its mask convolutions, per level (B, channels, ...) with twice
-        the height and width of the level; of `SOLOV2Head` kernels (B, S, E) and mask features (B, E, H4, W4);
-        of decoupled heads x masks and y masks (B, G, H4, W4).
+        `maps` are of `SOLOHead` inputs of mask convolutions, per level (B, channels, ...) at twice the
+        level's size; of `SOLOV2Head` kernels (B, S, E) and mask features (B, E, H4, W4); decoupled x masks
+        and y masks (B, G, H4, W4).
         """
         if self.facts.head == 'SOLOV2Head':
             return DynamicMasks(*maps)

@@ -1,9 +1,7 @@
 """The networks of SOLO, Decoupled SOLO and SOLOv2 as modules for graphs of any size and batch.
 
-Steps that mmdet leaves to `get_results` (SOLOv2's sigmoid and points NMS, flattening) are done here, so that
-every form starts from the same tensors. Source of the algorithm: mmdet 2.28.2
-`models/dense_heads/{solo_head,solov2_head}.py`.
-
+Steps of mmdet's `get_results` (SOLOv2's sigmoid and points NMS, flattening) are done here.
+Source: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py`.
 Glossary: B batch, C classes, g grid of a level, S cells of all levels (sum of g squared), G lines of all
 levels (sum of g), D channels of a level, E channels of a dynamic kernel, H, W network input in pixels, h, w
 size of a level, H4, W4 a quarter of the input.
@@ -20,14 +18,14 @@ from mmdeploy_ext.core.taps import tap
 Maps = list[torch.Tensor]
 """Maps of all levels, the finest first."""
 UPSAMPLING = 2
-"""Mask branches of SOLO and Decoupled SOLO predict on maps twice the size of their level."""
+"""SOLO and Decoupled SOLO predict masks on maps twice the size of their level."""
 
 
 class Coordinates(nn.Module):
     """Coordinates of pixels."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, 2, h, w) x and y in -1..1, end points included; a side of 1 has -1."""
+        """Return (B, 2, h, w) x and y in -1..1, ends included; a side of 1 has -1."""
         batch, height, width = features.shape[0], features.shape[2], features.shape[3]
         x = self._line(width, features)[None, None, None, :].expand(batch, 1, height, width)
         y = self._line(height, features)[None, None, :, None].expand(batch, 1, height, width)
@@ -40,12 +38,12 @@ class Coordinates(nn.Module):
 
 
 def resize(features: torch.Tensor, size: Sequence[int] | int) -> torch.Tensor:
-    """Resize (B, C, h, w) to `size`, height and width or one side, bilinearly with half-pixel centres."""
+    """Resize (B, C, h, w) bilinearly with half-pixel centres."""
     return F.interpolate(features, size=size, mode='bilinear', align_corners=False)
 
 
 def points_nms(logits: torch.Tensor) -> torch.Tensor:
-    """Return the scores of logits (B, C, g, g): zero where the cell above, left or above left scores more."""
+    """Return scores of logits (B, C, g, g): zero where the cell above, left or above left scores more."""
     scores = logits.sigmoid()
     local_max = F.max_pool2d(scores, 2, stride=1, padding=1)[:, :, :-1, :-1]
     return scores * (local_max == scores).to(scores.dtype)
@@ -57,14 +55,13 @@ def flat_cells(levels: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def run_tower(layers: Sequence[nn.Module], features: torch.Tensor) -> torch.Tensor:
-    """Apply layers one after the other to maps (B, D, h, w)."""
     for layer in layers:
         features = layer(features)
     return features
 
 
 class SoloNetwork(nn.Module):
-    """The common part of the four heads: backbone, neck and level inputs; and steps of some of them."""
+    """Backbone, neck and level inputs of the four heads, and common steps."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -76,15 +73,12 @@ class SoloNetwork(nn.Module):
         return self.model.mask_head
 
     def levels(self, image: torch.Tensor) -> tuple[Maps, tuple[torch.Tensor, ...]]:
-        """Return the level inputs (B, D, h, w) and the neck's outputs, of normalised images (B, 3, H, W)."""
+        """Return the level inputs (B, D, h, w) and the neck's outputs."""
         pyramid = self.model.extract_feat(image)
         return self.head.resize_feats(pyramid), pyramid
 
     def category(self, features: torch.Tensor, grid: int) -> torch.Tensor:
-        """Return the class logits (B, C, g, g) of a level of SOLO or Decoupled SOLO.
-
-        `features` (B, D, h, w) is the input map of the level, `grid` is g.
-        """
+        """Return the class logits (B, C, g, g) of a level (B, D, h, w) of SOLO or Decoupled SOLO."""
         for index, layer in enumerate(self.head.cls_convs):
             if index == self.head.cls_down_index:
                 features = resize(features, grid)
@@ -92,16 +86,13 @@ class SoloNetwork(nn.Module):
         return self.head.conv_cls(features)
 
     def soft_masks(self, logits: torch.Tensor, first_level: torch.Tensor) -> torch.Tensor:
-        """Return probabilities at H4 x W4, twice the size of the first level: sigmoid first, then resize.
-
-        `logits` are (B, masks, 2h, 2w) of a level, `first_level` is its input map (B, D, H4 / 2, W4 / 2).
-        """
+        """Return probabilities (B, masks, H4, W4) of logits (B, masks, 2h, 2w): sigmoid, then resize."""
         size = (first_level.shape[2] * UPSAMPLING, first_level.shape[3] * UPSAMPLING)
         return resize(logits.sigmoid(), size)
 
 
 class SoloLevels(SoloNetwork):
-    """`SOLOHead`: categories and soft masks of every cell, level by level."""
+    """`SOLOHead`: categories and soft masks of every cell, by level."""
 
     def forward(self, image: torch.Tensor) -> tuple[Maps, Maps]:
         """Return per level class logits (B, C, g, g) and soft masks (B, g * g, H4, W4)."""
@@ -141,7 +132,7 @@ class DecoupledLevels(SoloNetwork):
         return logits, masks_x, masks_y
 
     def towers(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the hidden maps for x and for y (B, channels, h, w) of the input (B, D, h, w) of a level."""
+        """Return the hidden maps for x and for y (B, channels, h, w) of a level (B, D, h, w)."""
         coordinates = self.coordinates(level)
         return (
             run_tower(self.head.mask_convs_x, torch.cat([level, coordinates[:, :1]], 1)),
@@ -171,7 +162,7 @@ class SoloV2Levels(SoloNetwork):
         return logits, kernels, self.mask_features(pyramid)
 
     def mask_features(self, pyramid: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the mask features (B, E, H4, W4) of the neck's maps; after a ReLU they are not negative."""
+        """Return the mask features (B, E, H4, W4); after a ReLU, not negative."""
         branch = self.head.mask_feature_head
         inputs = list(pyramid[branch.start_level : branch.end_level + 1])
         if len(inputs) > 1:
@@ -203,10 +194,7 @@ class BatchedNetwork(nn.Module):
         self.names = tuple(names)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network on (B, 3, H, W) float32 normalised images; return the tensors of `names`.
-
-        The class logits (B, C, g, g) of each level come last.
-        """
+        """Return the tensors of `names`, then class logits (B, C, g, g) of each level."""
         logits, *rest = self.levels(image)
         if isinstance(self.levels, SoloV2Levels):
             flat = (flat_cells(rest[0]), rest[1])
@@ -219,11 +207,10 @@ class BatchedNetwork(nn.Module):
 class ForkNetwork(nn.Module):
     """The outputs of the fork zhangjinsong3/SOLOv2.tensorRT (790835b), in its order.
 
-    SOLOv2: the scores (S, C) of every image without a batch axis, then the kernels (S, E) of every image,
-    then the mask features. SOLOv2 that is not `graphs.fork_is_flat`: the scores (B, g, g, C) of every level,
-    then the kernels (B, E, g, g) of every level, then the mask features. Decoupled: the x masks (B, g, H4,
-    W4) of every level, then the y masks, then the scores (B, g, g, C). SOLO: the masks (B, g * g, H4, W4) of
-    every level, then the scores (B, g, g, C).
+    SOLOv2: per image scores (S, C), then kernels (S, E), then the mask features; if not
+    `graphs.fork_is_flat`, per level scores (B, g, g, C), then kernels (B, E, g, g), then the mask features.
+    Decoupled, per level: x masks (B, g, H4, W4), y masks, scores (B, g, g, C). SOLO, per level: masks (B, g *
+    g, H4, W4), scores (B, g, g, C).
     """
 
     def __init__(self, levels: SoloNetwork, flat: bool) -> None:
@@ -232,7 +219,6 @@ class ForkNetwork(nn.Module):
         self.flat = flat
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network on (B, 3, H, W) float32 normalised images."""
         logits, *rest = self.levels(image)
         scores = [points_nms(level) for level in logits]
         if self.flat:
@@ -244,7 +230,7 @@ class ForkNetwork(nn.Module):
 
 
 class SoloFeatures(nn.Module):
-    """`SOLOHead` for the `full` form: scores, and the maps that masks of chosen cells are made from."""
+    """`SOLOHead` for the `full` form: scores, and inputs of the masks of chosen cells."""
 
     def __init__(self, levels: SoloLevels) -> None:
         super().__init__()

@@ -1,8 +1,6 @@
-"""SOLO, Decoupled SOLO and SOLOv2 as mmdet runs them, unpatched: the reference of proofs.
+"""SOLO, Decoupled SOLO and SOLOv2 as mmdet runs them, unpatched.
 
-Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py` and
-`core/post_processing/matrix_nms.py`.
-
+Source: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py` and `core/post_processing/matrix_nms.py`.
 Glossary: B batch, C classes, g grid of a level.
 """
 
@@ -110,10 +108,10 @@ class SoloReference(ImageReference):
 def arrange(
     head: nn.Module, scores: Sequence[torch.Tensor], rest: Sequence[Any], layout: str
 ) -> dict[str, torch.Tensor]:
-    """Name the outputs of mmdet's head as a `raw` graph has them, in the layout 'batched' or 'fork'.
+    """Name the outputs of mmdet's head as a `raw` graph, in the layout 'batched' or 'fork'.
 
-    `scores` are per level (B, C, g, g) after points NMS; `rest` are the other outputs: lists of masks or
-    kernels per level, and of SOLOv2 then the mask features, one tensor.
+    `scores` are per level (B, C, g, g) after points NMS; `rest` lists masks or kernels per level, then
+    SOLOv2's features.
     """
     if layout == 'fork':
         last = [level.permute(0, 2, 3, 1) for level in scores]

@@ -1,9 +1,9 @@
-"""SOLO, Decoupled SOLO and SOLOv2 without PyTorch: numpy post-processing of the form 'raw', equal to 'full'.
+"""SOLO, Decoupled SOLO and SOLOv2 in numpy: post-processing of the form 'raw', equal to 'full'.
 
-Soft masks, maskness, candidates and points NMS are as in `exporting/postprocess/mask.py`, which does the same
-inside a graph. Glossary: B batch, C classes, S grid cells of all levels, level after level and each row by
-row, g cells along a side of a level, G grid lines of all levels (the sum of g), E channels of a SOLOv2
-kernel, m chosen cells, N candidates, n results, H4, W4 size of the soft masks, h, w size of the results.
+`exporting/postprocess/mask.py` is the same inside a graph.
+Glossary: B batch, C classes, S grid cells of all levels, level after level and each row by row, g cells along
+a side of a level, G grid lines of all levels (the sum of g), E channels of a SOLOv2 kernel, m chosen cells, N
+candidates, n results, H4, W4 size of the soft masks, h, w size of the results.
 """
 
 from __future__ import annotations
@@ -33,18 +33,16 @@ CHUNK = 64
 def resize_and_threshold(
     soft: np.ndarray, img_shape: Sequence[int], ori_shape: Sequence[int], ratio: int, mask_thr: float
 ) -> np.ndarray:
-    """Return the masks (n, h, w) bool of soft masks: the pixels that exceed a threshold at the original size.
+    """Return the masks (n, h, w) bool of soft masks: resized to the input, cropped, resized again.
 
-    Both resizes are bilinear with half-pixel centres: to the network input, without its padding, and to the
-    size of the results.
+    Both resizes are bilinear with half-pixel centres.
 
     Args:
         soft: (n, H4, W4) float32 probabilities.
-        img_shape: height and width of the picture in the network input before padding, pixels; 0 means the
-            whole input.
-        ori_shape: height and width (h, w) of the results; 0 means the size of `soft` times `ratio`.
+        img_shape: h, w before padding, pixels; 0 means the whole input.
+        ori_shape: h, w of the results; 0 means the size of `soft` times `ratio`.
         ratio: pixels of the input per pixel of the soft masks.
-        mask_thr: probability that a pixel must exceed.
+        mask_thr: exclusive threshold.
     """
     rows, columns = resizing(soft.shape[1:], img_shape, ori_shape, ratio)
     masks = np.empty((len(soft), len(rows), len(columns)), bool)
@@ -56,14 +54,14 @@ def resize_and_threshold(
 def matrix_decay(
     labels: np.ndarray, areas: np.ndarray, overlaps: np.ndarray, kernel: str, sigma: float
 ) -> np.ndarray:
-    """Return the factors (N,) float32 by which the matrix NMS lowers scores; the caller drops rows of NaN.
+    """Return the factors (N,) float32 of the matrix NMS; the caller drops rows of NaN.
 
     Args:
-        labels: (N,) int64 of the candidates in descending order of scores, N at least 1.
+        labels: (N,) int64, best first, N at least 1.
         areas: (N,) float32, pixels of the soft masks above the threshold.
-        overlaps: (N, N) float32, number of these pixels that two masks share.
-        kernel: 'gaussian'; any other is 'linear', which gives NaN if a mask equals two better ones.
-        sigma: factor in the gaussian kernel exp(-sigma * iou^2).
+        overlaps: (N, N) float32, common pixels.
+        kernel: 'gaussian', or 'linear', which gives NaN if a mask equals two better ones.
+        sigma: factor in exp(-sigma * iou^2).
     """
     union = areas[None] + areas[:, None] - overlaps
     related = np.triu(labels[:, None] == labels[None], 1)
@@ -84,17 +82,14 @@ def postprocess_image(
     ori_shape: Sequence[int],
     facts: SoloFacts,
 ) -> Instances:
-    """Return the instances of one image, as the `full` graph and mmdet's `get_results` give them.
+    """Return the instances of one image, best first, as the `full` graph and mmdet's `get_results`.
 
     Args:
         scores: (S, C) float32 class scores 0..1 after points NMS.
-        soft_masks: takes indices of cells (m,) int64, m may be 0, and returns their soft masks (m, H4, W4).
-        img_shape: height and width before padding, pixels; see `resize_and_threshold`.
-        ori_shape: height and width of the results.
+        soft_masks: indices of cells (m,) int64, m may be 0 -> soft masks (m, H4, W4).
+        img_shape: h, w before padding, pixels; see `resize_and_threshold`.
+        ori_shape: h, w of the results.
         facts: facts of the file.
-
-    Returns:
-        Masks (n, h, w) bool, scores (n,) float32 and labels (n,) int64, in descending order of scores.
     """
     grids, mask_thr = facts.num_grids, np.float32(facts.mask_thr)
     strides = np.repeat(facts.strides, [grid**2 for grid in grids])
@@ -138,17 +133,11 @@ def _overlaps(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> 
 
 
 def soft_masks_of(outputs: Arrays, image: int, facts: SoloFacts) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that makes the soft masks of cells, from the `raw` outputs of one image of a batch.
+    """Return a function of cells (m,) int64 that returns soft masks (m, H4, W4) of one image.
 
-    It takes indices of cells (m,) int64 and returns probabilities (m, H4, W4).
-
-    Args:
-        outputs: outputs of the graph by name: of SOLO `seg_pred` (B, S, H4, W4), the soft masks themselves;
-            of Decoupled SOLO `seg_pred_x` and `seg_pred_y` (B, G, H4, W4), probabilities of grid lines: a
-            mask is the product of the cell's column and row; of SOLOv2 `kernel_pred` (B, S, E), 1 x 1
-            kernels, and `seg_pred` (B, E, H4, W4), features: a mask is the sigmoid of their product.
-        image: index of the image in the batch.
-        facts: facts of the file.
+    `outputs` are of SOLO the soft masks `seg_pred` (B, S, H4, W4); of Decoupled SOLO `seg_pred_x` and
+    `seg_pred_y` (B, G, H4, W4), multiplied; of SOLOv2 1 x 1 kernels `kernel_pred` (B, S, E) and features
+    `seg_pred` (B, E, H4, W4): a sigmoid of their product.
     """
     if facts.head == 'SOLOHead':
         return lambda cells: outputs['seg_pred'][image][cells]
@@ -162,17 +151,15 @@ def soft_masks_of(outputs: Arrays, image: int, facts: SoloFacts) -> Callable[[np
 
 
 def batched(outputs: Arrays, facts: SoloFacts) -> dict[str, np.ndarray]:
-    """Return the outputs of a graph of the form 'raw' in the layout 'batched', whatever the file's layout is.
+    """Return the outputs of the form 'raw' in the layout 'batched'.
 
-    The layout is an option of the export: 'batched' has the outputs of `soft_masks_of` and `cate_pred` (B, S,
-    C), and is returned unchanged; 'fork' has the outputs of zhangjinsong3/SOLOv2.tensorRT, joined here:
-
+    'batched' has the outputs of `soft_masks_of` and `cate_pred` (B, S, C); 'fork' has the outputs of
+    zhangjinsong3/SOLOv2.tensorRT, joined here:
     - SOLO: `seg_preds_{level}` (B, g * g, H4, W4); Decoupled SOLO: `seg_preds_x_{level}` and
-      `seg_preds_y_{level}` (B, g, H4, W4); and of both `cate_pred_{level}` (B, g, g, C);
+      `seg_preds_y_{level}` (B, g, H4, W4); both `cate_pred_{level}` (B, g, g, C);
     - SOLOv2: `cate_pred` (S, C) and `kernel_pred` (S, E) for one image, `cate_pred_{image}` and
-      `kernel_pred_{image}` for several; with `dcn_apply_to_all_conv=False`, as the light model with DCN has
-      it, `cate_pred_{level}` (B, g, g, C) and `kernel_pred_{level}` (B, E, g, g); and of both `seg_pred`
-      (B, E, H4, W4).
+      `kernel_pred_{image}` for several; with `dcn_apply_to_all_conv=False` `cate_pred_{level}` (B, g, g, C)
+      and `kernel_pred_{level}` (B, E, g, g); and `seg_pred` (B, E, H4, W4).
     """
     if 'cate_pred' in outputs and outputs['cate_pred'].ndim == 3:
         return dict(outputs)
@@ -201,16 +188,14 @@ def batched(outputs: Arrays, facts: SoloFacts) -> dict[str, np.ndarray]:
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Return the instances of each image of a batch, in descending order of scores.
+    """Return the instances of each image of a batch, best first.
 
     Args:
         metadata: metadata of the file: `form`, `postprocess` and, for 'full', `options`.
-        outputs: outputs of the graph by name. The form 'full' gives `masks` (B, n, h, w) bool, `scores` (B,
-            n) and `labels` (B, n), -1 for padding, and, with a limit of candidates, `candidates` (B,); for
-            'raw' see `batched`.
-        feeds: inputs of the graph by name, and for the form 'raw': `img_shape` (B or 1, 2), height and width
-            before padding, and `ori_shape` (2,) of the results, pixels; the default of both is the network
-            input, rounded up to multiples of 8.
+        outputs: 'full': `masks` (B, n, h, w) bool, `scores` (B, n), `labels` (B, n), -1 for padding, and with
+            a limit `candidates` (B,); 'raw': see `batched`.
+        feeds: for 'raw' `img_shape` (B or 1, 2), h, w before padding, and `ori_shape` (2,) of the results,
+            pixels; default: the network input, rounded up to multiples of 8.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

@@ -1,4 +1,4 @@
-"""Sparse4D: facts of a model, which its files keep."""
+"""Facts of Sparse4D models, kept in their files."""
 
 import dataclasses
 
@@ -7,18 +7,15 @@ from mmdeploy_ext.contract.facts import Count, Facts, Fraction, Positive
 
 @dataclasses.dataclass(frozen=True)
 class Sparse4DFacts(Facts):
-    """Facts of a model.
+    """Facts of a Sparse4D.
 
     Attributes:
         max_num: most boxes of a frame.
-        score_threshold: smallest score of a class, without the centerness, of a box, and of an instance that
-            gets a new id; None: every one passes.
-        num_instances, num_temp: instances of a frame, and number that is handed on.
-        confidence_decay: factor by which a confidence of the last frame counts in this one.
-        default_time_interval: seconds that a graph gets if there is no last frame, if it is more than
-            `max_time_interval` away, or if both have one time.
-        max_time_interval: seconds; largest distance of two frames, forwards or backwards, that still belong
-            together.
+        score_threshold: least class score, without centerness, of a box and of a new id; None: no limit.
+        num_instances, num_temp: instances of a frame, and instances that are handed on.
+        confidence_decay: factor of a confidence of the last frame.
+        default_time_interval: seconds; replaces an interval of 0 or above `max_time_interval`.
+        max_time_interval: seconds, in either direction.
     """
 
     max_num: Count

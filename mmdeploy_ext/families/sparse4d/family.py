@@ -1,4 +1,4 @@
-"""The family of Sparse4D: the configs that it claims and refuses, and the models."""
+"""Sparse4D: supported configs and models."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Sparse4D's graph: one for all frames, pictures to instances.
 
-Outside are the memory, the projection of its anchors, the ids of tracks and the decoding: `memory.py`.
+Memory, projection of anchors, track ids and decoding are in `memory.py`.
 """
 
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def map_sizes(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class PortableFrame(nn.Module):
-    """One frame, whether it is the first one or not; the sizes of maps are constants."""
+    """One frame, the first or a later one; map sizes are constants."""
 
     def __init__(self, model: nn.Module, grid_sample: bool) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def predictions(model: nn.Module) -> tuple[TensorSpec, ...]:
 
 
 def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
-    """Return the specs of `time_interval` and of the last frame's instances."""
+    """Return the specs of `time_interval` and the last frame's instances."""
     bank = model.head.instance_bank
     rows, channels = (1, bank.num_temp_instances), bank.instance_feature.shape[1]
     default, longest = f'{bank.default_time_interval:g}', f'{bank.max_time_interval:g}'

@@ -1,14 +1,13 @@
 """The memory of Sparse4D v3: state between frames, track ids, and boxes.
 
-A memory is a dict: `cached_feature` (1, M, C), `cached_anchor` (1, M, 11) in the LiDAR frame of the last
-frame, `confidence` (1, M), float32; `instance_id` (1, M) and `prev_id` (1,), the next id, int64.
+A memory has `cached_feature` (1, M, C), `cached_anchor` (1, M, 11) in the LiDAR frame of the last frame,
+`confidence` (1, M), float32; `instance_id` (1, M) and `prev_id` (1,), the next id, int64.
 
-Glossary: A anchors of a frame, M of them that are handed on, C channels, K classes, n boxes. An anchor has 11
-numbers in the LiDAR frame: x, y, z of the centre (m), the logarithms of length, width and height (m), sine
-and cosine of the yaw, and the velocity vx, vy, vz (m/s).
-
-Source: HorizonRobotics/Sparse4D c41df4b, models/instance_bank.py and models/detection3d/
-{detection3d_blocks,decoder}.py.
+Source: HorizonRobotics/Sparse4D c41df4b, models/instance_bank.py and
+models/detection3d/{detection3d_blocks,decoder}.py.
+Glossary: A anchors of a frame, M anchors that are handed on, C channels, K classes, n boxes. An anchor has 11
+numbers in the LiDAR frame: x, y, z of the centre (m), logarithms of length, width and height (m), sine and
+cosine of the yaw, velocity vx, vy, vz (m/s).
 """
 
 from __future__ import annotations
@@ -32,20 +31,19 @@ CENTRE, LOG_SIZE, SINE, COSINE, VELOCITY = slice(0, 3), slice(3, 6), 6, 7, slice
 NO_ID = -1
 """Stands for an instance without a track id."""
 CENTERNESS = 0
-"""Column of the quality; the other one, of the yaw, is not used at test time."""
+"""Column of the quality; the other one, of the yaw, is unused."""
 
 
 class TemporalInputs(NamedTuple):
     """Inputs of a frame's graph from the memory.
 
     Attributes:
-        feature, anchor: (1, M, C) and (1, M, 11) float32, the latter moved into this frame; zeros without a
-            last frame.
-        time_interval: (1,) float32, seconds since the last frame, below 0 if time runs backwards, or the
-            default.
+        feature, anchor: (1, M, C) and (1, M, 11) float32, anchors moved into this frame; zeros without a last
+            frame.
+        time_interval: (1,) float32, seconds since the last frame, maybe negative, or the default.
         mask: (1,) float32, 1 if the last frame belongs to this one, else 0.
         exists: whether there is a last frame, however long ago.
-        track_id: (1, A) int64, the ids of the last frame's instances, then `NO_ID`; not yet masked.
+        track_id: (1, A) int64, ids of the last frame's instances, then `NO_ID`; not yet masked.
     """
 
     feature: np.ndarray
@@ -82,10 +80,9 @@ def temporal_inputs(
 
 
 def project_anchors(anchor: np.ndarray, motion: np.ndarray, seconds: float) -> np.ndarray:
-    """Return anchors (..., 11) where they are `seconds` later, in the LiDAR frame of then; float32.
+    """Return anchors (..., 11) float32 moved by velocity, then by `motion` (4, 4), LiDAR to later LiDAR.
 
-    They move on by their velocity and are turned and shifted by `motion` (4, 4), from their LiDAR frame to
-    the later one, in float64, with one rounding at the end.
+    Computed in float64 with one rounding at the end.
     """
     anchor, motion = np.asarray(anchor, np.float64), np.asarray(motion, np.float64)
     rotation, moved = motion[:3, :3], anchor.copy()
@@ -99,7 +96,7 @@ def project_anchors(anchor: np.ndarray, motion: np.ndarray, seconds: float) -> n
 def tracked(
     facts: Sparse4DFacts, inputs: TemporalInputs, memory: StreamState | None, logits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the track ids (1, A) int64 and the confidences (1, A) float32 of a frame's logits (1, A, K)."""
+    """Return track ids (1, A) int64 and confidences (1, A) float32 of logits (1, A, K)."""
     raw = exact_sigmoid(np.asarray(logits).max(-1))
     confidence, next_id = raw.copy(), 0
     if memory is not None:
@@ -123,7 +120,7 @@ def next_bank(
     confidence: np.ndarray,
     kept: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the memory after a frame with features (1, A, C), anchors (1, A, 11), ids and confidences.
+    """Return the memory after a frame with features (1, A, C) and anchors (1, A, 11).
 
     `kept` (M,) are rows to hand on instead of the most confident ones.
     """
@@ -143,9 +140,8 @@ class InstanceBoxes(Detections3D):
     """Boxes of one frame with track ids.
 
     Attributes:
-        class_scores: (n,) float32, the scores without centerness, which the published tracking evaluation
-            compares with its threshold. As published, they are in descending order of their own: entry i may
-            belong to another box than row i, with a threshold to one that did not reach it.
+        class_scores: (n,) float32 scores without centerness, for the published tracking evaluation. As
+            published, they are sorted by themselves: entry i may belong to another box than row i.
     """
 
     class_scores: np.ndarray | None = None
@@ -154,7 +150,7 @@ class InstanceBoxes(Detections3D):
 def decode(
     logits: np.ndarray, anchor: np.ndarray, quality: np.ndarray, facts: Sparse4DFacts, ids: np.ndarray
 ) -> InstanceBoxes:
-    """Decode logits (1, A, K), anchors and quality (1, A, 2) of the last decoder layer, and ids (1, A)."""
+    """Decode logits (1, A, K), anchors, quality (1, A, 2) and ids (1, A) of the last decoder layer."""
     scores = exact_sigmoid(logits[0])
     labels, scores = scores.argmax(1), scores.max(1)
     rows = top_rows(scores, facts.max_num)
@@ -169,7 +165,7 @@ def decode(
 
 
 def boxes_of_anchors(anchor: np.ndarray) -> np.ndarray:
-    """Return boxes (n, 9) float32, with the columns of `Detections3D`, of anchors (n, 11)."""
+    """Return boxes (n, 9) float32 of anchors (n, 11)."""
     anchor = np.asarray(anchor, np.float32)
     sizes, centre = np.exp(anchor[:, LOG_SIZE]), anchor[:, CENTRE].copy()
     centre[:, 2] -= sizes[:, 2] * np.float32(0.5)

@@ -16,8 +16,7 @@ from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive
 
 GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
-"""Seconds between frames of a drive: around 2 s, the published `max_time_interval`, after which kept
-instances no longer come in, no time at all, and back in time by more and by less than that."""
+"""Seconds between frames: around the published `max_time_interval` of 2 s, zero, and back in time."""
 CACHED = ('cached_feature', 'cached_anchor', 'confidence')
 LAST = dict(classification='pred_class_score', prediction='pred_anchor', quality='pred_quality_score')
 
@@ -108,11 +107,7 @@ class Sparse4DReference(CameraReference):
 
 
 def boxes_of_result(result: Mapping[str, Tensor]) -> InstanceBoxes:
-    """Return the boxes of a result of upstream's coder, best first.
-
-    Its `boxes_3d` are (n, 10) with z of the centre, vz last, which is left out; `scores_3d`, `labels_3d`,
-    `instance_ids` and `cls_scores` are (n,).
-    """
+    """Return upstream's boxes, best first, without vz; its `boxes_3d` (n, 10) have z of the centre."""
     boxes = array(result['boxes_3d'])[:, :9].astype(np.float32)
     boxes[:, 2] -= boxes[:, 5] * np.float32(0.5)
     scores, labels, ids, class_scores = (

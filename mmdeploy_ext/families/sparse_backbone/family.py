@@ -50,12 +50,11 @@ class EncoderFamily(SparseFamily):
 
 
 ENDS = {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
-"""First and last convolution -> its precision and its output's in NVIDIA's INT8 files."""
+"""First and last convolution -> precisions in NVIDIA's INT8 files."""
 BEVFUSION = EncoderFamily(orders=('xyz', 'zyx'), int8=Int8Reference(ENDS, half_ranges=True))
 """BEVFusion's LiDAR backbone.
 
-Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5: NVIDIA's `model.half()` rounds the
-ranges, too.
+NVIDIA's `model.half()` rounds the ranges, too (ALGORITHM.md of the golden files, 5).
 """
 CENTERPOINT = EncoderFamily(
     orders=('zyx', 'xyz'),
@@ -74,11 +73,10 @@ CENTERPOINT = EncoderFamily(
 )
 """The published CenterPoint's encoder.
 
-Source of its INT8 file: ALGORITHM.md of the tests' golden files, 5 and 6: the Add of a block has its path;
-conv_input is folded last.
+The Add of a block has its path; conv_input is folded last (ALGORITHM.md of the golden files, 5 and 6).
 """
 SPARSE_ENCODER = EncoderFamily(orders=('zyx', 'xyz'), int8=Int8Reference(ENDS))
-"""mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD."""
+"""mmdet3d's SparseEncoder in SECOND, CenterPoint, SASSD and others."""
 ENCODERS = dict(
     BEVFusionSparseEncoder=BEVFUSION,
     CenterPointSparseEncoder=CENTERPOINT,

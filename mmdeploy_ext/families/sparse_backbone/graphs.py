@@ -1,4 +1,4 @@
-"""The sparse encoder of a config and of a model, how points become its voxels, and checks of its grid.
+"""The sparse encoder of a config and of a model, its voxels, and checks of its grid.
 
 Glossary: C channels, X, Y, Z cells of the dense output along the axes, H, W its rows and columns.
 """
@@ -23,7 +23,7 @@ MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
 
 
 def parts_of(cfg: Any) -> dict[str, str] | None:
-    """Return the keys in a config's `model` of 'encoder', 'voxels', 'means' and 'backbone', see `PARTS`."""
+    """Return the keys of 'encoder', 'voxels', 'means' and 'backbone' in a config's `model` (`PARTS`)."""
     model = cfg.get('model') or {}
     for key, parts in PARTS.items():
         if isinstance(model.get(key), dict) and parts['voxels'] in model:
@@ -58,7 +58,6 @@ def voxels_of(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
 
 
 def encoder_path(model: nn.Module) -> str:
-    """Return the path of a model's sparse encoder, such as 'pts_middle_encoder'."""
     path = getattr(model, 'encoder_path', None)
     if path:
         return path
@@ -81,7 +80,7 @@ def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
 
 
 def dense_shape(module: nn.Module, sparse_shape: Sequence[int], order: str) -> tuple[int, int, int, int]:
-    """Return (1, C * Z, H, W) of an encoder that runs its convolutions in the order of their registration."""
+    """Return (1, C * Z, H, W) of an encoder that runs its convolutions in registration order."""
     sizes = [int(size) for size in sparse_shape]
     channels = 0
     for layer in module.modules():

@@ -1,4 +1,4 @@
-"""The frames of StreamPETR, and its dumps, by the names of the deployment fork."""
+"""The frames of StreamPETR, and its dumps with the deployment fork's names."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""StreamPETR: facts of a model, which its files keep."""
+"""Facts of StreamPETR models, kept in their files."""
 
 import dataclasses
 from typing import Annotated

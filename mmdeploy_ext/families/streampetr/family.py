@@ -1,4 +1,4 @@
-"""The family of StreamPETR: the configs that it claims and refuses, and the models."""
+"""StreamPETR: supported configs and models."""
 
 from typing import Any
 
@@ -26,9 +26,11 @@ TOLERANCES = {
     'egopose': ColumnGroup(rtol=0.0, atol=2e-4),
     'velo': ColumnGroup(unit='m/s', rtol=0.0, atol=2e-4),
 }
-"""Absolute tolerances of a float32 memory. Source: "Suggested tolerances" of the reference data of StreamPETR
-(measured between correct implementations); times 1e-5 s instead of 1e-6 s, because ages are float32 here and
-a step of float32 at 10 s is 1e-6 s."""
+"""Absolute tolerances of a float32 memory.
+
+Source: "Suggested tolerances" of StreamPETR's reference data; times 1e-5 s instead of 1e-6 s, because ages
+are float32 here and a step of float32 at 10 s is 1e-6 s.
+"""
 
 
 def check_test_path(cfg: Any) -> None:

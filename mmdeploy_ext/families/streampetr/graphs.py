@@ -1,4 +1,4 @@
-"""StreamPETR's graphs: the detector's own steps behind flat tensors; `spec.py` has their contracts.
+"""StreamPETR's graphs: the detector's own steps; `spec.py` has their contracts.
 
 Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, C channels, n rows of
 the memory, L decoder layers in the outputs (all, or 1: the last one), Q queries, K classes.
@@ -38,7 +38,7 @@ class ExtractImgFeat(OfModel):
 
 
 class RigEmbedding(OfModel):
-    """The position embedding, which depends on the calibration alone; it is run once per rig."""
+    """The position embedding, run once per rig."""
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
         super().__init__(model)
@@ -48,9 +48,8 @@ class RigEmbedding(OfModel):
     def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C) and cone (1, T, 8) of img2lidar and intrinsics (1, N, 4, 4).
 
-        `img2lidar` is from pixels of the network input times depth to the LiDAR frame, `intrinsics` are in
-        pixels of it; columns of `cone` are |fx| and |fy| in 1000 pixels, and two far points of a token's ray,
-        relative to the range of positions.
+        `img2lidar` is from pixels times depth to the LiDAR frame; `cone` has |fx|, |fy| in 1000 pixels, and
+        two far points of a token's ray, relative to the range of positions.
         """
         steps = steps_of(self.model.pts_bbox_head)
         focal = steps.focal_per_token(intrinsics, self.tokens_per_camera)
@@ -58,11 +57,11 @@ class RigEmbedding(OfModel):
 
 
 class HeadStep(nn.Module):
-    """The head's step with its learned queries as constants; the base of the graphs that hold the head.
+    """The head's step with its learned queries as constants; base of the graphs with the head.
 
     Attributes:
-        model: the detector, below which parameters keep their names.
-        all_layers: return the predictions of all decoder layers, not of the last one alone.
+        model: the detector; parameters keep their names below it.
+        all_layers: predictions of all decoder layers, not of the last one alone.
     """
 
     def __init__(self, model: nn.Module, all_layers: bool) -> None:
@@ -73,11 +72,7 @@ class HeadStep(nn.Module):
             self.register_buffer(name, rows, persistent=False)
 
     def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
-        """Run `FrameSteps.step` with its arguments up to `prev_exists`.
-
-        The arguments are features, position embedding, cone, the memory of the last frame, the transform of
-        its places into this frame, the seconds since, and `prev_exists`.
-        """
+        """Run `FrameSteps.step` with its arguments up to `prev_exists`."""
         queries = (self.tgt, self.query_pos, self.query_points)
         return steps_of(self.model.pts_bbox_head).step(*args, queries=queries, all_layers=self.all_layers)
 
@@ -85,9 +80,8 @@ class HeadStep(nn.Module):
 class PtsHeadMemory(HeadStep):
     """The head as a step without side effects: the memory goes in and comes out as five tensors.
 
-    Input points and poses are in the LiDAR frame of the last frame, with ages in seconds at its time; outputs
-    are in the LiDAR frame of this frame, with ages at its time. Velocities stay in the LiDAR frame of the
-    row's origin.
+    Inputs are in the LiDAR frame and with ages at the time of the last frame, outputs of this frame.
+    Velocities stay in the LiDAR frame of the row's origin.
     """
 
     def forward(
@@ -107,11 +101,10 @@ class PtsHeadMemory(HeadStep):
         """Compute one frame of `img_feats` (1, N, C, h, w) and the outputs of `RigEmbedding`.
 
         The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1), `egopose` (1,
-        n, 4, 4) and `velo` (1, n, 2), each in the frame that the class names. `ego_motion` (1, 4, 4) is from
-        the last LiDAR frame to this one, `delta_t_s` (1,) the time since; the memory is ignored if
-        `prev_exists` (1,) is 0. Returned are all_cls_scores (L, 1, Q, K), logits, all_bbox_preds (L, 1, Q,
-        10), codes (see `SpecFactory.predictions`), and the five tensors of the state after the frame, of n
-        rows, too.
+        n, 4, 4) and `velo` (1, n, 2). `ego_motion` (1, 4, 4) is from the last LiDAR frame to this one,
+        `delta_t_s` (1,) the time since; `prev_exists` (1,) 0 ignores the memory. Returned are all_cls_scores
+        (L, 1, Q, K), logits, all_bbox_preds (L, 1, Q, 10), codes (`SpecFactory.predictions`), and the five
+        tensors of the new memory.
         """
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
         outputs, _, after = self.step(img_feats, pos_embed, cone, state, ego_motion, delta_t_s, prev_exists)

@@ -1,8 +1,8 @@
 """The memory in local and global coordinates, in float64.
 
-A memory is a dict of the arrays `FIELDS`, each (1, rows, ...): `embedding`, `reference_point` (3) in metres,
-`timestamp` (1) in seconds, `egopose` (4, 4), from the LiDAR frame of a row's origin to the memory's, `velo`
-(2) in m/s, in the LiDAR frame of a row's origin, which no motion changes.
+A memory has the arrays `FIELDS`, each (1, rows, ...): `embedding`, `reference_point` (3), m, `timestamp` (1),
+s, `egopose` (4, 4), from the LiDAR frame of a row's origin to the memory's, `velo` (2), m/s, in the LiDAR
+frame of a row's origin.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 
 
 def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-    """Return a memory in global coordinates in the LiDAR frame of a pose (4, 4), LiDAR to global; float32."""
+    """Return a global memory in the LiDAR frame of a pose (4, 4), LiDAR to global; float32."""
     return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
 
 
 def to_global(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-    """Undo `to_local`; the times become float64, the rest is float32 as in the published model."""
+    """Undo `to_local`; times become float64, the rest stays float32 as published."""
     return _moved(memory, np.asarray(ego_pose, np.float64), -timestamp_s, np.float64)
 
 

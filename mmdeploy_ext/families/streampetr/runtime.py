@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 BACKBONE, EMBEDDING, HEAD = GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 MAX_GAP_S = 2.0
-"""Seconds: the time of four key frames of nuScenes, which are 0.5 s apart."""
+"""Seconds: four key frames of nuScenes, 0.5 s apart."""
 
 
 class StreamPetrOnnx(StreamRuntime):
-    """An exported StreamPETR; its memory is in the LiDAR frame of the last frame, with ages for times."""
+    """An exported StreamPETR; its memory is in the last LiDAR frame, with ages for times."""
 
     families, files = ('streampetr',), GRAPHS
     parts = ('backbone', 'embedding', 'head')
@@ -85,7 +85,7 @@ def motion_since(memory: StreamState | None, frame: Frame) -> tuple[np.ndarray, 
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: query_boxes.QueryBoxFacts) -> Detections3D:
-    """Boxes, best first, of logits (L, 1, Q, K) and codes (L, 1, Q, 10); the last layer alone counts."""
+    """Return boxes, best first, of the last layer of logits (L, 1, Q, K) and codes (L, 1, Q, 10)."""
     return query_boxes.decode(cls_scores, bbox_preds, facts, query_boxes.at_least, query_boxes.IN_ORDER)
 
 

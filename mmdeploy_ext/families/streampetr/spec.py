@@ -1,4 +1,4 @@
-"""The contracts of StreamPETR's graphs: names, shapes, meaning, units, tolerances.
+"""The contracts of StreamPETR's graphs: names, shapes, units, tolerances.
 
 Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, L decoder layers.
 """
@@ -13,7 +13,7 @@ from mmdeploy_ext.families.streampetr.memory import FIELDS
 from mmdeploy_ext.tasks.half_bars import widened
 
 STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
-"""Pairs: output of a frame, and the input of the next frame that it becomes."""
+"""(output of a frame, input of the next frame)."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 GEOMETRY = {'img2lidar', 'intrinsics', 'cone', 'ego_motion', 'delta_t_s'}
 GEOMETRY |= {f'pre_memory_{field}' for field in FIELDS[1:]}
@@ -26,7 +26,7 @@ BOXES = (
     ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
     ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 1e-3),
 )
-"""Tolerances of logits, and of the columns of a box code."""
+"""Tolerances of logits, and of box code columns."""
 STATE_GROUPS = dict(
     embedding=ColumnGroup(rtol=0.0, atol=1e-3),
     reference_point=ColumnGroup('xyz', unit='m', rtol=0.0, atol=5e-3),
@@ -45,17 +45,17 @@ STATE_MEANING = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The numbers that determine all shapes.
+    """Numbers that determine all shapes.
 
     Attributes:
-        stride: pixels of the input per cell of the feature map.
+        stride: pixels of the input per cell.
         depth: depth bins of a token's ray.
         channels: of features and embeddings.
-        layers: decoder layers with predictions as outputs: all, or 1 for the last one.
+        layers: decoder layers in the outputs: all, or 1 for the last.
         queries: learned and propagated ones.
-        code: numbers of a predicted box.
+        code: numbers of a box.
         memory: rows of the memory inside a frame.
-        state: rows of the memory between frames: `memory` and the new rows.
+        state: rows between frames: `memory` and the new rows.
     """
 
     cameras: int
@@ -100,11 +100,7 @@ def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str =
 
 
 class SpecFactory:
-    """Makes the tensor specs of an export with some options.
-
-    Attributes:
-        geometry, features: see `GEOMETRY` and `FEATURES`.
-    """
+    """Makes the tensor specs of an export with some options; `geometry`, `features`: see the constants."""
 
     geometry, features = GEOMETRY, FEATURES
 
@@ -121,10 +117,7 @@ class SpecFactory:
         dtype: str = '',
         unused: bool = False,
     ) -> TensorSpec:
-        """Return the spec of a tensor; a float16 graph has wider tolerances and may have float16 features.
-
-        Without `groups` there is one of the unit; without a `dtype` it is float32, or float16 by the options.
-        """
+        """Return the spec of a tensor; a float16 graph has wider tolerances and may have float16 features."""
         groups = widened(groups or (ColumnGroup(unit=unit),), self.options.precision)
         is_half = self.options.precision == 'fp16' and self.options.fp16_io and name in self.features
         dtype = dtype or ('float16' if is_half else 'float32')
@@ -132,7 +125,6 @@ class SpecFactory:
         return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused, single=single)
 
     def images(self, size: Sizes) -> TensorSpec:
-        """Return the spec of the images (N, 3, H, W); `preprocess` of the metadata makes their numbers."""
         axes = (size.cameras, 3, size.height, size.width)
         return self.tensor('img', axes, 'normalised images, padded bottom and right')
 
@@ -146,7 +138,6 @@ class SpecFactory:
         return self.tensor(name, (1, rows, *tails[field]), meaning, group.unit, (group,), dtype)
 
     def embeddings(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
-        """Return the specs of the outputs of the position embedding's graph: `pos_embed` and `cone`."""
         axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
         per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
         return (
@@ -183,7 +174,7 @@ def position_embedding(size: Sizes, options: Options) -> GraphSpec:
 
 
 def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of the head's graph, in which the memory is five inputs and five outputs."""
+    """Return the contract of the head's graph, with the memory as five inputs and five outputs."""
     factory = SpecFactory(options)
 
     def state(prefix: str, frame: str) -> list[TensorSpec]:

@@ -1,9 +1,8 @@
-"""From the outputs of box heads to detections: cascades, decoding, suppression within classes, grids.
+"""Outputs of box heads to detections: cascades, decoding, suppression within classes, grids.
 
 Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,grid_roi_head,test_mixins}.py`,
 `bbox_heads/bbox_head.py`, `mask_heads/grid_head.py`, `core/post_processing/bbox_nms.py`.
-
-Glossary: B batch, K proposals of an image, C classes, n detections of the image that has most (with a cap
+Glossary: B batch, K proposals of an image, C classes, n detections of the fullest image (with a cap
 constant). The points of a grid are numbered column by column.
 """
 
@@ -37,7 +36,7 @@ INVERTING_CODERS = ('tblr', 'bucket')
 """Coders that may give boxes with an end before their begin."""
 NEEDED = ('score_thr', 'nms', 'max_per_img')
 PADDED = {(False, False, False): '', (False, True, True): 'lower', (False, False, True): 'all'}
-"""Which of the regions of `padded_rows` are padding -> its result."""
+"""Regions of `padded_rows` that are padding -> its result."""
 
 
 def padded_rows(roi_head: nn.Module) -> str:
@@ -65,7 +64,7 @@ def padded_rows(roi_head: nn.Module) -> str:
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a box head that the graph does not repeat."""
+    """Refuse an unsupported box head."""
     if not isinstance(head, HEADS) or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
     columns = getattr(getattr(head, 'fc_cls', None), 'out_features', None)
@@ -90,10 +89,7 @@ def output_names(head: nn.Module) -> tuple[str, ...]:
 
 
 def box_borders(roi_head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of the box heads, and of the regions of stages behind the first.
-
-    () of heads that take more than regions, or give more to the next stage (HTC, SCNet).
-    """
+    """Return the names of the box heads' outputs, and of regions of later stages; () for HTC and SCNet."""
     if context_names(roi_head) or getattr(roi_head, 'with_feat_relay', False):
         return ()
     names = []
@@ -108,13 +104,13 @@ def last_head(roi_head: nn.Module) -> nn.Module:
 
 
 def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Return class scores (..., C) in 0..1 of logits (..., C + 1), or of SeesawLoss (..., C + 2)."""
+    """Return class scores (..., C) in 0..1 of logits (..., C + 1), or (..., C + 2) for SeesawLoss."""
     scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
     return scores[..., :-1]
 
 
 class Boxes(nn.Module):
-    """All stages of the box heads, and the post-processing of the last one."""
+    """All stages of the box heads, and the last one's post-processing."""
 
     def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0) -> None:
         super().__init__()
@@ -143,9 +139,9 @@ class Boxes(nn.Module):
             maps: of `regions.region_maps`, (B, channels, h, w) each.
             proposals: (B, K, 4) xyxy, pixels of the network input.
             present: (B, K) bool; other rows are padding.
-            clip_hw: (B, 2) height and width, pixels of the input, that boxes are clipped to.
-            scale_factor: (B, 4) `w h w h`, input / original; boxes are divided by it.
-            stage_tensors: a dict per stage is appended: `region_features_<stage>` (B * K, channels, h, w),
+            clip_hw: (B, 2) h, w to clip to, pixels.
+            scale_factor: (B, 4) `w h w h`, input / original.
+            stage_tensors: gets a dict per stage: `region_features_<stage>` (B * K, channels, h, w),
                 `output_names` (B, K, columns), and behind the first stage `regions_<stage>` (B, K, 4).
         """
         regions, logits = proposals, []
@@ -219,9 +215,9 @@ class Grid(nn.Module):
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor` (B, 4).
+        """Return dets (B, n, 5) with the boxes of the votes, divided by `scale_factor` (B, 4).
 
-        `dets` (B, n, 5) are in pixels of the network input; rows with a label of -1 become zero.
+        `dets` (B, n, 5) are in pixels of the network input; rows of label -1 become zero.
         """
         images = torch.arange(dets.shape[0], device=dets.device)[:, None].expand(-1, dets.shape[1])
         boxes = dets[..., :4].flatten(0, 1)

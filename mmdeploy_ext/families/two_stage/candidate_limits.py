@@ -1,4 +1,4 @@
-"""Limits of how many boxes enter the NMS of proposals and of results, which make all shapes constant."""
+"""Limits of the boxes that enter NMS, which make all shapes constant."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse (UsageError) limits that do not make shapes constant, or that are out of reach."""
+    """Raise UsageError for limits that do not make shapes constant, or are out of reach."""
     limits = {name: options[name] for name in LIMITS if options.get(name)}
     if not limits:
         return
@@ -49,7 +49,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
 
 def check_proposals(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) options that a head of guided anchors or of several stages does not take."""
+    """Raise UsageError for options that guided anchors or several stages do not take."""
     if is_guided(head):
         detector_parts.check_one_image(head, options)
     if options.get('max_proposals') and (is_guided(head) or is_staged(head)):

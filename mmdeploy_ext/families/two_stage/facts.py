@@ -13,9 +13,9 @@ class TwoStageFacts(NmsConfig):
 
     Attributes:
         proposals: suppression of the proposals; None if they are an input.
-        mask_thr: value 0..1 from which on a pixel belongs to a mask; None without masks.
+        mask_thr: inclusive mask threshold 0..1, or None.
         num_things: the first classes are things.
-        mask_overlap: largest share of an instance that better kept instances may cover.
+        mask_overlap: largest share of an instance under better kept instances.
         stuff_area_limit: least pixels of a class of stuff.
     """
 

@@ -1,4 +1,4 @@
-"""The family of two-stage detectors: configs that it claims and refuses."""
+"""Two-stage detectors: supported configs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def claims(cfg: Any) -> Claim:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class TwoStageFamily(ImageFamily):
-    """mmdet's detectors that propose regions and look at each of them, or only propose; instances are below.
+    """mmdet's detectors that propose regions and look at each, or only propose.
 
     Attributes:
         proposes: whether the detectors have an `rpn_head`; otherwise proposals are an input.

@@ -1,4 +1,4 @@
-"""The tensors of a file between its stages in place of the results of methods of mmdet's detectors.
+"""The tensors of a file between its stages in place of results of methods of mmdet's detectors.
 
 Glossary: B batch, K proposals, n detections of an image, C classes, m side of a mask in cells.
 """
@@ -25,9 +25,9 @@ from mmdeploy_ext.families.two_stage.graphs import proposes
 from mmdeploy_ext.families.two_stage.masks import mask_borders
 
 SAMPLED_BOXES, SAMPLED_MASKS = 64, 8
-"""Regions of an input that the user's heads look at once more, in the features of the file."""
+"""Regions that the user's heads look at again in the file's features."""
 SAME_PLACE = 1e-2
-"""Largest distance, pixels, of the sides of two boxes that are one region."""
+"""Largest distance of the sides of equal regions, pixels."""
 
 
 def given_to_heads(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def given_boxes(model: nn.Module, tensors: Mapping[str, np.ndarray], *args: Any,
 
 
 def given_masks(model: nn.Module, tensors: Mapping[str, np.ndarray], *args: Any, **_: Any) -> dict[str, Any]:
-    """Stand in for `_mask_forward([stage,] maps, rois)`: masks of the file's detections at the same place."""
+    """Stand in for `_mask_forward([stage,] maps, rois)`: the file's masks at the same places."""
     *stage, _maps, rois = args
     stage_index = stage[0] if stage else 0
     head, labels = part_of(model.roi_head, 'mask_head', stage_index), tensors['labels']
@@ -94,7 +94,7 @@ def given_masks(model: nn.Module, tensors: Mapping[str, np.ndarray], *args: Any,
 
 
 def mask_rows(tensors: Mapping[str, np.ndarray], stage: int) -> np.ndarray:
-    """Return the logits of masks (B, n, m, m) of a stage; the last row may be a spare one."""
+    """Return a stage's mask logits (B, n, m, m); the last row may be spare."""
     logits = tensors[f'mask_logits_{stage}']
     return logits.reshape(*tensors['mask_regions'].shape[:2], *logits.shape[2:])
 
@@ -114,7 +114,7 @@ def run_head(
     boxes: np.ndarray,
     rows: tuple[np.ndarray, ...],
 ) -> dict[str, Any]:
-    """Run a method of the roi_head on rows (image, index) of boxes (B, K, 4)."""
+    """Run a method of the roi_head on (image, index) rows of boxes (B, K, 4)."""
     rois = as_tensor(model, np.concatenate([rows[0][:, None], boxes[rows]], axis=1))
     run: Callable[..., dict[str, Any]] = getattr(model.roi_head, method)
     with torch.no_grad():

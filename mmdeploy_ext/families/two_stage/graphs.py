@@ -1,4 +1,4 @@
-"""The graphs of two-stage detectors: their contracts, and the chain of modules that keeps them.
+"""The graphs of two-stage detectors: contracts and modules.
 
 Glossary: B batch, K proposals of an image, H, W network input in pixels.
 """
@@ -75,7 +75,7 @@ def network_inputs(model: nn.Module) -> tuple[str, ...]:
 
 
 class TwoStageNetwork(nn.Module):
-    """Backbone, neck and the head of proposals behind flat tensors."""
+    """Backbone, neck and the head of proposals with flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -84,10 +84,9 @@ class TwoStageNetwork(nn.Module):
         self.priors = generator_of(model.rpn_head) if proposes(model) else None
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """Return the maps that regions are pooled from, and the outputs of the head of proposals.
+        """Return the maps of regions, and the outputs of the head of proposals.
 
-        `image` is (B, 3, H, W) normalised; `img_shape` (B, 2), see `TwoStageFullForm.forward`, is given to a
-        Cascade RPN.
+        `image` is (B, 3, H, W) normalised; `img_shape` (B, 2) is for a Cascade RPN.
         """
         outputs = self.head_outputs(self.model.extract_feat(image), image, img_shape)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
@@ -103,10 +102,10 @@ class TwoStageNetwork(nn.Module):
 
 
 class TwoStageFullForm(nn.Module):
-    """The stage of a `full` graph behind the network: proposals, regions, results.
+    """The form `full`: proposals, regions, results.
 
     Attributes:
-        borders: names of inner tensors that are outputs, too, see `border_names`.
+        borders: names of inner tensors that are outputs, too (`border_names`).
     """
 
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
@@ -123,16 +122,13 @@ class TwoStageFullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Find proposals and look at their regions; return the outputs of `spec`.
+        """Return the outputs of `spec`, and the tensors of `borders`; proposals (B, K, 5) have scores.
 
         Args:
             image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
-            maps: outputs of `TwoStageNetwork`, behind proposals (B, K, 4) if these are an input.
-
-        Returns:
-            The outputs of `spec`, and the tensors of `borders`; proposals (B, K, 5) have scores.
+            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
+            scale_factor: (B, 4) float32 `w h w h`, input / original.
+            maps: outputs of `TwoStageNetwork`, behind proposals (B, K, 4) if they are an input.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:
@@ -188,7 +184,7 @@ class TwoStageFullForm(nn.Module):
 
 
 def with_area(boxes: torch.Tensor) -> torch.Tensor:
-    """Return which boxes (B, K, 4) xyxy have x2 > x1 and y2 > y1, (B, K) bool."""
+    """Return (B, K) bool: boxes (B, K, 4) xyxy with x2 > x1 and y2 > y1."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
 
 
@@ -208,7 +204,6 @@ def clips_regions(model: nn.Module) -> bool:
 
 
 def proposals_tensor(batch: int | str) -> TensorSpec:
-    """Return the spec of proposals (B, K, 4)."""
     meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
     return TensorSpec(PROPOSALS, 'float32', (batch, 'K', 4), meaning, 'pixel')
 

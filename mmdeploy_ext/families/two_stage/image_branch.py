@@ -1,7 +1,6 @@
-"""ImVoteNet's first stage: a two-stage detector of pictures in mmdet3d; its parts have the prefix `img_`.
+"""ImVoteNet's first stage: a two-stage detector of pictures in mmdet3d, with the prefix `img_`.
 
-It is trained by itself, before the branch of points is added (`configs/imvotenet/imvotenet_faster_rcnn_*.py`
-of mmdet3d 1.0.0rc6).
+It is trained by itself (`configs/imvotenet/imvotenet_faster_rcnn_*.py` of mmdet3d 1.0.0rc6).
 """
 
 import copy
@@ -21,7 +20,7 @@ from mmdeploy_ext.models.building import build_without_weights
 PREFIX = 'img_'
 PARTS = ('backbone', 'neck', 'rpn_head', 'roi_head')
 KEYS = re.compile(r'\b(model|test_cfg)\.(?=(backbone|neck|rpn_head|roi_head|rpn|rcnn)\b)')
-"""Text of messages before a key that has the prefix here."""
+"""Text of messages before a key with the prefix."""
 
 
 def check(cfg: Any, options: Options) -> None:
@@ -32,7 +31,7 @@ def check(cfg: Any, options: Options) -> None:
 
 
 def build(cfg: Any) -> nn.Module:
-    """Build the user's detector without weights; its parts have mmdet's names as further attributes."""
+    """Build the user's detector without weights; its parts get mmdet's names, too."""
     model = build_without_weights(cfg, build_detector, f'{PREFIX}backbone')
     # not registered with the module a second time: its weights keep their names
     for part in PARTS:

@@ -1,10 +1,9 @@
-"""Masks of boxes, in the frame of the box: equal to mmdet 2.28.2's `simple_test_mask` before pasting.
+"""Masks in the frame of boxes: equal to mmdet 2.28.2's `simple_test_mask` before pasting.
 
 Source: `roi_heads/{test_mixins,cascade_roi_head,point_rend_roi_head}.py`,
 `mask_heads/{fcn_mask_head,mask_point_head}.py`.
-
-Glossary: B batch, n rows of an image, padding among them, R = B * n their regions, C classes, m side of a
-mask in cells, h side of a mask before PointRend enlarges it.
+Glossary: B batch, n rows of an image, with padding, R = B * n regions, C classes, m side of a mask in cells,
+h side of a mask before PointRend enlarges it.
 """
 
 from collections.abc import Sequence
@@ -27,11 +26,11 @@ from mmdeploy_ext.families.parts.mask_heads import (
 from mmdeploy_ext.families.parts.regions import sampled
 
 POINT_SETTINGS = ('subdivision_steps', 'subdivision_num_points', 'scale_factor')
-"""Settings of `test_cfg.rcnn` that a PointRend head reads without a default."""
+"""`test_cfg.rcnn` settings of PointRend without a default."""
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a mask head that the graph does not repeat."""
+    """Refuse an unsupported mask head."""
     if not isinstance(head, mask_heads.FCNMaskHead):
         raise ConfigError(
             f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'
@@ -47,7 +46,7 @@ def mask_borders(roi_head: nn.Module) -> tuple[str, ...]:
 
 
 class Masks(nn.Module):
-    """All stages of the mask heads: probabilities of each detection's class, and scores of the masks."""
+    """All stages of the mask heads: each detection's mask, and scores of masks."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__()
@@ -71,8 +70,8 @@ class Masks(nn.Module):
             dets: (B, n, 5) boxes xyxy divided by `scale_factor`, and scores.
             labels: (B, n), -1 for padding.
             scale_factor: (B, 4) `w h w h`, input / original.
-            stage_tensors: a dict is appended: `mask_regions` (B, n, 4), pixels of the network input, and of
-                every stage `mask_logits_<stage>` (R, 1, m, m).
+            stage_tensors: gets a dict: `mask_regions` (B, n, 4), pixels of the network input, and of every
+                stage `mask_logits_<stage>` (R, 1, m, m).
         """
         boxes, classes = dets[..., :4] * scale_factor[:, None], labels.flatten()
         features, logits = self._logits_of_classes(maps, boxes, classes)
@@ -104,7 +103,7 @@ class Masks(nn.Module):
 
 
 class Points(nn.Module):
-    """Masks of PointRend, enlarged step by step; the head looks at the least certain cells again."""
+    """Masks of PointRend, enlarged step by step at the least certain cells."""
 
     def __init__(self, roi_head: nn.Module) -> None:
         super().__init__()
@@ -123,8 +122,7 @@ class Points(nn.Module):
     ) -> torch.Tensor:
         """Return refined logits (R, 1, m, m) of boxes (B, n, 4), pixels of the network input.
 
-        `coarse` (R, C, h, h) are logits of the mask head (C is 1 of a class-agnostic one), `logits` (R, 1, h,
-        h) of the classes (R,) of the regions.
+        `coarse` (R, C or 1, h, h) are the mask head's logits, `logits` (R, 1, h, h) of the classes (R,).
         """
         boxes, side = boxes.flatten(0, 1), int(logits.shape[-1])
         for step in range(self.steps):

@@ -1,10 +1,9 @@
 """Panoptic FPN: a head of stuff beside the regions, and maps from both.
 
-Source of the algorithm: mmdet 2.28.2 `detectors/panoptic_two_stage_segmentor.py`,
+Source: mmdet 2.28.2 `detectors/panoptic_two_stage_segmentor.py`,
 `seg_heads/{base_semantic_head,panoptic_fpn_head}.py` and `panoptic_fusion_heads/heuristic_fusion_head.py`.
-
-Glossary: B batch, n detections of the image that has most, m side of a mask in the frame of the box, S
-classes of stuff, H, W network input in pixels, H4, W4 a quarter of it, h, w size of the map.
+Glossary: B batch, n detections of the fullest image, m side of a mask in the frame of the box, S classes of
+stuff, H, W network input in pixels, H4, W4 a quarter of it, h, w size of the map.
 """
 
 from collections.abc import Sequence
@@ -44,14 +43,14 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 seg_heads = mmdet_module('mmdet.models.seg_heads')
 
 RATIO, MULTIPLE = 4, 32
-"""Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
+"""Pixels of the input per pixel of the logits; divisor of the input's sides."""
 SEMANTIC = 'semantic_logits'
 LARGEST_AREA = 10**9
 """Pixels; no picture has as many."""
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
-    """Refuse heads, classes and settings of a fusion that the graph does not repeat."""
+    """Refuse unsupported heads, classes and fusion settings."""
     for key, upstream in (
         ('semantic_head', seg_heads.PanopticFPNHead),
         ('panoptic_fusion_head', seg_heads.HeuristicFusionHead),
@@ -85,7 +84,7 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
 
 
 class PanopticNetwork(graphs.TwoStageNetwork):
-    """Backbone, neck, the head of proposals and the head of stuff behind flat tensors."""
+    """Backbone, neck, head of proposals and head of stuff."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -98,7 +97,7 @@ class PanopticNetwork(graphs.TwoStageNetwork):
 
 
 class RegionMapFullForm(nn.Module):
-    """The end of a `full` graph: instances and stuff at the size of the original, fused into a map."""
+    """The end of the form `full`: instances and stuff at the original's size, fused into a map."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -118,10 +117,10 @@ class RegionMapFullForm(nn.Module):
         """Return the map (B, h, w) int32, see `postprocess.panoptic`.
 
         Args:
-            img_shape: (B, 2) height and width before padding, pixels of the input; 0: all.
+            img_shape: (B, 2) h, w before padding, pixels of the input; 0: all.
             scale_factor: (B, 4) `w h w h`, input / original.
-            ori_shape: (2,) height and width of the map.
-            dets: (B, n, 5) boxes xyxy divided by `scale_factor`, and scores, the best first.
+            ori_shape: (2,) h, w of the map.
+            dets: (B, n, 5) boxes xyxy divided by `scale_factor`, and scores, best first.
             labels: (B, n) int64, -1 for padding.
             box_masks: (B, n, m, m) in 0..1, zero for padding.
             semantic: (B, S + 1, H4, W4) logits.
@@ -175,6 +174,6 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
 
 
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return `image_graphs.feeds`, and `ori_shape` (2,) int64, the one `pasted_size` of all images."""
+    """Return `image_graphs.feeds`, and `ori_shape` (2,) int64 of all images."""
     sizes = [pasted_size(image, rescale=True) for image in images]
     return dict(feeds(images, rescale=True), ori_shape=one_size(sizes, 'maps'))

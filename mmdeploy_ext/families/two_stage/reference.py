@@ -1,4 +1,4 @@
-"""Two-stage detectors as mmdet runs them, unpatched: the reference of proofs.
+"""Two-stage detectors as mmdet runs them, unpatched.
 
 Glossary: B batch, K proposals, h, w size of a level's maps.
 """
@@ -50,7 +50,7 @@ from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 
 EDGE = 1e-4
-"""Overlaps this close to the threshold, and sides (pixels) this close to the smallest, are a tie."""
+"""Overlaps and sides (pixels) this close to a threshold are a tie."""
 
 
 class TwoStageReference(ImageReference):
@@ -216,7 +216,7 @@ class TwoStageReference(ImageReference):
 
 
 def stacked(boxes: Sequence[np.ndarray]) -> np.ndarray:
-    """Return boxes of each image as (B, K, 4), K at least 1; rows of padding are zero."""
+    """Return boxes of each image as (B, K, 4), K at least 1, padded with zeros."""
     rows = max(1, *map(len, boxes))
     return np.stack([np.pad(of_image, ((0, rows - len(of_image)), (0, 0))) for of_image in boxes])
 
@@ -266,7 +266,7 @@ def _recording_forward(
 
 
 def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> RegionInputs:
-    """Return features, and each image's proposals with an area, of the first graph, as mmdet takes them."""
+    """Return the first graph's features, and each image's proposals with an area, for mmdet."""
     like = next(model.parameters())
     maps = [torch.from_numpy(outputs[name]).to(like) for name in feature_names(model)]
     proposals = [torch.from_numpy(boxes).to(like) for boxes in outputs['proposals']]
@@ -311,7 +311,7 @@ def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Te
 
 
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return mmdet's `img_metas`, of `input`, `img_shape` and `scale_factor` of the feeds."""
+    """Return mmdet's `img_metas` of the feeds."""
     batch, _, *size = feeds['input'].shape
     shapes = [(*map(int, shape), 3) for shape in sizes_of(feeds)]
     scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
@@ -322,7 +322,7 @@ def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return `img_shape` (B, 2) of the feeds, else the size of the input."""
+    """Return `img_shape` (B, 2), or the size of the input."""
     batch, _, *size = feeds['input'].shape
     return feeds.get('img_shape', np.full((batch, 2), size))
 

@@ -1,7 +1,4 @@
-"""Two-stage detectors without PyTorch: boxes, boxes with masks, and panoptic maps.
-
-A pixel of a panoptic map is class + 1000 * number of the thing (0 of stuff), or the number of classes if it
-is in no segment.
+"""Two-stage detectors in numpy: boxes, boxes with masks, and panoptic maps.
 
 Glossary: B batch, n boxes, m side of a mask, S classes of stuff, H4, W4 size of the semantic map, h, w size
 of the original.
@@ -26,7 +23,7 @@ RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
 def detections(
     metadata: Metadata, outputs: Arrays, feeds: Arrays
 ) -> list[Detections] | list[Instances] | list[Segments]:
-    """Return the results of each image of a batch; the facts in the metadata say of which kind they are."""
+    """Return the results of each image of a batch, of the kind that the metadata states."""
     facts = metadata.postprocess
     if facts.num_things is not None:
         return panoptic_maps(metadata, outputs, feeds)
@@ -36,19 +33,16 @@ def detections(
 
 
 def panoptic_maps(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
-    """Return the segments of each image of a batch.
+    """Return the segments of each image of a batch; where masks overlap, the earlier box has the pixel.
 
     Args:
         metadata: metadata of the file.
-        outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, pixels of class
-            + 1000 * number (of things from 1 on, 0 of stuff), or of the number of classes where no segment
-            is; of the form 'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, the best
-            first, `labels` (B, n) int64, -1 for padding, `masks` (B, n, m, m) 0..1 in the frame of the box,
-            and `semantic_logits` (B, S + 1, H4, W4), the last channel for no stuff. Where masks overlap, the
-            earlier box has the pixel.
-        feeds: inputs of the graph by name, and for the form 'raw': `ori_shape` (2,), height and width of the
-            maps of all images; and, if they are there, `img_shape` (B or 1, 2), sizes of the images before
-            padding (0: all of the input), and `scale_factor` (B or 1, 4), by which boxes were divided.
+        outputs: 'full': `panoptic` (B, h, w) int32, class + 1000 * number (things from 1 on, stuff 0), or the
+            number of classes outside of segments; 'raw': `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the
+            original, best first, `labels` (B, n) int64, -1 for padding, `masks` (B, n, m, m) 0..1 in the
+            frame of the box, and `semantic_logits` (B, S + 1, H4, W4), the last channel for no stuff.
+        feeds: for 'raw' `ori_shape` (2,), h, w of the maps; and optionally `img_shape` (B or 1, 2), h, w
+            before padding (0: all of the input), and `scale_factor` (B or 1, 4), by which boxes were divided.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

@@ -1,9 +1,7 @@
 """A detector in two graphs: pictures to proposals, regions to results.
 
-Features and proposals, outputs of the first graph, are inputs of the second by their names. For proofs both
-give further tensors: the first the outputs of its head of proposals, the second the features of regions and
-the outputs of its heads.
-
+Features and proposals, outputs of the first graph, are inputs of the second. For proofs the first also gives
+the outputs of its head of proposals, the second the features of regions and the outputs of its heads.
 Glossary: B batch, K proposals, H, W network input in pixels.
 """
 
@@ -38,13 +36,13 @@ MEANINGS = dict(
 )
 UNITS = dict(rpn_cls='logit', cls_score='logit', bbox_cls='logit', regions='pixel')
 SEED = 0
-"""Seed of the numbers that the second graph is traced with."""
+"""Seed of the second graph's traced numbers."""
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse (UsageError) two graphs of a detector that cannot be split, and half precision of the second.
+    """Raise UsageError for a detector that cannot be split, and for half precision of the second graph.
 
-    ConfigError: proposals may have no area, which the second graph takes for padding.
+    Raises ConfigError if proposals may have no area, which the second graph takes for padding.
     """
     if options.form not in FORMS:
         return
@@ -74,7 +72,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
 
 class ProposalsForm(nn.Module):
-    """The end of the first graph: outputs of the head of proposals to proposals."""
+    """The end of the first graph: outputs of the head to proposals."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -83,13 +81,13 @@ class ProposalsForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, 4) xyxy, pixels of the network input; rows of padding are zero."""
+        """Return proposals (B, K, 4) xyxy, pixels of the network input, padded with zeros."""
         dets, *_ = self.proposals(maps, clip_size(image, img_shape))
         return (tap(PROPOSALS, dets[..., :4]),)
 
 
 class RegionsForm(graphs.TwoStageFullForm):
-    """The second graph: regions to results, with the tensors that results are made of."""
+    """The second graph: regions to results, with the tensors behind them."""
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""The parts of two-stage detectors that export: classes of mmdet 2.28.2 with methods that graphs repeat."""
+"""The supported parts of two-stage detectors of mmdet 2.28.2."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -50,11 +50,11 @@ UNTRACED = (
     'anchor_offset', 'rpn_head.stages.?.forward', 'rpn_head.stages.?.forward_single',
     'roi_head.grid_head.forward', 'semantic_head.forward', '*roi_extractor*.forward', '*roi_layers.?.forward',
 )  # fmt: skip
-"""Further methods that the graphs compute by themselves, see `Family.untraced`."""
+"""Further methods that the graphs compute by themselves (`Family.untraced`)."""
 
 
 def is_image_branch(cfg: Any) -> bool:
-    """Return whether a config is ImVoteNet's first stage, without points; False without mmdet3d."""
+    """Return whether a config is ImVoteNet's first stage; False without mmdet3d."""
     model = cfg.model
     if 'ImVoteNet' not in names_of_class(DETECTORS, model.get('type')) or library_failure('mmdet3d'):
         return False
@@ -73,7 +73,7 @@ def result_cfg(model: nn.Module) -> Any:
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
-    """Refuse a detector that lacks a head, or a TridentNet that tests all its branches."""
+    """Refuse a detector that lacks a head, or a TridentNet that tests all branches."""
     detector = DETECTORS.get(model['type'])
     upstream = next(kind for kind in DETECTOR_CLASSES if issubclass(detector, kind))
     keys = []
@@ -91,7 +91,7 @@ def check_detector(model: Mapping[str, Any]) -> None:
 
 
 def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
-    """Refuse a head of regions, a part of it, or settings that the graph does not repeat."""
+    """Refuse an unsupported head of regions, part or setting."""
     name = type(roi_head).__name__
     if not isinstance(roi_head, ROI_HEADS):
         raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')

@@ -1,4 +1,4 @@
-"""YOLACT: its family, graph and runtime; mmdet's own detector and heads are used."""
+"""YOLACT: family, graph and runtime for mmdet's own detector and heads."""
 
 from mmdeploy_ext.contract.registry import register_family
 

@@ -7,7 +7,7 @@ from mmdeploy_ext.contract.facts import Count, Facts, Fraction, Limit
 
 @dataclasses.dataclass(frozen=True)
 class YolactFacts(Facts):
-    """Settings of `test_cfg`; `mask_thr` is the probability that a pixel of an instance has to exceed."""
+    """Settings of `test_cfg`; `mask_thr` is exclusive."""
 
     score_thr: float
     iou_thr: Fraction

@@ -1,4 +1,4 @@
-"""The family of YOLACT: configs that it claims and refuses."""
+"""YOLACT: supported configs."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,8 +1,6 @@
 """The graph of YOLACT: fast suppression, prototypes times coefficients, cropped and resized.
 
-Source of the algorithm: mmdet 2.28.2 `dense_heads/yolact_head.py` and `fast_nms` of
-`core/post_processing/bbox_nms.py`.
-
+Source: mmdet 2.28.2 `dense_heads/yolact_head.py` and `fast_nms` of `core/post_processing/bbox_nms.py`.
 Glossary: B batch, A priors, C classes, P prototypes, n results, H, W network input in pixels, hp, wp size of
 the prototypes, h, w size of the results.
 """
@@ -41,13 +39,13 @@ from mmdeploy_ext.families.yolact.facts import YolactFacts
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
 FULL_NAMES = ('dets', 'labels', 'masks')
 EDGE = 1.0
-"""Cells by which a crop is larger than its box, on every side."""
+"""Cells by which a crop exceeds its box on every side."""
 MASK_THR = 0.5
-"""Probability that a pixel of an instance has to exceed."""
+"""Exclusive probability threshold of a pixel."""
 
 
 class YolactNetwork(nn.Module):
-    """Backbone, neck, head and prototypes of mmdet's detector behind flat tensors."""
+    """Backbone, neck, head and prototypes with flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,10 +54,7 @@ class YolactNetwork(nn.Module):
         self.names = ('prototypes', *(f'{name}_{level}' for name in HEAD_OUTPUTS for level in levels))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return prototypes (B, P, hp, wp) and the head's maps, output by output.
-
-        `image` is (B, 3, H, W) float32 normalised.
-        """
+        """Return prototypes (B, P, hp, wp) and the head's maps, by output."""
         maps = self.model.extract_feat(image)
         head_maps = [level for levels in self.model.bbox_head(maps) for level in levels]
         outputs = self.model.mask_head.protonet(maps[0]), *head_maps
@@ -84,14 +79,8 @@ def fast_suppression(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Suppress, in every class, boxes by all better ones, also by suppressed ones.
 
-    Args:
-        boxes: (B, A, 4) xyxy.
-        scores: (B, A, C) in 0..1, without the background.
-        facts: facts of the detector.
-
-    Returns:
-        Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; rows behind the results
-        have the score `NO_CANDIDATE`. n is `max_per_img`; the family's `check` refuses more than there are.
+    `boxes` are (B, A, 4) xyxy, `scores` (B, A, C) without background. Returns scores, labels and rows of
+    priors (B, n), best first; n is `max_per_img`, padding has the score `NO_CANDIDATE`.
     """
     best, rows = scores.transpose(1, 2).topk(limit(facts.top_k, scores.shape[1]), 2)
     best_boxes = gather_rows(boxes, rows.flatten(1)).reshape(*rows.shape, 4)
@@ -106,7 +95,7 @@ def fast_suppression(
 
 
 class YolactFullForm(nn.Module):
-    """The stage that the form `full` adds to the network."""
+    """The form `full`."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -125,15 +114,15 @@ class YolactFullForm(nn.Module):
         prototypes: torch.Tensor,
         *maps: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 where a row is padding.
+        """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; padding has label -1.
 
-        Columns of dets are xyxy, pixels of the originals, and the score; the best come first.
+        Dets are xyxy, pixels of the originals, and score, best first.
 
         Args:
             image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
-            ori_shape: (2,) int64 height and width of the results; 0 means the input size.
+            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
+            scale_factor: (B, 4) float32 `w h w h`, input / original.
+            ori_shape: (2,) int64 h, w of the results; 0 means the input size.
             prototypes: (B, P, hp, wp).
             maps: `HEAD_OUTPUTS` in turn, each of every level.
         """
@@ -171,11 +160,10 @@ class YolactFullForm(nn.Module):
 def masks_of(
     prototypes: torch.Tensor, weights: torch.Tensor, relative: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and their weights (B, n, P) in each mask.
+    """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and their weights (B, n, P).
 
-    They are cropped to boxes `relative` (B, n, 4) xyxy, with `EDGE` around them: shares of the image without
-    its padding, which are taken for shares of the prototypes, as mmdet does. Then they are resized bilinearly
-    to `target` (2,) int64, h, w.
+    They are cropped to boxes `relative` (B, n, 4) xyxy plus `EDGE`: shares of the image without padding,
+    taken for shares of the prototypes as mmdet does; then resized bilinearly to `target` (2,) int64, h, w.
     """
     size = hw(prototypes)
     probabilities = (weights @ prototypes.flatten(2)).sigmoid()

@@ -1,6 +1,6 @@
-"""Results of graphs of the form 'full', and their pictures, for FCOS3D, PGD and SMOKE alike.
+"""Results of graphs of the form 'full', and their drawing, for FCOS3D, PGD and SMOKE.
 
-Glossary: B batch, n results of the picture that has most, h, w original picture in pixels.
+Glossary: B batch, n results of the fullest picture, h, w original picture in pixels.
 """
 
 from __future__ import annotations
@@ -20,28 +20,21 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 TO_UPRIGHT = np.array([[1.0, 0, 0, 0], [0, 0, 1.0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1.0]])
-"""From the frame of a camera (x right, y down, z ahead) to one with z up (x right, y ahead), in which boxes
-are drawn: x, z, -y."""
+"""From the camera's frame (x right, y down, z ahead) to the drawing frame (x right, y ahead, z up)."""
 
 
 def rows_of_camera(feeds: Arrays, index: int) -> tuple[tuple[float, ...], ...]:
-    """Return the camera of an index in the batch as `MonocularDetections` has it, before it is scaled.
-
-    It is `unmoved_cam2img` of the feeds, for pixels of the resized picture without padding or warp, not of
-    the network input; () if that is not fed.
-    """
+    """Return the camera `unmoved_cam2img` of a picture, in resized pixels without padding or warp, or ()."""
     if 'unmoved_cam2img' not in feeds:
         return ()
     return tuple(tuple(map(float, row)) for row in feeds['unmoved_cam2img'][index])
 
 
 def from_padded(outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
-    """Return the results per picture of a graph of the form 'full'; rows of label -1 are padding.
+    """Return the results per picture; rows of label -1 are padding.
 
-    Args:
-        outputs: `boxes` (B, n, 7 or 9) float32, `scores` (B, n), `labels` (B, n) int64, and, if the model has
-            them, `attributes` (B, n) int64 and `bboxes` (B, n, 4) xyxy, pixels of the network input.
-        feeds: see `detections` of `fcos3d` and `smoke`.
+    `outputs` are `boxes` (B, n, 7 or 9) float32, `scores` (B, n), `labels` (B, n) int64, and maybe
+    `attributes` (B, n) int64 and `bboxes` (B, n, 4) xyxy, pixels of the network input.
     """
     images = []
     for index, labels in enumerate(outputs['labels']):
@@ -65,11 +58,7 @@ def from_padded(outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
 
 
 def in_original_pixels(images: Sequence[MonocularDetections], feeds: Arrays) -> list[MonocularDetections]:
-    """Return results with cameras and boxes in pixels of the original pictures.
-
-    They are divided by `scale_factor` (B, 4), `w h w h`, of the feeds; without that boxes in the picture stay
-    in pixels of the network input, and cameras as `rows_of_camera` has them. Boxes in 3D are in metres.
-    """
+    """Divide cameras and 2D boxes by `scale_factor` (B, 4), `w h w h`, if it is in the feeds."""
     if 'scale_factor' not in feeds:
         return list(images)
     pairs = zip(images, feeds['scale_factor'], strict=True)
@@ -77,7 +66,7 @@ def in_original_pixels(images: Sequence[MonocularDetections], feeds: Arrays) -> 
 
 
 def upright_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes (n, 9) in the frame with z up of `TO_UPRIGHT`, of boxes in the frame of the camera."""
+    """Return boxes (n, 9) in the frame of `TO_UPRIGHT`."""
     moved = boxes @ np.eye(9)[:, [0, 2, 1, 3, 5, 4, 6, 7, 8]]
     moved[:, 2] *= -1
     moved[:, 6] *= -1  # a turn about y, which points down, is one the other way about z, which points up
@@ -91,11 +80,7 @@ def draw(
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3); marked ones are outlined white.
-
-    The picture is uint8 BGR, of the size that the camera of the results is for; `classes` are names by label.
-    `marked` (n,) is True for marked ones among all results; None marks none.
-    """
+    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3) uint8 BGR; `marked` white."""
     if not results.camera:
         return image_bgr.copy()
     drawn = results.scores >= score_thr

@@ -1,6 +1,6 @@
-"""SMOKE without PyTorch: the results of pictures from the outputs of an exported file, in numpy.
+"""SMOKE in numpy: results of pictures from the outputs of an exported file.
 
-Glossary: B batch, C classes, H, W network input in pixels, h, w cells of the head's maps.
+Glossary: B batch, C classes, n results, H, W network input in pixels, h, w cells of the head's maps.
 """
 
 from __future__ import annotations
@@ -31,22 +31,15 @@ CAMERA = 'cam2img'
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
-    """Return the results of each picture of a batch, in descending order of scores.
+    """Return the results of each picture of a batch, best first.
 
     Args:
-        metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
-        outputs: outputs of the graph by name. The form 'raw' gives `heat` (B, C, h, w) float32, scores 0..1
-            of all cells, peaks or not, and `bbox_pred` (B, 8, h, w), with the values of
-            `decoding.smoke_boxes`: offsets of depth and centre, logarithms of sizes, sine and cosine. 'full'
-            gives `boxes` (B, n, 7), `scores` (B, n) and `labels` (B, n), -1 where a row is padding.
-        feeds: inputs of the graph by name, and: `input` (B, 3, H, W); `cam2img` (B, 4, 4) float32, cameras as
-            in `decoding`, in pixels of the network input; and, if results are to be in pixels of the original
-            pictures, `scale_factor` (B, 4), and to draw them `unmoved_cam2img` (B, 4, 4), the cameras in
-            pixels of the pictures after resizing, without padding or a warp (`preprocess.cam2img.unmoved`).
-
-    Returns:
-        A `MonocularDetections` per picture. Boxes are in metres in the frame of the camera; the camera is in
-        pixels.
+        metadata: metadata of the file: `form` and `postprocess`.
+        outputs: by name; 'raw': `heat` (B, C, h, w) float32, scores 0..1 of all cells, and `bbox_pred` (B, 8,
+            h, w), see `decoding.smoke_boxes`; 'full': `boxes` (B, n, 7), `scores` (B, n), `labels` (B, n), -1
+            for padding.
+        feeds: `input` (B, 3, H, W); `cam2img` (B, 4, 4) float32, pixels of the network input; for results in
+            original pixels `scale_factor` (B, 4), and to draw `unmoved_cam2img` (B, 4, 4).
     """
     if metadata.form == 'full':
         return from_padded(outputs, feeds)

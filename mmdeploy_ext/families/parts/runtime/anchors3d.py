@@ -1,8 +1,7 @@
-"""Anchors of `Anchor3DHead`, and from its outputs to boxes, without PyTorch.
+"""Anchors of `Anchor3DHead`, and its outputs to boxes, in numpy.
 
 Source: mmdet3d 1.0.0rc6, models/dense_heads/{anchor3d,shape_aware}_head.py `get_bboxes_single`, core/anchor/
 anchor_3d_generator.py, core/bbox/coders/delta_xyzwhlr_bbox_coder.py, core/post_processing/box3d_nms.py.
-
 Glossary: L levels, A anchors of a cell, C classes, D values of a box (7, or 9 with a velocity), H, W map of a
 level, n anchors or boxes.
 """
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
-"""Kinds of outputs; a level has one of each: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, ..."""
+"""Outputs of a level: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, ..."""
 PI = float(np.float32(np.pi))
 
 
@@ -36,25 +35,21 @@ class AnchorRule(Facts):
     """The settings that turn the head's outputs into boxes; `num_classes` is C, `code_size` D, `levels` L.
 
     Attributes:
-        aligned: whether anchors lie in the middle of cells; otherwise the first and the last of a row are at
-            the edges of their range.
-        align_corner: whether aligned anchors lie at the corner of cells instead of their middle.
-        ranges: six numbers of each range of anchors, x, y, z of its lowest corner and of its highest, metres
-            of the LiDAR frame, which boxes are in, too, one range after the other.
-        sizes: three numbers of each size of anchors, metres, along x, y and z before the turn, one size after
-            the other.
+        aligned: anchors lie in the middle of cells; otherwise the ends of a row are at the edges of its
+            range.
+        align_corner: aligned anchors lie at the corner of cells.
+        ranges: six numbers per range of anchors: lowest and highest x, y, z, metres, LiDAR frame.
+        sizes: three numbers per size, metres, along x, y and z before the turn.
         rotations: yaws of the anchors of a cell, radians.
         scales: factor of the sizes, per level.
-        size_per_range: whether each range has one size; otherwise the first range has all.
-        dir_offset, dir_limit_offset: the yaw is turned by half turns into the half circle that begins at
-            dir_offset - dir_limit_offset * pi, in radians; the direction classifier may then add half a turn.
-        nms_pre: largest number of anchors of a level that are decoded; 0 or less takes all.
-        score_thr: threshold that scores have to exceed.
-        nms_thr: IoU in the bird's-eye view above which the worse of two boxes is dropped; if `rotated`, from
-            which on.
-        rotated: whether the IoU is of rotated boxes; otherwise sizes lie along the axes.
-        cells: rows and columns of the map of each range, one after the other, for heads with a map per range
-            (SSN: outputs hold all anchors, range by range); empty if ranges share the map of their level.
+        size_per_range: each range has one size; otherwise the first range has all.
+        dir_offset, dir_limit_offset: the yaw is turned by half turns into the half circle from dir_offset -
+            dir_limit_offset * pi, radians; the direction classifier may add half a turn.
+        nms_pre: most anchors of a level that are decoded; 0 or less takes all.
+        score_thr: exclusive threshold.
+        nms_thr: bird's-eye IoU, exclusive; inclusive if `rotated`.
+        rotated: IoU of rotated boxes, not of sizes along the axes.
+        cells: rows and columns of the map of each range, for heads with a map per range (SSN); else empty.
     """
 
     num_classes: Count
@@ -83,7 +78,7 @@ class AnchorRule(Facts):
 def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndarray:
     """Return the anchors of a level (height * width * A, D) float32, cell by cell, row by row.
 
-    They are x, y, z of the bottom's centre, three sizes and yaw, metres and radians; velocities are 0.
+    Columns are x, y, z of the bottom's centre, three sizes and yaw, metres and radians; velocities are 0.
     """
     ranges = np.float32(rule.ranges).reshape(-1, 6)
     sizes = np.float32(rule.sizes).reshape(-1, 3) * np.float32(rule.scales[level])
@@ -93,7 +88,7 @@ def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndar
 
 
 def anchors_by_range(rule: AnchorRule) -> np.ndarray:
-    """Return the anchors of all ranges (n, D) float32, range by range, rotation by rotation, row by row."""
+    """Return anchors (n, D) float32 by range, then rotation, then row."""
     ranges = np.float32(rule.ranges).reshape(-1, 6)
     sizes = np.float32(rule.sizes).reshape(-1, 1, 3) * np.float32(rule.scales[0])
     maps = zip(ranges, sizes, np.reshape(rule.cells, (-1, 2)).tolist(), strict=True)
@@ -104,11 +99,7 @@ def anchors_by_range(rule: AnchorRule) -> np.ndarray:
 def anchor_grid(
     rule: AnchorRule, limits: np.ndarray, sizes: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """Return the anchors of a range: (height, width, number of sizes, number of rotations, D) float32.
-
-    `limits` are the six numbers of the range, `sizes` (number, 3) metres, `height` and `width` the size of
-    its map.
-    """
+    """Return a range's anchors: (height, width, sizes, rotations, D) float32."""
     (z,), y, x = (
         anchor_centres(rule, limits[axis], limits[axis + 3], count)
         for axis, count in ((2, 1), (1, height), (0, width))
@@ -120,7 +111,7 @@ def anchor_grid(
 
 
 def anchor_centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarray:
-    """Return the coordinates of `count` anchors along one axis of a range from `low` to `high`, metres."""
+    """Return `count` anchor coordinates along an axis from `low` to `high`, metres."""
     if not rule.aligned:
         return np.linspace(low, high, count, dtype=np.float32)
     edges = np.linspace(low, high, count + 1, dtype=np.float32)
@@ -128,10 +119,10 @@ def anchor_centres(rule: AnchorRule, low: float, high: float, count: int) -> np.
 
 
 def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
-    """Decode the head's outputs of one sweep or picture, best first; velocities are 0 for heads without them.
+    """Decode the head's outputs of one sweep or picture, best first; missing velocities are 0.
 
-    The outputs of level l are `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W),
-    `dir_cls_pred_l` (1, A * 2, H, W); with `cells` they are (1, n, C), (1, n, D), (1, n, 2) of all anchors.
+    Level l has `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W), `dir_cls_pred_l` (1, A
+    * 2, H, W); with `cells` (1, n, C), (1, n, D), (1, n, 2).
     """
     levels = [decode_level(outputs, rule, level) for level in range(rule.levels)]
     boxes, scores, turned = (np.concatenate(column) for column in zip(*levels, strict=True))
@@ -150,7 +141,7 @@ def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
 
 
 def decode_level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (n, D), scores (n, C), and 1 for boxes that point the other way (n,), of the best anchors."""
+    """Return boxes (n, D), scores (n, C), and 1 for turned boxes (n,), of the best anchors."""
     maps = [outputs[f'{name}_{level}'][0] for name in OUTPUTS]
     if rule.cells:
         (logits, deltas, directions), anchors = maps, anchors_by_range(rule)
@@ -172,7 +163,7 @@ def decode_level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndar
 
 
 def decode_deltas(xp: ModuleType, anchors: Any, deltas: Any) -> Any:
-    """Return boxes (..., n, D), z at the bottom, of anchors (n, D) and their deltas (..., n, D)."""
+    """Return boxes (..., n, D), z at the bottom, of anchors (n, D) and deltas (..., n, D)."""
     diagonal = xp.sqrt(anchors[:, 4] ** 2 + anchors[:, 3] ** 2)
     sizes = xp.exp(deltas[..., 3:6]) * anchors[:, 3:6]
     middle = deltas[..., 2] * anchors[:, 5] + (anchors[:, 2] + anchors[:, 5] / 2)
@@ -191,13 +182,7 @@ def turned_yaw(xp: ModuleType, yaw: Any, turned: Any, rule: AnchorRule) -> Any:
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, rule: AnchorRule) -> np.ndarray:
-    """Return which of the boxes of one class NMS keeps: their indices, best first.
-
-    Args:
-        boxes: (n, D) float32 in the columns of `anchors_of`.
-        scores: (n,) in 0..1.
-        rule: settings of the head.
-    """
+    """Return the indices of one class's boxes (n, D) that NMS keeps, best first."""
     if not rule.rotated:
         centres, half_sizes = boxes[:, :2], boxes[:, 3:5] / np.float32(2)
         return nms(np.concatenate([centres - half_sizes, centres + half_sizes], axis=1), scores, rule.nms_thr)

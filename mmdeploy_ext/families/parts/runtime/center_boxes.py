@@ -1,4 +1,4 @@
-"""Boxes of CenterPoint's head in numpy: facts, decoding, suppression; CenterPoint and BEVDet share it.
+"""Boxes of CenterPoint's head in numpy: facts, decoding, suppression (also for BEVDet).
 
 Glossary: K classes of a task, H, W heat map, n boxes.
 """
@@ -27,7 +27,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
-"""Outputs of a task besides its `heatmap` -> channels, in the order of a box's columns before decoding."""
+"""Outputs of a task besides `heatmap` -> channels, in column order before decoding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,25 +35,23 @@ class CenterBoxFacts(Facts):
     """The settings that turn the head's outputs into boxes.
 
     Attributes:
-        num_classes: number of classes of each task; labels are numbered through all tasks.
+        num_classes: classes of each task; labels are numbered through all tasks.
         voxel_size: (x, y) metres.
         pc_origin: (x, y) metres of the first cell's corner.
         out_size_factor: voxels per cell of the heat map.
-        max_num: (class, cell) pairs with the best scores that are decoded per task; neighbours count, too.
-        score_threshold: threshold that the score of such a pair has to exceed; None or 0 keeps all.
+        max_num: (class, cell) pairs with the best scores that are decoded per task.
+        score_threshold: exclusive; None or 0 keeps all.
         post_center_range: lowest x, y, z, then highest, of the boxes' middles in metres, ends included.
-        norm_bbox: whether `dim` holds logarithms of the sizes.
-        with_velocity: whether the head has an output `vel`.
+        norm_bbox: `dim` holds logarithms of the sizes.
+        with_velocity: the head has an output `vel`.
         nms_type: 'rotate' or 'circle'.
-        nms_thr: IoU in the bird's-eye view from which on the worse of two boxes is dropped ('rotate').
-        nms_score_threshold: a second threshold before NMS, inclusive ('rotate').
-        pre_max_size: boxes per task that go into NMS ('rotate'); None takes all.
-        post_max_size: boxes per task that come out of NMS; None takes all.
-        min_radius: per task the squared distance of centres, m2, up to which the worse of two boxes is
-            dropped ('circle'); empty for 'rotate' if the config has none.
-        post_center_limit_range: as `post_center_range`, for the boxes that NMS keeps ('rotate'); an empty one
-            keeps all.
-        nms_scale: per task factors of the sizes of each class before NMS ('rotate'); empty scales none.
+        nms_thr: bird's-eye IoU, inclusive ('rotate').
+        nms_score_threshold: second threshold, inclusive ('rotate').
+        pre_max_size: boxes per task before NMS ('rotate'); None takes all.
+        post_max_size: boxes per task after NMS; None takes all.
+        min_radius: per task the squared distance of centres, m2, inclusive ('circle').
+        post_center_limit_range: as `post_center_range`, after NMS ('rotate'); empty keeps all.
+        nms_scale: per task factors of each class's sizes before NMS ('rotate'); empty scales nothing.
     """
 
     num_classes: Annotated[tuple[Count, ...], Bounds(1)]
@@ -76,7 +74,7 @@ class CenterBoxFacts(Facts):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the head's outputs: `reg_0`, ..., `heatmap_0`, `reg_1`, ..."""
+        """`reg_0`, ..., `heatmap_0`, `reg_1`, ..."""
         values = [name for name in VALUES if name != 'vel' or self.with_velocity]
         return tuple(
             f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
@@ -86,12 +84,10 @@ class CenterBoxFacts(Facts):
 def decode(outputs: Mapping[str, np.ndarray], rule: CenterBoxFacts) -> Detections3D:
     """Decode the head's outputs of one sweep, best first; of equal scores the earlier task comes first.
 
-    The outputs of task t are `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t` (1, 1,
-    H, W) m, `dim_t` (1, 3, H, W) m or their logarithms (`norm_bbox`), `rot_t` (1, 2, H, W) sine and cosine,
-    and `with_velocity` `vel_t` (1, 2, H, W) m/s.
-
-    Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height, m, yaw, rad, and vx, vy, m/s, in
-    the LiDAR frame.
+    Task t has `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t` (1, 1, H, W) m, `dim_t`
+    (1, 3, H, W) m or logarithms, `rot_t` (1, 2, H, W) sine and cosine, and `vel_t` (1, 2, H, W) m/s
+    (`with_velocity`). Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height, m, yaw, rad,
+    vx, vy, m/s, in the LiDAR frame.
 
     Source: mmdet3d 1.0.0rc6, models/dense_heads/centerpoint_head.py `get_bboxes` and
     core/bbox/coders/centerpoint_bbox_coders.py.
@@ -109,7 +105,7 @@ def decode(outputs: Mapping[str, np.ndarray], rule: CenterBoxFacts) -> Detection
 
 
 def task_boxes(maps: Mapping[str, np.ndarray], rule: CenterBoxFacts) -> Detections3D:
-    """Return the boxes of one task before NMS, best first, with z in the middle."""
+    """Return a task's boxes before NMS, best first, z in the middle."""
     heat = exact_sigmoid(maps['heatmap'][0])
     _, height, width = heat.shape
     scores = heat.reshape(-1)
@@ -134,7 +130,7 @@ def task_boxes(maps: Mapping[str, np.ndarray], rule: CenterBoxFacts) -> Detectio
 
 
 def suppress(detections: Detections3D, task: int, rule: CenterBoxFacts) -> Detections3D:
-    """Return the boxes of one task that NMS keeps, best first, regardless of their classes."""
+    """Return the boxes of one task that NMS keeps, best first, whatever their class."""
     if rule.nms_type == 'circle':
         rows = circle_nms(detections.boxes[:, :2], rule.min_radius[task])
         return detections[rows[: rule.post_max_size]]

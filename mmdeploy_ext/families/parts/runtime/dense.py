@@ -1,4 +1,4 @@
-"""From the raw outputs of dense heads to boxes and scores of all priors, without PyTorch.
+"""Raw outputs of dense heads to boxes and scores of all priors, in numpy.
 
 Glossary: B batch, L levels, a priors of a cell, A priors of a level or of all, C classes, H, W network input
 in pixels, h, w size of a level's maps.
@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 
 
 def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (h, w) of each level's map for an input of `height` x `width` pixels.
-
-    They are the quotients by `strides`, pixels, rounded up.
-    """
+    """Return (h, w) of each level: the quotients by `strides`, pixels, rounded up."""
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
 def priors_of(
     shapes: Sequence[tuple[int, int]], strides: Sequence[int], bases: Sequence[Sequence[Sequence[float]]]
 ) -> list[np.ndarray]:
-    """Return the priors of each level, row by row: (h * w * priors per cell, columns) float32, pixels.
+    """Return the priors of each level (h * w * priors per cell, columns) float32, pixels, row by row.
 
-    `shapes` are height and width of each level in cells, `strides` the sides of its cells in pixels, `bases`
-    the priors of its first cell: anchors xyxy, or points x, y.
+    `bases` are the priors of its first cell: anchors xyxy, or points x, y.
     """
     levels = []
     for shape, stride, base in zip(shapes, strides, bases, strict=True):
@@ -50,15 +46,14 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> d
     """Turn the outputs of a `raw` graph into the outputs of a `decode` graph.
 
     Args:
-        outputs: `<name>_<level>` (B, a*columns, h, w) float32 for each entry of `head.outputs` of the facts,
-            as the head gives them: `head.activation` makes scores of logits.
+        outputs: `<name>_<level>` (B, a*columns, h, w) float32 for each entry of `head.outputs`, before
+            `head.activation`.
         height: H, of the input.
         width: W, of the input.
         facts: the `postprocess` entry of the file's metadata.
 
     Returns:
-        `boxes` (B, A, 4), `scores` (B, A, C), the score factor (B, A) if the head has one, and `level_sizes`
-        (L,).
+        `boxes` (B, A, 4), `scores` (B, A, C), maybe the score factor (B, A), and `level_sizes` (L,).
     """
     head = facts.head
     shapes = _checked_shapes(outputs, height, width, facts)
@@ -110,7 +105,6 @@ def _checked_shapes(outputs: Arrays, height: int, width: int, facts: DenseFacts)
 
 
 def rows_per_level(outputs: Arrays, height: int, width: int, facts: DenseFacts) -> list[int]:
-    """Return how many rows of boxes each level has."""
     rows = outputs['boxes'].shape[1]
     if facts.head.maps_by_stride:
         shapes = level_shapes(height, width, facts.strides)
@@ -129,10 +123,7 @@ def rows_per_level(outputs: Arrays, height: int, width: int, facts: DenseFacts) 
 
 
 def largest_num_candidates(facts: DenseFacts, shapes: Sequence[tuple[int, int]]) -> int:
-    """Return how many candidates (boxes of a class before suppression) an image can have at most.
-
-    `shapes` are (h, w) of each level.
-    """
+    """Return the largest number of boxes of a class before suppression."""
     classes, choose, total = facts.num_classes, facts.head.choose, 0
     for (height, width), per_cell in zip(shapes, facts.priors_per_cell, strict=True):
         count, of_prior = height * width * per_cell, 1

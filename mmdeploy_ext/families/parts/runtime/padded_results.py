@@ -1,6 +1,6 @@
-"""Results of graphs that do the whole post-processing, and refusals of files with incomplete results.
+"""Results of graphs with all of the post-processing; refusal of incomplete results.
 
-Glossary: B batch, n results of the image that has most, or a constant of the file.
+Glossary: B batch, n results of the fullest image, or a constant of the file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ RUNNERS = {'full': 'with_postprocess'}
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Return the detections of each image of a batch, which a graph gives with padding.
+    """Return the detections of each image of a batch, without padding.
 
     Args:
         metadata: metadata of the file.
-        outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score, in pixels of the original
-            if `scale_factor` was fed, else of the network input, and `labels` (B, n) int64, -1 for padding.
-            `dets` may be replaced by `boxes` (B, n, 4) and `scores` (B, n), or by `masks` and `scores`, which
-            give `Instances`, see `results_from_padded`. Of a file with a limit also the numbers of candidates
-            that it counts.
-        feeds: inputs of the graph by name, of which none is needed.
+        outputs: `dets` (B, n, 5) x1 y1 x2 y2 score, in pixels of the original if `scale_factor` was fed, else
+            of the network input, and `labels` (B, n) int64, -1 for padding. `boxes` (B, n, 4) and `scores`
+            (B, n) may replace `dets`; `masks` and `scores` give `Instances`. A file with a limit adds counts
+            of candidates.
+        feeds: not read.
     """
     check_form(metadata)
     results = results_from_padded(outputs)
@@ -38,7 +37,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
 
 
 def check_form(metadata: Metadata) -> None:
-    """Refuse (ModelFileError) the first of two graphs: its outputs are no detections."""
+    """Raise ModelFileError for the first of two graphs: it has no detections."""
     if metadata.form == 'proposals':
         raise ModelFileError(
             'this file of form proposals gives no detections: feed its outputs, by their names, to the file '
@@ -47,6 +46,6 @@ def check_form(metadata: Metadata) -> None:
 
 
 def check_caps(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) -> None:
-    """Refuse (ModelFileError) results of a file with constant shapes that may lack some, naming the limit."""
+    """Raise ModelFileError, naming the limit, if constant shapes may have dropped results."""
     check_all_seen(metadata, outputs, 'max_proposals', 'proposal_candidates')
     check_cap(metadata, outputs, results)

@@ -1,10 +1,9 @@
-"""Masks in the frame of boxes are pasted into images, without PyTorch.
+"""Masks in the frame of boxes, pasted into images in numpy.
 
-Source of the algorithm: mmdet 2.28.2 `mask_heads/fcn_mask_head.py` (`get_seg_masks`, `_do_paste_mask`), and
-`grid_sample` of PyTorch (bilinear, zeros outside, `align_corners=False`), all in float32.
-
-Glossary: B batch, n results of the image that has most, or a constant of the file, m side of a mask in the
-frame of its box, h, w size of the largest image.
+Source: mmdet 2.28.2 `mask_heads/fcn_mask_head.py` (`get_seg_masks`, `_do_paste_mask`), and PyTorch's
+`grid_sample` (bilinear, zeros outside, `align_corners=False`), all in float32.
+Glossary: B batch, n results of the fullest image, or a constant of the file, m side of a mask in the frame of
+its box, h, w size of the largest image.
 """
 
 from __future__ import annotations
@@ -22,18 +21,15 @@ if TYPE_CHECKING:
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Return the instances of each image of a batch, of the outputs of a graph of the form 'full'.
+    """Return the instances of each image of a batch, of a graph of the form 'full'.
 
     Args:
-        metadata: metadata of the file; `mask_thr` of its `postprocess` is the value 0..1 from which on a
-            pixel belongs to a mask.
-        outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of images of
-            `ori_shape`, `labels` (B, n) int64, -1 for padding, and `masks` (B, n, m, m) float32, 0..1 in the
-            frame of the box, or, of a file with `--paste-masks`, (B, n, h, w) bool. Heads that score masks
-            also give `mask_scores` (B, n).
-        feeds: inputs of the graph by name, and: `ori_shape` (2,) or (B, 2), height and width of the masks to
-            return, which is the size of the originals only if boxes are in their pixels, and, if it is there,
-            `scale_factor` (B or 1, 4), input / original, by which boxes were divided.
+        metadata: metadata of the file; `mask_thr` of `postprocess` is the inclusive threshold, 0..1.
+        outputs: `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of `ori_shape`, `labels` (B, n) int64, -1 for
+            padding, and `masks` (B, n, m, m) float32, 0..1 in the frame of the box, or with `--paste-masks`
+            (B, n, h, w) bool; maybe `mask_scores` (B, n).
+        feeds: `ori_shape` (2,) or (B, 2), h, w of the masks to return, and maybe `scale_factor` (B or 1, 4),
+            input / original, by which boxes were divided.
     """
     check_form(metadata)
     batch = len(outputs['labels'])
@@ -60,10 +56,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
 def paste(
     masks: np.ndarray, bboxes_xyxy: np.ndarray, height: int, width: int, threshold: float
 ) -> np.ndarray:
-    """Return masks (n, height, width) bool of the pixels of an image at which masks reach a threshold.
-
-    `masks` (n, m, m) of 0..1 are in the frames of boxes (n, 4), pixels of the image.
-    """
+    """Return masks (n, height, width) bool; `masks` (n, m, m) of 0..1 are in boxes (n, 4), pixels."""
     pasted = np.zeros((len(masks), height, width), bool)
     for image, mask, (x1, y1, x2, y2) in zip(pasted, masks, bboxes_xyxy.astype(np.float32), strict=True):
         rows, columns = _span(y1, y2, height), _span(x1, x2, width)

@@ -1,4 +1,4 @@
-"""From logits and box codes of queries to boxes, without NMS.
+"""Logits and box codes of queries to boxes, without NMS.
 
 Glossary: L decoder layers, R queries, K classes, n boxes.
 """
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
-"""A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
+"""A threshold that no score passes is lowered by this factor, down to this limit."""
 IN_ORDER, Z_FIFTH = tuple(range(10)), (0, 1, 4, 2, 3, 5, 6, 7, 8, 9)
-"""Where box codes have x, y, z, logarithms of three sizes, sine and cosine of the yaw, velocity x, y."""
+"""Places in a code of x, y, z, logarithms of three sizes, sine and cosine of the yaw, velocity x, y."""
 WIDTH_FIRST = (0, 1, 2, 4, 3, 5, 7, 6, 8, 9)
-"""Columns of such a code of mmdet3d 0.17 in the order of 1.x; sine and cosine change their signs, too."""
+"""Columns of a code of mmdet3d 0.17 in the order of 1.x; sine and cosine change their signs, too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,9 @@ class QueryBoxFacts(Facts):
 def output_specs(
     rows: tuple[int, ...], classes: int, logits: Sequence[ColumnGroup], boxes: Sequence[ColumnGroup]
 ) -> tuple[TensorSpec, TensorSpec]:
-    """Return the specs of the outputs that `decode` reads; a float16 graph computes them in float32, too.
+    """Return the specs of the outputs of `decode`, in float32 also in a float16 graph.
 
-    Args:
-        rows: their axes without the last one, (L, 1, R).
-        classes: K.
-        logits: tolerance of the logits.
-        boxes: tolerances of the columns of a box code.
+    `rows` are the axes (L, 1, R), `classes` is K, `logits` and `boxes` are tolerances of columns.
     """
     of_layers, (logits_name, boxes_name) = 'of all decoder layers', PREDICTIONS
     code = 'x y (m) log w log l z (m, of the centre) log h sin cos (yaw) vx vy (m/s)'
@@ -69,7 +65,7 @@ def output_specs(
 
 
 def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return (n,) bool: whether scores (n,) are above the threshold."""
+    """Return (n,) bool: scores above the threshold, which is lowered until some pass."""
     if not threshold:
         return np.ones(len(scores), bool)
     keep = scores > threshold
@@ -82,12 +78,12 @@ def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
 
 
 def above(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return (n,) bool: whether scores (n,) are above the threshold; all if it is None or 0."""
+    """Return (n,) bool: scores above the threshold; all if it is None or 0."""
     return scores > threshold if threshold else np.ones(len(scores), bool)
 
 
 def at_least(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return (n,) bool: whether scores (n,) reach the threshold; all if it is None or 0."""
+    """Return (n,) bool: scores that reach the threshold; all if it is None or 0."""
     return scores >= (threshold or 0.0)
 
 
@@ -103,10 +99,10 @@ def decode(
     Args:
         cls_scores: (L, 1, R, K) logits; the last layer counts.
         bbox_preds: (L, 1, R, 10): x, y, z of the centre in m, logarithms of three sizes, sine and cosine of
-            the yaw, velocity x, y in m/s; `columns` are their places.
+            the yaw, velocity x, y in m/s, at `columns`.
         facts: facts of the file.
-        accepts: chooses scores by the threshold of the facts: `passing`, `above` or `at_least`.
-        columns: the index in a code of each of its values in that order: `Z_FIFTH`, or `IN_ORDER`.
+        accepts: `passing`, `above` or `at_least`.
+        columns: `Z_FIFTH` or `IN_ORDER`.
 
     Source: fundamentalvision/BEVFormer 66b65f3, megvii-research/PETR f7525f9 and exiawsh/StreamPETR 95f6470,
     `get_bboxes` of the heads, core/bbox/coders/nms_free_coder.py.

@@ -6,5 +6,5 @@ import numpy as np
 
 
 def top_rows(values: np.ndarray, count: int) -> np.ndarray:
-    """The indices of the `count` largest of values (n,) in descending order; of equal ones the first."""
+    """Return the indices of the `count` largest values (n,), descending; ties keep their order."""
     return np.argsort(-values, kind='stable')[:count]
