@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 SAMPLING = ('__getitem__', 'pre_pipeline', 'prepare_test_img', 'prepare_test_data', 'get_data_info')
 NOT_REGISTERED = 'is not in the'
 HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
-"""Attributes of detectors that may hold the head that gives the results; the first that is there counts."""
+"""Attributes of detectors with the head of the results; the first that exists counts."""
 
 
 def names_of_class(registry: Any, name: Any) -> list[str]:
-    """Return `name`, then the names of the class registered by it and of its bases."""
     part_class = registered_class(registry, name)
     if part_class is None:
         return [str(name)]
@@ -37,7 +36,7 @@ def data_class(kind: Any, registry: str) -> type | None:
 
 
 def data_classes(kind: Any, registry: str) -> list[type]:
-    """Return the classes that mmdet3d, if it is imported, and mmdet have for a `type`, see `data_class`."""
+    """Return the classes of a `type` in mmdet3d, if imported, and mmdet."""
     if isinstance(kind, type):
         return [kind]
     from mmdet.datasets import builder
@@ -48,7 +47,7 @@ def data_classes(kind: Any, registry: str) -> list[type]:
 
 
 def makes_samples(dataset: type) -> bool:
-    """Return whether the user's code in a class of data sets makes the test samples."""
+    """Return whether the user's code makes the test samples of a data set."""
     if any(users_method(dataset, name) for name in SAMPLING):
         return True
     code = getattr(dataset.__init__, '__code__', None)
@@ -57,7 +56,7 @@ def makes_samples(dataset: type) -> bool:
 
 
 def registered_class(registry: Any, name: Any) -> type | None:
-    """Return the class of a name in `registry`, which is one of mmcv's, or in mmdet's registry of models."""
+    """Return a class by name from one of mmcv's registries or mmdet's models."""
     from mmdet.models import builder
 
     models = getattr(builder, 'MODELS', None)
@@ -66,7 +65,7 @@ def registered_class(registry: Any, name: Any) -> type | None:
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the head that gives the results; mmdet's SOLO has a `bbox_head` of None beside it."""
+    """Return the head of the results; mmdet's SOLO also has a `bbox_head` of None."""
     heads = [getattr(model, key, None) for key in HEAD_KEYS]
     for head in heads:
         if head is not None:
@@ -100,7 +99,6 @@ def _empty_checkpoints() -> Iterator[None]:
 
 
 def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> torch.nn.Module:
-    """Return the result of `build`, with a backbone that reads no weights."""
     checkpoints = {key: backbone[key] for key in ('pretrained', 'init_cfg') if backbone and backbone.get(key)}
     for key in checkpoints:
         backbone[key] = None
@@ -122,7 +120,7 @@ def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> t
 def build_without_weights(
     cfg: Any, build: Callable[..., torch.nn.Module], backbone: str = ''
 ) -> torch.nn.Module:
-    """Return the model of a config in evaluation mode, without the weights that training would start from."""
+    """Return the model of a config in evaluation mode, without pretrained weights."""
     from mmdeploy_ext.compat.plain_kernels import use_plain_attention
 
     model_cfg = cfg.model.copy()

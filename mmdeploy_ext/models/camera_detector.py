@@ -2,8 +2,7 @@
 
 Source: fundamentalvision/BEVFormer 66b65f3, `detectors/bevformer.py`; megvii-research/PETR f7525f9,
 `detectors/petr3d.py`.
-
-Glossary: N cameras, C channels, h, w feature map, H, W pictures in px.
+Glossary: N cameras, C channels, h, w feature map, H, W pictures in pixels.
 """
 
 from typing import Any
@@ -23,7 +22,7 @@ class CameraDetector(MVXTwoStageDetector):
         super().__init__(**modules)
 
     def extract_img_feat(self, img: Tensor) -> list[Tensor]:
-        """Return feature maps (1, N, C, h, w) of each level, of normalised pictures (1, N, 3, H, W)."""
+        """Return feature maps (1, N, C, h, w) of each level, of pictures (1, N, 3, H, W)."""
         maps = self.img_backbone(img.flatten(0, 1))
         maps = list(maps.values()) if isinstance(maps, dict) else maps
         if self.with_img_neck:
@@ -42,13 +41,9 @@ class CameraDetector(MVXTwoStageDetector):
     def forward_test(
         self, img_metas: list, img: list[Tensor], rescale: bool = False, **data: Any
     ) -> list[dict]:
-        """Return a list of one dict, 'pts_bbox' -> a dict on the CPU, of one frame; B is 1.
+        """Return one dict, 'pts_bbox' -> `boxes_3d` (m, LiDAR frame), `scores_3d` and `labels_3d` on the CPU.
 
-        It has `boxes_3d` (m), `scores_3d` and `labels_3d` of the head's `get_bboxes`; boxes are in the LiDAR
-        frame.
-
-        The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W);
-        `rescale` and further `data` are not used.
+        `img_metas` are [one augmentation][one sample], `img` [one augmentation] of (1, N, 3, H, W).
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError(
@@ -61,8 +56,5 @@ class CameraDetector(MVXTwoStageDetector):
         return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
 
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
-        """Return name -> output of the head for one frame.
-
-        `img_metas` are a list of the metas of one sample, `img` its pictures (1, N, 3, H, W).
-        """
+        """Return the head's outputs of one frame, pictures (1, N, 3, H, W)."""
         return self.pts_bbox_head(self.extract_img_feat(img), img_metas)

@@ -1,4 +1,4 @@
-"""The models of this package by the type in a config, registered only if no other code registers the type."""
+"""Models of this package by their config type, registered only if no other code has the type."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ MODELS_2D = {
     'rtdetr.encoder': ('RTDETRHybridEncoder',),
     'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
 }
-"""Module of this package -> types that it offers; they need mmdet."""
+"""Module -> types; they need mmdet."""
 MODELS_3D = {
     'bevdet.detector': ('BEVDepth4D', 'BEVDet', 'BEVDet4D'),
     'bevdet.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
@@ -93,11 +93,11 @@ MODELS_3D = {
     'streampetr.transformer': ('PETRTemporalDecoderLayer', 'PETRTemporalTransformer'),
     'vovnet': ('VoVNet', 'VoVNetCP'),
 }
-"""The same for models that need mmdet3d."""
+"""Module -> types; they need mmdet3d."""
 
 
 def modules_by_type() -> dict[str, list[str]]:
-    """Return type -> the modules that offer it; several if detectors of several models have one type."""
+    """Return type -> the modules that offer it."""
     modules: dict[str, list[str]] = {}
     for module, names in (MODELS_2D | MODELS_3D).items():
         for name in names:
@@ -115,11 +115,9 @@ class Offer:
     """A class that can be registered.
 
     Attributes:
-        cls: the class.
         registry: mmcv's registry for it, such as `HEADS`.
-        builds: types of this package that it builds although no config names them.
-        beside: types, such as heads, one of which a config names if it means this class; () for the class of
-            all other configs.
+        builds: types of this package that it builds without a config.
+        beside: types, such as heads, one of which goes with this class in a config; () for the default class.
     """
 
     cls: type
@@ -129,13 +127,13 @@ class Offer:
 
 
 _OFFERS: dict[str, list[Offer]] = {}
-"""Type -> the classes that this package has for it."""
+"""Type -> this package's classes."""
 
 
 def registered_if_named(
     registry: Any, builds: Sequence[str] = (), beside: Sequence[str] = ()
 ) -> Callable[[Class], Class]:
-    """A decorator that notes a class for a registry of mmcv; importing its module registers nothing."""
+    """Decorator that offers a class for a registry of mmcv, without registering it."""
 
     def note(cls: Class) -> Class:
         _OFFERS.setdefault(cls.__name__, []).append(Offer(cls, registry, tuple(builds), tuple(beside)))
@@ -150,7 +148,7 @@ def registered_types() -> set[str]:
 
 
 def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
-    """Register this package's classes of some types, and the types that these build."""
+    """Register this package's classes of some types, and the types that they build."""
     pending, config_types = [name for name in names if name in MODULES], set(config_types)
     registered = registered_types() if pending else set()
     while pending:
@@ -174,7 +172,7 @@ def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
 
 
 def register_named(cfg: Any) -> None:
-    """Register the types of this package that an mmcv Config names and that nobody has registered."""
+    """Register the types of this package that a Config names and no other code has registered."""
     named = {name for _, name in types_of(dict(cfg.items()))}
     nearest_types: dict[str, str] = {}  # name of a derived class -> the nearest type of this package
     pending = [offer.cls for offers in _OFFERS.values() for offer in offers]
@@ -192,7 +190,7 @@ def register_all(modules: dict[str, tuple[str, ...]]) -> None:
 
 @contextlib.contextmanager
 def giving_way() -> Iterator[None]:
-    """Let a class that registers itself inside the block replace this package's class of the same type."""
+    """Let classes that register themselves in the block replace this package's."""
     from mmcv.utils import Registry
 
     original = vars(Registry)['_register_module']

@@ -1,6 +1,6 @@
-"""CPFPN: a feature pyramid with an output convolution on the first level alone.
+"""CPFPN: a feature pyramid with an output convolution on the finest level alone.
 
-Source: exiawsh/StreamPETR 95f6470, models/necks/cp_fpn.py; parameter names are the checkpoints'.
+Source: exiawsh/StreamPETR 95f6470, models/necks/cp_fpn.py, with its parameter names.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
-"""DINO: the parts of mmdet 3 that mmdet 2.28 lacks, around its Deformable DETR, with their names inside it.
+"""DINO: the parts of mmdet 3 that mmdet 2.28 lacks, around its Deformable DETR.
 
-Source of names, shapes and algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`;
-tests compare with results of mmdet 3 (`tests/support/dino_golden.py`).
-
+Source: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`; tests compare with results of
+mmdet 3 (`tests/support/dino_golden.py`).
 Glossary: B batch, Q queries, C columns of the class logits, D embedding, h, w cells of a map, S tokens of all
 levels, L levels.
 """
@@ -27,10 +26,9 @@ transformer = mmdet_module('mmdet.models.utils.transformer')
 
 inverse_sigmoid = transformer.inverse_sigmoid
 Y_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
-"""Order in which the numbers of a box cxcywh are encoded: y, x, width, height; and the bound of the periods,
-from 1 on, of their sines."""
+"""Encoding order of a box cxcywh: y, x, width, height; bound of the sines' periods, from 1 on."""
 LEAST_ODDS = 1e-3
-"""Least distance from 0 and 1 that counts for the numbers of a box that a layer before the last one moves."""
+"""Least distance from 0 and 1 of a box's numbers, before the last layer."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 
 
@@ -40,7 +38,7 @@ class DINO(detectors.DeformableDETR):
 
 
 class BoxPlaces(nn.Module):
-    """Two linear layers from the encoding of boxes to positional embeddings of queries; `size` is D."""
+    """Two linear layers from encoded boxes to positional embeddings; `size` is D."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -54,7 +52,7 @@ class BoxPlaces(nn.Module):
 
 @registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
-    """The layers of Deformable DETR; each gets positional embeddings of the boxes of its queries."""
+    """The layers of Deformable DETR with positional embeddings of the queries' boxes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,12 +68,10 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         reg_branches: nn.ModuleList,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the queries (Q, B, D) of the last layer, normalised, and the boxes (B, Q, 4) that it got.
+        """Return the last queries (Q, B, D), normalised, and their boxes (B, Q, 4).
 
-        Arguments are queries (Q, B, D), boxes cxcywh (B, Q, 4) relative to the image without its padding,
-        `valid_ratios` (B, L, 2), the shares of each map's width and height that show the image, and the box
-        branches of the layers, by which each layer but the last moves the boxes for the next; others go to
-        the layers.
+        `query` is (Q, B, D), `reference_points` boxes cxcywh (B, Q, 4) relative to the image without padding,
+        `valid_ratios` (B, L, 2) shares of each map's width and height in the image.
         """
         scale = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
         for index, layer in enumerate(self.layers):
@@ -88,7 +84,7 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         return self.norm(query), reference_points
 
     def encoded(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Return the encoding (B, Q, 2 * D) of boxes cxcywh (B, Q, 4): of y, x, width and height."""
+        """Return the encoding (B, Q, 2 * D) of boxes cxcywh (B, Q, 4)."""
         features = self.embed_dims // 2
         exponents = torch.arange(0, features, 2, dtype=boxes.dtype, device=boxes.device) / features
         angles = boxes[..., Y_FIRST, None] * (2 * math.pi) / TEMPERATURE**exponents
@@ -97,7 +93,7 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
 
 @registered_if_named(TRANSFORMER)
 class DinoTransformer(transformer.DeformableDetrTransformer):
-    """The transformer of a two-stage Deformable DETR with learned queries, not made of proposals."""
+    """The transformer of a two-stage Deformable DETR with learned queries."""
 
     def init_layers(self) -> None:
         super().init_layers()
@@ -113,16 +109,10 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         cls_branches: nn.ModuleList,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the queries (Q, B, D) of the last layer, normalised, and the boxes (B, Q, 4) that it got.
+        """Return the last queries (Q, B, D), normalised, and their boxes (B, Q, 4).
 
-        Args:
-            mlvl_feats: maps (B, D, h, w).
-            mlvl_masks: (B, h, w) bool of each map, True where it shows no image.
-            query_embed: learned queries (Q, D).
-            mlvl_pos_embeds: positions (B, D, h, w) of each map.
-            reg_branches: box branches of each layer, then of the tokens.
-            cls_branches: score branches of each layer, then of the tokens.
-            kwargs: options of the layers.
+        `mlvl_feats` are (B, D, h, w), `mlvl_masks` (B, h, w) bool, True in padding, `query_embed` (Q, D),
+        `mlvl_pos_embeds` (B, D, h, w); branches are of each layer, then of the tokens.
         """
         device = mlvl_feats[0].device
         shapes = torch.as_tensor([features.shape[-2:] for features in mlvl_feats], device=device)
@@ -166,14 +156,9 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         moves: nn.Module,
         scores: nn.Module,
     ) -> torch.Tensor:
-        """Return the boxes (B, Q, 4) cxcywh of the tokens with the highest class scores, the best first.
+        """Return the boxes (B, Q, 4) cxcywh of the tokens with the highest class scores, best first.
 
-        Args:
-            memory: tokens (B, S, D) behind the encoder.
-            padded: (B, S) bool, True for tokens outside of the image.
-            shapes: (L, 2) height and width of each map.
-            moves: box branch of the tokens.
-            scores: score branch of the tokens.
+        `memory` is (B, S, D), `padded` (B, S) bool, `shapes` (L, 2) h, w of each map.
         """
         rows, proposals = self.gen_encoder_output_proposals(memory, padded, shapes)
         best = scores(rows).amax(-1).topk(self.two_stage_num_proposals, 1)[1]
@@ -202,7 +187,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         """Return class logits (1, B, Q, C) and boxes cxcywh (1, B, Q, 4) of the last layer, and None twice.
 
-        Features are maps (B, D, h, w) of the neck; metas have `batch_input_shape` and `img_shape`.
+        Features are (B, D, h, w); metas have `batch_input_shape` and `img_shape`.
         """
         masks = self.masks(mlvl_feats, img_metas)
         query, reference = self.transformer(
@@ -220,7 +205,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     def masks(
         self, mlvl_feats: Sequence[torch.Tensor], img_metas: Sequence[Mapping[str, Any]]
     ) -> list[torch.Tensor]:
-        """Return (B, h, w) bool for each map, True for cells outside of the image."""
+        """Return (B, h, w) bool for each map, True in padding."""
         outside = mlvl_feats[0].new_ones((len(img_metas), *img_metas[0]['batch_input_shape']))
         for image, meta in enumerate(img_metas):
             height, width = meta['img_shape'][:2]

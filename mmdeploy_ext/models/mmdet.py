@@ -1,4 +1,4 @@
-"""Importing this registers the models of 2D that no installed library has, unless their types are taken."""
+"""Importing this registers 2D models that no installed library has."""
 
 from mmdeploy_ext.models.catalogue import MODELS_2D, register_all
 

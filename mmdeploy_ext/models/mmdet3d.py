@@ -1,4 +1,4 @@
-"""Importing this registers models and data sets of 3D that mmdet3d lacks, unless their types are taken."""
+"""Importing this registers 3D models and data sets that mmdet3d lacks."""
 
 from mmdeploy_ext.models.catalogue import MODELS_3D, register_all
 

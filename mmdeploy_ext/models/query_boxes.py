@@ -1,9 +1,8 @@
-"""From decoder outputs of queries to boxes, without NMS: the branches of a head, and its coder.
+"""Decoder outputs of queries to boxes, without NMS: branches of a head, and its coder.
 
 Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9,
 `core/bbox/coders/nms_free_coder.py`, `core/bbox/util.py`.
-
-Glossary: R queries, K classes, n boxes.
+Glossary: B samples, R queries, K classes, n boxes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError
 
 
 def class_branch(channels: int, layers: int, classes: int) -> nn.Sequential:
-    """Return `layers` hidden linear layers with normalisation and ReLU, and the linear layer of the logits.
-
-    All hidden layers keep the number of `channels` of the queries (..., channels); logits are (..., classes).
-    """
+    """Return `layers` hidden linear layers with normalisation and ReLU, and the layer of the logits."""
     steps: list[nn.Module] = []
     for _ in range(layers):
         steps += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
@@ -27,10 +23,7 @@ def class_branch(channels: int, layers: int, classes: int) -> nn.Sequential:
 
 
 def box_branch(channels: int, layers: int, numbers: int) -> nn.Sequential:
-    """Return `layers` hidden linear layers with ReLU, and the linear layer of the `numbers` of a box.
-
-    All hidden layers keep the number of `channels` of the queries (..., channels).
-    """
+    """Return `layers` hidden linear layers with ReLU, and the layer of the box `numbers`."""
     steps: list[nn.Module] = []
     for _ in range(layers):
         steps += [nn.Linear(channels, channels), nn.ReLU()]
@@ -38,12 +31,11 @@ def box_branch(channels: int, layers: int, numbers: int) -> nn.Sequential:
 
 
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
-"""A threshold that nothing passes is multiplied by `LOWERED` until something does; one that falls below
-`LOWEST_THRESHOLD` drops nothing."""
+"""Factor that lowers a threshold until a score passes; below `LOWEST_THRESHOLD` all scores pass."""
 
 
 def passing(scores: Tensor, threshold: float | None) -> Tensor:
-    """Return (n,) bool: whether scores (n,) are above the threshold."""
+    """Return (n,) bool: scores above the threshold, which is lowered until some pass."""
     if not threshold:
         return torch.ones_like(scores, dtype=torch.bool)
     keep = scores > threshold
@@ -59,12 +51,12 @@ class QueryBoxCoder:
     """The best (query, class) pairs as boxes; one query may give several.
 
     Args:
-        pc_range: of the model, m; kept for heads, decoding does not use it.
-        post_center_range: x, y, z low, then high, m, between which centres are kept, ends included.
-        max_num: pairs at most.
+        pc_range: of the model, m; unused by decoding.
+        post_center_range: x, y, z low, then high, m, of kept centres, ends included.
+        max_num: most pairs.
         score_threshold: see `passing`; None keeps all.
         num_classes: K.
-        voxel_size: not used; upstream's configs have it.
+        voxel_size: unused.
     """
 
     def __init__(
@@ -83,11 +75,10 @@ class QueryBoxCoder:
         self.max_num, self.score_threshold, self.num_classes = max_num, score_threshold, num_classes
 
     def passing(self, scores: Tensor) -> Tensor:
-        """Return which scores (n,) are kept, by the function of the same name."""
         return passing(scores, self.score_threshold)
 
     def boxes_of(self, codes: Tensor) -> Tensor:
-        """Return the boxes (n, 9) of codes (n, 10); see `decode_single`."""
+        """Return boxes (n, 9) of codes (n, 10)."""
         yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
         return torch.cat([codes[:, [0, 1, 4]], codes[:, [2, 3, 5]].exp(), yaw, codes[:, 8:]], -1)
 
@@ -96,10 +87,9 @@ class QueryBoxCoder:
 
         Returns:
             'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad from -y
-            clockwise, velocity x, y in m/s; of a model that was trained with boxes of mmdet3d 1.x length
-            comes before width, and the yaw is from x counter-clockwise; 'scores' (n,), falling; 'labels'
-            (n,). Of the best `max_num` pairs, kept are pairs within the range that pass `passing`, which sees
-            all their scores.
+                clockwise, velocity x, y in m/s (for a model of mmdet3d 1.x length, width, and yaw from x
+                counter-clockwise); 'scores' (n,), falling; 'labels' (n,). Kept are pairs of the best
+                `max_num` within the range that pass `passing`.
         """
         if logits.shape[-1] != self.num_classes:
             raise ConfigError(
@@ -118,8 +108,7 @@ def decoded_samples(
 ) -> list[list[Any]]:
     """Return boxes, scores (n,) and labels (n,) of each sample, best first, from the last decoder layer.
 
-    `outputs` of a head are `all_cls_scores` (layers, B, R, K), logits, and `all_bbox_preds` (layers, B, R,
-    10), codes of `coder`, for B samples.
+    `outputs` are `all_cls_scores` (layers, B, R, K), logits, and `all_bbox_preds` (layers, B, R, 10).
     """
     samples = []
     last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)

@@ -1,8 +1,7 @@
-"""Parts of decoders over image tokens that PETR and StreamPETR share: attentions, layers, and these in turn.
+"""Decoder parts of PETR and StreamPETR: attentions, layers, sequences.
 
-Source: exiawsh/StreamPETR 95f6470 and megvii-research/PETR f7525f9, `models/utils/petr_transformer.py`;
-parameter names are the checkpoints'.
-
+Source: exiawsh/StreamPETR 95f6470 and megvii-research/PETR f7525f9, `models/utils/petr_transformer.py`, with
+their parameter names.
 Glossary: B batch, C channels, Q queries, L decoder layers.
 """
 
@@ -34,7 +33,7 @@ _announced: set[str] = set()
 class PETRMultiheadAttention(MultiheadAttention):
     """Multi-head attention with identity connection and positions.
 
-    `fp16=True` is refused (ConfigError): mixed precision is set for the whole model.
+    Raises ConfigError for `fp16=True`: mixed precision is set for the whole model.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class PETRMultiheadAttention(MultiheadAttention):
 
 @registered_if_named(ATTENTION)
 class PETRMultiheadFlashAttention(PETRMultiheadAttention):
-    """A config's flash attention, run as standard attention: same parameters, float32 instead of float16."""
+    """Flash attention run as standard attention: same parameters, float32."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,7 +71,7 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
 
 
 class AttentionLayer(BaseTransformerLayer):
-    """One layer of attentions and feed-forward networks, in the order that `operation_order` gives."""
+    """Attentions and feed-forward networks in the order of `operation_order`."""
 
     def __init__(
         self, attn_cfgs: Any, operation_order: tuple[str, ...], with_cp: bool = True, **options: Any
@@ -88,10 +87,7 @@ class AttentionLayer(BaseTransformerLayer):
 
 
 class DecoderTransformer(BaseModule):
-    """The base of transformers that are a decoder alone; `cross` is not used.
-
-    `decoder` is its config; an `encoder` is refused (ConfigError).
-    """
+    """Base of transformers with a decoder alone; raises ConfigError for an `encoder`; `cross` is unused."""
 
     def __init__(
         self, decoder: dict, encoder: dict | None = None, cross: bool = False, init_cfg: dict | None = None
@@ -107,7 +103,7 @@ class DecoderTransformer(BaseModule):
 
 @registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class PETRTransformerDecoder(TransformerLayerSequence):
-    """The layers in turn; a shared norm makes each layer's output, but is not applied between layers."""
+    """The layers in turn; a shared norm is applied to outputs, not between layers."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 Sources: megvii-research/PETR f7525f9, `dense_heads/petr_head.py` (`position_embeding`, `pos2posemb3d`);
 exiawsh/StreamPETR 95f6470, `models/utils/positional_encoding.py`.
+Glossary: B batch, N cameras, T tokens, D depths.
 """
 
 import math
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 MIN_DEPTH = 1e-5
-"""Smallest depth in m by which pixels are multiplied."""
+"""Smallest depth factor of pixels, m."""
 
 
 def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> Tensor:
-    """Return `num` depths (num,) in m from `start` on; the next one would be `end`.
+    """Return `num` depths (num,) from `start` on, m; the next would be `end`.
 
-    Steps are equal, or with `linear_increasing` grow linearly with the depth's index (LID).
+    Steps are equal, or with `linear_increasing` grow linearly (LID).
     """
     index = torch.arange(num).float()
     if linear_increasing:
@@ -26,10 +27,9 @@ def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> T
 
 
 def frustum_points(pixels: Tensor, depths: Tensor) -> Tensor:
-    """Return the homogeneous points (T, D, 4) as u d, v d, d, 1 of `pixels` (T, 2) at `depths` (D,) in m.
+    """Return the homogeneous points (T, D, 4) u d, v d, d, 1 of `pixels` (T, 2) at `depths` (D,) m.
 
-    `pixels` are u, v of the place in the padded image that stands for a token: the centre of its cell for
-    StreamPETR, the upper left corner for PETR.
+    A token's place in the padded image is its cell's centre for StreamPETR, the upper left corner for PETR.
     """
     num_tokens, num_bins = pixels.shape[0], depths.shape[0]
     depth = depths.view(1, -1, 1).expand(num_tokens, num_bins, 1)
@@ -40,8 +40,7 @@ def frustum_points(pixels: Tensor, depths: Tensor) -> Tensor:
 def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
     """Return the points (B, T, D, 3) in m, LiDAR frame, of a frustum (T, D, 4).
 
-    The matrices are (B, G, 4, 4), one per camera (G = N) or per token (G = T), or (B, T, D, 4, 4), one per
-    point. They go from pixels times depth to metres of the LiDAR frame.
+    Matrices, from pixels times depth to metres, are (B, N, 4, 4), (B, T, 4, 4) or (B, T, D, 4, 4).
     """
     num_tokens, num_bins, _ = frustum.shape
     matrices = img2lidar.flatten(1, -3).transpose(-1, -2)
@@ -51,10 +50,7 @@ def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
 
 
 def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
-    """Encode numbers (..., 1), which are scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ...
-
-    Numbers are shares of a range, 0..1 inside of it, or ages in seconds.
-    """
+    """Encode numbers (..., 1), scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ..."""
     periods = 10000.0 ** (2 * np.arange(num_feats // 2) / num_feats)
     angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -42,8 +42,10 @@ ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
     P5=(*FINE, (512, 1024, 3, False, True)),
     P6=(*FINE, (512, 768, 3, True, False), (768, 1024, 3, False, True)),
 )
-"""Architecture -> stages; a `Stage` is: channels in, channels out, number of blocks, whether blocks add their
-input, whether the stage begins with spatial pyramid pooling."""
+"""Architecture -> stages: channels in, channels out, number of blocks, whether blocks add their input, whether it begins
+
+with spatial pyramid pooling.
+"""
 
 
 def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_depthwise: bool = False) -> Any:
@@ -52,7 +54,7 @@ def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_dep
 
 
 class CSPNeXtBlock(nn.Module):
-    """A 3x3 convolution and a depth-wise separable one of 5x5; with `add_identity` the input is added."""
+    """A 3x3 convolution and a depth-wise separable 5x5; `add_identity` adds the input."""
 
     def __init__(self, channels: int, add_identity: bool, use_depthwise: bool, **layers: Any) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class CSPNeXtBlock(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Each of `channels` channels, times a weight that is made of the means of all."""
+    """Each of `channels` channels times a weight made of all means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -107,7 +109,7 @@ class CSPNeXtLayer(CSPLayer):
 
 @registered_if_named(BACKBONES)
 class CSPNeXt(BaseModule):
-    """A stem of stride 2 and four or five stages that halve the size, each with a layer of blocks."""
+    """A stem of stride 2 and four or five stages of stride 2."""
 
     def __init__(
         self,
@@ -155,10 +157,7 @@ class CSPNeXt(BaseModule):
         self.out_indices = tuple(out_indices)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps (B, C, h, w) of `out_indices`, from fine to coarse, of images (B, 3, H, W).
-
-        Images are normalised; RTMDet's configs have BGR.
-        """
+        """Return the maps (B, C, h, w) of `out_indices`, fine to coarse, of images (B, 3, H, W), BGR in RTMDet."""
         maps = []
         for index, name in enumerate(self.layers):
             x = getattr(self, name)(x)
@@ -174,8 +173,7 @@ NEAREST = dict(scale_factor=2, mode='nearest')
 class CSPNeXtPAFPN(YOLOXPAFPN):
     """The path aggregation of mmdet's YOLOX with `CSPNeXtLayer`s, and 3x3 convolutions at its end.
 
-    Its `forward` returns a map (B, out_channels, h, w) of each level for maps (B, in_channels, h, w) of the
-    levels.
+    `forward` returns maps (B, out_channels, h, w) of maps (B, in_channels, h, w).
     """
 
     def __init__(
@@ -214,7 +212,7 @@ TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
 
 @registered_if_named(DETECTORS)
 class RTMDet(SingleStageDetector):
-    """A detector of one stage; `use_syncbn` is a setting of training, which is not used."""
+    """A detector of one stage; `use_syncbn` is unused."""
 
     def __init__(self, *args: Any, use_syncbn: bool = True, **parts: Any) -> None:
         super().__init__(*args, **parts)
@@ -222,7 +220,7 @@ class RTMDet(SingleStageDetector):
 
 @registered_if_named(HEADS)
 class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
-    """Class logits and distances of each level; levels may share convolutions, but each has its own norms."""
+    """Class logits and distances of each level; levels may share convolutions, not norms."""
 
     def __init__(
         self,
@@ -283,7 +281,7 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
     def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return class logits (B, C, h, w) and distances in pixels (B, 4, h, w) of every level.
 
-        `feats` are the maps (B, in_channels, h, w) of the neck, one per level.
+        `feats` are (B, in_channels, h, w).
         """
         scores, distances = [], []
         for level, (features, stride) in enumerate(zip(feats, self.prior_generator.strides, strict=True)):

@@ -1,8 +1,7 @@
-"""Layers of mmcv's transformers, batch first, with attentions that a graph can have.
-
-Glossary: B batch, Q queries, K keys, D embedding, M heads of an attention.
+"""Layers of mmcv's transformers, batch first, with exportable attentions.
 
 Source: mmcv-full 1.7.2, `cnn/bricks/transformer.py` (`BaseTransformerLayer`).
+Glossary: B batch, Q queries, K keys, D embedding, M heads of an attention.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_layer(layer: nn.Module, query: Tensor, attend: Mapping[str, Attend]) -> Tensor:
-    """Run one `BaseTransformerLayer` of mmcv on (B, Q, D), and return as much."""
+    """Run one `BaseTransformerLayer` of mmcv on (B, Q, D)."""
     attentions, norms, ffns = iter(layer.attentions), iter(layer.norms), iter(layer.ffns)
     identity = query
     for step in layer.operation_order:
@@ -44,8 +43,8 @@ def attend_to(
 ) -> Tensor:
     """Run mmcv's `MultiheadAttention` without its shortcut: query (B, Q, D) to (B, Q, D).
 
-    `key` and `value` are (B, K, D); query and key have positions added; `mask`, bool, broadcast to (B, M, Q,
-    K), is True where a query must not look.
+    `key` and `value` are (B, K, D); positions are added; `mask`, bool, broadcast to (B, M, Q, K), is True
+    where a query must not look.
     """
     layer = attention.attn
     heads = multi_head((query, key, value), layer.in_proj_weight, layer.in_proj_bias, layer.num_heads, mask)
@@ -53,7 +52,7 @@ def attend_to(
 
 
 def among_themselves(position: Tensor, mask: Tensor | None = None) -> Attend:
-    """Return a self-attention in which queries and keys have positions (B or 1, Q, D) added."""
+    """Return a self-attention with positions (B or 1, Q, D) added to queries and keys."""
 
     def attend(attention: nn.Module, tokens: Tensor) -> Tensor:
         positioned = tokens + position

@@ -1,9 +1,7 @@
 """VoVNetV2: modules that concatenate all their layers once (one-shot aggregation), and channel attention.
 
-Source: Lee and Park, CenterMask (2020), and youngwanLEE/vovnet-detectron2; parameter names, with their
-slashes, are the released checkpoints' (`stem.stem_1/conv.weight`,
-`stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight`).
-
+Source: Lee and Park, CenterMask (2020), and youngwanLEE/vovnet-detectron2, with the checkpoints' parameter
+names (`stem.stem_1/conv.weight`, `stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight`).
 Glossary: B images, H, W pixels of an image, C channels, h, w cells of a map.
 """
 
@@ -20,18 +18,18 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 STAGES = ('stage2', 'stage3', 'stage4', 'stage5')
-"""Names of the stages, which `out_features` takes beside 'stem'."""
+"""Names of the stages for `out_features`, beside 'stem'."""
 
 
 class Spec(NamedTuple):
     """One architecture.
 
     Attributes:
-        stem: output channels of the three convolutions of the stem.
-        layer_channels, out_channels: of each stage, channels of the layers of its modules, and of its output.
-        layers: number of layers of a module.
-        modules: number of modules of each stage.
-        depthwise: whether layers, and the stem's second and third convolution, are separable convolutions.
+        stem: output channels of the stem's three convolutions.
+        layer_channels, out_channels: per stage, channels of its modules' layers, and of its output.
+        layers: layers of a module.
+        modules: modules of each stage.
+        depthwise: layers, and the stem's second and third convolution, are separable.
     """
 
     stem: tuple[int, int, int]
@@ -59,7 +57,7 @@ SPECS = {
 
 
 def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int = 1) -> OrderedDict:
-    """Return convolution, norm and ReLU by names that begin with `name`."""
+    """Return convolution, norm and ReLU, named from `name`."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return OrderedDict(
         {f'{name}/conv': conv, f'{name}/norm': nn.BatchNorm2d(outputs), f'{name}/relu': nn.ReLU(inplace=True)}
@@ -67,7 +65,7 @@ def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int
 
 
 def depthwise_unit(inputs: int, outputs: int, name: str, stride: int = 1) -> OrderedDict:
-    """Return a 3x3 convolution per channel, a 1x1 convolution, norm and ReLU; arguments as of `conv_unit`."""
+    """Return a 3x3 convolution per channel, a 1x1 convolution, norm and ReLU."""
     return OrderedDict(
         {
             f'{name}/dw_conv3x3': nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),
@@ -86,12 +84,11 @@ class ESE(nn.Module):
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, C, h, w), scaled."""
         return x * (F.relu6(self.fc(F.adaptive_avg_pool2d(x, 1)) + 3.0) / 6.0)
 
 
 class OSAModule(nn.Module):
-    """Layers in a row; their outputs and the input are concatenated once and mixed by a 1x1 convolution."""
+    """Layers in a row; outputs and input are concatenated once and mixed by a 1x1 convolution."""
 
     def __init__(
         self,
@@ -123,7 +120,6 @@ class OSAModule(nn.Module):
         self.ese = ESE(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, outputs, h, w) of x (B, inputs, h, w)."""
         parts = [x]
         y = x if self.conv_reduction is None else self.conv_reduction(x)
         for layer in self.layers:
@@ -140,9 +136,9 @@ class VoVNet(BaseModule):
     Args:
         spec_name: a key of `SPECS`, such as 'V-99-eSE'.
         input_ch: channels of the image.
-        out_features: names of the maps to return: 'stem' (stride 4), 'stage2' (4) ... 'stage5' (32).
-        frozen_stages, norm_eval, with_cp: of training, not used.
-        pretrained: path of a checkpoint, in place of `init_cfg`; the older way to write it.
+        out_features: maps to return: 'stem' (stride 4), 'stage2' (4) ... 'stage5' (32).
+        frozen_stages, norm_eval, with_cp: unused.
+        pretrained: path of a checkpoint, the older form of `init_cfg`.
         init_cfg: mmcv's.
     """
 
@@ -208,7 +204,7 @@ class VoVNet(BaseModule):
         return stage
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps of `out_features`, in the order of their strides, of images (B, input_ch, H, W)."""
+        """Return the maps of `out_features`, by stride, of images (B, input_ch, H, W)."""
         outputs = []
         for name in ('stem', *STAGES):
             x = getattr(self, name)(x)
@@ -219,4 +215,4 @@ class VoVNet(BaseModule):
 
 @registered_if_named(BACKBONES)
 class VoVNetCP(VoVNet):
-    """VoVNet under the name of the released configs, which recompute its modules in training."""
+    """VoVNet under the name of the released configs."""

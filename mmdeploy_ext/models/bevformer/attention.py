@@ -1,7 +1,7 @@
-"""The attentions of BEVFormer: layers that `sampling.py` runs, under the names of upstream.
+"""The attentions of BEVFormer: layers with upstream's names, run by `sampling.py`.
 
-Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{temporal_self_attention,
-spatial_cross_attention,decoder}.py`.
+Source: fundamentalvision/BEVFormer 66b65f3,
+`modules/{temporal_self_attention,spatial_cross_attention,decoder}.py`.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,7 @@ class DeformableSampler(BaseModule):
 class TemporalSelfAttention(DeformableSampler):
     """Cells of the bird's-eye view look into the last view and into the first queries of the present one.
 
-    `num_levels` has to be 1 and `num_bev_queue` 2: ConfigError otherwise, also for upstream's default of 4
-    levels.
+    Raises ConfigError unless `num_levels` is 1 (upstream's default: 4) and `num_bev_queue` 2.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class TemporalSelfAttention(DeformableSampler):
 
 @registered_if_named(ATTENTION)
 class MSDeformableAttention3D(DeformableSampler):
-    """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer."""
+    """Samples around the points of a pillar in the cameras' maps; no output layer."""
 
     def __init__(
         self,
@@ -88,7 +87,7 @@ class MSDeformableAttention3D(DeformableSampler):
 
 @registered_if_named(ATTENTION, builds=('MSDeformableAttention3D',))
 class SpatialCrossAttention(BaseModule):
-    """Cells of the bird's-eye view look into the cameras that see their pillars; the mean over these."""
+    """Cells of the bird's-eye view look into the cameras that see their pillars; mean over cameras."""
 
     def __init__(
         self,
@@ -110,4 +109,4 @@ class SpatialCrossAttention(BaseModule):
 
 @registered_if_named(ATTENTION)
 class CustomMSDeformableAttention(MultiScaleDeformableAttention):
-    """Upstream's name for the deformable attention of its decoder, which is mmcv's."""
+    """Upstream's name for mmcv's deformable attention in its decoder."""

@@ -1,9 +1,8 @@
-"""The grid of a bird's-eye view: where its cells are, in which pictures its pillars appear, how it turns.
+"""The grid of a bird's-eye view: places of cells, their pillars in pictures, rotation.
 
-Glossary: N cameras, H, W rows and columns of the view, Q = H W cells, row by row, P points of a pillar, which
-stands on a cell.
-
-Source of the formulas: fundamentalvision/BEVFormer 66b65f3, `modules/encoder.py`, lines 47 to 149.
+Source: fundamentalvision/BEVFormer 66b65f3, `modules/encoder.py`, lines 47 to 149.
+Glossary: N cameras, H, W rows and columns of the view, Q = H W cells, row by row, P points of a pillar on a
+cell.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 NEAREST_DEPTH = 1e-5
-"""A point less far in front of a camera, in m, is not in its picture."""
+"""A point less far in front of a camera, m, is not in its picture."""
 
 
 def cell_centres(height: int, width: int) -> Tensor:
@@ -26,7 +25,7 @@ def cell_centres(height: int, width: int) -> Tensor:
 def pillar_points(height: int, width: int, points: int, pc_range: Sequence[float]) -> Tensor:
     """Return the points of the pillars (Q, P, 4): x, y, z in the LiDAR frame, m, and 1, the lowest first.
 
-    The lowest and the highest point are half a metre inside of the range.
+    Lowest and highest point are half a metre inside of the range.
     """
     low, high = torch.tensor(pc_range).split(3)
     depth = float(pc_range[5] - pc_range[2])
@@ -39,17 +38,16 @@ def pillar_points(height: int, width: int, points: int, pc_range: Sequence[float
 
 
 def project_pillars(points: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return where points of pillars are in the pictures, and whether they are in them.
+    """Return x, y (N, Q, P, 2) of points in the pictures, and whether they are inside (N, Q, P).
 
     Args:
         points: (Q, P, 4), see `pillar_points`.
-        lidar2img: (N, 4, 4), from the frame of the points to pixels times depth, m.
-        image_size: height and width of the padded pictures, px.
+        lidar2img: (N, 4, 4), LiDAR frame to pixels times depth, m.
+        image_size: h, w of the padded pictures, pixels.
 
     Returns:
-        x, y (N, Q, P, 2) in shares of the picture, also of points outside (points behind the camera count as
-        `NEAREST_DEPTH` in front of it), and (N, Q, P), True for points in front of the camera and strictly
-        inside of its picture.
+        x, y in shares of the picture, also outside (points behind the camera count as `NEAREST_DEPTH` in
+            front), and True for points in front of the camera and strictly inside of its picture.
     """
     cameras = lidar2img.shape[0]
     projected = points.reshape(1, -1, 4) @ lidar2img.transpose(1, 2)
@@ -64,16 +62,10 @@ def project_pillars(points: Tensor, lidar2img: Tensor, image_size: tuple[int, in
 
 
 def rotated_cells(rotation: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the cell that each cell of a rotated view copies, the nearest, and whether there is one.
+    """Return the nearest source cell of each cell of a rotated view, (Q,) int64, and whether it exists, (Q,).
 
-    Args:
-        rotation: (2, 3), from x, y of a cell of the rotated view, in cells from its middle, and 1, to x, y of
-            its source, -1 to 1 from side to side; see `runtime.bev_motion.bev_rotation`.
-        height: H.
-        width: W.
-
-    Returns:
-        Indices (Q,) int64, in range for every cell, and (Q,) bool, False for a source outside.
+    `rotation` (2, 3) goes from x, y of a cell, in cells from the middle, and 1, to x, y of its source, -1 to
+    1 (`runtime.bev_motion.bev_rotation`).
     """
     x = torch.arange(width, device=rotation.device) - width * 0.5 + 0.5
     y = torch.arange(height, device=rotation.device) - height * 0.5 + 0.5
@@ -90,6 +82,6 @@ def rotated_cells(rotation: Tensor, height: int, width: int) -> tuple[Tensor, Te
 
 
 def rotate_view(view: Tensor, rotation: Tensor, height: int, width: int) -> Tensor:
-    """Return a bird's-eye view (Q, channels) turned by `rotated_cells`; cells without a source are 0."""
+    """Return a view (Q, channels) turned by `rotated_cells`; cells without a source are 0."""
     source, is_inside = rotated_cells(rotation, height, width)
     return view[source] * is_inside[:, None].to(view.dtype)

@@ -1,9 +1,8 @@
-"""The head of BEVFormer: queries of cells and of objects, and the branches of the decoder's layers.
+"""The head of BEVFormer: queries of cells and objects, and the branches of the decoder's layers.
 
+Source: fundamentalvision/BEVFormer 66b65f3, `dense_heads/bevformer_head.py`.
 Glossary: N cameras, C channels, h, w feature map, H, W padded pictures in pixels, Q cells of the bird's-eye
 view, row by row, L decoder layers, R queries of objects, K classes.
-
-Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `dense_heads/bevformer_head.py`.
 """
 
 from collections.abc import Sequence
@@ -24,23 +23,23 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 
 CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
-"""Weights of the columns of a box in the loss; checkpoints have them."""
+"""Loss weights of a box's columns, in checkpoints."""
 
 
 @registered_if_named(HEADS)
 class BEVFormerHead(BaseModule):
-    """Test-time head: from feature maps of all cameras to the bird's-eye view and to objects.
+    """Test-time head: feature maps of all cameras to the bird's-eye view and objects.
 
     Args:
         num_classes, num_query: K, R.
-        in_channels: not used; C is `embed_dims` of the transformer.
-        bev_h, bev_w: rows and columns of the bird's-eye view.
-        with_box_refine, as_two_stage: have to be True and False (ConfigError), as in all published configs.
-        transformer, bbox_coder, positional_encoding: configs, none of which may be missing.
-        num_reg_fcs: hidden layers of the branches of classes and of boxes; `num_cls_fcs` is not used.
-        code_size: numbers of a box, which have to be 10 (ConfigError).
+        in_channels: unused; C is `embed_dims` of the transformer.
+        bev_h, bev_w: rows and columns of the view.
+        with_box_refine, as_two_stage: must be True and False (ConfigError).
+        transformer, bbox_coder, positional_encoding: configs, all needed.
+        num_reg_fcs: hidden layers of the branches of classes and boxes; `num_cls_fcs` is unused.
+        code_size: must be 10 (ConfigError).
         code_weights: of a loss; a parameter of checkpoints. None: `CODE_WEIGHTS`.
-        training: options that training alone reads.
+        training: unused.
     """
 
     def __init__(
@@ -94,17 +93,15 @@ class BEVFormerHead(BaseModule):
 
         Args:
             maps: feature maps of each level (1, N, C, h, w).
-            img_metas: one dict: `can_bus` (18,), the record that `bev_motion.motion_since` returns, in which
-                position and heading in degrees are changes since the last frame; `lidar2img` [N] of (4, 4),
-                to pixels of the padded pictures times depth; and `pad_shape` [N] of (H, W, 3), the padded
-                pictures, of which the first one's counts for all; metas without it have them as `img_shape`,
-                as upstream's padding makes it.
+            img_metas: one dict: `can_bus` (18,) of `bev_motion.motion_since`; `lidar2img` [N] of (4, 4), to
+                pixels of the padded pictures times depth; `pad_shape` (or `img_shape`) [N] of (H, W, 3), the
+                first counts for all.
             prev_bev: the last bird's-eye view (Q, 1, C), not rotated; None at the first frame of a scene.
 
         Returns:
             'bev_embed' (Q, 1, C), the view; 'all_cls_scores' (L, 1, R, K), logits; 'all_bbox_preds' (L, 1, R,
-            10): x, y in m, log width, log length, z of the centre in m, log height, sine and cosine of the
-            yaw, velocity x, y in m/s; see `decode_objects` for models trained with boxes of mmdet3d 1.x.
+                10): x, y in m, log width, log length, z of the centre in m, log height, sine and cosine of
+                the yaw, velocity x, y in m/s (mmdet3d 1.x: see `decode_objects`).
         """
         (meta,) = img_metas
         motion = np.asarray(meta['can_bus'], np.float64)
@@ -124,5 +121,5 @@ class BEVFormerHead(BaseModule):
         return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """A list [boxes, scores (n,), labels (n,)] per sample, best first, of the last decoder layer."""
+        """Return [boxes, scores (n,), labels (n,)] per sample, best first, of the last decoder layer."""
         return decoded_samples(self.bbox_coder, outputs, img_metas)

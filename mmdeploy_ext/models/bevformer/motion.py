@@ -1,8 +1,7 @@
-"""The motion of the car between two frames as BEVFormer's model takes it in PyTorch, outside of any graph.
+"""The motion of the car between two frames for BEVFormer in PyTorch, outside of any graph.
 
-The runtime computes the same by other code, `families/parts/runtime/bev_motion.py`.
-
-Source of the algorithm: fundamentalvision/BEVFormer 66b65f3, `modules/transformer.py`.
+`families/parts/runtime/bev_motion.py` is the runtime's own code.
+Source: fundamentalvision/BEVFormer 66b65f3, `modules/transformer.py`.
 """
 
 import math
@@ -18,12 +17,14 @@ from mmdeploy_ext.models.bevformer.steps import LastView
 CAN_BUS = 18
 """Numbers of a record of the car's motion."""
 DX, DY, YAW_RAD, TURN_DEG = 0, 1, 16, 17
-"""Entries of the motion: how far the car went since the last frame along x and y of the map, m, its heading
-in the map, rad, and the change of the heading in degrees, near 360 or -360 where it crosses 0."""
+"""Entries of the motion: changes of x and y in the map, m, heading in the map, rad, its change, degrees.
+
+The change of heading is near 360 or -360 where it crosses 0.
+"""
 
 
 def last_view(head: nn.Module, motion: np.ndarray, prev_bev: Tensor | None) -> LastView:
-    """Return the last view (Q, 1, C) as the present frame uses it; None at the first frame of a scene."""
+    """Return the last view (Q, 1, C) as the present frame uses it; None at the first frame."""
     transformer, cells = head.transformer, head.bev_embedding.weight
     if prev_bev is None:
         return LastView(torch.zeros_like(cells)[None], cells.new_zeros(2), cells.new_zeros(1))
@@ -36,21 +37,14 @@ def last_view(head: nn.Module, motion: np.ndarray, prev_bev: Tensor | None) -> L
 
 
 def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tuple[int, int]) -> Tensor:
-    """Return a view (Q, 1, C) turned by the motion (18,) about a point, as (1, Q, C).
-
-    `center` is x and y of the point, cells from the first corner; `size` is (H, W).
-    """
+    """Return a view (Q, 1, C) turned by the motion (18,), as (1, Q, C); `center` is x, y in cells."""
     picture = view[:, 0].t().reshape(-1, *size)
     picture = functional.rotate(picture, float(motion[TURN_DEG]), center=list(center))
     return picture.flatten(1).t()[None]
 
 
 def shift_of(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
-    """Return the way of the car, x to the right and y ahead, in shares of the sides of the view.
-
-    `motion` is the record (18,) since the last frame, `extent` the width and height of the view, m. The way
-    (2,) is computed from its length and direction.
-    """
+    """Return the car's way (2,), x right and y ahead, in shares of the view's sides (`extent`, m)."""
     length = math.hypot(motion[DX], motion[DY])
     direction = math.degrees(motion[YAW_RAD]) - math.degrees(math.atan2(motion[DY], motion[DX]))
     x, y = length * math.sin(math.radians(direction)), length * math.cos(math.radians(direction))

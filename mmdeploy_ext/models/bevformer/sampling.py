@@ -1,10 +1,9 @@
-"""The attentions of BEVFormer, on live modules: to the last bird's-eye view, and to the cameras' pictures.
+"""The attentions of BEVFormer, on live modules: to the last bird's-eye view, and to pictures.
 
+Source: fundamentalvision/BEVFormer 66b65f3,
+`modules/{temporal_self_attention,spatial_cross_attention,decoder}.py`.
 Glossary: N cameras, H, W rows and columns of a view, Q cells of it or queries, C channels, M heads, D = C /
 M, L levels of a camera's feature maps, h, w their sizes, P points per level, Z points of a pillar.
-
-Source of the algorithm: fundamentalvision/BEVFormer 66b65f3, `modules/temporal_self_attention.py`,
-`modules/spatial_cross_attention.py`, `modules/decoder.py`.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 OUTSIDE = -3.0
-"""A place in a grid of GridSample at which all four corners are outside of the map: the sample is 0."""
+"""A place of GridSample outside of the map: the sample is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class SeenViews:
 
     Attributes:
         cells: (V, H W, C), V views, each row by row.
-        places: (V, Q, 2), x and y in shares of the sides of a view, below 0 or above 1 outside of it.
+        places: (V, Q, 2), x and y in shares of the sides of a view.
         size: H and W.
     """
 
@@ -34,13 +33,7 @@ class SeenViews:
 
 
 def sample_views(module: nn.Module, query: Tensor, views: SeenViews) -> Tensor:
-    """Return the weighted samples of each view, summed over the points of a query (V, C, Q).
-
-    Args:
-        module: a deformable attention; its offsets and weights are ordered by head, view and point.
-        query: (1, Q, C) or more channels; offsets and weights are computed from it.
-        views: V views, and where each query looks in each of them.
-    """
+    """Return weighted samples of each view, summed over the points of a query (1, Q, C): (V, C, Q)."""
     heads, points, count = module.num_heads, module.num_points, len(views.cells)
     height, width = views.size
     offsets = scaled_offsets(module.sampling_offsets(query)[0], [views.size], heads, count * points)
@@ -55,14 +48,7 @@ def sample_views(module: nn.Module, query: Tensor, views: SeenViews) -> Tensor:
 
 
 def scaled_offsets(offsets: Tensor, sizes: Sequence[tuple[int, int]], heads: int, points: int) -> Tensor:
-    """Return offsets in cells as steps of a grid of GridSample, in which a map is from -1 to 1.
-
-    Args:
-        offsets: (Q, M * L * P * 2), by head, level, point and axis, x before y.
-        sizes: h and w of each level.
-        heads: M.
-        points: P; in `sample_views`, where all views are one level, V P.
-    """
+    """Return offsets (Q, M * L * P * 2), in cells, as steps of GridSample; x before y."""
     steps = [step for height, width in sizes for step in (2 / width, 2 / height) * points]
     return offsets * offsets.new_tensor(steps * heads)
 
@@ -70,12 +56,8 @@ def scaled_offsets(offsets: Tensor, sizes: Sequence[tuple[int, int]], heads: int
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
     """Return (1, Q, C) of `TemporalSelfAttention` before its shortcut.
 
-    Args:
-        module: the attention.
-        query: (1, Q, C), `position` not added.
-        position: embedding of the cells, of the same shape.
-        views: the last view, turned as in `steps.LastView`, and the queries before the first layer of the
-            encoder, in each of its layers; without a last view `query` twice. Where each cell looks in both.
+    `query` and `position` are (1, Q, C). `views` are the last view, turned, and the first queries of the
+    encoder; without a last view `query` twice.
     """
     both = torch.cat([views.cells[:1], query + position], -1)
     return module.output_proj(sample_views(module, both, views).mean(0).t()[None])
@@ -86,16 +68,14 @@ def attend_cameras(
 ) -> Tensor:
     """Return (1, Q, C) of `SpatialCrossAttention` before its shortcut.
 
-    Every cell attends to every camera, and samples in cameras that do not see it are 0: the same function as
-    upstream's, which collects the cells of each camera first.
+    Every cell attends to every camera; cameras that do not see it give 0, which equals upstream's selection.
 
     Args:
         module: the attention; its `deformable_attention` samples.
         query: (1, Q, C), positions not added.
         maps: of each level (N, C, h, w), embeddings of camera and level added.
-        places: (N, Q, Z, 2), where each camera sees each point of a pillar, x and y in shares of the picture,
-            as `grid.project_pillars` returns them.
-        is_seen: (N, Q, Z), which of the points are in the pictures.
+        places: (N, Q, Z, 2), x and y in shares of the picture (`grid.project_pillars`).
+        is_seen: (N, Q, Z), whether a point is in the picture.
     """
     sampler = module.deformable_attention
     heads, levels, points = sampler.num_heads, sampler.num_levels, sampler.num_points
@@ -123,11 +103,5 @@ def attend_cameras(
 
 
 def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
-    """Return (1, Q, C) of the decoder's deformable attention before its shortcut.
-
-    Args:
-        module: the attention.
-        query: (1, Q, C), positions added.
-        view: one view, and where each query looks in it.
-    """
+    """Return (1, Q, C) of the decoder's deformable attention before its shortcut; positions are added."""
     return module.output_proj(sample_views(module, query, view).transpose(1, 2))

@@ -1,12 +1,9 @@
-"""BEVFormer from feature maps to predictions, on live modules: the encoder of the view, and the decoder.
+"""BEVFormer from feature maps to predictions, on live modules.
 
-The fixed order of the view's and of the decoder's steps is upstream's.
-
+Source: fundamentalvision/BEVFormer 66b65f3, `modules/{transformer,encoder,decoder}.py`,
+`dense_heads/bevformer_head.py`.
 Glossary: N cameras, H, W rows and columns of the bird's-eye view, Q = H W cells, row by row, C channels, R
 queries of objects, L decoder layers, K classes, P points of a pillar.
-
-Source of the algorithm: fundamentalvision/BEVFormer 66b65f3, `modules/{transformer,encoder,decoder}.py`,
-`dense_heads/bevformer_head.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CENTRE = (0, 1, 4)
-"""Columns of a predicted box that hold its centre x, y, z; columns 2, 3 and 5 are the sizes."""
+"""Columns of a box with its centre x, y, z; columns 2, 3 and 5 are the sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +36,8 @@ class LastView:
     """The bird's-eye view of the frame before, as a frame uses it.
 
     Attributes:
-        cells: (1, Q, C), turned to the present heading, if the model turns it (`rotate_prev_bev`).
-        shift: (2,) where a cell finds itself in it: x and y from its own place, in shares of its sides.
+        cells: (1, Q, C), turned to the present heading with `rotate_prev_bev`.
+        shift: (2,) x and y from a cell's own place to its place in it, shares of its sides.
         exists: (1,) 1; 0 at the first frame of a scene, where `cells` may be any finite numbers.
     """
 
@@ -50,7 +47,7 @@ class LastView:
 
 
 def with_embeddings(transformer: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Return feature maps (N, C, h, w) of each level with the embeddings of their level added."""
+    """Add level embeddings to maps (N, C, h, w)."""
     embedded = []
     for level, features in enumerate(maps):
         if transformer.use_cams_embeds:
@@ -62,9 +59,9 @@ def with_embeddings(transformer: nn.Module, maps: Sequence[Tensor]) -> list[Tens
 def cell_queries(head: nn.Module, can_bus: Tensor) -> tuple[Tensor, Tensor]:
     """Return the queries of the cells before the encoder and the embeddings of their places, (1, Q, C) both.
 
-    `can_bus` (18,) is the motion of the car: by how much its position has changed since the last frame (m, 3
-    numbers), its orientation (4: a quaternion w, x, y, z, or its w four times), acceleration, rotation rate
-    and velocity (3 each), its heading in radians, and by how much that has changed, in degrees.
+    `can_bus` (18,) is the change of position since the last frame (m, 3 numbers), orientation (4: a
+    quaternion w, x, y, z, or w four times), acceleration, rotation rate and velocity (3 each), heading,
+    radians, and its change, degrees.
     """
     queries = head.bev_embedding.weight[None]
     if head.transformer.use_can_bus:
@@ -91,12 +88,12 @@ def encode_view(
 
     Args:
         head: a `BEVFormerHead`.
-        maps: feature maps of each level (N, C, h, w), as the neck gives them, without embeddings.
-        can_bus: (18,), as `cell_queries` takes it.
-        lidar2img: (N, 4, 4), from the LiDAR to pixels of the padded pictures times depth, m.
-        image_size: height and width of these pictures, px.
+        maps: the neck's maps of each level (N, C, h, w).
+        can_bus: (18,), as in `cell_queries`.
+        lidar2img: (N, 4, 4), LiDAR to pixels of the padded pictures times depth, m.
+        image_size: h, w of the pictures, pixels.
         last: the view before.
-        operators: has the attentions; another module computes the same by operators of an engine.
+        operators: module with the attentions.
     """
     transformer, encoder, size = head.transformer, head.transformer.encoder, (head.bev_h, head.bev_w)
     maps = with_embeddings(transformer, maps)
@@ -127,12 +124,7 @@ def decode_objects(head: nn.Module, view: Tensor, operators: ModuleType = sampli
     """Return the logits (L, 1, R, K) and box codes (L, 1, R, 10) of all decoder layers.
 
     A box is x, y (m), log of width and length, z of its centre (m), log of its height, sine and cosine of its
-    yaw, and its velocity in x and y (m/s).
-
-    Args:
-        head: a `BEVFormerHead`.
-        view: the bird's-eye view (1, Q, C).
-        operators: as in `encode_view`.
+    yaw, and velocity in x and y (m/s); `view` is (1, Q, C).
     """
     transformer, size = head.transformer, (head.bev_h, head.bev_w)
     position, objects = head.query_embedding.weight[None].chunk(2, -1)

@@ -1,7 +1,7 @@
 """The encoder and the decoder of BEVFormer: containers of parameters, which `steps.py` runs.
 
-Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{transformer,encoder,decoder,
-custom_base_transformer_layer}.py`.
+Source: fundamentalvision/BEVFormer 66b65f3,
+`modules/{transformer,encoder,decoder,custom_base_transformer_layer}.py`.
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,11 @@ class BEVFormerEncoder(TransformerLayerSequence):
     """The layers of the encoder.
 
     Args:
-        layers, settings: the arguments of mmcv's class: config of a layer or of each, number of layers.
-        pc_range: of the bird's-eye view and its pillars: x, y, z low, then high, m.
-        num_points_in_pillar: points of a pillar that are projected into the pictures; the samples of an
-            attention that looks into them, `num_points`, are a multiple of it (ConfigError).
-        return_intermediate, dataset_type: not used at test time.
+        layers, settings: the arguments of mmcv's class.
+        pc_range: x, y, z low, then high, m, of the view and its pillars.
+        num_points_in_pillar: points of a pillar in the pictures; divides the attention's `num_points`
+            (ConfigError).
+        return_intermediate, dataset_type: unused.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class BEVFormerEncoder(TransformerLayerSequence):
 
 @registered_if_named(TRANSFORMER_LAYER_SEQUENCE)
 class DetectionTransformerDecoder(TransformerLayerSequence):
-    """The layers of the decoder; the predictions of all of them are kept."""
+    """The layers of the decoder; predictions of all of them are kept."""
 
     def __init__(self, *layers: Any, return_intermediate: bool = False, **settings: Any) -> None:
         super().__init__(*layers, **settings)
@@ -82,18 +82,18 @@ class PerceptionTransformer(BaseModule):
     """Encoder, decoder and shared embeddings.
 
     Args:
-        num_feature_levels: levels that have an embedding; a model may use fewer.
+        num_feature_levels: levels with an embedding; a model may use fewer.
         num_cams: cameras.
         encoder, decoder: configs, not None.
         embed_dims: channels of the maps and of all queries.
-        rotate_prev_bev, use_shift: whether the last view is turned and shifted by the motion of the car.
-        use_can_bus: whether an embedding of the motion is added to the queries of cells.
-        can_bus_norm: whether that embedding ends with a layer normalisation.
-        use_cams_embeds: whether tokens have an embedding of their camera.
-        rotate_center: column and row of the point about which the last view turns, cells; (100, 100) is not
-            the middle of every view, and trained weights rely on it.
-        two_stage_num_proposals: not used.
-        training: options that training alone reads.
+        rotate_prev_bev, use_shift: whether the last view is turned and shifted by the car's motion.
+        use_can_bus: adds an embedding of the motion to the queries of cells.
+        can_bus_norm: ends the embedding with a layer normalisation.
+        use_cams_embeds: tokens have an embedding of their camera.
+        rotate_center: column and row about which the last view turns; trained weights rely on (100, 100),
+            whatever the view's middle.
+        two_stage_num_proposals: unused.
+        training: unused.
     """
 
     def __init__(

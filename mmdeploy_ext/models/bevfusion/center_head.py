@@ -1,4 +1,4 @@
-"""CenterPoint's head on BEVFusion's bird's-eye view, as mit-han-lab has it for cameras alone.
+"""CenterPoint's head on BEVFusion's bird's-eye view, as in mit-han-lab's camera models.
 
 Glossary: B samples, T tasks, X, Y cells of the bird's-eye view (rows are x), Q boxes of a task before
 suppression, n boxes after it, G boxes of the ground truth of a sample.
@@ -20,7 +20,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 
 KINDS = ('circle', 'rotate')
-"""Values of `nms_type`: NMS by the distance of centres, and by the overlap of rotated boxes."""
+"""Values of `nms_type`: by the distance of centres, by the overlap of rotated boxes."""
 VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
 
 
@@ -57,7 +57,6 @@ class BEVFusionCenterHead(CenterHead):
 
     @property
     def nms(self) -> list[dict[str, Any]]:
-        """Groups of classes for the suppression, one per task."""
         test, tasks = self.test_cfg, len(self.counts)
         kinds, scales = test.get('nms_type'), test.get('nms_scale', 1.0)
         kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds] * tasks
@@ -90,17 +89,16 @@ class BEVFusionCenterHead(CenterHead):
         return groups
 
     def forward(self, feats: Tensor) -> list[dict[str, Tensor]]:
-        """Return `VALUES` and `heatmap` logits of each task, (B, ., X, Y), of maps (B, in_channels, X, Y)."""
+        """Return `VALUES` and `heatmap` logits of each task, (B, ., X, Y)."""
         return self.forward_single(feats)
 
     def score_threshold(self, group: Mapping[str, Any]) -> float:
         return 0.0 if 'radius' in group else float(self.test_cfg.get('score_threshold') or 0.0)
 
     def candidates(self, tasks: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the best boxes of each task before suppression.
+        """Return boxes (B, T Q, 9), scores and labels (B, T Q) of each task before suppression.
 
-        Boxes are (B, T Q, 9), scores (B, T Q), labels (B, T Q), numbered through all tasks, which are -1 if
-        the coder drops a box, or if its score is below `score_threshold`.
+        Labels count through all tasks; -1 for boxes that the coder drops, or below `score_threshold`.
         """
         pairs = zip(tasks, self.nms, strict=True)
         boxes, scores, labels = zip(*(self._candidates_of_task(*pair) for pair in pairs), strict=True)
@@ -128,7 +126,7 @@ class BEVFusionCenterHead(CenterHead):
 
     @torch.no_grad()
     def get_bboxes(self, tasks: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder, after NMS."""
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample after NMS."""
         boxes_of_tasks = []
         for maps, group in zip(tasks, self.nms, strict=True):
             samples = self._decoded(maps)
@@ -162,7 +160,6 @@ class BEVFusionCenterHead(CenterHead):
         return dict(bboxes=boxes, scores=scores[rows], labels=labels[rows].long() + group['classes'][0])
 
     def suppress(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the boxes of one sample, of all tasks, that the NMS of their tasks keeps."""
         rows_of_tasks = []
         for group in self.nms:
             in_group = torch.isin(sample['labels'], sample['labels'].new_tensor(group['classes']))
@@ -174,15 +171,12 @@ class BEVFusionCenterHead(CenterHead):
 
 
 def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return name -> map (B, channels, Y, X), as mmdet3d reads them, of maps (B, channels, X, Y)."""
+    """Return maps (B, channels, Y, X) for mmdet3d, of maps (B, channels, X, Y)."""
     return {name: value.transpose(2, 3).contiguous() for name, value in maps.items()}
 
 
 def rows_after_nms(boxes: Tensor, scores: Tensor, labels: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """Return the rows (k,) int64, best first, of the boxes (n, 9) that the NMS of a group keeps.
-
-    Labels (n,) count within the group, which is one of `BEVFusionCenterHead.nms`.
-    """
+    """Return the rows (k,) int64, best first, of a group's boxes (n, 9) that NMS keeps."""
     if not len(boxes):
         return labels
     if 'radius' in group:

@@ -1,4 +1,4 @@
-"""The coder of TransFusion's head: from predictions of a query to its box, and back.
+"""The coder of TransFusion's head: predictions of a query to its box, and back.
 
 Glossary: B samples, Q queries, K classes, n boxes.
 """
@@ -27,8 +27,8 @@ def boxes_of_cells(
 
     Args:
         coder: box coder with `voxel_size`, `out_size_factor` and `pc_range`.
-        center: (B, 2, Q) centre in cells, x first.
-        height: (B, 1, Q) of the centre, m.
+        center: (B, 2, Q), cells, x first.
+        height: (B, 1, Q), m.
         dim: (B, 3, Q) w, l, h in m, or their logarithms.
         rot: (B, 2, Q) sine and cosine of the yaw.
         vel: (B, 2, Q) m/s; without it boxes have 7 columns.
@@ -49,13 +49,11 @@ def boxes_of_cells(
 class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
 
-    `pc_range` is the first cell's corner (x, y, m); a cell is `out_size_factor` voxels of `voxel_size` (m
-    along x, y, z) long, and a target has `code_size` numbers: 8, or 10 with the velocity. Boxes are dropped
-    if the bottom centre is outside `post_center_range` (x, y, z low, then high) or the score does not exceed
-    `score_threshold`; a limit of None, or a threshold of 0, drops none.
+    `pc_range` is the first cell's corner (x, y, m); a cell is `out_size_factor` voxels of `voxel_size` (m);
+    `code_size` is 8, or 10 with the velocity. Kept are boxes with a bottom centre in `post_center_range` (x,
+    y, z low, then high) and a score above `score_threshold`.
 
-    Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py; differs in: arguments
-    are not changed in place.
+    Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
     """
 
     def __init__(
@@ -84,7 +82,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     boxes = boxes_of_cells
 
     def within_limits(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Return (B, Q) bool: False for boxes (B, Q, 7 or 9) with scores (B, Q) that are dropped."""
+        """Return (B, Q) bool: boxes (B, Q, 7 or 9) and scores (B, Q) within the limits."""
         valid = torch.ones_like(scores, dtype=torch.bool)
         if self.post_center_range is not None:
             limits = boxes.new_tensor(self.post_center_range)
@@ -94,7 +92,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     def decode(self, scores: Tensor, *values: Tensor) -> list[dict[str, Tensor]]:
         """Return 'bboxes', 'scores' and 'labels' of each sample, in the order of the queries.
 
-        Scores are (B, K, Q) in 0..1, the values as of `boxes_of_cells`: center, height, dim, rot and vel.
+        Scores are (B, K, Q) in 0..1, the values as in `boxes_of_cells`: center, height, dim, rot and vel.
         """
         best, labels = scores.max(1)
         boxes = self.boxes(*values)

@@ -1,4 +1,4 @@
-"""BEVFusion: maps of cameras and LiDAR in the bird's-eye view are fused, and a head predicts boxes of them.
+"""BEVFusion: camera and LiDAR maps in the bird's-eye view, fused, and a head.
 
 Glossary: B samples, N cameras, S = B N pictures of (H, W) pixels, D depth bins, h, w cells of a feature map,
 P points, C channels, X, Y cells of the bird's-eye view.
@@ -28,13 +28,13 @@ from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 
 SENSORS = ('camera', 'lidar')
-"""Keys of `encoders`, in the order in which their maps are joined."""
+"""Keys of `encoders`, in joining order."""
 HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')
 
 
 @registered_if_named(FUSION_LAYERS)
 class ConvFuser(nn.Sequential):
-    """The maps of all sensors side by side, and one 3x3 convolution to C channels.
+    """The maps of all sensors, joined, and a 3x3 convolution to C channels.
 
     Source: mit-han-lab/bevfusion db75150, models/fusers/conv.py.
     """
@@ -57,18 +57,18 @@ class BEVFusion(BaseModule):
     """Cameras, LiDAR or both to boxes; parameters are named as in mit-han-lab's checkpoints.
 
     Args:
-        encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; one of them
-            may be missing.
+        encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; or one of
+            both.
         fuser: fuses the maps of both sensors; None for one sensor.
         decoder: 'backbone' and 'neck' of the bird's-eye view.
-        heads: 'object' -> the head; 'map' has to be empty.
-        train_cfg, test_cfg: not used; the head has its own.
+        heads: 'object' -> the head; 'map' must be empty.
+        train_cfg, test_cfg: unused; the head has its own.
 
     Source: mit-han-lab/bevfusion db75150, models/fusion_models/bevfusion.py.
     """
 
     fork: Any = None
-    """The repository with the code of a proof's reference, see `families/bevfusion/fork.py`, or None."""
+    """The repository with the reference's code (`families/bevfusion/fork.py`), or None."""
 
     def __init__(
         self,
@@ -107,15 +107,12 @@ class BEVFusion(BaseModule):
         return tuple(name for name in SENSORS if name in self.encoders)
 
     def camera_maps(self, pictures: Tensor) -> Tensor:
-        """Return the finest map of the neck, (S, C, h, w), of normalised pictures (S, 3, H, W)."""
+        """Return the finest map of the neck, (S, C, h, w), of pictures (S, 3, H, W)."""
         camera = self.encoders['camera']
         return camera['neck'](camera['backbone'](pictures))[0]
 
     def camera_view(self, img: Tensor, points: Sequence[Tensor], rig: Rig) -> Tensor:
-        """Return the cameras' map (B, C, X, Y) of images (B, N, 3, H, W), normalised.
-
-        `points` (P, 3 or more) per sample are for the depth maps, `rig` has the matrices of the batch.
-        """
+        """Return the cameras' map (B, C, X, Y) of images (B, N, 3, H, W); points (P, 3 or more) for depth maps."""
         transform = self.encoders['camera']['vtransform']
         depth = transform.depth_maps(points, rig).flatten(0, 1) if transform.uses_points else None
         weights, features = self.lifted(img.flatten(0, 1), depth)
@@ -124,27 +121,26 @@ class BEVFusion(BaseModule):
     def lifted(self, pictures: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return weights (S, D, h, w) and features (S, C, h, w) for `ViewTransform.pool`.
 
-        Pictures are (S, 3, H, W), normalised; depth (S, 1, H, W) metres, 0 without a point, None for a view
-        transform without depth maps.
+        `pictures` are (S, 3, H, W); `depth` (S, 1, H, W) metres, 0 without a point, or None.
         """
         return self.encoders['camera']['vtransform'].lift(self.camera_maps(pictures), depth)
 
     def lidar_view(self, points: Sequence[Tensor]) -> Tensor:
-        """Return the LiDAR's map, (B, C, X, Y), of points (P, in_channels) per sample."""
+        """Return the LiDAR's map (B, C, X, Y) of points (P, in_channels) per sample."""
         return self.encoders['lidar'](points)
 
     def joined(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the head's input (B, C, X, Y) of maps (B, ., X, Y) of the sensors, in their order."""
+        """Return the head's input (B, C, X, Y) of the sensors' maps (B, ., X, Y)."""
         joint = self.fuser(maps) if self.fuser is not None else maps[0]
         return self.decoder['neck'](self.decoder['backbone'](joint))[0]
 
     def predictions(
         self, img: Tensor | None, points: Sequence[Tensor] | None, metas: Sequence[Mapping[str, Any]]
     ) -> Any:
-        """Return the head's predictions, see its `forward`.
+        """Return the head's predictions.
 
-        Images are (B, N, 3, H, W), points (P, in_channels) per sample in the augmented LiDAR frame; for the
-        matrices of the metas, and their errors, see `rig.read_rig`.
+        `img` is (B, N, 3, H, W), `points` (P, in_channels) per sample in the augmented LiDAR frame; metas:
+        `rig.read_rig`.
         """
         maps = []
         for sensor in self.sensors:
@@ -169,7 +165,6 @@ class BEVFusion(BaseModule):
     def forward_test(
         self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any
     ) -> list[dict[str, Any]]:
-        """Return the results of a batch, see `simple_test`."""
         if isinstance(img_metas[0], list):
             if len(img_metas) != 1:
                 raise DataError(
@@ -195,7 +190,7 @@ class BEVFusion(BaseModule):
 
 
 def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any]) -> None:
-    """Raise ConfigError, which names the key, for a model of parts that are not built here."""
+    """Raise ConfigError, naming the key, for unsupported parts."""
     sensors = [name for name in SENSORS if encoders.get(name)]
     unknown = [name for name in encoders if name not in SENSORS and encoders[name]]
     if unknown or not sensors:

@@ -1,4 +1,4 @@
-"""TransFusion's head: peaks of a heat map become queries, one decoder layer refines them, and boxes are read.
+"""TransFusion's head: peaks of a heat map become queries, which one decoder layer refines.
 
 Glossary: B samples, C channels, H, W cells of the bird's-eye view (rows are x, columns y), T = H W, Q
 queries, K classes, n positions, keys or boxes.
@@ -19,17 +19,17 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
-"""Data set -> classes of small objects, of which every cell may be a query, not peaks alone."""
+"""Data set -> classes of small objects: every cell may be a query, not only peaks."""
 CIRCLES = dict(nuScenes=(8, 9), Waymo=(0, 1, 2))
-"""Data set -> classes to which circle NMS applies, each on its own."""
+"""Data set -> classes with circle NMS, each by itself."""
 UNUSED = {'conv_cfg', 'norm_cfg', 'bias', 'train_cfg', 'loss_cls', 'loss_heatmap', 'loss_bbox', 'loss_iou'}
-"""Keys of the head that decide nothing at test time."""
+"""Unused keys of the head."""
 RADII_M2, MAX_BOXES = dict(nuScenes=0.175, Waymo=0.7), 83
-"""Circle NMS: data set -> squared distance in m2; largest number of boxes of a class."""
+"""Circle NMS: data set -> squared distance, m2; most boxes of a class."""
 
 
 class PositionEmbedding(nn.Module):
-    """From positions to channels; the two layers have upstream's names."""
+    """Positions to channels; both layers have upstream's names."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class PositionEmbedding(nn.Module):
 
 
 class Attention(nn.MultiheadAttention):
-    """Multi-head attention written out: the kernel that PyTorch runs in evaluation has no form in ONNX."""
+    """Multi-head attention written out: PyTorch's own kernel has no form in ONNX."""
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
-        """Return (B, Q, C) of queries (B, Q, C) and keys (B, n, C), which are the values, too."""
+        """Return (B, Q, C) of queries (B, Q, C) and keys (B, n, C), also the values."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         query, key, value = (
             nn.functional.linear(tokens, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -92,7 +92,7 @@ class DecoderLayer(nn.Module):
 
 
 class Predictor(nn.ModuleDict):
-    """One small network for each kind of value of a box, and one for the classes."""
+    """A small network for each kind of value of a box, and for the classes."""
 
     def __init__(self, channels: int, outputs: Mapping[str, Sequence[int]], hidden: int = 64) -> None:
         super().__init__()
@@ -113,27 +113,26 @@ class Predictor(nn.ModuleDict):
 
 @registered_if_named(HEADS)
 class TransFusionHead(nn.Module):
-    """Queries from a heat map, refined by one decoder layer; for nuScenes, as BEVFusion has it.
+    """Queries from a heat map, refined by one decoder layer.
 
     Args:
-        num_proposals: Q, the number of queries.
-        auxiliary: has no effect with one decoder layer.
+        num_proposals: Q.
+        auxiliary: unused.
         in_channels: of the bird's-eye map.
-        hidden_channel: C, channels of the queries.
-        num_classes: K, at least 10 with the data set 'nuScenes' and 3 with 'Waymo', else ConfigError.
-        num_decoder_layers: has to be 1.
+        hidden_channel: C.
+        num_classes: K, at least 10 with 'nuScenes' and 3 with 'Waymo' (ConfigError).
+        num_decoder_layers: must be 1.
         num_heads: of both attentions.
-        nms_kernel_size: side of the window in cells of which a peak is the largest.
+        nms_kernel_size: side of a peak's window, cells.
         ffn_channel: width of the feed-forward network.
-        dropout: share of values that are dropped in training.
+        dropout: for training.
         bn_momentum: of all batch normalisations.
-        activation: has to be 'relu'.
-        common_heads: kind of value of a box, such as 'center' -> (channels, layers) of its network.
+        activation: must be 'relu'.
+        common_heads: kind of value, such as 'center' -> (channels, layers) of its network.
         num_heatmap_convs: layers of the network of the classes.
-        test_cfg: `dataset`, 'nuScenes' or 'Waymo', and `nms_type`, 'circle' or None; ConfigError: no
-            `dataset`, or another value.
+        test_cfg: `dataset`, 'nuScenes' or 'Waymo', and `nms_type`, 'circle' or None (ConfigError).
         bbox_coder: config of the box coder; not None.
-        unused: upstream's keys `UNUSED`; ConfigError: another key.
+        unused: upstream's keys `UNUSED`; ConfigError for other keys.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py.
     """
@@ -206,10 +205,10 @@ class TransFusionHead(nn.Module):
 
         Returns:
             'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) z of the centre, m; 'dim' (B, 3, Q)
-            logarithms of width, length and height in m; 'rot' (B, 2, Q) sine and cosine of the yaw; 'vel' (B,
-            2, Q) m/s, if `common_heads` has it; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q),
-            probabilities of the heat map in the queries' cells, 0 where `peaks` has 0; 'query_labels' (B, Q)
-            int64, the classes of the peaks; 'dense_heatmap' (B, K, H, W) logits.
+                logarithms of width, length and height in m; 'rot' (B, 2, Q) sine and cosine of the yaw; 'vel'
+                (B, 2, Q) m/s, if any; 'heatmap' (B, K, Q) logits; 'query_heatmap_score' (B, K, Q),
+                probabilities in the queries' cells, 0 outside of `peaks`; 'query_labels' (B, Q) int64;
+                'dense_heatmap' (B, K, H, W) logits.
         """
         shared = self.shared_conv(feats if isinstance(feats, Tensor) else feats[0])
         dense = self.heatmap_head(shared)
@@ -230,23 +229,23 @@ class TransFusionHead(nn.Module):
         return dict(predictions, query_heatmap_score=score, query_labels=labels, dense_heatmap=dense)
 
     def peaks(self, heat: Tensor) -> Tensor:
-        """A heat map (B, K, H, W) of probabilities, 0 in cells that are not the largest around them."""
+        """Return the heat map (B, K, H, W), 0 where a cell is no peak."""
         margin = self.nms_kernel_size // 2
         largest = nn.functional.max_pool2d(heat, self.nms_kernel_size, stride=1)
         largest = nn.functional.pad(largest, (margin,) * 4)
         return torch.where((heat == largest) | self.unlimited.to(heat.device), heat, 0.0)
 
     def proposals(self, heat: Tensor) -> Tensor:
-        """Return the best (class, cell) pairs of a heat map, (B, Q) int64 as `class * H * W + cell`."""
+        """Return the best (class, cell) pairs, (B, Q) int64 as `class * H * W + cell`."""
         return heat.flatten(1).topk(self.num_proposals).indices
 
     def scores(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, K, Q): the product of both probabilities for the class of the query, 0 for others."""
+        """Return (B, K, Q): product of both probabilities for the query's class, else 0."""
         of_query = nn.functional.one_hot(predictions['query_labels'], self.num_classes).transpose(1, 2)
         return predictions['heatmap'].sigmoid() * predictions['query_heatmap_score'] * of_query
 
     def candidates(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), which are -1 if the coder drops a box."""
+        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), -1 if the coder drops a box."""
         boxes = self.bbox_coder.boxes(*(predictions[name] for name in VALUES if name in predictions))
         scores = self.scores(predictions).amax(1)
         valid = self.bbox_coder.within_limits(boxes, scores)
@@ -261,14 +260,14 @@ class TransFusionHead(nn.Module):
 
     @property
     def nms(self) -> dict[str, Any] | None:
-        """Circle NMS: `classes`, `radius`, a squared distance in m2, and `most`, a class's boxes at most."""
+        """Circle NMS: `classes`, `radius`, a squared distance in m2, and `most` boxes of a class."""
         if self.test_cfg.get('nms_type') is None:
             return None
         dataset = self.test_cfg['dataset']
         return dict(classes=list(CIRCLES[dataset]), radius=RADII_M2[dataset], most=MAX_BOXES)
 
     def suppress(self, boxes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The boxes of one sample that circle NMS keeps, and all of classes that it does not apply to."""
+        """Apply circle NMS to one sample; other classes keep all boxes."""
         if self.nms is None:
             return boxes
         remains = torch.ones_like(boxes['scores'], dtype=torch.bool)
@@ -282,5 +281,5 @@ class TransFusionHead(nn.Module):
 
 
 def cell_centres(places: Tensor, width: int) -> Tensor:
-    """Return the centres (..., 2) of the cells `places`, numbered row by row; the row, which is x, first."""
+    """Return the centres (..., 2) of cells numbered row by row; the row, which is x, first."""
     return torch.stack([places // width, places % width], -1).float() + 0.5

@@ -17,16 +17,16 @@ from mmdeploy_ext.models.bevfusion.view_transform import conv_block
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 BATCH_NORM, RELU = dict(type='BN2d'), dict(type='ReLU')
-"""Normalisation and activation if the config does not say."""
+"""Default normalisation and activation."""
 BILINEAR = dict(mode='bilinear', align_corners=True)
-"""How maps are enlarged if the config does not say; the published configs say `align_corners=False`."""
+"""Default enlargement of maps; the published configs say `align_corners=False`."""
 
 
 @registered_if_named(NECKS)
 class GeneralizedLSSFPN(nn.Module):
     """Levels from the coarsest down: the map above is enlarged, joined, and convolved by 1x1 and 3x3.
 
-    `num_outs` is not used, and `start_level` has to be 0 (else ConfigError); upstream's configs have both.
+    `num_outs` is unused, `start_level` must be 0 (ConfigError).
 
     Source: mit-han-lab/bevfusion db75150, models/necks/generalized_lss.py.
     """
@@ -66,7 +66,7 @@ class GeneralizedLSSFPN(nn.Module):
 
 @registered_if_named(BACKBONES)
 class GeneralizedResNet(nn.ModuleList):
-    """Stages of residual blocks, without a stem; `blocks` has (blocks, channels, stride) of each stage.
+    """Stages of residual blocks without a stem; `blocks` has (blocks, channels, stride) per stage.
 
     Source: mit-han-lab/bevfusion db75150, models/backbones/resnet.py.
     """
@@ -89,7 +89,7 @@ class GeneralizedResNet(nn.ModuleList):
 
 @registered_if_named(NECKS)
 class LSSFPN(nn.Module):
-    """A coarse map enlarged to a fine one, both joined and convolved; the result enlarged once more.
+    """A coarse map enlarged to a fine map, joined, convolved, and enlarged again.
 
     Source: mit-han-lab/bevfusion db75150, models/necks/lss.py.
     """
@@ -110,7 +110,7 @@ class LSSFPN(nn.Module):
             self.upsample = nn.Sequential(enlarged, *last)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return a list of one map (B, C, X, Y), as large as the fine one times `scale_factor`."""
+        """Return a list of one map (B, C, X, Y), the fine map's size times `scale_factor`."""
         coarse, fine = (maps[index] for index in self.in_indices)
         above = nn.functional.interpolate(coarse, size=fine.shape[2:], mode='bilinear', align_corners=True)
         return [self.upsample(self.fuse(torch.cat([above, fine], 1)))]

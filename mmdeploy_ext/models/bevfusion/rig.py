@@ -1,13 +1,11 @@
-"""The rig of a frame: its matrices, depth maps of points in pictures, and cells of the points of a frustum.
+"""The rig of a frame: matrices, depth maps of points in pictures, and cells of a frustum's points.
 
-Everything is computed in float64, and coordinates are rounded to float32 once. So the pixel or cell of a
-point depends on no engine, device or order of operations, even if a rig puts points on a border. Upstream
-computes in float32, and differs for points within rounding of a border.
-
-Glossary: B samples, N cameras, H, W pictures of the network, P points, D depth bins, h, w cells of a feature
-map, X, Y cells of the bird's-eye view.
+Computed in float64 with coordinates rounded to float32 once, so that no engine, device or order of operations
+decides the pixel or cell of a point. Upstream's float32 differs for points within rounding of a border.
 
 Frames: LiDAR (x right, y forward, z up, metres) and augmented LiDAR, camera, image (pixels).
+Glossary: B samples, N cameras, H, W pictures of the network, P points, D depth bins, h, w cells of a feature
+map, X, Y cells of the bird's-eye view.
 """
 
 import dataclasses
@@ -21,7 +19,7 @@ from mmdeploy_ext.exporting.ops.cells import LastInCell
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 
 NEAREST, FARTHEST = 1e-5, 1e5
-"""Limits of depths in metres; a point behind a camera gets the first."""
+"""Limits of depths, metres; a point behind a camera gets the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +42,7 @@ class Rig:
 
 
 def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, cameras: int) -> Rig:
-    """Return the matrices of a batch, of metas with the keys of `Rig` as arrays, for `cameras` cameras.
-
-    They are (N, 4, 4); `lidar_aug_matrix` is (4, 4), or missing if points are not augmented.
-    """
+    """Return the matrices (N, 4, 4) of metas with the keys of `Rig`; `lidar_aug_matrix` (4, 4) may be missing."""
     matrices = [dict(dict(lidar_aug_matrix=np.eye(4, dtype=np.float32)), **meta) for meta in metas]
     for sample, matrices_of_sample in enumerate(matrices):
         check_calibration(matrices_of_sample, cameras, f'sample {sample}')
@@ -56,7 +51,7 @@ def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, camera
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """Return the inverse (..., 3, 3) of matrices by their cofactors, in operators that every engine has."""
+    """Return the inverse (..., 3, 3) by cofactors, in operators of every engine."""
     first, second, third = matrix.unbind(-2)
     columns = _cross(second, third), _cross(third, first), _cross(first, second)
     determinant = (first * columns[0]).sum(-1)[..., None, None]
@@ -74,13 +69,12 @@ def _rotated(matrix: Tensor, points: Tensor) -> Tensor:
 def depth_maps(points: Sequence[Tensor], rig: Rig, size: tuple[int, int], last: LastInCell) -> Tensor:
     """Return the depth maps (B, N, 1, H, W) float32: depths of points in metres, 0 in other pixels.
 
-    Of several points in one pixel the last of the cloud counts, on every device and for any number of
-    threads; points behind a camera count as `NEAREST` metres away. Points are (P, 3 or more) per sample in
-    the augmented LiDAR frame. `size` is (H, W) of the network's pictures; `last`, made for H * W cells, keeps
-    the last depth of each pixel.
+    Of several points in a pixel the last counts; points behind a camera count as `NEAREST` metres away.
+    Points are (P, 3 or more) per sample in the augmented LiDAR frame. `size` is (H, W); `last` is made for H
+    * W cells.
 
-    Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:238-278. Differs in: there the device
-    decides which point of a pixel counts, and points are shifted in place.
+    Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:238-278; there the device decides which
+    point of a pixel counts.
     """
     (height, width), maps = size, []
     for sample, cloud in enumerate(points):
@@ -100,8 +94,7 @@ def depth_maps(points: Sequence[Tensor], rig: Rig, size: tuple[int, int], last: 
 def frustum(image: tuple[int, int], cells: tuple[int, int], depths: tuple[float, float, float]) -> Tensor:
     """Return the points of a feature map at all depths: (D, h, w, 3), pixels x, y and depth in metres.
 
-    `image` is (H, W) of the network's pictures, `cells` (h, w); `depths` are first, end (excluded) and step,
-    metres.
+    `image` is (H, W), `cells` (h, w); `depths` are first, end (excluded) and step, metres.
     """
     bins = torch.arange(*depths, dtype=torch.float32)
     x = torch.linspace(0, image[1] - 1, cells[1], dtype=torch.float32)
@@ -111,10 +104,7 @@ def frustum(image: tuple[int, int], cells: tuple[int, int], depths: tuple[float,
 
 
 def seen_points(frustum: Tensor, rig: Rig) -> Tensor:
-    """Return the points of a frustum, (B, N, D, h, w, 3) float64, in the augmented LiDAR frame, metres.
-
-    The argument `frustum` (D, h, w, 3) is the result of the function of this name.
-    """
+    """Return the points (B, N, D, h, w, 3) float64 of a frustum (D, h, w, 3) in the augmented LiDAR frame, m."""
 
     def for_points(matrix: Tensor) -> Tensor:  # (B, N, ...) -> (B, N, 1, 1, 1, ...)
         return matrix[:, :, None, None, None]
@@ -131,8 +121,7 @@ def seen_points(frustum: Tensor, rig: Rig) -> Tensor:
 def cells_of(points: Tensor, first: Tensor, step: Tensor, count: Tensor) -> Tensor:
     """Return the cell `x * Y + y` of points (..., 3) m, X * Y for points outside the grid; int64.
 
-    The grid has its corner at `first` (3,) m, cells of `step` (3,) m, and `count` (3,) cells, one of them
-    along z.
+    The grid has its corner at `first` (3,) m, cells of `step` (3,) m, and `count` (3,) cells, one along z.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:136-146.
     """

@@ -1,4 +1,4 @@
-"""From pictures to the bird's-eye view: features times depth distributions, summed in the cells of a grid.
+"""Pictures to the bird's-eye view: features times depth distributions, summed in cells.
 
 Glossary: B samples, N cameras, S = B N, H, W pictures of the network, C channels, D depth bins, h, w cells of
 a feature map, X, Y cells of the bird's-eye view.
@@ -17,7 +17,7 @@ from mmdeploy_ext.models.bevfusion import rig as rigs
 from mmdeploy_ext.models.bevfusion.rig import Rig
 
 VIEW_TRANSFORMS = Registry('view transform')
-"""Registry of the view transforms that a camera encoder of a config names."""
+"""Registry of view transforms."""
 
 
 def build_view_transform(cfg: dict[str, Any]) -> nn.Module:
@@ -38,12 +38,10 @@ class ViewTransform(nn.Module):
 
     Args:
         in_channels, out_channels: channels of the feature maps, and C.
-        image_size, feature_size: (H, W) of the network's pictures, pixels, and (h, w).
-        xbound, ybound, zbound: lower and upper border of the grid and step of its cells, metres; one cell
-            along z.
+        image_size, feature_size: (H, W), pixels, and (h, w).
+        xbound, ybound, zbound: lower and upper border and step of the grid, metres; one cell along z.
         dbound: first depth, end (excluded) and step of the depth bins, metres.
-        downsample: 1, or 2: three convolutions behind the sums, the second with that stride, which the caller
-            runs on the result of `pool`.
+        downsample: 1, or 2: three convolutions behind `pool`, the second with stride 2.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py.
     """
@@ -85,7 +83,7 @@ class ViewTransform(nn.Module):
     def split(self, joint: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the bins (S, D, h, w), which add up to 1, and features (S, C, h, w).
 
-        `joint` (S, D + C, h, w) is the output of `depthnet`.
+        `joint` is (S, D + C, h, w).
         """
         return joint[:, : self.D].softmax(1), joint[:, self.D : self.D + self.C]
 
@@ -95,16 +93,13 @@ class ViewTransform(nn.Module):
         return rigs.cells_of(points, self.bx - self.dx / 2, self.dx, self.nx)
 
     def depth_maps(self, points: Sequence[Tensor], rig: Rig) -> Tensor:
-        """Return the depth maps (B, N, 1, H, W) in metres, 0 in pixels without a point; see `rig.depth_maps`.
-
-        `points` (P, 3 or more) of each sample are in the augmented LiDAR frame.
-        """
+        """Return `rig.depth_maps` (B, N, 1, H, W), metres."""
         return rigs.depth_maps(points, rig, self.image_size, self.last_in_pixel)
 
     def pool(self, weights: Tensor, features: Tensor, cells: Tensor) -> Tensor:
-        """Return the sums of weighted features in each cell, (B, C, X, Y): rows are x, columns y.
+        """Return weighted features summed in each cell, (B, C, X, Y): rows are x, columns y.
 
-        Weights are (S, D, h, w), features (S, C, h, w), cells (B, N, D, h, w), see `cells`.
+        Weights are (S, D, h, w), features (S, C, h, w), cells (B, N, D, h, w).
         """
         lifted = weights[..., None] * features.permute(0, 2, 3, 1)[:, None]
         lifted = lifted.reshape(cells.shape[0], -1, self.C)
@@ -113,16 +108,16 @@ class ViewTransform(nn.Module):
         return torch.stack(sums).transpose(1, 2).unflatten(2, self.shape)
 
     def pool_tables(self, cells: Tensor) -> tuple[Tensor, ...]:
-        """Return the tables for `pool_by_tables` of the cells (N, D, h, w) of a sample."""
+        """Return the tables of `pool_by_tables` of cells (N, D, h, w)."""
         first, *further_tables = self.tables(cells.flatten())
         depths, pixels = cells[0].numel(), cells[0, 0].numel()
         points = (first - 1).clamp(min=0)
         return first, points // depths * pixels + points % pixels, *further_tables
 
     def pool_by_tables(self, weights: Tensor, features: Tensor, tables: Sequence[Tensor]) -> Tensor:
-        """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone.
+        """Return `pool` of one sample, (1, C, X, Y), by gathers alone.
 
-        Weights are (N, D, h, w), features (N, C, h, w) and tables the result of `pool_tables`.
+        Weights are (N, D, h, w), features (N, C, h, w).
         """
         first, pixels, second, third, slots = tables
         factors = torch.nn.functional.pad(weights.flatten(), (1, 0))[first]
@@ -145,7 +140,6 @@ class LSSTransform(ViewTransform):
         self.depthnet = nn.Conv2d(in_channels, self.D + self.C, 1)
 
     def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return weights and features of (S, in_channels, h, w), see `split`; `depth` is not used."""
         return self.split(self.depthnet(maps))
 
 
@@ -172,10 +166,6 @@ class DepthLSSTransform(ViewTransform):
         )
 
     def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return weights and features of maps (S, in_channels, h, w), see `split`.
-
-        `depth` (S, 1, H, W) are the depth maps, metres; ShapeError if None.
-        """
         if depth is None:
             raise ShapeError('DepthLSSTransform takes depth maps, and got none')
         return self.split(self.depthnet(torch.cat([self.dtransform(depth), maps], 1)))

@@ -1,4 +1,4 @@
-"""nuScenes as BEVFormer takes it: cameras, and a record of the car's motion, for tests."""
+"""nuScenes for BEVFormer: cameras, and a record of the car's motion."""
 
 import math
 from typing import Any
@@ -18,22 +18,19 @@ from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_t
 class BevNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus the matrices of cameras and the motion of the car.
 
-    Infos are mmdet3d's, with a `scene_token`; of a `can_bus` (18,) of BEVFormer's converter, if an info has
-    one, acceleration, rotation rate and velocity are used.
+    Infos need a `scene_token`; acceleration, rotation rate and velocity of a `can_bus` (18,) are used.
 
     Source: fundamentalvision/BEVFormer 66b65f3, datasets/nuscenes_dataset.py.
     """
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """Return the dict that the pipeline starts from.
+        """Return the pipeline's first dict.
 
-        Returns:
-            `can_bus` (18,) float64, of the car: position x, y, z in the map in m; the real part of its
-            orientation four times, as upstream has it; acceleration, rotation rate and velocity, 0 if they
-            are not known; heading in the map in rad and in degrees, from 0 to a whole turn; `ego_pose` (4, 4)
-            float32, LiDAR to global; `timestamp` s; `sample_idx`, `scene_token`; per camera, in the order of
-            the info: `img_filename`, `lidar2img` and `intrinsics` (4, 4) float64, for pixels of the original
-            pictures.
+        `can_bus` (18,) float64: position x, y, z in the map in m; w of the orientation four times, as
+        upstream; acceleration, rotation rate and velocity, or 0; heading in the map in rad and degrees, from
+        0 to a whole turn. `ego_pose` (4, 4) float32, LiDAR to global; `timestamp` s; `sample_idx`,
+        `scene_token`; per camera `img_filename`, `lidar2img` and `intrinsics` (4, 4) float64, for original
+        pixels.
         """
         info = self.data_infos[index]
         name = f'{self.ann_file}: sample {info["token"]}'
@@ -55,7 +52,7 @@ class BevNuScenesDataset(NuScenesDataset):
 
 
 def motion_of_car(info: dict[str, Any], sample: str) -> np.ndarray:
-    """Return the `can_bus` (18,) of `get_data_info`; `sample` names the info in messages."""
+    """Return the `can_bus` (18,); `sample` names the info in messages."""
     record = np.zeros(18)
     if info.get('can_bus') is not None:
         record[:] = read_calibration(info, 'can_bus', sample, (18,))

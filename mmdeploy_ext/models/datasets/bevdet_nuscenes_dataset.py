@@ -1,7 +1,6 @@
-"""nuScenes as BEVDet takes it: pictures of cameras and their own poses, for tests.
+"""nuScenes for BEVDet: pictures of cameras and their own poses.
 
 Source: HuangJunJie2017/BEVDet f71858d, datasets/pipelines/loading.py:805-1023, nuscenes_dataset.py.
-
 Glossary: N cameras.
 """
 
@@ -20,11 +19,11 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.datasets.nuscenes_dataset import lidar_to_global, read_calibration
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of R, G, B, which upstream subtracts from B, G, R, for the weights that it published."""
+"""Values of R, G, B, subtracted from B, G, R, as upstream for its published weights."""
 
 
 def resize_and_crop(config: Mapping[str, Any]) -> tuple[float, tuple[int, int], tuple[int, int]]:
-    """Return scale, (width, height) after the resize, and (left, top) of the crop, of a `data_config`."""
+    """Return scale, (width, height) after the resize, and (left, top) of the crop."""
     (height, width), (source_height, source_width) = config['input_size'], config['src_size']
     scale = width / source_width + config.get('resize_test', 0.0)
     size = int(source_width * scale), int(source_height * scale)
@@ -42,7 +41,7 @@ def matrix_of(entry: Mapping[str, Any], name: str, title: str) -> np.ndarray:
 
 @registered_if_named(PIPELINES)
 class PrepareImageInputs:
-    """Loads the pictures of the present frame: `img_inputs` without bda, see `BEVDet`, without B."""
+    """Loads the present pictures: `img_inputs` without bda and B."""
 
     def __init__(
         self, data_config: Mapping[str, Any], is_train: bool = False, sequential: bool = False

@@ -1,4 +1,4 @@
-"""nuScenes as a stream of multi-camera key frames, in scenes that keep their order.
+"""nuScenes as a stream of multi-camera key frames, in scenes.
 
 Glossary: N cameras.
 """
@@ -38,14 +38,12 @@ class CustomNuScenesDataset(NuScenesDataset):
         super().__init__(**kwargs)
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """Return the dict that the pipeline starts from.
+        """Return the pipeline's first dict.
 
-        Returns:
-            `ego_pose`, `ego_pose_inv` (4, 4) float32: LiDAR to global and back; `timestamp` float64 s;
-            `sample_idx`, `scene_token`, `frame_idx`, `prev_idx`, `next_idx`, `pts_filename`, `sweeps`; per
-            camera, in the order of the info: `img_filename`, `img_timestamp` (s), `intrinsics` (4, 4)
-            float64, `extrinsics` (4, 4) float32 LiDAR to camera, `lidar2img` (4, 4) float64, to pixels of the
-            original pictures.
+        `ego_pose`, `ego_pose_inv` (4, 4) float32: LiDAR to global and back; `timestamp` float64 s;
+        `sample_idx`, `scene_token`, `frame_idx`, `prev_idx`, `next_idx`, `pts_filename`, `sweeps`; per camera
+        `img_filename`, `img_timestamp` (s), `intrinsics` (4, 4) float64, `extrinsics` (4, 4) float32 LiDAR to
+        camera, `lidar2img` (4, 4) float64, to original pixels.
         """
         info = self.data_infos[index]
         name = f'{self.ann_file}: sample {info["token"]}'
@@ -69,17 +67,16 @@ class CustomNuScenesDataset(NuScenesDataset):
 
 @registered_if_named(DATASETS)
 class FusionNuScenesDataset(NuScenesDataset):
-    """mmdet3d's nuScenes data set, plus the matrices that BEVFusion takes.
+    """mmdet3d's nuScenes data set, plus the matrices of BEVFusion.
 
-    Infos are mmdet3d's (`create_data.py`). Source: mit-han-lab/bevfusion db75150,
-    mmdet3d/datasets/nuscenes_dataset.py:150-218.
+    Source: mit-han-lab/bevfusion db75150, mmdet3d/datasets/nuscenes_dataset.py:150-218.
     """
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """Return the dict that the pipeline starts from: mmdet3d's entries, and the matrices.
+        """Return mmdet3d's entries, and the matrices.
 
-        Cameras have (N, 4, 4) float32 in the order of the info: `camera_intrinsics`, `camera2lidar`,
-        `lidar2image` and `img_aug_matrix` (unit matrices); `lidar_aug_matrix` is (4, 4).
+        Cameras have (N, 4, 4) float32: `camera_intrinsics`, `camera2lidar`, `lidar2image` and
+        `img_aug_matrix` (unit matrices); `lidar_aug_matrix` is (4, 4).
         """
         data, info = super().get_data_info(index), self.data_infos[index]
         cameras = camera_inputs(info.get('cams') or {}, f'{self.ann_file}: sample {info["token"]}')
@@ -97,10 +94,7 @@ class FusionNuScenesDataset(NuScenesDataset):
 
 
 def lidar_to_global(info: dict[str, Any], sample: str) -> np.ndarray:
-    """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32; `sample` names the info in messages.
-
-    For each of these two an info has a quaternion, its real part first, and a translation in metres.
-    """
+    """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32; `sample` names the info in messages."""
 
     def matrix(name: str) -> np.ndarray:
         turn = Quaternion(read_calibration(info, f'{name}_rotation', sample, (4,))).rotation_matrix
@@ -110,7 +104,7 @@ def lidar_to_global(info: dict[str, Any], sample: str) -> np.ndarray:
 
 
 def camera_inputs(cameras: dict[str, dict[str, Any]], sample: str) -> dict[str, list[Any]]:
-    """Return lists of file names, time stamps (s) and matrices of all cameras, by `CAMERA_KEYS`."""
+    """Return lists of file names, time stamps (s) and matrices of all cameras."""
     if not cameras:
         raise DataError(f'{sample}: got no camera in `cams`, expected at least one')
     rows = []
@@ -126,7 +120,7 @@ def camera_inputs(cameras: dict[str, dict[str, Any]], sample: str) -> dict[str, 
 
 
 def rigid_matrix(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """Return the float32 4x4 matrix [R t; 0 1] of a rotation (3, 3) and a translation (3,) in metres."""
+    """Return the float32 matrix [R t; 0 1] of a rotation (3, 3) and a translation (3,), m."""
     matrix = np.eye(4, dtype=np.float32)
     matrix[:3, :3] = rotation
     matrix[:3, 3] = translation
@@ -134,13 +128,13 @@ def rigid_matrix(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
-    """Return [R^T, -R^T t; 0 1] of a rigid float32 (4, 4), computed in float32."""
+    """Return [R^T, -R^T t; 0 1] of a rigid float32 (4, 4)."""
     rotation_t = matrix[:3, :3].T
     return rigid_matrix(rotation_t, -(rotation_t @ matrix[:3, 3]))
 
 
 def read_calibration(record: dict[str, Any], key: str, title: str, *shapes: tuple[int, ...]) -> np.ndarray:
-    """A matrix (3, 3), a quaternion (4,) or a translation (3,) of an info or of its camera; float64."""
+    """Return a matrix (3, 3), a quaternion (4,) or a translation (3,) of an info; float64."""
     if key not in record:
         raise DataError(f'{title}: has no {key}; make the info file again with {tool("synthetic infos")}')
     value = np.asarray(record[key], dtype=np.float64)

@@ -1,7 +1,8 @@
-"""nuScenes as Sparse4D takes it: cameras, and where the LiDAR is in the map, in float64; not for training.
+"""nuScenes for Sparse4D: cameras, and the LiDAR's pose in the map, in float64.
 
-Source: HorizonRobotics/Sparse4D c41df4b, datasets/nuscenes_3d_det_track_dataset.py and datasets/pipelines/
-{augment,transform}.py.
+Source: HorizonRobotics/Sparse4D c41df4b, datasets/nuscenes_3d_det_track_dataset.py and
+datasets/pipelines/{augment,transform}.py.
+Glossary: N cameras, H, W pictures in pixels.
 """
 
 from typing import Any
@@ -21,10 +22,7 @@ from mmdeploy_ext.models.datasets.nuscenes_dataset import read_calibration
 
 
 def read_pose(record: dict[str, Any], name: str, title: str) -> np.ndarray:
-    """Return the pose (4, 4) float64 of the entries `NAME_rotation` and `NAME_translation` of an info.
-
-    The rotation is a matrix (3, 3) or a quaternion (4,), its real part first; the translation is (3,) m.
-    """
+    """Return the pose (4, 4) float64 of `NAME_rotation`, matrix or quaternion, and `NAME_translation`, m."""
     rotation = read_calibration(record, f'{name}_rotation', title, (3, 3), (4,))
     matrix = np.eye(4)
     matrix[:3, :3] = Quaternion(rotation).rotation_matrix if rotation.shape == (4,) else rotation
@@ -48,12 +46,11 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
         super().__init__(**settings)
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """Return the dict that the pipeline starts from.
+        """Return the pipeline's first dict.
 
-        Returns:
-            `sample_idx`, `scene_token`; `timestamp` s; `lidar2global` (4, 4) float64; `aug_config`, the
-            `resize` and `crop` (left, top, right, bottom) of pictures; per camera, in the order of the info:
-            `img_filename`, `lidar2img` (4, 4) float64, in pixels of the original pictures.
+        `sample_idx`, `scene_token`; `timestamp` s; `lidar2global` (4, 4) float64; `aug_config`, `resize` and
+        `crop` (left, top, right, bottom); per camera `img_filename`, `lidar2img` (4, 4) float64, in original
+        pixels.
         """
         info = self.data_infos[index]
         title = f'{self.ann_file}: sample {info["token"]}'
@@ -76,7 +73,7 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
         )
 
     def test_augmentation(self) -> dict[str, Any]:
-        """Return the factor `resize`, and `crop` (left, top, right, bottom) px of the resized picture."""
+        """Return the factor `resize`, and `crop` (left, top, right, bottom), resized pixels."""
         conf = self.data_aug_conf
         height, width = conf['final_dim']
         resize = max(height / conf['H'], width / conf['W'])
@@ -88,10 +85,10 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
 
 @registered_if_named(PIPELINES)
 class ResizeCropFlipImage:
-    """Resizes and crops all cameras by `aug_config`, and their `lidar2img` with them; tests flip none."""
+    """Resizes and crops all cameras by `aug_config`, with their `lidar2img`."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change each camera's `img` (H, W, 3) and `lidar2img` (4, 4); add `img_shape` (height, width)."""
+        """Change `img` (H, W, 3) and `lidar2img` (4, 4); add `img_shape` (h, w)."""
         resize, crop = results['aug_config']['resize'], results['aug_config']['crop']
         matrix = np.diag([resize, resize, 1.0, 1.0])
         matrix[:2, 2] = -np.array(crop[:2])
@@ -107,12 +104,12 @@ class ResizeCropFlipImage:
 
 @registered_if_named(PIPELINES)
 class NuScenesSparse4DAdaptor:
-    """Makes Sparse4D's inputs: pictures as a tensor, the rest as arrays of numpy."""
+    """Makes Sparse4D's inputs: a tensor of pictures, and numpy arrays."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add `projection_mat` (N, 4, 4), `image_wh` (N, 2), and `T_global` (4, 4) with `T_global_inv`.
+        """Add `projection_mat` (N, 4, 4), `image_wh` (N, 2), and `T_global` (4, 4), LiDAR to global.
 
-        `T_global` is LiDAR to global; `img` becomes a DataContainer (N, 3, H, W).
+        `img` becomes a DataContainer (N, 3, H, W).
         """
         sizes = np.array(results['img_shape'], np.float32)[:, :2]
         results['projection_mat'] = np.float32(np.stack(results['lidar2img']))

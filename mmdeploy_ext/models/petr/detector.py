@@ -11,8 +11,8 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 @registered_if_named(DETECTORS, beside=('PETRHead', 'PETRv2Head'))
 class Petr3D(CameraDetector):
-    """Camera-only detector; `modules` as of `CameraDetector`.
+    """Camera-only detector.
 
-    PETRv2 takes 12 pictures: the 6 of a frame, then 6 of a frame before, with `lidar2img` from the LiDAR
-    frame of the present one to their pixels.
+    PETRv2 takes 12 pictures: 6 of a frame, then 6 of a frame before, with `lidar2img` from the present LiDAR
+    frame to their pixels.
     """

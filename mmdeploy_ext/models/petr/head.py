@@ -1,8 +1,7 @@
-"""The heads of PETR and PETRv2 at test time: from feature maps and calibrations to objects.
+"""The heads of PETR and PETRv2 at test time: feature maps and calibrations to objects.
 
-Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py`, `dense_heads/petrv2_head.py`; names of
-parameters are the checkpoints'.
-
+Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py`, `dense_heads/petrv2_head.py`, with their
+parameter names.
 Glossary: N cameras, C channels, h, w feature map, T = N h w tokens, D depth bins, R queries, L layers of the
 decoder, K classes, n boxes.
 """
@@ -34,7 +33,7 @@ from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_bra
 CODE_SIZE = 10
 CAMERAS = 6
 TASK_SIZES = (2, 1, 3, 2, 2)
-"""Numbers that each of the five branches of a box of PETRv2 gives; their names upstream do not fit them."""
+"""Outputs of the five box branches of PETRv2; upstream's names do not fit them."""
 
 
 def two_convolutions(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -42,7 +41,7 @@ def two_convolutions(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class PositionGate(nn.Module):
-    """A gate on the positions (N, C, h, w), computed for each token from its features."""
+    """A gate on positions, computed from each token's features."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -50,12 +49,12 @@ class PositionGate(nn.Module):
         self.conv_expand = nn.Conv2d(channels, channels, 1)
 
     def forward(self, positions: Tensor, features: Tensor) -> Tensor:
-        """Return the positions times a sigmoid that is made from the features; all are (N, C, h, w)."""
+        """Return positions times a sigmoid of the features; all are (N, C, h, w)."""
         return positions * self.conv_expand(self.conv_reduce(features).relu()).sigmoid()
 
 
 class BoxBranches(nn.Module):
-    """The numbers of a box of PETRv2: layers in common, then a branch for each group of `TASK_SIZES`."""
+    """Box numbers of PETRv2: common layers, then a branch for each of `TASK_SIZES`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,7 +71,7 @@ class BoxBranches(nn.Module):
 
 
 class PetrBoxCoder(QueryBoxCoder):
-    """A coder that never lowers its threshold, unlike `QueryBoxCoder`."""
+    """A `QueryBoxCoder` that never lowers its threshold."""
 
     def passing(self, scores: Tensor) -> Tensor:
         return scores > self.score_threshold if self.score_threshold else super().passing(scores)
@@ -83,18 +82,17 @@ class PETRHead(BaseModule):
     """Test-time head of PETR, for one frame of N cameras.
 
     Args:
-        num_classes, in_channels, num_query: K, channels of the maps of the neck, R.
+        num_classes, in_channels, num_query: K, channels of the neck's maps, R.
         embed_dims: C.
-        transformer, positional_encoding, bbox_coder: configs, none of which may be missing.
-        depth_num, depth_start: D, and the first of the depths in m.
+        transformer, positional_encoding, bbox_coder: configs, all needed.
+        depth_num, depth_start: D, and the first depth, m.
         LID: whether the steps of the depths grow.
         position_range: x, y, z low, then high, m, of the points along the rays; the last depth is near the
             fourth number.
-        with_multiview: has to be True (ConfigError): cameras are counted, too.
+        with_multiview: must be True (ConfigError): cameras are counted, too.
         num_reg_fcs: hidden layers of the branches of classes and, in PETR, of boxes.
         code_weights: of a loss; a parameter of checkpoints; None: ones.
-        training: options of training, and options that upstream does not read; `normedlinear` and
-            `with_position` only with False and True (ConfigError).
+        training: unused; `normedlinear` and `with_position` must be False and True (ConfigError).
     """
 
     _version = 2
@@ -155,14 +153,14 @@ class PETRHead(BaseModule):
         """Return the head's outputs for one frame.
 
         Args:
-            maps: feature maps of each level (1, N, in_channels, h, w), of which the first is used.
-            img_metas: one dict: `lidar2img` [N] of (4, 4), from the LiDAR frame of this moment to pixels of
-                the padded pictures times depth; `pad_shape` and `img_shape` [N] of (H, W, 3), the pictures
-                with and without padding; for PETRv2 `timestamp` [N], see `PETRv2Head.seconds`.
+            maps: of each level (1, N, in_channels, h, w); the first is used.
+            img_metas: one dict: `lidar2img` [N] of (4, 4), present LiDAR frame to pixels of the padded
+                pictures times depth; `pad_shape` and `img_shape` [N] of (H, W, 3), with and without padding;
+                for PETRv2 `timestamp` [N].
 
         Returns:
             'all_cls_scores' (L, 1, R, K) logits, 'all_bbox_preds' (L, 1, R, 10): x, y in m, log width, log
-            length, z of the centre in m, log height, sine and cosine of the yaw, velocity x, y in m/s.
+                length, z of the centre in m, log height, sine and cosine of the yaw, velocity x, y in m/s.
         """
         (meta,) = img_metas
         size = tuple(maps[0].shape[-2:])
@@ -189,11 +187,11 @@ class PETRHead(BaseModule):
 
 @registered_if_named(HEADS)
 class PETRv2Head(PETRHead):
-    """Test-time head of PETRv2: 6 cameras of the frame, then 6 of a frame before; see `PETRHead`.
+    """Test-time head of PETRv2: 6 cameras of the frame, then 6 of a frame before (`PETRHead`).
 
     Args:
-        with_fpe, with_time, with_multi: have to be True (ConfigError): gate, division by the time, and
-            branches of boxes.
+        with_fpe, with_time, with_multi: must be True (ConfigError): gate, division by the time, branches of
+            boxes.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
-"""Codes of where tokens are: of points along their rays, and of counts of cameras, rows and columns.
+"""Codes of tokens' places: points along their rays, and counts of cameras, rows and columns.
 
 Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py` (`position_embeding`),
 `utils/positional_encoding.py` (`SinePositionalEncoding3D`).
-
 Glossary: N cameras (also of the frame before), h, w feature map, D depth bins.
 """
 
@@ -23,7 +22,7 @@ EPSILON = 1e-6
 
 
 def token_corners(pad_shape: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Return the upper left corners (h w, 2) of the cells, x and y in px of the padded image."""
+    """Return the upper left corners (h w, 2) of the cells, x and y in padded pixels."""
     ys, xs = (
         torch.arange(cells).float() * float(pixels) / cells
         for pixels, cells in zip(pad_shape[:2], size, strict=True)
@@ -32,10 +31,10 @@ def token_corners(pad_shape: Sequence[int], size: Sequence[int]) -> Tensor:
 
 
 def image_to_lidar(lidar2img: Sequence[np.ndarray]) -> Tensor:
-    """Return the inverses (N, 4, 4), float32, of N matrices, each computed in the precision of its matrix.
+    """Return the inverses (N, 4, 4), float32, each computed in its matrix's precision.
 
-    Upstream holds the matrices of the current cameras in float64 and of the frame before in float32; the code
-    of a point near the border of the range changes with the last bits of them.
+    Upstream has float64 for the present cameras, float32 for the frame before; near the border of the range
+    their last bits matter.
     """
     return torch.from_numpy(np.stack([np.linalg.inv(np.asarray(m)).astype(np.float32) for m in lidar2img]))
 
@@ -43,11 +42,11 @@ def image_to_lidar(lidar2img: Sequence[np.ndarray]) -> Tensor:
 def ray_codes(
     img2lidar: Tensor, corners: Tensor, depths: Tensor, position_range: Tensor, size: Sequence[int]
 ) -> Tensor:
-    """Return the inverse sigmoids (N, 3 D, h, w) of where the points of each token are in `position_range`.
+    """Return the inverse sigmoids (N, 3 D, h, w) of the tokens' points in `position_range`.
 
     Args:
-        img2lidar: (N, 4, 4), from pixels times depth to m of the LiDAR frame.
-        corners: (h w, 2) px, see `token_corners`.
+        img2lidar: (N, 4, 4), pixels times depth to the LiDAR frame, m.
+        corners: (h w, 2) pixels, see `token_corners`.
         depths: (D,) m.
         position_range: x, y, z low, then high, m; points outside count as on its border.
         size: h, w.
@@ -61,12 +60,11 @@ def ray_codes(
 
 @registered_if_named(POSITIONAL_ENCODING)
 class SinePositionalEncoding3D(BaseModule):
-    """Sines and cosines of the counts of cameras, rows and columns that are no padding.
+    """Sines and cosines of the counts of cameras, rows and columns without padding.
 
     Args:
         num_feats: numbers per count; half of them are sines.
-        normalize: has to be True (ConfigError), which is not the default: counts are divided by the last one,
-            as in all published configs.
+        normalize: must be True (ConfigError): counts are divided by the last count.
     """
 
     def __init__(self, num_feats: int, normalize: bool = False, init_cfg: dict | None = None) -> None:

@@ -1,7 +1,6 @@
-"""The steps of a frame on the layers of a head of PETR or PETRv2, ours or of PETR's repository.
+"""The steps of a frame on the layers of a head of PETR or PETRv2, ours or PETR's repository's.
 
 Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py`, `dense_heads/petrv2_head.py`.
-
 Glossary: N cameras (of PETRv2 also of the frame before), C channels, h, w feature map, D depth bins, R
 queries, L layers of the decoder, K classes.
 """
@@ -17,24 +16,21 @@ from mmdeploy_ext.models.petr.positions import ray_codes
 from mmdeploy_ext.models.rays import depth_bins, point_encoding
 
 QUERY_FEATS = 128
-"""Numbers of the code of one coordinate of a query."""
+"""Numbers per coordinate in the code of a query."""
 CENTRE = (0, 1, 4)
 
 
 def depths_of(head: nn.Module) -> Tensor:
-    """Return the depths (D,) in m of the points along each ray, ascending; the first is `depth_start`."""
+    """Return the depths (D,) of each ray, m, ascending from `depth_start`."""
     end = float(head.position_range[3])
     return depth_bins(int(head.depth_num), float(head.depth_start), end, bool(head.LID))
 
 
 def embed_rays(head: nn.Module, img2lidar: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the positions (N, C, h, w) by the rays alone: without PETRv2's gate and `embed_counts`.
+    """Return the positions (N, C, h, w) by the rays, without PETRv2's gate and `embed_counts`.
 
-    Args:
-        head: its encoder runs.
-        img2lidar: (N, 4, 4), from pixels times depth to m of the LiDAR frame of this moment.
-        corners: (h w, 2) px, see `positions.token_corners`.
-        size: h, w.
+    `img2lidar` (N, 4, 4) goes from pixels times depth to the present LiDAR frame, m; `corners` are (h w, 2)
+    pixels.
     """
     device = img2lidar.device
     limits = torch.as_tensor(head.position_range, dtype=torch.float32, device=device)
@@ -43,10 +39,7 @@ def embed_rays(head: nn.Module, img2lidar: Tensor, corners: Tensor, size: Sequen
 
 
 def embed_counts(head: nn.Module, padding: Tensor) -> Tensor:
-    """Return the positions (N, C, h, w) by camera, row and column.
-
-    `padding` (N, h, w) bool is True for cells that show no picture.
-    """
+    """Return the positions (N, C, h, w) by camera, row and column; `padding` is (N, h, w) bool."""
     counts = tap('sine', head.positional_encoding(padding.unsqueeze(0))[0])
     return tap('sin_pe', head.adapt_pos3d(counts))
 
@@ -54,7 +47,7 @@ def embed_counts(head: nn.Module, padding: Tensor) -> Tensor:
 def padding_mask(
     img_shapes: Sequence[Sequence[int]], pad_shape: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """Return a mask (N, h, w), True for cells with an upper left pixel outside of the picture."""
+    """Return (N, h, w), True for cells with an upper left pixel outside of the picture."""
     mask = torch.ones(1, len(img_shapes), int(pad_shape[0]), int(pad_shape[1]))
     for camera, shape in enumerate(img_shapes):
         mask[0, camera, : int(shape[0]), : int(shape[1])] = 0
@@ -62,13 +55,13 @@ def padding_mask(
 
 
 def query_positions(head: nn.Module) -> Tensor:
-    """Return the positions (R, C) of the queries, a constant of the weights."""
+    """Return the positions (R, C) of the queries, constant."""
     codes = point_encoding(head.reference_points.weight, QUERY_FEATS)
     return tap('query_embeds', head.query_embedding(codes))
 
 
 def gated(head: nn.Module, rays: Tensor, tokens: Tensor) -> Tensor:
-    """Return the positions by rays (N, C, h, w), of PETRv2 times a gate that tokens of this shape open."""
+    """Return positions (N, C, h, w), in PETRv2 times a gate of the tokens."""
     return tap('fpe', head.fpe(rays, tokens)) if hasattr(head, 'fpe') else rays
 
 
@@ -84,9 +77,9 @@ def detect(
     """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of feature maps (N, in_channels, h, w).
 
     Args:
-        head: its layers run.
+        head: the head.
         features: maps of the neck.
-        rays: of `embed_rays`, before they are gated.
+        rays: of `embed_rays`, before the gate.
         counts: of `embed_counts`.
         queries: of `query_positions`.
         padding: (N, h, w), True for tokens without a picture, or None.
@@ -100,7 +93,7 @@ def detect(
 def run_decoder(
     head: nn.Module, tokens: Tensor, positions: Tensor, queries: Tensor, padding: Tensor | None
 ) -> Tensor:
-    """Return the outputs (L, 1, R, C) of the decoder's layers; for the arguments see `detect`."""
+    """Return the outputs (L, 1, R, C) of the decoder's layers."""
     tokens, positions = (x.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1) for x in (tokens, positions))
     query_pos = queries.unsqueeze(1)
     outputs = head.transformer.decoder(
@@ -119,8 +112,7 @@ def predict(head: nn.Module, outputs: Tensor, seconds: Tensor | float) -> tuple[
     """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of the decoder's outputs (L, 1, R, C).
 
     Codes are x, y in m, log width, log length, z of the centre in m, log height, sine and cosine of the yaw,
-    velocity x, y in m/s: `seconds` divides the displacements of PETRv2; PETR predicts velocities, for which
-    it is 1.
+    velocity x, y in m/s; `seconds` divides the displacements of PETRv2 (PETR: 1).
     """
     layers = range(len(outputs))
     logits = torch.stack([head.cls_branches[layer](outputs[layer]) for layer in layers])

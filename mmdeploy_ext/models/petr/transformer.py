@@ -15,12 +15,12 @@ from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 @registered_if_named(TRANSFORMER_LAYER)
 class PETRTransformerDecoderLayer(AttentionLayer):
-    """An `AttentionLayer` under PETR's name; `forward` as of mmcv's `BaseTransformerLayer`."""
+    """An `AttentionLayer` under PETR's name."""
 
 
 @registered_if_named(TRANSFORMER)
 class PETRTransformer(DecoderTransformer):
-    """A decoder that `steps.run_decoder` runs; ConfigError: layers that begin with a norm."""
+    """A decoder for `steps.run_decoder`; raises ConfigError for layers that begin with a norm."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

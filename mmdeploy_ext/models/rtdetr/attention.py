@@ -1,8 +1,6 @@
 """Deformable attention over several maps, and the decoder layer around it.
 
-Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py; parameter names are its own
-and of mmcv's `MultiScaleDeformableAttention`.
-
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py, with its parameter names.
 Glossary: B batch, D embedding, M heads, L maps, P points per map, Q queries, h, w size of a map.
 """
 
@@ -16,7 +14,7 @@ from mmdeploy_ext.exporting.ops.attention import attend_maps, point_weights
 from mmdeploy_ext.models.rtdetr.layers import SelfAttention
 
 FLOAT16_MAX = 65504.0
-"""A decoder layer clamps the input of its last normalisation to it, as the original does."""
+"""Clamp before the last normalisation of a decoder layer, as in the original."""
 
 
 class DeformableAttention(nn.Module):
@@ -47,19 +45,19 @@ class DeformableAttention(nn.Module):
         return self.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
 
     def locations(self, query: torch.Tensor, boxes_cxcywh: torch.Tensor) -> torch.Tensor:
-        """Return (B, Q, M, L, P, 2) x, y for `grid_sample`: -1..1 is the map, beyond which points may lie."""
+        """Return (B, Q, M, L, P, 2) x, y for `grid_sample`: -1..1 is the map; points may lie outside."""
         shape = (self.heads, self.num_levels, self.num_points, 2)
         offsets = self.sampling_offsets(query).unflatten(-1, shape)
         centre, size = boxes_cxcywh[:, :, None, None, None].chunk(2, -1)
         return 2 * (centre + offsets / self.num_points * size * 0.5) - 1
 
     def weights(self, query: torch.Tensor) -> torch.Tensor:
-        """Return (B * M, 1, Q, L * P), which sum to 1 over the last axis."""
+        """Return (B * M, 1, Q, L * P), summing to 1 over the last axis."""
         return point_weights(self.attention_weights(query), self.heads)
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the maps, and then pass a feed-forward network."""
+    """Self-attention of queries, attention to the maps, feed-forward network."""
 
     def __init__(
         self, dim: int, heads: int, feedforward: int, dropout: float, num_levels: int, num_points: int
@@ -82,10 +80,10 @@ class DecoderLayer(nn.Module):
         maps: Sequence[torch.Tensor],
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return (B, Q, D) of `target` (B, Q, D), which looks around boxes in 0..1.
+        """Return (B, Q, D) of `target` (B, Q, D) around boxes in 0..1.
 
-        `position` (B, Q, D) is added to queries (and keys) only; `mask` (Q, Q) is True where a row must not
-        look at a column; None: every row looks at all.
+        `position` (B, Q, D) is added to queries and keys; `mask` (Q, Q) is True where a row must not look at
+        a column.
         """
         target = self.norm1(target + self.dropout(self.self_attn(target, position, mask)))
         attended = self.cross_attn(target + position, boxes_cxcywh, maps)

@@ -1,7 +1,6 @@
 """PResNet, variant d: the ResNet of RT-DETR, with the original's parameter names.
 
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/presnet.py.
-
 Glossary: B images, H, W their height and width, C channels, h, w map size.
 """
 
@@ -23,7 +22,7 @@ NUM_RETURNED = 3
 
 
 class ResidualBlock(nn.Module):
-    """The base class of both kinds of blocks: the shortcut, which the first block of every stage projects."""
+    """Base of both blocks: the shortcut, projected by the first block of a stage."""
 
     expansion = 1
 
@@ -37,10 +36,7 @@ class ResidualBlock(nn.Module):
                 self.short = nn.Sequential(OrderedDict(pool=pool, conv=self.short))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the ReLU of the sum of the shortcut and the other layers.
-
-        For maps (B, in_channels, h, w) it is (B, out_channels, h / stride, w / stride), rounded up.
-        """
+        """Return (B, out_channels, h / stride, w / stride), rounded up, of maps (B, in_channels, h, w)."""
         short = features if self.short is None else self.short(features)
         for name, layer in self.named_children():
             features = features if name == 'short' else layer(features)
@@ -93,10 +89,10 @@ class Stage(nn.Module):
 
 @registered_if_named(BACKBONES)
 class PResNet(BaseModule):
-    """ResNet-vd; its last three stages (strides 8, 16, 32) are the result.
+    """ResNet-vd; returns its last three stages (strides 8, 16, 32).
 
     Attributes:
-        out_channels: numbers of channels of the three maps, the finest first.
+        out_channels: channels of the three maps, the finest first.
     """
 
     def __init__(
@@ -132,7 +128,7 @@ class PResNet(BaseModule):
             self.conv1.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps (B, C, H / s, W / s) of strides s = 8, 16, 32 for images (B, 3, H, W)."""
+        """Return the maps (B, C, H / s, W / s) of s = 8, 16, 32 of images (B, 3, H, W)."""
         features = F.max_pool2d(self.conv1(images), 3, 2, 1)
         maps = []
         for stage in self.res_layers:

@@ -1,4 +1,4 @@
-"""Boxes as cxcywh and as xyxy. Nothing here scales them: shares of an image stay shares, pixels pixels."""
+"""Boxes as cxcywh and as xyxy; nothing is scaled."""
 
 import torch
 

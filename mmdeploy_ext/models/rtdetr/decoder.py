@@ -1,7 +1,6 @@
 """RT-DETR's decoder: query selection by the class score of encoder tokens, layers that refine boxes.
 
-Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py, its parameter names too.
-
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py, with its parameter names.
 Glossary: B batch, C classes, D embedding, h, w size of a map, N tokens of all maps (fine to coarse, row by
 row), Q queries, n detections.
 """
@@ -29,23 +28,17 @@ from mmdeploy_ext.models.rtdetr.layers import MLP
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 ANCHOR_SIZE = 0.05
-"""Width and height of an anchor on the finest map, relative to the image; they double from map to map."""
+"""Side of an anchor on the finest map, relative to the image; doubles from map to map."""
 MARGINS = 100
-"""Side of the image in margins: anchors with centres in the margin, 1 / 100 of the side wide, do not count.
-"""
+"""Anchors with centres within 1 / 100 of the side from the border do not count."""
 TRAINING = {'num_denoising', 'label_noise', 'box_noise'}
 PRIOR_PROBABILITY = 0.01
-"""Class probability to which the biases of the score layers are initialised."""
+"""Class probability of the initial biases."""
 
 
 class Anchors(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the anchors of maps (B, D, h, w), and which of them count.
-
-        Returns:
-            (N, 4) logits of cx, cy, w, h, infinite at the border; (N, 1) of the same dtype, 0 at the border,
-            else 1.
-        """
+        """Return logits of anchors cx, cy, w, h (N, 4), infinite at the border; (N, 1), 0 at the border, else 1."""
         levels = [self._level(features, level) for level, features in enumerate(maps)]
         anchors, valid = (torch.cat(parts) for parts in zip(*levels, strict=True))
         logits = torch.log(anchors / (1 - anchors))
@@ -66,11 +59,11 @@ class Anchors(nn.Module):
 
 
 def inside_margin(size: int, device: torch.device) -> torch.Tensor:
-    """Return (size,) bool: whether centres (2i + 1) / (2 size) are between the margin and 1 - the margin.
+    """Return (size,) bool: whether centres (2i + 1) / (2 size) are inside of the margin.
 
-    In whole numbers, because some sizes have centres on the margin itself (0.5 / 50, at 800 pixels and stride
-    16), where it is up to an engine's division which side they are on: OpenVINO 2026.4 keeps such tokens,
-    which changes all queries; PyTorch and ONNX Runtime do not.
+    In whole numbers, because centres on the margin itself (0.5 / 50, at 800 pixels and stride 16) depend on
+    an engine's division: OpenVINO 2026.4 keeps such tokens, which changes all queries; PyTorch and ONNX
+    Runtime do not.
     """
     scaled = (2 * torch.arange(size, device=device) + 1) * MARGINS
     return (scaled > 2 * size) & (scaled < 2 * size * (MARGINS - 1))
@@ -134,8 +127,7 @@ class RTDETRDecoder(BaseModule):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q).
 
-        Features are the encoder's levels (B, channels, h, w); `tokens` (B, Q) int64 replace the best ones, so
-        that proofs can give both engines the same; None takes the best.
+        Features are (B, channels, h, w); `tokens` (B, Q) int64 replace the best tokens, for proofs.
         """
         maps = self.project(features)
         selection = self.select(maps, tokens)
@@ -158,9 +150,9 @@ class RTDETRDecoder(BaseModule):
         return content, self.enc_score_head(content), anchors
 
     def select(self, maps: Sequence[torch.Tensor], tokens: torch.Tensor | None = None) -> Selection:
-        """Return the Q tokens with the largest class logit, or others, as queries.
+        """Return the Q tokens with the largest class logit, or `tokens` (B, Q) int64, as queries.
 
-        Maps are (B, D, h, w), projected; `tokens` (B, Q) int64 are the others, None takes the best.
+        Maps are (B, D, h, w), projected.
         """
         content, logits, anchors = self.tokens(maps)
         if content.shape[1] < self.num_queries:
@@ -180,7 +172,7 @@ def _rows(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 class Postprocess(nn.Module):
-    """Logits and boxes to detections: the best (query, class) pairs, in pixels; no threshold, no clipping.
+    """Logits and boxes to the best (query, class) pairs, in pixels; no threshold, no clipping.
 
     Source: rtdetr_pytorch/src/zoo/rtdetr/rtdetr_postprocessor.py.
     """
@@ -194,8 +186,7 @@ class Postprocess(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return labels (B, n) int64, boxes (B, n, 4) xyxy pixels, scores (B, n) descending.
 
-        Logits are (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1; `orig_target_sizes` (B, 2) are width and height
-        of the pictures: boxes are in their pixels.
+        Logits are (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1; `orig_target_sizes` (B, 2) are width and height.
         """
         scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img, dim=1)
         query = torch.div(index, self.num_classes, rounding_mode='floor')

@@ -20,9 +20,9 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.decoder import Postprocess
 
 STRIDE = 32
-"""Stride of the coarsest map, pixels: the sides of images are multiples of it."""
+"""Stride of the coarsest map, pixels: divisor of the images' sides."""
 MAX_PER_IMG = 300
-"""Number of results of an image if `test_cfg` names none."""
+"""Default of `test_cfg.max_per_img`."""
 
 
 @registered_if_named(DETECTORS)
@@ -50,7 +50,7 @@ class RTDETR(BaseDetector):
         self.postprocess = Postprocess(self.decoder.num_classes, self.max_per_img)
 
     def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W)."""
+        """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32."""
         height, width = img.shape[2:]
         if not torch.compiler.is_compiling() and (height % STRIDE or width % STRIDE):  # or sizes would freeze
             raise ShapeError(
@@ -61,10 +61,7 @@ class RTDETR(BaseDetector):
     def simple_test(
         self, img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool = False, **_: object
     ) -> list[list[np.ndarray]]:
-        """Return mmdet's result: per image and class (n, 5) x1 y1 x2 y2 score.
-
-        Boxes are in pixels of the network input; with `rescale` of the original image.
-        """
+        """Return per image and class (n, 5) x1 y1 x2 y2 score, in pixels of the input, with `rescale` the original."""
         labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
         rows = torch.cat([boxes, scores[..., None]], -1)
         return [
@@ -77,7 +74,7 @@ class RTDETR(BaseDetector):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return labels (B, n), boxes (B, n, 4) xyxy and scores (B, n) of images (B, 3, H, W).
 
-        Boxes are in pixels of images of `orig_target_sizes` (B, 2), width and height, and are not clipped.
+        Boxes are in pixels of `orig_target_sizes` (B, 2), width and height, not clipped.
         """
         logits, boxes, _ = self.decoder(self.extract_feat(img))
         return self.postprocess(logits, boxes, orig_target_sizes)
@@ -87,10 +84,7 @@ class RTDETR(BaseDetector):
 
 
 def target_sizes(img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool) -> torch.Tensor:
-    """Return (B, 2) int64, the width and height by which relative boxes are multiplied.
-
-    They are of the original images with `rescale`, otherwise of the network input `img` (B, 3, H, W).
-    """
+    """Return (B, 2) int64 width and height of the originals with `rescale`, else of the input."""
     if not rescale:
         sizes = [(img.shape[3], img.shape[2])] * len(img_metas)
     else:

@@ -1,7 +1,6 @@
 """Hybrid encoder: attention within the coarsest map (AIFI), convolutions across maps (CCFM).
 
-Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/hybrid_encoder.py, its parameter names too.
-
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/hybrid_encoder.py, with its parameter names.
 Glossary: B batch, D embedding, h, w map size, T tokens of the coarsest map, row by row.
 """
 
@@ -20,7 +19,7 @@ from mmdeploy_ext.models.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock
 
 REP_BLOCKS = 3
 TEMPERATURE = 10000.0
-"""Upper bound of the periods of the position embedding, in cells and divided by 2 pi."""
+"""Upper bound of the position embedding's periods, cells over 2 pi."""
 LAYOUTS = ('original', 'row_major')
 """Values of `position_layout`, see `PositionEmbedding`."""
 
@@ -37,7 +36,7 @@ class PositionEmbedding(nn.Module):
         self.quarter, self.layout = dim // 4, layout
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (1, h * w, D) `[sin a, cos a, sin b, cos b]`, for features (B, D, h, w)."""
+        """Return (1, h * w, D) `[sin a, cos a, sin b, cos b]`."""
         height, width = features.shape[2], features.shape[3]
         slow, fast = (width, height) if self.layout == 'original' else (height, width)
         omega = TEMPERATURE ** -(np.arange(self.quarter) / max(self.quarter, 1))
@@ -68,7 +67,7 @@ class EncoderLayer(nn.Module):
         self.act = ACTIVATIONS[act]()
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Return new tokens (B, T, D), of tokens (B, T, D) and their position embedding (1, T, D)."""
+        """Return tokens (B, T, D) of tokens (B, T, D) and position (1, T, D)."""
         tokens = self.norm1(tokens + self.dropout(self.self_attn(tokens, position)))
         inner = self.linear2(self.dropout(self.act(self.linear1(tokens))))
         return self.norm2(tokens + self.dropout(inner))
@@ -86,7 +85,7 @@ class Encoder(nn.Module):
 
 
 class CSPRepLayer(nn.Module):
-    """Two 1x1 branches, one with RepVGG blocks behind it, summed."""
+    """Two 1x1 branches, one with RepVGG blocks, summed."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: float, act: str) -> None:
         super().__init__()
@@ -135,21 +134,18 @@ class RTDETRHybridEncoder(BaseModule):
         self.pan_blocks = nn.ModuleList(CSPRepLayer(2 * dim, dim, expansion, act) for _ in steps)
 
     def forward(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return three maps (B, D, h, w), strides 8, 16, 32, of the backbone's maps of these strides."""
+        """Return three maps (B, D, h, w), strides 8, 16, 32."""
         maps = [project(level) for project, level in zip(self.input_proj, features, strict=True)]
         maps[-1] = self.attend(maps[-1])
         return self.bottom_up(*self.top_down(maps))
 
     def attend(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the coarsest map (B, D, h, w) after its tokens have looked at each other."""
+        """Return the coarsest map (B, D, h, w) after attention of its tokens."""
         tokens = self.encoder[0](features.flatten(2).transpose(1, 2), self.position(features))
         return tokens.transpose(1, 2).reshape(features.shape)
 
     def top_down(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the finest map and the lateral outputs, coarsest first, of maps from fine to coarse.
-
-        All are (B, D, h, w).
-        """
+        """Return the finest map and the lateral outputs, coarsest first; all are (B, D, h, w)."""
         current, laterals = maps[-1], []
         for lateral, block, finer in zip(
             self.lateral_convs, self.fpn_blocks, reversed(maps[:-1]), strict=True

@@ -20,7 +20,7 @@ ACTIVATIONS = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, '': nn.Identit
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that never learns nor counts; its checkpoints have no `num_batches_tracked`."""
+    """Batch normalisation that never learns; checkpoints lack `num_batches_tracked`."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -38,7 +38,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, which if `frozen` never learns, activation `act`."""
+    """Convolution without bias, batch normalisation (maybe `frozen`), activation `act`."""
 
     def __init__(
         self,
@@ -57,12 +57,12 @@ class ConvNorm(nn.Module):
         self.act = ACTIVATIONS[act]()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, out_channels, h / stride, w / stride), rounded up, of maps (B, in_channels, h, w)."""
+        """Return (B, out_channels, h / stride, w / stride), rounded up."""
         return self.act(self.norm(self.conv(features)))
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of tokens among each other; parameters as `nn.MultiheadAttention` names them."""
+    """Multi-head self-attention; parameters as in `nn.MultiheadAttention`."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Return (B, T, D): queries and keys are tokens (B, T, D) + position (B or 1, T, D), values tokens.
 
-        `mask` (T, T) bool is True where a row must not look at a column; None: every row looks at all.
+        `mask` (T, T) bool is True where a row must not look at a column.
         """
         placed = tokens + position
         mixed = multi_head((placed, placed, tokens), self.in_proj_weight, self.in_proj_bias, self.heads, mask)
@@ -103,7 +103,7 @@ class MLP(nn.Module):
 
 
 class RepVggBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution side by side, summed; one 3x3 convolution once re-parameterised."""
+    """A 3x3 and a 1x1 convolution summed; one 3x3 convolution after re-parameterisation."""
 
     def __init__(self, channels: int, act: str) -> None:
         super().__init__()

@@ -1,8 +1,7 @@
 """The layers of the aggregation of features at key points, and the features of all cameras.
 
+Source: HorizonRobotics/Sparse4D c41df4b, models/blocks.py.
 Glossary: N cameras, L levels, C channels, G groups of channels, S cells of all maps.
-
-Source of names and shapes: HorizonRobotics/Sparse4D c41df4b, models/blocks.py.
 """
 
 from collections.abc import Sequence

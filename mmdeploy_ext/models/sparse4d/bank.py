@@ -1,12 +1,11 @@
-"""The memory of Sparse4D: instances of the last frame, how sure they are, and the ids of their tracks.
+"""The memory of Sparse4D: instances of the last frame, their confidences and track ids.
 
 An anchor is x, y, z of the centre (m), logarithms of length, width and height, sine and cosine of the yaw,
-and velocity in x, y and z (m/s); in kept anchors that `get` has moved, cosine and sine have changed places,
-as upstream writes them.
+velocity in x, y and z (m/s); in kept anchors that `get` has moved, cosine and sine have changed places, as
+upstream.
 
-Glossary: B batch, A instances of a frame, M of them remembered, C channels, K classes.
-
-Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/instance_bank.py.
+Source: HorizonRobotics/Sparse4D c41df4b, models/instance_bank.py.
+Glossary: B batch, A instances of a frame, M remembered instances, C channels, K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,10 +29,7 @@ NO_ID = -1
 
 
 def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
-    """Return the first `count` anchors of a file of numpy or of a list, or all if there are fewer.
-
-    They are (A, 11) float32.
-    """
+    """Return the first `count` anchors (A, 11) float32 of a numpy file or list."""
     if isinstance(anchor, str):
         if not Path(anchor).is_file():
             return torch.zeros(count, NUMBERS)
@@ -57,27 +53,25 @@ class InstanceBank(BaseModule):
     """The learned instances, and kept instances of the last frame.
 
     Args:
-        num_anchor: largest A; A is the number of anchors if there are fewer.
+        num_anchor: largest A.
         embed_dims: C.
         num_temp_instances: M, above 0 and below A.
         anchor: see `read_anchors`.
         anchor_handler: config of the module that moves anchors to another frame; not None.
-        default_time_interval: seconds that stand for the interval in a first frame, and where the true one is
-            0 or too long.
-        confidence_decay: share of its last confidence that a kept instance has at least.
-        max_time_interval: seconds; after a longer gap the kept instances are not taken over.
-        training: options that training alone reads.
+        default_time_interval: seconds; replaces an interval in a first frame, of 0, or too long.
+        confidence_decay: least share of its last confidence for a kept instance.
+        max_time_interval: seconds; after a longer gap kept instances are not used.
+        training: unused.
 
     Attributes:
-        cached_feature: (B, M, C) of the kept instances; None before the first frame.
-        cached_anchor: (B, M, 11), in the LiDAR frame of the last frame, and from `get` on of the present.
-        metas: data of the last frame, as `get` takes them; None before.
-        mask: (B,) bool, whether the kept instances are taken over; None in the first frame.
-        confidence: (B, M) of the kept instances; None before the first frame.
-        temp_confidence: (B, A) of the last frame's instances; None before the first frame.
-        kept: (B, M) rows of the last frame's instances that were kept; None before the first frame.
-        instance_id: (B, A) int64 ids of the kept instances, `NO_ID` for one without, and then in all other
-            columns; None before the first frame.
+        cached_feature: (B, M, C) of the kept instances; None, as the next ones, before the first frame.
+        cached_anchor: (B, M, 11), in the LiDAR frame of the last frame; after `get` of the present.
+        metas: data of the last frame.
+        mask: (B,) bool, whether the kept instances are used.
+        confidence: (B, M) of the kept instances.
+        temp_confidence: (B, A) of the last frame's instances.
+        kept: (B, M) kept rows of the last frame's instances.
+        instance_id: (B, A) int64 ids of the kept instances, then `NO_ID`.
         prev_id: the next id.
     """
 
@@ -115,7 +109,7 @@ class InstanceBank(BaseModule):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next frame is the first one, and its ids begin at 0."""
+        """Forget everything; ids begin at 0."""
         self.cached_feature = self.cached_anchor = None
         self.metas: Mapping[str, Any] | None = None
         self.mask = self.confidence = self.temp_confidence = self.kept = self.instance_id = None
@@ -124,10 +118,9 @@ class InstanceBank(BaseModule):
     def get(self, metas: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return learned features (B, A, C) and anchors (B, A, 11), and the time interval (B,), seconds.
 
-        The kept anchors are moved into the LiDAR frame of the present.
-
-        `metas` has `timestamp` (B,) float64 seconds and `img_metas`, a dict per sample with `T_global` and
-        `T_global_inv` (4, 4) float64, LiDAR to global and back.
+        Kept anchors are moved into the present LiDAR frame. `metas` has `timestamp` (B,) float64 seconds and
+        `img_metas`, a dict per sample with `T_global` and `T_global_inv` (4, 4) float64, LiDAR to global and
+        back.
         """
         batch = len(metas['img_metas'])
         feature, anchor = (rows[None].repeat(batch, 1, 1) for rows in (self.instance_feature, self.anchor))
@@ -152,11 +145,10 @@ class InstanceBank(BaseModule):
         return Remembered(self.cached_feature, self.cached_anchor, self.mask)
 
     def cache(self, feature: Tensor, anchor: Tensor, logits: Tensor, metas: Mapping[str, Any]) -> None:
-        """Keep the M most confident instances of a frame, of which the remembered ones come first.
+        """Keep the M most confident instances of a frame; the remembered instances come first.
 
-        `feature` (B, A, C), `anchor` (B, A, 11) and `logits` (B, A, K) are from the last refinement; for
-        `metas` see `get`. The first M have at least the confidence of the instance that was kept in their row
-        times `confidence_decay`; as upstream, also if the kept ones were too old.
+        `feature` is (B, A, C), `anchor` (B, A, 11), `logits` (B, A, K). The first M have at least
+        `confidence_decay` times the kept confidence of their row; as upstream, even if too old.
         """
         confidence = logits.amax(-1).sigmoid()
         if self.confidence is not None:
@@ -168,10 +160,10 @@ class InstanceBank(BaseModule):
         self.cached_feature, self.cached_anchor = rows_of(feature, self.kept), rows_of(anchor, self.kept)
 
     def get_instance_id(self, logits: Tensor, threshold: float | None = None) -> Tensor:
-        """Return the ids (B, A) int64 of a frame's instances after `cache`, and keep the kept instances' ids.
+        """Return the ids (B, A) int64 of a frame's instances after `cache`, and keep the kept ids.
 
-        Instances without an id get the next ids, in the order of their rows, or NO_ID if the best class of
-        `logits` (B, A, K) scores below `threshold` (None: no limit).
+        Instances without an id get the next ids by row, or NO_ID if `logits` (B, A, K) score below
+        `threshold`.
         """
         ids = torch.full(logits.shape[:2], NO_ID, dtype=torch.int64, device=logits.device)
         if self.instance_id is not None and len(self.instance_id) == len(ids):

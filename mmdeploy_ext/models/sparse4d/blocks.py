@@ -1,14 +1,11 @@
 """The layers of Sparse4D's decoder: embedding of anchors, refinement, feed-forward network, key points.
 
-`steps.py` runs layers without a `forward`.
+`steps.py` runs layers without a `forward`. An anchor is x, y, z (m, of the centre), logarithms of length,
+width and height, sine and cosine of the yaw, not normalised, velocity in x, y and z (m/s), in the LiDAR
+frame.
 
-An anchor is x, y, z (m, of the centre), logarithms of length, width and height, sine and cosine of the yaw,
-and the velocity in x, y and z (m/s), in the LiDAR frame. Columns 6 and 7 are not normalised.
-
+Source: HorizonRobotics/Sparse4D c41df4b, models/detection3d/detection3d_blocks.py and models/blocks.py.
 Glossary: B batch, A instances, C channels, K classes.
-
-Source of names, shapes and algorithm: HorizonRobotics/Sparse4D c41df4b, models/detection3d/
-detection3d_blocks.py and models/blocks.py.
 """
 
 from collections.abc import Sequence
@@ -28,7 +25,7 @@ BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
 
 
 def normalised_layers(channels: int, inner: int, outer: int, inputs: int | None = None) -> list[nn.Module]:
-    """Return `outer` groups of layers: `inner` linear layers, each with ReLU, and a layer normalisation."""
+    """Return `outer` groups of `inner` linear layers with ReLU, and a layer normalisation."""
     layers: list[nn.Module] = []
     width = channels if inputs is None else inputs
     for _ in range(outer):
@@ -40,25 +37,23 @@ def normalised_layers(channels: int, inner: int, outer: int, inputs: int | None 
 
 
 class Scaled(nn.Module):
-    """Factors of the numbers of an anchor, learned."""
+    """Learned factors of an anchor's numbers."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(numbers))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return values (..., numbers) times their factors."""
         return values * self.scale
 
 
 @registered_if_named(POSITIONAL_ENCODING)
 class SparseBox3DEncoder(BaseModule):
-    """Anchors to embeddings: one network each for place, sizes, yaw and velocity, side by side.
+    """Anchors to embeddings: a network each for place, sizes, yaw and velocity.
 
     Args:
-        embed_dims: channels of the networks of place, sizes, yaw and velocity; C is their sum.
-        vel_dims, mode, output_fc: 3, 'cat' and False, as in the published configs; a ConfigError refuses
-            others, among them the defaults of the latter two.
+        embed_dims: channels of the four networks; C is their sum.
+        vel_dims, mode, output_fc: must be 3, 'cat' and False (ConfigError), not the defaults.
         in_loops, out_loops: see `normalised_layers`.
     """
 
@@ -115,7 +110,7 @@ class SparseBox3DRefinementModule(BaseModule):
 
 @registered_if_named(FEEDFORWARD_NETWORK)
 class AsymmetricFFN(BaseModule):
-    """Feed-forward network from `in_channels` to `embed_dims`; the shortcut begins after its norm."""
+    """Feed-forward network; the shortcut begins after its norm."""
 
     def __init__(
         self,
@@ -148,7 +143,7 @@ class AsymmetricFFN(BaseModule):
 
 @registered_if_named(PLUGIN_LAYERS)
 class SparseBox3DKeyPointsGenerator(BaseModule):
-    """Key points of an instance: some at fixed places in its box, some at learned ones.
+    """Key points of an instance: at fixed and at learned places in its box.
 
     Args:
         embed_dims: C.
@@ -172,15 +167,10 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
 
     @staticmethod
     def anchor_projection(anchor: Tensor, motion: Tensor, seconds: Tensor) -> Tensor:
-        """Return anchors (B, A, 11) in the LiDAR frame of a later moment.
+        """Return anchors (B, A, 11) in the LiDAR frame of a moment `seconds` (B,) later.
 
-        The rotated heading is written as cosine and sine, in the columns of sine and cosine, as upstream
-        does: trained weights rely on it.
-
-        Args:
-            anchor: (B, A, 11).
-            motion: (B, 4, 4), the anchors' frame to the moment's.
-            seconds: (B,) since the anchors' moment.
+        `motion` (B, 4, 4) goes to the later frame. As upstream, for trained weights, cosine and sine of the
+        turned yaw are in the columns of sine and cosine.
         """
         turn = motion[:, None, :3, :3]
         moved = anchor[..., CENTRE] + anchor[..., VELOCITY] * seconds[:, None, None]
@@ -192,7 +182,7 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
 
 @registered_if_named(PLUGIN_LAYERS)
 class DenseDepthNet(BaseModule):
-    """The depth branch of training: a container of its parameters, which checkpoints have."""
+    """Parameters of the depth branch of training."""
 
     def __init__(self, embed_dims: int = 256, num_depth_layers: int = 1, **training: Any) -> None:
         super().__init__()

@@ -42,16 +42,13 @@ class Sparse4D(BaseModule):
         self.depth_branch = depth_branch and build_from_cfg(depth_branch, PLUGIN_LAYERS)
 
     def extract_feat(self, img: Tensor) -> Features:
-        """Return the feature maps of normalised pictures (1, N, 3, H, W)."""
+        """Return the feature maps of pictures (1, N, 3, H, W)."""
         return flatten_maps(self.img_neck(self.img_backbone(img[0])))
 
     def forward(self, img: Tensor, **data: Any) -> list[dict]:
-        """Return a dict per sample: 'img_bbox' -> the boxes of one frame, with scores, labels and track ids.
+        """Return per sample 'img_bbox' -> the dict of `SparseBox3DDecoder.decode`.
 
-        They are the dict of `SparseBox3DDecoder.decode`: `boxes_3d` (n, 10), `scores_3d`, `labels_3d`,
-        `cls_scores` and `instance_ids` (n,).
-
-        `img` is (1, N, 3, H, W), and `data` the `metas` of `Sparse4DHead.forward`.
+        `img` is (1, N, 3, H, W), `data` the `metas` of `Sparse4DHead.forward`.
         """
         if self.training:
             raise NotImplementedError(

@@ -1,13 +1,9 @@
-"""The head of Sparse4D: a list of operations on instances, in the order that its config gives.
+"""The head of Sparse4D: operations on instances, in the order of its config.
 
-An anchor has the 11 columns of `blocks.py`: x, y, z of the centre (m), logarithms of length, width and
-height, sine and cosine of the yaw (radians), velocity in x, y and z (m/s). Anchors and boxes are in the LiDAR
-frame of the present.
+Anchors (11 columns: `blocks.py`) and boxes are in the present LiDAR frame.
 
-Glossary: B batch, N cameras, A instances of a frame, M of them remembered, C channels, K classes.
-
-Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/sparse4d_head.py and
-models/detection3d/decoder.py.
+Source: HorizonRobotics/Sparse4D c41df4b, models/sparse4d_head.py and models/detection3d/decoder.py.
+Glossary: B batch, N cameras, A instances of a frame, M remembered instances, C channels, K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,10 +51,9 @@ class SparseBox3DDecoder:
 
         Returns:
             `boxes_3d` (n, 10): x, y, z of the centre, length, width, height (m), yaw (radians, -pi to pi,
-            counter-clockwise from x), velocity x, y, z (m/s); `scores_3d` (n,), times the centerness;
-            `labels_3d`, `instance_ids` (n,); `cls_scores` (n,) without the centerness, in the order of their
-            own, which is upstream's: row i is not of box i, and with a `score_threshold` some may be of boxes
-            that are left out.
+                counter-clockwise from x), velocity x, y, z (m/s); `scores_3d` (n,), times the centerness;
+                `labels_3d`, `instance_ids` (n,); `cls_scores` (n,) without the centerness, sorted by
+                themselves as upstream: row i is not of box i.
         """
         scores, labels = logits.sigmoid().max(-1)
         first, rows = scores.topk(self.num_output, 1, sorted=self.sorted)
@@ -81,7 +76,7 @@ class SparseBox3DDecoder:
 
 
 def boxes_of(anchor: Tensor) -> Tensor:
-    """Return boxes (n, 10), see `SparseBox3DDecoder.decode`, of anchors (n, 11)."""
+    """Return boxes (n, 10) of anchors (n, 11)."""
     yaw = torch.atan2(anchor[:, 6], anchor[:, 7])[:, None]
     return torch.cat([anchor[:, CENTRE], anchor[:, LOG_SIZE].exp(), yaw, anchor[:, VELOCITY]], -1)
 
@@ -143,14 +138,13 @@ class Sparse4DHead(BaseModule):
         """Return the last layer's predictions, and keep instances and ids for the next frame.
 
         Args:
-            features: feature maps of the cameras, see `aggregation.Features`.
-            metas: `timestamp` and `img_metas`, see `InstanceBank.get`; `projection_mat` (1, N, 4, 4), from
-                the LiDAR frame to pixels times depth; `image_wh` (1, N, 2), width and height of the network
-                input in these pixels.
+            features: feature maps of the cameras.
+            metas: `timestamp` and `img_metas`, see `InstanceBank.get`; `projection_mat` (1, N, 4, 4), LiDAR
+                frame to pixels times depth; `image_wh` (1, N, 2), width and height of the input, pixels.
 
         Returns:
-            'prediction' (1, A, 11), 'classification' (1, A, K) and 'quality' (1, A, 2) of the last
-            refinement, each in a list; 'instance_id' (1, A) int64, -1 without an id.
+            'prediction' (1, A, 11), 'classification' (1, A, K) and 'quality' (1, A, 2), each in a list;
+                'instance_id' (1, A) int64, -1 without an id.
         """
         bank = self.instance_bank
         *learned, interval = bank.get(metas)

@@ -1,11 +1,10 @@
-"""Sparse4D from feature maps to refined instances, on the modules of the user's model or of ours.
+"""Sparse4D from feature maps to refined instances, on the modules of the user's model or ours.
 
-Glossary: N cameras, L levels, A instances of a frame, M remembered ones, P key points, G groups, C channels,
-K classes, S cells of all maps. An anchor has 11 numbers in the LiDAR frame: x, y, z of the centre (m),
-logarithms of length, width and height, sine and cosine of the yaw, and velocity in x, y and z (m/s).
-
-Source of the algorithm: HorizonRobotics/Sparse4D c41df4b, models/{sparse4d_head,instance_bank,blocks}.py and
+Source: HorizonRobotics/Sparse4D c41df4b, models/{sparse4d_head,instance_bank,blocks}.py and
 models/detection3d/detection3d_blocks.py.
+Glossary: N cameras, L levels, A instances of a frame, M remembered instances, P key points, G groups, C
+channels, K classes, S cells of all maps. An anchor has 11 numbers in the LiDAR frame: x, y, z of the centre
+(m), logarithms of length, width and height, sine and cosine of the yaw, and velocity in x, y and z (m/s).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from mmdeploy_ext.exporting.ops.deformable_aggregation import aggregate
 CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)
 SINE, COSINE, NUMBERS = 6, 7, 11
 NEAREST_DEPTH = 1e-5
-"""A smaller depth of a point, m, is taken for this one when the point is projected."""
+"""Least depth of a projected point, m."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Pictures:
         rows: (1, S, C), camera by camera, level by level, row by row.
         sizes, starts: (N, L, 2) height and width of each map, and (N, L) where it begins in S; int32.
         lidar2img: (N, 4, 4), LiDAR frame to pixels times depth.
-        image_wh: (N, 2), width and height of the pictures, px.
-        grid_sample: whether a graph of standard operators samples the maps by GridSample or by gathers.
+        image_wh: (N, 2), width and height, pixels.
+        grid_sample: GridSample instead of gathers in a graph of standard operators.
     """
 
     rows: Tensor
@@ -52,10 +51,9 @@ class Remembered:
 
     Attributes:
         feature: (1, M, C).
-        anchor: (1, M, 11), in the LiDAR frame of the present frame.
+        anchor: (1, M, 11), in the present LiDAR frame.
         is_near: (1,) bool, whether they become instances of this frame; they are attended to in any case.
-        exists: (1,) bool, False at a first frame, where the other attributes may have any finite values;
-            None: there always is a last frame.
+        exists: (1,) bool, False at a first frame, where other attributes are any finite values; None: always.
     """
 
     feature: Tensor
@@ -65,13 +63,13 @@ class Remembered:
 
 
 def feature_rows(maps: Sequence[Tensor]) -> Tensor:
-    """Return `Pictures.rows` of the feature maps (N, C, h, w) of each level."""
+    """Return `Pictures.rows` of maps (N, C, h, w)."""
     # each map by itself: ONNX Runtime turns it while it leaves the layout of its convolutions
     return torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], 1).flatten(0, 1)[None]
 
 
 def map_sizes(shapes: Sequence[Sequence[int]], cameras: int) -> tuple[Tensor, Tensor]:
-    """Return `Pictures.sizes` and `starts` of maps with `shapes` h, w of each level."""
+    """Return `Pictures.sizes` and `starts` of maps of `shapes` h, w."""
     sizes = torch.tensor([tuple(shape) for shape in shapes], dtype=torch.int32)
     areas = sizes.prod(-1).repeat(cameras)
     starts = areas.cumsum(0) - areas
@@ -102,7 +100,7 @@ def key_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
 
 
 def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
-    """Return where points (A, P, 3) are in the pictures (A, P, N, 2): x, y in shares of width and height."""
+    """Return where points (A, P, 3) are in the pictures (A, P, N, 2): x, y in shares of the sides."""
     matrix, shift = lidar2img[:, :3, :3].flatten(0, 1), lidar2img[:, :3, 3].flatten()
     projected = torch.nn.functional.linear(points, matrix, shift).unflatten(-1, (-1, 3))
     depth = projected[..., 2:]
@@ -111,10 +109,10 @@ def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
 
 
 def point_weights(layer: nn.Module, query: Tensor, lidar2img: Tensor) -> Tensor:
-    """Return the weights (1, A, P, N, L, G) of key points; for a group and an instance they sum to 1.
+    """Return the weights (1, A, P, N, L, G) of key points, summing to 1 per group and instance.
 
-    `query` (1, A, C) is the sum of an instance's features and its anchor's embedding. The layer of the
-    weights is linear: instances and cameras (N, C) pass it one by one, not as A N pairs.
+    `query` (1, A, C) is features plus embedding. The layer is linear: instances and cameras pass it one by
+    one, not as A N pairs.
     """
     linear, groups = torch.nn.functional.linear, layer.num_groups
     rows = torch.arange(layer.weights_fc.out_features).reshape(-1, layer.num_pts, groups)
@@ -143,7 +141,7 @@ def gather(
 def attend(
     head: nn.Module, layer: nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Return features (1, A, C) of queries (1, A, 2 C) that attend to keys and values of 2 C channels."""
+    """Return features (1, A, C) of queries (1, A, 2 C) and keys and values of 2 C channels."""
     attention = layer.attn
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     mixed = multi_head((query, keys, values), weight, bias, attention.num_heads, mask)
@@ -153,22 +151,21 @@ def attend(
 def refine(
     layer: nn.Module, feature: Tensor, anchor: Tensor, embedding: Tensor, time_interval: Tensor
 ) -> Tensor:
-    """Return the corrected anchors (1, A, 11); steps of velocities are metres per `time_interval` (1,)."""
+    """Return the corrected anchors (1, A, 11); velocity steps are metres per `time_interval` (1,)."""
     step = layer.layers(feature + embedding)
     velocity = step[..., VELOCITY] / time_interval
     return anchor + torch.cat([step[..., : VELOCITY.start], velocity], -1)
 
 
 def best_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` best of scores (1, A), and their indices (1, count), best first."""
+    """Return the `count` best scores, and their indices (1, count), best first."""
     return tuple(scores.topk(count, 1))
 
 
 def take_over(feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered) -> list[Tensor]:
-    """Return features and anchors of the last frame's instances, then of the best ones of this frame.
+    """Return features and anchors of the last frame's instances, then the best of this frame.
 
-    Features (1, A, C) and anchors (1, A, 11) of this frame are unchanged unless a last frame is near. The
-    best ones are in the order of their scores, which `logits` (1, A, K) give.
+    Without a near last frame (1, A, C) and (1, A, 11) stay unchanged; `logits` (1, A, K) rank instances.
     """
     _, best = best_rows(logits.amax(-1), anchor.shape[1] - last.anchor.shape[1])
     near = last.is_near if last.exists is None else last.is_near & last.exists
@@ -182,17 +179,16 @@ def take_over(feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered)
 class LastFrame:
     """Keys and values of the attention to the last frame's instances.
 
-    At a first frame instances attend to themselves, and their values skip `fc_before`: upstream's code gives
-    no keys then, and its attention takes the queries for both.
+    At a first frame instances attend to themselves, with values that skip `fc_before`, as upstream.
 
     Attributes:
         last: the instances; None in a graph of a first frame.
-        mask: (1, 1, 1, A) bool, True for a key that is left out: the rows behind M if there is a last frame;
-            None, which leaves out none, if the graph knows whether there is one.
-        position: (1, M, C) embeddings of the anchors of the last frame, which `run_head` replaces by
-            embeddings of this frame's first M anchors after later refinements, as upstream does, even if the
-            last frame is not near; `keys_and_values` reads it. None without a last frame.
-        values: (1, M, 2 C); None without a last frame.
+        mask: (1, 1, 1, A) bool, True for a key that is left out: rows behind M with a last frame; None if the
+            graph knows.
+        position: (1, M, C) embeddings of the last frame's anchors; after later refinements `run_head`
+            replaces them by the first M anchors' of this frame, as upstream, even if the last frame is not
+            near.
+        values: (1, M, 2 C), or None.
     """
 
     def __init__(self, head: nn.Module, last: Remembered | None, instances: int) -> None:
@@ -207,7 +203,7 @@ class LastFrame:
             self.mask = (last.exists & (row >= last.anchor.shape[1]))[None, None, None]
 
     def keys_and_values(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both (1, A or M, 2 C); without a last frame they are the queries (1, A, 2 C)."""
+        """Return keys and values (1, A or M, 2 C); without a last frame the queries."""
         if self.last is None:
             return query, query
         keys = torch.cat([self.last.feature, self.position], -1)
@@ -230,12 +226,8 @@ def run_head(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return features (1, A, C), anchors (1, A, 11), class logits (1, A, K) and quality logits (1, A, 2).
 
-    Args:
-        head: a `Sparse4DHead`.
-        pictures: of the frame.
-        time_interval: (1,) seconds since the last frame, or the default, which stands for 0, too.
-        last: its instances; None in a graph of a first frame.
-        learned: features (1, A, C) and anchors (1, A, 11) with which a frame begins; None: the head's.
+    `time_interval` is (1,) seconds, `last` None in a graph of a first frame, `learned` the first features (1,
+    A, C) and anchors (1, A, 11), by default the head's.
     """
     bank, operations = head.instance_bank, head.operation_order
     feature, anchor = learned or (bank.instance_feature[None], bank.anchor[None])

@@ -1,4 +1,4 @@
-"""The settings of Sparse4D's third version, which `steps.py` computes."""
+"""Supported settings of Sparse4D's third version."""
 
 import functools
 from typing import Any
@@ -17,13 +17,13 @@ SETTINGS = {
     'head.refine_layer.normalize_yaw': (False, False),
     'head.refine_layer.with_quality_estimation': (True, False),
 }
-"""Setting of a config's model -> the only value that is exported, and the value if the config has none."""
+"""Setting -> its only supported value, and its default."""
 DEFAULT_ORDER = ('refine',) * 6
 """Refinements of a head without `operation_order`."""
 
 
 def check_version(cfg: Any) -> None:
-    """Raise ConfigError for models of other versions than the third, by their settings."""
+    """Raise ConfigError for other versions than the third."""
     wrong = []
     for path, (needed, absent) in SETTINGS.items():
         *parts, name = path.split('.')

@@ -1,4 +1,4 @@
-"""The sparse encoders that mmdet3d lacks: BEVFusion's, in x, y, z order, and CenterPoint's as published.
+"""Sparse encoders that mmdet3d lacks: BEVFusion's, in x, y, z order, and the published CenterPoint's.
 
 Glossary: B samples, N voxels of the batch, I features per voxel, C output channels, X', Y', Z' cells that the
 strides leave of the grid.
@@ -21,11 +21,10 @@ NORM = dict(type='BN1d', eps=1e-3, momentum=0.01)
 
 @registered_if_named(MIDDLE_ENCODERS)
 class BEVFusionSparseEncoder(SparseEncoder):
-    """mmdet3d's SparseEncoder with x, y, z axes, as mit-han-lab's BEVFusion has it.
+    """mmdet3d's SparseEncoder with x, y, z axes, as in mit-han-lab's BEVFusion.
 
-    The last convolution goes along z, which is the last axis here, and the blocks of a stage share neighbours
-    by the indice key 'subm<stage>' (the input convolution too: subm1), as NVIDIA's exporter writes them;
-    upstream's blocks have no key and compute the same.
+    Blocks of a stage and the input convolution share neighbours by the indice key 'subm<stage>', as NVIDIA's
+    exporter writes them; upstream's blocks have no key and compute the same.
 
     Source: mit-han-lab/bevfusion 326653d, mmdet3d/models/backbones/sparse_encoder.py.
     """
@@ -68,9 +67,9 @@ class BEVFusionSparseEncoder(SparseEncoder):
     def forward(
         self, voxel_features: torch.Tensor, coors: torch.Tensor, batch_size: int, **kwargs: object
     ) -> torch.Tensor:
-        """Return the bird's-eye view (B, C * Z', X', Y') of a batch, channel c * Z' + z: rows are x.
+        """Return the bird's-eye view (B, C * Z', X', Y'), channel c * Z' + z: rows are x.
 
-        Features are (N, I), coordinates (N, 4): sample, x, y, z; `batch_size` is B, `kwargs` are ignored.
+        Features are (N, I), coordinates (N, 4): sample, x, y, z.
         """
         x = SparseConvTensor(voxel_features, coors.int(), self.sparse_shape, batch_size)
         x = self.conv_out(self.encoder_layers(self.conv_input(x)))
@@ -79,7 +78,7 @@ class BEVFusionSparseEncoder(SparseEncoder):
 
 
 class CenterPointBlock(SparseModule):
-    """Two submanifold 3x3x3 convolutions with a bias; their result is added to the input, then ReLU."""
+    """Two submanifold 3x3x3 convolutions with a bias, the shortcut, ReLU."""
 
     def __init__(self, channels: int, norm_cfg: dict, indice_key: str) -> None:
         super().__init__()
@@ -91,7 +90,6 @@ class CenterPointBlock(SparseModule):
         self.bn2 = build_norm_layer(norm_cfg, channels)[1]
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
-        """Return a tensor with the sites of the input."""
         out = self.conv1(x)
         out = self.conv2(out.replace_feature(self.relu(self.bn1(out.features))))
         out = out.replace_feature(self.bn2(out.features) + x.features)
@@ -142,9 +140,9 @@ class CenterPointSparseEncoder(nn.Module):
         )
 
     def forward(self, voxel_features: torch.Tensor, coors: torch.Tensor, batch_size: int) -> torch.Tensor:
-        """Return the bird's-eye view (B, C * Z', Y', X') of a batch, channel c * Z' + z: rows are y.
+        """Return the bird's-eye view (B, C * Z', Y', X'), channel c * Z' + z: rows are y.
 
-        Features are (N, I), coordinates (N, 4): sample, z, y, x; `batch_size` is B.
+        Features are (N, I), coordinates (N, 4): sample, z, y, x.
         """
         x = SparseConvTensor(voxel_features, coors.int(), self.sparse_shape, batch_size)
         for layers in (self.conv_input, self.conv1, self.conv2, self.conv3, self.conv4, self.extra_conv):

@@ -1,7 +1,7 @@
-"""LiDAR branch of a detector: points -> voxels -> mean of each voxel -> sparse encoder -> bird's-eye view.
+"""LiDAR branch of a detector: points -> voxels -> means -> sparse encoder -> bird's-eye view.
 
 Glossary: P points, D values per point (x, y, z, ...), N voxels, C channels, B samples, H, W rows and columns
-of the bird's-eye view: y and x, for an encoder with the axes 'xyz' x and y.
+of the bird's-eye view: y and x, with the axes 'xyz' x and y.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,11 @@ class LidarBackbone(nn.Module):
     """Points to bird's-eye view, on CPU and GPU: a detector without its dense network.
 
     Args:
-        voxel_layer: options of mmcv's Voxelization; `max_num_points=-1` is dynamic voxelisation.
+        voxel_layer: options of mmcv's Voxelization; `max_num_points=-1` is dynamic.
         encoder: config of the sparse encoder.
-        encoder_path: path of the encoder in the model, such as 'encoders.lidar.backbone', so that keys equal
-            the published checkpoint's.
-        output_shape: not used; an export compares the (1, C, H, W) that the config states here, if any, with
-            the encoder's.
-        train_cfg, test_cfg: not used; mmdet3d's builder passes them.
+        encoder_path: path of the encoder in the published model, such as 'encoders.lidar.backbone'.
+        output_shape: unused here; an export compares (1, C, H, W) with the encoder's.
+        train_cfg, test_cfg: unused.
     """
 
     def __init__(
@@ -59,11 +57,7 @@ class LidarBackbone(nn.Module):
 
     @torch.no_grad()
     def voxelize(self, points: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the means of the points of voxels, (N, in_channels) float32, and coordinates (N, 4) int32.
-
-        Args:
-            points: (P, D) per sample, at least one, D at least `in_channels`; more values are not used.
-        """
+        """Return the voxels' means (N, in_channels) float32, and coordinates (N, 4) int32, of points (P, D)."""
         features, coordinates = [], []
         for sample, cloud in enumerate(points):
             cloud = self._checked(cloud, sample)
@@ -95,7 +89,7 @@ class LidarBackbone(nn.Module):
         return cloud
 
     def forward(self, points: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return (B, C, H, W) for a batch of point clouds, see `voxelize`; zeros if no point is in range."""
+        """Return (B, C, H, W) of a batch of point clouds; zeros if no point is in range."""
         features, coordinates = self.voxelize(points)
         return self.encoder(features, coordinates, len(points))
 

@@ -1,9 +1,8 @@
-"""From logits and box codes to boxes, without NMS.
-
-Glossary: L decoder layers, B batch, Q queries, K classes, n boxes.
+"""Logits and box codes to boxes, without NMS.
 
 Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/bbox/util.py; differs in:
 ranges are unchanged, and a request for too many boxes gives all of them.
+Glossary: L decoder layers, B batch, Q queries, K classes, n boxes.
 """
 
 from typing import Any
@@ -20,10 +19,8 @@ from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
     """Return the boxes (..., 9 or 7) of predictions (..., 10 or 8).
 
-    Boxes are the centre x, y, z in metres, three sizes in metres, yaw in radians and, where there are nine,
-    the velocity in m/s; predictions x, y, z, log sizes in the same order, sin yaw, cos yaw, velocity.
-
-    Source: StreamPETR `core/bbox/util.py`; nothing is scaled to the range.
+    Boxes are the centre x, y, z and three sizes, metres, yaw, radians, and velocity, m/s; predictions x, y,
+    z, log sizes in the same order, sin yaw, cos yaw, velocity.
     """
     yaw = torch.atan2(normalized[..., 6:7], normalized[..., 7:8])
     return torch.cat([normalized[..., :3], normalized[..., 3:6].exp(), yaw, normalized[..., 8:10]], dim=-1)
@@ -45,9 +42,7 @@ class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
     def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the `decode_single` of every sample, of the last decoder layer.
 
-        It is a dict of `bboxes` (n, 9), centre x, y, z first, `scores` (n,) after a sigmoid, best first, and
-        `labels` (n,). `preds_dicts` has 'all_cls_scores' (L, B, Q, K), logits, and 'all_bbox_preds' (L, B, Q,
-        10).
+        `preds_dicts` has 'all_cls_scores' (L, B, Q, K), logits, and 'all_bbox_preds' (L, B, Q, 10).
         """
         last = zip(preds_dicts['all_cls_scores'][-1], preds_dicts['all_bbox_preds'][-1], strict=True)
         return [self.decode_single(cls_scores, bbox_preds) for cls_scores, bbox_preds in last]

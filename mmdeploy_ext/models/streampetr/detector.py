@@ -60,11 +60,7 @@ class Petr3D(CameraDetector):
         return self.simple_test(img_metas[0], img=img, **single)
 
     def simple_test(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> list[dict]:
-        """Detect in one frame: return a list of one dict, `pts_bbox` -> a dict on the CPU.
-
-        `img` is (N, 3, H, W) or (1, N, 3, H, W), normalised; `data` are further tensors of the sample, see
-        `run_frame`.
-        """
+        """Return a list of one dict, `pts_bbox` -> a dict on the CPU, of pictures (N or 1, N, 3, H, W)."""
         img = img.unsqueeze(0) if img.dim() == 4 else img
         if img.shape[0] != 1:
             raise DataError(

@@ -1,6 +1,6 @@
-"""The dump of a frame, by the names of the deployment fork.
+"""The dump of a frame with the deployment fork's names.
 
-Source of the dump's names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
+Source: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from mmdeploy_ext.models.streampetr.live import steps_of
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
 """Prefix of a tensor's name -> suffix of the fork's file name."""
 INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists')
-"""Inputs of the fork's graph in a dump."""
+"""Inputs of the fork's graph."""
 CALIBRATION = ('lidar2img', 'intrinsics')
-"""Matrices per camera, beside the fork's tensors per token: a frame is read back from them."""
+"""Matrices per camera, from which a frame is read back."""
 MEMORY = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
 DUMP_NAMES = (
     *INPUTS, *CALIBRATION, 'coords', 'query_pos', 'tgt', *(f'out_mem_{name}' for name in MEMORY),
@@ -27,7 +27,7 @@ DUMP_NAMES = (
 
 
 def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return name -> tensor of the dump of one frame: taps, and constants of the model's weights."""
+    """Return the dump of one frame: taps, and constants of the weights."""
     with torch.no_grad():
         tgt, query_pos, _ = steps_of(model.pts_bbox_head).learned_queries()
     tensors = dict(tgt=tgt, query_pos=query_pos) | dict(taps)

@@ -1,4 +1,4 @@
-"""The layers of the 2D auxiliary head, which trains the backbone; no test runs them.
+"""The layers of the 2D auxiliary head, for training alone.
 
 Source: StreamPETR `models/dense_heads/focal_head.py`, after Focal-PETR (Wang et al., 2022).
 """
@@ -14,7 +14,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 @registered_if_named(HEADS)
 class FocalHead(BaseModule):
-    """2D boxes, centres and classes per token; `in_channels` is a multiple of 32, `training` is not used."""
+    """2D boxes, centres and classes per token; `in_channels` is a multiple of 32."""
 
     def __init__(
         self, num_classes: int, in_channels: int = 256, init_cfg: dict | None = None, **training: Any

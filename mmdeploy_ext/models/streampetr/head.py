@@ -1,7 +1,6 @@
-"""StreamPETR's head: eager runs, state kept in it; `head_layers.py` builds it, `steps.py` has the frame.
+"""StreamPETR's head for eager runs, with its state; layers: `head_layers.py`, frame: `steps.py`.
 
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py.
-
 Glossary: B batch, N cameras, C channels, h, w feature map, L decoder layers, Q queries, K classes, n boxes.
 """
 
@@ -22,27 +21,25 @@ from mmdeploy_ext.models.streampetr.steps import FrameSteps, tap_memory
 
 @registered_if_named(HEADS)
 class StreamPETRHead(FrameSteps, HeadLayers):
-    """Queries, some of them propagated from the last frame, become boxes; the best of them become memory.
+    """Queries, some of them from the last frame, become boxes; the best become memory.
 
     Args:
         num_classes, in_channels, embed_dims, num_query: sizes; `in_channels` must be `embed_dims`.
-        stride: px per feature cell.
+        stride: pixels per feature cell.
         memory_len: rows of memory that a frame uses.
         topk_proposals: rows that a frame adds.
-        num_propagated: rows that become queries; the other rows are keys of the self attention.
+        num_propagated: rows that become queries; other rows are keys of the self attention.
         num_reg_fcs: hidden layers of the two branches.
         with_ego_pos: condition queries and memory on ego motion.
-        LID, depth_num, depth_start: whether the steps between depth bins grow, the number of bins, and the
-            first depth, m; the end of the range in x, `position_range[3]`, would be the next one.
-        position_range: x, y, z low, then high, m: the range that normalises the points of the bins.
+        LID, depth_num, depth_start: whether depth steps grow, number of depths, first depth, m;
+            `position_range[3]` would be the next depth.
+        position_range: x, y, z low, then high, m: normalises the points.
         normedlinear: cosine classifier.
-        ignored: keys of training, `with_position` and `depth_step`, which upstream ignores too, and
-            `code_size`, which must be 10.
+        ignored: unused keys, and `code_size`, which must be 10.
     """
 
     memory: Memory | None = None
-    """State after the last frame in global coordinates, its times the absolute ones with a minus sign; None
-    before the first frame and after `reset_memory`."""
+    """State after the last frame in global coordinates, with negative absolute times, or None."""
 
     def reset_memory(self) -> None:
         self.memory = None
@@ -50,14 +47,12 @@ class StreamPETRHead(FrameSteps, HeadLayers):
     def forward(
         self, img_feats: Tensor, img_metas: list[dict], topk_indexes: None = None, **data: Tensor
     ) -> dict[str, Any]:
-        """Run one frame (B, N, C, h, w) and keep the state; ConfigError: `topk_indexes` is not None.
+        """Run one frame (B, N, C, h, w) and keep the state; raises ConfigError if `topk_indexes` is not None.
 
-        Metas have 'pad_shape'; data are lidar2img (to pixels of the padded image times depth), intrinsics (B,
-        N, 4, 4), ego_pose, ego_pose_inv (B, 4, 4; LiDAR to global and back), timestamp (B,) float64 s,
-        prev_exists (B,) float32, and keys that are not used.
-
-        Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10): x, y, z of the
-        centre (m), logarithms of three sizes, sine and cosine of the yaw, velocity x, y (m/s).
+        Metas have 'pad_shape'; data are lidar2img (to padded pixels times depth), intrinsics (B, N, 4, 4),
+        ego_pose, ego_pose_inv (B, 4, 4; LiDAR to global and back), timestamp (B,) float64 s, prev_exists (B,)
+        float32. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10): x, y, z of
+        the centre (m), logarithms of three sizes, sine and cosine of the yaw, velocity x, y (m/s).
         """
         if topk_indexes is not None:
             raise ConfigError(

@@ -1,8 +1,7 @@
-"""The layers of StreamPETR's head, built from its config, under the names that checkpoints have.
+"""The layers of StreamPETR's head, with the checkpoints' names.
 
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/misc.py (`MLN`,
 `SELayer_Linear`).
-
 Glossary: C channels.
 """
 
@@ -22,16 +21,16 @@ from mmdeploy_ext.models.streampetr.steps import CONE_BIN
 
 CODE_SIZE = 10
 CONE_SIZE = 8
-"""Numbers of the code of the spatial alignment, see `FrameSteps.position_embedding`."""
+"""Numbers of the cone code (`FrameSteps.position_embedding`)."""
 MOTION_SIZE = 180
 """Numbers of a `motion_code`."""
 NUM_BRANCHES = 6
-"""Number of entries of `cls_branches` and `reg_branches`: most decoder layers of a head."""
+"""Entries of `cls_branches` and `reg_branches`: most decoder layers."""
 IGNORED_KEYS = {
     'with_position', 'depth_step', 'code_size', 'test_cfg', 'train_cfg', 'with_dn', 'scalar', 'noise_scale',
     'noise_trans', 'dn_weight', 'split', 'match_with_velo', 'sync_cls_avg_factor', 'loss_bbox', 'loss_iou',
 }  # fmt: skip
-"""Keys of published configs that are not used: of training, or ignored by upstream."""
+"""Unused keys of published configs."""
 LEGACY_NAMES = {
     '.self_attn.': '.attentions.0.',
     '.multihead_attn.': '.attentions.1.',
@@ -41,7 +40,7 @@ LEGACY_NAMES = {
 
 
 class MLN(nn.Module):
-    """Motion-aware layer normalisation: a code scales and shifts normalised features, at first by 1 and 0."""
+    """Motion-aware layer normalisation: a code scales and shifts features, at first by 1 and 0."""
 
     def __init__(self, code_dims: int, embed_dims: int) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ class MLN(nn.Module):
 
 
 class SELayer(nn.Module):
-    """A gate on features, computed from other features of the same size."""
+    """A gate on features, computed from other features."""
 
     def __init__(self, embed_dims: int) -> None:
         super().__init__()
@@ -68,15 +67,12 @@ class SELayer(nn.Module):
         self.conv_expand = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, features: Tensor, gating: Tensor) -> Tensor:
-        """Multiply `features` (..., C) by a sigmoid gate made from `gating` (..., C)."""
+        """Multiply `features` (..., C) by a sigmoid gate of `gating` (..., C)."""
         return features * self.conv_expand(self.conv_reduce(gating).relu()).sigmoid()
 
 
 class HeadLayers(BaseModule):
-    """The layers of a `StreamPETRHead`; no frame is run here.
-
-    `transformer`, `bbox_coder` and `loss_cls` are configs; `loss_cls` only tells that scores are sigmoids.
-    """
+    """The layers of a `StreamPETRHead`; `transformer`, `bbox_coder` and `loss_cls` are configs."""
 
     _version = 2
 

@@ -1,7 +1,6 @@
-"""Detectors and heads of users: the steps of a frame on their layers, their memory, and their tensors.
+"""Users' detectors and heads: steps of a frame on their layers, memory, and tensors.
 
 Source: exiawsh/StreamPETR 95f6470 (names and meanings, no code).
-
 Glossary: B batch, N cameras, H, W network input in pixels, C channels, Q queries, T tokens, M rows of the
 memory that are no queries, L decoder layers.
 """
@@ -24,16 +23,16 @@ HEAD_METHODS = (
     'forward', 'reset_memory', 'pre_update_memory', 'post_update_memory', 'position_embeding',
     'temporal_alignment', 'prepare_for_dn', 'get_bboxes',
 )  # fmt: skip
-"""Methods of the head that the graphs and the runtime compute by themselves."""
+"""Head methods that graphs and runtime compute by themselves."""
 LAYERS = (
     'transformer', 'cls_branches', 'reg_branches', 'position_encoder', 'memory_embed', 'featurized_pe',
     'reference_points', 'query_embedding', 'spatial_alignment', 'time_embedding',
 )  # fmt: skip
-"""Layers that the graphs run of every head; of one `with_ego_pos` they run two more, see `check_parts`."""
+"""Layers that the graphs run of every head (two more with `with_ego_pos`)."""
 
 
 class UserSteps(FrameSteps):
-    """The steps of a frame on the layers of a user's head; it has the head's attributes."""
+    """The steps of a frame on the layers of a user's head, with its attributes."""
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head
@@ -63,7 +62,7 @@ def steps_of(head: nn.Module) -> FrameSteps:
 
 
 def check_parts(filename: str, model: nn.Module) -> None:
-    """Raise ConfigError for a user's head that lacks layers or methods that the graphs and the proof need."""
+    """Raise ConfigError for a user's head without needed layers or methods."""
     head = model.pts_bbox_head
     if is_ours(head):
         return
@@ -83,7 +82,7 @@ def check_parts(filename: str, model: nn.Module) -> None:
 
 
 def memory_of(head: nn.Module) -> Memory | None:
-    """Return the memory that a head keeps between frames, in global coordinates; None if it is empty."""
+    """Return a head's memory in global coordinates, or None."""
     if is_ours(head):
         return head.memory
     rows = [getattr(head, f'memory_{field}') for field in Memory._fields]
@@ -101,10 +100,7 @@ def set_memory(head: nn.Module, memory: Memory) -> None:
 
 @contextlib.contextmanager
 def tapped(model: nn.Module) -> Iterator[None]:
-    """Let a user's head tap its memory, inputs and outputs as ours does, while the context lasts.
-
-    See `core/taps.py`.
-    """
+    """Let a user's head tap its memory, inputs and outputs inside the block."""
     head = model.pts_bbox_head
     if is_ours(head):
         yield
@@ -138,10 +134,7 @@ def tapped(model: nn.Module) -> Iterator[None]:
 
 
 def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images: Tensor) -> None:
-    """Tap the tensors of images (N, 3, H, W) and a rig, which a user's detector does not tap as ours does.
-
-    `lidar2img` and `intrinsics` are (1, N, 4, 4).
-    """
+    """Tap the tensors of images (N, 3, H, W) and a rig, (1, N, 4, 4), of a user's detector."""
     if is_ours(model.pts_bbox_head):
         return
     tap('img', images)

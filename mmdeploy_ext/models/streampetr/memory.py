@@ -1,17 +1,14 @@
-"""The temporal memory: rows of past detections, and the rigid motion between the frames they are kept in.
+"""The temporal memory: rows of past detections, and rigid motion between their frames.
 
-One copy of the mathematics serves two ways of keeping the state between frames. In both, the rows stand in
-the current LiDAR frame while a frame is computed:
-
-* global (the published model): `pre_update(memory, ego_pose_inv, timestamp)`, the frame, `push`,
+While a frame is computed, rows are in the present LiDAR frame. Between frames the state is kept in two ways:
+- global (the published model): `pre_update(memory, ego_pose_inv, timestamp)`, the frame, `push`,
   `move(memory, ego_pose, -timestamp)`;
-* local (the deploy contract): `pre_update(memory, ego_motion, delta_t)`, the frame, `push`. The state stays
-  in the LiDAR frame of the last frame, and its times are ages, so that no number grows with the drive.
+- local (the deploy contract): `pre_update(memory, ego_motion, delta_t)`, the frame, `push`; the state stays
+  in the LiDAR frame of the last frame, with ages for times, so that no number grows with the drive.
 
 Source: exiawsh/StreamPETR 95f6470, streampetr_head.py `pre_update_memory` and `post_update_memory`; differs
 in: stale rows are deselected instead of multiplied by zero, so that NaN in them cannot survive a reset.
-
-Shapes: B batch, n rows, C channels, P pseudo points.
+Glossary: B batch, n rows, C channels, P pseudo points.
 """
 
 from typing import NamedTuple
@@ -25,10 +22,9 @@ class Memory(NamedTuple):
 
     Attributes:
         embedding: (B, n, C) decoder outputs.
-        reference_point: (B, n, 3) box centres in m, in the frame that the state is kept in.
-        timestamp: (B, n, 1) s; inside a frame and in the local state the age, in the global state the
-            absolute time of the row's origin with a minus sign.
-        egopose: (B, n, 4, 4) from the LiDAR frame of the row's origin to the frame that the state is kept in.
+        reference_point: (B, n, 3) box centres in m, in the state's frame.
+        timestamp: (B, n, 1) s; the age, in the global state the negative absolute time of the row's origin.
+        egopose: (B, n, 4, 4) from the LiDAR frame of the row's origin to the state's frame.
         velo: (B, n, 2) m/s in the LiDAR frame of the row's origin; never moved.
     """
 
@@ -46,7 +42,7 @@ def empty(
     device: torch.device | str = 'cpu',
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
-    """Return a state of zeros, with which a stream starts; its times are float64."""
+    """Return an empty state of zeros; times are float64."""
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(batch, num_rows, *shape, device=device, dtype=dtype)
@@ -57,7 +53,7 @@ def empty(
 def move(memory: Memory, transform: Tensor, delta_t: Tensor) -> Memory:
     """Move the rows by `transform` (B, 4, 4) and their times by `delta_t` (B,) in s.
 
-    The time is added in the wider of the two dtypes: absolute times need float64.
+    Times are added in the wider dtype: absolute times need float64.
     """
     rotation, translation = transform[:, :3, :3], transform[:, None, :3, 3]
     return memory._replace(
@@ -75,13 +71,12 @@ def pre_update(
     pseudo_reference_points: Tensor | None,
     memory_len: int,
 ) -> Memory:
-    """Bring the state into the current LiDAR frame and cut it to the `memory_len` rows that a frame uses.
+    """Bring the state into the current LiDAR frame and cut it to `memory_len` rows.
 
-    `transform` (B, 4, 4) is from the frame that the state is kept in to the current LiDAR frame; `delta_t`
-    (B,) s makes the state's times ages at the current frame. If `prev_exists` (B,) is 0, a new scene starts
-    with a fresh memory, whatever the state was: P rows with the pseudo points (P, 3) m in the current LiDAR
-    frame (None where no rows are propagated) and identity poses, and zeros. Those rows are never masked in
-    the attention: the weights were trained with them.
+    `transform` (B, 4, 4) is from the state's frame to the current LiDAR frame; `delta_t` (B,) s makes times
+    ages. Where `prev_exists` (B,) is 0 a fresh memory starts: P rows with the pseudo points (P, 3) m in the
+    current LiDAR frame (or None) and identity poses, and zeros. The attention never masks fresh rows: the
+    weights were trained with them.
     """
     moved = move(Memory(*(rows[:, :memory_len] for rows in memory)), transform, delta_t)
     fresh = _fresh(moved, pseudo_reference_points)
@@ -91,13 +86,13 @@ def pre_update(
 
 
 def push(memory: Memory, new: Memory) -> Memory:
-    """Put the rows of `new` before those of `memory`, both in one frame; times keep `memory`'s dtype."""
+    """Put `new` rows before `memory`'s, both in one frame; times keep `memory`'s dtype."""
     new = new._replace(timestamp=new.timestamp.to(memory.timestamp.dtype))
     return Memory(*(torch.cat(rows, dim=1) for rows in zip(new, memory, strict=True)))
 
 
 def _fresh(like: Memory, pseudo_reference_points: Tensor | None) -> Memory:
-    """Return the memory that a scene starts with, in shapes that broadcast to those of `like`."""
+    """Return the memory of a scene's start, broadcastable to `like`."""
     zero = Memory(*(torch.zeros_like(rows[:1]) for rows in like))
     if pseudo_reference_points is None:
         return zero

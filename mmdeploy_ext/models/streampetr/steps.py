@@ -1,7 +1,9 @@
-"""The steps of a frame of StreamPETR's head and the rays of its tokens: pure functions of tensors, weights.
+"""The steps of a frame of StreamPETR's head and the rays of its tokens: pure functions.
 
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/positional_encoding.py
 (`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`), models/utils/misc.py (`locations`).
+Glossary: B batch, N cameras, T tokens, D depths, C channels, Q queries, M, n rows of the memory, L decoder
+layers, K classes.
 """
 
 from collections.abc import Sequence
@@ -19,14 +21,14 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 Queries = tuple[Tensor, Tensor, Tensor]
 """Content and position (B, n, C), and reference points (B, n, 3) relative to the range of the boxes."""
 CONE_BIN = -30
-"""The second of the two depth bins in the cone, counted from the end."""
+"""The other depth bin in the cone, counted from the end."""
 NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
 
 
 def token_centers(
     pad_shape: Sequence[int], stride: int, num_cameras: int, device: torch.device | str
 ) -> Tensor:
-    """Return the centres (T, 2) of the feature cells, x and y in px of the padded image."""
+    """Return the centres (T, 2) of the feature cells, x and y in padded pixels."""
     pad_h, pad_w = int(pad_shape[0]), int(pad_shape[1])
     if pad_h % stride or pad_w % stride:
         raise ShapeError(f'image size {pad_h}x{pad_w} is not a multiple of the stride {stride}; pad them')
@@ -40,10 +42,7 @@ def token_centers(
 
 
 def focal_per_token(intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
-    """Return |fx|, |fy| in units of 1000 px per token, (B, T, 2), from `intrinsics` (B, N, 4, 4).
-
-    The matrices of `lidar_points` belong to the right camera.
-    """
+    """Return |fx|, |fy| in 1000 pixels per token, (B, T, 2), of `intrinsics` (B, N, 4, 4)."""
     focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1).abs() / 1e3
     return focal.repeat(1, tokens_per_camera, 1)
 
@@ -55,38 +54,35 @@ def nerf_encoding(values: Tensor) -> Tensor:
 
 
 def motion_code(velo: Tensor, age: Tensor, egopose: Tensor) -> Tensor:
-    """Encode the motion between a row's frame of origin and the current one as (B, n, 180).
+    """Encode velocity (B, n, 2) m/s, age (B, n, 1) s and pose (B, n, 4, 4) of a row as (B, n, 180).
 
-    It encodes 15 numbers: velocity (B, n, 2) m/s, age (B, n, 1) s, and the first three rows of the pose (B,
-    n, 4, 4) from the row's LiDAR frame to the current one.
+    The pose is from the row's LiDAR frame to the current one.
     """
     return nerf_encoding(torch.cat([velo, age, egopose[..., :3, :].flatten(-2)], dim=-1))
 
 
 class FrameSteps:
-    """The computation of a frame; `StreamPETRHead` builds the layers that it uses."""
+    """The computation of a frame, on the layers of `StreamPETRHead`."""
 
     def token_centers(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
-        """Return the token centres (T, 2), px of the padded image, see the function `token_centers`."""
         return token_centers(pad_shape, self.stride, num_cameras, self.coords_d.device)
 
     def frustum(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
-        """Return the image points (T, D, 4) of every token and depth: a constant of the image size."""
+        """Return the image points (T, D, 4) of every token and depth."""
         points = frustum_points(self.token_centers(pad_shape, num_cameras), self.coords_d)
         tap('coords', points[None, ..., None])
         return points
 
     def focal_per_token(self, intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
-        """Return the focal lengths (B, T, 2) in 1000 px of the cameras that the weights were trained with."""
+        """Return the focal lengths (B, T, 2) in 1000 pixels of the training's cameras."""
         return tap('intrinsic', focal_per_token(intrinsics, tokens_per_camera))
 
     def position_embedding(self, img2lidar: Tensor, focal: Tensor, frustum: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode the rays of the tokens.
+        """Return the embedding (B, T, C) of the tokens' rays before its gate, and the cone (B, T, 8).
 
-        img2lidar is (B, N, 4, 4) per camera, (B, T, 4, 4) per token or (B, T, D, 4, 4) per point; for focal
-        (B, T, 2) and frustum (T, D, 4) see there. Returned are the embedding (B, T, C) before its gate, and
-        (B, T, 8) the code of the spatial alignment: the two focal lengths, then x, y, z of the ray's points
-        at the last depth and at `CONE_BIN`, as shares of the position range.
+        `img2lidar` is (B, N, 4, 4), (B, T, 4, 4) or (B, T, D, 4, 4), `focal` (B, T, 2), `frustum` (T, D, 4).
+        The cone has two focal lengths, then x, y, z of the ray's points at the last depth and at `CONE_BIN`,
+        shares of the position range.
         """
         low, high = self.position_range[:3], self.position_range[3:]
         points = (lidar_points(img2lidar, frustum) - low) / (high - low)
@@ -96,10 +92,7 @@ class FrameSteps:
     def embed_positions(
         self, lidar2img: Tensor, intrinsics: Tensor, pad_shape: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px.
-
-        `lidar2img` leads to px of the padded image.
-        """
+        """Run `position_embedding` on `lidar2img` (to padded pixels), `intrinsics` (B, N, 4, 4) and padded size."""
         num_cameras = lidar2img.shape[1]
         frustum = self.frustum(pad_shape, num_cameras)
         tokens_per_camera = frustum.shape[0] // num_cameras
@@ -113,14 +106,14 @@ class FrameSteps:
     def align_tokens(self, img_feats: Tensor, pos_embed_raw: Tensor, cone: Tensor) -> tuple[Tensor, Tensor]:
         """Return tokens (B, T, C) of features (B, N, C, h, w), aligned by their rays, and gated positions.
 
-        Positions before and after the gate are (B, T, C); `cone` is (B, T, 8), see `position_embedding`.
+        Positions are (B, T, C); `cone` is (B, T, 8).
         """
         features = img_feats.permute(0, 1, 3, 4, 2).flatten(1, 3)
         tokens = self.spatial_alignment(self.memory_embed(features), cone)
         return tokens, self.featurized_pe(pos_embed_raw, tokens)
 
     def queries_at(self, reference_points: Tensor) -> Queries:
-        """Return content, position (B, n, C) of queries at `reference_points` (B, n, 3), and these."""
+        """Return content and position (B, n, C) of queries at `reference_points` (B, n, 3)."""
         position = self.query_embedding(point_encoding(reference_points, self.embed_dims // 2))
         content = torch.zeros_like(position)
         still = torch.zeros_like(reference_points[..., :1])
@@ -132,12 +125,12 @@ class FrameSteps:
         return content, position + self._encode_time(still), reference_points
 
     def learned_queries(self) -> Queries:
-        """Return tgt, query_pos (1, n, C) and reference_points (1, n, 3): constants of the weights."""
+        """Return tgt, query_pos (1, n, C) and reference_points (1, n, 3), constant."""
         tgt, query_pos, points = self.queries_at(self.reference_points.weight.unsqueeze(0))
         return tap('tgt', tgt), tap('query_pos', query_pos), points
 
     def encode_memory(self, memory: Memory) -> Queries:
-        """Return content, position (B, M, C) and normalised points (B, M, 3), not clamped, of the rows."""
+        """Return content, position (B, M, C) and normalised points (B, M, 3), not clamped."""
         points = (memory.reference_point - self.pc_range[:3]) / (self.pc_range[3:] - self.pc_range[:3])
         position = self.query_embedding(point_encoding(points, self.embed_dims // 2))
         content = memory.embedding
@@ -164,8 +157,8 @@ class FrameSteps:
 
         Returns:
             outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10): x, y, z
-            of the centre in m, logarithms of three sizes, sine and cosine of the yaw, velocity x, y in m/s;
-            of the last layer alone without `all_layers`.
+                of the centre in m, logarithms of three sizes, sine and cosine of the yaw, velocity x, y in
+                m/s; the last layer alone without `all_layers`.
         """
         content, position, points = self.encode_memory(memory)
         count = self.num_propagated
@@ -189,10 +182,9 @@ class FrameSteps:
     def predict(
         self, outs_dec: Tensor, reference_points: Tensor, first_layer: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return logits (L, B, Q, K) and box codes (L, B, Q, 10), see `decode`, of outputs (L, B, Q, C).
+        """Return logits (L, B, Q, K) and box codes (L, B, Q, 10) of outputs (L, B, Q, C).
 
-        Every layer's centre is an offset, added before a sigmoid, to the same `reference_points` (B, Q, 3)
-        relative to the range of the boxes.
+        Every layer's centre is an offset, before a sigmoid, to the same `reference_points` (B, Q, 3).
         """
         codes = run_branches(self.reg_branches[first_layer:], outs_dec)
         low, high = self.pc_range[:3], self.pc_range[3:]
@@ -201,9 +193,9 @@ class FrameSteps:
         return logits, torch.cat([centers, codes[..., 3:]], dim=-1)
 
     def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
-        """Return the rows that a frame adds to the memory, the best queries first, with the age 0, detached.
+        """Return the memory rows of a frame, the best queries first, age 0, detached.
 
-        The arguments are of the last layer: logits (B, Q, K), boxes (B, Q, 10), outputs (B, Q, C).
+        Arguments are of the last layer: logits (B, Q, K), boxes (B, Q, 10), outputs (B, Q, C).
         """
         scores = cls_scores.sigmoid().amax(dim=-1)
         indexes = scores.topk(self.topk_proposals, dim=1).indices.unsqueeze(-1)
@@ -218,7 +210,7 @@ class FrameSteps:
         return Memory(best(outs_dec), boxes[..., :3], timestamp, poses, boxes[..., -2:])
 
     def pseudo_points(self) -> Tensor | None:
-        """Return the points (num_propagated, 3) in m of a fresh memory; None if no rows are propagated."""
+        """Return the points (num_propagated, 3) in m of a fresh memory, or None."""
         if not self.num_propagated:
             return None
         low, high = self.pc_range[:3], self.pc_range[3:]
@@ -238,11 +230,10 @@ class FrameSteps:
     ) -> tuple[dict[str, Tensor], Memory, Memory]:
         """Compute one frame: state in, boxes and state out.
 
-        The features are (B, N, C, h, w); for `pos_embed_raw` (B, T, C) and `cone` (B, T, 8) see
-        `position_embedding`, for `queries` and `all_layers` `decode`. `memory` is the state after the last
-        frame, of memory_len + topk_proposals rows (or memory_len); `transform` (B, 4, 4) brings its places
-        into the current LiDAR frame, `delta_t` (B,) in s makes its times ages, and where `prev_exists` (B,)
-        is 0 it is not used.
+        Features are (B, N, C, h, w), `pos_embed_raw` (B, T, C), `cone` (B, T, 8). `memory` is the state after
+        the last frame, of memory_len + topk_proposals rows (or memory_len); `transform` (B, 4, 4) brings it
+        into the current LiDAR frame, `delta_t` (B,) in s makes times ages; where `prev_exists` (B,) is 0 it
+        is unused.
         """
         fresh = self.pseudo_points()
         used = temporal.pre_update(memory, transform, delta_t, prev_exists, fresh, self.memory_len)
@@ -256,7 +247,7 @@ class FrameSteps:
 
 
 def run_branches(branches: Sequence[nn.Module], outs_dec: Tensor) -> Tensor:
-    """Return the results of each layer's branch on its outputs (L, B, Q, C); layers may share one branch."""
+    """Run each layer's branch on its outputs (L, B, Q, C)."""
     if all(branch is branches[0] for branch in branches):
         return branches[0](outs_dec)
     return torch.stack([branch(outputs) for branch, outputs in zip(branches, outs_dec, strict=False)])

@@ -1,14 +1,10 @@
 """The temporal decoder: queries attend to themselves and to the memory, then to the image tokens.
 
-Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; parameter names are the checkpoints'.
-Inside, tensors are sequence first, (n, B, C), as mmcv's attention takes them; `query_decoder.py` has the
-attentions and the sequence of layers.
+Tensors inside are sequence first, (n, B, C), as in mmcv's attention.
 
-The classes are offered for mmcv's and mmdet's registries, see `catalogue.py`: they are registered for a
-config that names them, unless other code has registered the name.
-
-Glossary: B batch, C channels, Q queries (new and propagated ones), T tokens, M memory rows that are no
-queries, L outputs, one per decoder layer, or 1 without `return_intermediate`, n any of Q, T, M.
+Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py, with its parameter names.
+Glossary: B batch, C channels, Q queries (new and propagated), T tokens, M memory rows that are no queries, L
+outputs, one per decoder layer, or 1 without `return_intermediate`, n any of Q, T, M.
 """
 
 from typing import Any
@@ -26,7 +22,7 @@ from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 @registered_if_named(TRANSFORMER_LAYER)
 class PETRTemporalDecoderLayer(AttentionLayer):
-    """An `AttentionLayer` with memory in its self attention; ConfigError: `batch_first=True`."""
+    """An `AttentionLayer` with memory in its self attention; raises ConfigError for `batch_first=True`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -47,9 +43,8 @@ class PETRTemporalDecoderLayer(AttentionLayer):
     ) -> Tensor:
         """Return the queries (Q, B, C) after the layer.
 
-        Tokens (T, B, C) are keys and values of the cross attention; memory rows (M, B, C) stand behind the
-        queries in the self attention, and M may be 0. `attn_mask` (Q, Q + M) is True where a query must not
-        look.
+        Tokens (T, B, C) are keys and values of the cross attention; memory rows (M, B, C), maybe none, stand
+        behind the queries in the self attention. `attn_mask` (Q, Q + M) is True where a query must not look.
         """
         identity = query
         attentions, norms, ffns = iter(self.attentions), iter(self.norms), iter(self.ffns)
@@ -77,10 +72,10 @@ class PETRTemporalDecoderLayer(AttentionLayer):
 
 @registered_if_named(TRANSFORMER)
 class PETRTemporalTransformer(DecoderTransformer):
-    """A `DecoderTransformer` for tensors with the batch as first axis."""
+    """A `DecoderTransformer` for batch-first tensors."""
 
     def init_weights(self) -> None:
-        """Give every weight of two axes or more Xavier-uniform values, and its module zeros as bias."""
+        """Xavier-uniform weights of two axes or more, with zero biases."""
         for module in self.modules():
             if isinstance(getattr(module, 'weight', None), Tensor) and module.weight.dim() > 1:
                 xavier_init(module, distribution='uniform')

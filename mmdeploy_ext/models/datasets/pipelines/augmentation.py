@@ -1,6 +1,6 @@
-"""Resizing and cropping of all cameras of a frame at test time, and of the calibration with them.
+"""Resizing and cropping of all cameras of a frame at test time, and of their calibration.
 
-Glossary: H, W size of an image in px.
+Glossary: H, W size of an image in pixels.
 """
 
 from dataclasses import dataclass
@@ -19,34 +19,34 @@ RESAMPLE = Image.Resampling.BICUBIC
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize by `scale`, then cut out `crop` (left, top, right, bottom px of the resized image)."""
+    """Resize by `scale`, then cut out `crop` (left, top, right, bottom, resized pixels)."""
 
     scale: float
     size: tuple[int, int]  # of the resized image: width, height
     crop: tuple[int, int, int, int]
 
     def matrix(self) -> np.ndarray:
-        """Return the 3x3 that maps homogeneous source px to result px; float32, as weights were trained."""
+        """Return the (3, 3) float32 matrix from source pixels to result pixels."""
         matrix = np.diag([self.scale, self.scale, 1.0]).astype(np.float32)
         matrix[:2, 2] = -self.crop[0], -self.crop[1]
         return matrix
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """Transform an (H, W, 3) image of values 0..255; float32 back."""
+        """Transform an (H, W, 3) image of values 0..255 to float32."""
         result = Image.fromarray(np.uint8(image)).resize(self.size, RESAMPLE).crop(self.crop)
         return np.array(result).astype(np.float32)
 
 
 @registered_if_named(PIPELINES)
 class ResizeCropFlipRotImage:
-    """Resize and crop all cameras alike, and their intrinsics and `lidar2img` with them.
+    """Resize and crop all cameras alike, with their intrinsics and `lidar2img`.
 
     Args:
-        data_aug_conf: `H`, `W` of the source, `final_dim` (H, W) of the result, `bot_pct_lim` (the share of
-            the height that is cut off at the bottom, from and to, of which the mean is taken) and `rot_lim`
-            (only (0, 0), else ValueError); the scale is the smallest that fills the result, centred.
-        training: has to be False (else ValueError).
-        options: of training, not used.
+        data_aug_conf: `H`, `W` of the source, `final_dim` (H, W) of the result, `bot_pct_lim` (range of the
+            share cut off at the bottom; the mean counts) and `rot_lim` (0, 0) (else ValueError); the smallest
+            scale that fills the result, centred.
+        training: must be False (ValueError).
+        options: unused.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
     """
@@ -65,11 +65,7 @@ class ResizeCropFlipRotImage:
         self.data_aug_conf = data_aug_conf
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Transform `img`, `intrinsics` and `lidar2img`.
-
-        The matrices of `intrinsics` are changed in place, and `lidar2img` is made anew of them and
-        `extrinsics`.
-        """
+        """Transform `img`, `intrinsics` (in place) and `lidar2img`."""
         expected = self.data_aug_conf['H'], self.data_aug_conf['W']
         for index, image in enumerate(results['img']):
             if image.shape[:2] != expected:
@@ -89,7 +85,6 @@ class ResizeCropFlipRotImage:
         return results
 
     def test_transform(self) -> ImageTransform:
-        """Return the transform of test time, see the class."""
         conf = self.data_aug_conf
         height, width = conf['final_dim']
         scale = max(height / conf['H'], width / conf['W'])

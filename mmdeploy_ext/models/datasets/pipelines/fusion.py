@@ -1,6 +1,6 @@
-"""Steps of BEVFusion's test pipelines: pictures and their matrices.
+"""Steps of BEVFusion's test pipelines: pictures and matrices.
 
-Glossary: N cameras, h, w size of the original pictures, H, W size of the results, px.
+Glossary: N cameras, h, w size of the original pictures, H, W size of the results, pixels.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from mmdeploy_ext.models.datasets.pipelines.multi_view_image import NormalizeMul
 class ImageAug3D:
     """Resize and crop each camera's picture.
 
-    `img_aug_matrix` (N, 4, 4) moves (x, y, any, 1), pixels of an original picture, to pixels of the result.
+    `img_aug_matrix` (N, 4, 4) moves (x, y, any, 1), original pixels, to result pixels.
 
     Args:
-        final_dim: (H, W) of the result, px.
-        resize_lim: factor, from and to; the mean is taken.
-        bot_pct_lim: share of the resized height to cut off at the bottom, from and to; the mean is taken.
-        is_train: has to be False (else ValueError).
-        source: (h, w) of the original pictures, px.
-        options: of training, not used.
+        final_dim: (H, W) of the result.
+        resize_lim: range of the factor; the mean counts.
+        bot_pct_lim: range of the share cut off at the bottom; the mean counts.
+        is_train: must be False (ValueError).
+        source: (h, w) of the original pictures.
+        options: unused.
 
     Source: mit-han-lab/bevfusion db75150, mmdet3d/datasets/pipelines/transforms_3d.py:45-150.
     """
@@ -50,7 +50,6 @@ class ImageAug3D:
         self.resize_lim, self.bot_pct_lim = tuple(resize_lim), tuple(bot_pct_lim)
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change `img`, a list of (h, w, 3), to (H, W, 3) float32, and write `img_aug_matrix`."""
         images, change = [], self._change()
         for index, image in enumerate(results['img']):
             if image.shape[:2] != self.source:
@@ -74,10 +73,7 @@ class ImageAug3D:
 
 @registered_if_named(PIPELINES)
 class ImageNormalize(NormalizeMultiviewImage):
-    """Turn pictures from OpenCV's BGR to RGB, and normalise them: (value / 255 - mean) / std.
-
-    They are rounded to float32 once, as mmdet's steps have them.
-    """
+    """Turn BGR pictures to RGB, and normalise them: (value / 255 - mean) / std, rounded to float32 once."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(*(np.array(values, np.float64) * 255.0 for values in (mean, std)))

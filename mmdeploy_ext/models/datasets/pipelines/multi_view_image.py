@@ -1,6 +1,6 @@
-"""Normalisation and padding of all camera images of a frame, and the step that makes tensors of them.
+"""Normalisation, padding and tensors of all camera images of a frame.
 
-Glossary: H, W size of an image in px, C channels.
+Glossary: H, W size of an image in pixels, C channels.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,6 @@ class NormalizeMultiviewImage:
         self.to_rgb = to_rgb
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Normalise results['img'], a list of (H, W, 3)."""
         results['img'] = [mmcv.imnormalize(img, self.mean, self.std, self.to_rgb) for img in results['img']]
         results['img_norm_cfg'] = dict(mean=self.mean, std=self.std, to_rgb=self.to_rgb)
         return results
@@ -39,9 +38,9 @@ class NormalizeMultiviewImage:
 
 @registered_if_named(PIPELINES)
 class RandomScaleImageMultiViewImage:
-    """Resize every image by the one factor in `scales`, bilinearly, and `lidar2img` with it.
+    """Resize every image by the one factor in `scales`, bilinearly, with `lidar2img`.
 
-    Source: fundamentalvision/BEVFormer 66b65f3, datasets/pipelines/transform_3d.py; nothing in it is random.
+    Source: fundamentalvision/BEVFormer 66b65f3, datasets/pipelines/transform_3d.py.
     """
 
     def __init__(self, scales: Sequence[float]) -> None:
@@ -52,7 +51,7 @@ class RandomScaleImageMultiViewImage:
         (self.scale,) = scales
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Resize results['img'], a list of (H, W, 3); `img_shape` and `ori_shape` become the new shapes."""
+        """Resize `img`, a list of (H, W, 3); sets `img_shape` and `ori_shape`."""
         sizes = [(int(img.shape[1] * self.scale), int(img.shape[0] * self.scale)) for img in results['img']]
         scale = np.diag([self.scale, self.scale, 1.0, 1.0])
         results['img'] = [mmcv.imresize(img, size) for img, size in zip(results['img'], sizes, strict=True)]
@@ -66,7 +65,9 @@ class PadMultiViewImage:
     """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
 
     Adds `img_shape` (before), `pad_shape` (after), both lists of (H, W, C), `pad_fix_size` and
-    `pad_size_divisor`. Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
+    `pad_size_divisor`.
+
+    Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
     """
 
     def __init__(
@@ -79,7 +80,6 @@ class PadMultiViewImage:
         self.size, self.size_divisor, self.pad_val = size, size_divisor, pad_val
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pad results['img'], a list of (H, W, 3)."""
         if self.size is not None:
             padded = [mmcv.impad(img, shape=self.size, pad_val=self.pad_val) for img in results['img']]
         else:
@@ -98,7 +98,7 @@ class PadMultiViewImage:
 
 @registered_if_named(PIPELINES)
 class PETRFormatBundle3D(DefaultFormatBundle3D):
-    """mmdet3d's bundle, plus `collect_keys` as tensors in `DataContainer`s: float32, `FLOAT64_KEYS` float64.
+    """mmdet3d's bundle, plus `collect_keys` as float32 tensors (`FLOAT64_KEYS`: float64).
 
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/formating.py.
     """
@@ -114,7 +114,6 @@ class PETRFormatBundle3D(DefaultFormatBundle3D):
         self.collect_keys = collect_keys
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Format `results` in place."""
         for key in self.collect_keys:
             dtype = np.float64 if key in FLOAT64_KEYS else np.float32
             results[key] = DataContainer(torch.from_numpy(np.array(results[key], dtype=dtype)))
