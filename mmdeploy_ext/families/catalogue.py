@@ -11,7 +11,6 @@ ENTRY_POINTS = 'mm2onnx.families'
 
 
 def import_own() -> None:
-    """Import the modules of this package that register families."""
     for module in pkgutil.iter_modules(families.__path__, f'{families.__name__}.'):
         if module.ispkg:
             importlib.import_module(module.name)

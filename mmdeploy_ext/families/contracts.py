@@ -21,7 +21,6 @@ PUBLISHED = dict(max_gap_s=None)
 
 
 def contract_of(family: Any, options: Mapping[str, Any]) -> Contract:
-    """Return the contract of an export with these options."""
     return (contract_class(family.name, options.get('contract', '')) or Contract)(family)
 
 
@@ -60,7 +59,6 @@ class Contract:
         """Raise ConfigError if the program does not run the config's model; called after `Family.check`."""
 
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
-        """Return the graphs, in the order of `files`."""
         return self.family.graphs(model, options)
 
     def companions(self, model: torch.nn.Module) -> Mapping[str, str]:

@@ -31,7 +31,6 @@ from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, mo
 
 
 def default_output(family: Family, stem: str, options: Options) -> str:
-    """Return the default file or folder of an export of the config `stem`."""
     if family.product == BACKBONE:
         target = '' if options.target == 'libspconv' else f'{options.target}.'
         return f'lidar.backbone.{target}{options.order}.onnx'

@@ -39,7 +39,6 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec) -> None:
 
 
 def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule) -> Graph:
-    """Return a graph with the inputs that `FOR_HOSTS` ask for."""
     if family.samples != 'images':
         return graph
     spec = graph.spec

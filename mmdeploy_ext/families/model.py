@@ -238,7 +238,6 @@ def load(
     product: str = DETECTOR,
     weight_layout: str = 'auto',
 ) -> Model:
-    """Return a model with its weights: `read_config`, `build` and `load_weights`."""
     deployment = read_config(
         config, checkpoint, cfg_options, device, product=product, weight_layout=weight_layout
     )

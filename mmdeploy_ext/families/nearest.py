@@ -12,7 +12,6 @@ from mmdeploy_ext.core.errors import ConfigError, did_you_mean
 from mmdeploy_ext.core.unregistered import missing_types, registered_names, unregistered
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
-"""Endings of the keys of parts that decide a family."""
 SENSOR_KEYS, SENSOR_STEPS = ('pts_', 'img_', 'voxel_'), ('Points', 'MultiView')
 """Prefixes of model keys, and parts of step names, for points or several cameras.
 

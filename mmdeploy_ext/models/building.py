@@ -36,7 +36,6 @@ def data_class(kind: Any, registry: str) -> type | None:
 
 
 def data_classes(kind: Any, registry: str) -> list[type]:
-    """Return the classes of a `type` in mmdet3d, if imported, and mmdet."""
     if isinstance(kind, type):
         return [kind]
     from mmdet.datasets import builder

@@ -127,7 +127,6 @@ class Offer:
 
 
 _OFFERS: dict[str, list[Offer]] = {}
-"""Type -> this package's classes."""
 
 
 def registered_if_named(

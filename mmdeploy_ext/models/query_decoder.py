@@ -25,7 +25,6 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 
 LAYER_NORM = dict(type='LN')
 FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')
-"""Option of a decoder layer -> option of mmcv's `FFN`."""
 _announced: set[str] = set()
 
 

@@ -35,15 +35,15 @@ NORM = dict(type='BN', momentum=0.03, eps=0.001)
 SILU = dict(type='SiLU')
 KERNEL = 5
 Stage = tuple[int, int, int, bool, bool]
-"""Of a backbone, see `ARCHITECTURES`."""
 FINE = ((64, 128, 3, True, False), (128, 256, 6, True, False), (256, 512, 6, True, False))
 """The first three stages of every architecture."""
 ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
     P5=(*FINE, (512, 1024, 3, False, True)),
     P6=(*FINE, (512, 768, 3, True, False), (768, 1024, 3, False, True)),
 )
-"""Architecture -> stages: channels in, channels out, number of blocks, whether blocks add their input, whether it begins
+"""Architecture -> stages.
 
+A `Stage` is channels in, channels out, number of blocks, whether blocks add their input, whether it begins
 with spatial pyramid pooling.
 """
 
@@ -157,7 +157,7 @@ class CSPNeXt(BaseModule):
         self.out_indices = tuple(out_indices)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps (B, C, h, w) of `out_indices`, fine to coarse, of images (B, 3, H, W), BGR in RTMDet."""
+        """Return the maps (B, C, h, w) of `out_indices`, fine to coarse, of images (B, 3, H, W)."""
         maps = []
         for index, name in enumerate(self.layers):
             x = getattr(self, name)(x)
@@ -206,7 +206,6 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
 
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')
-"""Default prior generator and box coder of a head."""
 TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
 
 

@@ -53,11 +53,9 @@ SPECS = {
     'V-57-eSE': Spec((64, 64, 128), *_WIDE, 5, (1, 1, 4, 3)),
     'V-99-eSE': Spec((64, 64, 128), *_WIDE, 5, (1, 3, 9, 3)),
 }
-"""Name of an architecture in a config -> the architecture."""
 
 
 def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int = 1) -> OrderedDict:
-    """Return convolution, norm and ReLU, named from `name`."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return OrderedDict(
         {f'{name}/conv': conv, f'{name}/norm': nn.BatchNorm2d(outputs), f'{name}/relu': nn.ReLU(inplace=True)}
@@ -65,7 +63,6 @@ def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int
 
 
 def depthwise_unit(inputs: int, outputs: int, name: str, stride: int = 1) -> OrderedDict:
-    """Return a 3x3 convolution per channel, a 1x1 convolution, norm and ReLU."""
     return OrderedDict(
         {
             f'{name}/dw_conv3x3': nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),

@@ -32,7 +32,6 @@ TURN = 0.3
 
 
 def build_by_repository(cfg: Any) -> torch.nn.Module:
-    """Build a model by the repository's mmdet3d, without weights, in evaluation mode."""
     from mmdet3d.models import build_model
 
     cfg.model.pretrained = None

@@ -62,7 +62,6 @@ def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
 
 
 def raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the specs of the network's outputs; `batch` may be 'B'."""
     head, (columns, rows) = model.bbox_head, model.n_voxels[:2]
     widths = dict(cls_score=head.num_classes, bbox_pred=head.box_code_size, dir_cls_pred=2)
     outputs = []

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
 SCORE_BAR = 1e-4
-"""Largest score difference of a matched pair."""
 fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, scaled to a size with legible labels."""
 problem, half_bars, half_text = bbox3d.problem, bbox3d.half_bars, bbox3d.half_text

@@ -122,7 +122,6 @@ def map_sizes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 
 def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the specs of the network's outputs; `batch` may be 'B'."""
     head = model.bbox_head
     columns = dict(
         cls_score=int(head.num_classes),

@@ -14,7 +14,6 @@ from torch.nn import functional
 from mmdeploy_ext.core.taps import tap
 
 CORNERS = 16
-"""Columns of PGD's key points, x and y of eight corners, not used by results."""
 SIDES = 4
 """Columns of the distances to the sides of the 2D box, the last ones of `bbox_pred`."""
 CLIPPED = 1e-4

@@ -28,9 +28,7 @@ fit_pair = bbox2d.fit_pair
 SCORE_THR = 0.05
 """A reference result from this score on needs a partner; a candidate from this plus the score bar."""
 SCORE_BAR = 1e-4
-"""Largest score difference of a matched pair."""
 ONE_TO_ONE = dict(distance_bar=1e-3, other_bar=1e-3, score_bar=1e-5, score_thr=0.0)
-"""Arguments of `match_detections` for two decodings of the same tensors."""
 PIXEL_BAR = 0.1
 """Largest difference of a pair's 2D boxes, pixels."""
 

@@ -24,7 +24,6 @@ UNTRACED = (
     'get_bboxes', 'get_bboxes_single', 'decode', 'grid_anchors', 'single_level_grid_anchors',
     'multi_cls_grid_anchors', 'anchors_single_range',
 )  # fmt: skip
-"""Methods that `AnchorRule` and the suppression repeat."""
 
 
 def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:

@@ -66,7 +66,6 @@ class CameraModels:
         return Claim.DETECTOR if is_one_of(self.detectors, cfg.model) else Claim.HEAD
 
     def check(self, cfg: Any) -> None:
-        """Refuse unsupported types and settings of a config's model."""
         types = (
             ('type', cfg.model, self.detectors),
             (f'{self.head_key}.type', self.head_of(cfg), self.heads),
@@ -152,7 +151,6 @@ class CameraFamily:
         return self.opens(paths, max_gap_s=None, **engine)
 
     def box_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return the fields of `QueryBoxFacts`."""
         coder = model.pts_bbox_head.bbox_coder
         return dict(
             max_num=int(coder.max_num),

@@ -130,7 +130,6 @@ class CameraReference(abc.ABC):
         return torch.from_numpy(np.array(values, np.float32)).to(self.device)
 
     def meta_of(self, frame: Frame) -> dict[str, Any]:
-        """Return the pictures' metas of the test loader."""
         shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
         return dict(
             scene_token=frame.scene_token,

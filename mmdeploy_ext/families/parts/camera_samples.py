@@ -81,7 +81,6 @@ def camera_frame(images: Any, fields: Mapping[str, Any], meta: Mapping[str, Any]
 
 
 def as_array(value: Any, axes: int) -> Any:
-    """Return the last `axes` axes as float64."""
     array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value, np.float64)
     if not axes:
         return float(array.reshape(-1)[0])

@@ -95,7 +95,6 @@ def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> Coder:
 
 
 def bucket_settings(head: nn.Module) -> box_coders.Bucket:
-    """Return the settings of a side-aware head's coder."""
     coder = head.bbox_coder
     return box_coders.Bucket(
         buckets=head.side_num, num_buckets=coder.num_buckets, scale_factor=coder.scale_factor
@@ -117,7 +116,6 @@ BACKGROUND_MEAN = 6.0
 UNUSED_MEAN = -20.0
 """Mean logit of an unused column, with scores near 0 as in a trained head."""
 PROPOSAL_CLASSES = (-1.0, 1.5)
-"""Moments of the logits of proposals."""
 STRIDES, LOG_STRIDES = (2.0, 0.7), (0.7, 0.4)
 """Moments of side distances in strides, and of their logarithms."""
 
@@ -202,7 +200,6 @@ class HeadKind:
         self.factor, self.boxes = factor, boxes
 
     def seeded(self, head: nn.Module, role: str, name: str, channels: int) -> list[Moments]:
-        """Return the moments of each channel, or one for all, of a last layer."""
         if name == 'rpn_reg':
             return seeded_proposals(channels // head.num_base_priors)
         if role == 'quality':
@@ -587,7 +584,6 @@ KINDS: dict[str, HeadKind] = dict(
 
 
 def kind_of(head: nn.Module) -> HeadKind:
-    """Return the kind of a head; raises ConfigError for an unknown class."""
     name = nearest_base(type(head), KINDS)
     if name is None:
         original = copied_class(type(head), filter(None, map(HEADS.get, KINDS)))

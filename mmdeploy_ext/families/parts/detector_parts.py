@@ -262,7 +262,6 @@ def tested_head(
 def built_head(
     content: Mapping[str, Any], key: str, build: Callable[[Any], nn.Module] = build_head
 ) -> nn.Module:
-    """Return a head built of its config entry, in evaluation mode."""
     try:
         with warnings.catch_warnings(), undrawn_weights():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
@@ -273,7 +272,6 @@ def built_head(
 
 
 def check_box_type(cfg: Any, expected: str) -> None:
-    """Refuse a data set with another box class."""
     for settings in test_datasets(cfg):
         given = settings.get('box_type_3d', expected)
         if str(given).lower() != expected.lower():

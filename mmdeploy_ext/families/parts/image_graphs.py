@@ -46,7 +46,6 @@ def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tu
 
 
 def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
-    """Return the specs of `dets` and `labels`."""
     boxes = (
         'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
         'when scale_factor is fed; padded with zeros'
@@ -92,7 +91,6 @@ def mask_inputs(
 
 
 def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
-    """Return the specs of `masks`, `scores` and `labels`."""
     pixels, order = 'pixels of the instances at ori_shape', 'in descending order; padded with zeros'
     labels = 'class indices; -1 where a row is padding'
     return (

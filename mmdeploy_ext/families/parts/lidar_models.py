@@ -28,10 +28,8 @@ UNTRACED = (
     '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', 'extract_pts_feat',
     'voxelize', '*voxel_encoder.forward', 'forward_batch', 'forward_single',
 )  # fmt: skip
-"""Methods that graphs and runtimes compute."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
-"""The detector with all points in its voxels."""
 SPARSE_ENCODERS = dict(SASSD='SparseEncoderSASSD')
 """Detector -> its sparse encoder; default SparseEncoder."""
 

@@ -52,7 +52,6 @@ def threshold(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> float:
 
 
 def side_of(roi_head: nn.Module) -> int:
-    """Return m."""
     head = part_of(roi_head, 'mask_head', 0)
     if points_of(roi_head):
         config = roi_head.test_cfg
@@ -113,7 +112,6 @@ class RelayedMaskHead(Regions):
 
 
 def mask_logits_module(roi_head: nn.Module, constant: bool = False) -> nn.Module:
-    """Return the module that computes the logits of all mask heads."""
     if hasattr(roi_head, 'mask_info_flow'):
         return ChainedMaskHeads(roi_head, constant)
     if getattr(roi_head, 'with_feat_relay', False):

@@ -52,7 +52,6 @@ def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
-    """Return `metas_of` images for a test path that pastes masks."""
     metas = metas_of(images)
     for meta, image in zip(metas, images, strict=True):
         size = pasted_size(image, rescale=True) if rescale else image.ori_shape

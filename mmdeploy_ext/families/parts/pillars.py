@@ -19,7 +19,6 @@ from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, INPUTS
 EXAMPLE = 3
 ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
 DYNAMIC_ENCODER = 'DynamicPillarFeatureNet'
-"""Encoder of pillars with all their points."""
 MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
 DYNAMIC_ENCODERS = (DYNAMIC_ENCODER, 'DynamicVFE')
 OPSET = 18

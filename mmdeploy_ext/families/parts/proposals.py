@@ -59,7 +59,6 @@ TRIAL_OVERLAP, TRIAL_LIMIT, TRIAL_PER_LEVEL = 0.45, 16, 6
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse an unsupported head of proposals."""
     if not isinstance(head, HEADS) and not is_users_own(head):
         names = ', '.join(kind.__name__ for kind in HEADS)
         raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {names}')
@@ -99,7 +98,6 @@ def settings_of(head: nn.Module) -> dict[str, Any]:
 
 
 def suppression_entries(head: nn.Module, iou_threshold: float, max_per_img: int) -> dict[str, Any]:
-    """Return entries of `test_cfg` for this overlap and limit."""
     overlap_key, limit_key = entries_of(head)
     overlap: Any = iou_threshold
     if overlap_key == 'nms':

@@ -98,7 +98,6 @@ def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.
 
 
 def check_extractor(extractor: nn.Module) -> None:
-    """Refuse an unsupported extractor or layer."""
     if not isinstance(extractor, EXTRACTORS):
         exported = ', '.join(extractor_class.__name__ for extractor_class in EXTRACTORS)
         raise ConfigError(

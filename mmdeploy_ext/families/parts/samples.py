@@ -52,7 +52,6 @@ def detections(result: Mapping[str, Any]) -> Detections3D:
 
 
 def result(detections: Detections3D) -> dict[str, Any]:
-    """Return detections as a result for mmdet3d's nuScenes data sets."""
     boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
     scores, labels = (
         torch.from_numpy(np.ascontiguousarray(rows)) for rows in (detections.scores, detections.labels)

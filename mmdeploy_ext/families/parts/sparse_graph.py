@@ -29,7 +29,6 @@ def traced_encoder(encoder: nn.Module) -> SparseGraph:
 
 
 def check_form(filename: str, options: Options, sparse: bool) -> None:
-    """Raise UsageError for a `--sparse-form` without a sparse backbone."""
     if options.sparse_form != SPARSE_FORM.default and not sparse:
         raise UsageError(
             f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; leave it out'

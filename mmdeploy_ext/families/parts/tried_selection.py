@@ -25,11 +25,9 @@ UNLIMITED = 10**6
 SEEDS = range(6)
 CANDIDATES = 2.5
 SPREAD = 1.5
-"""Deviation of class logits."""
 CORNERS = np.asarray([-1.0, -1.0, 1.0, 1.0], np.float32).reshape(4, 1, 1)
 SCALE = np.asarray([1.5, 1.25, 1.5, 1.25], np.float32)
 BORDER = (3, 6)
-"""Padding above and left of a trial's picture."""
 Results = Callable[[DenseFacts, Mapping[str, torch.Tensor], PreparedImage], Detections]
 """(facts, outputs by name (1, a*columns, h, w), picture) -> results."""
 

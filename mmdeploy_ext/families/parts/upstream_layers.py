@@ -32,7 +32,6 @@ def spell_out_leading_offsets(module: nn.Module) -> None:
 
 
 def fix_sampled_sides(module: nn.Module) -> None:
-    """Let TOOD's head sample with kernels of fixed shape."""
     if isinstance(module, TOODHead):
         module.deform_sampling = sample_sides
 

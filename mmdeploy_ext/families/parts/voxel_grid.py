@@ -32,7 +32,6 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
 
 
 def grid_size(layer: Mapping[str, Any], key: str) -> tuple[int, int, int]:
-    """Return the number of voxels along x, y, z."""
     if missing := [name for name in NEEDED if layer.get(name) is None]:
         raise ConfigError(f'{key} has no {", ".join(missing)}')
     limits, sizes = layer['point_cloud_range'], layer['voxel_size']

@@ -22,15 +22,12 @@ from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
 ABSENT = dict(with_position=True, normedlinear=False, position_level=0)
-"""Setting -> its default."""
 SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
 """Test pipeline steps that load the frame before, and that resize."""
 SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
-"""Time between sweeps, and range of sweeps for the frame before."""
 
 
 def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
-    """Return the test pipeline steps of the present frame for `multiview_rule`."""
     return [
         dict(step, type='ResizeCropFlipRotImage') if step['type'] == RESIZE else step
         for step in test_pipeline(cfg)

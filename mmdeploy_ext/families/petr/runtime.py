@@ -30,7 +30,6 @@ FRAMES = dict(petr=1, petrv2=2)
 READS = {1: ('lidar2img',), 2: ('lidar2img', 'ego_pose', 'timestamp_s')}
 """Number of frames -> fields that the models read (two: optional `camera_times_s`)."""
 BACKBONE, EMBEDDING, HEAD = PORTABLE_FILES = ('extract_img_feat', 'position_embedding', 'pts_head')
-"""Names of the graphs in running order."""
 MAX_GAP_S = 27 * 0.083
 """Seconds: PETRv2's training has 3 to 27 sweeps of 0.083 s (`sweep_range`)."""
 

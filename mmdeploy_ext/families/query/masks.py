@@ -38,7 +38,6 @@ from mmdeploy_ext.families.query.postprocess import best_pairs
 NAMES = ('logits', 'mask_logits')
 MASKS_FULL = ('masks', 'scores', 'labels')
 RATIO = 4
-"""Pixels of the input per pixel of the masks."""
 EPS = 1e-6
 """mmdet adds it to a mask's number of pixels, by which the sum of scores is divided."""
 
@@ -248,7 +247,6 @@ class QueryMapFullForm(nn.Module):
 
 
 def facts_of(fusion: nn.Module) -> QueryFacts:
-    """Return the settings of mmdet's fusion head; raises ConfigError if a threshold is no number."""
     test_cfg = fusion.test_cfg
     return QueryFacts(
         num_classes=int(fusion.num_classes),

@@ -22,7 +22,6 @@ RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
 def detections(
     metadata: Metadata, outputs: Arrays, feeds: Arrays
 ) -> list[Detections] | list[Instances] | list[Segments]:
-    """Return the results of each image of a batch, of the kind that the metadata states."""
     facts = metadata.postprocess
     if facts.num_things is not None:
         return panoptic_maps(metadata, outputs, feeds)

@@ -52,7 +52,6 @@ TRANSFORMERS = dict(
     HybridBranchDeformableDETRHead=transformer.DeformableDetrTransformer,
 )
 CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
-"""Detector and head of Co-DETR, classes of the user's tree."""
 CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
 """Parts of a `CoDINOHead`'s transformer that mmdet lacks."""
 CO_DETR_MASKS = ('mask_head', 'mask_iou_head')
@@ -78,7 +77,6 @@ UNTRACED = (
     '*transformer.?ncoder.forward', '*transformer.?ecoder.forward', '*layers.?.forward',
     '*attentions.?.forward', '*positional_encoding.forward', '*roi_extractor*.forward',
 )  # fmt: skip
-"""Further methods that the graphs compute by themselves (`Family.untraced`)."""
 
 
 def kind_of(head: nn.Module) -> str:
@@ -127,14 +125,12 @@ def samples_points(head: nn.Module) -> bool:
 
 
 def check_class(kind: type, exported: tuple[type, ...], role: str) -> None:
-    """Refuse a class that derives from none of `exported`; `role` is for the message."""
     if not issubclass(kind, exported):
         names = ', '.join(upstream.__name__ for upstream in exported)
         raise ConfigError(f'{kind.__name__}: no {role} that is exported; expected {names}')
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse unsupported heads of boxes."""
     if not has_name(head, (CO_DINO_HEAD,)):
         check_class(type(head), HEADS, 'head of queries')
     transformer, kind = head.transformer, kind_of(head)
@@ -154,7 +150,6 @@ def check_head(head: nn.Module) -> None:
 
 
 def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse unsupported heads of masks."""
     check_class(type(head), tuple(MASK_HEADS), 'head of masks')
     check_class(type(fusion), (seg_heads.MaskFormerFusionHead,), 'head that fuses masks')
     pixels, decoder = head.pixel_decoder, head.transformer_decoder
@@ -179,7 +174,6 @@ def fuses(cfg: Any) -> bool:
 
 
 def check_instances(fusion: nn.Module) -> None:
-    """Refuse a fusion head that gives no instances."""
     if not fusion.test_cfg.get('instance_on', False):
         raise ConfigError(
             'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
@@ -187,7 +181,6 @@ def check_instances(fusion: nn.Module) -> None:
 
 
 def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse heads of unequal numbers of classes."""
     counts = [(int(part.num_things_classes), int(part.num_stuff_classes)) for part in (head, fusion)]
     if counts[0] != counts[1]:
         raise ConfigError(
@@ -197,7 +190,6 @@ def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
-    """Refuse an unsupported `rpn_head` or `roi_head`."""
     for name, part in parts.items():
         if not has_name(part, (QUERY_ROI_HEAD,)):
             check_class(type(part), (REGION_PARTS[name],), name)

@@ -42,7 +42,6 @@ MEANINGS = {
     'y': 'soft masks of grid rows, 0..1',
 }
 ROWS = 'level after level, each row by row'
-"""The order of grid cells in an output."""
 
 
 def kind(head: nn.Module) -> str:

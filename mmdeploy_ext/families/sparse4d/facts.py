@@ -14,7 +14,7 @@ class Sparse4DFacts(Facts):
         score_threshold: least class score, without centerness, of a box and of a new id; None: no limit.
         num_instances, num_temp: instances of a frame, and instances that are handed on.
         confidence_decay: factor of a confidence of the last frame.
-        default_time_interval: seconds; replaces an interval of 0 or above `max_time_interval`.
+        default_time_interval: seconds; the interval without a last frame, of 0, or above `max_time_interval`.
         max_time_interval: seconds, in either direction.
     """
 

@@ -29,7 +29,6 @@ COLUMNS = 11
 CENTRE, LOG_SIZE, SINE, COSINE, VELOCITY = slice(0, 3), slice(3, 6), 6, 7, slice(8, 11)
 """Where an anchor has them."""
 NO_ID = -1
-"""Stands for an instance without a track id."""
 CENTERNESS = 0
 """Column of the quality; the other one, of the yaw, is unused."""
 

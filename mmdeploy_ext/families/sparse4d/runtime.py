@@ -32,7 +32,6 @@ class Sparse4DOnnx(StreamRuntime):
         return dict(outputs, instance_id=ids, confidence=confidence)
 
     def infer(self, frame: Frame, inputs: TemporalInputs) -> dict[str, np.ndarray]:
-        """Return the outputs of the graph for a frame."""
         feeds = dict(
             img=frame.images,
             lidar2img=frame.lidar2img.astype(np.float32),

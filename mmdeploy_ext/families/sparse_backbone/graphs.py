@@ -23,7 +23,6 @@ MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
 
 
 def parts_of(cfg: Any) -> dict[str, str] | None:
-    """Return the keys of 'encoder', 'voxels', 'means' and 'backbone' in a config's `model` (`PARTS`)."""
     model = cfg.get('model') or {}
     for key, parts in PARTS.items():
         if isinstance(model.get(key), dict) and parts['voxels'] in model:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
-"""Keys of a memory."""
 
 
 def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:

@@ -26,7 +26,6 @@ BOXES = (
     ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
     ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 1e-3),
 )
-"""Tolerances of logits, and of box code columns."""
 STATE_GROUPS = dict(
     embedding=ColumnGroup(rtol=0.0, atol=1e-3),
     reference_point=ColumnGroup('xyz', unit='m', rtol=0.0, atol=5e-3),
@@ -174,7 +173,6 @@ def position_embedding(size: Sizes, options: Options) -> GraphSpec:
 
 
 def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of the head's graph, with the memory as five inputs and five outputs."""
     factory = SpecFactory(options)
 
     def state(prefix: str, frame: str) -> list[TensorSpec]:

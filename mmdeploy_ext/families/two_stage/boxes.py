@@ -64,7 +64,6 @@ def padded_rows(roi_head: nn.Module) -> str:
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse an unsupported box head."""
     if not isinstance(head, HEADS) or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
     columns = getattr(getattr(head, 'fc_cls', None), 'out_features', None)

@@ -53,7 +53,6 @@ def as_tensor(model: nn.Module, array: np.ndarray) -> torch.Tensor:
 
 
 def present_rows(rows: np.ndarray) -> np.ndarray:
-    """Return which rows (..., 5) are not padding."""
     return (rows != 0).any(-1)
 
 

@@ -31,7 +31,6 @@ def check(cfg: Any, options: Options) -> None:
 
 
 def build(cfg: Any) -> nn.Module:
-    """Build the user's detector without weights; its parts get mmdet's names, too."""
     model = build_without_weights(cfg, build_detector, f'{PREFIX}backbone')
     # not registered with the module a second time: its weights keep their names
     for part in PARTS:
@@ -41,7 +40,6 @@ def build(cfg: Any) -> nn.Module:
 
 
 def as_two_stage(cfg: Any) -> Any:
-    """Return a copy of a config with mmdet's keys and type."""
     result = copy.deepcopy(cfg)
     model = _without_prefix(cfg.model)
     model.update(type='FasterRCNN', test_cfg=_without_prefix(cfg.model.get('test_cfg') or {}))

@@ -26,11 +26,9 @@ from mmdeploy_ext.families.parts.mask_heads import (
 from mmdeploy_ext.families.parts.regions import sampled
 
 POINT_SETTINGS = ('subdivision_steps', 'subdivision_num_points', 'scale_factor')
-"""`test_cfg.rcnn` settings of PointRend without a default."""
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse an unsupported mask head."""
     if not isinstance(head, mask_heads.FCNMaskHead):
         raise ConfigError(
             f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'

@@ -50,7 +50,6 @@ LARGEST_AREA = 10**9
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
-    """Refuse unsupported heads, classes and fusion settings."""
     for key, upstream in (
         ('semantic_head', seg_heads.PanopticFPNHead),
         ('panoptic_fusion_head', seg_heads.HeuristicFusionHead),

@@ -311,7 +311,6 @@ def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Te
 
 
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return mmdet's `img_metas` of the feeds."""
     batch, _, *size = feeds['input'].shape
     shapes = [(*map(int, shape), 3) for shape in sizes_of(feeds)]
     scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))

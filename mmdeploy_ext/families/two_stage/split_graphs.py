@@ -36,7 +36,6 @@ MEANINGS = dict(
 )
 UNITS = dict(rpn_cls='logit', cls_score='logit', bbox_cls='logit', regions='pixel')
 SEED = 0
-"""Seed of the second graph's traced numbers."""
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:

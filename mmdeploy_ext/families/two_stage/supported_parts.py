@@ -50,7 +50,6 @@ UNTRACED = (
     'anchor_offset', 'rpn_head.stages.?.forward', 'rpn_head.stages.?.forward_single',
     'roi_head.grid_head.forward', 'semantic_head.forward', '*roi_extractor*.forward', '*roi_layers.?.forward',
 )  # fmt: skip
-"""Further methods that the graphs compute by themselves (`Family.untraced`)."""
 
 
 def is_image_branch(cfg: Any) -> bool:
@@ -91,7 +90,6 @@ def check_detector(model: Mapping[str, Any]) -> None:
 
 
 def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
-    """Refuse an unsupported head of regions, part or setting."""
     name = type(roi_head).__name__
     if not isinstance(roi_head, ROI_HEADS):
         raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')

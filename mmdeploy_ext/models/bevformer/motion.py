@@ -15,7 +15,6 @@ from torchvision.transforms import functional
 from mmdeploy_ext.models.bevformer.steps import LastView
 
 CAN_BUS = 18
-"""Numbers of a record of the car's motion."""
 DX, DY, YAW_RAD, TURN_DEG = 0, 1, 16, 17
 """Entries of the motion: changes of x and y in the map, m, heading in the map, rad, its change, degrees.
 

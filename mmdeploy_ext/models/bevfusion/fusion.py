@@ -28,7 +28,6 @@ from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 
 SENSORS = ('camera', 'lidar')
-"""Keys of `encoders`, in joining order."""
 HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')
 
 
@@ -112,7 +111,7 @@ class BEVFusion(BaseModule):
         return camera['neck'](camera['backbone'](pictures))[0]
 
     def camera_view(self, img: Tensor, points: Sequence[Tensor], rig: Rig) -> Tensor:
-        """Return the cameras' map (B, C, X, Y) of images (B, N, 3, H, W); points (P, 3 or more) for depth maps."""
+        """Return the cameras' map (B, C, X, Y) of images (B, N, 3, H, W); `points` make depth maps."""
         transform = self.encoders['camera']['vtransform']
         depth = transform.depth_maps(points, rig).flatten(0, 1) if transform.uses_points else None
         weights, features = self.lifted(img.flatten(0, 1), depth)
@@ -179,7 +178,6 @@ class BEVFusion(BaseModule):
     def simple_test(
         self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
     ) -> list[dict[str, Any]]:
-        """Return a dict per sample: 'pts_bbox' -> `boxes_3d`, `scores_3d`, `labels_3d`, on the CPU."""
         samples = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
         results = []
         for meta, sample in zip(img_metas, samples, strict=True):

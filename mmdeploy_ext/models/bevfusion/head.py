@@ -23,7 +23,6 @@ UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 CIRCLES = dict(nuScenes=(8, 9), Waymo=(0, 1, 2))
 """Data set -> classes with circle NMS, each by itself."""
 UNUSED = {'conv_cfg', 'norm_cfg', 'bias', 'train_cfg', 'loss_cls', 'loss_heatmap', 'loss_bbox', 'loss_iou'}
-"""Unused keys of the head."""
 RADII_M2, MAX_BOXES = dict(nuScenes=0.175, Waymo=0.7), 83
 """Circle NMS: data set -> squared distance, m2; most boxes of a class."""
 
@@ -267,7 +266,6 @@ class TransFusionHead(nn.Module):
         return dict(classes=list(CIRCLES[dataset]), radius=RADII_M2[dataset], most=MAX_BOXES)
 
     def suppress(self, boxes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Apply circle NMS to one sample; other classes keep all boxes."""
         if self.nms is None:
             return boxes
         remains = torch.ones_like(boxes['scores'], dtype=torch.bool)

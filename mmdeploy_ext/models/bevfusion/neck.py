@@ -17,7 +17,6 @@ from mmdeploy_ext.models.bevfusion.view_transform import conv_block
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 BATCH_NORM, RELU = dict(type='BN2d'), dict(type='ReLU')
-"""Default normalisation and activation."""
 BILINEAR = dict(mode='bilinear', align_corners=True)
 """Default enlargement of maps; the published configs say `align_corners=False`."""
 

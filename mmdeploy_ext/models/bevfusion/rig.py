@@ -42,7 +42,7 @@ class Rig:
 
 
 def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, cameras: int) -> Rig:
-    """Return the matrices (N, 4, 4) of metas with the keys of `Rig`; `lidar_aug_matrix` (4, 4) may be missing."""
+    """Return the matrices (N, 4, 4) of metas with `Rig`'s keys; `lidar_aug_matrix` (4, 4) is optional."""
     matrices = [dict(dict(lidar_aug_matrix=np.eye(4, dtype=np.float32)), **meta) for meta in metas]
     for sample, matrices_of_sample in enumerate(matrices):
         check_calibration(matrices_of_sample, cameras, f'sample {sample}')
@@ -104,7 +104,7 @@ def frustum(image: tuple[int, int], cells: tuple[int, int], depths: tuple[float,
 
 
 def seen_points(frustum: Tensor, rig: Rig) -> Tensor:
-    """Return the points (B, N, D, h, w, 3) float64 of a frustum (D, h, w, 3) in the augmented LiDAR frame, m."""
+    """Return the points (B, N, D, h, w, 3) float64 of a frustum in the augmented LiDAR frame, m."""
 
     def for_points(matrix: Tensor) -> Tensor:  # (B, N, ...) -> (B, N, 1, 1, 1, ...)
         return matrix[:, :, None, None, None]

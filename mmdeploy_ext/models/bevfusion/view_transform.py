@@ -17,7 +17,6 @@ from mmdeploy_ext.models.bevfusion import rig as rigs
 from mmdeploy_ext.models.bevfusion.rig import Rig
 
 VIEW_TRANSFORMS = Registry('view transform')
-"""Registry of view transforms."""
 
 
 def build_view_transform(cfg: dict[str, Any]) -> nn.Module:

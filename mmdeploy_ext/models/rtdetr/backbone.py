@@ -18,7 +18,6 @@ from mmdeploy_ext.models.rtdetr.layers import ConvNorm
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 NUM_RETURNED = 3
-"""Number of the last stages that return maps."""
 
 
 class ResidualBlock(nn.Module):

@@ -33,12 +33,11 @@ MARGINS = 100
 """Anchors with centres within 1 / 100 of the side from the border do not count."""
 TRAINING = {'num_denoising', 'label_noise', 'box_noise'}
 PRIOR_PROBABILITY = 0.01
-"""Class probability of the initial biases."""
 
 
 class Anchors(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits of anchors cx, cy, w, h (N, 4), infinite at the border; (N, 1), 0 at the border, else 1."""
+        """Return logits of anchors cx, cy, w, h (N, 4), infinite at the border, and (N, 1), 0 or 1."""
         levels = [self._level(features, level) for level, features in enumerate(maps)]
         anchors, valid = (torch.cat(parts) for parts in zip(*levels, strict=True))
         logits = torch.log(anchors / (1 - anchors))

@@ -22,7 +22,6 @@ from mmdeploy_ext.models.rtdetr.decoder import Postprocess
 STRIDE = 32
 """Stride of the coarsest map, pixels: divisor of the images' sides."""
 MAX_PER_IMG = 300
-"""Default of `test_cfg.max_per_img`."""
 
 
 @registered_if_named(DETECTORS)
@@ -61,7 +60,7 @@ class RTDETR(BaseDetector):
     def simple_test(
         self, img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool = False, **_: object
     ) -> list[list[np.ndarray]]:
-        """Return per image and class (n, 5) x1 y1 x2 y2 score, in pixels of the input, with `rescale` the original."""
+        """Return per image and class (n, 5) x1 y1 x2 y2 score; original pixels with `rescale`."""
         labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
         rows = torch.cat([boxes, scores[..., None]], -1)
         return [

@@ -21,7 +21,6 @@ REP_BLOCKS = 3
 TEMPERATURE = 10000.0
 """Upper bound of the position embedding's periods, cells over 2 pi."""
 LAYOUTS = ('original', 'row_major')
-"""Values of `position_layout`, see `PositionEmbedding`."""
 
 
 class PositionEmbedding(nn.Module):

@@ -16,7 +16,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from mmdeploy_ext.exporting.ops.attention import multi_head
 
 ACTIVATIONS = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, '': nn.Identity}
-"""Value of `act` -> activation; '' stands for none."""
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

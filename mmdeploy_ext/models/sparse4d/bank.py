@@ -25,7 +25,6 @@ from mmdeploy_ext.models.sparse4d import steps
 from mmdeploy_ext.models.sparse4d.steps import NUMBERS, Remembered
 
 NO_ID = -1
-"""Id of an instance without a track id."""
 
 
 def read_anchors(anchor: str | Sequence, count: int) -> Tensor:

@@ -25,7 +25,6 @@ BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
 
 
 def normalised_layers(channels: int, inner: int, outer: int, inputs: int | None = None) -> list[nn.Module]:
-    """Return `outer` groups of `inner` linear layers with ReLU, and a layer normalisation."""
     layers: list[nn.Module] = []
     width = channels if inputs is None else inputs
     for _ in range(outer):

@@ -19,7 +19,6 @@ SETTINGS = {
 }
 """Setting -> its only supported value, and its default."""
 DEFAULT_ORDER = ('refine',) * 6
-"""Refinements of a head without `operation_order`."""
 
 
 def check_version(cfg: Any) -> None:

@@ -57,7 +57,7 @@ class LidarBackbone(nn.Module):
 
     @torch.no_grad()
     def voxelize(self, points: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the voxels' means (N, in_channels) float32, and coordinates (N, 4) int32, of points (P, D)."""
+        """Return the voxels' means (N, in_channels) float32, and coordinates (N, 4) int32, of points."""
         features, coordinates = [], []
         for sample, cloud in enumerate(points):
             cloud = self._checked(cloud, sample)

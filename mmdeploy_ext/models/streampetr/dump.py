@@ -15,7 +15,6 @@ from mmdeploy_ext.models.streampetr.live import steps_of
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
 """Prefix of a tensor's name -> suffix of the fork's file name."""
 INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists')
-"""Inputs of the fork's graph."""
 CALIBRATION = ('lidar2img', 'intrinsics')
 """Matrices per camera, from which a frame is read back."""
 MEMORY = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')

@@ -30,7 +30,6 @@ IGNORED_KEYS = {
     'with_position', 'depth_step', 'code_size', 'test_cfg', 'train_cfg', 'with_dn', 'scalar', 'noise_scale',
     'noise_trans', 'dn_weight', 'split', 'match_with_velo', 'sync_cls_avg_factor', 'loss_bbox', 'loss_iou',
 }  # fmt: skip
-"""Unused keys of published configs."""
 LEGACY_NAMES = {
     '.self_attn.': '.attentions.0.',
     '.multihead_attn.': '.attentions.1.',

@@ -90,7 +90,6 @@ def memory_of(head: nn.Module) -> Memory | None:
 
 
 def set_memory(head: nn.Module, memory: Memory) -> None:
-    """Give a head another memory, in global coordinates."""
     if is_ours(head):
         head.memory = memory
         return

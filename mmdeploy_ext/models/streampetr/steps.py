@@ -92,7 +92,7 @@ class FrameSteps:
     def embed_positions(
         self, lidar2img: Tensor, intrinsics: Tensor, pad_shape: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Run `position_embedding` on `lidar2img` (to padded pixels), `intrinsics` (B, N, 4, 4) and padded size."""
+        """Run `position_embedding` on `lidar2img` (to padded pixels), `intrinsics` (B, N, 4, 4), size."""
         num_cameras = lidar2img.shape[1]
         frustum = self.frustum(pad_shape, num_cameras)
         tokens_per_camera = frustum.shape[0] // num_cameras

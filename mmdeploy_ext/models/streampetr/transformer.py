@@ -75,7 +75,6 @@ class PETRTemporalTransformer(DecoderTransformer):
     """A `DecoderTransformer` for batch-first tensors."""
 
     def init_weights(self) -> None:
-        """Xavier-uniform weights of two axes or more, with zero biases."""
         for module in self.modules():
             if isinstance(getattr(module, 'weight', None), Tensor) and module.weight.dim() > 1:
                 xavier_init(module, distribution='uniform')

@@ -100,7 +100,6 @@ def fuse_picture(
 
 
 def voxels_spec(width: int, channels: int) -> GraphSpec:
-    """Return the contract of the first graph; `width` is D, `channels` C."""
     inputs = (
         TensorSpec(PICTURE, 'float32', (1, 3, 'H', 'W'), 'the picture, normalised and padded'),
         TensorSpec(CAMERA[0], 'float32', (4, 4), 'LiDAR to the picture as it was taken', single=True),

@@ -23,7 +23,6 @@ from mmdeploy_ext.synthetic.kitti import generated_moments
 from mmdeploy_ext.synthetic.moments import plain_moment
 
 OF_POINTS = ('LoadPointsFromFile', 'GlobalRotScaleTrans', 'PointsRangeFilter')
-"""Steps of a test pipeline that do nothing to the picture."""
 NEUTRAL_OF_POINTS = dict(rot_range=(0, 0), scale_ratio_range=(1, 1), translation_std=(0, 0, 0))
 
 

@@ -74,7 +74,6 @@ class CenterBoxFacts(Facts):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """`reg_0`, ..., `heatmap_0`, `reg_1`, ..."""
         values = [name for name in VALUES if name != 'vel' or self.with_velocity]
         return tuple(
             f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
