@@ -68,10 +68,9 @@ def level_outputs(head: nn.Module, maps: torch.Tensor, level: int) -> dict[str, 
 def decoded_maps(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor, level: int) -> torch.Tensor:
     """Return `bbox_pred` (B, columns, h, w) of a level as the head outputs it in a test.
 
-    Columns: x and y of the cell's middle minus the centre's, pixels, depth and sizes (length, height, width),
-    metres, yaw along the ray, radians; then velocity, PGD's key points and distances to the sides, pixels, if
-    any. `boxes` are (B, columns, h, w), `scores` (B, C, h, w) logits, which choose base depth and size by
-    class.
+    Columns: cell's middle minus centre, pixels, depth and sizes (length, height, width), metres, yaw along
+    the ray, radians; then velocity, PGD's key points and distances to the sides, pixels. `boxes` are (B,
+    columns, h, w), `scores` (B, C, h, w) logits.
     """
     coder, scales, stride = head.bbox_coder, head.scales[level], head.strides[level]
     offsets, depths = scales[0](boxes[:, :2]) * stride, scales[1](boxes[:, 2:3])

@@ -170,12 +170,11 @@ class HeadKind:
         priors: attribute with the generator of priors, or ''.
         clip: whether boxes are clipped to the image; None: as the coder.
         own: path of the user's method that decodes, or ''.
-        own_clips: whether `own` always clips, here to the upper and the left border.
+        own_clips: whether `own` clips to the upper and the left border.
         needed: entries of `test_cfg` without a default.
         layers: role of a last layer in seeded weights -> pattern of its name, in scaling order.
-        classes: moments of class logits: a few per cent of the scores pass the threshold.
-        quality: moments of the score factor's logits.
-        boxes: moments of the box layer's deltas.
+        classes, quality, boxes: moments of the layers in seeded weights; a few per cent of the scores pass
+            the threshold.
     """
 
     priors: ClassVar[str] = 'prior_generator'

@@ -1,7 +1,4 @@
-"""Sparse4D's graph: one for all frames, pictures to instances.
-
-Memory, projection of anchors, track ids and decoding are in `memory.py`.
-"""
+"""Sparse4D's graph: one for all frames, pictures to instances; `memory.py` has the rest."""
 
 from torch import Tensor, nn
 

@@ -32,14 +32,12 @@ class BEVFormerHead(BaseModule):
 
     Args:
         num_classes, num_query: K, R.
-        in_channels: unused; C is `embed_dims` of the transformer.
+        in_channels, num_cls_fcs, training: unused; C is `embed_dims` of the transformer.
         bev_h, bev_w: rows and columns of the view.
-        with_box_refine, as_two_stage: must be True and False (ConfigError).
-        transformer, bbox_coder, positional_encoding: configs, all needed.
-        num_reg_fcs: hidden layers of the branches of classes and boxes; `num_cls_fcs` is unused.
-        code_size: must be 10 (ConfigError).
-        code_weights: of a loss; a parameter of checkpoints. None: `CODE_WEIGHTS`.
-        training: unused.
+        with_box_refine, as_two_stage, code_size: must be True, False and 10 (ConfigError).
+        transformer, bbox_coder, positional_encoding: configs.
+        num_reg_fcs: hidden layers of the branches of classes and boxes.
+        code_weights: loss weights, in checkpoints; default `CODE_WEIGHTS`.
     """
 
     def __init__(

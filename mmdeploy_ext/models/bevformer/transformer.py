@@ -84,16 +84,15 @@ class PerceptionTransformer(BaseModule):
     Args:
         num_feature_levels: levels with an embedding; a model may use fewer.
         num_cams: cameras.
-        encoder, decoder: configs, not None.
+        encoder, decoder: configs.
         embed_dims: channels of the maps and of all queries.
-        rotate_prev_bev, use_shift: whether the last view is turned and shifted by the car's motion.
-        use_can_bus: adds an embedding of the motion to the queries of cells.
-        can_bus_norm: ends the embedding with a layer normalisation.
+        rotate_prev_bev, use_shift: the last view is turned and shifted by the car's motion.
+        use_can_bus, can_bus_norm: queries of cells get an embedding of the motion, with a layer
+            normalisation.
         use_cams_embeds: tokens have an embedding of their camera.
         rotate_center: column and row about which the last view turns; trained weights rely on (100, 100),
             whatever the view's middle.
-        two_stage_num_proposals: unused.
-        training: unused.
+        two_stage_num_proposals, training: unused.
     """
 
     def __init__(

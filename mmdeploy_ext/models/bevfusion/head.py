@@ -106,7 +106,6 @@ class Predictor(nn.ModuleDict):
             self[name] = nn.Sequential(*blocks, nn.Conv1d(hidden if blocks else channels, count, 1))
 
     def forward(self, queries: Tensor) -> dict[str, Tensor]:
-        """Return name -> (B, count, Q) of queries (B, C, Q)."""
         return {name: layers(queries) for name, layers in self.items()}
 
 
@@ -116,22 +115,17 @@ class TransFusionHead(nn.Module):
 
     Args:
         num_proposals: Q.
-        auxiliary: unused.
-        in_channels: of the bird's-eye map.
-        hidden_channel: C.
+        in_channels, hidden_channel: channels of the map; C.
         num_classes: K, at least 10 with 'nuScenes' and 3 with 'Waymo' (ConfigError).
-        num_decoder_layers: must be 1.
+        num_decoder_layers, activation: must be 1 and 'relu'.
         num_heads: of both attentions.
         nms_kernel_size: side of a peak's window, cells.
         ffn_channel: width of the feed-forward network.
-        dropout: for training.
-        bn_momentum: of all batch normalisations.
-        activation: must be 'relu'.
         common_heads: kind of value, such as 'center' -> (channels, layers) of its network.
         num_heatmap_convs: layers of the network of the classes.
         test_cfg: `dataset`, 'nuScenes' or 'Waymo', and `nms_type`, 'circle' or None (ConfigError).
-        bbox_coder: config of the box coder; not None.
-        unused: upstream's keys `UNUSED`; ConfigError for other keys.
+        bbox_coder: config of the box coder.
+        auxiliary, dropout, bn_momentum, unused: for training; ConfigError for keys not in `UNUSED`.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py.
     """

@@ -84,15 +84,15 @@ class PETRHead(BaseModule):
     Args:
         num_classes, in_channels, num_query: K, channels of the neck's maps, R.
         embed_dims: C.
-        transformer, positional_encoding, bbox_coder: configs, all needed.
+        transformer, positional_encoding, bbox_coder: configs.
         depth_num, depth_start: D, and the first depth, m.
         LID: whether the steps of the depths grow.
         position_range: x, y, z low, then high, m, of the points along the rays; the last depth is near the
             fourth number.
-        with_multiview: must be True (ConfigError): cameras are counted, too.
+        with_multiview, normedlinear, with_position: must be True, False and True (ConfigError).
         num_reg_fcs: hidden layers of the branches of classes and, in PETR, of boxes.
-        code_weights: of a loss; a parameter of checkpoints; None: ones.
-        training: unused; `normedlinear` and `with_position` must be False and True (ConfigError).
+        code_weights: loss weights, in checkpoints; None: ones.
+        training: unused.
     """
 
     _version = 2

@@ -1,8 +1,7 @@
 """The memory of Sparse4D: instances of the last frame, their confidences and track ids.
 
-An anchor is x, y, z of the centre (m), logarithms of length, width and height, sine and cosine of the yaw,
-velocity in x, y and z (m/s); in kept anchors that `get` has moved, cosine and sine have changed places, as
-upstream.
+In kept anchors that `get` has moved, cosine and sine have changed places, as upstream. Anchors: see
+`blocks.py`.
 
 Source: HorizonRobotics/Sparse4D c41df4b, models/instance_bank.py.
 Glossary: B batch, A instances of a frame, M remembered instances, C channels, K classes.
@@ -56,22 +55,18 @@ class InstanceBank(BaseModule):
         embed_dims: C.
         num_temp_instances: M, above 0 and below A.
         anchor: see `read_anchors`.
-        anchor_handler: config of the module that moves anchors to another frame; not None.
+        anchor_handler: config of the module that moves anchors to another frame.
         default_time_interval: seconds; replaces an interval in a first frame, of 0, or too long.
         confidence_decay: least share of its last confidence for a kept instance.
         max_time_interval: seconds; after a longer gap kept instances are not used.
         training: unused.
 
-    Attributes:
-        cached_feature: (B, M, C) of the kept instances; None, as the next ones, before the first frame.
-        cached_anchor: (B, M, 11), in the LiDAR frame of the last frame; after `get` of the present.
-        metas: data of the last frame.
-        mask: (B,) bool, whether the kept instances are used.
-        confidence: (B, M) of the kept instances.
-        temp_confidence: (B, A) of the last frame's instances.
-        kept: (B, M) kept rows of the last frame's instances.
-        instance_id: (B, A) int64 ids of the kept instances, then `NO_ID`.
-        prev_id: the next id.
+    Attributes, None before the first frame:
+      cached_feature, cached_anchor: (B, M, C), (B, M, 11) kept instances; `get` moves anchors to the present.
+      confidence: (B, M); temp_confidence: (B, A) of all instances.
+      mask: (B,) bool, whether the kept instances are used.
+      kept: (B, M) rows of the last frame.
+      instance_id: (B, A) int64 ids of the kept instances, then `NO_ID`.
     """
 
     def __init__(

@@ -3,8 +3,7 @@
 Source: HorizonRobotics/Sparse4D c41df4b, models/{sparse4d_head,instance_bank,blocks}.py and
 models/detection3d/detection3d_blocks.py.
 Glossary: N cameras, L levels, A instances of a frame, M remembered instances, P key points, G groups, C
-channels, K classes, S cells of all maps. An anchor has 11 numbers in the LiDAR frame: x, y, z of the centre
-(m), logarithms of length, width and height, sine and cosine of the yaw, and velocity in x, y and z (m/s).
+channels, K classes, S cells of all maps. Anchors: see `blocks.py`.
 """
 
 from __future__ import annotations

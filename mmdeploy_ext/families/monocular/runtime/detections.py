@@ -22,11 +22,11 @@ class MonocularDetections(Scored):
         boxes: (n, 9) float32: x, y, z of the middle of the bottom, m, unturned sizes along x, y and z, m, yaw
             about y in radians (0 along x, -pi/2 along z), velocity along x and z, m/s, or 0.
         scores: (n,) float32 in 0..1; above 1 if a PGD predicts the uncertainty of depths.
-        labels: (n,) int64 class indices.
-        attributes: (n,) int64 index of the attribute, such as 'moving', or None.
-        bboxes_xyxy: (n, 4) float32, pixels of the network input or of the original picture, or None.
-        camera: matrix of four rows from the camera's frame to pixels times depth, to draw with; may be empty.
-        code_size: number of the model's columns: 7, or 9 with a velocity.
+        labels: (n,) int64.
+        attributes: (n,) int64, such as 'moving', or None.
+        bboxes_xyxy: (n, 4) float32, pixels of the input or the original picture, or None.
+        camera: four rows, camera's frame to pixels times depth, to draw with; may be empty.
+        code_size: 7, or 9 with a velocity.
     """
 
     largest_score: ClassVar[float] = math.inf
