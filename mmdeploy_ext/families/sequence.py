@@ -41,7 +41,7 @@ class SequenceFamily(Family):
         """Return the family's own graphs in the order of their use."""
 
     def memory_spec(self, facts: Any) -> MemorySpec:
-        """Return the memory of a file with these facts; without tensors if there is none."""
+        """Return the memory of a file with these facts; it may lack tensors."""
         raise NotImplementedError(f'{self.name}: has no memory')
 
     @abc.abstractmethod

@@ -34,7 +34,7 @@ TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 
 @registered_if_named(DETECTORS)
 class DINO(detectors.DeformableDETR):
-    """Deformable DETR whose head is `DINOHead`."""
+    """Deformable DETR with a `DINOHead`."""
 
 
 class BoxPlaces(nn.Module):

@@ -61,12 +61,13 @@ class InstanceBank(BaseModule):
         max_time_interval: seconds; after a longer gap kept instances are not used.
         training: unused.
 
-    Attributes, None before the first frame:
-      cached_feature, cached_anchor: (B, M, C), (B, M, 11) kept instances; `get` moves anchors to the present.
-      confidence: (B, M); temp_confidence: (B, A) of all instances.
-      mask: (B,) bool, whether the kept instances are used.
-      kept: (B, M) rows of the last frame.
-      instance_id: (B, A) int64 ids of the kept instances, then `NO_ID`.
+    Attributes (None before the first frame):
+        cached_feature, cached_anchor: (B, M, C), (B, M, 11) kept; `get` moves anchors to the present.
+        confidence: (B, M).
+        temp_confidence: (B, A) of all instances.
+        mask: (B,) bool, whether the kept instances are used.
+        kept: (B, M) rows of the last frame.
+        instance_id: (B, A) int64 ids of the kept instances, then `NO_ID`.
     """
 
     def __init__(
