@@ -149,7 +149,6 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
 
 
 def is_large(model: onnx.ModelProto) -> bool:
-    """Return whether a model has to be written with external data."""
     tensors = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in all_tensors(model))
     nodes = sum(len(node.input) + len(node.output) for node in all_nodes(model)) * 64
     return tensors + nodes + sum(value.ByteSize() for value in model.graph.value_info) > PROTOBUF_LIMIT
