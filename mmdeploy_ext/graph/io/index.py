@@ -67,8 +67,6 @@ def captured(node: onnx.NodeProto) -> list[str]:
 
 def reads(node: onnx.NodeProto) -> list[str]:
     """Return every tensor that a node needs: its inputs, then the outer tensors of its bodies."""
-    outside.
-    """
     return list(dict.fromkeys([name for name in node.input if name] + captured(node)))
 
 
