@@ -101,7 +101,7 @@ def graphs(model: nn.Module) -> list[Graph]:
 
 
 class NodeReference(CenterPointReference):
-    """The unpatched detector of one task, with the boxes that the node's thresholds and suppressions select."""
+    """The unpatched detector of one task, with the boxes that the node selects."""
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep; raises the errors of `LidarReference.step`.
