@@ -214,7 +214,7 @@ def has_runtime(family: str) -> bool:
 
 
 def runner_of(family: str, form: str, inputs: Collection[str] = ()) -> str:
-    """Command that draws a file's results: 'run', a key of `commands.RUNNERS`, or '' (proposals as `inputs`)."""
+    """Command that draws a file's results: 'run', a key of `commands.RUNNERS`, or ''."""
     if 'proposals' in inputs:
         return ''
     runtime = runtime_of(family) if has_runtime(family) else None

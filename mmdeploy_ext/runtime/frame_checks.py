@@ -36,6 +36,7 @@ def check_fields(frame: Frame, names: Collection[str], num_cameras: int) -> dict
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
+    """Copy a rigid pose (4, 4) as float64; DataError for anything else."""
     if pose is None:
         raise DataError(
             f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'
@@ -51,6 +52,7 @@ def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
 
 
 def check_time(timestamp_s: float) -> float:
+    """Finite seconds as float; DataError for anything else."""
     try:
         value = float(np.asarray(timestamp_s, np.float64).reshape(()))
     except (TypeError, ValueError):
@@ -80,6 +82,7 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
 
 
 def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndarray:
+    """N finite, invertible matrices (N, 4, 4) as float64; DataError for anything else."""
     matrices = _copied(matrices, f'calibration: {name}')
     if matrices.shape != (num_cameras, 4, 4):
         raise DataError(

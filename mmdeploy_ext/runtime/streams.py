@@ -215,10 +215,12 @@ class StreamRuntime(Runtime):
     # ---- memory
 
     def reset(self) -> None:
+        """Empty the memory; the next frame may have any time."""
         self._memory, self.was_reset = None, False
 
     @property
     def state(self) -> StreamState | None:
+        """Copy of the memory, None when empty; assign one to continue from it."""
         if self._memory is None:
             return None
         tensors = {name: fetch(value) for name, value in self._memory.tensors.items()}

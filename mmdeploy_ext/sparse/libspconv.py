@@ -171,7 +171,7 @@ def _parameters(node: SparseConvolution) -> list[TensorProto]:
 
 
 def read(path: str | os.PathLike[str]) -> SparseGraph:
-    """Read a libspconv file, with fp16 weights and float32 ranges; ModelFileError: missing, damaged or other."""
+    """Read a libspconv file: fp16 weights, float32 ranges; ModelFileError: missing, damaged or other."""
     return from_onnx(files.read(path), path)
 
 

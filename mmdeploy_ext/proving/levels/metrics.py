@@ -41,7 +41,7 @@ NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
     'and a data set of its classes, and a lower score_thr in its test_cfg if there is one'
 )
-"""Reason why there is no metric, and what to do."""
+"""Reason why there is no metric, and the remedy."""
 NO_VALUES = 'every metric is NaN or -1 on both sides, as the data set has no object of these classes'
 """Reason why nothing was compared although the evaluator gives metrics."""
 HEADLINE = re.compile(r'(^|[/_])(NDS|mAP|AP|PQ|AMOTA|mAP_0\.\d+|Overall_3D(_AP\d+)?_moderate)$')

@@ -174,7 +174,7 @@ IMAGE_STEPS = ('Resize', 'AffineResize', 'RandomFlip', 'RandomCenterCropPad', 'N
 
 @dataclasses.dataclass(frozen=True)
 class PipelinePicture:
-    """A picture (3, H, W) float32 as the pipeline prepares it, and what mmdet's `Collect` collects."""
+    """A picture (3, H, W) float32 as the pipeline prepares it, and the values of `Collect`."""
 
     tensor: np.ndarray
     metas: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The verdict on the console: a line per level, what failed, the claim, and the command to run next."""
+"""The verdict on the console: a line per level, failures, the claim, and the next command."""
 
 from __future__ import annotations
 
