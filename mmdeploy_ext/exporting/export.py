@@ -252,7 +252,7 @@ def export_module(
     """Export a module of flat tensors unchanged: no spec, no merge, no clean-up.
 
     - `module`: takes `args` by position, returns a tensor or a tuple of tensors; in evaluation mode.
-    - `opset`: default 17, or the exporter's lowest.
+    - `opset`: default 17, or the exporter's lowest if higher.
     - `input_names`: names of all inputs; default input_0, input_1, ...
     - `output_names`: names of the first outputs; others are output_<place>.
     - `dynamic`: input or output name -> axis -> symbol; other axes of inputs are fixed.

@@ -324,7 +324,6 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
 
 
 def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
-    """Yield cases of special and plain sweeps, made from the first sample."""
     rule = sides.deployment.rule
     for special in sides.reference.special_samples(rule, first):
         yield judge_sweep(sides, special, *sides.run(special))[0]

@@ -202,7 +202,6 @@ def _write_panoptic(folder: Path, split: str, parameters: dict[str, Any]) -> dic
 
 
 def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
-    """Make the annotations, and a missing set first; return whether they were made."""
     root = Path(root)
     if not (root / staging.MANIFEST).is_file():
         ensure_toy_coco(root, **parameters)

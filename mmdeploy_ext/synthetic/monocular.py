@@ -88,7 +88,6 @@ def kitti_sweep(nusc: NuScenes, record: dict[str, Any]) -> np.ndarray:
 
 
 def image_entry(nusc: NuScenes, index: int, record: dict[str, Any]) -> dict[str, Any]:
-    """Return a picture's entry in COCO's annotations, with camera and poses."""
     sensor = nusc.get('calibrated_sensor', record['calibrated_sensor_token'])
     pose = nusc.get('ego_pose', record['ego_pose_token'])
     return dict(

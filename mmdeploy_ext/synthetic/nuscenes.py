@@ -110,7 +110,6 @@ def ensure_toy_nuscenes(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set unless it exists; return whether it was made."""
     options = options or SetOptions()
     check_options(options)
     if jobs < 1:

@@ -73,7 +73,6 @@ def create_infos(
 
 
 def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[Path, Path]:
-    """Return the paths of a split's temporal and plain info file."""
     stem = tag.removesuffix('2d')
     return Path(out_dir) / f'{stem}2d_temporal_infos_{split}.pkl', Path(out_dir) / f'{stem}_infos_{split}.pkl'
 
@@ -96,7 +95,6 @@ def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> lis
 
 
 def check_root(root: Path, version: str) -> None:
-    """Check for a nuScenes data set of that version."""
     if version not in SPLITS:
         raise UsageError(f'--version: got {version!r}, expected one of {", ".join(SPLITS)}')
     if not root.is_dir():

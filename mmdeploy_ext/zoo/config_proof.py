@@ -86,7 +86,6 @@ def origin_digest(config: Config, settings: Settings) -> str:
 
 @functools.cache
 def code_digest(folder: Path) -> str:
-    """Return a hash of the Python files below a folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob('*.py')):
         digest.update(file.read_bytes())

@@ -60,7 +60,6 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
 
 
 def check_node(node: Node, folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations of the row of a node in a folder, see `check`."""
     values, paths, violations = _files(node, folder)
     sizes, models = sizes_of(node, values), {}
     for file in node.files:

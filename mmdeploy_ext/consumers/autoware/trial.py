@@ -36,7 +36,6 @@ def trial_rules(trials: Sequence[tuple[Path, bool]]) -> list[Violation]:
 
 
 def try_file(path: Path, has_boxes: bool) -> list[Violation]:
-    """Return the violations of one file."""
     from mmdeploy_ext.graph.io.files import load
 
     file, model = path.name, load(path)

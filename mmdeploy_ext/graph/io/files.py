@@ -114,7 +114,6 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
 
 
 def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with inferred types and shapes of outputs that state no shape."""
     missing = names_without_shape(model.graph.output)
     if is_sparse(model) or not missing:
         return model
@@ -237,7 +236,6 @@ def check_order(model: onnx.ModelProto, name: AnyPath = 'the model') -> None:
 
 
 def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
-    """Return the names of the tensors that state no shape, not even one with open axes."""
     return [
         value.name
         for value in values

@@ -73,7 +73,7 @@ def fold_shapes(
     types: Mapping[str, onnx.TypeProto],
     constant_nodes: dict[int, dict[str, np.ndarray]] | None = None,
 ) -> int:
-    """Replace nodes that follow from fixed shapes by Constant nodes, in place; return their number."""
+    """Replace nodes of shapes and small constants by Constant nodes, in place; return their number."""
     constant_nodes = {} if constant_nodes is None else constant_nodes
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
     constants = {name: array for name, array in tensors.items() if array is not None}

@@ -14,7 +14,7 @@ from mmdeploy_ext.graph.run import typed_values
 
 
 def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """Return the model from `inputs` to `outputs`; UsageError if it needs further inputs."""
+    """Return the model from `inputs`, all of which it needs, to `outputs`."""
     index = Index(model)
     return _rebuild(index, index.ancestors(outputs, inputs), inputs, outputs)
 

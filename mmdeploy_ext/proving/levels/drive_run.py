@@ -450,7 +450,6 @@ class WorstRows:
         self.worst[row.tensor] = row
 
     def text_of(self, tensor: str, index: int) -> str:
-        """Return the error of a tensor at a frame in words."""
         error, ratio = (self.series[key][tensor][index] for key in ('errors', 'ratios'))
         if error is None:
             return 'not comparable'

@@ -70,7 +70,6 @@ def best_scores(logits: np.ndarray) -> np.ndarray:
 def select_queries(
     outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray] | None, spec: MemorySpec
 ) -> QuerySelection:
-    """Return which queries an engine put into its memory."""
     scores = best_scores(outputs[spec.scores])
     expected = np.argsort(-scores, kind='stable')[: spec.topk]
     rows = min(spec.topk, len(expected))
@@ -186,7 +185,6 @@ class RowPairing:
 
 
 def score_error(reference: QuerySelection, candidate: QuerySelection, partners: np.ndarray) -> float:
-    """Return the largest score difference of paired queries."""
     paired = partners >= 0
     gaps = np.abs(reference.scores[paired] - candidate.scores[partners[paired]])
     return float(gaps[np.isfinite(gaps)].max(initial=0.0))
