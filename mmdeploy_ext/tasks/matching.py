@@ -83,7 +83,7 @@ def match_lists(
     - `figures`: see `iou_figures`.
     - `score_thr`: score from which on results need a partner.
     - `tied`: (rows and columns without a partner, row -> column of pairs outside the bars) -> pairs that are
-      a choice among equal scores, or follow from one (then one is None).
+      a choice among equal scores, or follow from one (one side None).
     """
     if why := problem(reference, candidate):
         count, candidate_count = len(reference.scores), len(candidate.scores)
