@@ -94,12 +94,7 @@ def check_backbone(
     max_voxels: int | None = None,
     node_list: str = '',
 ) -> Proof:
-    """Read the file, make its expected graphs, and check it.
-
-    - `ranges`: INT8 ranges of the export; None: as recorded in the file.
-    - `max_voxels`: most voxels of a sweep, for a libspconv file.
-    - `node_list`: JSON file with the node list of NVIDIA's exporter, to compare.
-    """
+    """Read the file, make its expected graphs, and check it."""
     file = sparse_file.read_sparse_file(deployment, paths[0], ranges)
     options = file.export_options
     facts = dict(

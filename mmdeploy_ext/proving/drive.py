@@ -126,11 +126,7 @@ def special_frames(
     bars: DriveBars,
     shape: str,
 ) -> tuple[list[Case], list[str]]:
-    """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour.
-
-    `runner` starts at `FAR` if results must not depend on the place. Returns the case, or none without
-    frames, and the reasons of a failure.
-    """
+    """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour."""
     modes = modes_of(dict(teacher=runner), bars=dataclasses.replace(bars, frames=1, resets=0))
     for frame in frames:
         modes.add(frame)

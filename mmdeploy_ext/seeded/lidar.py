@@ -163,16 +163,7 @@ def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
 def raise_scores(
     layer: nn.Module, outputs: torch.Tensor, empty: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rescale a layer of scores so that each channel's highest logit of an empty map is `EMPTY_LOGIT`.
-
-    - `layer`: convolution of maps, with a bias.
-    - `outputs`: (C, B, n) of B sweeps, at n positions.
-    - `empty`: (C, m) of an empty map.
-    - `count`: best positions of a sweep, at most n / `CELLS_PER_BEST`, at least one.
-
-    Returns factor and summand (C, 1) of the change; the factor is negative where the lowest outputs stand out
-    more.
-    """
+    """Rescale scores to `EMPTY_LOGIT` in an empty map; return factor and summand (C, 1)."""
     count = min(count, max(1, outputs.shape[2] // CELLS_PER_BEST))
     margins = [
         (sign * outputs).topk(count, dim=2).values - (sign * empty).amax(1)[:, None, None] for sign in (1, -1)

@@ -137,15 +137,7 @@ def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> Synthet
 
 
 class Surroundings:
-    """Surroundings of a scene: a panorama of noise at several scales, and drifting blobs.
-
-    Attributes:
-        colours: (n, 3) BGR 0..255 of the blobs.
-        drift: (n,) share of the width per frame.
-        places: (n, 2) upper left corners, in shares of width and height.
-        sizes: (n, 2) width and height in pixels; the width grows by 1 % per frame.
-        panorama: (height, width, 3) uint8, all around the car.
-    """
+    """Surroundings of a scene: a panorama of noise at several scales, and drifting blobs."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 2])

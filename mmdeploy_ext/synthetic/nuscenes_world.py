@@ -21,17 +21,7 @@ EGO_CIRCLES = ((-0.2, 1.15), (1.4, 1.15), (3.0, 1.15))
 
 @dataclass(frozen=True)
 class ThingKind:
-    """One detection class of the world.
-
-    Attributes:
-        name, category: in mmdet3d and in nuScenes.
-        wlh: nuScenes' mean width, length and height, m.
-        hue, pattern: degrees, and 'plain', 'vertical' or 'horizontal' (stripes), or 'checker'.
-        near, far: distances of placed objects, m.
-        horizon: objects beyond are neither drawn nor annotated, m.
-        moving_share: share of moving objects.
-        speeds: range, m/s.
-    """
+    """One detection class: sizes and distances in m, speeds in m/s, `hue` in degrees."""
 
     name: str
     category: str

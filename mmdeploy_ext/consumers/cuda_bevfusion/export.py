@@ -169,14 +169,7 @@ def half_encoder(encoder: nn.Module) -> nn.Module:
 
 
 class CudaReference(BEVFusionReference):
-    """The detector with float16 LiDAR kernels, as in the files, and the tensors between all parts.
-
-    The map of the checkpoint's own kernels is compared, too.
-
-    Attributes:
-        exact: sparse encoder with the checkpoint's own kernels.
-        output: name of the sparse file's output.
-    """
+    """The detector with float16 LiDAR kernels, as in the files, and the tensors between all parts."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model)

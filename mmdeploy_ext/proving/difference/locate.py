@@ -48,14 +48,7 @@ JITTER = 0.2
 
 @dataclasses.dataclass
 class Subject:
-    """The modules that a file was exported from, and the inputs of the comparison.
-
-    Attributes:
-        feeds: input name -> array.
-        fresh_export: exports the modules with the file's options; None: only the modules are compared.
-        title: name of the input.
-        beside: further inputs of the unpatched model.
-    """
+    """The modules that a file was exported from, and the inputs of the comparison."""
 
     stages: Sequence[Stage]
     feeds: dict[str, np.ndarray]
@@ -182,13 +175,7 @@ def unseen(example: np.ndarray, seed: int) -> np.ndarray:
 
 
 class Search:
-    """PyTorch's side of a comparison, run once; several graphs can be compared with it.
-
-    Attributes:
-        records: the records of PyTorch.
-        constants, runner: shared by the walks.
-        named: tensor of the graph -> reference of a stage's output or a tap.
-    """
+    """PyTorch's side of a comparison, run once; several graphs can be compared with it."""
 
     def __init__(self, subject: Subject, bars: findings.Bars) -> None:
         self.subject, self.bars = subject, bars

@@ -412,14 +412,7 @@ class PairRun:
 
 
 class WorstRows:
-    """The worst row of every tensor (or column group) of a drive, and its error at every frame.
-
-    Attributes:
-        worst: tensor -> worst row, with the frame's name as `at`.
-        failed: tensor -> names of the failed frames.
-        series: 'errors' -> tensor -> largest difference per frame, None without comparison; 'ratios':
-            relative to the tolerance.
-    """
+    """The worst row of every tensor (or column group) of a drive, and its error at every frame."""
 
     def __init__(self, free: bool, cosine: float | None) -> None:
         self.free, self.cosine = free, cosine

@@ -181,14 +181,7 @@ class PipelinePicture:
 
 
 class ConfigPipeline:
-    """The test pipeline of a config, with the changes of a file's export.
-
-    Attributes:
-        edges: resized height of a portrait and width of a landscape, pixels, or None.
-        compose: `Compose` of mmdet or mmdet3d.
-        dataset: the user's data set, if it does more than to call `compose`.
-        note: why such a class could not run, or ''.
-    """
+    """The test pipeline of a config, with the changes of a file's export."""
 
     def __init__(
         self,
